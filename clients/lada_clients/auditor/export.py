@@ -1,0 +1,49 @@
+"""The evidence of a study as plain files, which `lada audit verify` reads without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.outbox import write_atomically
+from lada_clients.participant import Participant
+from lada_protocol.envelope import envelope_to_line
+from lada_protocol.evidence import (
+    CA_FILE,
+    MESSAGES_FILE,
+    PLAN_FILE,
+    ROSTER_FILE,
+    ledger_file,
+    opening_file,
+    transcript_file,
+)
+from lada_protocol.kinds import Kind
+
+
+def write_export(
+    folder: Path, participant: Participant, ledgers: LedgerCopies, *, identity: Path
+) -> None:
+    """Write everything the auditor holds of the study; older files of the same study are replaced.
+
+    Raises: TransportError: the folder cannot be written.
+    """
+    index, roster = participant.index, participant.roster
+    write_atomically(folder / CA_FILE, (identity / "ca.crt").read_bytes())
+    write_atomically(folder / ROSTER_FILE, roster.to_bytes())
+    write_atomically(folder / PLAN_FILE, participant.plan.to_bytes())
+    ordered = sorted(index, key=lambda one: one.message_hash)
+    lines = b"".join(envelope_to_line(one) + b"\n" for one in ordered)
+    write_atomically(folder / MESSAGES_FILE, lines)
+    for envelope in ordered:
+        head = envelope.header
+        if envelope.kind is Kind.OPENED:
+            name = opening_file(head.round_id, head.purpose)
+        elif envelope.kind is Kind.TRANSCRIPT:
+            name = transcript_file(head.round_id)
+        else:
+            continue
+        write_atomically(folder / name, participant.payload(envelope))
+    for party in roster.sites:
+        raw = ledgers.raw(party.id)
+        if raw:
+            write_atomically(folder / ledger_file(party.id), raw)

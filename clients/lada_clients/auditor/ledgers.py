@@ -1,0 +1,99 @@
+"""The auditor's copies of the sites' ledgers: appended, verified, never shortened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lada_clients.outbox import write_atomically
+from lada_protocol.messages import LedgerBody
+from lada_protocol.roster import Party
+from lada_secure.errors import LedgerError, PeerError, TransportError
+from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, parse_ledger_lines
+from lada_secure.privacy.replay import LedgerReplay
+
+MAX_LEDGER_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerCopies:
+    """One file of canonical JSON Lines per site."""
+
+    folder: Path
+
+    def raw(self, site: str) -> bytes:
+        """The copy of one site's ledger; empty before its first part."""
+        try:
+            return self._path(site).read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise TransportError(f"cannot read {self._path(site)}: {error.strerror}") from error
+
+    def entries(self, site: str) -> tuple[LedgerEntry, ...]:
+        """The entries of one site's ledger, parsed."""
+        raw = self.raw(site)
+        return parse_ledger_lines(raw) if raw else ()
+
+    def append(self, site: Party, body: LedgerBody, part: bytes) -> tuple[LedgerEntry, ...]:
+        """Verify and keep the next part of a site's ledger.
+
+        A part that overlaps the copy must agree with it byte by byte: a site cannot rewrite
+        what it has shown once.
+
+        Raises: PeerError(reason="bad_ledger"): a gap, a rewritten entry, a broken chain or
+            signature, or a head that is not the one announced.
+        """
+        kept = self.raw(site.id).splitlines(keepends=True)
+        lines = part.splitlines(keepends=True)
+        first = body.first_index
+        overlap = kept[first : first + len(lines)]
+        if first > len(kept) or lines[: len(overlap)] != overlap:
+            raise PeerError(
+                f"ledger of {site.id}: entries from {first} on do not continue the auditor's "
+                f"copy of {len(kept)} entries; the site's ledger was rewritten or cut",
+                reason="bad_ledger",
+                peer=site.id,
+            )
+        raw = b"".join(kept[:first] + lines)
+        if len(lines) < len(kept) - first:
+            raw = b"".join(kept)
+        if len(raw) > MAX_LEDGER_BYTES:
+            raise PeerError(f"ledger of {site.id} is too large", reason="too_large", peer=site.id)
+        try:
+            entries = parse_ledger_lines(raw)
+            replay_chain(entries, site)
+        except LedgerError as error:
+            raise PeerError(
+                f"ledger of {site.id}: {error}", reason="bad_ledger", peer=site.id
+            ) from error
+        head = body.head_index
+        if head >= len(entries) or entries[head].entry_hash != body.head_hash:
+            raise PeerError(
+                f"ledger of {site.id}: entry {head} is not the head that was announced",
+                reason="bad_ledger",
+                peer=site.id,
+            )
+        write_atomically(self._path(site.id), raw)
+        return entries
+
+    def _path(self, site: str) -> Path:
+        return self.folder / f"{site}.jsonl"
+
+
+def replay_chain(entries: Sequence[LedgerEntry], site: Party) -> None:
+    """Check chain, signatures and the rules of every entry; epsilon is recomputed in `verify`.
+
+    Raises: LedgerError naming the entry.
+    """
+    if not entries:
+        raise LedgerError("the ledger is empty; it starts with the decision on a plan")
+    identity = LedgerIdentity(
+        site=site.id,
+        population=entries[0].population,
+        public_key=bytes.fromhex(site.signing_key),
+    )
+    replay = LedgerReplay(identity)
+    for entry in entries:
+        replay.append(entry)

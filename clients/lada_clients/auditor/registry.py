@@ -1,0 +1,55 @@
+"""What was opened, ever: one sum per study, round and purpose, across restarts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lada_protocol.index import Attempt
+from lada_secure.errors import PeerError, TransportError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpeningRegistry:
+    """One small file per opening, created before the key touches anything.
+
+    Opening two different sums for one (round, purpose) would show their difference, which may be
+    a single site. The file is made with O_EXCL, so two auditor processes cannot both make it.
+    """
+
+    folder: Path
+
+    def claim(self, study_id: str, attempt: Attempt, sum_message: str) -> None:
+        """Note that this sum, and no other, is opened for its round and purpose.
+
+        Claiming the same sum again is fine: it opens to the same numbers.
+
+        Raises: PeerError(reason="already_opened"); TransportError: the note cannot be written.
+        """
+        path = self.folder / f"{study_id}-{attempt.round_id}-{attempt.purpose}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            self._check_same(path, attempt, sum_message)
+            return
+        except OSError as error:
+            raise TransportError(f"cannot write {path}: {error.strerror}") from error
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(sum_message.encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check_same(self, path: Path, attempt: Attempt, sum_message: str) -> None:
+        try:
+            opened = path.read_bytes().decode("ascii", "replace")
+        except OSError as error:
+            raise TransportError(f"cannot read {path}: {error.strerror}") from error
+        if opened != sum_message:
+            raise PeerError(
+                f"round {attempt.round_id}, {attempt.purpose}: another sum was opened before; "
+                "two openings would reveal their difference",
+                reason="already_opened",
+                round_id=attempt.round_id,
+            )

@@ -1,0 +1,50 @@
+"""Wires the auditor together from its settings, runs one study, exports its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lada_clients.auditor.export import write_export
+from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.service import Auditor
+from lada_clients.auditor.settings import AuditorSettings
+from lada_clients.event_file import open_event_log
+from lada_clients.participant import open_participant, read_roster
+from lada_clients.settings_file import read_settings
+from lada_secure.errors import LadaError
+
+
+def run_auditor(settings_path: Path) -> None:
+    """Serve the coordinator's study until it ends; evidence is exported even where it failed.
+
+    Raises: ParameterError: settings, roster or identity are wrong. StudyFailed.
+    """
+    settings = read_settings(settings_path, AuditorSettings)
+    roster = read_roster(settings.roster, pinned=settings.roster_sha256)
+    with open_participant(
+        party=settings.party,
+        address=settings.coordinator,
+        identity=settings.identity,
+        roster=roster,
+        state_dir=settings.state_dir,
+        events=open_event_log(settings.party, settings.state_dir),
+        wait_s=settings.wait_s,
+    ) as participant:
+        participant.join(wait_s=settings.wait_s)
+        ledgers = LedgerCopies(folder=settings.state_dir / "ledgers" / participant.plan.study_id)
+        auditor = Auditor(
+            participant=participant,
+            state_dir=settings.state_dir,
+            ledgers=ledgers,
+            registry=OpeningRegistry(folder=settings.state_dir / "opened"),
+            min_cohort=settings.min_cohort,
+            epsilon_cap=settings.epsilon_cap,
+        )
+        try:
+            auditor.run()
+        except LadaError as error:
+            participant.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+            raise
+        finally:
+            write_export(settings.export_dir, participant, ledgers, identity=settings.identity)

@@ -1,0 +1,241 @@
+"""The auditor: countersigns ledgers, opens each sum once or refuses, signs transcripts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.outbox import write_atomically
+from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
+from lada_protocol.auditor_round import next_auditor_task
+from lada_protocol.envelope import Envelope
+from lada_protocol.index import Attempt
+from lada_protocol.kinds import Kind
+from lada_protocol.messages import LedgerBody, parse_body
+from lada_protocol.opening import (
+    OpeningRequest,
+    check_opened_range,
+    check_opening_request,
+    purpose_parameters,
+    sum_bound_of,
+)
+from lada_protocol.payments import check_payment
+from lada_protocol.tasks import (
+    AuditorTask,
+    CheckLedger,
+    CloseRound,
+    Done,
+    OpenSum,
+    PostOpeningKey,
+    Wait,
+)
+from lada_secure.canonical import canonical_json
+from lada_secure.encryption.opening_key import OpeningKey
+from lada_secure.encryption.sealing import add_sealed
+from lada_secure.errors import LocalProtocolError, PeerError, TransportError
+
+STEPS: Mapping[type[object], str] = {
+    PostOpeningKey: "plan",
+    CheckLedger: "opening",
+    OpenSum: "opening",
+    CloseRound: "close",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Auditor:
+    """One study at the auditor. Opening keys never leave `state_dir`."""
+
+    participant: Participant
+    state_dir: Path
+    ledgers: LedgerCopies
+    registry: OpeningRegistry
+    min_cohort: int
+    epsilon_cap: float
+
+    def run(self) -> None:
+        """Serve the study to its end.
+
+        Raises: StudyFailed: the coordinator gave up, or this auditor refuses the plan.
+        """
+        me = self.participant
+        if not self._plan_is_acceptable():
+            raise StudyFailed("the plan is outside the auditor's settings; it was refused")
+        while True:
+            me.sync()
+            task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
+            if isinstance(task, Done):
+                if task.failure is not None:
+                    raise StudyFailed(task.failure)
+                me.events.write("finished", round_id=me.plan.rounds - 1, step="close")
+                return
+            if isinstance(task, Wait):
+                me.wait(task)
+            else:
+                self._carry_out(task)
+
+    def _plan_is_acceptable(self) -> bool:
+        plan = self.participant.plan
+        faults = []
+        if plan.min_cohort < self.min_cohort:
+            faults.append(f"min_cohort {plan.min_cohort} is below {self.min_cohort}")
+        if plan.privacy.epsilon_cap > self.epsilon_cap:
+            faults.append(f"epsilon_cap {plan.privacy.epsilon_cap} is above {self.epsilon_cap}")
+        if faults:
+            message = f"{self.participant.party} refuses the plan: {'; '.join(faults)}"
+            self.participant.post(
+                Kind.REFUSAL, lambda: Outgoing(body={"code": "policy", "message": message})
+            )
+        return not faults
+
+    def _carry_out(self, task: AuditorTask) -> None:
+        events, client = self.participant.events, self.participant.client
+        step, round_id = STEPS[type(task)], _round_of(task)
+        began, before = time.monotonic(), client.traffic
+        events.write("step_started", round_id=round_id, step=step)
+        match task:
+            case PostOpeningKey(purpose=purpose):
+                self._post_key(purpose)
+            case CheckLedger(site=site, round_id=round_id, purpose=purpose):
+                self._check_ledger(site, round_id, purpose)
+            case OpenSum(attempt=attempt):
+                self._open(attempt)
+            case CloseRound(round_id=round_id):
+                self._close(round_id)
+        after = client.traffic
+        events.write(
+            "step_finished",
+            round_id=round_id,
+            step=step,
+            seconds=round(time.monotonic() - began, 3),
+            bytes_up=after.up_bytes - before.up_bytes,
+            bytes_down=after.down_bytes - before.down_bytes,
+        )
+
+    def _key(self, purpose: str) -> OpeningKey:
+        """The BFV key of a purpose: one per study, made at its first use, kept on disk."""
+        plan = self.participant.plan
+        parameters = purpose_parameters(plan, purpose)
+        path = self.state_dir / "keys" / f"{plan.study_id}-{plan.hash[:16]}-{purpose}.key"
+        try:
+            if path.exists():
+                kept = OpeningKey.from_bytes(path.read_bytes())
+                if kept.parameters != parameters:
+                    raise LocalProtocolError(f"{path} holds a key for other parameters")
+                return kept
+        except OSError as error:
+            raise TransportError(f"cannot read {path}: {error.strerror}") from error
+        key = OpeningKey.generate(parameters)
+        write_atomically(path, key.to_bytes(), mode=0o600)
+        return key
+
+    def _post_key(self, purpose: str) -> None:
+        me = self.participant
+        digest = purpose_parameters(me.plan, purpose).digest
+        me.post(
+            Kind.OPENING_KEY,
+            lambda: Outgoing(
+                body={"parameters_digest": digest, "certificate": me.certificate},
+                payload=self._key(purpose).public_bytes,
+            ),
+            purpose=purpose,
+        )
+
+    def _check_ledger(self, site: str, round_id: int, purpose: str) -> None:
+        me = self.participant
+        message = me.index.find(Kind.LEDGER, sender=site, round_id=round_id, purpose=purpose)
+        if message is None:
+            raise LocalProtocolError(f"asked to check a ledger of {site} that was never posted")
+        body = parse_body(message, LedgerBody)
+        self.ledgers.append(me.roster.party(site), body, me.payload(message))
+        me.post(
+            Kind.RECEIPT,
+            lambda: Outgoing(body={"head_index": body.head_index, "head_hash": body.head_hash}),
+            round_id=round_id,
+            purpose=purpose,
+            to=site,
+        )
+
+    def _open(self, attempt: Attempt) -> None:
+        me = self.participant
+        place = {"round_id": attempt.round_id, "purpose": attempt.purpose}
+        try:
+            request = self._verified(attempt)
+            sealed = self._recomputed_sum(request)
+            self.registry.claim(me.plan.study_id, attempt, request.sum_message.message_hash)
+            key, bound = self._key(attempt.purpose), sum_bound_of(me.plan, attempt.purpose)
+            values = [int(one) for one in key.open_sum(sealed, bound=bound)]
+            check_opened_range(values, me.plan, attempt.purpose, len(request.cohort))
+        except PeerError as error:
+            fault = {"code": error.reason, "message": str(error)[:1000]}
+            me.post(
+                Kind.OPENING_REFUSED,
+                lambda: Outgoing(body=fault),
+                attempt=attempt.number,
+                **place,  # type: ignore[arg-type]
+            )
+            return
+        body = {
+            "contributions": {
+                site: one.message_hash for site, one in request.contributions.items()
+            },
+            "sum_message": request.sum_message.message_hash,
+            "largest": max(abs(one) for one in values),
+        }
+        me.post(
+            Kind.OPENED,
+            lambda: Outgoing(body=body, payload=canonical_json(values)),
+            attempt=attempt.number,
+            **place,  # type: ignore[arg-type]
+        )
+
+    def _verified(self, attempt: Attempt) -> OpeningRequest:
+        """Every check that comes before the key is touched."""
+        me = self.participant
+        request = check_opening_request(
+            me.index,
+            attempt,
+            plan=me.plan,
+            roster=me.roster,
+            parameters_digest=purpose_parameters(me.plan, attempt.purpose).digest,
+        )
+        for site, paid_by in request.paid_by.items():
+            check_payment(
+                self.ledgers.entries(site), paid_by, plan=me.plan, attempt=attempt, site=site
+            )
+        return request
+
+    def _recomputed_sum(self, request: OpeningRequest) -> bytes:
+        """The sum as the auditor adds it up itself; the coordinator's must be the same bytes."""
+        me = self.participant
+        parameters = purpose_parameters(me.plan, request.attempt.purpose)
+        contributions: list[Envelope] = [request.contributions[site] for site in request.cohort]
+        total = add_sealed(parameters, [me.payload(one) for one in contributions])
+        if total != me.payload(request.sum_message):
+            raise PeerError(
+                f"round {request.attempt.round_id}, {request.attempt.purpose}: the coordinator's "
+                "sum is not the sum of the signed contributions",
+                reason="wrong_sum",
+                peer=me.roster.coordinator.id,
+                round_id=request.attempt.round_id,
+            )
+        return total
+
+    def _close(self, round_id: int) -> None:
+        me = self.participant
+        digest = checked_transcript(me, round_id)
+        me.post(Kind.CLOSE, lambda: Outgoing(body={"transcript_sha256": digest}), round_id=round_id)
+
+
+def _round_of(task: AuditorTask) -> int:
+    match task:
+        case OpenSum(attempt=attempt):
+            return attempt.round_id
+        case CheckLedger(round_id=round_id) | CloseRound(round_id=round_id):
+            return round_id
+        case _:
+            return 0

@@ -1,0 +1,128 @@
+"""`lada mock`: a whole federation on one machine, every party a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Run a whole federation on this machine, with every privacy mechanism real.",
+    no_args_is_help=True,
+)
+
+PresetName = Annotated[
+    str, typer.Option("--preset", help="demo: SmolLM2-135M, minutes. tiny: arithmetic, a minute.")
+]
+Sites = Annotated[int, typer.Option("--sites", help="Number of sites, at least 3.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", help="For data and initial weights only; never for privacy noise or keys."
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        help="Where model weights are kept. Default: $LADA_CACHE_DIR, else the user's cache.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Option("--out", help="New or empty folder for the whole run.")],
+    preset: PresetName = "demo",
+    sites: Sites = 3,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", help="Rounds of the study. Default: the preset's."),
+    ] = None,
+    seed: Seed = 0,
+    port: Annotated[
+        int, typer.Option("--port", help="Loopback port of the coordinator; 0 takes a free one.")
+    ] = 0,
+    cache_dir: CacheDir = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report, and nothing else, on stdout.")
+    ] = False,
+) -> None:
+    """Run coordinator, auditor and sites as separate processes over mutual TLS on loopback.
+
+    Progress goes to stderr. DIR ends up with one folder per party, the auditor's export,
+    report.json and report.html. Exit status: 0 done, 1 the run failed, 2 wrong request.
+    """
+    import os
+
+    from lada_clients.mock.federation import Request, RunFailed, run_federation
+    from lada_clients.mock.supervisor import Interrupted, signals_as_exceptions
+    from lada_clients.mock.view import print_summary
+    from lada_clients.mock.weights import default_cache_dir
+
+    progress = Console(stderr=True)
+    request = Request(
+        preset=preset,
+        sites=sites,
+        rounds=rounds,
+        seed=seed,
+        out=out,
+        port=port,
+        cache_dir=cache_dir or default_cache_dir(os.environ),
+    )
+    try:
+        with signals_as_exceptions():
+            layout, report = run_federation(request, console=progress)
+    except Interrupted as stop:
+        progress.print(f"stopped by {stop}; no process is left", style="bold red")
+        raise typer.Exit(128 + stop.signal_number) from None
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        print_summary(
+            Console(),
+            report,
+            files={
+                "report": str(layout.report_html),
+                "figures": str(layout.report_json),
+                "check": f"lada audit verify {out}",
+            },
+        )
+    if report.run.outcome == "failed":
+        raise RunFailed(report.run.failure)
+
+
+@app.command()
+def prepare(
+    preset: PresetName = "demo",
+    sites: Sites = 3,
+    seed: Seed = 0,
+    cache_dir: CacheDir = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Only this model reference; repeatable.", show_default=False),
+    ] = None,
+) -> None:
+    """Make or convert the model weights of a preset, so that a later run starts at once."""
+    import os
+
+    from lada_clients.mock.presets import preset_for
+    from lada_clients.mock.weights import default_cache_dir, prepare_model
+
+    chosen = preset_for(preset, sites=sites, rounds=None, seed=seed)
+    where = cache_dir or default_cache_dir(os.environ)
+    for reference in model or dict.fromkeys((chosen.slm, chosen.llm)):
+        typer.echo(f"{reference}: {prepare_model(reference, cache_dir=where)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of report.json."""
+    import json
+
+    from lada_clients.mock.report import Report
+
+    typer.echo(json.dumps(Report.model_json_schema(), indent=2))

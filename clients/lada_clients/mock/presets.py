@@ -1,0 +1,176 @@
+"""The settings of the two mock studies, in one place.
+
+The numbers were chosen on validation data of other seeds, never on the held-out records that a
+run reports on. `docs/run-the-mock.md` says what each preset is for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lada_protocol.plan import (
+    AllocationPlan,
+    DistillationPlan,
+    PathsPlan,
+    PrivacyPlan,
+    StatisticsPlan,
+    TrainingPlan,
+)
+from lada_secure.data.federation import MAX_SITES, MIN_SITES
+from lada_secure.errors import ParameterError
+
+MAX_ROUNDS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A study as its operator would write it, and how the mock's machines are set up.
+
+    `rounds` is the default of `--rounds`. In the model references, {sites} and {seed} stand for
+    the run's own. `physical_batch_size` and `threads` change speed only.
+    """
+
+    name: str
+    title: str
+    rounds: int
+    slm: str
+    llm: str
+    embedder: str
+    privacy: PrivacyPlan
+    statistics: StatisticsPlan
+    training: TrainingPlan
+    distillation: DistillationPlan
+    allocation: AllocationPlan
+    paths: PathsPlan
+    phase_timeout_s: float
+    physical_batch_size: int
+    threads: int
+
+
+TINY = Preset(
+    name="tiny",
+    title="Multi-step arithmetic, small models",
+    rounds=2,
+    slm="tiny-slm-{sites}-{seed}",
+    llm="tiny-llm-{sites}-{seed}",
+    embedder="hashed-ngrams",
+    privacy=PrivacyPlan(
+        unit="customer",
+        target_delta=1e-5,
+        epsilon_cap=8.0,
+        max_records_per_unit=4,
+        max_units=2_000,
+    ),
+    statistics=StatisticsPlan(loss_clip=4.0, integer_scale=64, noise_multiplier=4.0),
+    training=TrainingPlan(
+        noise_multiplier=1.0,
+        l2_clip_norm=1.0,
+        sampling_probability=0.1,
+        expected_units=20.0,
+        steps_per_round=20,
+        pool_gradients="public",
+    ),
+    distillation=DistillationPlan(
+        adapter_rank=8,
+        adapter_layers=4,
+        adapter_targets=("q_proj", "v_proj"),
+        train_a=True,
+        learning_rate=3e-3,
+        pool_batch_size=16,
+        private_weight=0.3,
+        contrastive_weight=0.0,
+        contrastive_form="reference_free",
+    ),
+    allocation=AllocationPlan(
+        strategy="band",
+        clusters=4,
+        difficulty_bins=4,
+        quota=40,
+        threshold=0.0,
+        exploration_weight=0.1,
+        screen_low=0.02,
+        screen_high=0.98,
+    ),
+    paths=PathsPlan(budget=80, max_new_tokens=64, attempts=2),
+    phase_timeout_s=300.0,
+    physical_batch_size=64,
+    threads=1,
+)
+
+DEMO = Preset(
+    name="demo",
+    title="Hospitals and a bank, SmolLM2-135M",
+    rounds=2,
+    slm="smollm2-135m",
+    llm="smollm2-135m-teacher",
+    embedder="minilm",
+    privacy=PrivacyPlan(
+        unit="patient",
+        target_delta=1e-5,
+        epsilon_cap=8.0,
+        max_records_per_unit=2,
+        max_units=2_000,
+    ),
+    statistics=StatisticsPlan(loss_clip=4.0, integer_scale=64, noise_multiplier=8.0),
+    training=TrainingPlan(
+        noise_multiplier=1.0,
+        l2_clip_norm=1.0,
+        sampling_probability=0.02,
+        expected_units=8.0,
+        steps_per_round=10,
+        pool_gradients="public",
+    ),
+    distillation=DistillationPlan(
+        adapter_rank=8,
+        adapter_layers=30,
+        adapter_targets=("q_proj", "v_proj"),
+        train_a=True,
+        learning_rate=1e-3,
+        pool_batch_size=8,
+        private_weight=0.3,
+        contrastive_weight=0.0,
+        contrastive_form="reference_free",
+    ),
+    allocation=AllocationPlan(
+        strategy="band",
+        clusters=8,
+        difficulty_bins=3,
+        quota=48,
+        threshold=0.0,
+        exploration_weight=0.1,
+        screen_low=0.02,
+        screen_high=0.98,
+    ),
+    paths=PathsPlan(budget=64, max_new_tokens=48, attempts=1),
+    phase_timeout_s=900.0,
+    physical_batch_size=8,
+    threads=1,
+)
+
+PRESETS = {preset.name: preset for preset in (DEMO, TINY)}
+
+
+def preset_for(name: str, *, sites: int, rounds: int | None, seed: int) -> Preset:
+    """A preset with the caller's number of rounds and complete model references.
+
+    Raises: ParameterError: an unknown preset, or numbers outside what a mock run allows.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise ParameterError(f"--preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+    if not MIN_SITES <= sites <= MAX_SITES:
+        raise ParameterError(
+            f"--sites: expected {MIN_SITES} to {MAX_SITES}, got {sites}; a sum over fewer than "
+            f"{MIN_SITES} sites is never opened, because it would say too much about one of them"
+        )
+    chosen = preset.rounds if rounds is None else rounds
+    if not 1 <= chosen <= MAX_ROUNDS:
+        raise ParameterError(f"--rounds: expected 1 to {MAX_ROUNDS}, got {chosen}")
+    if seed < 0:
+        raise ParameterError(f"--seed: expected 0 or more, got {seed}")
+    return replace(
+        preset,
+        rounds=chosen,
+        slm=preset.slm.format(sites=sites, seed=seed),
+        llm=preset.llm.format(sites=sites, seed=seed),
+    )

@@ -1,0 +1,1 @@
+"""A site: the one party that sees its own private records."""

@@ -1,0 +1,84 @@
+"""`lada site`: take part in a study, and decide about studies by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="A site: takes part in studies with its own records.", no_args_is_help=True)
+
+SettingsFile = Annotated[
+    Path, typer.Option("--settings", help="The site's settings file, site.toml.")
+]
+
+
+@app.command()
+def run(settings: SettingsFile) -> None:
+    """Take part in the coordinator's study until it ends.
+
+    Example: lada site run --settings hospital-a/site.toml
+
+    A run that was interrupted goes on where it was with the same command.
+    """
+    from lada_clients.site.runner import run_site
+
+    run_site(settings)
+
+
+@app.command()
+def show(settings: SettingsFile) -> None:
+    """Say in plain words what the waiting study would take from here, at what cost, until when.
+
+    Example: lada site show --settings hospital-a/site.toml
+    """
+    from lada_clients.site.runner import show_plan
+
+    for sentence in show_plan(settings):
+        typer.echo(sentence)
+
+
+@app.command()
+def approve(
+    study: Annotated[str, typer.Argument(help="Study id.")],
+    settings: SettingsFile,
+    by: Annotated[str, typer.Option(help="Who decides; recorded in the ledger.")],
+) -> None:
+    """Approve the waiting plan of a study; recorded in the ledger.
+
+    Example: lada site approve study-1 --settings hospital-a/site.toml --by dr-meyer
+    """
+    from lada_clients.site.runner import decide
+
+    typer.echo(decide(settings, study, "approve", by))
+
+
+@app.command()
+def refuse(
+    study: Annotated[str, typer.Argument(help="Study id.")],
+    settings: SettingsFile,
+    by: Annotated[str, typer.Option(help="Who decides; recorded in the ledger.")],
+) -> None:
+    """Refuse the waiting plan of a study; recorded in the ledger.
+
+    Example: lada site refuse study-1 --settings hospital-a/site.toml --by dr-meyer
+    """
+    from lada_clients.site.runner import decide
+
+    typer.echo(decide(settings, study, "refuse", by))
+
+
+@app.command()
+def withdraw(
+    study: Annotated[str, typer.Argument(help="Study id.")],
+    settings: SettingsFile,
+    by: Annotated[str, typer.Option(help="Who decides; recorded in the ledger.")],
+) -> None:
+    """Withdraw from a study: nothing more is released under it; what left cannot be taken back.
+
+    Example: lada site withdraw study-1 --settings hospital-a/site.toml --by dr-meyer
+    """
+    from lada_clients.site.runner import decide
+
+    typer.echo(decide(settings, study, "withdraw", by))

@@ -1,0 +1,448 @@
+"""The site's small model and what it computes with it: statistics, utilities, picks, training.
+
+Everything here stays on this machine. What may leave is `Released`; the service sends nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lada_clients.site.memory import SiteMemory
+from lada_clients.site.settings import SiteSettings
+from lada_protocol.plan import StudyPlan
+from lada_secure.canonical import Json
+from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_secure.data.records import PoolSample, Record
+from lada_secure.distillation.adapters import (
+    AdapterSettings,
+    AdapterWeights,
+    attach_adapters,
+    load_adapters,
+)
+from lada_secure.distillation.evaluation import (
+    accuracy,
+    choose,
+    greedy_paths,
+    path_log_probabilities,
+)
+from lada_secure.distillation.examples import PathExample, PrivateUnit
+from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.models import LanguageModel, load_language_model
+from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
+from lada_secure.errors import PeerError
+from lada_secure.learnability.allocation import (
+    CellView,
+    cell_utilities,
+    cluster_quotas,
+    path_screen,
+    pick,
+    pick_by_cluster,
+    sample_priorities,
+)
+from lada_secure.learnability.arrays import FloatArray, IntArray
+from lada_secure.learnability.cells import CellGrid, Clusters
+from lada_secure.learnability.data_filter import (
+    CellBeliefs,
+    FilterSettings,
+    feature_count,
+    fit_filter,
+    observations,
+)
+from lada_secure.learnability.embedding import embedder
+from lada_secure.learnability.explanation import explain_cells
+from lada_secure.learnability.gap import cell_means, cell_rewards, probability, smoothed
+from lada_secure.learnability.statistics import (
+    NoisedStatistics,
+    StatisticsParameters,
+    UnitStatistics,
+    release_statistics,
+    statistics_spec,
+    unit_statistics,
+)
+from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.released import Released
+from lada_secure.privacy.units import Unit
+
+MAX_PATH_CHARACTERS = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedPath:
+    """One reasoning path of the LLM, checked against the pool."""
+
+    sample: int
+    cell: int
+    path: str
+
+
+@dataclass(slots=True, kw_only=True)
+class SiteLearner:
+    """One site's model during one study; `load` first."""
+
+    plan: StudyPlan
+    settings: SiteSettings
+    pool: tuple[PoolSample, ...]
+    clusters: Clusters
+    units: tuple[Unit, ...]
+    held_out: tuple[Record, ...]
+    memory: SiteMemory
+    model: LanguageModel
+    grid: CellGrid
+    pool_clusters: IntArray
+    _views: dict[int, tuple[CellView, FloatArray]] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        plan: StudyPlan,
+        settings: SiteSettings,
+        pool: tuple[PoolSample, ...],
+        clusters: Clusters,
+        units: tuple[Unit, ...],
+        held_out: tuple[Record, ...],
+        memory: SiteMemory,
+    ) -> SiteLearner:
+        """Load the SLM, attach its adapters, and go on from the last round that was trained."""
+        import torch
+
+        torch.set_num_threads(settings.threads)
+        model = load_language_model(plan.slm, cache_dir=settings.cache_dir)
+        shape = plan.distillation
+        attach_adapters(
+            model,
+            AdapterSettings(
+                rank=shape.adapter_rank,
+                alpha=2.0 * shape.adapter_rank,
+                target_modules=shape.adapter_targets,
+                last_layers=min(shape.adapter_layers, int(model.model.config.num_hidden_layers)),
+                train_a=shape.train_a,
+                seed=plan.seed,
+            ),
+        )
+        for round_id in reversed(range(plan.rounds)):
+            kept = memory.adapters(round_id)
+            if kept is not None:
+                load_adapters(model, AdapterWeights(data=kept))
+                break
+        vectors = embedder(plan.embedder).embed([one.question for one in pool])
+        return cls(
+            plan=plan,
+            settings=settings,
+            pool=pool,
+            clusters=clusters,
+            units=units,
+            held_out=held_out,
+            memory=memory,
+            model=model,
+            grid=CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins),
+            pool_clusters=clusters.assign(vectors),
+        )
+
+    @property
+    def statistics_parameters(self) -> StatisticsParameters:
+        """Clipping, scale, noise and bound of the statistics, all from the plan."""
+        return StatisticsParameters(
+            clusters=self.plan.allocation.clusters,
+            loss_clip=self.plan.statistics.loss_clip,
+            noise_multiplier=self.plan.statistics.noise_multiplier,
+            max_units=self.plan.privacy.max_units,
+            scale=self.plan.statistics.integer_scale,
+        )
+
+    def release_statistics(self, round_id: int, book: LedgerBook) -> Released[NoisedStatistics]:
+        """This round's noised statistics; paid for once, the same value at every call."""
+        parameters = self.statistics_parameters
+        return release_statistics(
+            self._exact_statistics,
+            parameters=parameters,
+            book=book,
+            spec=statistics_spec(
+                parameters,
+                study_id=self.plan.study_id,
+                plan_hash=self.plan.hash,
+                round_id=round_id,
+                unit=self.plan.privacy.unit,
+            ),
+        )
+
+    def _exact_statistics(self) -> UnitStatistics:
+        records = [record for unit in self.units for record in unit.records]
+        vectors = embedder(self.plan.embedder).embed([one.question for one in records])
+        assigned = self.clusters.assign(vectors) if records else np.zeros(0, dtype=np.int64)
+        losses = self._losses([self._record_example(one) for one in records])
+        ids = [one.record_id for one in records]
+        return unit_statistics(
+            self.units,
+            {one: int(cluster) for one, cluster in zip(ids, assigned, strict=True)},
+            {one: float(loss) for one, loss in zip(ids, losses, strict=True)},
+            clusters=self.plan.allocation.clusters,
+            loss_clip=self.plan.statistics.loss_clip,
+            scale=self.plan.statistics.integer_scale,
+        )
+
+    def utilities(self, round_id: int, noised: NoisedStatistics) -> FloatArray:
+        """Fit the data filter and value every cell, (d,) in [-1, 1].
+
+        Reads released statistics and losses of the released model on public paths, nothing else.
+        """
+        return self._view(round_id, noised)[1]
+
+    def _view(self, round_id: int, noised: NoisedStatistics) -> tuple[CellView, FloatArray]:
+        if round_id not in self._views:
+            estimates = noised.estimates()
+            history = self.memory.history()
+            prior = probability(estimates.mean_losses)
+            cells, seen = self.memory.path_probabilities()
+            known = smoothed(
+                cell_means(seen, cells, cells=self.grid.cells),
+                self.grid.clusters_of_cells(),
+                prior=float(np.dot(estimates.shares, prior)),
+            )
+            beliefs = CellBeliefs(
+                grid=self.grid,
+                mass_share=self.grid.spread(estimates.shares),
+                mean_loss=self.grid.spread(estimates.mean_losses / noised.parameters.loss_clip),
+                probability=known if seen else self.grid.spread(prior),
+                last_reward=history.last_rewards(self.grid.cells),
+                picks=history.picks(self.grid.cells),
+            )
+            fitted = fit_filter(
+                history, FilterSettings(seed=self.plan.seed), width=feature_count(self.grid)
+            )
+            view = CellView(beliefs=beliefs, forecast=fitted.forecast(beliefs.features()))
+            allocation = self.plan.allocation
+            worth = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
+            self._views[round_id] = (view, worth)
+        return self._views[round_id]
+
+    def picks(self, round_id: int, noised: NoisedStatistics, scores: FloatArray) -> list[int]:
+        """Pool indices that this site wants, at most the quota; round 0 by noised masses."""
+        kept = self.memory.picks(round_id)
+        if kept is not None:
+            return kept
+        allocation, size = self.plan.allocation, len(self.pool)
+        available = np.ones(size, dtype=np.bool_)
+        available[sorted(self.memory.picked_before(round_id))] = False
+        priorities = sample_priorities(allocation.strategy, scores, seed=self.plan.seed + round_id)
+        if round_id == 0:
+            good = available & (scores >= allocation.threshold)
+            rooms = np.bincount(self.pool_clusters[good], minlength=allocation.clusters)
+            chosen = pick_by_cluster(
+                scores,
+                self.pool_clusters,
+                cluster_quotas(noised.estimates().shares, allocation.quota, available=rooms),
+                threshold=allocation.threshold,
+                available=available,
+                priorities=priorities,
+                seed=self.plan.seed,
+            )
+        else:
+            chosen = pick(
+                scores,
+                quota=allocation.quota,
+                threshold=allocation.threshold,
+                available=available,
+                priorities=priorities,
+                seed=self.plan.seed + round_id,
+            )
+        picked = [int(one) for one in np.flatnonzero(chosen)]
+        self.memory.keep_picks(round_id, picked)
+        return picked
+
+    def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
+        """Read the payload of `paths`.
+
+        Raises: PeerError(reason="malformed"): anything but known samples, cells and texts.
+        """
+        places = {sample.sample_id: number for number, sample in enumerate(self.pool)}
+        value = json.loads(raw)
+        received: list[ReceivedPath] = []
+        if not isinstance(value, list):
+            raise PeerError("paths: expected a list")
+        for row in value:
+            if not isinstance(row, dict) or set(row) != {"sample_id", "path", "cell"}:
+                raise PeerError("paths: expected objects with sample_id, path and cell")
+            sample, path, cell = row["sample_id"], row["path"], row["cell"]
+            if sample not in places or type(cell) is not int or not 0 <= cell < self.grid.cells:
+                raise PeerError("paths: a sample or cell that the study does not have")
+            if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS:
+                raise PeerError(f"paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters")
+            received.append(ReceivedPath(sample=places[sample], cell=cell, path=path))
+        if len({one.sample for one in received}) != len(received):
+            raise PeerError("paths: two paths for one sample")
+        return tuple(received)
+
+    def train(
+        self,
+        round_id: int,
+        noised: NoisedStatistics,
+        received: Sequence[ReceivedPath],
+        *,
+        book: LedgerBook,
+        progress: Callable[[StepReport], None],
+    ) -> Distilled:
+        """Distil the picked paths and the private records, then learn what each cell brought."""
+        view, worth = self._view(round_id, noised)
+        examples = [self._path_example(one) for one in received]
+        before = self._losses(examples)
+        wanted = set(self.memory.picks(round_id) or ())
+        allocation = self.plan.allocation
+        screened = path_screen(probability(before), allocation.screen_low, allocation.screen_high)
+        mine = [
+            number
+            for number, one in enumerate(received)
+            if one.sample in wanted and screened[number]
+        ]
+        privacy = self._privacy()
+        result = distil(
+            self.model,
+            units=[self._private_unit(unit) for unit in self.units],
+            pool=self._with_own_paths([examples[number] for number in mine], received, mine),
+            privacy=privacy,
+            settings=self._trainer(round_id),
+            book=book,
+            spec=training_spec(
+                privacy,
+                study_id=self.plan.study_id,
+                plan_hash=self.plan.hash,
+                round_id=round_id,
+            ),
+            progress=progress,
+        )
+        after = self._losses(examples)
+        cells = np.array([one.cell for one in received], dtype=np.int64)
+        rewards = cell_rewards(before[mine], after[mine], cells[mine], cells=self.grid.cells)
+        history = self.memory.history()
+        if not history.rounds or history.rounds[-1].round_id < round_id:
+            history = history.with_round(observations(view.beliefs, rewards, round_id=round_id))
+            self.memory.keep_history(history)
+        self.memory.keep_path_probabilities(
+            [int(one) for one in cells], [float(one) for one in probability(after)]
+        )
+        picked = [one.cell for one in received if one.sample in wanted]
+        rows: list[Json] = [
+            one.to_json()
+            for one in explain_cells(view, worth, picked_cells=picked, rewards=rewards)
+        ]
+        self.memory.keep_allocation(round_id, rows)
+        self.memory.keep_adapters(round_id, result.adapters.value.data)
+        return result
+
+    def held_out_accuracy(self) -> float | None:
+        """Share of right answers on the site's own held-out records; never leaves the site."""
+        if not self.held_out:
+            return None
+        return accuracy(self.model, self.held_out, batch_size=self.settings.physical_batch_size)
+
+    def _privacy(self) -> DpSgdParameters:
+        training = self.plan.training
+        return DpSgdParameters(
+            noise_multiplier=training.noise_multiplier,
+            l2_clip_norm=training.l2_clip_norm,
+            sampling_probability=training.sampling_probability,
+            expected_units=training.expected_units,
+            steps=training.steps_per_round,
+            pool_gradients=training.pool_gradients,
+        )
+
+    def _trainer(self, round_id: int) -> TrainerSettings:
+        shape = self.plan.distillation
+        return TrainerSettings(
+            device=self.settings.device,
+            threads=self.settings.threads,
+            physical_batch_size=self.settings.physical_batch_size,
+            pool_batch_size=shape.pool_batch_size,
+            private_weight=shape.private_weight,
+            learning_rate=shape.learning_rate,
+            seed=self.plan.seed + round_id,
+            loss=LossSettings(
+                contrastive_form="dpo" if shape.contrastive_form == "dpo" else "margin",
+                contrastive_weight=shape.contrastive_weight,
+            ),
+        )
+
+    def _losses(self, examples: Sequence[PathExample]) -> FloatArray:
+        """Loss of each path under the present model, nats per token, (n,)."""
+        if not examples:
+            return np.zeros(0, dtype=np.float64)
+        scored = path_log_probabilities(
+            self.model,
+            [one.prompt for one in examples],
+            [one.path for one in examples],
+            batch_size=self.settings.physical_batch_size,
+        )
+        losses: FloatArray = np.maximum(-scored.mean, 0.0)
+        return losses
+
+    def _path_example(self, received: ReceivedPath) -> PathExample:
+        sample = self.pool[received.sample]
+        return PathExample(
+            example_id=sample.sample_id,
+            prompt=prompt_of(sample.question, sample.choices),
+            path=received.path,
+            own_path=None,
+        )
+
+    def _with_own_paths(
+        self,
+        examples: Sequence[PathExample],
+        received: Sequence[ReceivedPath],
+        mine: Sequence[int],
+    ) -> list[PathExample]:
+        """Add what the SLM says today, where that is wrong: the other side of the contrast.
+
+        For multiple choice that is the option it would choose, for open questions its own greedy
+        path. A right own path has nothing to be told apart from.
+        """
+        if self.plan.distillation.contrastive_weight == 0.0 or not examples:
+            return list(examples)
+        samples = [self.pool[received[number].sample] for number in mine]
+        size = self.settings.physical_batch_size
+        if all(one.choices for one in samples):
+            said = choose(self.model, samples, batch_size=size)
+            own = [
+                path_of(one.choices[int(letter)], one.choices, None)
+                for one, letter in zip(samples, said, strict=True)
+            ]
+        else:
+            own = greedy_paths(
+                self.model,
+                [one.prompt for one in examples],
+                batch_size=size,
+                max_new_tokens=self.plan.paths.max_new_tokens,
+            )
+        return [
+            PathExample(
+                example_id=example.example_id,
+                prompt=example.prompt,
+                path=example.path,
+                own_path=text if text and is_wrong(text, sample) else None,
+            )
+            for example, text, sample in zip(examples, own, samples, strict=True)
+        ]
+
+    def _private_unit(self, unit: Unit) -> PrivateUnit:
+        return PrivateUnit(
+            unit_id=unit.unit_id,
+            examples=tuple(self._record_example(record) for record in unit.records),
+        )
+
+    @staticmethod
+    def _record_example(record: Record) -> PathExample:
+        return PathExample(
+            example_id=record.record_id,
+            prompt=prompt_of(record.question, record.choices),
+            path=path_of(record.answer, record.choices, record.rationale),
+            own_path=None,
+        )
+
+
+def is_wrong(path: str, sample: PoolSample) -> bool:
+    """Whether a path ends in another answer than the public gold answer."""
+    return answer_of(path, sample.choices) != sample.answer

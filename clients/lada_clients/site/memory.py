@@ -1,0 +1,86 @@
+"""What a site keeps between rounds, all of it released values or public: picks, cells, history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lada_clients.outbox import write_atomically
+from lada_secure.canonical import Json, canonical_json
+from lada_secure.errors import ParameterError
+from lada_secure.learnability.data_filter import FilterHistory, parse_history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteMemory:
+    """Small JSON files in the site's state folder."""
+
+    folder: Path
+
+    def history(self) -> FilterHistory:
+        """Observations of the data filter so far."""
+        value = self._read("filter-history.json")
+        return FilterHistory() if value is None else parse_history(value)
+
+    def keep_history(self, history: FilterHistory) -> None:
+        """Replace the history."""
+        self._write("filter-history.json", history.to_json())
+
+    def picks(self, round_id: int) -> list[int] | None:
+        """Pool indices picked in a round, or None where it has not picked yet."""
+        value = self._read(f"picks-round-{round_id}.json")
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(type(one) is not int for one in value):
+            raise ParameterError(f"{self.folder}: picks of round {round_id} are damaged")
+        return [one for one in value if isinstance(one, int)]
+
+    def keep_picks(self, round_id: int, picks: Sequence[int]) -> None:
+        """Remember the picks of a round."""
+        self._write(f"picks-round-{round_id}.json", list(picks))
+
+    def picked_before(self, round_id: int) -> set[int]:
+        """Pool indices picked in earlier rounds."""
+        return {one for earlier in range(round_id) for one in self.picks(earlier) or []}
+
+    def path_probabilities(self) -> tuple[list[int], list[float]]:
+        """Cells of all paths received so far, and p of each under the SLM as it is now."""
+        value = self._read("path-probabilities.json")
+        if not isinstance(value, dict):
+            return [], []
+        cells, found = value.get("cells"), value.get("p")
+        if not isinstance(cells, list) or not isinstance(found, list):
+            raise ParameterError(f"{self.folder}: path-probabilities.json is damaged")
+        return [int(str(one)) for one in cells], [float(str(one)) for one in found]
+
+    def keep_path_probabilities(self, cells: Sequence[int], found: Sequence[float]) -> None:
+        """Replace what is known of the paths received so far."""
+        self._write("path-probabilities.json", {"cells": list(cells), "p": list(found)})
+
+    def keep_allocation(self, round_id: int, cells: Sequence[Json]) -> None:
+        """The explanation of a round's allocation, for reports and `lada explain`."""
+        self._write(f"allocation-round-{round_id}.json", {"round": round_id, "cells": list(cells)})
+
+    def adapters(self, round_id: int) -> bytes | None:
+        """Adapter weights after a round."""
+        path = self.folder / f"adapters-round-{round_id}.safetensors"
+        return path.read_bytes() if path.exists() else None
+
+    def keep_adapters(self, round_id: int, weights: bytes) -> None:
+        """Keep the adapter weights after a round."""
+        write_atomically(self.folder / f"adapters-round-{round_id}.safetensors", weights)
+
+    def _read(self, name: str) -> Json:
+        path = self.folder / name
+        try:
+            value: Json = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ParameterError(f"cannot read {path}: {error}") from error
+        return value
+
+    def _write(self, name: str, value: Json) -> None:
+        write_atomically(self.folder / name, canonical_json(value) + b"\n")

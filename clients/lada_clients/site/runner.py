@@ -1,0 +1,166 @@
+"""Wires a site together from its settings: identity, board, ledger, model; runs one study."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lada_clients.event_file import open_event_log
+from lada_clients.participant import Participant, open_participant, read_roster
+from lada_clients.settings_file import read_settings
+from lada_clients.site.ledger_store import SqliteLedger
+from lada_clients.site.memory import SiteMemory
+from lada_clients.site.policy import describe_plan, plan_faults
+from lada_clients.site.secrets import SecretFolder
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_protocol.plan import StudyPlan, parse_time
+from lada_secure.data.records import read_records
+from lada_secure.errors import LadaError, LedgerError, ParameterError
+from lada_secure.privacy.entries import Decision, DecisionEntry
+from lada_secure.privacy.ledger import BudgetCaps, LedgerBook
+from lada_secure.privacy.units import population_fingerprint
+
+FINGERPRINT_KEY_BYTES = 32
+
+
+def run_site(settings_path: Path) -> None:
+    """Take part in the coordinator's study until it ends.
+
+    Raises: ParameterError: settings, policy, roster, identity or records are wrong.
+        StudyFailed: refused, or given up by the coordinator.
+    """
+    from lada_clients.site.service import Site
+
+    settings, policy = read_site_settings(settings_path)
+    with _joined(settings, policy) as participant:
+        try:
+            with _open_ledger(settings, policy, participant.plan, participant) as book:
+                Site(
+                    participant=participant,
+                    settings=settings,
+                    policy=policy,
+                    book=book,
+                    secrets=_secrets(settings),
+                    memory=SiteMemory(folder=settings.state_dir),
+                    now=_now,
+                    approved=lambda study, plan_hash: approved_by_person(book, study, plan_hash),
+                ).run()
+        except LadaError as error:
+            participant.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+            raise
+
+
+def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
+    """The settings and policy files of a site; everything they name is checked to be there.
+
+    Raises: ParameterError: naming file, key, what was expected and what was found.
+    """
+    settings = read_settings(path, SiteSettings)
+    policy = read_settings(settings.policy, SitePolicy)
+    read_records(settings.records)
+    if settings.held_out is not None:
+        read_records(settings.held_out)
+    return settings, policy
+
+
+def show_plan(settings_path: Path) -> tuple[str, ...]:
+    """The waiting plan in plain words, with what the policy says of it."""
+    settings, policy = read_site_settings(settings_path)
+    with _joined(settings, policy) as participant:
+        plan = participant.plan
+        faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
+        verdict = (
+            f"The policy forbids it: {'; '.join(faults)}." if faults else "The policy allows it."
+        )
+        return (*describe_plan(plan), verdict)
+
+
+def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
+    """Record a person's decision about the waiting plan of a study.
+
+    Raises: ParameterError: the waiting plan is another study's. LedgerError: not possible now.
+    """
+    settings, policy = read_site_settings(settings_path)
+    with _joined(settings, policy) as participant:
+        plan = participant.plan
+        if plan.study_id != study:
+            raise ParameterError(
+                f"the waiting plan is of study {plan.study_id}, not {study}; nothing was recorded"
+            )
+        faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
+        if decision == "approve" and faults:
+            raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
+        with _open_ledger(settings, policy, plan, participant) as book:
+            book.decide(
+                decision,
+                study_id=plan.study_id,
+                plan_hash=plan.hash,
+                expires=parse_time(plan.expires),
+                decided_by=by,
+                statement=" ".join(describe_plan(plan)),
+            )
+    return f"recorded in the ledger: {by} decided {decision!r} on study {study}"
+
+
+def approved_by_person(book: LedgerBook, study_id: str, plan_hash: str) -> bool:
+    """Whether the newest decision on this study approves this very plan."""
+    decisions = [
+        one for one in book.entries() if isinstance(one, DecisionEntry) and one.study_id == study_id
+    ]
+    return bool(
+        decisions and decisions[-1].decision == "approve" and decisions[-1].plan_hash == plan_hash
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _secrets(settings: SiteSettings) -> SecretFolder:
+    return SecretFolder(folder=settings.state_dir / "secrets")
+
+
+@contextmanager
+def _joined(settings: SiteSettings, policy: SitePolicy) -> Iterator[Participant]:
+    roster = read_roster(settings.roster, pinned=policy.roster_sha256)
+    with open_participant(
+        party=settings.party,
+        address=settings.coordinator,
+        identity=settings.identity,
+        roster=roster,
+        state_dir=settings.state_dir,
+        events=open_event_log(settings.party, settings.state_dir),
+        wait_s=settings.wait_s,
+    ) as participant:
+        participant.join(wait_s=settings.wait_s)
+        yield participant
+
+
+@contextmanager
+def _open_ledger(
+    settings: SiteSettings, policy: SitePolicy, plan: StudyPlan, participant: Participant
+) -> Iterator[SqliteLedger]:
+    """The population's ledger; the study's cap is the lower of the plan's and the policy's."""
+    key = _secrets(settings).once(
+        "fingerprint.key", lambda: secrets.token_bytes(FINGERPRINT_KEY_BYTES)
+    )
+    cap = min(plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
+    clock: Callable[[], datetime] = _now
+    with SqliteLedger(
+        settings.state_dir / f"ledger-{policy.population}.sqlite",
+        site=settings.party,
+        population=policy.population,
+        signing_key=participant.signing_key,
+        caps=BudgetCaps(
+            target_delta=policy.target_delta,
+            total_epsilon=policy.epsilon_cap_total,
+            study_epsilon=policy.epsilon_cap_per_study,
+            study_overrides={plan.study_id: cap},
+        ),
+        data_fingerprint=population_fingerprint(read_records(settings.records), key=key),
+        clock=clock,
+    ) as ledger:
+        yield ledger

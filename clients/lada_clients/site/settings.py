@@ -1,0 +1,49 @@
+"""A site's settings file and its policy file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lada_protocol.settings import Settings
+
+
+class SiteSettings(Settings):
+    """`site.toml`. Relative paths are relative to the file's own folder."""
+
+    party: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+    coordinator: Annotated[str, Field(description="host:port that the site dials")]
+    identity: Annotated[
+        Path, Field(description="folder with ca, tls and sign certificates and keys")
+    ]
+    roster: Annotated[Path, Field(description="roster file, agreed out of band")]
+    policy: Annotated[Path, Field(description="policy file of this site")]
+    state_dir: Annotated[Path, Field(description="everything this site writes")]
+    records: Annotated[Path, Field(description="private records, JSON Lines")]
+    held_out: Annotated[
+        Path | None, Field(description="private test records; never trained on")
+    ] = None
+    cache_dir: Annotated[Path, Field(description="model weights")]
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    physical_batch_size: Annotated[int, Field(ge=1)] = 16
+    wait_s: Annotated[float, Field(gt=0)] = 600.0
+
+
+class SitePolicy(Settings):
+    """`policy.toml`: the most that any study may ask of this site.
+
+    A plan that passes any bound is refused before a record is touched.
+    """
+
+    roster_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    population: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    target_delta: Annotated[float, Field(gt=0, lt=1)]
+    epsilon_cap_per_study: Annotated[float, Field(gt=0)]
+    epsilon_cap_total: Annotated[float, Field(gt=0)]
+    min_cohort: Annotated[int, Field(ge=3)] = 3
+    max_records_per_unit: Annotated[int, Field(ge=1)]
+    pool_gradients: tuple[Literal["public", "private"], ...] = ("public", "private")
+    approval: Literal["policy", "person"] = "policy"

@@ -1,0 +1,147 @@
+"""Blind scores beside TenSEAL's own encrypted vector times plain matrix (`mm`).
+
+Baseline: CKKS, N = 8192, coefficient modulus [60, 40, 60], scale 2^40, matrix in blocks of 4096
+columns, Galois keys as `mm` needs them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.bench.cpu_time import Stopwatch
+from lada_secure.encryption.scoring import PoolMatrix
+from lada_secure.encryption.scoring_key import ScoringKey
+from lada_secure.encryption.worker import BLIND_WORKER, WorkerProcess
+from lada_secure.errors import ParameterError
+
+DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
+BASELINE_DEGREE: Final = 8192
+BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 60]
+BASELINE_SCALE: Final = 2.0**40
+BASELINE_BLOCK: Final = 4096
+
+
+class _Baseline:
+    def __init__(self, features: npt.NDArray[np.float64]) -> None:
+        import tenseal
+
+        self._tenseal: Any = tenseal
+        self._context: Any = tenseal.context(
+            tenseal.SCHEME_TYPE.CKKS,
+            BASELINE_DEGREE,
+            coeff_mod_bit_sizes=BASELINE_COEFF_MODULUS_BITS,
+            n_threads=1,
+        )
+        self._context.global_scale = BASELINE_SCALE
+        self._context.generate_galois_keys()
+        with_keys = self._context.serialize(save_galois_keys=True, save_relin_keys=False)
+        without = self._context.serialize(save_galois_keys=False, save_relin_keys=False)
+        self.key_bytes = len(with_keys) - len(without)
+        # Converted once and outside the measurement, as our matrix is.
+        self._blocks = [
+            tenseal.plain_tensor(features[start : start + BASELINE_BLOCK].T.tolist())
+            for start in range(0, len(features), BASELINE_BLOCK)
+        ]
+
+    def encrypt(self, utilities: npt.NDArray[np.float64]) -> bytes:
+        return bytes(self._tenseal.ckks_vector(self._context, utilities.tolist()).serialize())
+
+    def score(self, query: bytes) -> list[bytes]:
+        vector = self._tenseal.ckks_vector_from(self._context, query)
+        return [bytes(vector.mm(block).serialize()) for block in self._blocks]
+
+    def decrypt(self, scores: list[bytes]) -> npt.NDArray[np.float64]:
+        parts = [self._tenseal.ckks_vector_from(self._context, raw).decrypt() for raw in scores]
+        return np.concatenate([np.asarray(part) for part in parts])
+
+
+def run_scores(*, pool: int = 10_000, cells: int = 64, repetitions: int = 3) -> dict[str, Any]:
+    """Measure the server's work, the traffic and the error for one query.
+
+    Features are uniform in [0, 1] and utilities in [-1, 1], the case with the widest scores.
+
+    Returns: JSON-ready: `ratio.server` (ours over `mm`, medians of CPU time from received query
+        to bytes to send; our matrix is encoded, as it is from the second site on),
+        `ratio.server_first` (with encoding it), `bytes.up`, `bytes.down`, `error.max` (largest
+        error over the range of the true scores), `error.absolute`.
+    Raises: ParameterError: out of range.
+    """
+    if not 1 <= pool <= 1_000_000 or not 1 <= cells <= 1024 or not 1 <= repetitions <= 1000:
+        raise ParameterError(
+            "pool must be 1 to 1,000,000, cells 1 to 1024, repetitions 1 to 1000; got "
+            f"{pool}, {cells}, {repetitions}"
+        )
+    rng = np.random.default_rng(0)
+    features = rng.uniform(0.0, 1.0, (pool, cells))
+    utilities = rng.uniform(-1.0, 1.0, cells)
+    server, site = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
+    try:
+        return _run(features, utilities, repetitions, server, site)
+    finally:
+        server.close()
+        site.close()
+
+
+def _run(
+    features: npt.NDArray[np.float64],
+    utilities: npt.NDArray[np.float64],
+    repetitions: int,
+    server: WorkerProcess,
+    site: WorkerProcess,
+) -> dict[str, Any]:
+    pool, cells = features.shape
+    true = features @ utilities
+    span = float(np.ptp(true)) or 1.0
+    key = ScoringKey.generate(cells, worker=site)
+    matrix = PoolMatrix(features, worker=server)
+    baseline = _Baseline(features)
+    watch = Stopwatch(workers=[server, site])
+    query, baseline_query = key.encrypt(utilities), baseline.encrypt(utilities)
+    watch.measure("server_first", lambda: matrix.score(query))
+    error = baseline_error = 0.0
+    scores, baseline_scores = b"", [b""]
+    for _ in range(repetitions):
+        query = watch.measure("encrypt", lambda: key.encrypt(utilities))
+        scores = watch.measure("server", lambda query=query: matrix.score(query))
+        read = watch.measure("decrypt", lambda raw=scores: key.decrypt(raw, pool))
+        baseline_scores = watch.measure(
+            "baseline_server", lambda: baseline.score(baseline_query)
+        )
+        baseline_read = baseline.decrypt(baseline_scores)
+        error = max(error, float(np.abs(read - true).max()))
+        baseline_error = max(baseline_error, float(np.abs(baseline_read - true).max()))
+    steps = ("encrypt", "server_first", "server", "decrypt")
+    return {
+        "pool": pool,
+        "cells": cells,
+        "repetitions": repetitions,
+        "ratio": {
+            "server": round(watch.ratio("server", "baseline_server"), 5),
+            "server_first": round(watch.ratio("server_first", "baseline_server"), 5),
+        },
+        "bytes": {"up": len(query), "down": len(scores), "keys": 0},
+        "error": {"max": error / span, "absolute": error, "range": span},
+        "cpu_s": {step: round(watch.median(step), 6) for step in steps},
+        "parameters": {
+            "poly_modulus_degree": 4096,
+            "coeff_modulus_bits": [56],
+            "query_scale_bits": key.parameters.query_scale_bits,
+            "matrix_scale_bits": key.parameters.matrix_scale_bits,
+            "row_bound": key.parameters.row_bound,
+        },
+        "baseline": {
+            "operation": f"mm in blocks of {BASELINE_BLOCK}",
+            "poly_modulus_degree": BASELINE_DEGREE,
+            "coeff_modulus_bits": BASELINE_COEFF_MODULUS_BITS,
+            "cpu_s": {"server": round(watch.median("baseline_server"), 6)},
+            "bytes": {
+                "up": len(baseline_query),
+                "down": sum(len(raw) for raw in baseline_scores),
+                "keys": baseline.key_bytes,
+            },
+            "error": baseline_error / span,
+        },
+    }

@@ -1,0 +1,62 @@
+"""The `lada` command: collects the sub-commands that each package registers.
+
+Errors of our own tree end in one readable message and the exit status of their class; a
+traceback is for defects only.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import click
+import typer
+from rich.console import Console
+
+from lada_secure.errors import LadaError
+
+GROUP = "lada.commands"
+
+HELP = """Private federation of one large and several small language models.
+
+First run, everything on this machine:  lada mock run --preset tiny --out runs/first
+Then check what was released:           lada audit verify runs/first
+"""
+
+
+def build_app() -> typer.Typer:
+    """The root command with every registered sub-command attached."""
+    app = typer.Typer(
+        name="lada", help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+    )
+
+    @app.callback()
+    def root() -> None:
+        """Keeps `lada` a group even where a single package is installed."""
+
+    root.__doc__ = HELP
+    for entry in sorted(entry_points(group=GROUP), key=lambda one: one.name):
+        app.add_typer(entry.load(), name=entry.name)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script. Exit status: 0 done, 1 failed run, 2 caller's mistake."""
+    command = typer.main.get_command(build_app())
+    try:
+        # Without standalone mode click hands us an explicit exit code as its return value.
+        code = command(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as mistake:
+        mistake.show()
+        sys.exit(mistake.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        Console(stderr=True).print("interrupted", style="bold red")
+        sys.exit(130)
+    except LadaError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
+        )
+        sys.exit(error.exit_status)
+    sys.exit(code if isinstance(code, int) else 0)

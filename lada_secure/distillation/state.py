@@ -1,0 +1,116 @@
+"""State of a training run between two chunks of steps, as bytes.
+
+The ledger stores it as the output of the chunk that paid for it, so an interrupted run goes on
+from the last chunk that was committed, and pays again for whatever came after. It holds adapters
+and Adam moments, functions of noised gradients and public data, and no randomness: a resumed run
+can only draw afresh.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from lada_secure.errors import ParameterError
+
+_FORMAT: Final = "lada-training/1"
+_LENGTH_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """`binding` is a hash of everything that must be the same for going on.
+
+    step: steps done. public_losses: mean pool loss of each of them, None where there was none.
+    tensors: "<index>.value" and optimiser moments "<index>.<name>" of every trainable parameter.
+    """
+
+    binding: str
+    step: int
+    public_losses: tuple[float | None, ...]
+    tensors: dict[str, Tensor]
+
+
+def gather_state(
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    *,
+    binding: str,
+    public_losses: Sequence[float | None],
+) -> TrainingState:
+    """Copy parameters and moments after len(public_losses) steps."""
+    tensors: dict[str, Tensor] = {}
+    for at, one in enumerate(parameters):
+        tensors[f"{at}.value"] = one.detach().cpu().clone()
+        for name, moment in optimizer.state.get(one, {}).items():
+            tensors[f"{at}.{name}"] = torch.as_tensor(moment).detach().cpu().clone()
+    return TrainingState(
+        binding=binding,
+        step=len(public_losses),
+        public_losses=tuple(public_losses),
+        tensors=tensors,
+    )
+
+
+def restore_state(
+    parameters: Sequence[nn.Parameter], optimizer: torch.optim.AdamW, state: TrainingState
+) -> None:
+    """The inverse of `gather_state`. Raises: ParameterError: state of other parameters."""
+    by_parameter: list[dict[str, Tensor]] = [{} for _ in parameters]
+    for key, tensor in state.tensors.items():
+        number, _, name = key.partition(".")
+        if not number.isdigit() or int(number) >= len(parameters):
+            raise ParameterError(f"training state: unexpected tensor {key!r}")
+        by_parameter[int(number)][name] = tensor
+    for one, found in zip(parameters, by_parameter, strict=True):
+        if "value" not in found or found["value"].shape != one.shape:
+            raise ParameterError("training state: weights are missing or have another shape")
+    with torch.no_grad():
+        for one, found in zip(parameters, by_parameter, strict=True):
+            one.copy_(found["value"])
+            optimizer.state[one] = {
+                # AdamW counts its steps in a CPU tensor whatever the device.
+                name: tensor.clone() if name == "step" else tensor.to(one.device, copy=True)
+                for name, tensor in found.items()
+                if name != "value"
+            }
+
+
+def encode_state(state: TrainingState) -> bytes:
+    """Bytes of a state: length of the header, JSON header, safetensors."""
+    header = json.dumps(
+        {"format": _FORMAT, "binding": state.binding, "public_losses": state.public_losses},
+        sort_keys=True,
+    ).encode()
+    return len(header).to_bytes(_LENGTH_BYTES, "big") + header + save_safetensors(state.tensors)
+
+
+def decode_state(raw: bytes, *, binding: str) -> TrainingState:
+    """Read what `encode_state` wrote.
+
+    Raises: ParameterError: damaged, or of another run (plan, settings, examples, first weights).
+    """
+    end = _LENGTH_BYTES + int.from_bytes(raw[:_LENGTH_BYTES], "big")
+    try:
+        header = json.loads(raw[_LENGTH_BYTES:end])
+        tensors: dict[str, Tensor] = load_safetensors(raw[end:])
+        if header["format"] != _FORMAT:
+            raise ValueError("unknown format")
+        losses = tuple(None if one is None else float(one) for one in header["public_losses"])
+        bound_to = header["binding"]
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ParameterError(f"stored training state cannot be read: {error}") from error
+    if bound_to != binding:
+        raise ParameterError(
+            "stored training state belongs to another run: its parameters, settings, examples or "
+            "first weights differ; use another round_id, or restore what was there before"
+        )
+    return TrainingState(binding=binding, step=len(losses), public_losses=losses, tensors=tensors)

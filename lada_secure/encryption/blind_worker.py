@@ -1,0 +1,140 @@
+"""Worker that encrypts and multiplies; it cannot decrypt. Entry: `python -m` with a byte limit.
+
+Operations (arguments and replies are byte strings, see `frames`):
+
+seal: numbers (q, t, width), public key coefficients (2, N) u64, entries u64 in whole chunks
+    -> per chunk its packed coefficients.
+load_query: numbers (q, cells, query scale bits), coefficients (cells, N) u64, seeds -> nothing.
+score: numbers (cells, matrix scale bits, width, matrix id, cache blocks, block, ...), then per
+    block its rows (2048, cells) f64, or nothing where the worker has the block encoded
+    -> per block packed coefficients.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final
+
+import numpy as np
+from tenseal import sealapi
+
+from lada_secure.encryption.frames import Part, read_numbers
+from lada_secure.encryption.native import Ring, opening_ring, scoring_ring
+from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
+from lada_secure.encryption.parsing import pack
+from lada_secure.encryption.worker_loop import run
+
+_MAX_ENCRYPTORS: Final = 8
+
+
+class _Sealer:
+    """Encrypts under public keys; keeps the objects of the last few."""
+
+    def __init__(self) -> None:
+        self._encryptors: OrderedDict[tuple[bytes, bytes], tuple[Ring, Any, Any]] = OrderedDict()
+
+    def seal(self, parts: list[memoryview]) -> list[Part]:
+        which, key, entries = bytes(parts[0]), bytes(parts[1]), parts[2]
+        ring, encoder, encryptor = self._encryptor(which, key)
+        width = read_numbers(which)[2]
+        plain, encrypted = sealapi.Plaintext(), sealapi.Ciphertext()
+        sealed: list[Part] = []
+        for chunk in np.frombuffer(entries, dtype="<u8").reshape(-1, POLY_MODULUS_DEGREE):
+            encoder.encode(chunk.tolist(), plain)
+            encryptor.encrypt(plain, encrypted)
+            sealed.append(pack(ring.coefficients(encrypted), width))
+        return sealed
+
+    def _encryptor(self, which: bytes, key: bytes) -> tuple[Ring, Any, Any]:
+        known = self._encryptors.get((which, key))
+        if known is None:
+            prime, plain_modulus, _ = read_numbers(which)
+            ring = opening_ring(prime, plain_modulus)
+            coefficients = np.frombuffer(key, dtype="<u8").reshape(2, POLY_MODULUS_DEGREE)
+            encryptor = sealapi.Encryptor(ring.context, ring.public_key(coefficients))
+            known = ring, sealapi.BatchEncoder(ring.context), encryptor
+            self._encryptors[which, key] = known
+            if len(self._encryptors) > _MAX_ENCRYPTORS:
+                self._encryptors.popitem(last=False)
+        self._encryptors.move_to_end((which, key))
+        return known
+
+
+class _Scorer:
+    """Multiplies encrypted queries by plaintext blocks; keeps the blocks encoded."""
+
+    def __init__(self) -> None:
+        self._ring: Ring | None = None
+        self._query: list[Any] = []
+        self._query_scale = 1.0
+        self._matrix_id = -1
+        self._encoded: dict[int, list[tuple[int, Any]]] = {}
+
+    def load_query(self, parts: list[memoryview]) -> list[Part]:
+        which, coefficients, seeds = parts
+        prime, cells, scale_bits = read_numbers(which)
+        ring = self._ring = scoring_ring(prime)
+        self._query_scale = 2.0**scale_bits
+        rows = np.frombuffer(coefficients, dtype="<u8").reshape(cells, POLY_MODULUS_DEGREE)
+        self._query = [
+            ring.seeded_ciphertext(row, bytes(seeds[at : at + SEED_BYTES]), scale=self._query_scale)
+            for row, at in zip(rows, range(0, len(seeds), SEED_BYTES), strict=True)
+        ]
+        return []
+
+    def score(self, parts: list[memoryview]) -> list[Part]:
+        which, *rows = parts
+        cells, scale_bits, width, matrix_id, cache_blocks, *blocks = read_numbers(which)
+        ring = self._ring
+        if ring is None or len(self._query) != cells:
+            raise RuntimeError("no query is loaded")
+        if matrix_id != self._matrix_id:
+            self._matrix_id, self._encoded = matrix_id, {}
+        encoder = sealapi.CKKSEncoder(ring.context)
+        replies: list[Part] = []
+        for block, raw in zip(blocks, rows, strict=True):
+            columns = self._encoded.get(block)
+            if columns is None:
+                matrix = np.frombuffer(raw, dtype="<f8").reshape(-1, cells)
+                columns = _encode(encoder, matrix, 2.0**scale_bits)
+                if block < cache_blocks:
+                    self._encoded[block] = columns
+            replies.append(pack(self._product(ring, columns), width))
+        return replies
+
+    def _product(self, ring: Ring, columns: list[tuple[int, Any]]) -> Any:
+        if not columns:
+            # SEAL refuses products with nothing but zeros; zero is what they are.
+            return np.zeros((2, POLY_MODULUS_DEGREE), dtype=np.uint64)
+        total = sealapi.Ciphertext()
+        (cell, plain), *others = columns
+        ring.evaluator.multiply_plain(self._query[cell], plain, total)
+        term = sealapi.Ciphertext()
+        for cell, plain in others:
+            ring.evaluator.multiply_plain(self._query[cell], plain, term)
+            ring.evaluator.add_inplace(total, term)
+        return ring.coefficients(total)
+
+
+def _encode(encoder: Any, matrix: Any, scale: float) -> list[tuple[int, Any]]:
+    columns = []
+    for cell in range(matrix.shape[1]):
+        column = matrix[:, cell]
+        if not column.any():
+            continue
+        plain = sealapi.Plaintext()
+        encoder.encode(column.tolist(), scale, plain)
+        # Entries may vanish at this scale; SEAL refuses to multiply by a plaintext of zeros.
+        if not plain.is_zero():
+            columns.append((cell, plain))
+    return columns
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    sealer, scorer = _Sealer(), _Scorer()
+    run({"seal": sealer.seal, "load_query": scorer.load_query, "score": scorer.score})
+
+
+if __name__ == "__main__":
+    main()

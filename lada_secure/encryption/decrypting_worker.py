@@ -1,0 +1,118 @@
+"""Worker that makes keys and decrypts, for `opening_key` and `scoring_key` alone.
+
+It keeps nothing: a secret key comes with each request, so a worker that died took none along and
+a restart needs no state. Entry: `python -m` with a byte limit.
+
+Operations (arguments and replies are byte strings, see `frames`):
+
+opening_generate: numbers (q, t) -> public key (2, N) u64, secret key (N,) u64.
+open: numbers (q, t, width), secret key, packed ciphertexts -> per chunk its entries i64, centred modulo t.
+scoring_generate: numbers (q) -> secret key (N,) u64.
+scoring_encrypt: numbers (q, query scale bits, width), secret key, utilities (cells,) f64
+    -> packed polynomials, seeds.
+scoring_decrypt: numbers (q, product scale bits, width), secret key, packed ciphertexts
+    -> scores f64, all slots.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+from tenseal import sealapi
+
+from lada_secure.encryption.frames import Part, read_numbers
+from lada_secure.encryption.native import opening_ring, scoring_ring
+from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE
+from lada_secure.encryption.parsing import pack, unpack
+from lada_secure.encryption.worker_loop import run
+
+_ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
+
+
+def _opening_generate(parts: list[memoryview]) -> list[Part]:
+    prime, plain_modulus = read_numbers(parts[0])
+    ring = opening_ring(prime, plain_modulus)
+    generator = sealapi.KeyGenerator(ring.context)
+    public = sealapi.PublicKey()
+    generator.create_public_key(public)
+    return [
+        ring.public_key_coefficients(public).tobytes(),
+        ring.secret_key_coefficients(generator.secret_key()).tobytes(),
+    ]
+
+
+def _open(parts: list[memoryview]) -> list[Part]:
+    which, secret, packed = parts
+    prime, plain_modulus, width = read_numbers(which)
+    ring = opening_ring(prime, plain_modulus)
+    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
+    decryptor = sealapi.Decryptor(ring.context, key)
+    encoder = sealapi.BatchEncoder(ring.context)
+    plain = sealapi.Plaintext()
+    chunks = unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE)
+    opened: list[Part] = []
+    for chunk in chunks:
+        decryptor.decrypt(ring.ciphertext(chunk, ntt=False, scale=1.0), plain)
+        # Twice as fast as filling an array from the list.
+        opened.append(_ENTRIES.pack(*encoder.decode_int64(plain)))
+    return opened
+
+
+def _scoring_generate(parts: list[memoryview]) -> list[Part]:
+    (prime,) = read_numbers(parts[0])
+    ring = scoring_ring(prime)
+    secret = sealapi.KeyGenerator(ring.context).secret_key()
+    return [ring.secret_key_coefficients(secret).tobytes()]
+
+
+def _scoring_encrypt(parts: list[memoryview]) -> list[Part]:
+    which, secret, utilities = parts
+    prime, scale_bits, width = read_numbers(which)
+    ring = scoring_ring(prime)
+    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
+    encryptor = sealapi.Encryptor(ring.context, key)
+    encoder = sealapi.CKKSEncoder(ring.context)
+    plain = sealapi.Plaintext()
+    polynomials, seeds = [], []
+    for utility in np.frombuffer(utilities, dtype="<f8").tolist():
+        # The same utility in every slot: each slot belongs to another pool sample.
+        encoder.encode(utility, 2.0**scale_bits, plain)
+        polynomial, seed = ring.seeded_coefficients(encryptor.encrypt_symmetric(plain))
+        polynomials.append(pack(polynomial, width))
+        seeds.append(seed)
+    return [b"".join(polynomials), b"".join(seeds)]
+
+
+def _scoring_decrypt(parts: list[memoryview]) -> list[Part]:
+    which, secret, packed = parts
+    prime, scale_bits, width = read_numbers(which)
+    ring = scoring_ring(prime)
+    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
+    decryptor = sealapi.Decryptor(ring.context, key)
+    encoder = sealapi.CKKSEncoder(ring.context)
+    plain = sealapi.Plaintext()
+    blocks = unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE)
+    scores = np.empty((len(blocks), POLY_MODULUS_DEGREE // 2), dtype="<f8")
+    for row, block in zip(scores, blocks, strict=True):
+        decryptor.decrypt(ring.ciphertext(block, ntt=True, scale=2.0**scale_bits), plain)
+        row[:] = encoder.decode_double(plain)
+    return [scores.tobytes()]
+
+
+def main() -> None:
+    """Serve until the parent closes the pipe."""
+    run(
+        {
+            "opening_generate": _opening_generate,
+            "open": _open,
+            "scoring_generate": _scoring_generate,
+            "scoring_encrypt": _scoring_encrypt,
+            "scoring_decrypt": _scoring_decrypt,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The key under which a site hides its utilities and reads its scores. Sites only.
+
+Decrypted scores are approximate, and the error tells about the key (Li and Micciancio 2021): they
+must never leave the site, not even in part. What leaves is which samples were picked, masked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.encryption.frames import numbers
+from lada_secure.encryption.parameters import (
+    POLY_MODULUS_DEGREE,
+    SCORING_COEFFICIENT_BYTES,
+    SCORING_MODULUS,
+    ScoringParameters,
+    scoring_parameters,
+)
+from lada_secure.encryption.parsing import (
+    QUERY_MAGIC,
+    frame,
+    pack,
+    scores_coefficients,
+)
+from lada_secure.encryption.worker import WorkerProcess, shared_worker
+from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
+
+DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
+
+_MAGIC: Final = b"LCK1"
+_SECRET_BYTES: Final = POLY_MODULUS_DEGREE * 8
+_CHECKSUM_BYTES: Final = 32
+_BLOCKS_PER_REQUEST: Final = 32
+# Honest scores miss their true value by some 1e-5; a decryption that is off by more than this
+# was not computed from the query under the agreed parameters.
+_TOLERANCE: Final = 1e-2
+
+
+class ScoringKey:
+    """A CKKS secret key; encryption is symmetric, so there is no public key to send.
+
+    Fresh per round: it then protects one query, and reading an old one needs an old key.
+    Never printed, never pickled.
+    """
+
+    __slots__ = ("_secret", "_worker", "parameters")
+
+    def __init__(
+        self, parameters: ScoringParameters, secret: bytes, worker: WorkerProcess | None
+    ) -> None:
+        self.parameters = parameters
+        self._secret = secret
+        self._worker = worker
+
+    @classmethod
+    def generate(
+        cls,
+        cells: int,
+        *,
+        row_bound: int | None = None,
+        worker: WorkerProcess | None = None,
+    ) -> ScoringKey:
+        """A new key for queries of `cells` coordinates.
+
+        Args: row_bound: the coordinator's bound on the sum of a row, None for cells.
+        Raises: ParameterError: out of range.
+        """
+        parameters = scoring_parameters(cells=cells, row_bound=row_bound)
+        process = worker or shared_worker(DECRYPTING_WORKER)
+        (secret,) = process.call("scoring_generate", [numbers([SCORING_MODULUS])])
+        return cls(parameters, bytes(secret), worker)
+
+    def encrypt(self, utilities: npt.NDArray[np.float64]) -> bytes:
+        """Encrypt the utilities of the cells: the query.
+
+        Args: utilities: (cells,) float64 in [-1, 1].
+        Returns: exactly `parameters.query_bytes` bytes; other bytes on each call, so keep them
+            for a retry.
+        Raises: ParameterError: shape, NaN, out of range.
+        """
+        array = np.asarray(utilities, dtype=np.float64)
+        if array.shape != (self.parameters.cells,):
+            raise ParameterError(
+                f"utilities have shape {array.shape}, expected ({self.parameters.cells},)"
+            )
+        if not (array.min() >= -1.0 and array.max() <= 1.0):
+            raise ParameterError("utilities must lie in [-1, 1] and hold no NaN")
+        which = numbers(
+            [SCORING_MODULUS, self.parameters.query_scale_bits, SCORING_COEFFICIENT_BYTES]
+        )
+        polynomials, seeds = self._process().call(
+            "scoring_encrypt", [which, self._secret, array.astype("<f8").tobytes()]
+        )
+        return frame(QUERY_MAGIC, self.parameters.digest, polynomials, seeds)
+
+    def decrypt(self, scores: bytes, pool_size: int) -> npt.NDArray[np.float64]:
+        """Read the scores that a coordinator returned.
+
+        Returns: (pool_size,) float64, |score| <= row_bound but for rounding. For this site's
+            eyes only.
+        Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range,
+            native_failure; out_of_range: a score beyond its bound, or something in the slots
+            behind the last sample.
+        """
+        blocks = scores_coefficients(scores, self.parameters, pool_size)
+        product_bits = self.parameters.query_scale_bits + self.parameters.matrix_scale_bits
+        which = numbers([SCORING_MODULUS, product_bits, SCORING_COEFFICIENT_BYTES])
+        read = []
+        for start in range(0, len(blocks), _BLOCKS_PER_REQUEST):
+            packed = pack(blocks[start : start + _BLOCKS_PER_REQUEST], SCORING_COEFFICIENT_BYTES)
+            (values,) = self._process().call(
+                "scoring_decrypt", [which, self._secret, packed], foreign="scores"
+            )
+            read.append(np.frombuffer(values, dtype="<f8"))
+        every = np.concatenate(read)
+        bound = self.parameters.row_bound + _TOLERANCE
+        behind = np.abs(every[pool_size:])
+        if not np.abs(every[:pool_size]).max() <= bound or (
+            behind.size and not behind.max() <= _TOLERANCE
+        ):
+            raise PeerError(
+                f"scores: a value is beyond {self.parameters.row_bound} or behind sample "
+                f"{pool_size}; they were not computed from this query",
+                reason="out_of_range",
+            )
+        return every[:pool_size].astype(np.float64)
+
+    def to_bytes(self) -> bytes:
+        """The key, for the site's own disk: a restart must be able to read the scores."""
+        body = b"".join(
+            (
+                _MAGIC,
+                self.parameters.cells.to_bytes(4, "big"),
+                self.parameters.row_bound.to_bytes(4, "big"),
+                self._secret,
+            )
+        )
+        return body + hashlib.sha256(body).digest()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> ScoringKey:
+        """Read a key that `to_bytes` wrote. Raises: ParameterError: damaged or not one."""
+        body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
+        intact = hmac.compare_digest(hashlib.sha256(body).digest(), checksum)
+        if not raw.startswith(_MAGIC) or not intact or len(body) != 12 + _SECRET_BYTES:
+            raise ParameterError("scoring key file is damaged or is not one")
+        parameters = scoring_parameters(
+            cells=int.from_bytes(body[4:8], "big"), row_bound=int.from_bytes(body[8:12], "big")
+        )
+        return cls(parameters, body[12:], worker)
+
+    def _process(self) -> WorkerProcess:
+        return self._worker or shared_worker(DECRYPTING_WORKER)
+
+    def __repr__(self) -> str:
+        return f"ScoringKey(cells={self.parameters.cells}, secret)"
+
+    def __reduce__(self) -> NoReturn:
+        raise LocalProtocolError("a scoring key cannot be pickled; use to_bytes")

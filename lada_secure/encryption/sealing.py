@@ -1,0 +1,184 @@
+"""Encrypting, checking and adding masked vectors (BFV); nothing here can decrypt.
+
+Property: a sealed vector tells nobody but the holder of the opening key anything, and it tells
+that holder no more than the masked vector inside. BFV (Fan and Vercauteren 2012) through
+TenSEAL's SEAL interface.
+
+Addition needs no native library at all: the sum of two BFV ciphertexts is the sum of their
+coefficients modulo q, and that is how it is computed, over checked integers. The result equals
+SEAL's `Evaluator::add` bit for bit (a test compares them), and a coordinator has no native code
+for a hostile ciphertext to reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.encryption.frames import Part, numbers
+from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, OpeningParameters
+from lada_secure.encryption.parsing import (
+    SEALED_MAGIC,
+    frame,
+    pack,
+    public_key_coefficients,
+    sealed_body,
+    sealed_chunk,
+)
+from lada_secure.encryption.worker import WorkerProcess, shared_worker
+from lada_secure.errors import ParameterError, PeerError
+
+# Chunks per request to the worker: bounds memory on both sides and keeps the time limit
+# independent of the length of the vector.
+CHUNKS_PER_REQUEST: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealingKey:
+    """An opening key's public half that passed every check; made by `parse_public_key` only.
+
+    Attributes:
+        parameters: derived by us, never taken from the peer.
+        coefficients: (2, N) uint64 as bytes.
+    """
+
+    parameters: OpeningParameters
+    coefficients: bytes
+
+
+def parse_public_key(raw: bytes, params: OpeningParameters) -> SealingKey:
+    """Parse the auditor's public key strictly against our own parameters.
+
+    The caller must have checked who signed it: any well-formed key encrypts.
+    Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range,
+        transparent.
+    """
+    coefficients = public_key_coefficients(raw, params)
+    return SealingKey(parameters=params, coefficients=coefficients.tobytes())
+
+
+def seal(
+    key: SealingKey,
+    params: OpeningParameters,
+    values: npt.NDArray[np.integer],
+    *,
+    worker: WorkerProcess | None = None,
+) -> bytes:
+    """Encrypt a masked vector, chunk by chunk.
+
+    Args:
+        key: parsed under the same parameters.
+        values: (length,) integers in [0, t), from `masks.masked`.
+        worker: the process that encrypts; None means the one this process shares.
+    Returns: exactly `params.sealed_bytes` bytes.
+    Raises: ParameterError: wrong length, not integers, outside [0, t), key of other parameters.
+    """
+    if key.parameters != params:
+        raise ParameterError("sealing key was parsed under other parameters than the vector's")
+    entries = _entries(values, params)
+    width = params.coefficient_bytes
+    which = numbers([params.coeff_modulus, params.plain_modulus, width])
+    process = worker or shared_worker()
+    sealed: list[Part] = []
+    for start in range(0, params.chunks, CHUNKS_PER_REQUEST):
+        count = min(CHUNKS_PER_REQUEST, params.chunks - start)
+        # Slots behind the last entry hold zero at every site; the opener checks that they do.
+        block = np.zeros(count * POLY_MODULUS_DEGREE, dtype="<u8")
+        part = entries[start * POLY_MODULUS_DEGREE :][: block.size]
+        block[: part.size] = part
+        sealed += process.call(
+            "seal", [which, key.coefficients, block.data], foreign="opening key"
+        )
+    return frame(SEALED_MAGIC, params.digest, *sealed)
+
+
+def check_sealed(raw: bytes, params: OpeningParameters) -> None:
+    """Raise unless `raw` is a well-formed sealed vector under exactly these parameters.
+
+    Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range,
+        transparent.
+    """
+    body = sealed_body(raw, params)
+    for index in range(params.chunks):
+        sealed_chunk(body, index, params)
+
+
+class SealedSum:
+    """A running sum of sealed vectors; memory stays at two vectors whatever their number.
+
+    A refused contribution leaves the sum unchanged.
+    """
+
+    __slots__ = ("_count", "_params", "_total")
+
+    def __init__(self, params: OpeningParameters) -> None:
+        self._params = params
+        self._count = 0
+        self._total = np.zeros((params.chunks, 2, POLY_MODULUS_DEGREE), dtype=np.uint64)
+
+    @property
+    def count(self) -> int:
+        """Vectors added so far."""
+        return self._count
+
+    def add(self, raw: bytes) -> None:
+        """Check one sealed vector and add it.
+
+        Raises: PeerError: as `check_sealed`. ParameterError: more than MAX_SITES vectors, for
+            which the parameters do not promise an exact sum.
+        """
+        if self._count >= MAX_SITES:
+            raise ParameterError(f"at most {MAX_SITES} sealed vectors can be added exactly")
+        body = sealed_body(raw, self._params)
+        chunks = [sealed_chunk(body, index, self._params) for index in range(self._params.chunks)]
+        modulus = np.uint64(self._params.coeff_modulus)
+        for total, chunk in zip(self._total, chunks, strict=True):
+            # Both are below q < 2^60, so the sum fits and one subtraction reduces it.
+            total += chunk
+            np.subtract(total, modulus, out=total, where=total >= modulus)
+        self._count += 1
+
+    def to_bytes(self) -> bytes:
+        """The sum in the form of a sealed vector.
+
+        Raises: ParameterError: nothing was added. PeerError (transparent): the contributions
+            cancel to something that is not encrypted, which honest ones cannot.
+        """
+        if self._count == 0:
+            raise ParameterError("the sum of no sealed vectors is undefined")
+        if not self._total[:, 1].any(axis=1).all():
+            raise PeerError("sum of sealed vectors is not encrypted", reason="transparent")
+        body = pack(self._total, self._params.coefficient_bytes)
+        return frame(SEALED_MAGIC, self._params.digest, body)
+
+
+def add_sealed(params: OpeningParameters, sealed: Sequence[bytes]) -> bytes:
+    """Add sealed vectors; each is checked first, and one bad one refuses them all.
+
+    Returns: exactly `params.sealed_bytes` bytes; the same for every order of the same vectors,
+        so whoever has the contributions can recompute it.
+    Raises: PeerError: as `check_sealed`. ParameterError: none, or more than MAX_SITES.
+    """
+    total = SealedSum(params)
+    for raw in sealed:
+        total.add(raw)
+    return total.to_bytes()
+
+
+def _entries(
+    values: npt.NDArray[np.integer], params: OpeningParameters
+) -> npt.NDArray[np.uint64]:
+    array = np.asarray(values)
+    if array.shape != (params.length,):
+        raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")
+    if array.dtype.kind not in "iu":
+        raise ParameterError(f"vector must hold integers, got {array.dtype}")
+    if int(array.min()) < 0 or int(array.max()) >= params.plain_modulus:
+        raise ParameterError(
+            f"an entry is outside [0, {params.plain_modulus}); mask the vector first"
+        )
+    return array.astype(np.uint64)

@@ -1,0 +1,1 @@
+"""Learnability: which pool samples a small model can learn from now, found without showing why."""

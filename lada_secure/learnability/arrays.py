@@ -1,0 +1,59 @@
+"""Array types of this folder and the checks that several modules share."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.errors import ParameterError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+
+def frozen(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+    """A copy that refuses writes, for arrays inside frozen dataclasses."""
+    copy = array.copy()
+    copy.setflags(write=False)
+    return copy
+
+
+def float_vector(name: str, values: npt.ArrayLike, *, length: int | None = None) -> FloatArray:
+    """Check one vector of finite numbers and return it as float64.
+
+    Raises: ParameterError: not one-dimensional, wrong length, NaN or infinite.
+    """
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or (length is not None and len(vector) != length):
+        wanted = "one dimension" if length is None else f"({length},)"
+        raise ParameterError(f"{name}: expected shape {wanted}, got {vector.shape}")
+    if not np.isfinite(vector).all():
+        wrong = int((~np.isfinite(vector)).sum())
+        raise ParameterError(f"{name}: {wrong} of {len(vector)} entries are NaN or infinite")
+    return vector
+
+
+def index_vector(
+    name: str, values: npt.ArrayLike, *, below: int, length: int | None = None
+) -> IntArray:
+    """Check one vector of indices in [0, below) and return it as int64.
+
+    Raises: ParameterError: not whole numbers, not one-dimensional, wrong length, out of range.
+    """
+    array = np.asarray(values)
+    if array.size == 0 and array.ndim == 1:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ParameterError(f"{name}: expected whole numbers in one dimension, got {array.dtype}")
+    if length is not None and len(array) != length:
+        raise ParameterError(f"{name}: expected {length} entries, got {len(array)}")
+    if array.size:
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= below:
+            raise ParameterError(f"{name}: expected entries in [0, {below}), got {low} to {high}")
+    return array.astype(np.int64)

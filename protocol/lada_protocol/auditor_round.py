@@ -1,0 +1,82 @@
+"""The auditor's next task, from the message index alone (DESIGN section 3)."""
+
+from __future__ import annotations
+
+from lada_protocol.index import Attempt, MessageIndex
+from lada_protocol.kinds import Kind
+from lada_protocol.opening import PURPOSES
+from lada_protocol.plan import StudyPlan
+from lada_protocol.roster import Roster
+from lada_protocol.site_round import study_over
+from lada_protocol.tasks import (
+    AuditorTask,
+    CheckLedger,
+    CloseRound,
+    OpenSum,
+    PostOpeningKey,
+    Wait,
+)
+
+
+def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> AuditorTask:
+    """What the auditor does next.
+
+    Ledgers come before sums, so that a contribution's payment is known when its sum arrives.
+    """
+    auditor, coordinator = roster.auditor.id, roster.coordinator.id
+    for purpose in PURPOSES:
+        if index.find(Kind.OPENING_KEY, sender=auditor, purpose=purpose) is None:
+            return PostOpeningKey(purpose=purpose)
+    ledger = _unchecked_ledger(index, auditor)
+    if ledger is not None:
+        return ledger
+    current = 0
+    for round_id in range(plan.rounds):
+        for purpose in PURPOSES:
+            attempt = _unopened(index, auditor, round_id, purpose)
+            if attempt is not None:
+                return OpenSum(attempt=attempt)
+        closed = index.find(Kind.CLOSE, sender=auditor, round_id=round_id) is not None
+        if not closed and index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id):
+            return CloseRound(round_id=round_id)
+        current = round_id + 1 if closed else current
+    over = study_over(index, roster)
+    if over is not None:
+        return over
+    return Wait(
+        step="opening",
+        round_id=min(current, plan.rounds - 1),
+        awaited="contributions",
+        parties=(coordinator,),
+    )
+
+
+def _unchecked_ledger(index: MessageIndex, auditor: str) -> CheckLedger | None:
+    waiting = []
+    for envelope in index:
+        head = envelope.header
+        if envelope.kind is not Kind.LEDGER:
+            continue
+        receipt = index.find(
+            Kind.RECEIPT,
+            sender=auditor,
+            to=head.sender,
+            round_id=head.round_id,
+            purpose=head.purpose,
+        )
+        if receipt is None:
+            waiting.append((int(head.body.get("first_index", 0)), head))
+    if not waiting:
+        return None
+    # Oldest part of each chain first: a later part only verifies on top of it.
+    _, first = min(waiting, key=lambda one: (one[1].sender, one[0]))
+    return CheckLedger(site=first.sender, round_id=first.round_id, purpose=first.purpose)
+
+
+def _unopened(index: MessageIndex, auditor: str, round_id: int, purpose: str) -> Attempt | None:
+    for number in index.attempts(Kind.SUM, round_id=round_id, purpose=purpose):
+        attempt = Attempt(round_id=round_id, purpose=purpose, number=number)
+        answers = (Kind.OPENED, Kind.OPENING_REFUSED)
+        if all(index.at(kind, attempt, sender=auditor) is None for kind in answers):
+            return attempt
+    return None

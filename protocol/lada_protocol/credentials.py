@@ -1,0 +1,148 @@
+"""The five files of a party's identity folder, checked against each other.
+
+Reading the files is the caller's part (`read`), so the same checks serve sites, auditor and
+coordinator, whatever holds their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from lada_protocol.identity import (
+    PartyName,
+    certificate_pem,
+    parse_certificate,
+    verify_certificate,
+    verify_party,
+)
+from lada_protocol.roster import Party, Roster, party_of_certificates
+from lada_secure.errors import LadaError, ParameterError
+
+CA_CERTIFICATE: Final = "ca.crt"
+TLS_CERTIFICATE: Final = "tls.crt"
+TLS_KEY: Final = "tls.key"
+SIGNING_CERTIFICATE: Final = "sign.crt"
+SIGNING_KEY: Final = "sign.key"
+CREDENTIAL_FILES: Final = (
+    CA_CERTIFICATE,
+    TLS_CERTIFICATE,
+    TLS_KEY,
+    SIGNING_CERTIFICATE,
+    SIGNING_KEY,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Certificates and private keys of one party; build with `parse_credentials`.
+
+    Not printable and not picklable as far as the keys go: they stay in this process.
+    """
+
+    name: PartyName
+    ca: x509.Certificate
+    tls_certificate: x509.Certificate
+    signing_certificate: x509.Certificate
+    tls_key_pem: bytes = field(repr=False)
+    signing_key: Ed25519PrivateKey = field(repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("credentials hold private keys and are not pickled")
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The study CA's certificate."""
+        return certificate_pem(self.ca)
+
+    @property
+    def tls_certificate_pem(self) -> bytes:
+        """This party's TLS certificate."""
+        return certificate_pem(self.tls_certificate)
+
+    def party(self) -> Party:
+        """The roster entry that belongs to these credentials."""
+        return party_of_certificates(
+            self.name, tls=self.tls_certificate, signing=self.signing_certificate
+        )
+
+    def check_roster(self, roster: Roster) -> None:
+        """Check that the roster lists exactly these credentials.
+
+        Raises: ParameterError: another CA, the party is missing, or another certificate or role.
+        """
+        own = self.party()
+        listed = next((one for one in roster.parties if one.id == own.id), None)
+        if listed is None:
+            raise ParameterError(
+                f"{own.id} is not in the roster {roster.hash[:16]}..., which lists "
+                f"{', '.join(one.id for one in roster.parties)}; use the study's roster file"
+            )
+        if listed != own:
+            raise ParameterError(
+                f"roster {roster.hash[:16]}... lists {listed.name.uri} with TLS certificate "
+                f"{listed.tls_fingerprint[:16]}... and signing certificate "
+                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.name.uri} with "
+                f"{own.tls_fingerprint[:16]}... and {own.signing_fingerprint[:16]}...; use the "
+                "identity folder that the roster was made from"
+            )
+
+
+def parse_credentials(
+    read: Callable[[str], bytes], *, at: datetime, expected_id: str | None = None
+) -> Credentials:
+    """Read and check an identity folder: one CA, one name, keys that fit their certificates.
+
+    Args: read: returns the content of a file of `CREDENTIAL_FILES`. at: now, with time zone.
+      expected_id: the id that the settings name, if they do.
+    Raises: ParameterError: any check fails; says which file.
+    """
+    try:
+        ca = parse_certificate(read(CA_CERTIFICATE))
+        tls = parse_certificate(read(TLS_CERTIFICATE))
+        signing = parse_certificate(read(SIGNING_CERTIFICATE))
+        name = verify_certificate(tls, ca=ca, at=at, usage="tls")
+        verify_party(signing, ca=ca, at=at, usage="signing", expected=name)
+    except ParameterError:
+        raise
+    except LadaError as error:
+        raise ParameterError(str(error)) from error
+    if expected_id is not None and name.id != expected_id:
+        raise ParameterError(
+            f"settings say party {expected_id!r}, the certificates name {name.uri}; use the "
+            f"identity folder of {expected_id}"
+        )
+    tls_key_pem = read(TLS_KEY)
+    _load_key(TLS_KEY, tls_key_pem, tls)
+    signing_key = _load_key(SIGNING_KEY, read(SIGNING_KEY), signing)
+    if not isinstance(signing_key, Ed25519PrivateKey):
+        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
+    return Credentials(
+        name=name,
+        ca=ca,
+        tls_certificate=tls,
+        signing_certificate=signing,
+        tls_key_pem=tls_key_pem,
+        signing_key=signing_key,
+    )
+
+
+def _load_key(file: str, pem: bytes, certificate: x509.Certificate) -> PrivateKeyTypes:
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # The reason of the library is dropped: it may quote the key's text.
+        raise ParameterError(
+            f"{file}: expected an unencrypted PEM private key, found something else"
+        ) from None
+    if key.public_key() != certificate.public_key():
+        raise ParameterError(f"{file} does not belong to the certificate beside it")
+    return key

@@ -1,0 +1,171 @@
+"""Bodies of messages as frozen types: parsed once, never checked again inside.
+
+SPEC.md, "Messages", lists every field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lada_protocol.envelope import Digest, Envelope, PartyId
+from lada_secure.errors import PeerError
+
+ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
+Sentence = Annotated[str, Field(max_length=1000)]
+Certificate = Annotated[str, Field(max_length=8192)]
+Index = Annotated[int, Field(ge=0)]
+
+
+class Body(BaseModel):
+    """Base of all bodies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class EmptyBody(Body):
+    """For kinds whose payload says everything: pool, clusters."""
+
+
+class CertifiedBody(Body):
+    """plan: the coordinator's signing certificate (PEM), so that exports prove who signed."""
+
+    certificate: Certificate
+
+
+class OpeningKeyBody(Body):
+    """opening_key: the auditor's BFV public key for one purpose is the payload."""
+
+    parameters_digest: Digest
+    certificate: Certificate
+
+
+class AcceptanceBody(Body):
+    """acceptance: the site's signature over the plan hash, with its certificate and ledger head."""
+
+    certificate: Certificate
+    population: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class FaultBody(Body):
+    """refusal, opening_refused, abort, failed: a stable code and a sentence for people."""
+
+    code: ErrorCode
+    message: Sentence
+
+
+class CohortBody(Body):
+    """cohort: the sites of one attempt; at least the plan's min_cohort."""
+
+    sites: Annotated[list[PartyId], Field(min_length=1)]
+
+
+class MaskKeyBody(Body):
+    """mask_key: a fresh X25519 public key, 32 bytes in hexadecimal."""
+
+    public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class LedgerBody(Body):
+    """ledger: entries first_index to head_index are the payload, as canonical JSON Lines."""
+
+    first_index: Index
+    head_index: Index
+    head_hash: Digest
+
+
+class ReceiptBody(Body):
+    """receipt: the auditor's countersignature over a ledger head; the chain ends there or later."""
+
+    head_index: Index
+    head_hash: Digest
+
+
+class ContributionBody(Body):
+    """contribution: the sealed vector is the payload."""
+
+    keys_digest: Digest
+    paid_by: Digest
+    parameters_digest: Digest
+
+
+class SumBody(Body):
+    """sum: message hashes of the contributions that were added, by site."""
+
+    contributions: dict[PartyId, Digest]
+
+
+class OpenedBody(Body):
+    """opened: the opened sum is the payload, as a canonical JSON list of integers."""
+
+    contributions: dict[PartyId, Digest]
+    sum_message: Digest
+    largest: Index
+
+
+class QueryBody(Body):
+    """query: one CKKS ciphertext per cell is the payload."""
+
+    cells: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class ScoresBody(Body):
+    """scores: one CKKS ciphertext per block of the pool is the payload."""
+
+    query: Digest
+    pool_size: Annotated[int, Field(ge=1)]
+
+
+class PathsBody(Body):
+    """paths: counts of what the LLM wrote; the paths themselves are the payload."""
+
+    demanded: Index
+    written: Index
+    wrong: Index
+    dropped: Index
+
+
+class TrainedBody(Body):
+    """trained: the ledger entry that paid for this round's DP-SGD."""
+
+    paid_by: Digest
+
+
+class TranscriptBody(Body):
+    """transcript: the list of all messages of the round is the payload."""
+
+    messages: Index
+
+
+class CloseBody(Body):
+    """close: signature over the transcript of the round."""
+
+    transcript_sha256: Digest
+
+
+class FinishedBody(Body):
+    """finished: the study is over."""
+
+    rounds: Index
+
+
+B = TypeVar("B", bound=Body)
+
+
+def parse_body(envelope: Envelope, model: type[B]) -> B:
+    """The body of a message in its type.
+
+    Raises: PeerError(reason="malformed") naming kind, sender and field.
+    """
+    try:
+        return model.model_validate(envelope.header.body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise PeerError(
+            f"{envelope.kind} of {envelope.header.sender}, {where}: {first['msg']}",
+            reason="malformed",
+            peer=envelope.header.sender,
+            round_id=envelope.header.round_id,
+        ) from error

@@ -1,0 +1,174 @@
+"""The study plan: everything that a site agrees to, in one signed and hashed value.
+
+A site's policy bounds every field of it; nothing in a round may exceed the plan.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lada_protocol.envelope import Digest, PartyId, StudyId
+from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.errors import PeerError
+
+MAX_PLAN_BYTES = 64 * 1024
+STATISTICS = "statistics"
+DEMAND = "demand"
+TRAINING = "training"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PrivacyPlan(_Part):
+    """The guarantee of the whole study, per site: (epsilon_cap, target_delta)-DP."""
+
+    adjacency: Literal["add_or_remove_one_unit"] = "add_or_remove_one_unit"
+    unit: Annotated[str, Field(min_length=1, max_length=40)]
+    target_delta: Annotated[float, Field(gt=0, lt=1)]
+    epsilon_cap: Positive
+    max_records_per_unit: Count
+    max_units: Count
+
+
+class StatisticsPlan(_Part):
+    """Step 3: what the histogram of clusters costs and how it is scaled to integers."""
+
+    loss_clip: Positive
+    integer_scale: Count
+    noise_multiplier: Positive
+
+
+class TrainingPlan(_Part):
+    """Step 9: DP-SGD. Probability and denominator are public and never come from the data."""
+
+    noise_multiplier: Positive
+    l2_clip_norm: Positive
+    sampling_probability: Annotated[float, Field(gt=0, le=1)]
+    expected_units: Positive
+    steps_per_round: Count
+    pool_gradients: Literal["public", "private"]
+
+
+class DistillationPlan(_Part):
+    """Step 9: adapters, loss and optimiser."""
+
+    adapter_rank: Count
+    adapter_layers: Count
+    adapter_targets: tuple[str, ...]
+    train_a: bool
+    learning_rate: Positive
+    pool_batch_size: Count
+    private_weight: Annotated[float, Field(ge=0)]
+    contrastive_weight: Annotated[float, Field(ge=0)]
+    contrastive_form: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        if isinstance(value, dict) and isinstance(value.get("adapter_targets"), list):
+            return {**value, "adapter_targets": tuple(value["adapter_targets"])}
+        return value
+
+
+class AllocationPlan(_Part):
+    """Steps 6 to 8: cells, filter and quota."""
+
+    strategy: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
+    clusters: Count
+    difficulty_bins: Count
+    quota: Count
+    threshold: Annotated[float, Field(ge=-1, le=1)]
+    exploration_weight: Annotated[float, Field(ge=0)]
+    screen_low: Share
+    screen_high: Share
+
+
+class PathsPlan(_Part):
+    """Step 8: how many reasoning paths the LLM writes, and how long they may be."""
+
+    budget: Count
+    max_new_tokens: Count
+    attempts: Count
+
+
+class StudyPlan(_Part):
+    """A whole study. Times are ISO 8601 in UTC with a trailing Z."""
+
+    version: Literal[1] = 1
+    study_id: StudyId
+    title: Annotated[str, Field(max_length=200)]
+    coordinator: PartyId
+    expires: str
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    min_cohort: Annotated[int, Field(ge=3)]
+    max_cohort: Annotated[int, Field(ge=3, le=1000)]
+    slm: Annotated[str, Field(max_length=200)]
+    embedder: Annotated[str, Field(max_length=200)]
+    seed: Annotated[int, Field(ge=0)]
+    pool_sha256: Digest
+    pool_size: Count
+    clusters_sha256: Digest
+    phase_timeout_s: Positive
+    privacy: PrivacyPlan
+    statistics: StatisticsPlan
+    training: TrainingPlan
+    distillation: DistillationPlan
+    allocation: AllocationPlan
+    paths: PathsPlan
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        parse_time(self.expires)
+        if self.max_cohort < self.min_cohort:
+            raise ValueError("max_cohort is below min_cohort")
+        if self.allocation.screen_low > self.allocation.screen_high:
+            raise ValueError("screen_low is above screen_high")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, the form that is hashed and signed."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return sha256_hex(self.to_bytes())
+
+
+def parse_plan(raw: bytes) -> StudyPlan:
+    """Read a plan that came from the coordinator.
+
+    Raises: PeerError(reason="bad_plan") naming the field.
+    """
+    value = parse_canonical_json(raw, max_bytes=MAX_PLAN_BYTES)
+    try:
+        plan = StudyPlan.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "plan"
+        raise PeerError(f"plan, {where}: {first['msg']}", reason="bad_plan") from error
+    if plan.to_bytes() != raw:
+        raise PeerError("plan: fields do not read back to the same bytes", reason="bad_plan")
+    return plan
+
+
+def parse_time(text: str) -> datetime:
+    """An ISO 8601 time in UTC, as `2026-01-31T12:00:00Z`.
+
+    Raises: ValueError: any other spelling.
+    """
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+
+def format_time(moment: datetime) -> str:
+    """The spelling that `parse_time` reads; fractions of a second are dropped."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,64 @@
+"""Settings files: TOML parsed into frozen pydantic models, unknown keys refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lada_secure.errors import ParameterError
+
+MAX_SETTINGS_BYTES = 256 * 1024
+
+
+class Settings(BaseModel):
+    """Base of every settings model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def beside(self, folder: Path) -> Self:
+        """The same settings with relative paths taken from `folder`."""
+        paths = {
+            name: folder / value
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Path)
+        }
+        return self.model_copy(update=paths)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def parse_settings(raw: bytes, model: type[S], *, where: str) -> S:
+    """Parse one settings file.
+
+    Args: where: the file's name, for messages.
+    Raises: ParameterError naming file, key, what was expected and what was found.
+    """
+    if len(raw) > MAX_SETTINGS_BYTES:
+        raise ParameterError(f"{where}: {len(raw)} bytes, at most {MAX_SETTINGS_BYTES}")
+    try:
+        value = tomllib.loads(raw.decode("utf-8"))
+    except ValueError as error:
+        raise ParameterError(f"{where}: not TOML: {error}") from error
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ParameterError(f"{where}: {describe(error, model)}") from error
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first few faults of a settings file in one sentence each."""
+    sentences = []
+    for fault in error.errors()[:3]:
+        key = ".".join(str(part) for part in fault["loc"]) or "(file)"
+        if fault["type"] == "extra_forbidden":
+            known = ", ".join(sorted(model.model_fields))
+            sentences.append(f"unknown key {key!r}; known keys are {known}")
+        elif fault["type"] == "missing":
+            sentences.append(f"the key {key!r} is missing")
+        else:
+            sentences.append(f"{key}: {fault['msg']}, got {str(fault['input'])[:80]!r}")
+    return "; ".join(sentences)

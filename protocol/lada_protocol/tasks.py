@@ -1,0 +1,176 @@
+"""What a party does next, as frozen values; an adapter carries them out.
+
+The functions in `site_round`, `auditor_round` and `coordinator_round` compute one of these from
+the message index alone. They hold no memory of their own: a task that was not carried out is
+returned again, so a crash between any two messages loses nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lada_protocol.index import Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Nothing to do until others have sent something; shown to the operator."""
+
+    step: str
+    round_id: int
+    awaited: str
+    parties: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The study is over, or failed with a reason that another party gave."""
+
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewPlan:
+    """Site: accept or refuse the plan under the own policy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostMaskKey:
+    """Site: make a fresh X25519 key for this attempt."""
+
+    attempt: Attempt
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribute:
+    """Site: release (once), mask and seal the vector of this purpose."""
+
+    attempt: Attempt
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskScores:
+    """Site: train the data filter, encrypt the cell utilities, ask for blind scores."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distil:
+    """Site: train on the picked paths and the private records."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseRound:
+    """Everyone: check and sign the transcript."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostOpeningKey:
+    """Auditor: make the BFV key of one purpose."""
+
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckLedger:
+    """Auditor: verify and countersign what a site appended to its ledger."""
+
+    site: str
+    round_id: int
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSum:
+    """Auditor: verify and open one sum, or refuse."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposePlan:
+    """Coordinator: post plan, pool and clusters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartAttempt:
+    """Coordinator: name the cohort of a new attempt."""
+
+    attempt: Attempt
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbortAttempt:
+    """Coordinator: give an attempt up before anything of it was opened."""
+
+    attempt: Attempt
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddUp:
+    """Coordinator: add the sealed contributions."""
+
+    attempt: Attempt
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Coordinator: answer one site's blind query."""
+
+    round_id: int
+    site: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritePaths:
+    """Coordinator: let the LLM write reasoning paths for the samples in demand."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostTranscript:
+    """Coordinator: list the messages of the round."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """Coordinator: say that the study is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """Coordinator: the study cannot go on."""
+
+    code: str
+    message: str
+
+
+SiteTask = Wait | Done | ReviewPlan | PostMaskKey | Contribute | AskScores | Distil | CloseRound
+AuditorTask = Wait | Done | PostOpeningKey | CheckLedger | OpenSum | CloseRound
+CoordinatorTask = (
+    Wait
+    | Done
+    | ProposePlan
+    | StartAttempt
+    | AbortAttempt
+    | AddUp
+    | Score
+    | WritePaths
+    | PostTranscript
+    | CloseRound
+    | Finish
+    | GiveUp
+)

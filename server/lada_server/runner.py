@@ -1,0 +1,104 @@
+"""Wires the coordinator together from its settings and runs one study."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from lada_protocol.events import EventLog
+from lada_protocol.identity import certificate_pem
+from lada_protocol.roster import Roster, parse_roster
+from lada_protocol.settings import Settings, parse_settings
+from lada_secure.data.records import pool_bytes, read_pool
+from lada_secure.errors import LadaError, ParameterError, PeerError, TransportError
+from lada_server.coordinator import Coordinator
+from lada_server.credentials import load_credentials
+from lada_server.service import start_server
+from lada_server.settings import ServerSettings, StudySettings
+from lada_server.store import BoardStore
+from lada_server.study import prepare_study
+from lada_server.teacher import Teacher
+
+S = TypeVar("S", bound=Settings)
+
+# How long the board stays up after the study, so that everybody reads the last message.
+FAREWELL_S = 3.0
+
+
+def run_server(settings_path: Path) -> None:
+    """Propose the study and serve it until it ends.
+
+    Raises: ParameterError: settings, study, pool, roster or identity are wrong, or the port is
+        taken. StudyFailed: the study could not reach its last round.
+    """
+    settings = _read(settings_path, ServerSettings)
+    study_settings = _read(settings.study, StudySettings)
+    roster = _read_roster(settings.roster)
+    credentials = load_credentials(settings.identity, expected_id=settings.party)
+    pool = read_pool(settings.pool)
+    events = _event_log(settings)
+    database = settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}"
+    store = BoardStore(database, payload_dir=settings.state_dir / "payloads", roster=roster)
+    try:
+        with start_server(settings.listen, credentials=credentials, store=store):
+            study = prepare_study(
+                study_settings,
+                pool=pool,
+                pool_bytes=pool_bytes(pool),
+                roster=roster,
+                now=datetime.now(UTC),
+                kept_plan=settings.state_dir / "plan.json",
+            )
+            coordinator = Coordinator(
+                study=study,
+                roster=roster,
+                store=store,
+                signing_key=credentials.signing_key,
+                certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
+                teacher=Teacher(
+                    settings.llm, cache_dir=settings.cache_dir, threads=settings.threads
+                ),
+                events=events,
+            )
+            try:
+                coordinator.run()
+            finally:
+                time.sleep(FAREWELL_S)
+    except LadaError as error:
+        events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+        raise
+    finally:
+        store.close()
+
+
+def _read(path: Path, model: type[S]) -> S:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
+    return parse_settings(raw, model, where=str(path)).beside(path.resolve().parent)
+
+
+def _read_roster(path: Path) -> Roster:
+    try:
+        return parse_roster(path.read_bytes())
+    except OSError as error:
+        raise ParameterError(f"cannot read roster {path}: {error.strerror}") from error
+    except PeerError as error:
+        raise ParameterError(f"roster {path}: {error}") from error
+
+
+def _event_log(settings: ServerSettings) -> EventLog:
+    path = settings.state_dir / "events.jsonl"
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise TransportError(f"cannot write {path}: {error.strerror}") from error
+
+    def write(line: bytes) -> None:
+        file.write(line)
+
+    return EventLog(party=settings.party, sink=write, clock=time.time)

@@ -1,0 +1,58 @@
+"""The coordinator's settings file, and the study it proposes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from lada_protocol.plan import (
+    AllocationPlan,
+    DistillationPlan,
+    PathsPlan,
+    PrivacyPlan,
+    StatisticsPlan,
+    TrainingPlan,
+)
+from lada_protocol.settings import Settings
+
+
+class ServerSettings(Settings):
+    """`server.toml`. Relative paths are relative to the file's own folder."""
+
+    party: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+    listen: Annotated[str, Field(description="host:port that sites and the auditor dial")]
+    identity: Annotated[
+        Path, Field(description="folder with ca, tls and sign certificates and keys")
+    ]
+    roster: Annotated[Path, Field(description="roster file, agreed out of band")]
+    state_dir: Annotated[Path, Field(description="board, checkpoints, events")]
+    database: Annotated[
+        str | None, Field(description="SQLAlchemy URL; default SQLite in state_dir")
+    ] = None
+    study: Annotated[Path, Field(description="study file to propose")]
+    pool: Annotated[Path, Field(description="public pool, JSON Lines")]
+    llm: Annotated[str, Field(description="model reference of the LLM")]
+    cache_dir: Annotated[Path, Field(description="model weights")]
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+class StudySettings(Settings):
+    """`study.toml`: the plan as an operator writes it; hashes and sizes are filled in."""
+
+    study_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    title: Annotated[str, Field(max_length=200)]
+    valid_days: Annotated[float, Field(gt=0, le=3650)]
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    min_cohort: Annotated[int, Field(ge=3)] = 3
+    slm: str
+    embedder: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    phase_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    privacy: PrivacyPlan
+    statistics: StatisticsPlan
+    training: TrainingPlan
+    distillation: DistillationPlan
+    allocation: AllocationPlan
+    paths: PathsPlan

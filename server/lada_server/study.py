@@ -1,0 +1,125 @@
+"""Making a study plan from the operator's study file, the public pool and its clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lada_protocol.plan import StudyPlan, format_time, parse_plan
+from lada_protocol.roster import Roster
+from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.data.records import PoolSample, pool_hash
+from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_server.settings import StudySettings
+
+if TYPE_CHECKING:
+    from lada_secure.learnability.cells import Clusters
+    from lada_secure.learnability.embedding import FloatVectors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A plan and the public material that its hashes pin."""
+
+    plan: StudyPlan
+    pool: tuple[PoolSample, ...]
+    pool_bytes: bytes
+    clusters: Clusters
+    clusters_bytes: bytes
+    embeddings: FloatVectors
+
+
+def prepare_study(
+    settings: StudySettings,
+    *,
+    pool: tuple[PoolSample, ...],
+    pool_bytes: bytes,
+    roster: Roster,
+    now: datetime,
+    kept_plan: Path,
+) -> Study:
+    """Cluster the pool and make the plan, or read the plan that was proposed before a restart.
+
+    Args: kept_plan: file of the plan; its expiry was fixed when it was first proposed, so it is
+        read back and never made again.
+    Raises: ParameterError: the pool does not fit the study, or the kept plan is another study's.
+    """
+    from lada_secure.learnability.cells import fit_clusters
+    from lada_secure.learnability.embedding import embedder
+
+    if settings.paths.budget > len(pool):
+        raise ParameterError(
+            f"paths.budget is {settings.paths.budget}, the pool has {len(pool)} samples; "
+            "lower the budget or enlarge the pool"
+        )
+    embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
+    clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
+    clusters_bytes = canonical_json(clusters.to_json())
+    plan = _kept(kept_plan) or _plan(
+        settings, pool=pool, roster=roster, clusters=clusters, now=now, digest=clusters_bytes
+    )
+    if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
+        raise ParameterError(
+            f"{kept_plan} holds the plan of study {plan.study_id} over another pool or id; "
+            "give a new study a state folder of its own"
+        )
+    if plan.clusters_sha256 != sha256_hex(clusters_bytes):
+        raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
+    try:
+        kept_plan.parent.mkdir(parents=True, exist_ok=True)
+        kept_plan.write_bytes(plan.to_bytes())
+    except OSError as error:
+        raise TransportError(f"cannot write {kept_plan}: {error.strerror}") from error
+    return Study(
+        plan=plan,
+        pool=pool,
+        pool_bytes=pool_bytes,
+        clusters=clusters,
+        clusters_bytes=clusters_bytes,
+        embeddings=embeddings,
+    )
+
+
+def _kept(path: Path) -> StudyPlan | None:
+    if not path.exists():
+        return None
+    try:
+        return parse_plan(path.read_bytes())
+    except (OSError, PeerError) as error:
+        raise ParameterError(f"cannot read the kept plan {path}: {error}") from error
+
+
+def _plan(
+    settings: StudySettings,
+    *,
+    pool: tuple[PoolSample, ...],
+    roster: Roster,
+    clusters: Clusters,
+    now: datetime,
+    digest: bytes,
+) -> StudyPlan:
+    allocation = settings.allocation.model_copy(update={"clusters": clusters.count})
+    return StudyPlan(
+        study_id=settings.study_id,
+        title=settings.title,
+        coordinator=roster.coordinator.id,
+        expires=format_time(now + timedelta(days=settings.valid_days)),
+        rounds=settings.rounds,
+        min_cohort=settings.min_cohort,
+        max_cohort=max(len(roster.sites), settings.min_cohort),
+        slm=settings.slm,
+        embedder=settings.embedder,
+        seed=settings.seed,
+        pool_sha256=pool_hash(pool),
+        pool_size=len(pool),
+        clusters_sha256=sha256_hex(digest),
+        phase_timeout_s=settings.phase_timeout_s,
+        privacy=settings.privacy,
+        statistics=settings.statistics,
+        training=settings.training,
+        distillation=settings.distillation,
+        allocation=allocation,
+        paths=settings.paths,
+    )

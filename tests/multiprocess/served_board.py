@@ -1,0 +1,95 @@
+"""A served board for tests: real store, real port, clients of every party."""
+
+import hashlib
+from contextlib import contextmanager
+
+import grpc
+import pytest
+
+from lada_clients.transport import BoardClient
+from lada_protocol import lada_pb2
+from lada_protocol.identity import role_host
+from lada_protocol.kinds import Role
+from lada_protocol.lada_pb2_grpc import BoardStub
+from lada_protocol.wire import REASON_KEY
+from lada_server.credentials import load_credentials
+from lada_server.service import start_server
+from lada_server.store import BoardStore
+
+HOSTS = ("localhost", "127.0.0.1")
+COORDINATOR_HOST = role_host(Role.COORDINATOR)
+FIVE_MB = bytes(range(256)) * (5 * 4096)
+
+
+class Served:
+    """A board, its server, and clients of every party."""
+
+    def __init__(self, study, folder, *, listen="127.0.0.1:0", limits=None):
+        self.study = study
+        self.store = BoardStore(
+            f"sqlite:///{folder / 'board.sqlite'}",
+            payload_dir=folder / "payloads",
+            roster=study.roster,
+        )
+        self.server = start_server(
+            listen,
+            credentials=load_credentials(study.identity("coordinator")),
+            store=self.store,
+            limits=limits,
+        )
+
+    def client(self, party, **options):
+        return BoardClient(
+            self.server.address,
+            identity=self.study.identity(party),
+            roster=self.study.roster,
+            party_id=party,
+            patience_s=options.pop("patience_s", 5.0),
+            **options,
+        )
+
+    def stop(self):
+        self.server.stop()
+        self.store.close()
+
+
+@contextmanager
+def serving(study, folder, **options):
+    served = Served(study, folder, **options)
+    try:
+        yield served
+    finally:
+        served.stop()
+
+
+@contextmanager
+def raw_stub(served, identity, ca):
+    """Calls without our client's own checks, with any certificate; None for none at all."""
+    key = chain = None
+    if identity is not None:
+        key, chain = ((identity / name).read_bytes() for name in ("tls.key", "tls.crt"))
+    credentials = grpc.ssl_channel_credentials((ca / "ca.crt").read_bytes(), key, chain)
+    options = [("grpc.ssl_target_name_override", COORDINATOR_HOST)]
+    with grpc.secure_channel(served.server.address, credentials, options) as channel:
+        yield BoardStub(channel)
+
+
+def refusal(call):
+    with pytest.raises(grpc.RpcError) as refused:
+        call()
+    metadata = dict(refused.value.trailing_metadata() or ())
+    return refused.value.code(), metadata.get(REASON_KEY)
+
+
+def opening(envelope):
+    return lada_pb2.PostFrame(
+        opening=lada_pb2.Opening(header=envelope.header_bytes, signature=envelope.signature)
+    )
+
+
+def chunk(data, offset=0, digest=None):
+    return lada_pb2.PostFrame(
+        chunk=lada_pb2.Chunk(
+            offset=offset, data=data, sha256=digest or hashlib.sha256(data).digest()
+        )
+    )

@@ -1,0 +1,358 @@
+"""The board over real connections: what arrives, and what survives broken links and kills."""
+
+import http.server
+import multiprocessing
+import os
+import select
+import shutil
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from served_board import FIVE_MB, chunk, opening, raw_stub, refusal, serving
+
+from lada_clients.transport import BoardClient, RefusedByBoard
+from lada_protocol.roster import parse_roster
+from lada_protocol.wire import CHUNK_BYTES
+from lada_secure.errors import TransportError
+from lada_server.credentials import load_credentials
+from lada_server.limits import PeerLimits
+from lada_server.service import start_server
+from lada_server.store import BoardStore
+
+
+@pytest.fixture
+def served(study, tmp_path):
+    with serving(study, tmp_path) as one:
+        yield one
+
+
+def test_five_megabytes_go_up_and_come_down_unchanged_and_are_counted(served, study):
+    envelope = study.envelope("contribution", "bank", FIVE_MB)
+    with served.client("bank") as bank, served.client("auditor") as auditor:
+        assert bank.post(envelope, FIVE_MB) == 1
+        ((sequence, shown),) = auditor.list(0)
+        assert (sequence, shown.message_hash) == (1, envelope.message_hash)
+        assert auditor.fetch(shown) == FIVE_MB
+        header = len(envelope.header_bytes) + 64
+        assert bank.traffic.up_bytes == auditor.traffic.down_bytes == len(FIVE_MB) + header
+
+
+def test_posting_again_gives_the_same_receipt(served, study):
+    envelope = study.envelope("contribution", "bank", FIVE_MB)
+    with served.client("bank") as bank:
+        assert bank.post(envelope, FIVE_MB) == bank.post(envelope, FIVE_MB) == 1
+    assert len(served.store.visible("auditor", 0)) == 1
+
+
+def test_a_message_without_payload_needs_no_fetch(served, study):
+    with served.client("bank") as bank:
+        bank.post(study.envelope("acceptance", "bank"))
+        ((_, shown),) = bank.list(0)
+        assert bank.fetch(shown) == b""
+
+
+def test_another_message_in_the_same_place_is_refused_as_an_equivocation(served, study):
+    with served.client("bank") as bank:
+        bank.post(study.envelope("contribution", "bank", b"first"), b"first")
+        with pytest.raises(RefusedByBoard, match="a retry sends the same bytes") as refused:
+            bank.post(study.envelope("contribution", "bank", b"second"), b"second")
+    assert refused.value.reason == "equivocation"
+
+
+def test_a_waiting_list_returns_when_the_coordinator_posts(served, study):
+    with served.client("bank") as bank:
+        bank.list(0)
+        posted = []
+
+        def post():
+            posted.append(time.monotonic())
+            served.store.post(study.envelope("abort", "coordinator"))
+
+        timer = threading.Timer(0.4, post)
+        timer.start()
+        ((_, shown),) = bank.list(0, wait_s=15)
+        assert shown.header.kind == "abort"
+        assert time.monotonic() - posted[0] < 2
+        timer.join()
+
+
+def test_a_site_does_not_get_what_is_meant_for_another(served, study):
+    secret = study.envelope("scores", "coordinator", b"s", to="bank")
+    served.store.post(secret, b"s")
+    with served.client("hospital-a") as other, served.client("bank") as bank:
+        assert other.list(0) == []
+        with pytest.raises(RefusedByBoard) as refused:
+            other.fetch(secret)
+        assert refused.value.reason == "not_found"
+        assert bank.fetch(bank.list(0)[0][1]) == b"s"
+
+
+def test_fifty_waiting_lists_do_not_block_a_post(served, study):
+    limits = PeerLimits(concurrent_calls=20)
+    served.server.stop()
+    served.server = start_server(
+        "127.0.0.1:0",
+        credentials=load_credentials(study.identity("coordinator")),
+        store=served.store,
+        limits=limits,
+    )
+    parties = ("bank", "hospital-a", "hospital-b")
+    with served.client("bank") as poster:
+        clients = [served.client(parties[n % 3]) for n in range(50)]
+        found = []
+        waiters = [
+            threading.Thread(target=lambda one=one: found.append(len(one.list(0, wait_s=20))))
+            for one in clients
+        ]
+        for waiter in waiters:
+            waiter.start()
+        time.sleep(1.0)
+        started = time.monotonic()
+        poster.post(study.envelope("acceptance", "bank"))
+        for waiter in waiters:
+            waiter.join(10)
+        assert found == [1] * 50
+        assert time.monotonic() - started < 5
+        for one in clients:
+            one.close()
+
+
+def serve(identity, roster_file, folder, port, ready):
+    """Body of a coordinator process that can be killed."""
+    roster = parse_roster(roster_file.read_bytes())
+    store = BoardStore(
+        f"sqlite:///{folder / 'board.sqlite'}", payload_dir=folder / "payloads", roster=roster
+    )
+    server = start_server(f"127.0.0.1:{port}", credentials=load_credentials(identity), store=store)
+    ready.put(server.port)
+    threading.Event().wait()
+
+
+@contextmanager
+def coordinator_process(study, folder):
+    """A coordinator in a process of its own: start, kill and start again on one port."""
+    context = multiprocessing.get_context("spawn")
+    running = []
+
+    def start(port=0):
+        ready = context.Queue()
+        process = context.Process(
+            target=serve,
+            args=(
+                study.identity("coordinator"),
+                study.folder / "roster.json",
+                folder,
+                port,
+                ready,
+            ),
+            daemon=True,
+        )
+        process.start()
+        running.append(process)
+        return process, ready.get(timeout=60)
+
+    try:
+        yield start
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def test_calls_outlive_a_coordinator_that_is_killed_and_started_again(study, tmp_path):
+    envelope = study.envelope("contribution", "bank", FIVE_MB)
+    waits = []
+    with coordinator_process(study, tmp_path) as start:
+        process, port = start()
+        address = f"127.0.0.1:{port}"
+        options = {"roster": study.roster, "patience_s": 60, "on_wait": waits.append}
+        with (
+            BoardClient(
+                address, identity=study.identity("bank"), party_id="bank", **options
+            ) as bank,
+            BoardClient(
+                address, identity=study.identity("auditor"), party_id="auditor", **options
+            ) as auditor,
+        ):
+            assert bank.post(study.envelope("acceptance", "bank")) == 1
+            seen = []
+
+            def watch():
+                while len(seen) < 2:
+                    seen.extend(auditor.list(seen[-1][0] if seen else 0, wait_s=10))
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            poster = threading.Thread(target=bank.post, args=(envelope, FIVE_MB))
+            poster.start()
+            time.sleep(0.5)
+            start(port)
+            poster.join(60)
+            watcher.join(60)
+            assert [one.header.kind for _, one in seen] == ["acceptance", "contribution"]
+            assert auditor.fetch(seen[1][1]) == FIVE_MB
+            assert bank.post(envelope, FIVE_MB) == 2
+    assert any("refused" in one.because or "closed" in one.because for one in waits)
+
+
+class Tunnel:
+    """A TCP relay that counts bytes towards the client and cuts once after `cut_after_bytes`."""
+
+    def __init__(self, port, cut_after_bytes=None):
+        self.down_bytes = 0
+        self.connections = 0
+        self._port, self._left = port, cut_after_bytes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        self._listener.close()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._relay, args=(near,), daemon=True).start()
+
+    def _relay(self, near):
+        with near, socket.create_connection(("127.0.0.1", self._port)) as far:
+            while True:
+                for one in select.select([near, far], [], [])[0]:
+                    data = one.recv(65_536)
+                    if not data:
+                        return
+                    (far if one is near else near).sendall(data)
+                    if one is far:
+                        self.down_bytes += len(data)
+                        if self._left is not None and self.down_bytes > self._left:
+                            self._left = None
+                            return
+
+
+def test_a_download_goes_on_where_the_link_broke(served, study):
+    envelope = study.envelope("contribution", "bank", FIVE_MB)
+    served.store.post(envelope, FIVE_MB)
+    tunnel = Tunnel(served.server.port, cut_after_bytes=3_000_000)
+    client = BoardClient(
+        f"127.0.0.1:{tunnel.port}",
+        identity=study.identity("auditor"),
+        roster=study.roster,
+        party_id="auditor",
+        patience_s=20,
+    )
+    with client:
+        assert client.fetch(envelope) == FIVE_MB
+        # What a client counts is what it took: every byte of the payload once, none twice.
+        assert client.traffic.down_bytes == len(FIVE_MB)
+    tunnel.close()
+    assert tunnel.connections >= 3
+    assert tunnel.down_bytes < len(FIVE_MB) + 1_500_000
+
+
+def test_an_interrupted_upload_leaves_nothing_and_is_repeated(served, study, tmp_path):
+    envelope = study.envelope("contribution", "bank", FIVE_MB)
+
+    def half():
+        yield opening(envelope)
+        yield chunk(FIVE_MB[:CHUNK_BYTES])
+        time.sleep(30)
+
+    with raw_stub(served, study.identity("bank"), study.identity("bank")) as stub:
+        assert refusal(lambda: stub.Post(half(), timeout=1.0))[0] in (
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.CANCELLED,
+        )
+    deadline = time.monotonic() + 5
+    incoming = tmp_path / "payloads" / "incoming"
+    while list(incoming.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(incoming.iterdir()) == []
+    with served.client("bank") as bank:
+        assert bank.post(envelope, FIVE_MB) == 1
+
+
+def test_closing_a_client_ends_its_waiting_list(served):
+    bank = served.client("bank")
+    bank.list(0)
+    failures = []
+
+    def wait():
+        try:
+            bank.list(0, wait_s=20)
+        except TransportError as error:
+            failures.append(str(error))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.3)
+    bank.close()
+    waiter.join(5)
+    assert failures == ["the connection to the board was closed here"]
+
+
+def test_a_disk_that_refuses_is_waited_for_with_its_reason(served, study, tmp_path):
+    envelope = study.envelope("contribution", "bank", b"payload")
+    incoming = tmp_path / "payloads" / "incoming"
+    shutil.rmtree(incoming)
+    waits = []
+
+    def repair(waiting):
+        waits.append(waiting.because)
+        incoming.mkdir(exist_ok=True)
+
+    with served.client("bank", on_wait=repair) as bank:
+        assert bank.post(envelope, b"payload") == 1
+    assert "cannot store a payload" in waits[0]
+
+
+def test_a_proxy_of_the_environment_is_used_except_for_this_machine(served, study, monkeypatch):
+    seen = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            seen.append(self.path)
+            with socket.create_connection(("127.0.0.1", served.server.port)) as far:
+                self.send_response(200)
+                self.end_headers()
+                near = self.connection
+                while True:
+                    for one in select.select([near, far], [], [])[0]:
+                        data = one.recv(65_536)
+                        if not data:
+                            return
+                        (far if one is near else near).sendall(data)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        proxy.daemon_threads = True
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        with served.client("bank") as direct:
+            assert direct.list(0) == []
+        assert seen == []
+        with BoardClient(
+            "coordinator.example:7443",
+            identity=study.identity("bank"),
+            roster=study.roster,
+            party_id="bank",
+            patience_s=5,
+        ) as tunnelled:
+            assert tunnelled.list(0) == []
+        assert set(seen) == {"coordinator.example:7443"}
+        assert len(seen) == 2
+        proxy.shutdown()
+        thread.join()

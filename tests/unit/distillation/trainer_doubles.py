@@ -1,0 +1,184 @@
+"""Small models from configurations, a character tokenizer, and a ledger held in memory."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import torch
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from lada_secure.distillation.examples import PathExample, PrivateUnit
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.privacy.entries import CommitEntry, LedgerEntry, LedgerIdentity, sign_entry
+from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, LedgerHead, Reservation
+from lada_secure.privacy.replay import LedgerReplay
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789"
+PLAN_HASH = "ab" * 32
+ARCHITECTURES = ("llama", "gpt2", "qwen2", "gemma")
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"<pad>": 0, "<end>": 1, "<unk>": 2}
+    vocabulary |= {letter: at + 3 for at, letter in enumerate(LETTERS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
+
+
+def configuration(architecture: str, *, layers: int = 3) -> PretrainedConfig:
+    size = {"vocab_size": len(LETTERS) + 3, "bos_token_id": None, "eos_token_id": 1}
+    if architecture == "gpt2":
+        return GPT2Config(n_embd=32, n_layer=layers, n_head=4, n_positions=64, **size)
+    shared = {
+        **size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    }
+    if architecture == "llama":
+        return LlamaConfig(**shared)
+    if architecture == "qwen2":
+        return Qwen2Config(**shared)
+    return GemmaConfig(head_dim=8, **shared)
+
+
+def small_model(architecture: str = "llama", *, seed: int = 0, layers: int = 3) -> LanguageModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(configuration(architecture, layers=layers))
+        # Wider than the usual start, so that gradients are far above rounding errors.
+        for one in model.parameters():
+            if one.dim() > 1:
+                torch.nn.init.normal_(one, std=0.15)
+    model.eval()
+    return LanguageModel(
+        model=model, tokenizer=character_tokenizer(), name=architecture, max_tokens=64
+    )
+
+
+def stir_adapters(lm: LanguageModel, *, seed: int = 7) -> None:
+    """Give B values as after some training: with B = 0 half of the gradients are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, one in lm.model.named_parameters():
+            if "lora_B" in name:
+                one.copy_(torch.randn(one.shape, generator=generator) * 0.05)
+
+
+def text(seed: int, length: int) -> str:
+    return "".join(LETTERS[(seed * 31 + at * at * 7 + at * seed) % 26] for at in range(length))
+
+
+def example(seed: int, *, own: bool = True) -> PathExample:
+    return PathExample(
+        example_id=f"e{seed}",
+        prompt=text(seed, 4 + seed % 9),
+        path=text(seed + 100, 3 + (seed * 5) % 11),
+        own_path=text(seed + 200, 2 + (seed * 3) % 8) if own and seed % 3 else None,
+    )
+
+
+def units_of_sizes(*sizes: int, first: int = 0, own: bool = True) -> tuple[PrivateUnit, ...]:
+    found = []
+    seed = first
+    for number, size in enumerate(sizes):
+        examples = tuple(example(seed + at, own=own) for at in range(size))
+        found.append(PrivateUnit(unit_id=f"u{first}-{number}", examples=examples))
+        seed += size
+    return tuple(found)
+
+
+class MemoryLedger(LedgerBook):
+    """The ledger's own rules over a list: what the store on disk does, without the disk."""
+
+    def __init__(self, *, cap: float = 400.0) -> None:
+        self._key = Ed25519PrivateKey.generate()
+        raw = self._key.public_key().public_bytes(
+            serialization.Encoding.Raw, serialization.PublicFormat.Raw
+        )
+        self._replay = LedgerReplay(
+            LedgerIdentity(site="site-1", population="patients", public_key=raw)
+        )
+        self._caps = BudgetCaps(target_delta=1e-5, total_epsilon=cap, study_epsilon=cap)
+        self._entries: list[LedgerEntry] = []
+        self._outputs: dict[object, bytes] = {}
+        self._clock = datetime(2030, 1, 1, tzinfo=UTC)
+        self.decide(
+            "approve",
+            study_id="study",
+            plan_hash=PLAN_HASH,
+            expires=self._clock + timedelta(days=9),
+            decided_by="operator",
+        )
+
+    def _append(self, entry):
+        signed = sign_entry(entry, self._key)
+        self._replay.append(signed)
+        self._entries.append(signed)
+        return signed
+
+    def _now(self) -> datetime:
+        self._clock += timedelta(seconds=1)
+        return self._clock
+
+    def reserve(self, spec):
+        entry = self._replay.propose_reserve(
+            spec, caps=self._caps, data_fingerprint="cd" * 32, now=self._now()
+        )
+        if isinstance(entry, CommitEntry):
+            paid = self._replay.reserved(entry.reserve_hash)
+            return Reservation(
+                entry=paid,
+                entry_hash=entry.reserve_hash,
+                stored_output=self._outputs[entry.key],
+            )
+        signed = self._append(entry)
+        return Reservation(entry=signed, entry_hash=signed.entry_hash, stored_output=None)
+
+    def commit(self, reservation, output):
+        entry = self._append(self._replay.propose_commit(reservation, output, now=self._now()))
+        self._outputs[entry.key] = output
+        return entry
+
+    def decide(self, decision, *, study_id, plan_hash, expires, decided_by, statement=""):
+        return self._append(
+            self._replay.propose_decision(
+                decision,
+                study_id=study_id,
+                plan_hash=plan_hash,
+                expires=expires,
+                decided_by=decided_by,
+                statement=statement,
+                now=self._now(),
+            )
+        )
+
+    def stored_output(self, key):
+        return self._outputs.get(key)
+
+    def entries(self):
+        return tuple(self._entries)
+
+    def epsilon_spent(self, target_delta, *, study_id=None):
+        return self._replay.accountant(study_id).epsilon(target_delta)
+
+    def head(self) -> LedgerHead:
+        return self._replay.head()

@@ -1,0 +1,41 @@
+"""The generated code belongs to the .proto file beside it."""
+
+from pathlib import Path
+
+import grpc_tools
+from google.protobuf import descriptor_pb2
+from grpc_tools import protoc
+
+from lada_protocol import lada_pb2
+from lada_protocol.wire import CHUNK_BYTES, MAX_FRAME_BYTES
+
+PROTOCOL = Path(__file__).parents[3] / "protocol"
+INCLUDED = Path(grpc_tools.__file__).parent / "_proto"
+
+
+def test_the_committed_code_was_generated_from_the_committed_proto(tmp_path):
+    out = tmp_path / "descriptors"
+    assert not protoc.main(
+        [
+            "protoc",
+            f"-Ilada_protocol={PROTOCOL}",
+            f"-I{INCLUDED}",
+            f"--descriptor_set_out={out}",
+            "lada_protocol/lada.proto",
+        ]
+    )
+    fresh = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file[0]
+    committed = descriptor_pb2.FileDescriptorProto()
+    lada_pb2.DESCRIPTOR.CopyToProto(committed)
+    for one in (fresh, committed):
+        for message in one.message_type:
+            for field in message.field:
+                field.ClearField("json_name")
+    assert fresh == committed
+
+
+def test_the_largest_frames_fit_the_frame_limit():
+    data = lada_pb2.Chunk(offset=2**63, data=bytes(CHUNK_BYTES), sha256=bytes(32))
+    opening = lada_pb2.Opening(header=bytes(64 * 1024), signature=bytes(64))
+    for frame in (lada_pb2.PostFrame(chunk=data), lada_pb2.PostFrame(opening=opening)):
+        assert frame.ByteSize() <= MAX_FRAME_BYTES

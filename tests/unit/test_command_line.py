@@ -1,0 +1,143 @@
+"""The `lada` command as a user meets it: exit status, one message, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LADA = Path(sys.executable).with_name("lada")
+
+
+def lada(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the installed command with an empty cache and no colours."""
+    return subprocess.run(
+        [LADA, *arguments],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+            "LADA_CACHE_DIR": str(cwd / "cache"),
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_names_every_group_and_the_first_command(tmp_path: Path) -> None:
+    done = lada("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "lada mock run --preset tiny" in done.stdout
+    for group in ("audit", "auditor", "bench", "ca", "mock", "privacy", "server", "site"):
+        assert group in done.stdout
+
+
+def test_help_does_not_load_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom lada_secure.cli import build_app\nimport typer\n"
+        "typer.main.get_command(build_app())\n"
+        "print(sorted({'torch', 'transformers', 'tenseal', 'opacus'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_report_schema_is_printed_as_json(tmp_path: Path) -> None:
+    done = lada("mock", "schema", cwd=tmp_path)
+    assert done.returncode == 0
+    assert '"schema_version"' in done.stdout
+
+
+def _busy_port() -> tuple[socket.socket, int]:
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    holder.listen(1)
+    return holder, holder.getsockname()[1]
+
+
+CASES = {
+    "fewer than three sites": (["--preset", "tiny", "--sites", "2"], "--sites: expected 3"),
+    "an unknown preset": (["--preset", "huge"], "--preset: expected one of demo, tiny"),
+    "no rounds": (["--preset", "tiny", "--rounds", "0"], "--rounds: expected 1"),
+    "a negative seed": (["--preset", "tiny", "--seed", "-1"], "--seed: expected 0 or more"),
+    "a port that is none": (["--preset", "tiny", "--port", "70000"], "--port: expected 0 to"),
+    "text instead of a number": (["--preset", "tiny", "--sites", "three"], "three"),
+    "an option that does not exist": (["--fast"], "--fast"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), CASES.values(), ids=CASES.keys())
+def test_a_wrong_request_ends_with_status_2_and_writes_nothing(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    done = lada("mock", "run", "--out", "run", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_busy_port_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    holder, port = _busy_port()
+    with holder:
+        options = ("--preset", "tiny", "--port", str(port))
+        done = lada("mock", "run", "--out", "run", *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"--port {port}: cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    done = lada("mock", "run", "--preset", "tiny", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the folder is not empty" in done.stderr
+    assert [one.name for one in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_missing_data_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
+    (tmp_path / "cache" / "prepared").mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [LADA, "mock", "prepare", "--model", "no-such-model", "--cache-dir", tmp_path / "cache"],
+        env={**os.environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no-such-model" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("party", ["site", "auditor", "server"])
+def test_an_unknown_settings_key_is_named(tmp_path: Path, party: str) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text('party = "a"\nspeed = "fast"\n', encoding="utf-8")
+    done = lada(party, "run", "--settings", settings, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "unknown key 'speed'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("party", ["site", "auditor", "server"])
+def test_a_missing_settings_file_is_named(tmp_path: Path, party: str) -> None:
+    done = lada(party, "run", "--settings", "nowhere.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere.toml" in done.stderr
+    assert "Traceback" not in done.stderr
