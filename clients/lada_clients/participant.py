@@ -15,7 +15,7 @@ from lada_clients.credentials import load_credentials
 from lada_clients.outbox import Outbox
 from lada_clients.transport import BoardClient
 from lada_protocol.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
-from lada_protocol.events import EventLog
+from lada_protocol.events import EventLog, Patience
 from lada_protocol.identity import certificate_pem
 from lada_protocol.index import MessageIndex, Slot
 from lada_protocol.kinds import Kind
@@ -110,7 +110,7 @@ class Participant:
     _early: list[Envelope] = field(default_factory=list)
     _index: MessageIndex | None = None
     _plan: StudyPlan | None = None
-    _waiting: tuple[Wait, float] | None = None
+    _patience: Patience = field(default_factory=Patience)
 
     @property
     def index(self) -> MessageIndex:
@@ -198,11 +198,7 @@ class Participant:
 
     def wait(self, task: Wait) -> None:
         """Wait for others, telling the operator for whom, since when and why."""
-        now = self.events.clock()
-        if self._waiting is None or self._waiting[0] != task:
-            self._waiting = (task, now)
-        since = self._waiting[1]
-        self.events.waiting(task, since_s=now - since)
+        self._patience.wait(task, self.events)
         self.sync(wait_s=LONG_POLL_S)
 
     def _list(self, wait_s: float) -> list[Envelope]:

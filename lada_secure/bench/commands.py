@@ -15,9 +15,7 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 
 
-@app.command(
-    epilog="Example:  lada bench opening --entries 100000 --sites 10 --json"
-)
+@app.command(epilog="Example:  lada bench opening --entries 100000 --sites 10 --json")
 def opening(
     entries: Annotated[int, typer.Option(help="Length of each site's vector.")] = 100_000,
     sites: Annotated[int, typer.Option(help="Sites whose vectors are added.")] = 10,

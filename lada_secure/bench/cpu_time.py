@@ -10,11 +10,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from lada_secure.encryption.worker import WorkerProcess
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass(slots=True)
@@ -27,10 +28,17 @@ class Stopwatch:
     workers: Sequence[WorkerProcess]
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def measure(self, name: str, work: Callable[[], Result]) -> Result:
-        """Run `work` once and file its CPU time under `name`."""
+    def measure(
+        self,
+        name: str,
+        work: Callable[Arguments, Result],
+        /,
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Run `work` once with its arguments and file its CPU time under `name`."""
         before = self._now()
-        result = work()
+        result = work(*args, **kwargs)
         self.seconds.setdefault(name, []).append(self._now() - before)
         return result
 

@@ -132,9 +132,7 @@ def _run(
     )
     baseline = _Baseline()
     rng = np.random.default_rng(0)
-    vectors = {
-        name: rng.integers(-SITE_BOUND, SITE_BOUND + 1, params.length) for name in names
-    }
+    vectors = {name: rng.integers(-SITE_BOUND, SITE_BOUND + 1, params.length) for name in names}
     sealed = [ours.contribution(name, vectors[name]) for name in names]
     as_floats = {name: (vector / SITE_BOUND).tolist() for name, vector in vectors.items()}
     plain_sum = np.sum(list(vectors.values()), axis=0)
@@ -145,20 +143,14 @@ def _run(
     exact, baseline_error = True, 0.0
     for repetition in range(repetitions):
         name = names[repetition % sites]
-        watch.measure("encrypt", lambda name=name: ours.contribution(name, vectors[name]))
-        watch.measure(
-            "baseline_encrypt", lambda name=name: baseline.contribution(as_floats[name])
-        )
-        total = watch.measure("add", lambda: add_sealed(params, sealed))
-        baseline_total = watch.measure("baseline_add", lambda: baseline.add(encrypted))
-        watch.measure("add_arithmetic", lambda: _added(parsed, params))
-        watch.measure("baseline_add_arithmetic", lambda: baseline.add_loaded(loaded))
-        opened = watch.measure(
-            "open", lambda total=total: key.open_sum(total, params.sum_bound)
-        )
-        floats = watch.measure(
-            "baseline_open", lambda raw=baseline_total: baseline.open(raw)
-        )
+        watch.measure("encrypt", ours.contribution, name, vectors[name])
+        watch.measure("baseline_encrypt", baseline.contribution, as_floats[name])
+        total = watch.measure("add", add_sealed, params, sealed)
+        baseline_total = watch.measure("baseline_add", baseline.add, encrypted)
+        watch.measure("add_arithmetic", _added, parsed, params)
+        watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
+        opened = watch.measure("open", key.open_sum, total, params.sum_bound)
+        floats = watch.measure("baseline_open", baseline.open, baseline_total)
         exact = exact and bool((opened == plain_sum).all())
         error = np.abs(np.asarray(floats) * SITE_BOUND - plain_sum).max()
         baseline_error = max(baseline_error, float(error))
@@ -175,10 +167,12 @@ def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:
 def _added(
     parsed: list[npt.NDArray[np.uint64]], params: OpeningParameters
 ) -> npt.NDArray[np.uint64]:
+    modulus = np.uint64(params.coeff_modulus)
     total = parsed[0].copy()
     for one in parsed[1:]:
         total += one
-    return total % np.uint64(params.coeff_modulus)
+        np.minimum(total, total - modulus, out=total)
+    return total
 
 
 def _report(

@@ -100,16 +100,14 @@ def _run(
     baseline = _Baseline(features)
     watch = Stopwatch(workers=[server, site])
     query, baseline_query = key.encrypt(utilities), baseline.encrypt(utilities)
-    watch.measure("server_first", lambda: matrix.score(query))
+    watch.measure("server_first", matrix.score, query)
     error = baseline_error = 0.0
     scores, baseline_scores = b"", [b""]
     for _ in range(repetitions):
-        query = watch.measure("encrypt", lambda: key.encrypt(utilities))
-        scores = watch.measure("server", lambda query=query: matrix.score(query))
-        read = watch.measure("decrypt", lambda raw=scores: key.decrypt(raw, pool))
-        baseline_scores = watch.measure(
-            "baseline_server", lambda: baseline.score(baseline_query)
-        )
+        query = watch.measure("encrypt", key.encrypt, utilities)
+        scores = watch.measure("server", matrix.score, query)
+        read = watch.measure("decrypt", key.decrypt, scores, pool)
+        baseline_scores = watch.measure("baseline_server", baseline.score, baseline_query)
         baseline_read = baseline.decrypt(baseline_scores)
         error = max(error, float(np.abs(read - true).max()))
         baseline_error = max(baseline_error, float(np.abs(baseline_read - true).max()))

@@ -82,7 +82,8 @@ class MaskKey:
         except ValueError as error:
             # A point of small order: the "shared" secret would be zero for every peer.
             raise PeerError(
-                f"mask key of {peer_id}: not a usable X25519 key", reason="bad_mask_key",
+                f"mask key of {peer_id}: not a usable X25519 key",
+                reason="bad_mask_key",
                 peer=peer_id,
             ) from error
 
@@ -167,9 +168,7 @@ def masked(
         raise ParameterError(f"bound must be between 1 and half of {modulus}, got {bound}")
     low, high = int(array.min()), int(array.max())
     if low < -bound or high > bound:
-        raise ParameterError(
-            f"an entry is outside the declared bound of {bound}; nothing was sent"
-        )
+        raise ParameterError(f"an entry is outside the declared bound of {bound}; nothing was sent")
     shifted = array.astype(np.int64) + mask.astype(np.int64)
     return np.mod(shifted, modulus).astype(np.uint64)
 
@@ -210,9 +209,7 @@ def _mask_key(secret: bytes, fields: tuple[bytes, ...], length: int, modulus: in
     )
 
 
-def _accumulate(
-    total: npt.NDArray[np.int64], key: bytes, modulus: int, *, add: bool
-) -> None:
+def _accumulate(total: npt.NDArray[np.int64], key: bytes, modulus: int, *, add: bool) -> None:
     """Add or subtract one pair's mask, in place.
 
     The mask is the first `total.size` accepted words of the key stream. Words are 4 bytes where
@@ -229,7 +226,7 @@ def _accumulate(
     done = 0
     while done < total.size:
         # A block fits the processor's cache; which words are used does not depend on its size.
-        words = np.frombuffer(stream.update(zeros), dtype=word) & cut
+        words = np.bitwise_and(np.frombuffer(stream.update(zeros), dtype=word), cut)
         accepted = words[words < modulus][: total.size - done].view(signed)
         part = total[done : done + accepted.size]
         if add:

@@ -87,7 +87,7 @@ def _container(*body: Part) -> list[Part]:
 def _body(saved: bytes) -> bytes:
     magic, _, _, _, compression, _, size = _HEADER.unpack_from(saved)
     if magic != _MAGIC or size != len(saved) or compression not in (0, _ZSTD):
-        raise NativeLayoutError(f"unknown SEAL header {saved[:_HEADER.size].hex()}")
+        raise NativeLayoutError(f"unknown SEAL header {saved[: _HEADER.size].hex()}")
     if compression == 0:
         return saved[_HEADER.size :]
     return zstandard.ZstdDecompressor().decompressobj().decompress(saved[_HEADER.size :])

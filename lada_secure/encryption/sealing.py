@@ -90,9 +90,7 @@ def seal(
         block = np.zeros(count * POLY_MODULUS_DEGREE, dtype="<u8")
         part = entries[start * POLY_MODULUS_DEGREE :][: block.size]
         block[: part.size] = part
-        sealed += process.call(
-            "seal", [which, key.coefficients, block.data], foreign="opening key"
-        )
+        sealed += process.call("seal", [which, key.coefficients, block.data], foreign="opening key")
     return frame(SEALED_MAGIC, params.digest, *sealed)
 
 
@@ -137,9 +135,10 @@ class SealedSum:
         chunks = [sealed_chunk(body, index, self._params) for index in range(self._params.chunks)]
         modulus = np.uint64(self._params.coeff_modulus)
         for total, chunk in zip(self._total, chunks, strict=True):
-            # Both are below q < 2^60, so the sum fits and one subtraction reduces it.
+            # Both are below q < 2^60, so the sum fits; where it is below q already, the
+            # subtraction wraps around to something larger and the minimum keeps the sum.
             total += chunk
-            np.subtract(total, modulus, out=total, where=total >= modulus)
+            np.minimum(total, total - modulus, out=total)
         self._count += 1
 
     def to_bytes(self) -> bytes:
@@ -169,9 +168,7 @@ def add_sealed(params: OpeningParameters, sealed: Sequence[bytes]) -> bytes:
     return total.to_bytes()
 
 
-def _entries(
-    values: npt.NDArray[np.integer], params: OpeningParameters
-) -> npt.NDArray[np.uint64]:
+def _entries(values: npt.NDArray[np.integer], params: OpeningParameters) -> npt.NDArray[np.uint64]:
     array = np.asarray(values)
     if array.shape != (params.length,):
         raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")

@@ -96,6 +96,11 @@ class WorkerProcess:
                 if foreign is None:
                     raise TransportError(message) from error
                 raise PeerError(f"{foreign}: {message}", reason="native_failure") from error
+            except BaseException:
+                # Interrupted in the middle of a frame: the pipe cannot be used again.
+                self._child = None
+                child.end()
+                raise
         if bytes(reply[0]) == b"ok":
             return reply[1:]
         text = bytes(reply[-1]).decode("utf-8", "replace")[:500]

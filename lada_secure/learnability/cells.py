@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster.vq import kmeans2
-from scipy.stats import rankdata
 
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError, PeerError
@@ -161,6 +159,9 @@ def fit_clusters(embeddings: npt.ArrayLike, count: int, seed: int) -> Clusters:
     count = min(count, len(distinct))
     if count == len(distinct):
         return _largest_first(distinct, points)
+    # Imported late: scipy.cluster takes a second, and only the coordinator ever clusters.
+    from scipy.cluster.vq import kmeans2
+
     generator = np.random.default_rng(seed)
     best: FloatArray | None = None
     lowest = np.inf
@@ -201,7 +202,9 @@ def difficulty_bins(losses: npt.ArrayLike, bins: int) -> IntArray:
             f"difficulty losses: expected (n,) without NaN, n > 0, got shape {values.shape}"
         )
     # Ranks rather than edges between losses: infinite losses have ranks, too.
-    middles = (rankdata(values, method="average") - 0.5) / len(values)
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    below = np.cumsum(counts) - counts
+    middles = (below + counts / 2.0)[place] / len(values)
     assigned: IntArray = np.floor(bins * middles).astype(np.int64)
     return assigned
 

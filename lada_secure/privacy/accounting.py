@@ -110,29 +110,39 @@ def _gaussian_pld(precision: float, interval: float) -> pld.PrivacyLossDistribut
 
 
 @lru_cache(maxsize=256)
-def _rdp_of_one(noise_multiplier: float, sampling_probability: float | None) -> _Floats:
+def _rdp_of_step(noise_multiplier: float, sampling_probability: float) -> _Floats:
     accountant = rdp.RdpAccountant()
-    if sampling_probability is None:
-        accountant.compose(to_dp_event(GaussianEvent(noise_multiplier=noise_multiplier)))
-    else:
-        accountant.compose(
-            to_dp_event(
-                DpSgdEvent(
-                    noise_multiplier=noise_multiplier,
-                    sampling_probability=sampling_probability,
-                    steps=1,
-                )
+    accountant.compose(
+        to_dp_event(
+            DpSgdEvent(
+                noise_multiplier=noise_multiplier,
+                sampling_probability=sampling_probability,
+                steps=1,
             )
         )
+    )
     vector: _Floats = np.array(accountant.rdp, dtype=np.float64)
     vector.setflags(write=False)
     return vector
 
 
-def _rdp_of(part: EventPart) -> _Floats:
-    if isinstance(part, GaussianEvent):
-        return part.count * _rdp_of_one(part.noise_multiplier, None)
-    return part.steps * _rdp_of_one(part.noise_multiplier, part.sampling_probability)
+def _rdp_vector(precision: float, steps: Mapping[_Group, int]) -> _Floats:
+    # A Gaussian's RDP is order / (2 sigma^2); Mironov 2017, Cor. 3.
+    orders: _Floats = np.array(rdp.DEFAULT_RDP_ORDERS, dtype=np.float64)
+    vector: _Floats = orders * (precision / 2.0)
+    for group, count in steps.items():
+        vector = vector + count * _rdp_of_step(*group)
+    return vector
+
+
+def _order_two(precision: float, steps: Mapping[_Group, int]) -> float:
+    """RDP of order 2, in closed form: ln(1 + q^2 (exp(1/sigma^2) - 1)) a step."""
+    total = precision
+    for (noise_multiplier, q), count in steps.items():
+        exponent = noise_multiplier**-2
+        grown = math.log1p(q * q * math.expm1(exponent)) if exponent < 500.0 else exponent
+        total += count * grown
+    return total
 
 
 def _epsilon_from_rdp(vector: _Floats, target_delta: float) -> float:
@@ -162,17 +172,13 @@ class _Composition:
     precision: float  # sum of 1 / noise_multiplier^2 over the unsampled Gaussian releases
     steps: Mapping[_Group, int]  # (noise_multiplier, sampling_probability) -> DP-SGD steps
     sampled: pld.PrivacyLossDistribution | None  # PLD of all `steps` at `interval`
-    rdp: _Floats
+    beyond: bool  # epsilon is above the limit for any delta up to 1/2; `sampled` is not kept
 
     def plus(self, parts: Iterable[EventPart]) -> _Composition:
         """This composition and the parts; equal DP-SGD parts are composed in one go."""
-        precision = self.precision
-        steps = dict(self.steps)
-        vector = self.rdp
-        interval = self.interval
+        precision, steps, interval = self.precision, dict(self.steps), self.interval
         chunks: dict[tuple[float, float, int], int] = {}
         for part in parts:
-            vector = vector + _rdp_of(part)
             if isinstance(part, GaussianEvent):
                 precision += part.count / part.noise_multiplier**2
                 continue
@@ -184,28 +190,22 @@ class _Composition:
             chunk = (*group, part.steps)
             chunks[chunk] = chunks.get(chunk, 0) + 1
             interval = min(interval, _interval_for(*group))
-        if interval == self.interval:
-            work = [((s, q, n), times) for (s, q, n), times in chunks.items()]
-            sampled = self.sampled
-        else:
+        beyond = self.beyond or _is_beyond(precision, steps, 0.5)
+        sampled = None
+        if not beyond and interval == self.interval:
+            sampled = _composed(self.sampled, chunks, interval)
+        elif not beyond:
             # A finer grid than so far: distributions on two grids cannot be composed.
-            work = [((s, q, n), 1) for (s, q), n in steps.items()]
-            sampled = None
-        if _epsilon_from_rdp(vector, 0.5) <= EPSILON_LIMIT:
-            for (s, q, n), times in work:
-                one = _chunk_pld(s, q, n, interval)
-                piece = one if times == 1 else one.self_compose(times)
-                sampled = piece if sampled is None else sampled.compose(piece)
+            sampled = _composed(None, {(s, q, n): 1 for (s, q), n in steps.items()}, interval)
         return _Composition(
-            interval=interval, precision=precision, steps=steps, sampled=sampled, rdp=vector
+            interval=interval, precision=precision, steps=steps, sampled=sampled, beyond=beyond
         )
 
     def epsilon(self, target_delta: float) -> float:
         """Epsilon at delta by PLD; `math.inf` above `EPSILON_LIMIT`."""
-        if not self.rdp.any():
+        if not self.precision and not self.steps:
             return 0.0
-        epsilon_rdp = _epsilon_from_rdp(self.rdp, target_delta)
-        if epsilon_rdp > EPSILON_LIMIT:
+        if self.beyond or _is_beyond(self.precision, self.steps, target_delta):
             return math.inf
         total = self.sampled
         if self.precision > 0.0:
@@ -214,14 +214,42 @@ class _Composition:
             total = gaussian if total is None else total.compose(gaussian, 0.0)
         if total is None:
             raise LocalProtocolError("accounting: releases were counted but none was composed")
-        epsilon = float(total.get_epsilon_for_delta(target_delta))
-        cross_check(epsilon, epsilon_rdp)
-        return epsilon
+        return float(total.get_epsilon_for_delta(target_delta))
+
+    def epsilon_rdp(self, target_delta: float) -> float:
+        """Epsilon at delta by RDP."""
+        return _epsilon_from_rdp(_rdp_vector(self.precision, self.steps), target_delta)
+
+    def checked_epsilon(self, target_delta: float) -> float:
+        """`epsilon`, after RDP has agreed that it is not too high."""
+        by_pld = self.epsilon(target_delta)
+        if by_pld < math.inf:
+            cross_check(by_pld, self.epsilon_rdp(target_delta))
+        return by_pld
+
+
+def _is_beyond(precision: float, steps: Mapping[_Group, int], target_delta: float) -> bool:
+    # Order 2 alone is a bound and costs nothing; only where it is not enough, all orders are.
+    if _order_two(precision, steps) - math.log(target_delta) <= EPSILON_LIMIT:
+        return False
+    return _epsilon_from_rdp(_rdp_vector(precision, steps), target_delta) > EPSILON_LIMIT
+
+
+def _composed(
+    start: pld.PrivacyLossDistribution | None,
+    chunks: Mapping[tuple[float, float, int], int],
+    interval: float,
+) -> pld.PrivacyLossDistribution | None:
+    total = start
+    for chunk, times in chunks.items():
+        one = _chunk_pld(*chunk, interval)
+        piece = one if times == 1 else one.self_compose(times)
+        total = piece if total is None else total.compose(piece)
+    return total
 
 
 def _empty() -> _Composition:
-    zero: _Floats = np.zeros(len(rdp.DEFAULT_RDP_ORDERS), dtype=np.float64)
-    return _Composition(interval=_INTERVALS[0], precision=0.0, steps={}, sampled=None, rdp=zero)
+    return _Composition(interval=_INTERVALS[0], precision=0.0, steps={}, sampled=None, beyond=False)
 
 
 class PldAccountant:
@@ -268,19 +296,19 @@ class PldAccountant:
 
         Raises: ParameterError: delta outside [1e-10, 1). LocalProtocolError: PLD above RDP.
         """
-        return self._flushed().epsilon(check_target_delta(target_delta))
+        return self._flushed().checked_epsilon(check_target_delta(target_delta))
 
     def epsilon_with(self, event: PrivacyEvent, target_delta: float) -> float:
         """Epsilon after one more release, which is not counted yet."""
-        return self._with(event).epsilon(check_target_delta(target_delta))
+        return self._with(event).checked_epsilon(check_target_delta(target_delta))
 
     def epsilon_rdp(self, target_delta: float) -> float:
         """The cross-check: epsilon by Renyi DP, an upper bound that is looser than PLD."""
-        return _epsilon_from_rdp(self._flushed().rdp, check_target_delta(target_delta))
+        return self._flushed().epsilon_rdp(check_target_delta(target_delta))
 
     def epsilon_rdp_with(self, event: PrivacyEvent, target_delta: float) -> float:
         """`epsilon_rdp` after one more release, which is not counted yet."""
-        return _epsilon_from_rdp(self._with(event).rdp, check_target_delta(target_delta))
+        return self._with(event).epsilon_rdp(check_target_delta(target_delta))
 
 
 def epsilon(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
@@ -290,9 +318,8 @@ def epsilon(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
         `math.inf` above 500.
     Raises: ParameterError: delta outside [1e-10, 1). LocalProtocolError: PLD above RDP.
     """
-    accountant = PldAccountant()
-    accountant.compose_all(_merged(events))
-    return accountant.epsilon(target_delta)
+    check_target_delta(target_delta)
+    return _empty().plus(_merged(events)).checked_epsilon(target_delta)
 
 
 def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
@@ -300,17 +327,19 @@ def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float
 
     Raises: ParameterError: delta outside [1e-10, 1).
     """
-    accountant = PldAccountant()
-    total = accountant._now.rdp
-    for event in events:
-        for part in event_parts(event):
-            total = total + _rdp_of(part)
-    return _epsilon_from_rdp(total, check_target_delta(target_delta))
+    check_target_delta(target_delta)
+    precision, steps = 0.0, dict[_Group, int]()
+    for part in _merged(events):
+        if isinstance(part, GaussianEvent):
+            precision += part.count / part.noise_multiplier**2
+        else:
+            steps[part.noise_multiplier, part.sampling_probability] = part.steps
+    return _epsilon_from_rdp(_rdp_vector(precision, steps), target_delta)
 
 
-def _merged(events: Sequence[PrivacyEvent]) -> list[PrivacyEvent]:
+def _merged(events: Sequence[PrivacyEvent]) -> list[EventPart]:
     """The same releases with the steps of equal DP-SGD settings added up."""
-    merged: list[PrivacyEvent] = []
+    merged: list[EventPart] = []
     steps: dict[_Group, int] = {}
     for event in events:
         for part in event_parts(event):
@@ -356,9 +385,13 @@ def calibrate_noise_multiplier(
         )
 
     def cost(noise_multiplier: float) -> float:
-        return epsilon([*other_events, event_of(noise_multiplier)], target_delta=target_delta)
+        # The search asks PLD alone: cross-checking every candidate would double its time.
+        parts = _merged([*other_events, event_of(noise_multiplier)])
+        return _empty().plus(parts).epsilon(target_delta)
 
-    return least_noise(cost, target_epsilon=target_epsilon)
+    found = least_noise(cost, target_epsilon=target_epsilon)
+    _empty().plus(_merged([*other_events, event_of(found)])).checked_epsilon(target_delta)
+    return found
 
 
 def least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> float:

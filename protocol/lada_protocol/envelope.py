@@ -177,6 +177,10 @@ def envelope_from_line(line: bytes, *, roster: Roster) -> Envelope:
     if not isinstance(value, dict) or set(value) != {"header", "signature"}:
         raise PeerError("expected an object with header and signature")
     header, signature = value["header"], value["signature"]
-    if not isinstance(header, str) or not isinstance(signature, str) or not _HEX.fullmatch(signature):
+    if (
+        not isinstance(header, str)
+        or not isinstance(signature, str)
+        or not _HEX.fullmatch(signature)
+    ):
         raise PeerError("header and signature must be strings, the signature in lower-case hex")
     return parse_envelope(header.encode("ascii"), bytes.fromhex(signature), roster=roster)

@@ -11,11 +11,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_protocol.coordinator_round import next_coordinator_task
 from lada_protocol.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
-from lada_protocol.events import EventLog
+from lada_protocol.events import EventLog, Patience
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import OpenedBody, parse_body
 from lada_protocol.opening import opened_values, purpose_parameters
+from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.roster import Roster
 from lada_protocol.tasks import (
     AbortAttempt,
@@ -77,7 +78,7 @@ class Coordinator:
     _index: MessageIndex = field(init=False)
     _sequence: int = 0
     _given_up: set[tuple[int, str]] = field(default_factory=set)
-    _waiting: tuple[Wait, float, float] | None = None
+    _patience: Patience = field(default_factory=Patience)
     _view: PoolView | None = None
     _matrix: PoolMatrix | None = None
     _sent_bytes: int = 0
@@ -122,16 +123,12 @@ class Coordinator:
                 self._index.add(envelope)
 
     def _wait(self, task: Wait) -> None:
-        now = time.monotonic()
-        if self._waiting is None or self._waiting[0] != task:
-            self._waiting = (task, now, self.events.clock())
-        _, since, _ = self._waiting
-        if now - since > self.study.plan.phase_timeout_s:
-            joined = bool(self._index.attempts(Kind.COHORT, round_id=0, purpose="statistics"))
+        waited_s = self._patience.wait(task, self.events)
+        if waited_s > self.study.plan.phase_timeout_s:
+            joined = bool(self._index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
             round_id = task.round_id if joined else -1
             self._given_up.update((round_id, party) for party in task.parties)
             return
-        self.events.waiting(task, since_s=now - since)
         if self._view is None and self._index.find(Kind.CLUSTERS, sender=self._me) is not None:
             # The LLM looks at the pool while the sites compute their statistics.
             self._look_at_pool()
@@ -259,8 +256,8 @@ class Coordinator:
 
     def _demand(self, round_id: int) -> list[int]:
         """How many sites want each sample, as the auditor opened it."""
-        opened = self._index.opened(round_id, "demand", auditor=self.roster.auditor.id)
-        attempt = Attempt(round_id=round_id, purpose="demand", number=opened.header.attempt)
+        opened = self._index.opened(round_id, DEMAND, auditor=self.roster.auditor.id)
+        attempt = Attempt(round_id=round_id, purpose=DEMAND, number=opened.header.attempt)
         mine = self._index.at(Kind.SUM, attempt, sender=self._me)
         if mine is None or parse_body(opened, OpenedBody).sum_message != mine.message_hash:
             raise PeerError(
@@ -269,7 +266,7 @@ class Coordinator:
                 peer=self.roster.auditor.id,
                 round_id=round_id,
             )
-        return opened_values(self._read(opened.message_hash), self.study.plan, "demand")
+        return opened_values(self._read(opened.message_hash), self.study.plan, DEMAND)
 
     def _previous(self, round_id: int) -> str:
         """Hash of the transcript before this round."""

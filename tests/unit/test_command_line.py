@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from lada_clients.mock.layout import RunLayout
+from lada_clients.mock.preparation import settings_tables
+from lada_clients.mock.presets import preset_for
+from lada_clients.mock.toml_text import toml_text
+
 LADA = Path(sys.executable).with_name("lada")
 
 
@@ -56,6 +61,19 @@ def test_the_report_schema_is_printed_as_json(tmp_path: Path) -> None:
     done = lada("mock", "schema", cwd=tmp_path)
     assert done.returncode == 0
     assert '"schema_version"' in done.stdout
+
+
+def complete_settings(party: str) -> str:
+    """A settings file of a party with all its keys; the files it names do not exist."""
+    preset = preset_for("tiny", sites=3, rounds=None, seed=0)
+    layout = RunLayout(root=Path("run").absolute(), site_ids=("site-a",))
+    tables = settings_tables(
+        layout, preset, port=7000, roster_sha256="ab" * 32, cache_dir=Path("cache"), seed=0
+    )
+    folder = {"site": layout.site("site-a"), "auditor": layout.auditor}.get(
+        party, layout.coordinator
+    )
+    return toml_text(tables[folder.settings])
 
 
 def _busy_port() -> tuple[socket.socket, int]:
@@ -126,12 +144,14 @@ def test_missing_data_is_refused_before_the_folder_is_made(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("party", ["site", "auditor", "server"])
-def test_an_unknown_settings_key_is_named(tmp_path: Path, party: str) -> None:
+def test_an_unknown_settings_key_is_named_with_those_that_are_known(
+    tmp_path: Path, party: str
+) -> None:
     settings = tmp_path / "settings.toml"
-    settings.write_text('party = "a"\nspeed = "fast"\n', encoding="utf-8")
+    settings.write_text(complete_settings(party) + 'speed = "fast"\n', encoding="utf-8")
     done = lada(party, "run", "--settings", settings, cwd=tmp_path)
     assert done.returncode == 2
-    assert "unknown key 'speed'" in done.stderr
+    assert "unknown key 'speed'; known keys are " in done.stderr
     assert "Traceback" not in done.stderr
 
 

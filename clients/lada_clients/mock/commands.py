@@ -60,7 +60,7 @@ def run(
 
     from lada_clients.mock.federation import Request, RunFailed, run_federation
     from lada_clients.mock.supervisor import Interrupted, signals_as_exceptions
-    from lada_clients.mock.view import print_summary
+    from lada_clients.mock.view import print_summary, summary_console
     from lada_clients.mock.weights import default_cache_dir
 
     progress = Console(stderr=True)
@@ -79,11 +79,14 @@ def run(
     except Interrupted as stop:
         progress.print(f"stopped by {stop}; no process is left", style="bold red")
         raise typer.Exit(128 + stop.signal_number) from None
+    except KeyboardInterrupt:
+        progress.print("interrupted; no process is left", style="bold red")
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:
         print_summary(
-            Console(),
+            summary_console(),
             report,
             files={
                 "report": str(layout.report_html),

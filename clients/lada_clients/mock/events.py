@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from lada_secure.errors import ParameterError
 
@@ -59,8 +59,12 @@ class Epsilon(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy(_Event):
-    """Share of right answers on the site's own held-out records. Never leaves its folder."""
+    """Share of right answers on the site's own held-out records. Never leaves its folder.
 
+    `when` is `before` the first round or `after` a round.
+    """
+
+    when: Literal["before", "after"]
     accuracy: float
     n: int
 
@@ -81,7 +85,9 @@ class Finished(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(_Event):
-    """The party gave up."""
+    """The party gave up; `message` says why."""
+
+    message: str
 
 
 Event: TypeAlias = (
@@ -132,7 +138,12 @@ def _build(row: dict[str, Any]) -> Event | None:
         case "epsilon":
             return Epsilon(**common, epsilon=float(row["epsilon"]), cap=float(row["cap"]))
         case "accuracy":
-            return Accuracy(**common, accuracy=float(row["accuracy"]), n=int(row["n"]))
+            return Accuracy(
+                **common,
+                when="before" if row["when"] == "before" else "after",
+                accuracy=float(row["accuracy"]),
+                n=int(row["n"]),
+            )
         case "waiting":
             return Waiting(
                 **common,
@@ -143,7 +154,7 @@ def _build(row: dict[str, Any]) -> Event | None:
         case "finished":
             return Finished(**common)
         case "failed":
-            return Failed(**common)
+            return Failed(**common, message=str(row["message"]))
         case _:
             return None
 

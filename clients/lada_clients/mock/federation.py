@@ -21,6 +21,7 @@ from lada_clients.mock.preparation import (
     machine,
     make_identities,
     party_children,
+    study_id_of,
     write_data,
     write_settings,
 )
@@ -87,7 +88,6 @@ def run_federation(request: Request, *, console: Console) -> tuple[RunLayout, Re
             roster_sha256=roster_sha256,
             cache_dir=cache_dir,
             seed=request.seed,
-            study_id=_study_id(preset, request.seed),
         )
         title = f"LaDa, preset {preset.name}, {len(data.sites)} sites"
         with open_screen(console, title=title, rounds=preset.rounds) as screen:
@@ -124,7 +124,7 @@ def _report(
         software_version=version("lada-secure"),
     )
     study = Study(
-        study_id=_study_id(preset, request.seed),
+        study_id=study_id_of(preset, seed=request.seed),
         title=preset.title,
         slm=preset.slm,
         llm=preset.llm,
@@ -168,10 +168,6 @@ def _write_report(layout: RunLayout, report: Report) -> None:
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise TransportError(f"cannot write {error.filename}: {error.strerror}") from error
-
-
-def _study_id(preset: Preset, seed: int) -> str:
-    return f"mock-{preset.name}-{seed}"
 
 
 def _say(console: Console, text: str) -> None:

@@ -230,7 +230,8 @@ def _heat_map(site: SiteReport, allocation: Allocation, highest: int) -> str:
             [
                 "no such cell"
                 if cell is None
-                else f"cluster {cell.cluster}, difficulty {cell.difficulty}: {cell.picked} picked; "
+                else f"cluster {cell.cluster}, difficulty {cell.difficulty}: {cell.picked} picked, "
+                f"{cell.trained} trained on; "
                 f"utility {cell.utility:.3f}, mass {cell.mass:.3f}, band {cell.band:.3f}, "
                 f"exploitation {cell.exploitation:.3f}, exploration {cell.exploration:.3f}, "
                 + ("no reward yet" if cell.reward is None else f"reward {cell.reward:.3f}")
@@ -260,7 +261,7 @@ def _cost(report: Report) -> str:
     seconds = charts.stacked_bars(
         _bars(report, steps, lambda one: one.seconds, lambda value: f"{value:.1f} s"),
         text=lambda value: f"{value:g} s" if value == int(value) else f"{value:.1f} s",
-        label="seconds, waiting included",
+        label="seconds of work",
         title="Seconds per party and step",
         description="One bar a party, one part a step.",
     )

@@ -150,16 +150,36 @@ def write_settings(
     roster_sha256: str,
     cache_dir: Path,
     seed: int,
-    study_id: str,
 ) -> None:
     """Write every party's settings, the study file and the sites' policies.
 
     Raises: TransportError: the disk refuses.
     """
+    tables = settings_tables(
+        layout, preset, port=port, roster_sha256=roster_sha256, cache_dir=cache_dir, seed=seed
+    )
+    try:
+        for path, table in tables.items():
+            path.write_text(toml_text(table), encoding="utf-8")
+    except OSError as error:
+        raise TransportError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def settings_tables(
+    layout: RunLayout,
+    preset: Preset,
+    *,
+    port: int,
+    roster_sha256: str,
+    cache_dir: Path,
+    seed: int,
+) -> dict[Path, Table]:
+    """Every settings file of a run by its path."""
     address = f"{HOST}:{port}"
-    files: dict[Path, Table] = {
-        layout.coordinator.settings: {
-            **_common(layout.coordinator, COORDINATOR, layout),
+    coordinator, auditor = layout.coordinator, layout.auditor
+    tables: dict[Path, Table] = {
+        coordinator.settings: {
+            **_common(coordinator, COORDINATOR, layout),
             "listen": f"{LOOPBACK}:{port}",
             "study": "study.toml",
             "pool": "pool.jsonl",
@@ -167,19 +187,19 @@ def write_settings(
             "cache_dir": cache_dir,
             "threads": preset.threads,
         },
-        layout.coordinator.root / "study.toml": study_table(preset, seed=seed, study_id=study_id),
-        layout.auditor.settings: {
-            **_common(layout.auditor, AUDITOR, layout),
+        coordinator.root / "study.toml": study_table(preset, seed=seed),
+        auditor.settings: {
+            **_common(auditor, AUDITOR, layout),
             "coordinator": address,
             "roster_sha256": roster_sha256,
-            "export_dir": Path(os.path.relpath(layout.export, layout.auditor.root)),
+            "export_dir": Path(os.path.relpath(layout.export, auditor.root)),
             "epsilon_cap": preset.privacy.epsilon_cap,
             "wait_s": WAIT_S,
         },
     }
     for site_id in layout.site_ids:
         folder = layout.site(site_id)
-        files[folder.settings] = {
+        tables[folder.settings] = {
             **_common(folder, site_id, layout),
             "coordinator": address,
             "policy": "policy.toml",
@@ -191,20 +211,21 @@ def write_settings(
             "physical_batch_size": preset.physical_batch_size,
             "wait_s": WAIT_S,
         }
-        files[folder.root / "policy.toml"] = policy_table(
+        tables[folder.root / "policy.toml"] = policy_table(
             preset, roster_sha256=roster_sha256, population=f"{site_id}.records"
         )
-    try:
-        for path, table in files.items():
-            path.write_text(toml_text(table), encoding="utf-8")
-    except OSError as error:
-        raise TransportError(f"cannot write {error.filename}: {error.strerror}") from error
+    return tables
 
 
-def study_table(preset: Preset, *, seed: int, study_id: str) -> Table:
+def study_id_of(preset: Preset, *, seed: int) -> str:
+    """The id of a mock study; ledgers of different runs never meet, so it need not be unique."""
+    return f"mock-{preset.name}-{seed}"
+
+
+def study_table(preset: Preset, *, seed: int) -> Table:
     """`study.toml`: the study as its operator proposes it."""
     return {
-        "study_id": study_id,
+        "study_id": study_id_of(preset, seed=seed),
         "title": preset.title,
         "valid_days": 1.0,
         "rounds": preset.rounds,

@@ -17,7 +17,7 @@ from lada_clients.mock.events import (
     Waiting,
 )
 
-REPEATED_WAIT_S = 1.0
+LONG_WAIT_S = 5.0
 
 Phase = Literal["starting", "working", "waiting", "finished", "failed"]
 
@@ -93,23 +93,24 @@ def event_line(event: Event, *, started_s: float) -> str | None:
     match event:
         case StepFinished():
             what = (
-                f"round {event.round_id}, {event.step}: {event.seconds:.1f} s, "
+                f"round {event.round_id + 1}, {event.step}: {event.seconds:.1f} s, "
                 f"{bytes_text(event.bytes_up)} up, {bytes_text(event.bytes_down)} down"
             )
-        case Epsilon():
-            what = f"epsilon {event.epsilon:.3f} of {event.cap:g}"
         case Accuracy():
             what = f"held-out accuracy {event.accuracy:.1%} of {event.n} records"
         case Waiting():
-            # Repeated while the wait goes on; the first one says it all.
-            if event.waited_s >= REPEATED_WAIT_S:
+            # Short waits are the rule; one that goes on is told again now and then.
+            if event.waited_s < LONG_WAIT_S:
                 return None
-            what = f"waiting for {', '.join(event.awaited)}: {event.because}"
+            what = (
+                f"waits for {', '.join(event.awaited)} since {event.waited_s:.0f} s: "
+                f"{event.because}"
+            )
         case Finished():
             what = "finished"
         case Failed():
-            what = "failed"
-        case StepStarted() | Progress():
+            what = f"failed: {event.message}"
+        case StepStarted() | Progress() | Epsilon():
             return None
     return f"{event.time_s - started_s:7.1f} s  {event.party:<12}  {what}"
 

@@ -24,8 +24,8 @@ NOTES = (
     "many sites want it.",
     "Epsilon is the value that the site's ledger holds after each reservation, at the target delta "
     "of the study. `lada audit verify` recomputes it from the exported files.",
-    "Seconds are wall-clock time of parties that share one machine; bytes are application payloads "
-    "and headers, without TLS and HTTP/2 framing.",
+    "Seconds are wall-clock time of work, without waiting, of parties that share one machine; "
+    "bytes are the messages that a party itself sent and received, without TLS and HTTP/2 framing.",
 )
 
 
@@ -103,6 +103,7 @@ class Cell(BaseModel):
     exploration: float
     utility: float
     picked: Annotated[int, Field(ge=0, description="samples of this cell that the site picked")]
+    trained: Annotated[int, Field(ge=0, description="of those, with a path that passed the screen")]
     reward: Annotated[
         float | None, Field(description="what training on it brought; null in the first round")
     ]
@@ -237,16 +238,8 @@ def _site(
     started_s: float,
 ) -> SiteReport:
     accuracy = tuple(_accuracy_points([one for one in events if isinstance(one, Accuracy)]))
-    epsilon = tuple(
-        EpsilonPoint(
-            elapsed_s=round(one.time_s - started_s, 3),
-            round=one.round_id,
-            step=one.step,
-            epsilon=one.epsilon,
-        )
-        for one in events
-        if isinstance(one, Epsilon)
-    )
+    told = [one for one in events if isinstance(one, Epsilon)]
+    epsilon = tuple(_epsilon_points(told, started_s=started_s))
     return SiteReport(
         party=facts.party,
         records=facts.records,
@@ -262,15 +255,30 @@ def _site(
 
 
 def _accuracy_points(measured: Sequence[Accuracy]) -> list[AccuracyPoint]:
-    # A site measures once before its first round and once after every round; after round k is
-    # before round k + 1. A resumed site measures a round again: the later value counts.
-    points: dict[tuple[int, Literal["before", "after"]], AccuracyPoint] = {}
-    for one in measured:
-        when: Literal["before", "after"] = "after" if points else "before"
-        points[(one.round_id, when)] = AccuracyPoint(
-            round=one.round_id, when=when, accuracy=one.accuracy, n=one.n
+    # A resumed site measures a round again: the later value counts.
+    points = {
+        (one.round_id, one.when): AccuracyPoint(
+            round=one.round_id, when=one.when, accuracy=one.accuracy, n=one.n
         )
-    return list(points.values())
+        for one in measured
+    }
+    return sorted(points.values(), key=lambda point: (point.when == "after", point.round))
+
+
+def _epsilon_points(told: Sequence[Epsilon], *, started_s: float) -> list[EpsilonPoint]:
+    # Sites repeat the value with every step of training; a point is a change of it.
+    points: list[EpsilonPoint] = []
+    for one in told:
+        if not points or one.epsilon != points[-1].epsilon:
+            points.append(
+                EpsilonPoint(
+                    elapsed_s=round(one.time_s - started_s, 3),
+                    round=one.round_id,
+                    step=one.step,
+                    epsilon=one.epsilon,
+                )
+            )
+    return points
 
 
 def _steps(

@@ -74,6 +74,12 @@ def _bar(done: float, total: float) -> ProgressBar:
     return ProgressBar(total=total, completed=min(done, total), width=None)
 
 
+def summary_console() -> Console:
+    """Standard output; wide enough for the table where it is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def print_summary(console: Console, report: Report, *, files: Mapping[str, str]) -> None:
     """The table at the end of a run, and where its files are."""
     table = Table(title="Sites", title_justify="left", box=None, pad_edge=False)

@@ -31,6 +31,7 @@ class SecretFolder:
         write_atomically(path, secret, mode=0o600)
         return secret
 
-    def forget(self, name: str) -> None:
-        """Delete a secret that no message needs any more."""
-        (self.folder / name).unlink(missing_ok=True)
+    def forget(self, prefix: str) -> None:
+        """Delete the secrets with this prefix, which no message needs any more."""
+        for path in self.folder.glob(f"{prefix}*"):
+            path.unlink(missing_ok=True)

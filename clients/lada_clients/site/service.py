@@ -90,12 +90,18 @@ class Site:
             if isinstance(task, Done):
                 if task.failure is not None:
                     raise StudyFailed(task.failure)
+                self._forget_keys()
                 me.events.write("finished", round_id=me.plan.rounds - 1, step="close")
                 return
             if isinstance(task, Wait):
                 me.wait(task)
             else:
                 self._carry_out(task)
+
+    def _forget_keys(self) -> None:
+        """Every mask and query of the study was used; no later message needs their keys."""
+        for use in ("mask", "scores"):
+            self.secrets.forget(f"{use}-{self.participant.plan.hash[:16]}-")
 
     def _carry_out(self, task: SiteTask) -> None:
         events, client = self.participant.events, self.participant.client

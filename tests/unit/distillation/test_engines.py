@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -70,6 +71,11 @@ def adapted(architecture, **settings):
     return lm
 
 
+def assert_same_vector(got, want):
+    assert float(want.norm()) > 0.0
+    assert float((got - want).norm()) <= 1e-5 * float(want.norm())
+
+
 def trainable(lm):
     return [one for one in lm.model.parameters() if one.requires_grad]
 
@@ -119,36 +125,48 @@ def train_without_noise(lm, units, batches, loss, learning_rate, engine, cache_b
     return caches
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(
-    ("form", "settings", "cache_bytes"),
-    [
-        ("margin", {}, 0),
-        ("dpo", {"last_layers": 1}, 2**24),
-        ("dpo", {"last_layers": 2, "train_a": False}, 9000),
-    ],
-    ids=["all layers, margin", "last layer, dpo, cached", "two layers, frozen A, small cache"],
-)
-def test_without_noise_and_clipping_ten_steps_equal_plain_training(
-    engine, architecture, form, settings, cache_bytes
-):
-    # Units of 1 to 8 examples of different lengths, with and without own paths; other units
-    # join every step; several padded physical batches per step.
-    units = units_of_sizes(1, 2, 3, 8, 1, 5, 4, 1)
-    batches = [tuple(u for at, u in enumerate(units) if (at + step) % 3) for step in range(10)]
+# Units of 1 to 8 examples of different lengths, with and without own paths; other units join
+# every step, in several padded physical batches.
+UNITS = units_of_sizes(1, 2, 8, 4)
+BATCHES = tuple(tuple(u for at, u in enumerate(UNITS) if (at + step) % 3) for step in range(10))
+CASES = {
+    "all layers, margin": ("margin", {}, 0),
+    "last layer, dpo, cached": ("dpo", {"last_layers": 1}, 2**24),
+    "two layers, frozen A, small cache": ("dpo", {"last_layers": 2, "train_a": False}, 9000),
+}
+
+
+@functools.cache
+def plainly_trained(architecture, case):
+    """What peft's own LoRA, autograd and AdamW make of it, and how far the weights moved."""
+    form, settings, _ = CASES[case]
+    lm = adapted(architecture, **settings)
+    start = [one.detach().clone() for one in trainable(lm)]
     loss = LossSettings(contrastive_form=form, contrastive_weight=0.5)
-    plain, ours = adapted(architecture, **settings), adapted(architecture, **settings)
-    start = [one.detach().clone() for one in trainable(plain)]
-    train_plainly(plain, batches, loss, 1e-3)
-    caches = train_without_noise(ours, units, batches, loss, 1e-3, engine, cache_bytes)
-    assert caches == (cache_bytes > 0)
-    moved = max(
-        float((a - b).detach().abs().max()) for a, b in zip(start, trainable(plain), strict=True)
-    )
+    train_plainly(lm, BATCHES, loss, 1e-3)
+    end = [one.detach().clone() for one in trainable(lm)]
+    return end, max(float((a - b).abs().max()) for a, b in zip(start, end, strict=True))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("architecture", "case"),
+    [
+        *((architecture, "all layers, margin") for architecture in ARCHITECTURES),
+        *((architecture, "last layer, dpo, cached") for architecture in ARCHITECTURES),
+        ("llama", "two layers, frozen A, small cache"),
+    ],
+)
+def test_without_noise_and_clipping_ten_steps_equal_plain_training(engine, architecture, case):
+    form, settings, cache_bytes = CASES[case]
+    expected, moved = plainly_trained(architecture, case)
     assert moved > 5e-3
-    for expected, got in zip(trainable(plain), trainable(ours), strict=True):
-        torch.testing.assert_close(got, expected, rtol=0.0, atol=1e-5)
+    ours = adapted(architecture, **settings)
+    loss = LossSettings(contrastive_form=form, contrastive_weight=0.5)
+    caches = train_without_noise(ours, UNITS, BATCHES, loss, 1e-3, engine, cache_bytes)
+    assert caches == (cache_bytes > 0)
+    for want, got in zip(expected, trainable(ours), strict=True):
+        torch.testing.assert_close(got, want, rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -179,7 +197,7 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
     opened.close()
     for at, gradient in enumerate(taken):
         for unit in range(len(units)):
-            torch.testing.assert_close(gradient[unit], expected[unit][at], rtol=1e-4, atol=1e-6)
+            assert_same_vector(gradient[unit], expected[unit][at])
 
 
 def test_fused_forward_passes_may_have_different_rows_in_any_order():
@@ -191,7 +209,12 @@ def test_fused_forward_passes_may_have_different_rows_in_any_order():
     for unit in range(3):
         for one in trainable(lm):
             one.grad = None
-        mine = [row for some, owners in passes for row, o in zip(some, owners, strict=True) if o == unit]
+        mine = [
+            row
+            for some, owners in passes
+            for row, owner in zip(some, owners, strict=True)
+            if owner == unit
+        ]
         scorer(mine).sum().backward()
         expected.append([one.grad.clone() for one in trainable(lm)])
     engine = open_engine(lm.model, "fused")
@@ -203,7 +226,7 @@ def test_fused_forward_passes_may_have_different_rows_in_any_order():
     total.backward()
     for at, gradient in enumerate(engine.take()):
         for unit in range(3):
-            torch.testing.assert_close(gradient[unit], expected[unit][at], rtol=1e-4, atol=1e-6)
+            assert_same_vector(gradient[unit], expected[unit][at])
     engine.close()
 
 
@@ -282,7 +305,7 @@ class TestChoice:
 
     def test_dora_is_no_plain_lora(self):
         lm = small_model("llama")
-        config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+        config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
         lm = dataclasses.replace(lm, model=get_peft_model(lm.model, config))
         with pytest.raises(ParameterError, match="q_proj"):
             open_engine(lm.model, "fused")

@@ -18,14 +18,13 @@ from lada_secure.learnability.data_filter import (
     FilterHistory,
     FilterSettings,
     RoundObservations,
-    _ZeroStartNetwork,
     feature_count,
     fit_filter,
     observations,
     parse_history,
-    pooled_unit_rows,
 )
 from lada_secure.learnability.gap import CellMeans
+from lada_secure.learnability.networks import ZeroStartNetwork, pooled_unit_rows
 
 GRID = CellGrid(clusters=4, bins=4)
 WIDTH = feature_count(GRID)
@@ -60,9 +59,9 @@ def play(rounds: int, truth: FloatArray, *, cells_per_round: int, noise: float) 
 
 def test_gradients_match_automatic_differentiation() -> None:
     generator = np.random.default_rng(0)
-    network = _ZeroStartNetwork(5, 3, generator)
+    network = ZeroStartNetwork(5, 3, generator)
     inputs = generator.standard_normal((7, 5))
-    network.fit(inputs, generator.standard_normal(7), np.ones(7), FilterSettings(iterations=5))
+    network.fit(inputs, generator.standard_normal(7), np.ones(7), iterations=5, pull=0.5)
     weight, offset, out, shift = (
         torch.tensor(part, requires_grad=True) for part in network._parts(network._now)
     )
@@ -76,7 +75,7 @@ def test_gradients_match_automatic_differentiation() -> None:
 
 def test_summed_gradients_equal_the_sum_of_gradients() -> None:
     generator = np.random.default_rng(3)
-    network = _ZeroStartNetwork(6, 4, generator)
+    network = ZeroStartNetwork(6, 4, generator)
     inputs, slopes = generator.standard_normal((9, 6)), generator.standard_normal(9)
     np.testing.assert_allclose(
         network._back(network._now, inputs, slopes), slopes @ network.gradients(inputs)

@@ -34,7 +34,7 @@ DIGEST = "ab" * 32
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_study_file_of_a_preset_is_a_study(name: str) -> None:
     preset = preset_for(name, sites=3, rounds=None, seed=0)
-    text = toml_text(study_table(preset, seed=0, study_id="mock"))
+    text = toml_text(study_table(preset, seed=0))
     study = parse_settings(text.encode(), StudySettings, where="study.toml")
     for part in ("privacy", "statistics", "training", "distillation", "allocation", "paths"):
         assert getattr(study, part) == getattr(preset, part)
@@ -105,7 +105,6 @@ def test_every_party_gets_settings_that_its_own_command_reads(tmp_path: Path) ->
         roster_sha256=DIGEST,
         cache_dir=tmp_path / "cache",
         seed=0,
-        study_id="mock-tiny-0",
     )
     models = {"coordinator": ServerSettings, "auditor": AuditorSettings}
     for child in party_children(layout, environment=child_environment({})):

@@ -33,7 +33,7 @@ def write_events(path: Path, party: str, *, site: bool) -> None:
     with path.open("ab") as file:
         log = EventLog(party=party, sink=file.write, clock=lambda: float(next(times)))
         if site:
-            log.write("accuracy", round_id=0, step="evaluation", accuracy=0.25, n=40)
+            log.write("accuracy", round_id=0, step="evaluation", when="before", accuracy=0.25, n=40)
         for number in range(2):
             log.write("step_started", round_id=number, step="statistics")
             log.write(
@@ -54,9 +54,10 @@ def write_events(path: Path, party: str, *, site: bool) -> None:
                 spent = 1.0 + 2.0 * number
                 log.write("epsilon", round_id=number, step="statistics", epsilon=spent, cap=8.0)
                 log.write("progress", round_id=number, step="distillation", done=5, total=10)
-                log.write(
-                    "epsilon", round_id=number, step="distillation", epsilon=spent + 1, cap=8.0
-                )
+                for _ in range(5):
+                    log.write(
+                        "epsilon", round_id=number, step="distillation", epsilon=spent + 1, cap=8.0
+                    )
             log.write(
                 "step_finished",
                 round_id=number,
@@ -67,7 +68,14 @@ def write_events(path: Path, party: str, *, site: bool) -> None:
             )
             if site:
                 value = 0.35 + 0.2 * number
-                log.write("accuracy", round_id=number, step="evaluation", accuracy=value, n=40)
+                log.write(
+                    "accuracy",
+                    round_id=number,
+                    step="evaluation",
+                    when="after",
+                    accuracy=value,
+                    n=40,
+                )
         log.write("finished", round_id=1, step="close")
 
 
@@ -83,6 +91,7 @@ def allocation_bytes(number: int) -> bytes:
             "exploration": 0.01,
             "utility": 0.11,
             "picked": 3 * cluster + difficulty,
+            "trained": 2 * cluster,
             "reward": None if number == 0 else 0.2,
         }
         for cluster in range(4)
@@ -171,7 +180,7 @@ def test_a_site_that_was_measured_once_has_no_gain(report: Report) -> None:
     roles = {"hospital-a": "site"}
     event = parse_event(
         b'{"accuracy":0.5,"event":"accuracy","n":4,"party":"hospital-a","round":0,'
-        b'"step":"evaluation","time_s":1001.0}'
+        b'"step":"evaluation","time_s":1001.0,"when":"before"}'
     )
     assert event is not None
     short = build_report(

@@ -67,23 +67,23 @@ def test_composing_flattens_and_a_single_event_stays() -> None:
 
 @pytest.mark.parametrize("noise", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-3, 1e7])
 def test_absurd_noise_is_refused(noise: float) -> None:
-    with pytest.raises(ParameterError, match="^noise_multiplier: "):
+    with pytest.raises(ParameterError, match=r"^noise_multiplier: "):
         gaussian_event(noise)
-    with pytest.raises(ParameterError, match="^noise_multiplier: "):
+    with pytest.raises(ParameterError, match=r"^noise_multiplier: "):
         dpsgd_event(noise_multiplier=noise, sampling_probability=0.1, steps=1)
 
 
 @pytest.mark.parametrize("q", [math.nan, 0.0, -0.1, 1.0001, math.inf])
 def test_a_sampling_probability_outside_its_range_is_refused(q: float) -> None:
-    with pytest.raises(ParameterError, match="^sampling_probability: "):
+    with pytest.raises(ParameterError, match=r"^sampling_probability: "):
         dpsgd_event(noise_multiplier=1.0, sampling_probability=q, steps=1)
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**10, True, 2.0])
 def test_a_count_outside_its_range_is_refused(count: Any) -> None:
-    with pytest.raises(ParameterError, match="^steps: "):
+    with pytest.raises(ParameterError, match=r"^steps: "):
         dpsgd_event(noise_multiplier=1.0, sampling_probability=0.1, steps=count)
-    with pytest.raises(ParameterError, match="^count: "):
+    with pytest.raises(ParameterError, match=r"^count: "):
         gaussian_event(1.0, count=count)
 
 

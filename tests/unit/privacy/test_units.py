@@ -39,8 +39,12 @@ def test_the_order_of_the_records_does_not_matter() -> None:
 
 def test_what_is_kept_does_not_depend_on_the_records_content() -> None:
     other = tuple(record(one.record_id, one.unit, question="another") for one in RECORDS)
-    kept = [[r.record_id for r in unit.records] for unit in bound_units(RECORDS, max_records_per_unit=2)]
-    again = [[r.record_id for r in unit.records] for unit in bound_units(other, max_records_per_unit=2)]
+    kept = [
+        [r.record_id for r in unit.records] for unit in bound_units(RECORDS, max_records_per_unit=2)
+    ]
+    again = [
+        [r.record_id for r in unit.records] for unit in bound_units(other, max_records_per_unit=2)
+    ]
     assert kept == again
 
 

@@ -1,0 +1,204 @@
+"""A whole federation of real processes: what it writes, what verifies, and what a change breaks.
+
+One run of the tiny preset serves all tests of this file.
+"""
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lada_clients.audit.folder import read_evidence
+from lada_protocol.evidence import verify_evidence
+from lada_protocol.plan import parse_plan
+from lada_secure.privacy.entries import CommitEntry, parse_ledger_lines
+
+LADA = str(Path(sys.executable).with_name("lada"))
+SITES = 3
+SEED = 20_261_123
+
+
+def lada(*arguments, timeout_s=280):
+    return subprocess.run(
+        [LADA, *arguments], capture_output=True, timeout=timeout_s, check=False, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its folder and what the command printed."""
+    out = tmp_path_factory.mktemp("mock") / "run"
+    done = lada(
+        "mock", "run", "--preset", "tiny", "--sites", str(SITES), "--rounds", "2",
+        "--out", str(out), "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out, done
+
+
+def stored_outputs(folder):
+    """The noised outputs that a site's ledger holds, by (round, purpose), read from its file."""
+    (path,) = (folder / "state").glob("ledger-*.sqlite")
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        lines = b"".join(
+            row[0] + b"\n" for row in connection.execute("SELECT line FROM entries ORDER BY number")
+        )
+        outputs = dict(connection.execute("SELECT reserve_hash, payload FROM outputs"))
+    return {
+        (one.round_id, one.purpose, one.chunk): outputs[one.reserve_hash]
+        for one in parse_ledger_lines(lines)
+        if isinstance(one, CommitEntry)
+    }
+
+
+def test_the_run_prints_one_json_report_and_writes_it_beside_the_page(finished):
+    out, done = finished
+    printed = json.loads(done.stdout)
+    assert (
+        printed["schema_version"] == json.loads((out / "report.json").read_text())["schema_version"]
+    )
+    assert (out / "report.html").stat().st_size > 10_000
+    assert {site["party"] for site in printed["sites"]} == {"site-a", "site-b", "site-c"}
+    for site in printed["sites"]:
+        assert len(site["accuracy"]) == 3
+        assert 0.0 < site["epsilon_spent"] <= site["epsilon_cap"]
+        assert len(site["allocation"]) == 2
+
+
+def test_every_opened_sum_is_exactly_the_sum_of_the_noised_vectors(finished):
+    out, _ = finished
+    sites = sorted(out.glob("site-*"))
+    assert len(sites) == SITES
+    for round_id in range(2):
+        noised = [
+            json.loads(stored_outputs(site)[(round_id, "statistics", 0)])["vector"]
+            for site in sites
+        ]
+        opened = json.loads(
+            (out / "export" / "openings" / f"{round_id}-statistics.json").read_text()
+        )
+        assert opened == np.sum(noised, axis=0).tolist()
+        picks = [
+            json.loads((site / "state" / f"picks-round-{round_id}.json").read_text())
+            for site in sites
+        ]
+        demand = json.loads((out / "export" / "openings" / f"{round_id}-demand.json").read_text())
+        assert (
+            demand == np.bincount(np.concatenate(picks).astype(int), minlength=len(demand)).tolist()
+        )
+        assert sum(demand) > 0
+
+
+def test_the_ledgers_hold_the_epsilon_of_the_report(finished):
+    out, done = finished
+    verdict = verify_evidence(read_evidence(out))
+    assert verdict.good, verdict.faults
+    assert (verdict.rounds, verdict.openings) == (2, 4)
+    for site in json.loads(done.stdout)["sites"]:
+        summary = verdict.ledgers[site["party"]]
+        assert site["epsilon_spent"] == pytest.approx(summary.epsilon, abs=1e-4)
+
+
+def test_verify_accepts_the_untouched_run(finished):
+    out, _ = finished
+    done = lada("audit", "verify", str(out))
+    assert done.returncode == 0, done.stdout
+    assert "all good" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["ledgers", "openings", "transcripts"])
+def test_verify_names_a_file_in_which_one_byte_was_changed(finished, kind, tmp_path):
+    out, _ = finished
+    files = read_evidence(out)
+    name = sorted(one for one in files if one.startswith(f"{kind}/"))[-1]
+    for path, content in files.items():
+        target = tmp_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    changed = bytearray(files[name])
+    changed[len(changed) // 2] ^= 1
+    (tmp_path / name).write_bytes(changed)
+    done = lada("audit", "verify", str(tmp_path))
+    assert done.returncode == 1
+    assert name in done.stdout
+
+
+def test_any_changed_byte_of_ledger_opening_or_transcript_is_a_fault(finished):
+    out, _ = finished
+    files = read_evidence(out)
+    # 40 places drawn from all bytes, with the first and last byte of every file besides.
+    drawn = random.Random(SEED)
+    print("seed", SEED)
+    places = []
+    for name in sorted(files):
+        if name.split("/")[0] in ("ledgers", "openings", "transcripts"):
+            places += [(name, 0), (name, len(files[name]) - 1)]
+            places += [(name, drawn.randrange(len(files[name]))) for _ in range(4)]
+    for name, place in places:
+        changed = bytearray(files[name])
+        changed[place] ^= 1 << drawn.randrange(8)
+        verdict = verify_evidence({**files, name: bytes(changed)})
+        assert not verdict.good, f"{name}, byte {place}"
+        assert any(name in fault for fault in verdict.faults), (name, place, verdict.faults)
+
+
+def test_a_missing_file_and_a_foreign_file_are_faults(finished):
+    out, _ = finished
+    files = read_evidence(out)
+    for name in files:
+        if name.count("/"):
+            without = {path: content for path, content in files.items() if path != name}
+            assert any(name in fault for fault in verify_evidence(without).faults)
+    assert not verify_evidence({**files, "openings/7-demand.json": b"[]"}).good
+
+
+def test_private_keys_and_ledgers_are_readable_by_their_owner_only(finished):
+    out, _ = finished
+    secrets = [
+        *out.glob("*/identity/*.key"),
+        *out.glob("*/state/secrets/*"),
+        *out.glob("auditor/state/keys/*"),
+        *out.glob("*/state/ledger-*.sqlite"),
+    ]
+    assert len(secrets) > 3 * SITES
+    assert [path for path in secrets if path.stat().st_mode & 0o077] == []
+
+
+def test_no_process_of_the_run_is_left(finished):
+    out, _ = finished
+    left = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(out).encode() in command:
+                left.append(command)
+    assert left == []
+
+
+def test_masks_are_forgotten_once_the_study_is_over(finished):
+    out, _ = finished
+    plan = parse_plan((out / "export" / "plan.json").read_bytes())
+    assert plan.rounds == 2
+    assert list(out.glob("site-*/state/secrets/mask-*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sites", [5, 8])
+def test_larger_federations_finish_too(sites, tmp_path):
+    out = tmp_path / "run"
+    done = lada(
+        "mock", "run", "--preset", "tiny", "--sites", str(sites), "--rounds", "1",
+        "--out", str(out), "--json", timeout_s=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert verify_evidence(read_evidence(out)).good
+    assert len(json.loads(done.stdout)["sites"]) == sites
