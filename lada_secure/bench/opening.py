@@ -16,14 +16,13 @@ import numpy.typing as npt
 
 from lada_secure.bench.cpu_time import Stopwatch
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.opening_key import OpeningKey
+from lada_secure.encryption.opening_key import DECRYPTING_WORKER, OpeningKey
 from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
 from lada_secure.encryption.parsing import sealed_body, sealed_chunk
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
 from lada_secure.encryption.worker import BLIND_WORKER, WorkerProcess
 from lada_secure.errors import LocalProtocolError, ParameterError
 
-DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
 BASELINE_DEGREE: Final = 8192
 BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 40, 60]
 BASELINE_SCALE: Final = 2.0**40

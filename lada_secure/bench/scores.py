@@ -13,11 +13,10 @@ import numpy.typing as npt
 
 from lada_secure.bench.cpu_time import Stopwatch
 from lada_secure.encryption.scoring import PoolMatrix
-from lada_secure.encryption.scoring_key import ScoringKey
+from lada_secure.encryption.scoring_key import DECRYPTING_WORKER, ScoringKey
 from lada_secure.encryption.worker import BLIND_WORKER, WorkerProcess
 from lada_secure.errors import ParameterError
 
-DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
 BASELINE_DEGREE: Final = 8192
 BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 60]
 BASELINE_SCALE: Final = 2.0**40

@@ -215,7 +215,7 @@ class Trainer:
         sizes = [one.numel() for one in self.parameters]
         parts = torch.split_with_sizes(private_gradient, sizes)
         for one, part in zip(self.parameters, parts, strict=True):
-            one.grad = part.view_as(one).to(one.dtype)
+            one.grad = part.view_as(one).to(one.dtype, copy=True)
         loss = self._add_public_gradient()
         if self._settings.schedule == "linear":
             left = 1.0 - self.steps_done / self._privacy.steps

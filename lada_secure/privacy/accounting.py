@@ -400,13 +400,13 @@ def least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> flo
     Raises: ParameterError: no noise up to 1e6 reaches the target.
     """
     low, high = 0.5, 1.0
+    if cost(high) > target_epsilon and cost(MAX_NOISE_MULTIPLIER) > target_epsilon:
+        raise ParameterError(
+            f"target_epsilon: {target_epsilon:g} cannot be reached with any noise; the other "
+            "releases spend it alone, so raise the target or plan fewer releases"
+        )
     while cost(high) > target_epsilon:
         low, high = high, high * 2.0
-        if high > MAX_NOISE_MULTIPLIER:
-            raise ParameterError(
-                f"target_epsilon: {target_epsilon:g} cannot be reached with any noise; the other "
-                "releases spend it alone, so raise the target or plan fewer releases"
-            )
     while cost(low) <= target_epsilon:
         low, high = low / 2.0, low
         if low < MIN_NOISE_MULTIPLIER:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
+from lada_protocol.messages import LedgerBody, parse_body
 from lada_protocol.opening import PURPOSES
 from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
@@ -16,6 +18,7 @@ from lada_protocol.tasks import (
     PostOpeningKey,
     Wait,
 )
+from lada_secure.errors import PeerError
 
 
 def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> AuditorTask:
@@ -57,20 +60,31 @@ def _unchecked_ledger(index: MessageIndex, auditor: str) -> CheckLedger | None:
         head = envelope.header
         if envelope.kind is not Kind.LEDGER:
             continue
-        receipt = index.find(
-            Kind.RECEIPT,
-            sender=auditor,
-            to=head.sender,
-            round_id=head.round_id,
-            purpose=head.purpose,
+        answered = any(
+            index.find(
+                kind,
+                sender=auditor,
+                to=head.sender,
+                round_id=head.round_id,
+                purpose=head.purpose,
+            )
+            for kind in (Kind.RECEIPT, Kind.REFUSAL)
         )
-        if receipt is None:
-            waiting.append((int(head.body.get("first_index", 0)), head))
+        if not answered:
+            waiting.append((_first_index(envelope), head))
     if not waiting:
         return None
     # Oldest part of each chain first: a later part only verifies on top of it.
     _, first = min(waiting, key=lambda one: (one[1].sender, one[0]))
     return CheckLedger(site=first.sender, round_id=first.round_id, purpose=first.purpose)
+
+
+def _first_index(envelope: Envelope) -> int:
+    """Where the part starts; a body that cannot be read comes first and is refused."""
+    try:
+        return parse_body(envelope, LedgerBody).first_index
+    except PeerError:
+        return -1
 
 
 def _unopened(index: MessageIndex, auditor: str, round_id: int, purpose: str) -> Attempt | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import CohortBody, FaultBody, parse_body
+from lada_protocol.messages import CohortBody, fault_of, parse_body
 from lada_protocol.opening import PURPOSES
 from lada_protocol.plan import DEMAND, STATISTICS, StudyPlan
 from lada_protocol.roster import Roster
@@ -45,7 +45,7 @@ def next_coordinator_task(
         return ProposePlan()
     refused = index.find(Kind.REFUSAL, sender=auditor)
     if refused is not None:
-        return GiveUp(code="refused", message=parse_body(refused, FaultBody).message)
+        return GiveUp(code="refused", message=fault_of(refused))
     if any(index.find(Kind.OPENING_KEY, sender=auditor, purpose=one) is None for one in PURPOSES):
         if (-1, auditor) in given_up:
             return GiveUp(code="timeout", message="the auditor never posted its opening keys")
@@ -69,7 +69,7 @@ def _accepted(
         if index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
             accepted.append(party.id)
         elif (refusal := index.find(Kind.REFUSAL, sender=party.id)) is not None:
-            refused.append(f"{party.id}: {parse_body(refusal, FaultBody).message}")
+            refused.append(f"{party.id}: {fault_of(refusal)}")
         elif (-1, party.id) not in given_up:
             silent.append(party.id)
     if silent and len(accepted) < plan.max_cohort:
@@ -94,7 +94,7 @@ def _round_task(
 ) -> CoordinatorTask | None:
     coordinator = roster.coordinator.id
     alive = tuple(site for site in accepted if (round_id, site) not in given_up)
-    task = _opening_task(index, plan, roster, round_id, STATISTICS, alive)
+    task = _opening_task(index, plan, roster, round_id, STATISTICS, alive, given_up)
     if task is not None:
         return task
     cohort = _opened_cohort(index, roster, round_id, STATISTICS)
@@ -108,7 +108,7 @@ def _round_task(
         late = _without(index, Kind.QUERY, asking, round_id, to=coordinator)
         if late:
             return Wait(step="scoring", round_id=round_id, awaited="queries", parties=late)
-    task = _opening_task(index, plan, roster, round_id, DEMAND, tuple(asking))
+    task = _opening_task(index, plan, roster, round_id, DEMAND, tuple(asking), given_up)
     if task is not None:
         return task
     if index.find(Kind.PATHS, sender=coordinator, round_id=round_id) is None:
@@ -170,6 +170,7 @@ def _opening_task(
     round_id: int,
     purpose: str,
     alive: tuple[str, ...],
+    given_up: frozenset[tuple[int, str]],
 ) -> CoordinatorTask | None:
     """The coordinator's task in a collective opening; None once it is opened."""
     coordinator, auditor = roster.coordinator.id, roster.auditor.id
@@ -191,8 +192,13 @@ def _opening_task(
         return None
     refused = index.at(Kind.OPENING_REFUSED, attempt, sender=auditor)
     if refused is not None:
-        return GiveUp(code="opening_refused", message=parse_body(refused, FaultBody).message)
+        return GiveUp(code="opening_refused", message=fault_of(refused))
     if index.at(Kind.SUM, attempt, sender=coordinator) is not None:
+        if (round_id, auditor) in given_up:
+            # A second attempt would not help: whether the first was opened is not known here.
+            return GiveUp(
+                code="timeout", message=f"round {round_id}: the auditor did not answer the sum"
+            )
         return Wait(step="opening", round_id=round_id, awaited="the opened sum", parties=(auditor,))
     cohort_message = index.at(Kind.COHORT, attempt, sender=coordinator)
     cohort = tuple(parse_body(cohort_message, CohortBody).sites) if cohort_message else ()

@@ -27,7 +27,8 @@ MAX_HEADER_BYTES = 64 * 1024
 
 PartyId = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-StudyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+# It names folders and files, so it never starts with a dot.
+StudyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z_]{0,32}$")]
 
 NO_PAYLOAD = hashlib.sha256(b"").hexdigest()
@@ -39,7 +40,7 @@ class Header(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     version: int = WIRE_VERSION
-    kind: str
+    kind: Annotated[str, Field(max_length=32)]
     study_id: StudyId
     plan_hash: Digest
     roster_hash: Digest
@@ -130,6 +131,8 @@ def parse_envelope(header_bytes: bytes, signature: bytes, *, roster: Roster) -> 
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "header"
         raise PeerError(f"bad header, {where}: {first['msg']}", reason="malformed") from error
+    if canonical_json(header.model_dump()) != header_bytes:
+        raise PeerError("bad header: a field is missing", reason="malformed")
     kind = parse_kind(header.kind)
     party = roster.party(header.sender)
     rules = kind_rules(kind)
@@ -180,7 +183,8 @@ def envelope_from_line(line: bytes, *, roster: Roster) -> Envelope:
     if (
         not isinstance(header, str)
         or not isinstance(signature, str)
+        or not header.isascii()
         or not _HEX.fullmatch(signature)
     ):
-        raise PeerError("header and signature must be strings, the signature in lower-case hex")
+        raise PeerError("expected an ASCII header and a signature in lower-case hexadecimal")
     return parse_envelope(header.encode("ascii"), bytes.fromhex(signature), roster=roster)

@@ -5,11 +5,14 @@ SPEC.md, "Messages", lists every field.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lada_protocol.envelope import Digest, Envelope, PartyId
+from lada_protocol.kinds import Kind
 from lada_secure.errors import PeerError
 
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
@@ -65,6 +68,18 @@ class MaskKeyBody(Body):
     """mask_key: a fresh X25519 public key, 32 bytes in hexadecimal."""
 
     public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @field_validator("public_key")
+    @classmethod
+    def _key_is_usable(cls, value: str) -> str:
+        # With a point of small order the "shared" secret is zero, whatever the other key is, so
+        # any private key shows it (RFC 7748, section 6.1).
+        probe = X25519PrivateKey.from_private_bytes(bytes(32))
+        try:
+            probe.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(value)))
+        except ValueError:
+            raise ValueError("a point of small order is no mask key") from None
+        return value
 
 
 class LedgerBody(Body):
@@ -150,7 +165,52 @@ class FinishedBody(Body):
     rounds: Index
 
 
+BODIES: Mapping[Kind, type[Body]] = {
+    Kind.PLAN: CertifiedBody,
+    Kind.POOL: EmptyBody,
+    Kind.CLUSTERS: EmptyBody,
+    Kind.OPENING_KEY: OpeningKeyBody,
+    Kind.ACCEPTANCE: AcceptanceBody,
+    Kind.REFUSAL: FaultBody,
+    Kind.COHORT: CohortBody,
+    Kind.MASK_KEY: MaskKeyBody,
+    Kind.LEDGER: LedgerBody,
+    Kind.RECEIPT: ReceiptBody,
+    Kind.CONTRIBUTION: ContributionBody,
+    Kind.SUM: SumBody,
+    Kind.OPENED: OpenedBody,
+    Kind.OPENING_REFUSED: FaultBody,
+    Kind.ABORT: FaultBody,
+    Kind.QUERY: QueryBody,
+    Kind.SCORES: ScoresBody,
+    Kind.PATHS: PathsBody,
+    Kind.TRAINED: TrainedBody,
+    Kind.TRANSCRIPT: TranscriptBody,
+    Kind.CLOSE: CloseBody,
+    Kind.FINISHED: FinishedBody,
+    Kind.FAILED: FaultBody,
+}
+
 B = TypeVar("B", bound=Body)
+
+
+def check_body(envelope: Envelope) -> None:
+    """Check that the body has the fields of its kind.
+
+    Raises: PeerError(reason="malformed") naming kind, sender and field.
+    """
+    parse_body(envelope, BODIES[envelope.kind])
+
+
+def fault_of(envelope: Envelope) -> str:
+    """The sentence for people in a refusal or failure; never raises.
+
+    Whoever refuses with a body that cannot be read has refused all the same.
+    """
+    try:
+        return parse_body(envelope, FaultBody).message
+    except PeerError:
+        return f"{envelope.header.sender} gave no reason that can be read"
 
 
 def parse_body(envelope: Envelope, model: type[B]) -> B:

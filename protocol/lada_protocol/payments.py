@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lada_protocol.index import Attempt
 from lada_protocol.plan import STATISTICS, StudyPlan
 from lada_secure.errors import PeerError
+from lada_secure.learnability.statistics import l2_sensitivity
 from lada_secure.privacy.entries import CommitEntry, LedgerEntry, ReserveEntry
 from lada_secure.privacy.events import GaussianEvent
 
@@ -48,6 +49,8 @@ def check_payment(
         reserve.event.noise_multiplier < plan.statistics.noise_multiplier
     ):
         raise fault("the ledger entry names less noise than the plan", "wrong_noise")
+    if reserve.parameters["l2_sensitivity"] < l2_sensitivity(plan.statistics.integer_scale):
+        raise fault("the ledger entry names a smaller sensitivity than the plan's", "wrong_noise")
     if reserve.target_delta > plan.privacy.target_delta:
         raise fault("the ledger is kept at a larger delta than the plan's", "over_budget")
     if reserve.study_epsilon_after > plan.privacy.epsilon_cap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import FaultBody, parse_body
+from lada_protocol.messages import fault_of
 from lada_protocol.opening import check_cohort
 from lada_protocol.plan import DEMAND, STATISTICS, StudyPlan
 from lada_protocol.roster import Roster
@@ -19,6 +19,7 @@ from lada_protocol.tasks import (
     SiteTask,
     Wait,
 )
+from lada_secure.errors import PeerError
 
 
 def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> SiteTask:
@@ -48,7 +49,7 @@ def study_over(index: MessageIndex, roster: Roster) -> Done | None:
     coordinator = roster.coordinator.id
     failed = index.find(Kind.FAILED, sender=coordinator)
     if failed is not None:
-        return Done(failure=parse_body(failed, FaultBody).message)
+        return Done(failure=fault_of(failed))
     if index.find(Kind.FINISHED, sender=coordinator) is not None:
         return Done()
     return None
@@ -94,6 +95,7 @@ def _opening_task(
     if not attempts:
         return _wait("opening", round_id, "the cohort", coordinator)
     attempt = Attempt(round_id=round_id, purpose=purpose, number=attempts[-1])
+    _check_not_opened_before(index, attempt, auditor=auditor)
     cohort_message = index.at(Kind.COHORT, attempt, sender=coordinator)
     if cohort_message is None:
         return _wait("opening", round_id, "the cohort", coordinator)
@@ -113,6 +115,23 @@ def _opening_task(
     if index.at(Kind.CONTRIBUTION, attempt, sender=site) is None:
         return Contribute(attempt=attempt, cohort=cohort)
     return _wait("opening", round_id, "the opened sum", auditor)
+
+
+def _check_not_opened_before(index: MessageIndex, attempt: Attempt, *, auditor: str) -> None:
+    """A new attempt after an opening would open a second subset: their difference is a site.
+
+    Raises: PeerError(reason="already_opened").
+    """
+    opened = index.attempts(Kind.OPENED, round_id=attempt.round_id, purpose=attempt.purpose)
+    for number in opened:
+        earlier = Attempt(round_id=attempt.round_id, purpose=attempt.purpose, number=number)
+        if number != attempt.number and index.at(Kind.OPENED, earlier, sender=auditor):
+            raise PeerError(
+                f"round {attempt.round_id}, {attempt.purpose}: attempt {attempt.number} was "
+                f"started although attempt {number} is opened; nothing is sent to it",
+                reason="already_opened",
+                round_id=attempt.round_id,
+            )
 
 
 def _wait(step: str, round_id: int, awaited: str, party: str) -> Wait:

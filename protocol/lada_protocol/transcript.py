@@ -15,7 +15,7 @@ from lada_secure.errors import PeerError
 MAX_TRANSCRIPT_BYTES = 16 * 1024 * 1024
 FIRST = "0" * 64
 # Sent after the transcript or about it, so they cannot stand in it.
-OUTSIDE = frozenset({Kind.TRANSCRIPT, Kind.CLOSE, Kind.FINISHED, Kind.FAILED, Kind.RECEIPT})
+_OUTSIDE = frozenset({Kind.TRANSCRIPT, Kind.CLOSE, Kind.FINISHED, Kind.FAILED, Kind.RECEIPT})
 
 
 class Entry(BaseModel):
@@ -52,6 +52,16 @@ class Transcript(BaseModel):
         return sha256_hex(self.to_bytes())
 
 
+def stands_outside(envelope: Envelope) -> bool:
+    """Whether a message is left out of transcripts: all about the round's end or about a ledger.
+
+    Ledgers are answered (a receipt, or a refusal with the site as addressee) when the auditor
+    comes to them, which may be after the round.
+    """
+    about_a_ledger = envelope.kind is Kind.REFUSAL and envelope.header.to != ""
+    return envelope.kind in _OUTSIDE or about_a_ledger
+
+
 def _entry(envelope: Envelope) -> Entry:
     head = envelope.header
     return Entry(
@@ -70,7 +80,7 @@ def _order(entry: Entry) -> tuple[str, str, int, str, str]:
 
 def build_transcript(index: MessageIndex, round_id: int, *, previous: str) -> Transcript:
     """The transcript of a round as the coordinator's board holds it."""
-    entries = [_entry(one) for one in index.of_round(round_id) if one.kind not in OUTSIDE]
+    entries = [_entry(one) for one in index.of_round(round_id) if not stands_outside(one)]
     return Transcript(
         study_id=index.study_id,
         plan_hash=index.plan_hash,
@@ -118,7 +128,7 @@ def check_transcript(
     listed = {_order(entry): entry.message_hash for entry in transcript.entries}
     needed = {Kind.COHORT, Kind.OPENED, Kind.SCORES, Kind.PATHS, Kind.PLAN}
     for envelope in index.of_round(round_id):
-        if envelope.kind in OUTSIDE:
+        if stands_outside(envelope):
             continue
         stands = listed.get(_order(_entry(envelope)))
         if stands is None and envelope.header.sender != reader and envelope.kind not in needed:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lada_protocol.plan import StudyPlan
 from lada_secure.canonical import Json, canonical_json
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_server.study import Study
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lada_secure.learnability.arrays import FloatArray, IntArray
 
 BATCH_SIZE = 16
+GENERATION_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,29 +67,51 @@ class Teacher:
         return self._model
 
     def view_pool(self, study: Study) -> PoolView:
-        """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026)."""
-        from lada_secure.distillation.evaluation import path_log_probabilities
-        from lada_secure.learnability.cells import CellGrid, difficulty_bins, pool_features
-        from lada_secure.learnability.gap import length_normalised, probability
+        """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026).
 
-        plan, pool = study.plan, study.pool
+        Difficulty is the LLM's loss on the path it would write or choose. Confidence says how
+        likely that path is right: for open questions whether its greedy answer is the gold one,
+        for multiple choice the probability, per token, of naming the gold option.
+        """
+        from lada_secure.learnability.cells import CellGrid, difficulty_bins, pool_features
+
+        plan = study.plan
         grid = CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins)
-        paths = path_log_probabilities(
-            self.model,
-            [prompt_of(one.question, one.choices) for one in pool],
-            [path_of(one.answer, one.choices, None) for one in pool],
-            batch_size=BATCH_SIZE,
-        )
-        losses = -length_normalised(paths.total, paths.tokens)
+        losses, confidence = self._judge(study)
         bins = difficulty_bins(losses, plan.allocation.difficulty_bins)
         features = pool_features(
             grid,
             membership=study.clusters.membership(study.embeddings),
             difficulty=bins,
-            confidence=probability(losses),
+            confidence=confidence,
         )
         cells = grid.index(study.clusters.assign(study.embeddings), bins)
         return PoolView(features=features, cells=cells)
+
+    def _judge(self, study: Study) -> tuple[FloatArray, FloatArray]:
+        """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
+        from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
+        from lada_secure.learnability.gap import length_normalised, probability
+
+        pool = study.pool
+        prompts = [prompt_of(one.question, one.choices) for one in pool]
+        open_questions = [number for number, one in enumerate(pool) if not one.choices]
+        paths = [path_of(one.answer, one.choices, None) for one in pool]
+        written = greedy_paths(
+            self.model,
+            [prompts[number] for number in open_questions],
+            batch_size=GENERATION_BATCH_SIZE,
+            max_new_tokens=study.plan.paths.max_new_tokens,
+        )
+        for number, path in zip(open_questions, written, strict=True):
+            paths[number] = path or paths[number]
+        scored = path_log_probabilities(self.model, prompts, paths, batch_size=BATCH_SIZE)
+        losses = -length_normalised(scored.total, scored.tokens)
+        confidence = probability(losses)
+        for number in open_questions:
+            right = answer_of(paths[number], pool[number].choices) == pool[number].answer
+            confidence[number] = float(right)
+        return losses, confidence
 
     def write_paths(
         self,

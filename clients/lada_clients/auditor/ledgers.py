@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from lada_clients.outbox import write_atomically
 from lada_protocol.messages import LedgerBody
 from lada_protocol.roster import Party
 from lada_secure.errors import LedgerError, PeerError, TransportError
-from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, parse_ledger_lines
-from lada_secure.privacy.replay import LedgerReplay
+from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
+from lada_secure.privacy.verification import verify_ledger
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024
 
@@ -42,8 +41,10 @@ class LedgerCopies:
         A part that overlaps the copy must agree with it byte by byte: a site cannot rewrite
         what it has shown once.
 
+        Nothing that the part says about cost is believed: epsilon is recomputed.
+
         Raises: PeerError(reason="bad_ledger"): a gap, a rewritten entry, a broken chain or
-            signature, or a head that is not the one announced.
+            signature, a cost that is understated, or a head that is not the one announced.
         """
         kept = self.raw(site.id).splitlines(keepends=True)
         lines = part.splitlines(keepends=True)
@@ -63,13 +64,16 @@ class LedgerCopies:
             raise PeerError(f"ledger of {site.id} is too large", reason="too_large", peer=site.id)
         try:
             entries = parse_ledger_lines(raw)
-            replay_chain(entries, site)
+            verify_ledger(
+                entries, public_key=bytes.fromhex(site.signing_key), caps=None, site=site.id
+            )
         except LedgerError as error:
             raise PeerError(
                 f"ledger of {site.id}: {error}", reason="bad_ledger", peer=site.id
             ) from error
         head = body.head_index
-        if head >= len(entries) or entries[head].entry_hash != body.head_hash:
+        last = first + len(lines) - 1
+        if head != last or head >= len(entries) or entries[head].entry_hash != body.head_hash:
             raise PeerError(
                 f"ledger of {site.id}: entry {head} is not the head that was announced",
                 reason="bad_ledger",
@@ -81,19 +85,3 @@ class LedgerCopies:
     def _path(self, site: str) -> Path:
         return self.folder / f"{site}.jsonl"
 
-
-def replay_chain(entries: Sequence[LedgerEntry], site: Party) -> None:
-    """Check chain, signatures and the rules of every entry; epsilon is recomputed in `verify`.
-
-    Raises: LedgerError naming the entry.
-    """
-    if not entries:
-        raise LedgerError("the ledger is empty; it starts with the decision on a plan")
-    identity = LedgerIdentity(
-        site=site.id,
-        population=entries[0].population,
-        public_key=bytes.fromhex(site.signing_key),
-    )
-    replay = LedgerReplay(identity)
-    for entry in entries:
-        replay.append(entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from lada_secure.errors import PeerError, TransportError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpeningRegistry:
-    """One small file per opening, created before the key touches anything.
+    """One small file per opening, on disk before the key touches anything.
 
     Opening two different sums for one (round, purpose) would show their difference, which may be
-    a single site. The file is made with O_EXCL, so two auditor processes cannot both make it.
+    a single site. The file appears whole and under its name at once (a hard link fails where
+    the name is taken), so neither two auditor processes nor a crash leave a doubtful note.
     """
 
     folder: Path
@@ -28,18 +30,19 @@ class OpeningRegistry:
         Raises: PeerError(reason="already_opened"); TransportError: the note cannot be written.
         """
         path = self.folder / f"{study_id}-{attempt.round_id}-{attempt.purpose}"
+        draft = self.folder / f".{path.name}.{secrets.token_hex(8)}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            _write_durably(draft, sum_message.encode("ascii"))
+            try:
+                os.link(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+            _sync_folder(self.folder)
         except FileExistsError:
             self._check_same(path, attempt, sum_message)
-            return
         except OSError as error:
             raise TransportError(f"cannot write {path}: {error.strerror}") from error
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(sum_message.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
 
     def _check_same(self, path: Path, attempt: Attempt, sum_message: str) -> None:
         try:
@@ -53,3 +56,20 @@ class OpeningRegistry:
                 reason="already_opened",
                 round_id=attempt.round_id,
             )
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

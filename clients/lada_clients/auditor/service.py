@@ -150,8 +150,20 @@ class Auditor:
         message = me.index.find(Kind.LEDGER, sender=site, round_id=round_id, purpose=purpose)
         if message is None:
             raise LocalProtocolError(f"asked to check a ledger of {site} that was never posted")
-        body = parse_body(message, LedgerBody)
-        self.ledgers.append(me.roster.party(site), body, me.payload(message))
+        try:
+            body = parse_body(message, LedgerBody)
+            self.ledgers.append(me.roster.party(site), body, me.payload(message))
+        except PeerError as error:
+            # One site's bad ledger ends nobody else's work; its contributions stay unpaid.
+            fault = {"code": error.reason, "message": str(error)[:1000]}
+            me.post(
+                Kind.REFUSAL,
+                lambda: Outgoing(body=fault),
+                round_id=round_id,
+                purpose=purpose,
+                to=site,
+            )
+            return
         me.post(
             Kind.RECEIPT,
             lambda: Outgoing(body={"head_index": body.head_index, "head_hash": body.head_hash}),

@@ -112,13 +112,15 @@ def prepare(
     """Make or convert the model weights of a preset, so that a later run starts at once."""
     import os
 
-    from lada_clients.mock.presets import preset_for
-    from lada_clients.mock.weights import default_cache_dir, prepare_model
+    from lada_clients.mock.weights import default_cache_dir, prepare_model, prepare_preset
 
-    chosen = preset_for(preset, sites=sites, rounds=None, seed=seed)
-    where = cache_dir or default_cache_dir(os.environ)
-    for reference in model or dict.fromkeys((chosen.slm, chosen.llm)):
-        typer.echo(f"{reference}: {prepare_model(reference, cache_dir=where)}")
+    where = (cache_dir or default_cache_dir(os.environ)).absolute()
+    if model:
+        for reference in model:
+            typer.echo(f"{reference}: {prepare_model(reference, cache_dir=where)}")
+    else:
+        made = prepare_preset(preset, sites=sites, seed=seed, cache_dir=where)
+        typer.echo(f"{', '.join(made) or 'nothing'} made in {where}; preset {preset} is ready")
 
 
 @app.command()

@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from lada_clients.mock.preparation import lada_command
-from lada_clients.mock.presets import Preset
-from lada_clients.mock.supervisor import Child, Supervisor, failure_text
+from lada_clients.mock.preparation import child_environment, lada_command
+from lada_clients.mock.presets import Preset, preset_for
+from lada_clients.mock.supervisor import Child, Supervisor, failure_text, signals_as_exceptions
 from lada_secure.errors import ParameterError
 
 CACHE_VARIABLE = "LADA_CACHE_DIR"
@@ -77,6 +77,21 @@ def prepare_missing(
             if ended.status != 0:
                 supervisor.stop()
                 raise ParameterError(failure_text(ended, with_log=False))
+
+
+def prepare_preset(name: str, *, sites: int, seed: int, cache_dir: Path) -> tuple[str, ...]:
+    """Make what a preset misses, all models side by side.
+
+    Returns: the references of the models that were made.
+    Raises: ParameterError: a wrong request, or a model that cannot be made here.
+    """
+    preset = preset_for(name, sites=sites, rounds=None, seed=seed)
+    missing = missing_models(preset, cache_dir)
+    with signals_as_exceptions(), Supervisor() as supervisor:
+        prepare_missing(
+            preset, supervisor, cache_dir=cache_dir, environment=child_environment(os.environ)
+        )
+    return missing
 
 
 def _stamp(cache_dir: Path, reference: str) -> Path:

@@ -111,6 +111,17 @@ def _explain(error: sqlite3.Error, path: Path) -> LadaError:
     return TransportError(f"ledger {path}: the database refused ({name}: {error})")
 
 
+def _blob(value: object, where: str) -> bytes:
+    # SQLite keeps whatever type somebody put into a column.
+    if not isinstance(value, bytes):
+        raise LedgerError(f"{where}: expected stored bytes, got {type(value).__name__}")
+    return value
+
+
+def _entry(value: object, where: str) -> LedgerEntry:
+    return parse_entry(_blob(value, where), where=where)
+
+
 class _SqliteTransaction(LedgerTransaction):
     def __init__(self, connection: Connection, replay: LedgerReplay) -> None:
         self._connection = connection
@@ -133,24 +144,23 @@ class _SqliteTransaction(LedgerTransaction):
             )
 
     def output(self, reserve_hash: str) -> bytes | None:
-        payload: bytes | None = self._connection.scalar(
+        payload = self._connection.scalar(
             select(_OUTPUTS.c.payload).where(_OUTPUTS.c.reserve_hash == reserve_hash)
         )
-        return payload
+        return None if payload is None else _blob(payload, f"output of {reserve_hash[:12]}...")
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         rows = self._connection.execute(
             select(_ENTRIES.c.number, _ENTRIES.c.line).order_by(_ENTRIES.c.number)
         )
-        return tuple(parse_entry(row.line, where=f"entry {row.number}") for row in rows)
+        return tuple(_entry(row.line, f"entry {row.number}") for row in rows)
 
     def countersignatures(self) -> tuple[bytes, ...]:
         """The kept countersignatures, oldest first."""
-        return tuple(
-            self._connection.scalars(
-                select(_COUNTERSIGNATURES.c.raw).order_by(_COUNTERSIGNATURES.c.id)
-            )
+        rows = self._connection.scalars(
+            select(_COUNTERSIGNATURES.c.raw).order_by(_COUNTERSIGNATURES.c.id)
         )
+        return tuple(_blob(raw, "countersignature") for raw in rows)
 
     def keep_countersignature(self, raw: bytes) -> None:
         """Add one, unless it is kept already."""
@@ -336,7 +346,7 @@ class SqliteLedger(KeptLedger):
             .order_by(_ENTRIES.c.number)
         )
         for row in rows:
-            entry = parse_entry(row.line, where=f"ledger {self._path}: entry {row.number}")
+            entry = _entry(row.line, f"ledger {self._path}: entry {row.number}")
             replay.append(entry)
             if (row.number, row.entry_hash) != (entry.index, entry.entry_hash):
                 raise LedgerError(f"ledger {self._path}: entry {row.number}: stored as another one")

@@ -132,7 +132,9 @@ class Fault:
     def mean_over_the_tokens_of_the_batch(self, units):
         """What a model returns for `labels=`; clipped after it was divided by the batch's tokens."""
         tokens = sum(row.target_length for unit in units for row in paths(unit))
-        factor = 60.0 * CLIP / tokens
+        shortest = min(units, key=lambda unit: unit.longest_row)
+        usual = float(self.gradient(-self.scorer(paths(shortest)).sum()).norm())
+        factor = 3.0 * CLIP / usual / tokens
         return sum(
             clip_to(self.gradient(-self.scorer(paths(unit)).sum()) * factor) for unit in units
         )
@@ -147,9 +149,7 @@ class Fault:
         return total
 
     def records_clipped_each(self, units):
-        return sum(
-            self.clipped(-self.scores([row]).sum()) for unit in units for row in paths(unit)
-        )
+        return sum(self.clipped(-self.scores([row]).sum()) for unit in units for row in paths(unit))
 
     def divided_by_the_realised_batch(self, units):
         return self.right(units) / len(units)
@@ -177,12 +177,12 @@ def unit_of(number, *rows, own=None):
     )
 
 
-SHORT = [unit_of(at, row(3 + at, 4, 20 + at)) for at in range(3)]
+SHORT = [unit_of(at, row(3, 4, 20)) for at in range(3)]
 LONG = unit_of(9, row(9, 9, *([30] * 40)))
 FAULTS = {
     "negatives_from_the_batch": [unit_of(at, row(5, 6, 7 + 3 * at)) for at in range(6)],
     "mean_over_the_tokens_of_the_batch": [*SHORT, LONG],
-    "pairs_clipped_as_rows": [unit_of(0, row(5, 6, 7, 8), own=row(5, 6, 30, 31))],
+    "pairs_clipped_as_rows": [unit_of(0, row(5, 6, 12), own=row(5, 6, 35))],
     "records_clipped_each": [unit_of(0, *[row(5, 6, 7, 8 + at) for at in range(4)]), *SHORT],
 }
 
@@ -233,9 +233,7 @@ def test_an_empty_batch_still_adds_noise_and_moves_the_weights():
     before = [one.detach().clone() for one in trainer.parameters]
     trainer.update(noised_gradient(total, parameters()))
     assert trainer.steps_done == 1
-    assert all(
-        not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True)
-    )
+    assert all(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
     trainer.close()
 
 

@@ -24,6 +24,9 @@ from lada_secure.privacy.entries import CommitEntry, LedgerEntry, LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, LedgerHead, Reservation
 from lada_secure.privacy.replay import LedgerReplay
 
+# Two threads on a busy machine wait for each other longer than these models compute.
+torch.set_num_threads(1)
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789"
 PLAN_HASH = "ab" * 32
 ARCHITECTURES = ("llama", "gpt2", "qwen2", "gemma")

@@ -21,12 +21,21 @@ from ledger_world import (
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.countersignature import countersign
 from lada_secure.privacy.entries import format_ledger_lines, parse_ledger_lines, sign_entry
+from lada_secure.privacy.ledger_keeper import MemoryLedger
 from lada_secure.privacy.verification import verify_ledger
 
 LEDGER = sample_ledger()
 RAW = LEDGER.export_lines()
 LINES = RAW.splitlines(keepends=True)
 SEEN = countersign(LEDGER.head(), auditor="auditor", signing_key=AUDITOR_KEY, time=START)
+
+
+def short_ledger() -> MemoryLedger:
+    """One entry of each kind: fast enough to change every byte of it."""
+    ledger = memory_ledger()
+    approve(ledger)
+    ledger.commit(ledger.reserve(statistics_spec()), b"noised statistics")
+    return ledger
 
 
 def problem(raw: bytes, *, countersigned: bool = False) -> str:
@@ -51,14 +60,14 @@ def named_entry(message: str) -> int:
     return int(found[1])
 
 
-def check_flips(flips: tuple[int, ...]) -> int:
+def check_flips(raw: bytes, flips: tuple[int, ...]) -> int:
     """Change each byte in each way; every case must be reported at its own line."""
+    assert problem(raw) == ""
     cases = 0
-    for position, byte in enumerate(RAW):
-        line = RAW.count(b"\n", 0, position)
+    for position, byte in enumerate(raw):
+        line = raw.count(b"\n", 0, position)
         for flip in flips:
-            changed = RAW[:position] + bytes([byte ^ flip]) + RAW[position + 1 :]
-            message = problem(changed, countersigned=True)
+            message = problem(raw[:position] + bytes([byte ^ flip]) + raw[position + 1 :])
             assert message, f"byte {position} xor {flip} was not noticed"
             # A line feed that turns up in a line cuts it in two; the first half is named.
             assert named_entry(message) == line, message
@@ -71,14 +80,15 @@ def test_the_untouched_ledger_raises_no_alarm() -> None:
     assert len(LINES) == 9
 
 
-def test_two_changes_of_every_byte_are_reported_with_the_entry_named() -> None:
-    # The lowest bit turns digits and hexadecimal digits into others; 0x20 is the case of letters.
-    assert check_flips((1, 32)) == 2 * len(RAW) > 10_000
+def test_a_changed_byte_anywhere_is_reported_with_the_entry_named() -> None:
+    raw = short_ledger().export_lines()
+    # The lowest bit turns digits and hexadecimal digits into others; 32 is the case of letters.
+    assert check_flips(raw, (1, 32)) == 2 * len(raw) > 4000
 
 
 @pytest.mark.slow
-def test_all_255_changes_of_every_byte_are_reported_with_the_entry_named() -> None:
-    assert check_flips(tuple(range(1, 256))) > 1_000_000
+def test_every_flipped_bit_is_reported_with_the_entry_named() -> None:
+    assert check_flips(RAW, (1, 2, 4, 8, 16, 32, 64, 128)) > 40_000
 
 
 def test_every_dropped_entry_is_reported() -> None:
@@ -146,7 +156,7 @@ def test_two_histories_mixed_at_any_place_are_reported() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        RAW.replace(b'{"attempt":', b'{ "attempt":', 1),
+        RAW.replace(b'{"decided_by":', b'{ "decided_by":', 1),
         RAW.replace(b'"attempt":0', b'"attempt":0.0', 1),
         RAW.replace(b'"attempt":0', b'"attempt":-0', 1),
         RAW.replace(b"\n", b"\r\n", 1),

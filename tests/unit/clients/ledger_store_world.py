@@ -1,0 +1,131 @@
+"""One site's ledger file for store tests, and what spawned processes do with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import event as sqlalchemy_event
+
+from lada_clients.site.ledger_store import SqliteLedger
+from lada_secure.errors import PrivacyBudgetExceeded
+from lada_secure.privacy.events import gaussian_event
+from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
+
+SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
+AUDITOR_KEY = Ed25519PrivateKey.from_private_bytes(b"auditor key for tests, 32 bytes.")
+PLAN = "a" * 64
+CAPS = BudgetCaps(target_delta=1e-6, total_epsilon=3.0, study_epsilon=3.0)
+NOISE = 20.0
+
+
+def now() -> datetime:
+    """The clock of the machine."""
+    return datetime.now(UTC)
+
+
+def open_ledger(
+    path: Path,
+    *,
+    site: str = "hospital-a",
+    population: str = "patients",
+    key: Ed25519PrivateKey = SITE_KEY,
+    caps: BudgetCaps = CAPS,
+    clock: Callable[[], datetime] = now,
+) -> SqliteLedger:
+    """The test site's ledger, or with one name changed somebody else's."""
+    return SqliteLedger(
+        path,
+        site=site,
+        population=population,
+        signing_key=key,
+        caps=caps,
+        data_fingerprint="d" * 64,
+        clock=clock,
+    )
+
+
+def approve(ledger: SqliteLedger, study_id: str = "study") -> None:
+    """Approve for a day."""
+    ledger.decide(
+        "approve",
+        study_id=study_id,
+        plan_hash=PLAN,
+        expires=now() + timedelta(days=1),
+        decided_by="policy",
+    )
+
+
+def spec(round_id: int = 0, *, study_id: str = "study", noise: float = NOISE) -> ReleaseSpec:
+    """A noised statistic."""
+    return ReleaseSpec(
+        study_id=study_id,
+        plan_hash=PLAN,
+        round_id=round_id,
+        purpose="statistics",
+        mechanism=DISCRETE_GAUSSIAN,
+        event=gaussian_event(noise),
+        parameters={"l2_sensitivity": 100.0, "std": 100.0 * noise},
+    )
+
+
+def hammer(path: str, worker: int) -> None:
+    """Reserve until the budget is spent, committing every second time."""
+    with open_ledger(Path(path)) as ledger:
+        for number in range(10_000):
+            try:
+                reservation = ledger.reserve(spec(worker * 10_000 + number))
+            except PrivacyBudgetExceeded:
+                return
+            if number % 2:
+                ledger.commit(reservation, b"output of %d" % worker)
+    raise AssertionError("the cap never refused")
+
+
+class _Countdown:
+    """Kills this process, as kill -9 does, when it is reached the n-th time."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self, *_: object, **__: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def release_and_die(path: str, sent: str, steps: int) -> None:
+    """Reserve, compute, commit and send one release; die at the n-th step, if it has so many.
+
+    Steps are every SQL statement (before and after), every begin, commit and rollback, and the
+    points around computing, encoding and sending.
+    """
+    step = _Countdown(steps)
+    ledger = open_ledger(Path(path))
+    engine = ledger._engine
+    for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "rollback"):
+        sqlalchemy_event.listen(engine, name, step)
+
+    def compute() -> bytes:
+        step()
+        output = os.urandom(16)
+        step()
+        return output
+
+    def encode(output: bytes) -> bytes:
+        step()
+        return output
+
+    step()
+    released = ledger.release(spec(), compute=compute, encode=encode, decode=bytes)
+    step()
+    with open(sent, "ab", buffering=0) as wire:
+        step()
+        wire.write(released.value)
+        step()
+    ledger.close()
+    step()

@@ -1,0 +1,529 @@
+"""Sites and a coordinator without models around a real auditor, driven by the round logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from protocol_world import (
+    NOW,
+    Cast,
+    MemoryBoard,
+    make_cast,
+    make_ledger,
+    make_participant,
+    make_plan,
+    signed,
+    statistics_spec,
+    training_spec,
+)
+
+from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.service import Auditor
+from lada_clients.participant import Outgoing, Participant, checked_transcript
+from lada_protocol.auditor_round import next_auditor_task
+from lada_protocol.coordinator_round import next_coordinator_task
+from lada_protocol.envelope import Envelope
+from lada_protocol.index import Attempt, MessageIndex
+from lada_protocol.kinds import Kind
+from lada_protocol.messages import FaultBody, parse_body
+from lada_protocol.opening import (
+    check_mask_keys,
+    keys_digest,
+    mask_context,
+    purpose_length,
+    purpose_parameters,
+    site_bound_of,
+)
+from lada_protocol.plan import (
+    DEMAND,
+    STATISTICS,
+    TRAINING,
+    StudyPlan,
+)
+from lada_protocol.roster import Roster
+from lada_protocol.site_round import next_site_task
+from lada_protocol.tasks import (
+    AbortAttempt,
+    AddUp,
+    AskScores,
+    CloseRound,
+    Contribute,
+    CoordinatorTask,
+    Distil,
+    Done,
+    Finish,
+    GiveUp,
+    PostMaskKey,
+    PostTranscript,
+    ProposePlan,
+    ReviewPlan,
+    Score,
+    SiteTask,
+    StartAttempt,
+    Wait,
+    WritePaths,
+)
+from lada_protocol.transcript import FIRST, build_transcript
+from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
+from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.privacy.entries import ReserveEntry, format_ledger_lines
+from lada_secure.privacy.ledger_keeper import MemoryLedger
+
+FOUR = ("site-a", "site-b", "site-c", "site-d")
+THREE = FOUR[:3]
+ROUND_0 = Attempt(round_id=0, purpose=STATISTICS, number=0)
+ROUND_0_AGAIN = Attempt(round_id=0, purpose=STATISTICS, number=1)
+
+
+@dataclass(kw_only=True)
+class SimulatedSite:
+    """A site without a model: dummy vectors, everything else real.
+
+    `tamper` lets a test change a message's body and payload before it is signed.
+    """
+
+    me: Participant
+    book: MemoryLedger
+    noised: dict[int, np.ndarray] = field(default_factory=dict)
+    mask_keys: dict[Attempt, MaskKey] = field(default_factory=dict)
+    tamper: Callable[[Kind, Outgoing], Outgoing] = lambda _kind, outgoing: outgoing
+
+    def step(self) -> SiteTask:
+        """Read the board and carry out one task."""
+        me = self.me
+        me.sync()
+        task = next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party)
+        self.carry_out(task)
+        return task
+
+    def carry_out(self, task: SiteTask) -> None:
+        """Carry out a task."""
+        match task:
+            case ReviewPlan():
+                self._accept()
+            case PostMaskKey(attempt=attempt):
+                key = self.mask_keys.setdefault(attempt, MaskKey.generate())
+                self._post_at(Kind.MASK_KEY, attempt, {"public_key": key.public_bytes.hex()})
+            case Contribute(attempt=attempt, cohort=cohort):
+                self._contribute(attempt, cohort)
+            case AskScores(round_id=round_id):
+                self._post(Kind.QUERY, {"cells": 12}, b"query", round_id=round_id, to="coordinator")
+            case Distil(round_id=round_id):
+                self._distil(round_id)
+            case CloseRound(round_id=round_id):
+                digest = checked_transcript(self.me, round_id)
+                self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
+            case _:
+                pass
+
+    def vector(self, attempt: Attempt) -> np.ndarray:
+        """This round's noised vector, or the demand that follows from it: fixed per round."""
+        plan = self.me.plan
+        if attempt.purpose == DEMAND:
+            wanted = np.zeros(plan.pool_size, dtype=np.int64)
+            wanted[: plan.allocation.quota] = 1
+            return wanted
+        if attempt.round_id not in self.noised:
+            bound = site_bound_of(plan, STATISTICS)
+            drawn = np.random.default_rng(attempt.round_id + len(self.me.party))
+            self.noised[attempt.round_id] = drawn.integers(
+                -bound, bound, size=purpose_length(plan, STATISTICS), endpoint=True
+            )
+        return self.noised[attempt.round_id]
+
+    def pay(self, round_id: int, **changes: Any) -> str:
+        """Reserve and commit the round's statistics; the hash of what paid."""
+        reservation = self.book.reserve(statistics_spec(self.me.plan, round_id, **changes))
+        if reservation.stored_output is None:
+            self.book.commit(reservation, b"noised statistics")
+        return reservation.entry_hash
+
+    def seal_for(
+        self, attempt: Attempt, cohort: tuple[str, ...], values: np.ndarray
+    ) -> tuple[dict[str, str], bytes]:
+        """Mask and seal a vector as the real site does; keys digest and parameters beside it."""
+        me = self.me
+        parameters = purpose_parameters(me.plan, attempt.purpose)
+        keys = me.index.all_at(Kind.MASK_KEY, attempt)
+        raw = check_mask_keys(cohort, keys, attempt)
+        digest = keys_digest({site: keys[site] for site in cohort})
+        mask = pairwise_mask(
+            self.mask_keys[attempt],
+            me.party,
+            {site: one for site, one in raw.items() if site != me.party},
+            context=mask_context(me.plan, me.roster, attempt, digest),
+            length=parameters.length,
+            modulus=parameters.plain_modulus,
+        )
+        hidden = masked(
+            values,
+            mask,
+            bound=site_bound_of(me.plan, attempt.purpose),
+            modulus=parameters.plain_modulus,
+        )
+        shown = me.index.find(Kind.OPENING_KEY, sender="auditor", purpose=attempt.purpose)
+        if shown is None:
+            raise AssertionError("the auditor posts its keys before any attempt")
+        key = parse_public_key(me.payload(shown), parameters)
+        body = {"keys_digest": digest, "parameters_digest": parameters.digest}
+        return body, seal(key, parameters, hidden)
+
+    def _accept(self) -> None:
+        plan = self.me.plan
+        self.book.decide(
+            "approve",
+            study_id=plan.study_id,
+            plan_hash=plan.hash,
+            expires=NOW + timedelta(days=30),
+            decided_by="policy",
+            statement="inside the policy",
+        )
+        body = {"certificate": self.me.certificate, "population": "patients"}
+        self._post(Kind.ACCEPTANCE, body)
+
+    def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
+        paid_by = self.pay(attempt.round_id)
+        if attempt.purpose == STATISTICS:
+            self.post_ledger(attempt.round_id, STATISTICS)
+        body, payload = self.seal_for(attempt, cohort, self.vector(attempt))
+        self._post_at(Kind.CONTRIBUTION, attempt, {**body, "paid_by": paid_by}, payload)
+
+    def _distil(self, round_id: int) -> None:
+        reservation = self.book.reserve(training_spec(self.me.plan, round_id))
+        self.book.commit(reservation, b"adapters")
+        self.post_ledger(round_id, TRAINING)
+        self._post(Kind.TRAINED, {"paid_by": reservation.entry_hash}, round_id=round_id)
+
+    def post_ledger(self, round_id: int, purpose: str) -> None:
+        """Show the auditor what is new in the ledger."""
+        me = self.me
+        if me.index.find(Kind.LEDGER, sender=me.party, round_id=round_id, purpose=purpose):
+            return
+        entries = self.book.entries()
+        first = max(
+            (
+                int(one.header.body["head_index"]) + 1
+                for one in me.index
+                if one.kind is Kind.LEDGER and one.header.sender == me.party
+            ),
+            default=0,
+        )
+        head = entries[-1]
+        body = {"first_index": first, "head_index": head.index, "head_hash": head.entry_hash}
+        part = format_ledger_lines(entries[first:])
+        self._post(Kind.LEDGER, body, part, round_id=round_id, purpose=purpose)
+
+    def reservation(self, round_id: int) -> ReserveEntry:
+        """The ledger entry that paid for a round's statistics."""
+        return next(
+            one
+            for one in self.book.entries()
+            if isinstance(one, ReserveEntry)
+            and (one.round_id, one.purpose) == (round_id, STATISTICS)
+        )
+
+    def _post_at(
+        self, kind: Kind, attempt: Attempt, body: dict[str, Any], payload: bytes = b""
+    ) -> None:
+        self._post(
+            kind,
+            body,
+            payload,
+            round_id=attempt.round_id,
+            purpose=attempt.purpose,
+            attempt=attempt.number,
+        )
+
+    def _post(
+        self, kind: Kind, body: dict[str, Any], payload: bytes = b"", **place: Any
+    ) -> Envelope:
+        outgoing = self.tamper(kind, Outgoing(body=body, payload=payload))
+        return self.me.post(kind, lambda: outgoing, **place)
+
+
+@dataclass(slots=True, kw_only=True)
+class SimulatedCoordinator:
+    """A coordinator without a model; `given_up` is for the test to set."""
+
+    roster: Roster
+    key: Ed25519PrivateKey
+    certificate: str
+    plan: StudyPlan
+    board: MemoryBoard
+    given_up: set[tuple[int, str]] = field(default_factory=set)
+    index: MessageIndex = field(init=False)
+    _seen: int = 0
+
+    def __post_init__(self) -> None:
+        self.index = MessageIndex(self.plan.study_id, self.plan.hash)
+
+    def sync(self) -> None:
+        """Read everything that is new."""
+        for number, envelope in self.board.visible(self.roster.coordinator, self._seen):
+            self._seen = number
+            self.index.add(envelope)
+
+    def next(self) -> CoordinatorTask:
+        """The next task after reading the board."""
+        self.sync()
+        return next_coordinator_task(
+            self.index, plan=self.plan, roster=self.roster, given_up=frozenset(self.given_up)
+        )
+
+    def step(self) -> CoordinatorTask:
+        """Read the board and carry out one task."""
+        task = self.next()
+        self.carry_out(task)
+        return task
+
+    def carry_out(self, task: CoordinatorTask) -> None:
+        """Carry out a task."""
+        match task:
+            case ProposePlan():
+                self.post(
+                    Kind.PLAN, {"certificate": self.certificate}, payload=self.plan.to_bytes()
+                )
+                self.post(Kind.POOL, {}, payload=b"pool")
+                self.post(Kind.CLUSTERS, {}, payload=b"clusters")
+            case StartAttempt(attempt=attempt, sites=sites):
+                self.post_at(Kind.COHORT, attempt, {"sites": list(sites)})
+            case AbortAttempt(attempt=attempt):
+                self.post_at(Kind.ABORT, attempt, {"code": "timeout", "message": "no answer"})
+            case AddUp(attempt=attempt, cohort=cohort):
+                self.add_up(attempt, cohort)
+            case Score(round_id=round_id, site=site):
+                query = self.index.find(
+                    Kind.QUERY, sender=site, to="coordinator", round_id=round_id
+                )
+                if query is None:
+                    raise AssertionError("asked to score without a query")
+                body = {"query": query.message_hash, "pool_size": self.plan.pool_size}
+                self.post(Kind.SCORES, body, payload=b"scores", round_id=round_id, to=site)
+            case WritePaths(round_id=round_id):
+                body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
+                self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
+            case PostTranscript(round_id=round_id):
+                transcript = build_transcript(
+                    self.index, round_id, previous=self._transcript_hash(round_id - 1)
+                )
+                self.post(
+                    Kind.TRANSCRIPT,
+                    {"messages": len(transcript.entries)},
+                    payload=transcript.to_bytes(),
+                    round_id=round_id,
+                )
+            case CloseRound(round_id=round_id):
+                digest = self._transcript_hash(round_id)
+                self.post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
+            case Finish():
+                self.post(Kind.FINISHED, {"rounds": self.plan.rounds})
+            case GiveUp(code=code, message=message):
+                self.post(Kind.FAILED, {"code": code, "message": message})
+            case _:
+                pass
+
+    def add_up(
+        self,
+        attempt: Attempt,
+        cohort: tuple[str, ...],
+        *,
+        payload: bytes | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> Envelope:
+        """Post the sum; a test may replace its bytes or the contributions that it names."""
+        sent = self.index.all_at(Kind.CONTRIBUTION, attempt)
+        if payload is None:
+            parameters = purpose_parameters(self.plan, attempt.purpose)
+            payload = add_sealed(
+                parameters, [self.board.payload(sent[site].message_hash) for site in cohort]
+            )
+        if names is None:
+            names = {site: sent[site].message_hash for site in cohort}
+        return self.post_at(Kind.SUM, attempt, {"contributions": dict(names)}, payload=payload)
+
+    def post_at(
+        self, kind: Kind, attempt: Attempt, body: dict[str, Any], *, payload: bytes = b""
+    ) -> Envelope:
+        """Sign and post a message of an attempt."""
+        return self.post(
+            kind,
+            body,
+            payload=payload,
+            round_id=attempt.round_id,
+            purpose=attempt.purpose,
+            attempt=attempt.number,
+        )
+
+    def post(
+        self, kind: Kind, body: dict[str, Any], *, payload: bytes = b"", **place: Any
+    ) -> Envelope:
+        """Sign and post a message."""
+        envelope = signed(
+            self.roster, self.key, self.plan, kind, "coordinator", body, payload, **place
+        )
+        self.board.post(envelope, payload)
+        self.index.add(envelope)
+        return envelope
+
+    def _transcript_hash(self, round_id: int) -> str:
+        if round_id < 0:
+            return FIRST
+        message = self.index.find(Kind.TRANSCRIPT, sender="coordinator", round_id=round_id)
+        if message is None:
+            raise AssertionError(f"round {round_id} has no transcript")
+        return message.header.payload_sha256
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    """One study with everybody in it."""
+
+    cast: Cast
+    plan: StudyPlan
+    board: MemoryBoard
+    coordinator: SimulatedCoordinator
+    auditor: Auditor
+    sites: dict[str, SimulatedSite]
+
+    def auditor_step(self) -> object:
+        """Let the real auditor carry out one task."""
+        me = self.auditor.participant
+        me.sync()
+        task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
+        if not isinstance(task, Wait | Done):
+            self.auditor._carry_out(task)
+        return task
+
+    def step_all(self) -> bool:
+        """One step of everybody; whether anything was done."""
+        before = len(self.board.rows)
+        self.coordinator.step()
+        self.auditor_step()
+        for site in self.sites.values():
+            site.step()
+        return len(self.board.rows) > before
+
+    def run(self, until: Callable[[World], bool] | None = None, *, steps: int = 400) -> None:
+        """Step until the condition holds, or nobody has anything to do any more."""
+        for _ in range(steps):
+            if until is not None and until(self):
+                return
+            if not self.step_all():
+                return
+        raise AssertionError("the study did not come to rest")
+
+    def to_sum(self, purpose: str = STATISTICS, round_id: int = 0) -> CoordinatorTask:
+        """Run until the coordinator is about to post the sum of this round and purpose."""
+
+        def ready() -> CoordinatorTask | None:
+            task = self.coordinator.next()
+            fits = isinstance(task, AddUp) and (
+                (task.attempt.round_id, task.attempt.purpose) == (round_id, purpose)
+            )
+            return task if fits else None
+
+        for _ in range(400):
+            task = ready()
+            if task is not None:
+                self.settle_auditor()
+                return task
+            if not self.step_all():
+                break
+        raise AssertionError(f"no sum is due: {self.coordinator.next()}")
+
+    def settle_auditor(self) -> None:
+        """Let the auditor do everything that it can do now."""
+        while not isinstance(self.auditor_step(), Wait | Done):
+            pass
+
+    def answer(self, attempt: Attempt) -> Envelope:
+        """What the auditor said to the sum of an attempt, after letting it work."""
+        self.settle_auditor()
+        index = self.auditor.participant.index
+        for kind in (Kind.OPENED, Kind.OPENING_REFUSED):
+            found = index.at(kind, attempt, sender="auditor")
+            if found is not None:
+                return found
+        raise AssertionError("the auditor has not answered")
+
+
+def make_world(
+    folder: Path,
+    *,
+    sites: tuple[str, ...] = ("site-a", "site-b", "site-c"),
+    cast_: Cast | None = None,
+    plan: StudyPlan | None = None,
+) -> World:
+    """A study whose plan is on the board and that everybody has joined."""
+    cast_ = cast_ or make_cast(sites)
+    plan = plan or make_plan()
+    board = MemoryBoard(cast_.roster)
+    coordinator = SimulatedCoordinator(
+        roster=cast_.roster,
+        key=cast_.keys["coordinator"],
+        certificate=cast_.certificates["coordinator"],
+        plan=plan,
+        board=board,
+    )
+    coordinator.step()
+    auditor = make_auditor(cast_, board, folder / "auditor")
+    joined = {}
+    for name in sites:
+        me = make_participant(cast_, board, name, folder / name)
+        me.join(wait_s=5.0)
+        joined[name] = SimulatedSite(me=me, book=make_ledger(cast_, name))
+    return World(
+        cast=cast_, plan=plan, board=board, coordinator=coordinator, auditor=auditor, sites=joined
+    )
+
+
+def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: int = 3) -> Auditor:
+    """A real auditor that has joined; called again with the same folder it is a restart."""
+    me = make_participant(cast_, board, "auditor", folder)
+    me.join(wait_s=5.0)
+    return Auditor(
+        participant=me,
+        state_dir=folder,
+        ledgers=LedgerCopies(folder=folder / "ledgers" / me.plan.study_id),
+        registry=OpeningRegistry(folder=folder / "opened"),
+        min_cohort=min_cohort,
+        epsilon_cap=8.0,
+    )
+
+
+def refusal(world: World, attempt: Attempt) -> FaultBody:
+    """The auditor's refusal of a sum."""
+    answer = world.answer(attempt)
+    assert answer.kind is Kind.OPENING_REFUSED, f"opened instead: {answer!r}"
+    assert answer.header.payload_bytes == 0
+    return parse_body(answer, FaultBody)
+
+
+def notes(world: World) -> list[str]:
+    """What the auditor's registry says was opened."""
+    folder = world.auditor.registry.folder
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def never_opened(world: World) -> None:
+    """Nothing was opened: the registry, which is written before the key is used, is empty."""
+    assert notes(world) == []
+    assert not world.coordinator.index.attempts(Kind.OPENED, round_id=0, purpose=STATISTICS)
+
+
+def bring_together(world: World, attempt: Attempt, cohort: tuple[str, ...]) -> None:
+    """Sites that do whatever the coordinator wants: keys and contributions for an attempt."""
+    for name in cohort:
+        world.sites[name].me.sync()
+        world.sites[name].carry_out(PostMaskKey(attempt=attempt, cohort=cohort))
+    for name in cohort:
+        world.sites[name].me.sync()
+        world.sites[name].carry_out(Contribute(attempt=attempt, cohort=cohort))
+    world.coordinator.sync()
