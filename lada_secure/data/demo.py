@@ -30,12 +30,12 @@ from lada_secure.data.wordnet import read_nouns
 SiteKind: TypeAlias = Literal["hospital", "bank"]
 
 # Of every collection of topics: what the public pool and the LLM's material get.
-_POOL_SHARE = 0.16
-_TEACHER_SHARE = 0.24
+_POOL_SHARE = 0.26
+_TEACHER_SHARE = 0.26
 # Of a site's own topics: what is held out, but no more than this many questions in all.
-_HELD_OUT_SHARE = 0.4
+_HELD_OUT_SHARE = 0.42
 _HELD_OUT = 96
-_POOL_PER_COLLECTION = 96
+_POOL_PER_COLLECTION = 120
 _TEACHER_PER_COLLECTION = 200
 _TRAIN_RECORDS = 240
 # Every fifth record has an answer and no reasoning, as records often do.

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 from lada_secure.data.multiple_choice import Topic
 from lada_secure.data.wordnet import Nouns
-from lada_secure.data.wordnet_topics import definitions_below
+from lada_secure.data.wordnet_topics import kinds_below
 
-# Possession alone has some 500 usable kinds, too few for five banks and a pool.
+# Possession alone has some 350 usable kinds, too few for five banks and a pool.
 _ROOTS = (
     ("possession", "anything owned or possessed"),
     ("transaction", "the act of transacting within or between groups"),
     ("commercial document", "relating to commerce"),
     ("financial institution", "collects funds"),
 )
+_VAGUE_KINDS = frozenset(
+    {
+        "assets",
+        "sum",
+        "acquisition",
+        "transferred property",
+        "liabilities",
+        "outgo",
+        "cost",
+        "farming",
+        "cultivation",
+        "production",
+        "commercial enterprise",
+    }
+)
 
 
 def possession_topics(nouns: Nouns) -> tuple[Topic, ...]:
-    """Which financial term a definition describes, ordered by root and synset, each once."""
+    """Of which kind a financial term is, ordered by root and synset, each synset once."""
     topics: dict[str, Topic] = {}
-    answers: set[str] = set()
     for word, definition_part in _ROOTS:
         root = nouns.find(word, definition_part=definition_part)
-        for topic in definitions_below(nouns, root, question="Finance: {definition}. Which term?"):
-            # A term may have a meaning under two roots; as options they would look the same.
-            if topic.key not in topics and topic.answer not in answers:
-                topics[topic.key] = topic
-                answers.add(topic.answer)
+        question = "Finance: {word}, {definition}. Kind?"
+        for topic in kinds_below(nouns, root, question=question, vague=_VAGUE_KINDS):
+            topics.setdefault(topic.key, topic)
     return tuple(topics.values())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lada_secure.data.multiple_choice import Topic
 from lada_secure.data.wordnet import Nouns
-from lada_secure.data.wordnet_topics import definitions_below
+from lada_secure.data.wordnet_topics import kinds_below
 from lada_secure.errors import ParameterError
 
 # What the hospitals treat: chapters of ICD-10-CM by the name that a path gives them.
@@ -47,6 +47,7 @@ _MAX_CATEGORY = 36
 _VAGUE = re.compile(r"\b(other|unspecified|elsewhere)\b", re.IGNORECASE)
 _RANGE = re.compile(r" \([A-Z0-9]+-[A-Z0-9]+\)$")
 _LEFT_OVER = re.compile(r"^other\b", re.IGNORECASE)
+_VAGUE_KINDS = frozenset({"pathology", "disease", "illness", "unfitness", "growth", "disability"})
 # Left and right, or with and without: one subcategory, one topic.
 _SUBCATEGORY_LENGTH = 5
 
@@ -99,7 +100,7 @@ def diagnosis_topics(chapters: Sequence[str]) -> tuple[Topic, ...]:
             topics.append(
                 Topic(
                     key=f"icd10:{code}",
-                    question=f"Diagnosis: {diagnosis}. Which group?",
+                    question=f"Diagnosis: {diagnosis}. Group?",
                     answer=group,
                     rationale=", ".join(steps),
                     forbidden=frozenset(),
@@ -114,6 +115,7 @@ def _group_name(title: str) -> str:
 
 
 def condition_topics(nouns: Nouns) -> tuple[Topic, ...]:
-    """Which condition a definition describes: WordNet's kinds of *ill health*."""
+    """Of which kind a condition is: WordNet's *ill health*."""
     root = nouns.find("ill health", definition_part="unable to function normally")
-    return definitions_below(nouns, root, question="Condition: {definition}. Which one?")
+    question = "Condition: {word}, {definition}. Kind?"
+    return kinds_below(nouns, root, question=question, vague=_VAGUE_KINDS)

@@ -1,42 +1,34 @@
 """How a question becomes the text a model reads, and how an answer is read out of its text.
 
-Two forms. A multiple-choice question lists its options by letter; the path names the letter first
-and the reason after it, so that one forward pass scores the answer. An open question is followed by
-its reasoning and, on a last line of its own, the answer.
+Two forms. A multiple-choice question is put in the cloze form: the options are not listed, the path
+names the answer and then the reason, and a model chooses the option whose text it finds the most
+probable. (Small models cannot tie a listed option to its letter: SmolLM2-135M stays at chance.) An
+open question is followed by its reasoning and, on a last line of its own, the answer.
 """
 
 from __future__ import annotations
 
-import re
-import string
-
 from lada_secure.errors import ParameterError
 
-LETTERS = string.ascii_uppercase
-_CHOSEN = re.compile(r"\s*([A-Z])\)(.*)", re.DOTALL)
+MAX_CHOICES = 26
 
 
 def _check_choices(choices: tuple[str, ...]) -> None:
-    if len(choices) == 1 or len(choices) > len(LETTERS):
+    if len(choices) == 1 or len(choices) > MAX_CHOICES or len(set(choices)) != len(choices):
         raise ParameterError(
-            f"a question needs 2 to {len(LETTERS)} choices, or none at all where it is open; "
-            f"got {len(choices)}"
+            f"a question needs 2 to {MAX_CHOICES} different choices, or none at all where it is "
+            f"open; got {len(choices)} with {len(set(choices))} different ones"
         )
 
 
 def prompt_of(question: str, choices: tuple[str, ...]) -> str:
     """The text that a model reads before it writes its path.
 
-    Args: question: without options. choices: the options in their order; empty for open questions.
-    Raises: ParameterError: one choice only, or more than there are letters.
+    Args: question: complete without its options. choices: empty for open questions.
+    Raises: ParameterError: one choice only, or twice the same.
     """
     _check_choices(choices)
-    if not choices:
-        return f"{question}\n"
-    options = "\n".join(
-        f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)
-    )
-    return f"{question}\n{options}\nAnswer:"
+    return f"{question}\nAnswer:" if choices else f"{question}\n"
 
 
 def path_of(answer: str, choices: tuple[str, ...], rationale: str | None) -> str:
@@ -53,36 +45,32 @@ def path_of(answer: str, choices: tuple[str, ...], rationale: str | None) -> str
         return answer if rationale is None else f"{rationale}\n{answer}"
     if answer not in choices:
         raise ParameterError("the answer is not among the choices; it must be one of them")
-    chosen = f"{letter_prefix(choices.index(answer))}) {answer}"
-    return chosen if rationale is None else f"{chosen}. {rationale}"
+    stated = option_text(answer)
+    return stated if rationale is None else f"{stated} {rationale}"
 
 
-def letter_prefix(position: int) -> str:
-    """How a path starts that chooses the option at `position` (0-based), up to the letter."""
-    return f" {LETTERS[position]}"
+def option_text(choice: str) -> str:
+    """How every path starts that chooses this option; scored to find the preferred option.
+
+    The full stop belongs to it: an option may be the beginning of another one.
+    """
+    return f" {choice}."
 
 
 def answer_of(path_text: str, choices: tuple[str, ...]) -> str | None:
     """Read the answer out of a path that a model wrote.
 
-    A path that names a letter and then spells out another option contradicts itself and counts as
-    unreadable, as does a letter beyond the options.
-
-    Returns: one of `choices`, or the last line of an open question's path; None if unreadable.
+    Returns: one of `choices`, or the last line of an open question's path; None where no option,
+        or nothing at all, can be read.
     """
     _check_choices(choices)
+    text = path_text.strip()
     if not choices:
-        lines = path_text.strip().splitlines()
+        lines = text.splitlines()
         return lines[-1].strip() if lines else None
-    found = _CHOSEN.match(path_text)
-    if found is None:
-        return None
-    position = LETTERS.index(found.group(1))
-    if position >= len(choices):
-        return None
-    text = found.group(2).strip()
-    named = [choice for choice in choices if text == choice or text.startswith(f"{choice}.")]
-    # Options may begin alike ("gout. chronic" and "gout"), hence membership, not equality.
-    if named and choices[position] not in named:
-        return None
-    return choices[position]
+    # The longest first: "gout. chronic" is an option that starts with another one, "gout".
+    for choice in sorted(choices, key=len, reverse=True):
+        stated = option_text(choice).strip()
+        if text == choice or text.startswith(stated):
+            return choice
+    return None

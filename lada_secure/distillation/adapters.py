@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -153,18 +152,6 @@ def trainable_summary(lm: LanguageModel) -> TrainableSummary:
         tensors=len(named),
         layers=tuple(sorted(layers)),
     )
-
-
-def signal_to_noise(
-    *, expected_units: float, noise_multiplier: float, parameters: int, steps: int = 1
-) -> float:
-    """Best-case ratio of the private gradient's length to the noise's, over `steps` steps.
-
-    If all units agreed, the sum of a step were expected_units clip norms long; the noise is
-    noise_multiplier sqrt(parameters) of them. Signal adds up over steps, noise by its square root.
-    Needs no data. Below about 0.1 the private stream can hardly teach anything.
-    """
-    return math.sqrt(steps) * expected_units / (noise_multiplier * math.sqrt(parameters))
 
 
 def _adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lada_secure.data.prompts import answer_of, letter_prefix, prompt_of
+from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
@@ -63,7 +63,7 @@ def correct(
 ) -> NDArray[np.bool_]:
     """Which questions are answered rightly: (n,) bool.
 
-    Multiple choice: the option whose letter is the most probable next token, one forward pass.
+    Multiple choice: the option whose text is the most probable, see `choose`.
     Open questions: greedy generation, then the answer is read from the path.
 
     Raises: ParameterError: no records, or a batch size below 1.
@@ -93,27 +93,71 @@ def correct(
 def choose(
     lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
 ) -> NDArray[np.int64]:
-    """The option that the model prefers for each multiple-choice question, by its letter: (n,).
+    """The option that the model prefers for each multiple-choice question: its place, (n,).
 
-    Raises: ParameterError: a question without options, or letters that the tokenizer cannot tell.
+    The option whose text is the most probable continuation as a whole (joint log-probability; the
+    shortest option is not favoured beyond what the model itself thinks). The prompt is read once
+    and its keys and values serve all options.
+
+    Args: batch_size: questions at a time; four times as many options.
+    Raises: ParameterError: a question without options.
     """
-    most = max((len(record.choices) for record in records), default=0)
-    letters = _letter_tokens(lm, most)
-    encoded: list[list[int]] = []
-    for record in records:
-        if not record.choices:
-            raise ParameterError("choosing by letter needs options, got an open question")
-        encoded.append(lm.encode_prompt(prompt_of(record.question, record.choices)))
+    if not all(record.choices for record in records):
+        raise ParameterError("choosing an option needs options, got an open question")
+    prompts = [
+        lm.encode_prompt(prompt_of(record.question, record.choices)) for record in records
+    ]
+    options = [
+        [lm.encode_prompt(option_text(choice)) for choice in record.choices] for record in records
+    ]
     picks = np.zeros(len(records), dtype=np.int64)
-    for rows in _batches([len(one) for one in encoded], batch_size):
-        ids, mask, positions = _left_padded(lm, [encoded[row] for row in rows])
-        with torch.inference_mode():
-            logits = lm.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
-            ).logits[:, -1]
-        for row, scores in zip(rows, logits[:, letters].cpu(), strict=True):
-            picks[row] = int(scores[: len(records[row].choices)].argmax())
+    for rows in _batches([len(prompt) for prompt in prompts], batch_size):
+        scores = _option_scores(lm, [prompts[row] for row in rows], [options[row] for row in rows])
+        for row, values in zip(rows, scores, strict=True):
+            picks[row] = int(np.argmax(values))
     return picks
+
+
+def _option_scores(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+) -> list[NDArray[np.float64]]:
+    """Joint log-probability of every option after its prompt, one array per question."""
+    ids, mask, positions = _left_padded(lm, prompts)
+    owner = [row for row, texts in enumerate(options) for _ in texts]
+    texts = [text for group in options for text in group]
+    longest = max(len(text) for text in texts)
+    # Padded on the right: what stands behind an option's end cannot change its probability.
+    tail = torch.full((len(texts), longest), lm.end_token, dtype=torch.long)
+    for number, text in enumerate(texts):
+        tail[number, : len(text)] = torch.tensor(text, dtype=torch.long)
+    tail = tail.to(ids.device)
+    with torch.inference_mode():
+        read = lm.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = read.past_key_values
+        cache.batch_select_indices(torch.tensor(owner, device=ids.device))
+        steps = torch.arange(1, longest, device=ids.device)
+        rest = lm.model(
+            input_ids=tail[:, :-1],
+            attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
+            position_ids=positions[owner, -1:] + steps,
+            past_key_values=cache,
+        ).logits
+        logits = torch.cat([read.logits[owner], rest], dim=1)
+        chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
+        log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
+    scores = [float(log_p[row, : len(text)].sum()) for row, text in enumerate(texts)]
+    return [
+        np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
+        for row in range(len(prompts))
+    ]
 
 
 def path_log_probabilities(
@@ -200,16 +244,6 @@ def generate_texts(
                 end = tokens.index(lm.end_token) if lm.end_token in tokens else len(tokens)
                 texts[row] = lm.decode(tokens[:end])
     return texts
-
-
-def _letter_tokens(lm: LanguageModel, count: int) -> list[int]:
-    tokens = [lm.encode_path(f"{letter_prefix(position)})")[0] for position in range(count)]
-    if len(set(tokens)) != len(tokens):
-        raise ParameterError(
-            f"{lm.name}: its tokenizer does not give every option's letter a token of its own; "
-            "ask open questions instead"
-        )
-    return tokens
 
 
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

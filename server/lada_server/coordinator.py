@@ -66,7 +66,10 @@ class StudyFailed(LadaError):
 
 @dataclass(slots=True, kw_only=True)
 class Coordinator:
-    """One study at the coordinator. All state that matters is on the board."""
+    """One study at the coordinator. All state that matters is on the board.
+
+    `last_sequence` is the place on the board of the newest message that it posted.
+    """
 
     study: Study
     roster: Roster
@@ -75,6 +78,7 @@ class Coordinator:
     certificate: str
     teacher: Teacher
     events: EventLog
+    last_sequence: int = 0
     _index: MessageIndex = field(init=False)
     _sequence: int = 0
     _given_up: set[tuple[int, str]] = field(default_factory=set)
@@ -326,7 +330,7 @@ class Coordinator:
             payload_bytes=len(payload),
         )
         envelope = sign_envelope(header, self.signing_key)
-        self.store.post(envelope, payload)
+        self.last_sequence = self.store.post(envelope, payload)
         self._sent_bytes += len(envelope.header_bytes) + len(payload)
         self._index.add(envelope)
         return envelope

@@ -23,8 +23,10 @@ from lada_server.teacher import Teacher
 
 S = TypeVar("S", bound=Settings)
 
-# How long the board stays up after the study, so that everybody reads the last message.
-FAREWELL_S = 3.0
+# How long the board stays up at most after the study, so that everybody reads the last message.
+FAREWELL_S = 60.0
+# gRPC has handed the last reply to the network by then.
+LINGER_S = 0.5
 
 
 def run_server(settings_path: Path) -> None:
@@ -65,7 +67,8 @@ def run_server(settings_path: Path) -> None:
             try:
                 coordinator.run()
             finally:
-                time.sleep(FAREWELL_S)
+                store.wait_until_read(coordinator.last_sequence, timeout_s=FAREWELL_S)
+                time.sleep(LINGER_S)
     except LadaError as error:
         events.write("failed", round_id=0, step="close", message=str(error)[:1000])
         raise

@@ -75,6 +75,7 @@ class BoardStore:
         self._write_lock = threading.Lock()
         self._news = threading.Condition()
         self._newest = {party.id: 0 for party in roster.parties}
+        self._delivered: dict[str, int] = {}
         self._closed = False
         self._payloads = PayloadFiles(payload_dir)
         try:
@@ -158,6 +159,11 @@ class BoardStore:
         while True:
             found = self._select(reader, after)
             if found:
+                with self._news:
+                    self._delivered[reader] = max(
+                        found[-1].sequence, self._delivered.get(reader, 0)
+                    )
+                    self._news.notify_all()
                 return found
             with self._news:
                 # A message that came since the query has raised `_newest` and is not missed.
@@ -176,6 +182,22 @@ class BoardStore:
             (one.sequence, parse_envelope(one.header_bytes, one.signature, roster=self._roster))
             for one in self.entries(reader, after, wait_s=wait_s)
         ]
+
+    def wait_until_read(self, sequence: int, *, timeout_s: float) -> tuple[str, ...]:
+        """Wait until everybody who has read this board since it opened was given `sequence`.
+
+        Returns: the parties that were not, after `timeout_s` seconds; empty where all were.
+        """
+
+        own = self._roster.coordinator.id
+
+        def behind() -> tuple[str, ...]:
+            readers = self._delivered.items()
+            return tuple(one for one, given in readers if given < sequence and one != own)
+
+        with self._news:
+            self._news.wait_for(lambda: not behind() or self._closed, timeout=timeout_s)
+            return behind()
 
     def wake(self) -> None:
         """Let all waits look whether their caller is gone."""

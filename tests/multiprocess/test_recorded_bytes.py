@@ -5,7 +5,6 @@ sites are processes of their own, started by the operator's command.
 """
 
 import json
-import os
 import sqlite3
 import threading
 from functools import cached_property
@@ -14,35 +13,22 @@ import grpc
 import numpy as np
 import pytest
 from alpha import ALPHA
+from federation import PreparedFederation
 from scipy import stats
 
 from lada_clients import connection
 from lada_clients.auditor.runner import run_auditor
-from lada_clients.mock.layout import RunLayout
-from lada_clients.mock.preparation import (
-    child_environment,
-    free_port,
-    make_identities,
-    party_children,
-    write_data,
-    write_settings,
-)
-from lada_clients.mock.presets import preset_for
 from lada_clients.mock.supervisor import Supervisor
-from lada_clients.mock.weights import default_cache_dir, prepare_model
 from lada_protocol.envelope import envelope_from_line
 from lada_protocol.kinds import Kind
 from lada_protocol.opening import purpose_parameters
 from lada_protocol.plan import parse_plan
 from lada_protocol.roster import parse_roster
-from lada_secure.data import federation
 from lada_secure.data.records import read_pool, read_records
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.privacy.entries import CommitEntry, parse_ledger_lines
 from lada_server import service
 from lada_server.runner import run_server
-
-SEED = 7
 
 
 class Recorder:
@@ -99,14 +85,8 @@ class RecordedChannel:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A finished one-round study with the recordings of both parties."""
-    root = tmp_path_factory.mktemp("recorded") / "run"
-    preset = preset_for("tiny", sites=3, rounds=1, seed=SEED)
-    data = federation.build_federation("tiny", sites=3, seed=SEED)
-    layout = RunLayout(root=root, site_ids=tuple(data.sites))
-    cache = default_cache_dir(os.environ)
-    for reference in (preset.slm, preset.llm):
-        prepare_model(reference, cache_dir=cache)
-    environment = child_environment(os.environ)
+    prepared = PreparedFederation(tmp_path_factory.mktemp("recorded") / "run")
+    layout = prepared.layout
     at_coordinator, at_auditor = Recorder(), Recorder()
     plain_server, plain_channel = grpc.server, grpc.secure_channel
     patch = pytest.MonkeyPatch()
@@ -130,31 +110,16 @@ def recorded(tmp_path_factory):
             raise
 
     try:
+        threads = [
+            threading.Thread(target=party, args=(run_server, layout.coordinator.settings)),
+            threading.Thread(target=party, args=(run_auditor, layout.auditor.settings)),
+        ]
+        for thread in threads:
+            thread.start()
         with Supervisor() as supervisor:
-            write_data(layout, data)
-            roster = make_identities(layout, supervisor, environment=environment)
-            write_settings(
-                layout,
-                preset,
-                port=free_port(0),
-                roster_sha256=roster,
-                cache_dir=cache,
-                seed=SEED,
-            )
-            threads = [
-                threading.Thread(target=party, args=(run_server, layout.coordinator.settings)),
-                threading.Thread(target=party, args=(run_auditor, layout.auditor.settings)),
-            ]
-            for thread in threads:
-                thread.start()
-            sites = [
-                child
-                for child in party_children(layout, environment=environment)
-                if child.name in data.sites
-            ]
-            supervisor.run_all(sites)
-            for thread in threads:
-                thread.join(timeout=120)
+            supervisor.run_all([prepared.child(site) for site in layout.site_ids])
+        for thread in threads:
+            thread.join(timeout=120)
     finally:
         patch.undo()
     assert failures == []

@@ -68,7 +68,13 @@ def complete_settings(party: str) -> str:
     preset = preset_for("tiny", sites=3, rounds=None, seed=0)
     layout = RunLayout(root=Path("run").absolute(), site_ids=("site-a",))
     tables = settings_tables(
-        layout, preset, port=7000, roster_sha256="ab" * 32, cache_dir=Path("cache"), seed=0
+        layout,
+        preset,
+        port=7000,
+        roster_sha256="ab" * 32,
+        llm="llm",
+        cache_dir=Path("cache"),
+        seed=0,
     )
     folder = {"site": layout.site("site-a"), "auditor": layout.auditor}.get(
         party, layout.coordinator

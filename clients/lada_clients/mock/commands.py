@@ -130,4 +130,4 @@ def schema() -> None:
 
     from lada_clients.mock.report import Report
 
-    typer.echo(json.dumps(Report.model_json_schema(), indent=2))
+    typer.echo(json.dumps(Report.model_json_schema(), indent=2, sort_keys=True))

@@ -156,7 +156,12 @@ def write_settings(
     Raises: TransportError: the disk refuses.
     """
     tables = settings_tables(
-        layout, preset, port=port, roster_sha256=roster_sha256, cache_dir=cache_dir, seed=seed
+        layout,
+        preset,
+        port=port,
+        roster_sha256=roster_sha256,
+        cache_dir=cache_dir,
+        seed=seed,
     )
     try:
         for path, table in tables.items():

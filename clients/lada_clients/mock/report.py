@@ -161,7 +161,7 @@ class Report(_Part):
     sites: tuple[SiteReport, ...]
     steps: tuple[StepCost, ...]
     totals: dict[str, PartyTotal]
-    notes: tuple[str, ...] = NOTES
+    notes: tuple[str, ...]
 
 
 class SiteFacts(_Part):
@@ -203,6 +203,7 @@ def build_report(
         ),
         steps=tuple(_steps(roles, events)),
         totals={party: _total(events.get(party, ())) for party in roles},
+        notes=NOTES,
     )
 
 

@@ -18,6 +18,8 @@ from lada_secure.errors import ParameterError
 
 CACHE_VARIABLE = "LADA_CACHE_DIR"
 _STAMPS = "prepared"
+# Prefix of the references that `teacher` makes.
+_TUNED = "smollm2-135m-tuned-"
 
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
@@ -41,9 +43,7 @@ def prepare_model(reference: str, *, cache_dir: Path) -> Path:
     Returns: the folder of its weights.
     Raises: ParameterError: the weights or what they are made from are missing.
     """
-    from lada_secure.distillation.models import load_language_model
-
-    folder = Path(load_language_model(reference, cache_dir=cache_dir).model.name_or_path)
+    folder = _make(reference, cache_dir)
     stamp = _stamp(cache_dir, reference)
     try:
         stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +51,16 @@ def prepare_model(reference: str, *, cache_dir: Path) -> Path:
     except OSError as error:
         raise ParameterError(f"{stamp}: cannot be written: {error.strerror}") from error
     return folder
+
+
+def model_location(reference: str, cache_dir: Path) -> str:
+    """What a settings file names: the reference, or the folder of a model that only we can make."""
+    if not reference.startswith(_TUNED):
+        return reference
+    try:
+        return _stamp(cache_dir, reference).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ParameterError(f"{reference} is not prepared; run `lada mock prepare`") from error
 
 
 def prepare_missing(
@@ -92,6 +102,17 @@ def prepare_preset(name: str, *, sites: int, seed: int, cache_dir: Path) -> tupl
             preset, supervisor, cache_dir=cache_dir, environment=child_environment(os.environ)
         )
     return missing
+
+
+def _make(reference: str, cache_dir: Path) -> Path:
+    # Imported here: torch takes seconds, and only the preparing child process needs it.
+    if reference.startswith(_TUNED):
+        from lada_clients.mock.teacher import build_tuned_llm
+
+        return build_tuned_llm(reference, cache_dir=cache_dir)
+    from lada_secure.distillation.models import load_language_model
+
+    return Path(load_language_model(reference, cache_dir=cache_dir).model.name_or_path)
 
 
 def _stamp(cache_dir: Path, reference: str) -> Path:

@@ -348,7 +348,7 @@ class SqliteLedger(KeptLedger):
         for row in rows:
             entry = _entry(row.line, f"ledger {self._path}: entry {row.number}")
             replay.append(entry)
-            if (row.number, row.entry_hash) != (entry.index, entry.entry_hash):
+            if (row.number, row.entry_hash) != (entry.index, replay.head().entry_hash):
                 raise LedgerError(f"ledger {self._path}: entry {row.number}: stored as another one")
         self._replay = replay
         return replay

@@ -13,9 +13,10 @@ from lada_secure.distillation.adapters import (
     adapter_weights,
     attach_adapters,
     load_adapters,
-    signal_to_noise,
     trainable_summary,
 )
+from lada_secure.distillation.outlook import signal_to_noise, training_outlook
+from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError
 
 
@@ -129,3 +130,18 @@ def test_signal_to_noise_falls_with_dimension_and_grows_with_units_and_steps():
     assert signal_to_noise(**values) == pytest.approx(0.25)
     assert signal_to_noise(**{**values, "parameters": 1600}) == pytest.approx(0.125)
     assert signal_to_noise(**values, steps=16) == pytest.approx(1.0)
+
+
+def test_the_outlook_warns_where_noise_would_drown_the_signal():
+    privacy = DpSgdParameters(
+        noise_multiplier=2.0,
+        l2_clip_norm=1.0,
+        sampling_probability=0.1,
+        expected_units=4.0,
+        steps=4,
+        pool_gradients="public",
+    )
+    assert training_outlook(privacy, parameters=400).hint is None
+    drowned = training_outlook(privacy, parameters=460_800)
+    assert drowned.signal_to_noise < 0.1
+    assert "last_layers" in drowned.hint

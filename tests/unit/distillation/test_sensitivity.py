@@ -130,7 +130,7 @@ class Fault:
         return total
 
     def mean_over_the_tokens_of_the_batch(self, units):
-        """What a model returns for `labels=`; clipped after it was divided by the batch's tokens."""
+        """What `labels=` returns: divided by the tokens of the batch, then clipped."""
         tokens = sum(row.target_length for unit in units for row in paths(unit))
         shortest = min(units, key=lambda unit: unit.longest_row)
         usual = float(self.gradient(-self.scorer(paths(shortest)).sum()).norm())
@@ -290,6 +290,19 @@ def test_two_steps_over_the_same_sum_never_get_the_same_noise():
         assert torch.equal(seeded, torch.randn(first.numel()))
     trainer.close()
     assert float((first == second).double().mean()) < 0.01
+
+
+def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_ones():
+    lm = adapted()
+    trainer = open_trainer(lm, units_of_sizes(1, 3, 2))
+    exact = trainer.source.clipped_sum(trainer._units, l2_clip_norm=1e6, grid=None).values()
+    trainer.source._scorer = PathScorer(
+        lm.model, device=torch.device("cpu"), autocast_dtype=torch.bfloat16
+    )
+    short = trainer.source.clipped_sum(trainer._units, l2_clip_norm=1e6, grid=None).values()
+    trainer.close()
+    assert not torch.equal(exact, short)
+    assert float((exact - short).norm()) < 0.05 * float(exact.norm())
 
 
 def test_a_loss_sees_its_own_example_alone():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from trainer_doubles import PLAN_HASH, MemoryLedger, example, small_model, units_of_sizes
+from trainer_doubles import PLAN_HASH, approved_ledger, example, small_model, units_of_sizes
 
 from lada_secure.distillation.adapters import (
     AdapterSettings,
@@ -74,7 +74,7 @@ def committed(book):
 
 
 def test_steps_are_paid_in_chunks_each_before_its_first_step():
-    book, seen = MemoryLedger(), []
+    book, seen = approved_ledger(), []
     run(adapted(), book, progress=lambda one: seen.append((one.step, len(reserved(book)))))
     assert seen == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2), (7, 3)]
     assert [one.event for one in reserved(book)] == [
@@ -86,7 +86,7 @@ def test_steps_are_paid_in_chunks_each_before_its_first_step():
 
 
 def test_progress_tells_step_public_loss_and_the_epsilon_of_the_ledger():
-    book, reports = MemoryLedger(), []
+    book, reports = approved_ledger(), []
     run(adapted(), book, progress=reports.append)
     assert [one.step for one in reports] == list(range(1, 8))
     assert {one.steps for one in reports} == {7}
@@ -98,7 +98,7 @@ def test_progress_tells_step_public_loss_and_the_epsilon_of_the_ledger():
 
 
 def test_the_result_is_released_and_is_what_the_model_holds():
-    book = MemoryLedger()
+    book = approved_ledger()
     lm = adapted()
     before = adapter_weights(lm)
     result = run(lm, book)
@@ -115,7 +115,7 @@ def test_the_result_is_released_and_is_what_the_model_holds():
 
 
 def test_a_finished_run_gives_the_same_bytes_again_and_spends_nothing():
-    book = MemoryLedger()
+    book = approved_ledger()
     first = run(adapted(), book)
     spent = len(book.entries())
     again = run(adapted(), book)
@@ -126,7 +126,7 @@ def test_a_finished_run_gives_the_same_bytes_again_and_spends_nothing():
 
 @pytest.mark.parametrize("crash_after", [1, 2, 4, 6])
 def test_an_interrupted_run_goes_on_from_the_last_commit_and_pays_again(crash_after):
-    book = MemoryLedger()
+    book = approved_ledger()
 
     def crash(report):
         if report.step == crash_after:
@@ -148,7 +148,7 @@ def test_an_interrupted_run_goes_on_from_the_last_commit_and_pays_again(crash_af
 def test_a_resumed_run_draws_fresh_randomness():
     weights = set()
     for _ in range(3):
-        book = MemoryLedger()
+        book = approved_ledger()
 
         def crash(report):
             if report.step == 2:
@@ -167,7 +167,7 @@ def test_an_interrupted_model_can_be_used_and_trained_on():
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        run(lm, MemoryLedger(), progress=crash)
+        run(lm, approved_ledger(), progress=crash)
     assert not any("forward" in vars(one) for one in lm.model.modules())
     assert lm.model(input_ids=torch.tensor([[5, 6]])).logits.shape == (1, 2, 40)
 
@@ -192,7 +192,7 @@ def test_restored_moments_make_the_next_step_the_same():
 
 
 def test_a_stored_state_of_another_run_is_refused():
-    book = MemoryLedger()
+    book = approved_ledger()
 
     def crash(report):
         if report.step == 4:
@@ -210,14 +210,14 @@ def test_a_stored_state_of_another_run_is_refused():
 
 def test_a_chunk_over_the_cap_stops_before_its_first_step():
     steps = []
-    book = MemoryLedger(cap=reserved_epsilon(chunks=2) + 1e-6)
+    book = approved_ledger(cap=reserved_epsilon(chunks=2) + 1e-6)
     with pytest.raises(PrivacyBudgetExceeded):
         run(adapted(), book, progress=lambda one: steps.append(one.step))
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def reserved_epsilon(*, chunks):
-    book = MemoryLedger()
+    book = approved_ledger()
     run(adapted(), book)
     return reserved(book)[chunks - 1].epsilon_after
 
@@ -226,7 +226,7 @@ def test_training_on_public_paths_lowers_their_loss():
     tuned = settings(
         pool_batch_size=len(POOL), physical_batch_size=8, learning_rate=0.02, private_weight=0.0
     )
-    result = run(adapted(rank=4), MemoryLedger(), privacy=parameters(steps=25), tuned=tuned)
+    result = run(adapted(rank=4), approved_ledger(), privacy=parameters(steps=25), tuned=tuned)
     losses = result.log.public_losses
     assert losses[-1] < 0.8 * losses[0]
 
@@ -237,13 +237,13 @@ def test_private_pool_samples_are_units_of_their_own_and_have_no_exact_gradient(
     assert len(trainer._units) == len(UNITS) + len(POOL)
     assert trainer.step() is None
     trainer.close()
-    result = run(adapted(), MemoryLedger(), privacy=privacy)
+    result = run(adapted(), approved_ledger(), privacy=privacy)
     assert result.log.public_losses == (None,) * 7
 
 
 @pytest.mark.parametrize("units", [UNITS, ()], ids=["no pool", "no units"])
 def test_either_stream_may_be_empty(units):
-    result = run(adapted(), MemoryLedger(), units=units, pool=() if units else POOL)
+    result = run(adapted(), approved_ledger(), units=units, pool=() if units else POOL)
     assert len(result.log.public_losses) == 7
 
 
@@ -288,7 +288,7 @@ def test_out_of_memory_halves_the_physical_batch_and_changes_nothing_else(caplog
 
 class TestRefusedBeforeAnythingIsSpent:
     def refuse(self, message, **changes):
-        book = MemoryLedger()
+        book = approved_ledger()
         with pytest.raises(ParameterError, match=message):
             run(changes.pop("lm", None) or adapted(), book, **changes)
         assert not reserved(book)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import torch
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -20,9 +20,9 @@ from transformers import (
 
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel
-from lada_secure.privacy.entries import CommitEntry, LedgerEntry, LedgerIdentity, sign_entry
-from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, LedgerHead, Reservation
-from lada_secure.privacy.replay import LedgerReplay
+from lada_secure.privacy.entries import LedgerIdentity
+from lada_secure.privacy.ledger import BudgetCaps, LedgerBook
+from lada_secure.privacy.ledger_keeper import MemoryLedger
 
 # Two threads on a busy machine wait for each other longer than these models compute.
 torch.set_num_threads(1)
@@ -109,79 +109,39 @@ def units_of_sizes(*sizes: int, first: int = 0, own: bool = True) -> tuple[Priva
     return tuple(found)
 
 
-class MemoryLedger(LedgerBook):
-    """The ledger's own rules over a list: what the store on disk does, without the disk."""
+def ticking_clock():
+    """A clock that moves by a second a look."""
+    moment = datetime(2030, 1, 1, tzinfo=UTC)
 
-    def __init__(self, *, cap: float = 400.0) -> None:
-        self._key = Ed25519PrivateKey.generate()
-        raw = self._key.public_key().public_bytes(
-            serialization.Encoding.Raw, serialization.PublicFormat.Raw
-        )
-        self._replay = LedgerReplay(
-            LedgerIdentity(site="site-1", population="patients", public_key=raw)
-        )
-        self._caps = BudgetCaps(target_delta=1e-5, total_epsilon=cap, study_epsilon=cap)
-        self._entries: list[LedgerEntry] = []
-        self._outputs: dict[object, bytes] = {}
-        self._clock = datetime(2030, 1, 1, tzinfo=UTC)
-        self.decide(
-            "approve",
-            study_id="study",
-            plan_hash=PLAN_HASH,
-            expires=self._clock + timedelta(days=9),
-            decided_by="operator",
-        )
+    def now() -> datetime:
+        nonlocal moment
+        moment += timedelta(seconds=1)
+        return moment
 
-    def _append(self, entry):
-        signed = sign_entry(entry, self._key)
-        self._replay.append(signed)
-        self._entries.append(signed)
-        return signed
+    return now
 
-    def _now(self) -> datetime:
-        self._clock += timedelta(seconds=1)
-        return self._clock
 
-    def reserve(self, spec):
-        entry = self._replay.propose_reserve(
-            spec, caps=self._caps, data_fingerprint="cd" * 32, now=self._now()
-        )
-        if isinstance(entry, CommitEntry):
-            paid = self._replay.reserved(entry.reserve_hash)
-            return Reservation(
-                entry=paid,
-                entry_hash=entry.reserve_hash,
-                stored_output=self._outputs[entry.key],
-            )
-        signed = self._append(entry)
-        return Reservation(entry=signed, entry_hash=signed.entry_hash, stored_output=None)
+def approved_ledger(*, cap: float = 400.0) -> MemoryLedger:
+    """A ledger in memory whose site has approved the plan that the tests train under."""
+    key = Ed25519PrivateKey.generate()
+    raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    book = MemoryLedger(
+        identity=LedgerIdentity(site="site-1", population="patients", public_key=raw),
+        signing_key=key,
+        caps=BudgetCaps(target_delta=1e-5, total_epsilon=cap, study_epsilon=cap),
+        data_fingerprint="cd" * 32,
+        clock=ticking_clock(),
+    )
+    approve(book)
+    return book
 
-    def commit(self, reservation, output):
-        entry = self._append(self._replay.propose_commit(reservation, output, now=self._now()))
-        self._outputs[entry.key] = output
-        return entry
 
-    def decide(self, decision, *, study_id, plan_hash, expires, decided_by, statement=""):
-        return self._append(
-            self._replay.propose_decision(
-                decision,
-                study_id=study_id,
-                plan_hash=plan_hash,
-                expires=expires,
-                decided_by=decided_by,
-                statement=statement,
-                now=self._now(),
-            )
-        )
-
-    def stored_output(self, key):
-        return self._outputs.get(key)
-
-    def entries(self):
-        return tuple(self._entries)
-
-    def epsilon_spent(self, target_delta, *, study_id=None):
-        return self._replay.accountant(study_id).epsilon(target_delta)
-
-    def head(self) -> LedgerHead:
-        return self._replay.head()
+def approve(book: LedgerBook) -> None:
+    """Approve the tests' plan for the century."""
+    book.decide(
+        "approve",
+        study_id="study",
+        plan_hash=PLAN_HASH,
+        expires=datetime(2099, 1, 1, tzinfo=UTC),
+        decided_by="operator",
+    )

@@ -142,9 +142,7 @@ def test_the_coordinator_alone_cannot_open_even_the_sum(tmp_path: Path) -> None:
     true_sum = np.sum([one.vector(ROUND_0) for one in world.sites.values()], axis=0)
 
     # Whatever key it makes itself, what it decrypts has nothing to do with the sum.
-    key = type(world.auditor._key(STATISTICS)).generate(
-        purpose_parameters(world.plan, STATISTICS)
-    )
+    key = type(world.auditor._key(STATISTICS)).generate(purpose_parameters(world.plan, STATISTICS))
     from lada_secure.errors import PeerError
 
     with pytest.raises(PeerError) as caught:

@@ -162,9 +162,7 @@ def test_a_signature_of_zeros_or_another_length_is_refused(signature: bytes) -> 
 def test_a_signature_without_the_context_is_refused() -> None:
     header_bytes = _header()
     with pytest.raises(PeerError) as caught:
-        parse_envelope(
-            header_bytes, CAST.keys["site-a"].sign(header_bytes), roster=CAST.roster
-        )
+        parse_envelope(header_bytes, CAST.keys["site-a"].sign(header_bytes), roster=CAST.roster)
     assert caught.value.reason == "bad_signature"
 
 

@@ -31,9 +31,7 @@ def test_an_unknown_kind_is_refused_without_echoing_all_of_it() -> None:
 def test_sender_addressee_and_coordinator_read_every_kind(kind: Kind) -> None:
     for reader, role in (("site-a", Role.SITE), ("site-c", Role.SITE)):
         assert may_read(kind=kind, sender="site-a", to="site-c", reader=reader, role=role)
-    assert may_read(
-        kind=kind, sender="site-a", to="", reader="coordinator", role=Role.COORDINATOR
-    )
+    assert may_read(kind=kind, sender="site-a", to="", reader="coordinator", role=Role.COORDINATOR)
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -60,12 +58,13 @@ def test_what_is_not_for_everybody_never_reaches_another_site(kind: Kind) -> Non
 
 
 def test_the_table_of_the_specification_says_what_the_code_enforces() -> None:
-    rows = dict(
-        (cells[0].strip("` "), [one.strip() for one in cells[1:]])
+    rows = {
+        cells[0].strip("` "): [one.strip() for one in cells[1:]]
         for line in SPEC.read_text("utf-8").splitlines()
-        if (cells := line.strip().strip("|").split("|")) and re.fullmatch(r" `[a-z_]+` ", cells[0])
+        if (cells := line.strip().strip("|").split("|"))
+        and re.fullmatch(r" `[a-z_]+` ", cells[0])
         and len(cells) == 7
-    )
+    }
     assert set(rows) == {str(kind) for kind in Kind}
     names = {Role.COORDINATOR: "C", Role.AUDITOR: "A", Role.SITE: "S"}
     for kind, (senders, audience, _place, body, _payload, limit) in rows.items():
@@ -73,10 +72,37 @@ def test_the_table_of_the_specification_says_what_the_code_enforces() -> None:
         assert senders == ", ".join(names[one] for one in Role if one in rules.senders), kind
         assert audience == rules.audience.value, kind
         assert limit == _size(rules.max_payload_bytes), kind
-        assert body == (", ".join(f"`{one}`" for one in BODIES[Kind(kind)].model_fields) or "-"), kind
+        assert body == (", ".join(f"`{one}`" for one in BODIES[Kind(kind)].model_fields) or "-"), (
+            kind
+        )
 
 
 def _size(limit: int) -> str:
     if limit == 0:
         return "0"
     return f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
+
+
+def test_every_error_code_of_the_code_stands_in_the_specification() -> None:
+    root = SPEC.parents[1]
+    table = SPEC.read_text("utf-8").split("## 12.")[1].split("## 13.")[0]
+    known = {
+        code
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for code in re.findall(r"`([a-z_]+)`", line.split("|")[1])
+    }
+    folders = (
+        "protocol/lada_protocol",
+        "clients/lada_clients",
+        "server/lada_server",
+        "lada_secure/encryption",
+    )
+    used = {
+        code
+        for folder in folders
+        for path in (root / folder).rglob("*.py")
+        for code in re.findall(r'reason="([a-z_]+)"', path.read_text("utf-8"))
+    }
+    assert used - known == set()
+    assert {"unpaid", "wrong_noise", "over_budget", "policy", "timeout"} <= known

@@ -4,7 +4,7 @@ import hashlib
 import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -336,3 +336,20 @@ def test_the_database_holds_no_payload(store, study, tmp_path):
     store.post(study.envelope("contribution", "bank", payload), payload)
     for name in ("board.sqlite", "board.sqlite-wal"):
         assert payload[:32] not in (tmp_path / name).read_bytes()
+
+
+def test_waiting_for_readers_ends_when_everybody_who_reads_was_given_the_message(study, tmp_path):
+    with closing(
+        BoardStore(
+            f"sqlite:///{tmp_path / 'board.sqlite'}",
+            payload_dir=tmp_path / "payloads",
+            roster=study.roster,
+        )
+    ) as store:
+        store.post(study.envelope("cohort", "coordinator", body={"sites": []}))
+        assert store.entries("bank", 0)
+        assert store.entries("coordinator", 0)
+        last = store.post(study.envelope("finished", "coordinator", body={"rounds": 1}))
+        assert store.wait_until_read(last, timeout_s=0.05) == ("bank",)
+        assert store.entries("bank", last - 1)
+        assert store.wait_until_read(last, timeout_s=5.0) == ()

@@ -1,0 +1,165 @@
+"""`lada bench dpsgd`: what a DP-SGD step costs beside plain LoRA training.
+
+Every variant runs in a process of its own, one thread each, and the processes take turns, one step
+at a time, so that whatever the machine does besides meets all of them. Figures are medians of CPU
+seconds and of the peak resident memory above the idle process. Noise, clipping and the optimiser
+are part of every private step.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lada_secure.bench.dpsgd_variants import VARIANTS, BenchModel, Measured, Variant, serve
+from lada_secure.errors import ParameterError
+
+_START_TIMEOUT_S = 300.0
+_STEP_TIMEOUT_S = 1800.0
+
+
+class _Worker:
+    """One variant in its own process."""
+
+    def __init__(self, variant: Variant, shape: BenchModel) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.variant = variant
+        self._pipe: Connection
+        self._pipe, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(
+            target=serve, args=(theirs, variant, shape), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> None:
+        self._answer(_START_TIMEOUT_S)
+
+    def step(self, sequence_length: int, batch_size: int) -> Measured:
+        self._pipe.send((sequence_length, batch_size))
+        answer = self._answer(_STEP_TIMEOUT_S)
+        if not isinstance(answer, Measured):
+            raise ParameterError(f"bench: process {self.variant!r} answered out of turn")
+        return answer
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            try:
+                self._pipe.send(None)
+            except OSError:
+                self._process.kill()
+        self._process.join(10.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _answer(self, timeout_s: float) -> Any:
+        try:
+            if self._pipe.poll(timeout_s):
+                return self._pipe.recv()
+        except EOFError as error:
+            raise ParameterError(
+                f"bench: process {self.variant!r} ended early; is there enough memory?"
+            ) from error
+        raise ParameterError(f"bench: process {self.variant!r} gave no answer in {timeout_s:.0f} s")
+
+
+def run_dpsgd(
+    *,
+    sequence_lengths: Sequence[int] = (128, 256),
+    batch_sizes: Sequence[int] = (16, 32),
+    repetitions: int = 5,
+    model: BenchModel | None = None,
+    variants: Sequence[Variant] = VARIANTS,
+) -> dict[str, Any]:
+    """Measure all variants on all shapes, interleaved.
+
+    Args: sequence_lengths: tokens per row, >= 2. batch_sizes: rows per step, >= 1.
+    repetitions: >= 1, after one step of each shape that is not counted.
+    Returns: a JSON object: "ratio" (median over shapes of plain's CPU time over the variant's;
+    above 1 is faster than plain), "ratio_to_fused_nonprivate", "memory_ratio" (the variant's peak
+    over plain's; below 1 is less), and "cases" with seconds and bytes for "<length>x<batch>".
+    Raises: ParameterError: a value out of range, no Linux /proc, or a worker that died.
+    """
+    if repetitions < 1 or min(sequence_lengths, default=0) < 2 or min(batch_sizes, default=0) < 1:
+        raise ParameterError(
+            "bench dpsgd: expected repetitions >= 1, sequence lengths >= 2 and batch sizes >= 1, "
+            f"got {repetitions}, {tuple(sequence_lengths)} and {tuple(batch_sizes)}"
+        )
+    if not Path("/proc/self/clear_refs").exists():
+        raise ParameterError("bench dpsgd: peak memory is read from Linux's /proc; none here")
+    shape = model or BenchModel()
+    names: tuple[Variant, ...] = tuple(dict.fromkeys(("plain", *variants)))
+    workers: list[_Worker] = []
+    try:
+        for name in names:
+            workers.append(_Worker(name, shape))
+        for worker in workers:
+            worker.wait_until_ready()
+        cases = {
+            f"{length}x{batch}": _case(workers, length, batch, repetitions)
+            for length in sequence_lengths
+            for batch in batch_sizes
+        }
+    finally:
+        for worker in workers:
+            worker.close()
+    return {
+        "model": {
+            "layers": shape.layers,
+            "hidden_size": shape.hidden_size,
+            "vocabulary": shape.vocabulary,
+            "rank": shape.rank,
+        },
+        "torch": torch.__version__,
+        "threads": 1,
+        "repetitions": repetitions,
+        "cases": cases,
+        **_summary(cases),
+    }
+
+
+def _case(
+    workers: Sequence[_Worker], length: int, batch: int, repetitions: int
+) -> dict[str, dict[str, float]]:
+    found: dict[str, list[Measured]] = {worker.variant: [] for worker in workers}
+    for repetition in range(repetitions + 1):
+        # Turn the order around: whoever comes second meets warmer caches of the machine.
+        for worker in workers if repetition % 2 else reversed(workers):
+            measured = worker.step(length, batch)
+            if repetition:
+                found[worker.variant].append(measured)
+    seconds = {name: statistics.median(one.cpu_s for one in some) for name, some in found.items()}
+    peaks = {
+        name: float(statistics.median(one.peak_bytes for one in some))
+        for name, some in found.items()
+    }
+    case: dict[str, dict[str, float]] = {
+        "cpu_s": seconds,
+        "peak_bytes": peaks,
+        "ratio": {name: seconds["plain"] / one for name, one in seconds.items()},
+        "memory_ratio": {name: one / peaks["plain"] for name, one in peaks.items()},
+    }
+    if "fused_nonprivate" in seconds:
+        harder = seconds["fused_nonprivate"]
+        case["ratio_to_fused_nonprivate"] = {name: harder / one for name, one in seconds.items()}
+    return case
+
+
+def _summary(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    first = next(iter(cases.values()))
+    return {
+        kind: {
+            name: round(statistics.median(case[kind][name] for case in cases.values()), 4)
+            for name in first[kind]
+        }
+        for kind in ("ratio", "ratio_to_fused_nonprivate", "memory_ratio")
+        if kind in first
+    }

@@ -1,0 +1,64 @@
+"""Folders of a mock federation, prepared but not started, for tests that start parts of it."""
+
+import os
+import subprocess
+
+from lada_clients.mock.layout import RunLayout
+from lada_clients.mock.preparation import (
+    child_environment,
+    free_port,
+    make_identities,
+    party_children,
+    write_data,
+    write_settings,
+)
+from lada_clients.mock.presets import preset_for
+from lada_clients.mock.supervisor import Supervisor
+from lada_clients.mock.weights import default_cache_dir, prepare_model
+from lada_secure.data.federation import build_federation
+
+
+class PreparedFederation:
+    """All settings, identities and data of a tiny study; parties are started by name."""
+
+    def __init__(self, root, *, rounds=1, seed=7, weights=True):
+        preset = preset_for("tiny", sites=3, rounds=rounds, seed=seed)
+        data = build_federation("tiny", sites=3, seed=seed)
+        cache = default_cache_dir(os.environ)
+        if weights:
+            for reference in (preset.slm, preset.llm):
+                prepare_model(reference, cache_dir=cache)
+        self.environment = child_environment(os.environ)
+        self.layout = RunLayout(root=root, site_ids=tuple(data.sites))
+        write_data(self.layout, data)
+        with Supervisor() as supervisor:
+            roster = make_identities(self.layout, supervisor, environment=self.environment)
+        write_settings(
+            self.layout,
+            preset,
+            port=free_port(0),
+            roster_sha256=roster,
+            cache_dir=cache,
+            seed=seed,
+        )
+
+    def child(self, party):
+        """The command that runs one party."""
+        children = party_children(self.layout, environment=self.environment)
+        return next(one for one in children if one.name == party)
+
+    def start(self, party):
+        """Start one party; its output is captured."""
+        return subprocess.Popen(
+            self.child(party).arguments,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def edit(self, path, old, new):
+        """Replace one thing in a settings file."""
+        text = path.read_text()
+        assert text.count(old) == 1, f"{old!r} is not once in {path.name}"
+        path.write_text(text.replace(old, new))

@@ -1,0 +1,113 @@
+"""Studies that must not run: a site's refusal, a foreign certificate, an interrupted run."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from federation import PreparedFederation
+
+from lada_clients.ca.authority import init_ca, issue_party
+from lada_protocol.identity import PartyName
+from lada_protocol.kinds import Role
+
+LADA = str(Path(sys.executable).with_name("lada"))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A prepared federation that no test changes."""
+    return PreparedFederation(tmp_path_factory.mktemp("template") / "run")
+
+
+@pytest.fixture
+def prepared(template, tmp_path, monkeypatch):
+    """A copy of the prepared federation that a test may change."""
+    root = tmp_path / "run"
+    shutil.copytree(template.layout.root, root)
+    copy = object.__new__(PreparedFederation)
+    copy.environment = template.environment
+    copy.layout = type(template.layout)(root=root, site_ids=template.layout.site_ids)
+    return copy
+
+
+def processes_with(text):
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if text.encode() in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("epsilon_cap_per_study = 8.0", "epsilon_cap_per_study = 1.0", "its epsilon cap is 8.0"),
+        ("min_cohort = 3", "min_cohort = 4", "min_cohort is 3, the policy asks for 4"),
+    ],
+    ids=["the epsilon cap is above the policy's", "the cohort is below the policy's"],
+)
+def test_a_plan_over_a_sites_policy_ends_the_study_with_its_reason(prepared, key, value, sentence):
+    site = prepared.layout.site("site-b")
+    prepared.edit(site.root / "policy.toml", key, value)
+    running = {party: prepared.start(party) for party in ("coordinator", "auditor", "site-a")}
+    running["site-c"] = prepared.start("site-c")
+    refusing = prepared.start("site-b")
+    said, _ = refusing.communicate(timeout=200)
+    assert refusing.returncode == 1
+    assert sentence in said
+    assert "Traceback" not in said
+    for party, process in running.items():
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 1, (party, said)
+        assert "2 sites accepted the plan, 3 are needed" in said
+        assert sentence in said
+        assert "Traceback" not in said
+    assert list(site.state.glob("secrets/mask-*")) == []
+
+
+def test_a_certificate_of_another_authority_is_refused_by_name(prepared, study):
+    site = prepared.layout.site("site-c")
+    other = prepared.layout.root / "other-ca"
+    init_ca(other, name="another", days=2, now=study.now)
+    shutil.rmtree(site.identity)
+    issue_party(
+        other,
+        party=PartyName(role=Role.SITE, id="site-c"),
+        hosts=("localhost",),
+        days=1,
+        out=site.identity,
+        now=study.now,
+    )
+    process = prepared.start("site-c")
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "roster" in said
+    assert "Traceback" not in said
+
+
+def test_an_interrupted_run_leaves_no_process(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [LADA, "mock", "run", "--preset", "tiny", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (out / "site-a" / "state" / "events.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "no process is left" in said
+    assert processes_with(str(out)) == []

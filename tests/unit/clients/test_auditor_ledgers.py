@@ -1,0 +1,146 @@
+"""The auditor's copies: parts appended in order, nothing rewritten, nothing believed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_clients.auditor.ledgers import LedgerCopies
+from lada_protocol.kinds import Role
+from lada_protocol.messages import LedgerBody
+from lada_protocol.roster import Party
+from lada_secure.errors import PeerError
+from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, format_ledger_lines
+from lada_secure.privacy.events import gaussian_event
+from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
+from lada_secure.privacy.ledger_keeper import MemoryLedger
+
+KEY = Ed25519PrivateKey.generate()
+NOW = datetime(2026, 2, 1, tzinfo=UTC)
+PARTY = Party(
+    id="site-a",
+    role=Role.SITE,
+    tls_fingerprint="1" * 64,
+    signing_fingerprint="2" * 64,
+    signing_key=KEY.public_key().public_bytes_raw().hex(),
+)
+
+
+def _entries(rounds: int = 2, *, expires_days: int = 30) -> tuple[LedgerEntry, ...]:
+    ledger = MemoryLedger(
+        identity=LedgerIdentity(
+            site="site-a",
+            population="patients",
+            public_key=KEY.public_key().public_bytes_raw(),
+        ),
+        signing_key=KEY,
+        caps=BudgetCaps(target_delta=1e-5, total_epsilon=9.0, study_epsilon=9.0),
+        data_fingerprint="d" * 64,
+        clock=lambda: NOW,
+    )
+    ledger.decide(
+        "approve",
+        study_id="study",
+        plan_hash="a" * 64,
+        expires=NOW + timedelta(days=expires_days),
+        decided_by="policy",
+    )
+    for round_id in range(rounds):
+        spec = ReleaseSpec(
+            study_id="study",
+            plan_hash="a" * 64,
+            round_id=round_id,
+            purpose="statistics",
+            mechanism=DISCRETE_GAUSSIAN,
+            event=gaussian_event(8.0),
+            parameters={"l2_sensitivity": 20.0, "std": 160.0},
+        )
+        ledger.commit(ledger.reserve(spec), b"output")
+    return ledger.entries()
+
+
+ENTRIES = _entries()
+
+
+def _append(
+    copies: LedgerCopies,
+    first: int,
+    last: int,
+    entries: tuple[LedgerEntry, ...] = ENTRIES,
+    *,
+    head: int | None = None,
+) -> None:
+    announced = last if head is None else head
+    body = LedgerBody(
+        first_index=first, head_index=announced, head_hash=entries[announced].entry_hash
+    )
+    copies.append(PARTY, body, format_ledger_lines(entries[first : last + 1]))
+
+
+def _refused(copies: LedgerCopies, *args: object, **more: object) -> str:
+    before = copies.raw("site-a")
+    with pytest.raises(PeerError) as caught:
+        _append(copies, *args, **more)  # type: ignore[arg-type]
+    assert caught.value.reason == "bad_ledger"
+    assert copies.raw("site-a") == before
+    return str(caught.value)
+
+
+def test_parts_in_order_make_the_whole_ledger(tmp_path: Path) -> None:
+    copies = LedgerCopies(folder=tmp_path)
+    assert copies.entries("site-a") == ()
+    _append(copies, 0, 2)
+    _append(copies, 3, 4)
+    assert copies.entries("site-a") == ENTRIES
+    assert copies.raw("site-a") == format_ledger_lines(ENTRIES)
+
+
+def test_a_part_shown_again_changes_nothing(tmp_path: Path) -> None:
+    copies = LedgerCopies(folder=tmp_path)
+    _append(copies, 0, 4)
+    _append(copies, 0, 2)
+    _append(copies, 2, 4)
+    assert copies.entries("site-a") == ENTRIES
+
+
+def test_a_gap_is_refused(tmp_path: Path) -> None:
+    copies = LedgerCopies(folder=tmp_path)
+    _append(copies, 0, 1)
+    assert "do not continue" in _refused(copies, 3, 4)
+
+
+def test_a_rewritten_history_is_refused(tmp_path: Path) -> None:
+    copies = LedgerCopies(folder=tmp_path)
+    _append(copies, 0, 2)
+    other = _entries(expires_days=31)
+    assert "rewritten or cut" in _refused(copies, 0, 4, other)
+    assert "previous_hash" in _refused(copies, 3, 4, other)
+
+
+def test_a_head_that_is_not_the_last_entry_of_the_part_is_refused(tmp_path: Path) -> None:
+    copies = LedgerCopies(folder=tmp_path)
+    assert "head" in _refused(copies, 0, 4, head=2)
+    assert "head" in _refused(copies, 0, 1, head=2)
+
+
+def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
+    copies = LedgerCopies(folder=tmp_path)
+    raw = format_ledger_lines(ENTRIES)
+    body = LedgerBody(first_index=0, head_index=4, head_hash=ENTRIES[4].entry_hash)
+    for position in range(5, len(raw), len(raw) // 15):
+        changed = bytearray(raw)
+        changed[position] ^= 1
+        with pytest.raises(PeerError) as caught:
+            copies.append(PARTY, body, bytes(changed))
+        assert caught.value.reason == "bad_ledger"
+    assert copies.raw("site-a") == b""
+
+
+def test_an_empty_ledger_is_refused(tmp_path: Path) -> None:
+    body = LedgerBody(first_index=0, head_index=0, head_hash="0" * 64)
+    with pytest.raises(PeerError) as caught:
+        LedgerCopies(folder=tmp_path).append(PARTY, body, b"")
+    assert caught.value.reason == "bad_ledger"

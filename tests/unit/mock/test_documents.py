@@ -1,0 +1,77 @@
+"""The documents name every setting and field there is, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from lada_clients.auditor.settings import AuditorSettings
+from lada_clients.mock.report import Report
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_secure.learnability.allocation import STRATEGIES
+from lada_server.settings import ServerSettings, StudySettings
+
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("protocol/*.md")]
+)
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
+
+
+def fields_of(model: type[BaseModel]) -> set[str]:
+    """Names of all fields of a model and of the models inside it."""
+    names: set[str] = set()
+    schema = model.model_json_schema()
+    for part in (schema, *schema.get("$defs", {}).values()):
+        names |= set(part.get("properties", {}))
+    return names
+
+
+@pytest.mark.parametrize(
+    "model", [SiteSettings, SitePolicy, AuditorSettings, ServerSettings, StudySettings]
+)
+def test_the_settings_page_names_every_key(model: type[BaseModel]) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    parts = {"privacy", "statistics", "training", "distillation", "allocation", "paths"}
+    missing = {
+        name
+        for name in fields_of(model)
+        if f"`{name}`" not in text and not (name in parts and f"`[{name}]`" in text)
+    }
+    assert missing == set()
+
+
+def test_the_settings_page_names_every_strategy() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert [name for name in STRATEGIES if f"`{name}`" not in text] == []
+
+
+def test_the_report_page_names_every_field() -> None:
+    text = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]+)`", text))))
+    assert fields_of(Report) - named == set()
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(page: Path) -> None:
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path = (page.parent / target).resolve()
+        assert path.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {
+                re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+                for heading in headings
+            }
+            assert anchor in anchors, f"{page.name} links to {target}#{anchor}"
+
+
+def test_every_decision_is_in_the_list() -> None:
+    folder = ROOT / "docs" / "adr"
+    listed = set(re.findall(r"\((\d{4}-[a-z-]+\.md)\)", (folder / "README.md").read_text("utf-8")))
+    assert listed == {page.name for page in folder.glob("0*.md")}

@@ -1,0 +1,93 @@
+"""Progress events, patience, and settings files: small, and read by people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Patience
+from lada_protocol.settings import MAX_SETTINGS_BYTES, Settings, parse_settings
+from lada_protocol.tasks import Wait
+from lada_secure.errors import ParameterError
+
+
+class Ticker:
+    """A clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _wait(awaited: str = "keys") -> Wait:
+    return Wait(step="opening", round_id=1, awaited=awaited, parties=("site-a", "site-b"))
+
+
+def test_an_event_is_one_canonical_line() -> None:
+    lines: list[bytes] = []
+    log = EventLog(party="site-a", sink=lines.append, clock=lambda: 1.5)
+    log.write("epsilon", round_id=2, step="statistics", epsilon=0.25, cap=8.0)
+    assert lines == [
+        b'{"cap":8.0,"epsilon":0.25,"event":"epsilon","party":"site-a","round":2,'
+        b'"step":"statistics","time_s":1.5}\n'
+    ]
+
+
+def test_waiting_is_told_at_once_and_then_at_intervals() -> None:
+    lines: list[bytes] = []
+    clock = Ticker()
+    log = EventLog(party="c", sink=lines.append, clock=clock)
+    patience = Patience()
+    for _ in range(25):
+        patience.wait(_wait(), log)
+        clock.now += 1.0
+    told = [json.loads(line) for line in lines]
+    assert [one["since_s"] for one in told] == [0.0, WAITING_INTERVAL_S, 2 * WAITING_INTERVAL_S]
+    assert told[0]["for"] == ["site-a", "site-b"]
+    assert told[0]["because"] == "keys not here yet"
+
+
+def test_patience_starts_over_for_another_thing() -> None:
+    clock = Ticker()
+    log = EventLog(party="c", sink=lambda _line: None, clock=clock)
+    patience = Patience()
+    patience.wait(_wait(), log)
+    clock.now += 7.0
+    assert patience.wait(_wait(), log) == 7.0
+    assert patience.wait(_wait("contributions"), log) == 0.0
+
+
+class Example(Settings):
+    """Settings for tests."""
+
+    name: str
+    folder: Path
+    size: int = 3
+
+
+def test_settings_are_read_and_paths_are_beside_the_file() -> None:
+    found = parse_settings(b'name = "x"\nfolder = "here"\n', Example, where="a.toml")
+    assert found.beside(Path("/base")).folder == Path("/base/here")
+    assert found.size == 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        (b'name = "x"\nfolder = "y"\nnmae = 1\n', "unknown key 'nmae'; known keys are"),
+        (b'folder = "y"\n', "the key 'name' is missing"),
+        (b'name = "x"\nfolder = "y"\nsize = "big"\n', "size:"),
+        (b"name = \n", "not TOML"),
+        (b"\xff", "not TOML"),
+        (b"#" * (MAX_SETTINGS_BYTES + 1), "at most"),
+    ],
+)
+def test_a_settings_file_with_a_fault_names_file_and_key(raw: bytes, sentence: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        parse_settings(raw, Example, where="a.toml")
+    assert str(caught.value).startswith("a.toml: ")
+    assert sentence in str(caught.value)

@@ -1,0 +1,104 @@
+"""Whether a contribution was paid for, from a copy of the site's ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from protocol_world import (
+    NOW,
+    make_cast,
+    make_ledger,
+    make_plan,
+    statistics_spec,
+    training_spec,
+)
+
+from lada_protocol.index import Attempt
+from lada_protocol.payments import check_payment
+from lada_protocol.plan import DEMAND, STATISTICS, StudyPlan
+from lada_secure.errors import PeerError
+from lada_secure.privacy.events import gaussian_event
+from lada_secure.privacy.ledger_keeper import MemoryLedger
+
+PLAN = make_plan()
+
+
+def _ledger(plan: StudyPlan = PLAN) -> MemoryLedger:
+    ledger = make_ledger(make_cast(), "site-a")
+    ledger.decide(
+        "approve",
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        expires=NOW.replace(year=2027),
+        decided_by="policy",
+    )
+    return ledger
+
+
+def _reason(ledger: MemoryLedger, paid_by: str, *, round_id: int = 0) -> str:
+    attempt = Attempt(round_id=round_id, purpose=STATISTICS, number=0)
+    with pytest.raises(PeerError) as caught:
+        check_payment(ledger.entries(), paid_by, plan=PLAN, attempt=attempt, site="site-a")
+    assert caught.value.peer == "site-a"
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("purpose", [STATISTICS, DEMAND])
+def test_a_committed_reservation_of_the_round_pays_for_both_purposes(purpose: str) -> None:
+    ledger = _ledger()
+    paid = ledger.reserve(statistics_spec(PLAN, 0))
+    ledger.commit(paid, b"noised")
+    attempt = Attempt(round_id=0, purpose=purpose, number=3)
+    check_payment(ledger.entries(), paid.entry_hash, plan=PLAN, attempt=attempt, site="site-a")
+
+
+def test_an_empty_ledger_does_not_pay() -> None:
+    assert _reason(make_ledger(make_cast(), "site-a"), "0" * 64) == "unpaid"
+
+
+def test_the_hash_of_the_commit_is_not_the_reservation() -> None:
+    ledger = _ledger()
+    commit = ledger.commit(ledger.reserve(statistics_spec(PLAN, 0)), b"noised")
+    assert _reason(ledger, commit.entry_hash) == "unpaid"
+
+
+def test_a_reservation_alone_does_not_pay() -> None:
+    ledger = _ledger()
+    assert _reason(ledger, ledger.reserve(statistics_spec(PLAN, 0)).entry_hash) == "unpaid"
+
+
+def test_another_round_does_not_pay() -> None:
+    ledger = _ledger()
+    paid = ledger.reserve(statistics_spec(PLAN, 0))
+    ledger.commit(paid, b"noised")
+    assert _reason(ledger, paid.entry_hash, round_id=1) == "unpaid"
+
+
+def test_another_plan_does_not_pay() -> None:
+    other = make_plan(seed=2)
+    ledger = _ledger(other)
+    paid = ledger.reserve(statistics_spec(other, 0))
+    ledger.commit(paid, b"noised")
+    assert _reason(ledger, paid.entry_hash) == "unpaid"
+
+
+def test_training_does_not_pay_for_statistics() -> None:
+    ledger = _ledger()
+    paid = ledger.reserve(training_spec(PLAN, 0))
+    ledger.commit(paid, b"adapters")
+    assert _reason(ledger, paid.entry_hash) == "unpaid"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"event": gaussian_event(7.9)},
+        {"parameters": {"l2_sensitivity": 20.0, "std": 181.1}},
+    ],
+)
+def test_less_noise_than_the_plan_s_is_named(changes: dict[str, Any]) -> None:
+    ledger = _ledger()
+    paid = ledger.reserve(statistics_spec(PLAN, 0, **changes))
+    ledger.commit(paid, b"noised")
+    assert _reason(ledger, paid.entry_hash) == "wrong_noise"

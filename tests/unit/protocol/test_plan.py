@@ -1,0 +1,113 @@
+"""Study plans: one byte form, every field bounded."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from protocol_world import make_plan
+
+from lada_protocol.plan import MAX_PLAN_BYTES, format_time, parse_plan, parse_time
+from lada_secure.canonical import canonical_json, parse_canonical_json
+from lada_secure.errors import PeerError
+
+
+def _changed(path: str, value: Any) -> bytes:
+    plan: Any = parse_canonical_json(make_plan().to_bytes(), max_bytes=MAX_PLAN_BYTES)
+    part = plan
+    *folders, last = path.split(".")
+    for folder in folders:
+        part = part[folder]
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    return canonical_json(plan)
+
+
+def test_a_plan_reads_back_to_the_same_plan_and_hash() -> None:
+    plan = make_plan()
+    assert parse_plan(plan.to_bytes()) == plan
+    assert parse_plan(plan.to_bytes()).hash == plan.hash
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("version", 2),
+        ("version", None),
+        ("study_id", ".."),
+        ("study_id", "a/b"),
+        ("study_id", ""),
+        ("title", "x" * 201),
+        ("coordinator", "Coordinator"),
+        ("expires", "2030-01-31"),
+        ("expires", "2030-01-31T12:00:00+00:00"),
+        ("rounds", 0),
+        ("rounds", 1001),
+        ("rounds", 1.0),
+        ("rounds", True),
+        ("min_cohort", 2),
+        ("max_cohort", 2),
+        ("max_cohort", 1001),
+        ("seed", -1),
+        ("pool_sha256", "1" * 63),
+        ("pool_size", 0),
+        ("phase_timeout_s", 0.0),
+        ("phase_timeout_s", 60),
+        ("privacy", None),
+        ("privacy.adjacency", "replace_one"),
+        ("privacy.adjacency", None),
+        ("privacy.unit", ""),
+        ("privacy.target_delta", 0.0),
+        ("privacy.target_delta", 1.0),
+        ("privacy.epsilon_cap", -1.0),
+        ("privacy.max_units", 0),
+        ("statistics.noise_multiplier", 0.0),
+        ("statistics.surprise", 1),
+        ("training.sampling_probability", 1.5),
+        ("training.pool_gradients", "secret"),
+        ("allocation.threshold", 2.0),
+        ("allocation.screen_low", -0.5),
+        ("allocation.strategy", "../evil"),
+        ("paths.attempts", 0),
+        ("unknown", 1),
+    ],
+)
+def test_a_plan_with_a_bad_field_is_refused(path: str, value: Any) -> None:
+    with pytest.raises(PeerError) as caught:
+        parse_plan(_changed(path, value))
+    assert caught.value.reason == "bad_plan"
+
+
+def test_a_cohort_that_cannot_be_is_refused() -> None:
+    raw = _changed("min_cohort", 7)
+    with pytest.raises(PeerError, match="max_cohort is below min_cohort"):
+        parse_plan(raw)
+
+
+def test_a_screen_upside_down_is_refused() -> None:
+    raw = _changed("allocation.screen_low", 1.0).replace(b'"screen_high":1.0', b'"screen_high":0.5')
+    with pytest.raises(PeerError, match="screen_low is above screen_high"):
+        parse_plan(raw)
+
+
+@pytest.mark.parametrize("number", [b"1e400", b"NaN", b"Infinity"])
+def test_a_plan_without_a_finite_cap_is_refused(number: bytes) -> None:
+    raw = make_plan().to_bytes().replace(b'"epsilon_cap":8.0', b'"epsilon_cap":' + number)
+    with pytest.raises(PeerError) as caught:
+        parse_plan(raw)
+    assert caught.value.reason == "malformed"
+
+
+def test_a_plan_too_large_is_refused_before_it_is_read() -> None:
+    with pytest.raises(PeerError) as caught:
+        parse_plan(b" " * (MAX_PLAN_BYTES + 1))
+    assert caught.value.reason == "too_large"
+
+
+def test_times_are_utc_with_whole_seconds() -> None:
+    local = datetime(2030, 1, 31, 13, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=1)))
+    assert format_time(local) == "2030-01-31T12:00:00Z"
+    assert parse_time("2030-01-31T12:00:00Z") == datetime(2030, 1, 31, 12, tzinfo=UTC)
