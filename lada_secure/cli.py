@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from importlib.metadata import entry_points
 
-import click
 import typer
 from rich.console import Console
 
@@ -27,7 +26,12 @@ Then check what was released:           lada audit verify runs/first
 def build_app() -> typer.Typer:
     """The root command with every registered sub-command attached."""
     app = typer.Typer(
-        name="lada", help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+        name="lada",
+        help=HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
     )
 
     @app.callback()
@@ -42,21 +46,11 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the console script. Exit status: 0 done, 1 failed run, 2 caller's mistake."""
-    command = typer.main.get_command(build_app())
     try:
-        # Without standalone mode click hands us an explicit exit code as its return value.
-        code = command(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as mistake:
-        mistake.show()
-        sys.exit(mistake.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        Console(stderr=True).print("interrupted", style="bold red")
-        sys.exit(130)
+        # Usage errors, --help and interrupts end inside, each with its own exit status.
+        build_app()()
     except LadaError as error:
         Console(stderr=True, soft_wrap=True).print(
             f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
         )
         sys.exit(error.exit_status)
-    sys.exit(code if isinstance(code, int) else 0)

@@ -9,6 +9,20 @@ from lada_clients.mock import charts
 from lada_clients.mock.progress import bytes_text
 from lada_clients.mock.report import Allocation, Report, SiteReport, StepCost
 
+# The steps of a round in their order; colours follow it.
+_STEPS = (
+    "plan",
+    "statistics",
+    "opening",
+    "filter",
+    "scoring",
+    "demand",
+    "paths",
+    "distillation",
+    "evaluation",
+    "close",
+)
+
 _STYLE = """
 :root{--paper:#fff;--panel:#f6f7f9;--ink:#1b2430;--soft:#5c6773;--rule:#dde2e8;--alarm:#b3261e;
 --series-0:#0062b1;--series-1:#c9470c;--series-2:#007a56;--series-3:#914a8e;--series-4:#946800;
@@ -257,7 +271,8 @@ def _heat_map(site: SiteReport, allocation: Allocation, highest: int) -> str:
 
 
 def _cost(report: Report) -> str:
-    steps = list(dict.fromkeys(one.step for one in report.steps))
+    named = {one.step for one in report.steps}
+    steps = [one for one in _STEPS if one in named] + sorted(named - set(_STEPS))
     seconds = charts.stacked_bars(
         _bars(report, steps, lambda one: one.seconds, lambda value: f"{value:.1f} s"),
         text=lambda value: f"{value:g} s" if value == int(value) else f"{value:.1f} s",
