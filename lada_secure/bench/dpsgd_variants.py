@@ -33,7 +33,7 @@ from lada_secure.distillation.gradient import GradientSource
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.distillation.scoring import PathScorer
-from lada_secure.distillation.training import noised_gradient
+from lada_secure.distillation.trainer import noised_gradient
 
 Variant: TypeAlias = Literal["plain", "fused_nonprivate", "fused", "opacus", "ghost"]
 VARIANTS: tuple[Variant, ...] = ("plain", "fused_nonprivate", "fused", "opacus", "ghost")

@@ -107,9 +107,7 @@ def _repair(
     )
 
 
-def _fits(
-    topics: Sequence[Topic], columns: list[NDArray[np.int64]], row: int, column: int
-) -> bool:
+def _fits(topics: Sequence[Topic], columns: list[NDArray[np.int64]], row: int, column: int) -> bool:
     topic = topics[row]
     text = topics[int(columns[column][row])].answer
     beside = [

@@ -95,18 +95,16 @@ def choose(
 ) -> NDArray[np.int64]:
     """The option that the model prefers for each multiple-choice question: its place, (n,).
 
-    The option whose text is the most probable continuation as a whole (joint log-probability; the
-    shortest option is not favoured beyond what the model itself thinks). The prompt is read once
-    and its keys and values serve all options.
+    The option whose text has the highest log-probability per token; without the division, short
+    options would win by being short. The prompt is read once and its keys and values serve all
+    options.
 
     Args: batch_size: questions at a time; four times as many options.
     Raises: ParameterError: a question without options.
     """
     if not all(record.choices for record in records):
         raise ParameterError("choosing an option needs options, got an open question")
-    prompts = [
-        lm.encode_prompt(prompt_of(record.question, record.choices)) for record in records
-    ]
+    prompts = [lm.encode_prompt(prompt_of(record.question, record.choices)) for record in records]
     options = [
         [lm.encode_prompt(option_text(choice)) for choice in record.choices] for record in records
     ]
@@ -123,7 +121,7 @@ def _option_scores(
     prompts: Sequence[Sequence[int]],
     options: Sequence[Sequence[Sequence[int]]],
 ) -> list[NDArray[np.float64]]:
-    """Joint log-probability of every option after its prompt, one array per question."""
+    """Log-probability per token of every option after its prompt, one array per question."""
     ids, mask, positions = _left_padded(lm, prompts)
     owner = [row for row, texts in enumerate(options) for _ in texts]
     texts = [text for group in options for text in group]
@@ -153,7 +151,7 @@ def _option_scores(
         logits = torch.cat([read.logits[owner], rest], dim=1)
         chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
         log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
-    scores = [float(log_p[row, : len(text)].sum()) for row, text in enumerate(texts)]
+    scores = [float(log_p[row, : len(text)].mean()) for row, text in enumerate(texts)]
     return [
         np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
         for row in range(len(prompts))

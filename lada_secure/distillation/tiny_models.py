@@ -56,8 +56,10 @@ class Pretraining:
     trade_share: float
 
 
-def pretraining_of(role: str, *, sites: int) -> Pretraining:
+def pretraining_of(role: str, *, sites: int, steps: int | None = None) -> Pretraining:
     """The settings of "slm" or "llm"; training grows with the number of operators to learn.
+
+    Args: steps: another length than the usual one.
 
     Raises: ParameterError: another role.
     """
@@ -66,7 +68,7 @@ def pretraining_of(role: str, *, sites: int) -> Pretraining:
             hidden=64,
             layers=2,
             heads=4,
-            steps=260 + 60 * (sites - 3),
+            steps=260 + 60 * (sites - 3) if steps is None else steps,
             batch_size=32,
             learning_rate=5e-3,
             trade_share=0.5,
@@ -76,7 +78,7 @@ def pretraining_of(role: str, *, sites: int) -> Pretraining:
             hidden=64,
             layers=2,
             heads=8,
-            steps=360 + 80 * (sites - 3),
+            steps=360 + 80 * (sites - 3) if steps is None else steps,
             batch_size=32,
             learning_rate=5e-3,
             trade_share=1.0,
@@ -197,7 +199,7 @@ def _batch(
     rows: list[list[int]] = []
     end_token = vocabulary[_END]
     prompt_length = 0
-    for template in _public_templates(world, steps, settings.batch_size, rng):
+    for template in public_templates(world, steps, settings.batch_size, rng):
         start = int(rng.integers(MODULUS))
         speech: tuple[Speech, ...] = tuple(
             "trade" if share < settings.trade_share else "folk" for share in rng.random(steps)
@@ -211,9 +213,10 @@ def _batch(
     return torch.tensor(rows), prompt_length
 
 
-def _public_templates(
+def public_templates(
     world: ArithmeticWorld, steps: int, count: int, rng: np.random.Generator
 ) -> list[str]:
+    """Random strings of operators, common and of all domains, that no site holds as a question."""
     symbols = [*COMMON, *(symbol for domain in world.domains for symbol in domain.symbols)]
     private = world.private_templates
     found: list[str] = []

@@ -106,7 +106,7 @@ def test_no_flipped_bit_of_a_signed_header_passes(study: Any, position: int, bit
     assert not _parses(parse_envelope, bytes(changed), message.signature, roster=study.roster)
 
 
-@STUDY
+@settings(STUDY, max_examples=40)
 @given(
     places=st.lists(
         st.tuples(

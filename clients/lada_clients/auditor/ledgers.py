@@ -84,4 +84,3 @@ class LedgerCopies:
 
     def _path(self, site: str) -> Path:
         return self.folder / f"{site}.jsonl"
-

@@ -15,7 +15,7 @@ from lada_protocol.auditor_round import next_auditor_task
 from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import LedgerBody, parse_body
+from lada_protocol.messages import FaultBody, LedgerBody, parse_body
 from lada_protocol.opening import (
     OpeningRequest,
     check_opened_range,
@@ -44,6 +44,8 @@ STEPS: Mapping[type[object], str] = {
     OpenSum: "opening",
     CloseRound: "close",
 }
+# Refusals that only a decryption can cause.
+REFUSED_BY_KEY = frozenset({"out_of_range", "over_quota", "native_failure"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -208,6 +210,7 @@ class Auditor:
     def _verified(self, attempt: Attempt) -> OpeningRequest:
         """Every check that comes before the key is touched."""
         me = self.participant
+        self._check_key_is_fresh(attempt)
         request = check_opening_request(
             me.index,
             attempt,
@@ -220,6 +223,30 @@ class Auditor:
                 self.ledgers.entries(site), paid_by, plan=me.plan, attempt=attempt, site=site
             )
         return request
+
+    def _check_key_is_fresh(self, attempt: Attempt) -> None:
+        """A key that has once said "out of range" says nothing more.
+
+        Each such answer to a crafted ciphertext is about one bit on the secret key, so a
+        coordinator that goes on after a refusal must not get a second one.
+
+        Raises: PeerError(reason="key_retired").
+        """
+        me = self.participant
+        for one in me.index:
+            head = one.header
+            if (one.kind, head.sender, head.purpose) == (
+                Kind.OPENING_REFUSED,
+                me.party,
+                attempt.purpose,
+            ) and parse_body(one, FaultBody).code in REFUSED_BY_KEY:
+                raise PeerError(
+                    f"the opening key of {attempt.purpose} refused a sum in round {head.round_id} "
+                    "and is not used again; start a new study",
+                    reason="key_retired",
+                    peer=me.roster.coordinator.id,
+                    round_id=attempt.round_id,
+                )
 
     def _recomputed_sum(self, request: OpeningRequest) -> bytes:
         """The sum as the auditor adds it up itself; the coordinator's must be the same bytes."""

@@ -20,6 +20,7 @@ from lada_secure.data.federation import MAX_SITES, MIN_SITES
 from lada_secure.errors import ParameterError
 
 MAX_ROUNDS = 100
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,31 +68,31 @@ TINY = Preset(
         l2_clip_norm=1.0,
         sampling_probability=0.1,
         expected_units=20.0,
-        steps_per_round=20,
+        steps_per_round=40,
         pool_gradients="public",
     ),
     distillation=DistillationPlan(
         adapter_rank=8,
-        adapter_layers=4,
-        adapter_targets=("q_proj", "v_proj"),
+        adapter_layers=2,
+        adapter_targets=ALL_LINEAR,
         train_a=True,
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         pool_batch_size=16,
-        private_weight=0.3,
-        contrastive_weight=0.0,
+        private_weight=0.1,
+        contrastive_weight=0.1,
         contrastive_form="margin",
     ),
     allocation=AllocationPlan(
         strategy="lada",
         clusters=4,
         difficulty_bins=4,
-        quota=40,
-        threshold=0.0,
+        quota=48,
+        threshold=0.1,
         exploration_weight=0.1,
         screen_low=0.02,
         screen_high=0.98,
     ),
-    paths=PathsPlan(budget=80, max_new_tokens=64, attempts=2),
+    paths=PathsPlan(budget=96, max_new_tokens=16, attempts=2),
     phase_timeout_s=300.0,
     physical_batch_size=64,
     threads=1,
@@ -127,8 +128,8 @@ DEMO = Preset(
         train_a=True,
         learning_rate=1e-3,
         pool_batch_size=8,
-        private_weight=0.3,
-        contrastive_weight=0.0,
+        private_weight=0.1,
+        contrastive_weight=0.1,
         contrastive_form="margin",
     ),
     allocation=AllocationPlan(
@@ -136,7 +137,7 @@ DEMO = Preset(
         clusters=8,
         difficulty_bins=3,
         quota=48,
-        threshold=0.0,
+        threshold=0.1,
         exploration_weight=0.1,
         screen_low=0.02,
         screen_high=0.98,

@@ -23,7 +23,7 @@ from lada_secure.distillation.examples import encode_row
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer
-from lada_secure.distillation.training import Trainer
+from lada_secure.distillation.trainer import Trainer
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 ENGINES = ("fused", "opacus")

@@ -16,7 +16,7 @@ from lada_secure.distillation.examples import EncodedExample, EncodedUnit, Token
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer, per_token
-from lada_secure.distillation.training import Trainer, noised_gradient
+from lada_secure.distillation.trainer import Trainer, noised_gradient
 
 CLIP = 0.05
 LIMIT = 1.0 + 1e-6

@@ -16,7 +16,8 @@ from lada_secure.distillation.adapters import (
     load_adapters,
 )
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.distillation.training import Trainer, distil, training_spec
+from lada_secure.distillation.trainer import Trainer
+from lada_secure.distillation.training import distil, training_spec
 from lada_secure.errors import ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.entries import CommitEntry, ReserveEntry
 from lada_secure.privacy.events import DpSgdEvent

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from trainer_doubles import PLAN_HASH, approve, example, small_model, units_of_sizes
 
 from lada_clients.site.ledger_store import SqliteLedger
-from lada_secure.distillation import training
+from lada_secure.distillation import trainer, training
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.privacy.entries import CommitEntry, ReserveEntry
@@ -68,7 +68,7 @@ def train_in_child(folder, key, log):
         return child
     status = 1
     try:
-        draw = training.noised_gradient
+        draw = trainer.noised_gradient
 
         def logged(total, privacy):
             noised = draw(total, privacy)
@@ -77,7 +77,7 @@ def train_in_child(folder, key, log):
                 file.write(noised[:8].numpy().tobytes().hex().encode() + b"\n")
             return noised
 
-        training.noised_gradient = logged
+        trainer.noised_gradient = logged
         train(folder, key, lambda _: time.sleep(0.05))
         status = 0
     finally:

@@ -14,10 +14,13 @@ from protocol_world import (
 )
 from simulated_parties import (
     ROUND_0,
+    THREE,
     World,
+    bring_together,
     make_auditor,
     make_world,
     never_opened,
+    notes,
     refusal,
 )
 
@@ -253,3 +256,20 @@ def test_an_auditor_refuses_a_plan_outside_its_settings(tmp_path: Path) -> None:
     assert task.code == "refused"
     assert "min_cohort 3 is below 4" in task.message
     assert make_participant(cast_, world.board, "site-a", tmp_path / "x").party == "site-a"
+
+
+def test_after_a_sum_out_of_range_the_key_opens_nothing_more(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    _seal_without_masks(world, "site-c")
+    due = world.to_sum()
+    world.coordinator.add_up(ROUND_0, due.cohort)
+    assert refusal(world, ROUND_0).code == "out_of_range"
+    # A coordinator that does not give up goes on with the next round, everybody honest.
+    world.sites["site-c"].tamper = lambda _kind, outgoing: outgoing
+    later = Attempt(round_id=1, purpose=STATISTICS, number=0)
+    world.coordinator.post_at(Kind.COHORT, later, {"sites": list(THREE)})
+    bring_together(world, later, THREE)
+    world.coordinator.add_up(later, THREE)
+
+    assert refusal(world, later).code == "key_retired"
+    assert notes(world) == ["study-1-0-statistics"]

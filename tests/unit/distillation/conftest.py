@@ -1,0 +1,26 @@
+"""The tiny preset's models, trained once per test session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lada_secure.distillation.models import LanguageModel, load_language_model
+
+SITES, SEED = 3, 0
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny-models")
+
+
+@pytest.fixture(scope="session")
+def tiny_slm(tiny_cache: Path) -> LanguageModel:
+    return load_language_model(f"tiny-slm-{SITES}-{SEED}", cache_dir=tiny_cache)
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_cache: Path) -> LanguageModel:
+    return load_language_model(f"tiny-llm-{SITES}-{SEED}", cache_dir=tiny_cache)
