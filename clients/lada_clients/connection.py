@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 import grpc
 from cryptography import x509
@@ -163,7 +163,7 @@ def _proxy(endpoint: Endpoint) -> tuple[str, int] | None:
     """The HTTP CONNECT proxy that the environment names for this address, if any."""
     proxies = getproxies_environment()
     named = proxies.get("grpc") or proxies.get("https") or proxies.get("http")
-    if not named or proxy_bypass_environment(endpoint.host, proxies) or _is_local(endpoint.host):
+    if not named or proxy_bypass(endpoint.host, proxies) or _is_local(endpoint.host):
         return None
     url = urlsplit(named if "://" in named else f"http://{named}")
     try:

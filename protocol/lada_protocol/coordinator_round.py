@@ -34,8 +34,9 @@ def next_coordinator_task(
 ) -> CoordinatorTask:
     """What the coordinator does next.
 
-    Args: given_up: (round, party) pairs that did not answer within the plan's phase timeout;
-        round -1 stands for the time before the first round.
+    Args: given_up: (round, party) pairs that did not answer within the plan's phase timeout, or
+        answered with something that cannot be used; round -1 stands for the time before the
+        first round.
     """
     coordinator, auditor = roster.coordinator.id, roster.auditor.id
     over = study_over(index, roster)
@@ -203,11 +204,12 @@ def _opening_task(
     cohort_message = index.at(Kind.COHORT, attempt, sender=coordinator)
     cohort = tuple(parse_body(cohort_message, CohortBody).sites) if cohort_message else ()
     gone = tuple(site for site in cohort if site not in alive)
+    if gone:
+        # Late, or what it sent cannot be used: go on among the others, with fresh keys.
+        return AbortAttempt(attempt=attempt, missing=gone)
     for kind, awaited in ((Kind.MASK_KEY, "mask keys"), (Kind.CONTRIBUTION, "contributions")):
         sent = index.all_at(kind, attempt)
         missing = tuple(site for site in cohort if site not in sent)
-        if missing and any(site in gone for site in missing):
-            return AbortAttempt(attempt=attempt, missing=missing)
         if missing:
             return Wait(step="opening", round_id=round_id, awaited=awaited, parties=missing)
     return AddUp(attempt=attempt, cohort=cohort)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,12 +37,13 @@ from lada_protocol.tasks import (
 from lada_protocol.transcript import FIRST, build_transcript
 from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.scoring import PoolMatrix
-from lada_secure.encryption.sealing import add_sealed
+from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
 from lada_server.store import BoardStore
 from lada_server.study import Study
 from lada_server.teacher import PoolView, Teacher
 
+LOG = logging.getLogger(__name__)
 POLL_S = 5.0
 
 STEPS: Mapping[type[object], str] = {
@@ -222,9 +224,15 @@ class Coordinator:
     def _add_up(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         sent = self._index.all_at(Kind.CONTRIBUTION, attempt)
         parameters = purpose_parameters(self.study.plan, attempt.purpose)
-        total = add_sealed(parameters, [self._read(sent[site].message_hash) for site in cohort])
+        total = SealedSum(parameters)
+        for site in cohort:
+            try:
+                total.add(self._read(sent[site].message_hash))
+            except PeerError as error:
+                self._exclude(attempt.round_id, site, error)
+                return
         hashes = {site: sent[site].message_hash for site in cohort}
-        self._post_at(Kind.SUM, attempt, {"contributions": hashes}, payload=total)
+        self._post_at(Kind.SUM, attempt, {"contributions": hashes}, payload=total.to_bytes())
 
     def _score(self, round_id: int, site: str) -> None:
         self._look_at_pool()
@@ -232,13 +240,23 @@ class Coordinator:
         query = self._index.find(Kind.QUERY, sender=site, to=self._me, round_id=round_id)
         if matrix is None or query is None:
             raise LocalProtocolError(f"round {round_id}: asked to score without a query of {site}")
+        try:
+            scores = matrix.score(self._read(query.message_hash))
+        except PeerError as error:
+            self._exclude(round_id, site, error)
+            return
         self._post(
             Kind.SCORES,
             {"query": query.message_hash, "pool_size": len(self.study.pool)},
-            payload=matrix.score(self._read(query.message_hash)),
+            payload=scores,
             round_id=round_id,
             to=site,
         )
+
+    def _exclude(self, round_id: int, site: str, error: PeerError) -> None:
+        """Go on without a site for this round; what it sent cannot be used."""
+        LOG.warning("round %d: %s is left out (%s): %s", round_id, site, error.reason, error)
+        self._given_up.add((round_id, site))
 
     def _write_paths(self, round_id: int) -> None:
         view = self._look_at_pool()

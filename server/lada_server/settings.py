@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lada_protocol.envelope import StudyId
 from lada_protocol.plan import (
     AllocationPlan,
     DistillationPlan,
@@ -41,7 +42,7 @@ class ServerSettings(Settings):
 class StudySettings(Settings):
     """`study.toml`: the plan as an operator writes it; hashes and sizes are filled in."""
 
-    study_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    study_id: StudyId
     title: Annotated[str, Field(max_length=200)]
     valid_days: Annotated[float, Field(gt=0, le=3650)]
     rounds: Annotated[int, Field(ge=1, le=1000)]

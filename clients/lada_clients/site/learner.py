@@ -5,7 +5,6 @@ Everything here stays on this machine. What may leave is `Released`; the service
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +12,9 @@ import numpy as np
 
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SiteSettings
+from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import StudyPlan
-from lada_secure.canonical import Json
+from lada_secure.canonical import Json, parse_canonical_json
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.distillation.adapters import (
@@ -261,7 +261,7 @@ class SiteLearner:
         Raises: PeerError(reason="malformed"): anything but known samples, cells and texts.
         """
         places = {sample.sample_id: number for number, sample in enumerate(self.pool)}
-        value = json.loads(raw)
+        value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
         received: list[ReceivedPath] = []
         if not isinstance(value, list):
             raise PeerError("paths: expected a list")

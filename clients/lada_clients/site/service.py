@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from lada_clients.site.policy import describe_plan, plan_faults
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.index import Attempt
-from lada_protocol.kinds import Kind
+from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.messages import OpenedBody, parse_body
 from lada_protocol.opening import (
     check_mask_keys,
@@ -40,13 +39,13 @@ from lada_protocol.tasks import (
     SiteTask,
     Wait,
 )
-from lada_secure.canonical import sha256_hex
+from lada_secure.canonical import parse_canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, Record, parse_pool, pool_hash, read_records
 from lada_secure.distillation.training import StepReport
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import parse_public_key, seal
-from lada_secure.errors import LedgerError, LocalProtocolError, PeerError
+from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError, PeerError
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import Clusters, parse_clusters
 from lada_secure.learnability.statistics import NoisedStatistics
@@ -413,13 +412,17 @@ class Site:
             )
             pool_message = me.index.find(Kind.POOL, sender=coordinator)
             clusters_message = me.index.find(Kind.CLUSTERS, sender=coordinator)
-        pool = parse_pool(me.payload(pool_message), where="the coordinator's pool")
+        try:
+            pool = parse_pool(me.payload(pool_message), where="the coordinator's pool")
+        except ParameterError as error:
+            raise PeerError(str(error), reason="wrong_pool", peer=coordinator) from error
         raw = me.payload(clusters_message)
         if pool_hash(pool) != me.plan.pool_sha256 or len(pool) != me.plan.pool_size:
             raise PeerError("the pool is not the one in the plan", reason="wrong_pool")
         if sha256_hex(raw) != me.plan.clusters_sha256:
             raise PeerError("the clusters are not those in the plan", reason="wrong_clusters")
-        clusters = parse_clusters(json.loads(raw))
+        limit = kind_rules(Kind.CLUSTERS).max_payload_bytes
+        clusters = parse_clusters(parse_canonical_json(raw, max_bytes=limit))
         if clusters.count != me.plan.allocation.clusters:
             raise PeerError("the number of clusters differs from the plan", reason="wrong_clusters")
         return pool, clusters
