@@ -1,8 +1,8 @@
 """Multiple-choice questions whose options betray nothing by how often they occur.
 
-Within one set of questions every option text is offered three times as a distractor for each time it
-is right, exactly, and the right option stands at every place equally often. Knowing how common an
-option is therefore does not help to find the answer: given any text, the chance is one in four.
+Within one set of questions every option text is offered three times as a distractor for each time
+it is right, exactly, and the right option stands at every place equally often. Knowing how common
+an option is therefore does not help to find the answer: given any text, the chance is one in four.
 """
 
 from __future__ import annotations

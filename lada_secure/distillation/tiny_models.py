@@ -137,8 +137,18 @@ def build_tiny_model(cache_dir: Path, role: str, *, seed: int, sites: int) -> Pa
 def pretrain(world: ArithmeticWorld, settings: Pretraining, *, seed: int) -> LlamaForCausalLM:
     """Train a model from its initial weights on public questions of 1 to 4 steps.
 
-    The global random state of torch is left as it was.
+    Uses one thread: at this size two only wait for each other, for minutes on a busy machine. The
+    global random state of torch and its number of threads are left as they were.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _pretrain(world, settings, seed=seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _pretrain(world: ArithmeticWorld, settings: Pretraining, *, seed: int) -> LlamaForCausalLM:
     tokenizer = tiny_tokenizer()
     rng = np.random.default_rng([seed, 3])
     with torch.random.fork_rng():

@@ -146,7 +146,7 @@ class Coordinator:
         return self.roster.coordinator.id
 
     def _carry_out(self, task: CoordinatorTask) -> None:
-        round_id = _round_of(task)
+        round_id = self._last_round if isinstance(task, Finish) else _round_of(task)
         step = STEPS[type(task)]
         began = time.monotonic()
         up, down = self._sent_bytes, self._read_bytes

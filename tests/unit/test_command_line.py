@@ -72,7 +72,6 @@ def complete_settings(party: str) -> str:
         preset,
         port=7000,
         roster_sha256="ab" * 32,
-        llm="llm",
         cache_dir=Path("cache"),
         seed=0,
     )
@@ -95,7 +94,7 @@ CASES = {
     "no rounds": (["--preset", "tiny", "--rounds", "0"], "--rounds: expected 1"),
     "a negative seed": (["--preset", "tiny", "--seed", "-1"], "--seed: expected 0 or more"),
     "a port that is none": (["--preset", "tiny", "--port", "70000"], "--port: expected 0 to"),
-    "text instead of a number": (["--preset", "tiny", "--sites", "three"], "three"),
+    "text instead of a number": (["--preset", "tiny", "--sites", "three"], "'--sites'"),
     "an option that does not exist": (["--fast"], "--fast"),
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +62,6 @@ def run(
     import os
 
     from lada_clients.mock.federation import Request, RunFailed, run_federation
-    from lada_clients.mock.supervisor import Interrupted, signals_as_exceptions
     from lada_clients.mock.view import print_summary, summary_console
     from lada_clients.mock.weights import default_cache_dir
 
@@ -73,15 +75,8 @@ def run(
         port=port,
         cache_dir=cache_dir or default_cache_dir(os.environ),
     )
-    try:
-        with signals_as_exceptions():
-            layout, report = run_federation(request, console=progress)
-    except Interrupted as stop:
-        progress.print(f"stopped by {stop}; no process is left", style="bold red")
-        raise typer.Exit(128 + stop.signal_number) from None
-    except KeyboardInterrupt:
-        progress.print("interrupted; no process is left", style="bold red")
-        raise typer.Exit(130) from None
+    with _ending_cleanly(progress):
+        layout, report = run_federation(request, console=progress)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:
@@ -119,7 +114,8 @@ def prepare(
         for reference in model:
             typer.echo(f"{reference}: {prepare_model(reference, cache_dir=where)}")
     else:
-        made = prepare_preset(preset, sites=sites, seed=seed, cache_dir=where)
+        with _ending_cleanly(Console(stderr=True)):
+            made = prepare_preset(preset, sites=sites, seed=seed, cache_dir=where)
         typer.echo(f"{', '.join(made) or 'nothing'} made in {where}; preset {preset} is ready")
 
 
@@ -131,3 +127,18 @@ def schema() -> None:
     from lada_clients.mock.report import Report
 
     typer.echo(json.dumps(Report.model_json_schema(), indent=2, sort_keys=True))
+
+
+@contextlib.contextmanager
+def _ending_cleanly(console: Console) -> Iterator[None]:
+    """Signals end the block by an exception, so that children are stopped, and then the command."""
+    from lada_clients.mock.supervisor import Interrupted, signals_as_exceptions
+
+    try:
+        with signals_as_exceptions():
+            yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
+        name = signal.Signals(number).name
+        console.print(f"stopped by {name}; no process is left", style="bold red")
+        raise typer.Exit(128 + number) from None

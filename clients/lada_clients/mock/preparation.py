@@ -67,6 +67,8 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         **environment,
         "OMP_NUM_THREADS": "1",
+        # Parties share the machine's cores: a thread that waits must not spin.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "MKL_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -40,8 +40,8 @@ _VERSION = 1
 class Tuning:
     """Supervised fine-tuning of the LLM: mean cross-entropy per token of each path."""
 
-    steps: int = 40
-    batch_size: int = 16
+    steps: int = 48
+    batch_size: int = 8
     learning_rate: float = 1e-3
     adapter_rank: int = 16
     last_layers: int = 10

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lada_clients.mock.preparation import child_environment, lada_command
 from lada_clients.mock.presets import Preset, preset_for
-from lada_clients.mock.supervisor import Child, Supervisor, failure_text, signals_as_exceptions
+from lada_clients.mock.supervisor import Child, Supervisor, failure_text
 from lada_secure.errors import ParameterError
 
 CACHE_VARIABLE = "LADA_CACHE_DIR"
@@ -68,11 +68,29 @@ def prepare_missing(
 ) -> None:
     """Make whatever the preset misses, each model in a process of its own.
 
+    Models that are trained from others come after those.
+
     Raises: ParameterError: one of them cannot be made here; its own words.
     """
     missing = missing_models(preset, cache_dir)
+    for derived in (False, True):
+        _make_all(
+            [one for one in missing if one.startswith(_TUNED) is derived],
+            supervisor,
+            cache_dir=cache_dir,
+            environment=environment,
+        )
+
+
+def _make_all(
+    references: Sequence[str],
+    supervisor: Supervisor,
+    *,
+    cache_dir: Path,
+    environment: Mapping[str, str],
+) -> None:
     with tempfile.TemporaryDirectory(prefix="lada-prepare-") as folder:
-        for number, reference in enumerate(missing):
+        for number, reference in enumerate(references):
             supervisor.start(
                 Child(
                     name=f"weights of {reference}",
@@ -97,7 +115,7 @@ def prepare_preset(name: str, *, sites: int, seed: int, cache_dir: Path) -> tupl
     """
     preset = preset_for(name, sites=sites, rounds=None, seed=seed)
     missing = missing_models(preset, cache_dir)
-    with signals_as_exceptions(), Supervisor() as supervisor:
+    with Supervisor() as supervisor:
         prepare_missing(
             preset, supervisor, cache_dir=cache_dir, environment=child_environment(os.environ)
         )

@@ -360,6 +360,7 @@ class SiteLearner:
             pool_batch_size=shape.pool_batch_size,
             private_weight=shape.private_weight,
             learning_rate=shape.learning_rate,
+            schedule="linear",
             seed=self.plan.seed + round_id,
             loss=LossSettings(
                 contrastive_form="dpo" if shape.contrastive_form == "dpo" else "margin",

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from lada_secure.distillation.models import LanguageModel, load_language_model
+
+# Two threads on a busy machine wait for each other longer than these models compute.
+torch.set_num_threads(1)
 
 SITES, SEED = 3, 0
 
