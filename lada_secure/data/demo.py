@@ -34,10 +34,10 @@ _POOL_SHARE = 0.26
 _TEACHER_SHARE = 0.26
 # Of a site's own topics: what is held out, but no more than this many questions in all.
 _HELD_OUT_SHARE = 0.42
-_HELD_OUT = 96
-_POOL_PER_COLLECTION = 120
+_HELD_OUT = 66
+_POOL_PER_COLLECTION = 90
 _TEACHER_PER_COLLECTION = 200
-_TRAIN_RECORDS = 240
+_TRAIN_RECORDS = 180
 # Every fifth record has an answer and no reasoning, as records often do.
 _ANSWER_ONLY_EVERY = 5
 

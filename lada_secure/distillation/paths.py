@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lada_secure.data.prompts import answer_of, prompt_of
+from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.evaluation import generate_texts
+from lada_secure.distillation.evaluation import choose, generate_texts
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
 
@@ -47,8 +47,11 @@ def generate_paths(
 ) -> GeneratedPaths:
     """Have the model write a path for each sample and keep those that reach the gold answer.
 
-    The first attempt is greedy; samples that it missed are drawn again at `temperature`. A path
-    whose reason is wrong but whose answer is right passes: only the answer can be checked.
+    Open questions: the first attempt is greedy; samples that it missed are drawn again at
+    `temperature`. Multiple choice: the model chooses the option that it finds most probable and,
+    where that is the gold one, writes its reason behind it; choosing again would change nothing,
+    so a wrong choice is dropped at once. A path whose reason is wrong but whose answer is right
+    passes: only the answer can be checked.
 
     Args: max_new_tokens: >= 1; a path cut off there is kept if its answer can be read.
         attempts: >= 1. seed: of the sampled attempts.
@@ -61,12 +64,16 @@ def generate_paths(
     found: dict[str, GeneratedPath] = {}
     wrong = unreadable = 0
     for attempt in range(1, attempts + 1):
-        left = [sample for sample in samples if sample.sample_id not in found]
+        left = [
+            sample
+            for sample in samples
+            if sample.sample_id not in found and (attempt == 1 or not sample.choices)
+        ]
         if not left:
             break
-        texts = generate_texts(
+        texts = _written(
             lm,
-            [prompt_of(sample.question, sample.choices) for sample in left],
+            left,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             temperature=0.0 if attempt == 1 else temperature,
@@ -88,3 +95,42 @@ def generate_paths(
         wrong=wrong,
         unreadable=unreadable,
     )
+
+
+def _written(
+    lm: LanguageModel,
+    samples: Sequence[PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[str]:
+    """One text per sample: the chosen option where there are options, and the reason."""
+    stated = [""] * len(samples)
+    offered = [number for number, sample in enumerate(samples) if sample.choices]
+    if offered:
+        picks = choose(lm, [samples[number] for number in offered], batch_size=batch_size)
+        for number, pick in zip(offered, picks, strict=True):
+            stated[number] = option_text(samples[number].choices[int(pick)])
+    # A wrong choice is dropped by its answer; a reason for it would be wasted time.
+    going_on = [
+        number
+        for number, sample in enumerate(samples)
+        if not sample.choices or stated[number] == option_text(sample.answer)
+    ]
+    reasons = generate_texts(
+        lm,
+        [
+            prompt_of(samples[number].question, samples[number].choices) + stated[number]
+            for number in going_on
+        ],
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    texts = list(stated)
+    for number, reason in zip(going_on, reasons, strict=True):
+        texts[number] = stated[number] + reason
+    return texts

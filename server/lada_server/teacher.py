@@ -70,8 +70,8 @@ class Teacher:
         """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026).
 
         Difficulty is the LLM's loss on the path it would write or choose. Confidence says how
-        likely that path is right: for open questions whether its greedy answer is the gold one,
-        for multiple choice the probability, per token, of naming the gold option.
+        likely that path is right: for open questions whether its greedy answer is the gold one;
+        1 for multiple choice, where a wrong choice is found and dropped when the path is written.
         """
         from lada_secure.learnability.cells import CellGrid, difficulty_bins, pool_features
 
@@ -91,7 +91,7 @@ class Teacher:
     def _judge(self, study: Study) -> tuple[FloatArray, FloatArray]:
         """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
         from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
-        from lada_secure.learnability.gap import length_normalised, probability
+        from lada_secure.learnability.gap import length_normalised
 
         pool = study.pool
         prompts = [prompt_of(one.question, one.choices) for one in pool]
@@ -107,7 +107,7 @@ class Teacher:
             paths[number] = path or paths[number]
         scored = path_log_probabilities(self.model, prompts, paths, batch_size=BATCH_SIZE)
         losses = -length_normalised(scored.total, scored.tokens)
-        confidence = probability(losses)
+        confidence = np.ones(len(pool), dtype=np.float64)
         for number in open_questions:
             right = answer_of(paths[number], pool[number].choices) == pool[number].answer
             confidence[number] = float(right)

@@ -192,7 +192,7 @@ def settings_tables(
             "pool": "pool.jsonl",
             "llm": preset.llm,
             "cache_dir": cache_dir,
-            "threads": preset.threads,
+            "threads": preset.coordinator_threads,
         },
         coordinator.root / "study.toml": study_table(preset, seed=seed),
         auditor.settings: {

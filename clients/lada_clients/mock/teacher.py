@@ -33,7 +33,7 @@ from lada_secure.distillation.models import (
 from lada_secure.errors import ParameterError
 
 TUNED = re.compile(r"smollm2-135m-tuned-(\d{1,2})-(\d{1,18})")
-_VERSION = 1
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Tuning:
 
     steps: int = 48
     batch_size: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     adapter_rank: int = 16
     last_layers: int = 10
     max_gradient_norm: float = 1.0

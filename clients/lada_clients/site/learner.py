@@ -175,7 +175,9 @@ class SiteLearner:
         records = [record for unit in self.units for record in unit.records]
         vectors = embedder(self.plan.embedder).embed([one.question for one in records])
         assigned = self.clusters.assign(vectors) if records else np.zeros(0, dtype=np.int64)
-        losses = self._losses([self._record_example(one) for one in records])
+        # The stated answer alone: some records have reasons and some do not, and their losses
+        # are to be comparable.
+        losses = self._losses([self._record_example(one, reasons=False) for one in records])
         ids = [one.record_id for one in records]
         return unit_statistics(
             self.units,
@@ -289,21 +291,17 @@ class SiteLearner:
     ) -> Distilled:
         """Distil the picked paths and the private records, then learn what each cell brought."""
         view, worth = self._view(round_id, noised)
-        examples = [self._path_example(one) for one in received]
-        before = self._losses(examples)
         wanted = set(self.memory.picks(round_id) or ())
-        allocation = self.plan.allocation
-        screened = path_screen(probability(before), allocation.screen_low, allocation.screen_high)
-        mine = [
-            number
-            for number, one in enumerate(received)
-            if one.sample in wanted and screened[number]
-        ]
+        mine = [one for one in received if one.sample in wanted]
+        examples = [self._path_example(one) for one in mine]
+        before = self._losses(examples)
+        kept = self._screen(before)
+        pool = [examples[number] for number in kept]
         privacy = self._privacy()
         result = distil(
             self.model,
             units=[self._private_unit(unit) for unit in self.units],
-            pool=self._with_own_paths([examples[number] for number in mine], received, mine),
+            pool=self._with_own_paths(pool, [mine[number].sample for number in kept]),
             privacy=privacy,
             settings=self._trainer(round_id),
             book=book,
@@ -316,8 +314,8 @@ class SiteLearner:
             progress=progress,
         )
         after = self._losses(examples)
-        cells = np.array([one.cell for one in received], dtype=np.int64)
-        rewards = cell_rewards(before[mine], after[mine], cells[mine], cells=self.grid.cells)
+        cells = np.array([one.cell for one in mine], dtype=np.int64)
+        rewards = cell_rewards(before[kept], after[kept], cells[kept], cells=self.grid.cells)
         history = self.memory.history()
         if not history.rounds or history.rounds[-1].round_id < round_id:
             history = history.with_round(observations(view.beliefs, rewards, round_id=round_id))
@@ -325,10 +323,8 @@ class SiteLearner:
         self.memory.keep_path_probabilities(
             [int(one) for one in cells], [float(one) for one in probability(after)]
         )
-        picked = [one.cell for one in received if one.sample in wanted]
         rows: list[Json] = [
-            one.to_json()
-            for one in explain_cells(view, worth, picked_cells=picked, rewards=rewards)
+            one.to_json() for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
         ]
         self.memory.keep_allocation(round_id, rows)
         self.memory.keep_adapters(round_id, result.adapters.value.data)
@@ -360,7 +356,6 @@ class SiteLearner:
             pool_batch_size=shape.pool_batch_size,
             private_weight=shape.private_weight,
             learning_rate=shape.learning_rate,
-            schedule="linear",
             seed=self.plan.seed + round_id,
             loss=LossSettings(
                 contrastive_form="dpo" if shape.contrastive_form == "dpo" else "margin",
@@ -390,11 +385,14 @@ class SiteLearner:
             own_path=None,
         )
 
+    def _screen(self, losses: FloatArray) -> list[int]:
+        """Places of the paths that this model can follow and does not know by heart yet."""
+        allocation = self.plan.allocation
+        inside = path_screen(probability(losses), allocation.screen_low, allocation.screen_high)
+        return [int(one) for one in np.flatnonzero(inside)]
+
     def _with_own_paths(
-        self,
-        examples: Sequence[PathExample],
-        received: Sequence[ReceivedPath],
-        mine: Sequence[int],
+        self, examples: Sequence[PathExample], places: Sequence[int]
     ) -> list[PathExample]:
         """Add what the SLM says today, where that is wrong: the other side of the contrast.
 
@@ -403,7 +401,7 @@ class SiteLearner:
         """
         if self.plan.distillation.contrastive_weight == 0.0 or not examples:
             return list(examples)
-        samples = [self.pool[received[number].sample] for number in mine]
+        samples = [self.pool[place] for place in places]
         size = self.settings.physical_batch_size
         if all(one.choices for one in samples):
             said = choose(self.model, samples, batch_size=size)
@@ -435,11 +433,11 @@ class SiteLearner:
         )
 
     @staticmethod
-    def _record_example(record: Record) -> PathExample:
+    def _record_example(record: Record, *, reasons: bool = True) -> PathExample:
         return PathExample(
             example_id=record.record_id,
             prompt=prompt_of(record.question, record.choices),
-            path=path_of(record.answer, record.choices, record.rationale),
+            path=path_of(record.answer, record.choices, record.rationale if reasons else None),
             own_path=None,
         )
 
