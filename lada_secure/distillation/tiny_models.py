@@ -33,9 +33,6 @@ from lada_secure.errors import ParameterError
 _VERSION = 1
 _PAD, _END, _UNKNOWN = "<pad>", "<end>", "<unk>"
 _MAX_POSITIONS = 64
-# What public text is about: common things, one trade, or anything mixed.
-_COMMON_SHARE = 0.25
-_ONE_TRADE_SHARE = 0.45
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +211,9 @@ def _batch(
     prompt_length = 0
     for template in public_templates(world, steps, settings.batch_size, rng):
         start = int(rng.integers(MODULUS))
-        speech = _speech(world, template, settings.trade_share, rng)
+        speech: tuple[Speech, ...] = tuple(
+            "trade" if share < settings.trade_share else "folk" for share in rng.random(steps)
+        )
         rationale, answer = world.solve_as(start, template, speech)
         prompt = prompt_of(f"{start}{template}", ())
         prompt_length = len(prompt)
@@ -228,38 +227,12 @@ def public_templates(
     world: ArithmeticWorld, steps: int, count: int, rng: np.random.Generator
 ) -> list[str]:
     """Random strings of operators, common and of all domains, that no site holds as a question."""
-    trades = [list(domain.symbols) for domain in world.domains]
-    everything = [*COMMON, *(symbol for trade in trades for symbol in trade)]
+    symbols = [*COMMON, *(symbol for domain in world.domains for symbol in domain.symbols)]
     private = world.private_templates
     found: list[str] = []
     while len(found) < count:
-        kind = rng.random()
-        if kind < _COMMON_SHARE:
-            symbols = list(COMMON)
-        elif kind < _COMMON_SHARE + _ONE_TRADE_SHARE:
-            symbols = trades[int(rng.integers(len(trades)))]
-        else:
-            symbols = everything
         drawn: Sequence[int] = rng.integers(0, len(symbols), steps).tolist()
         template = "".join(symbols[one] for one in drawn)
         if template not in private:
             found.append(template)
     return found
-
-
-def _speech(
-    world: ArithmeticWorld, template: str, trade_share: float, rng: np.random.Generator
-) -> tuple[Speech, ...]:
-    """Whose language a text speaks, for each operator: one choice per trade and question.
-
-    Nobody changes register within a sentence, but may know one trade's terms and not another's.
-    """
-    registers: list[Speech] = [
-        "trade" if share < trade_share else "folk" for share in rng.random(len(world.domains))
-    ]
-    owner = {
-        symbol: register
-        for domain, register in zip(world.domains, registers, strict=True)
-        for symbol in domain.symbols
-    }
-    return tuple(owner.get(symbol, "trade") for symbol in template)
