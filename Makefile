@@ -21,6 +21,9 @@ PREPARED := $(VENV)/.prepared
 # Extra words for the installation of torch, as an index that has CPU-only builds.
 TORCH_FLAGS ?=
 
+# Test files run side by side; those that start whole federations keep their order.
+WORKERS ?= 2
+
 # Where `make demo` writes. A run never overwrites another one.
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
@@ -81,7 +84,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3000
