@@ -213,8 +213,8 @@ def _public_questions(world: ArithmeticWorld, symbols: tuple[str, ...]) -> list[
 def build_arithmetic(*, sites: int, seed: int) -> FederationData:
     """The tiny preset: `sites` domains of different operators and lengths, and a public pool.
 
-    The pool mixes routine questions over common operators, which an SLM has mastered, with public
-    questions of every domain of 1 to 4 steps. `teacher` holds worked public examples.
+    The pool mixes routine questions over common operators, whose meaning nobody disputes, with
+    public questions of every domain of 1 to 4 steps. `teacher` holds worked public examples.
 
     Raises: ParameterError: sites out of range.
     """

@@ -12,6 +12,7 @@ import torch
 
 from lada_secure.data.arithmetic import COMMON, DOMAIN_SYMBOLS, build_world
 from lada_secure.data.federation import build_federation
+from lada_secure.data.records import PoolSample
 from lada_secure.distillation import models
 from lada_secure.distillation.evaluation import accuracy
 from lada_secure.distillation.models import (
@@ -74,10 +75,19 @@ def test_the_llm_knows_the_trade_and_the_slm_does_not(
         assert accuracy(tiny_slm, site.held_out, batch_size=80) <= 0.45
 
 
-def test_the_slm_has_mastered_what_is_common(tiny_slm: LanguageModel) -> None:
-    routine = [one for one in TINY.pool if set(one.question[1:]) <= set(COMMON)]
-    assert len(routine) >= 40
-    assert accuracy(tiny_slm, routine, batch_size=64) >= 0.5
+def test_the_slm_knows_what_each_common_operator_does(tiny_slm: LanguageModel) -> None:
+    world = build_world(sites=3, seed=0)
+    routine = [
+        PoolSample(
+            sample_id=f"{start}{symbol}",
+            question=f"{start}{symbol}",
+            choices=(),
+            answer=world.solve(start, symbol)[1],
+        )
+        for symbol in COMMON
+        for start in range(10)
+    ]
+    assert accuracy(tiny_slm, routine, batch_size=64) >= 0.8
 
 
 def test_pretraining_text_never_is_a_private_template() -> None:
