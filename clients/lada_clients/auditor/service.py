@@ -176,7 +176,6 @@ class Auditor:
 
     def _open(self, attempt: Attempt) -> None:
         me = self.participant
-        place = {"round_id": attempt.round_id, "purpose": attempt.purpose}
         try:
             request = self._verified(attempt)
             sealed = self._recomputed_sum(request)
@@ -190,7 +189,8 @@ class Auditor:
                 Kind.OPENING_REFUSED,
                 lambda: Outgoing(body=fault),
                 attempt=attempt.number,
-                **place,  # type: ignore[arg-type]
+                round_id=attempt.round_id,
+                purpose=attempt.purpose,
             )
             return
         body = {
@@ -204,7 +204,8 @@ class Auditor:
             Kind.OPENED,
             lambda: Outgoing(body=body, payload=canonical_json(values)),
             attempt=attempt.number,
-            **place,  # type: ignore[arg-type]
+            round_id=attempt.round_id,
+            purpose=attempt.purpose,
         )
 
     def _verified(self, attempt: Attempt) -> OpeningRequest:
