@@ -5,6 +5,8 @@ A site's policy bounds every field of it; nothing in a round may exceed the plan
 
 from __future__ import annotations
 
+import math
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
@@ -14,10 +16,13 @@ from lada_protocol.envelope import Digest, PartyId, StudyId
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import PeerError
 
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+
 MAX_PLAN_BYTES = 64 * 1024
 STATISTICS = "statistics"
 DEMAND = "demand"
 TRAINING = "training"
+ADVANTAGE = "advantage"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -26,6 +31,13 @@ Count = Annotated[int, Field(ge=1)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _with_tuple(value: object, name: str) -> object:
+    """JSON has lists only; strict models take tuples."""
+    if isinstance(value, dict) and isinstance(value.get(name), list):
+        return {**value, name: tuple(value[name])}
+    return value
 
 
 class PrivacyPlan(_Part):
@@ -74,9 +86,7 @@ class DistillationPlan(_Part):
     @model_validator(mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: object) -> object:
-        if isinstance(value, dict) and isinstance(value.get("adapter_targets"), list):
-            return {**value, "adapter_targets": tuple(value["adapter_targets"])}
-        return value
+        return _with_tuple(value, "adapter_targets")
 
 
 class AllocationPlan(_Part):
@@ -86,7 +96,7 @@ class AllocationPlan(_Part):
     clusters: Count
     difficulty_bins: Count
     quota: Count
-    threshold: Annotated[float, Field(ge=-1, le=1)]
+    threshold: Annotated[float, Field(ge=0, le=1)]
     exploration_weight: Annotated[float, Field(ge=0)]
     screen_low: Share
     screen_high: Share
@@ -100,8 +110,56 @@ class PathsPlan(_Part):
     attempts: Count
 
 
+class UplinkPlan(_Part):
+    """Step 10: what the sites' models may teach the LLM, and when it is allowed to learn it.
+
+    bar: certainty above which a model counts as knowing a sample. clip, integer_scale: how its
+    excess over the bar becomes a whole number. holdout: pool samples that the LLM is never trained
+    on and that judge every update. candidates: other pool samples that advantages are computed
+    for, at most. budget: samples that sites are asked about in a round, at most. steps: at most;
+    0 replay samples leave rehearsal out. last_round: whether the last round has an uplink, though
+    no round follows that would use it.
+    """
+
+    bar: Annotated[float, Field(ge=0, lt=1)]
+    clip: Annotated[float, Field(gt=0, le=1)]
+    integer_scale: Annotated[int, Field(ge=1, le=1_000_000)]
+    holdout: Count
+    candidates: Count
+    budget: Count
+    last_round: bool
+    adapter_rank: Count
+    adapter_layers: Count
+    adapter_targets: tuple[str, ...]
+    steps: Count
+    batch_size: Count
+    replay_batch_size: Annotated[int, Field(ge=0)]
+    learning_rate: Positive
+    contrastive_weight: Annotated[float, Field(ge=0)]
+    contrastive_form: Literal["dpo", "margin"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        return _with_tuple(value, "adapter_targets")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.site_bound < 1:
+            raise ValueError("integer_scale x clip is below 1: every advantage would be 0")
+        return self
+
+    @property
+    def site_bound(self) -> int:
+        """Largest entry of one site's advantages."""
+        return math.floor(self.integer_scale * self.clip)
+
+
 class StudyPlan(_Part):
-    """A whole study. Times are ISO 8601 in UTC with a trailing Z."""
+    """A whole study. Times are ISO 8601 in UTC with a trailing Z.
+
+    A plan without `uplink` has none; the field is left out of its bytes, never null.
+    """
 
     version: Literal[1] = 1
     study_id: StudyId
@@ -124,6 +182,7 @@ class StudyPlan(_Part):
     distillation: DistillationPlan
     allocation: AllocationPlan
     paths: PathsPlan
+    uplink: UplinkPlan | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -132,11 +191,19 @@ class StudyPlan(_Part):
             raise ValueError("max_cohort is below min_cohort")
         if self.allocation.screen_low > self.allocation.screen_high:
             raise ValueError("screen_low is above screen_high")
+        if self.uplink is not None and self.uplink.holdout >= self.pool_size:
+            raise ValueError("uplink.holdout takes the whole pool; leave samples to learn from")
         return self
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, the form that is hashed and signed."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump(mode="json", exclude_none=True))
+
+    def uplink_in(self, round_id: int) -> UplinkPlan | None:
+        """The uplink's settings where this round has one."""
+        if self.uplink is None or (round_id == self.rounds - 1 and not self.uplink.last_round):
+            return None
+        return self.uplink
 
     @property
     def hash(self) -> str:
@@ -166,7 +233,9 @@ def parse_time(text: str) -> datetime:
 
     Raises: ValueError: any other spelling.
     """
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    if _TIME.fullmatch(text) is None:
+        raise ValueError(f"expected the form 2026-01-31T12:00:00Z, got {text[:40]!r}")
+    return datetime.fromisoformat(text)
 
 
 def format_time(moment: datetime) -> str:

@@ -111,3 +111,20 @@ def test_times_are_utc_with_whole_seconds() -> None:
     local = datetime(2030, 1, 31, 13, 0, 0, 999_999, tzinfo=timezone(timedelta(hours=1)))
     assert format_time(local) == "2030-01-31T12:00:00Z"
     assert parse_time("2030-01-31T12:00:00Z") == datetime(2030, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2030-01-31",
+        "2030-01-31T12:00:00",
+        "2030-01-31T12:00:00+00:00",
+        "2030-01-31T12:00:00.5Z",
+        "2030-02-30T12:00:00Z",
+        "2030-01-31T24:00:00Z",
+        "\u0662030-01-31T12:00:00Z",
+    ],
+)
+def test_other_spellings_of_a_time_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected|range|must be"):
+        parse_time(text)
