@@ -6,7 +6,7 @@ The utilities leave the site only encrypted under its own key; the scores come b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ from lada_secure.learnability.arrays import (
     index_vector,
 )
 from lada_secure.learnability.data_filter import CellBeliefs, Forecast
+
+# Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
+SMALLEST_SCORE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,8 +169,7 @@ def pick(
     Args:
         scores: (n,) decrypted scores, M u.
         quota: largest number of picks, >= 0.
-        threshold: smallest score that may be picked. Keep it above 0 (0.01 does): decryption
-            leaves an error of about 1e-5, so a score of exactly 0 comes back as either sign.
+        threshold: smallest score that may be picked; at least `SMALLEST_SCORE` makes sense.
         available: (n,) bool, False for samples that must not be picked again; None for all.
         priorities: (n,) order of picking where it is not by score; see `sample_priorities`.
         seed: breaks ties, by a fixed shuffle rather than by position: a pool is often sorted by
@@ -217,6 +219,44 @@ def pick_by_cluster(
             quota=int(wanted[cluster]),
             threshold=threshold,
             available=allowed & (clusters == cluster),
+            priorities=priorities,
+            seed=seed,
+        )
+    return picked
+
+
+def pick_in_turn(
+    scores: npt.ArrayLike,
+    groups: Sequence[npt.ArrayLike],
+    *,
+    quota: int,
+    threshold: float,
+    priorities: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> BoolArray:
+    """Pick from the first group; what is left of the quota goes to the next, and so on.
+
+    Args: groups: of (n,) bool, disjoint. threshold: as a share of the best score in any group,
+        in [0, 1], because the cell that it was set by may have no samples left. The rest as in
+        `pick`; scores below 0.01 are never picked, whatever the best is.
+    Returns: (n,) bool with at most quota True.
+    Raises: ParameterError: threshold outside [0, 1], or no group.
+    """
+    values = float_vector("scores", scores)
+    if not groups or not 0.0 <= threshold <= 1.0:
+        raise ParameterError(
+            f"expected at least one group and a threshold in [0, 1], got {len(groups)} groups and "
+            f"{threshold}"
+        )
+    allowed = [_allowed(values, SMALLEST_SCORE, group) for group in groups]
+    best = max((float(values[group].max()) for group in allowed if group.any()), default=0.0)
+    picked = np.zeros(len(values), dtype=np.bool_)
+    for group in allowed:
+        picked |= pick(
+            values,
+            quota=quota - int(picked.sum()),
+            threshold=max(threshold * best, SMALLEST_SCORE),
+            available=group,
             priorities=priorities,
             seed=seed,
         )

@@ -10,15 +10,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lada_clients.site.memory import SiteMemory
+from lada_clients.site.memory import KnownPath, SiteMemory
 from lada_clients.site.settings import SiteSettings
+from lada_clients.site.training import (
+    adapter_settings,
+    privacy_parameters,
+    private_unit,
+    record_example,
+    trainer_settings,
+)
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import StudyPlan
 from lada_secure.canonical import Json, parse_canonical_json
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.distillation.adapters import (
-    AdapterSettings,
     AdapterWeights,
     attach_adapters,
     load_adapters,
@@ -29,10 +35,8 @@ from lada_secure.distillation.evaluation import (
     greedy_paths,
     path_log_probabilities,
 )
-from lada_secure.distillation.examples import PathExample, PrivateUnit
-from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel, load_language_model
-from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
 from lada_secure.errors import PeerError
 from lada_secure.learnability.allocation import (
@@ -40,11 +44,11 @@ from lada_secure.learnability.allocation import (
     cell_utilities,
     cluster_quotas,
     path_screen,
-    pick,
     pick_by_cluster,
+    pick_in_turn,
     sample_priorities,
 )
-from lada_secure.learnability.arrays import FloatArray, IntArray
+from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.learnability.cells import CellGrid, Clusters
 from lada_secure.learnability.data_filter import (
     CellBeliefs,
@@ -113,18 +117,8 @@ class SiteLearner:
 
         torch.set_num_threads(settings.threads)
         model = load_language_model(plan.slm, cache_dir=settings.cache_dir)
-        shape = plan.distillation
-        attach_adapters(
-            model,
-            AdapterSettings(
-                rank=shape.adapter_rank,
-                alpha=2.0 * shape.adapter_rank,
-                target_modules=shape.adapter_targets,
-                last_layers=min(shape.adapter_layers, int(model.model.config.num_hidden_layers)),
-                train_a=shape.train_a,
-                seed=plan.seed,
-            ),
-        )
+        layers = int(model.model.config.num_hidden_layers)
+        attach_adapters(model, adapter_settings(plan, layers=layers))
         for round_id in reversed(range(plan.rounds)):
             kept = memory.adapters(round_id)
             if kept is not None:
@@ -177,7 +171,7 @@ class SiteLearner:
         assigned = self.clusters.assign(vectors) if records else np.zeros(0, dtype=np.int64)
         # The stated answer alone: some records have reasons and some do not, and their losses
         # are to be comparable.
-        losses = self._losses([self._record_example(one, reasons=False) for one in records])
+        losses = self._losses([record_example(one, reasons=False) for one in records])
         ids = [one.record_id for one in records]
         return unit_statistics(
             self.units,
@@ -200,9 +194,11 @@ class SiteLearner:
             estimates = noised.estimates()
             history = self.memory.history()
             prior = probability(estimates.mean_losses)
-            cells, seen = self.memory.path_probabilities()
+            paths = self.memory.known_paths()
             known = smoothed(
-                cell_means(seen, cells, cells=self.grid.cells),
+                cell_means(
+                    [one.p for one in paths], [one.cell for one in paths], cells=self.grid.cells
+                ),
                 self.grid.clusters_of_cells(),
                 prior=float(np.dot(estimates.shares, prior)),
             )
@@ -210,7 +206,7 @@ class SiteLearner:
                 grid=self.grid,
                 mass_share=self.grid.spread(estimates.shares),
                 mean_loss=self.grid.spread(estimates.mean_losses / noised.parameters.loss_clip),
-                probability=known if seen else self.grid.spread(prior),
+                probability=known if paths else self.grid.spread(prior),
                 last_reward=history.last_rewards(self.grid.cells),
                 picks=history.picks(self.grid.cells),
             )
@@ -228,34 +224,43 @@ class SiteLearner:
         kept = self.memory.picks(round_id)
         if kept is not None:
             return kept
-        allocation, size = self.plan.allocation, len(self.pool)
-        available = np.ones(size, dtype=np.bool_)
-        available[sorted(self.memory.picked_before(round_id))] = False
+        allocation = self.plan.allocation
+        fresh, again = self._available(round_id)
         priorities = sample_priorities(allocation.strategy, scores, seed=self.plan.seed + round_id)
         if round_id == 0:
-            good = available & (scores >= allocation.threshold)
+            good = fresh & (scores >= allocation.threshold)
             rooms = np.bincount(self.pool_clusters[good], minlength=allocation.clusters)
             chosen = pick_by_cluster(
                 scores,
                 self.pool_clusters,
                 cluster_quotas(noised.estimates().shares, allocation.quota, available=rooms),
                 threshold=allocation.threshold,
-                available=available,
+                available=fresh,
                 priorities=priorities,
                 seed=self.plan.seed,
             )
         else:
-            chosen = pick(
+            chosen = pick_in_turn(
                 scores,
+                (fresh, again),
                 quota=allocation.quota,
                 threshold=allocation.threshold,
-                available=available,
                 priorities=priorities,
                 seed=self.plan.seed + round_id,
             )
         picked = [int(one) for one in np.flatnonzero(chosen)]
         self.memory.keep_picks(round_id, picked)
         return picked
+
+    def _available(self, round_id: int) -> tuple[BoolArray, BoolArray]:
+        """Samples never picked before, and those picked before that the SLM can still learn."""
+        fresh = np.ones(len(self.pool), dtype=np.bool_)
+        fresh[sorted(self.memory.picked_before(round_id))] = False
+        again = np.zeros(len(self.pool), dtype=np.bool_)
+        paths = self.memory.known_paths()
+        learnable = self._screen(np.array([one.p for one in paths], dtype=np.float64))
+        again[[paths[number].sample for number in learnable]] = True
+        return fresh, again & ~fresh
 
     def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
         """Read the payload of `paths`.
@@ -295,21 +300,22 @@ class SiteLearner:
         mine = [one for one in received if one.sample in wanted]
         examples = [self._path_example(one) for one in mine]
         before = self._losses(examples)
-        kept = self._screen(before)
+        kept = self._screen(probability(before))
         pool = [examples[number] for number in kept]
-        privacy = self._privacy()
+        privacy = privacy_parameters(self.plan)
         result = distil(
             self.model,
-            units=[self._private_unit(unit) for unit in self.units],
+            units=[private_unit(unit) for unit in self.units],
             pool=self._with_own_paths(pool, [mine[number].sample for number in kept]),
             privacy=privacy,
-            settings=self._trainer(round_id),
+            settings=trainer_settings(self.plan, self.settings, round_id=round_id),
             book=book,
             spec=training_spec(
                 privacy,
                 study_id=self.plan.study_id,
                 plan_hash=self.plan.hash,
                 round_id=round_id,
+                unit=self.plan.privacy.unit,
             ),
             progress=progress,
         )
@@ -320,8 +326,11 @@ class SiteLearner:
         if not history.rounds or history.rounds[-1].round_id < round_id:
             history = history.with_round(observations(view.beliefs, rewards, round_id=round_id))
             self.memory.keep_history(history)
-        self.memory.keep_path_probabilities(
-            [int(one) for one in cells], [float(one) for one in probability(after)]
+        self.memory.keep_known_paths(
+            [
+                KnownPath(sample=one.sample, cell=one.cell, p=float(p))
+                for one, p in zip(mine, probability(after), strict=True)
+            ]
         )
         rows: list[Json] = [
             one.to_json() for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
@@ -335,33 +344,6 @@ class SiteLearner:
         if not self.held_out:
             return None
         return accuracy(self.model, self.held_out, batch_size=self.settings.physical_batch_size)
-
-    def _privacy(self) -> DpSgdParameters:
-        training = self.plan.training
-        return DpSgdParameters(
-            noise_multiplier=training.noise_multiplier,
-            l2_clip_norm=training.l2_clip_norm,
-            sampling_probability=training.sampling_probability,
-            expected_units=training.expected_units,
-            steps=training.steps_per_round,
-            pool_gradients=training.pool_gradients,
-        )
-
-    def _trainer(self, round_id: int) -> TrainerSettings:
-        shape = self.plan.distillation
-        return TrainerSettings(
-            device=self.settings.device,
-            threads=self.settings.threads,
-            physical_batch_size=self.settings.physical_batch_size,
-            pool_batch_size=shape.pool_batch_size,
-            private_weight=shape.private_weight,
-            learning_rate=shape.learning_rate,
-            seed=self.plan.seed + round_id,
-            loss=LossSettings(
-                contrastive_form="dpo" if shape.contrastive_form == "dpo" else "margin",
-                contrastive_weight=shape.contrastive_weight,
-            ),
-        )
 
     def _losses(self, examples: Sequence[PathExample]) -> FloatArray:
         """Loss of each path under the present model, nats per token, (n,)."""
@@ -385,10 +367,10 @@ class SiteLearner:
             own_path=None,
         )
 
-    def _screen(self, losses: FloatArray) -> list[int]:
+    def _screen(self, probabilities: FloatArray) -> list[int]:
         """Places of the paths that this model can follow and does not know by heart yet."""
         allocation = self.plan.allocation
-        inside = path_screen(probability(losses), allocation.screen_low, allocation.screen_high)
+        inside = path_screen(probabilities, allocation.screen_low, allocation.screen_high)
         return [int(one) for one in np.flatnonzero(inside)]
 
     def _with_own_paths(
@@ -425,21 +407,6 @@ class SiteLearner:
             )
             for example, text, sample in zip(examples, own, samples, strict=True)
         ]
-
-    def _private_unit(self, unit: Unit) -> PrivateUnit:
-        return PrivateUnit(
-            unit_id=unit.unit_id,
-            examples=tuple(self._record_example(record) for record in unit.records),
-        )
-
-    @staticmethod
-    def _record_example(record: Record, *, reasons: bool = True) -> PathExample:
-        return PathExample(
-            example_id=record.record_id,
-            prompt=prompt_of(record.question, record.choices),
-            path=path_of(record.answer, record.choices, record.rationale if reasons else None),
-            own_path=None,
-        )
 
 
 def is_wrong(path: str, sample: PoolSample) -> bool:

@@ -7,10 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from lada_clients.outbox import write_atomically
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.data_filter import FilterHistory, parse_history
+
+
+class KnownPath(BaseModel):
+    """What a site knows of a path it was given: p under its released SLM, after training.
+
+    sample: pool index. cell: cell of the grid. p: exp(-loss) in [0, 1].
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    sample: int = Field(ge=0)
+    cell: int = Field(ge=0)
+    p: float = Field(ge=0.0, le=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +60,21 @@ class SiteMemory:
         """Pool indices picked in earlier rounds."""
         return {one for earlier in range(round_id) for one in self.picks(earlier) or []}
 
-    def path_probabilities(self) -> tuple[list[int], list[float]]:
-        """Cells of all paths received so far, and p of each under the SLM as it is now."""
-        value = self._read("path-probabilities.json")
-        if not isinstance(value, dict):
-            return [], []
-        cells, found = value.get("cells"), value.get("p")
-        if not isinstance(cells, list) or not isinstance(found, list):
-            raise ParameterError(f"{self.folder}: path-probabilities.json is damaged")
-        return [int(str(one)) for one in cells], [float(str(one)) for one in found]
+    def known_paths(self) -> tuple[KnownPath, ...]:
+        """All paths received so far, by sample, with p as last measured."""
+        value = self._read("known-paths.json")
+        if value is None:
+            return ()
+        try:
+            rows = value if isinstance(value, list) else [value]
+            return tuple(KnownPath.model_validate(row) for row in rows)
+        except ValidationError as error:
+            raise ParameterError(f"{self.folder}: known-paths.json is damaged: {error}") from error
 
-    def keep_path_probabilities(self, cells: Sequence[int], found: Sequence[float]) -> None:
-        """Replace what is known of the paths received so far."""
-        self._write("path-probabilities.json", {"cells": list(cells), "p": list(found)})
+    def keep_known_paths(self, found: Sequence[KnownPath]) -> None:
+        """Add paths; one of a sample that is known already replaces what was known of it."""
+        known = {one.sample: one for one in (*self.known_paths(), *found)}
+        self._write("known-paths.json", [known[sample].model_dump() for sample in sorted(known)])
 
     def keep_allocation(self, round_id: int, cells: Sequence[Json]) -> None:
         """The explanation of a round's allocation, for reports and `lada explain`."""
