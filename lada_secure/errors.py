@@ -61,6 +61,12 @@ class PrivacyBudgetExceeded(LadaError):
     code = "privacy_budget_exceeded"
 
 
+class TrainingFailed(LadaError):
+    """Training cannot go on; what it has spent so far stands in the ledger."""
+
+    code = "training_failed"
+
+
 class LedgerError(LadaError):
     """A ledger is damaged, belongs to somebody else, or does not allow what was asked."""
 

@@ -84,10 +84,10 @@ def calibrate(
     Example: lada privacy calibrate --epsilon 1 --delta 1e-5 --sampling-probability 0.02
     --steps 500
     """
-    from lada_secure.privacy import accounting, events
+    from lada_secure.privacy import accounting, calibration, events
 
     _quiet_accountant()
-    noise_multiplier = accounting.calibrate_noise_multiplier(
+    noise_multiplier = calibration.calibrate_noise_multiplier(
         target_epsilon=epsilon,
         target_delta=delta,
         sampling_probability=sampling_probability,

@@ -27,10 +27,13 @@ VERSION = 1
 MAX_LINE_BYTES = 32 * 1024
 MAX_LEDGER_BYTES = 2**30
 ADJACENCY = "add_or_remove_one_unit"
+MAX_STATEMENT = 2000  # escaped, at most 24 kB of a line
 SIGNATURE_DOMAIN = b"lada/ledger/1/"
 
 Decision: TypeAlias = Literal["approve", "refuse", "withdraw"]
 DECISIONS: tuple[Decision, ...] = ("approve", "refuse", "withdraw")
+# Numbers, and as text only which noise was added.
+MechanismParameters: TypeAlias = "Mapping[str, float | str]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,7 @@ class ReserveEntry(LedgerEntry):
     chunk: int
     attempt: int
     mechanism: str
-    parameters: Mapping[str, float]
+    parameters: MechanismParameters
     event: PrivacyEvent
     unit: str
     adjacency: str
@@ -296,7 +299,7 @@ def _reserve(fields: Fields, common: _Common, where: str) -> ReserveEntry:
         chunk=fields.integer("chunk"),
         attempt=fields.integer("attempt"),
         mechanism=fields.matching("mechanism", NAME),
-        parameters=MappingProxyType(dict(fields.numbers("parameters"))),
+        parameters=MappingProxyType(dict(fields.parameters("parameters"))),
         event=parse_event(fields.raw("event"), where=f"{where}: event"),
         unit=fields.matching("unit", NAME),
         adjacency=fields.matching("adjacency", NAME),
@@ -332,7 +335,7 @@ def _decision(fields: Fields, common: _Common, where: str) -> DecisionEntry:
         decision=decision,
         expires=fields.time("expires"),
         decided_by=fields.matching("decided_by", NAME),
-        statement=fields.text("statement"),
+        statement=fields.text("statement", max_length=MAX_STATEMENT),
     )
 
 

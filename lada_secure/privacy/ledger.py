@@ -20,6 +20,7 @@ from lada_secure.privacy.entries import (
     DecisionEntry,
     LedgerEntry,
     LedgerIdentity,
+    MechanismParameters,
     ReleaseKey,
     ReserveEntry,
     format_ledger_lines,
@@ -33,6 +34,8 @@ __all__ = [
     "ADJACENCY",
     "DISCRETE_GAUSSIAN",
     "DP_SGD",
+    "DP_SGD_NOISES",
+    "FLOAT_GAUSSIAN",
     "BudgetCaps",
     "CommitEntry",
     "Decision",
@@ -41,12 +44,14 @@ __all__ = [
     "LedgerEntry",
     "LedgerHead",
     "LedgerIdentity",
+    "MechanismParameters",
     "ReleaseKey",
     "ReleaseSpec",
     "Reservation",
     "ReserveEntry",
     "check_mechanism",
     "format_ledger_lines",
+    "numeric_parameter",
     "parse_ledger_lines",
 ]
 
@@ -54,13 +59,25 @@ T = TypeVar("T")
 
 DISCRETE_GAUSSIAN = "discrete_gaussian"
 DP_SGD = "dp_sgd"
+FLOAT_GAUSSIAN = "float_gaussian"
+# What DP-SGD may add to a clipped sum. The proof covers the discrete noise only; float noise is
+# accounted the same and named, so that nobody has to guess which one it was.
+DP_SGD_NOISES = (DISCRETE_GAUSSIAN, FLOAT_GAUSSIAN)
 MIN_STD_STEPS = 16.0
 MAX_CAP = 500.0
 # `noise_multiplier` x `l2_sensitivity` may differ from `std` by rounding only.
 _PRODUCT_TOLERANCE = 1e-9
 
 
-def check_mechanism(mechanism: str, parameters: Mapping[str, float], event: PrivacyEvent) -> None:
+def numeric_parameter(parameters: MechanismParameters, name: str) -> float:
+    """A parameter that is a number. Raises: ParameterError: it is missing or text."""
+    value = parameters.get(name)
+    if not isinstance(value, float):
+        raise ParameterError(f"{name}: expected a number, got {str(value)[:40]!r}")
+    return value
+
+
+def check_mechanism(mechanism: str, parameters: MechanismParameters, event: PrivacyEvent) -> None:
     """Refuse a mechanism that is unknown, or whose parameters do not carry its event.
 
     `discrete_gaussian` (Canonne, Kamath, Steinke 2020) is accounted as Gaussian. The difference
@@ -71,41 +88,55 @@ def check_mechanism(mechanism: str, parameters: Mapping[str, float], event: Priv
     Raises: ParameterError: names the field.
     """
     if mechanism == DISCRETE_GAUSSIAN:
-        if set(parameters) != {"l2_sensitivity", "std"}:
-            raise ParameterError(
-                "parameters: discrete_gaussian needs exactly l2_sensitivity and std (in integer "
-                f"steps), got {sorted(parameters)}"
-            )
-        if not isinstance(event, GaussianEvent) or event.count != 1:
-            raise ParameterError("event: discrete_gaussian needs one Gaussian event")
-        std, sensitivity = parameters["std"], parameters["l2_sensitivity"]
-        if not math.isfinite(std) or std < MIN_STD_STEPS:
-            raise ParameterError(
-                f"std: expected at least {MIN_STD_STEPS:g} integer steps, got {std}; scale the "
-                "statistic up before rounding"
-            )
-        if not math.isfinite(sensitivity) or sensitivity <= 0:
-            raise ParameterError(f"l2_sensitivity: expected above 0, got {sensitivity}")
-        if event.noise_multiplier * sensitivity > std * (1 + _PRODUCT_TOLERANCE):
-            raise ParameterError(
-                f"event: noise_multiplier {event.noise_multiplier} claims more noise than std "
-                f"{std} over l2_sensitivity {sensitivity} gives"
-            )
+        _check_discrete_gaussian(parameters, event)
     elif mechanism == DP_SGD:
-        if set(parameters) != {"expected_units", "l2_clip_norm"}:
-            raise ParameterError(
-                "parameters: dp_sgd needs exactly l2_clip_norm and expected_units (the fixed "
-                f"denominator from the plan), got {sorted(parameters)}"
-            )
-        if not isinstance(event, DpSgdEvent):
-            raise ParameterError("event: dp_sgd needs an event of Poisson-sampled steps")
-        for name, value in parameters.items():
-            if not math.isfinite(value) or value <= 0:
-                raise ParameterError(f"{name}: expected above 0, got {value}")
+        _check_dp_sgd(parameters, event)
     else:
         raise ParameterError(
             f"mechanism: expected {DISCRETE_GAUSSIAN} or {DP_SGD}, got {mechanism[:40]!r}; an "
             "unknown or non-private release is refused"
+        )
+
+
+def _check_discrete_gaussian(parameters: MechanismParameters, event: PrivacyEvent) -> None:
+    if set(parameters) != {"l2_sensitivity", "std"}:
+        raise ParameterError(
+            "parameters: discrete_gaussian needs exactly l2_sensitivity and std (in integer "
+            f"steps), got {sorted(parameters)}"
+        )
+    if not isinstance(event, GaussianEvent) or event.count != 1:
+        raise ParameterError("event: discrete_gaussian needs one Gaussian event")
+    std = numeric_parameter(parameters, "std")
+    sensitivity = numeric_parameter(parameters, "l2_sensitivity")
+    if not math.isfinite(std) or std < MIN_STD_STEPS:
+        raise ParameterError(
+            f"std: expected at least {MIN_STD_STEPS:g} integer steps, got {std}; scale the "
+            "statistic up before rounding"
+        )
+    if not math.isfinite(sensitivity) or sensitivity <= 0:
+        raise ParameterError(f"l2_sensitivity: expected above 0, got {sensitivity}")
+    if event.noise_multiplier * sensitivity > std * (1 + _PRODUCT_TOLERANCE):
+        raise ParameterError(
+            f"event: noise_multiplier {event.noise_multiplier} claims more noise than std "
+            f"{std} over l2_sensitivity {sensitivity} gives"
+        )
+
+
+def _check_dp_sgd(parameters: MechanismParameters, event: PrivacyEvent) -> None:
+    if set(parameters) != {"expected_units", "l2_clip_norm", "noise"}:
+        raise ParameterError(
+            "parameters: dp_sgd needs exactly l2_clip_norm, expected_units (the fixed "
+            f"denominator from the plan) and noise, got {sorted(parameters)}"
+        )
+    if not isinstance(event, DpSgdEvent):
+        raise ParameterError("event: dp_sgd needs an event of Poisson-sampled steps")
+    for name in ("expected_units", "l2_clip_norm"):
+        value = numeric_parameter(parameters, name)
+        if not math.isfinite(value) or value <= 0:
+            raise ParameterError(f"{name}: expected above 0, got {value}")
+    if parameters["noise"] not in DP_SGD_NOISES:
+        raise ParameterError(
+            f"noise: expected {' or '.join(DP_SGD_NOISES)}, got {str(parameters['noise'])[:40]!r}"
         )
 
 
@@ -117,7 +148,8 @@ class ReleaseSpec:
         study_id, plan_hash: which approved plan asks for it. plan_hash: SHA-256 hex.
         round_id: >= 0. purpose: "statistics", "training", ... chunk: part number, >= 0.
         mechanism, parameters: "discrete_gaussian" with {"l2_sensitivity", "std"} in integer
-            steps, std >= 16; or "dp_sgd" with {"l2_clip_norm", "expected_units"}.
+            steps, std >= 16; or "dp_sgd" with {"l2_clip_norm", "expected_units", "noise"},
+            noise one of `DP_SGD_NOISES`.
         event: what it costs.
         unit: the records' column that names the privacy unit.
         adjacency: only "add_or_remove_one_unit" is known.
@@ -130,7 +162,7 @@ class ReleaseSpec:
     purpose: str
     mechanism: str
     event: PrivacyEvent
-    parameters: Mapping[str, float]
+    parameters: MechanismParameters
     chunk: int = 0
     unit: str = "unit"
     adjacency: str = ADJACENCY
@@ -150,7 +182,10 @@ class ReleaseSpec:
             raise ParameterError(
                 f"event: expected a privacy event, got {type(self.event).__name__}"
             )
-        parameters = {name: float(value) for name, value in self.parameters.items()}
+        parameters = {
+            name: value if isinstance(value, str) else float(value)
+            for name, value in self.parameters.items()
+        }
         check_mechanism(self.mechanism, parameters, self.event)
         object.__setattr__(self, "parameters", parameters)
 
@@ -290,6 +325,7 @@ class LedgerBook(Protocol):
         encode: Callable[[T], bytes],
         decode: Callable[[bytes], T],
         after: Sequence[Released[object]] = (),
+        on_reserved: Callable[[ReserveEntry], None] | None = None,
     ) -> Released[T]:
         """Reserve, compute, commit, and only then hand out the value: the way to a `Released`.
 
@@ -302,9 +338,16 @@ class LedgerBook(Protocol):
                 ensures that it does. Not called where an output is stored.
             encode, decode: the value to bytes and back.
             after: earlier releases that `compute` also builds on, such as earlier chunks.
+            on_reserved: told what was paid, just before `compute` is called.
         """
         return release_through(
-            self, spec, compute=compute, encode=encode, decode=decode, after=after
+            self,
+            spec,
+            compute=compute,
+            encode=encode,
+            decode=decode,
+            after=after,
+            on_reserved=on_reserved,
         )
 
     def export_lines(self) -> bytes:

@@ -19,6 +19,7 @@ from lada_secure.privacy.entries import (
     LedgerEntry,
     LedgerIdentity,
     ReleaseKey,
+    format_ledger_lines,
     sign_entry,
 )
 from lada_secure.privacy.fields import check_hash
@@ -32,17 +33,13 @@ from lada_secure.privacy.ledger import (
 from lada_secure.privacy.replay import LedgerReplay
 
 
-class LedgerTransaction(ABC):
-    """One exclusive look at a ledger and what is added to it, all or nothing."""
+class LedgerSnapshot(ABC):
+    """One consistent look at a ledger."""
 
     @property
     @abstractmethod
     def replay(self) -> LedgerReplay:
         """The state after every entry that is stored, whoever wrote it."""
-
-    @abstractmethod
-    def append(self, entry: LedgerEntry, output: bytes | None) -> None:
-        """Add a signed entry, and for a commit its output."""
 
     @abstractmethod
     def output(self, reserve_hash: str) -> bytes | None:
@@ -53,7 +50,64 @@ class LedgerTransaction(ABC):
         """Everything that is stored, from the first entry on."""
 
 
-class KeptLedger(LedgerBook, ABC):
+class LedgerTransaction(LedgerSnapshot):
+    """One exclusive look at a ledger and what is added to it, all or nothing."""
+
+    @abstractmethod
+    def append(self, entry: LedgerEntry, output: bytes | None) -> None:
+        """Add a signed entry, and for a commit its output."""
+
+
+class ReadLedger(ABC):
+    """What an opened ledger answers without changing anything, and without keeping writers out.
+
+    Args: identity: whose ledger it is.
+    """
+
+    def __init__(self, *, identity: LedgerIdentity) -> None:
+        self._identity = identity
+
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[LedgerSnapshot]:
+        """One consistent state; nobody waits for it and it waits for nobody."""
+
+    @property
+    def identity(self) -> LedgerIdentity:
+        """Whose ledger it is."""
+        return self._identity
+
+    def stored_output(self, key: ReleaseKey) -> bytes | None:
+        """See `LedgerBook.stored_output`."""
+        with self._reading() as snapshot:
+            commit = snapshot.replay.committed(key)
+            return None if commit is None else _checked_output(snapshot, commit)
+
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """See `LedgerBook.entries`."""
+        with self._reading() as snapshot:
+            return snapshot.entries()
+
+    def decision(self, study_id: str) -> DecisionEntry | None:
+        """The latest decision on a study, or None."""
+        with self._reading() as snapshot:
+            return snapshot.replay.decision(study_id)
+
+    def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
+        """See `LedgerBook.epsilon_spent`."""
+        with self._reading() as snapshot:
+            return snapshot.replay.accountant(study_id).epsilon(target_delta)
+
+    def head(self) -> LedgerHead:
+        """See `LedgerBook.head`."""
+        with self._reading() as snapshot:
+            return snapshot.replay.head()
+
+    def export_lines(self) -> bytes:
+        """The ledger as canonical JSON Lines, for the auditor."""
+        return format_ledger_lines(self.entries())
+
+
+class KeptLedger(ReadLedger, LedgerBook, ABC):
     """A `LedgerBook` on top of exclusive transactions: reserve before, commit after.
 
     Args:
@@ -72,7 +126,7 @@ class KeptLedger(LedgerBook, ABC):
         data_fingerprint: str,
         clock: Callable[[], datetime],
     ) -> None:
-        self._identity = identity
+        super().__init__(identity=identity)
         self._signing_key = signing_key
         self._caps = caps
         self._data_fingerprint = check_hash("data_fingerprint", data_fingerprint)
@@ -81,11 +135,6 @@ class KeptLedger(LedgerBook, ABC):
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[LedgerTransaction]:
         """Exclusive among all threads and processes; durable once it is left without an error."""
-
-    @property
-    def identity(self) -> LedgerIdentity:
-        """Whose ledger it is."""
-        return self._identity
 
     @property
     def caps(self) -> BudgetCaps:
@@ -147,35 +196,9 @@ class KeptLedger(LedgerBook, ABC):
             transaction.append(entry, None)
         return entry
 
-    def stored_output(self, key: ReleaseKey) -> bytes | None:
-        """See `LedgerBook.stored_output`."""
-        with self._transaction() as transaction:
-            commit = transaction.replay.committed(key)
-            return None if commit is None else _checked_output(transaction, commit)
 
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        """See `LedgerBook.entries`."""
-        with self._transaction() as transaction:
-            return transaction.entries()
-
-    def decision(self, study_id: str) -> DecisionEntry | None:
-        """The latest decision on a study, or None."""
-        with self._transaction() as transaction:
-            return transaction.replay.decision(study_id)
-
-    def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
-        """See `LedgerBook.epsilon_spent`."""
-        with self._transaction() as transaction:
-            return transaction.replay.accountant(study_id).epsilon(target_delta)
-
-    def head(self) -> LedgerHead:
-        """See `LedgerBook.head`."""
-        with self._transaction() as transaction:
-            return transaction.replay.head()
-
-
-def _checked_output(transaction: LedgerTransaction, commit: CommitEntry) -> bytes:
-    output = transaction.output(commit.reserve_hash)
+def _checked_output(snapshot: LedgerSnapshot, commit: CommitEntry) -> bytes:
+    output = snapshot.output(commit.reserve_hash)
     if output is None:
         raise LedgerError(f"entry {commit.index}: its stored output is missing")
     if len(output) != commit.output_bytes or sha256_hex(output) != commit.output_sha256:
@@ -243,3 +266,6 @@ class MemoryLedger(KeptLedger):
     def _transaction(self) -> Iterator[LedgerTransaction]:
         with self._lock:
             yield _MemoryTransaction(self._replay, self._entries, self._outputs)
+
+    def _reading(self) -> AbstractContextManager[LedgerSnapshot]:
+        return self._transaction()

@@ -21,6 +21,7 @@ from lada_secure.privacy.ledger import (
     MIN_STD_STEPS,
     LedgerBook,
     ReleaseSpec,
+    numeric_parameter,
 )
 from lada_secure.privacy.released import Released
 
@@ -118,7 +119,7 @@ def release_discrete_gaussian(
         raise ParameterError(
             f"mechanism: expected {DISCRETE_GAUSSIAN}, the spec says {spec.mechanism!r}"
         )
-    std = check_std_steps(spec.parameters["std"])
+    std = check_std_steps(numeric_parameter(spec.parameters, "std"))
     return book.release(
         spec,
         compute=lambda: discrete_gaussian_vector(compute(), sigma=std),

@@ -16,8 +16,8 @@ from lada_secure.privacy.accounting import (
     check_target_epsilon,
     epsilon,
     epsilon_rdp,
-    least_noise,
 )
+from lada_secure.privacy.calibration import least_noise
 from lada_secure.privacy.events import (
     PrivacyEvent,
     dpsgd_event,

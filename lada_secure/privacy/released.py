@@ -15,7 +15,7 @@ import numpy as np
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 if TYPE_CHECKING:
-    from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec
+    from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, ReserveEntry
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -162,6 +162,7 @@ def release_through(
     encode: Callable[[T], bytes],
     decode: Callable[[bytes], T],
     after: Sequence[Released[object]] = (),
+    on_reserved: Callable[[ReserveEntry], None] | None = None,
 ) -> Released[T]:
     """Reserve, compute, commit, and only then hand out: `LedgerBook.release` calls this.
 
@@ -172,6 +173,8 @@ def release_through(
     reservation = book.reserve(spec)
     stored = reservation.stored_output
     if stored is None:
+        if on_reserved is not None:
+            on_reserved(reservation.entry)
         stored = encode(compute())
         book.commit(reservation, stored)
     earlier = tuple(entry for one in after for entry in one.paid_by_all)

@@ -14,6 +14,7 @@ from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceede
 from lada_secure.privacy.accounting import PldAccountant
 from lada_secure.privacy.entries import (
     ADJACENCY,
+    MAX_STATEMENT,
     CommitEntry,
     Decision,
     DecisionEntry,
@@ -36,7 +37,6 @@ from lada_secure.privacy.ledger import (
 # Time services step a clock back by fractions of a second; more than this is somebody's doing.
 CLOCK_TOLERANCE = timedelta(seconds=2)
 MAX_OUTPUT_BYTES = 2**28
-MAX_STATEMENT = 1000
 
 
 class LedgerReplay:

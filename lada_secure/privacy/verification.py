@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting import (
     PldAccountant,
-    cross_check,
     epsilon,
     epsilon_rdp,
 )
+from lada_secure.privacy.composition import cross_check
 from lada_secure.privacy.countersignature import (
     Countersignature,
     check_against_ledger,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import base64
 import copy
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check import CHECKS, WrongVectorError, check_file, main
+from check import CHECKS, check_file, main
+from check_rings import blake2b
+from check_text import WrongVectorError
 from generate import FILES, RANDOMISED, render
 
 FOLDER = Path(__file__).parents[2] / "protocol" / "vectors"
@@ -40,14 +44,18 @@ def test_the_checker_accepts_a_fresh_generation(name: str) -> None:
 
 
 def test_the_checker_uses_nothing_of_this_project() -> None:
-    tree = ast.parse((Path(__file__).parent / "check.py").read_text("utf-8"))
-    used = {
-        (one.module if isinstance(one, ast.ImportFrom) else one.names[0].name) or ""
-        for one in ast.walk(tree)
-        if isinstance(one, ast.Import | ast.ImportFrom)
-    }
+    modules = sorted(Path(__file__).parent.glob("check*.py"))
+    own = {path.stem for path in modules}
+    used: set[str] = set()
+    for path in modules:
+        tree = ast.parse(path.read_text("utf-8"))
+        used |= {
+            (one.module if isinstance(one, ast.ImportFrom) else one.names[0].name) or ""
+            for one in ast.walk(tree)
+            if isinstance(one, ast.Import | ast.ImportFrom)
+        }
     tops = {name.split(".")[0] for name in used}
-    assert tops - sys.stdlib_module_names == {"cryptography"}
+    assert tops - sys.stdlib_module_names - own == {"cryptography"}
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -74,12 +82,16 @@ def _changed(vectors: Any, path: tuple[Any, ...]) -> Any:
         part[path[-1]] = (
             old[:middle] + chr(ord(old[middle : middle + 1] or "x") ^ 1) + old[middle + 1 :]
         )
+    elif isinstance(old, float):
+        part[path[-1]] = old + 2.0**-10
     else:
         part[path[-1]] = old ^ 1
     return changed
 
 
-@pytest.mark.parametrize("name", sorted(set(CHECKS) - {"sealed.json", "canonical_json.json"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(CHECKS) - {"sealed.json", "scores.json", "canonical_json.json"})
+)
 def test_a_flipped_byte_in_any_value_is_refused(name: str) -> None:
     vectors = json.loads((FOLDER / name).read_bytes())
     paths = list(_leaves(vectors))
@@ -115,6 +127,45 @@ def test_a_flipped_byte_in_a_sealed_sum_is_refused(path: tuple[Any, ...]) -> Non
     vectors = json.loads((FOLDER / "sealed.json").read_bytes())
     with pytest.raises(WrongVectorError):
         check_file("sealed.json", json.dumps(_changed(vectors, path)).encode("ascii"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("digest",),
+        ("secret_key",),
+        ("query",),
+        ("scores",),
+        ("cells",),
+        ("row_bound",),
+        ("utilities", 1),
+        ("matrix", 0, 1),
+        ("decrypted", 2),
+    ],
+    ids=str,
+)
+def test_a_change_in_encrypted_scores_is_refused(path: tuple[Any, ...]) -> None:
+    vectors = json.loads((FOLDER / "scores.json").read_bytes())
+    with pytest.raises(WrongVectorError):
+        check_file("scores.json", json.dumps(_changed(vectors, path)).encode("ascii"))
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
+@pytest.mark.parametrize("key", [b"", b"k" * 64])
+def test_the_checkers_own_blake2b_is_the_standard_one(key: bytes, length: int) -> None:
+    parameters = bytes((64, len(key), 1, 1)) + bytes(60)
+    message = bytes(range(256))[:length] * (1 if length <= 256 else 2)
+    expected = hashlib.blake2b(message, key=key).digest()
+    assert blake2b(parameters, key, message) == expected
+
+
+def test_the_last_seed_of_a_query_is_bound_to_what_it_decrypts_to() -> None:
+    vectors = json.loads((FOLDER / "scores.json").read_bytes())
+    raw = bytearray(base64.b64decode(vectors["query"]))
+    raw[-1] ^= 1
+    vectors["query"] = base64.b64encode(bytes(raw)).decode("ascii")
+    with pytest.raises(WrongVectorError, match="cell 1"):
+        check_file("scores.json", json.dumps(vectors).encode("ascii"))
 
 
 def test_spellings_are_judged_as_the_implementation_judges_them() -> None:

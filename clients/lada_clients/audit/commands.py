@@ -8,12 +8,17 @@ from typing import Annotated
 
 import typer
 
+from lada_clients.audit.empirical_command import empirical
+
 app = typer.Typer(help="Check a study from its exported files alone.", no_args_is_help=True)
 
 
 @app.callback()
 def audit() -> None:
     """Keeps `verify` a sub-command."""
+
+
+app.command()(empirical)
 
 
 @app.command()
@@ -67,4 +72,35 @@ def verify(
             + ("all good" if verdict.good else f"{len(verdict.faults)} faults")
         )
     if not verdict.good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Export folder, or a mock run.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for privacy-report.html and privacy-report.json.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="The report on stdout, too.")] = False,
+) -> None:
+    """Write a report for a data-protection officer; exit status 1 if verification fails.
+
+    Example: lada audit report runs/first --out reports/first
+    """
+    from lada_clients.audit.folder import evidence_root, read_evidence
+    from lada_clients.audit.report import build_report
+    from lada_clients.audit.report_files import check_out, write_report
+
+    root = evidence_root(folder)
+    check_out(out, root)
+    found = build_report(read_evidence(folder))
+    page, document = write_report(found, out)
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        for fault in found.faults:
+            typer.echo(f"WRONG  {fault}")
+        typer.echo(f"wrote {page} and {document}: ", nl=False)
+        typer.echo("all verified" if found.good else f"{len(found.faults)} faults")
+    if not found.good:
         raise typer.Exit(1)

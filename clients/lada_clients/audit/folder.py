@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lada_protocol.evidence import PLAN_FILE
+from lada_protocol.exported_study import PLAN_FILE
 from lada_secure.errors import ParameterError
 
 MAX_FILE_BYTES = 1 << 30
@@ -12,10 +12,10 @@ MAX_FILE_BYTES = 1 << 30
 MOCK_EXPORT = "export"
 
 
-def read_evidence(folder: Path) -> dict[str, bytes]:
-    """All files of an export folder by relative path; `folder` may be the folder above it.
+def evidence_root(folder: Path) -> Path:
+    """The export folder itself; `folder` may be the folder above it.
 
-    Raises: ParameterError: not such a folder, a file that cannot be read or is too large.
+    Raises: ParameterError: neither is one.
     """
     root = folder if (folder / PLAN_FILE).exists() else folder / MOCK_EXPORT
     if not root.is_dir():
@@ -23,6 +23,15 @@ def read_evidence(folder: Path) -> dict[str, bytes]:
             f"{folder} holds no exported study; expected {PLAN_FILE} in it or in its folder "
             f"{MOCK_EXPORT}/, as an auditor or `lada mock run --out` writes it"
         )
+    return root
+
+
+def read_evidence(folder: Path) -> dict[str, bytes]:
+    """All files of an export folder by relative path; `folder` may be the folder above it.
+
+    Raises: ParameterError: not such a folder, a file that cannot be read or is too large.
+    """
+    root = evidence_root(folder)
     files: dict[str, bytes] = {}
     for path in sorted(root.rglob("*")):
         if not path.is_file():

@@ -12,11 +12,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def auditor() -> None:
-    """Keeps `run` a sub-command."""
-
-
 @app.command()
 def run(
     settings: Annotated[
@@ -32,3 +27,22 @@ def run(
     from lada_clients.auditor.runner import run_auditor
 
     run_auditor(settings)
+
+
+@app.command()
+def enroll(
+    party_id: Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")],
+    out: Annotated[Path, typer.Option(help="New identity folder of the auditor.")],
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(help="Encrypt the keys with the passphrase in this file."),
+    ] = None,
+) -> None:
+    """Make the auditor's keys here, and two requests for certificates to send to the study CA.
+
+    Example: lada auditor enroll --id auditor --out auditor/identity
+    """
+    from lada_clients.ca.commands import request_certificates
+    from lada_protocol.kinds import Role
+
+    request_certificates(Role.AUDITOR, party_id, out, passphrase_file)

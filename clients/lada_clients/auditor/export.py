@@ -8,7 +8,7 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.outbox import write_atomically
 from lada_clients.participant import Participant
 from lada_protocol.envelope import envelope_to_line
-from lada_protocol.evidence import (
+from lada_protocol.exported_study import (
     CA_FILE,
     MESSAGES_FILE,
     PLAN_FILE,

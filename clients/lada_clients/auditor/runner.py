@@ -9,10 +9,12 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.auditor.settings import AuditorSettings
+from lada_clients.credentials import read_passphrase
 from lada_clients.event_file import open_event_log
 from lada_clients.participant import open_participant, read_roster
 from lada_clients.settings_file import read_settings
 from lada_secure.errors import LadaError
+from lada_secure.logs import configure_logs
 
 
 def run_auditor(settings_path: Path) -> None:
@@ -21,6 +23,7 @@ def run_auditor(settings_path: Path) -> None:
     Raises: ParameterError: settings, roster or identity are wrong. StudyFailed.
     """
     settings = read_settings(settings_path, AuditorSettings)
+    configure_logs(settings.log)
     roster = read_roster(settings.roster, pinned=settings.roster_sha256)
     with open_participant(
         party=settings.party,
@@ -30,6 +33,8 @@ def run_auditor(settings_path: Path) -> None:
         state_dir=settings.state_dir,
         events=open_event_log(settings.party, settings.state_dir),
         wait_s=settings.wait_s,
+        transport=settings.transport,
+        passphrase=read_passphrase(settings.passphrase_file),
     ) as participant:
         participant.join(wait_s=settings.wait_s)
         ledgers = LedgerCopies(folder=settings.state_dir / "ledgers" / participant.plan.study_id)

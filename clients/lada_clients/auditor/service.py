@@ -12,7 +12,6 @@ from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.outbox import write_atomically
 from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
 from lada_protocol.auditor_round import next_auditor_task
-from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody, LedgerBody, parse_body
@@ -35,7 +34,7 @@ from lada_protocol.tasks import (
 )
 from lada_secure.canonical import canonical_json
 from lada_secure.encryption.opening_key import OpeningKey
-from lada_secure.encryption.sealing import add_sealed
+from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LocalProtocolError, PeerError, TransportError
 
 STEPS: Mapping[type[object], str] = {
@@ -150,9 +149,14 @@ class Auditor:
     def _check_ledger(self, site: str, round_id: int, purpose: str) -> None:
         me = self.participant
         message = me.index.find(Kind.LEDGER, sender=site, round_id=round_id, purpose=purpose)
-        if message is None:
-            raise LocalProtocolError(f"asked to check a ledger of {site} that was never posted")
         try:
+            if message is None:
+                raise PeerError(
+                    f"round {round_id}, {purpose}: a ledger of {site} names an attempt or an "
+                    "addressee; ledgers have neither",
+                    peer=site,
+                    round_id=round_id,
+                )
             body = parse_body(message, LedgerBody)
             self.ledgers.append(me.roster.party(site), body, me.payload(message))
         except PeerError as error:
@@ -253,8 +257,11 @@ class Auditor:
         """The sum as the auditor adds it up itself; the coordinator's must be the same bytes."""
         me = self.participant
         parameters = purpose_parameters(me.plan, request.attempt.purpose)
-        contributions: list[Envelope] = [request.contributions[site] for site in request.cohort]
-        total = add_sealed(parameters, [me.payload(one) for one in contributions])
+        running = SealedSum(parameters)
+        # One at a time: memory does not grow with the cohort.
+        for site in request.cohort:
+            running.add(me.payload(request.contributions[site]))
+        total = running.to_bytes()
         if total != me.payload(request.sum_message):
             raise PeerError(
                 f"round {request.attempt.round_id}, {request.attempt.purpose}: the coordinator's "

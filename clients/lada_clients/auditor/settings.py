@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from lada_protocol.settings import Settings
+from lada_protocol.transport import TransportSettings
+from lada_secure.logs import LogSettings
 
 
 class AuditorSettings(Settings):
@@ -25,3 +27,8 @@ class AuditorSettings(Settings):
     min_cohort: Annotated[int, Field(ge=3)] = 3
     epsilon_cap: Annotated[float, Field(gt=0, description="refuse plans above this")]
     wait_s: Annotated[float, Field(gt=0)] = 600.0
+    passphrase_file: Annotated[
+        Path | None, Field(description="passphrase of encrypted private keys")
+    ] = None
+    transport: TransportSettings = TransportSettings()
+    log: LogSettings = LogSettings()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
-from lada_clients.mock import charts
+from lada_clients import charts
 from lada_clients.mock.progress import bytes_text
 from lada_clients.mock.report import Allocation, Report, SiteReport, StepCost
+from lada_clients.web_page import html_page, plain_number, prose, table, tiles
 
 # The steps of a round in their order; colours follow it.
 _STEPS = (
@@ -20,53 +21,9 @@ _STEPS = (
     "paths",
     "distillation",
     "evaluation",
+    "advantage",
+    "uplink",
     "close",
-)
-
-_STYLE = """
-:root{--paper:#fff;--panel:#f6f7f9;--ink:#1b2430;--soft:#5c6773;--rule:#dde2e8;--alarm:#b3261e;
---series-0:#0062b1;--series-1:#c9470c;--series-2:#007a56;--series-3:#914a8e;--series-4:#946800;
---series-5:#2f7fa6;--series-6:#7a4a2b;--series-7:#56606b;--series-8:#b0124f;--series-9:#5d7500}
-@media (prefers-color-scheme:dark){:root{--paper:#14181d;--panel:#1d2329;--ink:#e8ecf1;
---soft:#a3aeba;--rule:#343c45;--alarm:#ff8a80;--series-0:#6cb4ff;--series-1:#ff9a70;
---series-2:#46d3a3;--series-3:#dc9dd9;--series-4:#e9bb52;--series-5:#86cfef;--series-6:#cfa07e;
---series-7:#b1bac5;--series-8:#ff8fb4;--series-9:#b6cf4f}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
-h1{font-size:1.75rem;line-height:1.2;margin:0 0 .25rem}
-h2{font-size:1.2rem;margin:2.75rem 0 .25rem}h3{font-size:.95rem;margin:1.25rem 0 .25rem}
-p{margin:.25rem 0 1rem;max-width:46rem}.lead,.note{color:var(--soft)}.note{font-size:.875rem}
-dl.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:.75rem;
-margin:1.5rem 0}
-dl.tiles div{background:var(--panel);border-radius:.5rem;padding:.75rem 1rem}
-dl.tiles dt{font-size:.8rem;color:var(--soft)}
-dl.tiles dd{margin:0;font-size:1.35rem;font-weight:600;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
-th{font-weight:600;color:var(--soft)}th:first-child,td:first-child{text-align:left;padding-left:0}
-td.text{text-align:left;white-space:normal}
-svg{display:block;font-family:inherit;max-width:100%}svg text{fill:var(--ink)}
-svg .tick,svg .axis{fill:var(--soft)}svg .tick{font-size:11px}svg .name,svg .value{font-size:12px}
-svg .grid{stroke:var(--rule);stroke-width:1}svg .line{fill:none;stroke-width:2.25}
-svg .limit{stroke:var(--alarm);stroke-width:1.5;stroke-dasharray:7 4}
-svg .limit-text{fill:var(--alarm)}svg .cell{fill:var(--series-0)}
-svg .cell-text{font-size:11px}svg .cell-text.on-dark{fill:var(--paper)}
-.maps{display:flex;flex-wrap:wrap;gap:.5rem 1.75rem}figure{margin:0}
-figcaption{font-size:.85rem;color:var(--soft)}
-ul.key{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1rem;padding:0;margin:.5rem 0;
-font-size:.85rem}ul.key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;
-margin-right:.4em;vertical-align:-.05em}
-details{margin:1rem 0}summary{cursor:pointer;color:var(--soft)}
-.failed{border-left:4px solid var(--alarm);padding:.5rem 1rem;background:var(--panel)}
-@media print{main{max-width:none}details>*{display:block}}
-""" + "".join(
-    f"svg .fill-{number},svg text.fill-{number}{{fill:var(--series-{number})}}"
-    f"svg .stroke-{number}{{stroke:var(--series-{number})}}"
-    f".key .back-{number}{{background:var(--series-{number})}}"
-    for number in range(charts.SERIES_COLOURS)
 )
 
 
@@ -79,15 +36,11 @@ def report_page(report: Report) -> str:
         _accuracy(report),
         _epsilon(report),
         _allocation(report),
+        _uplink(report),
         _cost(report),
         _study(report),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>LaDa run, {escape(run.preset)}, {escape(run.started)}</title>"
-        f"<style>{_STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return html_page(f"LaDa run, {run.preset}, {run.started}", sections)
 
 
 def _head(report: Report) -> str:
@@ -108,7 +61,7 @@ def _tiles(report: Report) -> str:
     spent = max((site.epsilon_spent for site in report.sites), default=0.0)
     traffic = sum(total.bytes_up for total in report.totals.values())
     memory = report.run.peak_memory_bytes
-    tiles = [
+    named = [
         ("Wall-clock time", _duration(report.run.wall_s)),
         ("Smallest gain in accuracy", f"{100 * min(gains):+.1f} points" if gains else "-"),
         ("Largest epsilon spent", f"{spent:.2f} of {report.study.epsilon_cap:g}"),
@@ -116,14 +69,8 @@ def _tiles(report: Report) -> str:
         ("Sent by all parties", bytes_text(traffic)),
     ]
     if memory is not None:
-        tiles.append(("Peak memory, all processes", bytes_text(memory)))
-    return (
-        '<dl class="tiles">'
-        + "".join(
-            f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles
-        )
-        + "</dl>"
-    )
+        named.append(("Peak memory, all processes", bytes_text(memory)))
+    return tiles(named)
 
 
 def _accuracy(report: Report) -> str:
@@ -143,7 +90,8 @@ def _accuracy(report: Report) -> str:
         )
         for site in report.sites
     ]
-    most = max((len(site.accuracy) for site in report.sites), default=0)
+    # A run that failed early has measured nothing; the column of the start stays.
+    most = max([1, *(len(site.accuracy) for site in report.sites)])
     ticks = ((0.0, "start"), *((float(k), f"after round {k}") for k in range(1, most)))
     plot = charts.line_plot(
         series,
@@ -157,7 +105,7 @@ def _accuracy(report: Report) -> str:
     rows = [_accuracy_row(site, most) for site in report.sites]
     return (
         "<h2>Accuracy on each site's own held-out records</h2>"
-        f'<p class="note">{escape(report.notes[0])}</p>{plot}{_table(header, rows)}'
+        f'<p class="note">{escape(report.notes[0])}</p>{plot}{table(header, rows)}'
     )
 
 
@@ -203,13 +151,13 @@ def _epsilon(report: Report) -> str:
         title="Epsilon spent over time",
         description="One staircase a site; the dashed line is the cap that no site can pass.",
         stairs=True,
-        limit=charts.Limit(value=cap, label=f"cap {cap:g}"),
+        limits=[charts.Limit(value=cap, label=f"cap {cap:g}")],
     )
     return (
         "<h2>Privacy budget</h2>"
         f'<p class="note">Privacy unit: one {escape(report.study.unit)}, added or removed; delta '
         f"{plain_number(report.study.target_delta)}. Every site has a ledger and a budget of its "
-        f"own. {_prose(report.notes[2])}</p>{plot}"
+        f"own. {prose(report.notes[2])}</p>{plot}"
     )
 
 
@@ -270,6 +218,30 @@ def _heat_map(site: SiteReport, allocation: Allocation, highest: int) -> str:
     )
 
 
+def _uplink(report: Report) -> str:
+    if not report.uplink:
+        return ""
+    rows = [
+        [
+            str(one.round + 1),
+            str(one.asked),
+            str(one.received),
+            str(one.used),
+            f"{one.right_before} to {one.right_after} of {one.holdout}",
+            f"{one.certainty_before:.3f} to {one.certainty_after:.3f}",
+            "kept" if one.accepted else "dropped",
+        ]
+        for one in report.uplink
+    ]
+    header = ["round", "samples asked", "paths sent", "trained on", "right", "certainty", "update"]
+    return (
+        "<h2>What the LLM learned from the sites</h2>"
+        '<p class="note">Sites answer with what their released models write on public questions, '
+        "so this costs no privacy. An update is kept only where it does better on public "
+        f"questions that the LLM is never trained on.</p>{table(header, rows)}"
+    )
+
+
 def _cost(report: Report) -> str:
     named = {one.step for one in report.steps}
     steps = [one for one in _STEPS if one in named] + sorted(named - set(_STEPS))
@@ -306,7 +278,7 @@ def _cost(report: Report) -> str:
     return (
         f'<h2>Time and traffic</h2><p class="note">{escape(report.notes[3])}</p>'
         f'<ul class="key">{key}</ul>{seconds}{sent}'
-        f"<details><summary>Every step of every party</summary>{_table(header, rows)}</details>"
+        f"<details><summary>Every step of every party</summary>{table(header, rows)}</details>"
     )
 
 
@@ -345,31 +317,6 @@ def _study(report: Report) -> str:
         for name, value in rows
     )
     return f'<h2>Terms of the study</h2><div class="scroll"><table>{body}</table></div>'
-
-
-def _prose(text: str) -> str:
-    """Escaped text in which `words` in backquotes are code."""
-    parts = escape(text).split("`")
-    return "".join(
-        f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)
-    )
-
-
-def plain_number(value: float) -> str:
-    """A number as people write it: 1e-5 rather than 1e-05."""
-    mantissa, exponent_mark, exponent = f"{value:g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent_mark else mantissa
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div>"
-    )
 
 
 def _when(when: str, round_id: int) -> str:

@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from lada_clients.site.settings import SitePolicy
-from lada_protocol.plan import DEMAND, STATISTICS, TRAINING, StudyPlan, parse_time
+from lada_protocol.plan import (
+    ADVANTAGE,
+    DEMAND,
+    STATISTICS,
+    TRAINING,
+    StudyPlan,
+    parse_time,
+)
 from lada_protocol.roster import Roster
 from lada_secure.privacy.accounting import epsilon
 from lada_secure.privacy.events import DpSgdEvent, GaussianEvent, PrivacyEvent
+from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.planning import delta_warnings
 
 
-def planned_epsilon(plan: StudyPlan) -> float:
-    """Epsilon of the whole study at the plan's delta, by PLD, before anything is spent."""
-    events: list[PrivacyEvent] = [
-        GaussianEvent(noise_multiplier=plan.statistics.noise_multiplier, count=plan.rounds),
-        DpSgdEvent(
+def planned_events(plan: StudyPlan) -> Mapping[str, PrivacyEvent]:
+    """Everything that a study spends if it runs to its end, by purpose."""
+    return {
+        STATISTICS: GaussianEvent(
+            noise_multiplier=plan.statistics.noise_multiplier, count=plan.rounds
+        ),
+        TRAINING: DpSgdEvent(
             noise_multiplier=plan.training.noise_multiplier,
             sampling_probability=plan.training.sampling_probability,
             steps=plan.training.steps_per_round * plan.rounds,
         ),
-    ]
-    return epsilon(events, target_delta=plan.privacy.target_delta)
+    }
+
+
+def planned_epsilon(plan: StudyPlan) -> float:
+    """Epsilon of the whole study at the plan's delta, by PLD, before anything is spent."""
+    return epsilon([*planned_events(plan).values()], target_delta=plan.privacy.target_delta)
+
+
+def study_caps(plan: StudyPlan, policy: SitePolicy) -> BudgetCaps:
+    """What the ledger enforces while this plan runs: the stricter of the plan and the policy.
+
+    Epsilon is counted at the smaller delta. At the policy's, where that is the larger one, the
+    ledger would prove less than the plan promises, and the auditor would refuse every
+    contribution. At the plan's, epsilon is never smaller than at the policy's, so whatever stays
+    below the policy's caps there stays below them at its own delta as well. A plan whose delta is
+    the larger one promises less than the site asks for: `plan_faults` refuses it before anything
+    is reserved.
+    """
+    return BudgetCaps(
+        target_delta=min(plan.privacy.target_delta, policy.target_delta),
+        total_epsilon=policy.epsilon_cap_total,
+        study_epsilon=policy.epsilon_cap_per_study,
+        study_overrides={
+            plan.study_id: min(plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
+        },
+    )
 
 
 def plan_faults(
@@ -77,7 +112,11 @@ def plan_faults(
 def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
     """What would leave the site, at what cost, until when, in plain words."""
     privacy = plan.privacy
-    return (
+    alone = {
+        purpose: epsilon([event], target_delta=privacy.target_delta)
+        for purpose, event in planned_events(plan).items()
+    }
+    sentences = [
         f"Study {plan.study_id}: {plan.title}.",
         f"It runs for {plan.rounds} rounds and ends at {plan.expires} at the latest.",
         f"Protected is every single {privacy.unit}: with or without one of them, whatever leaves "
@@ -86,6 +125,50 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
         f"Every round leaves here: a noised count of records and of their losses per topic "
         f"({STATISTICS}; sealed, opened only as a sum over at least {plan.min_cohort} sites), "
         f"which public questions this site wants ({DEMAND}; likewise), and that it has trained.",
-        f"The model trained here ({TRAINING}) stays here; it is protected all the same.",
-        f"Planned cost: epsilon {planned_epsilon(plan):.3f} of the cap.",
+    ]
+    if plan.uplink is None:
+        sentences.append(
+            f"The model trained here ({TRAINING}) stays here; it is protected all the same."
+        )
+    else:
+        sentences.append(
+            f"Also by how much the model trained here knows public questions better "
+            f"({ADVANTAGE}; likewise), and, for at most {plan.uplink.budget} of them, what that "
+            f"model writes; only the coordinator reads it. The model itself ({TRAINING}) stays "
+            "here."
+        )
+    sentences.append(
+        f"Planned cost: epsilon {planned_epsilon(plan):.3f} of the cap ({STATISTICS} alone "
+        f"{alone[STATISTICS]:.3f}, {TRAINING} alone {alone[TRAINING]:.3f}; everything else is "
+        "computed from these and costs nothing more)."
     )
+    return tuple(sentences)
+
+
+def describe_budget(
+    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
+) -> tuple[str, ...]:
+    """What this plan would leave of the site's own budget, in plain words.
+
+    Args: spent: (study id, event) of all reservations in the population's ledger, this study's
+        included if it has begun.
+    """
+    delta = study_caps(plan, policy).target_delta
+    before = epsilon([event for _, event in spent], target_delta=delta)
+    others = [event for study, event in spent if study != plan.study_id]
+    whole = epsilon([*others, *planned_events(plan).values()], target_delta=delta)
+    # Releases that were paid for twice after a crash are in what is spent, not in what is planned.
+    after = max(before, whole)
+    cap = policy.epsilon_cap_total
+    sentences = [
+        f"Budget of {policy.population} over all studies: epsilon {before:.3f} of {cap:g} is "
+        f"spent; with the whole of this study it would be {after:.3f} (at delta {delta:g}).",
+        f"This site's policy allows epsilon {policy.epsilon_cap_per_study:g} per study.",
+    ]
+    if not after <= cap:
+        sentences.append(
+            f"That is more than {cap:g}: the ledger would refuse the release that passes it, and "
+            "the study could not be finished here."
+        )
+    sentences += delta_warnings(target_delta=delta, units=plan.privacy.max_units)
+    return tuple(sentences)

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from lada_clients.ca import authority
 from lada_clients.ca.commands import app
+from lada_clients.ca.folder import write_new_files
 from lada_clients.credentials import load_credentials
 from lada_protocol.identity import PartyName
 from lada_protocol.kinds import Role
@@ -65,9 +66,7 @@ def test_a_ca_is_never_overwritten(study):
 
 def test_a_failed_write_leaves_no_file_behind(tmp_path):
     with pytest.raises(TransportError, match="cannot write"):
-        authority.write_new_files(
-            tmp_path / "out", public={"a": b"1", "missing/b": b"2"}, secret={}
-        )
+        write_new_files(tmp_path / "out", public={"a": b"1", "missing/b": b"2"}, secret={})
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -168,4 +168,6 @@ def test_reserving_does_not_slow_down_with_the_ledgers_length(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_reserving_after_10_000_entries_takes_at_most_50_ms(tmp_path: Path) -> None:
-    assert _median_reserve_ms(tmp_path / "ledger.db", entries=10_000, timed=200) <= 50.0
+    median_ms = _median_reserve_ms(tmp_path / "ledger.db", entries=10_000, timed=200)
+    print(f"median {median_ms:.1f} ms")
+    assert median_ms <= 50.0

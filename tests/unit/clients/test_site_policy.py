@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.site.policy import describe_plan, plan_faults, planned_epsilon
+from lada_clients.site.ledger_store import SqliteLedger
+from lada_clients.site.policy import (
+    describe_budget,
+    describe_plan,
+    plan_faults,
+    planned_epsilon,
+    planned_events,
+    study_caps,
+)
 from lada_clients.site.settings import SitePolicy
-from lada_protocol.plan import StudyPlan
+from lada_protocol.index import Attempt
+from lada_protocol.payments import check_payment
+from lada_protocol.plan import StudyPlan, parse_time
+from lada_secure.privacy.accounting import epsilon
+from lada_secure.privacy.entries import MAX_STATEMENT
+from lada_secure.privacy.events import gaussian_event
+from lada_secure.privacy.ledger import ReleaseSpec
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
+UPLINK: dict[str, Any] = {
+    "bar": 0.5,
+    "clip": 0.5,
+    "integer_scale": 100,
+    "holdout": 2,
+    "candidates": 4,
+    "budget": 4,
+    "first_round": 0,
+    "last_round": False,
+    "adapter_rank": 2,
+    "adapter_layers": 1,
+    "adapter_targets": ["q_proj"],
+    "steps": 5,
+    "batch_size": 2,
+    "replay_batch_size": 0,
+    "learning_rate": 1e-3,
+    "contrastive_weight": 0.0,
+    "contrastive_form": "margin",
+}
 
 
 def _policy(**changes: Any) -> SitePolicy:
@@ -142,3 +177,122 @@ def test_the_description_says_what_leaves_at_what_cost_until_when() -> None:
     text = " ".join(describe_plan(_plan()))
     for part in ("patient", "epsilon at most 8.0", "delta 1e-05", "2030-01-31", "at least 3 sites"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("of_plan", "of_policy", "enforced"),
+    [
+        pytest.param(1e-6, 1e-5, 1e-6, id="the plan promises more than the policy asks for"),
+        pytest.param(1e-5, 1e-5, 1e-5, id="both ask for the same"),
+        pytest.param(1e-5, 1e-6, 1e-6, id="the policy asks for more than the plan promises"),
+    ],
+)
+def test_the_ledger_counts_at_the_smaller_delta(
+    of_plan: float, of_policy: float, enforced: float
+) -> None:
+    caps = study_caps(_plan(privacy__target_delta=of_plan), _policy(target_delta=of_policy))
+    assert caps.target_delta == enforced
+    assert caps.total_epsilon == 10.0
+    assert caps.for_study("study") == 8.0
+
+
+def test_the_caps_of_a_study_are_the_lower_of_plan_and_policy() -> None:
+    plan = _plan(privacy__epsilon_cap=5.0)
+    assert study_caps(plan, _policy()).for_study("study") == 5.0
+    assert study_caps(plan, _policy(epsilon_cap_per_study=4.0)).for_study("study") == 4.0
+    assert study_caps(plan, _policy()).for_study("another") == 8.0
+
+
+def test_a_ledger_at_the_plans_delta_pays_for_what_the_auditor_checks(tmp_path: Path) -> None:
+    """At the policy's larger delta the auditor would call every contribution over budget."""
+    plan, policy = _plan(privacy__target_delta=1e-7), _policy(target_delta=1e-5)
+    spec = ReleaseSpec(
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        round_id=0,
+        purpose="statistics",
+        mechanism="discrete_gaussian",
+        event=gaussian_event(plan.statistics.noise_multiplier),
+        parameters={"l2_sensitivity": 100.0, "std": 800.0},
+        unit=plan.privacy.unit,
+    )
+    with SqliteLedger(
+        tmp_path / "ledger.sqlite",
+        site="hospital-a",
+        population=policy.population,
+        signing_key=Ed25519PrivateKey.generate(),
+        caps=study_caps(plan, policy),
+        data_fingerprint="d" * 64,
+        clock=lambda: NOW,
+    ) as ledger:
+        ledger.decide(
+            "approve",
+            study_id=plan.study_id,
+            plan_hash=plan.hash,
+            expires=parse_time(plan.expires),
+            decided_by="policy",
+            statement=" ".join(describe_plan(plan)),
+        )
+        reservation = ledger.reserve(spec)
+        ledger.commit(reservation, b"noised")
+        assert reservation.entry.target_delta == plan.privacy.target_delta
+        attempt = Attempt(round_id=0, purpose="statistics", number=0)
+        check_payment(
+            ledger.entries(), reservation.entry_hash, plan=plan, attempt=attempt, site="hospital-a"
+        )
+
+
+def test_a_plan_with_a_larger_delta_is_refused_by_name_before_anything_is_reserved(
+    study: Any,
+) -> None:
+    (fault,) = _faults(study, _plan(privacy__target_delta=1e-5), _policy(target_delta=1e-6))
+    assert fault == "delta is 1e-05, the policy allows 1e-06"
+
+
+def test_the_longest_plan_still_fits_into_the_ledgers_statement() -> None:
+    plan = _plan(
+        study_id="s" * 64, title="t" * 200, uplink=UPLINK, privacy__unit="u" * 40, rounds=1000
+    )
+    assert len(" ".join(describe_plan(plan))) <= MAX_STATEMENT
+
+
+def test_the_description_names_the_cost_of_each_purpose_and_the_uplink() -> None:
+    plain, with_uplink = _plan(), _plan(uplink=UPLINK)
+    for plan in (plain, with_uplink):
+        text = " ".join(describe_plan(plan))
+        assert f"epsilon {planned_epsilon(plan):.3f} of the cap" in text
+        for purpose, event in planned_events(plan).items():
+            alone = epsilon([event], target_delta=plan.privacy.target_delta)
+            assert f"{purpose} alone {alone:.3f}" in text
+    assert "stays here; it is protected all the same" in " ".join(describe_plan(plain))
+    text = " ".join(describe_plan(with_uplink))
+    assert "for at most 4 of them, what that model writes" in text
+    assert "advantage" in text
+
+
+def test_the_budget_says_what_is_spent_and_what_the_study_would_leave() -> None:
+    other = gaussian_event(2.0)
+    first, second = describe_budget(_plan(), _policy(), spent=[("other", other)])
+    before = epsilon([other], target_delta=1e-5)
+    after = epsilon([other, *planned_events(_plan()).values()], target_delta=1e-5)
+    assert f"epsilon {before:.3f} of 10 is spent" in first
+    assert f"it would be {after:.3f} (at delta 1e-05)" in first
+    assert "epsilon 8 per study" in second
+    *_, warning = describe_budget(_plan(), _policy(), spent=[("other", gaussian_event(0.5))] * 2)
+    assert "the ledger would refuse" in warning
+    assert "epsilon 0.000 of 10" in describe_budget(_plan(), _policy(), spent=[])[0]
+
+
+def test_a_delta_near_one_over_the_units_is_warned_about_when_a_plan_is_shown() -> None:
+    plan = _plan(privacy__max_units=50_000)
+    *_, warning = describe_budget(plan, _policy(), spent=[])
+    assert "not far below 1/units" in warning
+
+
+def test_a_study_that_has_begun_is_not_counted_twice() -> None:
+    plan = _plan()
+    whole = [(plan.study_id, event) for event in planned_events(plan).values()]
+    first, *_ = describe_budget(plan, _policy(), spent=whole)
+    total = f"{planned_epsilon(plan):.3f}"
+    assert f"epsilon {total} of 10 is spent" in first
+    assert f"it would be {total} " in first

@@ -93,7 +93,11 @@ def training_spec(
         purpose="training",
         mechanism=DP_SGD,
         event=dpsgd_event(noise_multiplier=1.0, sampling_probability=0.02, steps=steps),
-        parameters={"l2_clip_norm": 1.0, "expected_units": 20.0},
+        parameters={
+            "l2_clip_norm": 1.0,
+            "expected_units": 20.0,
+            "noise": "discrete_gaussian",
+        },
         chunk=chunk,
     )
 

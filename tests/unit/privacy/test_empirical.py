@@ -6,14 +6,20 @@ import math
 
 import numpy as np
 import pytest
+from alpha import ALPHA
 from scipy import stats
 
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.empirical import (
     GuessCounts,
+    commitment_of,
+    count_confident,
     count_correct,
     epsilon_lower_bound,
+    guesses_to_refute,
+    largest_bound,
     p_value,
+    seal_coins,
 )
 
 
@@ -108,3 +114,76 @@ def test_other_bad_input_is_refused() -> None:
         count_correct(np.array([0.0, math.nan, 1.0]), joined, guesses=1)
     with pytest.raises(ParameterError, match=r"^guesses: "):
         count_correct(np.zeros(3), joined, guesses=4)
+
+
+def test_the_surest_guesses_count_whatever_side_they_are_on() -> None:
+    log_odds = np.array([0.1, -7.0, 9.0, 3.0, -0.2, -8.0])
+    joined = np.array([False, False, True, False, True, True])
+    # By certainty: 2 joined (right), 5 not (wrong), 1 not (right), 3 joined (wrong).
+    assert count_confident(log_odds, joined, guesses=1) == counts(6, 1, 1)
+    assert count_confident(log_odds, joined, guesses=3) == counts(6, 3, 2)
+    assert count_confident(log_odds, joined, guesses=6) == counts(6, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("log_odds", "guesses", "message"),
+    [
+        pytest.param([1.0, np.nan, 0.0], 2, "finite", id="NaN"),
+        pytest.param([1.0, 0.0], 2, "shape|numbers", id="another length"),
+        pytest.param([1.0, 0.0, 1.0], 4, "guesses", id="more guesses than canaries"),
+        pytest.param([1.0, 0.0, 1.0], 0, "guesses", id="no guess"),
+    ],
+)
+def test_certainties_of_the_wrong_form_are_refused(
+    log_odds: list[float], guesses: int, message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        count_confident(np.array(log_odds), np.array([True, False, True]), guesses=guesses)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 3.0, 6.5])
+def test_the_guesses_that_refute_an_epsilon_are_the_fewest(epsilon: float) -> None:
+    found = guesses_to_refute(epsilon, delta=1e-6, canaries_per_guess=2.5)
+    assert found is not None
+
+    def reach(guesses: int) -> float:
+        return largest_bound(
+            canaries=math.ceil(2.5 * guesses), guesses=guesses, delta=1e-6, wrong=2
+        )
+
+    assert reach(found) > epsilon >= reach(found - 1)
+
+
+def test_an_epsilon_that_a_million_canaries_cannot_refute_has_no_number_of_guesses() -> None:
+    assert guesses_to_refute(14.0, delta=1e-9, canaries_per_guess=2.0) is None
+
+
+def test_sealed_coins_are_fair_and_differ() -> None:
+    n = 100_000
+    first, second = (seal_coins(n, statement="x").joined for _ in range(2))
+    # |heads - n/2| <= 4.9 sqrt(n)/2 at 1e-6: catches a coin of .508.
+    bound = stats.norm.isf(ALPHA / 4) * math.sqrt(n) / 2
+    assert abs(int(first.sum()) - n / 2) < bound
+    assert abs(int((first ^ second).sum()) - n / 2) < bound
+
+
+def test_the_commitment_fixes_every_coin_and_the_statement() -> None:
+    sealed = seal_coins(21, statement={"guesses": 5})
+    coins, salt = str(sealed.opening["coins"]), str(sealed.opening["salt"])
+    assert commitment_of(coins, salt, statement={"guesses": 5}) == sealed.commitment
+    assert commitment_of(coins, salt, statement={"guesses": 6}) != sealed.commitment
+    raw = bytes.fromhex(coins)
+    bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8))[:21]
+    assert bits.astype(bool).tolist() == sealed.joined.tolist()
+    for at in range(21):
+        turned = bytearray(raw)
+        turned[at // 8] ^= 0x80 >> at % 8
+        assert commitment_of(turned.hex(), salt, statement={"guesses": 5}) != sealed.commitment
+    assert coins not in repr(sealed)
+    assert salt not in repr(sealed)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**6 + 1])
+def test_no_coins_and_too_many_are_refused(count: int) -> None:
+    with pytest.raises(ParameterError, match="canaries"):
+        seal_coins(count, statement=None)

@@ -41,7 +41,7 @@ from lada_secure.privacy.entries import (
     parse_ledger_lines,
     sign_entry,
 )
-from lada_secure.privacy.events import composed_event, gaussian_event
+from lada_secure.privacy.events import composed_event, dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import BudgetCaps, LedgerHead, ReleaseSpec
 from lada_secure.privacy.ledger_keeper import MemoryLedger
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
@@ -336,6 +336,54 @@ def test_a_release_that_is_not_understood_is_refused(change: dict[str, Any], fie
         ReleaseSpec(**{**GOOD, **change})
 
 
+GOOD_TRAINING: dict[str, Any] = {
+    **GOOD,
+    "purpose": "training",
+    "mechanism": "dp_sgd",
+    "event": dpsgd_event(noise_multiplier=1.0, sampling_probability=0.02, steps=5),
+    "parameters": {"l2_clip_norm": 1.0, "expected_units": 20.0, "noise": "discrete_gaussian"},
+}
+
+
+@pytest.mark.parametrize("noise", ["discrete_gaussian", "float_gaussian"])
+def test_training_says_which_noise_it_used_and_the_ledger_keeps_it(noise: str) -> None:
+    ledger = memory_ledger()
+    approve(ledger)
+    parameters = {**GOOD_TRAINING["parameters"], "noise": noise}
+    ledger.reserve(ReleaseSpec(**{**GOOD_TRAINING, "parameters": parameters}))
+    (_, reserve) = parse_ledger_lines(ledger.export_lines())
+    assert isinstance(reserve, ReserveEntry)
+    assert reserve.parameters == parameters
+    verify(ledger.entries())
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        pytest.param({"noise": "laplace"}, "noise", id="another noise"),
+        pytest.param({"noise": ""}, "noise", id="an empty noise"),
+        pytest.param({"noise": 1.0}, "noise", id="a number for the noise"),
+        pytest.param({"l2_clip_norm": 0.0}, "l2_clip_norm", id="no clip norm"),
+        pytest.param({"l2_clip_norm": math.nan}, "l2_clip_norm", id="a clip norm that is NaN"),
+        pytest.param({"l2_clip_norm": "one"}, "l2_clip_norm", id="a clip norm in words"),
+        pytest.param({"expected_units": math.inf}, "expected_units", id="infinite denominator"),
+        pytest.param({"expected_units": -2.0}, "expected_units", id="negative denominator"),
+        pytest.param({"seed": 1.0}, "parameters", id="a parameter too many"),
+    ],
+)
+def test_training_that_is_not_understood_is_refused(change: dict[str, Any], field: str) -> None:
+    ReleaseSpec(**GOOD_TRAINING)
+    parameters = {**GOOD_TRAINING["parameters"], **change}
+    with pytest.raises(ParameterError, match=rf"^{field}: "):
+        ReleaseSpec(**{**GOOD_TRAINING, "parameters": parameters})
+
+
+def test_training_without_its_noise_is_refused() -> None:
+    parameters = {"l2_clip_norm": 1.0, "expected_units": 20.0}
+    with pytest.raises(ParameterError, match=r"^parameters: .* and noise"):
+        ReleaseSpec(**{**GOOD_TRAINING, "parameters": parameters})
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, 501.0])
 def test_caps_that_are_none_are_refused(value: float) -> None:
     for name in ("total_epsilon", "study_epsilon"):
@@ -380,6 +428,24 @@ def test_a_wrong_epsilon_is_named_even_if_signed(field: str, factor: float) -> N
             {"parameters": {"l2_sensitivity": 100.0, "std": 10.0}},
             "std: expected at least 16",
             id="noise below 16 steps",
+        ),
+        pytest.param(
+            3,
+            {
+                "parameters": {
+                    "l2_clip_norm": 1.0,
+                    "expected_units": 20.0,
+                    "noise": "laplace",
+                }
+            },
+            "noise: expected discrete_gaussian or float_gaussian, got 'laplace'",
+            id="training with an unknown noise",
+        ),
+        pytest.param(
+            3,
+            {"parameters": {"l2_clip_norm": 1.0, "expected_units": 20.0}},
+            "parameters: dp_sgd needs exactly",
+            id="training that hides its noise",
         ),
         pytest.param(1, {"site": "hospital-b"}, "belongs to site 'hospital-b'", id="another site"),
         pytest.param(1, {"population": "staff"}, "population 'staff'", id="another population"),

@@ -108,6 +108,26 @@ def test_a_later_chunk_names_the_earlier_ones_that_it_builds_on() -> None:
     assert second.paid_by_all == (first.paid_by, second.paid_by)
 
 
+def test_what_was_paid_is_told_before_the_records_are_read_and_only_then() -> None:
+    book = ledger()
+    told: list[object] = []
+
+    def compute() -> str:
+        assert len(told) == 1
+        return "a"
+
+    for _ in range(2):
+        book.release(
+            training_spec(),
+            compute=compute,
+            encode=str.encode,
+            decode=bytes.decode,
+            on_reserved=told.append,
+        )
+    (paid,) = told
+    assert paid == book.entries()[-2]
+
+
 @pytest.mark.parametrize("raw", ["raw", None, np.zeros(3), ("released",)])
 def test_a_plain_value_is_refused_wherever_a_released_one_is_needed(raw: Any) -> None:
     with pytest.raises(LocalProtocolError, match="expected a Released value"):

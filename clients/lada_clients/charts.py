@@ -16,6 +16,9 @@ from math import ceil, floor, log10
 SERIES_COLOURS = 10
 _LABEL_GAP = 15.0
 _FONT = 12
+# Widths of a line plot: for a screen and for a telephone.
+WIDE = 760.0
+NARROW = 400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +78,19 @@ def line_plot(
     title: str,
     description: str,
     stairs: bool = False,
-    limit: Limit | None = None,
+    limits: Sequence[Limit] = (),
+    width: float = WIDE,
 ) -> str:
     """Lines with markers and their names at the right end.
 
     Args: stairs: draw a value as holding until the next point, for amounts that only jump.
+    width: in the drawing's own pixels, `WIDE` or `NARROW`; it is scaled to the page.
     """
-    width, height = 760.0, 320.0
-    left, right, top, bottom = 58.0, width - 130.0, 16.0, height - 46.0
+    height = 320.0
+    room = 130.0 if width >= WIDE else 92.0
+    left, right, top, bottom = 58.0, width - room, 16.0, height - 46.0
     parts = [_grid(x, y, left, right, top, bottom)]
-    if limit is not None:
+    for limit in limits:
         level = y.position(limit.value, bottom, top)
         parts.append(
             f'<line class="limit" x1="{left:.1f}" x2="{right:.1f}" y1="{level:.1f}" '

@@ -1,0 +1,308 @@
+"""Attacks a site's actual training settings on its own machine; no network, nothing released.
+
+Reads the study's plan and the site's settings, trains as the site would with canaries among its
+units, and keeps nothing: neither adapters nor a ledger entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from lada_clients.audit.folder import MOCK_EXPORT
+from lada_clients.settings_file import read_settings
+from lada_clients.site.settings import SiteSettings
+from lada_clients.site.training import (
+    adapter_settings,
+    privacy_parameters,
+    private_unit,
+    trainer_settings,
+)
+from lada_protocol.exported_study import PLAN_FILE
+from lada_protocol.plan import StudyPlan, parse_plan
+from lada_secure.canonical import Json, canonical_json, sha256_hex
+from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.records import PoolSample, pool_hash, read_pool, read_records
+from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
+from lada_secure.distillation.canary_audit import (
+    ATTACKS,
+    Attack,
+    AuditSize,
+    TrainingAudit,
+    audit_size,
+    audit_training,
+    auditable_rounds,
+)
+from lada_secure.distillation.examples import PathExample, PrivateUnit
+from lada_secure.distillation.models import LanguageModel, load_language_model
+from lada_secure.distillation.parameters import DpSgdParameters
+from lada_secure.errors import ParameterError, PeerError
+from lada_secure.privacy.units import bound_units
+
+SCHEMA_VERSION: Final = 1
+Records: TypeAlias = Literal["site", "public"]
+RECORDS: Final[tuple[Records, ...]] = ("site", "public")
+# Folder and file of the public pool in a mock run.
+_MOCK_POOL: Final = ("coordinator", "pool.jsonl")
+_MOCK_SETTINGS: Final = "site.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedSite:
+    """What is attacked. `pool` is empty where the public pool is not at hand."""
+
+    plan: StudyPlan
+    settings: SiteSettings
+    pool: tuple[PoolSample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditWishes:
+    """What the caller asks for; None leaves it to the audit, and rounds to what can be audited.
+
+    records: "site" for the site's own, "public" for the pool's samples in their place, which
+    makes a result that may be shown to anybody.
+    """
+
+    attack: Attack = "updates"
+    records: Records = "site"
+    canaries: int | None = None
+    guesses: int | None = None
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("attack", self.attack, ATTACKS),
+            ("records", self.records, RECORDS),
+        ):
+            if value not in allowed:
+                raise ParameterError(
+                    f"--{name}: expected one of {', '.join(allowed)}, got {value!r}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteAudit:
+    """Outcome of an audit of one site's training. It stays at the site unless records="public"."""
+
+    study_id: str
+    plan_hash: str
+    site: str
+    records: Records
+    units: int
+    rounds: int
+    settings_sha256: str
+    noise_multiplier: float
+    noise: str
+    audit: TrainingAudit
+
+    def to_json(self) -> dict[str, Json]:
+        """The machine-readable result, schema version 1."""
+        audit = self.audit
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "stays_at_the_site": self.records == "site",
+            "study_id": self.study_id,
+            "plan_hash": self.plan_hash,
+            "site": self.site,
+            "records": self.records,
+            "units": self.units,
+            "attack": audit.attack,
+            "canaries": audit.counts.canaries,
+            "guesses": audit.counts.guesses,
+            "correct": audit.counts.correct,
+            "confidence": audit.confidence,
+            "bound": audit.bound,
+            "largest_bound": audit.reach,
+            "epsilon": audit.epsilon,
+            "delta": audit.delta,
+            "flagged": audit.flagged,
+            "rounds": self.rounds,
+            "steps": audit.steps,
+            "noise": self.noise,
+            "noise_multiplier": self.noise_multiplier,
+            "noise_seen": audit.noise_seen,
+            "engine": audit.engine,
+            "device": audit.device,
+            "trainable_parameters": audit.trainable_parameters,
+            "settings_sha256": self.settings_sha256,
+            "commitment": audit.commitment,
+            "statement": audit.statement,
+            "opening": audit.opening,
+        }
+
+
+def read_mock_site(folder: Path, site: str | None) -> AuditedSite:
+    """A site of a mock run, with the run's plan and pool.
+
+    Raises: ParameterError: not a mock run, or no such site in it.
+    """
+    plan = folder / MOCK_EXPORT / PLAN_FILE
+    sites = sorted(path.parent.name for path in folder.glob(f"*/{_MOCK_SETTINGS}"))
+    if not sites or not plan.exists():
+        raise ParameterError(
+            f"{folder} is no finished mock run: expected {MOCK_EXPORT}/{PLAN_FILE} and a folder "
+            f"with {_MOCK_SETTINGS} per site, as `lada mock run --out` writes them; elsewhere "
+            "name the files with --plan and --settings"
+        )
+    if site not in sites:
+        got = "none" if site is None else repr(site)
+        raise ParameterError(f"--site: expected one of {', '.join(sites)}, got {got}")
+    return read_site(
+        plan=plan,
+        settings=folder / site / _MOCK_SETTINGS,
+        pool=folder.joinpath(*_MOCK_POOL),
+    )
+
+
+def read_site(*, plan: Path, settings: Path, pool: Path | None) -> AuditedSite:
+    """A site from its own files; nothing is looked at but what these name.
+
+    Raises: ParameterError: naming the file and what is wrong with it.
+    """
+    try:
+        study = parse_plan(plan.read_bytes())
+    except OSError as error:
+        raise ParameterError(f"cannot read plan {plan}: {error.strerror}") from error
+    except PeerError as error:
+        raise ParameterError(f"{plan} is no study plan: {error}") from error
+    samples = () if pool is None else read_pool(pool)
+    if samples and pool_hash(samples) != study.pool_sha256:
+        raise ParameterError(f"{pool} is not the pool that the plan names; leave it out or fix it")
+    return AuditedSite(plan=study, settings=read_settings(settings, SiteSettings), pool=samples)
+
+
+def audit_site(
+    site: AuditedSite,
+    wishes: AuditWishes,
+    *,
+    say: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SiteAudit:
+    """Load the site's model, train it with canaries, guess, and throw it away.
+
+    Args: say: gets a line of text at every stage. progress: steps done, steps in all.
+    Raises: ParameterError: before any training, where a wish or a file is wrong.
+    """
+    tell = say or (lambda line: None)
+    plan = site.plan
+    if wishes.rounds is not None and not 1 <= wishes.rounds <= plan.rounds:
+        raise ParameterError(
+            f"--rounds: expected 1 to {plan.rounds}, the plan's, got {wishes.rounds}"
+        )
+    units = _units(site, wishes.records)
+    tell(f"loading {plan.slm} ...")
+    lm = load_language_model(plan.slm, cache_dir=site.settings.cache_dir)
+    shape = adapter_settings(plan, layers=int(lm.model.config.num_hidden_layers))
+    attach_adapters(lm, shape)
+    privacy = privacy_parameters(plan)
+    rounds = wishes.rounds or _rounds(lm, plan, privacy)
+    if rounds < plan.rounds:
+        tell(f"auditing {rounds} of {plan.rounds} rounds and what these cost")
+    size = audit_size(
+        lm,
+        privacy=privacy,
+        rounds=rounds,
+        delta=plan.privacy.target_delta,
+        canaries=wishes.canaries,
+        guesses=wishes.guesses,
+    )
+    tell(_outlook(size, units=len(units), rounds=rounds))
+    settings_sha256 = _settings_hash(site, shape, privacy, rounds=rounds)
+    audit = audit_training(
+        lm,
+        units=units,
+        pool_of=lambda round_id: _pool(site, round_id),
+        privacy=privacy,
+        settings_of=lambda round_id: trainer_settings(plan, site.settings, round_id=round_id),
+        rounds=rounds,
+        delta=plan.privacy.target_delta,
+        size=size,
+        attack=wishes.attack,
+        statement={
+            "plan_hash": plan.hash,
+            "settings_sha256": settings_sha256,
+            "site": site.settings.party,
+        },
+        announce=lambda commitment: tell(f"coins are thrown and sealed: {commitment}"),
+        progress=progress,
+    )
+    return SiteAudit(
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        site=site.settings.party,
+        records=wishes.records,
+        units=len(units),
+        rounds=rounds,
+        settings_sha256=settings_sha256,
+        noise_multiplier=privacy.noise_multiplier,
+        noise=privacy.noise,
+        audit=audit,
+    )
+
+
+def _rounds(lm: LanguageModel, plan: StudyPlan, privacy: DpSgdParameters) -> int:
+    """All rounds where an audit of all can find something, else about as many as it can."""
+    found = auditable_rounds(
+        lm, privacy=privacy, rounds=plan.rounds, delta=plan.privacy.target_delta
+    )
+    # With no round that can be audited, `audit_size` says why.
+    return max(found, 1)
+
+
+def _settings_hash(
+    site: AuditedSite, shape: AdapterSettings, privacy: DpSgdParameters, *, rounds: int
+) -> str:
+    trainer = asdict(trainer_settings(site.plan, site.settings, round_id=0))
+    # Not a setting but the process itself.
+    trainer.pop("ranks", None)
+    return sha256_hex(
+        canonical_json(
+            {
+                "adapters": asdict(shape),
+                "privacy": asdict(privacy),
+                "rounds": rounds,
+                "trainer": trainer,
+            }
+        )
+    )
+
+
+def _outlook(size: AuditSize, *, units: int, rounds: int) -> str:
+    return (
+        f"{units} units and {size.canaries} canaries, {size.guesses} guesses, {rounds} rounds; "
+        f"the ledger would say epsilon {size.epsilon:.3f}, all guesses right would show "
+        f"{size.reach:.3f}"
+    )
+
+
+def _units(site: AuditedSite, records: Records) -> list[PrivateUnit]:
+    if records == "site":
+        bounded = bound_units(
+            read_records(site.settings.records),
+            max_records_per_unit=site.plan.privacy.max_records_per_unit,
+        )
+        return [private_unit(unit) for unit in bounded]
+    if not site.pool:
+        raise ParameterError("--records public: name the study's public pool with --pool")
+    return [
+        PrivateUnit(unit_id=f"public:{one.sample_id}", examples=(_example(one),))
+        for one in site.pool
+    ]
+
+
+def _pool(site: AuditedSite, round_id: int) -> Sequence[PathExample]:
+    """As many public samples as a round allocates, each with its gold answer for a path."""
+    count = min(site.plan.allocation.quota, len(site.pool))
+    return [_example(site.pool[(round_id * count + at) % len(site.pool)]) for at in range(count)]
+
+
+def _example(sample: PoolSample) -> PathExample:
+    return PathExample(
+        example_id=sample.sample_id,
+        prompt=prompt_of(sample.question, sample.choices),
+        path=path_of(sample.answer, sample.choices, None),
+        own_path=None,
+    )

@@ -1,0 +1,116 @@
+"""Bad input as a person meets it: at the command line and in the records file.
+
+Ledgers of another site, clocks set back, full and read-only disks are in `test_ledger_rules`,
+`test_ledger_store` and `test_ledger_reading`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lada_secure.data.records import Record, read_records
+from lada_secure.errors import ParameterError
+from lada_secure.privacy.commands import app
+from lada_secure.privacy.units import bound_units
+
+GOOD_EPSILON = {"--noise-multiplier": "1", "--sampling-probability": "0.02", "--delta": "1e-5"}
+GOOD_CALIBRATE = {"--epsilon": "1", "--sampling-probability": "0.02", "--delta": "1e-5"}
+
+NOT_A_PROBABILITY = ["nan", "inf", "-inf", "0", "-0.1", "1.0000001"]
+NOT_A_DELTA = ["nan", "inf", "0", "-1e-5", "1", "2"]
+
+
+def refusal(command: str, options: dict[str, str]) -> str:
+    """The message with which a command refuses its options."""
+    arguments = [part for pair in options.items() for part in pair]
+    result = CliRunner().invoke(app, [command, *arguments, "--steps", "10", "--json"])
+    assert isinstance(result.exception, ParameterError), result.output
+    assert result.output == "", "nothing half-printed"
+    return str(result.exception)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1", "0.001", "1e7"])
+def test_noise_that_is_none_is_refused_by_name(value: str) -> None:
+    message = refusal("epsilon", {**GOOD_EPSILON, "--noise-multiplier": value})
+    assert message.startswith("noise_multiplier: expected ")
+    assert f"got {float(value)}" in message
+
+
+@pytest.mark.parametrize("value", NOT_A_PROBABILITY)
+def test_a_sampling_probability_outside_its_range_is_refused_by_name(value: str) -> None:
+    for command, good in (("epsilon", GOOD_EPSILON), ("calibrate", GOOD_CALIBRATE)):
+        message = refusal(command, {**good, "--sampling-probability": value})
+        assert message.startswith("sampling_probability: expected above 0 and at most 1, got ")
+
+
+@pytest.mark.parametrize("value", NOT_A_DELTA)
+def test_a_delta_outside_its_range_is_refused_by_name(value: str) -> None:
+    for command, good in (("epsilon", GOOD_EPSILON), ("calibrate", GOOD_CALIBRATE)):
+        message = refusal(command, {**good, "--delta": value})
+        assert message.startswith("target_delta: expected at least 1e-10 and below 1, got ")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1", "501"])
+def test_a_target_epsilon_outside_its_range_is_refused_by_name(value: str) -> None:
+    message = refusal("calibrate", {**GOOD_CALIBRATE, "--epsilon": value})
+    assert message.startswith("target_epsilon: expected above 0 and at most 500, got ")
+
+
+ROW: dict[str, Any] = {
+    "record_id": "r1",
+    "unit": "patient-1",
+    "question": "q",
+    "choices": [],
+    "answer": "a",
+    "rationale": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        pytest.param({"record_id": "r2", "unit": ""}, ":2: unit is empty", id="an empty unit"),
+        pytest.param({"record_id": "r2", "unit": " \t"}, ":2: unit is empty", id="a blank unit"),
+        pytest.param({"unit": "patient-2"}, ":2: record_id 'r1' appears twice", id="a repeated id"),
+        pytest.param({"record_id": "r2", "unit": None}, ":2: unit has the wrong type", id="null"),
+        pytest.param({"record_id": "r2", "unit": 7}, ":2: unit has the wrong type", id="a number"),
+    ],
+)
+def test_records_whose_unit_or_id_is_wrong_are_refused_by_line_and_field(
+    tmp_path: Path, second: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(f"{json.dumps(ROW)}\n{json.dumps({**ROW, **second})}\n", encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"records\.jsonl") as refused:
+        read_records(path)
+    assert message in str(refused.value)
+
+
+def test_records_without_a_unit_column_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    row = {name: value for name, value in ROW.items() if name != "unit"}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"records\.jsonl:1: expected the keys .*'unit'"):
+        read_records(path)
+
+
+def test_a_site_without_any_record_has_no_unit_to_protect(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"")
+    with pytest.raises(ParameterError, match=r"^records: expected at least one record, got none"):
+        bound_units(read_records(path), max_records_per_unit=1)
+
+
+def test_the_message_of_a_refused_record_does_not_show_the_record() -> None:
+    secret = Record(
+        record_id="r", unit="", question="diabetes?", choices=(), answer="yes", rationale=None
+    )
+    with pytest.raises(ParameterError) as refused:
+        bound_units([secret], max_records_per_unit=1)
+    assert "diabetes" not in str(refused.value)
+    assert "unit: record number 1" in str(refused.value)
