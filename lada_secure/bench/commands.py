@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -66,16 +68,52 @@ def dpsgd(
         list[int] | None, typer.Option(help="Batch size; repeat for several [16, 32].")
     ] = None,
     repetitions: Annotated[int, typer.Option(help="Interleaved repetitions; medians.")] = 5,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A real model, as smollm2-135m, instead of a small Llama by shape."),
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 8,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this way beside plain; repeat for several. Default: all five."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="Forward passes: auto, float32 or bfloat16.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads of each way.")] = 1,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LADA_CACHE_DIR",
+            help="Where --model is looked for. Default: lada-secure in the user's cache.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """DP-SGD on low-rank adapters against opacus and against training without privacy."""
-    from lada_secure.bench.dpsgd import run_dpsgd
+    """DP-SGD on low-rank adapters against opacus and against training without privacy.
 
+    Ratios are plain LoRA's time over the others', so above 1 is faster; memory is the others'
+    over plain's, so below 1 is less.
+    """
+    from rich.console import Console
+
+    from lada_secure.bench.dpsgd import run_dpsgd
+    from lada_secure.bench.dpsgd_variants import VARIANTS, BenchModel, BenchPlace
+
+    console = Console(stderr=True)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     _show(
         run_dpsgd(
             sequence_lengths=tuple(sequence or (128, 256)),
             batch_sizes=tuple(batch or (16, 32)),
             repetitions=repetitions,
+            model=BenchModel(
+                rank=rank, reference=model, cache_dir=cache_dir or base / "lada-secure"
+            ),
+            variants=[cast(Any, one) for one in variant] if variant else VARIANTS,
+            place=BenchPlace(device=device, precision=cast(Any, precision), threads=threads),
+            report_case=lambda case: console.print(f"measuring {case} ...", highlight=False),
         ),
         title="DP-SGD step",
         as_json=as_json,

@@ -1,16 +1,16 @@
 """`lada bench dpsgd`: what a DP-SGD step costs beside plain LoRA training.
 
-Every variant runs in a process of its own, one thread each, and the processes take turns, one step
-at a time, so that whatever the machine does besides meets all of them. Figures are medians of CPU
-seconds and of the peak resident memory above the idle process. Noise, clipping and the optimiser
-are part of every private step.
+Every variant runs in a process of its own, and the processes take turns, one step at a time, so
+that whatever the machine does besides meets all of them. Figures are medians of CPU seconds and of
+the peak resident memory above the idle process (on a GPU: of wall seconds between synchronisations
+and of torch's allocations). Noise, clipping and the optimiser are part of every private step.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,7 +18,14 @@ from typing import Any
 
 import torch
 
-from lada_secure.bench.dpsgd_variants import VARIANTS, BenchModel, Measured, Variant, serve
+from lada_secure.bench.dpsgd_variants import (
+    VARIANTS,
+    BenchModel,
+    BenchPlace,
+    Measured,
+    Variant,
+    serve,
+)
 from lada_secure.errors import ParameterError
 
 _START_TIMEOUT_S = 300.0
@@ -28,19 +35,20 @@ _STEP_TIMEOUT_S = 1800.0
 class _Worker:
     """One variant in its own process."""
 
-    def __init__(self, variant: Variant, shape: BenchModel) -> None:
+    def __init__(self, variant: Variant, shape: BenchModel, place: BenchPlace) -> None:
         context = multiprocessing.get_context("spawn")
         self.variant = variant
         self._pipe: Connection
         self._pipe, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(
-            target=serve, args=(theirs, variant, shape), daemon=True
+            target=serve, args=(theirs, variant, shape, place), daemon=True
         )
         self._process.start()
         theirs.close()
 
-    def wait_until_ready(self) -> None:
-        self._answer(_START_TIMEOUT_S)
+    def wait_until_ready(self) -> int:
+        """Returns: how many parameters are trained."""
+        return int(self._answer(_START_TIMEOUT_S))
 
     def step(self, sequence_length: int, batch_size: int) -> Measured:
         self._pipe.send((sequence_length, batch_size))
@@ -78,36 +86,49 @@ def run_dpsgd(
     repetitions: int = 5,
     model: BenchModel | None = None,
     variants: Sequence[Variant] = VARIANTS,
+    place: BenchPlace | None = None,
+    report_case: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure all variants on all shapes, interleaved.
 
     Args: sequence_lengths: tokens per row, >= 2. batch_sizes: rows per step, >= 1.
     repetitions: >= 1, after one step of each shape that is not counted.
-    Returns: a JSON object: "ratio" (median over shapes of plain's CPU time over the variant's;
-    above 1 is faster than plain), "ratio_to_fused_nonprivate", "memory_ratio" (the variant's peak
-    over plain's; below 1 is less), and "cases" with seconds and bytes for "<length>x<batch>".
-    Raises: ParameterError: a value out of range, no Linux /proc, or a worker that died.
+    variants: "plain" is always among them. place: CPU with one thread unless given.
+    report_case: told the name of every shape before it is measured.
+    Returns: a JSON object: "ratio" (median over shapes of plain's time over the variant's; above 1
+    is faster than plain), "ratio_to_fused_nonprivate", "memory_ratio" (the variant's peak over
+    plain's; below 1 is less), "noise_share" (drawing the noise over the whole step), all with
+    their "worst" shape, and "cases" with seconds and bytes for "<length>x<batch>".
+    Raises: ParameterError: a value out of range, no such device, no Linux /proc, or a worker that
+    died.
     """
     if repetitions < 1 or min(sequence_lengths, default=0) < 2 or min(batch_sizes, default=0) < 1:
         raise ParameterError(
             "bench dpsgd: expected repetitions >= 1, sequence lengths >= 2 and batch sizes >= 1, "
             f"got {repetitions}, {tuple(sequence_lengths)} and {tuple(batch_sizes)}"
         )
-    if not Path("/proc/self/clear_refs").exists():
+    shape, where = model or BenchModel(), place or BenchPlace()
+    device = where.torch_device()
+    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise ParameterError("bench dpsgd: peak memory is read from Linux's /proc; none here")
-    shape = model or BenchModel()
+    unknown = sorted(set(variants) - set(VARIANTS))
+    if unknown:
+        raise ParameterError(
+            f"bench dpsgd: no variant is called {', '.join(unknown)}; there are "
+            f"{', '.join(VARIANTS)}"
+        )
     names: tuple[Variant, ...] = tuple(dict.fromkeys(("plain", *variants)))
     workers: list[_Worker] = []
     try:
         for name in names:
-            workers.append(_Worker(name, shape))
-        for worker in workers:
-            worker.wait_until_ready()
-        cases = {
-            f"{length}x{batch}": _case(workers, length, batch, repetitions)
-            for length in sequence_lengths
-            for batch in batch_sizes
-        }
+            workers.append(_Worker(name, shape, where))
+        trainable = [worker.wait_until_ready() for worker in workers]
+        cases: dict[str, dict[str, dict[str, float]]] = {}
+        for length in sequence_lengths:
+            for batch in batch_sizes:
+                if report_case is not None:
+                    report_case(f"{length}x{batch}")
+                cases[f"{length}x{batch}"] = _case(workers, length, batch, repetitions)
     finally:
         for worker in workers:
             worker.close()
@@ -117,9 +138,19 @@ def run_dpsgd(
             "hidden_size": shape.hidden_size,
             "vocabulary": shape.vocabulary,
             "rank": shape.rank,
+            "trainable_parameters": trainable[0],
+        }
+        if shape.reference is None
+        else {
+            "reference": shape.reference,
+            "rank": shape.rank,
+            "trainable_parameters": trainable[0],
         },
         "torch": torch.__version__,
-        "threads": 1,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": "bfloat16" if where.settings().autocast_dtype(device) else "float32",
+        "clock": "wall" if device.type == "cuda" else "cpu",
+        "threads": where.threads,
         "repetitions": repetitions,
         "cases": cases,
         **_summary(cases),
@@ -136,14 +167,21 @@ def _case(
             measured = worker.step(length, batch)
             if repetition:
                 found[worker.variant].append(measured)
-    seconds = {name: statistics.median(one.cpu_s for one in some) for name, some in found.items()}
+    seconds = {name: statistics.median(one.step_s for one in some) for name, some in found.items()}
     peaks = {
         name: float(statistics.median(one.peak_bytes for one in some))
         for name, some in found.items()
     }
     case: dict[str, dict[str, float]] = {
-        "cpu_s": seconds,
+        "step_s": seconds,
         "peak_bytes": peaks,
+        "process_bytes": {
+            name: float(max(one.process_bytes for one in some)) for name, some in found.items()
+        },
+        "noise_share": {
+            name: statistics.median(one.noise_s for one in some) / seconds[name]
+            for name, some in found.items()
+        },
         "ratio": {name: seconds["plain"] / one for name, one in seconds.items()},
         "memory_ratio": {name: one / peaks["plain"] for name, one in peaks.items()},
     }
@@ -153,13 +191,30 @@ def _case(
     return case
 
 
+# Whether the worst shape is the smallest or the largest figure.
+_WORST = {
+    "ratio": min,
+    "ratio_to_fused_nonprivate": min,
+    "memory_ratio": max,
+    "noise_share": max,
+}
+
+
 def _summary(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
     first = next(iter(cases.values()))
-    return {
+    kinds = [kind for kind in _WORST if kind in first]
+    medians = {
         kind: {
             name: round(statistics.median(case[kind][name] for case in cases.values()), 4)
             for name in first[kind]
         }
-        for kind in ("ratio", "ratio_to_fused_nonprivate", "memory_ratio")
-        if kind in first
+        for kind in kinds
     }
+    worst = {
+        kind: {
+            name: round(_WORST[kind](case[kind][name] for case in cases.values()), 4)
+            for name in first[kind]
+        }
+        for kind in kinds
+    }
+    return {**medians, "worst": worst}

@@ -96,6 +96,20 @@ class PhysicalBatch:
         middle = self.units // 2
         return self._part(0, middle), self._part(middle, self.units)
 
+    def halves_of_a_sum(self) -> tuple[PhysicalBatch, PhysicalBatch]:
+        """Two batches of half the examples each, where only their sum is wanted (public samples).
+
+        Raises: ParameterError: a single example is left.
+        """
+        if len(self.examples) < 2:
+            longest = max((len(row.tokens) for one in self.examples for row in one.rows), default=0)
+            raise ParameterError(
+                f"one example of {longest} tokens does not fit into memory; shorten the texts, "
+                "train fewer layers (last_layers) or take a smaller model"
+            )
+        middle = len(self.examples) // 2
+        return one_sum(self.examples[:middle]), one_sum(self.examples[middle:])
+
     def _part(self, first: int, last: int) -> PhysicalBatch:
         kept = [at for at, unit in enumerate(self.unit_of_example) if first <= unit < last]
         return PhysicalBatch(
@@ -105,15 +119,36 @@ class PhysicalBatch:
         )
 
 
+def one_sum(examples: Sequence[EncodedExample]) -> PhysicalBatch:
+    """A batch whose examples are added up as if they were one unit's."""
+    return PhysicalBatch(examples=tuple(examples), unit_of_example=(0,) * len(examples), units=1)
+
+
+def sums_of(
+    examples: Sequence[EncodedExample], *, physical_batch_size: int
+) -> tuple[PhysicalBatch, ...]:
+    """Cut public examples into batches of at most `physical_batch_size`, in their order."""
+    return tuple(
+        one_sum(examples[first : first + physical_batch_size])
+        for first in range(0, len(examples), physical_batch_size)
+    )
+
+
+def share_of(units: Sequence[EncodedUnit], *, rank: int, ranks: int) -> tuple[EncodedUnit, ...]:
+    """Whole units for one of several processes: dealt out by length, so all have alike work."""
+    order = sorted(units, key=lambda one: (one.longest_row, one.unit_id))
+    return tuple(order[rank::ranks])
+
+
 def physical_batches(
     units: Sequence[EncodedUnit], *, physical_batch_size: int
 ) -> tuple[PhysicalBatch, ...]:
     """Pack whole units into batches of at most `physical_batch_size` examples.
 
-    Units are taken in order of their longest sequence, so that little of a batch is padding.
-    Raises: ParameterError: a unit with more examples than fit (`check_unit_sizes` says so earlier).
+    Units are taken in order of their longest sequence, so that little of a batch is padding. A
+    unit with more examples gets a batch of its own: `check_unit_sizes` has refused it before any
+    budget was spent, unless the size was halved since for want of memory.
     """
-    check_unit_sizes(units, physical_batch_size=physical_batch_size)
     batches: list[PhysicalBatch] = []
     group: list[EncodedUnit] = []
     filled = 0

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lada_secure.distillation.noise import MIN_STD_STEPS
+from lada_secure.distillation.ranks import Ranks
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 DEFAULT_STD_STEPS: Final = 2**20
@@ -114,29 +115,57 @@ class ClippedSum:
             for one in flat:
                 one[broken] = 0.0
             norms = torch.where(broken, torch.zeros_like(norms), norms)
-        self.units += norms.numel()
-        self.non_finite += int(broken.sum())
         factor = (self._clip / norms.clamp(min=self._clip)).unsqueeze(1)
         if self._grid is None:
-            for total, one in zip(self._totals, flat, strict=True):
-                total += (one.double() * factor).sum(0)
+            parts = [one.double().mul_(factor).sum(0) for one in flat]
         else:
-            self._add_on_grid(flat, factor, self._grid)
+            parts = self._cut_to_grid(flat, factor, self._grid)
+        non_finite = int(broken.sum())
+        # From here on nothing is allocated: a batch is added as a whole, or (out of memory) not at
+        # all, so that trying it again in halves counts no unit twice.
+        for total, part in zip(self._totals, parts, strict=True):
+            total.add_(part)
+        self.units += norms.numel()
+        self.non_finite += non_finite
 
-    def _add_on_grid(self, flat: Sequence[Tensor], factor: Tensor, grid: IntegerGrid) -> None:
+    def _cut_to_grid(
+        self, flat: Sequence[Tensor], factor: Tensor, grid: IntegerGrid
+    ) -> list[Tensor]:
+        """Sums over units of the gradients in whole steps, each unit's length checked."""
         # Float64 errors of norm and factor are below 1e-12; the margin makes a second pass rare.
         scale = factor * (grid.clip_steps / self._clip * (1.0 - 1e-10))
         bound = float(grid.clip_steps) ** 2
         for _ in range(4):
-            whole = [(one.double() * scale).trunc_() for one in flat]
-            lengths = sum((torch.linalg.vecdot(one, one) for one in whole), torch.zeros(()))
+            lengths = torch.zeros_like(scale[:, 0])
+            sums: list[Tensor] = []
+            # One parameter at a time: float64 copies of all gradients would be the peak of memory.
+            for one in flat:
+                whole = one.double().mul_(scale).trunc_()
+                lengths += torch.linalg.vecdot(whole, whole)
+                sums.append(whole.sum(0))
             too_long = lengths > bound
             if not bool(too_long.any()):
-                for total, one in zip(self._totals, whole, strict=True):
-                    total += one.sum(0)
-                return
+                return sums
             scale = torch.where(too_long.unsqueeze(1), scale * (1.0 - 1e-6), scale)
         raise LocalProtocolError("a clipped unit gradient is longer than the clip norm on the grid")
+
+    def gather(self, ranks: Ranks) -> None:
+        """Make this the sum over all ranks' units, at rank 0; elsewhere it becomes zero.
+
+        With a grid the sum is of integers, so it is the same however units were dealt out.
+        """
+        if ranks.size == 1:
+            return
+        mine = self.values() if self._grid is None else self.integers()
+        summed = ranks.sum_to_first(mine.cpu())
+        counts = ranks.sum_to_first(torch.tensor([self.units, self.non_finite]))
+        if ranks.rank:
+            summed.zero_()
+            counts.zero_()
+        parts = torch.split_with_sizes(summed, [one.numel() for one in self._totals])
+        for total, part in zip(self._totals, parts, strict=True):
+            total.copy_(part)
+        self.units, self.non_finite = (int(one) for one in counts)
 
     def values(self) -> Tensor:
         """The sum as one vector (d,) float64: whole grid steps with a grid, else plain units."""

@@ -28,6 +28,17 @@ from lada_secure.distillation.engine import trainable_parameters
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 
+def _float_products(left: Tensor, right: Tensor) -> Tensor:
+    """left[i]' right[i] in float32, (R, p, q), from left (R, T, p) and right (R, T, q).
+
+    After a forward pass in bfloat16 the factors have 8 bits, their products and sums 24: a
+    product that is rounded to bfloat16 again would add an error of its own to every gradient.
+    """
+    if left.dtype != torch.float32 and left.is_cuda:
+        return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
+    return torch.bmm(left.transpose(1, 2).float(), right.float())
+
+
 class _UnitSums:
     """Buffers of per-unit gradients and the rows that the running forward pass is about."""
 
@@ -49,10 +60,12 @@ class _UnitSums:
         """Add left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
         found = self.buffers.get(parameter)
         if self.units == 1:
-            whole = (left.flatten(0, 1).T @ right.flatten(0, 1)).float().unsqueeze(0)
+            whole = _float_products(
+                left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
+            )
             self.buffers[parameter] = whole if found is None else found.add_(whole)
             return
-        each = torch.bmm(left.transpose(1, 2), right).float()
+        each = _float_products(left, right)
         if found is None and one_row_each:
             self.buffers[parameter] = each
             return

@@ -102,18 +102,42 @@ def choose(
     Args: batch_size: questions at a time; four times as many options.
     Raises: ParameterError: a question without options.
     """
+    scores = _all_option_scores(lm, records, batch_size=batch_size)
+    return np.array([int(np.argmax(values)) for values in scores], dtype=np.int64)
+
+
+def option_probabilities(
+    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+) -> list[NDArray[np.float64]]:
+    """How probable the model finds each option of a multiple-choice question, among its options.
+
+    A softmax over the log-probabilities per token that `choose` compares.
+
+    Returns: one array per question, entries in [0, 1] that sum to 1.
+    Raises: ParameterError: a question without options.
+    """
+    found = []
+    for values in _all_option_scores(lm, records, batch_size=batch_size):
+        weights = np.exp(values - values.max())
+        found.append(weights / weights.sum())
+    return found
+
+
+def _all_option_scores(
+    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+) -> list[NDArray[np.float64]]:
     if not all(record.choices for record in records):
         raise ParameterError("choosing an option needs options, got an open question")
     prompts = [lm.encode_prompt(prompt_of(record.question, record.choices)) for record in records]
     options = [
         [lm.encode_prompt(option_text(choice)) for choice in record.choices] for record in records
     ]
-    picks = np.zeros(len(records), dtype=np.int64)
+    found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
     for rows in _batches([len(prompt) for prompt in prompts], batch_size):
         scores = _option_scores(lm, [prompts[row] for row in rows], [options[row] for row in rows])
         for row, values in zip(rows, scores, strict=True):
-            picks[row] = int(np.argmax(values))
-    return picks
+            found[row] = values
+    return found
 
 
 def _option_scores(

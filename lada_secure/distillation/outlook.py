@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 from lada_secure.distillation.parameters import DpSgdParameters
 
+# Steps that the estimate of the time left looks back on: a batch's size is random.
+_REMEMBERED_STEPS = 20
 # Below this, even units that all agree move the weights less than the noise does.
 _DROWNED = 0.1
 
@@ -52,3 +55,23 @@ def training_outlook(privacy: DpSgdParameters, *, parameters: int) -> TrainingOu
             "or lower private_weight"
         )
     return TrainingOutlook(parameters=parameters, signal_to_noise=ratio, hint=hint)
+
+
+@dataclass(slots=True, kw_only=True)
+class TimeLeft:
+    """How long the rest of a run takes, at the mean pace of its latest steps.
+
+    The first step warms caches up and the sizes of batches are random, so early answers are rough.
+    """
+
+    started_s: float
+    _ends_s: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STEPS + 1))
+
+    def __post_init__(self) -> None:
+        self._ends_s.append(self.started_s)
+
+    def after_step(self, now_s: float, *, steps_left: int) -> float:
+        """Seconds left, >= 0. Args: now_s: at the end of a step, on the clock of `started_s`."""
+        self._ends_s.append(now_s)
+        taken = len(self._ends_s) - 1
+        return max(0.0, (now_s - self._ends_s[0]) / taken * steps_left)

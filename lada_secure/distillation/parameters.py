@@ -11,6 +11,7 @@ from lada_secure.distillation.clipping import DEFAULT_STD_STEPS, IntegerGrid
 from lada_secure.distillation.engine import EngineName
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.noise import NoiseKind
+from lada_secure.distillation.ranks import ONE_RANK, Ranks
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.events import DpSgdEvent, dpsgd_event
 
@@ -99,6 +100,8 @@ class TrainerSettings:
     learning_rate, weight_decay, schedule: AdamW's; "linear" falls to 0 over the run.
     steps_per_reservation: steps paid for at a time; a crash loses at most so many.
     frozen_cache_bytes: room for outputs of frozen layers. seed: order of the public pool.
+    ranks: the processes that share the work (`rank_processes.open_ranks`); whole units are dealt
+    out to them, their integer sums added up exactly, and noise is added once.
     """
 
     engine: EngineName = "auto"
@@ -115,6 +118,7 @@ class TrainerSettings:
     frozen_cache_bytes: int = 512 * 2**20
     seed: int = 0
     loss: LossSettings = field(default_factory=LossSettings)
+    ranks: Ranks = ONE_RANK
 
     def __post_init__(self) -> None:
         _positive("learning_rate", self.learning_rate)
@@ -145,13 +149,22 @@ class TrainerSettings:
     def torch_device(self) -> torch.device:
         """The device to train on. Raises: ParameterError: unknown, or CUDA where there is none."""
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise ParameterError(f"device: {self.device!r} is not known to torch") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ParameterError("device: 'cuda' was asked for, but torch sees no CUDA device")
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        else:
+            try:
+                device = torch.device(self.device)
+            except RuntimeError as error:
+                raise ParameterError(f"device: {self.device!r} is not known to torch") from error
+        if device.type == "cuda":
+            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if not found:
+                raise ParameterError("device: 'cuda' was asked for, but torch sees no CUDA device")
+            if device.index is None and self.ranks.size > 1:
+                return torch.device("cuda", self.ranks.rank % found)
+            if (device.index or 0) >= found:
+                raise ParameterError(
+                    f"device: {self.device!r}, but torch sees {found} CUDA devices"
+                )
         return device
 
     def autocast_dtype(self, device: torch.device) -> torch.dtype | None:

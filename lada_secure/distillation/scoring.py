@@ -152,6 +152,8 @@ class PathScorer:
         self._head: Any = self._causal.get_output_embeddings()
         self._prefix: FrozenPrefix | None = None
         self._split = False
+        # Whether made-up tokens got a finite probability; if not, the weights are broken.
+        self.finite_at_first = True
         with torch.no_grad():
             self._probe(model, cache_bytes)
 
@@ -165,6 +167,7 @@ class PathScorer:
         tokens = [(5 + 11 * at) % vocabulary for at in range(max(_PROBE_LENGTHS))]
         rows = [TokenRow(tokens=tuple(tokens[:n]), target_start=2) for n in _PROBE_LENGTHS]
         plain = self(rows)
+        self.finite_at_first = bool(torch.isfinite(plain).all())
         if self._body is not self._causal and self._head is not None:
             self._split = True
             self._split = self._agrees(plain, rows)

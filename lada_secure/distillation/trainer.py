@@ -18,11 +18,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from lada_secure.distillation.batching import PoissonSampler, PublicOrder, check_unit_sizes
+from lada_secure.distillation.batching import (
+    PoissonSampler,
+    PublicOrder,
+    check_unit_sizes,
+    share_of,
+)
 from lada_secure.distillation.clipping import ClippedSum
 from lada_secure.distillation.engine_choice import open_engine
 from lada_secure.distillation.examples import (
@@ -33,13 +39,13 @@ from lada_secure.distillation.examples import (
     encode_example,
     encode_units,
 )
-from lada_secure.distillation.gradient import GradientSource
+from lada_secure.distillation.gradient import GradientSource, PublicGradient
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.noise import DiscreteGaussian, float_gaussian
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer
 from lada_secure.distillation.state import TrainingState, gather_state, restore_state
-from lada_secure.errors import ParameterError
+from lada_secure.errors import ParameterError, TrainingFailed
 
 
 def noised_gradient(total: ClippedSum, privacy: DpSgdParameters) -> Tensor:
@@ -68,6 +74,8 @@ class Trainer:
 
     Steps are not paid for here: `distil` reserves before it calls `step`.
     """
+
+    source_class: ClassVar[type[GradientSource]] = GradientSource
 
     def __init__(
         self,
@@ -111,14 +119,20 @@ class Trainer:
         self.non_finite_units = 0
         self.non_finite_public_steps = 0
         try:
-            self.source = GradientSource(
+            scorer = PathScorer(
+                lm.model,
+                device=self.device,
+                cache_bytes=settings.frozen_cache_bytes,
+                autocast_dtype=settings.autocast_dtype(self.device),
+            )
+            if not scorer.finite_at_first:
+                raise ParameterError(
+                    "the model's loss on made-up tokens is NaN or infinite before training; "
+                    "nothing was spent. Check the model's weights and the precision setting"
+                )
+            self.source = self.source_class(
                 engine=self.engine,
-                scorer=PathScorer(
-                    lm.model,
-                    device=self.device,
-                    cache_bytes=settings.frozen_cache_bytes,
-                    autocast_dtype=settings.autocast_dtype(self.device),
-                ),
+                scorer=scorer,
                 loss=settings.loss,
                 physical_batch_size=settings.physical_batch_size,
             )
@@ -141,6 +155,26 @@ class Trainer:
                 "model's weights and the precision setting"
             )
 
+    def check_going_well(self, first_step: int) -> None:
+        """Stop before more is paid for a run that is lost; looks at released and public values.
+
+        Args: first_step: of the steps to judge, from 0; they are committed.
+        Raises: TrainingFailed: weights are not finite, or no public loss since then was.
+        """
+        since = self.public_losses[first_step:]
+        told = (
+            "the weights hold NaN or infinity"
+            if not all(bool(torch.isfinite(one).all()) for one in self.parameters)
+            else "every public loss was NaN or infinity"
+            if self._public and self._settings.pool_batch_size and set(since) == {None}
+            else ""
+        )
+        if told:
+            raise TrainingFailed(
+                f"training steps {first_step + 1} to {self.steps_done}: {told}; stopped before "
+                "more privacy is spent. Lower learning_rate, or precision = 'float32'"
+            )
+
     @property
     def steps_done(self) -> int:
         """Steps taken so far, those of a restored state included."""
@@ -148,13 +182,24 @@ class Trainer:
 
     def step(self) -> float | None:
         """Sample, clip, sum, noise, add the public gradient, update. Returns: public loss."""
-        joined = [self._units[at] for at in self._sampler.draw()]
+        ranks = self._settings.ranks
+        mine = share_of(self._draw(), rank=ranks.rank, ranks=ranks.size)
         total = self.source.clipped_sum(
-            joined, l2_clip_norm=self._privacy.l2_clip_norm, grid=self._privacy.grid()
+            mine, l2_clip_norm=self._privacy.l2_clip_norm, grid=self._privacy.grid()
         )
+        total.gather(ranks)
         self.non_finite_units += total.non_finite
-        gradient = noised_gradient(total, self._privacy) * self._settings.private_weight
-        return self.update(gradient)
+        # Noise is added once, to the sum over all ranks, by the rank that holds it.
+        gradient = total.values() if ranks.rank else noised_gradient(total, self._privacy)
+        return self.update(gradient * self._settings.private_weight)
+
+    def _draw(self) -> list[EncodedUnit]:
+        """The units that join, by rank 0's randomness."""
+        ranks = self._settings.ranks
+        joins = torch.zeros(len(self._units), dtype=torch.uint8)
+        if ranks.rank == 0:
+            joins[list(self._sampler.draw())] = 1
+        return [self._units[int(at)] for at in ranks.from_first(joins).nonzero()]
 
     def update(self, private_gradient: Tensor) -> float | None:
         """The rest of a step, after noise: public stream and AdamW."""
@@ -162,7 +207,7 @@ class Trainer:
         parts = torch.split_with_sizes(private_gradient, sizes)
         for one, part in zip(self.parameters, parts, strict=True):
             one.grad = part.view_as(one).to(one.dtype, copy=True)
-        loss = self._add_public_gradient()
+        loss = self._as_at_first(self._add_public_gradient())
         if self._settings.schedule == "linear":
             left = 1.0 - self.steps_done / self._privacy.steps
             for group in self.optimizer.param_groups:
@@ -178,7 +223,7 @@ class Trainer:
             return None
         # The engine's own use of .grad (opacus) must not meet the private gradient.
         private = [one.grad for one in self.parameters]
-        public = self.source.public_gradient(batch, count=self._settings.pool_batch_size)
+        public = self._public_gradient(batch)
         finite = all(bool(torch.isfinite(one).all()) for one in public.gradients)
         self.non_finite_public_steps += not finite
         for one, own, added in zip(self.parameters, private, public.gradients, strict=True):
@@ -186,6 +231,40 @@ class Trainer:
             if finite and one.grad is not None:
                 one.grad += added.to(one.dtype)
         return public.loss if math.isfinite(public.loss) else None
+
+    def _public_gradient(self, batch: Sequence[EncodedExample]) -> PublicGradient:
+        """The batch's gradient; with several ranks each takes a share, and rank 0 gets the sum."""
+        ranks = self._settings.ranks
+        mine = batch[ranks.rank :: ranks.size]
+        public = self.source.public_gradient(mine, count=self._settings.pool_batch_size)
+        if ranks.size == 1:
+            return public
+        loss = torch.tensor([public.loss * len(mine)], dtype=torch.float64)
+        flat = [one.flatten().double().cpu() for one in public.gradients]
+        *parts, total = torch.split_with_sizes(
+            ranks.sum_to_first(torch.cat([*flat, loss])), [*(one.numel() for one in flat), 1]
+        )
+        return PublicGradient(
+            gradients=tuple(
+                part.view_as(one).to(one.device)
+                for one, part in zip(public.gradients, parts, strict=True)
+            ),
+            loss=float(total) / len(batch),
+        )
+
+    def _as_at_first(self, loss: float | None) -> float | None:
+        """Give every rank the gradient and loss of rank 0: all take the very same step."""
+        if self._settings.ranks.size == 1:
+            return loss
+        grads = [one.grad for one in self.parameters if one.grad is not None]
+        told = torch.tensor([math.nan if loss is None else loss], dtype=torch.float64)
+        flat = torch.cat([*(one.flatten().double().cpu() for one in grads), told])
+        *parts, first = torch.split_with_sizes(
+            self._settings.ranks.from_first(flat), [*(one.numel() for one in grads), 1]
+        )
+        for one, part in zip(grads, parts, strict=True):
+            one.copy_(part.view_as(one))
+        return None if bool(torch.isnan(first)) else float(first)
 
     def state(self, binding: str) -> TrainingState:
         """A copy of everything that the next step depends on, but for randomness."""
@@ -201,3 +280,17 @@ class Trainer:
     def close(self) -> None:
         """Detach the engine from the model."""
         self.engine.close()
+
+
+class TrainerFactory(Protocol):
+    """Opens the trainer of a run: `Trainer` itself, or one under audit."""
+
+    def __call__(
+        self,
+        lm: LanguageModel,
+        *,
+        units: Sequence[PrivateUnit],
+        pool: Sequence[PathExample],
+        privacy: DpSgdParameters,
+        settings: TrainerSettings,
+    ) -> Trainer: ...

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,20 @@ from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.outlook import TimeLeft, TrainingOutlook, training_outlook
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.distillation.rank_processes import BeginRun, GoOnFrom, TakeStep
+from lada_secure.distillation.ranks import ONE_RANK
 from lada_secure.distillation.state import TrainingState, decode_state, encode_state
-from lada_secure.distillation.trainer import Trainer
-from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger import DP_SGD, LedgerBook, ReleaseSpec, ReserveEntry
+from lada_secure.distillation.trainer import Trainer, TrainerFactory
+from lada_secure.errors import ParameterError
+from lada_secure.privacy.ledger import (
+    DP_SGD,
+    LedgerBook,
+    MechanismParameters,
+    ReleaseSpec,
+    ReserveEntry,
+)
 from lada_secure.privacy.released import Released, post_process
 
 logger = logging.getLogger(__name__)
@@ -31,13 +41,16 @@ class StepReport:
     """Progress after a step; holds nothing that depends on private records beyond what is paid.
 
     step: from 1. public_loss: mean over the step's pool samples, None without public samples.
-    epsilon: of everything in the ledger so far, this chunk of steps included.
+    epsilon, study_epsilon: what the reservation of this chunk of steps says is spent after it, over
+    all studies and in this one. seconds_left: of this run, at the pace of the latest steps.
     """
 
     step: int
     steps: int
     public_loss: float | None
     epsilon: float
+    study_epsilon: float
+    seconds_left: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +59,7 @@ class TrainingLog:
 
     `non_finite_units` counts unit gradients that were zeroed since the last resume. It depends on
     private records without noise: show it at the site, never send it.
+    `physical_batch_size` is smaller than the setting where a batch did not fit into memory.
     """
 
     engine: str
@@ -55,6 +69,7 @@ class TrainingLog:
     resumed_at_step: int
     non_finite_units: int
     non_finite_public_steps: int
+    physical_batch_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +90,8 @@ def distil(
     book: LedgerBook,
     spec: ReleaseSpec,
     progress: Callable[[StepReport], None] | None = None,
+    open_trainer: TrainerFactory = Trainer,
+    announce: Callable[[TrainingOutlook], None] | None = None,
 ) -> Distilled:
     """Train the model's adapters in place on private units and pool samples, and release them.
 
@@ -90,21 +107,41 @@ def distil(
         book: the site's ledger. spec: of `training_spec`; its mechanism, event, parameters and
         chunk are set here for every chunk of steps.
         progress: called after every step that is taken.
+        announce: called once with what would be trained, before anything is spent.
+        open_trainer: takes the steps; another one than `Trainer` only to audit it (`canaries`).
     Guarantees: adding or removing one unit changes the released adapters' distribution by at most
     what `privacy.event(privacy.steps)` costs (add/remove adjacency).
     Raises: ParameterError: before anything is spent. PrivacyBudgetExceeded, LedgerError: from the
-    ledger, before the chunk's first step.
+    ledger, before the chunk's first step. TrainingFailed: the last chunk's weights or public
+    losses are not finite, before the next chunk is paid for. TransportError: one of
+    `settings.ranks` died; the chunk's steps are paid for.
     """
     if not units and not pool:
         raise ParameterError("nothing to learn: no private units and no pool samples")
     with _threads(settings.threads):
         first = adapter_weights(lm)
-        trainer = Trainer(lm, units=units, pool=pool, privacy=privacy, settings=settings)
+        trainer = open_trainer(lm, units=units, pool=pool, privacy=privacy, settings=settings)
         try:
             binding = _binding(first, pool, privacy, settings)
+            settings.ranks.tell(
+                BeginRun(
+                    adapters=first,
+                    units=tuple(units),
+                    pool=tuple(pool),
+                    privacy=privacy,
+                    settings=replace(settings, ranks=ONE_RANK),
+                    binding=binding,
+                )
+            )
+            # Nobody takes a step, and nothing is paid, before every rank is able to.
+            settings.ranks.settle()
+            if announce is not None:
+                count = sum(one.numel() for one in trainer.parameters)
+                announce(training_outlook(privacy, parameters=count))
             return _train(trainer, lm, binding, privacy, settings, book, spec, progress)
         finally:
             trainer.close()
+            settings.ranks.end_run()
 
 
 def _train(
@@ -119,21 +156,27 @@ def _train(
 ) -> Distilled:
     released: Released[TrainingState] | None = None
     resumed_at = 0
+    paid: list[ReserveEntry] = []
+    pace = TimeLeft(started_s=time.monotonic())
     starts = range(0, privacy.steps, settings.steps_per_reservation)
     for chunk, start in enumerate(starts):
         steps = min(settings.steps_per_reservation, privacy.steps - start)
 
         def take_steps(steps: int = steps) -> TrainingState:
-            epsilon = _epsilon_now(book)
             for _ in range(steps):
+                settings.ranks.tell(TakeStep())
                 loss = trainer.step()
+                settings.ranks.settle()
+                left = privacy.steps - trainer.steps_done
                 if progress is not None:
                     progress(
                         StepReport(
                             step=trainer.steps_done,
                             steps=privacy.steps,
                             public_loss=loss,
-                            epsilon=epsilon,
+                            epsilon=paid[-1].epsilon_after,
+                            study_epsilon=paid[-1].study_epsilon_after,
+                            seconds_left=pace.after_step(time.monotonic(), steps_left=left),
                         )
                     )
             return trainer.state(binding)
@@ -144,11 +187,14 @@ def _train(
             encode=encode_state,
             decode=lambda raw: decode_state(raw, binding=binding),
             after=() if released is None else (released,),
+            on_reserved=paid.append,
         )
         if released.value.step != trainer.steps_done:
             trainer.restore(released.value)
+            settings.ranks.tell(GoOnFrom(state=encode_state(released.value)))
             resumed_at = trainer.steps_done
             logger.info("training chunk %d was committed before; going on after it", chunk)
+        trainer.check_going_well(start)
     if released is None:
         raise ParameterError(f"steps: expected at least 1, got {privacy.steps}")
     log = TrainingLog(
@@ -159,6 +205,7 @@ def _train(
         resumed_at_step=resumed_at,
         non_finite_units=trainer.non_finite_units,
         non_finite_public_steps=trainer.non_finite_public_steps,
+        physical_batch_size=trainer.source.physical_batch_size,
     )
     # The model holds exactly the released state now, so its adapters are a function of it.
     adapters = post_process(released, lambda _: adapter_weights(lm), label="adapters")
@@ -177,8 +224,9 @@ def _chunk_spec(
     )
 
 
-def _ledger_parameters(privacy: DpSgdParameters) -> dict[str, float]:
+def _ledger_parameters(privacy: DpSgdParameters) -> MechanismParameters:
     return {
+        "noise": privacy.noise,
         "l2_clip_norm": float(privacy.l2_clip_norm),
         "expected_units": float(privacy.expected_units),
     }
@@ -190,9 +238,12 @@ def training_spec(
     study_id: str,
     plan_hash: str,
     round_id: int,
+    unit: str = "unit",
     purpose: str = "training",
 ) -> ReleaseSpec:
     """The release that `distil` makes: all its steps as one event; `distil` cuts it into chunks.
+
+    Args: unit: the records' column that names the privacy unit, as in the plan.
 
     Raises: ParameterError: a name or hash of the wrong form.
     """
@@ -204,15 +255,8 @@ def training_spec(
         mechanism=DP_SGD,
         event=privacy.event(privacy.steps),
         parameters=_ledger_parameters(privacy),
+        unit=unit,
     )
-
-
-def _epsilon_now(book: LedgerBook) -> float:
-    """What the newest reservation says: it was made for the steps about to be taken."""
-    for entry in reversed(book.entries()):
-        if isinstance(entry, ReserveEntry):
-            return entry.epsilon_after
-    raise LocalProtocolError("training steps were started without a reservation in the ledger")
 
 
 def _binding(

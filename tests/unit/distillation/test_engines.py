@@ -18,6 +18,7 @@ from trainer_doubles import (
 )
 
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
+from lada_secure.distillation.clipping import ClippedSum
 from lada_secure.distillation.engine_choice import open_engine
 from lada_secure.distillation.examples import encode_row
 from lada_secure.distillation.loss import LossSettings
@@ -198,6 +199,63 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
     for at, gradient in enumerate(taken):
         for unit in range(len(units)):
             assert_same_vector(gradient[unit], expected[unit][at])
+
+
+def batched_losses(lm, units, passes):
+    """One loss per example: of its path, and with two passes also of the way back."""
+    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    there = [encode_row(lm, one.prompt, one.path) for unit in units for one in unit.examples]
+    back = [encode_row(lm, one.path, one.prompt) for unit in units for one in unit.examples]
+    if passes == 1:
+        return -scorer(there)
+    return functional.softplus(scorer(back) - scorer(there))
+
+
+@functools.cache
+def plainly_trained_in_batches(architecture, passes):
+    """Ten AdamW steps of autograd over whole padded batches, and how far the weights moved."""
+    lm = adapted(architecture)
+    start = [one.detach().clone() for one in trainable(lm)]
+    optimizer = torch.optim.AdamW(trainable(lm), lr=1e-3)
+    for units in EIGHT_BATCHES:
+        optimizer.zero_grad()
+        (batched_losses(lm, units, passes).sum() / EXPECTED_UNITS).backward()
+        optimizer.step()
+    end = [one.detach().clone() for one in trainable(lm)]
+    return end, max(float((a - b).abs().max()) for a, b in zip(start, end, strict=True))
+
+
+# Units of every size from 1 to 8, of which three or so join each step.
+EIGHT = units_of_sizes(*range(1, 9), own=False)
+EIGHT_BATCHES = tuple(
+    tuple(unit for at, unit in enumerate(EIGHT) if (at + step) % 3 == 0) for step in range(10)
+)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("passes", [1, 2], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ten_steps_over_padded_batches_equal_plain_training(architecture, passes, engine):
+    expected, moved = plainly_trained_in_batches(architecture, passes)
+    assert moved > 5e-3
+    lm = adapted(architecture)
+    opened = open_engine(lm.model, engine)
+    optimizer = torch.optim.AdamW(opened.parameters, lr=1e-3)
+    for units in EIGHT_BATCHES:
+        unit_of_row = [at for at, unit in enumerate(units) for _ in unit.examples]
+        opened.begin(len(units))
+        with opened.rows(unit_of_row):
+            batched_losses(lm, units, passes).sum().backward()
+        total = ClippedSum(opened.parameters, l2_clip_norm=1e6, grid=None)
+        total.add(opened.take())
+        assert total.units == len(units)
+        parts = torch.split_with_sizes(total.values(), [one.numel() for one in opened.parameters])
+        for one, part in zip(opened.parameters, parts, strict=True):
+            one.grad = (part / EXPECTED_UNITS).view_as(one).float()
+        optimizer.step()
+    opened.close()
+    for want, got in zip(expected, trainable(lm), strict=True):
+        torch.testing.assert_close(got, want, rtol=0.0, atol=1e-5)
 
 
 def test_fused_forward_passes_may_have_different_rows_in_any_order():

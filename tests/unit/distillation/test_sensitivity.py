@@ -292,9 +292,10 @@ def test_two_steps_over_the_same_sum_never_get_the_same_noise():
     assert float((first == second).double().mean()) < 0.01
 
 
-def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_ones():
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_ones(engine):
     lm = adapted()
-    trainer = open_trainer(lm, units_of_sizes(1, 3, 2))
+    trainer = open_trainer(lm, units_of_sizes(1, 3, 2), engine=engine)
     exact = trainer.source.clipped_sum(trainer._units, l2_clip_norm=1e6, grid=None).values()
     trainer.source._scorer = PathScorer(
         lm.model, device=torch.device("cpu"), autocast_dtype=torch.bfloat16

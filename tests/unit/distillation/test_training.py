@@ -15,10 +15,13 @@ from lada_secure.distillation.adapters import (
     attach_adapters,
     load_adapters,
 )
+from lada_secure.distillation.clipping import ClippedSum
+from lada_secure.distillation.memory_limit import is_out_of_memory
+from lada_secure.distillation.outlook import TimeLeft
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.trainer import Trainer
 from lada_secure.distillation.training import distil, training_spec
-from lada_secure.errors import ParameterError, PrivacyBudgetExceeded
+from lada_secure.errors import ParameterError, PrivacyBudgetExceeded, TrainingFailed
 from lada_secure.privacy.entries import CommitEntry, ReserveEntry
 from lada_secure.privacy.events import DpSgdEvent
 from lada_secure.privacy.released import Released
@@ -262,29 +265,187 @@ def test_noise_alone_has_the_stated_standard_deviation(noise):
     assert std == pytest.approx(2.0 * 0.5 / 2.0, rel=0.1)
 
 
-def test_out_of_memory_halves_the_physical_batch_and_changes_nothing_else(caplog):
-    def total(limit):
-        trainer = Trainer(
-            adapted(), units=UNITS, pool=(), privacy=parameters(), settings=settings()
-        )
-        collect = trainer.source._backward
+def test_the_number_of_parameters_is_told_before_anything_is_spent():
+    book, told = approved_ledger(), []
 
-        def short_of_memory(batch):
-            if len(batch.examples) > limit:
-                raise torch.OutOfMemoryError("no room")
+    def announce(outlook):
+        told.append((outlook.parameters, outlook.hint, len(reserved(book))))
+
+    privacy = parameters(noise_multiplier=500.0)
+    distil(
+        adapted(),
+        units=UNITS,
+        pool=(),
+        privacy=privacy,
+        settings=settings(),
+        book=book,
+        spec=training_spec(privacy, study_id="study", plan_hash=PLAN_HASH, round_id=1),
+        announce=announce,
+    )
+    ((count, hint, before),) = told
+    assert (count, before) == (672, 0)
+    assert "noise would drown" in hint
+
+
+def test_time_left_follows_the_pace_of_the_latest_steps():
+    pace = TimeLeft(started_s=100.0)
+    assert pace.after_step(104.0, steps_left=5) == pytest.approx(20.0)
+    assert pace.after_step(105.0, steps_left=4) == pytest.approx(10.0)
+    for second in range(40):
+        left = pace.after_step(106.0 + second, steps_left=3)
+    assert left == pytest.approx(3.0)
+    assert pace.after_step(146.0, steps_left=0) == 0.0
+
+
+def test_a_run_whose_weights_break_stops_before_the_next_chunk_is_paid_for():
+    lm, book = adapted(), approved_ledger()
+
+    def breaks(report):
+        if report.step == 2:
+            with torch.no_grad():
+                next(one for one in lm.model.parameters() if one.requires_grad).fill_(math.inf)
+
+    with pytest.raises(TrainingFailed, match=r"steps 1 to 3.*before more privacy is spent"):
+        run(lm, book, progress=breaks)
+    assert len(reserved(book)) == 1
+
+
+def test_a_run_whose_public_losses_are_all_broken_stops_as_well():
+    lm, book = adapted(), approved_ledger()
+
+    def breaks(report):
+        if report.step == 3:
+            with torch.no_grad():
+                lm.model.get_input_embeddings().weight.fill_(math.nan)
+
+    with pytest.raises(TrainingFailed, match="steps 4 to 6: every public loss"):
+        run(lm, book, progress=breaks)
+    assert len(reserved(book)) == 2
+
+
+OUT_OF_MEMORY = {
+    "a GPU's": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "a CPU's": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "a CUDA library's": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."),
+    "Python's": MemoryError(),
+}
+
+
+def short_of_memory(trainer, limit, error, *, after_backward=False):
+    """Make every pass over more than `limit` examples end as if memory were full."""
+    collect = trainer.source._backward
+
+    def limited(batch):
+        if len(batch.examples) <= limit:
             return collect(batch)
+        if after_backward:
+            collect(batch)
+        raise error
 
-        trainer.source._backward = short_of_memory
+    trainer.source._backward = limited
+
+
+def open_trainer(pool=()):
+    return Trainer(adapted(), units=UNITS, pool=pool, privacy=parameters(), settings=settings())
+
+
+def test_the_cpu_s_own_error_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("after_backward", [False, True], ids=["before", "after backward"])
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_physical_batch_and_changes_nothing_else(
+    kind, after_backward, caplog
+):
+    def total(limit):
+        trainer = open_trainer()
+        short_of_memory(trainer, limit, OUT_OF_MEMORY[kind], after_backward=after_backward)
         found = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+        # The next step starts with the smaller size, and units larger than it still fit.
+        again = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
         trainer.close()
-        return found
+        torch.testing.assert_close(found.values(), again.values(), rtol=1e-4, atol=1e-6)
+        return found, trainer.source.physical_batch_size
 
-    full, halved = total(99), total(3)
+    (full, size), (halved, smaller) = total(99), total(3)
     assert full.units == halved.units == 4
+    assert (size, smaller) == (6, 2)
     torch.testing.assert_close(full.values(), halved.values(), rtol=1e-4, atol=1e-6)
     assert "going on with" in caplog.text
     with pytest.raises(ParameterError, match="does not fit into memory"):
         total(2)
+
+
+def test_a_batch_counts_once_though_memory_ran_out_while_it_was_clipped(monkeypatch):
+    trainer = open_trainer()
+    expected = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+    cut, calls = ClippedSum._cut_to_grid, []
+
+    def runs_out_once(self, flat, factor, grid):
+        found = cut(self, flat, factor, grid)
+        calls.append(len(factor))
+        if len(calls) == 1:
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(ClippedSum, "_cut_to_grid", runs_out_once)
+    privacy = parameters()
+    total = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=privacy.grid())
+    trainer.close()
+    assert len(calls) > 2
+    assert total.units == 4
+    scaled = total.values() * (0.5 / privacy.grid().clip_steps)
+    torch.testing.assert_close(scaled, expected.values(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_out_of_memory_in_the_pool_s_stream_halves_as_well(kind, caplog):
+    def gradient(limit):
+        trainer = open_trainer(POOL)
+        short_of_memory(trainer, limit, OUT_OF_MEMORY[kind])
+        found = trainer.source.public_gradient(trainer._public, count=7)
+        trainer.close()
+        return found, trainer.source.physical_batch_size
+
+    (full, _), (halved, size) = gradient(99), gradient(2)
+    assert size == 1
+    assert "going on with" in caplog.text
+    assert halved.loss == pytest.approx(full.loss, rel=1e-5)
+    for a, b in zip(full.gradients, halved.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ParameterError, match=r"one example of .* tokens does not fit"):
+        gradient(0)
+
+
+def test_out_of_memory_before_training_halves_as_well():
+    trainer = open_trainer(POOL)
+    expected = trainer.source.losses(trainer._public)
+    score = trainer.source._scores
+
+    def limited(batch):
+        if len(batch.examples) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return score(batch)
+
+    trainer.source._scores = limited
+    found = trainer.source.losses(trainer._public)
+    trainer.close()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory():
+    trainer = open_trainer()
+    short_of_memory(trainer, 0, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+    trainer.close()
 
 
 class TestRefusedBeforeAnythingIsSpent:
@@ -302,9 +463,23 @@ class TestRefusedBeforeAnythingIsSpent:
 
     def test_a_model_whose_public_loss_is_not_a_number(self):
         lm = adapted()
+        letter = lm.encode_prompt(POOL[0].prompt)[0]
+        with torch.no_grad():
+            next(lm.model.parameters())[letter] = float("nan")
+        self.refuse("NaN or infinity before training; nothing was spent", lm=lm)
+
+    def test_a_model_whose_weights_are_not_numbers_without_any_pool(self):
+        lm = adapted()
         with torch.no_grad():
             next(lm.model.parameters()).fill_(float("nan"))
-        self.refuse("NaN or infinity before training; nothing was spent", lm=lm)
+        self.refuse("made-up tokens is NaN", lm=lm, pool=())
+
+    def test_a_module_that_neither_engine_supports(self):
+        lm = adapted()
+        norm = lm.model.base_model.model.model.layers[1].input_layernorm
+        norm.weight.requires_grad_(True)
+        norm.register_parameter("shift", torch.nn.Parameter(torch.zeros(1)))
+        self.refuse(r"layers\.1\.input_layernorm.*no gradient sampler", lm=lm)
 
     def test_a_model_without_adapters(self):
         lm = small_model()
@@ -364,20 +539,3 @@ def test_privacy_parameters_out_of_range_are_refused(field, value):
 def test_trainer_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ParameterError, match=field):
         settings(**{field: value})
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_sums_are_those_of_the_cpu():
-    def total(device):
-        trainer = Trainer(
-            adapted(),
-            units=UNITS,
-            pool=(),
-            privacy=parameters(),
-            settings=settings(device=device, precision="float32"),
-        )
-        found = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
-        trainer.close()
-        return found.values().cpu()
-
-    torch.testing.assert_close(total("cuda"), total("cpu"), rtol=1e-3, atol=1e-4)

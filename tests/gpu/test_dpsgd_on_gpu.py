@@ -1,0 +1,346 @@
+"""DP-SGD on a CUDA device: the CPU's update, exact sums, the operating system's noise, memory.
+
+Needs torch, transformers, peft, opacus, dp-accounting, cryptography and safetensors; nothing of
+the federation around the trainer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from trainer_doubles import (
+    ARCHITECTURES,
+    PLAN_HASH,
+    approved_ledger,
+    example,
+    small_model,
+    stir_adapters,
+    units_of_sizes,
+)
+
+from lada_secure.bench.dpsgd import run_dpsgd
+from lada_secure.bench.dpsgd_variants import (
+    BenchModel,
+    BenchPlace,
+    build_model,
+    make_step,
+    make_tokens,
+)
+from lada_secure.distillation import trainer as trainer_module
+from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
+from lada_secure.distillation.engine_fused import _float_products
+from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.distillation.rank_processes import open_ranks
+from lada_secure.distillation.ranks import ONE_RANK
+from lada_secure.distillation.trainer import Trainer, noised_gradient
+from lada_secure.distillation.training import distil, training_spec
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CLIP = 0.05
+UNITS = units_of_sizes(1, 4, 2, 8, 1, 3)
+POOL = tuple(example(at) for at in range(50, 57))
+
+
+def adapted(architecture="llama", *, rank=2):
+    lm = attach_adapters(small_model(architecture), AdapterSettings(rank=rank))
+    stir_adapters(lm)
+    return lm
+
+
+def build():
+    return adapted()
+
+
+def parameters(**changes):
+    values = {
+        "noise_multiplier": 1.0,
+        "l2_clip_norm": CLIP,
+        "sampling_probability": 1.0,
+        "expected_units": 4.0,
+        "steps": 6,
+        "pool_gradients": "public",
+    }
+    return DpSgdParameters(**{**values, **changes})
+
+
+def open_trainer(device, lm=None, *, units=UNITS, privacy=None, **changes):
+    values = {
+        "precision": "float32",
+        "physical_batch_size": 8,
+        "loss": LossSettings(contrastive_form="dpo", contrastive_weight=1.0),
+    }
+    return Trainer(
+        lm or adapted(),
+        units=units,
+        pool=(),
+        privacy=privacy or parameters(),
+        settings=TrainerSettings(**{**values, **changes}, device=device),
+    )
+
+
+def clipped(trainer, units=None, *, clip=CLIP, grid=None):
+    return trainer.source.clipped_sum(
+        trainer._units if units is None else units, l2_clip_norm=clip, grid=grid
+    )
+
+
+def without_noise(total, privacy):
+    return total.integers().double() * (CLIP / privacy.grid().clip_steps / privacy.expected_units)
+
+
+def run(device, *, lm=None, book=None, privacy=None, progress=None, **changes):
+    privacy = privacy or parameters()
+    lm = lm or adapted()
+    values = {
+        "precision": "float32",
+        "physical_batch_size": 8,
+        "pool_batch_size": 3,
+        "steps_per_reservation": 3,
+    }
+    result = distil(
+        lm,
+        units=UNITS,
+        pool=POOL,
+        privacy=privacy,
+        settings=TrainerSettings(**{**values, **changes}, device=device),
+        book=book or approved_ledger(),
+        spec=training_spec(privacy, study_id="study", plan_hash=PLAN_HASH, round_id=1),
+        progress=progress,
+    )
+    return result, [one.detach().cpu() for one in lm.model.parameters() if one.requires_grad]
+
+
+def test_auto_takes_the_gpu_and_bfloat16_where_it_is_good_at_it():
+    settings = TrainerSettings()
+    device = settings.torch_device()
+    assert device.type == "cuda"
+    good = torch.cuda.get_device_capability(device)[0] >= 8
+    assert settings.autocast_dtype(device) == (torch.bfloat16 if good else None)
+    assert TrainerSettings(precision="float32").autocast_dtype(device) is None
+
+
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_clipped_sums_are_those_of_the_cpu(architecture, engine):
+    sums = []
+    for device in ("cuda", "cpu"):
+        trainer = open_trainer(device, adapted(architecture), engine=engine)
+        sums.append(clipped(trainer).values().cpu())
+        trainer.close()
+    gpu, cpu = sums
+    assert float((gpu - cpu).norm()) <= 1e-4 * float(cpu.norm())
+
+
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+def test_without_noise_six_steps_end_with_the_weights_of_the_cpu(monkeypatch, engine):
+    monkeypatch.setattr(trainer_module, "noised_gradient", without_noise)
+    (gpu, on_gpu), (cpu, on_cpu) = (run(device, engine=engine) for device in ("cuda", "cpu"))
+    assert (gpu.log.device, cpu.log.device) == ("cuda", "cpu")
+    for a, b in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-4)
+    assert gpu.log.public_losses == pytest.approx(cpu.log.public_losses, rel=1e-3)
+
+
+def test_integers_are_summed_exactly_on_the_device():
+    trainer = open_trainer("cuda", physical_batch_size=8)
+    grid = parameters().grid()
+    # Each unit in a forward pass of its own, so that its gradient has the same bits both times.
+    trainer.source.physical_batch_size = 1
+    together = clipped(trainer, grid=grid)
+    alone = [clipped(trainer, [one], grid=grid).integers() for one in trainer._units]
+    trainer.close()
+    assert together.values().is_cuda
+    assert together.integers().dtype == torch.int64
+    assert torch.equal(together.integers(), torch.stack(alone).sum(0))
+    for one in alone:
+        assert sum(int(value) ** 2 for value in one.tolist()) <= grid.clip_steps**2
+
+
+def test_removing_any_unit_moves_the_sum_by_at_most_one_clip_norm():
+    trainer = open_trainer("cuda")
+    grid = parameters().grid()
+    units = list(trainer._units)
+    whole = clipped(trainer, units, grid=grid).integers()
+    for left in units:
+        rest = clipped(trainer, [one for one in units if one is not left], grid=grid).integers()
+        assert float((whole - rest).double().norm()) / grid.clip_steps <= 1.0 + 1e-6
+    trainer.close()
+
+
+def test_noise_is_whole_grid_steps_from_the_operating_system():
+    trainer = open_trainer("cuda")
+    privacy = parameters()
+    total = clipped(trainer, [], grid=privacy.grid())
+    drawn = []
+    for _ in range(20):
+        torch.cuda.manual_seed_all(1)
+        torch.manual_seed(1)
+        drawn.append(noised_gradient(total, privacy))
+    trainer.close()
+    step = CLIP / privacy.grid().clip_steps / privacy.expected_units
+    whole = torch.stack(drawn) / step
+    assert whole.is_cuda
+    assert float((whole - whole.round()).abs().max()) < 1e-3
+    assert len({tuple(one[:8].tolist()) for one in drawn}) == 20
+    # n = 20 x 672 catches a 6% error at ALPHA = 1e-6; the sampler itself is tested elsewhere.
+    std = privacy.noise_multiplier * CLIP / privacy.expected_units
+    assert float(torch.stack(drawn).std()) == pytest.approx(std, rel=0.06)
+
+
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+def test_a_forward_pass_in_bfloat16_gives_float_gradients_near_the_exact_ones(engine):
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("this device is not good at bfloat16")
+    exact = open_trainer("cuda", engine=engine)
+    wanted = clipped(exact, clip=1e6).values()
+    exact.close()
+    short = open_trainer("cuda", engine=engine, precision="auto")
+    found = clipped(short, clip=1e6).values()
+    short.source.engine.begin(1)
+    assert all(one.dtype == torch.float32 for one in short.source.engine.take())
+    grid = parameters().grid()
+    for unit in short._units:
+        length = clipped(short, [unit], grid=grid).integers().double().norm()
+        assert float(length) <= grid.clip_steps
+    short.close()
+    assert not torch.equal(found, wanted)
+    assert float((found - wanted).norm()) < 0.05 * float(wanted.norm())
+
+
+def test_products_of_bfloat16_factors_are_not_rounded_to_bfloat16():
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    left, right = (
+        torch.randn((6, 50, width), generator=generator, device="cuda").bfloat16()
+        for width in (8, 64)
+    )
+    wanted = torch.bmm(left.double().transpose(1, 2), right.double())
+    found = _float_products(left, right)
+    assert found.dtype == torch.float32
+    # Rounding to bfloat16 would be off by about 1e-3.
+    assert float((found - wanted).norm()) < 1e-5 * float(wanted.norm())
+
+
+def test_a_run_on_the_gpu_is_paid_for_and_learns_the_pool():
+    book, reports = approved_ledger(), []
+    privacy = parameters(noise_multiplier=4.0, sampling_probability=0.25, steps=25)
+    result, _ = run(
+        "auto",
+        book=book,
+        privacy=privacy,
+        precision="auto",
+        pool_batch_size=len(POOL),
+        private_weight=0.0,
+        learning_rate=0.02,
+        progress=reports.append,
+    )
+    losses = result.log.public_losses
+    assert losses[-1] < 0.8 * losses[0]
+    assert [one.step for one in reports] == list(range(1, 26))
+    assert reports[-1].epsilon == pytest.approx(book.epsilon_spent(1e-5))
+
+
+def test_a_run_that_began_on_the_cpu_goes_on_on_the_gpu():
+    class Interrupted(Exception):
+        pass
+
+    def crash(report):
+        if report.step == 4:
+            raise Interrupted
+
+    book = approved_ledger()
+    with pytest.raises(Interrupted):
+        run("cpu", book=book, progress=crash)
+    result, _ = run("cuda", book=book)
+    assert result.log.resumed_at_step == 3
+    assert len(result.log.public_losses) == 6
+
+
+def test_two_processes_on_one_gpu_end_with_the_very_weights_of_one(monkeypatch):
+    monkeypatch.setattr(trainer_module, "noised_gradient", without_noise)
+    units = units_of_sizes(3, 3, 3, 3)
+    ends = []
+    with open_ranks(2, build=build) as two:
+        for ranks in (ONE_RANK, two):
+            lm, privacy = adapted(), parameters()
+            distil(
+                lm,
+                units=units,
+                pool=(),
+                privacy=privacy,
+                settings=TrainerSettings(
+                    device="cuda", precision="float32", physical_batch_size=3, ranks=ranks
+                ),
+                book=approved_ledger(),
+                spec=training_spec(privacy, study_id="study", plan_hash=PLAN_HASH, round_id=1),
+            )
+            ends.append([one.detach().cpu() for one in lm.model.parameters() if one.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_batch_that_does_not_fit_into_the_gpu_s_memory_goes_in_halves(caplog):
+    """Real exhaustion: the process may use less than what the whole batch needs."""
+    lm = attach_adapters(
+        small_model(layers=2), AdapterSettings(rank=2, target_modules=("q_proj", "v_proj"))
+    )
+    trainer = open_trainer("cuda", lm, units=units_of_sizes(*(1,) * 4096), physical_batch_size=4096)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    idle = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    whole = clipped(trainer)
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((idle + 0.7 * (peak - idle)) / total)
+    try:
+        halved = clipped(trainer)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        trainer.close()
+    assert trainer.source.physical_batch_size < 4096
+    assert "out of memory" in caplog.text
+    assert whole.units == halved.units == 4096
+    difference = float((whole.values() - halved.values()).norm())
+    assert difference <= 1e-4 * float(whole.values().norm())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_private_step_needs_no_more_memory_than_a_plain_one(precision):
+    shape, place = BenchModel(), BenchPlace(device="cuda", precision=precision)
+    peaks = {}
+    for variant in ("plain", "fused"):
+        model = build_model(shape)
+        step = make_step(variant, model, place)
+        tokens = make_tokens(shape.vocabulary, sequence_length=128, batch_size=32)
+        step(tokens)
+        idle = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(tokens)
+        peaks[variant] = torch.cuda.max_memory_allocated() - idle
+        del model, step
+        torch.cuda.empty_cache()
+    print(f"{precision}: {peaks}")
+    assert peaks["fused"] <= peaks["plain"]
+
+
+def test_the_benchmark_runs_on_the_gpu_and_says_what_it_measured():
+    report = run_dpsgd(
+        sequence_lengths=(128,),
+        batch_sizes=(16,),
+        repetitions=3,
+        variants=("fused", "fused_nonprivate"),
+        place=BenchPlace(device="cuda"),
+    )
+    print(report)
+    assert report["clock"] == "wall"
+    assert report["device"] == torch.cuda.get_device_name(0)
+    for name in ("ratio", "ratio_to_fused_nonprivate", "memory_ratio"):
+        assert math.isfinite(report[name]["fused"])
+        assert report[name]["fused"] > 0.0
