@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lada_clients.credentials import load_credentials
 from lada_clients.outbox import Outbox
 from lada_clients.transport import BoardClient
+from lada_protocol.credentials import Passphrase
 from lada_protocol.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
 from lada_protocol.events import EventLog, Patience
 from lada_protocol.identity import certificate_pem
@@ -23,6 +24,8 @@ from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.roster import Roster, parse_roster
 from lada_protocol.tasks import Wait
 from lada_protocol.transcript import FIRST, check_transcript, parse_transcript
+from lada_protocol.transport import TransportSettings
+from lada_protocol.uplink import check_uplink
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import (
     LadaError,
@@ -78,11 +81,19 @@ def open_participant(
     state_dir: Path,
     events: EventLog,
     wait_s: float,
+    transport: TransportSettings,
+    passphrase: Passphrase | None,
 ) -> Iterator[Participant]:
     """Connect one party to the board; `join` comes next."""
-    credentials = load_credentials(identity, expected_id=party)
+    credentials = load_credentials(identity, expected_id=party, passphrase=passphrase)
     with BoardClient(
-        address, identity=identity, roster=roster, party_id=party, patience_s=wait_s
+        address,
+        identity=identity,
+        roster=roster,
+        party_id=party,
+        patience_s=wait_s,
+        passphrase=passphrase,
+        settings=transport,
     ) as client:
         yield Participant(
             party=party,
@@ -227,9 +238,9 @@ class Participant:
 
 
 def checked_transcript(me: Participant, round_id: int) -> str:
-    """Check the transcript of a round against what `me` has seen; its hash.
+    """Check the transcript and the uplink of a round against what `me` has seen; its hash.
 
-    Raises: PeerError(reason="bad_transcript").
+    Raises: PeerError: bad_transcript, bad_inquiry, wrong_update.
     """
     coordinator = me.roster.coordinator.id
     message = me.index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
@@ -239,4 +250,5 @@ def checked_transcript(me: Participant, round_id: int) -> str:
     previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
     transcript = parse_transcript(me.payload(message))
     check_transcript(transcript, me.index, round_id=round_id, previous=previous, reader=me.party)
+    check_uplink(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
     return message.header.payload_sha256

@@ -57,7 +57,7 @@ def _parse_lines(
             raise ParameterError(f"{where}: line of {len(line)} bytes, at most {MAX_LINE_BYTES}")
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ParameterError(f"{where}: not JSON: {error}") from error
         if not isinstance(row, dict) or set(row) != set(wanted):
             got = sorted(row) if isinstance(row, dict) else type(row).__name__

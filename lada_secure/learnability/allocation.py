@@ -28,10 +28,15 @@ SMALLEST_SCORE = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CellView:
-    """All that a strategy may look at: the site's beliefs and its filter's forecast."""
+    """All that a strategy may look at: the site's beliefs and its filter's forecast.
+
+    agreement: (d,) in [0, 1], how sure it is that a cell's paths agree with the private records
+    (`lada_secure.learnability.agreement`); None where nothing was measured.
+    """
 
     beliefs: CellBeliefs
     forecast: Forecast
+    agreement: FloatArray | None = None
 
     def __post_init__(self) -> None:
         """Check that both speak of the same cells.
@@ -41,6 +46,10 @@ class CellView:
         cells = self.beliefs.grid.cells
         float_vector("exploitation", self.forecast.exploitation, length=cells)
         float_vector("exploration", self.forecast.exploration, length=cells)
+        if self.agreement is not None:
+            shares = float_vector("agreement", self.agreement, length=cells)
+            if (shares < 0.0).any() or (shares > 1.0).any():
+                raise ParameterError("agreement: expected entries in [0, 1]")
 
     def promise(self, alpha: float) -> FloatArray:
         """Exploitation + alpha x exploration, (d,), in units of reward."""
@@ -70,6 +79,11 @@ def _worth_lada(view: CellView, alpha: float) -> FloatArray:
         # mass still do.
         promise = np.ones_like(promise)
     return view.beliefs.band * view.beliefs.mass_share * promise
+
+
+def _worth_guided(view: CellView, alpha: float) -> FloatArray:
+    worth = _worth_lada(view, alpha)
+    return worth if view.agreement is None else worth * view.agreement
 
 
 def _worth_band(view: CellView, _alpha: float) -> FloatArray:
@@ -105,6 +119,11 @@ STRATEGIES: dict[str, Strategy] = {
             name="band",
             summary="learnability band x noised mass, without the data filter",
             worth=_worth_band,
+        ),
+        Strategy(
+            name="guided",
+            summary="lada x how surely the cell's paths agree with the private records",
+            worth=_worth_guided,
         ),
         Strategy(name="domain", summary="noised mass alone", worth=_worth_domain),
         Strategy(

@@ -6,7 +6,7 @@ from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import LedgerBody, parse_body
-from lada_protocol.opening import PURPOSES
+from lada_protocol.opening import purposes_of
 from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.site_round import study_over
@@ -27,7 +27,7 @@ def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -
     Ledgers come before sums, so that a contribution's payment is known when its sum arrives.
     """
     auditor, coordinator = roster.auditor.id, roster.coordinator.id
-    for purpose in PURPOSES:
+    for purpose in purposes_of(plan):
         if index.find(Kind.OPENING_KEY, sender=auditor, purpose=purpose) is None:
             return PostOpeningKey(purpose=purpose)
     ledger = _unchecked_ledger(index, auditor)
@@ -35,7 +35,7 @@ def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -
         return ledger
     current = 0
     for round_id in range(plan.rounds):
-        for purpose in PURPOSES:
+        for purpose in purposes_of(plan):
             attempt = _unopened(index, auditor, round_id, purpose)
             if attempt is not None:
                 return OpenSum(attempt=attempt)

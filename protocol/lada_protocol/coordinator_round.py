@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import CohortBody, fault_of, parse_body
-from lada_protocol.opening import PURPOSES
-from lada_protocol.plan import DEMAND, STATISTICS, StudyPlan
+from lada_protocol.messages import CohortBody, InquiryBody, fault_of, parse_body
+from lada_protocol.opening import purposes_of
+from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.site_round import study_over
 from lada_protocol.tasks import (
@@ -16,6 +16,8 @@ from lada_protocol.tasks import (
     CoordinatorTask,
     Finish,
     GiveUp,
+    ImproveModel,
+    Inquire,
     PostTranscript,
     ProposePlan,
     Score,
@@ -47,7 +49,8 @@ def next_coordinator_task(
     refused = index.find(Kind.REFUSAL, sender=auditor)
     if refused is not None:
         return GiveUp(code="refused", message=fault_of(refused))
-    if any(index.find(Kind.OPENING_KEY, sender=auditor, purpose=one) is None for one in PURPOSES):
+    keys = [index.find(Kind.OPENING_KEY, sender=auditor, purpose=one) for one in purposes_of(plan)]
+    if None in keys:
         if (-1, auditor) in given_up:
             return GiveUp(code="timeout", message="the auditor never posted its opening keys")
         return Wait(step="plan", round_id=0, awaited="opening keys", parties=(auditor,))
@@ -114,11 +117,15 @@ def _round_task(
         return task
     if index.find(Kind.PATHS, sender=coordinator, round_id=round_id) is None:
         return WritePaths(round_id=round_id)
-    return _closing_task(index, roster, round_id, given_up)
+    return _closing_task(index, plan, roster, round_id, given_up)
 
 
 def _closing_task(
-    index: MessageIndex, roster: Roster, round_id: int, given_up: frozenset[tuple[int, str]]
+    index: MessageIndex,
+    plan: StudyPlan,
+    roster: Roster,
+    round_id: int,
+    given_up: frozenset[tuple[int, str]],
 ) -> CoordinatorTask | None:
     coordinator = roster.coordinator.id
     cohort = _opened_cohort(index, roster, round_id, DEMAND)
@@ -127,6 +134,10 @@ def _closing_task(
         late = _without(index, Kind.TRAINED, present, round_id)
         if late:
             return Wait(step="distillation", round_id=round_id, awaited="training", parties=late)
+        if plan.uplink_in(round_id) is not None:
+            task = _uplink_task(index, plan, roster, round_id, tuple(present), given_up)
+            if task is not None:
+                return task
         return PostTranscript(round_id=round_id)
     if index.find(Kind.CLOSE, sender=coordinator, round_id=round_id) is None:
         return CloseRound(round_id=round_id)
@@ -137,6 +148,37 @@ def _closing_task(
     if late:
         return Wait(step="close", round_id=round_id, awaited="signatures", parties=late)
     return None
+
+
+def _uplink_task(
+    index: MessageIndex,
+    plan: StudyPlan,
+    roster: Roster,
+    round_id: int,
+    trained: tuple[str, ...],
+    given_up: frozenset[tuple[int, str]],
+) -> CoordinatorTask | None:
+    """The coordinator's task in the uplink; None once it is over, or where it cannot be.
+
+    The round is complete without it, so too few sites for a sum end the uplink and not the study.
+    """
+    coordinator = roster.coordinator.id
+    task = _opening_task(index, plan, roster, round_id, ADVANTAGE, trained, given_up)
+    if task is not None:
+        too_few = isinstance(task, GiveUp) and task.code == "cohort_too_small"
+        return None if too_few else task
+    if index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id) is not None:
+        return None
+    inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
+    if inquiry is None:
+        return Inquire(round_id=round_id)
+    if parse_body(inquiry, InquiryBody).samples:
+        cohort = _opened_cohort(index, roster, round_id, ADVANTAGE)
+        asked = [site for site in cohort if (round_id, site) not in given_up]
+        late = _without(index, Kind.SITE_PATHS, asked, round_id, to=coordinator)
+        if late:
+            return Wait(step="uplink", round_id=round_id, awaited="site paths", parties=late)
+    return ImproveModel(round_id=round_id)
 
 
 def _without(

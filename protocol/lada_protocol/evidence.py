@@ -17,66 +17,53 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lada_protocol.envelope import Envelope, envelope_from_line
+from lada_protocol.envelope import envelope_from_line
+from lada_protocol.exported_study import (
+    CA_FILE,
+    MESSAGES_FILE,
+    PLAN_FILE,
+    ROSTER_FILE,
+    ExportedStudy,
+    Faults,
+    ledger_file,
+    opening_file,
+    transcript_file,
+)
 from lada_protocol.identity import (
     certificate_fingerprint,
+    key_fingerprint,
     parse_certificate,
     verify_party,
 )
-from lada_protocol.index import Attempt, MessageIndex
-from lada_protocol.kinds import Kind, Role, may_read
+from lada_protocol.index import MessageIndex
+from lada_protocol.kinds import Kind, Role
 from lada_protocol.messages import (
     AcceptanceBody,
     CertifiedBody,
-    CloseBody,
     LedgerBody,
-    OpenedBody,
     OpeningKeyBody,
     ReceiptBody,
     parse_body,
 )
-from lada_protocol.opening import (
-    PURPOSES,
-    check_opened_range,
-    check_opening_request,
-    opened_values,
-    purpose_parameters,
-)
-from lada_protocol.payments import check_payment
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.roster import Party, Roster, parse_roster
-from lada_protocol.transcript import FIRST, Transcript, check_transcript, parse_transcript
+from lada_protocol.round_evidence import check_openings, check_transcripts, check_uplinks
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, PeerError
 from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
 
-CA_FILE = "ca.crt"
-ROSTER_FILE = "roster.json"
-PLAN_FILE = "plan.json"
-MESSAGES_FILE = "messages.jsonl"
 MAX_MESSAGES_BYTES = 1 << 30
-
-
-def ledger_file(site: str) -> str:
-    """Where a site's ledger stands."""
-    return f"ledgers/{site}.jsonl"
-
-
-def opening_file(round_id: int, purpose: str) -> str:
-    """Where an opened sum stands."""
-    return f"openings/{round_id}-{purpose}.json"
-
-
-def transcript_file(round_id: int) -> str:
-    """Where a round's transcript stands."""
-    return f"transcripts/{round_id}.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What was checked, and everything that was wrong, each with the file and entry named."""
+    """What was checked, and everything that was wrong, each with the file and entry named.
 
+    `study` is None where roster, plan or messages could not be read.
+    """
+
+    study: ExportedStudy | None
     study_id: str
     rounds: int
     openings: int
@@ -90,34 +77,13 @@ class Verdict:
         return not self.faults
 
 
-class _Faults:
-    """Collects what is wrong; one bad file does not hide another."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def check(self, where: str, error: LadaError) -> None:
-        self.found.append(f"{where}: {error}")
-
-    def add(self, where: str, sentence: str) -> None:
-        self.found.append(f"{where}: {sentence}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Study:
-    files: Mapping[str, bytes]
-    roster: Roster
-    plan: StudyPlan
-    index: MessageIndex
-
-
 def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     """Verify an exported study.
 
     Args: files: path relative to the export folder -> content; every file of the folder.
     Returns: a verdict; it never raises for bad content.
     """
-    faults = _Faults()
+    faults = Faults()
     missing = [
         name for name in (CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE) if name not in files
     ]
@@ -131,21 +97,23 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     except LadaError as error:
         faults.check("roster, plan or messages", error)
         return _verdict(None, {}, faults)
-    study = _Study(files=files, roster=roster, plan=plan, index=index)
+    study = ExportedStudy(files=files, roster=roster, plan=plan, index=index)
     _check_file_names(study, faults)
     _check_certificates(study, faults)
     ledgers, summaries = _check_ledgers(study, faults)
-    _check_openings(study, ledgers, faults)
-    _check_transcripts(study, faults)
+    check_openings(study, ledgers, faults)
+    check_uplinks(study, faults)
+    check_transcripts(study, faults)
     return _verdict(study, summaries, faults)
 
 
 def _verdict(
-    study: _Study | None, ledgers: Mapping[str, LedgerSummary], faults: _Faults
+    study: ExportedStudy | None, ledgers: Mapping[str, LedgerSummary], faults: Faults
 ) -> Verdict:
     index = study.index if study else None
     kinds = [one.kind for one in index] if index else []
     return Verdict(
+        study=study,
         study_id=study.plan.study_id if study else "",
         rounds=kinds.count(Kind.TRANSCRIPT),
         openings=kinds.count(Kind.OPENED),
@@ -175,7 +143,7 @@ def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
     return index
 
 
-def _check_file_names(study: _Study, faults: _Faults) -> None:
+def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
     """No file may be missing and none may be there that nothing speaks of."""
     expected = {CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE}
     for one in study.index:
@@ -192,7 +160,7 @@ def _check_file_names(study: _Study, faults: _Faults) -> None:
         faults.add(name, "no signed message speaks of this file")
 
 
-def _check_certificates(study: _Study, faults: _Faults) -> None:
+def _check_certificates(study: ExportedStudy, faults: Faults) -> None:
     """The CA vouches for the signing certificate of everybody who signed something binding."""
     try:
         ca = parse_certificate(study.files[CA_FILE])
@@ -221,14 +189,14 @@ def _check_certificates(study: _Study, faults: _Faults) -> None:
             faults.add(MESSAGES_FILE, f"{party.id} never showed its certificate")
 
 
-def _check_certificate(party: Party, pem: str, study: _Study, faults: _Faults) -> None:
-    """The roster's certificate, issued by the CA. Years later its period has passed; that it was
-    valid at the time is what every TLS connection checked."""
+def _check_certificate(party: Party, pem: str, study: ExportedStudy, faults: Faults) -> None:
+    """A certificate of the roster's key, issued by the CA. Years later its period has passed; that
+    it was valid at the time is what every TLS connection checked."""
     where = f"certificate of {party.id}"
     try:
         certificate = parse_certificate(pem.encode("ascii", "replace"))
-        if certificate_fingerprint(certificate) != party.signing_fingerprint:
-            faults.add(where, "it is not the one in the roster")
+        if key_fingerprint(certificate) != party.signing_fingerprint:
+            faults.add(where, "its key is not the one in the roster")
         verify_party(
             certificate,
             ca=parse_certificate(study.files[CA_FILE]),
@@ -241,7 +209,7 @@ def _check_certificate(party: Party, pem: str, study: _Study, faults: _Faults) -
 
 
 def _check_ledgers(
-    study: _Study, faults: _Faults
+    study: ExportedStudy, faults: Faults
 ) -> tuple[dict[str, tuple[LedgerEntry, ...]], dict[str, LedgerSummary]]:
     entries: dict[str, tuple[LedgerEntry, ...]] = {}
     summaries: dict[str, LedgerSummary] = {}
@@ -262,7 +230,7 @@ def _check_ledgers(
     return entries, summaries
 
 
-def _check_shown(study: _Study, party: Party, raw: bytes) -> None:
+def _check_shown(study: ExportedStudy, party: Party, raw: bytes) -> None:
     """The ledger is exactly what the site signed part by part, and the auditor countersigned.
 
     Raises: PeerError(reason="bad_ledger").
@@ -299,105 +267,3 @@ def _check_shown(study: _Study, party: Party, raw: bytes) -> None:
             f"{len(lines)} entries, the newest countersignature is over entry {newest}",
             reason="bad_ledger",
         )
-
-
-def _check_openings(
-    study: _Study, ledgers: Mapping[str, tuple[LedgerEntry, ...]], faults: _Faults
-) -> None:
-    seen: set[tuple[int, str]] = set()
-    for one in study.index:
-        if one.kind is not Kind.OPENED:
-            continue
-        head = one.header
-        name = opening_file(head.round_id, head.purpose)
-        if (head.round_id, head.purpose) in seen:
-            faults.add(name, "two sums were opened for one round and purpose")
-        seen.add((head.round_id, head.purpose))
-        try:
-            _check_opening(study, one, ledgers)
-        except LadaError as error:
-            faults.check(name, error)
-
-
-def _check_opening(
-    study: _Study, opened: Envelope, ledgers: Mapping[str, tuple[LedgerEntry, ...]]
-) -> None:
-    head, plan = opened.header, study.plan
-    if head.purpose not in PURPOSES:
-        raise PeerError(f"unknown purpose {head.purpose!r}", reason="malformed")
-    attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=head.attempt)
-    request = check_opening_request(
-        study.index,
-        attempt,
-        plan=plan,
-        roster=study.roster,
-        parameters_digest=purpose_parameters(plan, head.purpose).digest,
-    )
-    body = parse_body(opened, OpenedBody)
-    sent = {site: one.message_hash for site, one in request.contributions.items()}
-    if body.contributions != sent or body.sum_message != request.sum_message.message_hash:
-        raise PeerError("the opening names other contributions than those sent", reason="wrong_sum")
-    raw = study.files.get(opening_file(head.round_id, head.purpose), b"")
-    if sha256_hex(raw) != head.payload_sha256:
-        raise PeerError("the file is not what the auditor signed", reason="payload_mismatch")
-    values = opened_values(raw, plan, head.purpose)
-    check_opened_range(values, plan, head.purpose, len(request.cohort))
-    for site, paid_by in request.paid_by.items():
-        check_payment(ledgers.get(site, ()), paid_by, plan=plan, attempt=attempt, site=site)
-
-
-def _check_transcripts(study: _Study, faults: _Faults) -> None:
-    coordinator = study.roster.coordinator.id
-    previous = FIRST
-    for round_id in range(study.plan.rounds):
-        message = study.index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
-        if message is None:
-            break
-        name = transcript_file(round_id)
-        raw = study.files.get(name, b"")
-        try:
-            if sha256_hex(raw) != message.header.payload_sha256:
-                raise PeerError("the file is not what was signed", reason="payload_mismatch")
-            transcript = parse_transcript(raw)
-            check_transcript(
-                transcript,
-                study.index,
-                round_id=round_id,
-                previous=previous,
-                reader=study.roster.auditor.id,
-            )
-            _check_complete(study, transcript)
-            _check_signers(study, round_id, message.header.payload_sha256)
-        except LadaError as error:
-            faults.check(name, error)
-        previous = message.header.payload_sha256
-
-
-def _check_complete(study: _Study, transcript: Transcript) -> None:
-    """Every listed message that the auditor may read stands in the export."""
-    auditor = study.roster.auditor.id
-    for entry in transcript.entries:
-        readable = may_read(
-            kind=Kind(entry.kind),
-            sender=entry.sender,
-            to=entry.to,
-            reader=auditor,
-            role=Role.AUDITOR,
-        )
-        if readable and study.index.by_hash(entry.message_hash) is None:
-            raise PeerError(
-                f"{entry.kind} of {entry.sender} is listed but missing from {MESSAGES_FILE}",
-                reason="bad_transcript",
-            )
-
-
-def _check_signers(study: _Study, round_id: int, digest: str) -> None:
-    """Everybody who worked in the round signed this transcript."""
-    closes = study.index.all(Kind.CLOSE, round_id=round_id)
-    trained = study.index.all(Kind.TRAINED, round_id=round_id)
-    for party in (*trained, study.roster.coordinator.id, study.roster.auditor.id):
-        close = closes.get(party)
-        if close is None:
-            raise PeerError(f"{party} never signed the transcript", reason="bad_transcript")
-        if parse_body(close, CloseBody).transcript_sha256 != digest:
-            raise PeerError(f"{party} signed another transcript", reason="bad_transcript")

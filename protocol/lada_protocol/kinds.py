@@ -49,6 +49,9 @@ class Kind(StrEnum):
     SCORES = "scores"
     PATHS = "paths"
     TRAINED = "trained"
+    INQUIRY = "inquiry"
+    SITE_PATHS = "site_paths"
+    LLM_UPDATE = "llm_update"
     TRANSCRIPT = "transcript"
     CLOSE = "close"
     FINISHED = "finished"
@@ -97,6 +100,9 @@ RULES: dict[Kind, KindRules] = {
     Kind.SCORES: _rules(_C, audience=Audience.ADDRESSEE, max_payload_bytes=64 * MIB),
     Kind.PATHS: _rules(_C, max_payload_bytes=64 * MIB),
     Kind.TRAINED: _rules(_S),
+    Kind.INQUIRY: _rules(_C, max_payload_bytes=8 * MIB),
+    Kind.SITE_PATHS: _rules(_S, audience=Audience.ADDRESSEE, max_payload_bytes=64 * MIB),
+    Kind.LLM_UPDATE: _rules(_C),
     Kind.TRANSCRIPT: _rules(_C, max_payload_bytes=16 * MIB),
     Kind.CLOSE: _rules(_C, _A, _S),
     Kind.FINISHED: _rules(_C),

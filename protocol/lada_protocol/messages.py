@@ -147,6 +147,40 @@ class TrainedBody(Body):
     paid_by: Digest
 
 
+class InquiryBody(Body):
+    """inquiry: the samples that sites are asked about are the payload, 0 or more."""
+
+    opened: Digest
+    samples: Index
+
+
+class SitePathsBody(Body):
+    """site_paths: what the site's released SLM writes on an inquiry's samples is the payload."""
+
+    inquiry: Digest
+    written: Index
+
+
+class LlmUpdateBody(Body):
+    """llm_update: what was tried, what the public hold-out said, and which LLM the study uses now.
+
+    Certainties are sums over the hold-out in steps of 1 / integer_scale. An LLM is named by the
+    SHA-256 of its adapters, 64 zeros for the one without any.
+    """
+
+    inquiry: Digest
+    received: Index
+    used: Index
+    holdout: Annotated[int, Field(ge=1)]
+    right_before: Index
+    right_after: Index
+    certainty_before: Index
+    certainty_after: Index
+    accepted: bool
+    llm_before: Digest
+    llm_after: Digest
+
+
 class TranscriptBody(Body):
     """transcript: the list of all messages of the round is the payload."""
 
@@ -185,6 +219,9 @@ BODIES: Mapping[Kind, type[Body]] = {
     Kind.SCORES: ScoresBody,
     Kind.PATHS: PathsBody,
     Kind.TRAINED: TrainedBody,
+    Kind.INQUIRY: InquiryBody,
+    Kind.SITE_PATHS: SitePathsBody,
+    Kind.LLM_UPDATE: LlmUpdateBody,
     Kind.TRANSCRIPT: TranscriptBody,
     Kind.CLOSE: CloseBody,
     Kind.FINISHED: FinishedBody,

@@ -12,17 +12,20 @@ from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import CohortBody, ContributionBody, MaskKeyBody, SumBody, parse_body
-from lada_protocol.plan import DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
 from lada_protocol.roster import Roster
+from lada_protocol.uplink import split_pool, uplink_of
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
 from lada_secure.errors import PeerError
 from lada_secure.learnability.statistics import site_bound
 
-PURPOSES = (STATISTICS, DEMAND)
-
-
 MAX_OPENED_BYTES = 32 * 1024 * 1024
+
+
+def purposes_of(plan: StudyPlan) -> tuple[str, ...]:
+    """What is opened collectively in a study, in the order of a round."""
+    return (STATISTICS, DEMAND) if plan.uplink is None else (STATISTICS, DEMAND, ADVANTAGE)
 
 
 def purpose_length(plan: StudyPlan, purpose: str) -> int:
@@ -34,9 +37,12 @@ def site_bound_of(plan: StudyPlan, purpose: str) -> int:
     """Largest absolute value of one entry of one site's vector, public and proven.
 
     Statistics: the noised vector is clamped to it. Demand: a site wants a sample or not.
+    Advantage: the clip at the plan's scale.
     """
     if purpose == DEMAND:
         return 1
+    if purpose == ADVANTAGE:
+        return uplink_of(plan).site_bound
     return site_bound(
         scale=plan.statistics.integer_scale,
         max_units=plan.privacy.max_units,
@@ -59,20 +65,26 @@ def purpose_parameters(plan: StudyPlan, purpose: str) -> OpeningParameters:
 def check_opened_range(values: Sequence[int], plan: StudyPlan, purpose: str, sites: int) -> None:
     """Check an opened sum against what its sites can honestly have sent.
 
-    Raises: PeerError(reason="out_of_range"): masks that do not cancel, values that wrapped, or a
-        demand above the quota.
+    Raises: PeerError(reason="out_of_range"): masks that do not cancel, values that wrapped, an
+        advantage at a sample that is no candidate. PeerError(reason="over_quota"): a demand above
+        the quota.
     """
-    low, high = (0, sites) if purpose == DEMAND else (-1, 1)
-    if purpose == STATISTICS:
-        high = sites * site_bound_of(plan, purpose)
-        low = -high
-    outside = sum(1 for value in values if not low <= value <= high)
+    bound = sites * site_bound_of(plan, purpose)
+    low = -bound if purpose == STATISTICS else 0
+    outside = sum(1 for value in values if not low <= value <= bound)
     if outside:
         raise PeerError(
-            f"{purpose}: {outside} of {len(values)} opened entries lie outside [{low}, {high}]; "
+            f"{purpose}: {outside} of {len(values)} opened entries lie outside [{low}, {bound}]; "
             "masks did not cancel or a site sent values out of range",
             reason="out_of_range",
         )
+    if purpose == ADVANTAGE:
+        elsewhere = set(range(len(values))) - set(split_pool(plan).candidates)
+        if any(values[one] for one in elsewhere):
+            raise PeerError(
+                "advantage: an opened entry belongs to a sample that is no candidate",
+                reason="out_of_range",
+            )
     quota = sites * plan.allocation.quota
     if purpose == DEMAND and sum(values) > quota:
         raise PeerError(

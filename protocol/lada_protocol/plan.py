@@ -117,8 +117,8 @@ class UplinkPlan(_Part):
     excess over the bar becomes a whole number. holdout: pool samples that the LLM is never trained
     on and that judge every update. candidates: other pool samples that advantages are computed
     for, at most. budget: samples that sites are asked about in a round, at most. steps: at most;
-    0 replay samples leave rehearsal out. last_round: whether the last round has an uplink, though
-    no round follows that would use it.
+    0 replay samples leave rehearsal out. first_round: rounds before it have no uplink; sites know
+    little then. last_round: whether the last round has one, though no round follows to use it.
     """
 
     bar: Annotated[float, Field(ge=0, lt=1)]
@@ -127,6 +127,7 @@ class UplinkPlan(_Part):
     holdout: Count
     candidates: Count
     budget: Count
+    first_round: Annotated[int, Field(ge=0)]
     last_round: bool
     adapter_rank: Count
     adapter_layers: Count
@@ -201,7 +202,9 @@ class StudyPlan(_Part):
 
     def uplink_in(self, round_id: int) -> UplinkPlan | None:
         """The uplink's settings where this round has one."""
-        if self.uplink is None or (round_id == self.rounds - 1 and not self.uplink.last_round):
+        if self.uplink is None or round_id < self.uplink.first_round:
+            return None
+        if round_id == self.rounds - 1 and not self.uplink.last_round:
             return None
         return self.uplink
 

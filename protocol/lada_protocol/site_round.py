@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import fault_of
+from lada_protocol.messages import InquiryBody, fault_of, parse_body
 from lada_protocol.opening import check_cohort
-from lada_protocol.plan import DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.tasks import (
+    AnswerInquiry,
     AskScores,
     CloseRound,
     Contribute,
@@ -78,7 +79,27 @@ def _round_task(
         return _wait("paths", round_id, "reasoning paths", coordinator)
     if not took_part:
         return Distil(round_id=round_id)
+    if plan.uplink_in(round_id) is not None:
+        task = _uplink_task(index, plan, roster, site, round_id)
+        if task is not None:
+            return task
     return _wait("close", round_id, "the transcript", coordinator)
+
+
+def _uplink_task(
+    index: MessageIndex, plan: StudyPlan, roster: Roster, site: str, round_id: int
+) -> SiteTask | None:
+    """The site's task in the uplink; None once it has answered, or nothing is asked."""
+    coordinator = roster.coordinator.id
+    task = _opening_task(index, plan, roster, site, round_id, ADVANTAGE)
+    if task is not None:
+        return task
+    inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
+    if inquiry is None:
+        return _wait("uplink", round_id, "the inquiry", coordinator)
+    nothing = parse_body(inquiry, InquiryBody).samples == 0
+    answer = index.find(Kind.SITE_PATHS, sender=site, to=coordinator, round_id=round_id)
+    return None if nothing or answer is not None else AnswerInquiry(round_id=round_id)
 
 
 def _opening_task(

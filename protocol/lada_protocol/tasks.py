@@ -65,6 +65,13 @@ class Distil:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerInquiry:
+    """Site: let the released SLM write paths for the samples that the coordinator asks about."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloseRound:
     """Everyone: check and sign the transcript."""
 
@@ -139,6 +146,20 @@ class WritePaths:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inquire:
+    """Coordinator: choose the samples on which sites know more than the LLM, and ask for paths."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImproveModel:
+    """Coordinator: train the LLM on the sites' paths; keep it only if the hold-out agrees."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PostTranscript:
     """Coordinator: list the messages of the round."""
 
@@ -158,7 +179,17 @@ class GiveUp:
     message: str
 
 
-SiteTask = Wait | Done | ReviewPlan | PostMaskKey | Contribute | AskScores | Distil | CloseRound
+SiteTask = (
+    Wait
+    | Done
+    | ReviewPlan
+    | PostMaskKey
+    | Contribute
+    | AskScores
+    | Distil
+    | AnswerInquiry
+    | CloseRound
+)
 AuditorTask = Wait | Done | PostOpeningKey | CheckLedger | OpenSum | CloseRound
 CoordinatorTask = (
     Wait
@@ -169,6 +200,8 @@ CoordinatorTask = (
     | AddUp
     | Score
     | WritePaths
+    | Inquire
+    | ImproveModel
     | PostTranscript
     | CloseRound
     | Finish

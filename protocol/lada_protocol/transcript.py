@@ -113,7 +113,7 @@ def check_transcript(
     """Check a transcript against what `reader` has seen and sent itself.
 
     Messages that others may have posted late are not demanded; the reader's own, and everything
-    that its work rested on (cohorts, openings, scores, paths), are.
+    that its work rested on (cohorts, openings, scores, paths, inquiries, updates), are.
 
     Raises: PeerError(reason="bad_transcript") naming the message.
     """
@@ -126,7 +126,15 @@ def check_transcript(
             round_id=round_id,
         )
     listed = {_order(entry): entry.message_hash for entry in transcript.entries}
-    needed = {Kind.COHORT, Kind.OPENED, Kind.SCORES, Kind.PATHS, Kind.PLAN}
+    needed = {
+        Kind.COHORT,
+        Kind.OPENED,
+        Kind.SCORES,
+        Kind.PATHS,
+        Kind.PLAN,
+        Kind.INQUIRY,
+        Kind.LLM_UPDATE,
+    }
     for envelope in index.of_round(round_id):
         if stands_outside(envelope):
             continue

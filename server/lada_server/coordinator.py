@@ -6,18 +6,18 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_protocol.coordinator_round import next_coordinator_task
-from lada_protocol.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
+from lada_protocol.envelope import Envelope
 from lada_protocol.events import EventLog, Patience
 from lada_protocol.index import Attempt, MessageIndex
-from lada_protocol.kinds import Kind
-from lada_protocol.messages import OpenedBody, parse_body
-from lada_protocol.opening import opened_values, purpose_parameters
-from lada_protocol.plan import DEMAND, STATISTICS
+from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.messages import InquiryBody, SitePathsBody, parse_body
+from lada_protocol.opening import purpose_parameters
+from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_protocol.roster import Roster
 from lada_protocol.tasks import (
     AbortAttempt,
@@ -27,6 +27,8 @@ from lada_protocol.tasks import (
     Done,
     Finish,
     GiveUp,
+    ImproveModel,
+    Inquire,
     PostTranscript,
     ProposePlan,
     Score,
@@ -35,13 +37,22 @@ from lada_protocol.tasks import (
     WritePaths,
 )
 from lada_protocol.transcript import FIRST, build_transcript
-from lada_secure.canonical import sha256_hex
+from lada_protocol.uplink import (
+    NO_ADAPTERS,
+    SitePath,
+    inquiry_bytes,
+    llm_version,
+    parse_site_paths,
+)
+from lada_secure.canonical import parse_canonical_json
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
+from lada_server.own_board import OwnBoard
 from lada_server.store import BoardStore
 from lada_server.study import Study
-from lada_server.teacher import PoolView, Teacher
+from lada_server.teacher import PoolView, Teacher, written_paths
+from lada_server.uplink import CoordinatorUplink, update_body
 
 LOG = logging.getLogger(__name__)
 POLL_S = 5.0
@@ -53,6 +64,8 @@ STEPS: Mapping[type[object], str] = {
     AddUp: "opening",
     Score: "scoring",
     WritePaths: "paths",
+    Inquire: "uplink",
+    ImproveModel: "uplink",
     PostTranscript: "close",
     CloseRound: "close",
     Finish: "close",
@@ -68,10 +81,7 @@ class StudyFailed(LadaError):
 
 @dataclass(slots=True, kw_only=True)
 class Coordinator:
-    """One study at the coordinator. All state that matters is on the board.
-
-    `last_sequence` is the place on the board of the newest message that it posted.
-    """
+    """One study at the coordinator. All state that matters is on the board."""
 
     study: Study
     roster: Roster
@@ -80,18 +90,22 @@ class Coordinator:
     certificate: str
     teacher: Teacher
     events: EventLog
-    last_sequence: int = 0
-    _index: MessageIndex = field(init=False)
-    _sequence: int = 0
+    board: OwnBoard = field(init=False)
     _given_up: set[tuple[int, str]] = field(default_factory=set)
     _patience: Patience = field(default_factory=Patience)
     _view: PoolView | None = None
     _matrix: PoolMatrix | None = None
-    _sent_bytes: int = 0
-    _read_bytes: int = 0
+    _view_of: str = NO_ADAPTERS
+    _uplink: CoordinatorUplink = field(init=False)
 
     def __post_init__(self) -> None:
-        self._index = MessageIndex(self.study.plan.study_id, self.study.plan.hash)
+        self.board = OwnBoard(
+            plan=self.study.plan,
+            roster=self.roster,
+            store=self.store,
+            signing_key=self.signing_key,
+        )
+        self._uplink = CoordinatorUplink(study=self.study, teacher=self.teacher)
 
     def run(self) -> None:
         """Carry the study out to its end.
@@ -117,16 +131,15 @@ class Coordinator:
                 self._carry_out(task)
 
     @property
-    def _last_round(self) -> int:
-        return self.study.plan.rounds - 1
+    def _index(self) -> MessageIndex:
+        return self.board.index
 
     def _sync(self, *, wait_s: float) -> None:
-        rows = self.store.visible(self._me, self._sequence, wait_s=wait_s)
-        for sequence, envelope in rows:
-            self._sequence = sequence
-            head = envelope.header
-            if (head.study_id, head.plan_hash) == (self._index.study_id, self._index.plan_hash):
-                self._index.add(envelope)
+        self.board.sync(wait_s=wait_s)
+
+    @property
+    def _last_round(self) -> int:
+        return self.study.plan.rounds - 1
 
     def _wait(self, task: Wait) -> None:
         waited_s = self._patience.wait(task, self.events)
@@ -135,9 +148,10 @@ class Coordinator:
             round_id = task.round_id if joined else -1
             self._given_up.update((round_id, party) for party in task.parties)
             return
-        if self._view is None and self._index.find(Kind.CLUSTERS, sender=self._me) is not None:
+        proposed = self._index.find(Kind.CLUSTERS, sender=self._me) is not None
+        if proposed and self._view_is_stale(task.round_id):
             # The LLM looks at the pool while the sites compute their statistics.
-            self._look_at_pool()
+            self._look_at_pool(task.round_id)
             return
         self._sync(wait_s=POLL_S)
 
@@ -149,7 +163,7 @@ class Coordinator:
         round_id = self._last_round if isinstance(task, Finish) else _round_of(task)
         step = STEPS[type(task)]
         began = time.monotonic()
-        up, down = self._sent_bytes, self._read_bytes
+        up, down = self.board.sent_bytes, self.board.read_bytes
         self.events.write("step_started", round_id=round_id, step=step)
         self._dispatch(task)
         self.events.write(
@@ -157,8 +171,8 @@ class Coordinator:
             round_id=round_id,
             step=step,
             seconds=round(time.monotonic() - began, 3),
-            bytes_up=self._sent_bytes - up,
-            bytes_down=self._read_bytes - down,
+            bytes_up=self.board.sent_bytes - up,
+            bytes_down=self.board.read_bytes - down,
         )
 
     def _dispatch(self, task: CoordinatorTask) -> None:
@@ -166,21 +180,25 @@ class Coordinator:
             case ProposePlan():
                 self._propose()
             case StartAttempt(attempt=attempt, sites=sites):
-                self._post_at(Kind.COHORT, attempt, {"sites": list(sites)})
+                self.board.post_at(Kind.COHORT, attempt, {"sites": list(sites)})
             case AbortAttempt(attempt=attempt, missing=missing):
                 reason = f"no answer from {', '.join(missing)}"
-                self._post_at(Kind.ABORT, attempt, {"code": "timeout", "message": reason})
+                self.board.post_at(Kind.ABORT, attempt, {"code": "timeout", "message": reason})
             case AddUp(attempt=attempt, cohort=cohort):
                 self._add_up(attempt, cohort)
             case Score(round_id=round_id, site=site):
                 self._score(round_id, site)
             case WritePaths(round_id=round_id):
                 self._write_paths(round_id)
+            case Inquire(round_id=round_id):
+                self._inquire(round_id)
+            case ImproveModel(round_id=round_id):
+                self._improve(round_id)
             case PostTranscript(round_id=round_id):
                 transcript = build_transcript(
                     self._index, round_id, previous=self._previous(round_id)
                 )
-                self._post(
+                self.board.post(
                     Kind.TRANSCRIPT,
                     {"messages": len(transcript.entries)},
                     payload=transcript.to_bytes(),
@@ -188,32 +206,43 @@ class Coordinator:
                 )
             case CloseRound(round_id=round_id):
                 digest = self._previous(round_id + 1)
-                self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
+                self.board.post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
             case Finish():
-                self._post(Kind.FINISHED, {"rounds": self.study.plan.rounds})
+                self.board.post(Kind.FINISHED, {"rounds": self.study.plan.rounds})
             case GiveUp(code=code, message=message):
                 self._fail(code, message)
 
     def _fail(self, code: str, message: str) -> NoReturn:
-        self._post(Kind.FAILED, {"code": code, "message": message})
+        self.board.post(Kind.FAILED, {"code": code, "message": message})
         self.events.write("failed", round_id=0, step="close", message=message)
         raise StudyFailed(message)
 
     def _propose(self) -> None:
         study = self.study
-        self._post(Kind.PLAN, {"certificate": self.certificate}, payload=study.plan.to_bytes())
-        self._post(Kind.POOL, {}, payload=study.pool_bytes)
-        self._post(Kind.CLUSTERS, {}, payload=study.clusters_bytes)
+        self.board.post(Kind.PLAN, {"certificate": self.certificate}, payload=study.plan.to_bytes())
+        self.board.post(Kind.POOL, {}, payload=study.pool_bytes)
+        self.board.post(Kind.CLUSTERS, {}, payload=study.clusters_bytes)
 
-    def _look_at_pool(self) -> PoolView:
-        if self._view is None:
-            self.events.write("step_started", round_id=0, step="filter")
+    def _llm(self, round_id: int) -> str:
+        """The LLM that a round works with: an update counts from the next round on."""
+        return llm_version(self._index, coordinator=self._me, before_round=round_id)
+
+    def _view_is_stale(self, round_id: int) -> bool:
+        return self._view is None or self._view_of != self._llm(round_id)
+
+    def _look_at_pool(self, round_id: int) -> PoolView:
+        if self._view is None or self._view_is_stale(round_id):
+            self.events.write("step_started", round_id=round_id, step="filter")
             began = time.monotonic()
+            version = self._llm(round_id)
+            if version != NO_ADAPTERS:
+                self.teacher.use(self.study, version)
             self._view = self.teacher.view_pool(self.study)
             self._matrix = PoolMatrix(self._view.features, row_bound=1)
+            self._view_of = version
             self.events.write(
                 "step_finished",
-                round_id=0,
+                round_id=round_id,
                 step="filter",
                 seconds=round(time.monotonic() - began, 3),
                 bytes_up=0,
@@ -227,25 +256,25 @@ class Coordinator:
         total = SealedSum(parameters)
         for site in cohort:
             try:
-                total.add(self._read(sent[site].message_hash))
+                total.add(self.board.read(sent[site].message_hash))
             except PeerError as error:
                 self._exclude(attempt.round_id, site, error)
                 return
         hashes = {site: sent[site].message_hash for site in cohort}
-        self._post_at(Kind.SUM, attempt, {"contributions": hashes}, payload=total.to_bytes())
+        self.board.post_at(Kind.SUM, attempt, {"contributions": hashes}, payload=total.to_bytes())
 
     def _score(self, round_id: int, site: str) -> None:
-        self._look_at_pool()
+        self._look_at_pool(round_id)
         matrix = self._matrix
         query = self._index.find(Kind.QUERY, sender=site, to=self._me, round_id=round_id)
         if matrix is None or query is None:
             raise LocalProtocolError(f"round {round_id}: asked to score without a query of {site}")
         try:
-            scores = matrix.score(self._read(query.message_hash))
+            scores = matrix.score(self.board.read(query.message_hash))
         except PeerError as error:
             self._exclude(round_id, site, error)
             return
-        self._post(
+        self.board.post(
             Kind.SCORES,
             {"query": query.message_hash, "pool_size": len(self.study.pool)},
             payload=scores,
@@ -259,12 +288,12 @@ class Coordinator:
         self._given_up.add((round_id, site))
 
     def _write_paths(self, round_id: int) -> None:
-        view = self._look_at_pool()
+        view = self._look_at_pool(round_id)
         progress = self._progress(round_id, "paths")
         written = self.teacher.write_paths(
-            self.study, view, self._demand(round_id), progress=progress
+            self.study, view, self.board.opened_sum(round_id, DEMAND), progress=progress
         )
-        self._post(
+        self.board.post(
             Kind.PATHS,
             {
                 "demanded": written.demanded,
@@ -276,19 +305,62 @@ class Coordinator:
             round_id=round_id,
         )
 
-    def _demand(self, round_id: int) -> list[int]:
-        """How many sites want each sample, as the auditor opened it."""
-        opened = self._index.opened(round_id, DEMAND, auditor=self.roster.auditor.id)
-        attempt = Attempt(round_id=round_id, purpose=DEMAND, number=opened.header.attempt)
-        mine = self._index.at(Kind.SUM, attempt, sender=self._me)
-        if mine is None or parse_body(opened, OpenedBody).sum_message != mine.message_hash:
-            raise PeerError(
-                f"round {round_id}: the auditor opened another sum than the one it was sent",
-                reason="wrong_sum",
-                peer=self.roster.auditor.id,
-                round_id=round_id,
-            )
-        return opened_values(self._read(opened.message_hash), self.study.plan, DEMAND)
+    def _inquire(self, round_id: int) -> None:
+        """Ask the sites about samples on which, as the opened sum says, they know more."""
+        opened = self._index.opened(round_id, ADVANTAGE, auditor=self.roster.auditor.id)
+        values = self.board.opened_sum(round_id, ADVANTAGE)
+        samples = self._uplink.samples_to_ask(values, version=self._llm(round_id))
+        self.board.post(
+            Kind.INQUIRY,
+            {"opened": opened.message_hash, "samples": len(samples)},
+            payload=inquiry_bytes(samples),
+            round_id=round_id,
+        )
+
+    def _improve(self, round_id: int) -> None:
+        """Train on what the sites sent, decide, and only then tell; what is kept is on disk."""
+        inquiry = self._index.find(Kind.INQUIRY, sender=self._me, round_id=round_id)
+        written = self._index.find(Kind.PATHS, sender=self._me, round_id=round_id)
+        if inquiry is None or written is None:
+            raise LocalProtocolError(f"round {round_id}: an update before paths and inquiry")
+        before = self._llm(round_id)
+        decision = self._uplink.improve(
+            self._site_paths(round_id, inquiry),
+            written_paths(self.board.read(written.message_hash), self.study),
+            version=before,
+            seed=self.study.plan.seed + round_id,
+            progress=self._progress(round_id, "uplink"),
+        )
+        asked = parse_body(inquiry, InquiryBody).samples
+        body = update_body(
+            decision,
+            inquiry=inquiry.message_hash,
+            holdout=self._uplink.settings.holdout,
+            before=before,
+        )
+        self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
+        figures = {key: value for key, value in body.items() if key != "inquiry"}
+        self.events.write("llm_update", round_id=round_id, step="uplink", asked=asked, **figures)
+
+    def _site_paths(self, round_id: int, inquiry: Envelope) -> dict[str, tuple[SitePath, ...]]:
+        """What each site wrote; an answer that cannot be used is left out, with a warning."""
+        asked = parse_canonical_json(
+            self.board.read(inquiry.message_hash),
+            max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes,
+        )
+        places = [one for one in asked if type(one) is int] if isinstance(asked, list) else []
+        found: dict[str, tuple[SitePath, ...]] = {}
+        for site in sorted(party.id for party in self.roster.sites):
+            answer = self._index.find(Kind.SITE_PATHS, sender=site, to=self._me, round_id=round_id)
+            if answer is None:
+                continue
+            try:
+                if parse_body(answer, SitePathsBody).inquiry != inquiry.message_hash:
+                    raise PeerError("it answers another inquiry", reason="malformed")
+                found[site] = parse_site_paths(self.board.read(answer.message_hash), asked=places)
+            except PeerError as error:
+                LOG.warning("round %d: paths of %s are left out: %s", round_id, site, error)
+        return found
 
     def _previous(self, round_id: int) -> str:
         """Hash of the transcript before this round."""
@@ -299,59 +371,11 @@ class Coordinator:
             raise LocalProtocolError(f"round {round_id - 1} has no transcript yet")
         return message.header.payload_sha256
 
-    def _read(self, message_hash: str) -> bytes:
-        payload = self.store.payload(message_hash)
-        self._read_bytes += len(payload)
-        return payload
-
     def _progress(self, round_id: int, step: str) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:
             self.events.write("progress", round_id=round_id, step=step, done=done, total=total)
 
         return report
-
-    def _post_at(
-        self, kind: Kind, attempt: Attempt, body: Mapping[str, Any], *, payload: bytes = b""
-    ) -> Envelope:
-        return self._post(
-            kind,
-            body,
-            payload=payload,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
-
-    def _post(
-        self,
-        kind: Kind,
-        body: Mapping[str, Any],
-        *,
-        payload: bytes = b"",
-        round_id: int = 0,
-        purpose: str = "",
-        attempt: int = 0,
-        to: str = "",
-    ) -> Envelope:
-        header = Header(
-            kind=kind.value,
-            study_id=self.study.plan.study_id,
-            plan_hash=self.study.plan.hash,
-            roster_hash=self.roster.hash,
-            round_id=round_id,
-            attempt=attempt,
-            purpose=purpose,
-            sender=self._me,
-            to=to,
-            body=dict(body),
-            payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
-            payload_bytes=len(payload),
-        )
-        envelope = sign_envelope(header, self.signing_key)
-        self.last_sequence = self.store.post(envelope, payload)
-        self._sent_bytes += len(envelope.header_bytes) + len(payload)
-        self._index.add(envelope)
-        return envelope
 
 
 def _round_of(task: CoordinatorTask) -> int:
@@ -361,6 +385,8 @@ def _round_of(task: CoordinatorTask) -> int:
         case (
             Score(round_id=round_id)
             | WritePaths(round_id=round_id)
+            | Inquire(round_id=round_id)
+            | ImproveModel(round_id=round_id)
             | PostTranscript(round_id=round_id)
             | CloseRound(round_id=round_id)
         ):

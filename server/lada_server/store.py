@@ -10,27 +10,32 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from lada_protocol.envelope import Envelope, parse_envelope
 from lada_protocol.kinds import Audience, kind_rules, may_read
 from lada_protocol.roster import Roster
 from lada_protocol.wire import MAX_LIST_BYTES, MAX_LIST_ENTRIES, MAX_WAIT_S
 from lada_secure.canonical import sha256_hex
-from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
+from lada_secure.errors import PeerError, TransportError
 from lada_server import schema
+from lada_server.board_rows import (
+    check_facts,
+    database_errors,
+    insert_message,
+    known_sequence,
+    stored_bytes,
+)
 from lada_server.payloads import PayloadFiles
 
 LOG = logging.getLogger(__name__)
 
 DEFAULT_STORED_BYTES_PER_PARTY: Final = 64 * 1024**3
+LARGEST_SEQUENCE: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +85,8 @@ class BoardStore:
         self._payloads = PayloadFiles(payload_dir)
         try:
             self._engine = schema.open_database(url)
-            with _database("open the board"), self._engine.begin() as connection:
-                _check_facts(connection, roster)
+            with database_errors("open the board"), self._engine.begin() as connection:
+                check_facts(connection, roster)
             removed = self._payloads.sweep(lambda name: self._find(name, None) is not None)
         except BaseException:
             self._payloads.close()
@@ -111,20 +116,18 @@ class BoardStore:
         """
         return self.receive(envelope, iter((payload,)))
 
-    def receive(self, envelope: Envelope, chunks: Iterator[bytes]) -> int:
-        """Like `post`, with the payload in pieces; it is never held in memory as a whole.
+    def admit(self, envelope: Envelope) -> int | None:
+        """What `post` checks before it takes any payload; the sequence where it is there already.
 
-        Pieces are not read where the message is on the board already or is refused.
+        Raises: PeerError, TransportError: as `post`.
         """
         header = envelope.header
         self._check(envelope)
-        with _database("look up a message"), self._engine.connect() as connection:
-            known = _known_sequence(connection, envelope)
-            used = _stored_bytes(connection, header.sender)
-        if known is not None:
-            return known
+        with database_errors("look up a message"), self._engine.connect() as connection:
+            known = known_sequence(connection, envelope)
+            used = stored_bytes(connection, header.sender)
         size = header.payload_bytes + len(envelope.header_bytes)
-        if used + size > self._quota_bytes:
+        if known is None and used + size > self._quota_bytes:
             raise PeerError(
                 f"{header.sender} has {used} bytes on the board, {size} more would pass its "
                 f"{self._quota_bytes}; raise the limit at the coordinator",
@@ -132,6 +135,16 @@ class BoardStore:
                 peer=header.sender,
                 round_id=header.round_id,
             )
+        return known
+
+    def receive(self, envelope: Envelope, chunks: Iterator[bytes]) -> int:
+        """Like `post`, with the payload in pieces; it is never held in memory as a whole.
+
+        Pieces are not read where the message is on the board already or is refused.
+        """
+        known = self.admit(envelope)
+        if known is not None:
+            return known
         with self._payloads.begin(envelope) as incoming:
             for chunk in chunks:
                 incoming.write(chunk)
@@ -155,6 +168,8 @@ class BoardStore:
         Raises: PeerError: the reader is not in the roster. TransportError: database.
         """
         self._roster.party(reader)
+        # The caller may name any 64-bit number; the database counts in 63 bits.
+        after = min(after, LARGEST_SEQUENCE)
         deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
         while True:
             found = self._select(reader, after)
@@ -198,6 +213,11 @@ class BoardStore:
         with self._news:
             self._news.wait_for(lambda: not behind() or self._closed, timeout=timeout_s)
             return behind()
+
+    def check(self) -> None:
+        """Whether the database answers. Raises: TransportError: it does not."""
+        with database_errors("ask the board's database"), self._engine.connect() as connection:
+            connection.execute(sa.select(schema.facts.c.name).limit(1))
 
     def wake(self) -> None:
         """Let all waits look whether their caller is gone."""
@@ -268,7 +288,7 @@ class BoardStore:
         )
         found: list[BoardEntry] = []
         size = 0
-        with _database("list messages"), self._engine.connect() as connection:
+        with database_errors("list messages"), self._engine.connect() as connection:
             for sequence, header, signature in connection.execute(query):
                 size += len(header)
                 if found and size > MAX_LIST_BYTES:
@@ -297,7 +317,7 @@ class BoardStore:
             query = query.join(schema.readers, schema.readers.c.sequence == table.c.sequence).where(
                 schema.readers.c.reader == reader
             )
-        with _database("look up a message"), self._engine.connect() as connection:
+        with database_errors("look up a message"), self._engine.connect() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
@@ -316,13 +336,13 @@ class BoardStore:
                 role=party.role,
             )
         ]
-        with self._write_lock, _database("store a message"):
+        with self._write_lock, database_errors("store a message"):
             try:
                 with self._engine.begin() as connection:
-                    known = _known_sequence(connection, envelope)
+                    known = known_sequence(connection, envelope)
                     if known is not None:
                         return known
-                    sequence = _insert_message(connection, envelope, self._clock())
+                    sequence = insert_message(connection, envelope, self._clock())
                     connection.execute(
                         schema.readers.insert(),
                         [{"reader": one, "sequence": sequence} for one in audience],
@@ -343,110 +363,3 @@ class BoardStore:
             header.payload_bytes,
         )
         return sequence
-
-
-def _known_sequence(connection: Connection, envelope: Envelope) -> int | None:
-    """The sequence of this very message, if it is on the board.
-
-    Raises: PeerError(reason="equivocation"): its place holds another message.
-    """
-    table, header = schema.messages, envelope.header
-    row = connection.execute(
-        sa.select(table.c.sequence, table.c.message_hash).where(
-            table.c.study_id == header.study_id,
-            table.c.round_id == header.round_id,
-            table.c.attempt == header.attempt,
-            table.c.purpose == header.purpose,
-            table.c.kind == header.kind,
-            table.c.sender == header.sender,
-            table.c.addressee == header.to,
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    if row[1] != envelope.message_hash:
-        raise PeerError(
-            f"{header.sender} posted {header.kind} for study {header.study_id}, round "
-            f"{header.round_id}, attempt {header.attempt}, purpose {header.purpose or '-'} as "
-            f"{row[1][:16]}... and now sends {envelope.message_hash[:16]}... in its place; a "
-            "retry sends the same bytes",
-            reason="equivocation",
-            peer=header.sender,
-            round_id=header.round_id,
-        )
-    return int(row[0])
-
-
-def _stored_bytes(connection: Connection, sender: str) -> int:
-    table = schema.messages
-    total = connection.execute(
-        sa.select(sa.func.sum(table.c.payload_bytes + sa.func.length(table.c.header))).where(
-            table.c.sender == sender
-        )
-    ).scalar_one()
-    return int(total or 0)
-
-
-def _insert_message(connection: Connection, envelope: Envelope, now_s: float) -> int:
-    header = envelope.header
-    result = connection.execute(
-        schema.messages.insert().values(
-            message_hash=envelope.message_hash,
-            study_id=header.study_id,
-            round_id=header.round_id,
-            attempt=header.attempt,
-            purpose=header.purpose,
-            kind=header.kind,
-            sender=header.sender,
-            addressee=header.to,
-            header=envelope.header_bytes,
-            signature=envelope.signature,
-            payload_sha256=header.payload_sha256,
-            payload_bytes=header.payload_bytes,
-            received_at_s=now_s,
-        )
-    )
-    key = result.inserted_primary_key
-    if key is None:
-        raise LocalProtocolError("the database gave no sequence number for a stored message")
-    return int(key[0])
-
-
-def _check_facts(connection: Connection, roster: Roster) -> None:
-    """Make the tables of a new board, or check that an old one is ours."""
-    inspector = sa.inspect(connection)
-    if not inspector.has_table(schema.facts.name):
-        schema.metadata.create_all(connection)
-        connection.execute(
-            schema.facts.insert(),
-            [
-                {"name": "schema_version", "value": str(schema.SCHEMA_VERSION)},
-                {"name": "roster_hash", "value": roster.hash},
-            ],
-        )
-        return
-    rows = connection.execute(sa.select(schema.facts.c.name, schema.facts.c.value)).all()
-    found = {str(name): str(value) for name, value in rows}
-    version = found.get("schema_version")
-    if version != str(schema.SCHEMA_VERSION):
-        raise ParameterError(
-            f"the board's database has schema version {version}, this software reads "
-            f"{schema.SCHEMA_VERSION}; use the software version that made it"
-        )
-    if found.get("roster_hash") != roster.hash:
-        raise ParameterError(
-            f"the board belongs to roster {found.get('roster_hash', 'none')[:16]}..., the settings "
-            f"name {roster.hash[:16]}...; a new roster needs a new state_dir"
-        )
-
-
-@contextmanager
-def _database(what: str) -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        # Only the driver's own text: SQLAlchemy's adds the statement with its values.
-        cause = getattr(error, "orig", None) or type(error).__name__
-        raise TransportError(
-            f"cannot {what}: the database says {cause}; check that it runs and has space"
-        ) from error

@@ -54,6 +54,12 @@ def prepare_study(
             f"paths.budget is {settings.paths.budget}, the pool has {len(pool)} samples; "
             "lower the budget or enlarge the pool"
         )
+    uplink = settings.uplink
+    if uplink is not None and uplink.holdout >= len(pool):
+        raise ParameterError(
+            f"uplink.holdout is {uplink.holdout}, the pool has {len(pool)} samples; hold out fewer "
+            "or enlarge the pool"
+        )
     embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
     clusters_bytes = canonical_json(clusters.to_json())
@@ -122,4 +128,5 @@ def _plan(
         distillation=settings.distillation,
         allocation=allocation,
         paths=settings.paths,
+        uplink=settings.uplink,
     )

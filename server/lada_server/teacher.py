@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import StudyPlan
-from lada_secure.canonical import Json, canonical_json
+from lada_protocol.uplink import NO_ADAPTERS, uplink_of
+from lada_secure.canonical import Json, canonical_json, parse_canonical_json
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_server.llm_files import LlmFiles
 from lada_server.study import Study
 
 if TYPE_CHECKING:
+    from lada_secure.distillation.adapters import AdapterWeights
+    from lada_secure.distillation.certainty import Answers
+    from lada_secure.distillation.examples import PathExample
     from lada_secure.distillation.models import LanguageModel
+    from lada_secure.distillation.public_tuning import TuningSettings
     from lada_secure.learnability.arrays import FloatArray, IntArray
 
 BATCH_SIZE = 16
@@ -46,13 +53,20 @@ class WrittenPaths:
 
 
 class Teacher:
-    """The LLM, loaded once; everything here is computed on public samples only."""
+    """The LLM, loaded once; everything here is computed on public samples only.
 
-    def __init__(self, reference: str, *, cache_dir: Path, threads: int) -> None:
+    It starts without adapters. `files` holds those of every version that an uplink has left.
+    """
+
+    def __init__(self, reference: str, *, cache_dir: Path, threads: int, files: LlmFiles) -> None:
         self._reference = reference
         self._cache_dir = cache_dir
         self._threads = threads
+        self._files = files
         self._model: LanguageModel | None = None
+        self._fresh: AdapterWeights | None = None
+        # What the adapters hold; None while they are being trained.
+        self._version: str | None = NO_ADAPTERS
 
     @property
     def model(self) -> LanguageModel:
@@ -65,6 +79,81 @@ class Teacher:
             torch.set_num_threads(self._threads)
             self._model = load_language_model(self._reference, cache_dir=self._cache_dir)
         return self._model
+
+    def use(self, study: Study, version: str) -> None:
+        """Let the LLM be this version.
+
+        Raises: TransportError: its adapters are missing or damaged.
+        """
+        if version == self._version:
+            return
+        from lada_secure.distillation.adapters import AdapterWeights, load_adapters
+
+        fresh = self._with_adapters(study)
+        weights = (
+            fresh if version == NO_ADAPTERS else AdapterWeights(data=self._files.read(version))
+        )
+        load_adapters(self.model, weights)
+        self._version = version
+
+    def tune(
+        self,
+        study: Study,
+        version: str,
+        examples: Sequence[PathExample],
+        replay: Sequence[PathExample],
+        settings: TuningSettings,
+        *,
+        progress: Callable[[int, int], None],
+    ) -> AdapterWeights:
+        """Train the LLM of a version; it is the trained one until `use` says otherwise."""
+        from lada_secure.distillation.public_tuning import tune_on_paths
+
+        self._with_adapters(study)
+        self.use(study, version)
+        self._version = None
+        return tune_on_paths(self.model, examples, replay, settings, progress=progress)
+
+    def keep(self, weights: AdapterWeights) -> str:
+        """Make what `tune` returned a version, durably. Returns: its name."""
+        self._version = self._files.keep(weights.data)
+        return self._version
+
+    def answer(self, study: Study, places: Sequence[int]) -> Answers:
+        """What the LLM as it is now answers on pool samples, and how sure it is."""
+        from lada_secure.distillation.certainty import answer_pool
+
+        return answer_pool(
+            self.model,
+            [study.pool[place] for place in places],
+            batch_size=GENERATION_BATCH_SIZE,
+            max_new_tokens=study.plan.paths.max_new_tokens,
+        )
+
+    def _with_adapters(self, study: Study) -> AdapterWeights:
+        """Attach adapters where there are none yet. Returns: the ones that change nothing."""
+        if self._fresh is None:
+            from lada_secure.distillation.adapters import (
+                AdapterSettings,
+                adapter_weights,
+                attach_adapters,
+            )
+
+            uplink = uplink_of(study.plan)
+            attach_adapters(
+                self.model,
+                AdapterSettings(
+                    rank=uplink.adapter_rank,
+                    alpha=2.0 * uplink.adapter_rank,
+                    target_modules=uplink.adapter_targets,
+                    last_layers=min(
+                        uplink.adapter_layers, int(self.model.model.config.num_hidden_layers)
+                    ),
+                    seed=study.plan.seed,
+                ),
+            )
+            self._fresh = adapter_weights(self.model)
+        return self._fresh
 
     def view_pool(self, study: Study) -> PoolView:
         """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026).
@@ -155,3 +244,14 @@ class Teacher:
             wrong=wrong,
             dropped=dropped,
         )
+
+
+def written_paths(raw: bytes, study: Study) -> dict[int, str]:
+    """The paths of a payload that `write_paths` made, by pool index."""
+    places = {sample.sample_id: number for number, sample in enumerate(study.pool)}
+    rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
+    return {
+        places[str(row["sample_id"])]: str(row["path"])
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict)
+    }

@@ -15,8 +15,13 @@ import numpy as np
 import pytest
 
 from lada_clients.audit.folder import read_evidence
+from lada_protocol.envelope import envelope_from_line
 from lada_protocol.evidence import verify_evidence
+from lada_protocol.kinds import Kind
+from lada_protocol.messages import LlmUpdateBody, parse_body
 from lada_protocol.plan import parse_plan
+from lada_protocol.roster import parse_roster
+from lada_protocol.uplink import NO_ADAPTERS, split_pool
 from lada_secure.privacy.entries import CommitEntry, parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
@@ -95,11 +100,60 @@ def test_every_opened_sum_is_exactly_the_sum_of_the_noised_vectors(finished):
         assert sum(demand) > 0
 
 
+def llm_updates(out):
+    """The published decisions about the LLM, by round."""
+    roster = parse_roster((out / "export" / "roster.json").read_bytes())
+    lines = (out / "export" / "messages.jsonl").read_bytes().splitlines()
+    found = [envelope_from_line(line, roster=roster) for line in lines]
+    updates = [one for one in found if one.kind is Kind.LLM_UPDATE]
+    return {one.header.round_id: parse_body(one, LlmUpdateBody) for one in updates}
+
+
+def test_the_opened_advantages_are_exactly_the_sum_of_what_the_sites_computed(finished):
+    out, _ = finished
+    plan = parse_plan((out / "export" / "plan.json").read_bytes())
+    for round_id in range(2):
+        sent = [
+            json.loads((site / "state" / f"advantages-round-{round_id}.json").read_text())
+            for site in sorted(out.glob("site-*"))
+        ]
+        opened = json.loads(
+            (out / "export" / "openings" / f"{round_id}-advantage.json").read_text()
+        )
+        assert opened == np.sum(sent, axis=0).tolist()
+        assert sum(opened) > 0
+        assert not any(opened[one] for one in split_pool(plan).holdout)
+
+
+def test_the_llm_changes_only_where_the_hold_out_agreed(finished):
+    out, done = finished
+    updates = llm_updates(out)
+    assert sorted(updates) == [0, 1]
+    version = NO_ADAPTERS
+    for round_id, update in sorted(updates.items()):
+        assert update.llm_before == version
+        better = (
+            update.right_after >= update.right_before
+            and update.certainty_after > update.certainty_before
+        )
+        assert update.accepted == (update.used > 0 and better)
+        assert (update.llm_after != version) == update.accepted
+        version = update.llm_after
+        shown = json.loads(done.stdout)["uplink"][round_id]
+        assert (shown["round"], shown["accepted"], shown["llm"]) == (
+            round_id,
+            update.accepted,
+            update.llm_after,
+        )
+    kept = {path.stem for path in (out / "coordinator" / "state").glob("llm/*.safetensors")}
+    assert kept == {update.llm_after for update in updates.values() if update.accepted}
+
+
 def test_the_ledgers_hold_the_epsilon_of_the_report(finished):
     out, done = finished
     verdict = verify_evidence(read_evidence(out))
     assert verdict.good, verdict.faults
-    assert (verdict.rounds, verdict.openings) == (2, 4)
+    assert (verdict.rounds, verdict.openings) == (2, 6)
     for site in json.loads(done.stdout)["sites"]:
         summary = verdict.ledgers[site["party"]]
         assert site["epsilon_spent"] == pytest.approx(summary.epsilon, abs=1e-4)

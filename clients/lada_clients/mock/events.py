@@ -70,6 +70,25 @@ class Accuracy(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LlmUpdate(_Event):
+    """The coordinator decided on an update of the LLM; the same figures stand in `llm_update`.
+
+    `certainty_before` and `certainty_after` are sums over the hold-out in steps of the plan.
+    """
+
+    asked: int
+    received: int
+    used: int
+    holdout: int
+    right_before: int
+    right_after: int
+    certainty_before: int
+    certainty_after: int
+    accepted: bool
+    llm_after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting(_Event):
     """The party can go no further before others do. `waited_s` is the time it has waited."""
 
@@ -91,7 +110,15 @@ class Failed(_Event):
 
 
 Event: TypeAlias = (
-    StepStarted | StepFinished | Progress | Epsilon | Accuracy | Waiting | Finished | Failed
+    StepStarted
+    | StepFinished
+    | Progress
+    | Epsilon
+    | Accuracy
+    | LlmUpdate
+    | Waiting
+    | Finished
+    | Failed
 )
 
 
@@ -143,6 +170,20 @@ def _build(row: dict[str, Any]) -> Event | None:
                 when="before" if row["when"] == "before" else "after",
                 accuracy=float(row["accuracy"]),
                 n=int(row["n"]),
+            )
+        case "llm_update":
+            return LlmUpdate(
+                **common,
+                asked=int(row["asked"]),
+                received=int(row["received"]),
+                used=int(row["used"]),
+                holdout=int(row["holdout"]),
+                right_before=int(row["right_before"]),
+                right_after=int(row["right_after"]),
+                certainty_before=int(row["certainty_before"]),
+                certainty_after=int(row["certainty_after"]),
+                accepted=bool(row["accepted"]),
+                llm_after=str(row["llm_after"]),
             )
         case "waiting":
             return Waiting(

@@ -155,6 +155,7 @@ def _report(
         events=outcome.events,
         allocations=read_allocations(layout, rounds=preset.rounds),
         started_s=started.timestamp(),
+        uplink_scale=1 if preset.uplink is None else preset.uplink.integer_scale,
     )
 
 

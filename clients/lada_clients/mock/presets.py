@@ -16,6 +16,7 @@ from lada_protocol.plan import (
     PrivacyPlan,
     StatisticsPlan,
     TrainingPlan,
+    UplinkPlan,
 )
 from lada_secure.data.federation import MAX_SITES, MIN_SITES
 from lada_secure.errors import ParameterError
@@ -45,6 +46,7 @@ class Preset:
     distillation: DistillationPlan
     allocation: AllocationPlan
     paths: PathsPlan
+    uplink: UplinkPlan | None
     phase_timeout_s: float
     physical_batch_size: int
     threads: int
@@ -96,6 +98,25 @@ TINY = Preset(
         screen_high=0.98,
     ),
     paths=PathsPlan(budget=96, max_new_tokens=16, attempts=2),
+    uplink=UplinkPlan(
+        bar=0.8,
+        clip=0.2,
+        integer_scale=1_000,
+        holdout=48,
+        candidates=144,
+        budget=32,
+        first_round=0,
+        last_round=True,
+        adapter_rank=8,
+        adapter_layers=2,
+        adapter_targets=ALL_LINEAR,
+        steps=32,
+        batch_size=16,
+        replay_batch_size=48,
+        learning_rate=1e-3,
+        contrastive_weight=0.1,
+        contrastive_form="margin",
+    ),
     phase_timeout_s=300.0,
     physical_batch_size=64,
     threads=1,
@@ -147,6 +168,8 @@ DEMO = Preset(
         screen_high=0.98,
     ),
     paths=PathsPlan(budget=96, max_new_tokens=24, attempts=1),
+    # A hold-out that says something takes a minute of two cores with this model.
+    uplink=None,
     phase_timeout_s=900.0,
     physical_batch_size=16,
     threads=1,

@@ -11,6 +11,7 @@ from lada_clients.mock.events import (
     Event,
     Failed,
     Finished,
+    LlmUpdate,
     Progress,
     StepFinished,
     StepStarted,
@@ -75,6 +76,8 @@ class PartyProgress:
                 return replace(self, epsilon=event.epsilon, cap=event.cap)
             case Accuracy():
                 return replace(self, accuracies=(*self.accuracies, event.accuracy))
+            case LlmUpdate():
+                return self
             case Waiting():
                 wait = Wait(
                     awaited=event.awaited,
@@ -98,6 +101,11 @@ def event_line(event: Event, *, started_s: float) -> str | None:
             )
         case Accuracy():
             what = f"held-out accuracy {event.accuracy:.1%} of {event.n} records"
+        case LlmUpdate():
+            what = (
+                f"update of the LLM {'kept' if event.accepted else 'dropped'}: {event.used} site "
+                f"paths, hold-out {event.right_before} to {event.right_after} of {event.holdout}"
+            )
         case Waiting():
             # Short waits are the rule; one that goes on is told again now and then.
             if event.waited_s < LONG_WAIT_S:

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lada_clients.mock.events import Accuracy, Epsilon, Event, StepFinished
+from lada_clients.mock.events import Accuracy, Epsilon, Event, LlmUpdate, StepFinished
 from lada_secure.errors import ParameterError
 
 SCHEMA_VERSION: Final = 1
@@ -132,6 +132,25 @@ class SiteReport(_Part):
     allocation: tuple[Allocation, ...]
 
 
+class UplinkRound(_Part):
+    """What the sites taught the LLM in one round, as the coordinator published it.
+
+    Right answers and certainty are of the public hold-out, which the LLM is never trained on.
+    """
+
+    round: int
+    asked: Annotated[int, Field(description="samples on which sites know more than the LLM")]
+    received: Annotated[int, Field(description="paths that sites sent")]
+    used: Annotated[int, Field(description="different right paths that the LLM was trained on")]
+    holdout: int
+    right_before: int
+    right_after: int
+    certainty_before: Annotated[float, Field(description="mean certainty of the gold answers")]
+    certainty_after: float
+    accepted: bool
+    llm: Annotated[str, Field(description="SHA-256 of the LLM's adapters from now on, or zeros")]
+
+
 class StepCost(_Part):
     """One step of one party in one round."""
 
@@ -159,6 +178,7 @@ class Report(_Part):
     run: Run
     study: Study
     sites: tuple[SiteReport, ...]
+    uplink: tuple[UplinkRound, ...] = ()
     steps: tuple[StepCost, ...]
     totals: dict[str, PartyTotal]
     notes: tuple[str, ...]
@@ -182,11 +202,13 @@ def build_report(
     events: Mapping[str, Sequence[Event]],
     allocations: Mapping[str, Sequence[Allocation]],
     started_s: float,
+    uplink_scale: int = 1,
 ) -> Report:
     """Put a report together.
 
     Args: roles: of every party, in the order in which they are shown. events: by party, in the
-      order written. allocations: by site. started_s: Unix time of the run's start.
+      order written. allocations: by site. started_s: Unix time of the run's start. uplink_scale:
+      steps per unit of certainty, from the plan.
     """
     return Report(
         run=run,
@@ -201,6 +223,7 @@ def build_report(
             )
             for one in facts
         ),
+        uplink=tuple(_uplink(events, scale=uplink_scale)),
         steps=tuple(_steps(roles, events)),
         totals={party: _total(events.get(party, ())) for party in roles},
         notes=NOTES,
@@ -280,6 +303,29 @@ def _epsilon_points(told: Sequence[Epsilon], *, started_s: float) -> list[Epsilo
                 )
             )
     return points
+
+
+def _uplink(events: Mapping[str, Sequence[Event]], *, scale: int) -> list[UplinkRound]:
+    # A coordinator that resumes may decide a round again; its board holds the last decision.
+    decided = {
+        one.round_id: one for told in events.values() for one in told if isinstance(one, LlmUpdate)
+    }
+    return [
+        UplinkRound(
+            round=one.round_id,
+            asked=one.asked,
+            received=one.received,
+            used=one.used,
+            holdout=one.holdout,
+            right_before=one.right_before,
+            right_after=one.right_after,
+            certainty_before=round(one.certainty_before / scale / one.holdout, 4),
+            certainty_after=round(one.certainty_after / scale / one.holdout, 4),
+            accepted=one.accepted,
+            llm=one.llm_after,
+        )
+        for _, one in sorted(decided.items())
+    ]
 
 
 def _steps(

@@ -106,6 +106,13 @@ def print_summary(console: Console, report: Report, *, files: Mapping[str, str])
         )
     console.print()
     console.print(table)
+    for one in report.uplink:
+        console.print(
+            f"LLM, round {one.round + 1}: asked about {one.asked} samples, trained on {one.used} "
+            f"paths, hold-out {one.right_before} to {one.right_after} of {one.holdout}, update "
+            f"{'kept' if one.accepted else 'dropped'}",
+            highlight=False,
+        )
     console.print(
         f"{report.run.outcome} in {report.run.wall_s:.1f} s"
         + (

@@ -82,3 +82,22 @@ def withdraw(
     from lada_clients.site.runner import decide
 
     typer.echo(decide(settings, study, "withdraw", by))
+
+
+@app.command()
+def enroll(
+    party_id: Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")],
+    out: Annotated[Path, typer.Option(help="New identity folder of the site.")],
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(help="Encrypt the keys with the passphrase in this file."),
+    ] = None,
+) -> None:
+    """Make the site's keys here, and two requests for certificates to send to the study CA.
+
+    Example: lada site enroll --id hospital-a --out hospital-a/identity
+    """
+    from lada_clients.ca.commands import request_certificates
+    from lada_protocol.kinds import Role
+
+    request_certificates(Role.SITE, party_id, out, passphrase_file)

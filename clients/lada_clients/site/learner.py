@@ -6,10 +6,11 @@ Everything here stays on this machine. What may leave is `Released`; the service
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from lada_clients.site.allocator import SiteAllocator
 from lada_clients.site.memory import KnownPath, SiteMemory
 from lada_clients.site.settings import SiteSettings
 from lada_clients.site.training import (
@@ -21,6 +22,7 @@ from lada_clients.site.training import (
 )
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import StudyPlan
+from lada_protocol.uplink import MAX_PATH_CHARACTERS, SitePath
 from lada_secure.canonical import Json, parse_canonical_json
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.data.records import PoolSample, Record
@@ -29,6 +31,7 @@ from lada_secure.distillation.adapters import (
     attach_adapters,
     load_adapters,
 )
+from lada_secure.distillation.certainty import answer_pool
 from lada_secure.distillation.evaluation import (
     accuracy,
     choose,
@@ -37,29 +40,19 @@ from lada_secure.distillation.evaluation import (
 )
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel, load_language_model
+from lada_secure.distillation.outlook import TrainingOutlook
+from lada_secure.distillation.paths import generate_paths
+from lada_secure.distillation.released_adapters import released_adapters
 from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
 from lada_secure.errors import PeerError
-from lada_secure.learnability.allocation import (
-    CellView,
-    cell_utilities,
-    cluster_quotas,
-    path_screen,
-    pick_by_cluster,
-    pick_in_turn,
-    sample_priorities,
-)
-from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
+from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import CellGrid, Clusters
 from lada_secure.learnability.data_filter import (
-    CellBeliefs,
-    FilterSettings,
-    feature_count,
-    fit_filter,
     observations,
 )
 from lada_secure.learnability.embedding import embedder
 from lada_secure.learnability.explanation import explain_cells
-from lada_secure.learnability.gap import cell_means, cell_rewards, probability, smoothed
+from lada_secure.learnability.gap import cell_rewards, probability
 from lada_secure.learnability.statistics import (
     NoisedStatistics,
     StatisticsParameters,
@@ -68,11 +61,9 @@ from lada_secure.learnability.statistics import (
     statistics_spec,
     unit_statistics,
 )
-from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit
-
-MAX_PATH_CHARACTERS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +88,7 @@ class SiteLearner:
     memory: SiteMemory
     model: LanguageModel
     grid: CellGrid
-    pool_clusters: IntArray
-    _views: dict[int, tuple[CellView, FloatArray]] = field(default_factory=dict)
+    allocator: SiteAllocator
 
     @classmethod
     def load(
@@ -125,6 +115,7 @@ class SiteLearner:
                 load_adapters(model, AdapterWeights(data=kept))
                 break
         vectors = embedder(plan.embedder).embed([one.question for one in pool])
+        grid = CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins)
         return cls(
             plan=plan,
             settings=settings,
@@ -134,8 +125,10 @@ class SiteLearner:
             held_out=held_out,
             memory=memory,
             model=model,
-            grid=CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins),
-            pool_clusters=clusters.assign(vectors),
+            grid=grid,
+            allocator=SiteAllocator(
+                plan=plan, grid=grid, pool_clusters=clusters.assign(vectors), memory=memory
+            ),
         )
 
     @property
@@ -183,84 +176,12 @@ class SiteLearner:
         )
 
     def utilities(self, round_id: int, noised: NoisedStatistics) -> FloatArray:
-        """Fit the data filter and value every cell, (d,) in [-1, 1].
-
-        Reads released statistics and losses of the released model on public paths, nothing else.
-        """
-        return self._view(round_id, noised)[1]
-
-    def _view(self, round_id: int, noised: NoisedStatistics) -> tuple[CellView, FloatArray]:
-        if round_id not in self._views:
-            estimates = noised.estimates()
-            history = self.memory.history()
-            prior = probability(estimates.mean_losses)
-            paths = self.memory.known_paths()
-            known = smoothed(
-                cell_means(
-                    [one.p for one in paths], [one.cell for one in paths], cells=self.grid.cells
-                ),
-                self.grid.clusters_of_cells(),
-                prior=float(np.dot(estimates.shares, prior)),
-            )
-            beliefs = CellBeliefs(
-                grid=self.grid,
-                mass_share=self.grid.spread(estimates.shares),
-                mean_loss=self.grid.spread(estimates.mean_losses / noised.parameters.loss_clip),
-                probability=known if paths else self.grid.spread(prior),
-                last_reward=history.last_rewards(self.grid.cells),
-                picks=history.picks(self.grid.cells),
-            )
-            fitted = fit_filter(
-                history, FilterSettings(seed=self.plan.seed), width=feature_count(self.grid)
-            )
-            view = CellView(beliefs=beliefs, forecast=fitted.forecast(beliefs.features()))
-            allocation = self.plan.allocation
-            worth = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
-            self._views[round_id] = (view, worth)
-        return self._views[round_id]
+        """See `SiteAllocator.utilities`."""
+        return self.allocator.utilities(round_id, noised)
 
     def picks(self, round_id: int, noised: NoisedStatistics, scores: FloatArray) -> list[int]:
-        """Pool indices that this site wants, at most the quota; round 0 by noised masses."""
-        kept = self.memory.picks(round_id)
-        if kept is not None:
-            return kept
-        allocation = self.plan.allocation
-        fresh, again = self._available(round_id)
-        priorities = sample_priorities(allocation.strategy, scores, seed=self.plan.seed + round_id)
-        if round_id == 0:
-            good = fresh & (scores >= allocation.threshold)
-            rooms = np.bincount(self.pool_clusters[good], minlength=allocation.clusters)
-            chosen = pick_by_cluster(
-                scores,
-                self.pool_clusters,
-                cluster_quotas(noised.estimates().shares, allocation.quota, available=rooms),
-                threshold=allocation.threshold,
-                available=fresh,
-                priorities=priorities,
-                seed=self.plan.seed,
-            )
-        else:
-            chosen = pick_in_turn(
-                scores,
-                (fresh, again),
-                quota=allocation.quota,
-                threshold=allocation.threshold,
-                priorities=priorities,
-                seed=self.plan.seed + round_id,
-            )
-        picked = [int(one) for one in np.flatnonzero(chosen)]
-        self.memory.keep_picks(round_id, picked)
-        return picked
-
-    def _available(self, round_id: int) -> tuple[BoolArray, BoolArray]:
-        """Samples never picked before, and those picked before that the SLM can still learn."""
-        fresh = np.ones(len(self.pool), dtype=np.bool_)
-        fresh[sorted(self.memory.picked_before(round_id))] = False
-        again = np.zeros(len(self.pool), dtype=np.bool_)
-        paths = self.memory.known_paths()
-        learnable = self._screen(np.array([one.p for one in paths], dtype=np.float64))
-        again[[paths[number].sample for number in learnable]] = True
-        return fresh, again & ~fresh
+        """See `SiteAllocator.picks`."""
+        return self.allocator.picks(round_id, noised, scores)
 
     def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
         """Read the payload of `paths`.
@@ -276,7 +197,8 @@ class SiteLearner:
             if not isinstance(row, dict) or set(row) != {"sample_id", "path", "cell"}:
                 raise PeerError("paths: expected objects with sample_id, path and cell")
             sample, path, cell = row["sample_id"], row["path"], row["cell"]
-            if sample not in places or type(cell) is not int or not 0 <= cell < self.grid.cells:
+            known = isinstance(sample, str) and sample in places
+            if not known or type(cell) is not int or not 0 <= cell < self.grid.cells:
                 raise PeerError("paths: a sample or cell that the study does not have")
             if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS:
                 raise PeerError(f"paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters")
@@ -293,31 +215,26 @@ class SiteLearner:
         *,
         book: LedgerBook,
         progress: Callable[[StepReport], None],
+        announce: Callable[[TrainingOutlook], None] | None = None,
     ) -> Distilled:
         """Distil the picked paths and the private records, then learn what each cell brought."""
-        view, worth = self._view(round_id, noised)
+        view, worth = self.allocator.view(round_id, noised)
         wanted = set(self.memory.picks(round_id) or ())
         mine = [one for one in received if one.sample in wanted]
         examples = [self._path_example(one) for one in mine]
         before = self._losses(examples)
-        kept = self._screen(probability(before))
+        kept = self.allocator.screen(probability(before))
         pool = [examples[number] for number in kept]
-        privacy = privacy_parameters(self.plan)
         result = distil(
             self.model,
             units=[private_unit(unit) for unit in self.units],
             pool=self._with_own_paths(pool, [mine[number].sample for number in kept]),
-            privacy=privacy,
+            privacy=privacy_parameters(self.plan),
             settings=trainer_settings(self.plan, self.settings, round_id=round_id),
             book=book,
-            spec=training_spec(
-                privacy,
-                study_id=self.plan.study_id,
-                plan_hash=self.plan.hash,
-                round_id=round_id,
-                unit=self.plan.privacy.unit,
-            ),
+            spec=self._training_spec(round_id),
             progress=progress,
+            announce=announce,
         )
         after = self._losses(examples)
         cells = np.array([one.cell for one in mine], dtype=np.int64)
@@ -338,6 +255,52 @@ class SiteLearner:
         self.memory.keep_allocation(round_id, rows)
         self.memory.keep_adapters(round_id, result.adapters.value.data)
         return result
+
+    def _training_spec(self, round_id: int) -> ReleaseSpec:
+        return training_spec(
+            privacy_parameters(self.plan),
+            study_id=self.plan.study_id,
+            plan_hash=self.plan.hash,
+            round_id=round_id,
+            unit=self.plan.privacy.unit,
+        )
+
+    def released_adapters(self, round_id: int, book: LedgerBook) -> Released[AdapterWeights]:
+        """This round's adapters, after training; the same release at every call, also later.
+
+        Raises: LedgerError: the round was not trained.
+        """
+        return released_adapters(
+            self.model,
+            privacy=privacy_parameters(self.plan),
+            settings=trainer_settings(self.plan, self.settings, round_id=round_id),
+            book=book,
+            spec=self._training_spec(round_id),
+        )
+
+    def certainty(self, places: Sequence[int]) -> FloatArray:
+        """How sure the released SLM is of the gold answers of pool samples, (m,) in [0, 1]."""
+        return answer_pool(
+            self.model,
+            [self.pool[place] for place in places],
+            batch_size=self.settings.physical_batch_size,
+            max_new_tokens=self.plan.paths.max_new_tokens,
+        ).certainty
+
+    def solved(self, places: Sequence[int]) -> list[SitePath]:
+        """Greedy paths of the released SLM on pool samples, where they reach the gold answer."""
+        numbers = {self.pool[place].sample_id: place for place in places}
+        written = generate_paths(
+            self.model,
+            [self.pool[place] for place in places],
+            max_new_tokens=self.plan.paths.max_new_tokens,
+            attempts=1,
+            batch_size=self.settings.physical_batch_size,
+        )
+        return [
+            SitePath(sample=numbers[one.sample_id], path=one.path[:MAX_PATH_CHARACTERS])
+            for one in written.paths
+        ]
 
     def held_out_accuracy(self) -> float | None:
         """Share of right answers on the site's own held-out records; never leaves the site."""
@@ -366,12 +329,6 @@ class SiteLearner:
             path=received.path,
             own_path=None,
         )
-
-    def _screen(self, probabilities: FloatArray) -> list[int]:
-        """Places of the paths that this model can follow and does not know by heart yet."""
-        allocation = self.plan.allocation
-        inside = path_screen(probabilities, allocation.screen_low, allocation.screen_high)
-        return [int(one) for one in np.flatnonzero(inside)]
 
     def _with_own_paths(
         self, examples: Sequence[PathExample], places: Sequence[int]

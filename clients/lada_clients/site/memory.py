@@ -80,6 +80,19 @@ class SiteMemory:
         """The explanation of a round's allocation, for reports and `lada explain`."""
         self._write(f"allocation-round-{round_id}.json", {"round": round_id, "cells": list(cells)})
 
+    def advantages(self, round_id: int) -> list[int] | None:
+        """The advantages of a round, one per pool sample, or None where there are none yet."""
+        value = self._read(f"advantages-round-{round_id}.json")
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(type(one) is not int for one in value):
+            raise ParameterError(f"{self.folder}: advantages of round {round_id} are damaged")
+        return [one for one in value if isinstance(one, int)]
+
+    def keep_advantages(self, round_id: int, vector: Sequence[int]) -> None:
+        """Remember them: a retry of the opening sends the same vector."""
+        self._write(f"advantages-round-{round_id}.json", list(vector))
+
     def adapters(self, round_id: int) -> bytes | None:
         """Adapter weights after a round."""
         path = self.folder / f"adapters-round-{round_id}.safetensors"

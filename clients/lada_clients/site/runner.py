@@ -8,19 +8,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lada_clients.credentials import read_passphrase
 from lada_clients.event_file import open_event_log
 from lada_clients.participant import Participant, open_participant, read_roster
 from lada_clients.settings_file import read_settings
-from lada_clients.site.ledger_store import SqliteLedger
+from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.policy import describe_plan, plan_faults
+from lada_clients.site.policy import describe_budget, describe_plan, plan_faults, study_caps
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_secure.data.records import read_records
 from lada_secure.errors import LadaError, LedgerError, ParameterError
-from lada_secure.privacy.entries import Decision, DecisionEntry
-from lada_secure.privacy.ledger import BudgetCaps, LedgerBook
+from lada_secure.logs import configure_logs
+from lada_secure.privacy.entries import Decision, DecisionEntry, ReserveEntry
+from lada_secure.privacy.events import PrivacyEvent
+from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.units import population_fingerprint
 
 FINGERPRINT_KEY_BYTES = 32
@@ -32,12 +35,20 @@ def run_site(settings_path: Path) -> None:
     Raises: ParameterError: settings, policy, roster, identity or records are wrong.
         StudyFailed: refused, or given up by the coordinator.
     """
+    from rich.console import Console
+
     from lada_clients.site.service import Site
+    from lada_clients.site.training_display import TrainingDisplay
 
     settings, policy = read_site_settings(settings_path)
+    configure_logs(settings.log)
     with _joined(settings, policy) as participant:
         try:
-            with _open_ledger(settings, policy, participant.plan, participant) as book:
+            cap = min(participant.plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
+            with (
+                _open_ledger(settings, policy, participant.plan, participant) as book,
+                TrainingDisplay(Console(stderr=True), epsilon_cap=cap) as display,
+            ):
                 Site(
                     participant=participant,
                     settings=settings,
@@ -47,6 +58,7 @@ def run_site(settings_path: Path) -> None:
                     memory=SiteMemory(folder=settings.state_dir),
                     now=_now,
                     approved=lambda study, plan_hash: approved_by_person(book, study, plan_hash),
+                    watcher=display,
                 ).run()
         except LadaError as error:
             participant.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
@@ -67,7 +79,7 @@ def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
 
 
 def show_plan(settings_path: Path) -> tuple[str, ...]:
-    """The waiting plan in plain words, with what the policy says of it."""
+    """The waiting plan in plain words, what it leaves of the budget, and what the policy says."""
     settings, policy = read_site_settings(settings_path)
     with _joined(settings, policy) as participant:
         plan = participant.plan
@@ -75,7 +87,18 @@ def show_plan(settings_path: Path) -> tuple[str, ...]:
         verdict = (
             f"The policy forbids it: {'; '.join(faults)}." if faults else "The policy allows it."
         )
-        return (*describe_plan(plan), verdict)
+        budget = describe_budget(plan, policy, spent=_spent(ledger_path(settings, policy)))
+        return (*describe_plan(plan), *budget, verdict)
+
+
+def _spent(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
+    """Study and event of all reservations in a ledger; none where there is no ledger yet."""
+    if not path.exists():
+        return ()
+    with open_ledger_reader(path) as ledger:
+        return tuple(
+            (one.study_id, one.event) for one in ledger.entries() if isinstance(one, ReserveEntry)
+        )
 
 
 def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
@@ -134,32 +157,33 @@ def _joined(settings: SiteSettings, policy: SitePolicy) -> Iterator[Participant]
         state_dir=settings.state_dir,
         events=open_event_log(settings.party, settings.state_dir),
         wait_s=settings.wait_s,
+        transport=settings.transport,
+        passphrase=read_passphrase(settings.passphrase_file),
     ) as participant:
         participant.join(wait_s=settings.wait_s)
         yield participant
+
+
+def ledger_path(settings: SiteSettings, policy: SitePolicy) -> Path:
+    """Where the ledger of the policy's population is kept."""
+    return settings.state_dir / f"ledger-{policy.population}.sqlite"
 
 
 @contextmanager
 def _open_ledger(
     settings: SiteSettings, policy: SitePolicy, plan: StudyPlan, participant: Participant
 ) -> Iterator[SqliteLedger]:
-    """The population's ledger; the study's cap is the lower of the plan's and the policy's."""
+    """The population's ledger, held to the stricter of the plan and the policy."""
     key = _secrets(settings).once(
         "fingerprint.key", lambda: secrets.token_bytes(FINGERPRINT_KEY_BYTES)
     )
-    cap = min(plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
     clock: Callable[[], datetime] = _now
     with SqliteLedger(
-        settings.state_dir / f"ledger-{policy.population}.sqlite",
+        ledger_path(settings, policy),
         site=settings.party,
         population=policy.population,
         signing_key=participant.signing_key,
-        caps=BudgetCaps(
-            target_delta=policy.target_delta,
-            total_epsilon=policy.epsilon_cap_total,
-            study_epsilon=policy.epsilon_cap_per_study,
-            study_overrides={plan.study_id: cap},
-        ),
+        caps=study_caps(plan, policy),
         data_fingerprint=population_fingerprint(read_records(settings.records), key=key),
         clock=clock,
     ) as ledger:

@@ -13,22 +13,19 @@ import numpy.typing as npt
 from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.opening import SiteOpening
 from lada_clients.site.policy import describe_plan, plan_faults
+from lada_clients.site.public_material import read_public_material
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
+from lada_clients.site.uplink import SiteUplink
 from lada_protocol.index import Attempt
-from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.messages import OpenedBody, parse_body
-from lada_protocol.opening import (
-    check_mask_keys,
-    keys_digest,
-    mask_context,
-    purpose_parameters,
-    site_bound_of,
-)
-from lada_protocol.plan import DEMAND, STATISTICS, TRAINING, parse_time
+from lada_protocol.kinds import Kind
+from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, parse_time
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import (
+    AnswerInquiry,
     AskScores,
     CloseRound,
     Contribute,
@@ -39,18 +36,15 @@ from lada_protocol.tasks import (
     SiteTask,
     Wait,
 )
-from lada_secure.canonical import parse_canonical_json, sha256_hex
-from lada_secure.data.records import PoolSample, Record, parse_pool, pool_hash, read_records
+from lada_secure.data.records import PoolSample, Record, read_records
 from lada_secure.distillation.training import StepReport
-from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.scoring_key import ScoringKey
-from lada_secure.encryption.sealing import parse_public_key, seal
-from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError, PeerError
+from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.learnability.arrays import FloatArray
-from lada_secure.learnability.cells import Clusters, parse_clusters
+from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
-from lada_secure.privacy.released import Released, post_process, require_released
+from lada_secure.privacy.released import Released, post_process
 from lada_secure.privacy.units import bound_units
 
 STEPS: Mapping[type[object], str] = {
@@ -59,6 +53,7 @@ STEPS: Mapping[type[object], str] = {
     Contribute: "opening",
     AskScores: "filter",
     Distil: "distillation",
+    AnswerInquiry: "uplink",
     CloseRound: "close",
 }
 
@@ -75,6 +70,7 @@ class Site:
     memory: SiteMemory
     now: Callable[[], datetime]
     approved: Callable[[str, str], bool]
+    watcher: TrainingWatcher = UNWATCHED
     _learner: SiteLearner | None = field(default=None)
 
     def run(self) -> None:
@@ -111,13 +107,15 @@ class Site:
             case ReviewPlan():
                 self._review()
             case PostMaskKey(attempt=attempt):
-                self._post_mask_key(attempt)
+                self._opening.post_mask_key(attempt)
             case Contribute(attempt=attempt, cohort=cohort):
                 self._contribute(attempt, cohort)
             case AskScores(round_id=round_id):
                 self._ask_scores(round_id)
             case Distil(round_id=round_id):
                 self._distil(round_id)
+            case AnswerInquiry(round_id=round_id):
+                self._uplink.answer(round_id)
             case CloseRound(round_id=round_id):
                 digest = checked_transcript(self.participant, round_id)
                 self.participant.post(
@@ -125,14 +123,13 @@ class Site:
                     lambda: Outgoing(body={"transcript_sha256": digest}),
                     round_id=round_id,
                 )
-        after = client.traffic
         events.write(
             "step_finished",
             round_id=round_id,
             step=step,
             seconds=round(time.monotonic() - began, 3),
-            bytes_up=after.up_bytes - before.up_bytes,
-            bytes_down=after.down_bytes - before.down_bytes,
+            bytes_up=client.traffic.up_bytes - before.up_bytes,
+            bytes_down=client.traffic.down_bytes - before.down_bytes,
         )
 
     def _review(self) -> None:
@@ -170,84 +167,19 @@ class Site:
         )
         self._tell_accuracy("before", round_id=0)
 
-    def _post_mask_key(self, attempt: Attempt) -> None:
-        key = self._mask_key(attempt)
-        self.participant.post(
-            Kind.MASK_KEY,
-            lambda: Outgoing(body={"public_key": key.public_bytes.hex()}),
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
-
-    def _mask_key(self, attempt: Attempt) -> MaskKey:
-        """Fresh per round, purpose and attempt: one key for two attempts would reveal the
-        difference of two masks to whoever sees both sums."""
-        return MaskKey.from_secret_bytes(
-            self.secrets.once(
-                f"mask-{self.participant.plan.hash[:16]}-{attempt.round_id}-{attempt.purpose}"
-                f"-{attempt.number}",
-                lambda: MaskKey.generate().to_secret_bytes(),
-            )
-        )
-
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
-        """Steps 3, 4 and 8: release once, mask for this attempt, seal, send."""
-        if attempt.purpose == STATISTICS:
+        """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
+        vector: Released[npt.NDArray[np.int64]]
+        if attempt.purpose == ADVANTAGE:
+            self._opening.check_own_contribution(attempt.round_id, DEMAND)
+            vector = self._uplink.advantages(attempt.round_id)
+        elif attempt.purpose == STATISTICS:
             noised = self._statistics(attempt.round_id)
             vector = post_process(noised, lambda one: one.vector, label="statistics")
             self._post_ledger(attempt.round_id, STATISTICS)
         else:
             vector = self._demand(attempt.round_id)
-        self._send_sealed(attempt, cohort, vector)
-
-    def _send_sealed(
-        self, attempt: Attempt, cohort: tuple[str, ...], vector: Released[npt.NDArray[np.int64]]
-    ) -> None:
-        require_released(vector, what=f"contribution to {attempt.purpose}")
-        me = self.participant
-        parameters = purpose_parameters(me.plan, attempt.purpose)
-        keys = me.index.all_at(Kind.MASK_KEY, attempt)
-        raw_keys = check_mask_keys(cohort, keys, attempt)
-        digest = keys_digest({site: keys[site] for site in cohort})
-
-        def make() -> Outgoing:
-            mask = pairwise_mask(
-                self._mask_key(attempt),
-                me.party,
-                {site: raw for site, raw in raw_keys.items() if site != me.party},
-                context=mask_context(me.plan, me.roster, attempt, digest),
-                length=parameters.length,
-                modulus=parameters.plain_modulus,
-            )
-            hidden = masked(
-                vector.value,
-                mask,
-                bound=site_bound_of(me.plan, attempt.purpose),
-                modulus=parameters.plain_modulus,
-            )
-            key_message = me.index.find(
-                Kind.OPENING_KEY, sender=me.roster.auditor.id, purpose=attempt.purpose
-            )
-            if key_message is None:
-                raise PeerError("the auditor has posted no opening key", reason="missing_message")
-            key = parse_public_key(me.payload(key_message), parameters)
-            return Outgoing(
-                body={
-                    "keys_digest": digest,
-                    "paid_by": vector.paid_by,
-                    "parameters_digest": parameters.digest,
-                },
-                payload=seal(key, parameters, hidden),
-            )
-
-        me.post(
-            Kind.CONTRIBUTION,
-            make,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
+        self._opening.send(attempt, cohort, vector)
 
     def _statistics(self, round_id: int) -> Released[NoisedStatistics]:
         released = self.learner.release_statistics(round_id, self.book)
@@ -275,7 +207,7 @@ class Site:
     def _ask_scores(self, round_id: int) -> None:
         """Steps 6 and 7: one encrypted query per round."""
         me = self.participant
-        self._check_own_contribution(round_id, STATISTICS)
+        self._opening.check_own_contribution(round_id, STATISTICS)
         noised = self._statistics(round_id)
         utilities = post_process(
             noised, lambda one: self.learner.utilities(round_id, one), label="cell utilities"
@@ -300,28 +232,10 @@ class Site:
         )
         return ScoringKey.from_bytes(raw)
 
-    def _check_own_contribution(self, round_id: int, purpose: str) -> None:
-        """Step 5, the site's side: the signed opening must hold this site's own contribution.
-
-        Raises: PeerError(reason="not_in_opening").
-        """
-        me = self.participant
-        opened = me.index.opened(round_id, purpose, auditor=me.roster.auditor.id)
-        attempt = Attempt(round_id=round_id, purpose=purpose, number=opened.header.attempt)
-        mine = me.index.at(Kind.CONTRIBUTION, attempt, sender=me.party)
-        listed = parse_body(opened, OpenedBody).contributions.get(me.party)
-        if mine is None or listed != mine.message_hash:
-            raise PeerError(
-                f"round {round_id}, {purpose}: the opened sum does not hold what this site sent",
-                reason="not_in_opening",
-                peer=me.roster.auditor.id,
-                round_id=round_id,
-            )
-
     def _distil(self, round_id: int) -> None:
         """Step 9, and what may be computed afterwards for free."""
         me = self.participant
-        self._check_own_contribution(round_id, DEMAND)
+        self._opening.check_own_contribution(round_id, DEMAND)
         if self.memory.adapters(round_id) is None:
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
             if paths is None:
@@ -332,6 +246,7 @@ class Site:
                 self.learner.parse_paths(me.payload(paths)),
                 book=self.book,
                 progress=self._training_progress(round_id),
+                announce=lambda outlook: self.watcher.begin(round_id, outlook),
             )
         self._tell_epsilon(round_id, "distillation")
         self._tell_accuracy("after", round_id=round_id)
@@ -378,6 +293,19 @@ class Site:
         return max(shown, default=0)
 
     @property
+    def _opening(self) -> SiteOpening:
+        return SiteOpening(participant=self.participant, secrets=self.secrets)
+
+    @property
+    def _uplink(self) -> SiteUplink:
+        return SiteUplink(
+            participant=self.participant,
+            opening=self._opening,
+            learner=self.learner,
+            book=self.book,
+        )
+
+    @property
     def learner(self) -> SiteLearner:
         """The model with its data, loaded at first use."""
         if self._learner is None:
@@ -401,34 +329,11 @@ class Site:
         return self._learner
 
     def _public_material(self) -> tuple[tuple[PoolSample, ...], Clusters]:
-        """Pool and clusters, checked against the hashes in the plan."""
-        me = self.participant
-        coordinator = me.roster.coordinator.id
-        pool_message = me.index.find(Kind.POOL, sender=coordinator)
-        clusters_message = me.index.find(Kind.CLUSTERS, sender=coordinator)
-        while pool_message is None or clusters_message is None:
-            me.wait(
-                Wait(step="plan", round_id=0, awaited="pool and clusters", parties=(coordinator,))
-            )
-            pool_message = me.index.find(Kind.POOL, sender=coordinator)
-            clusters_message = me.index.find(Kind.CLUSTERS, sender=coordinator)
-        try:
-            pool = parse_pool(me.payload(pool_message), where="the coordinator's pool")
-        except ParameterError as error:
-            raise PeerError(str(error), reason="wrong_pool", peer=coordinator) from error
-        raw = me.payload(clusters_message)
-        if pool_hash(pool) != me.plan.pool_sha256 or len(pool) != me.plan.pool_size:
-            raise PeerError("the pool is not the one in the plan", reason="wrong_pool")
-        if sha256_hex(raw) != me.plan.clusters_sha256:
-            raise PeerError("the clusters are not those in the plan", reason="wrong_clusters")
-        limit = kind_rules(Kind.CLUSTERS).max_payload_bytes
-        clusters = parse_clusters(parse_canonical_json(raw, max_bytes=limit))
-        if clusters.count != me.plan.allocation.clusters:
-            raise PeerError("the number of clusters differs from the plan", reason="wrong_clusters")
-        return pool, clusters
+        return read_public_material(self.participant)
 
     def _training_progress(self, round_id: int) -> Callable[[StepReport], None]:
         def report(one: StepReport) -> None:
+            self.watcher.show(round_id, one)
             self.participant.events.write(
                 "progress",
                 round_id=round_id,
@@ -436,20 +341,22 @@ class Site:
                 done=one.step,
                 total=one.steps,
                 public_loss=None if one.public_loss is None else round(one.public_loss, 4),
+                seconds_left=round(one.seconds_left, 1),
             )
-            self._tell_epsilon(round_id, "distillation")
+            self._tell_epsilon(round_id, "distillation", spent=one.study_epsilon)
 
         return report
 
-    def _tell_epsilon(self, round_id: int, step: str) -> None:
+    def _tell_epsilon(self, round_id: int, step: str, *, spent: float | None = None) -> None:
+        """What this study has spent; `spent` where a reservation has said it already."""
         plan = self.participant.plan
+        if spent is None:
+            spent = self.book.epsilon_spent(plan.privacy.target_delta, study_id=plan.study_id)
         self.participant.events.write(
             "epsilon",
             round_id=round_id,
             step=step,
-            epsilon=round(
-                self.book.epsilon_spent(plan.privacy.target_delta, study_id=plan.study_id), 6
-            ),
+            epsilon=round(spent, 6),
             cap=plan.privacy.epsilon_cap,
         )
 
@@ -474,7 +381,7 @@ class Site:
 
 def _step_of(task: SiteTask) -> str:
     if isinstance(task, Contribute):
-        return STATISTICS if task.attempt.purpose == STATISTICS else DEMAND
+        return task.attempt.purpose
     return STEPS[type(task)]
 
 
@@ -483,7 +390,10 @@ def _round_of(task: SiteTask) -> int:
         case PostMaskKey(attempt=attempt) | Contribute(attempt=attempt):
             return attempt.round_id
         case (
-            AskScores(round_id=round_id) | Distil(round_id=round_id) | CloseRound(round_id=round_id)
+            AskScores(round_id=round_id)
+            | Distil(round_id=round_id)
+            | AnswerInquiry(round_id=round_id)
+            | CloseRound(round_id=round_id)
         ):
             return round_id
         case _:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lada_protocol.settings import Settings
+from lada_protocol.transport import TransportSettings
+from lada_secure.logs import LogSettings
 
 
 class SiteSettings(Settings):
@@ -30,6 +32,11 @@ class SiteSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     physical_batch_size: Annotated[int, Field(ge=1)] = 16
     wait_s: Annotated[float, Field(gt=0)] = 600.0
+    passphrase_file: Annotated[
+        Path | None, Field(description="passphrase of encrypted private keys")
+    ] = None
+    transport: TransportSettings = TransportSettings()
+    log: LogSettings = LogSettings()
 
 
 class SitePolicy(Settings):

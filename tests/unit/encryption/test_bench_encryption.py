@@ -33,12 +33,28 @@ def test_the_scores_benchmark_reports_traffic_and_error() -> None:
     assert report["error"]["max"] <= 1e-4
 
 
-def test_the_opening_benchmark_prints_a_table() -> None:
-    outcome = CliRunner().invoke(
-        app, ["opening", "--entries", "10", "--sites", "2", "--repetitions", "1"]
-    )
-    assert outcome.exit_code == 0, outcome.output
-    assert "ratio.encrypt" in outcome.output
+@pytest.mark.parametrize(
+    ("command", "figures"),
+    [
+        (
+            ["opening", "--entries", "10", "--sites", "2"],
+            ["ratio.encrypt", "ratio.bytes", "ratio.add", "ratio.open"],
+        ),
+        (["scores", "--pool", "10", "--cells", "2"], ["ratio.server", "bytes.up", "error.max"]),
+    ],
+)
+def test_a_benchmark_gives_the_same_figures_as_a_table_and_as_json(
+    command: list[str], figures: list[str]
+) -> None:
+    command = [*command, "--repetitions", "1"]
+    table = CliRunner().invoke(app, command)
+    assert table.exit_code == 0, table.output
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    for figure in figures:
+        assert figure in table.output
+        group, name = figure.split(".")
+        assert isinstance(found[group][name], int | float)
+        assert found[group][name] >= 0
 
 
 @pytest.mark.parametrize("command", ["opening", "scores", "dpsgd"])

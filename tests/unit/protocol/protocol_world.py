@@ -25,12 +25,12 @@ from lada_protocol.envelope import Envelope, Header, sign_envelope
 from lada_protocol.events import EventLog
 from lada_protocol.identity import (
     PartyName,
-    build_ca_certificate,
     certificate_fingerprint,
     certificate_pem,
-    issue_signing_certificate,
+    key_fingerprint,
 )
 from lada_protocol.index import slot_of
+from lada_protocol.issuance import build_ca_certificate, issue_signing_certificate
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.plan import (
     STATISTICS,
@@ -42,6 +42,7 @@ from lada_protocol.plan import (
     StatisticsPlan,
     StudyPlan,
     TrainingPlan,
+    UplinkPlan,
 )
 from lada_protocol.roster import Party, Roster
 from lada_secure.errors import PeerError
@@ -53,6 +54,27 @@ from lada_secure.privacy.ledger_keeper import MemoryLedger
 
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 CAPS = BudgetCaps(target_delta=1e-5, total_epsilon=50.0, study_epsilon=8.0)
+
+
+UPLINK = UplinkPlan(
+    bar=0.25,
+    clip=0.5,
+    integer_scale=10,
+    holdout=3,
+    candidates=5,
+    budget=2,
+    first_round=0,
+    last_round=True,
+    adapter_rank=2,
+    adapter_layers=1,
+    adapter_targets=("q_proj",),
+    steps=2,
+    batch_size=2,
+    replay_batch_size=1,
+    learning_rate=1e-3,
+    contrastive_weight=0.1,
+    contrastive_form="margin",
+)
 
 
 def make_plan(**changes: Any) -> StudyPlan:
@@ -161,7 +183,7 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
                 role=name.role,
                 # No connection is made, so any distinct fingerprint will do.
                 tls_fingerprint=hashlib.sha256(name.id.encode("ascii")).hexdigest(),
-                signing_fingerprint=certificate_fingerprint(certificate),
+                signing_fingerprint=key_fingerprint(certificate),
                 signing_key=key.public_key().public_bytes_raw().hex(),
             )
         )
@@ -316,6 +338,7 @@ def training_spec(plan: StudyPlan, round_id: int) -> ReleaseSpec:
         parameters={
             "l2_clip_norm": training.l2_clip_norm,
             "expected_units": training.expected_units,
+            "noise": "discrete_gaussian",
         },
         unit=plan.privacy.unit,
     )

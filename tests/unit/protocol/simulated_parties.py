@@ -32,16 +32,18 @@ from lada_protocol.coordinator_round import next_coordinator_task
 from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import FaultBody, parse_body
+from lada_protocol.messages import FaultBody, InquiryBody, parse_body
 from lada_protocol.opening import (
     check_mask_keys,
     keys_digest,
     mask_context,
+    opened_values,
     purpose_length,
     purpose_parameters,
     site_bound_of,
 )
 from lada_protocol.plan import (
+    ADVANTAGE,
     DEMAND,
     STATISTICS,
     TRAINING,
@@ -52,6 +54,7 @@ from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import (
     AbortAttempt,
     AddUp,
+    AnswerInquiry,
     AskScores,
     CloseRound,
     Contribute,
@@ -60,6 +63,8 @@ from lada_protocol.tasks import (
     Done,
     Finish,
     GiveUp,
+    ImproveModel,
+    Inquire,
     PostMaskKey,
     PostTranscript,
     ProposePlan,
@@ -71,6 +76,15 @@ from lada_protocol.tasks import (
     WritePaths,
 )
 from lada_protocol.transcript import FIRST, build_transcript
+from lada_protocol.uplink import (
+    SitePath,
+    inquiry_bytes,
+    llm_version,
+    parse_inquiry,
+    site_paths_bytes,
+    split_pool,
+    uplink_of,
+)
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 from lada_secure.privacy.entries import ReserveEntry, format_ledger_lines
@@ -117,6 +131,8 @@ class SimulatedSite:
                 self._post(Kind.QUERY, {"cells": 12}, b"query", round_id=round_id, to="coordinator")
             case Distil(round_id=round_id):
                 self._distil(round_id)
+            case AnswerInquiry(round_id=round_id):
+                self._answer(round_id)
             case CloseRound(round_id=round_id):
                 digest = checked_transcript(self.me, round_id)
                 self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
@@ -130,6 +146,11 @@ class SimulatedSite:
             wanted = np.zeros(plan.pool_size, dtype=np.int64)
             wanted[: plan.allocation.quota] = 1
             return wanted
+        if attempt.purpose == ADVANTAGE:
+            known = np.zeros(plan.pool_size, dtype=np.int64)
+            # Sites differ, and no site is below what the first candidate is worth to it.
+            known[list(split_pool(plan).candidates)] = np.arange(uplink_of(plan).candidates)
+            return np.minimum(known + 1, site_bound_of(plan, ADVANTAGE)) * (known > 0)
         if attempt.round_id not in self.noised:
             bound = site_bound_of(plan, STATISTICS)
             drawn = np.random.default_rng(attempt.round_id + len(self.me.party))
@@ -190,6 +211,8 @@ class SimulatedSite:
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         paid_by = self.pay(attempt.round_id)
+        if attempt.purpose == ADVANTAGE:
+            paid_by = self.reservation(attempt.round_id, TRAINING).entry_hash
         if attempt.purpose == STATISTICS:
             self.post_ledger(attempt.round_id, STATISTICS)
         body, payload = self.seal_for(attempt, cohort, self.vector(attempt))
@@ -220,13 +243,30 @@ class SimulatedSite:
         part = format_ledger_lines(entries[first:])
         self._post(Kind.LEDGER, body, part, round_id=round_id, purpose=purpose)
 
-    def reservation(self, round_id: int) -> ReserveEntry:
-        """The ledger entry that paid for a round's statistics."""
+    def _answer(self, round_id: int) -> None:
+        me = self.me
+        inquiry = me.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
+        if inquiry is None:
+            raise AssertionError("asked to answer without an inquiry")
+        opened = me.index.opened(round_id, ADVANTAGE, auditor="auditor")
+        samples = parse_inquiry(
+            me.payload(inquiry),
+            parse_body(inquiry, InquiryBody),
+            plan=me.plan,
+            opened=opened_values(me.payload(opened), me.plan, ADVANTAGE),
+        )
+        paths = [SitePath(sample=one, path=f"{me.party} says {one}") for one in samples]
+        body = {"inquiry": inquiry.message_hash, "written": len(paths)}
+        self._post(
+            Kind.SITE_PATHS, body, site_paths_bytes(paths), round_id=round_id, to="coordinator"
+        )
+
+    def reservation(self, round_id: int, purpose: str = STATISTICS) -> ReserveEntry:
+        """The ledger entry that paid for a round's statistics, or training."""
         return next(
             one
             for one in self.book.entries()
-            if isinstance(one, ReserveEntry)
-            and (one.round_id, one.purpose) == (round_id, STATISTICS)
+            if isinstance(one, ReserveEntry) and (one.round_id, one.purpose) == (round_id, purpose)
         )
 
     def _post_at(
@@ -309,6 +349,10 @@ class SimulatedCoordinator:
             case WritePaths(round_id=round_id):
                 body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
                 self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
+            case Inquire(round_id=round_id):
+                self.inquire(round_id)
+            case ImproveModel(round_id=round_id):
+                self.improve(round_id)
             case PostTranscript(round_id=round_id):
                 transcript = build_transcript(
                     self.index, round_id, previous=self._transcript_hash(round_id - 1)
@@ -328,6 +372,43 @@ class SimulatedCoordinator:
                 self.post(Kind.FAILED, {"code": code, "message": message})
             case _:
                 pass
+
+    def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
+        """Ask about the samples with the largest sums, or about those that a test wants."""
+        opened = self.index.opened(round_id, ADVANTAGE, auditor="auditor")
+        values = opened_values(self.board.payload(opened.message_hash), self.plan, ADVANTAGE)
+        if samples is None:
+            known = [one for one in range(len(values)) if values[one] > 0]
+            samples = sorted(sorted(known, key=lambda one: -values[one])[: self.budget])
+        body = {"opened": opened.message_hash, "samples": len(samples)}
+        return self.post(Kind.INQUIRY, body, payload=inquiry_bytes(samples), round_id=round_id)
+
+    @property
+    def budget(self) -> int:
+        """Most samples of an inquiry."""
+        return uplink_of(self.plan).budget
+
+    def improve(self, round_id: int, **changes: Any) -> Envelope:
+        """Publish a decision: kept in even rounds, dropped in odd ones, unless changed."""
+        inquiry = self.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
+        if inquiry is None:
+            raise AssertionError("an update without an inquiry")
+        before = llm_version(self.index, coordinator="coordinator", before_round=round_id)
+        kept = round_id % 2 == 0
+        body = {
+            "inquiry": inquiry.message_hash,
+            "received": 6,
+            "used": 4,
+            "holdout": uplink_of(self.plan).holdout,
+            "right_before": 1,
+            "right_after": 2 if kept else 1,
+            "certainty_before": 9,
+            "certainty_after": 15 if kept else 9,
+            "accepted": kept,
+            "llm_before": before,
+            "llm_after": f"{round_id + 1:064x}" if kept else before,
+        }
+        return self.post(Kind.LLM_UPDATE, {**body, **changes}, round_id=round_id)
 
     def add_up(
         self,

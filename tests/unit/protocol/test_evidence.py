@@ -10,13 +10,8 @@ from protocol_world import make_cast, make_plan
 from simulated_parties import make_world
 
 from lada_clients.auditor.export import write_export
-from lada_protocol.evidence import (
-    CA_FILE,
-    MESSAGES_FILE,
-    PLAN_FILE,
-    ROSTER_FILE,
-    verify_evidence,
-)
+from lada_protocol.evidence import verify_evidence
+from lada_protocol.exported_study import CA_FILE, MESSAGES_FILE, PLAN_FILE, ROSTER_FILE
 
 Files = dict[str, bytes]
 SITES = ("site-a", "site-b", "site-c")

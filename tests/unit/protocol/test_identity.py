@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from lada_protocol import identity
+from lada_protocol import identity, issuance
 from lada_protocol.identity import PartyName
 from lada_protocol.kinds import Role
 from lada_secure.errors import ParameterError, PeerError
@@ -25,13 +25,13 @@ class Authority:
 
     def __init__(self, name="CA"):
         self.key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = identity.build_ca_certificate(
+        self.certificate = issuance.build_ca_certificate(
             key=self.key, name=name, serial=1, not_before=START, not_after=END
         )
 
     def tls(self, party=SITE, *, key=None, hosts=("localhost",), end=END):
         key = key or ec.generate_private_key(ec.SECP256R1())
-        return identity.issue_tls_certificate(
+        return issuance.issue_tls_certificate(
             ca=self.certificate,
             ca_key=self.key,
             party=party,
@@ -43,7 +43,7 @@ class Authority:
         )
 
     def signing(self, party=SITE):
-        return identity.issue_signing_certificate(
+        return issuance.issue_signing_certificate(
             ca=self.certificate,
             ca_key=self.key,
             party=party,
@@ -66,7 +66,7 @@ class Authority:
             .not_valid_before(START)
             .not_valid_after(END)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(identity._key_usage(), critical=True)
+            .add_extension(issuance._key_usage(), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self.key, hashes.SHA256())
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +17,9 @@ from protocol_world import (
 
 from lada_protocol.index import Attempt
 from lada_protocol.payments import check_payment
-from lada_protocol.plan import DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
 from lada_secure.errors import PeerError
-from lada_secure.privacy.events import gaussian_event
+from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger_keeper import MemoryLedger
 
 PLAN = make_plan()
@@ -102,3 +103,53 @@ def test_less_noise_than_the_plan_s_is_named(changes: dict[str, Any]) -> None:
     paid = ledger.reserve(statistics_spec(PLAN, 0, **changes))
     ledger.commit(paid, b"noised")
     assert _reason(ledger, paid.entry_hash) == "wrong_noise"
+
+
+ADVANTAGES = Attempt(round_id=0, purpose=ADVANTAGE, number=0)
+
+
+def _trained(**changes: Any) -> tuple[MemoryLedger, str]:
+    """A ledger with one committed reservation of round 0's training."""
+    ledger = _ledger()
+    paid = ledger.reserve(replace(training_spec(PLAN, 0), **changes))
+    ledger.commit(paid, b"adapters")
+    return ledger, paid.entry_hash
+
+
+def test_training_pays_for_advantages_and_for_nothing_else() -> None:
+    ledger, paid = _trained()
+    check_payment(ledger.entries(), paid, plan=PLAN, attempt=ADVANTAGES, site="site-a")
+    assert _reason(ledger, paid) == "unpaid"
+
+
+def test_statistics_do_not_pay_for_advantages() -> None:
+    ledger = _ledger()
+    paid = ledger.reserve(statistics_spec(PLAN, 0))
+    ledger.commit(paid, b"noised")
+    with pytest.raises(PeerError) as caught:
+        check_payment(
+            ledger.entries(), paid.entry_hash, plan=PLAN, attempt=ADVANTAGES, site="site-a"
+        )
+    assert caught.value.reason == "unpaid"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        dpsgd_event(noise_multiplier=1.9, sampling_probability=0.05, steps=5),
+        dpsgd_event(noise_multiplier=2.0, sampling_probability=0.06, steps=5),
+    ],
+    ids=["less noise", "larger samples"],
+)
+def test_training_with_less_noise_than_the_plan_s_does_not_pay_for_advantages(event: Any) -> None:
+    ledger, paid = _trained(event=event)
+    with pytest.raises(PeerError) as caught:
+        check_payment(ledger.entries(), paid, plan=PLAN, attempt=ADVANTAGES, site="site-a")
+    assert caught.value.reason == "wrong_noise"
+
+
+def test_training_of_another_round_does_not_pay_for_advantages() -> None:
+    ledger, paid = _trained(round_id=1)
+    with pytest.raises(PeerError) as caught:
+        check_payment(ledger.entries(), paid, plan=PLAN, attempt=ADVANTAGES, site="site-a")
+    assert caught.value.reason == "unpaid"

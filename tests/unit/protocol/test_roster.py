@@ -37,7 +37,7 @@ def test_parties_are_found_by_role_id_and_certificate():
     assert made.auditor == AUDITOR
     assert [one.id for one in made.sites] == ["party-3", "party-4"]
     assert made.party("party-3") == SITES[1]
-    assert made.party_with_certificate(f"{4:064x}") == SITES[0]
+    assert made.party_with_tls_key(f"{4:064x}") == SITES[0]
 
 
 def test_a_roster_reads_back_to_the_same_value_and_its_hash_is_that_of_its_bytes():
@@ -127,7 +127,7 @@ def test_a_roster_longer_than_allowed_is_refused_before_it_is_parsed():
     assert refused.value.reason == "too_large"
 
 
-@pytest.mark.parametrize("find", ["party", "party_with_certificate"])
+@pytest.mark.parametrize("find", ["party", "party_with_tls_key"])
 def test_an_unlisted_party_is_not_found(find):
     with pytest.raises(PeerError) as refused:
         getattr(roster(), find)("nobody")

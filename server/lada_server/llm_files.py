@@ -1,0 +1,62 @@
+"""Adapters of the LLM on disk, named by their hash; durable before any message speaks of them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lada_secure.canonical import sha256_hex
+from lada_secure.errors import TransportError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmFiles:
+    """One safetensors file per version that was accepted."""
+
+    folder: Path
+
+    def keep(self, weights: bytes) -> str:
+        """Store adapters so that they survive a power cut.
+
+        Returns: their version, the SHA-256 of the bytes.
+        Raises: TransportError: the disk refuses.
+        """
+        version = sha256_hex(weights)
+        path = self._path(version)
+        part = path.with_suffix(".part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with part.open("wb") as file:
+                file.write(weights)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise TransportError(f"cannot keep the LLM's adapters in {path}: {error}") from error
+        return version
+
+    def read(self, version: str) -> bytes:
+        """Adapters that were kept.
+
+        Raises: TransportError: missing or damaged.
+        """
+        path = self._path(version)
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise TransportError(
+                f"cannot read the LLM's adapters {path}: {error.strerror}; the study goes on with "
+                "them, so restore the coordinator's state folder from its backup"
+            ) from error
+        if sha256_hex(raw) != version:
+            raise TransportError(f"{path} was damaged on disk; restore it from its backup")
+        return raw
+
+    def _path(self, version: str) -> Path:
+        return self.folder / f"{version}.safetensors"
