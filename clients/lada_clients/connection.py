@@ -12,6 +12,7 @@ import http.client
 import socket
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,16 +23,18 @@ from cryptography import x509
 
 from lada_protocol.credentials import TLS_CERTIFICATE, TLS_KEY, Credentials
 from lada_protocol.identity import (
-    certificate_fingerprint,
     certificate_pem,
+    key_fingerprint,
     role_host,
+    verify_party,
 )
 from lada_protocol.kinds import Role
+from lada_protocol.renewal import LiveIdentity
 from lada_protocol.roster import Roster
-from lada_protocol.wire import MAX_FRAME_BYTES, MAX_REPLY_BYTES, join_address
-from lada_secure.errors import TransportError
+from lada_protocol.transport import TransportSettings
+from lada_protocol.wire import MAX_FRAME_BYTES, MAX_REPLY_BYTES, WINDOW_BYTES, join_address
+from lada_secure.errors import PeerError, TransportError
 
-CONNECT_TIMEOUT_S: Final = 20.0
 _SERVER_HOST: Final = role_host(Role.COORDINATOR)
 
 
@@ -51,15 +54,16 @@ class HungUp(NotNow):
 class Endpoint:
     """Where the coordinator is, and who we are to it.
 
-    Args: host, port: as dialled. credentials: ours, from `identity`, which is read again by the
-      TLS library.
+    Args: host, port: as dialled. folder: our identity folder, which the TLS library reads itself.
+      identity: the same folder, checked and followed as it changes.
     """
 
     host: str
     port: int
-    identity: Path
-    credentials: Credentials
+    folder: Path
+    identity: LiveIdentity
     roster: Roster
+    settings: TransportSettings
 
     @property
     def address(self) -> str:
@@ -74,18 +78,21 @@ def open_channel(endpoint: Endpoint) -> grpc.Channel:
       coordinator, or does not accept our certificate.
     """
     proxy = _proxy(endpoint)
-    server = _server_certificate(endpoint, proxy)
+    credentials, settings = endpoint.identity.credentials(), endpoint.settings
+    server = _server_certificate(endpoint, credentials, proxy)
     tls = grpc.ssl_channel_credentials(
         root_certificates=certificate_pem(server),
-        private_key=endpoint.credentials.tls_key_pem,
-        certificate_chain=endpoint.credentials.tls_certificate_pem,
+        private_key=credentials.tls_key_pem,
+        certificate_chain=credentials.tls_certificate_pem,
     )
     options: list[tuple[str, str | int]] = [
         ("grpc.ssl_target_name_override", _SERVER_HOST),
         ("grpc.max_receive_message_length", max(MAX_FRAME_BYTES, MAX_REPLY_BYTES)),
         ("grpc.max_send_message_length", MAX_FRAME_BYTES),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", round(settings.keepalive_interval_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.http2.max_pings_without_data", 0),
         # Retries are ours: they say what they wait for.
         ("grpc.enable_retries", 0),
@@ -97,9 +104,11 @@ def open_channel(endpoint: Endpoint) -> grpc.Channel:
     return grpc.secure_channel(endpoint.address, tls, options=options)
 
 
-def _server_certificate(endpoint: Endpoint, proxy: tuple[str, int] | None) -> x509.Certificate:
+def _server_certificate(
+    endpoint: Endpoint, credentials: Credentials, proxy: tuple[str, int] | None
+) -> x509.Certificate:
     where = f"coordinator at {endpoint.address}"
-    context = _tls_context(endpoint)
+    context = _tls_context(endpoint, credentials)
     try:
         with (
             _dial(endpoint, proxy) as plain,
@@ -115,34 +124,52 @@ def _server_certificate(endpoint: Endpoint, proxy: tuple[str, int] | None) -> x5
     except ConnectionResetError as error:
         raise _hung_up(where) from error
     except OSError as error:
-        raise NotNow(f"{where}: {_socket_fault(error)}") from error
+        raise NotNow(f"{where}: {_socket_fault(error, endpoint.settings)}") from error
     except http.client.HTTPException as error:
         raise NotNow(f"{where}: the proxy gave no usable answer") from error
     if der is None:
         raise TransportError(f"{where} showed no certificate")
     certificate = x509.load_der_x509_certificate(der)
     _check_pin(where, certificate, endpoint.roster)
+    coordinator, listed = endpoint.roster.coordinator, endpoint.identity.revocations()
+    try:
+        verify_party(
+            certificate,
+            ca=credentials.ca,
+            at=datetime.now(UTC),
+            usage="tls",
+            expected=coordinator.name,
+        )
+        if listed is not None:
+            listed.check(certificate, holder=coordinator.id)
+    except PeerError as error:
+        raise TransportError(f"{where}: {error}") from error
     return certificate
 
 
 def _check_pin(where: str, certificate: x509.Certificate, roster: Roster) -> None:
-    found, expected = certificate_fingerprint(certificate), roster.coordinator.tls_fingerprint
+    found, expected = key_fingerprint(certificate), roster.coordinator.tls_fingerprint
     if found != expected:
         raise TransportError(
-            f"{where} shows certificate {found[:16]}..., the roster {roster.hash[:16]}... lists "
+            f"{where} shows the key {found[:16]}..., the roster {roster.hash[:16]}... lists "
             f"{expected[:16]}... for {roster.coordinator.id}; check address and roster, somebody "
             "may stand between"
         )
 
 
-def _tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+def _tls_context(endpoint: Endpoint, credentials: Credentials) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
-    context.load_verify_locations(cadata=endpoint.credentials.ca_pem.decode("ascii"))
-    folder = endpoint.identity
+    context.load_verify_locations(cadata=credentials.ca_pem.decode("ascii"))
+    folder, passphrase = endpoint.folder, endpoint.identity.passphrase
     try:
-        context.load_cert_chain(folder / TLS_CERTIFICATE, folder / TLS_KEY)
+        # An empty password instead of none: the library must never ask at a terminal.
+        context.load_cert_chain(
+            folder / TLS_CERTIFICATE,
+            folder / TLS_KEY,
+            password="" if passphrase is None else passphrase.value,
+        )
     except OSError as error:
         raise TransportError(
             f"{folder}: certificate and key for TLS cannot be loaded: {error.strerror}"
@@ -151,9 +178,10 @@ def _tls_context(endpoint: Endpoint) -> ssl.SSLContext:
 
 
 def _dial(endpoint: Endpoint, proxy: tuple[str, int] | None) -> socket.socket:
+    timeout_s = endpoint.settings.connect_timeout_s
     if proxy is None:
-        return socket.create_connection((endpoint.host, endpoint.port), timeout=CONNECT_TIMEOUT_S)
-    tunnel = http.client.HTTPConnection(*proxy, timeout=CONNECT_TIMEOUT_S)
+        return socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+    tunnel = http.client.HTTPConnection(*proxy, timeout=timeout_s)
     tunnel.set_tunnel(endpoint.host, endpoint.port)
     tunnel.connect()
     return tunnel.sock
@@ -182,9 +210,9 @@ def _is_local(host: str) -> bool:
     return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-def _socket_fault(error: OSError) -> str:
+def _socket_fault(error: OSError, settings: TransportSettings) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT_S:g} s; check address and firewall"
+        return f"no answer within {settings.connect_timeout_s:g} s; check address and firewall"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused; is `lada server run` running there?"
     if isinstance(error, socket.gaierror):
@@ -208,7 +236,7 @@ def _tls_fault(where: str, error: ssl.SSLError) -> TransportError:
     reason = (error.reason or "").replace("_", " ").lower()
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return _hung_up(where)
-    if "alert" in reason:
+    if "alert" in reason and "protocol version" not in reason:
         return TransportError(
             f"{where} does not accept our certificate ({reason}); use the identity folder that "
             "this study's CA issued, and check its end date"

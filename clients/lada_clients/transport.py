@@ -6,35 +6,35 @@ Everything foreign (sockets, TLS, gRPC) ends here and comes out as `TransportErr
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import SystemRandom
 from typing import ClassVar, Final, TypeAlias, TypeVar
 
 import grpc
 
-from lada_clients.connection import Endpoint, HungUp, NotNow, open_channel
-from lada_clients.credentials import load_credentials
+from lada_clients.back_off import BackOff
+from lada_clients.connection import Endpoint, NotNow, open_channel
+from lada_clients.credentials import live_identity
 from lada_protocol import lada_pb2
+from lada_protocol.credentials import Credentials, Passphrase
 from lada_protocol.envelope import Envelope, parse_envelope
 from lada_protocol.kinds import kind_rules, may_read
 from lada_protocol.lada_pb2_grpc import BoardStub
+from lada_protocol.revocation import RevocationList
 from lada_protocol.roster import Roster
+from lada_protocol.transport import TransportSettings
 from lada_protocol.wire import CHUNK_BYTES, MAX_WAIT_S, REASON_KEY, split_address
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
 
 LOG = logging.getLogger(__name__)
 
-FIRST_PAUSE_S: Final = 0.2
-LONGEST_PAUSE_S: Final = 5.0
-# A server that stops hangs up once or twice and then refuses; one that goes on means it.
-MAX_HANG_UPS: Final = 4
-# Time for the answer itself, on top of the wait that was asked for.
-ANSWER_S: Final = 30.0
+# Refusals of a certificate that a renewed one may end.
+_CERTIFICATE: Final = frozenset({"expired", "revoked", "bad_certificate"})
 _RETRIED: Final = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -42,6 +42,7 @@ _RETRIED: Final = (
 )
 
 Messages: TypeAlias = list[tuple[int, Envelope]]
+_Standing: TypeAlias = tuple[Credentials, RevocationList | None]
 _Result = TypeVar("_Result")
 
 
@@ -74,12 +75,15 @@ class Traffic:
 class BoardClient:
     """Connection of one party to the coordinator's board. Thread-safe.
 
-    The first call connects; a lost connection is made again. A call that cannot get through is
-    repeated, with growing pauses, for `patience_s`; every request is idempotent.
+    The first call connects; a lost connection is made again, with the certificate that lies in
+    the identity folder by then. A call that cannot get through is repeated, with growing pauses,
+    until nothing has moved for `patience_s`; every request is idempotent, and a payload goes on
+    where it stopped.
 
     Args: address: host:port of the coordinator. identity: folder with our certificates and keys.
       party_id: who we are. patience_s: how long one call waits for a coordinator that is not
-      there. on_wait: told before every pause.
+      there. on_wait: told before every pause. passphrase: of encrypted keys. settings: of the
+      connection.
     Raises: ParameterError: the address or the identity folder is wrong, or the roster does not
       list us with these certificates.
     """
@@ -93,22 +97,31 @@ class BoardClient:
         party_id: str,
         patience_s: float = 600.0,
         on_wait: Callable[[Waiting], None] | None = None,
+        passphrase: Passphrase | None = None,
+        settings: TransportSettings | None = None,
     ) -> None:
         host, port = split_address(address)
         if not patience_s >= 0:
             raise ParameterError(f"patience_s: expected 0 or more seconds, got {patience_s}")
-        credentials = load_credentials(identity, expected_id=party_id)
-        credentials.check_roster(roster)
+        self._settings = settings or TransportSettings()
+        self._identity = live_identity(
+            identity, party_id=party_id, roster=roster, passphrase=passphrase
+        )
         self._endpoint = Endpoint(
-            host=host, port=port, identity=identity, credentials=credentials, roster=roster
+            host=host,
+            port=port,
+            folder=identity,
+            identity=self._identity,
+            roster=roster,
+            settings=self._settings,
         )
         self._roster = roster
         self._party = roster.party(party_id)
         self._patience_s = patience_s
         self._on_wait = on_wait
-        self._random = SystemRandom()
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
+        self._opened_with: _Standing | None = None
         self._closed = threading.Event()
         self._up_bytes = 0
         self._down_bytes = 0
@@ -150,8 +163,12 @@ class BoardClient:
                 f"{header.kind}: payload of {len(payload)} bytes is not the one in the header"
             )
 
+        arrived = 0
+
         def call(stub: BoardStub) -> int:
-            receipt: lada_pb2.Receipt = stub.Post(self._frames(envelope, payload))
+            nonlocal arrived
+            arrived = self._arrived(stub, envelope, payload)
+            receipt: lada_pb2.Receipt = stub.Post(self._frames(envelope, payload, arrived))
             if receipt.message_sha256.hex() != envelope.message_hash:
                 raise PeerError(
                     f"receipt for {header.kind} names another message",
@@ -161,7 +178,15 @@ class BoardClient:
                 )
             return int(receipt.sequence)
 
-        return self._repeat(f"post {header.kind}", call)
+        what = f"post {header.kind}"
+        try:
+            return self._repeat(what, call, lambda: arrived)
+        except RefusedByBoard as error:
+            if error.reason != "payload_mismatch" or arrived == 0:
+                raise
+            # What had arrived earlier was damaged there, as by a power cut, and is dropped by now.
+            LOG.warning("%s starts over: %s", what, error)
+            return self._repeat(what, call, lambda: arrived)
 
     def list(self, after: int, *, wait_s: float = 0.0) -> Messages:
         """Messages for us with a sequence above `after`, in order, signatures checked.
@@ -174,9 +199,10 @@ class BoardClient:
         """
         wait_s = min(max(wait_s, 0.0), MAX_WAIT_S)
         request = lada_pb2.ListRequest(after_sequence=after, wait_ms=round(wait_s * 1000))
+        deadline_s = wait_s + self._settings.answer_timeout_s
 
         def call(stub: BoardStub) -> Messages:
-            reply: lada_pb2.ListReply = stub.List(request, timeout=wait_s + ANSWER_S)
+            reply: lada_pb2.ListReply = stub.List(request, timeout=deadline_s)
             return self._entries(reply, after)
 
         return self._repeat("list messages", call)
@@ -196,33 +222,45 @@ class BoardClient:
                 reason="too_large",
                 peer=header.sender,
             )
-        received = bytearray()
+        received, digest = io.BytesIO(), hashlib.sha256()
 
         def call(stub: BoardStub) -> None:
             request = lada_pb2.FetchRequest(
-                message_sha256=bytes.fromhex(envelope.message_hash), offset=len(received)
+                message_sha256=bytes.fromhex(envelope.message_hash), offset=received.tell()
             )
             chunks = stub.Fetch(request)
             try:
                 for chunk in chunks:
-                    self._take(chunk, received, header.payload_bytes)
+                    self._check_chunk(chunk, received.tell(), header.payload_bytes)
+                    received.write(chunk.data)
+                    digest.update(chunk.data)
             finally:
                 chunks.cancel()
 
         if header.payload_bytes > 0:
-            self._repeat(f"fetch {header.kind}", call)
-        if (
-            len(received) != header.payload_bytes
-            or hashlib.sha256(received).hexdigest() != header.payload_sha256
-        ):
+            self._repeat(f"fetch {header.kind}", call, received.tell)
+        if received.tell() != header.payload_bytes or digest.hexdigest() != header.payload_sha256:
             raise self._mismatch(f"payload of {header.kind} is not the one that was signed")
-        return bytes(received)
+        # Shares the buffer: a payload is in memory once.
+        return received.getvalue()
 
-    def _frames(self, envelope: Envelope, payload: bytes) -> Iterator[lada_pb2.PostFrame]:
+    def _arrived(self, stub: BoardStub, envelope: Envelope, payload: bytes) -> int:
+        """How much of a payload the coordinator has, from an earlier try or an earlier process."""
+        if len(payload) <= CHUNK_BYTES:
+            return 0
+        reply: lada_pb2.ProgressReply = stub.Progress(
+            lada_pb2.ProgressRequest(message_sha256=bytes.fromhex(envelope.message_hash)),
+            timeout=self._settings.answer_timeout_s,
+        )
+        return len(payload) if reply.on_board else min(int(reply.offset), len(payload))
+
+    def _frames(
+        self, envelope: Envelope, payload: bytes, arrived: int
+    ) -> Iterator[lada_pb2.PostFrame]:
         opening = lada_pb2.Opening(header=envelope.header_bytes, signature=envelope.signature)
         self._count(up=len(envelope.header_bytes) + len(envelope.signature))
         yield lada_pb2.PostFrame(opening=opening)
-        for offset in range(0, len(payload), CHUNK_BYTES):
+        for offset in range(arrived, len(payload), CHUNK_BYTES):
             data = payload[offset : offset + CHUNK_BYTES]
             self._count(up=len(data))
             yield lada_pb2.PostFrame(
@@ -254,47 +292,45 @@ class BoardClient:
             found.append((after, envelope))
         return found
 
-    def _take(self, chunk: lada_pb2.Chunk, received: bytearray, size: int) -> None:
+    def _check_chunk(self, chunk: lada_pb2.Chunk, offset: int, size: int) -> None:
         self._count(down=len(chunk.data))
         if (
-            chunk.offset != len(received)
+            chunk.offset != offset
             or not 0 < len(chunk.data) <= CHUNK_BYTES
-            or len(received) + len(chunk.data) > size
+            or offset + len(chunk.data) > size
             or hashlib.sha256(chunk.data).digest() != chunk.sha256
         ):
             raise self._mismatch(
-                f"chunk at offset {chunk.offset} does not fit after {len(received)} of {size} bytes"
+                f"chunk at offset {chunk.offset} does not fit after {offset} of {size} bytes"
             )
-        received += chunk.data
 
     def _mismatch(self, what: str) -> PeerError:
-        return PeerError(
-            f"{what}; the coordinator's store is damaged or somebody changed it",
-            reason="payload_mismatch",
-            peer=self._roster.coordinator.id,
-        )
+        what = f"{what}; the coordinator's store is damaged or somebody changed it"
+        return PeerError(what, reason="payload_mismatch", peer=self._roster.coordinator.id)
 
-    def _repeat(self, what: str, call: Callable[[BoardStub], _Result]) -> _Result:
-        started, pause_s, hung_up = time.monotonic(), FIRST_PAUSE_S, 0
+    def _repeat(
+        self,
+        what: str,
+        call: Callable[[BoardStub], _Result],
+        moved: Callable[[], int] = lambda: 0,
+    ) -> _Result:
+        """Repeat a call until it gets through, or until nothing `moved` for our patience."""
+        back_off = BackOff(
+            what=what,
+            patience_s=self._patience_s,
+            longest_pause_s=self._settings.longest_pause_s,
+            clock=time.monotonic,
+        )
         while True:
             try:
                 return self._attempt(call)
             except NotNow as error:
                 fault = error
-            since_s = time.monotonic() - started
-            hung_up = hung_up + 1 if isinstance(fault, HungUp) else 0
-            if hung_up == MAX_HANG_UPS:
-                raise TransportError(f"cannot {what}: {fault}") from fault
-            if since_s + pause_s > self._patience_s and not self._closed.is_set():
-                raise TransportError(
-                    f"cannot {what}: gave up after {since_s:.0f} s: {fault}"
-                ) from fault
-            LOG.info("%s waits since %.1f s: %s", what, since_s, fault)
+            pause_s = back_off.pause_s(fault, moved=moved())
+            LOG.info("%s waits since %.1f s: %s", what, back_off.since_s, fault)
             if self._on_wait is not None:
-                self._on_wait(Waiting(since_s=since_s, because=str(fault)))
-            # Jitter keeps 50 sites from knocking in one instant when the coordinator is back.
-            self._closed.wait(pause_s * self._random.uniform(0.5, 1.0))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                self._on_wait(Waiting(since_s=back_off.since_s, because=str(fault)))
+            self._closed.wait(pause_s)
 
     def _attempt(self, call: Callable[[BoardStub], _Result]) -> _Result:
         channel = self._connected()
@@ -303,11 +339,14 @@ class BoardClient:
         except grpc.RpcError as error:
             if self._closed.is_set():
                 raise _closed_here() from error
-            if error.code() in _RETRIED:
+            renewed = _reason(error) in _CERTIFICATE and self._standing() != self._opened_with
+            if error.code() in _RETRIED or renewed:
                 # A new connection is diagnosed from the start, see `connection.py`.
                 with self._lock:
                     if self._channel is channel:
                         self._channel = None
+            if renewed:
+                raise NotNow(f"our certificate was renewed: {error.details()}") from error
             raise self._fault(error) from error
         except ValueError as error:
             # gRPC's way to say that a channel was closed before the call began.
@@ -316,24 +355,32 @@ class BoardClient:
             raise
 
     def _connected(self) -> grpc.Channel:
+        standing = self._standing()
         with self._lock:
-            channel = self._channel
+            # Calls that still run on the old connection keep it until they end.
+            channel = self._channel if standing == self._opened_with else None
         if self._closed.is_set():
             raise _closed_here()
         if channel is not None:
             return channel
         fresh = open_channel(self._endpoint)
         with self._lock:
-            if self._channel is None:
-                self._channel = fresh
+            if self._channel is None or standing != self._opened_with:
+                self._channel, self._opened_with = fresh, standing
             return self._channel
+
+    def _standing(self) -> _Standing:
+        """What a connection rests on: where it changes, the next call makes a new one."""
+        return self._identity.credentials(), self._identity.revocations()
 
     def _fault(self, error: grpc.RpcError) -> TransportError:
         """Turn a failed call into our own error; NotNow where repeating it may help."""
         where = f"coordinator at {self._endpoint.address}"
         status, text = error.code(), error.details() or "no details"
-        reason = dict(error.trailing_metadata() or ()).get(REASON_KEY)
-        if reason == "rate_limited" or (status in _RETRIED and reason in (None, "transport")):
+        reason = _reason(error)
+        if reason in ("superseded", "rate_limited") or (
+            status in _RETRIED and reason in (None, "transport")
+        ):
             return NotNow(f"{where}: {text}")
         if reason is not None:
             return RefusedByBoard(f"{where} refused: {text}", reason=reason)
@@ -343,6 +390,10 @@ class BoardClient:
         with self._lock:
             self._up_bytes += up
             self._down_bytes += down
+
+
+def _reason(error: grpc.RpcError) -> str | None:
+    return dict(error.trailing_metadata() or ()).get(REASON_KEY)
 
 
 def _closed_here() -> TransportError:

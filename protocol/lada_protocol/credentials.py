@@ -1,4 +1,4 @@
-"""The five files of a party's identity folder, checked against each other.
+"""The files of a party's identity folder, checked against each other.
 
 Reading the files is the caller's part (`read`), so the same checks serve sites, auditor and
 coordinator, whatever holds their keys.
@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
@@ -32,6 +33,13 @@ TLS_CERTIFICATE: Final = "tls.crt"
 TLS_KEY: Final = "tls.key"
 SIGNING_CERTIFICATE: Final = "sign.crt"
 SIGNING_KEY: Final = "sign.key"
+# Only there once the study CA has revoked something.
+REVOCATIONS: Final = "ca.crl"
+# Where an operator may put the passphrase instead of into a file.
+UNLOCK_VARIABLE: Final = "LADA_KEY_PASSPHRASE"
+# PKCS 8 as OpenSSL writes it stretches a passphrase only a little, so it must be long itself.
+MIN_PASSPHRASE_BYTES: Final = 16
+MAX_PASSPHRASE_BYTES: Final = 1024
 CREDENTIAL_FILES: Final = (
     CA_CERTIFICATE,
     TLS_CERTIFICATE,
@@ -41,11 +49,70 @@ CREDENTIAL_FILES: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Passphrase:
+    """What private keys at rest are encrypted with. Not printable and not picklable."""
+
+    value: bytes = field(repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a passphrase is not pickled")
+
+
+def parse_passphrase(raw: bytes, *, where: str) -> Passphrase:
+    """The passphrase in a file or variable; white space around it does not count.
+
+    Raises: ParameterError: shorter than 16 or longer than 1,024 bytes.
+    """
+    value = raw.strip()
+    if not MIN_PASSPHRASE_BYTES <= len(value) <= MAX_PASSPHRASE_BYTES:
+        raise ParameterError(
+            f"passphrase in {where}: expected {MIN_PASSPHRASE_BYTES} to {MAX_PASSPHRASE_BYTES} "
+            f"bytes, got {len(value)}; `openssl rand -base64 24` makes a good one"
+        )
+    return Passphrase(value)
+
+
+def private_key_pem(
+    key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey, passphrase: Passphrase | None
+) -> bytes:
+    """PKCS 8 in PEM, encrypted (PBES2, AES-256) where there is a passphrase."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption()
+        if passphrase is None
+        else serialization.BestAvailableEncryption(passphrase.value),
+    )
+
+
+def load_private_key(file: str, pem: bytes, passphrase: Passphrase | None) -> PrivateKeyTypes:
+    """Read a private key in PKCS 8; a passphrase is used where the key is encrypted.
+
+    Raises: ParameterError: not a key, encrypted and no passphrase given, or another passphrase.
+    """
+    encrypted = b"ENCRYPTED PRIVATE KEY" in pem[:64]
+    if encrypted and passphrase is None:
+        raise ParameterError(
+            f"{file} is encrypted and no passphrase was given; set {UNLOCK_VARIABLE}, or name "
+            "a file that holds it as passphrase_file"
+        )
+    try:
+        return serialization.load_pem_private_key(
+            pem, password=passphrase.value if passphrase is not None and encrypted else None
+        )
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # The reason of the library is dropped: it may quote the key's text.
+        what = "a key under another passphrase" if encrypted else "something else"
+        raise ParameterError(f"{file}: expected a PEM private key, found {what}") from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
     """Certificates and private keys of one party; build with `parse_credentials`.
 
     Not printable and not picklable as far as the keys go: they stay in this process.
+    `tls_key_pem` is the key without encryption, whatever lies on disk.
     """
 
     name: PartyName
@@ -77,7 +144,7 @@ class Credentials:
     def check_roster(self, roster: Roster) -> None:
         """Check that the roster lists exactly these credentials.
 
-        Raises: ParameterError: another CA, the party is missing, or another certificate or role.
+        Raises: ParameterError: the party is missing, or listed with another key or role.
         """
         own = self.party()
         listed = next((one for one in roster.parties if one.id == own.id), None)
@@ -88,8 +155,8 @@ class Credentials:
             )
         if listed != own:
             raise ParameterError(
-                f"roster {roster.hash[:16]}... lists {listed.name.uri} with TLS certificate "
-                f"{listed.tls_fingerprint[:16]}... and signing certificate "
+                f"roster {roster.hash[:16]}... lists {listed.name.uri} with TLS key "
+                f"{listed.tls_fingerprint[:16]}... and signing key "
                 f"{listed.signing_fingerprint[:16]}..., this folder holds {own.name.uri} with "
                 f"{own.tls_fingerprint[:16]}... and {own.signing_fingerprint[:16]}...; use the "
                 "identity folder that the roster was made from"
@@ -97,12 +164,16 @@ class Credentials:
 
 
 def parse_credentials(
-    read: Callable[[str], bytes], *, at: datetime, expected_id: str | None = None
+    read: Callable[[str], bytes],
+    *,
+    at: datetime,
+    expected_id: str | None = None,
+    passphrase: Passphrase | None = None,
 ) -> Credentials:
     """Read and check an identity folder: one CA, one name, keys that fit their certificates.
 
     Args: read: returns the content of a file of `CREDENTIAL_FILES`. at: now, with time zone.
-      expected_id: the id that the settings name, if they do.
+      expected_id: the id that the settings name, if they do. passphrase: of encrypted keys.
     Raises: ParameterError: any check fails; says which file.
     """
     try:
@@ -120,9 +191,10 @@ def parse_credentials(
             f"settings say party {expected_id!r}, the certificates name {name.uri}; use the "
             f"identity folder of {expected_id}"
         )
-    tls_key_pem = read(TLS_KEY)
-    _load_key(TLS_KEY, tls_key_pem, tls)
-    signing_key = _load_key(SIGNING_KEY, read(SIGNING_KEY), signing)
+    tls_key = _load_key(TLS_KEY, read(TLS_KEY), tls, passphrase)
+    if not isinstance(tls_key, ec.EllipticCurvePrivateKey):
+        raise ParameterError(f"{TLS_KEY}: expected an ECDSA key")
+    signing_key = _load_key(SIGNING_KEY, read(SIGNING_KEY), signing, passphrase)
     if not isinstance(signing_key, Ed25519PrivateKey):
         raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
     return Credentials(
@@ -130,19 +202,15 @@ def parse_credentials(
         ca=ca,
         tls_certificate=tls,
         signing_certificate=signing,
-        tls_key_pem=tls_key_pem,
+        tls_key_pem=private_key_pem(tls_key, None),
         signing_key=signing_key,
     )
 
 
-def _load_key(file: str, pem: bytes, certificate: x509.Certificate) -> PrivateKeyTypes:
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        # The reason of the library is dropped: it may quote the key's text.
-        raise ParameterError(
-            f"{file}: expected an unencrypted PEM private key, found something else"
-        ) from None
+def _load_key(
+    file: str, pem: bytes, certificate: x509.Certificate, passphrase: Passphrase | None
+) -> PrivateKeyTypes:
+    key = load_private_key(file, pem, passphrase)
     if key.public_key() != certificate.public_key():
         raise ParameterError(f"{file} does not belong to the certificate beside it")
     return key

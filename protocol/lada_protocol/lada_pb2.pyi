@@ -32,6 +32,20 @@ class Chunk(_message.Message):
     sha256: bytes
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
+class ProgressRequest(_message.Message):
+    __slots__ = ("message_sha256",)
+    MESSAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
+    message_sha256: bytes
+    def __init__(self, message_sha256: _Optional[bytes] = ...) -> None: ...
+
+class ProgressReply(_message.Message):
+    __slots__ = ("on_board", "offset")
+    ON_BOARD_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    on_board: bool
+    offset: int
+    def __init__(self, on_board: _Optional[bool] = ..., offset: _Optional[int] = ...) -> None: ...
+
 class Receipt(_message.Message):
     __slots__ = ("sequence", "message_sha256")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]

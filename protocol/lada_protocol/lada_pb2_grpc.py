@@ -39,6 +39,11 @@ class BoardStub:
                 request_serializer=lada__protocol_dot_lada__pb2.PostFrame.SerializeToString,
                 response_deserializer=lada__protocol_dot_lada__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.Progress = channel.unary_unary(
+                '/lada.v1.Board/Progress',
+                request_serializer=lada__protocol_dot_lada__pb2.ProgressRequest.SerializeToString,
+                response_deserializer=lada__protocol_dot_lada__pb2.ProgressReply.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/lada.v1.Board/List',
                 request_serializer=lada__protocol_dot_lada__pb2.ListRequest.SerializeToString,
@@ -58,6 +63,15 @@ class BoardServicer:
         """Put one message on the board. Posting the same header again returns the same receipt.
         A second, different header under one key (study, round, attempt, purpose, kind, sender, to)
         is refused as an equivocation.
+        A payload may come in several posts: after a broken one, ask Progress and send the rest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Progress(self, request, context):
+        """How much of a payload of the caller's has arrived. Ends a post of it that is still under way,
+        so that the offset stays true until the caller posts again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,6 +99,11 @@ def add_BoardServicer_to_server(servicer, server):
                     servicer.Post,
                     request_deserializer=lada__protocol_dot_lada__pb2.PostFrame.FromString,
                     response_serializer=lada__protocol_dot_lada__pb2.Receipt.SerializeToString,
+            ),
+            'Progress': grpc.unary_unary_rpc_method_handler(
+                    servicer.Progress,
+                    request_deserializer=lada__protocol_dot_lada__pb2.ProgressRequest.FromString,
+                    response_serializer=lada__protocol_dot_lada__pb2.ProgressReply.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -124,6 +143,33 @@ class Board:
             '/lada.v1.Board/Post',
             lada__protocol_dot_lada__pb2.PostFrame.SerializeToString,
             lada__protocol_dot_lada__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Progress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lada.v1.Board/Progress',
+            lada__protocol_dot_lada__pb2.ProgressRequest.SerializeToString,
+            lada__protocol_dot_lada__pb2.ProgressReply.FromString,
             options,
             channel_credentials,
             insecure,

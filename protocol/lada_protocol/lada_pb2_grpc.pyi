@@ -4,16 +4,27 @@ from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 
-from lada_protocol.lada_pb2 import Chunk, FetchRequest, ListReply, ListRequest, PostFrame, Receipt
+from lada_protocol.lada_pb2 import (
+    Chunk,
+    FetchRequest,
+    ListReply,
+    ListRequest,
+    PostFrame,
+    ProgressReply,
+    ProgressRequest,
+    Receipt,
+)
 
 class BoardStub:
     Post: grpc.StreamUnaryMultiCallable
+    Progress: grpc.UnaryUnaryMultiCallable
     List: grpc.UnaryUnaryMultiCallable
     Fetch: grpc.UnaryStreamMultiCallable
     def __init__(self, channel: grpc.Channel) -> None: ...
 
 class BoardServicer:
     Post: Callable[[Iterator[PostFrame], grpc.ServicerContext], Receipt]
+    Progress: Callable[[ProgressRequest, grpc.ServicerContext], ProgressReply]
     List: Callable[[ListRequest, grpc.ServicerContext], ListReply]
     Fetch: Callable[[FetchRequest, grpc.ServicerContext], Iterable[Chunk]]
 

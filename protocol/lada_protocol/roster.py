@@ -1,4 +1,4 @@
-"""The roster: who takes part in a study, fixed by certificate fingerprints.
+"""The roster: who takes part in a study, fixed by fingerprints of public keys.
 
 Every site's policy and the auditor's settings pin the roster's hash, so a certificate authority
 alone cannot add a party. All signatures are checked against the keys named here.
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from lada_protocol.identity import (
     PartyName,
     certificate_fingerprint,
+    key_fingerprint,
     parse_role,
     signing_key_of,
 )
@@ -37,8 +38,9 @@ _PARTY_FIELDS: Final = frozenset(
 class Party:
     """One party of a study.
 
-    Fingerprints are SHA-256 of the certificate's DER form, `signing_key` is the raw Ed25519
-    public key; each is 64 hexadecimal digits in lower case.
+    Fingerprints are SHA-256 of the DER form of the public key in the party's TLS and signing
+    certificate, `signing_key` is the raw Ed25519 public key; each is 64 hexadecimal digits in
+    lower case. A renewed certificate of the same key is the same party.
 
     Raises: ParameterError: an id, role, fingerprint or key of another form.
     """
@@ -137,8 +139,8 @@ class Roster:
                 reason="unknown_party",
             ) from None
 
-    def party_with_certificate(self, fingerprint: str) -> Party:
-        """The party with this TLS certificate.
+    def party_with_tls_key(self, fingerprint: str) -> Party:
+        """The party whose TLS key has this fingerprint.
 
         Raises: PeerError: nobody has it (reason "unknown_party").
         """
@@ -146,8 +148,8 @@ class Roster:
             return self._by_tls_fingerprint[fingerprint]
         except KeyError:
             raise PeerError(
-                f"TLS certificate {fingerprint[:16]}... is not in the roster "
-                f"{self.hash[:16]}...; add the party to the roster or use the listed certificate",
+                f"TLS key {fingerprint[:16]}... is not in the roster "
+                f"{self.hash[:16]}...; add the party to the roster or use the listed key",
                 reason="unknown_party",
             ) from None
 
@@ -185,8 +187,8 @@ def party_of_certificates(
     return Party(
         id=name.id,
         role=name.role,
-        tls_fingerprint=certificate_fingerprint(tls),
-        signing_fingerprint=certificate_fingerprint(signing),
+        tls_fingerprint=key_fingerprint(tls),
+        signing_fingerprint=key_fingerprint(signing),
         signing_key=signing_key_of(signing).public_bytes_raw().hex(),
     )
 

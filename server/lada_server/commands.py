@@ -1,26 +1,24 @@
-"""`lada server`: run the coordinator."""
+"""`lada server`: run the coordinator, and see where its study stands."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from lada_server.status import Status
+
 app = typer.Typer(help="The coordinator: proposes a study and serves it.", no_args_is_help=True)
 
-
-@app.callback()
-def server() -> None:
-    """Keeps `run` a sub-command."""
+SettingsFile = Annotated[
+    Path, typer.Option("--settings", help="The coordinator's settings file, server.toml.")
+]
 
 
 @app.command()
-def run(
-    settings: Annotated[
-        Path, typer.Option("--settings", help="The coordinator's settings file, server.toml.")
-    ],
-) -> None:
+def run(settings: SettingsFile) -> None:
     """Propose the study of the settings file and serve it until it ends.
 
     Example: lada server run --settings coordinator/server.toml
@@ -30,3 +28,57 @@ def run(
     from lada_server.runner import run_server
 
     run_server(settings)
+
+
+@app.command()
+def status(
+    settings: SettingsFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say where the study stands, who is connected, and who is waited for since when and why.
+
+    Example: lada server status --settings coordinator/server.toml --json
+
+    Reads what the coordinator keeps on disk, so it works while the coordinator runs or not.
+    """
+    from lada_server.runner import server_status
+
+    found = server_status(settings)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        _show(found)
+
+
+def _show(status: Status) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    running = f"running on {status.listen}" if status.running else "not running"
+    typer.echo(f"coordinator {running}")
+    if status.round is None:
+        typer.echo(f"study {status.study_id or '-'}: {status.state}")
+    else:
+        place = f"round {status.round + 1} of {status.rounds or '?'}, {status.step}"
+        typer.echo(f"study {status.study_id}: {status.state}, {place}, since {status.since}")
+    if status.waiting is not None:
+        parties = ", ".join(status.waiting.parties)
+        typer.echo(
+            f"waiting for {parties} since {status.waiting.since} because {status.waiting.because}"
+        )
+    if status.failure is not None:
+        typer.echo(f"failed: {status.failure}")
+    columns = ("party", "role", "connected", "last call", "messages", "last message", "refused")
+    table = Table(*columns, box=None)
+    for one in status.parties:
+        last = one.last_message
+        table.add_row(
+            one.id,
+            one.role,
+            {True: "yes", False: "no", None: "unknown"}[one.connected],
+            one.last_call or "-",
+            str(one.messages),
+            "-" if last is None else f"{last.kind}, round {last.round + 1}, {last.at}",
+            ", ".join(f"{reason} {count}" for reason, count in one.refusals.items()) or "-",
+        )
+    Console().print(table)

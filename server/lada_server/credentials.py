@@ -1,29 +1,107 @@
-"""Reads the coordinator's identity folder from disk."""
+"""Reads the identity folder of the coordinator from disk."""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lada_protocol.credentials import Credentials, parse_credentials
+from lada_protocol.credentials import (
+    MAX_PASSPHRASE_BYTES,
+    UNLOCK_VARIABLE,
+    Credentials,
+    Passphrase,
+    parse_credentials,
+    parse_passphrase,
+)
 from lada_protocol.identity import MAX_CERTIFICATE_BYTES
-from lada_secure.errors import ParameterError
+from lada_protocol.renewal import LiveIdentity
+from lada_protocol.roster import Roster
+from lada_secure.errors import LadaError, ParameterError
+
+LOG = logging.getLogger(__name__)
 
 
-def load_credentials(folder: Path, *, expected_id: str | None = None) -> Credentials:
-    """Read and check the five files that `lada ca issue` writes.
+@dataclass(frozen=True, slots=True)
+class IdentityFolder:
+    """The folder that `lada ca issue` or `lada ca install` writes."""
 
-    Raises: ParameterError: a file is missing, too long, expired or does not fit the others.
-    """
+    path: Path
 
-    def read(name: str) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """A file, at most one byte more than allowed.
+
+        Raises: ParameterError: it cannot be read.
+        """
         try:
-            with (folder / name).open("rb") as file:
-                return file.read(MAX_CERTIFICATE_BYTES + 1)
+            with (self.path / name).open("rb") as file:
+                return file.read(max_bytes + 1)
         except OSError as error:
             raise ParameterError(
-                f"{folder / name}: cannot be read ({error.strerror}); expected the identity "
+                f"{self.path / name}: cannot be read ({error.strerror}); expected the identity "
                 "folder that `lada ca issue` writes"
             ) from error
 
-    return parse_credentials(read, at=datetime.now(UTC), expected_id=expected_id)
+    def stamp(self, name: str) -> Hashable:
+        """Time, size and inode of a file; None where there is none."""
+        try:
+            found = (self.path / name).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def read_passphrase(file: Path | None) -> Passphrase | None:
+    """The passphrase of private keys: from `file`, else from LADA_KEY_PASSPHRASE, else none.
+
+    Raises: ParameterError: the file cannot be read, or the passphrase is too short.
+    """
+    if file is None:
+        value = os.environ.get(UNLOCK_VARIABLE)
+        return None if value is None else parse_passphrase(os.fsencode(value), where="environment")
+    try:
+        with file.open("rb") as opened:
+            return parse_passphrase(opened.read(MAX_PASSPHRASE_BYTES + 64), where=str(file))
+    except OSError as error:
+        raise ParameterError(f"passphrase file {file}: {error.strerror}") from error
+
+
+def load_credentials(
+    folder: Path, *, expected_id: str | None = None, passphrase: Passphrase | None = None
+) -> Credentials:
+    """Read and check the files that `lada ca issue` writes.
+
+    Args: passphrase: of encrypted keys; by default what LADA_KEY_PASSPHRASE holds, if anything.
+    Raises: ParameterError: a file is missing, too long, expired or does not fit the others.
+    """
+    files = IdentityFolder(folder)
+    return parse_credentials(
+        lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
+        at=datetime.now(UTC),
+        expected_id=expected_id,
+        passphrase=passphrase or read_passphrase(None),
+    )
+
+
+def live_identity(
+    folder: Path, *, party_id: str, roster: Roster, passphrase: Passphrase | None = None
+) -> LiveIdentity:
+    """The identity folder, read again whenever its files change.
+
+    Raises: ParameterError: as `load_credentials`, or the roster lists other keys.
+    """
+
+    def refused(error: LadaError) -> None:
+        LOG.error("%s: a changed file is not used: %s", folder, error)
+
+    return LiveIdentity(
+        IdentityFolder(folder),
+        roster=roster,
+        clock=lambda: datetime.now(UTC),
+        refused=refused,
+        party_id=party_id,
+        passphrase=passphrase or read_passphrase(None),
+    )

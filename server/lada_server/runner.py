@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 from lada_protocol.events import EventLog
 from lada_protocol.identity import certificate_pem
+from lada_protocol.renewal import LiveIdentity
 from lada_protocol.roster import Roster, parse_roster
 from lada_protocol.settings import Settings, parse_settings
 from lada_secure.data.records import pool_bytes, read_pool
 from lada_secure.errors import LadaError, ParameterError, PeerError, TransportError
+from lada_secure.logs import configure_logs
 from lada_server.coordinator import Coordinator
-from lada_server.credentials import load_credentials
-from lada_server.service import start_server
+from lada_server.credentials import live_identity, read_passphrase
+from lada_server.llm_files import LlmFiles
+from lada_server.monitor import Monitored, start_monitor
+from lada_server.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
+from lada_server.status import EVENTS_FILE, Status, read_status
+from lada_server.status_file import STATUS_FILE, StatusFile
 from lada_server.store import BoardStore
 from lada_server.study import prepare_study
 from lada_server.teacher import Teacher
@@ -36,15 +44,36 @@ def run_server(settings_path: Path) -> None:
         taken. StudyFailed: the study could not reach its last round.
     """
     settings = _read(settings_path, ServerSettings)
+    configure_logs(settings.log)
     study_settings = _read(settings.study, StudySettings)
     roster = _read_roster(settings.roster)
-    credentials = load_credentials(settings.identity, expected_id=settings.party)
+    identity = live_identity(
+        settings.identity,
+        party_id=settings.party,
+        roster=roster,
+        passphrase=read_passphrase(settings.passphrase_file),
+    )
+    credentials = identity.credentials()
     pool = read_pool(settings.pool)
     events = _event_log(settings)
     database = settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}"
-    store = BoardStore(database, payload_dir=settings.state_dir / "payloads", roster=roster)
+    store = BoardStore(
+        database,
+        payload_dir=settings.state_dir / "payloads",
+        roster=roster,
+        stored_bytes_per_party=settings.transport.stored_bytes,
+    )
     try:
-        with start_server(settings.listen, credentials=credentials, store=store):
+        with (
+            start_server(
+                settings.listen,
+                identity=identity,
+                store=store,
+                upload_dir=settings.state_dir / "uploads",
+                settings=settings.transport,
+            ) as running,
+            _observed(settings, running, identity, store),
+        ):
             study = prepare_study(
                 study_settings,
                 pool=pool,
@@ -60,20 +89,60 @@ def run_server(settings_path: Path) -> None:
                 signing_key=credentials.signing_key,
                 certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
                 teacher=Teacher(
-                    settings.llm, cache_dir=settings.cache_dir, threads=settings.threads
+                    settings.llm,
+                    cache_dir=settings.cache_dir,
+                    threads=settings.threads,
+                    files=LlmFiles(folder=settings.state_dir / "llm"),
                 ),
                 events=events,
             )
             try:
                 coordinator.run()
             finally:
-                store.wait_until_read(coordinator.last_sequence, timeout_s=FAREWELL_S)
+                store.wait_until_read(coordinator.board.last_sequence, timeout_s=FAREWELL_S)
                 time.sleep(LINGER_S)
     except LadaError as error:
         events.write("failed", round_id=0, step="close", message=str(error)[:1000])
         raise
     finally:
         store.close()
+
+
+def server_status(settings_path: Path) -> Status:
+    """Where the study of a settings file stands, whether a coordinator runs or not.
+
+    Raises: ParameterError: the settings or the roster cannot be read. TransportError: database.
+    """
+    settings = _read(settings_path, ServerSettings)
+    return read_status(settings, _read_roster(settings.roster), now_s=time.time())
+
+
+@contextmanager
+def _observed(
+    settings: ServerSettings, running: RunningServer, identity: LiveIdentity, store: BoardStore
+) -> Iterator[None]:
+    """What others may see of a running server: its status file, and the monitor if it is named."""
+    status = StatusFile(
+        path=settings.state_dir / STATUS_FILE,
+        presence=running.presence,
+        listen=running.address,
+        clock=time.time,
+    ).keep(running.stopped)
+    monitored = Monitored(
+        presence=running.presence,
+        identity=identity,
+        events=settings.state_dir / EVENTS_FILE,
+        check=store.check,
+    )
+    try:
+        if settings.monitor is None:
+            yield
+        else:
+            with start_monitor(settings.monitor, monitored):
+                yield
+    finally:
+        running.stop()
+        status.join()
 
 
 def _read(path: Path, model: type[S]) -> S:
@@ -94,7 +163,7 @@ def _read_roster(path: Path) -> Roster:
 
 
 def _event_log(settings: ServerSettings) -> EventLog:
-    path = settings.state_dir / "events.jsonl"
+    path = settings.state_dir / EVENTS_FILE
     try:
         settings.state_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("ab", buffering=0)

@@ -15,8 +15,11 @@ from lada_protocol.plan import (
     PrivacyPlan,
     StatisticsPlan,
     TrainingPlan,
+    UplinkPlan,
 )
 from lada_protocol.settings import Settings
+from lada_protocol.transport import TransportSettings
+from lada_secure.logs import LogSettings
 
 
 class ServerSettings(Settings):
@@ -37,6 +40,14 @@ class ServerSettings(Settings):
     llm: Annotated[str, Field(description="model reference of the LLM")]
     cache_dir: Annotated[Path, Field(description="model weights")]
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    passphrase_file: Annotated[
+        Path | None, Field(description="passphrase of encrypted private keys")
+    ] = None
+    monitor: Annotated[
+        str | None, Field(description="host:port of /healthz and /metrics; none by default")
+    ] = None
+    transport: TransportSettings = TransportSettings()
+    log: LogSettings = LogSettings()
 
 
 class StudySettings(Settings):
@@ -57,3 +68,4 @@ class StudySettings(Settings):
     distillation: DistillationPlan
     allocation: AllocationPlan
     paths: PathsPlan
+    uplink: UplinkPlan | None = None

@@ -12,13 +12,20 @@ from lada_protocol.identity import role_host
 from lada_protocol.kinds import Role
 from lada_protocol.lada_pb2_grpc import BoardStub
 from lada_protocol.wire import REASON_KEY
-from lada_server.credentials import load_credentials
+from lada_server.credentials import live_identity
 from lada_server.service import start_server
 from lada_server.store import BoardStore
 
 HOSTS = ("localhost", "127.0.0.1")
 COORDINATOR_HOST = role_host(Role.COORDINATOR)
 FIVE_MB = bytes(range(256)) * (5 * 4096)
+
+
+def coordinator_identity(study, folder=None):
+    """What the coordinator serves with; from another folder where one is given."""
+    return live_identity(
+        folder or study.identity("coordinator"), party_id="coordinator", roster=study.roster
+    )
 
 
 class Served:
@@ -33,8 +40,9 @@ class Served:
         )
         self.server = start_server(
             listen,
-            credentials=load_credentials(study.identity("coordinator")),
+            identity=coordinator_identity(study),
             store=self.store,
+            upload_dir=folder / "uploads",
             limits=limits,
         )
 

@@ -5,12 +5,22 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import grpc
 import pytest
-from served_board import COORDINATOR_HOST, HOSTS, chunk, opening, raw_stub, refusal, serving
+from served_board import (
+    COORDINATOR_HOST,
+    HOSTS,
+    chunk,
+    coordinator_identity,
+    opening,
+    raw_stub,
+    refusal,
+    serving,
+)
+from tunnel import Tunnel
 
 from lada_clients.ca.authority import issue_party
 from lada_clients.transport import BoardClient, RefusedByBoard
@@ -18,7 +28,7 @@ from lada_protocol import lada_pb2
 from lada_protocol.lada_pb2_grpc import BoardStub
 from lada_protocol.wire import CHUNK_BYTES
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
-from lada_server.credentials import load_credentials
+from lada_server.credentials import live_identity
 from lada_server.limits import PeerLimits
 from lada_server.service import start_server
 
@@ -39,6 +49,77 @@ def test_our_processes_speak_tls_1_3(served, study):
     ):
         assert tls.version() == "TLSv1.3"
         assert tls.recv(1)
+
+
+def test_client_and_server_of_ours_negotiate_tls_1_3(served, study):
+    """What both send is sniffed: gRPC does not tell the version of its own connections."""
+    with (
+        Tunnel(served.server.port) as tunnel,
+        BoardClient(
+            tunnel.address,
+            identity=study.identity("bank"),
+            roster=study.roster,
+            party_id="bank",
+            patience_s=5,
+        ) as bank,
+    ):
+        assert bank.list(0) == []
+        hellos = tunnel.first_down
+    # supported_versions (43) of a ServerHello: two bytes, 0x0304. In 1.2 there is none.
+    chosen = bytes.fromhex("002b00020304")
+    assert len(hellos) == 2
+    for one in hellos:
+        record = one[5 : 5 + int.from_bytes(one[3:5], "big")]
+        assert (one[0], record[0]) == (22, 2)
+        assert chosen in record
+
+
+def test_tls_1_2_is_what_a_stranger_can_still_ask_our_server_for(served, study):
+    """gRPC for Python cannot be told a minimum (grpc/grpc#37305); 1.2 needs a certificate too."""
+    context = ssl.create_default_context(cafile=str(study.identity("bank") / "ca.crt"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    address = ("127.0.0.1", served.server.port)
+    with (
+        socket.create_connection(address, timeout=10) as plain,
+        pytest.raises((ssl.SSLError, ConnectionResetError)),
+    ):
+        # In 1.2 the server judges our certificate within the handshake: none is shown here.
+        context.wrap_socket(plain, server_hostname=COORDINATOR_HOST)
+    context.load_cert_chain(study.identity("bank") / "tls.crt", study.identity("bank") / "tls.key")
+    with (
+        socket.create_connection(address, timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=COORDINATOR_HOST) as tls,
+    ):
+        assert tls.version() == "TLSv1.2"
+        assert tls.cipher()[0].startswith("ECDHE-")
+        assert tls.cipher()[0].endswith(("-GCM-SHA256", "-GCM-SHA384", "-CHACHA20-POLY1305"))
+
+
+def test_our_client_refuses_a_server_that_offers_tls_1_2_alone(study):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    folder = study.identity("coordinator")
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept():
+            plain, _ = listener.accept()
+            with plain, pytest.raises(ssl.SSLError):
+                context.wrap_socket(plain, server_side=True)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        client = BoardClient(
+            f"127.0.0.1:{listener.getsockname()[1]}",
+            identity=study.identity("bank"),
+            roster=study.roster,
+            party_id="bank",
+            patience_s=60,
+        )
+        with client, pytest.raises(TransportError, match=r"does not speak TLS 1\.3"):
+            client.list(0)
+        thread.join()
 
 
 @contextmanager
@@ -159,6 +240,45 @@ def test_rubbish_is_refused_and_others_go_on(served, study, frames, reason):
     assert found == reason
     with served.client("bank") as bank:
         assert bank.post(envelope, b"0123456789") == 1
+
+
+def test_a_peer_that_keeps_sending_rubbish_is_cut_off_while_others_go_on(study, tmp_path):
+    limits = PeerLimits(faults_per_minute=5, cut_off_s=2)
+    with (
+        serving(study, tmp_path, limits=limits) as served,
+        served.client("hospital-a") as other,
+        raw_stub(served, study.identity("bank"), study.identity("bank")) as stub,
+    ):
+        reasons = []
+        for number in range(8):
+            _, reason = refusal(lambda: stub.Post(iter([chunk(b"rubbish")]), timeout=10))
+            reasons.append(reason)
+            assert other.post(study.envelope("acceptance", "hospital-a", round_id=number)) > number
+        assert reasons == ["malformed"] * 5 + ["cut_off"] * 3
+        with served.client("bank") as bank:
+            with pytest.raises(RefusedByBoard, match="cut off") as refused:
+                bank.list(0)
+            assert refused.value.reason == "cut_off"
+            time.sleep(2.1)
+            assert len(bank.list(0)) == 8
+    assert served.server.presence.parties()["hospital-a"].refusals == {}
+
+
+def test_bytes_that_are_no_http_2_end_their_own_connection_alone(served, study):
+    context = ssl.create_default_context(cafile=str(study.identity("bank") / "ca.crt"))
+    context.load_cert_chain(study.identity("bank") / "tls.crt", study.identity("bank") / "tls.key")
+    context.set_alpn_protocols(["h2"])
+    with served.client("hospital-a") as other:
+        other.list(0)
+        with (
+            socket.create_connection(("127.0.0.1", served.server.port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=COORDINATOR_HOST) as tls,
+            suppress(ConnectionResetError, BrokenPipeError, ssl.SSLError),
+        ):
+            tls.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(100_000))
+            while tls.recv(65_536):
+                pass
+        assert other.post(study.envelope("acceptance", "hospital-a")) == 1
 
 
 def test_a_peer_that_calls_too_often_is_slowed_down_and_then_served(study, tmp_path):
@@ -328,17 +448,21 @@ def test_a_payload_that_the_coordinator_changed_is_refused(served, study, tmp_pa
             assert refused.value.reason == "payload_mismatch"
 
 
-def test_a_busy_port_is_refused_with_one_clear_message(served, study):
+def test_a_busy_port_is_refused_with_one_clear_message(served, study, tmp_path):
     with pytest.raises(ParameterError, match="Address already in use"):
         start_server(
             served.server.address,
-            credentials=load_credentials(study.identity("coordinator")),
+            identity=coordinator_identity(study),
             store=served.store,
+            upload_dir=tmp_path / "other",
         )
 
 
-def test_only_the_coordinators_certificate_serves(served, study):
+def test_only_the_coordinators_certificate_serves(served, study, tmp_path):
     with pytest.raises(ParameterError, match="needs the coordinator's"):
         start_server(
-            "127.0.0.1:0", credentials=load_credentials(study.identity("bank")), store=served.store
+            "127.0.0.1:0",
+            identity=live_identity(study.identity("bank"), party_id="bank", roster=study.roster),
+            store=served.store,
+            upload_dir=tmp_path / "other",
         )

@@ -1,50 +1,123 @@
-"""The study CA's folder: its key, what it issued, and the roster made from that.
+"""What a study CA does: issue, renew and revoke certificates, and make the roster of a study.
 
-Only whoever runs a study's CA uses this; parties get the folder that `issue_party` writes.
+Only whoever runs a study's CA uses this; parties get the folder that is written for them.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from lada_clients.ca.folder import (
+    CA_KEY,
+    CaFolder,
+    check_absent,
+    read_certificate,
+    read_file,
+    write_new_files,
+)
+from lada_clients.outbox import write_atomically
 from lada_protocol.credentials import (
     CA_CERTIFICATE,
+    REVOCATIONS,
     SIGNING_CERTIFICATE,
     SIGNING_KEY,
     TLS_CERTIFICATE,
     TLS_KEY,
+    Passphrase,
+    private_key_pem,
 )
-from lada_protocol.identity import (
-    MAX_CERTIFICATE_BYTES,
-    PartyName,
+from lada_protocol.enrolment import (
+    MAX_REQUEST_BYTES,
+    SIGNING_REQUEST,
+    TLS_REQUEST,
+    parse_requests,
+)
+from lada_protocol.identity import PartyName, certificate_pem, verify_certificate, verify_party
+from lada_protocol.issuance import (
     build_ca_certificate,
-    certificate_pem,
     issue_signing_certificate,
     issue_tls_certificate,
-    parse_certificate,
-    verify_certificate,
-    verify_party,
 )
+from lada_protocol.revocation import build_revocation_list
 from lada_protocol.roster import Party, Roster, build_roster, party_of_certificates
-from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.errors import ParameterError, PeerError
 
-CA_KEY: Final = "ca.key"
 # Clocks of two machines differ; a certificate must not be refused in its first minutes.
 CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_DAYS: Final = 36_500
 
 
-def init_ca(folder: Path, *, name: str, days: int, now: datetime) -> x509.Certificate:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """An opened study CA."""
+
+    folder: CaFolder
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def open(cls, folder: Path, *, passphrase: Passphrase | None = None) -> Authority:
+        """The CA in `folder`.
+
+        Raises: ParameterError: there is none, or its key needs another passphrase.
+        """
+        opened = CaFolder(folder)
+        return cls(folder=opened, certificate=opened.certificate(), key=opened.key(passphrase))
+
+    def issue(
+        self,
+        party: PartyName,
+        *,
+        tls_key: ec.EllipticCurvePublicKey,
+        signing_key: Ed25519PublicKey,
+        hosts: Sequence[str],
+        days: int,
+        now: datetime,
+    ) -> dict[str, x509.Certificate]:
+        """Certificates for two public keys, by file name; recorded before they are returned.
+
+        Raises: ParameterError: a wrong host, or a period that passes the CA's own.
+        """
+        not_before, not_after = now - CLOCK_SKEW, now + _period(days)
+        tls = issue_tls_certificate(
+            ca=self.certificate,
+            ca_key=self.key,
+            party=party,
+            public_key=tls_key,
+            hosts=hosts,
+            serial=x509.random_serial_number(),
+            not_before=not_before,
+            not_after=not_after,
+        )
+        signing = issue_signing_certificate(
+            ca=self.certificate,
+            ca_key=self.key,
+            party=party,
+            public_key=signing_key,
+            serial=x509.random_serial_number(),
+            not_before=not_before,
+            not_after=not_after,
+        )
+        self.folder.record(tls, signing)
+        return {
+            CA_CERTIFICATE: self.certificate,
+            TLS_CERTIFICATE: tls,
+            SIGNING_CERTIFICATE: signing,
+        }
+
+
+def init_ca(
+    folder: Path, *, name: str, days: int, now: datetime, passphrase: Passphrase | None = None
+) -> x509.Certificate:
     """Make a new study CA in `folder`: ca.crt and ca.key (readable by its owner only).
 
     Raises: ParameterError: the folder holds a CA already, or `days` is not 1 to 36,500.
@@ -58,54 +131,183 @@ def init_ca(folder: Path, *, name: str, days: int, now: datetime) -> x509.Certif
         not_after=now + _period(days),
     )
     write_new_files(
-        folder, public={CA_CERTIFICATE: certificate_pem(certificate)}, secret={CA_KEY: _pem(key)}
+        folder,
+        public={CA_CERTIFICATE: certificate_pem(certificate)},
+        secret={CA_KEY: private_key_pem(key, passphrase)},
     )
     return certificate
 
 
 def issue_party(
-    folder: Path, *, party: PartyName, hosts: Sequence[str], days: int, out: Path, now: datetime
+    folder: Path,
+    *,
+    party: PartyName,
+    hosts: Sequence[str],
+    days: int,
+    out: Path,
+    now: datetime,
+    passphrase: Passphrase | None = None,
+    key_passphrase: Passphrase | None = None,
 ) -> Party:
     """Issue TLS and signing certificates of a party with fresh keys into `out`.
 
-    Writes ca.crt, tls.crt, tls.key, sign.crt, sign.key; keys are readable by their owner only.
+    Writes ca.crt, tls.crt, tls.key, sign.crt, sign.key; keys are readable by their owner only,
+    and encrypted where there is a `key_passphrase`. `passphrase` is that of the CA's own key.
+    Where the party makes its own keys, `sign_requests` is the one to use.
 
     Raises: ParameterError: no CA in `folder`, `out` holds one of the files already, a wrong host,
       or a period that passes the CA's own.
     """
-    ca, ca_key = _load_ca(folder)
-    tls_key = ec.generate_private_key(ec.SECP256R1())
-    signing_key = Ed25519PrivateKey.generate()
-    not_before, not_after = now - CLOCK_SKEW, now + _period(days)
-    tls = issue_tls_certificate(
-        ca=ca,
-        ca_key=ca_key,
-        party=party,
-        public_key=tls_key.public_key(),
+    ca = Authority.open(folder, passphrase=passphrase)
+    tls_key, signing_key = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
+    check_absent(out, CA_CERTIFICATE, TLS_CERTIFICATE, TLS_KEY, SIGNING_CERTIFICATE, SIGNING_KEY)
+    made = ca.issue(
+        party,
+        tls_key=tls_key.public_key(),
+        signing_key=signing_key.public_key(),
         hosts=hosts,
-        serial=x509.random_serial_number(),
-        not_before=not_before,
-        not_after=not_after,
+        days=days,
+        now=now,
     )
-    signing = issue_signing_certificate(
-        ca=ca,
-        ca_key=ca_key,
-        party=party,
-        public_key=signing_key.public_key(),
-        serial=x509.random_serial_number(),
-        not_before=not_before,
-        not_after=not_after,
+    secret = {
+        TLS_KEY: private_key_pem(tls_key, key_passphrase),
+        SIGNING_KEY: private_key_pem(signing_key, key_passphrase),
+    }
+    return _hand_out(party, made, out=out, secret=secret)
+
+
+def sign_requests(
+    folder: Path,
+    *,
+    requests: Path,
+    party: PartyName,
+    hosts: Sequence[str],
+    days: int,
+    out: Path,
+    now: datetime,
+    passphrase: Passphrase | None = None,
+) -> Party:
+    """Issue certificates for the keys of a party's requests; private keys are never seen.
+
+    Args: requests: folder with tls.csr and sign.csr. party: whom the CA's operator means to admit;
+      the requests must ask for exactly this. out: new folder for ca.crt, tls.crt and sign.crt.
+    Raises: ParameterError: as `issue_party`; requests of another party, or unusable ones.
+    """
+    ca = Authority.open(folder, passphrase=passphrase)
+    try:
+        asked = parse_requests(
+            tls=read_file(requests / TLS_REQUEST, MAX_REQUEST_BYTES),
+            signing=read_file(requests / SIGNING_REQUEST, MAX_REQUEST_BYTES),
+        )
+    except PeerError as error:
+        raise ParameterError(f"{requests}: {error}") from error
+    if asked.party != party:
+        raise ParameterError(
+            f"{requests} asks for {asked.party.uri}, you mean to admit {party.uri}; nothing was "
+            "issued"
+        )
+    check_absent(out, CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
+    made = ca.issue(
+        party,
+        tls_key=asked.tls_key,
+        signing_key=asked.signing_key,
+        hosts=hosts,
+        days=days,
+        now=now,
     )
-    write_new_files(
-        out,
-        public={
-            CA_CERTIFICATE: certificate_pem(ca),
-            TLS_CERTIFICATE: certificate_pem(tls),
-            SIGNING_CERTIFICATE: certificate_pem(signing),
-        },
-        secret={TLS_KEY: _pem(tls_key), SIGNING_KEY: _pem(signing_key)},
+    return _hand_out(party, made, out=out, secret={})
+
+
+def renew_party(
+    folder: Path,
+    *,
+    party_id: str,
+    days: int,
+    out: Path,
+    now: datetime,
+    passphrase: Passphrase | None = None,
+) -> Party:
+    """Issue new certificates for the keys that a party has; the roster stays as it is.
+
+    Role and hosts are those of its newest certificates.
+
+    Raises: ParameterError: this CA never issued anything to the party, or its newest certificates
+      are revoked (a stolen key gets no new certificate; enrol the party again with new keys).
+    """
+    ca = Authority.open(folder, passphrase=passphrase)
+    listed = ca.folder.revocations()
+    newest: dict[bool, tuple[PartyName, x509.Certificate]] = {}
+    for name, certificate in ca.folder.issued_to(party_id):
+        signing = isinstance(certificate.public_key(), Ed25519PublicKey)
+        newest.setdefault(signing, (name, certificate))
+    if len(newest) != 2:
+        raise ParameterError(f"{folder}: this CA has issued no certificates to {party_id!r}")
+    for _, certificate in newest.values():
+        if listed is not None and listed.get_revoked_certificate_by_serial_number(
+            certificate.serial_number
+        ):
+            raise ParameterError(
+                f"the certificates of {party_id} are revoked; make new keys with `lada site "
+                "enroll`, issue certificates for them, and agree on a new roster"
+            )
+    party, tls = newest[False]
+    tls_key, signing_key = tls.public_key(), newest[True][1].public_key()
+    if not isinstance(tls_key, ec.EllipticCurvePublicKey) or not isinstance(
+        signing_key, Ed25519PublicKey
+    ):
+        raise ParameterError(f"{folder}: the certificates of {party_id} hold keys of another type")
+    check_absent(out, CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
+    made = ca.issue(
+        party,
+        tls_key=tls_key,
+        signing_key=signing_key,
+        hosts=_hosts_of(tls),
+        days=days,
+        now=now,
     )
-    return party_of_certificates(party, tls=tls, signing=signing)
+    return _hand_out(party, made, out=out, secret={})
+
+
+def revoke(
+    folder: Path,
+    *,
+    now: datetime,
+    party_id: str | None = None,
+    certificate: Path | None = None,
+    passphrase: Passphrase | None = None,
+) -> int:
+    """Revoke all certificates of a party, or one; writes the next list, ca.crl, into `folder`.
+
+    Returns: how many certificates were revoked that were not before.
+    Raises: ParameterError: neither or both are named, or this CA issued no such certificate.
+    """
+    ca = Authority.open(folder, passphrase=passphrase)
+    if (party_id is None) == (certificate is None):
+        raise ParameterError("revoke: name either a party or one certificate file")
+    if certificate is not None:
+        one = read_certificate(certificate)
+        try:
+            one.verify_directly_issued_by(ca.certificate)
+        except (ValueError, TypeError, InvalidSignature) as error:
+            raise ParameterError(f"{certificate}: was not issued by this CA") from error
+        serials = {one.serial_number}
+    else:
+        serials = {one.serial_number for _, one in ca.folder.issued_to(party_id or "")}
+    if not serials:
+        raise ParameterError(f"{folder}: this CA has issued no certificates to {party_id!r}")
+    listed = ca.folder.revocations()
+    known = {} if listed is None else {one.serial_number: one.revocation_date_utc for one in listed}
+    number = 1 if listed is None else _number_of(listed) + 1
+    raw = build_revocation_list(
+        ca=ca.certificate,
+        ca_key=ca.key,
+        number=number,
+        revoked=sorted((known | {one: known.get(one, now) for one in serials}).items()),
+        issued_at=now,
+        next_at=max(ca.certificate.not_valid_after_utc, now + CLOCK_SKEW),
+    )
+    write_atomically(folder / REVOCATIONS, raw)
+    return len(serials - known.keys())
 
 
 def make_roster(folder: Path, *, parties: Sequence[Path], out: Path, now: datetime) -> Roster:
@@ -116,11 +318,11 @@ def make_roster(folder: Path, *, parties: Sequence[Path], out: Path, now: dateti
     Raises: ParameterError: a certificate is missing, of another CA, expired or of another party,
       the parties do not make a roster, or `out` exists already.
     """
-    ca = _read_certificate(folder / CA_CERTIFICATE)
+    ca = CaFolder(folder).certificate()
     entries = []
     for one in parties:
-        tls = _read_certificate(one / TLS_CERTIFICATE)
-        signing = _read_certificate(one / SIGNING_CERTIFICATE)
+        tls = read_certificate(one / TLS_CERTIFICATE)
+        signing = read_certificate(one / SIGNING_CERTIFICATE)
         try:
             name = verify_certificate(tls, ca=ca, at=now, usage="tls")
             verify_party(signing, ca=ca, at=now, usage="signing", expected=name)
@@ -132,79 +334,28 @@ def make_roster(folder: Path, *, parties: Sequence[Path], out: Path, now: dateti
     return roster
 
 
-def write_new_files(
-    folder: Path, *, public: Mapping[str, bytes], secret: Mapping[str, bytes]
-) -> None:
-    """Write files that do not exist yet: all of them, or none.
-
-    Secret files get mode 0600 from the moment they exist.
-
-    Raises: ParameterError: one exists already. TransportError: the disk refuses.
-    """
-    taken = [name for name in (*public, *secret) if (folder / name).exists()]
-    if taken:
-        raise ParameterError(
-            f"{folder}: {', '.join(sorted(taken))} exist already and are not overwritten; name "
-            "another folder or move the old files away"
-        )
-    written: list[Path] = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for files, mode in ((public, 0o644), (secret, 0o600)):
-            for name, content in files.items():
-                path = folder / name
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-                written.append(path)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-    except OSError as error:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise TransportError(
-            f"{folder}: cannot write {error.filename}: {error.strerror}"
-        ) from error
+def _hand_out(
+    party: PartyName, made: dict[str, x509.Certificate], *, out: Path, secret: dict[str, bytes]
+) -> Party:
+    public = {name: certificate_pem(one) for name, one in made.items()}
+    write_new_files(out, public=public, secret=secret)
+    return party_of_certificates(
+        party, tls=made[TLS_CERTIFICATE], signing=made[SIGNING_CERTIFICATE]
+    )
 
 
-def _load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    certificate = _read_certificate(folder / CA_CERTIFICATE)
-    path = folder / CA_KEY
-    try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ParameterError(f"{path}: expected an unencrypted PEM private key") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ParameterError(f"{path}: expected an ECDSA key, as `lada ca init` writes it")
-    return certificate, key
+def _hosts_of(tls: x509.Certificate) -> list[str]:
+    names = tls.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = [str(one) for one in names.get_values_for_type(x509.IPAddress)]
+    # The first DNS name is the one of the role, which every certificate gets anew.
+    return [*names.get_values_for_type(x509.DNSName)[1:], *addresses]
 
 
-def _read_certificate(path: Path) -> x509.Certificate:
-    try:
-        return parse_certificate(_read(path))
-    except PeerError as error:
-        raise ParameterError(f"{path}: {error}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_CERTIFICATE_BYTES + 1)
-    except OSError as error:
-        raise ParameterError(
-            f"{path}: cannot be read ({error.strerror}); expected a file that `lada ca` wrote"
-        ) from error
+def _number_of(listed: x509.CertificateRevocationList) -> int:
+    return listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def _period(days: int) -> timedelta:
     if not 1 <= days <= MAX_DAYS:
         raise ParameterError(f"days of validity: expected 1 to {MAX_DAYS}, got {days}")
     return timedelta(days=days)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )

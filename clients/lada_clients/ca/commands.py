@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,27 +12,51 @@ from rich.table import Table
 
 from lada_protocol.kinds import Role
 
+if TYPE_CHECKING:
+    from lada_protocol.credentials import Passphrase
+    from lada_protocol.roster import Party
+
 app = typer.Typer(
     help="Certificates of a study: its own CA, one identity folder per party, and the roster.",
     no_args_is_help=True,
 )
 
 CaFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the study CA.")]
+PartyId = Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")]
+RoleOption = Annotated[Role, typer.Option(help="What the party may do.")]
+Days = Annotated[int, typer.Option(help="Validity in days.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the passphrase of private keys; by default LADA_KEY_PASSPHRASE, if set."
+    ),
+]
 
 
 @app.command()
 def init(
     folder: CaFolder,
     name: Annotated[str, typer.Option(help="Name in the CA's certificate.")] = "lada study CA",
-    days: Annotated[int, typer.Option(help="Validity in days.")] = 3650,
+    days: Days = 3650,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Make a new study CA: DIR/ca.crt and DIR/ca.key."""
+    """Make a new study CA: DIR/ca.crt and DIR/ca.key.
+
+    Example: lada ca init ca --name "Heart study" --passphrase-file ca.pass
+    """
     from datetime import UTC, datetime
 
     from lada_clients.ca.authority import init_ca
     from lada_protocol.identity import certificate_fingerprint
 
-    certificate = init_ca(folder, name=name, days=days, now=datetime.now(UTC))
+    certificate = init_ca(
+        folder,
+        name=name,
+        days=days,
+        now=datetime.now(UTC),
+        passphrase=_passphrase(passphrase_file),
+    )
     typer.echo(f"study CA in {folder}")
     typer.echo(f"fingerprint {certificate_fingerprint(certificate)}")
     typer.echo(f"keep {folder / 'ca.key'} to yourself; it can issue new parties")
@@ -40,32 +65,131 @@ def init(
 @app.command()
 def issue(
     folder: CaFolder,
-    role: Annotated[Role, typer.Option(help="What the party may do.")],
-    party_id: Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")],
-    out: Annotated[Path, typer.Option(help="New identity folder of the party.")],
+    role: RoleOption,
+    party_id: PartyId,
+    out: Annotated[Path, typer.Option(help="New folder for what the party gets.")],
+    csr: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the party's tls.csr and sign.csr; no key is made here."),
+    ] = None,
     host: Annotated[
         list[str] | None,
         typer.Option(help="DNS name or IP address it is reached at; repeatable."),
     ] = None,
-    days: Annotated[int, typer.Option(help="Validity in days.")] = 365,
+    days: Days = 365,
+    passphrase_file: PassphraseFile = None,
+    key_passphrase_file: Annotated[
+        Path | None, typer.Option(help="Encrypt the party's new keys with the passphrase in it.")
+    ] = None,
 ) -> None:
-    """Issue the TLS and signing certificates of one party, with fresh keys, into a folder."""
+    """Issue the TLS and signing certificates of one party into a folder.
+
+    Example: lada ca issue ca --role site --id hospital-a --csr from-hospital-a --out for-hospital-a
+
+    With --csr the party made its keys itself (`lada site enroll`). Without, keys are made here and
+    have to be handed over: fit for one machine, or for one who runs all parties.
+    """
     from datetime import UTC, datetime
 
-    from lada_clients.ca.authority import issue_party
+    from lada_clients.ca.authority import issue_party, sign_requests
     from lada_protocol.identity import PartyName
+    from lada_secure.errors import ParameterError
 
-    party = issue_party(
+    name, now = PartyName(role=role, id=party_id), datetime.now(UTC)
+    if csr is not None:
+        if key_passphrase_file is not None:
+            raise ParameterError("--key-passphrase-file: with --csr no key is made here")
+        party = sign_requests(
+            folder,
+            requests=csr,
+            party=name,
+            hosts=host or [],
+            days=days,
+            out=out,
+            now=now,
+            passphrase=_passphrase(passphrase_file),
+        )
+    else:
+        party = issue_party(
+            folder,
+            party=name,
+            hosts=host or [],
+            days=days,
+            out=out,
+            now=now,
+            passphrase=_passphrase(passphrase_file),
+            key_passphrase=None
+            if key_passphrase_file is None
+            else _passphrase(key_passphrase_file),
+        )
+    _show_party(party, out)
+
+
+@app.command()
+def renew(
+    folder: CaFolder,
+    party_id: PartyId,
+    out: Annotated[Path, typer.Option(help="New folder for the certificates.")],
+    days: Days = 365,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Issue new certificates for the keys that a party has. The roster stays as it is.
+
+    Example: lada ca renew ca --id hospital-a --out for-hospital-a
+
+    The party takes them in with `lada ca install`; its running processes need no restart.
+    """
+    from datetime import UTC, datetime
+
+    from lada_clients.ca.authority import renew_party
+
+    party = renew_party(
         folder,
-        party=PartyName(role=role, id=party_id),
-        hosts=host or [],
+        party_id=party_id,
         days=days,
         out=out,
         now=datetime.now(UTC),
+        passphrase=_passphrase(passphrase_file),
     )
-    typer.echo(f"{party.name.uri} in {out}")
-    typer.echo(f"TLS certificate     {party.tls_fingerprint}")
-    typer.echo(f"signing certificate {party.signing_fingerprint}")
+    _show_party(party, out)
+
+
+@app.command()
+def revoke(
+    folder: CaFolder,
+    party_id: Annotated[
+        str | None, typer.Option("--id", help="Revoke every certificate of this party.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Revoke this one certificate file alone.")
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take certificates back: writes DIR/ca.crl, a list signed by the CA.
+
+    Example: lada ca revoke ca --id hospital-a && cp ca/ca.crl coordinator/identity/
+
+    The list takes effect where it lies: copy it into the coordinator's identity folder, and where
+    the coordinator itself is revoked into everybody's. A running process sees it within seconds.
+    """
+    from datetime import UTC, datetime
+
+    from lada_clients.ca.authority import revoke as revoke_certificates
+    from lada_protocol.credentials import REVOCATIONS
+
+    count = revoke_certificates(
+        folder,
+        now=datetime.now(UTC),
+        party_id=party_id,
+        certificate=certificate,
+        passphrase=_passphrase(passphrase_file),
+    )
+    if as_json:
+        typer.echo(json.dumps({"revoked": count, "list": str(folder / REVOCATIONS)}))
+        return
+    typer.echo(f"{count} certificates revoked in {folder / REVOCATIONS}")
+    typer.echo("copy this list into the coordinator's identity folder to put it into force")
 
 
 @app.command()
@@ -76,13 +200,16 @@ def roster(
         list[Path], typer.Option(help="Folder with a party's tls.crt and sign.crt; repeatable.")
     ],
 ) -> None:
-    """Write the roster of a study; its hash goes into every site's policy."""
+    """Write the roster of a study; its hash goes into every site's policy.
+
+    Example: lada ca roster ca --out roster.json --party hub --party eye --party a --party b
+    """
     from datetime import UTC, datetime
 
     from lada_clients.ca.authority import make_roster
 
     made = make_roster(folder, parties=party, out=out, now=datetime.now(UTC))
-    table = Table("id", "role", "TLS certificate", "signing certificate", box=None)
+    table = Table("id", "role", "TLS key", "signing key", box=None)
     for one in made.parties:
         table.add_row(
             one.id, one.role, one.tls_fingerprint[:16] + "...", one.signing_fingerprint[:16] + "..."
@@ -91,3 +218,79 @@ def roster(
     typer.echo(f"roster {out}")
     typer.echo(f"roster_sha256 = {made.hash}")
     typer.echo("compare this hash over another channel before anyone accepts it")
+
+
+@app.command()
+def enroll(
+    role: RoleOption,
+    party_id: PartyId,
+    out: Annotated[Path, typer.Option(help="New identity folder of the party.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """At a party: make its keys, and two requests for certificates to send to the CA.
+
+    Example: lada ca enroll --role coordinator --id hub --out coordinator/identity
+    """
+    request_certificates(role, party_id, out, passphrase_file)
+
+
+@app.command()
+def install(
+    answer: Annotated[
+        Path, typer.Argument(metavar="ANSWER", help="Folder that the CA sent: three .crt files.")
+    ],
+    identity: Annotated[Path, typer.Option(help="Identity folder with the party's keys.")],
+    ca_sha256: Annotated[
+        str | None,
+        typer.Option(
+            "--ca-sha256", help="Fingerprint of the CA, compared out of band; the first time."
+        ),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """At a party: take certificates from the CA into the identity folder, new or renewed.
+
+    Example: lada ca install from-ca --identity site/identity --ca-sha256 9f86d081884c7d65...
+    """
+    from datetime import UTC, datetime
+
+    from lada_clients.ca.enrolment import install as install_certificates
+
+    credentials = install_certificates(
+        answer,
+        identity=identity,
+        ca_sha256=ca_sha256,
+        passphrase=_passphrase(passphrase_file),
+        now=datetime.now(UTC),
+    )
+    end = credentials.tls_certificate.not_valid_after_utc
+    typer.echo(f"{credentials.name.uri} in {identity}, valid until {end:%Y-%m-%d}")
+
+
+def request_certificates(
+    role: Role, party_id: str, out: Path, passphrase_file: Path | None
+) -> None:
+    """What `enroll` does under `lada ca`, `lada site` and `lada auditor`."""
+    from lada_clients.ca.enrolment import enroll as make_requests
+    from lada_protocol.identity import PartyName
+
+    requests = make_requests(
+        out,
+        party=PartyName(role=role, id=party_id),
+        passphrase=_passphrase(passphrase_file),
+    )
+    typer.echo(f"keys in {out}; they stay there")
+    typer.echo(f"send to the CA: {requests[0]} and {requests[1]}")
+    typer.echo(f"then take its answer in: lada ca install ANSWER --identity {out} --ca-sha256 ...")
+
+
+def _passphrase(file: Path | None) -> Passphrase | None:
+    from lada_clients.credentials import read_passphrase
+
+    return read_passphrase(file)
+
+
+def _show_party(party: Party, out: Path) -> None:
+    typer.echo(f"{party.name.uri} in {out}")
+    typer.echo(f"TLS key     {party.tls_fingerprint}")
+    typer.echo(f"signing key {party.signing_fingerprint}")

@@ -1,0 +1,92 @@
+"""A party's side of getting certificates: make keys and requests, take the answer in.
+
+The private keys are made here and stay here; the CA sees two signing requests.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_clients.ca.folder import read_certificate, read_file, write_new_files
+from lada_clients.outbox import write_atomically
+from lada_protocol.credentials import (
+    CA_CERTIFICATE,
+    SIGNING_CERTIFICATE,
+    SIGNING_KEY,
+    TLS_CERTIFICATE,
+    TLS_KEY,
+    Credentials,
+    Passphrase,
+    parse_credentials,
+    private_key_pem,
+)
+from lada_protocol.enrolment import SIGNING_REQUEST, TLS_REQUEST, build_requests
+from lada_protocol.identity import MAX_CERTIFICATE_BYTES, PartyName, certificate_fingerprint
+from lada_secure.errors import ParameterError
+
+_ANSWER: Final = (CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
+
+
+def enroll(identity: Path, *, party: PartyName, passphrase: Passphrase | None) -> tuple[Path, ...]:
+    """Make a party's keys and its requests in a new identity folder.
+
+    Returns: the two files to send to the CA.
+    Raises: ParameterError: the folder has keys already. TransportError: the disk refuses.
+    """
+    tls_key, signing_key = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
+    write_new_files(
+        identity,
+        public=build_requests(party, tls_key=tls_key, signing_key=signing_key),
+        secret={
+            TLS_KEY: private_key_pem(tls_key, passphrase),
+            SIGNING_KEY: private_key_pem(signing_key, passphrase),
+        },
+    )
+    return identity / TLS_REQUEST, identity / SIGNING_REQUEST
+
+
+def install(
+    answer: Path,
+    *,
+    identity: Path,
+    ca_sha256: str | None,
+    passphrase: Passphrase | None,
+    now: datetime,
+) -> Credentials:
+    """Take certificates from the CA's answer into an identity folder, the first time or renewed.
+
+    Every check comes before the first byte is written, and each file changes in one step, so a
+    running process sees the old certificate or the new one.
+
+    Args: answer: folder with ca.crt, tls.crt and sign.crt. ca_sha256: fingerprint of the CA,
+      compared out of band; needed where the folder has no ca.crt yet.
+    Raises: ParameterError: another CA, certificates that do not fit the keys or are out of date.
+    """
+    ca = read_certificate(answer / CA_CERTIFICATE)
+    found = certificate_fingerprint(ca)
+    if (identity / CA_CERTIFICATE).exists():
+        expected = certificate_fingerprint(read_certificate(identity / CA_CERTIFICATE))
+    elif ca_sha256 is None:
+        raise ParameterError(
+            f"{answer}: its CA has the fingerprint {found}; compare it with the CA over another "
+            "channel and give it as --ca-sha256"
+        )
+    else:
+        expected = ca_sha256.lower()
+    if found != expected or (ca_sha256 is not None and found != ca_sha256.lower()):
+        raise ParameterError(f"{answer}: its CA has the fingerprint {found}, expected {expected}")
+
+    def read(name: str) -> bytes:
+        return read_file((answer if name in _ANSWER else identity) / name, MAX_CERTIFICATE_BYTES)
+
+    credentials = parse_credentials(read, at=now, passphrase=passphrase)
+    for name in _ANSWER:
+        write_atomically(identity / name, read(name))
+    for name in (TLS_REQUEST, SIGNING_REQUEST):
+        (identity / name).unlink(missing_ok=True)
+    return credentials

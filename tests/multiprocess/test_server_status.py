@@ -1,0 +1,202 @@
+"""What an operator sees of a coordinator: status from disk, health and metrics over HTTP."""
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from served_board import chunk, coordinator_identity, raw_stub, refusal, serving
+from typer.testing import CliRunner
+
+from lada_protocol.events import EventLog
+from lada_protocol.tasks import Wait
+from lada_secure.errors import ParameterError
+from lada_server.commands import app
+from lada_server.monitor import Monitored, start_monitor
+from lada_server.settings import ServerSettings
+from lada_server.status import EVENTS_FILE, Status, read_status
+from lada_server.status_file import STATUS_FILE, StatusFile
+
+
+def settings_of(study, folder):
+    return ServerSettings(
+        party="coordinator",
+        listen="127.0.0.1:0",
+        identity=study.identity("coordinator"),
+        roster=study.folder / "roster.json",
+        state_dir=folder,
+        study=folder / "study.toml",
+        pool=folder / "pool.jsonl",
+        llm="none",
+        cache_dir=folder,
+    )
+
+
+def status_of(study, folder):
+    return read_status(settings_of(study, folder), study.roster, now_s=time.time())
+
+
+def events_in(folder, clock=time.time):
+    file = (folder / EVENTS_FILE).open("ab", buffering=0)
+    return EventLog(party="coordinator", sink=file.write, clock=clock)
+
+
+def party(status, name):
+    return next(one for one in status.parties if one.id == name)
+
+
+def wait_until(found, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_before_the_first_run_nothing_is_made_and_nothing_is_claimed(study, tmp_path):
+    found = status_of(study, tmp_path)
+    assert (found.running, found.state, found.round) == (False, "not started", None)
+    assert {one.connected for one in found.parties} == {None}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_tells_who_is_there_who_spoke_last_and_who_is_waited_for(study, tmp_path):
+    with serving(study, tmp_path) as served, served.client("bank") as bank:
+        status_file = StatusFile(
+            path=tmp_path / STATUS_FILE,
+            presence=served.server.presence,
+            listen=served.server.address,
+            clock=time.time,
+        )
+        bank.post(study.envelope("acceptance", "bank"))
+        bank.post(study.envelope("trained", "bank", round_id=1))
+        with raw_stub(served, study.identity("auditor"), study.identity("auditor")) as stub:
+            refusal(lambda: stub.Post(iter([chunk(b"x")]), timeout=10))
+        events_in(tmp_path, lambda: 1_700_000_100.0).waiting(
+            Wait(round_id=1, step="training", parties=("hospital-a",), awaited="trained"),
+            since_s=40.0,
+        )
+        thread = status_file.keep(served.server.stopped)
+        wait_until(lambda: status_of(study, tmp_path).running)
+        found = status_of(study, tmp_path)
+        assert (found.listen, found.state, found.round) == (served.server.address, "waiting", 1)
+        assert found.step == "training"
+        assert found.waiting.parties == ("hospital-a",)
+        assert found.waiting.since == "2023-11-14T22:14:20Z"
+        assert found.waiting.because == "trained not here yet"
+        assert party(found, "bank").connected
+        assert party(found, "bank").messages == 2
+        assert party(found, "bank").last_message.kind == "trained"
+        assert party(found, "bank").last_message.round == 1
+        assert party(found, "auditor").refusals == {"malformed": 1}
+        assert not party(found, "hospital-a").connected
+        assert party(found, "hospital-a").last_call is None
+    thread.join(5)
+    after = status_of(study, tmp_path)
+    assert not after.running
+    assert party(after, "bank").connected is None
+    assert party(after, "bank").last_message == party(found, "bank").last_message
+
+
+def test_a_killed_process_does_not_count_as_running(study, tmp_path):
+    old = {"pid": 1, "at_s": time.time() - 60, "listen": "127.0.0.1:1", "parties": {}}
+    (tmp_path / STATUS_FILE).write_text(json.dumps(old))
+    assert not status_of(study, tmp_path).running
+
+
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [("step_started", "working"), ("finished", "finished"), ("failed", "failed")],
+)
+def test_the_newest_whole_event_decides_even_after_a_torn_line(study, tmp_path, event, state):
+    log = events_in(tmp_path)
+    log.write("step_finished", round_id=0, step="plan")
+    log.write(event, round_id=0, step="opening", message="too few sites")
+    with (tmp_path / EVENTS_FILE).open("ab") as file:
+        file.write(b'{"event": "step_sta')
+    found = status_of(study, tmp_path)
+    assert (found.state, found.step) == (state, "opening")
+    assert found.failure == ("too few sites" if state == "failed" else None)
+
+
+def test_the_command_prints_a_table_or_json(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    settings = tmp_path / "server.toml"
+    values = settings_of(study, tmp_path).model_dump(mode="json", exclude_defaults=True)
+    settings.write_text("".join(f"{key} = {json.dumps(one)}\n" for key, one in values.items()))
+    with serving(study, tmp_path) as served, served.client("bank") as bank:
+        bank.post(study.envelope("acceptance", "bank"))
+    shown = CliRunner().invoke(app, ["status", "--settings", str(settings)])
+    assert shown.exit_code == 0, shown.output
+    assert "coordinator not running" in shown.output
+    assert "acceptance, round 1" in shown.output
+    shown = CliRunner().invoke(app, ["status", "--settings", str(settings), "--json"])
+    assert party(Status.model_validate_json(shown.stdout), "bank").messages == 1
+
+
+def get(address, path):
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_health_and_metrics_are_served_on_an_address_of_their_own(study, tmp_path):
+    with serving(study, tmp_path) as served, served.client("bank") as bank:
+        monitored = Monitored(
+            presence=served.server.presence,
+            identity=coordinator_identity(study),
+            events=tmp_path / EVENTS_FILE,
+            check=served.store.check,
+        )
+        events_in(tmp_path, lambda: 1000.0).waiting(
+            Wait(round_id=2, step="close", parties=("bank",), awaited="close"), since_s=5.0
+        )
+        bank.post(study.envelope("contribution", "bank", b"12345"), b"12345")
+        with raw_stub(served, study.identity("outsider"), study.identity("bank")) as stub:
+            refusal(lambda: stub.Post(iter([]), timeout=10))
+        with start_monitor("127.0.0.1:0", monitored) as monitor:
+            assert get(monitor.address, "/healthz") == (200, '{"status": "ok"}')
+            status, text = get(monitor.address, "/metrics")
+            assert status == 200
+            lines = text.splitlines()
+            for line in (
+                'lada_calls_total{party="bank"} 1.0',
+                'lada_payload_bytes_total{direction="up",party="bank"} 5.0',
+                'lada_open_calls{party="bank"} 0.0',
+                'lada_refusals_total{party="",reason="unknown_party"} 1.0',
+                'lada_waiting_since_timestamp_seconds{party="bank"} 995.0',
+                "lada_round 2.0",
+                "lada_revocation_list_number 0.0",
+            ):
+                assert line in lines, text
+            assert get(monitor.address, "/anything")[0] == 404
+            with pytest.raises(ParameterError, match="cannot listen"):
+                start_monitor(monitor.address, monitored)
+            served.store._engine.dispose()
+            (tmp_path / "board.sqlite").write_bytes(b"not a database" * 1000)
+            status, text = get(monitor.address, "/healthz")
+            assert status == 503
+            assert json.loads(text)["status"] == "failing"
+
+
+def test_a_silent_visitor_of_the_monitor_holds_up_nobody(study, tmp_path):
+    import socket
+
+    with serving(study, tmp_path) as served:
+        monitored = Monitored(
+            presence=served.server.presence,
+            identity=coordinator_identity(study),
+            events=tmp_path / EVENTS_FILE,
+            check=served.store.check,
+        )
+        with start_monitor("127.0.0.1:0", monitored) as monitor:
+            host, port = monitor.address.rsplit(":", 1)
+            silent = [socket.create_connection((host, int(port))) for _ in range(5)]
+            assert get(monitor.address, "/healthz")[0] == 200
+            for one in silent:
+                one.close()
+    assert threading.active_count() < 50
