@@ -214,7 +214,10 @@ class BoardCalls:
         try:
             sequence = self._store.receive(envelope, upload.read())
         except PeerError:
-            upload.discard()
+            # A link that breaks can look like a stream that ended early, so a part that is merely
+            # too short is kept for the next post.
+            if upload.received_bytes == envelope.header.payload_bytes:
+                upload.discard()
             raise
         upload.discard()
         return sequence
