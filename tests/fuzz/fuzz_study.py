@@ -1,0 +1,365 @@
+"""One honest study without models, recorded: the valid messages that the fuzzers start from.
+
+Board, coordinator, auditor and sites are the real ones. Only what needs a language model is
+replaced: the teacher's look at the pool and its paths, and the learner's statistics and training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from fuzz_loopback import LoopbackClient, RealBoard
+from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
+from protocol_world import CAPS, UPLINK, make_plan
+
+from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.service import Auditor
+from lada_clients.ca.authority import init_ca, issue_party, make_roster
+from lada_clients.credentials import load_credentials
+from lada_clients.outbox import Outbox
+from lada_clients.participant import Participant
+from lada_clients.site.memory import SiteMemory
+from lada_clients.site.secrets import SecretFolder
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_protocol.auditor_round import next_auditor_task
+from lada_protocol.coordinator_round import next_coordinator_task
+from lada_protocol.credentials import Credentials
+from lada_protocol.envelope import Envelope
+from lada_protocol.events import EventLog
+from lada_protocol.identity import PartyName, certificate_pem
+from lada_protocol.kinds import Kind, Role
+from lada_protocol.plan import StudyPlan
+from lada_protocol.roster import Roster
+from lada_protocol.site_round import next_site_task
+from lada_protocol.tasks import Done, StartAttempt, Wait
+from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.data.records import PoolSample, pool_bytes, pool_hash
+from lada_secure.encryption.scoring import PoolMatrix
+from lada_secure.learnability.cells import fit_clusters
+from lada_secure.learnability.embedding import embedder
+from lada_secure.privacy.entries import LedgerIdentity
+from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_server.callers import Callers
+from lada_server.calls import BoardCalls
+from lada_server.coordinator import Coordinator
+from lada_server.credentials import live_identity
+from lada_server.limits import CallGate, PeerLimits
+from lada_server.presence import Presence
+from lada_server.store import BoardStore
+from lada_server.study import Study
+from lada_server.teacher import PoolView
+from lada_server.uploads import Uploads
+
+SITES = ("site-a", "site-b", "site-c")
+SITE = SITES[0]
+NAMES = ("coordinator", "auditor", *SITES)
+POOL = tuple(
+    PoolSample(sample_id=f"q{number}", question=text, choices=("yes", "no"), answer="yes")
+    for number, text in enumerate(
+        [
+            "is ten more than two",
+            "has a week seven days",
+            "is iron a metal",
+            "is a whale a mammal",
+            "is water wet",
+            "is three odd",
+            "does ice melt",
+            "is a square round",
+            "is noon at twelve",
+        ]
+    )
+)
+
+
+def silent(party: str) -> EventLog:
+    """Events are encoded and dropped."""
+    return EventLog(party=party, sink=lambda _line: None, clock=lambda: 0.0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Recording:
+    """Everything of one honest round: messages in order, and who may read which.
+
+    `rows` are (sequence, envelope, payload) as the coordinator's board holds them.
+    """
+
+    folder: Path
+    roster: Roster
+    credentials: dict[str, Credentials]
+    study: Study
+    matrix: PoolMatrix
+    view: PoolView
+    rows: list[tuple[int, Envelope, bytes]] = field(default_factory=list)
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The honest plan."""
+        return self.study.plan
+
+    def identity(self, party: str) -> Path:
+        """A party's identity folder."""
+        return self.folder / "identities" / party
+
+    def state(self, party: str) -> Path:
+        """What a party had written at the end of the round."""
+        folder = self.folder / "states" / party
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def certificate(self, party: str) -> str:
+        """PEM text of a signing certificate."""
+        return certificate_pem(self.credentials[party].signing_certificate).decode("ascii")
+
+    def open_store(self, folder: Path) -> BoardStore:
+        """A board of its own."""
+        return BoardStore(
+            f"sqlite:///{folder / 'board.sqlite'}",
+            payload_dir=folder / "payloads",
+            roster=self.roster,
+        )
+
+    def serve(self, store: BoardStore, uploads: Path) -> BoardCalls:
+        """The calls of a board, without a limit on their rate."""
+        names = [one.id for one in self.roster.parties]
+        limits = PeerLimits(calls_per_s=1e9, burst_calls=10**9, concurrent_calls=64)
+        identity = live_identity(
+            self.identity("coordinator"), party_id="coordinator", roster=self.roster
+        )
+        return BoardCalls(
+            store=store,
+            roster=self.roster,
+            callers=Callers(roster=self.roster, identity=identity, clock=lambda: datetime.now(UTC)),
+            gate=CallGate(limits, names, lambda: 0.0),
+            uploads=Uploads(uploads),
+            presence=Presence(names, lambda: 0.0),
+        )
+
+    def coordinator(self, store: BoardStore) -> Coordinator:
+        """The real coordinator; looking at the pool is done."""
+        made = Coordinator(
+            study=self.study,
+            roster=self.roster,
+            store=store,
+            signing_key=self.credentials["coordinator"].signing_key,
+            certificate=self.certificate("coordinator"),
+            teacher=TeacherWithoutModel(),
+            events=silent("coordinator"),
+        )
+        made._view, made._matrix = self.view, self.matrix
+        return made
+
+    def participant(self, party: str, folder: Path) -> Participant:
+        """A party's end; its client has no stub yet."""
+        client = LoopbackClient(identity=self.identity(party), roster=self.roster, party_id=party)
+        return Participant(
+            party=party,
+            roster=self.roster,
+            client=client,
+            signing_key=self.credentials[party].signing_key,
+            certificate=self.certificate(party),
+            outbox=Outbox(folder=folder / "outbox", roster=self.roster),
+            events=silent(party),
+        )
+
+    def auditor(self, me: Participant, folder: Path) -> Auditor:
+        """The real auditor over a state folder."""
+        return Auditor(
+            participant=me,
+            state_dir=folder,
+            ledgers=LedgerCopies(folder=folder / "ledgers"),
+            registry=OpeningRegistry(folder=folder / "opened"),
+            min_cohort=3,
+            epsilon_cap=8.0,
+        )
+
+    def site(self, me: Participant, folder: Path, book: MemoryLedger) -> SiteWithoutModel:
+        """The real site over a state folder."""
+        return SiteWithoutModel(
+            participant=me,
+            settings=SiteSettings(
+                party=me.party,
+                coordinator="127.0.0.1:1",
+                identity=self.identity(me.party),
+                roster=Path("roster.json"),
+                policy=Path("policy.toml"),
+                state_dir=folder,
+                records=Path("records.jsonl"),
+                cache_dir=Path("cache"),
+            ),
+            policy=SitePolicy(
+                roster_sha256=self.roster.hash,
+                population="patients",
+                target_delta=1e-5,
+                epsilon_cap_per_study=8.0,
+                epsilon_cap_total=50.0,
+                max_records_per_unit=4,
+            ),
+            book=book,
+            secrets=SecretFolder(folder=folder / "secrets"),
+            memory=SiteMemory(folder=folder / "memory"),
+            now=lambda: datetime.now(UTC),
+            approved=lambda _study, _plan: True,
+        )
+
+    def book(self, party: str) -> MemoryLedger:
+        """An empty ledger of a site."""
+        key = self.credentials[party].signing_key
+        return MemoryLedger(
+            identity=LedgerIdentity(
+                site=party,
+                population="patients",
+                public_key=key.public_key().public_bytes_raw(),
+            ),
+            signing_key=key,
+            caps=CAPS,
+            data_fingerprint="d" * 64,
+            clock=lambda: datetime.now(UTC),
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class RecordedStudy:
+    """A recording and the ledgers that its sites ended with."""
+
+    recording: Recording
+    books: dict[str, MemoryLedger]
+
+
+def _prepare(folder: Path) -> Recording:
+    now = datetime.now(UTC)
+    init_ca(folder / "ca", name="test CA", days=30, now=now)
+    roles = {"coordinator": Role.COORDINATOR, "auditor": Role.AUDITOR}
+    for name in NAMES:
+        issue_party(
+            folder / "ca",
+            party=PartyName(role=roles.get(name, Role.SITE), id=name),
+            hosts=("localhost",),
+            days=20,
+            out=folder / "identities" / name,
+            now=now,
+        )
+    roster = make_roster(
+        folder / "ca",
+        parties=[folder / "identities" / name for name in NAMES],
+        out=folder / "roster.json",
+        now=now,
+    )
+    vectors = embedder("hashed-ngrams").embed([one.question for one in POOL])
+    clusters = fit_clusters(vectors, 3, 1)
+    raw_clusters = canonical_json(clusters.to_json())
+    base = make_plan(
+        uplink=UPLINK,
+        embedder="hashed-ngrams",
+        max_cohort=3,
+        pool_size=len(POOL),
+        pool_sha256=pool_hash(POOL),
+    )
+    plan = base.model_copy(
+        update={
+            "clusters_sha256": sha256_hex(raw_clusters),
+            "allocation": base.allocation.model_copy(update={"clusters": clusters.count}),
+        }
+    )
+    study = Study(
+        plan=plan,
+        pool=POOL,
+        pool_bytes=pool_bytes(POOL),
+        clusters=clusters,
+        clusters_bytes=raw_clusters,
+        embeddings=vectors,
+    )
+    view = TeacherWithoutModel().view_pool(study)
+    return Recording(
+        folder=folder,
+        roster=roster,
+        credentials={
+            name: load_credentials(folder / "identities" / name, expected_id=name) for name in NAMES
+        },
+        study=study,
+        matrix=PoolMatrix(view.features, row_bound=1),
+        view=view,
+    )
+
+
+class _HonestRun:
+    """Steps everybody through the first round."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._store = recording.open_store(recording.state("coordinator"))
+        board = recording.serve(self._store, recording.state("coordinator") / "uploads")
+        self._coordinator = recording.coordinator(self._store)
+        self._ends: dict[str, Participant] = {}
+        for name in NAMES[1:]:
+            me = self._ends[name] = recording.participant(name, recording.state(name))
+            pem = recording.credentials[name].tls_certificate_pem
+            cast(LoopbackClient, me.client).stub = RealBoard(board, pem)
+        self.books = {name: recording.book(name) for name in SITES}
+
+    @cached_property
+    def _auditor(self) -> Auditor:
+        return self._recording.auditor(self._ends["auditor"], self._recording.state("auditor"))
+
+    @cached_property
+    def _sites(self) -> list[SiteWithoutModel]:
+        return [
+            self._recording.site(self._ends[name], self._recording.state(name), self.books[name])
+            for name in SITES
+        ]
+
+    def run(self) -> None:
+        """Until the coordinator would start the second round, or the study is over."""
+        recording = self._recording
+        self._coordinator_step()
+        for me in self._ends.values():
+            me.join(wait_s=5.0)
+        for _ in range(400):
+            if not self._coordinator_step():
+                break
+            self._step(self._auditor, next_auditor_task)
+            for site in self._sites:
+                self._step(site, next_site_task, site=site.participant.party)
+        else:
+            raise AssertionError("the honest study does not come to an end")
+        recording.rows = [
+            (sequence, envelope, self._store.payload(envelope.message_hash))
+            for sequence, envelope in self._store.visible("coordinator", 0)
+        ]
+        self._store.close()
+
+    def _coordinator_step(self) -> bool:
+        one = self._coordinator
+        one._sync(wait_s=0.0)
+        task = next_coordinator_task(
+            one._index, plan=one.study.plan, roster=one.roster, given_up=frozenset()
+        )
+        second_round = isinstance(task, StartAttempt) and task.attempt.round_id > 0
+        if isinstance(task, Done) or second_round:
+            return False
+        if not isinstance(task, Wait):
+            one._carry_out(task)
+        return True
+
+    def _step(self, party: Any, next_task: Callable[..., Any], **more: Any) -> None:
+        me = party.participant
+        me.sync()
+        task = next_task(me.index, plan=me.plan, roster=me.roster, **more)
+        if not isinstance(task, Wait | Done):
+            party._carry_out(task)
+
+
+def record(folder: Path) -> RecordedStudy:
+    """Run one honest round in `folder` and write down what was sent."""
+    recording = _prepare(folder)
+    honest = _HonestRun(recording)
+    honest.run()
+    kinds = {envelope.kind for _, envelope, _ in recording.rows}
+    if not {Kind.OPENED, Kind.SCORES, Kind.PATHS, Kind.CLOSE} <= kinds:
+        raise AssertionError(f"the honest study stopped early: {sorted(kinds)}")
+    return RecordedStudy(recording=recording, books=honest.books)
