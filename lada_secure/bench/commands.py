@@ -10,9 +10,16 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from lada_secure.bench.allocation.command import allocation
+
 app = typer.Typer(
     help="Measure cost against the usual way of doing it, in the same run.", no_args_is_help=True
 )
+
+app.command(
+    epilog="Example:  lada bench allocation --preset tiny --seeds 2 "
+    "--conditions random,lada-secure --json"
+)(allocation)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 

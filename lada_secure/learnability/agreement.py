@@ -12,30 +12,31 @@ import numpy.typing as npt
 
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.arrays import BoolArray, FloatArray, float_vector, index_vector
-from lada_secure.learnability.gap import cell_means
+from lada_secure.learnability.gap import CellMeans, cell_means
+
+_PRIOR_PATHS = 2.0
 
 
 def cell_agreement(
-    gains: npt.ArrayLike, cell_of_path: npt.ArrayLike, *, cells: int, prior_paths: float = 2.0
+    gains: npt.ArrayLike, cell_of_path: npt.ArrayLike, *, cells: int, least_share: float = 0.5
 ) -> FloatArray:
     """How sure it is that a cell's paths agree with the private records, (d,) in [0, 1].
 
-    The normal probability that the cell's mean gain is above 0. The spread of a gain is estimated
-    over all paths; `prior_paths` of gain 0 are counted in, so an unseen cell has 1/2.
+    The normal probability that the cell's mean gain is above `least_share` of the best cell's mean.
+    The spread of a gain is estimated over all paths; two paths at the bound are counted in, so an
+    unseen cell has 1/2.
 
-    Args: gains: (m,) nats per token. cell_of_path: (m,) in [0, cells). prior_paths: > 0.
+    Args: gains: (m,) nats per token. cell_of_path: (m,) in [0, cells). least_share: in [0, 1].
     """
     from scipy.special import ndtr
 
     values = float_vector("gains", gains)
-    if not prior_paths > 0.0:
-        raise ParameterError(f"prior_paths: expected above 0, got {prior_paths}")
     seen = cell_means(values, cell_of_path, cells=cells)
-    spread = _spread(values)
-    total = seen.mean * seen.count
-    counted = seen.count + prior_paths
+    bound = _bound(seen, least_share)
+    counted = seen.count + _PRIOR_PATHS
+    excess = (seen.mean - bound) * seen.count / counted
     certainty: FloatArray = np.asarray(
-        ndtr((total / counted) / (spread / np.sqrt(counted))), dtype=np.float64
+        ndtr(excess * np.sqrt(counted) / _spread(values, seen, cell_of_path)), dtype=np.float64
     )
     return certainty
 
@@ -45,12 +46,16 @@ def agreeing_paths(
     cell_of_path: npt.ArrayLike,
     *,
     cells: int,
-    least: float = 0.0,
+    least_share: float = 0.5,
     cell_weight: float = 4.0,
 ) -> BoolArray:
-    """Which paths to train on: those whose gain, leaning on their cell's mean, is above `least`.
+    """Which paths to train on: those that gain enough beside the cell that gains most.
 
-    Args: cell_weight: >= 0, how many paths the cell's mean counts for. least: nats per token.
+    A path's gain leans on its cell's mean, and must be above `least_share` of the best cell's mean
+    (which leans on 0) and above 0. Noise raises and lowers all texts together, so what counts is a
+    path's place among the others.
+
+    Args: least_share: in [0, 1]. cell_weight: >= 0, how many paths the cell's mean counts for.
     Returns: (m,) bool.
     """
     values = float_vector("gains", gains)
@@ -59,12 +64,21 @@ def agreeing_paths(
         raise ParameterError(f"cell_weight: expected at least 0, got {cell_weight}")
     seen = cell_means(values, places, cells=cells)
     leaning: FloatArray = (values + cell_weight * seen.mean[places]) / (1.0 + cell_weight)
-    verdict: BoolArray = leaning > least
+    verdict: BoolArray = leaning > _bound(seen, least_share)
     return verdict
 
 
-def _spread(values: FloatArray) -> float:
-    """Standard deviation of gains around 0, never 0."""
+def _bound(seen: CellMeans, least_share: float) -> float:
+    if not 0.0 <= least_share <= 1.0:
+        raise ParameterError(f"least_share: expected 0 to 1, got {least_share}")
+    leaning = seen.mean * seen.count / (seen.count + _PRIOR_PATHS)
+    return least_share * max(float(leaning.max(initial=0.0)), 0.0)
+
+
+def _spread(values: FloatArray, seen: CellMeans, cell_of_path: npt.ArrayLike) -> float:
+    """Standard deviation of gains around their cells' means, never 0."""
     if not len(values):
         return 1.0
-    return max(float(np.sqrt(np.mean(values**2))), 1e-6)
+    away = values - seen.mean[np.asarray(cell_of_path)]
+    free = max(len(values) - len(seen.seen), 1)
+    return max(float(np.sqrt(np.sum(away**2) / free)), 1e-3)

@@ -20,6 +20,7 @@ from lada_secure.learnability.arrays import (
     float_vector,
     index_vector,
 )
+from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.data_filter import CellBeliefs, Forecast
 
 # Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
@@ -309,6 +310,17 @@ def cluster_quotas(shares: npt.ArrayLike, quota: int, *, available: npt.ArrayLik
         given += step
         left -= int(step.sum())
     return given
+
+
+def cluster_worths(utilities: npt.ArrayLike, grid: CellGrid) -> FloatArray:
+    """What each public cluster is worth, (C,) >= 0: the mean of its cells' positive utilities.
+
+    Shares for `cluster_quotas`: a site that is not sure splits its quota, and one that is sure does
+    not. Picking by score alone would give everything to whichever cell is ahead by a hair.
+    """
+    values = np.maximum(float_vector("utilities", utilities, length=grid.cells), 0.0)
+    worths: FloatArray = values.reshape(grid.clusters, grid.bins).mean(axis=1)
+    return worths
 
 
 def path_screen(probabilities: npt.ArrayLike, low: float, high: float) -> BoolArray:

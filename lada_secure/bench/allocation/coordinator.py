@@ -1,0 +1,132 @@
+"""The LLM's side of the simulation: the private view of the pool, paths in demand, the uplink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lada_secure.bench.allocation.study import StudySettings
+from lada_secure.bench.allocation.world import BenchData
+from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.paths import GeneratedPaths, generate_paths
+from lada_secure.learnability.arrays import FloatArray, IntArray
+from lada_secure.learnability.cells import (
+    CellGrid,
+    Clusters,
+    difficulty_bins,
+    fit_clusters,
+    pool_features,
+)
+from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PoolView:
+    """The LLM's view of the pool; only the demanded paths and their cells leave it.
+
+    features: (n, d) in [0, 1], the matrix of blind scoring. cells: (n,). losses: (n,) nats per
+    token of the LLM on its own path. answer_losses: (n,) on the gold answer alone.
+    """
+
+    features: FloatArray
+    cells: IntArray
+    losses: FloatArray
+    answer_losses: FloatArray
+
+
+@dataclass(slots=True, kw_only=True)
+class Coordinator:
+    """Pool, clusters and LLM of one world."""
+
+    data: BenchData
+    settings: StudySettings
+    llm: LanguageModel
+    clusters: Clusters
+    pool_clusters: IntArray
+    membership: FloatArray
+    grid: CellGrid
+    _view: PoolView | None = None
+    _paths: dict[int, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, data: BenchData, settings: StudySettings, llm: LanguageModel) -> Coordinator:
+        """Cluster the pool and publish the clusters."""
+        vectors = embedder(HASHED_NGRAMS).embed([one.question for one in data.pool])
+        clusters = fit_clusters(vectors, settings.clusters, seed=0)
+        return cls(
+            data=data,
+            settings=settings,
+            llm=llm,
+            clusters=clusters,
+            pool_clusters=clusters.assign(vectors),
+            membership=clusters.membership(vectors),
+            grid=CellGrid(clusters=clusters.count, bins=settings.difficulty_bins),
+        )
+
+    @property
+    def view(self) -> PoolView:
+        """What the LLM as it is now thinks of every pool sample."""
+        if self._view is None:
+            self._view = self._look()
+        return self._view
+
+    def forget(self) -> None:
+        """The LLM has changed: look at the pool anew and write paths anew."""
+        self._view = None
+        self._paths.clear()
+
+    def _look(self) -> PoolView:
+        pool = self.data.pool
+        prompts = [prompt_of(one.question, one.choices) for one in pool]
+        written = greedy_paths(
+            self.llm,
+            prompts,
+            batch_size=BATCH_SIZE,
+            max_new_tokens=self.settings.max_new_tokens,
+        )
+        answers = [path_of(one.answer, one.choices, None) for one in pool]
+        paths = [text or answer for text, answer in zip(written, answers, strict=True)]
+        losses = self._losses(prompts, paths)
+        right = [
+            answer_of(path, one.choices) == one.answer
+            for path, one in zip(paths, pool, strict=True)
+        ]
+        bins = difficulty_bins(losses, self.settings.difficulty_bins)
+        return PoolView(
+            features=pool_features(
+                self.grid,
+                membership=self.membership,
+                difficulty=bins,
+                confidence=np.array(right, dtype=np.float64),
+            ),
+            cells=self.grid.index(self.pool_clusters, bins),
+            losses=losses,
+            answer_losses=self._losses(prompts, answers),
+        )
+
+    def _losses(self, prompts: Sequence[str], paths: Sequence[str]) -> FloatArray:
+        scored = path_log_probabilities(self.llm, prompts, paths, batch_size=BATCH_SIZE)
+        losses: FloatArray = np.maximum(-scored.mean, 0.0)
+        return losses
+
+    def write(self, wanted: Sequence[int]) -> dict[int, str]:
+        """Paths that reach the gold answer, for the samples in demand that got one."""
+        missing = sorted(set(wanted) - set(self._paths))
+        if missing:
+            numbers = {self.data.pool[place].sample_id: place for place in missing}
+            made: GeneratedPaths = generate_paths(
+                self.llm,
+                [self.data.pool[place] for place in missing],
+                max_new_tokens=self.settings.max_new_tokens,
+                attempts=self.settings.attempts,
+                batch_size=BATCH_SIZE,
+            )
+            self._paths.update(dict.fromkeys(missing))
+            self._paths.update({numbers[one.sample_id]: one.path for one in made.paths})
+        return {place: path for place in wanted if (path := self._paths[place]) is not None}

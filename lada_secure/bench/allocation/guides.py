@@ -1,0 +1,246 @@
+"""Everything that a simulated site releases, made once per site and epsilon for all arms.
+
+Allocation is post-processing of these releases. Letting all arms of one world share them makes
+their differences differences of allocation, not of two draws of noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_secure.bench.allocation.coordinator import BATCH_SIZE, Coordinator
+from lada_secure.bench.allocation.plain_training import train_without_privacy
+from lada_secure.bench.allocation.study import (
+    Noise,
+    StudySettings,
+    statistics_parameters,
+    training_parameters,
+)
+from lada_secure.bench.allocation.world import BenchSite
+from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.records import Record
+from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
+from lada_secure.distillation.evaluation import path_log_probabilities
+from lada_secure.distillation.examples import PathExample, PrivateUnit
+from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.parameters import TrainerSettings
+from lada_secure.distillation.training import distil, training_spec
+from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
+from lada_secure.learnability.statistics import (
+    ClusterEstimates,
+    UnitStatistics,
+    release_statistics,
+    statistics_spec,
+    unit_statistics,
+)
+from lada_secure.privacy.entries import LedgerIdentity
+from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.units import Unit, bound_units
+
+PLAN_HASH = "00" * 32
+STUDY = "bench"
+_EXACT_SCALE = 120
+
+
+def memory_ledger(*, name: str, cap: float, delta: float) -> MemoryLedger:
+    """A ledger of a simulated site that has approved the study."""
+    key = Ed25519PrivateKey.generate()
+    book = MemoryLedger(
+        identity=LedgerIdentity(
+            site=name, population=f"{name}.records", public_key=key.public_key().public_bytes_raw()
+        ),
+        signing_key=key,
+        caps=BudgetCaps(target_delta=delta, total_epsilon=cap, study_epsilon=cap),
+        data_fingerprint="00" * 32,
+        clock=lambda: datetime.now(UTC),
+    )
+    book.decide(
+        "approve",
+        study_id=STUDY,
+        plan_hash=PLAN_HASH,
+        expires=datetime(2999, 1, 1, tzinfo=UTC),
+        decided_by="benchmark",
+    )
+    return book
+
+
+def record_example(record: Record, *, reasons: bool = True) -> PathExample:
+    """A private record as something to learn, with its reasons where it has some."""
+    return PathExample(
+        example_id=record.record_id,
+        prompt=prompt_of(record.question, record.choices),
+        path=path_of(record.answer, record.choices, record.rationale if reasons else None),
+        own_path=None,
+    )
+
+
+def taught_units(units: tuple[Unit, ...]) -> tuple[PrivateUnit, ...]:
+    """What training reads of each unit: its records with reasons, by a rule per record.
+
+    A bare answer would teach the model to skip its reasoning. A unit without any reasons stays a
+    unit, with nothing to add to a sum: who has reasons is private, too.
+    """
+    return tuple(
+        PrivateUnit(
+            unit_id=unit.unit_id,
+            examples=tuple(
+                record_example(one) for one in unit.records if one.rationale is not None
+            ),
+        )
+        for unit in units
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class SiteReleases:
+    """One site's releases at one epsilon: noised statistics and the guide, round by round.
+
+    noise None: without privacy, exact in both. `lm` is the site's own copy, adapters attached.
+    """
+
+    site: BenchSite
+    settings: StudySettings
+    noise: Noise | None
+    lm: LanguageModel
+    coordinator: Coordinator
+    seed: int
+    units: tuple[Unit, ...]
+    book: MemoryLedger | None
+    reference: AdapterWeights
+    _guides: list[AdapterWeights] = field(default_factory=list)
+    _statistics: dict[int, ClusterEstimates] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        site: BenchSite,
+        settings: StudySettings,
+        noise: Noise | None,
+        lm: LanguageModel,
+        coordinator: Coordinator,
+        *,
+        seed: int,
+    ) -> SiteReleases:
+        """Bound the records by privacy unit, and open a ledger where there is noise."""
+        book = None
+        if noise is not None:
+            # A hair above, so that the calibrated total is not refused for its rounding.
+            cap = noise.epsilon * 1.001
+            book = memory_ledger(name=site.name, cap=cap, delta=settings.target_delta)
+        return cls(
+            site=site,
+            settings=settings,
+            noise=noise,
+            lm=lm,
+            coordinator=coordinator,
+            seed=seed,
+            units=bound_units(site.train, max_records_per_unit=settings.max_records_per_unit),
+            book=book,
+            reference=adapter_weights(lm),
+        )
+
+    def guide(self, round_id: int) -> AdapterWeights:
+        """Adapters after the private steps of rounds 0 to `round_id`."""
+        while len(self._guides) <= round_id:
+            self._train(len(self._guides))
+        return self._guides[round_id]
+
+    def _train(self, round_id: int) -> None:
+        settings = self.settings
+        load_adapters(self.lm, self._guides[-1] if self._guides else self.reference)
+        trainer = TrainerSettings(
+            device="cpu",
+            threads=1,
+            physical_batch_size=BATCH_SIZE,
+            pool_batch_size=0,
+            learning_rate=settings.private_learning_rate,
+            steps_per_reservation=settings.private_steps[round_id],
+            seed=self.seed + round_id,
+            loss=LossSettings(contrastive_weight=0.0),
+        )
+        units = taught_units(self.units)
+        if self.noise is None or self.book is None:
+            train_without_privacy(
+                self.lm,
+                units=units,
+                pool=(),
+                steps=settings.private_steps[round_id],
+                expected_units=settings.expected_units,
+                settings=trainer,
+            )
+            self._guides.append(adapter_weights(self.lm))
+            return
+        privacy = training_parameters(
+            settings, self.noise, steps=settings.private_steps[round_id], pool_gradients="public"
+        )
+        done = distil(
+            self.lm,
+            units=units,
+            pool=(),
+            privacy=privacy,
+            settings=trainer,
+            book=self.book,
+            spec=training_spec(privacy, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id),
+        )
+        self._guides.append(done.adapters.value)
+
+    def statistics(self, round_id: int) -> ClusterEstimates:
+        """Estimates of the site's own masses and losses, under the guide of the round before."""
+        if round_id not in self._statistics:
+            load_adapters(self.lm, self.guide(round_id - 1) if round_id else self.reference)
+            self._statistics[round_id] = self._measure(round_id)
+        return self._statistics[round_id]
+
+    def _measure(self, round_id: int) -> ClusterEstimates:
+        clusters = self.coordinator.clusters.count
+        if self.noise is None or self.book is None:
+            numbers = self._exact(scale=_EXACT_SCALE, clusters=clusters).vector / _EXACT_SCALE
+            masses, losses = numbers[:clusters], numbers[clusters:]
+            mean = losses.sum() / max(float(masses.sum()), 1e-9)
+            ratios = np.where(masses > 0, losses / np.where(masses > 0, masses, 1.0), mean)
+            return ClusterEstimates(
+                masses=masses, mean_losses=self.settings.loss_clip * ratios, mass_std=0.0
+            )
+        parameters = statistics_parameters(
+            self.settings, self.noise, clusters=clusters, units=len(self.units)
+        )
+        spec = statistics_spec(parameters, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id)
+        return release_statistics(
+            lambda: self._exact(scale=parameters.scale, clusters=clusters),
+            parameters=parameters,
+            book=self.book,
+            spec=spec,
+        ).value.estimates()
+
+    def _exact(self, *, scale: int, clusters: int) -> UnitStatistics:
+        records = [record for unit in self.units for record in unit.records]
+        vectors = embedder(HASHED_NGRAMS).embed([one.question for one in records])
+        assigned = self.coordinator.clusters.assign(vectors)
+        examples = [record_example(one, reasons=False) for one in records]
+        losses = -path_log_probabilities(
+            self.lm,
+            [one.prompt for one in examples],
+            [one.path for one in examples],
+            batch_size=BATCH_SIZE,
+        ).mean
+        ids = [one.record_id for one in records]
+        return unit_statistics(
+            self.units,
+            {one: int(cluster) for one, cluster in zip(ids, assigned, strict=True)},
+            {one: float(loss) for one, loss in zip(ids, losses, strict=True)},
+            clusters=clusters,
+            loss_clip=self.settings.loss_clip,
+            scale=scale,
+        )
+
+    def spent(self) -> float:
+        """Epsilon that the ledger says is spent; infinite without privacy."""
+        if self.book is None:
+            return float("inf")
+        return self.book.epsilon_spent(self.settings.target_delta)

@@ -1,0 +1,135 @@
+"""The whole benchmark: worlds prepared, arms simulated in parallel processes, results gathered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from lada_secure.bench.allocation.arms import Arm, arms_named
+from lada_secure.bench.allocation.results import tabulate
+from lada_secure.bench.allocation.simulation import Laboratory, Outcome, prepare
+from lada_secure.bench.allocation.study import StudySettings
+from lada_secure.errors import ParameterError
+
+# Worlds from here on are for choosing settings; results are reported from worlds below.
+FIRST_VALIDATION_SEED = 10_000
+MAX_SEEDS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchTask:
+    """Arms that share one world's releases: those of one seed and one epsilon (None: exact)."""
+
+    seed: int
+    epsilon: float | None
+    arms: tuple[Arm, ...]
+    settings: StudySettings
+    cache_dir: Path
+
+
+def plan_tasks(
+    arms: Sequence[Arm],
+    *,
+    seeds: Sequence[int],
+    epsilons: Sequence[float],
+    settings: StudySettings,
+    cache_dir: Path,
+) -> list[BenchTask]:
+    """One task per seed and epsilon; ablations at the largest epsilon alone.
+
+    Raises: ParameterError: no seeds, a negative one, or no epsilon.
+    """
+    if not seeds or min(seeds) < 0 or len(seeds) > MAX_SEEDS:
+        raise ParameterError(f"seeds: expected 1 to {MAX_SEEDS} numbers >= 0, got {len(seeds)}")
+    if not epsilons:
+        raise ParameterError("epsilon: expected at least one")
+    largest = max(epsilons)
+    groups: list[tuple[float | None, tuple[Arm, ...]]] = [
+        (
+            epsilon,
+            tuple(
+                arm
+                for arm in arms
+                if arm.privacy == "dp" and (epsilon == largest or not arm.ablation)
+            ),
+        )
+        for epsilon in sorted(set(epsilons), reverse=True)
+    ]
+    groups.append((None, tuple(arm for arm in arms if arm.privacy == "none")))
+    return [
+        BenchTask(seed=seed, epsilon=epsilon, arms=some, settings=settings, cache_dir=cache_dir)
+        for seed in seeds
+        for epsilon, some in groups
+        if some
+    ]
+
+
+def run_task(task: BenchTask) -> list[Outcome]:
+    """Simulate the arms of one task, one after the other."""
+    prepared = prepare(task.settings, seed=task.seed, cache_dir=task.cache_dir)
+    laboratory = Laboratory.open(prepared, task.settings)
+    return [laboratory.simulate(arm, epsilon=task.epsilon or 1.0) for arm in task.arms]
+
+
+def _prepare(settings: StudySettings, seed: int, cache_dir: Path) -> int:
+    prepare(settings, seed=seed, cache_dir=cache_dir)
+    return seed
+
+
+def run_allocation(
+    *,
+    conditions: Sequence[str],
+    seeds: Sequence[int],
+    epsilons: Sequence[float],
+    settings: StudySettings,
+    cache_dir: Path,
+    jobs: int,
+    progress: Callable[[str], None],
+) -> tuple[list[Outcome], dict[str, Any]]:
+    """Run everything.
+
+    Args: jobs: processes, >= 1; each computes on one thread.
+    Returns: the outcomes, and the report as JSON.
+    Raises: ParameterError: unknown conditions, or numbers out of range.
+    """
+    if jobs < 1:
+        raise ParameterError(f"jobs: expected at least 1, got {jobs}")
+    tasks = plan_tasks(
+        arms_named(conditions),
+        seeds=seeds,
+        epsilons=epsilons,
+        settings=settings,
+        cache_dir=cache_dir,
+    )
+    outcomes: list[Outcome] = []
+    # A child that waits for nobody must not start threads of its own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as workers:
+        making = [workers.submit(_prepare, settings, seed, cache_dir) for seed in seeds]
+        for number, done in enumerate(as_completed(making), start=1):
+            progress(f"world {done.result()} is ready ({number} of {len(seeds)})")
+        running = [workers.submit(run_task, task) for task in tasks]
+        for number, finished in enumerate(as_completed(running), start=1):
+            found = finished.result()
+            outcomes += found
+            told = ", ".join(f"{one.condition} {one.accuracy:.1%}" for one in found)
+            at = "no privacy" if found[0].epsilon is None else f"epsilon {found[0].epsilon:g}"
+            progress(f"seed {found[0].seed}, {at} ({number} of {len(tasks)}): {told}")
+    order = {name: number for number, name in enumerate(conditions)}
+    outcomes.sort(key=lambda one: (-(one.epsilon or 0.0), order[one.condition], one.seed))
+    outcomes.sort(key=lambda one: order[one.condition])
+    report = {
+        "seeds": sorted(seeds),
+        "validation": min(seeds) >= FIRST_VALIDATION_SEED,
+        "epsilons": sorted(set(epsilons)),
+        "settings": asdict(settings),
+        "cpu_s": round(sum(one.cpu_s for one in outcomes), 1),
+        **tabulate(outcomes, largest=max(epsilons)),
+    }
+    return outcomes, report

@@ -1,0 +1,153 @@
+"""Settings of the simulated study, and the noise that a target epsilon asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from lada_secure.bench.allocation.world import WorldSettings
+from lada_secure.distillation.parameters import DpSgdParameters
+from lada_secure.errors import ParameterError
+from lada_secure.learnability.statistics import StatisticsParameters, statistics_scale
+from lada_secure.privacy.planning import DpSgdRelease, GaussianRelease, PrivacyPlan, cost_plan
+
+MAX_ROUNDS = 5
+# Noise multiplier of the training over that of one statistics release.
+_TRAINING_RELATIVE_NOISE = 1.0 / 6.0
+_ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudySettings:
+    """Everything that all arms share; frozen before fresh seeds are run.
+
+    quota: samples that a site may ask for in a round. private_steps: DP-SGD steps on private
+    records, per round. pool_steps: steps on pool paths in a round, final_steps in the last.
+    private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
+    least_share: of the best cell's gain that a path must reach, see `agreement`.
+    """
+
+    rounds: int = 4
+    quota: int = 30
+    private_steps: tuple[int, ...] = (36, 12, 12, 12)
+    pool_steps: int = 60
+    final_steps: int = 160
+    expected_units: float = 100.0
+    l2_clip_norm: float = 1.0
+    target_delta: float = 1e-5
+    max_records_per_unit: int = 4
+    private_learning_rate: float = 2e-2
+    private_share: float = 0.0
+    pool_batch_size: int = 16
+    learning_rate: float = 1e-2
+    own_paths: int = 5
+    adapter_rank: int = 8
+    adapter_targets: tuple[str, ...] = _ALL_LINEAR
+    clusters: int = 8
+    difficulty_bins: int = 2
+    threshold: float = 0.1
+    exploration_weight: float = 0.1
+    screen_low: float = 0.02
+    screen_high: float = 0.98
+    least_share: float = 0.5
+    contrastive_form: str = "margin"
+    contrastive_weight: float = 0.1
+    loss_clip: float = 4.0
+    max_new_tokens: int = 12
+    attempts: int = 2
+    world: WorldSettings = field(default_factory=WorldSettings)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rounds <= MAX_ROUNDS:
+            raise ParameterError(f"rounds: expected 1 to {MAX_ROUNDS}, got {self.rounds}")
+        if len(self.private_steps) != self.rounds or min(self.private_steps) < 1:
+            raise ParameterError(
+                f"private_steps: expected {self.rounds} numbers >= 1, got {self.private_steps}"
+            )
+        if self.quota < 1:
+            raise ParameterError(f"quota: expected at least 1, got {self.quota}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """Noise multipliers for one target epsilon; `epsilon` is what they cost in all."""
+
+    training: float
+    statistics: float
+    sampling_probability: float
+    epsilon: float
+
+
+@lru_cache(maxsize=32)
+def calibrated_noise(
+    *, epsilon: float, delta: float, rounds: int, steps: int, sampling_probability: float
+) -> Noise:
+    """The least noise for which all releases of a study together cost at most `epsilon`."""
+    found = cost_plan(
+        PrivacyPlan(
+            target_epsilon=epsilon,
+            target_delta=delta,
+            units=1,
+            release=[
+                GaussianRelease(
+                    mechanism="gaussian",
+                    purpose="statistics",
+                    times=rounds,
+                ),
+                DpSgdRelease(
+                    mechanism="dpsgd",
+                    purpose="training",
+                    steps=steps,
+                    sampling_probability=sampling_probability,
+                    relative_noise=_TRAINING_RELATIVE_NOISE,
+                ),
+            ],
+        )
+    )
+    by_purpose = {one.purpose: one.noise_multiplier for one in found.releases}
+    return Noise(
+        training=by_purpose["training"],
+        statistics=by_purpose["statistics"],
+        sampling_probability=sampling_probability,
+        epsilon=found.epsilon,
+    )
+
+
+def study_noise(settings: StudySettings, *, epsilon: float, units: int) -> Noise:
+    """Noise for a site with about `units` units; the number is public and rounded to tens."""
+    rounded = max(10, 10 * round(units / 10))
+    probability = min(1.0, round(settings.expected_units / rounded, 4))
+    return calibrated_noise(
+        epsilon=epsilon,
+        delta=settings.target_delta,
+        rounds=settings.rounds,
+        steps=sum(settings.private_steps),
+        sampling_probability=probability,
+    )
+
+
+def training_parameters(
+    settings: StudySettings, noise: Noise, *, steps: int, pool_gradients: str
+) -> DpSgdParameters:
+    """DP-SGD of so many steps."""
+    return DpSgdParameters(
+        noise_multiplier=noise.training,
+        l2_clip_norm=settings.l2_clip_norm,
+        sampling_probability=noise.sampling_probability,
+        expected_units=settings.expected_units,
+        steps=steps,
+        pool_gradients="private" if pool_gradients == "private" else "public",
+    )
+
+
+def statistics_parameters(
+    settings: StudySettings, noise: Noise, *, clusters: int, units: int
+) -> StatisticsParameters:
+    """The statistics release of a round."""
+    return StatisticsParameters(
+        clusters=clusters,
+        loss_clip=settings.loss_clip,
+        noise_multiplier=noise.statistics,
+        max_units=max(units, 1) * 2,
+        scale=statistics_scale(noise.statistics),
+    )
