@@ -82,11 +82,34 @@ class Study:
             purpose=purpose,
             sender=sender,
             to=to,
-            body=body or {},
+            body=self._body(kind) if body is None else body,
             payload_sha256=hashlib.sha256(payload).hexdigest(),
             payload_bytes=len(payload),
         )
         return sign_envelope(header, self.credentials(sender).signing_key)
+
+    def _body(self, kind: str) -> dict[str, Any]:
+        """A body with the fields of its kind, for tests that are about something else."""
+        digest = "0" * 64
+        certificate = "a certificate that nobody reads here"
+        bodies: dict[str, dict[str, Any]] = {
+            "plan": {"certificate": certificate},
+            "acceptance": {"certificate": certificate, "population": "records"},
+            "cohort": {"sites": ["bank", "hospital-a", "hospital-b"]},
+            "mask_key": {"public_key": "09" + "0" * 62},
+            "contribution": {
+                "keys_digest": digest,
+                "paid_by": digest,
+                "parameters_digest": digest,
+            },
+            "opened": {"contributions": {}, "sum_message": digest, "largest": 0},
+            "query": {"cells": 1},
+            "scores": {"query": digest, "pool_size": 1},
+            "trained": {"paid_by": digest},
+            "abort": {"code": "malformed", "message": "given up by a test"},
+            "finished": {"rounds": 1},
+        }
+        return bodies.get(kind, {})
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import grpc
 
 from lada_protocol import lada_pb2
 from lada_protocol.envelope import Envelope, parse_envelope
+from lada_protocol.messages import check_body
 from lada_protocol.roster import Roster
 from lada_protocol.wire import CHUNK_BYTES, MAX_WAIT_S, REASON_KEY
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
@@ -194,6 +195,8 @@ class BoardCalls:
                 peer=party.id,
                 round_id=envelope.header.round_id,
             )
+        # Before it is on the board: one unreadable message there stops whoever reads it.
+        check_body(envelope)
         return envelope
 
     def _take_in(
