@@ -22,8 +22,14 @@ from dp_accounting.rdp import rdp_privacy_accountant as rdp
 from numpy.typing import NDArray
 from scipy import special
 
-from lada_secure.errors import LocalProtocolError
-from lada_secure.privacy.events import DpSgdEvent, EventPart, GaussianEvent, to_dp_event
+from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.privacy.events import (
+    MAX_STEPS,
+    DpSgdEvent,
+    EventPart,
+    GaussianEvent,
+    to_dp_event,
+)
 
 # Above this no guarantee is worth a number. It also bounds memory: cells grow with epsilon.
 EPSILON_LIMIT = 500.0
@@ -176,7 +182,10 @@ class Composition:
     beyond: bool  # epsilon is above the limit for any delta up to 1/2; `sampled` is not kept
 
     def plus(self, parts: Iterable[EventPart]) -> Composition:
-        """This composition and the parts; equal DP-SGD parts are composed in one go."""
+        """This composition and the parts; equal DP-SGD parts are composed in one go.
+
+        Raises: ParameterError: more than 10^6 DP-SGD steps in all.
+        """
         precision, steps, interval = self.precision, dict(self.steps), self.interval
         chunks: dict[tuple[float, float, int], int] = {}
         for part in parts:
@@ -191,6 +200,11 @@ class Composition:
             chunk = (*group, part.steps)
             chunks[chunk] = chunks.get(chunk, 0) + 1
             interval = min(interval, _interval_for(*group))
+        if sum(steps.values()) > MAX_STEPS:
+            raise ParameterError(
+                f"DP-SGD steps: expected at most {MAX_STEPS} in one ledger, got "
+                f"{sum(steps.values())}; composing more takes minutes and gigabytes"
+            )
         beyond = self.beyond or _is_beyond(precision, steps, 0.5)
         sampled = None
         if not beyond and interval == self.interval:

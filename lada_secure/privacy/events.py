@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Below this a release is the data with a blur; above it, it is noise with a name.
 MIN_NOISE_MULTIPLIER = 0.01
 MAX_NOISE_MULTIPLIER = 1e6
-MAX_STEPS = 10**9
+# Composing takes time and memory with the number of steps, and entries come from other parties.
+MAX_STEPS = 10**6
 MAX_PARTS = 64
 
 

@@ -40,13 +40,13 @@ JSON = st.recursive(
     max_leaves=8,
 )
 GAUSSIANS = st.builds(
-    gaussian_event, st.floats(0.01, 1e6), count=st.integers(min_value=1, max_value=10**9)
+    gaussian_event, st.floats(0.01, 1e6), count=st.integers(min_value=1, max_value=10**6)
 )
 TRAININGS = st.builds(
     dpsgd_event,
     noise_multiplier=st.floats(0.01, 1e6),
     sampling_probability=st.floats(0, 1, exclude_min=True),
-    steps=st.integers(min_value=1, max_value=10**9),
+    steps=st.integers(min_value=1, max_value=10**6),
 )
 PARTS = GAUSSIANS | TRAININGS
 EVENTS = PARTS | st.lists(PARTS, min_size=2, max_size=5).map(composed_event)
