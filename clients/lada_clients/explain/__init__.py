@@ -1,0 +1,1 @@
+"""`lada explain`: what a site allocated and why, from the site's own files."""
