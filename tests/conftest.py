@@ -99,6 +99,7 @@ class Study:
             "mask_key": {"public_key": "09" + "0" * 62},
             "contribution": {
                 "keys_digest": digest,
+                "opening_key": digest,
                 "paid_by": digest,
                 "parameters_digest": digest,
             },

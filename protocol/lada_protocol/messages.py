@@ -98,9 +98,14 @@ class ReceiptBody(Body):
 
 
 class ContributionBody(Body):
-    """contribution: the sealed vector is the payload."""
+    """contribution: the sealed vector is the payload.
+
+    opening_key: message hash of the opening key that it is sealed under. BFV ciphertexts don't tell
+    one key from another, so this is how a swapped key is found before anything is opened.
+    """
 
     keys_digest: Digest
+    opening_key: Digest
     paid_by: Digest
     parameters_digest: Digest
 

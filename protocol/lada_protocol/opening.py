@@ -239,6 +239,9 @@ def check_opening_request(
             peer=roster.coordinator.id,
             round_id=attempt.round_id,
         )
+    shown = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
+    if shown is None:
+        raise PeerError(f"{where}: no {Kind.OPENING_KEY} message", reason="missing_message")
     paid_by: dict[str, str] = {}
     for site in cohort:
         contribution = sent.get(site)
@@ -259,8 +262,16 @@ def check_opening_request(
             )
         if body.parameters_digest != parameters_digest:
             raise PeerError(
-                f"{where}: {site} sealed under other parameters or another key",
+                f"{where}: {site} sealed under other parameters than the plan's",
                 reason="wrong_parameters",
+                peer=site,
+                round_id=attempt.round_id,
+            )
+        if body.opening_key != shown.message_hash:
+            raise PeerError(
+                f"{where}: {site} sealed under another key than the auditor's, message "
+                f"{shown.message_hash[:16]}; got {body.opening_key[:16]}",
+                reason="wrong_opening_key",
                 peer=site,
                 round_id=attempt.round_id,
             )

@@ -98,6 +98,7 @@ class SiteOpening:
             return Outgoing(
                 body={
                     "keys_digest": digest,
+                    "opening_key": key_message.message_hash,
                     "paid_by": vector.paid_by,
                     "parameters_digest": parameters.digest,
                 },

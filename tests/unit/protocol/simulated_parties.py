@@ -193,7 +193,11 @@ class SimulatedSite:
         if shown is None:
             raise AssertionError("the auditor posts its keys before any attempt")
         key = parse_public_key(me.payload(shown), parameters)
-        body = {"keys_digest": digest, "parameters_digest": parameters.digest}
+        body = {
+            "keys_digest": digest,
+            "opening_key": shown.message_hash,
+            "parameters_digest": parameters.digest,
+        }
         return body, seal(key, parameters, hidden)
 
     def _accept(self) -> None:

@@ -30,6 +30,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.opening import purpose_length, purpose_parameters, site_bound_of
 from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.tasks import GiveUp
+from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import opening_parameters
@@ -127,7 +128,34 @@ def _out_of_range_ends_it(world: World, attempt: Attempt) -> None:
     assert caught.value.reason == "already_opened"
 
 
-def test_a_contribution_encrypted_under_another_key_shows_in_the_range(tmp_path: Path) -> None:
+def test_a_contribution_under_a_key_shown_in_the_auditors_place_is_refused(
+    tmp_path: Path,
+) -> None:
+    """The message says which key it was sealed under, so nothing has to be opened to see it."""
+    world = make_world(tmp_path)
+    parameters = purpose_parameters(world.plan, STATISTICS)
+    foreign = OpeningKey.generate(parameters)
+
+    def seal_under_foreign(outgoing: Outgoing) -> Outgoing:
+        sealed = seal(
+            parse_public_key(foreign.public_bytes, parameters),
+            parameters,
+            np.ones(parameters.length, np.int64),
+        )
+        shown = sha256_hex(foreign.public_bytes)
+        return Outgoing(body={**outgoing.body, "opening_key": shown}, payload=sealed)
+
+    _with_payload(world, "site-b", seal_under_foreign)
+    due = world.to_sum()
+    world.coordinator.add_up(ROUND_0, due.cohort)
+
+    refused = refusal(world, ROUND_0)
+    assert refused.code == "wrong_opening_key"
+    assert "site-b" in refused.message
+    never_opened(world)
+
+
+def test_a_contribution_that_lies_about_its_key_shows_in_the_range(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     parameters = purpose_parameters(world.plan, STATISTICS)
     foreign = OpeningKey.generate(parameters)

@@ -36,7 +36,12 @@ GOOD: dict[Kind, dict[str, Any]] = {
     Kind.COHORT: {"sites": ["site-a"]},
     Kind.LEDGER: {"first_index": 0, "head_index": 0, "head_hash": D},
     Kind.RECEIPT: {"head_index": 0, "head_hash": D},
-    Kind.CONTRIBUTION: {"keys_digest": D, "paid_by": D, "parameters_digest": D},
+    Kind.CONTRIBUTION: {
+        "keys_digest": D,
+        "opening_key": D,
+        "paid_by": D,
+        "parameters_digest": D,
+    },
     Kind.SUM: {"contributions": {"site-a": D}},
     Kind.OPENED: {"contributions": {"site-a": D}, "sum_message": D, "largest": 1},
     Kind.QUERY: {"cells": 1},

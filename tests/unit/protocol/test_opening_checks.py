@@ -84,6 +84,11 @@ def test_the_first_missing_key_is_named() -> None:
 def _complete(**changes: Any) -> MessageIndex:
     """An index with everything an opening needs; `changes` leave out or replace messages."""
     index = MessageIndex(PLAN.study_id, PLAN.hash)
+    opening_key = _message(
+        Kind.OPENING_KEY,
+        "auditor",
+        {"parameters_digest": purpose_parameters(PLAN, STATISTICS).digest, "certificate": "PEM"},
+    )
     cohort = _cohort(*SITES)
     keys = {site: _message(Kind.MASK_KEY, site, {"public_key": KEYS[site]}) for site in SITES}
     digest = keys_digest(keys)
@@ -91,6 +96,7 @@ def _complete(**changes: Any) -> MessageIndex:
     for site in SITES:
         body = {
             "keys_digest": digest,
+            "opening_key": opening_key.message_hash,
             "paid_by": "e" * 64,
             "parameters_digest": purpose_parameters(PLAN, STATISTICS).digest,
             **changes.get(site, {}),
@@ -102,6 +108,7 @@ def _complete(**changes: Any) -> MessageIndex:
         {"contributions": {site: one.message_hash for site, one in sent.items()}},
     )
     groups: dict[str, list[Envelope]] = {
+        "opening_key": [opening_key],
         "cohort": [cohort],
         "keys": list(keys.values()),
         "contributions": list(sent.values()),
@@ -139,6 +146,8 @@ def test_a_complete_request_passes() -> None:
         ({"without_contributions": "site-b"}, "missing_contribution"),
         ({"site-c": {"keys_digest": "0" * 64}}, "different_keys"),
         ({"site-c": {"parameters_digest": "0" * 64}}, "wrong_parameters"),
+        ({"without_opening_key": True}, "missing_message"),
+        ({"site-c": {"opening_key": "0" * 64}}, "wrong_opening_key"),
         ({"site-c": {"paid_by": "nothing"}}, "malformed"),
     ],
 )
