@@ -159,6 +159,19 @@ def test_the_ledgers_hold_the_epsilon_of_the_report(finished):
         assert site["epsilon_spent"] == pytest.approx(summary.epsilon, abs=1e-4)
 
 
+def test_a_site_exports_the_very_ledger_that_the_auditor_holds(finished, tmp_path):
+    out, _ = finished
+    target = tmp_path / "ledger.jsonl"
+    done = lada(
+        "site", "ledger", "--settings", str(out / "site-a" / "site.toml"),
+        "--out", str(target), "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert target.read_bytes() == (out / "export" / "ledgers" / "site-a.jsonl").read_bytes()
+    summary = verify_evidence(read_evidence(out)).ledgers["site-a"]
+    assert json.loads(done.stdout)["epsilon"] == pytest.approx(summary.epsilon, abs=1e-9)
+
+
 def test_verify_accepts_the_untouched_run(finished):
     out, _ = finished
     done = lada("audit", "verify", str(out))

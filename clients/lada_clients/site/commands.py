@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,32 @@ def show(settings: SettingsFile) -> None:
     from lada_clients.site.runner import show_plan
 
     for sentence in show_plan(settings):
+        typer.echo(sentence)
+
+
+@app.command()
+def ledger(
+    settings: SettingsFile,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the ledger to this new file, as JSON Lines.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Verify the site's own ledger; say what is spent, by which study, and what is left.
+
+    Example: lada site ledger --settings hospital-a/site.toml --out ledger.jsonl
+
+    Works while the site runs, without network. Exit status 1 if the ledger is damaged.
+    """
+    from lada_clients.site.budget import export_ledger, read_budget
+
+    budget = read_budget(settings)
+    if out is not None:
+        export_ledger(budget, out)
+    if as_json:
+        typer.echo(json.dumps(budget.to_json(), sort_keys=True))
+        return
+    for sentence in budget.sentences():
         typer.echo(sentence)
 
 
