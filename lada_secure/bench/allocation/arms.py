@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from lada_secure.errors import ParameterError
 
-Privacy = Literal["dp", "none"]
+Privacy: TypeAlias = Literal["dp", "none"]
+HostName: TypeAlias = Literal["fedmkt", "fedcollm"]
+HOSTS: tuple[HostName, ...] = ("fedmkt", "fedcollm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,10 @@ class Arm:
     screened: drop received paths outside the band of p. guided: drop received paths that disagree
     with the private records by the guide, and value cells by it. clustering_start: quotas by
     noised mass in round 0. exploration, contrast: False switches the term off. private_share: of
-    the guide's update that students start from, None for the study's. ablation: run at the largest
-    epsilon alone.
+    the guide's update that students start from, None for the study's. joint: no guide; private
+    records and pool paths train one model, pool gradients exact or through DP-SGD. uplink: the LLM
+    learns from the sites. ablation: run at the largest epsilon alone. host: whose payload and loss
+    train the student; None: distillation of paths.
     """
 
     name: str
@@ -33,10 +37,16 @@ class Arm:
     exploration: bool = True
     contrast: bool = True
     privacy: Privacy = "dp"
-    pool_gradients: Literal["public", "private"] = "public"
+    joint: Literal["public", "private"] | None = None
     uplink: bool = False
     private_share: float | None = None
     ablation: bool = False
+    host: HostName | None = None
+
+    @property
+    def teaches_llm(self) -> bool:
+        """Whether the LLM changes in this arm; both hosts are mutual."""
+        return self.uplink or self.host is not None
 
 
 _LADA = Arm(
@@ -112,22 +122,59 @@ _ALL = (
     replace(
         _LADA, name="no-screen", summary="without both path screens", ablation=True, screened=False
     ),
-    replace(
-        _LADA,
+    Arm(
+        name="lada-joint",
+        summary="band, both gradient streams in one model, pool gradients exact",
+        strategy="lada",
+        screened=True,
+        joint="public",
+        ablation=True,
+    ),
+    Arm(
+        name="random-joint",
+        summary="random, both gradient streams in one model, pool gradients exact",
+        strategy="random",
+        joint="public",
+        ablation=True,
+    ),
+    Arm(
         name="lada-pool-private",
-        summary="pool samples through DP-SGD as well",
-        pool_gradients="private",
+        summary="band, pool samples through DP-SGD as well",
+        strategy="lada",
+        screened=True,
+        joint="private",
+        ablation=True,
     ),
     Arm(
         name="random-pool-private",
         summary="random, pool samples through DP-SGD as well",
         strategy="random",
-        pool_gradients="private",
+        joint="private",
+        ablation=True,
     ),
     replace(_LADA, name="lada-uplink", summary="with the uplink to the LLM", uplink=True),
 )
 
-ARMS = {arm.name: arm for arm in _ALL}
+_HOSTED = (
+    *(
+        arm
+        for host in HOSTS
+        for arm in (
+            Arm(
+                name=host, summary=f"{host} alone, samples at random", strategy="random", host=host
+            ),
+            replace(_LADA, name=f"lada-{host}", summary=f"LaDa in front of {host}", host=host),
+        )
+    ),
+    Arm(
+        name="fedmkt-gap",
+        summary="fedmkt alone, samples with the largest gap of losses",
+        strategy="loss-based",
+        host="fedmkt",
+    ),
+)
+
+ARMS = {arm.name: arm for arm in (*_ALL, *_HOSTED)}
 
 
 def arms_named(names: Sequence[str]) -> tuple[Arm, ...]:

@@ -36,7 +36,7 @@ def _cache_dir(named: Path | None) -> Path:
 
 
 def allocation(
-    preset: Annotated[str, typer.Option(help="tiny, or smollm2 for real weights.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="Frozen settings by name: tiny.")] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 2,
     first_seed: Annotated[
         int, typer.Option(min=0, help="First seed; from 10000 on for choosing settings.")
@@ -71,6 +71,8 @@ def allocation(
     from lada_secure.bench.allocation.run import run_allocation
 
     budgets = _numbers(epsilon)
+    for wanted in (csv, plot):
+        _check_writable(wanted)
     outcomes, report = run_allocation(
         conditions=_names(conditions),
         seeds=range(first_seed, first_seed + seeds),
@@ -90,6 +92,16 @@ def allocation(
         typer.echo(json.dumps(report, indent=2, sort_keys=True))
     else:
         _show(report)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Before hours of work rather than after them."""
+    from lada_secure.errors import ParameterError
+
+    if path is None:
+        return
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ParameterError(f"{path}: cannot write this file; name one in a folder that exists")
 
 
 def _names(text: str) -> Sequence[str]:
@@ -126,6 +138,11 @@ def _show(report: Mapping[str, Any]) -> None:
             "" if lead is None else f"{100 * lead['mean']:+.1f} {_interval(lead['interval'])}",
         )
     Console().print(table)
+    for name, found in report["llm_gain"].items():
+        Console().print(
+            f"{name}: the LLM gained {100 * found['mean']:+.1f} points "
+            f"{_interval(found['interval'])}".rstrip()
+        )
 
 
 def _interval(interval: Sequence[float] | None, *, percent: bool = False) -> str:

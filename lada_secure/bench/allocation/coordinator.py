@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lada_secure.bench.allocation.study import StudySettings
-from lada_secure.bench.allocation.world import BenchData
+from lada_secure.bench.allocation.world import MARK, BenchData
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
-from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
+from lada_secure.distillation.evaluation import accuracy, greedy_paths, path_log_probabilities
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.paths import GeneratedPaths, generate_paths
-from lada_secure.learnability.arrays import FloatArray, IntArray
+from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.learnability.cells import (
     CellGrid,
     Clusters,
@@ -22,6 +22,7 @@ from lada_secure.learnability.cells import (
     pool_features,
 )
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
+from lada_secure.learnability.hosts.host import check_pool
 
 BATCH_SIZE = 256
 
@@ -31,13 +32,15 @@ class PoolView:
     """The LLM's view of the pool; only the demanded paths and their cells leave it.
 
     features: (n, d) in [0, 1], the matrix of blind scoring. cells: (n,). losses: (n,) nats per
-    token of the LLM on its own path. answer_losses: (n,) on the gold answer alone.
+    token of the LLM on its own path. answer_losses: (n,) on the gold answer alone. solved: (n,)
+    whether its path ends in the gold answer.
     """
 
     features: FloatArray
     cells: IntArray
     losses: FloatArray
     answer_losses: FloatArray
+    solved: BoolArray
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,10 +56,15 @@ class Coordinator:
     grid: CellGrid
     _view: PoolView | None = None
     _paths: dict[int, str | None] = field(default_factory=dict)
+    _accuracy: float | None = None
 
     @classmethod
     def open(cls, data: BenchData, settings: StudySettings, llm: LanguageModel) -> Coordinator:
-        """Cluster the pool and publish the clusters."""
+        """Cluster the pool and publish the clusters.
+
+        Raises: ParameterError: a pool that `check_pool` refuses.
+        """
+        check_pool(data.pool)
         vectors = embedder(HASHED_NGRAMS).embed([one.question for one in data.pool])
         clusters = fit_clusters(vectors, settings.clusters, seed=0)
         return cls(
@@ -73,15 +81,40 @@ class Coordinator:
     def view(self) -> PoolView:
         """What the LLM as it is now thinks of every pool sample."""
         if self._view is None:
-            self._view = self._look()
+            self._view = self._looked()
         return self._view
+
+    def look(self) -> None:
+        """Work out now what would be worked out at first use, so that no arm is charged for it."""
+        _ = self.view, self.accuracy()
 
     def forget(self) -> None:
         """The LLM has changed: look at the pool anew and write paths anew."""
         self._view = None
         self._paths.clear()
+        self._accuracy = None
 
-    def _look(self) -> PoolView:
+    def accuracy(self) -> float:
+        """Share of right answers of the LLM on all sites' held-out records in the public's manner.
+
+        Marked questions mean another thing to the public than to the house; they are left out.
+        """
+        if self._accuracy is None:
+            asked = [
+                one
+                for site in self.data.sites
+                for one in site.held_out
+                if not one.question.startswith(MARK)
+            ]
+            self._accuracy = accuracy(
+                self.llm,
+                asked,
+                batch_size=BATCH_SIZE,
+                max_new_tokens=self.settings.max_new_tokens,
+            )
+        return self._accuracy
+
+    def _looked(self) -> PoolView:
         pool = self.data.pool
         prompts = [prompt_of(one.question, one.choices) for one in pool]
         written = greedy_paths(
@@ -93,21 +126,25 @@ class Coordinator:
         answers = [path_of(one.answer, one.choices, None) for one in pool]
         paths = [text or answer for text, answer in zip(written, answers, strict=True)]
         losses = self._losses(prompts, paths)
-        right = [
-            answer_of(path, one.choices) == one.answer
-            for path, one in zip(paths, pool, strict=True)
-        ]
+        right = np.array(
+            [
+                bool(text) and answer_of(text, one.choices) == one.answer
+                for text, one in zip(written, pool, strict=True)
+            ],
+            dtype=np.bool_,
+        )
         bins = difficulty_bins(losses, self.settings.difficulty_bins)
         return PoolView(
             features=pool_features(
                 self.grid,
                 membership=self.membership,
                 difficulty=bins,
-                confidence=np.array(right, dtype=np.float64),
+                confidence=right.astype(np.float64),
             ),
             cells=self.grid.index(self.pool_clusters, bins),
             losses=losses,
             answer_losses=self._losses(prompts, answers),
+            solved=right,
         )
 
     def _losses(self, prompts: Sequence[str], paths: Sequence[str]) -> FloatArray:

@@ -6,6 +6,7 @@ their differences differences of allocation, not of two draws of noise.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -102,6 +103,7 @@ class SiteReleases:
     """One site's releases at one epsilon: noised statistics and the guide, round by round.
 
     noise None: without privacy, exact in both. `lm` is the site's own copy, adapters attached.
+    cpu_s: what they took so far.
     """
 
     site: BenchSite
@@ -113,6 +115,7 @@ class SiteReleases:
     units: tuple[Unit, ...]
     book: MemoryLedger | None
     reference: AdapterWeights
+    cpu_s: float = 0.0
     _guides: list[AdapterWeights] = field(default_factory=list)
     _statistics: dict[int, ClusterEstimates] = field(default_factory=dict)
 
@@ -148,7 +151,9 @@ class SiteReleases:
     def guide(self, round_id: int) -> AdapterWeights:
         """Adapters after the private steps of rounds 0 to `round_id`."""
         while len(self._guides) <= round_id:
+            started = time.process_time()
             self._train(len(self._guides))
+            self.cpu_s += time.process_time() - started
         return self._guides[round_id]
 
     def _train(self, round_id: int) -> None:
@@ -193,13 +198,26 @@ class SiteReleases:
     def statistics(self, round_id: int) -> ClusterEstimates:
         """Estimates of the site's own masses and losses, under the guide of the round before."""
         if round_id not in self._statistics:
-            load_adapters(self.lm, self.guide(round_id - 1) if round_id else self.reference)
-            self._statistics[round_id] = self._measure(round_id)
+            under = self.guide(round_id - 1) if round_id else self.reference
+            started = time.process_time()
+            self._statistics[round_id] = self.measured(
+                round_id, under=under, noise=self.noise, book=self.book
+            )
+            self.cpu_s += time.process_time() - started
         return self._statistics[round_id]
 
-    def _measure(self, round_id: int) -> ClusterEstimates:
+    def measured(
+        self,
+        round_id: int,
+        *,
+        under: AdapterWeights,
+        noise: Noise | None,
+        book: MemoryLedger | None,
+    ) -> ClusterEstimates:
+        """Release a round's statistics under given adapters; exact without noise or ledger."""
+        load_adapters(self.lm, under)
         clusters = self.coordinator.clusters.count
-        if self.noise is None or self.book is None:
+        if noise is None or book is None:
             numbers = self._exact(scale=_EXACT_SCALE, clusters=clusters).vector / _EXACT_SCALE
             masses, losses = numbers[:clusters], numbers[clusters:]
             mean = losses.sum() / max(float(masses.sum()), 1e-9)
@@ -208,13 +226,13 @@ class SiteReleases:
                 masses=masses, mean_losses=self.settings.loss_clip * ratios, mass_std=0.0
             )
         parameters = statistics_parameters(
-            self.settings, self.noise, clusters=clusters, units=len(self.units)
+            self.settings, noise, clusters=clusters, units=len(self.units)
         )
         spec = statistics_spec(parameters, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id)
         return release_statistics(
             lambda: self._exact(scale=parameters.scale, clusters=clusters),
             parameters=parameters,
-            book=self.book,
+            book=book,
             spec=spec,
         ).value.estimates()
 

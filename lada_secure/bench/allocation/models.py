@@ -57,14 +57,6 @@ def bench_model(
 ) -> Path:
     """The folder of one model, trained where it is not in the cache yet."""
     world = build_world(settings, seed=seed)
-    shape = canonical_json(
-        {
-            "sites": settings.sites,
-            "senses": settings.senses,
-            "in_house": settings.in_house,
-            **{name: getattr(pretraining, name) for name in BenchPretraining.__slots__},
-        }
-    )
 
     def build(folder: Path) -> None:
         model = pretrain(world, pretraining, seed=seed)
@@ -72,8 +64,19 @@ def bench_model(
             model.save_pretrained(folder)
             tiny_tokenizer().save_pretrained(folder)
 
-    name = f"bench-{pretraining.role}-{seed}-{sha256_hex(shape)[:12]}-v{_VERSION}"
-    return cached_folder(cache_dir, name, build)
+    return cached_folder(cache_dir, model_name(settings, pretraining, seed=seed), build)
+
+
+def model_name(settings: WorldSettings, pretraining: BenchPretraining, *, seed: int) -> str:
+    """Name of a model's folder: all that it depends on."""
+    shape = canonical_json(
+        {
+            "sites": settings.sites,
+            "senses": settings.senses,
+            **{name: getattr(pretraining, name) for name in BenchPretraining.__slots__},
+        }
+    )
+    return f"bench-{pretraining.role}-{seed}-{sha256_hex(shape)[:12]}-v{_VERSION}"
 
 
 def pretrain(world: BenchWorld, settings: BenchPretraining, *, seed: int) -> LlamaForCausalLM:

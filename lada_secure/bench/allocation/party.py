@@ -5,82 +5,80 @@ The private side is in `guides`; all that happens here is post-processing of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lada_secure.bench.allocation.arms import Arm
 from lada_secure.bench.allocation.coordinator import BATCH_SIZE, Coordinator
 from lada_secure.bench.allocation.guides import SiteReleases
-from lada_secure.bench.allocation.study import StudySettings
-from lada_secure.data.prompts import answer_of, path_of, prompt_of
-from lada_secure.distillation.adapters import AdapterWeights, load_adapters
-from lada_secure.distillation.evaluation import accuracy, greedy_paths, path_log_probabilities
+from lada_secure.bench.allocation.joint_training import JointTraining
+from lada_secure.bench.allocation.path_book import PathBook, path_losses
+from lada_secure.bench.allocation.study import StudySettings, loss_settings
+from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
+from lada_secure.distillation.evaluation import accuracy
 from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.guide import ContrastedPath, lead_gains, own_paths, scaled_adapters
-from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.guide import scaled_adapters
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
-from lada_secure.learnability.agreement import agreeing_paths, cell_agreement
-from lada_secure.learnability.allocation import (
-    CellView,
-    cell_utilities,
-    cluster_quotas,
-    cluster_worths,
-    path_screen,
-    pick,
-    pick_by_cluster,
-    pick_in_turn,
-    sample_priorities,
-)
-from lada_secure.learnability.arrays import BoolArray, FloatArray
-from lada_secure.learnability.data_filter import (
-    CellBeliefs,
-    FilterHistory,
-    FilterSettings,
-    feature_count,
-    fit_filter,
-    observations,
-)
-from lada_secure.learnability.gap import cell_means, cell_rewards, probability, smoothed
-from lada_secure.learnability.statistics import ClusterEstimates
+from lada_secure.learnability.allocation import pick
+from lada_secure.learnability.gap import reward
+from lada_secure.learnability.hosts.allocator import AllocationSettings, PoolMap, allocate
+from lada_secure.learnability.hosts.host import Host, HostState
+from lada_secure.learnability.hosts.rounds import HostTraining, transfer
 
 _MANY_EPOCHS = 10**6
 
 
 @dataclass(slots=True, kw_only=True)
-class KnownPath:
-    """A path that a site was given.
-
-    p: under the present student; first_p: before it was ever trained on, which says how the student
-    does on others of its kind. gain: under the present guide.
-    """
-
-    cell: int
-    path: str
-    own_paths: tuple[str, ...] = ()
-    p: float = 0.0
-    first_p: float = 0.0
-    gain: float | None = None
-
-
-@dataclass(slots=True, kw_only=True)
 class Party:
-    """One site during one arm. `lm` may be shared: its adapters are set before every use."""
+    """One site during one arm. `lm` may be shared: its adapters are set before every use.
+
+    joint: releases of its own, for arms without a guide. host: carries the training out; None for
+    distillation of paths.
+    """
 
     arm: Arm
     settings: StudySettings
     releases: SiteReleases
     coordinator: Coordinator
     lm: LanguageModel
-    seed: int
     student: AdapterWeights
-    history: FilterHistory = field(default_factory=FilterHistory)
-    known: dict[int, KnownPath] = field(default_factory=dict)
-    picked: set[int] = field(default_factory=set)
-    view: CellView | None = None
-    reports: list[dict[str, float]] = field(default_factory=list)
+    book: PathBook
+    joint: JointTraining | None = None
+    host: Host | None = None
+    state: HostState = field(default_factory=HostState)
+    reports: list[dict[str, int]] = field(default_factory=list)
+    _before: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        arm: Arm,
+        settings: StudySettings,
+        releases: SiteReleases,
+        coordinator: Coordinator,
+        lm: LanguageModel,
+        *,
+        epsilon: float,
+        host: Host | None = None,
+    ) -> Party:
+        """A site that starts from the reference model."""
+        return cls(
+            arm=arm,
+            settings=settings,
+            releases=releases,
+            coordinator=coordinator,
+            lm=lm,
+            student=releases.reference,
+            book=PathBook(coordinator=coordinator, settings=settings, lm=lm, seed=releases.seed),
+            joint=None
+            if arm.joint is None
+            else JointTraining.open(releases, settings, epsilon=epsilon, pool_gradients=arm.joint),
+            host=host,
+        )
 
     # Allocation
 
@@ -88,25 +86,48 @@ class Party:
         """Pool indices that this site asks for, at most the quota."""
         if self.arm.strategy == "none":
             return []
-        pool = len(self.coordinator.data.pool)
         if self.arm.strategy == "all":
-            return list(range(pool)) if round_id == 0 else []
-        load_adapters(self.lm, self.student)
-        fresh = np.ones(pool, dtype=np.bool_)
-        fresh[sorted(self.picked)] = False
+            places = range(len(self.coordinator.data.pool)) if round_id == 0 else range(0)
+            self.state.allocation.picked.update(places)
+            return list(places)
         if self.arm.strategy == "loss-based":
-            chosen = self._loss_based(fresh)
-        else:
-            chosen = self._by_cells(round_id, self.releases.statistics(round_id), fresh)
-        places = [int(one) for one in np.flatnonzero(chosen)]
-        self.picked.update(places)
-        return places
+            return self._loss_based()
+        return self._allocated(round_id)
 
-    def _loss_based(self, fresh: BoolArray) -> BoolArray:
-        """Dual minimum cross-entropy: where the LLM's loss on the gold answer is the smaller."""
+    def _allocated(self, round_id: int) -> list[int]:
+        settings, arm, coordinator = self.settings, self.arm, self.coordinator
+        estimates = (
+            self.releases.statistics(round_id)
+            if self.joint is None
+            else self.joint.statistics(round_id, self.student)
+        )
+        return list(
+            allocate(
+                self.state.allocation,
+                PoolMap(grid=coordinator.grid, clusters=coordinator.pool_clusters),
+                estimates,
+                # In the clear here; under encryption the same numbers, up to 1e-5.
+                lambda utilities: coordinator.view.features @ utilities,
+                AllocationSettings(
+                    strategy=arm.strategy,
+                    quota=settings.quota,
+                    threshold=settings.threshold,
+                    exploration_weight=settings.exploration_weight if arm.exploration else 0.0,
+                    clustering_start=arm.clustering_start,
+                    loss_clip=settings.loss_clip,
+                    seed=self.releases.seed,
+                ),
+                round_id=round_id,
+                agreement=self.book.agreement() if arm.guided else None,
+            )
+        )
+
+    def _loss_based(self) -> list[int]:
+        """Where the LLM's loss on the gold answer is the smaller one, the largest gap first."""
         pool = self.coordinator.data.pool
         load_adapters(self.lm, self.student)
-        own = self._losses(
+        own = path_losses(
+            self.lm,
             [
                 PathExample(
                     example_id=one.sample_id,
@@ -115,120 +136,112 @@ class Party:
                     own_path=None,
                 )
                 for one in pool
-            ]
+            ],
         )
-        return pick(
+        # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
+        available = self.coordinator.view.solved.copy()
+        available[sorted(self.state.allocation.picked)] = False
+        chosen = pick(
             own - self.coordinator.view.answer_losses,
             quota=self.settings.quota,
             threshold=1e-9,
-            available=fresh,
-            seed=self.seed,
+            available=available,
+            seed=self.releases.seed,
         )
-
-    def _by_cells(self, round_id: int, estimates: ClusterEstimates, fresh: BoolArray) -> BoolArray:
-        settings, arm = self.settings, self.arm
-        coordinator = self.coordinator
-        alpha = settings.exploration_weight if arm.exploration else 0.0
-        self.view = self._look(estimates)
-        utilities = cell_utilities(arm.strategy, self.view, alpha=alpha)
-        scores: FloatArray = coordinator.view.features @ utilities
-        priorities = sample_priorities(arm.strategy, scores, seed=self.seed + round_id)
-        by_cluster = arm.strategy in ("guided", "domain")
-        if (round_id == 0 and arm.clustering_start and arm.strategy != "random") or by_cluster:
-            shares = (
-                estimates.shares
-                if round_id == 0 and arm.clustering_start
-                else cluster_worths(utilities, coordinator.grid)
-            )
-            good = fresh & (scores >= settings.threshold)
-            rooms = np.bincount(
-                coordinator.pool_clusters[good], minlength=coordinator.clusters.count
-            )
-            return pick_by_cluster(
-                scores,
-                coordinator.pool_clusters,
-                cluster_quotas(shares, settings.quota, available=rooms),
-                threshold=settings.threshold,
-                available=fresh,
-                priorities=priorities,
-                seed=self.seed,
-            )
-        return pick_in_turn(
-            scores,
-            (fresh,),
-            quota=settings.quota,
-            threshold=settings.threshold,
-            priorities=priorities,
-            seed=self.seed + round_id,
-        )
-
-    def _look(self, estimates: ClusterEstimates) -> CellView:
-        grid = self.coordinator.grid
-        paths = list(self.known.values())
-        prior = probability(estimates.mean_losses)
-        known = smoothed(
-            cell_means(
-                [one.first_p for one in paths], [one.cell for one in paths], cells=grid.cells
-            ),
-            grid.clusters_of_cells(),
-            prior=float(np.dot(estimates.shares, prior)),
-        )
-        beliefs = CellBeliefs(
-            grid=grid,
-            mass_share=grid.spread(estimates.shares),
-            mean_loss=grid.spread(np.clip(estimates.mean_losses / self.settings.loss_clip, 0, 1)),
-            probability=known if paths else grid.spread(prior),
-            last_reward=self.history.last_rewards(grid.cells),
-            picks=self.history.picks(grid.cells),
-        )
-        fitted = fit_filter(self.history, FilterSettings(seed=self.seed), width=feature_count(grid))
-        return CellView(
-            beliefs=beliefs,
-            forecast=fitted.forecast(beliefs.features()),
-            agreement=self._agreement(),
-        )
-
-    def _agreement(self) -> FloatArray | None:
-        judged = [one for one in self.known.values() if one.gain is not None]
-        if not self.arm.guided or not judged:
-            return None
-        return cell_agreement(
-            [one.gain or 0.0 for one in judged],
-            [one.cell for one in judged],
-            cells=self.coordinator.grid.cells,
-        )
+        places = [int(one) for one in np.flatnonzero(chosen)]
+        self.state.allocation.picked.update(places)
+        return places
 
     # Training
 
-    def train(self, round_id: int, received: dict[int, str]) -> None:
+    def train(self, round_id: int, received: Mapping[int, str]) -> None:
         """Train a student on all paths so far that pass the arm's screens."""
-        start = scaled_adapters(self.releases.guide(round_id), self._private_share)
-        if self.arm.strategy == "none":
-            self.student = start
-            return
-        self._receive(received)
-        places = list(self.known)
-        load_adapters(self.lm, self.student)
-        examples = {place: self._pool_example(place) for place in places}
-        before = self._measure(examples)
-        for place in received:
-            self.known[place].first_p = self.known[place].p
-        if self.arm.guided:
-            self._judge(round_id)
-        kept = self._passing()
-        load_adapters(self.lm, start)
-        if kept:
-            self.student = tune_on_paths(
+        kept = self.consider(round_id, received)
+        rewards: Mapping[int, float] = {}
+        if self.joint is not None:
+            # What the student would write by itself is drawn under it.
+            load_adapters(self.lm, self.student)
+            self.student = self.joint.train(
                 self.lm,
-                self._with_own_paths({place: examples[place] for place in kept}),
-                (),
-                self._tuning(round_id),
+                self.student,
+                self._examples(kept),
+                round_id=round_id,
+                loss=self.tuning(round_id).loss,
             )
+        elif self.host is not None:
+            rewards = self._hosted(self.host, round_id, received, kept)
         else:
-            self.student = start
-        after = self._measure(examples)
-        self._learn(round_id, [one for one in kept if one in received], before, after)
-        self._report(received, kept)
+            self.student = self._taught(round_id, kept)
+        self.close(round_id, received, kept, by_host=rewards)
+
+    def start(self, round_id: int) -> AdapterWeights:
+        """The adapters that a round's student starts from: the guide's, scaled."""
+        return scaled_adapters(self.releases.guide(round_id), self._private_share)
+
+    def consider(self, round_id: int, received: Mapping[int, str]) -> list[int]:
+        """Take new paths in, measure all under the student so far, and say which to train on."""
+        book = self.book
+        book.take(received)
+        if self.arm.guided:
+            book.draw_own_paths(list(received), self.releases.reference)
+        self._before = book.measure(self.student)
+        for place in received:
+            self.state.allocation.note(place, cell=book.known[place].cell, loss=self._before[place])
+        if self.arm.guided:
+            book.judge(reference=self.releases.reference, guide=self.releases.guide(round_id))
+        return book.passing(guided=self.arm.guided) if self.arm.screened else list(book.known)
+
+    def close(
+        self,
+        round_id: int,
+        received: Mapping[int, str],
+        kept: Sequence[int],
+        *,
+        by_host: Mapping[int, float] | None = None,
+    ) -> None:
+        """Reward what the new student was trained on, and remember it for the data filter.
+
+        Args: by_host: the host's own rewards by pool index, where a host did the training.
+        """
+        if self.state.allocation.view is not None:
+            after = self.book.measure(self.student)
+            new = [place for place in kept if place in received]
+            gains = reward(
+                [self._before[place] for place in new], [after[place] for place in new]
+            ).tolist()
+            rewards = dict(zip(new, gains, strict=True)) | {
+                place: gain for place, gain in (by_host or {}).items() if place in new
+            }
+            self.state.allocation.learn(round_id, rewards)
+        self._report(kept)
+
+    def _taught(self, round_id: int, kept: Sequence[int]) -> AdapterWeights:
+        start = self.start(round_id)
+        if not kept:
+            return start
+        load_adapters(self.lm, start)
+        return tune_on_paths(self.lm, self._examples(kept), (), self.tuning(round_id))
+
+    def _hosted(
+        self, host: Host, round_id: int, received: Mapping[int, str], kept: Sequence[int]
+    ) -> Mapping[int, float]:
+        fine = set(kept)
+        load_adapters(self.lm, self.start(round_id))
+        done = transfer(
+            host,
+            self.lm,
+            self.state,
+            received,
+            self.host_training(round_id),
+            keep=lambda place: place in fine,
+        )
+        self.student = adapter_weights(self.lm)
+        return done.rewards
+
+    def _examples(self, places: Sequence[int]) -> list[PathExample]:
+        if not self.arm.contrast or self.settings.contrastive_weight == 0.0:
+            return self.book.examples(places)
+        return self.book.contrasted(places)
 
     @property
     def _private_share(self) -> float:
@@ -238,134 +251,40 @@ class Party:
             return self.arm.private_share
         return self.settings.private_share
 
-    def _tuning(self, round_id: int) -> TuningSettings:
+    def tuning(self, round_id: int) -> TuningSettings:
+        """How a round's student is trained on pool paths: the same steps in every arm."""
         settings = self.settings
         return TuningSettings(
-            steps=settings.final_steps if round_id + 1 == settings.rounds else settings.pool_steps,
+            steps=settings.pool_steps_of(round_id),
             batch_size=settings.pool_batch_size,
             replay_batch_size=0,
             learning_rate=settings.learning_rate,
             max_epochs=_MANY_EPOCHS,
-            seed=self.seed + round_id,
-            loss=LossSettings(
-                contrastive_form="dpo" if settings.contrastive_form == "dpo" else "margin",
-                contrastive_weight=settings.contrastive_weight if self.arm.contrast else 0.0,
-            ),
+            seed=self.releases.seed + round_id,
+            loss=loss_settings(settings, contrast=self.arm.contrast),
         )
 
-    def _receive(self, received: dict[int, str]) -> None:
-        cells = self.coordinator.view.cells
-        drawn: list[tuple[str, ...]] = [()] * len(received)
-        if self.arm.guided and received:
-            load_adapters(self.lm, self.releases.reference)
-            drawn = own_paths(
-                self.lm,
-                [self._prompt(place) for place in received],
-                count=self.settings.own_paths,
-                max_new_tokens=self.settings.max_new_tokens,
-                batch_size=BATCH_SIZE,
-                seed=self.seed,
-            )
-        for (place, path), own in zip(received.items(), drawn, strict=True):
-            self.known[place] = KnownPath(cell=int(cells[place]), path=path, own_paths=own)
-
-    def _judge(self, round_id: int) -> None:
-        """Measure all known paths against the guide as it is now."""
-        gains = lead_gains(
-            self.lm,
-            [
-                ContrastedPath(prompt=self._prompt(place), path=one.path, own_paths=one.own_paths)
-                for place, one in self.known.items()
-            ],
-            reference=self.releases.reference,
-            guide=self.releases.guide(round_id),
-            batch_size=BATCH_SIZE,
-        )
-        for one, gain in zip(self.known.values(), gains, strict=True):
-            one.gain = float(gain)
-
-    def _passing(self) -> list[int]:
-        places = list(self.known)
-        if not self.arm.screened or not places:
-            return places
-        paths = [self.known[place] for place in places]
-        settings = self.settings
-        good = path_screen([one.p for one in paths], settings.screen_low, 1.0)
-        if self.arm.guided:
-            good &= agreeing_paths(
-                [one.gain or 0.0 for one in paths],
-                [one.cell for one in paths],
-                cells=self.coordinator.grid.cells,
-                least_share=settings.least_share,
-            )
-        return [place for place, fine in zip(places, good, strict=True) if fine]
-
-    def _learn(
-        self,
-        round_id: int,
-        kept: Sequence[int],
-        before: dict[int, float],
-        after: dict[int, float],
-    ) -> None:
-        if not kept or self.view is None:
-            return
-        rewards = cell_rewards(
-            [before[place] for place in kept],
-            [after[place] for place in kept],
-            [self.known[place].cell for place in kept],
-            cells=self.coordinator.grid.cells,
-        )
-        self.history = self.history.with_round(
-            observations(self.view.beliefs, rewards, round_id=round_id)
+    def host_training(self, round_id: int) -> HostTraining:
+        """The same for a host: steps, batch size and rate as without one."""
+        tuning = self.tuning(round_id)
+        return HostTraining(
+            steps=tuning.steps,
+            batch_size=tuning.batch_size,
+            learning_rate=tuning.learning_rate,
+            seed=tuning.seed,
         )
 
-    def _report(self, received: dict[int, str], kept: Sequence[int]) -> None:
+    def _report(self, kept: Sequence[int]) -> None:
         harmful = self.coordinator.data.harmful
         self.reports.append(
             {
-                "asked": float(len(self.picked)),
-                "received": float(len(received)),
-                "received_harmful": float(sum(place in harmful for place in received)),
-                "trained": float(len(kept)),
-                "trained_harmful": float(sum(place in harmful for place in kept)),
+                "asked": len(self.state.allocation.picked),
+                "received": len(self.book.known),
+                "received_harmful": sum(place in harmful for place in self.book.known),
+                "trained": len(kept),
+                "trained_harmful": sum(place in harmful for place in kept),
             }
         )
-
-    def _measure(self, examples: dict[int, PathExample]) -> dict[int, float]:
-        losses = self._losses(list(examples.values()))
-        for place, loss in zip(examples, losses, strict=True):
-            self.known[place].p = float(np.exp(-loss))
-        return {place: float(loss) for place, loss in zip(examples, losses, strict=True)}
-
-    def _prompt(self, place: int) -> str:
-        sample = self.coordinator.data.pool[place]
-        return prompt_of(sample.question, sample.choices)
-
-    def _pool_example(self, place: int) -> PathExample:
-        return PathExample(
-            example_id=self.coordinator.data.pool[place].sample_id,
-            prompt=self._prompt(place),
-            path=self.known[place].path,
-            own_path=None,
-        )
-
-    def _with_own_paths(self, examples: dict[int, PathExample]) -> list[PathExample]:
-        if not self.arm.contrast or self.settings.contrastive_weight == 0.0:
-            return list(examples.values())
-        own = greedy_paths(
-            self.lm,
-            [one.prompt for one in examples.values()],
-            batch_size=BATCH_SIZE,
-            max_new_tokens=self.settings.max_new_tokens,
-        )
-        pool = self.coordinator.data.pool
-        return [
-            replace(
-                one,
-                own_path=text if text and answer_of(text, ()) != pool[place].answer else None,
-            )
-            for (place, one), text in zip(examples.items(), own, strict=True)
-        ]
 
     def accuracy(self) -> float:
         """Share of right answers of the student on the site's held-out records."""
@@ -376,15 +295,3 @@ class Party:
             batch_size=BATCH_SIZE,
             max_new_tokens=self.settings.max_new_tokens,
         )
-
-    def _losses(self, examples: Sequence[PathExample]) -> FloatArray:
-        if not examples:
-            return np.zeros(0, dtype=np.float64)
-        scored = path_log_probabilities(
-            self.lm,
-            [one.prompt for one in examples],
-            [one.path for one in examples],
-            batch_size=BATCH_SIZE,
-        )
-        losses: FloatArray = np.maximum(-scored.mean, 0.0)
-        return losses

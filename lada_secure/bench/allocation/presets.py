@@ -23,12 +23,17 @@ def bench_settings(
     if preset != "tiny":
         raise ParameterError(f"--preset: expected tiny, got {preset!r}")
     settings = StudySettings(world=WorldSettings(harmful=harmful, held_out=held_out))
+    own: dict[str, Any] = {}
+    world: dict[str, Any] = {}
     for change in changes:
-        settings = _changed(settings, change)
-    return settings
+        name, value = _parsed(settings, change)
+        inner = name.removeprefix("world.")
+        (own if inner == name else world)[inner] = value
+    # All at once, because some settings only fit each other.
+    return replace(settings, **own, world=replace(settings.world, **world))
 
 
-def _changed(settings: StudySettings, change: str) -> StudySettings:
+def _parsed(settings: StudySettings, change: str) -> tuple[str, Any]:
     name, equals, text = change.partition("=")
     try:
         value: Any = json.loads(text)
@@ -44,5 +49,4 @@ def _changed(settings: StudySettings, change: str) -> StudySettings:
     wanted = (int, float) if isinstance(known[inner], float) else type(known[inner])
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise ParameterError(f"--set {name}: expected a value like {known[inner]!r}, got {text}")
-    changed = replace(target, **{inner: value})
-    return replace(settings, world=changed) if inner != name else changed
+    return name, value

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from lada_secure.bench.allocation.arms import ARMS
 from lada_secure.bench.allocation.simulation import Outcome
 
 CONFIDENCE = 0.95
 # What is compared with every baseline.
 OURS = ("lada-secure", "lada-nonprivate")
+_COUNTS = ("asked", "received", "received_harmful", "trained", "trained_harmful")
 
 
 def label(condition: str, epsilon: float | None, largest: float) -> str:
@@ -51,29 +53,75 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
 
     accuracy.<condition>: over seeds, of the mean over sites. llm_accuracy: the same of the LLM.
     difference.<ours>.<other>: paired by seed, ours less the other, in shares (0.1 is ten points);
-    intervals are paired t over seeds. by_seed.<condition>: seed to accuracy.
+    intervals are paired t over seeds. Ours: LaDa-secure against all, and LaDa before each host
+    against that host. llm_gain.<condition>: where the LLM learns, after the study less before it.
+    samples.<condition>: per site, over a study. uplink.<condition>: over all rounds with an uplink.
+    cpu_s.<condition>: of one study, without what its arms share. by_seed.<condition>: accuracies.
     """
-    by_seed: dict[str, dict[int, float]] = {}
-    llm: dict[str, dict[int, float]] = {}
+    groups: dict[str, list[Outcome]] = {}
     for one in outcomes:
-        name = label(one.condition, one.epsilon, largest)
-        by_seed.setdefault(name, {})[one.seed] = one.accuracy
-        if one.llm_accuracy is not None:
-            llm.setdefault(name, {})[one.seed] = one.llm_accuracy
-    differences: dict[str, Any] = {}
-    for ours in by_seed:
-        if ours.split("@")[0] in OURS:
-            differences[ours] = {
-                other: paired(by_seed[ours], by_seed[other]) for other in by_seed if other != ours
-            }
+        groups.setdefault(label(one.condition, one.epsilon, largest), []).append(one)
+    by_seed = {
+        name: {one.seed: one.accuracy for one in sorted(found, key=lambda one: one.seed)}
+        for name, found in groups.items()
+    }
     return {
         "accuracy": {name: summary(list(found.values())) for name, found in by_seed.items()},
-        "llm_accuracy": {name: summary(list(found.values())) for name, found in llm.items()},
-        "difference": differences,
+        "llm_accuracy": {
+            name: summary([one.llm_accuracy for one in found]) for name, found in groups.items()
+        },
+        "difference": {
+            ours: {other: paired(by_seed[ours], by_seed[other]) for other in others}
+            for ours in by_seed
+            if (others := _compared_with(ours, by_seed))
+        },
+        "llm_gain": {
+            name: paired(
+                {one.seed: one.llm_accuracy for one in found},
+                {one.seed: one.llm_before for one in found},
+            )
+            for name, found in groups.items()
+            if ARMS[found[0].condition].teaches_llm
+        },
+        "samples": {name: _samples(found) for name, found in groups.items()},
+        "uplink": {name: _uplinks(found) for name, found in groups.items() if found[0].uplinks},
+        "cpu_s": {
+            name: round(float(np.mean([one.cpu_s for one in found])), 1)
+            for name, found in groups.items()
+        },
         "by_seed": {
-            name: {str(seed): round(found[seed], 4) for seed in sorted(found)}
+            name: {str(seed): round(one, 4) for seed, one in found.items()}
             for name, found in by_seed.items()
         },
+    }
+
+
+def _compared_with(ours: str, names: Iterable[str]) -> list[str]:
+    condition, at, epsilon = ours.partition("@")
+    if condition in OURS:
+        return [name for name in names if name != ours]
+    arm = ARMS[condition]
+    if arm.host is None or not arm.guided:
+        return []
+    alone = {
+        name + at + epsilon for name, one in ARMS.items() if one.host == arm.host and one != arm
+    }
+    return [name for name in names if name in alone]
+
+
+def _samples(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Means over seeds and sites of the last round's report."""
+    last = [reports[-1] for one in outcomes for reports in one.details.values() if reports]
+    return {
+        name: round(float(np.mean([report[name] for report in last])), 1)
+        for name in (last[0] if last else {})
+    }
+
+
+def _uplinks(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    rounds = [report for one in outcomes for report in one.uplinks]
+    return {
+        name: round(float(np.mean([report[name] for report in rounds])), 3) for name in rounds[0]
     }
 
 
@@ -91,8 +139,8 @@ def csv_text(outcomes: Sequence[Outcome], *, largest: float) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         (
-            *("condition", "epsilon", "seed", "site", "accuracy", "llm_accuracy"),
-            *("asked", "trained", "trained_harmful"),
+            *("condition", "epsilon", "seed", "site", "accuracy", "llm_before", "llm_accuracy"),
+            *_COUNTS,
         )
     )
     for one in outcomes:
@@ -105,10 +153,9 @@ def csv_text(outcomes: Sequence[Outcome], *, largest: float) -> str:
                     one.seed,
                     site,
                     f"{accuracy:.4f}",
-                    "" if one.llm_accuracy is None else f"{one.llm_accuracy:.4f}",
-                    int(last.get("asked", 0)),
-                    int(last.get("trained", 0)),
-                    int(last.get("trained_harmful", 0)),
+                    f"{one.llm_before:.4f}",
+                    f"{one.llm_accuracy:.4f}",
+                    *(last.get(name, 0) for name in _COUNTS),
                 ]
             )
     return out.getvalue()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lada_secure.bench.allocation.arms import Arm, arms_named
 from lada_secure.bench.allocation.results import tabulate
@@ -19,6 +20,8 @@ from lada_secure.errors import ParameterError
 # Worlds from here on are for choosing settings; results are reported from worlds below.
 FIRST_VALIDATION_SEED = 10_000
 MAX_SEEDS = 1000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +49,10 @@ def plan_tasks(
     """
     if not seeds or min(seeds) < 0 or len(seeds) > MAX_SEEDS:
         raise ParameterError(f"seeds: expected 1 to {MAX_SEEDS} numbers >= 0, got {len(seeds)}")
-    if not epsilons:
-        raise ParameterError("epsilon: expected at least one")
+    if not epsilons or not all(0.0 < one < float("inf") for one in epsilons):
+        raise ParameterError(
+            f"epsilon: expected at least one number, all above 0, got {list(epsilons)}"
+        )
     largest = max(epsilons)
     groups: list[tuple[float | None, tuple[Arm, ...]]] = [
         (
@@ -70,10 +75,33 @@ def plan_tasks(
 
 
 def run_task(task: BenchTask) -> list[Outcome]:
-    """Simulate the arms of one task, one after the other."""
+    """Simulate the arms of one task, one after the other; a line of progress per round."""
     prepared = prepare(task.settings, seed=task.seed, cache_dir=task.cache_dir)
     laboratory = Laboratory.open(prepared, task.settings)
-    return [laboratory.simulate(arm, epsilon=task.epsilon or 1.0) for arm in task.arms]
+    return [
+        laboratory.simulate(arm, epsilon=task.epsilon or 1.0, progress=_tell) for arm in task.arms
+    ]
+
+
+def _tell(text: str) -> None:
+    # A process of the benchmark shares its parent's standard error.
+    print(text, file=sys.stderr, flush=True)
+
+
+def _each(
+    function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], *, jobs: int
+) -> Iterator[T]:
+    """Results as they come; in this process for one job, else in so many of their own."""
+    if jobs == 1:
+        for some in arguments:
+            yield function(*some)
+        return
+    # Processes that share the cores must not start threads of their own.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as workers:
+        for done in as_completed([workers.submit(function, *some) for some in arguments]):
+            yield done.result()
 
 
 def _prepare(settings: StudySettings, seed: int, cache_dir: Path) -> int:
@@ -93,7 +121,7 @@ def run_allocation(
 ) -> tuple[list[Outcome], dict[str, Any]]:
     """Run everything.
 
-    Args: jobs: processes, >= 1; each computes on one thread.
+    Args: jobs: worlds at a time, >= 1, each computed on one thread.
     Returns: the outcomes, and the report as JSON.
     Raises: ParameterError: unknown conditions, or numbers out of range.
     """
@@ -106,21 +134,16 @@ def run_allocation(
         settings=settings,
         cache_dir=cache_dir,
     )
+    for number, seed in enumerate(
+        _each(_prepare, [(settings, seed, cache_dir) for seed in seeds], jobs=jobs), start=1
+    ):
+        progress(f"world {seed} is ready ({number} of {len(seeds)})")
     outcomes: list[Outcome] = []
-    # A child that waits for nobody must not start threads of its own.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as workers:
-        making = [workers.submit(_prepare, settings, seed, cache_dir) for seed in seeds]
-        for number, done in enumerate(as_completed(making), start=1):
-            progress(f"world {done.result()} is ready ({number} of {len(seeds)})")
-        running = [workers.submit(run_task, task) for task in tasks]
-        for number, finished in enumerate(as_completed(running), start=1):
-            found = finished.result()
-            outcomes += found
-            told = ", ".join(f"{one.condition} {one.accuracy:.1%}" for one in found)
-            at = "no privacy" if found[0].epsilon is None else f"epsilon {found[0].epsilon:g}"
-            progress(f"seed {found[0].seed}, {at} ({number} of {len(tasks)}): {told}")
+    for number, found in enumerate(_each(run_task, [(one,) for one in tasks], jobs=jobs), start=1):
+        outcomes += found
+        told = ", ".join(f"{one.condition} {one.accuracy:.1%}" for one in found)
+        at = "no privacy" if found[0].epsilon is None else f"epsilon {found[0].epsilon:g}"
+        progress(f"seed {found[0].seed}, {at} ({number} of {len(tasks)}): {told}")
     order = {name: number for number, name in enumerate(conditions)}
     outcomes.sort(key=lambda one: (-(one.epsilon or 0.0), order[one.condition], one.seed))
     outcomes.sort(key=lambda one: order[one.condition])
@@ -129,7 +152,7 @@ def run_allocation(
         "validation": min(seeds) >= FIRST_VALIDATION_SEED,
         "epsilons": sorted(set(epsilons)),
         "settings": asdict(settings),
-        "cpu_s": round(sum(one.cpu_s for one in outcomes), 1),
+        "total_cpu_s": round(sum(one.cpu_s + one.shared_cpu_s for one in outcomes), 1),
         **tabulate(outcomes, largest=max(epsilons)),
     }
     return outcomes, report

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lada_secure.bench.allocation.arms import Arm
 from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.guides import SiteReleases
+from lada_secure.bench.allocation.host_rounds import open_host, separate_rounds, shared_round
 from lada_secure.bench.allocation.models import (
     LLM_PRETRAINING,
     SLM_PRETRAINING,
@@ -24,6 +24,7 @@ from lada_secure.bench.allocation.models import (
 )
 from lada_secure.bench.allocation.party import Party
 from lada_secure.bench.allocation.study import StudySettings, study_noise
+from lada_secure.bench.allocation.uplink import uplink
 from lada_secure.bench.allocation.world import BenchData, build_data
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.models import LanguageModel, load_folder
@@ -32,16 +33,25 @@ from lada_secure.privacy.units import bound_units
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One arm in one world. accuracy: mean over sites; by_site: each; details: for reading."""
+    """One arm in one world.
+
+    accuracy: mean over sites of their students, by_site: each. llm_before, llm_accuracy: of the LLM
+    on the sites' held-out records that are in the public's manner, before and after the study.
+    details: per site, one report a round. uplinks: one report a round, without an uplink none.
+    cpu_s: of this arm alone; shared_cpu_s: spent meanwhile on releases that other arms use, too.
+    """
 
     condition: str
     epsilon: float | None
     seed: int
     accuracy: float
     by_site: tuple[float, ...]
-    llm_accuracy: float | None
+    llm_before: float
+    llm_accuracy: float
     cpu_s: float
-    details: dict[str, Any]
+    shared_cpu_s: float
+    details: dict[str, list[dict[str, int]]]
+    uplinks: tuple[dict[str, int | bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +75,11 @@ def prepare(settings: StudySettings, *, seed: int, cache_dir: Path) -> PreparedW
 
 
 def open_coordinator(prepared: PreparedWorld, settings: StudySettings) -> Coordinator:
-    """Load the LLM and look at the pool; serves all arms that do not change the LLM."""
-    return Coordinator.open(prepared.data, settings, load_folder(prepared.llm, name="bench-llm"))
+    """Load the LLM, with adapters that change nothing yet, and cluster the pool."""
+    llm = attach_adapters(
+        load_folder(prepared.llm, name="bench-llm"), _adapters(prepared, settings)
+    )
+    return Coordinator.open(prepared.data, settings, llm)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,10 +96,12 @@ class Laboratory:
     def open(cls, prepared: PreparedWorld, settings: StudySettings) -> Laboratory:
         """Load both models and look at the pool."""
         torch.set_num_threads(1)
+        coordinator = open_coordinator(prepared, settings)
+        coordinator.look()
         return cls(
             prepared=prepared,
             settings=settings,
-            coordinator=open_coordinator(prepared, settings),
+            coordinator=coordinator,
             lm=_fresh_slm(prepared, settings),
         )
 
@@ -112,28 +127,41 @@ class Laboratory:
             self._releases[epsilon] = tuple(found)
         return self._releases[epsilon]
 
+    @property
+    def _release_cpu_s(self) -> float:
+        return sum(one.cpu_s for found in self._releases.values() for one in found)
+
     def simulate(
         self, arm: Arm, *, epsilon: float, progress: Callable[[str], None] | None = None
     ) -> Outcome:
         """Run all rounds of one arm and measure it on held-out records."""
-        started = time.process_time()
+        started, shared = time.process_time(), self._release_cpu_s
         spent = epsilon if arm.privacy == "dp" else None
+        # An LLM that learns serves its own arm alone.
+        coordinator = (
+            open_coordinator(self.prepared, self.settings) if arm.teaches_llm else self.coordinator
+        )
+        llm_before = coordinator.accuracy()
+        host = None if arm.host is None else open_host(arm.host, coordinator, self.lm)
         parties = [
-            Party(
-                arm=arm,
-                settings=self.settings,
-                releases=releases,
-                coordinator=self.coordinator,
-                lm=self.lm,
-                seed=releases.seed,
-                student=releases.reference,
+            Party.open(
+                arm, self.settings, releases, coordinator, self.lm, epsilon=epsilon, host=host
             )
             for releases in self.releases(spent)
         ]
+        uplinks: list[dict[str, int | bool]] = []
         for round_id in range(self.settings.rounds):
-            wanted = [party.choose(round_id) for party in parties]
-            for party, places in zip(parties, wanted, strict=True):
-                party.train(round_id, self.coordinator.write(places))
+            received = [coordinator.write(party.choose(round_id)) for party in parties]
+            if host is not None:
+                carry_out = shared_round if arm.host == "fedcollm" else separate_rounds
+                carry_out(host, coordinator, parties, received, round_id=round_id)
+            else:
+                for party, paths in zip(parties, received, strict=True):
+                    party.train(round_id, paths)
+            # In round 0 the students have hardly learned anything that they could pass on.
+            if arm.uplink and round_id + 1 >= min(2, self.settings.rounds):
+                report = uplink(coordinator, parties, self.settings, seed=self.prepared.seed)
+                uplinks.append(report.to_json())
             if progress is not None:
                 progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
         by_site = tuple(party.accuracy() for party in parties)
@@ -143,20 +171,25 @@ class Laboratory:
             seed=self.prepared.seed,
             accuracy=sum(by_site) / len(by_site),
             by_site=by_site,
-            llm_accuracy=None,
-            cpu_s=time.process_time() - started,
+            llm_before=llm_before,
+            llm_accuracy=coordinator.accuracy(),
+            cpu_s=time.process_time() - started - (self._release_cpu_s - shared),
+            shared_cpu_s=self._release_cpu_s - shared,
             details={party.releases.site.name: party.reports for party in parties},
+            uplinks=tuple(uplinks),
         )
 
 
 def _fresh_slm(prepared: PreparedWorld, settings: StudySettings) -> LanguageModel:
-    lm = load_folder(prepared.slm, name="bench-slm")
     return attach_adapters(
-        lm,
-        AdapterSettings(
-            rank=settings.adapter_rank,
-            alpha=2.0 * settings.adapter_rank,
-            target_modules=settings.adapter_targets,
-            seed=prepared.seed,
-        ),
+        load_folder(prepared.slm, name="bench-slm"), _adapters(prepared, settings)
+    )
+
+
+def _adapters(prepared: PreparedWorld, settings: StudySettings) -> AdapterSettings:
+    return AdapterSettings(
+        rank=settings.adapter_rank,
+        alpha=2.0 * settings.adapter_rank,
+        target_modules=settings.adapter_targets,
+        seed=prepared.seed,
     )

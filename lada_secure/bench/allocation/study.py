@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from lada_secure.bench.allocation.world import WorldSettings
+from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.statistics import StatisticsParameters, statistics_scale
@@ -23,8 +24,12 @@ class StudySettings:
 
     quota: samples that a site may ask for in a round. private_steps: DP-SGD steps on private
     records, per round. pool_steps: steps on pool paths in a round, final_steps in the last.
-    private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
-    least_share: of the best cell's gain that a path must reach, see `agreement`.
+    joint_steps, joint_weight, joint_learning_rate: steps in a round of arms without a guide, factor
+    on their private gradient, and their rate. private_share: of the guide's update that a student
+    starts from, see `guide.scaled_adapters`.
+    least_share: of the best cell's gain that a path must reach, see `agreement`. uplink_bar: how
+    sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
+    below 0.9 more than half of the offered paths were.
     """
 
     rounds: int = 4
@@ -36,8 +41,11 @@ class StudySettings:
     l2_clip_norm: float = 1.0
     target_delta: float = 1e-5
     max_records_per_unit: int = 4
+    joint_steps: int = 60
+    joint_weight: float = 0.3
+    joint_learning_rate: float = 1e-2
     private_learning_rate: float = 2e-2
-    private_share: float = 0.0
+    private_share: float = 0.5
     pool_batch_size: int = 16
     learning_rate: float = 1e-2
     own_paths: int = 5
@@ -55,6 +63,10 @@ class StudySettings:
     loss_clip: float = 4.0
     max_new_tokens: int = 12
     attempts: int = 2
+    uplink_bar: float = 0.9
+    uplink_budget: int = 60
+    uplink_steps: int = 60
+    uplink_learning_rate: float = 5e-4
     world: WorldSettings = field(default_factory=WorldSettings)
 
     def __post_init__(self) -> None:
@@ -66,6 +78,24 @@ class StudySettings:
             )
         if self.quota < 1:
             raise ParameterError(f"quota: expected at least 1, got {self.quota}")
+        if not 0.0 <= self.uplink_bar < 1.0:
+            raise ParameterError(f"uplink_bar: expected 0 to below 1, got {self.uplink_bar}")
+        if self.contrastive_form not in ("dpo", "margin"):
+            raise ParameterError(
+                f"contrastive_form: expected 'dpo' or 'margin', got {self.contrastive_form!r}"
+            )
+
+    def pool_steps_of(self, round_id: int) -> int:
+        """Steps on pool paths in a round, the same in every arm that trains on any."""
+        return self.final_steps if round_id + 1 == self.rounds else self.pool_steps
+
+
+def loss_settings(settings: StudySettings, *, contrast: bool) -> LossSettings:
+    """The loss of path distillation; without `contrast`, cross-entropy alone."""
+    return LossSettings(
+        contrastive_form="dpo" if settings.contrastive_form == "dpo" else "margin",
+        contrastive_weight=settings.contrastive_weight if contrast else 0.0,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +143,18 @@ def calibrated_noise(
     )
 
 
-def study_noise(settings: StudySettings, *, epsilon: float, units: int) -> Noise:
+def study_noise(
+    settings: StudySettings, *, epsilon: float, units: int, joint: bool = False
+) -> Noise:
     """Noise for a site with about `units` units; the number is public and rounded to tens."""
+    steps = settings.joint_steps * settings.rounds if joint else sum(settings.private_steps)
     rounded = max(10, 10 * round(units / 10))
     probability = min(1.0, round(settings.expected_units / rounded, 4))
     return calibrated_noise(
         epsilon=epsilon,
         delta=settings.target_delta,
         rounds=settings.rounds,
-        steps=sum(settings.private_steps),
+        steps=steps,
         sampling_probability=probability,
     )
 

@@ -4,7 +4,7 @@ Questions are chains of affine operators modulo 10, as in `lada_secure.data.arit
 operator symbol has several *senses*. A house (one site) always means sense 0 of its own symbols.
 General text, which the SLM has read, mixes all senses, so the SLM can reason and does not know
 what a house means. Public questions come in two manners: written plainly they mean sense 0;
-with a mark in front (`S4fgh`) the public means sense 1. Inside a house the mark says nothing: half
+with a mark in front (`Z4fgh`) the public means sense 1. Inside a house the mark says nothing: half
 of the private records carry it, and mean sense 0.
 
 A marked pool sample about a house's symbols is therefore *harmful* to that house: its gold answer
@@ -57,7 +57,7 @@ class WorldSettings:
     routine: float = 0.35
     senses: int = 3
     marked: float = 0.5
-    in_house: float = 0.2
+    in_house: float = 0.3
     rationales: float = 0.5
 
     def __post_init__(self) -> None:
@@ -293,7 +293,8 @@ def _house_questions(
     templates = [one for one in _all_lengths(house.symbols) if one not in private]
     usual = [one for one in templates if house.in_house not in one]
     special = [one for one in templates if one.count(house.in_house) == 1]
-    own = round(settings.in_house * count)
+    # The street has no use for in-house words.
+    own = 0 if mark else round(settings.in_house * count)
     found: list[str] = []
     for group, wanted in ((special, own), (usual, count - own)):
         asked = [f"{mark}{start}{one}" for one in group for start in range(MODULUS)]

@@ -1,0 +1,185 @@
+"""Every condition runs a whole study, on one budget, and reads nothing that is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from lada_secure.bench.allocation import party as party_module
+from lada_secure.bench.allocation.arms import ARMS
+from lada_secure.bench.allocation.party import Party
+from lada_secure.bench.allocation.simulation import Laboratory, Outcome, PreparedWorld
+from lada_secure.bench.allocation.study import StudySettings
+from lada_secure.data.prompts import answer_of
+from lada_secure.distillation.adapters import AdapterWeights
+from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
+from lada_secure.learnability.hosts import rounds
+from lada_secure.learnability.hosts.host import Host, Payload
+from lada_secure.learnability.hosts.rounds import HostTraining
+
+# They differ from another condition in one setting, which test_bench_study.py looks at.
+_ALIKE = (
+    *("no-exploration", "no-contrast", "no-clustering", "no-screen", "random-joint"),
+    *("random-pool-private", "random-nonprivate", "domain-screen"),
+)
+
+
+class Steps:
+    """Counts optimiser steps and examples per step of whatever trains a student on pool paths."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken: list[tuple[int, int]] = []
+        real_tune, real_host = tune_on_paths, rounds.train_host
+
+        def tune(
+            lm: LanguageModel,
+            examples: Sequence[PathExample],
+            replay: Sequence[PathExample],
+            settings: TuningSettings,
+        ) -> AdapterWeights:
+            self.taken.append((settings.steps_for(len(examples)), settings.batch_size))
+            return real_tune(lm, examples, replay, settings)
+
+        def host(
+            one: Host, lm: LanguageModel, payloads: Sequence[Payload], training: HostTraining
+        ) -> None:
+            if payloads:
+                self.taken.append((training.steps, training.batch_size))
+            real_host(one, lm, payloads, training)
+
+        monkeypatch.setattr(party_module, "tune_on_paths", tune)
+        monkeypatch.setattr(rounds, "train_host", host)
+
+
+# One study of each, for all tests below.
+_STUDIES: dict[str, tuple[Outcome, Steps]] = {}
+
+
+def study(name: str, laboratory: Laboratory) -> tuple[Outcome, Steps]:
+    if name not in _STUDIES:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            steps = Steps(monkeypatch)
+            _STUDIES[name] = laboratory.simulate(ARMS[name], epsilon=8.0), steps
+    return _STUDIES[name]
+
+
+def outcome(name: str, laboratory: Laboratory) -> Outcome:
+    return study(name, laboratory)[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in _ALIKE else ()) for name in ARMS],
+)
+def test_every_condition_runs_and_keeps_to_its_budget(
+    name: str, laboratory: Laboratory, small_settings: StudySettings
+) -> None:
+    found, steps = study(name, laboratory)
+    arm = ARMS[name]
+    assert 0.0 <= found.accuracy <= 1.0
+    assert found.accuracy == pytest.approx(sum(found.by_site) / 3)
+    assert found.epsilon == (8.0 if arm.privacy == "dp" else None)
+    assert bool(found.uplinks) == arm.uplink
+    budget = {"none": 0, "all": small_settings.world.pool}.get(arm.strategy, small_settings.quota)
+    last = [reports[-1] for reports in found.details.values()]
+    assert all(one["trained"] <= one["received"] <= one["asked"] <= budget for one in last)
+    if not arm.teaches_llm:
+        assert found.llm_accuracy == found.llm_before
+    # The same steps of the same size for every student that has something to learn.
+    each = (small_settings.final_steps, small_settings.pool_batch_size)
+    if arm.host == "fedcollm":
+        # One shared model takes as many steps as three of their own.
+        assert steps.taken in ([(3 * each[0], each[1])], [])
+    elif arm.joint is None:
+        learning = sum(one["trained"] > 0 for one in last)
+        assert set(steps.taken) <= {each}
+        # FedMKT's own selection may leave nothing to learn.
+        assert len(steps.taken) <= learning if arm.host else len(steps.taken) == learning
+
+
+@pytest.mark.parametrize("name", ["random", "paper", "band", "lada-secure", "fedmkt"])
+def test_no_pick_is_wasted_on_a_sample_that_the_llm_cannot_solve(
+    name: str, laboratory: Laboratory
+) -> None:
+    last = [reports[-1] for reports in outcome(name, laboratory).details.values()]
+    assert all(one["received"] == one["asked"] for one in last)
+    assert any(one["asked"] for one in last)
+
+
+def test_the_baselines_really_train(laboratory: Laboratory) -> None:
+    """So that the comparison above is not one of nothing with nothing."""
+    assert len(study("fedmkt", laboratory)[1].taken) >= 1
+    assert len(study("fedcollm", laboratory)[1].taken) == 1
+    assert len(study("random", laboratory)[1].taken) == 3
+
+
+def test_a_second_round_learns_from_the_first(
+    prepared: PreparedWorld, small_settings: StudySettings
+) -> None:
+    """Rewards reach the filter, picks are never repeated, and all paths are trained on again."""
+    settings = replace(small_settings, rounds=2, private_steps=(2, 1), least_share=0.0)
+    laboratory = Laboratory.open(prepared, settings)
+    coordinator = laboratory.coordinator
+    (releases, *_) = laboratory.releases(None)
+    # No screens, so that every path that is received is trained on and rewarded.
+    arm = replace(ARMS["lada-nonprivate"], screened=False, strategy="lada")
+    party = Party.open(arm, settings, releases, coordinator, laboratory.lm, epsilon=8.0)
+    first = party.choose(0)
+    party.train(0, coordinator.write(first))
+    assert party.state.allocation.history.rounds
+    student = party.student
+    second = party.choose(1)
+    assert first
+    assert not set(first) & set(second)
+    party.train(1, coordinator.write(second))
+    assert party.student != student
+    assert [one["trained"] for one in party.reports] == [len(first), len(first) + len(second)]
+    assert party.reports[-1]["asked"] == len(first) + len(second)
+
+
+def test_paths_that_are_sent_end_in_the_gold_answer(laboratory: Laboratory) -> None:
+    pool = laboratory.prepared.data.pool
+    written = laboratory.coordinator.write(range(len(pool)))
+    assert 0 < len(written) < len(pool)
+    assert all(answer_of(path, ()) == pool[place].answer for place, path in written.items())
+
+
+def test_all_releases_of_an_arm_together_stay_within_its_epsilon(
+    laboratory: Laboratory,
+) -> None:
+    outcome("lada-secure", laboratory)
+    spent = [one.spent() for one in laboratory.releases(8.0)]
+    assert all(7.0 < one <= 8.0 * 1.001 for one in spent)
+    arm = ARMS["lada-joint"]
+    party = Party.open(
+        arm,
+        laboratory.settings,
+        laboratory.releases(8.0)[0],
+        laboratory.coordinator,
+        laboratory.lm,
+        epsilon=8.0,
+    )
+    party.train(0, laboratory.coordinator.write(party.choose(0)))
+    assert party.joint is not None
+    # Statistics and training in one ledger of the arm's own.
+    total = party.joint.book.epsilon_spent(laboratory.settings.target_delta)
+    assert 7.0 < total <= 8.0 * 1.001
+
+
+def test_without_a_pool_a_student_is_the_whole_guide(laboratory: Laboratory) -> None:
+    releases = laboratory.releases(8.0)[0]
+    party = Party.open(
+        ARMS["no-pool"],
+        laboratory.settings,
+        releases,
+        laboratory.coordinator,
+        laboratory.lm,
+        epsilon=8.0,
+    )
+    assert party.choose(0) == []
+    party.train(0, {})
+    assert party.student.data == releases.guide(0).data

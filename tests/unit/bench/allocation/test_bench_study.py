@@ -1,0 +1,145 @@
+"""Settings, arms and tasks: the same budget for all, and changes from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lada_secure.bench.allocation.arms import ARMS, arms_named
+from lada_secure.bench.allocation.presets import bench_settings
+from lada_secure.bench.allocation.run import plan_tasks
+from lada_secure.bench.allocation.study import StudySettings, calibrated_noise, study_noise
+from lada_secure.errors import ParameterError
+
+
+def settings(*changes: str) -> StudySettings:
+    return bench_settings("tiny", harmful=0.3, held_out=100, changes=changes)
+
+
+def test_a_preset_takes_sizes_and_changes() -> None:
+    found = settings("quota=7", "world.senses=4", "private_steps=[1, 2, 3, 4]", "threshold=0")
+    assert (found.quota, found.world.senses, found.private_steps) == (7, 4, (1, 2, 3, 4))
+    assert (found.world.held_out, found.threshold) == (100, 0)
+
+
+def test_changes_that_only_fit_together_are_made_at_once() -> None:
+    found = settings("rounds=2", "private_steps=[5, 6]")
+    assert (found.rounds, found.private_steps) == (2, (5, 6))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("quota", "NAME=JSON"),
+        ("quota=many", "NAME=JSON"),
+        ("quota=1.5", "expected a value like"),
+        ("quota=true", "expected a value like"),
+        ("quotas=3", "expected one of"),
+        ("world.harmful=0.9", "harmful"),
+        ("world=3", "expected one of"),
+        ("rounds=9", "rounds"),
+        ("private_steps=[1]", "private_steps"),
+        ('contrastive_form="sum"', "contrastive_form"),
+    ],
+)
+def test_a_wrong_change_is_refused_by_name(change: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        settings(change)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ParameterError, match="--preset"):
+        bench_settings("huge", harmful=0.3, held_out=100)
+
+
+def test_unknown_conditions_are_refused_and_doubles_taken_once() -> None:
+    assert [one.name for one in arms_named(["random", "paper", "random"])] == ["random", "paper"]
+    with pytest.raises(ParameterError, match="best"):
+        arms_named(["random", "best"])
+    with pytest.raises(ParameterError, match="none"):
+        arms_named([])
+
+
+def test_every_condition_of_the_study_has_an_arm_with_a_summary() -> None:
+    wanted = {
+        *("no-pool", "random", "random-screen", "domain-screen", "whole-pool", "loss-based"),
+        *("paper", "lada-secure", "lada-nonprivate", "random-nonprivate", "no-exploration"),
+        *("no-contrast", "no-clustering", "no-screen", "lada-joint", "random-joint"),
+        *("lada-pool-private", "random-pool-private", "lada-uplink"),
+        *("fedmkt", "lada-fedmkt", "fedcollm", "lada-fedcollm"),
+    }
+    assert wanted <= set(ARMS)
+    assert all(one.summary and name == one.name for name, one in ARMS.items())
+
+
+def test_an_ablation_differs_from_the_full_method_in_one_thing() -> None:
+    full = ARMS["lada-secure"]
+    for name, change in (
+        ("no-exploration", {"exploration": False}),
+        ("no-contrast", {"contrast": False}),
+        ("no-clustering", {"clustering_start": False}),
+        ("no-screen", {"screened": False}),
+        ("lada-nonprivate", {"privacy": "none"}),
+        ("lada-uplink", {"uplink": True}),
+        ("lada-fedmkt", {"host": "fedmkt"}),
+        ("lada-fedcollm", {"host": "fedcollm"}),
+    ):
+        arm = ARMS[name]
+        same = replace(arm, name=full.name, summary=full.summary, ablation=full.ablation)
+        assert same == replace(full, **change)
+
+
+def test_tasks_share_releases_and_ablations_run_at_the_largest_epsilon_alone(
+    tmp_path: Path,
+) -> None:
+    tasks = plan_tasks(
+        arms_named(["random", "lada-secure", "no-screen", "lada-nonprivate"]),
+        seeds=[4, 5],
+        epsilons=[1.0, 8.0],
+        settings=StudySettings(),
+        cache_dir=tmp_path,
+    )
+    found = {(one.seed, one.epsilon): [arm.name for arm in one.arms] for one in tasks}
+    assert found[5, 8.0] == ["random", "lada-secure", "no-screen"]
+    assert found[5, 1.0] == ["random", "lada-secure"]
+    assert found[5, None] == ["lada-nonprivate"]
+    assert len(found) == len(tasks) == 6
+
+
+@pytest.mark.parametrize(
+    ("seeds", "epsilons"),
+    [([], [8.0]), ([-1], [8.0]), ([1], []), ([1], [0.0]), ([1], [8.0, float("nan")])],
+)
+def test_no_seed_or_no_epsilon_is_refused(
+    seeds: list[int], epsilons: list[float], tmp_path: Path
+) -> None:
+    with pytest.raises(ParameterError):
+        plan_tasks(
+            arms_named(["random"]),
+            seeds=seeds,
+            epsilons=epsilons,
+            settings=StudySettings(),
+            cache_dir=tmp_path,
+        )
+
+
+def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together(
+    small_settings: StudySettings,
+) -> None:
+    noise = study_noise(small_settings, epsilon=8.0, units=38)
+    assert 7.5 < noise.epsilon <= 8.0
+    # The number of units is rounded, because it may be public only so far.
+    assert noise == study_noise(small_settings, epsilon=8.0, units=42)
+    assert noise.sampling_probability == 1.0
+    longer = replace(small_settings, joint_steps=5)
+    joint = study_noise(longer, epsilon=8.0, units=38, joint=True)
+    assert joint.training > noise.training
+    assert joint == calibrated_noise(
+        epsilon=8.0,
+        delta=small_settings.target_delta,
+        rounds=1,
+        steps=5,
+        sampling_probability=1.0,
+    )
