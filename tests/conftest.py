@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgresql_server import PostgresServer
 
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.credentials import load_credentials
@@ -123,3 +124,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def make_study(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Study]:
     """Makes further studies, each with a CA of its own."""
     return lambda: Study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL server; tests that need one are skipped where none is installed."""
+    pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from lada_protocol.envelope import Envelope, envelope_from_line, envelope_to_line
 from lada_protocol.index import Slot, slot_of
 from lada_protocol.roster import Roster
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.errors import TransportError
+
+# As `write_atomically` names its parts: the number is that of the writing process.
+_PART: Final = re.compile(r"\..+\.([1-9][0-9]{0,9})")
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -36,6 +41,39 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise TransportError(f"cannot write {path}: {error.strerror}") from error
+
+
+def sweep_parts(folder: Path) -> int:
+    """Delete what killed processes had not finished to write under a folder.
+
+    Parts of a process that lives stay, unless it is this one, which has written nothing yet: in a
+    container every process of a party may have the same number.
+
+    Returns: how many there were. Raises: TransportError: the disk refuses.
+    """
+    found = 0
+    try:
+        for path in folder.rglob(".*"):
+            match = _PART.fullmatch(path.name)
+            if match is not None and not _lives(int(match[1])) and path.is_file():
+                path.unlink(missing_ok=True)
+                found += 1
+    except OSError as error:
+        raise TransportError(f"cannot clean up {folder}: {error.strerror}") from error
+    return found
+
+
+def _lives(process_id: int) -> bool:
+    """Whether another process of this number runs."""
+    if process_id == os.getpid():
+        return False
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,10 @@ from lada_secure.errors import (
     TransportError,
 )
 
+LOG = logging.getLogger(__name__)
 LONG_POLL_S = 15.0
+# The study is over by then; whoever cannot say so leaves without.
+GOODBYE_S = 10.0
 
 
 class StudyFailed(LadaError):
@@ -121,7 +125,7 @@ class Participant:
     _early: list[Envelope] = field(default_factory=list)
     _index: MessageIndex | None = None
     _plan: StudyPlan | None = None
-    _patience: Patience = field(default_factory=Patience)
+    _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
 
     @property
     def index(self) -> MessageIndex:
@@ -211,6 +215,16 @@ class Participant:
         """Wait for others, telling the operator for whom, since when and why."""
         self._patience.wait(task, self.events)
         self.sync(wait_s=LONG_POLL_S)
+
+    def say_goodbye(self) -> None:
+        """Tell the board that everything was read and done, so that the coordinator may leave.
+
+        Until then it stays for a while: whoever is killed at the very end comes back to a board.
+        """
+        try:
+            self.client.acknowledge(self._sequence, patience_s=GOODBYE_S)
+        except LadaError as error:
+            LOG.info("the board was gone before our goodbye: %s", error)
 
     def _list(self, wait_s: float) -> list[Envelope]:
         rows = self.client.list(self._sequence, wait_s=wait_s)

@@ -123,6 +123,7 @@ class BoardClient:
         self._channel: grpc.Channel | None = None
         self._opened_with: _Standing | None = None
         self._closed = threading.Event()
+        self._was_served = False
         self._up_bytes = 0
         self._down_bytes = 0
 
@@ -206,6 +207,18 @@ class BoardClient:
             return self._entries(reply, after)
 
         return self._repeat("list messages", call)
+
+    def acknowledge(self, sequence: int, *, patience_s: float) -> None:
+        """Tell the board that everything up to `sequence` was read, and ask for nothing.
+
+        Raises: RefusedByBoard, TransportError: as for `post`, after `patience_s`.
+        """
+        request = lada_pb2.ListRequest(after_sequence=sequence, wait_ms=0)
+
+        def call(stub: BoardStub) -> None:
+            stub.List(request, timeout=self._settings.answer_timeout_s)
+
+        self._repeat("say goodbye", call, patience_s=min(patience_s, self._patience_s))
 
     def fetch(self, envelope: Envelope) -> bytes:
         """The payload of a message from the board, with the length and hash of its header.
@@ -313,17 +326,22 @@ class BoardClient:
         what: str,
         call: Callable[[BoardStub], _Result],
         moved: Callable[[], int] = lambda: 0,
+        *,
+        patience_s: float | None = None,
     ) -> _Result:
         """Repeat a call until it gets through, or until nothing `moved` for our patience."""
         back_off = BackOff(
             what=what,
-            patience_s=self._patience_s,
+            patience_s=self._patience_s if patience_s is None else patience_s,
             longest_pause_s=self._settings.longest_pause_s,
             clock=time.monotonic,
+            known_there=self._was_served,
         )
         while True:
             try:
-                return self._attempt(call)
+                result = self._attempt(call)
+                self._was_served = True
+                return result
             except NotNow as error:
                 fault = error
             pause_s = back_off.pause_s(fault, moved=moved())

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from lada_protocol.tasks import Wait
 from lada_secure.canonical import Json, canonical_json
 
 WAITING_INTERVAL_S = 10.0
+# Between two looks of a process that runs. In a longer gap it was stopped, and nobody could answer.
+LONGEST_GAP_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +51,28 @@ class EventLog:
         self.write("waiting", round_id=task.round_id, step=task.step, **fields)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Patience:
-    """How long a party has waited for the same thing, and when it last said so."""
+    """How long a party has waited for the same thing, and when it last said so.
 
+    Args: clock: monotonic seconds. The wall clock may jump, and a jump must use up nobody's time.
+    """
+
+    clock: Callable[[], float]
     _task: Wait | None = None
-    _since_s: float = 0.0
+    _waited_s: float = 0.0
+    _looked_s: float = 0.0
     _said_s: float = 0.0
 
     def wait(self, task: Wait, events: EventLog) -> float:
         """Note one more look at an unchanged wait; says so at once, then at every interval.
 
+        A gap of more than `LONGEST_GAP_S` between two looks counts as that much: a process that
+        was suspended for an hour has not given anybody an hour to answer.
+
         Returns: seconds waited for this so far.
         """
-        now = events.clock()
+        now = self.clock()
         fresh = self._task is None or (
             self._task.step,
             self._task.round_id,
@@ -71,10 +82,10 @@ class Patience:
             task.round_id,
             task.awaited,
         )
-        if fresh:
-            self._since_s = now
+        gap_s = 0.0 if fresh else min(now - self._looked_s, LONGEST_GAP_S)
+        self._waited_s = 0.0 if fresh else self._waited_s + gap_s
         if fresh or now - self._said_s >= WAITING_INTERVAL_S:
-            events.waiting(task, since_s=now - self._since_s)
+            events.waiting(task, since_s=self._waited_s)
             self._said_s = now
-        self._task = task
-        return now - self._since_s
+        self._task, self._looked_s = task, now
+        return self._waited_s

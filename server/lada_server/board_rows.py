@@ -1,17 +1,12 @@
-"""Rows of the board's database: reading and writing single messages, and whose board it is."""
+"""Rows of the board's database: reading and writing single messages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from lada_protocol.envelope import Envelope
-from lada_protocol.roster import Roster
-from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
+from lada_secure.errors import LocalProtocolError, PeerError
 from lada_server import schema
 
 
@@ -82,44 +77,3 @@ def insert_message(connection: Connection, envelope: Envelope, now_s: float) -> 
     if key is None:
         raise LocalProtocolError("the database gave no sequence number for a stored message")
     return int(key[0])
-
-
-def check_facts(connection: Connection, roster: Roster) -> None:
-    """Make the tables of a new board, or check that an old one is ours."""
-    inspector = sa.inspect(connection)
-    if not inspector.has_table(schema.facts.name):
-        schema.metadata.create_all(connection)
-        connection.execute(
-            schema.facts.insert(),
-            [
-                {"name": "schema_version", "value": str(schema.SCHEMA_VERSION)},
-                {"name": "roster_hash", "value": roster.hash},
-            ],
-        )
-        return
-    rows = connection.execute(sa.select(schema.facts.c.name, schema.facts.c.value)).all()
-    found = {str(name): str(value) for name, value in rows}
-    version = found.get("schema_version")
-    if version != str(schema.SCHEMA_VERSION):
-        raise ParameterError(
-            f"the board's database has schema version {version}, this software reads "
-            f"{schema.SCHEMA_VERSION}; use the software version that made it"
-        )
-    if found.get("roster_hash") != roster.hash:
-        raise ParameterError(
-            f"the board belongs to roster {found.get('roster_hash', 'none')[:16]}..., the settings "
-            f"name {roster.hash[:16]}...; a new roster needs a new state_dir"
-        )
-
-
-@contextmanager
-def database_errors(what: str) -> Iterator[None]:
-    """Turn what the database raises while doing `what` into a TransportError."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        # Only the driver's own text: SQLAlchemy's adds the statement with its values.
-        cause = getattr(error, "orig", None) or type(error).__name__
-        raise TransportError(
-            f"cannot {what}: the database says {cause}; check that it runs and has space"
-        ) from error

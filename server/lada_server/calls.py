@@ -88,6 +88,9 @@ class BoardCalls:
             elif sequence is None:
                 with self._uploads.begin(caller.party.id, envelope) as upload:
                     sequence = self._take_in(upload, envelope, frames, caller, context)
+            else:
+                # A process killed between taking the message over and dropping its upload.
+                self._uploads.forget(caller.party.id, envelope.message_hash)
             return lada_pb2.Receipt(
                 sequence=sequence, message_sha256=bytes.fromhex(envelope.message_hash)
             )

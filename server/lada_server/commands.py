@@ -68,6 +68,8 @@ def _show(status: Status) -> None:
         )
     if status.failure is not None:
         typer.echo(f"failed: {status.failure}")
+    if status.storage_failure is not None:
+        typer.echo(f"storage: {status.storage_failure}")
     columns = ("party", "role", "connected", "last call", "messages", "last message", "refused")
     table = Table(*columns, box=None)
     for one in status.parties:
@@ -77,7 +79,7 @@ def _show(status: Status) -> None:
             one.role,
             {True: "yes", False: "no", None: "unknown"}[one.connected],
             one.last_call or "-",
-            str(one.messages),
+            "unknown" if one.messages is None else str(one.messages),
             "-" if last is None else f"{last.kind}, round {last.round + 1}, {last.at}",
             ", ".join(f"{reason} {count}" for reason, count in one.refusals.items()) or "-",
         )

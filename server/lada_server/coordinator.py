@@ -48,10 +48,12 @@ from lada_secure.canonical import parse_canonical_json
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
+from lada_server.llm_looks import PoolView
 from lada_server.own_board import OwnBoard
+from lada_server.storage_patience import StoragePatience
 from lada_server.store import BoardStore
 from lada_server.study import Study
-from lada_server.teacher import PoolView, Teacher, written_paths
+from lada_server.teacher import Teacher, written_paths
 from lada_server.uplink import CoordinatorUplink, update_body
 
 LOG = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ class Coordinator:
     events: EventLog
     board: OwnBoard = field(init=False)
     _given_up: set[tuple[int, str]] = field(default_factory=set)
-    _patience: Patience = field(default_factory=Patience)
+    _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
     _view: PoolView | None = None
     _matrix: PoolMatrix | None = None
     _view_of: str = NO_ADAPTERS
@@ -104,6 +106,7 @@ class Coordinator:
             roster=self.roster,
             store=self.store,
             signing_key=self.signing_key,
+            patience=StoragePatience(events=self.events, limit_s=self.study.plan.phase_timeout_s),
         )
         self._uplink = CoordinatorUplink(study=self.study, teacher=self.teacher)
 
@@ -142,6 +145,10 @@ class Coordinator:
         return self.study.plan.rounds - 1
 
     def _wait(self, task: Wait) -> None:
+        self.board.place = task.round_id, task.step
+        if self.board.patience.was_interrupted():
+            # Nobody could answer while the board was down: everybody's time begins again.
+            self._patience = Patience(clock=time.monotonic)
         waited_s = self._patience.wait(task, self.events)
         if waited_s > self.study.plan.phase_timeout_s:
             joined = bool(self._index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
@@ -164,6 +171,7 @@ class Coordinator:
         step = STEPS[type(task)]
         began = time.monotonic()
         up, down = self.board.sent_bytes, self.board.read_bytes
+        self.board.place = round_id, step
         self.events.write("step_started", round_id=round_id, step=step)
         self._dispatch(task)
         self.events.write(

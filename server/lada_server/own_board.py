@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -17,20 +17,26 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError
+from lada_server.storage_patience import StoragePatience
 from lada_server.store import BoardStore
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
 class OwnBoard:
     """One study's messages at the coordinator.
 
-    `last_sequence` is the place on the board of the newest message that it posted.
+    `last_sequence` is the place on the board of its own newest message, also after a restart.
+    `place` is the round and step under way, for messages while the storage refuses.
     """
 
     plan: StudyPlan
     roster: Roster
     store: BoardStore
     signing_key: Ed25519PrivateKey
+    patience: StoragePatience
+    place: tuple[int, str] = (0, "plan")
     last_sequence: int = 0
     sent_bytes: int = 0
     read_bytes: int = 0
@@ -47,16 +53,23 @@ class OwnBoard:
 
     def sync(self, *, wait_s: float) -> None:
         """Take up what is new on the board, waiting so long for the first message."""
-        rows = self.store.visible(self.me, self._sequence, wait_s=wait_s)
+        rows = self._insist(lambda: self.store.visible(self.me, self._sequence, wait_s=wait_s))
         for sequence, envelope in rows:
             self._sequence = sequence
             head = envelope.header
+            if head.sender == self.me:
+                self.last_sequence = sequence
             if (head.study_id, head.plan_hash) == (self.index.study_id, self.index.plan_hash):
                 self.index.add(envelope)
 
+    def participants(self) -> tuple[str, ...]:
+        """Everybody else who has taken part: the auditor, and the sites that accepted the plan."""
+        kinds = (Kind.OPENING_KEY, Kind.ACCEPTANCE)
+        return tuple(sorted({one.header.sender for one in self.index if one.kind in kinds}))
+
     def read(self, message_hash: str) -> bytes:
         """The payload of a message."""
-        payload = self.store.payload(message_hash)
+        payload = self._insist(lambda: self.store.payload(message_hash))
         self.read_bytes += len(payload)
         return payload
 
@@ -114,7 +127,11 @@ class OwnBoard:
             payload_bytes=len(payload),
         )
         envelope = sign_envelope(header, self.signing_key)
-        self.last_sequence = self.store.post(envelope, payload)
+        self.last_sequence = self._insist(lambda: self.store.post(envelope, payload))
         self.sent_bytes += len(envelope.header_bytes) + len(payload)
         self.index.add(envelope)
         return envelope
+
+    def _insist(self, action: Callable[[], T]) -> T:
+        round_id, step = self.place
+        return self.patience.insist(action, round_id=round_id, step=step)

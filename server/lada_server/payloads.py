@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -14,9 +14,13 @@ from typing import BinaryIO, Final, Self
 from lada_protocol.envelope import Envelope
 from lada_protocol.wire import CHUNK_BYTES
 from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_server.storage_errors import StorageUnavailable
 
 _LOCK_FILE: Final = "lock"
 _INCOMING: Final = "incoming"
+# Holds the id of the board whose payloads these are.
+_BOARD_FILE: Final = "board"
+_ID_BYTES: Final = 64
 
 
 class PayloadFiles:
@@ -46,12 +50,58 @@ class PayloadFiles:
         """Let another process have the folder."""
         self._lock.close()
 
+    def check_unused(self) -> None:
+        """Check that no other board has left payloads here, before a new board takes the folder.
+
+        Raises: ParameterError: it has. Starting anew would delete them.
+        """
+        if self._board_id() is not None or any(True for _ in self._kept()):
+            raise ParameterError(
+                f"{self._folder} holds the payloads of a board, but the database has no board: is "
+                "it the right database? Restore it from its backup, or give a new board a "
+                "state_dir of its own. Nothing was changed"
+            )
+
+    def check_complete(self, board_id: str, message_hashes: Iterable[str]) -> None:
+        """Check that this is that board's folder and has the payload of every message.
+
+        Raises: ParameterError: it is another board's. TransportError: payloads are missing.
+        """
+        known = self._board_id()
+        if known is not None and known != board_id:
+            raise ParameterError(
+                f"{self._folder} holds the payloads of board {known[:8]}..., the database is of "
+                f"board {board_id[:8]}...; name the state_dir and the database that belong "
+                "together. Nothing was changed"
+            )
+        missing = [one for one in message_hashes if not self._path(one).is_file()]
+        if missing:
+            raise TransportError(
+                f"{self._folder}: the payloads of {len(missing)} messages are missing, the first "
+                f"is {missing[0][:16]}...; restore database and state_dir from the same backup"
+            )
+
+    def remember(self, board_id: str) -> None:
+        """Note whose payloads these are; durable. Raises: StorageUnavailable: disk."""
+        if self._board_id() == board_id:
+            return
+        part = self._incoming / _BOARD_FILE
+        try:
+            with part.open("wb") as file:
+                file.write(board_id.encode("ascii"))
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(self._folder / _BOARD_FILE)
+            _sync_folder(self._folder)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{self._folder}: cannot be written: {error.strerror}; free some space"
+            ) from error
+
     def sweep(self, is_known: Callable[[str], bool]) -> int:
         """Delete what an interrupted upload left behind; returns the number of files."""
         stale = [path for path in self._incoming.iterdir() if path.is_file()]
-        for group in self._folder.iterdir():
-            if group.is_dir() and group != self._incoming:
-                stale += [path for path in group.iterdir() if not is_known(path.name)]
+        stale += [path for path in self._kept() if not is_known(path.name)]
         for path in stale:
             path.unlink(missing_ok=True)
         return len(stale)
@@ -79,6 +129,21 @@ class PayloadFiles:
                 f"payload {message_hash[:16]}... cannot be read: {error.strerror}; restore the "
                 "folder of the board from its backup"
             ) from error
+
+    def _kept(self) -> Iterator[Path]:
+        """All complete payloads."""
+        for group in self._folder.iterdir():
+            if group.is_dir() and group != self._incoming:
+                yield from group.iterdir()
+
+    def _board_id(self) -> str | None:
+        path = self._folder / _BOARD_FILE
+        try:
+            return path.read_bytes()[:_ID_BYTES].decode("ascii", "replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise TransportError(f"{path}: cannot be read: {error.strerror}") from error
 
     def _path(self, message_hash: str) -> Path:
         return self._folder / message_hash[:2] / message_hash
@@ -170,8 +235,8 @@ class IncomingPayload:
         except OSError as error:
             raise self._disk_error(error) from error
 
-    def _disk_error(self, error: OSError) -> TransportError:
-        return TransportError(
+    def _disk_error(self, error: OSError) -> StorageUnavailable:
+        return StorageUnavailable(
             f"{self._target.parent.parent}: cannot store a payload of "
             f"{self._header.payload_bytes} bytes: {error.strerror}; free some space, the sender "
             "tries again"

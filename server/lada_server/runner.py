@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from lada_protocol.settings import Settings, parse_settings
 from lada_secure.data.records import pool_bytes, read_pool
 from lada_secure.errors import LadaError, ParameterError, PeerError, TransportError
 from lada_secure.logs import configure_logs
+from lada_secure.state_folder import held_state_folder
 from lada_server.coordinator import Coordinator
 from lada_server.credentials import live_identity, read_passphrase
 from lada_server.llm_files import LlmFiles
+from lada_server.llm_looks import LlmLooks
 from lada_server.monitor import Monitored, start_monitor
 from lada_server.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
@@ -28,6 +31,8 @@ from lada_server.status_file import STATUS_FILE, StatusFile
 from lada_server.store import BoardStore
 from lada_server.study import prepare_study
 from lada_server.teacher import Teacher
+
+LOG = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
 
@@ -53,12 +58,18 @@ def run_server(settings_path: Path) -> None:
         roster=roster,
         passphrase=read_passphrase(settings.passphrase_file),
     )
+    with held_state_folder(settings.state_dir, party=settings.party, role="coordinator"):
+        _serve(settings, study_settings, roster, identity)
+
+
+def _serve(
+    settings: ServerSettings, study_settings: StudySettings, roster: Roster, identity: LiveIdentity
+) -> None:
     credentials = identity.credentials()
     pool = read_pool(settings.pool)
     events = _event_log(settings)
-    database = settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}"
     store = BoardStore(
-        database,
+        settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}",
         payload_dir=settings.state_dir / "payloads",
         roster=roster,
         stored_bytes_per_party=settings.transport.stored_bytes,
@@ -93,13 +104,18 @@ def run_server(settings_path: Path) -> None:
                     cache_dir=settings.cache_dir,
                     threads=settings.threads,
                     files=LlmFiles(folder=settings.state_dir / "llm"),
+                    looks=LlmLooks(folder=settings.state_dir / "llm"),
                 ),
                 events=events,
             )
             try:
                 coordinator.run()
             finally:
-                store.wait_until_read(coordinator.board.last_sequence, timeout_s=FAREWELL_S)
+                store.wait_until_read(
+                    coordinator.board.last_sequence,
+                    timeout_s=FAREWELL_S,
+                    expected=coordinator.board.participants(),
+                )
                 time.sleep(LINGER_S)
     except LadaError as error:
         events.write("failed", round_id=0, step="close", message=str(error)[:1000])
@@ -170,7 +186,17 @@ def _event_log(settings: ServerSettings) -> EventLog:
     except OSError as error:
         raise TransportError(f"cannot write {path}: {error.strerror}") from error
 
+    torn = False
+
     def write(line: bytes) -> None:
-        file.write(line)
+        nonlocal torn
+        if torn:
+            # What fitted of the line before must not spoil this one.
+            line = b"\n" + line
+        try:
+            torn = file.write(line) < len(line)
+        except OSError as error:
+            # Telling is not worth a study: the disk's state shows in what matters.
+            LOG.warning("cannot write %s: %s", path, error.strerror)
 
     return EventLog(party=settings.party, sink=write, clock=time.time)

@@ -1,21 +1,21 @@
-"""Tables of the board's database and how its connections are set up.
+"""Tables of the board's database, their version, and the way from older versions.
 
-The schema version stands in the database; a file of another version is refused instead of
-being read as if it were ours.
+One text for SQLite and PostgreSQL. Version 1: without the board's id. Version 2: `board_id` among
+the facts, which the folder of payloads repeats, and SQLite files say in their header what they are.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.engine import Connection
 
-from lada_secure.errors import ParameterError
-
-SCHEMA_VERSION: Final = 1
-BUSY_TIMEOUT_MS: Final = 15_000
+SCHEMA_VERSION: Final = 2
+# "LDbd" in the header of a SQLite file, where `file` and `PRAGMA application_id` show it.
+APPLICATION_ID: Final = 0x4C446264
 
 metadata = sa.MetaData()
 
@@ -68,45 +68,30 @@ readers = sa.Table(
 )
 
 
-def open_database(url: str) -> Engine:
-    """An engine for the board. SQLite files are set to WAL and to flush every commit.
-
-    Raises: ParameterError: the URL cannot be read, or names neither SQLite nor PostgreSQL.
-    """
-    try:
-        parsed = make_url(url)
-    except sa.exc.ArgumentError:
-        # The URL may hold a password, so it is not quoted.
-        raise ParameterError(
-            "database: expected an SQLAlchemy URL such as sqlite:////var/lib/lada/board.sqlite"
-        ) from None
-    backend = parsed.get_backend_name()
-    if backend not in ("sqlite", "postgresql"):
-        raise ParameterError(f"database: expected sqlite or postgresql, got {backend!r}")
-    try:
-        engine = sa.create_engine(parsed, **_engine_options(parsed))
-    except ImportError as error:
-        raise ParameterError(
-            f"database: the driver of {parsed.drivername} is not installed ({error})"
-        ) from error
-    if backend == "sqlite":
-        sa.event.listen(engine, "connect", _set_up_sqlite)
-    return engine
+def create_tables(connection: Connection, *, roster_hash: str) -> None:
+    """Make the tables of a new board, and say whose it is."""
+    metadata.create_all(connection, checkfirst=False)
+    rows = {"schema_version": str(SCHEMA_VERSION), "roster_hash": roster_hash}
+    connection.execute(
+        facts.insert(), [{"name": name, "value": value} for name, value in rows.items()]
+    )
+    _name_board(connection)
 
 
-def _engine_options(url: URL) -> dict[str, Any]:
-    # pre_ping: a database that was restarted between two calls is reconnected, not reported.
-    return {"pool_pre_ping": url.get_backend_name() != "sqlite"}
+def migrate(connection: Connection, versions: range) -> None:
+    """Take a board from each of these versions to the next, in the caller's transaction."""
+    for version in versions:
+        _STEPS[version](connection)
+        connection.execute(
+            facts.update().where(facts.c.name == "schema_version").values(value=str(version + 1))
+        )
 
 
-def _set_up_sqlite(connection: Any, _record: ConnectionPoolEntry) -> None:
-    """WAL lets readers go on while one writes; FULL makes a receipt survive a power cut."""
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+def _name_board(connection: Connection) -> None:
+    connection.execute(facts.insert().values(name="board_id", value=secrets.token_hex(16)))
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+
+
+# What each version lacks of the next one.
+_STEPS: Final[Mapping[int, Callable[[Connection], None]]] = {1: _name_board}

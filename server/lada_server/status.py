@@ -10,15 +10,18 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy.engine import Connection
 
 from lada_protocol.plan import parse_plan
 from lada_protocol.roster import Roster
 from lada_secure.errors import PeerError
 from lada_server import schema
-from lada_server.board_rows import database_errors
+from lada_server.board_facts import check_version, stored_facts
+from lada_server.database import Database
 from lada_server.presence import AWAY_AFTER_S
 from lada_server.settings import ServerSettings
 from lada_server.status_file import STATUS_FILE, KnownProcess, read_status_file
+from lada_server.storage_errors import StorageUnavailable
 
 EVENTS_FILE: Final = "events.jsonl"
 # The newest events stand at the end; a waiting coordinator writes one line in ten seconds.
@@ -46,13 +49,17 @@ class LastMessage(_Model):
 
 
 class PartyStatus(_Model):
-    """One party. `connected` is None where no coordinator runs that could know."""
+    """One party.
+
+    `connected` is None where no coordinator runs that could know, `messages` where the database
+    does not answer.
+    """
 
     id: str
     role: str
     connected: bool | None
     last_call: str | None
-    messages: int
+    messages: int | None
     last_message: LastMessage | None
     refusals: dict[str, int]
 
@@ -70,18 +77,24 @@ class Status(_Model):
     since: str | None
     waiting: Waiting | None
     failure: str | None
+    storage_failure: str | None
     parties: tuple[PartyStatus, ...]
 
 
 def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> Status:
-    """The status of the study that these settings belong to.
+    """The status of the study that these settings belong to, as far as it can be read now.
 
-    Raises: TransportError: the database cannot be read.
+    Raises: TransportError: the database is damaged. ParameterError: it is of a newer version.
     """
     process = read_status_file(settings.state_dir / STATUS_FILE, now_s=now_s)
     event = newest_event(settings.state_dir / EVENTS_FILE)
     plan = _plan(settings.state_dir / "plan.json")
-    said = _last_messages(settings)
+    said: dict[str, tuple[int, LastMessage]] | None = None
+    storage_failure = None
+    try:
+        said = _last_messages(settings)
+    except StorageUnavailable as error:
+        storage_failure = str(error)
     return Status(
         running=process is not None,
         listen=None if process is None else process.listen,
@@ -93,8 +106,9 @@ def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> St
         since=None if event is None else _time(event["time_s"] - event.get("since_s", 0.0)),
         waiting=_waiting(event),
         failure=event["message"] if event is not None and event["event"] == "failed" else None,
+        storage_failure=storage_failure,
         parties=tuple(
-            _party(one.id, one.role, process, said.get(one.id), now_s=now_s)
+            _party(one.id, one.role, process, said, now_s=now_s)
             for one in roster.parties
             if one.id != roster.coordinator.id
         ),
@@ -159,7 +173,6 @@ def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage
     file = settings.state_dir / "board.sqlite"
     if settings.database is None and not file.exists():
         return {}
-    engine = schema.open_database(settings.database or f"sqlite:///{file}")
     table = schema.messages
     newest = sa.select(
         table.c.sender, sa.func.count().label("messages"), sa.func.max(table.c.sequence).label("at")
@@ -168,34 +181,39 @@ def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage
     query = sa.select(
         table.c.sender, chosen.c.messages, table.c.kind, table.c.round_id, table.c.received_at_s
     ).join(chosen, chosen.c.at == table.c.sequence)
+
+    def newest_of_each(connection: Connection) -> dict[str, tuple[int, LastMessage]]:
+        if not sa.inspect(connection).has_table(table.name):
+            return {}
+        check_version(stored_facts(connection))
+        return {
+            sender: (count, LastMessage(kind=kind, round=round_id, at=_time(at_s)))
+            for sender, count, kind, round_id, at_s in connection.execute(query)
+        }
+
+    database = Database(settings.database or f"sqlite:///{file}")
     try:
-        with database_errors("read the board"), engine.connect() as connection:
-            if not sa.inspect(connection).has_table(table.name):
-                return {}
-            rows = connection.execute(query).all()
+        return database.read("read the board", newest_of_each)
     finally:
-        engine.dispose()
-    return {
-        sender: (count, LastMessage(kind=kind, round=round_id, at=_time(at_s)))
-        for sender, count, kind, round_id, at_s in rows
-    }
+        database.close()
 
 
 def _party(
     party: str,
     role: str,
     process: KnownProcess | None,
-    said: tuple[int, LastMessage] | None,
+    board: dict[str, tuple[int, LastMessage]] | None,
     *,
     now_s: float,
 ) -> PartyStatus:
     known = None if process is None else process.parties.get(party)
+    said = None if board is None else board.get(party)
     return PartyStatus(
         id=party,
         role=role,
         connected=None if known is None else now_s - known.last_call_s < AWAY_AFTER_S,
         last_call=_time(known.last_call_s) if known is not None and known.last_call_s else None,
-        messages=0 if said is None else said[0],
+        messages=None if board is None else (0 if said is None else said[0]),
         last_message=None if said is None else said[1],
         refusals={} if known is None else known.refusals,
     )

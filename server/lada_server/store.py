@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from lada_protocol.envelope import Envelope, parse_envelope
 from lada_protocol.kinds import Audience, kind_rules, may_read
@@ -23,13 +24,9 @@ from lada_protocol.wire import MAX_LIST_BYTES, MAX_LIST_ENTRIES, MAX_WAIT_S
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError, TransportError
 from lada_server import schema
-from lada_server.board_rows import (
-    check_facts,
-    database_errors,
-    insert_message,
-    known_sequence,
-    stored_bytes,
-)
+from lada_server.board_facts import open_board
+from lada_server.board_rows import insert_message, known_sequence, stored_bytes
+from lada_server.database import Database
 from lada_server.payloads import PayloadFiles
 
 LOG = logging.getLogger(__name__)
@@ -61,8 +58,9 @@ class BoardStore:
 
     Args: url: SQLAlchemy URL. payload_dir: folder of this board alone. roster: who may post and
       read; a board keeps to the roster it was opened with first.
-    Raises: ParameterError: the database belongs to another roster or version, or another process
-      has the board. TransportError: database or disk cannot be reached.
+    Raises: ParameterError: the database belongs to another roster, payload folder or newer
+      version, or another process has the board. TransportError: database or disk cannot be
+      reached, or are damaged.
     """
 
     def __init__(
@@ -77,18 +75,22 @@ class BoardStore:
         self._roster = roster
         self._quota_bytes = stored_bytes_per_party
         self._clock = clock
-        self._write_lock = threading.Lock()
         self._news = threading.Condition()
         self._newest = {party.id: 0 for party in roster.parties}
-        self._delivered: dict[str, int] = {}
+        self._read_to: dict[str, int] = {}
         self._closed = False
+        self._database = Database(url)
         self._payloads = PayloadFiles(payload_dir)
         try:
-            self._engine = schema.open_database(url)
-            with database_errors("open the board"), self._engine.begin() as connection:
-                check_facts(connection, roster)
+            self._database.hold()
+            board_id = self._database.write(
+                "open the board",
+                lambda connection: open_board(connection, roster=roster, payloads=self._payloads),
+            )
+            self._payloads.remember(board_id)
             removed = self._payloads.sweep(lambda name: self._find(name, None) is not None)
         except BaseException:
+            self._database.close()
             self._payloads.close()
             raise
         if removed:
@@ -104,7 +106,7 @@ class BoardStore:
         with self._news:
             self._closed = True
             self._news.notify_all()
-        self._engine.dispose()
+        self._database.close()
         self._payloads.close()
 
     def post(self, envelope: Envelope, payload: bytes = b"") -> int:
@@ -123,9 +125,13 @@ class BoardStore:
         """
         header = envelope.header
         self._check(envelope)
-        with database_errors("look up a message"), self._engine.connect() as connection:
-            known = known_sequence(connection, envelope)
-            used = stored_bytes(connection, header.sender)
+        known, used = self._database.read(
+            "look up a message",
+            lambda connection: (
+                known_sequence(connection, envelope),
+                stored_bytes(connection, header.sender),
+            ),
+        )
         size = header.payload_bytes + len(envelope.header_bytes)
         if known is None and used + size > self._quota_bytes:
             raise PeerError(
@@ -163,7 +169,8 @@ class BoardStore:
 
         At most `MAX_LIST_ENTRIES` and about `MAX_LIST_BYTES` at once; ask again after the last one.
         Waits up to `wait_s` seconds (at most `MAX_WAIT_S`) for the first; returns early, with
-        nothing, where the board closes or `gone` turns true and `wake` is called.
+        nothing, where the board closes or `gone` turns true and `wake` is called. Asking for what
+        comes after a message says that it was read.
 
         Raises: PeerError: the reader is not in the roster. TransportError: database.
         """
@@ -171,14 +178,12 @@ class BoardStore:
         # The caller may name any 64-bit number; the database counts in 63 bits.
         after = min(after, LARGEST_SEQUENCE)
         deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
+        with self._news:
+            self._read_to[reader] = max(after, self._read_to.get(reader, 0))
+            self._news.notify_all()
         while True:
             found = self._select(reader, after)
             if found:
-                with self._news:
-                    self._delivered[reader] = max(
-                        found[-1].sequence, self._delivered.get(reader, 0)
-                    )
-                    self._news.notify_all()
                 return found
             with self._news:
                 # A message that came since the query has raised `_newest` and is not missed.
@@ -198,17 +203,19 @@ class BoardStore:
             for one in self.entries(reader, after, wait_s=wait_s)
         ]
 
-    def wait_until_read(self, sequence: int, *, timeout_s: float) -> tuple[str, ...]:
-        """Wait until everybody who has read this board since it opened was given `sequence`.
+    def wait_until_read(
+        self, sequence: int, *, timeout_s: float, expected: Collection[str] = ()
+    ) -> tuple[str, ...]:
+        """Wait until everybody who reads this board has read `sequence`.
 
-        Returns: the parties that were not, after `timeout_s` seconds; empty where all were.
+        Args: expected: parties that will come although they have not read since the board was
+            opened, as after a restart.
+        Returns: the parties that have not, after `timeout_s` seconds; empty where all have.
         """
 
-        own = self._roster.coordinator.id
-
         def behind() -> tuple[str, ...]:
-            readers = self._delivered.items()
-            return tuple(one for one, given in readers if given < sequence and one != own)
+            readers = sorted({*expected, *self._read_to} - {self._roster.coordinator.id})
+            return tuple(one for one in readers if self._read_to.get(one, 0) < sequence)
 
         with self._news:
             self._news.wait_for(lambda: not behind() or self._closed, timeout=timeout_s)
@@ -216,8 +223,8 @@ class BoardStore:
 
     def check(self) -> None:
         """Whether the database answers. Raises: TransportError: it does not."""
-        with database_errors("ask the board's database"), self._engine.connect() as connection:
-            connection.execute(sa.select(schema.facts.c.name).limit(1))
+        query = sa.select(schema.facts.c.name).limit(1)
+        self._database.read("ask the board's database", lambda one: one.execute(query).all())
 
     def wake(self) -> None:
         """Let all waits look whether their caller is gone."""
@@ -286,9 +293,10 @@ class BoardStore:
             .order_by(schema.readers.c.sequence)
             .limit(MAX_LIST_ENTRIES)
         )
-        found: list[BoardEntry] = []
-        size = 0
-        with database_errors("list messages"), self._engine.connect() as connection:
+
+        def first(connection: Connection) -> list[BoardEntry]:
+            found: list[BoardEntry] = []
+            size = 0
             for sequence, header, signature in connection.execute(query):
                 size += len(header)
                 if found and size > MAX_LIST_BYTES:
@@ -296,7 +304,9 @@ class BoardStore:
                 found.append(
                     BoardEntry(sequence=sequence, header_bytes=header, signature=signature)
                 )
-        return found
+            return found
+
+        return self._database.read("list messages", first)
 
     def _known(self, message_hash: str, reader: str | None = None) -> _StoredPayload:
         stored = self._find(message_hash, reader)
@@ -317,8 +327,7 @@ class BoardStore:
             query = query.join(schema.readers, schema.readers.c.sequence == table.c.sequence).where(
                 schema.readers.c.reader == reader
             )
-        with database_errors("look up a message"), self._engine.connect() as connection:
-            row = connection.execute(query).one_or_none()
+        row = self._database.read("look up a message", lambda one: one.execute(query).one_or_none())
         if row is None:
             return None
         return _StoredPayload(sender=row[0], payload_sha256=row[1], payload_bytes=row[2])
@@ -336,20 +345,24 @@ class BoardStore:
                 role=party.role,
             )
         ]
-        with self._write_lock, database_errors("store a message"):
-            try:
-                with self._engine.begin() as connection:
-                    known = known_sequence(connection, envelope)
-                    if known is not None:
-                        return known
-                    sequence = insert_message(connection, envelope, self._clock())
-                    connection.execute(
-                        schema.readers.insert(),
-                        [{"reader": one, "sequence": sequence} for one in audience],
-                    )
-            except PeerError:
-                self._payloads.discard(envelope.message_hash)
-                raise
+
+        def insert(connection: Connection) -> int:
+            known = known_sequence(connection, envelope)
+            if known is not None:
+                return known
+            sequence = insert_message(connection, envelope, self._clock())
+            connection.execute(
+                schema.readers.insert(),
+                [{"reader": one, "sequence": sequence} for one in audience],
+            )
+            return sequence
+
+        try:
+            sequence = self._database.write("store a message", insert)
+        except PeerError:
+            self._payloads.discard(envelope.message_hash)
+            raise
+        # Also where it was there already: a commit whose answer was lost has woken nobody yet.
         with self._news:
             for one in audience:
                 self._newest[one] = max(self._newest[one], sequence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -63,7 +64,8 @@ def prepare_study(
     embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
     clusters_bytes = canonical_json(clusters.to_json())
-    plan = _kept(kept_plan) or _plan(
+    kept = _kept(kept_plan)
+    plan = kept or _plan(
         settings, pool=pool, roster=roster, clusters=clusters, now=now, digest=clusters_bytes
     )
     if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
@@ -73,11 +75,8 @@ def prepare_study(
         )
     if plan.clusters_sha256 != sha256_hex(clusters_bytes):
         raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
-    try:
-        kept_plan.parent.mkdir(parents=True, exist_ok=True)
-        kept_plan.write_bytes(plan.to_bytes())
-    except OSError as error:
-        raise TransportError(f"cannot write {kept_plan}: {error.strerror}") from error
+    if kept is None:
+        _keep(kept_plan, plan)
     return Study(
         plan=plan,
         pool=pool,
@@ -95,6 +94,22 @@ def _kept(path: Path) -> StudyPlan | None:
         return parse_plan(path.read_bytes())
     except (OSError, PeerError) as error:
         raise ParameterError(f"cannot read the kept plan {path}: {error}") from error
+
+
+def _keep(path: Path, plan: StudyPlan) -> None:
+    """Write the plan whole or not at all: it is signed and sent right afterwards."""
+    part = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(plan.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise TransportError(
+            f"cannot write {path}: {error.strerror}; nothing was proposed yet"
+        ) from error
 
 
 def _plan(

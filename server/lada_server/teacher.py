@@ -15,6 +15,7 @@ from lada_protocol.uplink import NO_ADAPTERS, uplink_of
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_server.llm_files import LlmFiles
+from lada_server.llm_looks import LlmLooks, PoolView
 from lada_server.study import Study
 
 if TYPE_CHECKING:
@@ -23,22 +24,10 @@ if TYPE_CHECKING:
     from lada_secure.distillation.examples import PathExample
     from lada_secure.distillation.models import LanguageModel
     from lada_secure.distillation.public_tuning import TuningSettings
-    from lada_secure.learnability.arrays import FloatArray, IntArray
+    from lada_secure.learnability.arrays import FloatArray
 
 BATCH_SIZE = 16
 GENERATION_BATCH_SIZE = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolView:
-    """What the coordinator knows of its pool and keeps to itself.
-
-    features: (n, d) float64 in [0, 1], the private matrix of blind scoring.
-    cells: (n,) int64, each sample's own cell.
-    """
-
-    features: FloatArray
-    cells: IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +44,20 @@ class WrittenPaths:
 class Teacher:
     """The LLM, loaded once; everything here is computed on public samples only.
 
-    It starts without adapters. `files` holds those of every version that an uplink has left.
+    It starts without adapters. `files` holds those of every version that an uplink has left;
+    `looks` what was computed before a restart, where it is kept.
     """
 
-    def __init__(self, reference: str, *, cache_dir: Path, threads: int, files: LlmFiles) -> None:
+    def __init__(
+        self,
+        reference: str,
+        *,
+        cache_dir: Path,
+        threads: int,
+        files: LlmFiles,
+        looks: LlmLooks | None = None,
+    ) -> None:
+        self._looks = looks
         self._reference = reference
         self._cache_dir = cache_dir
         self._threads = threads
@@ -121,14 +120,27 @@ class Teacher:
 
     def answer(self, study: Study, places: Sequence[int]) -> Answers:
         """What the LLM as it is now answers on pool samples, and how sure it is."""
+        about = self._about(study, list(places))
+        kept = None if self._looks is None or about is None else self._looks.answers(about)
+        if kept is not None:
+            return kept
         from lada_secure.distillation.certainty import answer_pool
 
-        return answer_pool(
+        answers = answer_pool(
             self.model,
             [study.pool[place] for place in places],
             batch_size=GENERATION_BATCH_SIZE,
             max_new_tokens=study.plan.paths.max_new_tokens,
         )
+        if self._looks is not None and about is not None:
+            self._looks.keep_answers(about, answers)
+        return answers
+
+    def _about(self, study: Study, places: list[Json]) -> Json | None:
+        """Names a look by all that decides it; None while the LLM is none of its versions."""
+        if self._version is None:
+            return None
+        return [study.plan.hash, self._reference, self._version, places]
 
     def _with_adapters(self, study: Study) -> AdapterWeights:
         """Attach adapters where there are none yet. Returns: the ones that change nothing."""
@@ -162,6 +174,16 @@ class Teacher:
         likely that path is right: for open questions whether its greedy answer is the gold one;
         1 for multiple choice, where a wrong choice is found and dropped when the path is written.
         """
+        about = self._about(study, [])
+        kept = None if self._looks is None or about is None else self._looks.view(about)
+        if kept is not None:
+            return kept
+        view = self._viewed(study)
+        if self._looks is not None and about is not None:
+            self._looks.keep_view(about, view)
+        return view
+
+    def _viewed(self, study: Study) -> PoolView:
         from lada_secure.learnability.cells import CellGrid, difficulty_bins, pool_features
 
         plan = study.plan

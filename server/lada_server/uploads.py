@@ -70,6 +70,15 @@ class Uploads:
         upload.received_bytes = _size(path)
         return upload
 
+    def forget(self, party: str, message_hash: str) -> None:
+        """Drop what is left of an upload whose message is on the board by now."""
+        path = self._path(party, message_hash)
+        with self._lock:
+            if path in self._running:
+                return
+        with contextlib.suppress(OSError):
+            path.unlink()
+
     def _path(self, party: str, message_hash: str) -> Path:
         return self._folder / party / message_hash
 

@@ -39,7 +39,11 @@ class _Board:
     @contextlib.contextmanager
     def without(self, stage: Stage) -> Iterator[None]:
         """Make room for a message of the recording; afterwards all is as it was."""
-        engine, messages, readers = self.store._engine, schema.messages, schema.readers
+        engine, messages, readers = (
+            self.store._database.writer,
+            schema.messages,
+            schema.readers,
+        )
         place = messages.c.message_hash == stage.envelope.message_hash
         with engine.begin() as connection:
             held = connection.execute(sa.select(messages).where(place)).mappings().one_or_none()
@@ -76,7 +80,7 @@ class _Board:
 
     def footprint(self) -> tuple[int, int, int]:
         """Messages, what readers may see, and files."""
-        with self.store._engine.connect() as connection:
+        with self.store._database.reader.connect() as connection:
             counts = [
                 int(connection.execute(sa.select(sa.func.count()).select_from(one)).scalar_one())
                 for one in (schema.messages, schema.readers)

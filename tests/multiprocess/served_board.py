@@ -31,10 +31,10 @@ def coordinator_identity(study, folder=None):
 class Served:
     """A board, its server, and clients of every party."""
 
-    def __init__(self, study, folder, *, listen="127.0.0.1:0", limits=None):
+    def __init__(self, study, folder, *, listen="127.0.0.1:0", limits=None, database=None):
         self.study = study
         self.store = BoardStore(
-            f"sqlite:///{folder / 'board.sqlite'}",
+            database or f"sqlite:///{folder / 'board.sqlite'}",
             payload_dir=folder / "payloads",
             roster=study.roster,
         )

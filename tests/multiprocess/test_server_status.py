@@ -176,7 +176,7 @@ def test_health_and_metrics_are_served_on_an_address_of_their_own(study, tmp_pat
             assert get(monitor.address, "/anything")[0] == 404
             with pytest.raises(ParameterError, match="cannot listen"):
                 start_monitor(monitor.address, monitored)
-            served.store._engine.dispose()
+            served.store._database.close()
             (tmp_path / "board.sqlite").write_bytes(b"not a database" * 1000)
             status, text = get(monitor.address, "/healthz")
             assert status == 503

@@ -120,6 +120,26 @@ def test_a_download_goes_on_where_the_link_broke_each_time(study, tmp_path):
         assert tunnel.down_bytes < OVERHEAD * len(payload) + CUTS * UNDER_WAY
 
 
+def test_what_a_killed_coordinator_left_of_an_upload_goes_when_it_is_posted_again(study, tmp_path):
+    envelope = study.envelope("contribution", "bank", FIVE_MB)
+    with serving(study, tmp_path) as served, served.client("bank") as bank:
+        assert bank.post(envelope, FIVE_MB) == 1
+        # As after a kill between taking the message over and dropping its upload.
+        left = tmp_path / "uploads" / "bank" / envelope.message_hash
+        left.write_bytes(FIVE_MB)
+        assert bank.post(envelope, FIVE_MB) == 1
+        assert not left.exists()
+
+
+def test_the_board_waits_until_everybody_has_said_that_the_end_was_read(study, tmp_path):
+    with serving(study, tmp_path) as served, served.client("bank") as bank:
+        last = served.store.post(study.envelope("finished", "coordinator", body={"rounds": 1}))
+        assert [sequence for sequence, _ in bank.list(0)] == [last]
+        assert served.store.wait_until_read(last, timeout_s=0.05) == ("bank",)
+        bank.acknowledge(last, patience_s=5.0)
+        assert served.store.wait_until_read(last, timeout_s=5.0) == ()
+
+
 def partial_upload(served, study, envelope, chunks):
     """Send a few chunks and then hang until the call is cut."""
     hang = threading.Event()

@@ -9,12 +9,14 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.auditor.settings import AuditorSettings
-from lada_clients.credentials import read_passphrase
+from lada_clients.credentials import load_credentials, read_passphrase
 from lada_clients.event_file import open_event_log
+from lada_clients.outbox import sweep_parts
 from lada_clients.participant import open_participant, read_roster
 from lada_clients.settings_file import read_settings
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
+from lada_secure.state_folder import held_state_folder
 
 
 def run_auditor(settings_path: Path) -> None:
@@ -25,17 +27,25 @@ def run_auditor(settings_path: Path) -> None:
     settings = read_settings(settings_path, AuditorSettings)
     configure_logs(settings.log)
     roster = read_roster(settings.roster, pinned=settings.roster_sha256)
-    with open_participant(
-        party=settings.party,
-        address=settings.coordinator,
-        identity=settings.identity,
-        roster=roster,
-        state_dir=settings.state_dir,
-        events=open_event_log(settings.party, settings.state_dir),
-        wait_s=settings.wait_s,
-        transport=settings.transport,
-        passphrase=read_passphrase(settings.passphrase_file),
-    ) as participant:
+    passphrase = read_passphrase(settings.passphrase_file)
+    # A folder is marked as ours only where the certificates say that we are who the settings name.
+    load_credentials(settings.identity, expected_id=settings.party, passphrase=passphrase)
+    with (
+        held_state_folder(settings.state_dir, party=settings.party, role="auditor"),
+        open_participant(
+            party=settings.party,
+            address=settings.coordinator,
+            identity=settings.identity,
+            roster=roster,
+            state_dir=settings.state_dir,
+            events=open_event_log(settings.party, settings.state_dir),
+            wait_s=settings.wait_s,
+            transport=settings.transport,
+            passphrase=passphrase,
+        ) as participant,
+    ):
+        for folder in (settings.state_dir, settings.export_dir):
+            sweep_parts(folder)
         participant.join(wait_s=settings.wait_s)
         ledgers = LedgerCopies(folder=settings.state_dir / "ledgers" / participant.plan.study_id)
         auditor = Auditor(
@@ -53,3 +63,5 @@ def run_auditor(settings_path: Path) -> None:
             raise
         finally:
             write_export(settings.export_dir, participant, ledgers, identity=settings.identity)
+        # Only now: whoever is killed while exporting needs the board once more.
+        participant.say_goodbye()

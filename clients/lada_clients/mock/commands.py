@@ -119,6 +119,50 @@ def prepare(
         typer.echo(f"{', '.join(made) or 'nothing'} made in {where}; preset {preset} is ready")
 
 
+@app.command(epilog="Example:  lada mock scale --sites 10 --sites 50 --out runs/scale --json")
+def scale(
+    out: Annotated[Path, typer.Option("--out", help="New or empty folder for all runs.")],
+    sites: Annotated[
+        list[int] | None,
+        typer.Option("--sites", help="A number of sites, 3 to 200; repeatable. Default 10 and 50."),
+    ] = None,
+    seed: Seed = 0,
+    cache_dir: CacheDir = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, nothing else.")
+    ] = False,
+) -> None:
+    """One round with as little training as a plan allows, at several numbers of sites.
+
+    Says what each size costs: messages and bytes per site, the coordinator's memory, time. Growth
+    is the exponent between the smallest and the largest size: 1 is linear, below it is better.
+    """
+    import os
+
+    from rich.table import Table
+
+    from lada_clients.mock.scale import run_scale
+    from lada_clients.mock.weights import default_cache_dir
+
+    progress = Console(stderr=True)
+    with _ending_cleanly(progress):
+        report = run_scale(
+            sites or (10, 50),
+            out=out,
+            cache_dir=(cache_dir or default_cache_dir(os.environ)).absolute(),
+            seed=seed,
+            say=lambda text: progress.print(text, style="dim", highlight=False),
+        )
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    table = Table("figure", *(f"{one.sites} sites" for one in report.sizes), "growth", box=None)
+    for name in type(report.sizes[0]).model_fields:
+        values = (getattr(one, name) for one in report.sizes)
+        table.add_row(name, *(f"{value}" for value in values), str(report.growth.get(name, "")))
+    Console().print(table)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of report.json."""

@@ -239,6 +239,11 @@ class SiteLearner:
         after = self._losses(examples)
         cells = np.array([one.cell for one in mine], dtype=np.int64)
         rewards = cell_rewards(before[kept], after[kept], cells[kept], cells=self.grid.cells)
+        rows: list[Json] = [
+            one.to_json() for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
+        ]
+        # First, and once: after a crash below, the view would know of this round's own rewards.
+        self.memory.keep_allocation(round_id, rows)
         history = self.memory.history()
         if not history.rounds or history.rounds[-1].round_id < round_id:
             history = history.with_round(observations(view.beliefs, rewards, round_id=round_id))
@@ -249,10 +254,6 @@ class SiteLearner:
                 for one, p in zip(mine, probability(after), strict=True)
             ]
         )
-        rows: list[Json] = [
-            one.to_json() for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
-        ]
-        self.memory.keep_allocation(round_id, rows)
         self.memory.keep_adapters(round_id, result.adapters.value.data)
         return result
 

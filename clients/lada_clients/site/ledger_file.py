@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,7 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    update,
 )
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
@@ -47,8 +48,12 @@ from lada_secure.errors import (
 )
 from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, parse_entry
 from lada_secure.privacy.replay import LedgerReplay
+from lada_secure.schema_versions import versions_to_migrate
 
-SCHEMA_VERSION = 1
+# Version 1 did not say in the file's header what it is; version 2 does, for `file` and for us.
+SCHEMA_VERSION = 2
+# "LDlg", what `PRAGMA application_id` shows.
+APPLICATION_ID = 0x4C446C67
 BUSY_TIMEOUT_S = 60.0
 
 _METADATA = MetaData()
@@ -77,10 +82,18 @@ COUNTERSIGNATURES = Table(
     Column("id", Integer, primary_key=True),
     Column("raw", LargeBinary, nullable=False, unique=True),
 )
+
+
 # The chain would show a change anyway; this stops a careless one before it happens.
+def _append_only(table: str, verb: str) -> str:
+    return (
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} of a ledger are append-only'); END"
+    )
+
+
 _APPEND_ONLY = tuple(
-    f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-    f"BEGIN SELECT RAISE(ABORT, '{table} of a ledger are append-only'); END"
+    _append_only(table, verb)
     for table in ("entries", "outputs", "countersignatures", "meta")
     for verb in ("UPDATE", "DELETE")
 )
@@ -259,8 +272,18 @@ def has_tables(connection: Connection) -> bool:
     return inspect(connection).has_table(_META.name)
 
 
-def create_tables(connection: Connection, identity: LedgerIdentity) -> None:
-    """Set up an empty file for one ledger."""
+def create_tables(connection: Connection, identity: LedgerIdentity, path: Path) -> None:
+    """Set up an empty file for one ledger.
+
+    Raises: LedgerError: the file is not empty; it is somebody else's.
+    """
+    tables = inspect(connection).get_table_names()
+    if tables:
+        raise LedgerError(
+            f"ledger {path}: it is not a ledger: it holds the tables {', '.join(tables[:5])}. "
+            "Nothing was written; open the right file"
+        )
+    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
     _METADATA.create_all(connection, checkfirst=False)
     for statement in _APPEND_ONLY:
         connection.exec_driver_sql(statement)
@@ -279,14 +302,49 @@ def _names(identity: LedgerIdentity) -> dict[str, str]:
 
 
 def _stored_meta(connection: Connection, path: Path) -> dict[str, str]:
+    """What the file says of itself; files of older versions are read as they are.
+
+    Raises: LedgerError: of a newer version.
+    """
     stored = {row.name: row.value for row in connection.execute(select(_META))}
-    version = stored.get("schema_version")
-    if version != str(SCHEMA_VERSION):
-        raise LedgerError(
-            f"ledger {path}: schema version {version}, this software reads "
-            f"{SCHEMA_VERSION}; use the version of lada that wrote it"
-        )
+    _versions_to_migrate(stored, path)
     return stored
+
+
+def _versions_to_migrate(stored: Mapping[str, str], path: Path) -> range:
+    return versions_to_migrate(
+        stored.get("schema_version"),
+        current=SCHEMA_VERSION,
+        where=f"ledger {path}",
+        refusal=LedgerError,
+    )
+
+
+def is_current(connection: Connection, path: Path) -> bool:
+    """Whether the file has this software's version. Raises: LedgerError: a newer one."""
+    return not _versions_to_migrate(_stored_meta(connection, path), path)
+
+
+def migrate(connection: Connection, path: Path) -> None:
+    """Bring the file to this software's version, in the caller's transaction.
+
+    Entries are never touched: the chain is the same before and after.
+    """
+    for version in _versions_to_migrate(_stored_meta(connection, path), path):
+        _STEPS[version](connection)
+        # The one change of `meta` that its trigger has to let pass.
+        connection.exec_driver_sql("DROP TRIGGER meta_no_update")
+        connection.execute(
+            update(_META).where(_META.c.name == "schema_version").values(value=str(version + 1))
+        )
+        connection.exec_driver_sql(_append_only("meta", "UPDATE"))
+
+
+def _from_1(connection: Connection) -> None:
+    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+
+
+_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _from_1}
 
 
 def check_identity(connection: Connection, identity: LedgerIdentity, path: Path) -> None:

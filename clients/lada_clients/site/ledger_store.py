@@ -22,6 +22,8 @@ from lada_clients.site.ledger_file import (
     create_private,
     create_tables,
     has_tables,
+    is_current,
+    migrate,
     own_errors,
     reading_engine,
     stored_bytes,
@@ -190,9 +192,13 @@ class SqliteLedger(KeptLedger):
             with self._file.connected(WRITE) as connection:
                 # Another process may have been quicker.
                 if not has_tables(connection):
-                    create_tables(connection, self._identity)
+                    create_tables(connection, self._identity, self._file.path)
         with self._file.connected(READ) as connection:
             check_identity(connection, self._identity, self._file.path)
+            current = is_current(connection, self._file.path)
+        if not current:
+            with self._file.connected(WRITE) as connection:
+                migrate(connection, self._file.path)
 
     @contextmanager
     def _transaction(self) -> Iterator[_SqliteTransaction]:

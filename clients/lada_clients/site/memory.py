@@ -77,8 +77,10 @@ class SiteMemory:
         self._write("known-paths.json", [known[sample].model_dump() for sample in sorted(known)])
 
     def keep_allocation(self, round_id: int, cells: Sequence[Json]) -> None:
-        """The explanation of a round's allocation, for reports and `lada explain`."""
-        self._write(f"allocation-round-{round_id}.json", {"round": round_id, "cells": list(cells)})
+        """Explain a round's allocation, for reports and `lada explain`; the first one stays."""
+        name = f"allocation-round-{round_id}.json"
+        if not (self.folder / name).exists():
+            self._write(name, {"round": round_id, "cells": list(cells)})
 
     def advantages(self, round_id: int) -> list[int] | None:
         """The advantages of a round, one per pool sample, or None where there are none yet."""

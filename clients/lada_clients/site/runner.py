@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lada_clients.credentials import read_passphrase
+from lada_clients.credentials import load_credentials, read_passphrase
 from lada_clients.event_file import open_event_log
-from lada_clients.participant import Participant, open_participant, read_roster
+from lada_clients.outbox import sweep_parts
+from lada_clients.participant import Participant, StudyFailed, open_participant, read_roster
 from lada_clients.settings_file import read_settings
 from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader
 from lada_clients.site.memory import SiteMemory
@@ -25,6 +26,7 @@ from lada_secure.privacy.entries import Decision, DecisionEntry, ReserveEntry
 from lada_secure.privacy.events import PrivacyEvent
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.units import population_fingerprint
+from lada_secure.state_folder import check_state_folder, held_state_folder
 
 FINGERPRINT_KEY_BYTES = 32
 
@@ -35,14 +37,27 @@ def run_site(settings_path: Path) -> None:
     Raises: ParameterError: settings, policy, roster, identity or records are wrong.
         StudyFailed: refused, or given up by the coordinator.
     """
+    settings, policy = read_site_settings(settings_path)
+    configure_logs(settings.log)
+    # A folder is marked as ours only where the certificates say that we are who the settings name.
+    load_credentials(
+        settings.identity,
+        expected_id=settings.party,
+        passphrase=read_passphrase(settings.passphrase_file),
+    )
+    with held_state_folder(settings.state_dir, party=settings.party, role="site"):
+        _take_part(settings, policy)
+
+
+def _take_part(settings: SiteSettings, policy: SitePolicy) -> None:
+    # Imported here: the libraries of models take seconds, and a refusal should not.
     from rich.console import Console
 
     from lada_clients.site.service import Site
     from lada_clients.site.training_display import TrainingDisplay
 
-    settings, policy = read_site_settings(settings_path)
-    configure_logs(settings.log)
     with _joined(settings, policy) as participant:
+        sweep_parts(settings.state_dir)
         try:
             cap = min(participant.plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
             with (
@@ -60,9 +75,28 @@ def run_site(settings_path: Path) -> None:
                     approved=lambda study, plan_hash: approved_by_person(book, study, plan_hash),
                     watcher=display,
                 ).run()
+            _tell_traffic(participant)
         except LadaError as error:
             participant.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+            if isinstance(error, StudyFailed):
+                participant.say_goodbye()
             raise
+        participant.say_goodbye()
+
+
+def _tell_traffic(participant: Participant) -> None:
+    """What the study has cost this site's line, for reports; TLS and HTTP/2 come on top."""
+    traffic = participant.client.traffic
+    sent = sum(one.header.sender == participant.party for one in participant.index)
+    participant.events.write(
+        "traffic",
+        round_id=participant.plan.rounds - 1,
+        step="close",
+        messages_up=sent,
+        messages_down=sum(1 for _ in participant.index) - sent,
+        bytes_up=traffic.up_bytes,
+        bytes_down=traffic.down_bytes,
+    )
 
 
 def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
@@ -148,6 +182,7 @@ def _secrets(settings: SiteSettings) -> SecretFolder:
 
 @contextmanager
 def _joined(settings: SiteSettings, policy: SitePolicy) -> Iterator[Participant]:
+    check_state_folder(settings.state_dir, party=settings.party, role="site")
     roster = read_roster(settings.roster, pinned=policy.roster_sha256)
     with open_participant(
         party=settings.party,

@@ -2,7 +2,12 @@
 
 import pytest
 
-from lada_clients.back_off import FIRST_PAUSE_S, MAX_HANG_UPS, BackOff
+from lada_clients.back_off import (
+    FIRST_PAUSE_S,
+    HANG_UPS_BELIEVED_AFTER_S,
+    MAX_HANG_UPS,
+    BackOff,
+)
 from lada_clients.connection import HungUp, NotNow
 from lada_secure.errors import TransportError
 
@@ -47,9 +52,32 @@ def test_progress_renews_patience_so_a_long_upload_over_a_bad_link_goes_on():
         assert one.pause_s(NotNow("cut"), moved=moved) <= FIRST_PAUSE_S
 
 
-def test_an_end_that_keeps_hanging_up_is_believed():
-    one = back_off(Clock())
-    for _ in range(MAX_HANG_UPS - 1):
+def test_an_end_that_keeps_hanging_up_is_believed_after_a_while():
+    clock = Clock()
+    one = back_off(clock)
+    for _ in range(3 * MAX_HANG_UPS):
         one.pause_s(HungUp("does not accept our certificate"), moved=0)
+    clock.now = HANG_UPS_BELIEVED_AFTER_S
     with pytest.raises(TransportError, match="does not accept our certificate"):
         one.pause_s(HungUp("does not accept our certificate"), moved=0)
+
+
+def test_an_end_that_has_served_us_may_hang_up_for_as_long_as_patience_lasts():
+    clock = Clock()
+    one = back_off(clock, patience_s=600, known_there=True)
+    for _ in range(100):
+        clock.now += 5.0
+        one.pause_s(HungUp("a tunnel whose far end is away"), moved=0)
+    clock.now = 600.0
+    with pytest.raises(TransportError, match="gave up after 600 s: a tunnel"):
+        one.pause_s(HungUp("a tunnel whose far end is away"), moved=0)
+
+
+def test_few_hang_ups_far_apart_are_not_believed():
+    clock = Clock()
+    one = back_off(clock)
+    for _ in range(MAX_HANG_UPS - 1):
+        clock.now += HANG_UPS_BELIEVED_AFTER_S
+        one.pause_s(HungUp("it stops"), moved=0)
+    one.pause_s(NotNow("refused"), moved=0)
+    one.pause_s(HungUp("it stops"), moved=0)

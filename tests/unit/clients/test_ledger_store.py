@@ -136,8 +136,8 @@ def test_a_ledger_of_somebody_else_is_refused(
 
 def test_a_ledger_of_a_newer_version_is_refused(path: Path) -> None:
     open_ledger(path).close()
-    change(path, "UPDATE meta SET value = '2' WHERE name = 'schema_version'")
-    with pytest.raises(LedgerError, match="schema version 2"):
+    change(path, "UPDATE meta SET value = '3' WHERE name = 'schema_version'")
+    with pytest.raises(LedgerError, match="schema version 3, this software reads up to 2"):
         open_ledger(path)
 
 

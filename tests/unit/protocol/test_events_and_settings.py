@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Patience
+from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, EventLog, Patience
 from lada_protocol.settings import MAX_SETTINGS_BYTES, Settings, parse_settings
 from lada_protocol.tasks import Wait
 from lada_secure.errors import ParameterError
@@ -41,7 +41,7 @@ def test_waiting_is_told_at_once_and_then_at_intervals() -> None:
     lines: list[bytes] = []
     clock = Ticker()
     log = EventLog(party="c", sink=lines.append, clock=clock)
-    patience = Patience()
+    patience = Patience(clock=clock)
     for _ in range(25):
         patience.wait(_wait(), log)
         clock.now += 1.0
@@ -54,11 +54,26 @@ def test_waiting_is_told_at_once_and_then_at_intervals() -> None:
 def test_patience_starts_over_for_another_thing() -> None:
     clock = Ticker()
     log = EventLog(party="c", sink=lambda _line: None, clock=clock)
-    patience = Patience()
+    patience = Patience(clock=clock)
     patience.wait(_wait(), log)
     clock.now += 7.0
     assert patience.wait(_wait(), log) == 7.0
     assert patience.wait(_wait("contributions"), log) == 0.0
+
+
+def test_patience_counts_neither_jumps_of_the_wall_clock_nor_time_in_suspension() -> None:
+    wall, steady = Ticker(), Ticker()
+    log = EventLog(party="c", sink=lambda _line: None, clock=wall)
+    patience = Patience(clock=steady)
+    patience.wait(_wait(), log)
+    wall.now += 3600.0
+    steady.now += 5.0
+    assert patience.wait(_wait(), log) == 5.0
+    wall.now -= 7200.0
+    steady.now += 5.0
+    assert patience.wait(_wait(), log) == 10.0
+    steady.now += 3600.0
+    assert patience.wait(_wait(), log) == 10.0 + LONGEST_GAP_S
 
 
 class Example(Settings):
