@@ -1,16 +1,23 @@
 """`lada bench dpsgd`: what a DP-SGD step costs beside plain LoRA training.
 
 Every variant runs in a process of its own, and the processes take turns, one step at a time, so
-that whatever the machine does besides meets all of them. Figures are medians of CPU seconds and of
-the peak resident memory above the idle process (on a GPU: of wall seconds between synchronisations
-and of torch's allocations). Noise, clipping and the optimiser are part of every private step.
+that whatever the machine does besides meets all of them. Seconds are medians of CPU time (on a GPU:
+of wall time between synchronisations). Noise, clipping and the optimiser are part of every private
+step.
+
+Peak memory of a CPU is measured apart, in processes whose C allocator gives large blocks back as
+soon as they are freed: left to itself it keeps them in an order that depends on all steps before,
+and the same step of the same variant differs by a fifth. Then it is the resident memory at the
+step's peak above the idle process. On a GPU it is torch's own count of the timed steps.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,6 +37,26 @@ from lada_secure.errors import ParameterError
 
 _START_TIMEOUT_S = 300.0
 _STEP_TIMEOUT_S = 1800.0
+
+# glibc's names (mallopt(3)); other C libraries do not know them. From this size on a block is
+# mapped for itself and unmapped when it is freed; by default glibc raises the size as it goes.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+_FIRST_STEP = (8, 2)
+
+
+@contextmanager
+def _blocks_given_back() -> Iterator[None]:
+    """Processes started meanwhile give large freed blocks back to the system at once."""
+    before = {name: os.environ.get(name) for name in _ALLOCATOR}
+    os.environ.update(_ALLOCATOR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class _Worker:
@@ -94,7 +121,8 @@ def run_dpsgd(
     Args: sequence_lengths: tokens per row, >= 2. batch_sizes: rows per step, >= 1.
     repetitions: >= 1, after one step of each shape that is not counted.
     variants: "plain" is always among them. place: CPU with one thread unless given.
-    report_case: told the name of every shape before it is measured.
+    report_case: told the name of every shape before it is timed, and "peak memory" before that is
+    measured.
     Returns: a JSON object: "ratio" (median over shapes of plain's time over the variant's; above 1
     is faster than plain), "ratio_to_fused_nonprivate", "memory_ratio" (the variant's peak over
     plain's; below 1 is less), "noise_share" (drawing the noise over the whole step), all with
@@ -108,6 +136,8 @@ def run_dpsgd(
             f"got {repetitions}, {tuple(sequence_lengths)} and {tuple(batch_sizes)}"
         )
     shape, where = model or BenchModel(), place or BenchPlace()
+    shapes = list(dict.fromkeys((a, b) for a in sequence_lengths for b in batch_sizes))
+    tell = report_case or (lambda _: None)
     device = where.torch_device()
     if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise ParameterError("bench dpsgd: peak memory is read from Linux's /proc; none here")
@@ -124,14 +154,20 @@ def run_dpsgd(
             workers.append(_Worker(name, shape, where))
         trainable = [worker.wait_until_ready() for worker in workers]
         cases: dict[str, dict[str, dict[str, float]]] = {}
-        for length in sequence_lengths:
-            for batch in batch_sizes:
-                if report_case is not None:
-                    report_case(f"{length}x{batch}")
-                cases[f"{length}x{batch}"] = _case(workers, length, batch, repetitions)
+        for length, batch in shapes:
+            tell(f"{length}x{batch}")
+            cases[f"{length}x{batch}"] = _case(workers, length, batch, repetitions)
     finally:
         for worker in workers:
             worker.close()
+    if device.type == "cpu":
+        tell("peak memory")
+        peaks = {name: _peaks(name, shape, where, shapes) for name in names}
+        for at, case in enumerate(cases.values()):
+            case["peak_bytes"] = {name: float(found[at]) for name, found in peaks.items()}
+    for case in cases.values():
+        plain = case["peak_bytes"]["plain"]
+        case["memory_ratio"] = {name: one / plain for name, one in case["peak_bytes"].items()}
     return {
         "model": {
             "layers": shape.layers,
@@ -155,6 +191,21 @@ def run_dpsgd(
         "cases": cases,
         **_summary(cases),
     }
+
+
+def _peaks(
+    variant: Variant, model: BenchModel, place: BenchPlace, shapes: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Peak bytes of one step of every shape, in a process of its own."""
+    with _blocks_given_back():
+        worker = _Worker(variant, model, place)
+    try:
+        worker.wait_until_ready()
+        # The first step makes what stays: the optimiser's moments, the noise's tables.
+        worker.step(*_FIRST_STEP)
+        return [worker.step(length, batch).peak_bytes for length, batch in shapes]
+    finally:
+        worker.close()
 
 
 def _case(
@@ -183,7 +234,6 @@ def _case(
             for name, some in found.items()
         },
         "ratio": {name: seconds["plain"] / one for name, one in seconds.items()},
-        "memory_ratio": {name: one / peaks["plain"] for name, one in peaks.items()},
     }
     if "fused_nonprivate" in seconds:
         harder = seconds["fused_nonprivate"]

@@ -10,24 +10,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleHooks
 from torch import Tensor, nn
 
 from lada_secure.distillation.engine import trainable_parameters
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 
+def _grad_sample_hooks() -> Any:
+    # Imported when it is used: most models never need it, and it takes a second.
+    from opacus.grad_sample.grad_sample_module import GradSampleHooks
+
+    return GradSampleHooks
+
+
 def opacus_obstacle(model: nn.Module) -> str | None:
     """Why Opacus cannot give gradient samples of a model, naming the module; None if it can."""
+    samplers = _grad_sample_hooks().GRAD_SAMPLERS
     for name, module in model.named_modules():
         trained = [one for one in module.parameters(recurse=False) if one.requires_grad]
         if not trained:
             continue
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             return f"{name}: {type(module).__name__} mixes the rows of a batch"
-        if type(module) not in GradSampleHooks.GRAD_SAMPLERS:
+        if type(module) not in samplers:
             return f"{name}: no gradient sampler for {type(module).__name__}"
     return None
 
@@ -54,7 +62,7 @@ class OpacusEngine:
         self._modes = [one.training for one in self._modules]
         for one in self._modules:
             one.train()
-        self._hooks = GradSampleHooks(model, loss_reduction="sum", strict=False)
+        self._hooks = _grad_sample_hooks()(model, loss_reduction="sum", strict=False)
 
     def begin(self, units: int) -> None:
         self._units = units

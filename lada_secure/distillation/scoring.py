@@ -2,7 +2,8 @@
 
 Three savings over calling the model with `labels=`:
 
-* The head (vocabulary x width, often a third of a small model) runs at target positions only.
+* The head (vocabulary x width, often a third of a small model) runs at target positions only, and
+  over a few of them at a time (`token_scores`).
 * Rows are padded on the right. Under causal attention no position sees what follows it, so no
   attention mask is needed and padding gets a gradient of exactly zero.
 * Layers below the first trainable one never change during training. Their output is computed
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lada_secure.distillation.examples import TokenRow
+from lada_secure.distillation.token_scores import can_score_tokens, token_scores
 from lada_secure.errors import ParameterError
 
 _PROBE_LENGTHS: Final = (7, 4)
@@ -200,45 +202,52 @@ class PathScorer:
 
     def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
         """Joint log-probability of each row's target. Returns: (rows,) float32, nats."""
-        ids, flat, targets, owner = self._layout(rows)
+        ids, flat, targets = self._layout(rows)
         with self._autocast():
-            logits = self._logits(rows, ids, flat)
-        scores = -functional.cross_entropy(logits.float(), targets, reduction="none")
-        return scores.new_zeros(len(rows)).index_add(0, owner, scores)
+            scores = self._token_scores(rows, ids, flat, targets)
+        # One row's tokens side by side, zeros elsewhere: a sum in a fixed order on every device.
+        return scores.new_zeros(ids.numel()).index_copy(0, flat, scores).view(ids.shape).sum(1)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._autocast_dtype)
 
-    def _layout(self, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ids (rows, length); and, per scored token, its logit's flat place, target and row."""
+    def _layout(self, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, Tensor]:
+        """ids (rows, length); and, per scored token, its logit's flat place and the target."""
         length = max(len(row.tokens) for row in rows)
         ids = torch.zeros((len(rows), length), dtype=torch.int64)
         flat: list[int] = []
         targets: list[int] = []
-        owner: list[int] = []
         for at, row in enumerate(rows):
             ids[at, : len(row.tokens)] = torch.tensor(row.tokens)
             # The logits at position p are about token p + 1.
             first, last = row.target_start - 1, len(row.tokens) - 1
             flat.extend(range(at * length + first, at * length + last))
             targets.extend(row.tokens[row.target_start :])
-            owner.extend([at] * row.target_length)
-        wanted = torch.tensor([flat, targets, owner], dtype=torch.int64).to(self._device)
-        return ids.to(self._device), wanted[0], wanted[1], wanted[2]
+        wanted = torch.tensor([flat, targets], dtype=torch.int64).to(self._device)
+        return ids.to(self._device), wanted[0], wanted[1]
 
-    def _logits(self, rows: Sequence[TokenRow], ids: Tensor, flat: Tensor) -> Tensor:
+    def _token_scores(
+        self, rows: Sequence[TokenRow], ids: Tensor, flat: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Log-probability of every scored token, (n,) float32."""
         context: AbstractContextManager[None] = nullcontext()
         if self._prefix is not None:
             context = self._prefix.injected(self._prefix.states(rows, ids))
         with context:
             if not self._split:
                 logits: Tensor = self._causal(input_ids=ids, use_cache=False).logits
-                return logits.flatten(0, 1)[flat]
+                return _scores_of(logits.flatten(0, 1).index_select(0, flat), targets)
             hidden: Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
-        scored: Tensor = self._head(hidden.flatten(0, 1)[flat])
-        return scored
+        hidden = hidden.flatten(0, 1).index_select(0, flat)
+        if can_score_tokens(self._head):
+            return token_scores(hidden, self._head, targets)
+        return _scores_of(self._head(hidden), targets)
+
+
+def _scores_of(logits: Tensor, targets: Tensor) -> Tensor:
+    return -functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def per_token(scores: Tensor, rows: Sequence[TokenRow]) -> Tensor:

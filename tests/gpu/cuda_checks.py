@@ -1,0 +1,55 @@
+"""Gradients of small models on a CUDA device: by plain LoRA under autograd, and by an engine."""
+
+from __future__ import annotations
+
+import torch
+
+from lada_secure.distillation.engine_choice import open_engine
+from lada_secure.distillation.examples import encode_row
+from lada_secure.distillation.scoring import PathScorer
+
+CUDA = torch.device("cuda")
+
+
+def relative_distance(found, wanted):
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def _rows(lm, units):
+    rows = [encode_row(lm, one.prompt, one.path) for unit in units for one in unit.examples]
+    return rows, [at for at, unit in enumerate(units) for _ in unit.examples]
+
+
+def _autocast(dtype):
+    return torch.autocast("cuda", dtype=dtype, enabled=dtype is not None)
+
+
+def gradient_by_plain_lora(lm, units, *, dtype):
+    """Sum of all units' gradients, (d,) on the device; peft's own forward pass, row by row."""
+    lm.model.to(CUDA)
+    trained = [one for one in lm.model.parameters() if one.requires_grad]
+    rows, _ = _rows(lm, units)
+    for row in rows:
+        tokens = torch.tensor([row.tokens], device=CUDA)
+        with _autocast(dtype):
+            logits = lm.model(input_ids=tokens).logits[0, row.target_start - 1 : -1]
+        torch.nn.functional.cross_entropy(
+            logits.float(), tokens[0, row.target_start :], reduction="sum"
+        ).backward()
+    return torch.cat([one.grad.flatten() for one in trained])
+
+
+def gradient_by_engine(lm, units, *, dtype, engine):
+    """The same by per-unit gradients of one padded batch."""
+    lm.model.to(CUDA)
+    opened = open_engine(lm.model, engine)
+    scorer = PathScorer(lm.model, device=CUDA, autocast_dtype=dtype)
+    rows, unit_of_row = _rows(lm, units)
+    opened.begin(len(units))
+    with opened.rows(unit_of_row):
+        (-scorer(rows)).sum().backward()
+    taken = opened.take()
+    opened.close()
+    assert all(one.dtype == torch.float32 and one.is_cuda for one in taken)
+    assert all(one.shape[0] == len(units) for one in taken)
+    return torch.cat([one.sum(0).flatten() for one in taken])
