@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,11 @@ from lada_protocol.envelope import Envelope, Header, sign_envelope
 from lada_protocol.identity import PartyName
 from lada_protocol.kinds import Role
 from lada_protocol.roster import Roster
+
+# A shell that starts a job in the background lets it ignore Ctrl-C, and every child of the job
+# too; tests that send one want it heard.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HOSTS = ("localhost", "127.0.0.1")
 PARTIES = (

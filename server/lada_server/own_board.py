@@ -67,6 +67,12 @@ class OwnBoard:
         kinds = (Kind.OPENING_KEY, Kind.ACCEPTANCE)
         return tuple(sorted({one.header.sender for one in self.index if one.kind in kinds}))
 
+    def refusers(self) -> tuple[str, ...]:
+        """Who has refused the plan, and does not come back to hear how the study ended."""
+        refusals = [one.header for one in self.index if one.kind is Kind.REFUSAL]
+        # One with an addressee is the auditor's answer to a site's ledger.
+        return tuple(sorted({one.sender for one in refusals if not one.to}))
+
     def read(self, message_hash: str) -> bytes:
         """The payload of a message."""
         payload = self._insist(lambda: self.store.payload(message_hash))

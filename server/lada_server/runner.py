@@ -115,6 +115,7 @@ def _serve(
                     coordinator.board.last_sequence,
                     timeout_s=FAREWELL_S,
                     expected=coordinator.board.participants(),
+                    without=coordinator.board.refusers(),
                 )
                 time.sleep(LINGER_S)
     except LadaError as error:

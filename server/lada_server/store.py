@@ -204,17 +204,22 @@ class BoardStore:
         ]
 
     def wait_until_read(
-        self, sequence: int, *, timeout_s: float, expected: Collection[str] = ()
+        self,
+        sequence: int,
+        *,
+        timeout_s: float,
+        expected: Collection[str] = (),
+        without: Collection[str] = (),
     ) -> tuple[str, ...]:
         """Wait until everybody who reads this board has read `sequence`.
 
         Args: expected: parties that will come although they have not read since the board was
-            opened, as after a restart.
+            opened, as after a restart. without: parties that nobody waits for.
         Returns: the parties that have not, after `timeout_s` seconds; empty where all have.
         """
 
         def behind() -> tuple[str, ...]:
-            readers = sorted({*expected, *self._read_to} - {self._roster.coordinator.id})
+            readers = sorted({*expected, *self._read_to} - {self._roster.coordinator.id, *without})
             return tuple(one for one in readers if self._read_to.get(one, 0) < sequence)
 
         with self._news:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class OpeningRegistry:
         Raises: PeerError(reason="already_opened"); TransportError: the note cannot be written.
         """
         path = self.folder / f"{study_id}-{attempt.round_id}-{attempt.purpose}"
-        draft = self.folder / f".{path.name}.{os.getpid()}"
+        # Threads of one process claim too; the process id at the end is what `sweep_parts` reads.
+        draft = self.folder / f".{path.name}.{secrets.token_hex(8)}.{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_durably(draft, sum_message.encode("ascii"))

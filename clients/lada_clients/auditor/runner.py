@@ -63,5 +63,6 @@ def run_auditor(settings_path: Path) -> None:
             raise
         finally:
             write_export(settings.export_dir, participant, ledgers, identity=settings.identity)
-        # Only now: whoever is killed while exporting needs the board once more.
-        participant.say_goodbye()
+            # Only now: whoever is killed while exporting needs the board once more. A study that
+            # failed is over for us too.
+            participant.say_goodbye()

@@ -334,6 +334,10 @@ def test_after_a_restart_those_who_have_not_come_back_are_waited_for(board_in, s
         assert store.wait_until_read(last, timeout_s=5.0) == ()
         waited_for = ("auditor", "bank")
         assert store.wait_until_read(last, timeout_s=0.05, expected=waited_for) == waited_for
+        assert (
+            store.wait_until_read(last, timeout_s=5.0, expected=waited_for, without=waited_for)
+            == ()
+        )
         for one in waited_for:
             assert store.entries(one, last) == []
         assert store.wait_until_read(last, timeout_s=5.0, expected=waited_for) == ()
