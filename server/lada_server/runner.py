@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from lada_protocol.renewal import LiveIdentity
 from lada_protocol.roster import Roster, parse_roster
 from lada_protocol.settings import Settings, parse_settings
 from lada_secure.data.records import pool_bytes, read_pool
-from lada_secure.errors import LadaError, ParameterError, PeerError, TransportError
+from lada_secure.errors import LadaError, ParameterError, PeerError
+from lada_secure.line_file import open_line_file
 from lada_secure.logs import configure_logs
 from lada_secure.state_folder import held_state_folder
 from lada_server.coordinator import Coordinator
@@ -31,8 +31,6 @@ from lada_server.status_file import STATUS_FILE, StatusFile
 from lada_server.store import BoardStore
 from lada_server.study import prepare_study
 from lada_server.teacher import Teacher
-
-LOG = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
 
@@ -180,24 +178,5 @@ def _read_roster(path: Path) -> Roster:
 
 
 def _event_log(settings: ServerSettings) -> EventLog:
-    path = settings.state_dir / EVENTS_FILE
-    try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab", buffering=0)
-    except OSError as error:
-        raise TransportError(f"cannot write {path}: {error.strerror}") from error
-
-    torn = False
-
-    def write(line: bytes) -> None:
-        nonlocal torn
-        if torn:
-            # What fitted of the line before must not spoil this one.
-            line = b"\n" + line
-        try:
-            torn = file.write(line) < len(line)
-        except OSError as error:
-            # Telling is not worth a study: the disk's state shows in what matters.
-            LOG.warning("cannot write %s: %s", path, error.strerror)
-
-    return EventLog(party=settings.party, sink=write, clock=time.time)
+    sink = open_line_file(settings.state_dir / EVENTS_FILE)
+    return EventLog(party=settings.party, sink=sink, clock=time.time)
