@@ -18,6 +18,7 @@ from lada_secure.bench.allocation.plain_training import train_without_privacy
 from lada_secure.bench.allocation.study import (
     Noise,
     StudySettings,
+    private_rate,
     statistics_parameters,
     training_parameters,
 )
@@ -164,7 +165,7 @@ class SiteReleases:
             threads=1,
             physical_batch_size=BATCH_SIZE,
             pool_batch_size=0,
-            learning_rate=settings.private_learning_rate,
+            learning_rate=private_rate(settings, self.noise),
             steps_per_reservation=settings.private_steps[round_id],
             seed=self.seed + round_id,
             loss=LossSettings(contrastive_weight=0.0),

@@ -25,8 +25,9 @@ class StudySettings:
     quota: samples that a site may ask for in a round. private_steps: DP-SGD steps on private
     records, per round. pool_steps: steps on pool paths in a round, final_steps in the last.
     joint_steps, joint_weight, joint_learning_rate: steps in a round of arms without a guide, factor
-    on their private gradient, and their rate. private_share: of the guide's update that a student
-    starts from, see `guide.scaled_adapters`.
+    on their private gradient, and their rate. private_learning_rate: of the guide, largest.
+    noise_rate: largest product of that rate and the noise multiplier, see `private_rate`.
+    private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
     least_share: of the best cell's gain that a path must reach, see `agreement`. uplink_bar: how
     sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
     below 0.9 more than half of the offered paths were.
@@ -45,6 +46,7 @@ class StudySettings:
     joint_weight: float = 0.3
     joint_learning_rate: float = 1e-2
     private_learning_rate: float = 2e-2
+    noise_rate: float = 2.4e-2
     private_share: float = 0.5
     pool_batch_size: int = 16
     learning_rate: float = 1e-2
@@ -78,6 +80,11 @@ class StudySettings:
             )
         if self.quota < 1:
             raise ParameterError(f"quota: expected at least 1, got {self.quota}")
+        if not (self.private_learning_rate > 0.0 and self.noise_rate > 0.0):
+            raise ParameterError(
+                "private_learning_rate and noise_rate: expected above 0, got "
+                f"{self.private_learning_rate} and {self.noise_rate}"
+            )
         if not 0.0 <= self.uplink_bar < 1.0:
             raise ParameterError(f"uplink_bar: expected 0 to below 1, got {self.uplink_bar}")
         if self.contrastive_form not in ("dpo", "margin"):
@@ -96,6 +103,19 @@ def loss_settings(settings: StudySettings, *, contrast: bool) -> LossSettings:
         contrastive_form="dpo" if settings.contrastive_form == "dpo" else "margin",
         contrastive_weight=settings.contrastive_weight if contrast else 0.0,
     )
+
+
+def private_rate(settings: StudySettings, noise: Noise | None) -> float:
+    """Learning rate of a guide: the more noise, the smaller its steps.
+
+    AdamW moves every weight by about the rate, whatever the gradient's size. Where noise makes most
+    of the gradient, a rate that is right without noise carries the model far off in a few steps,
+    and what it then says of paths is no longer what the records say. Small steps stay where the
+    signal adds up step by step and the noise only as its root. The multiplier is public.
+    """
+    if noise is None:
+        return settings.private_learning_rate
+    return min(settings.private_learning_rate, settings.noise_rate / noise.training)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

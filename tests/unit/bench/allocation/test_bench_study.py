@@ -10,7 +10,12 @@ import pytest
 from lada_secure.bench.allocation.arms import ARMS, arms_named
 from lada_secure.bench.allocation.presets import bench_settings
 from lada_secure.bench.allocation.run import plan_tasks
-from lada_secure.bench.allocation.study import StudySettings, calibrated_noise, study_noise
+from lada_secure.bench.allocation.study import (
+    StudySettings,
+    calibrated_noise,
+    private_rate,
+    study_noise,
+)
 from lada_secure.errors import ParameterError
 
 
@@ -143,3 +148,24 @@ def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together(
         steps=5,
         sampling_probability=1.0,
     )
+
+
+def test_the_guides_rate_falls_with_noise_and_is_never_above_the_one_without() -> None:
+    study = settings()
+    rates = [
+        private_rate(study, None),
+        *(
+            private_rate(study, study_noise(study, epsilon=epsilon, units=610))
+            for epsilon in (100.0, 4.0, 1.0)
+        ),
+    ]
+    assert rates[0] == rates[1] == study.private_learning_rate
+    assert rates[1] > rates[2] > rates[3]
+    noise = study_noise(study, epsilon=1.0, units=610)
+    assert rates[3] * noise.training == pytest.approx(study.noise_rate)
+
+
+@pytest.mark.parametrize("change", ["private_learning_rate=0.0", "noise_rate=-0.1"])
+def test_a_rate_that_is_not_above_0_is_refused(change: str) -> None:
+    with pytest.raises(ParameterError, match="noise_rate: expected above 0"):
+        settings(change)
