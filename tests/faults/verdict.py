@@ -40,6 +40,7 @@ def faults_of(
     for party in federation.parties:
         if processes.ended.get(party) != 0:
             yield f"{party} did not end well: {processes.ended.get(party)}"
+    yield from board_opened_once(federation, driven)
     yield from left_behind(federation.layout.root)
     yield from audited(federation)
     record = Record(federation)
@@ -49,6 +50,32 @@ def faults_of(
         yield from evaluated_again(record, scratch)
     except LookupError as error:
         yield f"the run is not complete: {error}"
+
+
+def board_opened_once(federation: Federation, driven: Driven) -> Iterator[str]:
+    """Let the operator look at a board that was closed while its disk was full.
+
+    SQLite cannot fold its log into the file then, so that it keeps the log, with all that is in it,
+    until the board is opened the next time.
+    """
+    struck = [one for one in driven.struck if one.case.party == "coordinator"]
+    # Where nothing was said after the disk had room again, the process had ended before.
+    if not struck or struck[-1].case.strike != "disk full":
+        return
+    if struck[-1].recovered_s > struck[-1].left_s:
+        return
+    done = subprocess.run(
+        lada_command(
+            "server", "status", "--settings", federation.layout.coordinator.settings, "--json"
+        ),
+        env=federation.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        words = done.stderr.strip()[-300:]
+        yield f"lada server status ended with status {done.returncode}: {words}"
 
 
 def left_behind(root: Path) -> Iterator[str]:
