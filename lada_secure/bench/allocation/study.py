@@ -59,7 +59,7 @@ class StudySettings:
     exploration_weight: float = 0.1
     screen_low: float = 0.02
     screen_high: float = 0.98
-    least_share: float = 0.5
+    least_share: float = 0.25
     contrastive_form: str = "margin"
     contrastive_weight: float = 0.1
     loss_clip: float = 4.0
