@@ -1,6 +1,8 @@
 """What an operator sees of a coordinator: status from disk, health and metrics over HTTP."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -52,6 +54,22 @@ def wait_until(found, timeout_s=10.0):
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_status_folds_in_the_log_of_a_board_that_its_process_could_not_close(study, tmp_path):
+    # As after a kill, or where the disk was full as the coordinator closed it.
+    board = tmp_path / "board.sqlite"
+    change = "lambda connection: connection.exec_driver_sql('create table t (x integer)')"
+    ends_in_the_middle = (
+        "import os; from lada_server.database import Database; "
+        f"Database('sqlite:///{board}').write('test', {change}); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", ends_in_the_middle], check=True)
+    log = tmp_path / "board.sqlite-wal"
+    assert log.stat().st_size > 0
+    status_of(study, tmp_path)
+    assert board.exists()
+    assert not log.exists()
 
 
 def test_before_the_first_run_nothing_is_made_and_nothing_is_claimed(study, tmp_path):
