@@ -22,7 +22,8 @@ def released_adapters(
 ) -> Released[AdapterWeights]:
     """The model's adapters as the release of the run that made them; nothing is spent.
 
-    The caller ensures that `lm` holds what `distil` left in it with the same arguments.
+    The caller ensures that `lm` holds what `distil` left in it with the same arguments, or what was
+    made of that and of public data alone.
 
     Args: as given to `distil`.
     Returns: paid by the run's last chunk of steps, whose output the adapters are part of.

@@ -89,6 +89,26 @@ class DistillationPlan(_Part):
         return _with_tuple(value, "adapter_targets")
 
 
+class GuidePlan(_Part):
+    """Step 9 in two parts: DP-SGD on private records alone, then public training on pool paths.
+
+    What DP-SGD releases is a guide. It judges the paths, and the SLM is trained on those that agree
+    with it, from a share of the guide's update; both are post-processing of the release.
+    records_with_reasons: whether records without reasons are left out of the guide, by a rule per
+    record. own_paths: what the SLM draws per sample, to compare a path with. least_share: of the
+    best cell's gain that a path must reach. pool_steps, last_pool_steps: on pool paths in a round
+    and in the last. pool_learning_rate: of those; `distillation.learning_rate` is the guide's.
+    """
+
+    records_with_reasons: bool
+    own_paths: Annotated[int, Field(ge=1, le=64)]
+    least_share: Share
+    private_share: Share
+    pool_steps: Count
+    last_pool_steps: Count
+    pool_learning_rate: Positive
+
+
 class AllocationPlan(_Part):
     """Steps 6 to 8: cells, filter and quota."""
 
@@ -159,7 +179,7 @@ class UplinkPlan(_Part):
 class StudyPlan(_Part):
     """A whole study. Times are ISO 8601 in UTC with a trailing Z.
 
-    A plan without `uplink` has none; the field is left out of its bytes, never null.
+    A plan without `uplink` or `guide` has none; the field is left out of its bytes, never null.
     """
 
     version: Literal[1] = 1
@@ -184,6 +204,7 @@ class StudyPlan(_Part):
     allocation: AllocationPlan
     paths: PathsPlan
     uplink: UplinkPlan | None = None
+    guide: GuidePlan | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -194,6 +215,8 @@ class StudyPlan(_Part):
             raise ValueError("screen_low is above screen_high")
         if self.uplink is not None and self.uplink.holdout >= self.pool_size:
             raise ValueError("uplink.holdout takes the whole pool; leave samples to learn from")
+        if self.guide is not None and self.training.pool_gradients != "public":
+            raise ValueError("a guide is trained without the pool: pool_gradients must be public")
         return self
 
     def to_bytes(self) -> bytes:

@@ -11,6 +11,7 @@ from lada_protocol.envelope import StudyId
 from lada_protocol.plan import (
     AllocationPlan,
     DistillationPlan,
+    GuidePlan,
     PathsPlan,
     PrivacyPlan,
     StatisticsPlan,
@@ -69,3 +70,4 @@ class StudySettings(Settings):
     allocation: AllocationPlan
     paths: PathsPlan
     uplink: UplinkPlan | None = None
+    guide: GuidePlan | None = None

@@ -144,4 +144,5 @@ def _plan(
         allocation=allocation,
         paths=settings.paths,
         uplink=settings.uplink,
+        guide=settings.guide,
     )

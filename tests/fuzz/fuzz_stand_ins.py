@@ -9,8 +9,9 @@ from typing import cast
 import numpy as np
 from protocol_world import training_spec
 
-from lada_clients.site.learner import ReceivedPath, SiteLearner
+from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.received_paths import ReceivedPath
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
 from lada_protocol.uplink import SitePath

@@ -269,3 +269,23 @@ def test_larger_federations_finish_too(sites, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert verify_evidence(read_evidence(out)).good
     assert len(json.loads(done.stdout)["sites"]) == sites
+
+
+@pytest.mark.slow
+def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_path):
+    out = tmp_path / "run"
+    done = lada("mock", "run", "--preset", "guided", "--out", str(out), "--json", timeout_s=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert verify_evidence(read_evidence(out)).good
+    plan = parse_plan((out / "export" / "plan.json").read_bytes())
+    assert plan.guide is not None
+    for site in json.loads(done.stdout)["sites"]:
+        state = out / site["party"] / "state"
+        judged = json.loads((state / "judged-paths.json").read_bytes())
+        assert len({one["gain"] for one in judged}) > len(judged) // 2
+        for round_id in range(plan.rounds):
+            guide = (state / f"guide-round-{round_id}.safetensors").read_bytes()
+            student = (state / f"adapters-round-{round_id}.safetensors").read_bytes()
+            assert guide != student
+        # No noise of its own: a guide costs what the same training costs without one.
+        assert site["epsilon"][-1]["epsilon"] <= plan.privacy.epsilon_cap

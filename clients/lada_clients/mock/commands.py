@@ -17,7 +17,11 @@ app = typer.Typer(
 )
 
 PresetName = Annotated[
-    str, typer.Option("--preset", help="demo: SmolLM2-135M, minutes. tiny: arithmetic, a minute.")
+    str,
+    typer.Option(
+        "--preset",
+        help="demo: SmolLM2-135M, minutes. tiny: arithmetic, a minute. guided: tiny with guides.",
+    ),
 ]
 Sites = Annotated[int, typer.Option("--sites", help="Number of sites, at least 3.")]
 Seed = Annotated[

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import ClassVar
 
 from rich.console import Console
 
@@ -74,9 +74,7 @@ def run_federation(request: Request, *, console: Console) -> tuple[RunLayout, Re
             _say(console, "preparing model weights (once)")
         prepare_missing(preset, supervisor, cache_dir=cache_dir, environment=environment)
         _say(console, "building data")
-        data = build_federation(
-            cast("Literal['demo', 'tiny']", preset.name), sites=request.sites, seed=request.seed
-        )
+        data = build_federation(preset.data, sites=request.sites, seed=request.seed)
         layout = RunLayout(root=request.out.absolute(), site_ids=tuple(data.sites))
         write_data(layout, data)
         _say(console, "issuing certificates")

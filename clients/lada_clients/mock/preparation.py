@@ -231,7 +231,11 @@ def study_id_of(preset: Preset, *, seed: int) -> str:
 
 def study_table(preset: Preset, *, seed: int) -> Table:
     """`study.toml`: the study as its operator proposes it."""
-    uplink = {} if preset.uplink is None else {"uplink": preset.uplink.model_dump()}
+    optional = {
+        name: part.model_dump()
+        for name, part in (("uplink", preset.uplink), ("guide", preset.guide))
+        if part is not None
+    }
     return {
         "study_id": study_id_of(preset, seed=seed),
         "title": preset.title,
@@ -248,7 +252,7 @@ def study_table(preset: Preset, *, seed: int) -> Table:
         "distillation": preset.distillation.model_dump(),
         "allocation": preset.allocation.model_dump(),
         "paths": preset.paths.model_dump(),
-        **uplink,
+        **optional,
     }
 
 

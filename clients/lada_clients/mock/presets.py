@@ -8,10 +8,12 @@ is for.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from lada_protocol.plan import (
     AllocationPlan,
     DistillationPlan,
+    GuidePlan,
     PathsPlan,
     PrivacyPlan,
     StatisticsPlan,
@@ -29,12 +31,13 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 class Preset:
     """A study as its operator would write it, and how the mock's machines are set up.
 
-    `rounds` is the default of `--rounds`. In the model references, {sites} and {seed} stand for
-    the run's own. `physical_batch_size` and the threads (of a site, of the coordinator, whose LLM
-    works while sites wait) change speed only.
+    `data` is what `build_federation` makes. `rounds` is the default of `--rounds`. In the model
+    references, {sites} and {seed} stand for the run's own. `physical_batch_size` and the threads
+    (of a site, of the coordinator, whose LLM works while sites wait) change speed only.
     """
 
     name: str
+    data: Literal["demo", "tiny"]
     title: str
     rounds: int
     slm: str
@@ -47,6 +50,7 @@ class Preset:
     allocation: AllocationPlan
     paths: PathsPlan
     uplink: UplinkPlan | None
+    guide: GuidePlan | None = None
     phase_timeout_s: float
     physical_batch_size: int
     threads: int
@@ -55,6 +59,7 @@ class Preset:
 
 TINY = Preset(
     name="tiny",
+    data="tiny",
     title="Multi-step arithmetic, small models",
     rounds=2,
     slm="tiny-slm-{sites}-{seed}",
@@ -125,6 +130,7 @@ TINY = Preset(
 
 DEMO = Preset(
     name="demo",
+    data="demo",
     title="Hospitals and a bank, SmolLM2-135M",
     rounds=2,
     slm="smollm2-135m",
@@ -176,7 +182,37 @@ DEMO = Preset(
     coordinator_threads=2,
 )
 
-PRESETS = {preset.name: preset for preset in (DEMO, TINY)}
+# Guides are judges: many units a step and small steps tell more than many steps of few units.
+GUIDED = replace(
+    TINY,
+    name="guided",
+    title="Multi-step arithmetic, small models, with guides",
+    rounds=3,
+    statistics=TINY.statistics.model_copy(update={"noise_multiplier": 7.2}),
+    training=TINY.training.model_copy(
+        update={
+            "noise_multiplier": 1.8,
+            "sampling_probability": 0.3,
+            "expected_units": 60.0,
+            "steps_per_round": 24,
+        }
+    ),
+    distillation=TINY.distillation.model_copy(
+        update={"learning_rate": 1.3e-2, "private_weight": 1.0}
+    ),
+    allocation=TINY.allocation.model_copy(update={"strategy": "guided", "screen_high": 1.0}),
+    guide=GuidePlan(
+        records_with_reasons=True,
+        own_paths=5,
+        least_share=0.25,
+        private_share=0.5,
+        pool_steps=60,
+        last_pool_steps=160,
+        pool_learning_rate=1e-2,
+    ),
+)
+
+PRESETS = {preset.name: preset for preset in (DEMO, TINY, GUIDED)}
 
 
 def preset_for(name: str, *, sites: int, rounds: int | None, seed: int) -> Preset:

@@ -12,10 +12,12 @@ import numpy as np
 
 from lada_clients.site.memory import SiteMemory
 from lada_protocol.plan import StudyPlan
+from lada_secure.learnability.agreement import cell_agreement
 from lada_secure.learnability.allocation import (
     CellView,
     cell_utilities,
     cluster_quotas,
+    cluster_worths,
     path_screen,
     pick_by_cluster,
     pick_in_turn,
@@ -30,6 +32,7 @@ from lada_secure.learnability.data_filter import (
     fit_filter,
 )
 from lada_secure.learnability.gap import cell_means, probability, smoothed
+from lada_secure.learnability.hosts.allocator import BY_CLUSTER
 from lada_secure.learnability.statistics import NoisedStatistics
 
 
@@ -75,7 +78,11 @@ class SiteAllocator:
             fitted = fit_filter(
                 history, FilterSettings(seed=self.plan.seed), width=feature_count(self.grid)
             )
-            view = CellView(beliefs=beliefs, forecast=fitted.forecast(beliefs.features()))
+            view = CellView(
+                beliefs=beliefs,
+                forecast=fitted.forecast(beliefs.features()),
+                agreement=self._agreement(),
+            )
             allocation = self.plan.allocation
             worth = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
             self._views[round_id] = (view, worth)
@@ -89,13 +96,18 @@ class SiteAllocator:
         allocation = self.plan.allocation
         fresh, again = self._available(round_id)
         priorities = sample_priorities(allocation.strategy, scores, seed=self.plan.seed + round_id)
-        if round_id == 0:
+        if round_id == 0 or allocation.strategy in BY_CLUSTER:
+            shares = (
+                noised.estimates().shares
+                if round_id == 0
+                else cluster_worths(self.utilities(round_id, noised), self.grid)
+            )
             good = fresh & (scores >= allocation.threshold)
             rooms = np.bincount(self.pool_clusters[good], minlength=allocation.clusters)
             chosen = pick_by_cluster(
                 scores,
                 self.pool_clusters,
-                cluster_quotas(noised.estimates().shares, allocation.quota, available=rooms),
+                cluster_quotas(shares, allocation.quota, available=rooms),
                 threshold=allocation.threshold,
                 available=fresh,
                 priorities=priorities,
@@ -113,6 +125,15 @@ class SiteAllocator:
         picked = [int(one) for one in np.flatnonzero(chosen)]
         self.memory.keep_picks(round_id, picked)
         return picked
+
+    def _agreement(self) -> FloatArray | None:
+        """How surely each cell's paths agree with the guide; None where none was judged yet."""
+        judged = self.memory.judged_paths()
+        if not judged:
+            return None
+        return cell_agreement(
+            [one.gain for one in judged], [one.cell for one in judged], cells=self.grid.cells
+        )
 
     def _available(self, round_id: int) -> tuple[BoolArray, BoolArray]:
         """Samples never picked before, and those picked before that the SLM can still learn."""

@@ -6,12 +6,17 @@ Everything here stays on this machine. What may leave is `Released`; the service
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
 from lada_clients.site.allocator import SiteAllocator
-from lada_clients.site.memory import KnownPath, SiteMemory
+from lada_clients.site.contrast import with_own_paths
+from lada_clients.site.guidance import Guidance
+from lada_clients.site.memory import JudgedPath, KnownPath, SiteMemory
+from lada_clients.site.received_paths import ReceivedPath, parse_received_paths
 from lada_clients.site.settings import SiteSettings
 from lada_clients.site.training import (
     adapter_settings,
@@ -20,22 +25,20 @@ from lada_clients.site.training import (
     record_example,
     trainer_settings,
 )
-from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import StudyPlan
 from lada_protocol.uplink import MAX_PATH_CHARACTERS, SitePath
-from lada_secure.canonical import Json, parse_canonical_json
-from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_secure.canonical import Json
+from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.distillation.adapters import (
     AdapterWeights,
+    adapter_weights,
     attach_adapters,
     load_adapters,
 )
 from lada_secure.distillation.certainty import answer_pool
 from lada_secure.distillation.evaluation import (
     accuracy,
-    choose,
-    greedy_paths,
     path_log_probabilities,
 )
 from lada_secure.distillation.examples import PathExample
@@ -44,7 +47,6 @@ from lada_secure.distillation.outlook import TrainingOutlook
 from lada_secure.distillation.paths import generate_paths
 from lada_secure.distillation.released_adapters import released_adapters
 from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
-from lada_secure.errors import PeerError
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import CellGrid, Clusters
 from lada_secure.learnability.data_filter import (
@@ -65,14 +67,7 @@ from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedPath:
-    """One reasoning path of the LLM, checked against the pool."""
-
-    sample: int
-    cell: int
-    path: str
+Distilling: TypeAlias = Callable[..., Distilled]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +84,7 @@ class SiteLearner:
     model: LanguageModel
     grid: CellGrid
     allocator: SiteAllocator
+    guidance: Guidance | None = None
 
     @classmethod
     def load(
@@ -109,6 +105,7 @@ class SiteLearner:
         model = load_language_model(plan.slm, cache_dir=settings.cache_dir)
         layers = int(model.model.config.num_hidden_layers)
         attach_adapters(model, adapter_settings(plan, layers=layers))
+        reference = adapter_weights(model)
         for round_id in reversed(range(plan.rounds)):
             kept = memory.adapters(round_id)
             if kept is not None:
@@ -128,6 +125,18 @@ class SiteLearner:
             grid=grid,
             allocator=SiteAllocator(
                 plan=plan, grid=grid, pool_clusters=clusters.assign(vectors), memory=memory
+            ),
+            guidance=None
+            if plan.guide is None
+            else Guidance(
+                plan=plan,
+                settings=plan.guide,
+                pool=pool,
+                memory=memory,
+                model=model,
+                reference=reference,
+                batch_size=settings.physical_batch_size,
+                cells=grid.cells,
             ),
         )
 
@@ -184,28 +193,8 @@ class SiteLearner:
         return self.allocator.picks(round_id, noised, scores)
 
     def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
-        """Read the payload of `paths`.
-
-        Raises: PeerError(reason="malformed"): anything but known samples, cells and texts.
-        """
-        places = {sample.sample_id: number for number, sample in enumerate(self.pool)}
-        value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
-        received: list[ReceivedPath] = []
-        if not isinstance(value, list):
-            raise PeerError("paths: expected a list")
-        for row in value:
-            if not isinstance(row, dict) or set(row) != {"sample_id", "path", "cell"}:
-                raise PeerError("paths: expected objects with sample_id, path and cell")
-            sample, path, cell = row["sample_id"], row["path"], row["cell"]
-            known = isinstance(sample, str) and sample in places
-            if not known or type(cell) is not int or not 0 <= cell < self.grid.cells:
-                raise PeerError("paths: a sample or cell that the study does not have")
-            if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS:
-                raise PeerError(f"paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters")
-            received.append(ReceivedPath(sample=places[sample], cell=cell, path=path))
-        if len({one.sample for one in received}) != len(received):
-            raise PeerError("paths: two paths for one sample")
-        return tuple(received)
+        """See `parse_received_paths`."""
+        return parse_received_paths(raw, pool=self.pool, cells=self.grid.cells)
 
     def train(
         self,
@@ -217,25 +206,37 @@ class SiteLearner:
         progress: Callable[[StepReport], None],
         announce: Callable[[TrainingOutlook], None] | None = None,
     ) -> Distilled:
-        """Distil the picked paths and the private records, then learn what each cell brought."""
+        """Distil the picked paths and the private records, then learn what each cell brought.
+
+        With a guide, DP-SGD reads the private records alone, and the paths that agree with what it
+        released are learned from afterwards.
+        """
         view, worth = self.allocator.view(round_id, noised)
         wanted = set(self.memory.picks(round_id) or ())
         mine = [one for one in received if one.sample in wanted]
         examples = [self._path_example(one) for one in mine]
         before = self._losses(examples)
-        kept = self.allocator.screen(probability(before))
-        pool = [examples[number] for number in kept]
-        result = distil(
+        distilling = partial(
+            distil,
             self.model,
-            units=[private_unit(unit) for unit in self.units],
-            pool=self._with_own_paths(pool, [mine[number].sample for number in kept]),
             privacy=privacy_parameters(self.plan),
-            settings=trainer_settings(self.plan, self.settings, round_id=round_id),
             book=book,
             spec=self._training_spec(round_id),
             progress=progress,
             announce=announce,
         )
+        judged: list[JudgedPath] = []
+        if self.guidance is None:
+            kept = self.allocator.screen(probability(before))
+            result = self._trained_together(
+                [mine[number] for number in kept], distilling, round_id=round_id
+            )
+        else:
+            judged, places, result = self._guided(
+                self.guidance, mine, distilling, round_id=round_id
+            )
+            trained_on = {judged[place].sample for place in places}
+            kept = [number for number, one in enumerate(mine) if one.sample in trained_on]
         after = self._losses(examples)
         cells = np.array([one.cell for one in mine], dtype=np.int64)
         rewards = cell_rewards(before[kept], after[kept], cells[kept], cells=self.grid.cells)
@@ -254,8 +255,65 @@ class SiteLearner:
                 for one, p in zip(mine, probability(after), strict=True)
             ]
         )
-        self.memory.keep_adapters(round_id, result.adapters.value.data)
+        if judged:
+            self.memory.keep_judged_paths(judged)
+        self.memory.keep_adapters(round_id, adapter_weights(self.model).data)
         return result
+
+    def _trained_together(
+        self, paths: Sequence[ReceivedPath], distilling: Distilling, *, round_id: int
+    ) -> Distilled:
+        """One training of private records and pool paths, DESIGN step 9."""
+        return distilling(
+            units=[private_unit(unit) for unit in self.units],
+            pool=self._contrasted(
+                [self._path_example(one) for one in paths], [one.sample for one in paths]
+            ),
+            settings=trainer_settings(self.plan, self.settings, round_id=round_id),
+        )
+
+    def _guided(
+        self,
+        guidance: Guidance,
+        received: Sequence[ReceivedPath],
+        distilling: Distilling,
+        *,
+        round_id: int,
+    ) -> tuple[list[JudgedPath], list[int], Distilled]:
+        """Train the guide, then a student on the paths that agree with it.
+
+        Returns: all paths so far as the guide judges them, the places among them of those that
+        were trained on, and what DP-SGD released.
+        """
+        student = adapter_weights(self.model)
+        paths = guidance.take(received)
+        load_adapters(self.model, student)
+        examples = [self._path_example(one) for one in paths]
+        probabilities = probability(self._losses(examples))
+        load_adapters(self.model, guidance.guide_before(round_id))
+        settings = trainer_settings(self.plan, self.settings, round_id=round_id)
+        result = distilling(
+            units=[
+                private_unit(unit, with_reasons_only=guidance.settings.records_with_reasons)
+                for unit in self.units
+            ],
+            pool=(),
+            # The contrast is for paths that come with a wrong one; private records have none.
+            settings=replace(settings, pool_batch_size=0),
+        )
+        guide = result.adapters.value
+        self.memory.keep_guide(round_id, guide.data)
+        judged = guidance.judge(paths, guide)
+        places = guidance.passing(judged, probabilities)
+        guidance.start(guide)
+        guidance.teach(
+            self._contrasted(
+                [examples[place] for place in places], [paths[place].sample for place in places]
+            ),
+            round_id=round_id,
+            loss=settings.loss,
+        )
+        return judged, places, result
 
     def _training_spec(self, round_id: int) -> ReleaseSpec:
         return training_spec(
@@ -322,7 +380,7 @@ class SiteLearner:
         losses: FloatArray = np.maximum(-scored.mean, 0.0)
         return losses
 
-    def _path_example(self, received: ReceivedPath) -> PathExample:
+    def _path_example(self, received: ReceivedPath | JudgedPath) -> PathExample:
         sample = self.pool[received.sample]
         return PathExample(
             example_id=sample.sample_id,
@@ -331,42 +389,13 @@ class SiteLearner:
             own_path=None,
         )
 
-    def _with_own_paths(
+    def _contrasted(
         self, examples: Sequence[PathExample], places: Sequence[int]
     ) -> list[PathExample]:
-        """Add what the SLM says today, where that is wrong: the other side of the contrast.
-
-        For multiple choice that is the option it would choose, for open questions its own greedy
-        path. A right own path has nothing to be told apart from.
-        """
-        if self.plan.distillation.contrastive_weight == 0.0 or not examples:
-            return list(examples)
-        samples = [self.pool[place] for place in places]
-        size = self.settings.physical_batch_size
-        if all(one.choices for one in samples):
-            said = choose(self.model, samples, batch_size=size)
-            own = [
-                path_of(one.choices[int(letter)], one.choices, None)
-                for one, letter in zip(samples, said, strict=True)
-            ]
-        else:
-            own = greedy_paths(
-                self.model,
-                [one.prompt for one in examples],
-                batch_size=size,
-                max_new_tokens=self.plan.paths.max_new_tokens,
-            )
-        return [
-            PathExample(
-                example_id=example.example_id,
-                prompt=example.prompt,
-                path=example.path,
-                own_path=text if text and is_wrong(text, sample) else None,
-            )
-            for example, text, sample in zip(examples, own, samples, strict=True)
-        ]
-
-
-def is_wrong(path: str, sample: PoolSample) -> bool:
-    """Whether a path ends in another answer than the public gold answer."""
-    return answer_of(path, sample.choices) != sample.answer
+        return with_own_paths(
+            self.model,
+            self.plan,
+            examples,
+            [self.pool[place] for place in places],
+            batch_size=self.settings.physical_batch_size,
+        )

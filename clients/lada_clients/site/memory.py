@@ -28,6 +28,22 @@ class KnownPath(BaseModel):
     p: float = Field(ge=0.0, le=1.0)
 
 
+class JudgedPath(BaseModel):
+    """A path that the site's guide has judged.
+
+    sample: pool index. cell: cell of the grid. path: the LLM's text. own_paths: what the SLM drew
+    before any training. gain: by how much the newest guide favours the path, nats per token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    sample: int = Field(ge=0)
+    cell: int = Field(ge=0)
+    path: str
+    own_paths: list[str]
+    gain: float = Field(allow_inf_nan=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteMemory:
     """Small JSON files in the site's state folder."""
@@ -75,6 +91,31 @@ class SiteMemory:
         """Add paths; one of a sample that is known already replaces what was known of it."""
         known = {one.sample: one for one in (*self.known_paths(), *found)}
         self._write("known-paths.json", [known[sample].model_dump() for sample in sorted(known)])
+
+    def judged_paths(self) -> tuple[JudgedPath, ...]:
+        """All paths that guides have judged, by sample, with the newest gain."""
+        value = self._read("judged-paths.json")
+        if value is None:
+            return ()
+        try:
+            rows = value if isinstance(value, list) else [value]
+            return tuple(JudgedPath.model_validate(row) for row in rows)
+        except ValidationError as error:
+            raise ParameterError(f"{self.folder}: judged-paths.json is damaged: {error}") from error
+
+    def keep_judged_paths(self, judged: Sequence[JudgedPath]) -> None:
+        """Replace what is known of judged paths."""
+        rows = sorted(judged, key=lambda one: one.sample)
+        self._write("judged-paths.json", [one.model_dump() for one in rows])
+
+    def guide(self, round_id: int) -> bytes | None:
+        """The guide's adapter weights after a round, as DP-SGD released them."""
+        path = self.folder / f"guide-round-{round_id}.safetensors"
+        return path.read_bytes() if path.exists() else None
+
+    def keep_guide(self, round_id: int, weights: bytes) -> None:
+        """Keep the guide's weights after a round."""
+        write_atomically(self.folder / f"guide-round-{round_id}.safetensors", weights)
 
     def keep_allocation(self, round_id: int, cells: Sequence[Json]) -> None:
         """Explain a round's allocation, for reports and `lada explain`; the first one stays."""

@@ -70,8 +70,16 @@ def record_example(record: Record, *, reasons: bool = True) -> PathExample:
     )
 
 
-def private_unit(unit: Unit) -> PrivateUnit:
-    """A bounded privacy unit with all its records."""
+def private_unit(unit: Unit, *, with_reasons_only: bool = False) -> PrivateUnit:
+    """A bounded privacy unit with all its records, or those that have reasons.
+
+    A unit without any stays a unit, with nothing to add to a sum: who has reasons is private, too.
+    """
     return PrivateUnit(
-        unit_id=unit.unit_id, examples=tuple(record_example(one) for one in unit.records)
+        unit_id=unit.unit_id,
+        examples=tuple(
+            record_example(one)
+            for one in unit.records
+            if one.rationale is not None or not with_reasons_only
+        ),
     )

@@ -38,7 +38,7 @@ from lada_secure.learnability.gap import cell_means, probability, smoothed
 from lada_secure.learnability.statistics import ClusterEstimates
 
 # These split the quota over clusters in every round, not only in the first.
-_BY_CLUSTER = ("guided", "domain")
+BY_CLUSTER = ("guided", "domain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +197,7 @@ def _picks(
 ) -> BoolArray:
     start = round_id == 0 and settings.clustering_start and settings.strategy != "random"
     priorities = sample_priorities(settings.strategy, scores, seed=settings.seed + round_id)
-    if start or settings.strategy in _BY_CLUSTER:
+    if start or settings.strategy in BY_CLUSTER:
         shares = estimates.shares if start else cluster_worths(utilities, pool.grid)
         good = fresh & (scores >= settings.threshold)
         rooms = np.bincount(pool.clusters[good], minlength=pool.grid.clusters)

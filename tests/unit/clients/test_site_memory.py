@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_clients.site.memory import KnownPath, SiteMemory
+from lada_clients.site.memory import JudgedPath, KnownPath, SiteMemory
 from lada_secure.errors import ParameterError
 
 
@@ -44,3 +44,30 @@ def test_picks_of_earlier_rounds_are_put_together(tmp_path: Path) -> None:
     memory.keep_picks(1, [4, 9])
     assert memory.picked_before(1) == {1, 4}
     assert memory.picked_before(2) == {1, 4, 9}
+
+
+def judged(sample: int, gain: float) -> JudgedPath:
+    return JudgedPath(sample=sample, cell=1, path="f9 9", own_paths=["f3 3"], gain=gain)
+
+
+def test_judged_paths_are_replaced_and_read_back_by_sample(tmp_path: Path) -> None:
+    memory = SiteMemory(folder=tmp_path)
+    assert memory.judged_paths() == ()
+    memory.keep_judged_paths([judged(7, 0.5), judged(2, -0.25)])
+    assert memory.judged_paths() == (judged(2, -0.25), judged(7, 0.5))
+    memory.keep_judged_paths([judged(2, 0.75)])
+    assert memory.judged_paths() == (judged(2, 0.75),)
+
+
+@pytest.mark.parametrize("text", ["{}", "[3]", '[{"sample":0}]', '[{"sample":0,"gain":1e999}]'])
+def test_a_damaged_file_of_judged_paths_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "judged-paths.json").write_text(text)
+    with pytest.raises(ParameterError, match=r"judged-paths\.json is damaged|not JSON|expected"):
+        SiteMemory(folder=tmp_path).judged_paths()
+
+
+def test_a_rounds_guide_is_kept_beside_its_students(tmp_path: Path) -> None:
+    memory = SiteMemory(folder=tmp_path)
+    memory.keep_adapters(0, b"student")
+    memory.keep_guide(0, b"guide")
+    assert (memory.adapters(0), memory.guide(0), memory.guide(1)) == (b"student", b"guide", None)

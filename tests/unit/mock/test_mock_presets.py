@@ -36,7 +36,8 @@ def test_the_study_file_of_a_preset_is_a_study(name: str) -> None:
     preset = preset_for(name, sites=3, rounds=None, seed=0)
     text = toml_text(study_table(preset, seed=0))
     study = parse_settings(text.encode(), StudySettings, where="study.toml")
-    for part in ("privacy", "statistics", "training", "distillation", "allocation", "paths"):
+    parts = ("privacy", "statistics", "training", "distillation", "allocation", "paths")
+    for part in (*parts, "uplink", "guide"):
         assert getattr(study, part) == getattr(preset, part)
 
 
@@ -64,6 +65,8 @@ def test_a_preset_makes_a_valid_plan_within_its_sites_policy(name: str) -> None:
         distillation=preset.distillation,
         allocation=preset.allocation,
         paths=preset.paths,
+        uplink=preset.uplink,
+        guide=preset.guide,
     )
     text = toml_text(policy_table(preset, roster_sha256=DIGEST, population="site-a.records"))
     policy = parse_settings(text.encode(), SitePolicy, where="policy.toml")

@@ -37,6 +37,7 @@ from lada_protocol.plan import (
     TRAINING,
     AllocationPlan,
     DistillationPlan,
+    GuidePlan,
     PathsPlan,
     PrivacyPlan,
     StatisticsPlan,
@@ -74,6 +75,17 @@ UPLINK = UplinkPlan(
     learning_rate=1e-3,
     contrastive_weight=0.1,
     contrastive_form="margin",
+)
+
+
+GUIDE = GuidePlan(
+    records_with_reasons=True,
+    own_paths=2,
+    least_share=0.25,
+    private_share=0.5,
+    pool_steps=2,
+    last_pool_steps=3,
+    pool_learning_rate=1e-2,
 )
 
 

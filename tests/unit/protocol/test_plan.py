@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from protocol_world import make_plan
+from protocol_world import GUIDE, make_plan
 
 from lada_protocol.plan import MAX_PLAN_BYTES, format_time, parse_plan, parse_time
 from lada_secure.canonical import canonical_json, parse_canonical_json
@@ -30,6 +30,41 @@ def test_a_plan_reads_back_to_the_same_plan_and_hash() -> None:
     plan = make_plan()
     assert parse_plan(plan.to_bytes()) == plan
     assert parse_plan(plan.to_bytes()).hash == plan.hash
+
+
+def test_a_guide_is_in_the_bytes_only_where_there_is_one() -> None:
+    plain, guided = make_plan(), make_plan(guide=GUIDE)
+    assert b'"guide"' not in plain.to_bytes()
+    assert parse_plan(guided.to_bytes()) == guided
+    assert guided.hash != plain.hash
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("least_share", 1.5),
+        ("private_share", -0.1),
+        ("own_paths", 0),
+        ("own_paths", 65),
+        ("pool_steps", 0),
+        ("last_pool_steps", 0),
+        ("pool_learning_rate", 0.0),
+        ("records_with_reasons", 1),
+        ("surprise", 1),
+    ],
+)
+def test_a_guide_with_a_bad_field_is_refused(field: str, value: Any) -> None:
+    plan: Any = parse_canonical_json(make_plan(guide=GUIDE).to_bytes(), max_bytes=MAX_PLAN_BYTES)
+    plan["guide"][field] = value
+    with pytest.raises(PeerError) as caught:
+        parse_plan(canonical_json(plan))
+    assert caught.value.reason == "bad_plan"
+
+
+def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
+    raw = make_plan(guide=GUIDE).to_bytes().replace(b'"public"', b'"private"')
+    with pytest.raises(PeerError, match="pool_gradients must be public"):
+        parse_plan(raw)
 
 
 @pytest.mark.parametrize(

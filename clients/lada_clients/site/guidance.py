@@ -1,0 +1,143 @@
+"""A site's guide: which received paths agree with the private records.
+
+The guide is what DP-SGD released. All that is done with it here is post-processing, on public
+texts alone (`lada_secure.distillation.guide`, `lada_secure.learnability.agreement`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lada_clients.site.memory import JudgedPath, SiteMemory
+from lada_clients.site.received_paths import ReceivedPath
+from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_secure.data.prompts import prompt_of
+from lada_secure.data.records import PoolSample
+from lada_secure.distillation.adapters import AdapterWeights, load_adapters
+from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.guide import (
+    ContrastedPath,
+    lead_gains,
+    own_paths,
+    scaled_adapters,
+)
+from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
+from lada_secure.learnability.agreement import agreeing_paths
+from lada_secure.learnability.allocation import path_screen
+from lada_secure.learnability.arrays import FloatArray
+
+# The number of steps is the plan's, however few paths there are.
+_MANY_EPOCHS = 10**6
+
+
+@dataclass(slots=True, kw_only=True)
+class Guidance:
+    """What one site's guide says. reference: the model's adapters before any training."""
+
+    plan: StudyPlan
+    settings: GuidePlan
+    pool: tuple[PoolSample, ...]
+    memory: SiteMemory
+    model: LanguageModel
+    reference: AdapterWeights
+    batch_size: int
+    cells: int
+
+    def guide_before(self, round_id: int) -> AdapterWeights:
+        """What a round's DP-SGD starts from: the newest guide, or the reference."""
+        for earlier in reversed(range(round_id)):
+            kept = self.memory.guide(earlier)
+            if kept is not None:
+                return AdapterWeights(data=kept)
+        return self.reference
+
+    def take(self, received: Sequence[ReceivedPath]) -> list[JudgedPath]:
+        """All paths so far, new ones with own paths of the reference beside them and no gain yet.
+
+        Leaves the reference in the model. Nothing is drawn for paths that memory holds.
+        """
+        known = {one.sample: one for one in self.memory.judged_paths()}
+        new = [one for one in received if one.sample not in known]
+        load_adapters(self.model, self.reference)
+        drawn = (
+            own_paths(
+                self.model,
+                [self._prompt(one.sample) for one in new],
+                count=self.settings.own_paths,
+                max_new_tokens=self.plan.paths.max_new_tokens,
+                batch_size=self.batch_size,
+                seed=self.plan.seed,
+            )
+            if new
+            else []
+        )
+        for one, own in zip(new, drawn, strict=True):
+            known[one.sample] = JudgedPath(
+                sample=one.sample, cell=one.cell, path=one.path, own_paths=list(own), gain=0.0
+            )
+        return [known[sample] for sample in sorted(known)]
+
+    def judge(self, paths: Sequence[JudgedPath], guide: AdapterWeights) -> list[JudgedPath]:
+        """Measure all paths against a guide, in their order."""
+        gains = lead_gains(
+            self.model,
+            [
+                ContrastedPath(
+                    prompt=self._prompt(one.sample), path=one.path, own_paths=tuple(one.own_paths)
+                )
+                for one in paths
+            ],
+            reference=self.reference,
+            guide=guide,
+            batch_size=self.batch_size,
+        )
+        return [
+            one.model_copy(update={"gain": float(gain)})
+            for one, gain in zip(paths, gains, strict=True)
+        ]
+
+    def passing(self, judged: Sequence[JudgedPath], probabilities: FloatArray) -> list[int]:
+        """Places of the paths to train on: inside the band of p, and agreeing with the guide.
+
+        Args: probabilities: (n,) exp(-loss) under the student before this round.
+        """
+        allocation = self.plan.allocation
+        good = path_screen(probabilities, allocation.screen_low, allocation.screen_high)
+        good &= agreeing_paths(
+            [one.gain for one in judged],
+            [one.cell for one in judged],
+            cells=self.cells,
+            least_share=self.settings.least_share,
+        )
+        return [place for place, fine in enumerate(good) if fine]
+
+    def start(self, guide: AdapterWeights) -> None:
+        """Put into the model what a student starts from: a share of the guide's update."""
+        load_adapters(self.model, scaled_adapters(guide, self.settings.private_share))
+
+    def teach(self, examples: Sequence[PathExample], *, round_id: int, loss: LossSettings) -> None:
+        """Train the model as it is now on pool paths; nothing happens without any."""
+        if not examples:
+            return
+        last = round_id + 1 == self.plan.rounds
+        tune_on_paths(
+            self.model,
+            examples,
+            (),
+            TuningSettings(
+                steps=self.settings.last_pool_steps if last else self.settings.pool_steps,
+                batch_size=self.plan.distillation.pool_batch_size,
+                replay_batch_size=0,
+                learning_rate=self.settings.pool_learning_rate,
+                max_epochs=_MANY_EPOCHS,
+                seed=self.plan.seed + round_id,
+                loss=loss,
+            ),
+        )
+
+    def _prompt(self, place: int) -> str:
+        sample = self.pool[place]
+        return prompt_of(sample.question, sample.choices)

@@ -1,0 +1,214 @@
+"""A site's guide: what it takes up, how it judges, what passes, and what a student learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trainer_doubles import example, small_model
+
+from lada_clients.mock.presets import GUIDED
+from lada_clients.site import guidance as guidance_module
+from lada_clients.site.guidance import Guidance
+from lada_clients.site.memory import JudgedPath, SiteMemory
+from lada_clients.site.received_paths import ReceivedPath
+from lada_clients.site.training import private_unit
+from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_secure.data.records import PoolSample, Record
+from lada_secure.distillation.adapters import (
+    AdapterSettings,
+    AdapterWeights,
+    adapter_weights,
+    attach_adapters,
+    load_adapters,
+    parse_adapter_tensors,
+)
+from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
+from lada_secure.privacy.units import Unit
+
+POOL = tuple(
+    PoolSample(sample_id=f"s{at}", question=f"question {at}", choices=(), answer="9")
+    for at in range(6)
+)
+# The records agree with these, and contradict the others.
+GOOD = {place: f"good {place}" for place in (0, 1, 2)}
+BAD = {place: f"evil {place}" for place in (3, 4, 5)}
+GUIDE = GuidePlan(
+    records_with_reasons=True,
+    own_paths=2,
+    least_share=0.25,
+    private_share=0.5,
+    pool_steps=2,
+    last_pool_steps=5,
+    pool_learning_rate=1e-2,
+)
+
+
+def plan() -> StudyPlan:
+    return StudyPlan(
+        study_id="guided",
+        title=GUIDED.title,
+        coordinator="coordinator",
+        expires="2030-01-01T00:00:00Z",
+        rounds=2,
+        min_cohort=3,
+        max_cohort=3,
+        slm="small",
+        embedder=GUIDED.embedder,
+        seed=0,
+        pool_sha256="ab" * 32,
+        pool_size=len(POOL),
+        clusters_sha256="ab" * 32,
+        phase_timeout_s=60.0,
+        privacy=GUIDED.privacy,
+        statistics=GUIDED.statistics,
+        training=GUIDED.training,
+        distillation=GUIDED.distillation,
+        allocation=GUIDED.allocation,
+        paths=GUIDED.paths,
+        guide=GUIDE,
+    )
+
+
+@pytest.fixture
+def guidance(tmp_path: Path) -> Guidance:
+    lm = small_model()
+    attach_adapters(lm, AdapterSettings(rank=4))
+    return Guidance(
+        plan=plan(),
+        settings=GUIDE,
+        pool=POOL,
+        memory=SiteMemory(folder=tmp_path),
+        model=lm,
+        reference=adapter_weights(lm),
+        batch_size=4,
+        cells=2,
+    )
+
+
+def received(paths: dict[int, str], *, cell: int) -> list[ReceivedPath]:
+    return [ReceivedPath(sample=place, cell=cell, path=path) for place, path in paths.items()]
+
+
+def trained_on_good(guidance: Guidance) -> AdapterWeights:
+    """Adapters that favour the good paths; the model is left as it was."""
+    before = adapter_weights(guidance.model)
+    settings = TuningSettings(
+        steps=30, batch_size=3, replay_batch_size=0, learning_rate=1e-2, max_epochs=100
+    )
+    examples = [
+        replace(example(place), prompt=f"question {place}\n", path=path, own_path=None)
+        for place, path in GOOD.items()
+    ]
+    weights = tune_on_paths(guidance.model, examples, (), settings)
+    load_adapters(guidance.model, before)
+    return weights
+
+
+def test_the_guide_favours_what_it_was_trained_on_and_only_that_passes(guidance: Guidance) -> None:
+    paths = guidance.take([*received(GOOD, cell=0), *received(BAD, cell=1)])
+    assert [one.sample for one in paths] == [0, 1, 2, 3, 4, 5]
+    assert all(1 <= len(one.own_paths) <= GUIDE.own_paths for one in paths)
+
+    judged = guidance.judge(paths, trained_on_good(guidance))
+
+    gains = [one.gain for one in judged]
+    assert min(gains[:3]) > max(gains[3:])
+    assert guidance.passing(judged, np.full(6, 0.5)) == [0, 1, 2]
+    # Beyond the band of the plan (0.02 to 1), agreement does not help.
+    assert guidance.passing(judged, np.array([0.5, 0.001, 0.5, 0.5, 0.5, 0.5])) == [0, 2]
+
+
+def test_own_paths_are_drawn_from_the_reference_and_once(
+    guidance: Guidance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_adapters(guidance.model, trained_on_good(guidance))
+    first = guidance.take(received(GOOD, cell=0))
+    assert adapter_weights(guidance.model) == guidance.reference
+    guidance.memory.keep_judged_paths(first)
+    asked: list[int] = []
+    draw = guidance_module.own_paths
+
+    def counted(lm: object, prompts: list[str], **options: object) -> object:
+        asked.append(len(prompts))
+        return draw(lm, prompts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(guidance_module, "own_paths", counted)
+    again = guidance.take([*received(GOOD, cell=0), *received(BAD, cell=1)])
+    assert asked == [3]
+    assert again[:3] == first
+    guidance.memory.keep_judged_paths(again)
+    assert guidance.take([]) == again
+    assert asked == [3]
+
+
+def test_without_any_path_nothing_is_judged_and_nothing_is_taught(guidance: Guidance) -> None:
+    assert guidance.take([]) == []
+    assert guidance.judge([], guidance.reference) == []
+    assert guidance.passing([], np.zeros(0)) == []
+    before = adapter_weights(guidance.model)
+    guidance.teach([], round_id=0, loss=LossSettings())
+    assert adapter_weights(guidance.model) == before
+
+
+def test_a_round_goes_on_from_the_newest_guide_before_it(guidance: Guidance) -> None:
+    assert guidance.guide_before(0) == guidance.reference
+    assert guidance.guide_before(2) == guidance.reference
+    guidance.memory.keep_guide(0, b"first")
+    guidance.memory.keep_guide(1, b"second")
+    assert guidance.guide_before(1).data == b"first"
+    # Started again in the middle of round 1: not from round 1's own guide.
+    assert guidance.guide_before(2).data == b"second"
+
+
+def test_a_student_starts_from_a_share_of_the_guides_update(guidance: Guidance) -> None:
+    guide = trained_on_good(guidance)
+    guidance.start(guide)
+    started = parse_adapter_tensors(adapter_weights(guidance.model))
+    whole = parse_adapter_tensors(guide)
+    name = next(one for one in whole if "lora_B" in one)
+    assert np.allclose(started[name], 0.5 * whole[name], atol=1e-7)
+
+
+def test_the_last_round_takes_its_own_number_of_steps(
+    guidance: Guidance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def recorded(lm: object, learn: object, keep: object, settings: TuningSettings) -> None:
+        taken.append(settings.steps)
+
+    monkeypatch.setattr(guidance_module, "tune_on_paths", recorded)
+    for round_id in (0, 1):
+        guidance.teach([example(0)], round_id=round_id, loss=LossSettings())
+    assert taken == [GUIDE.pool_steps, GUIDE.last_pool_steps]
+
+
+def test_records_without_reasons_are_left_out_and_their_unit_stays() -> None:
+    def record(number: int, rationale: str | None) -> Record:
+        return Record(
+            record_id=f"r{number}",
+            unit="u",
+            question=f"question {number}",
+            choices=(),
+            answer="9",
+            rationale=rationale,
+        )
+
+    mixed = Unit(unit_id="u", records=(record(0, "because"), record(1, None)))
+    bare = Unit(unit_id="u", records=(record(2, None),))
+    assert [one.example_id for one in private_unit(mixed).examples] == ["r0", "r1"]
+    kept = private_unit(mixed, with_reasons_only=True)
+    assert [one.example_id for one in kept.examples] == ["r0"]
+    assert private_unit(bare, with_reasons_only=True).examples == ()
+
+
+def test_a_judged_path_keeps_its_texts(guidance: Guidance) -> None:
+    (one,) = guidance.judge(
+        [JudgedPath(sample=0, cell=0, path="good 0", own_paths=[], gain=1.0)], guidance.reference
+    )
+    # Nothing of its own to compare with: no gain, rather than a guess.
+    assert one == JudgedPath(sample=0, cell=0, path="good 0", own_paths=[], gain=0.0)

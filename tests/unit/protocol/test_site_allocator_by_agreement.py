@@ -1,0 +1,63 @@
+"""A site's quotas in later rounds: by cluster, and fewer where paths contradict its guide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from protocol_world import make_plan
+
+from lada_clients.site.allocator import SiteAllocator
+from lada_clients.site.memory import JudgedPath, SiteMemory
+from lada_secure.learnability.cells import CellGrid
+from lada_secure.learnability.statistics import NoisedStatistics, StatisticsParameters
+
+CLUSTERS = np.repeat(np.arange(2, dtype=np.int64), 20)
+PARAMETERS = StatisticsParameters(
+    clusters=2, loss_clip=4.0, noise_multiplier=8.0, max_units=5_000, scale=16
+)
+# Equal masses, and the same loss in both clusters.
+EQUAL = NoisedStatistics(
+    vector=np.array([8_000, 8_000, 1_400, 1_400], dtype=np.int64), parameters=PARAMETERS
+)
+
+
+def counts(folder: Path, *, strategy: str, gains: dict[int, float]) -> list[int]:
+    """Samples per cluster that a site picks in round 1, with so much gain of 8 paths per cell."""
+    base = make_plan()
+    allocation = base.allocation.model_copy(
+        update={"strategy": strategy, "clusters": 2, "difficulty_bins": 1, "quota": 12}
+    )
+    memory = SiteMemory(folder=folder)
+    memory.keep_judged_paths(
+        [
+            JudgedPath(sample=20 * cell + at, cell=cell, path="9", own_paths=["3"], gain=gain)
+            for cell, gain in gains.items()
+            for at in range(8)
+        ]
+    )
+    allocator = SiteAllocator(
+        plan=base.model_copy(update={"allocation": allocation}),
+        grid=CellGrid(clusters=2, bins=1),
+        pool_clusters=CLUSTERS,
+        memory=memory,
+    )
+    places = allocator.picks(1, EQUAL, np.full(len(CLUSTERS), 0.5))
+    return np.bincount(CLUSTERS[places], minlength=2).tolist()
+
+
+def test_without_judged_paths_equal_masses_share_the_quota(tmp_path: Path) -> None:
+    assert counts(tmp_path, strategy="guided", gains={}) == [6, 6]
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_cluster_whose_paths_contradict_the_guide_gets_next_to_nothing(
+    tmp_path: Path, good: int
+) -> None:
+    found = counts(tmp_path, strategy="guided", gains={good: 1.0, 1 - good: -1.0})
+    assert found[good] >= 11
+
+
+def test_agreement_counts_for_the_strategies_that_read_it_alone(tmp_path: Path) -> None:
+    assert counts(tmp_path, strategy="domain", gains={0: 1.0, 1: -1.0}) == [6, 6]
