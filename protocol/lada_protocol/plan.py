@@ -97,12 +97,14 @@ class GuidePlan(_Part):
     records_with_reasons: whether records without reasons are left out of the guide, by a rule per
     record. own_paths: what the SLM draws per sample, to compare a path with. least_share: of the
     best cell's gain that a path must reach. pool_steps, last_pool_steps: on pool paths in a round
-    and in the last. pool_learning_rate: of those; `distillation.learning_rate` is the guide's.
+    and in the last. pool_learning_rate: of those. `distillation.learning_rate` is the guide's in
+    the first round, and rate_decay the factor on it from one round to the next.
     """
 
     records_with_reasons: bool
     own_paths: Annotated[int, Field(ge=1, le=64)]
     least_share: Share
+    rate_decay: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
     private_share: Share
     pool_steps: Count
     last_pool_steps: Count

@@ -198,13 +198,14 @@ GUIDED = replace(
         }
     ),
     distillation=TINY.distillation.model_copy(
-        update={"learning_rate": 1.3e-2, "private_weight": 1.0}
+        update={"learning_rate": 8e-3, "private_weight": 1.0}
     ),
     allocation=TINY.allocation.model_copy(update={"strategy": "guided", "screen_high": 1.0}),
     guide=GuidePlan(
         records_with_reasons=True,
         own_paths=5,
         least_share=0.25,
+        rate_decay=0.5,
         private_share=0.5,
         pool_steps=60,
         last_pool_steps=160,

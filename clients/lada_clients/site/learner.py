@@ -299,7 +299,11 @@ class SiteLearner:
             ],
             pool=(),
             # The contrast is for paths that come with a wrong one; private records have none.
-            settings=replace(settings, pool_batch_size=0),
+            settings=replace(
+                settings,
+                pool_batch_size=0,
+                learning_rate=settings.learning_rate * guidance.settings.rate_decay**round_id,
+            ),
         )
         guide = result.adapters.value
         self.memory.keep_guide(round_id, guide.data)

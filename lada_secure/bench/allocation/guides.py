@@ -165,7 +165,7 @@ class SiteReleases:
             threads=1,
             physical_batch_size=BATCH_SIZE,
             pool_batch_size=0,
-            learning_rate=private_rate(settings, self.noise),
+            learning_rate=private_rate(settings, self.noise, round_id=round_id),
             steps_per_reservation=settings.private_steps[round_id],
             seed=self.seed + round_id,
             loss=LossSettings(contrastive_weight=0.0),

@@ -26,7 +26,8 @@ class StudySettings:
     records, per round. pool_steps: steps on pool paths in a round, final_steps in the last.
     joint_steps, joint_weight, joint_learning_rate: steps in a round of arms without a guide, factor
     on their private gradient, and their rate. private_learning_rate: of the guide, largest.
-    noise_rate: largest product of that rate and the noise multiplier, see `private_rate`.
+    rate_decay: factor on it from one round to the next; noise_rate: largest product of the rate
+    and the noise per expected unit, see `private_rate`.
     private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
     least_share: of the best cell's gain that a path must reach, see `agreement`. uplink_bar: how
     sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
@@ -38,7 +39,7 @@ class StudySettings:
     private_steps: tuple[int, ...] = (36, 12, 12, 12)
     pool_steps: int = 60
     final_steps: int = 160
-    expected_units: float = 100.0
+    expected_units: float = 200.0
     l2_clip_norm: float = 1.0
     target_delta: float = 1e-5
     max_records_per_unit: int = 4
@@ -46,7 +47,8 @@ class StudySettings:
     joint_weight: float = 0.3
     joint_learning_rate: float = 1e-2
     private_learning_rate: float = 2e-2
-    noise_rate: float = 2.4e-2
+    noise_rate: float = 2.4e-4
+    rate_decay: float = 0.5
     private_share: float = 0.5
     pool_batch_size: int = 16
     learning_rate: float = 1e-2
@@ -85,6 +87,8 @@ class StudySettings:
                 "private_learning_rate and noise_rate: expected above 0, got "
                 f"{self.private_learning_rate} and {self.noise_rate}"
             )
+        if not 0.0 < self.rate_decay <= 1.0:
+            raise ParameterError(f"rate_decay: expected above 0 to 1, got {self.rate_decay}")
         if not 0.0 <= self.uplink_bar < 1.0:
             raise ParameterError(f"uplink_bar: expected 0 to below 1, got {self.uplink_bar}")
         if self.contrastive_form not in ("dpo", "margin"):
@@ -105,17 +109,19 @@ def loss_settings(settings: StudySettings, *, contrast: bool) -> LossSettings:
     )
 
 
-def private_rate(settings: StudySettings, noise: Noise | None) -> float:
-    """Learning rate of a guide: the more noise, the smaller its steps.
+def private_rate(settings: StudySettings, noise: Noise | None, *, round_id: int) -> float:
+    """Learning rate of a guide: it falls from round to round, and stays small where noise is high.
 
     AdamW moves every weight by about the rate, whatever the gradient's size. Where noise makes most
     of the gradient, a rate that is right without noise carries the model far off in a few steps,
     and what it then says of paths is no longer what the records say. Small steps stay where the
-    signal adds up step by step and the noise only as its root. The multiplier is public.
+    signal adds up step by step and the noise only as its root. Later rounds go on from what the
+    earlier ones found: large steps would only shake it. Noise and rounds are public.
     """
+    rate = settings.private_learning_rate * settings.rate_decay**round_id
     if noise is None:
-        return settings.private_learning_rate
-    return min(settings.private_learning_rate, settings.noise_rate / noise.training)
+        return float(rate)
+    return float(min(rate, settings.noise_rate * settings.expected_units / noise.training))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,7 @@ GUIDE = GuidePlan(
     records_with_reasons=True,
     own_paths=2,
     least_share=0.25,
+    rate_decay=0.5,
     private_share=0.5,
     pool_steps=2,
     last_pool_steps=3,

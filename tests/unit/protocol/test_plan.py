@@ -44,6 +44,8 @@ def test_a_guide_is_in_the_bytes_only_where_there_is_one() -> None:
     [
         ("least_share", 1.5),
         ("private_share", -0.1),
+        ("rate_decay", 0.0),
+        ("rate_decay", 1.5),
         ("own_paths", 0),
         ("own_paths", 65),
         ("pool_steps", 0),

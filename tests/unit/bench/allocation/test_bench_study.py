@@ -152,17 +152,28 @@ def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together(
 
 def test_the_guides_rate_falls_with_noise_and_is_never_above_the_one_without() -> None:
     study = settings()
-    rates = [
-        private_rate(study, None),
-        *(
-            private_rate(study, study_noise(study, epsilon=epsilon, units=610))
-            for epsilon in (100.0, 4.0, 1.0)
-        ),
-    ]
+    noises = [study_noise(study, epsilon=epsilon, units=610) for epsilon in (100.0, 4.0, 1.0)]
+    rates = [private_rate(study, noise, round_id=0) for noise in (None, *noises)]
     assert rates[0] == rates[1] == study.private_learning_rate
     assert rates[1] > rates[2] > rates[3]
-    noise = study_noise(study, epsilon=1.0, units=610)
-    assert rates[3] * noise.training == pytest.approx(study.noise_rate)
+    assert rates[3] * noises[-1].training / study.expected_units == pytest.approx(study.noise_rate)
+
+
+def test_the_guides_rate_falls_from_round_to_round_where_noise_does_not_keep_it_lower() -> None:
+    study = settings()
+    first, second, third = (private_rate(study, None, round_id=number) for number in range(3))
+    assert second == study.rate_decay * first < first
+    assert third == study.rate_decay * second
+    loud = study_noise(study, epsilon=1.0, units=610)
+    rates = [private_rate(study, loud, round_id=number) for number in range(3)]
+    assert max(rates) < third
+    assert rates[0] == rates[1] == rates[2]
+
+
+@pytest.mark.parametrize("change", ["rate_decay=0.0", "rate_decay=1.5"])
+def test_a_decay_out_of_range_is_refused(change: str) -> None:
+    with pytest.raises(ParameterError, match="rate_decay: expected above 0 to 1"):
+        settings(change)
 
 
 @pytest.mark.parametrize("change", ["private_learning_rate=0.0", "noise_rate=-0.1"])
