@@ -199,14 +199,14 @@ def test_verify_names_a_file_in_which_one_byte_was_changed(finished, kind, tmp_p
 def test_any_changed_byte_of_ledger_opening_or_transcript_is_a_fault(finished):
     out, _ = finished
     files = read_evidence(out)
-    # 40 places drawn from all bytes, with the first and last byte of every file besides.
+    # The first and the last byte of every file, and two drawn ones.
     drawn = random.Random(SEED)
     print("seed", SEED)
     places = []
     for name in sorted(files):
         if name.split("/")[0] in ("ledgers", "openings", "transcripts"):
             places += [(name, 0), (name, len(files[name]) - 1)]
-            places += [(name, drawn.randrange(len(files[name]))) for _ in range(4)]
+            places += [(name, drawn.randrange(len(files[name]))) for _ in range(2)]
     for name, place in places:
         changed = bytearray(files[name])
         changed[place] ^= 1 << drawn.randrange(8)
