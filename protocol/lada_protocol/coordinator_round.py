@@ -242,7 +242,7 @@ def _opening_task(
             return GiveUp(
                 code="timeout", message=f"round {round_id}: the auditor did not answer the sum"
             )
-        return Wait(step="opening", round_id=round_id, awaited="the opened sum", parties=(auditor,))
+        return _opening_wait(attempt, "the opened sum", (auditor,))
     cohort_message = index.at(Kind.COHORT, attempt, sender=coordinator)
     cohort = tuple(parse_body(cohort_message, CohortBody).sites) if cohort_message else ()
     gone = tuple(site for site in cohort if site not in alive)
@@ -253,5 +253,15 @@ def _opening_task(
         sent = index.all_at(kind, attempt)
         missing = tuple(site for site in cohort if site not in sent)
         if missing:
-            return Wait(step="opening", round_id=round_id, awaited=awaited, parties=missing)
+            return _opening_wait(attempt, awaited, missing)
     return AddUp(attempt=attempt, cohort=cohort)
+
+
+def _opening_wait(attempt: Attempt, awaited: str, parties: tuple[str, ...]) -> Wait:
+    return Wait(
+        step="opening",
+        round_id=attempt.round_id,
+        awaited=awaited,
+        parties=parties,
+        attempt=attempt,
+    )

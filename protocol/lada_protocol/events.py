@@ -73,15 +73,7 @@ class Patience:
         Returns: seconds waited for this so far.
         """
         now = self.clock()
-        fresh = self._task is None or (
-            self._task.step,
-            self._task.round_id,
-            self._task.awaited,
-        ) != (
-            task.step,
-            task.round_id,
-            task.awaited,
-        )
+        fresh = self._task is None or not task.is_like(self._task)
         gap_s = 0.0 if fresh else min(now - self._looked_s, LONGEST_GAP_S)
         self._waited_s = 0.0 if fresh else self._waited_s + gap_s
         if fresh or now - self._said_s >= WAITING_INTERVAL_S:

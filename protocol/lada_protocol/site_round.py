@@ -132,7 +132,13 @@ def _opening_task(
     keys = index.all_at(Kind.MASK_KEY, attempt)
     missing = tuple(one for one in cohort if one not in keys)
     if missing:
-        return Wait(step="opening", round_id=round_id, awaited="mask keys", parties=missing)
+        return Wait(
+            step="opening",
+            round_id=round_id,
+            awaited="mask keys",
+            parties=missing,
+            attempt=attempt,
+        )
     if index.at(Kind.CONTRIBUTION, attempt, sender=site) is None:
         return Contribute(attempt=attempt, cohort=cohort)
     return _wait("opening", round_id, "the opened sum", auditor)

@@ -7,19 +7,27 @@ returned again, so a crash between any two messages loses nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lada_protocol.index import Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Nothing to do until others have sent something; shown to the operator."""
+    """Nothing to do until others have sent something; shown to the operator.
+
+    attempt: of an opening, where the wait is for its messages: the next attempt is another wait.
+    """
 
     step: str
     round_id: int
     awaited: str
     parties: tuple[str, ...]
+    attempt: Attempt | None = None
+
+    def is_like(self, other: Wait) -> bool:
+        """Whether both are for the same thing, perhaps from fewer parties."""
+        return replace(self, parties=()) == replace(other, parties=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

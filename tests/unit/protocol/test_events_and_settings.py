@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, EventLog, Patience
+from lada_protocol.index import Attempt
 from lada_protocol.settings import MAX_SETTINGS_BYTES, Settings, parse_settings
 from lada_protocol.tasks import Wait
 from lada_secure.errors import ParameterError
@@ -59,6 +61,21 @@ def test_patience_starts_over_for_another_thing() -> None:
     clock.now += 7.0
     assert patience.wait(_wait(), log) == 7.0
     assert patience.wait(_wait("contributions"), log) == 0.0
+
+
+def test_a_new_attempt_has_all_of_the_time_again() -> None:
+    """Else those who are left would be given up in the moment in which they are asked."""
+    clock = Ticker()
+    log = EventLog(party="c", sink=lambda _line: None, clock=clock)
+    patience = Patience(clock=clock)
+    first, second = (
+        replace(_wait(), attempt=Attempt(round_id=1, purpose="statistics", number=number))
+        for number in range(2)
+    )
+    patience.wait(first, log)
+    clock.now += 20.0
+    assert patience.wait(replace(first, parties=("site-b",)), log) == 20.0
+    assert patience.wait(second, log) == 0.0
 
 
 def test_patience_counts_neither_jumps_of_the_wall_clock_nor_time_in_suspension() -> None:

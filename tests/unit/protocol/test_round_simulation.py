@@ -60,6 +60,7 @@ def test_a_site_that_vanishes_before_the_opening_leads_to_a_new_attempt_with_fre
     waiting = world.coordinator.next()
     assert isinstance(waiting, Wait)
     assert waiting.parties == ("site-d",)
+    assert waiting.attempt == ROUND_0
     spent = {name: one.book.epsilon_spent(1e-5) for name, one in world.sites.items()}
 
     world.coordinator.given_up.add((0, "site-d"))
