@@ -71,10 +71,16 @@ class StatusFile:
             while not stopped.wait(INTERVAL_S):
                 self._write()
             self.path.unlink(missing_ok=True)
+            # What a killed process, or a full disk, has left half written.
+            self._fresh.unlink(missing_ok=True)
 
         thread = threading.Thread(target=run, name="status", daemon=True)
         thread.start()
         return thread
+
+    @property
+    def _fresh(self) -> Path:
+        return self.path.with_name(f".{self.path.name}")
 
     def _write(self) -> None:
         known = {
@@ -83,10 +89,9 @@ class StatusFile:
             "listen": self.listen,
             "parties": {party: asdict(one) for party, one in self.presence.parties().items()},
         }
-        fresh = self.path.with_name(f".{self.path.name}")
         try:
-            fresh.write_text(json.dumps(known), encoding="utf-8")
-            fresh.replace(self.path)
+            self._fresh.write_text(json.dumps(known), encoding="utf-8")
+            self._fresh.replace(self.path)
         except OSError as error:
             # Telling is not worth a study: the disk's state shows in what matters.
             LOG.warning("cannot write %s: %s", self.path, error.strerror)

@@ -1,12 +1,15 @@
 """What an operator sees of a coordinator: status from disk, health and metrics over HTTP."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from served_board import chunk, coordinator_identity, raw_stub, refusal, serving
@@ -17,6 +20,7 @@ from lada_protocol.tasks import Wait
 from lada_secure.errors import ParameterError
 from lada_server.commands import app
 from lada_server.monitor import Monitored, start_monitor
+from lada_server.presence import Presence
 from lada_server.settings import ServerSettings
 from lada_server.status import EVENTS_FILE, Status, read_status
 from lada_server.status_file import STATUS_FILE, StatusFile
@@ -115,6 +119,25 @@ def test_status_tells_who_is_there_who_spoke_last_and_who_is_waited_for(study, t
     assert not after.running
     assert party(after, "bank").connected is None
     assert party(after, "bank").last_message == party(found, "bank").last_message
+
+
+def test_what_a_full_disk_left_half_written_goes_with_the_process(study, tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    stopped = threading.Event()
+    status_file = StatusFile(
+        path=tmp_path / STATUS_FILE,
+        presence=Presence(["bank"], time.time),
+        listen="127.0.0.1:1",
+        clock=time.time,
+    )
+    thread = status_file.keep(stopped)
+    wait_until(lambda: any(tmp_path.iterdir()))
+    stopped.set()
+    thread.join(10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_process_does_not_count_as_running(study, tmp_path):
