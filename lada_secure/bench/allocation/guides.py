@@ -7,7 +7,8 @@ their differences differences of allocation, not of two draws of noise.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -30,6 +31,7 @@ from lada_secure.distillation.evaluation import path_log_probabilities
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.own_reasons import written_reasons
 from lada_secure.distillation.parameters import TrainerSettings
 from lada_secure.distillation.training import distil, training_spec
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
@@ -82,17 +84,26 @@ def record_example(record: Record, *, reasons: bool = True) -> PathExample:
     )
 
 
-def taught_units(units: tuple[Unit, ...]) -> tuple[PrivateUnit, ...]:
+def taught_units(
+    units: tuple[Unit, ...], written: Mapping[str, str] | None = None
+) -> tuple[PrivateUnit, ...]:
     """What training reads of each unit: its records with reasons, by a rule per record.
 
     A bare answer would teach the model to skip its reasoning. A unit without any reasons stays a
     unit, with nothing to add to a sum: who has reasons is private, too.
+
+    Args: written: paths by record id for records without reasons, see `written_reasons`.
     """
+    written = written or {}
     return tuple(
         PrivateUnit(
             unit_id=unit.unit_id,
             examples=tuple(
-                record_example(one) for one in unit.records if one.rationale is not None
+                record_example(one)
+                if one.rationale is not None
+                else replace(record_example(one), path=written[one.record_id])
+                for one in unit.records
+                if one.rationale is not None or one.record_id in written
             ),
         )
         for unit in units
@@ -158,8 +169,19 @@ class SiteReleases:
         return self._guides[round_id]
 
     def _train(self, round_id: int) -> None:
+        start = self._guides[-1] if self._guides else self.reference
+        self._guides.append(self.trained(start, round_id=round_id, book=self.book))
+
+    def trained(
+        self, start: AdapterWeights, *, round_id: int, book: MemoryLedger | None
+    ) -> AdapterWeights:
+        """Go on from given adapters by the private steps that the study has for a round.
+
+        From the second round on, records without reasons take part with what the adapters write.
+        """
         settings = self.settings
-        load_adapters(self.lm, self._guides[-1] if self._guides else self.reference)
+        load_adapters(self.lm, start)
+        written = self._written() if round_id and settings.own_reasons else {}
         trainer = TrainerSettings(
             device="cpu",
             threads=1,
@@ -170,8 +192,8 @@ class SiteReleases:
             seed=self.seed + round_id,
             loss=LossSettings(contrastive_weight=0.0),
         )
-        units = taught_units(self.units)
-        if self.noise is None or self.book is None:
+        units = taught_units(self.units, written)
+        if self.noise is None or book is None:
             train_without_privacy(
                 self.lm,
                 units=units,
@@ -180,26 +202,43 @@ class SiteReleases:
                 expected_units=settings.expected_units,
                 settings=trainer,
             )
-            self._guides.append(adapter_weights(self.lm))
-            return
+            return adapter_weights(self.lm)
         privacy = training_parameters(
             settings, self.noise, steps=settings.private_steps[round_id], pool_gradients="public"
         )
-        done = distil(
+        return distil(
             self.lm,
             units=units,
             pool=(),
             privacy=privacy,
             settings=trainer,
-            book=self.book,
+            book=book,
             spec=training_spec(privacy, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id),
+        ).adapters.value
+
+    def _written(self) -> dict[str, str]:
+        return written_reasons(
+            self.lm,
+            [one for unit in self.units for one in unit.records if one.rationale is None],
+            batch_size=BATCH_SIZE,
+            max_new_tokens=self.settings.max_new_tokens,
         )
-        self._guides.append(done.adapters.value)
+
+    def arm_ledger(self, arm: str) -> MemoryLedger | None:
+        """A ledger for what one arm alone takes of the site's records; None without privacy."""
+        if self.noise is None:
+            return None
+        return memory_ledger(
+            name=f"{self.site.name}-{arm}",
+            cap=self.noise.epsilon * 1.001,
+            delta=self.settings.target_delta,
+        )
 
     def statistics(self, round_id: int) -> ClusterEstimates:
         """Estimates of the site's own masses and losses, under the guide of the round before."""
         if round_id not in self._statistics:
-            under = self.guide(round_id - 1) if round_id else self.reference
+            last = self.settings.guide_round(round_id - 1)
+            under = self.guide(last) if round_id else self.reference
             started = time.process_time()
             self._statistics[round_id] = self.measured(
                 round_id, under=under, noise=self.noise, book=self.book

@@ -176,7 +176,8 @@ class Party:
 
     def start(self, round_id: int) -> AdapterWeights:
         """The adapters that a round's student starts from: the guide's, scaled."""
-        return scaled_adapters(self.releases.guide(round_id), self._private_share)
+        last = round_id if self.arm.strategy == "none" else self.settings.guide_round(round_id)
+        return scaled_adapters(self.releases.guide(last), self._private_share)
 
     def consider(self, round_id: int, received: Mapping[int, str]) -> list[int]:
         """Take new paths in, measure all under the student so far, and say which to train on."""
@@ -188,8 +189,22 @@ class Party:
         for place in received:
             self.state.allocation.note(place, cell=book.known[place].cell, loss=self._before[place])
         if self.arm.guided:
-            book.judge(reference=self.releases.reference, guide=self.releases.guide(round_id))
+            guide = self.releases.guide(self.settings.guide_round(round_id))
+            book.judge(reference=self.releases.reference, guide=guide)
         return book.passing(guided=self.arm.guided) if self.arm.screened else list(book.known)
+
+    def finish(self) -> None:
+        """Take the private steps that the guide has left, on top of the student.
+
+        What the pool has taught makes the records easier to learn from: their gradients then point
+        at what only they know. Without a pool, or where both streams train one model, all steps
+        are taken by now.
+        """
+        if self.arm.strategy == "none" or self.joint is not None:
+            return
+        book = self.releases.arm_ledger(self.arm.name)
+        for round_id in range(self.settings.guide_rounds, self.settings.rounds):
+            self.student = self.releases.trained(self.student, round_id=round_id, book=book)
 
     def close(
         self,

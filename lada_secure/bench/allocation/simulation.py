@@ -158,6 +158,9 @@ class Laboratory:
             else:
                 for party, paths in zip(parties, received, strict=True):
                     party.train(round_id, paths)
+            if round_id + 1 == self.settings.rounds:
+                for party in parties:
+                    party.finish()
             # In round 0 the students have hardly learned anything that they could pass on.
             if arm.uplink and round_id + 1 >= min(2, self.settings.rounds):
                 report = uplink(coordinator, parties, self.settings, seed=self.prepared.seed)

@@ -23,7 +23,10 @@ class StudySettings:
     """Everything that all arms share; frozen before fresh seeds are run.
 
     quota: samples that a site may ask for in a round. private_steps: DP-SGD steps on private
-    records, per round. pool_steps: steps on pool paths in a round, final_steps in the last.
+    records, per round. guide_rounds: how many rounds' private steps make the guide; those of later
+    rounds are taken at the end, on top of the student. own_reasons: whether records without reasons
+    take part with what the model itself writes, see `own_reasons.written_reasons`. pool_steps:
+    steps on pool paths in a round, final_steps in the last.
     joint_steps, joint_weight, joint_learning_rate: steps in a round of arms without a guide, factor
     on their private gradient, and their rate. private_learning_rate: of the guide, largest.
     rate_decay: factor on it from one round to the next; noise_rate: largest product of the rate
@@ -37,6 +40,8 @@ class StudySettings:
     rounds: int = 4
     quota: int = 30
     private_steps: tuple[int, ...] = (36, 12, 12, 12)
+    guide_rounds: int = 1
+    own_reasons: bool = True
     pool_steps: int = 60
     final_steps: int = 160
     expected_units: float = 200.0
@@ -80,6 +85,8 @@ class StudySettings:
             raise ParameterError(
                 f"private_steps: expected {self.rounds} numbers >= 1, got {self.private_steps}"
             )
+        if self.guide_rounds < 1:
+            raise ParameterError(f"guide_rounds: expected at least 1, got {self.guide_rounds}")
         if self.quota < 1:
             raise ParameterError(f"quota: expected at least 1, got {self.quota}")
         if not (self.private_learning_rate > 0.0 and self.noise_rate > 0.0):
@@ -95,6 +102,10 @@ class StudySettings:
             raise ParameterError(
                 f"contrastive_form: expected 'dpo' or 'margin', got {self.contrastive_form!r}"
             )
+
+    def guide_round(self, round_id: int) -> int:
+        """The round whose private steps were the last that the guide of a round is made of."""
+        return min(round_id, self.guide_rounds - 1)
 
     def pool_steps_of(self, round_id: int) -> int:
         """Steps on pool paths in a round, the same in every arm that trains on any."""

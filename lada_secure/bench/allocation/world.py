@@ -58,7 +58,7 @@ class WorldSettings:
     senses: int = 3
     marked: float = 0.5
     in_house: float = 0.3
-    rationales: float = 0.5
+    rationales: float = 0.2
 
     def __post_init__(self) -> None:
         check_sites(self.sites)

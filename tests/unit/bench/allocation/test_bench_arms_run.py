@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from lada_secure.bench.allocation import guides as guides_module
 from lada_secure.bench.allocation import party as party_module
 from lada_secure.bench.allocation.arms import ARMS
 from lada_secure.bench.allocation.party import Party
@@ -17,6 +19,7 @@ from lada_secure.distillation.adapters import AdapterWeights
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
+from lada_secure.distillation.training import distil
 from lada_secure.learnability.hosts import rounds
 from lada_secure.learnability.hosts.host import Host, Payload
 from lada_secure.learnability.hosts.rounds import HostTraining
@@ -139,6 +142,35 @@ def test_a_second_round_learns_from_the_first(
     assert party.student != student
     assert [one["trained"] for one in party.reports] == [len(first), len(first) + len(second)]
     assert party.reports[-1]["asked"] == len(first) + len(second)
+
+
+@pytest.mark.parametrize("name", ["lada-secure", "no-pool"])
+def test_the_steps_that_the_guide_leaves_are_taken_on_the_student(
+    name: str,
+    prepared: PreparedWorld,
+    small_settings: StudySettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Guide and finish together take the steps that the noise was calibrated for, no more."""
+    taken: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        taken.append(kwargs["privacy"].steps)
+        return distil(*args, **kwargs)
+
+    monkeypatch.setattr(guides_module, "distil", counted)
+    settings = replace(small_settings, rounds=2, private_steps=(2, 1))
+    laboratory = Laboratory.open(prepared, settings)
+    (releases, *_) = laboratory.releases(8.0)
+    party = Party.open(
+        ARMS[name], settings, releases, laboratory.coordinator, laboratory.lm, epsilon=8.0
+    )
+    for round_id in range(2):
+        party.train(round_id, laboratory.coordinator.write(party.choose(round_id)))
+    before = party.student
+    party.finish()
+    assert taken == [2, 1]
+    assert (party.student == before) == (name == "no-pool")
 
 
 def test_paths_that_are_sent_end_in_the_gold_answer(laboratory: Laboratory) -> None:

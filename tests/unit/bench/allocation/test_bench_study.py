@@ -46,6 +46,7 @@ def test_changes_that_only_fit_together_are_made_at_once() -> None:
         ("world=3", "expected one of"),
         ("rounds=9", "rounds"),
         ("private_steps=[1]", "private_steps"),
+        ("guide_rounds=0", "guide_rounds"),
         ('contrastive_form="sum"', "contrastive_form"),
     ],
 )

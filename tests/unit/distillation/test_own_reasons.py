@@ -1,0 +1,68 @@
+"""Records with a bare answer: what the model writes for them, and what is left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from lada_secure.bench.allocation.guides import taught_units
+from lada_secure.data.records import Record
+from lada_secure.distillation import own_reasons
+from lada_secure.distillation.evaluation import greedy_paths
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.own_reasons import written_reasons
+from lada_secure.privacy.units import Unit
+
+
+def record(number: int, *, answer: str = "7", rationale: str | None = None) -> Record:
+    return Record(
+        record_id=f"record-{number}",
+        unit="unit-1",
+        question=f"4f{number}",
+        choices=(),
+        answer=answer,
+        rationale=rationale,
+    )
+
+
+def written(
+    monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, records: list[Record], texts: list[str]
+) -> dict[str, str]:
+    monkeypatch.setattr(own_reasons, "greedy_paths", lambda *_args, **_sizes: texts)
+    return written_reasons(lm, records, batch_size=4, max_new_tokens=8)
+
+
+def test_only_paths_with_reasons_that_reach_the_answer_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tiny_slm: LanguageModel
+) -> None:
+    records = [record(number) for number in range(4)]
+    texts = ["f9g7\n7", "f9g6\n6", "7", ""]
+    assert written(monkeypatch, tiny_slm, records, texts) == {"record-0": "f9g7\n7"}
+
+
+def test_a_models_own_text_is_read_for_each_record_alone(tiny_slm: LanguageModel) -> None:
+    """Who else is in the data set changes nothing: the bound per unit rests on it."""
+    texts = greedy_paths(
+        tiny_slm, [f"4f{number}\n" for number in range(6)], batch_size=6, max_new_tokens=4
+    )
+    # Answers that the model does reach, so that there is something to compare.
+    told = [
+        record(number, answer=text.strip().splitlines()[-1] if text.strip() else "7")
+        for number, text in enumerate(texts)
+    ]
+    together = written_reasons(tiny_slm, told, batch_size=6, max_new_tokens=4)
+    alone: dict[str, str] = {}
+    for one in told:
+        alone |= written_reasons(tiny_slm, [one], batch_size=1, max_new_tokens=4)
+    assert together == alone
+    assert written_reasons(tiny_slm, [], batch_size=6, max_new_tokens=4) == {}
+
+
+def test_a_unit_learns_its_own_reasons_and_what_was_written_for_the_rest() -> None:
+    unit = Unit(
+        unit_id="unit-1",
+        records=(record(0, rationale="f9g7"), record(1), record(2)),
+    )
+    (taught,) = taught_units((unit,), {"record-2": "f1\n7"})
+    assert [one.path for one in taught.examples] == ["f9g7\n7", "f1\n7"]
+    (without,) = taught_units((unit,))
+    assert [one.example_id for one in without.examples] == ["record-0"]
