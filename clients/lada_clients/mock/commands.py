@@ -50,6 +50,15 @@ def run(
         typer.Option("--rounds", help="Rounds of the study. Default: the preset's."),
     ] = None,
     seed: Seed = 0,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            help="How samples are allocated: lada, guided, band, domain, paper or random. "
+            "Default: the preset's.",
+            show_default=False,
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option("--port", help="Loopback port of the coordinator; 0 takes a free one.")
     ] = 0,
@@ -78,6 +87,7 @@ def run(
         out=out,
         port=port,
         cache_dir=cache_dir or default_cache_dir(os.environ),
+        strategy=strategy,
     )
     with _ending_cleanly(progress):
         layout, report = run_federation(request, console=progress)

@@ -42,7 +42,10 @@ class RunFailed(LadaError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What the caller asked for. `seed` reaches data and initial weights only."""
+    """What the caller asked for. `seed` reaches data and initial weights only.
+
+    strategy: how samples are allocated; None for the preset's own.
+    """
 
     preset: str
     sites: int
@@ -51,6 +54,7 @@ class Request:
     out: Path
     port: int
     cache_dir: Path
+    strategy: str | None = None
 
 
 def run_federation(request: Request, *, console: Console) -> tuple[RunLayout, Report]:
@@ -62,7 +66,11 @@ def run_federation(request: Request, *, console: Console) -> tuple[RunLayout, Re
     Raises: ParameterError: the request cannot be met. TransportError: a disk or a port refuses.
     """
     preset = preset_for(
-        request.preset, sites=request.sites, rounds=request.rounds, seed=request.seed
+        request.preset,
+        sites=request.sites,
+        rounds=request.rounds,
+        seed=request.seed,
+        strategy=request.strategy,
     )
     check_out(request.out)
     port = free_port(request.port)
@@ -135,6 +143,7 @@ def _report(
         clusters=preset.allocation.clusters,
         difficulty_bins=preset.allocation.difficulty_bins,
         quota=preset.allocation.quota,
+        strategy=preset.allocation.strategy,
     )
     facts = [
         SiteFacts(

@@ -308,6 +308,7 @@ def _study(report: Report) -> str:
         ["Embedder", study.embedder],
         ["Pool", f"{study.pool_size} samples, gradients {study.pool_gradients}"],
         ["Cells", f"{study.clusters} clusters x {study.difficulty_bins} difficulty bins"],
+        ["Allocation", study.strategy],
         ["Quota per site and round", str(study.quota)],
         ["Machine", f"{run.cpus} cores, {run.platform}, Python {run.python}"],
         ["Software", f"lada-secure {run.software_version}"],

@@ -22,6 +22,7 @@ from lada_protocol.plan import (
 )
 from lada_secure.data.federation import MAX_SITES, MIN_SITES
 from lada_secure.errors import ParameterError
+from lada_secure.learnability.allocation import strategy as allocation_strategy
 
 MAX_ROUNDS = 100
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -216,10 +217,13 @@ GUIDED = replace(
 PRESETS = {preset.name: preset for preset in (DEMO, TINY, GUIDED)}
 
 
-def preset_for(name: str, *, sites: int, rounds: int | None, seed: int) -> Preset:
-    """A preset with the caller's number of rounds and complete model references.
+def preset_for(
+    name: str, *, sites: int, rounds: int | None, seed: int, strategy: str | None = None
+) -> Preset:
+    """A preset with the caller's number of rounds, strategy and complete model references.
 
-    Raises: ParameterError: an unknown preset, or numbers outside what a mock run allows.
+    Raises: ParameterError: an unknown preset or strategy, or numbers outside what a mock run
+        allows.
     """
     preset = PRESETS.get(name)
     if preset is None:
@@ -234,9 +238,14 @@ def preset_for(name: str, *, sites: int, rounds: int | None, seed: int) -> Prese
         raise ParameterError(f"--rounds: expected 1 to {MAX_ROUNDS}, got {chosen}")
     if seed < 0:
         raise ParameterError(f"--seed: expected 0 or more, got {seed}")
+    allocation = preset.allocation
+    if strategy is not None:
+        named = allocation_strategy(strategy).name
+        allocation = allocation.model_copy(update={"strategy": named})
     return replace(
         preset,
         rounds=chosen,
+        allocation=allocation,
         slm=preset.slm.format(sites=sites, seed=seed),
         llm=preset.llm.format(sites=sites, seed=seed),
     )

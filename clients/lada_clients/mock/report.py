@@ -69,6 +69,7 @@ class Study(_Part):
     clusters: int
     difficulty_bins: int
     quota: Annotated[int, Field(description="most samples that a site picks in a round")]
+    strategy: Annotated[str, Field(description="how samples are allocated")]
 
 
 class AccuracyPoint(_Part):

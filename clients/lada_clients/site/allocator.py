@@ -96,10 +96,12 @@ class SiteAllocator:
         allocation = self.plan.allocation
         fresh, again = self._available(round_id)
         priorities = sample_priorities(allocation.strategy, scores, seed=self.plan.seed + round_id)
-        if round_id == 0 or allocation.strategy in BY_CLUSTER:
+        # Picks at random that followed the masses would be the strategy "domain".
+        start = round_id == 0 and allocation.strategy != "random"
+        if start or allocation.strategy in BY_CLUSTER:
             shares = (
                 noised.estimates().shares
-                if round_id == 0
+                if start
                 else cluster_worths(self.utilities(round_id, noised), self.grid)
             )
             good = fresh & (scores >= allocation.threshold)

@@ -31,6 +31,15 @@ from lada_server.settings import ServerSettings, StudySettings
 DIGEST = "ab" * 32
 
 
+def test_a_run_may_allocate_by_another_strategy_than_its_presets() -> None:
+    preset = preset_for("demo", sites=3, rounds=None, seed=0, strategy="random")
+    assert study_table(preset, seed=0)["allocation"]["strategy"] == "random"
+    usual = preset_for("demo", sites=3, rounds=None, seed=0)
+    assert study_table(usual, seed=0)["allocation"]["strategy"] == "lada"
+    with pytest.raises(ParameterError, match=r"expected one of .*domain.*, got 'best'"):
+        preset_for("demo", sites=3, rounds=None, seed=0, strategy="best")
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_study_file_of_a_preset_is_a_study(name: str) -> None:
     preset = preset_for(name, sites=3, rounds=None, seed=0)

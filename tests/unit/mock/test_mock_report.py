@@ -138,6 +138,7 @@ def report(tmp_path: Path) -> Report:
             clusters=4,
             difficulty_bins=3,
             quota=40,
+            strategy="lada",
         ),
         facts=[SiteFacts(party=one, records=360, units=200, held_out=40) for one in SITES],
         roles=roles,

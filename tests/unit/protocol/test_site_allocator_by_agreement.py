@@ -23,8 +23,20 @@ EQUAL = NoisedStatistics(
 )
 
 
-def counts(folder: Path, *, strategy: str, gains: dict[int, float]) -> list[int]:
-    """Samples per cluster that a site picks in round 1, with so much gain of 8 paths per cell."""
+LOPSIDED = NoisedStatistics(
+    vector=np.array([15_000, 1_000, 2_600, 200], dtype=np.int64), parameters=PARAMETERS
+)
+
+
+def counts(
+    folder: Path,
+    *,
+    strategy: str,
+    gains: dict[int, float],
+    round_id: int = 1,
+    noised: NoisedStatistics = EQUAL,
+) -> list[int]:
+    """Samples per cluster that a site picks in a round, with so much gain of 8 paths per cell."""
     base = make_plan()
     allocation = base.allocation.model_copy(
         update={"strategy": strategy, "clusters": 2, "difficulty_bins": 1, "quota": 12}
@@ -43,7 +55,7 @@ def counts(folder: Path, *, strategy: str, gains: dict[int, float]) -> list[int]
         pool_clusters=CLUSTERS,
         memory=memory,
     )
-    places = allocator.picks(1, EQUAL, np.full(len(CLUSTERS), 0.5))
+    places = allocator.picks(round_id, noised, np.full(len(CLUSTERS), 0.5))
     return np.bincount(CLUSTERS[places], minlength=2).tolist()
 
 
@@ -61,3 +73,13 @@ def test_a_cluster_whose_paths_contradict_the_guide_gets_next_to_nothing(
 
 def test_agreement_counts_for_the_strategies_that_read_it_alone(tmp_path: Path) -> None:
     assert counts(tmp_path, strategy="domain", gains={0: 1.0, 1: -1.0}) == [6, 6]
+
+
+def test_the_first_round_follows_the_masses_but_not_where_samples_are_drawn_at_random(
+    tmp_path: Path,
+) -> None:
+    by_masses = counts(tmp_path / "a", strategy="lada", gains={}, round_id=0, noised=LOPSIDED)
+    assert by_masses == [11, 1]
+    at_random = counts(tmp_path / "b", strategy="random", gains={}, round_id=0, noised=LOPSIDED)
+    assert sum(at_random) == 12
+    assert min(at_random) >= 2
