@@ -98,7 +98,10 @@ class GuidePlan(_Part):
     record. own_paths: what the SLM draws per sample, to compare a path with. least_share: of the
     best cell's gain that a path must reach. pool_steps, last_pool_steps: on pool paths in a round
     and in the last. pool_learning_rate: of those. `distillation.learning_rate` is the guide's in
-    the first round, and rate_decay the factor on it from one round to the next.
+    the first round, and rate_decay the factor on it from one round to the next. finish: whether the
+    last round's DP-SGD goes on from the SLM after its pool paths, instead of from the guide.
+    own_reasons: whether records without reasons take part, from the second round on, with what the
+    model itself writes for them where it reaches their answer.
     """
 
     records_with_reasons: bool
@@ -109,6 +112,16 @@ class GuidePlan(_Part):
     pool_steps: Count
     last_pool_steps: Count
     pool_learning_rate: Positive
+    finish: bool
+    own_reasons: bool
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.own_reasons and not self.records_with_reasons:
+            raise ValueError(
+                "guide.own_reasons needs records_with_reasons: without it bare answers take part"
+            )
+        return self
 
 
 class AllocationPlan(_Part):
@@ -219,6 +232,8 @@ class StudyPlan(_Part):
             raise ValueError("uplink.holdout takes the whole pool; leave samples to learn from")
         if self.guide is not None and self.training.pool_gradients != "public":
             raise ValueError("a guide is trained without the pool: pool_gradients must be public")
+        if self.guide is not None and self.guide.finish and self.rounds < 2:
+            raise ValueError("guide.finish needs rounds >= 2: the rounds before it make the guide")
         return self
 
     def to_bytes(self) -> bytes:

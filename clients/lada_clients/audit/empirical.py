@@ -17,7 +17,6 @@ from lada_clients.site.settings import SiteSettings
 from lada_clients.site.training import (
     adapter_settings,
     privacy_parameters,
-    private_unit,
     trainer_settings,
 )
 from lada_protocol.exported_study import PLAN_FILE
@@ -38,6 +37,7 @@ from lada_secure.distillation.canary_audit import (
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.parameters import DpSgdParameters
+from lada_secure.distillation.private_examples import private_unit
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.privacy.units import bound_units
 

@@ -211,6 +211,8 @@ GUIDED = replace(
         pool_steps=60,
         last_pool_steps=160,
         pool_learning_rate=1e-2,
+        finish=True,
+        own_reasons=True,
     ),
 )
 

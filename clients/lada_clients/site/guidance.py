@@ -7,7 +7,7 @@ texts alone (`lada_secure.distillation.guide`, `lada_secure.learnability.agreeme
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
@@ -15,7 +15,7 @@ from lada_protocol.plan import GuidePlan, StudyPlan
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
-from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.guide import (
     ContrastedPath,
     lead_gains,
@@ -24,10 +24,14 @@ from lada_secure.distillation.guide import (
 )
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.own_reasons import written_reasons
+from lada_secure.distillation.parameters import TrainerSettings
+from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.agreement import agreeing_paths
 from lada_secure.learnability.allocation import path_screen
 from lada_secure.learnability.arrays import FloatArray
+from lada_secure.privacy.units import Unit
 
 # The number of steps is the plan's, however few paths there are.
 _MANY_EPOCHS = 10**6
@@ -53,6 +57,36 @@ class Guidance:
             if kept is not None:
                 return AdapterWeights(data=kept)
         return self.reference
+
+    def finishes(self, round_id: int) -> bool:
+        """Whether this round's DP-SGD comes after its pool paths."""
+        return self.settings.finish and round_id + 1 == self.plan.rounds
+
+    def private_units(self, units: Sequence[Unit], *, round_id: int) -> list[PrivateUnit]:
+        """What this round's DP-SGD reads of each unit, with reasons by the model as it is now.
+
+        That model is public or released, so that a path depends on one record beside it, and a
+        unit's part in a step stays bounded by the clipping norm.
+        """
+        written: dict[str, str] = {}
+        if self.settings.own_reasons and round_id > 0:
+            written = written_reasons(
+                self.model,
+                [one for unit in units for one in unit.records if one.rationale is None],
+                batch_size=self.batch_size,
+                max_new_tokens=self.plan.paths.max_new_tokens,
+            )
+        only = self.settings.records_with_reasons
+        return [private_unit(unit, with_reasons_only=only, written=written) for unit in units]
+
+    def private_training(self, settings: TrainerSettings, *, round_id: int) -> TrainerSettings:
+        """A round's settings for private records alone, at the round's rate."""
+        return replace(
+            settings,
+            # The contrast is for paths that come with a wrong one; private records have none.
+            pool_batch_size=0,
+            learning_rate=settings.learning_rate * self.settings.rate_decay**round_id,
+        )
 
     def take(self, received: Sequence[ReceivedPath]) -> list[JudgedPath]:
         """All paths so far, new ones with own paths of the reference beside them and no gain yet.

@@ -6,7 +6,7 @@ Everything here stays on this machine. What may leave is `Released`; the service
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -21,8 +21,6 @@ from lada_clients.site.settings import SiteSettings
 from lada_clients.site.training import (
     adapter_settings,
     privacy_parameters,
-    private_unit,
-    record_example,
     trainer_settings,
 )
 from lada_protocol.plan import StudyPlan
@@ -45,6 +43,7 @@ from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.outlook import TrainingOutlook
 from lada_secure.distillation.paths import generate_paths
+from lada_secure.distillation.private_examples import private_unit, record_example
 from lada_secure.distillation.released_adapters import released_adapters
 from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
 from lada_secure.learnability.arrays import FloatArray
@@ -282,6 +281,9 @@ class SiteLearner:
     ) -> tuple[list[JudgedPath], list[int], Distilled]:
         """Train the guide, then a student on the paths that agree with it.
 
+        In a round that finishes, the guide is the newest one before, and the student is what the
+        private steps go on from.
+
         Returns: all paths so far as the guide judges them, the places among them of those that
         were trained on, and what DP-SGD released.
         """
@@ -290,23 +292,21 @@ class SiteLearner:
         load_adapters(self.model, student)
         examples = [self._path_example(one) for one in paths]
         probabilities = probability(self._losses(examples))
-        load_adapters(self.model, guidance.guide_before(round_id))
+        guide = guidance.guide_before(round_id)
+        load_adapters(self.model, guide)
         settings = trainer_settings(self.plan, self.settings, round_id=round_id)
-        result = distilling(
-            units=[
-                private_unit(unit, with_reasons_only=guidance.settings.records_with_reasons)
-                for unit in self.units
-            ],
-            pool=(),
-            # The contrast is for paths that come with a wrong one; private records have none.
-            settings=replace(
-                settings,
-                pool_batch_size=0,
-                learning_rate=settings.learning_rate * guidance.settings.rate_decay**round_id,
-            ),
-        )
-        guide = result.adapters.value
-        self.memory.keep_guide(round_id, guide.data)
+
+        def private_steps() -> Distilled:
+            return distilling(
+                units=guidance.private_units(self.units, round_id=round_id),
+                pool=(),
+                settings=guidance.private_training(settings, round_id=round_id),
+            )
+
+        result = None if guidance.finishes(round_id) else private_steps()
+        if result is not None:
+            guide = result.adapters.value
+            self.memory.keep_guide(round_id, guide.data)
         judged = guidance.judge(paths, guide)
         places = guidance.passing(judged, probabilities)
         guidance.start(guide)
@@ -317,7 +317,7 @@ class SiteLearner:
             round_id=round_id,
             loss=settings.loss,
         )
-        return judged, places, result
+        return judged, places, private_steps() if result is None else result
 
     def _training_spec(self, round_id: int) -> ReleaseSpec:
         return training_spec(

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from lada_clients.site.settings import SiteSettings
 from lada_protocol.plan import StudyPlan
-from lada_secure.data.prompts import path_of, prompt_of
-from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import AdapterSettings
-from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.privacy.units import Unit
 
 
 def adapter_settings(plan: StudyPlan, *, layers: int) -> AdapterSettings:
@@ -56,30 +52,5 @@ def trainer_settings(plan: StudyPlan, settings: SiteSettings, *, round_id: int) 
         loss=LossSettings(
             contrastive_form="dpo" if shape.contrastive_form == "dpo" else "margin",
             contrastive_weight=shape.contrastive_weight,
-        ),
-    )
-
-
-def record_example(record: Record, *, reasons: bool = True) -> PathExample:
-    """A private record as something to learn, with its reasons where it has some."""
-    return PathExample(
-        example_id=record.record_id,
-        prompt=prompt_of(record.question, record.choices),
-        path=path_of(record.answer, record.choices, record.rationale if reasons else None),
-        own_path=None,
-    )
-
-
-def private_unit(unit: Unit, *, with_reasons_only: bool = False) -> PrivateUnit:
-    """A bounded privacy unit with all its records, or those that have reasons.
-
-    A unit without any stays a unit, with nothing to add to a sum: who has reasons is private, too.
-    """
-    return PrivateUnit(
-        unit_id=unit.unit_id,
-        examples=tuple(
-            record_example(one)
-            for one in unit.records
-            if one.rationale is not None or not with_reasons_only
         ),
     )

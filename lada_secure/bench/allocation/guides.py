@@ -7,8 +7,7 @@ their differences differences of allocation, not of two draws of noise.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
@@ -24,15 +23,13 @@ from lada_secure.bench.allocation.study import (
     training_parameters,
 )
 from lada_secure.bench.allocation.world import BenchSite
-from lada_secure.data.prompts import path_of, prompt_of
-from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.distillation.evaluation import path_log_probabilities
-from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.own_reasons import written_reasons
 from lada_secure.distillation.parameters import TrainerSettings
+from lada_secure.distillation.private_examples import private_unit, record_example
 from lada_secure.distillation.training import distil, training_spec
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
 from lada_secure.learnability.statistics import (
@@ -72,42 +69,6 @@ def memory_ledger(*, name: str, cap: float, delta: float) -> MemoryLedger:
         decided_by="benchmark",
     )
     return book
-
-
-def record_example(record: Record, *, reasons: bool = True) -> PathExample:
-    """A private record as something to learn, with its reasons where it has some."""
-    return PathExample(
-        example_id=record.record_id,
-        prompt=prompt_of(record.question, record.choices),
-        path=path_of(record.answer, record.choices, record.rationale if reasons else None),
-        own_path=None,
-    )
-
-
-def taught_units(
-    units: tuple[Unit, ...], written: Mapping[str, str] | None = None
-) -> tuple[PrivateUnit, ...]:
-    """What training reads of each unit: its records with reasons, by a rule per record.
-
-    A bare answer would teach the model to skip its reasoning. A unit without any reasons stays a
-    unit, with nothing to add to a sum: who has reasons is private, too.
-
-    Args: written: paths by record id for records without reasons, see `written_reasons`.
-    """
-    written = written or {}
-    return tuple(
-        PrivateUnit(
-            unit_id=unit.unit_id,
-            examples=tuple(
-                record_example(one)
-                if one.rationale is not None
-                else replace(record_example(one), path=written[one.record_id])
-                for one in unit.records
-                if one.rationale is not None or one.record_id in written
-            ),
-        )
-        for unit in units
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,7 +153,9 @@ class SiteReleases:
             seed=self.seed + round_id,
             loss=LossSettings(contrastive_weight=0.0),
         )
-        units = taught_units(self.units, written)
+        units = tuple(
+            private_unit(unit, with_reasons_only=True, written=written) for unit in self.units
+        )
         if self.noise is None or book is None:
             train_without_privacy(
                 self.lm,

@@ -16,7 +16,6 @@ from lada_secure.bench.allocation.guides import (
     STUDY,
     SiteReleases,
     memory_ledger,
-    taught_units,
 )
 from lada_secure.bench.allocation.study import (
     Noise,
@@ -29,6 +28,7 @@ from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.parameters import TrainerSettings
+from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.training import distil, training_spec
 from lada_secure.learnability.statistics import ClusterEstimates
 from lada_secure.privacy.ledger_keeper import MemoryLedger
@@ -91,7 +91,7 @@ class JointTraining:
         )
         done = distil(
             lm,
-            units=taught_units(self.releases.units),
+            units=tuple(private_unit(unit, with_reasons_only=True) for unit in self.releases.units),
             pool=pool,
             privacy=privacy,
             settings=TrainerSettings(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lada_secure.bench.allocation.guides import taught_units
 from lada_secure.data.records import Record
 from lada_secure.distillation import own_reasons
 from lada_secure.distillation.evaluation import greedy_paths
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.own_reasons import written_reasons
+from lada_secure.distillation.private_examples import private_unit
 from lada_secure.privacy.units import Unit
 
 
@@ -62,7 +62,9 @@ def test_a_unit_learns_its_own_reasons_and_what_was_written_for_the_rest() -> No
         unit_id="unit-1",
         records=(record(0, rationale="f9g7"), record(1), record(2)),
     )
-    (taught,) = taught_units((unit,), {"record-2": "f1\n7"})
+    taught = private_unit(unit, with_reasons_only=True, written={"record-2": "f1\n7"})
     assert [one.path for one in taught.examples] == ["f9g7\n7", "f1\n7"]
-    (without,) = taught_units((unit,))
+    everything = private_unit(unit, written={"record-2": "f1\n7"})
+    assert [one.path for one in everything.examples] == ["f9g7\n7", "7", "f1\n7"]
+    without = private_unit(unit, with_reasons_only=True)
     assert [one.example_id for one in without.examples] == ["record-0"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from trainer_doubles import example, small_model
 from lada_clients.mock.presets import GUIDED
 from lada_clients.site import guidance as guidance_module
 from lada_clients.site.guidance import Guidance
+from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
-from lada_clients.site.training import private_unit
 from lada_protocol.plan import GuidePlan, StudyPlan
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.distillation.adapters import (
@@ -26,6 +28,7 @@ from lada_secure.distillation.adapters import (
     parse_adapter_tensors,
 )
 from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.privacy.units import Unit
 
@@ -45,6 +48,8 @@ GUIDE = GuidePlan(
     pool_steps=2,
     last_pool_steps=5,
     pool_learning_rate=1e-2,
+    finish=False,
+    own_reasons=False,
 )
 
 
@@ -205,6 +210,95 @@ def test_records_without_reasons_are_left_out_and_their_unit_stays() -> None:
     kept = private_unit(mixed, with_reasons_only=True)
     assert [one.example_id for one in kept.examples] == ["r0"]
     assert private_unit(bare, with_reasons_only=True).examples == ()
+
+
+def bare(number: int, answer: str) -> Record:
+    return Record(
+        record_id=f"r{number}",
+        unit="u",
+        question=f"question {number}",
+        choices=(),
+        answer=answer,
+        rationale=None,
+    )
+
+
+def test_bare_answers_take_part_from_the_second_round_on_where_the_model_reaches_them(
+    guidance: Guidance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def written(lm: object, records: list[Record], **options: object) -> dict[str, str]:
+        assert lm is guidance.model
+        asked.append([one.record_id for one in records])
+        return {"r1": "because\n9"}
+
+    monkeypatch.setattr(guidance_module, "written_reasons", written)
+    reasoned = replace(bare(0, "9"), rationale="told")
+    units = [Unit(unit_id="u", records=(reasoned, bare(1, "9"), bare(2, "8")))]
+
+    def paths(one: Guidance, round_id: int) -> list[str]:
+        (unit,) = one.private_units(units, round_id=round_id)
+        return [example.path for example in unit.examples]
+
+    assert paths(guidance, 1) == ["told\n9"]
+    own = replace(guidance, settings=GUIDE.model_copy(update={"own_reasons": True}))
+    assert paths(own, 0) == ["told\n9"]
+    assert asked == []
+    assert paths(own, 1) == ["told\n9", "because\n9"]
+    assert asked == [["r1", "r2"]]
+
+
+def learner(guidance: Guidance) -> SiteLearner:
+    """A site with one unit, just far enough to train a round with its guide."""
+    settings: Any = SimpleNamespace(physical_batch_size=4, device="cpu", threads=1)
+    unused: Any = None
+    return SiteLearner(
+        plan=guidance.plan,
+        settings=settings,
+        pool=POOL,
+        clusters=unused,
+        units=(Unit(unit_id="u", records=(replace(bare(0, "9"), rationale="told"),)),),
+        held_out=(),
+        memory=guidance.memory,
+        model=guidance.model,
+        grid=unused,
+        allocator=unused,
+        guidance=guidance,
+    )
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_the_private_steps_of_the_last_round_go_on_from_the_student_if_the_plan_says_so(
+    guidance: Guidance, finish: bool
+) -> None:
+    made = trained_on_good(guidance)
+    guidance.memory.keep_guide(0, made.data)
+    guidance = replace(guidance, settings=GUIDE.model_copy(update={"finish": finish}))
+    assert not guidance.finishes(0)
+    started: list[AdapterWeights] = []
+
+    def distilling(**options: Any) -> Any:
+        started.append(adapter_weights(guidance.model))
+        assert options["pool"] == ()
+        assert options["settings"].learning_rate == pytest.approx(
+            guidance.plan.distillation.learning_rate * GUIDE.rate_decay
+        )
+        # As if the private steps had found nothing.
+        return SimpleNamespace(adapters=SimpleNamespace(value=started[0]))
+
+    paths = [*received(GOOD, cell=0), *received(BAD, cell=1)]
+    judged, places, _ = learner(guidance)._guided(guidance, paths, distilling, round_id=1)
+
+    # The screen of p drops some, too; what contradicts the guide never passes.
+    assert 0 in places
+    assert set(places) <= {0, 1, 2}
+    assert len(judged) == 6
+    (start,) = started
+    assert (start == made) is not finish
+    # Taught after the private steps, or before them and left as they were.
+    assert (adapter_weights(guidance.model) == start) is finish
+    assert (guidance.memory.guide(1) is None) is finish
 
 
 def test_a_judged_path_keeps_its_texts(guidance: Guidance) -> None:

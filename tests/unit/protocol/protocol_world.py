@@ -87,6 +87,8 @@ GUIDE = GuidePlan(
     pool_steps=2,
     last_pool_steps=3,
     pool_learning_rate=1e-2,
+    finish=False,
+    own_reasons=False,
 )
 
 

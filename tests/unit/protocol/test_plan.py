@@ -52,6 +52,8 @@ def test_a_guide_is_in_the_bytes_only_where_there_is_one() -> None:
         ("last_pool_steps", 0),
         ("pool_learning_rate", 0.0),
         ("records_with_reasons", 1),
+        ("finish", 1),
+        ("own_reasons", "yes"),
         ("surprise", 1),
     ],
 )
@@ -61,6 +63,19 @@ def test_a_guide_with_a_bad_field_is_refused(field: str, value: Any) -> None:
     with pytest.raises(PeerError) as caught:
         parse_plan(canonical_json(plan))
     assert caught.value.reason == "bad_plan"
+
+
+def test_a_guide_cannot_finish_in_the_round_that_makes_it() -> None:
+    finishing = GUIDE.model_copy(update={"finish": True})
+    assert parse_plan(make_plan(guide=finishing, rounds=2).to_bytes()).guide == finishing
+    with pytest.raises(PeerError, match="needs rounds >= 2"):
+        parse_plan(make_plan().model_copy(update={"guide": finishing, "rounds": 1}).to_bytes())
+
+
+def test_own_reasons_beside_bare_answers_are_refused() -> None:
+    both = GUIDE.model_copy(update={"own_reasons": True, "records_with_reasons": False})
+    with pytest.raises(PeerError, match="needs records_with_reasons"):
+        parse_plan(make_plan().model_copy(update={"guide": both}).to_bytes())
 
 
 def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
