@@ -1,7 +1,8 @@
 """A site's guide: which received paths agree with the private records.
 
-The guide is what DP-SGD released. All that is done with it here is post-processing, on public
-texts alone (`lada_secure.distillation.guide`, `lada_secure.learnability.agreement`).
+The guide is what DP-SGD released. Judging and teaching with it are post-processing, on public texts
+alone (`lada_secure.distillation.guide`, `lada_secure.learnability.agreement`). Private records come
+in as what the next DP-SGD reads, and in no other way.
 """
 
 from __future__ import annotations
