@@ -161,8 +161,7 @@ class Laboratory:
             if round_id + 1 == self.settings.rounds:
                 for party in parties:
                     party.finish()
-            # In round 0 the students have hardly learned anything that they could pass on.
-            if arm.uplink and round_id + 1 >= min(2, self.settings.rounds):
+            if arm.uplink and self.settings.uplink_in(round_id):
                 report = uplink(coordinator, parties, self.settings, seed=self.prepared.seed)
                 uplinks.append(report.to_json())
             if progress is not None:

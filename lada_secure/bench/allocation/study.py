@@ -34,7 +34,8 @@ class StudySettings:
     private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
     least_share: of the best cell's gain that a path must reach, see `agreement`. uplink_bar: how
     sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
-    below 0.9 more than half of the offered paths were.
+    below 0.9 more than half of the offered paths were. uplink_first_round: the first round with an
+    uplink, at most the last; students know what their records say when they have ended on them.
     """
 
     rounds: int = 4
@@ -72,6 +73,7 @@ class StudySettings:
     loss_clip: float = 4.0
     max_new_tokens: int = 12
     attempts: int = 2
+    uplink_first_round: int = 3
     uplink_bar: float = 0.9
     uplink_budget: int = 60
     uplink_steps: int = 60
@@ -96,6 +98,10 @@ class StudySettings:
             )
         if not 0.0 < self.rate_decay <= 1.0:
             raise ParameterError(f"rate_decay: expected above 0 to 1, got {self.rate_decay}")
+        if self.uplink_first_round < 0:
+            raise ParameterError(
+                f"uplink_first_round: expected at least 0, got {self.uplink_first_round}"
+            )
         if not 0.0 <= self.uplink_bar < 1.0:
             raise ParameterError(f"uplink_bar: expected 0 to below 1, got {self.uplink_bar}")
         if self.contrastive_form not in ("dpo", "margin"):
@@ -106,6 +112,10 @@ class StudySettings:
     def guide_round(self, round_id: int) -> int:
         """The round whose private steps were the last that the guide of a round is made of."""
         return min(round_id, self.guide_rounds - 1)
+
+    def uplink_in(self, round_id: int) -> bool:
+        """Whether a round ends with an uplink, in arms that have any."""
+        return round_id >= min(self.uplink_first_round, self.rounds - 1)
 
     def pool_steps_of(self, round_id: int) -> int:
         """Steps on pool paths in a round, the same in every arm that trains on any."""
