@@ -34,6 +34,15 @@ def test_changes_that_only_fit_together_are_made_at_once() -> None:
     assert (found.rounds, found.private_steps) == (2, (5, 6))
 
 
+def test_the_uplink_comes_in_the_last_round_unless_asked_for_earlier() -> None:
+    usual, early = settings(), settings("uplink_first_round=1")
+    assert [usual.uplink_in(at) for at in range(4)] == [False, False, False, True]
+    assert [early.uplink_in(at) for at in range(4)] == [False, True, True, True]
+    # A study with fewer rounds has one all the same.
+    short = settings("rounds=2", "private_steps=[5, 6]")
+    assert [short.uplink_in(at) for at in range(2)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -47,6 +56,7 @@ def test_changes_that_only_fit_together_are_made_at_once() -> None:
         ("rounds=9", "rounds"),
         ("private_steps=[1]", "private_steps"),
         ("guide_rounds=0", "guide_rounds"),
+        ("uplink_first_round=-1", "uplink_first_round"),
         ('contrastive_form="sum"', "contrastive_form"),
     ],
 )
