@@ -22,6 +22,10 @@ from lada_secure.errors import ParameterError
 MAX_GRADIENT_NORM = 1.0
 _PREFIX_CACHE_BYTES = 256 * 2**20
 
+# Shares of the learning rate that an update is tried at, until a public hold-out agrees with it.
+# A full step often costs one sample of what the model knew; half a step then still teaches.
+RATE_SHARES = (1.0, 0.5)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lada_protocol.plan import UplinkPlan
@@ -76,12 +76,15 @@ class CoordinatorUplink:
     ) -> Decision:
         """Train the LLM of this version on the sites' paths, and decide by the hold-out.
 
+        Where the hold-out does not agree, it is tried once more with smaller steps.
         Where the update is kept, its adapters are on disk before this returns; where it is not,
         the LLM is what it was.
 
         Args: site_paths: by site. written: the LLM's own checked paths by pool index, replayed so
             that they are not forgotten; those of held-out samples are left out.
         """
+        from lada_secure.distillation.public_tuning import RATE_SHARES
+
         split = split_pool(self.study.plan)
         before = self._score(self._look(version, split.holdout))
         received = sum(len(paths) for paths in site_paths.values())
@@ -101,11 +104,16 @@ class CoordinatorUplink:
             for sample, path in sorted(written.items())
             if sample not in held_out
         ]
-        weights = self.teacher.tune(
-            self.study, version, examples, replay, self._tuning(seed), progress=progress
-        )
-        after = self._score(self.teacher.answer(self.study, split.holdout))
-        accepted = holdout_agrees(before, after)
+        tuning = self._tuning(seed)
+        for share in RATE_SHARES:
+            gentle = replace(tuning, learning_rate=share * tuning.learning_rate)
+            weights = self.teacher.tune(
+                self.study, version, examples, replay, gentle, progress=progress
+            )
+            after = self._score(self.teacher.answer(self.study, split.holdout))
+            accepted = holdout_agrees(before, after)
+            if accepted:
+                break
         if accepted:
             kept = self.teacher.keep(weights)
         else:

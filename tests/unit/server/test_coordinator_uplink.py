@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -289,7 +289,32 @@ def test_the_llm_s_own_paths_on_held_out_samples_are_never_replayed(
     improve(uplink, llm.gold(SPLIT.candidates[:3]), written=written)
 
     ids = {STUDY.pool[place].sample_id for place in SPLIT.candidates[:9]}
-    assert seen == [ids]
+    assert seen
+    assert all(one == ids for one in seen)
+
+
+def test_where_the_hold_out_disagrees_smaller_steps_are_tried_from_the_same_start(
+    llm: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = llm.teacher(tmp_path)
+    rates: list[float] = []
+    real = teacher.tune
+
+    def tune(study, version, examples, replay, settings, *, progress):
+        rates.append(settings.learning_rate)
+        # The first try ruins the model; the second one must not start from there.
+        spoiled = replace(settings, learning_rate=1.0) if len(rates) == 1 else settings
+        return real(study, version, examples, replay, spoiled, progress=progress)
+
+    monkeypatch.setattr(teacher, "tune", tune)
+    uplink = CoordinatorUplink(study=STUDY, teacher=teacher)
+
+    decision = improve(uplink, llm.gold(SPLIT.candidates))
+
+    assert rates == [UPLINK.learning_rate, UPLINK.learning_rate / 2]
+    assert decision.accepted
+    assert decision.after.right > decision.before.right
+    assert [path.stem for path in (tmp_path / "llm").iterdir()] == [decision.version]
 
 
 def test_it_asks_where_sites_know_more_and_the_llm_does_not(llm: Llm, tmp_path: Path) -> None:
