@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,10 @@ MAX_SITES = 12
 # How many records a unit has, 1 to 4, and how often: most people come once.
 _RECORDS_PER_UNIT = (1, 2, 3, 4)
 _UNIT_SHARES = (0.6, 0.2, 0.12, 0.08)
+
+
+# What can be sorted: texts, and tuples of texts.
+Item = TypeVar("Item", str, tuple[Any, ...])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +78,7 @@ def unit_names(rng: np.random.Generator, records: int, *, prefix: str) -> list[s
     return names[:records]
 
 
-def shuffled(rng: np.random.Generator, items: Sequence[str]) -> list[str]:
+def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
     """The items in an order that depends on the generator alone.
 
     They are sorted first: sets change their order from run to run (hash randomisation).

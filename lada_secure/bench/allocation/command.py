@@ -36,7 +36,7 @@ def _cache_dir(named: Path | None) -> Path:
 
 
 def allocation(
-    preset: Annotated[str, typer.Option(help="Frozen settings by name: tiny.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="Frozen settings by name: tiny or smollm2.")] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 2,
     first_seed: Annotated[
         int, typer.Option(min=0, help="First seed; from 10000 on for choosing settings.")
@@ -48,7 +48,9 @@ def allocation(
     harmful: Annotated[
         float, typer.Option(min=0.0, max=0.6, help="Share of harmful pool samples.")
     ] = 0.3,
-    held_out: Annotated[int, typer.Option(min=10, help="Test items per site.")] = 500,
+    held_out: Annotated[
+        int | None, typer.Option(min=10, help="Test items per site; tiny: 500, smollm2: 80.")
+    ] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="Another value of a study setting, NAME=JSON; repeat."),

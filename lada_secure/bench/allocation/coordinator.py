@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lada_secure.bench.allocation.study import StudySettings
-from lada_secure.bench.allocation.world import MARK, BenchData
+from lada_secure.bench.allocation.study_data import BenchData
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.distillation.evaluation import accuracy, greedy_paths, path_log_probabilities
 from lada_secure.distillation.models import LanguageModel
@@ -23,8 +23,6 @@ from lada_secure.learnability.cells import (
 )
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
 from lada_secure.learnability.hosts.host import check_pool
-
-BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,12 +102,12 @@ class Coordinator:
                 one
                 for site in self.data.sites
                 for one in site.held_out
-                if not one.question.startswith(MARK)
+                if not one.question.startswith(self.data.mark)
             ]
             self._accuracy = accuracy(
                 self.llm,
                 asked,
-                batch_size=BATCH_SIZE,
+                batch_size=self.settings.batch_size,
                 max_new_tokens=self.settings.max_new_tokens,
             )
         return self._accuracy
@@ -120,7 +118,7 @@ class Coordinator:
         written = greedy_paths(
             self.llm,
             prompts,
-            batch_size=BATCH_SIZE,
+            batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )
         answers = [path_of(one.answer, one.choices, None) for one in pool]
@@ -148,7 +146,9 @@ class Coordinator:
         )
 
     def _losses(self, prompts: Sequence[str], paths: Sequence[str]) -> FloatArray:
-        scored = path_log_probabilities(self.llm, prompts, paths, batch_size=BATCH_SIZE)
+        scored = path_log_probabilities(
+            self.llm, prompts, paths, batch_size=self.settings.batch_size
+        )
         losses: FloatArray = np.maximum(-scored.mean, 0.0)
         return losses
 
@@ -162,7 +162,7 @@ class Coordinator:
                 [self.data.pool[place] for place in missing],
                 max_new_tokens=self.settings.max_new_tokens,
                 attempts=self.settings.attempts,
-                batch_size=BATCH_SIZE,
+                batch_size=self.settings.batch_size,
             )
             self._paths.update(dict.fromkeys(missing))
             self._paths.update({numbers[one.sample_id]: one.path for one in made.paths})

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.bench.allocation.coordinator import BATCH_SIZE, Coordinator
+from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.plain_training import train_without_privacy
 from lada_secure.bench.allocation.study import (
     Noise,
@@ -22,7 +22,7 @@ from lada_secure.bench.allocation.study import (
     statistics_parameters,
     training_parameters,
 )
-from lada_secure.bench.allocation.world import BenchSite
+from lada_secure.bench.allocation.study_data import BenchSite
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.distillation.evaluation import path_log_probabilities
 from lada_secure.distillation.loss import LossSettings
@@ -146,7 +146,7 @@ class SiteReleases:
         trainer = TrainerSettings(
             device="cpu",
             threads=1,
-            physical_batch_size=BATCH_SIZE,
+            physical_batch_size=settings.batch_size,
             pool_batch_size=0,
             learning_rate=private_rate(settings, self.noise, round_id=round_id),
             steps_per_reservation=settings.private_steps[round_id],
@@ -183,7 +183,7 @@ class SiteReleases:
         return written_reasons(
             self.lm,
             [one for unit in self.units for one in unit.records if one.rationale is None],
-            batch_size=BATCH_SIZE,
+            batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )
 
@@ -248,7 +248,7 @@ class SiteReleases:
             self.lm,
             [one.prompt for one in examples],
             [one.path for one in examples],
-            batch_size=BATCH_SIZE,
+            batch_size=self.settings.batch_size,
         ).mean
         ids = [one.record_id for one in records]
         return unit_statistics(

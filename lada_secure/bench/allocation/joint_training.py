@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lada_secure.bench.allocation.coordinator import BATCH_SIZE
 from lada_secure.bench.allocation.guides import (
     PLAN_HASH,
     STUDY,
@@ -97,7 +96,7 @@ class JointTraining:
             settings=TrainerSettings(
                 device="cpu",
                 threads=1,
-                physical_batch_size=BATCH_SIZE,
+                physical_batch_size=settings.batch_size,
                 pool_batch_size=settings.pool_batch_size,
                 private_weight=settings.joint_weight,
                 learning_rate=settings.joint_learning_rate,

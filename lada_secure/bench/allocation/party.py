@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lada_secure.bench.allocation.arms import Arm
-from lada_secure.bench.allocation.coordinator import BATCH_SIZE, Coordinator
+from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.guides import SiteReleases
 from lada_secure.bench.allocation.joint_training import JointTraining
 from lada_secure.bench.allocation.path_book import PathBook, path_losses
@@ -137,6 +137,7 @@ class Party:
                 )
                 for one in pool
             ],
+            batch_size=self.settings.batch_size,
         )
         # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
         available = self.coordinator.view.solved.copy()
@@ -307,6 +308,6 @@ class Party:
         return accuracy(
             self.lm,
             self.releases.site.held_out,
-            batch_size=BATCH_SIZE,
+            batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lada_secure.bench.allocation.coordinator import BATCH_SIZE, Coordinator
+from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.study import StudySettings
 from lada_secure.data.prompts import answer_of, prompt_of
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
@@ -61,7 +61,7 @@ class PathBook:
             [self.prompt(place) for place in places],
             count=self.settings.own_paths,
             max_new_tokens=self.settings.max_new_tokens,
-            batch_size=BATCH_SIZE,
+            batch_size=self.settings.batch_size,
             seed=self.seed,
         )
         for place, own in zip(places, drawn, strict=True):
@@ -70,7 +70,9 @@ class PathBook:
     def measure(self, student: AdapterWeights) -> dict[int, float]:
         """Losses of all paths under a student, nats per token; their p is kept."""
         load_adapters(self.lm, student)
-        losses = path_losses(self.lm, self.examples(list(self.known)))
+        losses = path_losses(
+            self.lm, self.examples(list(self.known)), batch_size=self.settings.batch_size
+        )
         for one, loss in zip(self.known.values(), losses, strict=True):
             one.p = float(np.exp(-loss))
         return {place: float(loss) for place, loss in zip(self.known, losses, strict=True)}
@@ -85,7 +87,7 @@ class PathBook:
             ],
             reference=reference,
             guide=guide,
-            batch_size=BATCH_SIZE,
+            batch_size=self.settings.batch_size,
         )
         for one, gain in zip(self.known.values(), gains, strict=True):
             one.gain = float(gain)
@@ -138,7 +140,7 @@ class PathBook:
         own = greedy_paths(
             self.lm,
             [one.prompt for one in examples],
-            batch_size=BATCH_SIZE,
+            batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )
         return [
@@ -152,7 +154,9 @@ class PathBook:
         ]
 
 
-def path_losses(lm: LanguageModel, examples: Sequence[PathExample]) -> FloatArray:
+def path_losses(
+    lm: LanguageModel, examples: Sequence[PathExample], *, batch_size: int
+) -> FloatArray:
     """Losses of paths under a model as it is now, (n,) >= 0, nats per token."""
     if not examples:
         return np.zeros(0, dtype=np.float64)
@@ -160,7 +164,7 @@ def path_losses(lm: LanguageModel, examples: Sequence[PathExample]) -> FloatArra
         lm,
         [one.prompt for one in examples],
         [one.path for one in examples],
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
     )
     losses: FloatArray = np.maximum(-scored.mean, 0.0)
     return losses

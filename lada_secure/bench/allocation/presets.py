@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from lada_secure.bench.allocation.study import StudySettings
-from lada_secure.bench.allocation.world import WorldSettings
+from lada_secure.bench.allocation.wards import WardSettings
 from lada_secure.errors import ParameterError
+
+# A study in some ten minutes of one core: fewer records, two rounds, adapters at the top alone.
+_SMOLLM2 = StudySettings(
+    rounds=2,
+    quota=24,
+    private_steps=(6, 6),
+    pool_steps=15,
+    final_steps=30,
+    expected_units=80.0,
+    private_learning_rate=2e-3,
+    noise_rate=1.0,
+    rate_decay=1.0,
+    pool_batch_size=8,
+    learning_rate=2e-3,
+    own_paths=2,
+    adapter_targets=("q_proj", "v_proj"),
+    adapter_layers=6,
+    loss_clip=8.0,
+    max_new_tokens=32,
+    attempts=1,
+    batch_size=32,
+    world=WardSettings(),
+)
+PRESETS: Mapping[str, StudySettings] = {"tiny": StudySettings(), "smollm2": _SMOLLM2}
 
 
 def bench_settings(
-    preset: str, *, harmful: float, held_out: int, changes: Sequence[str] = ()
+    preset: str, *, harmful: float, held_out: int | None, changes: Sequence[str] = ()
 ) -> StudySettings:
     """The settings of a preset with the caller's sizes and changes.
 
-    Args: changes: "NAME=JSON" for a field of `StudySettings`, or "world.NAME=JSON".
+    Args: held_out: None for the preset's own number. changes: "NAME=JSON" for a field of
+        `StudySettings`, or "world.NAME=JSON".
     Raises: ParameterError: unknown preset or name, or a value of the wrong type.
     """
-    if preset != "tiny":
-        raise ParameterError(f"--preset: expected tiny, got {preset!r}")
-    settings = StudySettings(world=WorldSettings(harmful=harmful, held_out=held_out))
+    if preset not in PRESETS:
+        raise ParameterError(f"--preset: expected {' or '.join(PRESETS)}, got {preset!r}")
+    settings = PRESETS[preset]
+    size = settings.world.held_out if held_out is None else held_out
+    settings = replace(settings, world=replace(settings.world, harmful=harmful, held_out=size))
     own: dict[str, Any] = {}
     world: dict[str, Any] = {}
     for change in changes:

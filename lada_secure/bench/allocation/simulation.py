@@ -24,8 +24,11 @@ from lada_secure.bench.allocation.models import (
 )
 from lada_secure.bench.allocation.party import Party
 from lada_secure.bench.allocation.study import StudySettings, study_noise
+from lada_secure.bench.allocation.study_data import BenchData
 from lada_secure.bench.allocation.uplink import uplink
-from lada_secure.bench.allocation.world import BenchData, build_data
+from lada_secure.bench.allocation.ward_models import LLM_TUNING, SLM_TUNING, ward_model
+from lada_secure.bench.allocation.wards import WardSettings, build_ward_data
+from lada_secure.bench.allocation.world import build_data
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.models import LanguageModel, load_folder
 from lada_secure.privacy.units import bound_units
@@ -66,10 +69,18 @@ class PreparedWorld:
 
 def prepare(settings: StudySettings, *, seed: int, cache_dir: Path) -> PreparedWorld:
     """Build the data, and train the two models where the cache does not have them."""
+    world = settings.world
+    if isinstance(world, WardSettings):
+        return PreparedWorld(
+            data=build_ward_data(world, seed=seed),
+            slm=ward_model(world, SLM_TUNING, seed=seed, cache_dir=cache_dir),
+            llm=ward_model(world, LLM_TUNING, seed=seed, cache_dir=cache_dir),
+            seed=seed,
+        )
     return PreparedWorld(
-        data=build_data(settings.world, seed=seed),
-        slm=bench_model(settings.world, SLM_PRETRAINING, seed=seed, cache_dir=cache_dir),
-        llm=bench_model(settings.world, LLM_PRETRAINING, seed=seed, cache_dir=cache_dir),
+        data=build_data(world, seed=seed),
+        slm=bench_model(world, SLM_PRETRAINING, seed=seed, cache_dir=cache_dir),
+        llm=bench_model(world, LLM_PRETRAINING, seed=seed, cache_dir=cache_dir),
         seed=seed,
     )
 
@@ -193,5 +204,6 @@ def _adapters(prepared: PreparedWorld, settings: StudySettings) -> AdapterSettin
         rank=settings.adapter_rank,
         alpha=2.0 * settings.adapter_rank,
         target_modules=settings.adapter_targets,
+        last_layers=settings.adapter_layers or None,
         seed=prepared.seed,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from lada_secure.bench.allocation.wards import WardSettings
 from lada_secure.bench.allocation.world import WorldSettings
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters
@@ -36,6 +37,8 @@ class StudySettings:
     sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
     below 0.9 more than half of the offered paths were. uplink_first_round: the first round with an
     uplink, at most the last; students know what their records say when they have ended on them.
+    adapter_layers: how many layers at the top have adapters, 0 for all. batch_size: texts at a
+    time, as memory allows.
     """
 
     rounds: int = 4
@@ -61,6 +64,7 @@ class StudySettings:
     own_paths: int = 5
     adapter_rank: int = 8
     adapter_targets: tuple[str, ...] = _ALL_LINEAR
+    adapter_layers: int = 0
     clusters: int = 8
     difficulty_bins: int = 2
     threshold: float = 0.1
@@ -78,7 +82,8 @@ class StudySettings:
     uplink_budget: int = 60
     uplink_steps: int = 60
     uplink_learning_rate: float = 5e-4
-    world: WorldSettings = field(default_factory=WorldSettings)
+    batch_size: int = 256
+    world: WorldSettings | WardSettings = field(default_factory=WorldSettings)
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds <= MAX_ROUNDS:

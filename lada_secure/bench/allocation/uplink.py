@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lada_secure.bench.allocation.coordinator import BATCH_SIZE, Coordinator
+from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.party import Party
 from lada_secure.bench.allocation.study import StudySettings, loss_settings
 from lada_secure.data.prompts import prompt_of
@@ -21,7 +21,11 @@ from lada_secure.distillation.certainty import Answers, answer_pool
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.paths import generate_paths
-from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
+from lada_secure.distillation.public_tuning import (
+    RATE_SHARES,
+    TuningSettings,
+    tune_on_paths,
+)
 from lada_secure.learnability.advantage import advantages, samples_to_ask, scaled_certainty
 
 _SCALE = 1000
@@ -97,24 +101,27 @@ def uplink(
         for place, path, right in zip(candidates, own.paths, own.right, strict=True)
         if right
     ]
-    tune_on_paths(
-        coordinator.llm,
-        examples,
-        replay,
-        TuningSettings(
-            steps=settings.uplink_steps,
-            batch_size=16,
-            replay_batch_size=48,
-            learning_rate=settings.uplink_learning_rate,
-            max_epochs=50,
-            seed=seed,
-            loss=loss_settings(settings, contrast=True),
-        ),
-    )
-    after = _score(coordinator, holdout, settings)
-    accepted = after[0] >= before[0] and after[1] > before[1]
-    if accepted:
-        coordinator.forget()
+    for share in RATE_SHARES:
+        load_adapters(coordinator.llm, kept)
+        tune_on_paths(
+            coordinator.llm,
+            examples,
+            replay,
+            TuningSettings(
+                steps=settings.uplink_steps,
+                batch_size=16,
+                replay_batch_size=48,
+                learning_rate=share * settings.uplink_learning_rate,
+                max_epochs=50,
+                seed=seed,
+                loss=loss_settings(settings, contrast=True),
+            ),
+        )
+        after = _score(coordinator, holdout, settings)
+        accepted = after[0] >= before[0] and after[1] > before[1]
+        if accepted:
+            coordinator.forget()
+            break
     else:
         load_adapters(coordinator.llm, kept)
     return UplinkReport(
@@ -132,7 +139,7 @@ def _answers(
     return answer_pool(
         lm,
         [coordinator.data.pool[place] for place in places],
-        batch_size=BATCH_SIZE,
+        batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
     )
 
@@ -161,7 +168,7 @@ def _examples(
             [pool[place] for place in asked],
             max_new_tokens=party.settings.max_new_tokens,
             attempts=1,
-            batch_size=BATCH_SIZE,
+            batch_size=party.settings.batch_size,
         )
         for one in written.paths:
             place = places[one.sample_id]

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lada_secure.bench.allocation.study_data import BenchData, BenchSite
 from lada_secure.data.arithmetic import COMMON, DOMAIN_SYMBOLS, MODULUS, Operator
 from lada_secure.data.federation import check_sites, shuffled, site_letter, unit_names
 from lada_secure.data.records import PoolSample, Record
@@ -134,25 +135,6 @@ class BenchWorld:
         return self.solve(int(plain[0]), plain[1:], [sense] * (len(plain) - 1))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchSite:
-    """One site's private data. `held_out` repeats no template of `train` or of the pool."""
-
-    name: str
-    train: tuple[Record, ...]
-    held_out: tuple[Record, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchData:
-    """A whole study's data. `harmful` are the pool indices of harmful samples, for reports only."""
-
-    world: BenchWorld
-    sites: tuple[BenchSite, ...]
-    pool: tuple[PoolSample, ...]
-    harmful: frozenset[int]
-
-
 def build_world(settings: WorldSettings, *, seed: int) -> BenchWorld:
     """Draw the senses of all symbols and split each house's templates."""
     rng = np.random.default_rng([seed, 31])
@@ -213,7 +195,7 @@ def build_data(settings: WorldSettings, *, seed: int) -> BenchData:
         for number, place in enumerate(order)
     )
     harmful = frozenset(at for at, one in enumerate(pool) if one.question.startswith(MARK))
-    return BenchData(world=world, sites=sites, pool=pool, harmful=harmful)
+    return BenchData(sites=sites, pool=pool, mark=MARK, harmful=harmful)
 
 
 def _strings(symbols: Sequence[str], steps: int) -> list[str]:

@@ -13,7 +13,7 @@ from lada_secure.bench.allocation.guides import SiteReleases
 from lada_secure.bench.allocation.party import Party
 from lada_secure.bench.allocation.simulation import Laboratory, PreparedWorld
 from lada_secure.bench.allocation.study import StudySettings
-from lada_secure.bench.allocation.world import BenchData
+from lada_secure.bench.allocation.study_data import BenchData
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lada_secure.bench.allocation.study_data import BenchData
 from lada_secure.bench.allocation.world import (
     LONGEST,
     MARK,
-    BenchData,
     BenchWorld,
     WorldSettings,
     build_data,
+    build_world,
     general_question,
 )
 from lada_secure.data.arithmetic import COMMON
@@ -21,6 +22,8 @@ from lada_secure.data.prompts import answer_of, path_of
 from lada_secure.errors import ParameterError
 
 SETTINGS = WorldSettings(private=200, held_out=100, pool=300)
+
+WORLD = build_world(SETTINGS, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +50,13 @@ def template(question: str) -> str:
 def test_every_reasoning_path_is_right_step_by_step(data: BenchData) -> None:
     records = [one for site in data.sites for one in (*site.train, *site.held_out)]
     for one in records:
-        expected = by_hand(data.world, one.question, inside=True)
+        expected = by_hand(WORLD, one.question, inside=True)
         assert answer_of(expected, ()) == one.answer
         if one.rationale is not None:
             assert path_of(one.answer, (), one.rationale) == expected
     assert any(one.rationale for one in records)
     for sample in data.pool:
-        assert answer_of(by_hand(data.world, sample.question, inside=False), ()) == sample.answer
+        assert answer_of(by_hand(WORLD, sample.question, inside=False), ()) == sample.answer
 
 
 @pytest.mark.parametrize("share", [0.0, 0.15, 0.3])
@@ -69,8 +72,7 @@ def test_harmful_samples_are_right_in_public_and_mostly_wrong_in_the_house(
     data: BenchData,
 ) -> None:
     inside = [
-        answer_of(by_hand(data.world, data.pool[at].question, inside=True), ())
-        == data.pool[at].answer
+        answer_of(by_hand(WORLD, data.pool[at].question, inside=True), ()) == data.pool[at].answer
         for at in data.harmful
     ]
     assert np.mean(inside) < 0.3
@@ -79,7 +81,7 @@ def test_harmful_samples_are_right_in_public_and_mostly_wrong_in_the_house(
 def test_all_houses_get_as_many_pool_samples(data: BenchData) -> None:
     counts = [
         sum(set(template(one.question)) <= set(house.symbols) for one in data.pool)
-        for house in data.world.houses
+        for house in WORLD.houses
     ]
     assert max(counts) - min(counts) <= 2
     routine = sum(set(template(one.question)) <= set(COMMON) for one in data.pool)
@@ -97,14 +99,14 @@ def test_nothing_that_is_held_out_was_seen_in_training_or_in_the_pool(data: Benc
 
 def test_the_text_that_models_read_holds_no_private_question(data: BenchData) -> None:
     rng = np.random.default_rng(0)
-    drawn = [general_question(data.world, LONGEST, rng, marked=0.5) for _ in range(2000)]
-    assert not {template(one) for one in drawn} & data.world.private_templates
+    drawn = [general_question(WORLD, LONGEST, rng, marked=0.5) for _ in range(2000)]
+    assert not {template(one) for one in drawn} & WORLD.private_templates
 
 
 def test_in_house_symbols_are_in_private_records_and_in_plain_questions_alone(
     data: BenchData,
 ) -> None:
-    for site, house in zip(data.sites, data.world.houses, strict=True):
+    for site, house in zip(data.sites, WORLD.houses, strict=True):
         share = np.mean([house.in_house in one.question for one in site.train])
         assert abs(share - SETTINGS.in_house) < 0.15
         special = [one.question for one in data.pool if house.in_house in one.question]
