@@ -62,13 +62,15 @@ class Strategy:
     """A named way to value cells.
 
     `worth` maps a view and alpha to (d,) float64 of any scale. `sample_order` says how samples
-    rank that pass the threshold: by their scores, or at random.
+    rank that pass the threshold: by their scores, or at random. `by_cluster`: the quota is split
+    over clusters by worth in every round, not only in the first by mass.
     """
 
     name: str
     summary: str
     worth: Callable[[CellView, float], FloatArray]
     sample_order: str = "scores"
+    by_cluster: bool = False
 
 
 def _worth_lada(view: CellView, alpha: float) -> FloatArray:
@@ -125,8 +127,9 @@ STRATEGIES: dict[str, Strategy] = {
             name="guided",
             summary="lada x how surely the cell's paths agree with the private records",
             worth=_worth_guided,
+            by_cluster=True,
         ),
-        Strategy(name="domain", summary="noised mass alone", worth=_worth_domain),
+        Strategy(name="domain", summary="noised mass alone", worth=_worth_domain, by_cluster=True),
         Strategy(
             name="random",
             summary="any sample whose path is right, at random",

@@ -13,26 +13,10 @@ import numpy as np
 from lada_clients.site.memory import SiteMemory
 from lada_protocol.plan import StudyPlan
 from lada_secure.learnability.agreement import cell_agreement
-from lada_secure.learnability.allocation import (
-    CellView,
-    cell_utilities,
-    cluster_quotas,
-    cluster_worths,
-    path_screen,
-    pick_by_cluster,
-    pick_in_turn,
-    sample_priorities,
-)
+from lada_secure.learnability.allocation import CellView, cell_utilities, path_screen
 from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.data_filter import (
-    CellBeliefs,
-    FilterSettings,
-    feature_count,
-    fit_filter,
-)
-from lada_secure.learnability.gap import cell_means, probability, smoothed
-from lada_secure.learnability.hosts.allocator import BY_CLUSTER
+from lada_secure.learnability.choice import AllocationSettings, PoolMap, cell_view, choose
 from lada_secure.learnability.statistics import NoisedStatistics
 
 
@@ -56,35 +40,16 @@ class SiteAllocator:
     def view(self, round_id: int, noised: NoisedStatistics) -> tuple[CellView, FloatArray]:
         """What the site believes of every cell in a round, and what each is worth to it, (d,)."""
         if round_id not in self._views:
-            estimates = noised.estimates()
-            history = self.memory.history()
-            prior = probability(estimates.mean_losses)
-            paths = self.memory.known_paths()
-            known = smoothed(
-                cell_means(
-                    [one.p for one in paths], [one.cell for one in paths], cells=self.grid.cells
-                ),
-                self.grid.clusters_of_cells(),
-                prior=float(np.dot(estimates.shares, prior)),
-            )
-            beliefs = CellBeliefs(
-                grid=self.grid,
-                mass_share=self.grid.spread(estimates.shares),
-                mean_loss=self.grid.spread(estimates.mean_losses / noised.parameters.loss_clip),
-                probability=known if paths else self.grid.spread(prior),
-                last_reward=history.last_rewards(self.grid.cells),
-                picks=history.picks(self.grid.cells),
-            )
-            fitted = fit_filter(
-                history, FilterSettings(seed=self.plan.seed), width=feature_count(self.grid)
-            )
-            view = CellView(
-                beliefs=beliefs,
-                forecast=fitted.forecast(beliefs.features()),
+            settings = self._settings(noised)
+            view = cell_view(
+                [(one.cell, one.p) for one in self.memory.known_paths()],
+                self.memory.history(),
+                noised.estimates(),
+                self.grid,
+                settings,
                 agreement=self._agreement(),
             )
-            allocation = self.plan.allocation
-            worth = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
+            worth = cell_utilities(settings.strategy, view, alpha=settings.exploration_weight)
             self._views[round_id] = (view, worth)
         return self._views[round_id]
 
@@ -93,40 +58,29 @@ class SiteAllocator:
         kept = self.memory.picks(round_id)
         if kept is not None:
             return kept
-        allocation = self.plan.allocation
-        fresh, again = self._available(round_id)
-        priorities = sample_priorities(allocation.strategy, scores, seed=self.plan.seed + round_id)
-        # Picks at random that followed the masses would be the strategy "domain".
-        start = round_id == 0 and allocation.strategy != "random"
-        if start or allocation.strategy in BY_CLUSTER:
-            shares = (
-                noised.estimates().shares
-                if start
-                else cluster_worths(self.utilities(round_id, noised), self.grid)
-            )
-            good = fresh & (scores >= allocation.threshold)
-            rooms = np.bincount(self.pool_clusters[good], minlength=allocation.clusters)
-            chosen = pick_by_cluster(
-                scores,
-                self.pool_clusters,
-                cluster_quotas(shares, allocation.quota, available=rooms),
-                threshold=allocation.threshold,
-                available=fresh,
-                priorities=priorities,
-                seed=self.plan.seed,
-            )
-        else:
-            chosen = pick_in_turn(
-                scores,
-                (fresh, again),
-                quota=allocation.quota,
-                threshold=allocation.threshold,
-                priorities=priorities,
-                seed=self.plan.seed + round_id,
-            )
+        chosen = choose(
+            PoolMap(grid=self.grid, clusters=self.pool_clusters),
+            noised.estimates(),
+            self.utilities(round_id, noised),
+            scores,
+            self._available(round_id),
+            self._settings(noised),
+            round_id=round_id,
+        )
         picked = [int(one) for one in np.flatnonzero(chosen)]
         self.memory.keep_picks(round_id, picked)
         return picked
+
+    def _settings(self, noised: NoisedStatistics) -> AllocationSettings:
+        allocation = self.plan.allocation
+        return AllocationSettings(
+            strategy=allocation.strategy,
+            quota=allocation.quota,
+            threshold=allocation.threshold,
+            exploration_weight=allocation.exploration_weight,
+            loss_clip=noised.parameters.loss_clip,
+            seed=self.plan.seed,
+        )
 
     def _agreement(self) -> FloatArray | None:
         """How surely each cell's paths agree with the guide; None where none was judged yet."""

@@ -24,8 +24,9 @@ from lada_secure.distillation.guide import scaled_adapters
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.allocation import pick
+from lada_secure.learnability.choice import AllocationSettings, PoolMap
 from lada_secure.learnability.gap import reward
-from lada_secure.learnability.hosts.allocator import AllocationSettings, PoolMap, allocate
+from lada_secure.learnability.hosts.allocator import allocate
 from lada_secure.learnability.hosts.host import Host, HostState
 from lada_secure.learnability.hosts.rounds import HostTraining, transfer
 

@@ -16,7 +16,8 @@ from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, l
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.hosts.allocator import AllocationSettings, PoolMap, allocate
+from lada_secure.learnability.choice import AllocationSettings, PoolMap
+from lada_secure.learnability.hosts.allocator import allocate
 from lada_secure.learnability.hosts.fedcollm import FedCoLlmHost
 from lada_secure.learnability.hosts.fedmkt import FedMktHost
 from lada_secure.learnability.hosts.host import DualLosses, Host, HostState, check_pool

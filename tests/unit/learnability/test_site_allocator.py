@@ -8,12 +8,8 @@ import pytest
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.hosts.allocator import (
-    AllocationSettings,
-    AllocationState,
-    PoolMap,
-    allocate,
-)
+from lada_secure.learnability.choice import AllocationSettings, PoolMap
+from lada_secure.learnability.hosts.allocator import AllocationState, allocate
 from lada_secure.learnability.statistics import ClusterEstimates
 
 GRID = CellGrid(clusters=3, bins=1)
