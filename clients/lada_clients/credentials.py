@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,37 +19,9 @@ from lada_protocol.identity import MAX_CERTIFICATE_BYTES
 from lada_protocol.renewal import LiveIdentity
 from lada_protocol.roster import Roster
 from lada_secure.errors import LadaError, ParameterError
+from lada_secure.identity_folder import IdentityFolder
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityFolder:
-    """The folder that `lada ca issue` or `lada ca install` writes."""
-
-    path: Path
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """A file, at most one byte more than allowed.
-
-        Raises: ParameterError: it cannot be read.
-        """
-        try:
-            with (self.path / name).open("rb") as file:
-                return file.read(max_bytes + 1)
-        except OSError as error:
-            raise ParameterError(
-                f"{self.path / name}: cannot be read ({error.strerror}); expected the identity "
-                "folder that `lada ca issue` writes"
-            ) from error
-
-    def stamp(self, name: str) -> Hashable:
-        """Time, size and inode of a file; None where there is none."""
-        try:
-            found = (self.path / name).stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def read_passphrase(file: Path | None) -> Passphrase | None:

@@ -4,54 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lada_protocol.credentials import (
     MAX_PASSPHRASE_BYTES,
     UNLOCK_VARIABLE,
-    Credentials,
     Passphrase,
-    parse_credentials,
     parse_passphrase,
 )
-from lada_protocol.identity import MAX_CERTIFICATE_BYTES
 from lada_protocol.renewal import LiveIdentity
 from lada_protocol.roster import Roster
 from lada_secure.errors import LadaError, ParameterError
+from lada_secure.identity_folder import IdentityFolder
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityFolder:
-    """The folder that `lada ca issue` or `lada ca install` writes."""
-
-    path: Path
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """A file, at most one byte more than allowed.
-
-        Raises: ParameterError: it cannot be read.
-        """
-        try:
-            with (self.path / name).open("rb") as file:
-                return file.read(max_bytes + 1)
-        except OSError as error:
-            raise ParameterError(
-                f"{self.path / name}: cannot be read ({error.strerror}); expected the identity "
-                "folder that `lada ca issue` writes"
-            ) from error
-
-    def stamp(self, name: str) -> Hashable:
-        """Time, size and inode of a file; None where there is none."""
-        try:
-            found = (self.path / name).stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def read_passphrase(file: Path | None) -> Passphrase | None:
@@ -69,29 +36,13 @@ def read_passphrase(file: Path | None) -> Passphrase | None:
         raise ParameterError(f"passphrase file {file}: {error.strerror}") from error
 
 
-def load_credentials(
-    folder: Path, *, expected_id: str | None = None, passphrase: Passphrase | None = None
-) -> Credentials:
-    """Read and check the files that `lada ca issue` writes.
-
-    Args: passphrase: of encrypted keys; by default what LADA_KEY_PASSPHRASE holds, if anything.
-    Raises: ParameterError: a file is missing, too long, expired or does not fit the others.
-    """
-    files = IdentityFolder(folder)
-    return parse_credentials(
-        lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
-        at=datetime.now(UTC),
-        expected_id=expected_id,
-        passphrase=passphrase or read_passphrase(None),
-    )
-
-
 def live_identity(
     folder: Path, *, party_id: str, roster: Roster, passphrase: Passphrase | None = None
 ) -> LiveIdentity:
     """The identity folder, read again whenever its files change.
 
-    Raises: ParameterError: as `load_credentials`, or the roster lists other keys.
+    Raises: ParameterError: a file is missing, too long, expired or does not fit the others, or the
+        roster lists other keys.
     """
 
     def refused(error: LadaError) -> None:
