@@ -24,6 +24,7 @@ from lada_secure.learnability.allocation import (
 )
 from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.learnability.cells import CellGrid
+from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.data_filter import (
     CellBeliefs,
     FilterHistory,
@@ -32,7 +33,6 @@ from lada_secure.learnability.data_filter import (
     fit_filter,
 )
 from lada_secure.learnability.gap import cell_means, probability, smoothed
-from lada_secure.learnability.statistics import ClusterEstimates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from lada_protocol.uplink import split_pool, uplink_of
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
 from lada_secure.errors import PeerError
-from lada_secure.learnability.statistics import site_bound
+from lada_secure.learnability.statistics_parameters import site_bound
 
 MAX_OPENED_BYTES = 32 * 1024 * 1024
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lada_protocol.index import Attempt
 from lada_protocol.plan import ADVANTAGE, STATISTICS, TRAINING, StudyPlan
 from lada_secure.errors import PeerError
-from lada_secure.learnability.statistics import l2_sensitivity
+from lada_secure.learnability.statistics_parameters import l2_sensitivity
 from lada_secure.privacy.entries import CommitEntry, LedgerEntry, ReserveEntry
 from lada_secure.privacy.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger import numeric_parameter

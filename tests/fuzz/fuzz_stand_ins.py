@@ -22,11 +22,11 @@ from lada_secure.distillation.certainty import Answers
 from lada_secure.learnability.cells import CellGrid, Clusters
 from lada_secure.learnability.statistics import (
     NoisedStatistics,
-    StatisticsParameters,
     UnitStatistics,
     release_statistics,
     statistics_spec,
 )
+from lada_secure.learnability.statistics_parameters import StatisticsParameters
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.released import Released
 from lada_server.study import Study

@@ -56,12 +56,12 @@ from lada_secure.learnability.explanation import explain_cells
 from lada_secure.learnability.gap import cell_rewards, probability
 from lada_secure.learnability.statistics import (
     NoisedStatistics,
-    StatisticsParameters,
     UnitStatistics,
     release_statistics,
     statistics_spec,
     unit_statistics,
 )
+from lada_secure.learnability.statistics_parameters import StatisticsParameters
 from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit

@@ -31,9 +31,9 @@ from lada_secure.distillation.own_reasons import written_reasons
 from lada_secure.distillation.parameters import TrainerSettings
 from lada_secure.distillation.private_examples import private_unit, record_example
 from lada_secure.distillation.training import distil, training_spec
+from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
 from lada_secure.learnability.statistics import (
-    ClusterEstimates,
     UnitStatistics,
     release_statistics,
     statistics_spec,

@@ -10,7 +10,7 @@ from lada_secure.bench.allocation.world import WorldSettings
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError
-from lada_secure.learnability.statistics import StatisticsParameters, statistics_scale
+from lada_secure.learnability.statistics_parameters import StatisticsParameters, statistics_scale
 from lada_secure.privacy.planning import DpSgdRelease, GaussianRelease, PrivacyPlan, cost_plan
 
 MAX_ROUNDS = 5

@@ -16,9 +16,9 @@ from lada_secure.errors import LocalProtocolError
 from lada_secure.learnability.allocation import CellView, cell_utilities
 from lada_secure.learnability.arrays import FloatArray, float_vector
 from lada_secure.learnability.choice import AllocationSettings, PoolMap, cell_view, choose
+from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.data_filter import FilterHistory, observations
 from lada_secure.learnability.gap import cell_means, probability
-from lada_secure.learnability.statistics import ClusterEstimates
 
 
 @dataclass(slots=True, kw_only=True)

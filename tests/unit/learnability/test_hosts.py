@@ -17,13 +17,13 @@ from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.choice import AllocationSettings, PoolMap
+from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.hosts.allocator import allocate
 from lada_secure.learnability.hosts.fedcollm import FedCoLlmHost
 from lada_secure.learnability.hosts.fedmkt import FedMktHost
 from lada_secure.learnability.hosts.host import DualLosses, Host, HostState, check_pool
 from lada_secure.learnability.hosts.logit_host import LogitHost, LogitSettings
 from lada_secure.learnability.hosts.rounds import HostTraining, train_host, transfer
-from lada_secure.learnability.statistics import ClusterEstimates
 
 POOL = pool_of("1a", "2b", "3c", "4de")
 PATHS = {0: "a4\n4", 1: "b9\n9", 2: "c0\n0", 3: "d1e2\n2"}

@@ -9,8 +9,8 @@ from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.choice import AllocationSettings, PoolMap
+from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.hosts.allocator import AllocationState, allocate
-from lada_secure.learnability.statistics import ClusterEstimates
 
 GRID = CellGrid(clusters=3, bins=1)
 POOL = PoolMap(grid=GRID, clusters=np.repeat(np.arange(3, dtype=np.int64), 20))

@@ -25,19 +25,21 @@ from lada_secure.errors import (
     PrivacyBudgetExceeded,
 )
 from lada_secure.learnability.arrays import IntArray
+from lada_secure.learnability.cluster_estimates import cluster_estimates
 from lada_secure.learnability.statistics import (
     NoisedStatistics,
-    StatisticsParameters,
     UnitStatistics,
-    cluster_estimates,
-    noise_std,
     parse_noised_statistics,
     release_statistics,
+    statistics_spec,
+    unit_statistics,
+)
+from lada_secure.learnability.statistics_parameters import (
+    StatisticsParameters,
+    noise_std,
     site_bound,
     statistics_scale,
-    statistics_spec,
     sum_bound,
-    unit_statistics,
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, ReserveEntry

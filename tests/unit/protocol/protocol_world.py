@@ -47,7 +47,7 @@ from lada_protocol.plan import (
 )
 from lada_protocol.roster import Party, Roster
 from lada_secure.errors import PeerError
-from lada_secure.learnability.statistics import l2_sensitivity, noise_std
+from lada_secure.learnability.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec

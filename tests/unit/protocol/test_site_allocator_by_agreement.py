@@ -11,7 +11,8 @@ from protocol_world import make_plan
 from lada_clients.site.allocator import SiteAllocator
 from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.statistics import NoisedStatistics, StatisticsParameters
+from lada_secure.learnability.statistics import NoisedStatistics
+from lada_secure.learnability.statistics_parameters import StatisticsParameters
 
 CLUSTERS = np.repeat(np.arange(2, dtype=np.int64), 20)
 PARAMETERS = StatisticsParameters(
