@@ -18,7 +18,6 @@ from lada_clients.mock.preparation import (
     check_out,
     child_environment,
     free_port,
-    machine,
     make_identities,
     party_children,
     study_id_of,
@@ -32,6 +31,7 @@ from lada_clients.mock.supervisor import Supervisor
 from lada_clients.mock.weights import missing_models, model_location, prepare_missing
 from lada_secure.data.federation import FederationData, build_federation
 from lada_secure.errors import LadaError, TransportError
+from lada_secure.machine import machine
 
 
 class RunFailed(LadaError):

@@ -6,7 +6,6 @@ Checks come first and write nothing; data is built in memory; only then is the r
 from __future__ import annotations
 
 import os
-import platform
 import socket
 import sys
 from collections.abc import Mapping
@@ -285,12 +284,6 @@ def party_children(layout: RunLayout, *, environment: Mapping[str, str]) -> list
         )
         for party, folder in layout.parties.items()
     ]
-
-
-def machine() -> tuple[int, str, str]:
-    """Usable cores, platform and Python version."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores or 1, platform.platform(terse=True), platform.python_version()
 
 
 def _common(folder: PartyFolder, party: str, layout: RunLayout) -> dict[str, str | Path]:

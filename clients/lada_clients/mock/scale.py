@@ -31,7 +31,6 @@ from lada_clients.mock.preparation import (
     check_out,
     child_environment,
     free_port,
-    machine,
     party_children,
     write_data,
     write_settings,
@@ -46,6 +45,7 @@ from lada_protocol.identity import PartyName
 from lada_protocol.kinds import Role
 from lada_secure.data.federation import FederationData, SiteData, build_federation
 from lada_secure.errors import ParameterError, TransportError
+from lada_secure.machine import machine
 
 MIN_SITES: Final = 3
 MAX_SITES: Final = 200

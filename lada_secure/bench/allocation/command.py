@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from lada_secure.bench.allocation.simulation import Outcome
 
 DEFAULT_CONDITIONS = (
     "no-pool",
@@ -56,7 +59,9 @@ def allocation(
         typer.Option("--set", help="Another value of a study setting, NAME=JSON; repeat."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Worlds at a time, a process each.")] = 1,
-    csv: Annotated[Path | None, typer.Option(help="Also write every run as CSV.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Also write every run as CSV, as soon as it ends.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the accuracies as SVG.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where made models are kept.")] = None,
     as_json: Annotated[
@@ -75,6 +80,11 @@ def allocation(
     budgets = _numbers(epsilon)
     for wanted in (csv, plot):
         _check_writable(wanted)
+
+    def keep(outcomes: Sequence[Outcome]) -> None:
+        if csv is not None:
+            csv.write_text(csv_text(outcomes, largest=max(budgets)), encoding="utf-8")
+
     outcomes, report = run_allocation(
         conditions=_names(conditions),
         seeds=range(first_seed, first_seed + seeds),
@@ -83,10 +93,11 @@ def allocation(
         cache_dir=_cache_dir(cache_dir),
         jobs=jobs,
         progress=lambda text: typer.echo(text, err=True),
+        keep=keep,
     )
-    report = {"preset": preset, **report}
-    if csv is not None:
-        csv.write_text(csv_text(outcomes, largest=max(budgets)), encoding="utf-8")
+    # Once more, in the order of the report.
+    keep(outcomes)
+    report = {"preset": preset, **_provenance(), **report}
     if plot is not None:
         title = f"{preset}: accuracy on held-out records, {harmful:.0%} of the pool harmful"
         plot.write_text(accuracy_plot(report["accuracy"], title=title), encoding="utf-8")
@@ -94,6 +105,27 @@ def allocation(
         typer.echo(json.dumps(report, indent=2, sort_keys=True))
     else:
         _show(report)
+
+
+def _provenance() -> dict[str, Any]:
+    """What somebody needs who wants to run it again, and to know what it ran on."""
+    import shlex
+    import sys
+    from importlib.metadata import version
+
+    from lada_secure.machine import machine
+
+    cores, platform, python = machine()
+    return {
+        "command": shlex.join(["lada", *sys.argv[1:]]),
+        "version": version("lada-secure"),
+        "machine": {
+            "cores": cores,
+            "platform": platform,
+            "python": python,
+            "torch": version("torch"),
+        },
+    }
 
 
 def _check_writable(path: Path | None) -> None:

@@ -118,10 +118,12 @@ def run_allocation(
     cache_dir: Path,
     jobs: int,
     progress: Callable[[str], None],
+    keep: Callable[[Sequence[Outcome]], None] = lambda _outcomes: None,
 ) -> tuple[list[Outcome], dict[str, Any]]:
     """Run everything.
 
-    Args: jobs: worlds at a time, >= 1, each computed on one thread.
+    Args: jobs: worlds at a time, >= 1, each computed on one thread. keep: called with all outcomes
+        so far whenever a world ends, so that hours of work outlive an interruption.
     Returns: the outcomes, and the report as JSON.
     Raises: ParameterError: unknown conditions, or numbers out of range.
     """
@@ -141,6 +143,7 @@ def run_allocation(
     outcomes: list[Outcome] = []
     for number, found in enumerate(_each(run_task, [(one,) for one in tasks], jobs=jobs), start=1):
         outcomes += found
+        keep(outcomes)
         told = ", ".join(f"{one.condition} {one.accuracy:.1%}" for one in found)
         at = "no privacy" if found[0].epsilon is None else f"epsilon {found[0].epsilon:g}"
         progress(f"seed {found[0].seed}, {at} ({number} of {len(tasks)}): {told}")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from lada_secure.bench.allocation import run
 from lada_secure.bench.allocation.models import LLM_PRETRAINING, SLM_PRETRAINING, model_name
+from lada_secure.bench.allocation.simulation import Outcome
 from lada_secure.bench.allocation.study import StudySettings
 from lada_secure.bench.commands import app
 from lada_secure.errors import ParameterError
@@ -62,9 +64,38 @@ def test_the_json_answers_with_means_per_condition_and_the_files_are_written(
         assert report["samples"][name]["asked"] <= 3.0
     assert report["settings"]["world"]["pool"] == small_settings.world.pool
     assert report["settings"]["quota"] == small_settings.quota
+    assert report["machine"]["cores"] >= 1
+    assert report["command"].startswith("lada ")
     assert "round 1 done" in done.stderr
     assert (tmp_path / "runs.csv").read_text().startswith("condition,epsilon,seed,site")
     assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_worlds_that_ended_are_in_the_csv_when_a_later_one_fails(
+    small_settings: StudySettings,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = run.run_task
+
+    def fails_later(task: run.BenchTask) -> list[Outcome]:
+        if task.epsilon is None:
+            raise OSError("the power went")
+        return real(task)
+
+    monkeypatch.setattr(run, "run_task", fails_later)
+    csv = tmp_path / "runs.csv"
+    done = CliRunner().invoke(
+        app,
+        [
+            *arguments(small_settings, cache),
+            *("--seeds", "1", "--conditions", "random,random-nonprivate", "--csv", str(csv)),
+        ],
+    )
+    assert "the power went" in str(done.exception)
+    rows = csv.read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["random"] * small_settings.world.sites
 
 
 @pytest.mark.parametrize(
