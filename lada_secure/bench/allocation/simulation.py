@@ -178,11 +178,14 @@ class Laboratory:
             if progress is not None:
                 progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
         by_site = tuple(party.accuracy() for party in parties)
+        accuracy = sum(by_site) / len(by_site)
+        if progress is not None:
+            progress(f"seed {self.prepared.seed}, {arm.name}: {accuracy:.1%}")
         return Outcome(
             condition=arm.name,
             epsilon=spent,
             seed=self.prepared.seed,
-            accuracy=sum(by_site) / len(by_site),
+            accuracy=accuracy,
             by_site=by_site,
             llm_before=llm_before,
             llm_accuracy=coordinator.accuracy(),
