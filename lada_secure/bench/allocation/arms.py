@@ -21,7 +21,7 @@ class Arm:
     cross-entropy, Fan et al. 2024), "all" (every pool sample) or "none" (no pool at all).
     screened: drop received paths outside the band of p. guided: drop received paths that disagree
     with the private records by the guide, and value cells by it. clustering_start: quotas by
-    noised mass in round 0. exploration, contrast: False switches the term off. private_share: of
+    noised mass in round 0. exploration, contrast: whether the term takes part. private_share: of
     the guide's update that students start from, None for the study's. joint: no guide; private
     records and pool paths train one model, pool gradients exact or through DP-SGD. uplink: the LLM
     learns from the sites. ablation: run at the largest epsilon alone. host: whose payload and loss
@@ -35,7 +35,7 @@ class Arm:
     guided: bool = False
     clustering_start: bool = True
     exploration: bool = True
-    contrast: bool = True
+    contrast: bool = False
     privacy: Privacy = "dp"
     joint: Literal["public", "private"] | None = None
     uplink: bool = False
@@ -107,10 +107,10 @@ _ALL = (
     ),
     replace(
         _LADA,
-        name="no-contrast",
-        summary="without the contrastive term",
+        name="with-contrast",
+        summary="with the contrastive term beside cross-entropy",
         ablation=True,
-        contrast=False,
+        contrast=True,
     ),
     replace(
         _LADA,

@@ -37,6 +37,8 @@ class StudySettings:
     sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
     below 0.9 more than half of the offered paths were. uplink_first_round: the first round with an
     uplink, at most the last; students know what their records say when they have ended on them.
+    contrastive_form, contrastive_weight: of the uplink and of arms with a contrast; all others
+    train on cross-entropy alone.
     adapter_layers: how many layers at the top have adapters, 0 for all. batch_size: texts at a
     time, as memory allows.
     """

@@ -26,7 +26,7 @@ from lada_secure.learnability.hosts.rounds import HostTraining
 
 # They differ from another condition in one setting, which test_bench_study.py looks at.
 _ALIKE = (
-    *("no-exploration", "no-contrast", "no-clustering", "no-screen", "random-joint"),
+    *("no-exploration", "with-contrast", "no-clustering", "no-screen", "random-joint"),
     *("random-pool-private", "random-nonprivate", "domain-screen"),
 )
 

@@ -82,7 +82,7 @@ def test_every_condition_of_the_study_has_an_arm_with_a_summary() -> None:
     wanted = {
         *("no-pool", "random", "random-screen", "domain-screen", "whole-pool", "loss-based"),
         *("paper", "lada-secure", "lada-nonprivate", "random-nonprivate", "no-exploration"),
-        *("no-contrast", "no-clustering", "no-screen", "lada-joint", "random-joint"),
+        *("with-contrast", "no-clustering", "no-screen", "lada-joint", "random-joint"),
         *("lada-pool-private", "random-pool-private", "lada-uplink"),
         *("fedmkt", "lada-fedmkt", "fedcollm", "lada-fedcollm"),
     }
@@ -94,7 +94,7 @@ def test_an_ablation_differs_from_the_full_method_in_one_thing() -> None:
     full = ARMS["lada-secure"]
     for name, change in (
         ("no-exploration", {"exploration": False}),
-        ("no-contrast", {"contrast": False}),
+        ("with-contrast", {"contrast": True}),
         ("no-clustering", {"clustering_start": False}),
         ("no-screen", {"screened": False}),
         ("lada-nonprivate", {"privacy": "none"}),
