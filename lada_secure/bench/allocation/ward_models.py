@@ -25,13 +25,8 @@ from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.models import (
-    SMOLLM2,
-    LanguageModel,
-    cached_folder,
-    load_language_model,
-    quiet_transformers,
-)
+from lada_secure.distillation.model_folders import cached_folder, quiet_transformers
+from lada_secure.distillation.models import SMOLLM2, LanguageModel, load_language_model
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 
 _VERSION = 1

@@ -15,11 +15,10 @@ from lada_secure.data.federation import build_federation
 from lada_secure.data.records import PoolSample
 from lada_secure.distillation import models
 from lada_secure.distillation.evaluation import accuracy
+from lada_secure.distillation.model_folders import cached_folder
 from lada_secure.distillation.models import (
     LanguageModel,
-    cached_folder,
     export_smollm2,
-    folder_digest,
     load_folder,
     load_language_model,
     wrap_model,
@@ -135,28 +134,8 @@ def test_both_tiny_models_are_found_by_one_call(
     tiny_cache: Path, tiny_slm: LanguageModel, tiny_llm: LanguageModel
 ) -> None:
     built = build_tiny_models(tiny_cache, seed=0, sites=3)
-    assert folder_digest(built.slm) != folder_digest(built.llm)
+    assert built.slm != built.llm
     assert load_folder(built.llm, name="again").max_tokens == tiny_llm.max_tokens == 64
-
-
-def test_the_digest_of_a_folder_changes_with_any_of_its_files(
-    tiny_cache: Path, tmp_path: Path, tiny_slm: LanguageModel
-) -> None:
-    source = build_tiny_model(tiny_cache, "slm", sites=3, seed=0)
-    names = ("config.json", "model.safetensors", "tokenizer.json")
-    for name in names:
-        (tmp_path / name).write_bytes((source / name).read_bytes())
-    digests = {folder_digest(tmp_path)}
-    assert digests == {folder_digest(source)}
-    for name in names:
-        raw = bytearray((source / name).read_bytes())
-        raw[len(raw) // 2] ^= 1
-        (tmp_path / name).write_bytes(raw)
-        digests.add(folder_digest(tmp_path))
-    assert len(digests) == 4
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ParameterError, match=r"model\.safetensors"):
-        folder_digest(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from lada_secure.data.arithmetic import ArithmeticWorld, build_world
 from lada_secure.data.federation import build_federation
 from lada_secure.data.prompts import path_of
 from lada_secure.data.records import pool_bytes, pool_hash
-from lada_secure.distillation.models import quiet_transformers
+from lada_secure.distillation.model_folders import quiet_transformers
 from lada_secure.distillation.tiny_models import pretrain, pretraining_of, tiny_tokenizer
 from lada_secure.errors import TransportError
 from lada_secure.learnability.cells import Clusters
