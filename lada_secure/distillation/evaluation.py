@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
+from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
 
@@ -34,6 +35,12 @@ class Paths:
     def mean(self) -> NDArray[np.float64]:
         """Log-probability per token, so that paths of different lengths compare."""
         return self.total / self.tokens
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Nats per token, >= 0 whatever rounding does."""
+        found: NDArray[np.float64] = np.maximum(-self.mean, 0.0)
+        return found
 
 
 def accuracy(
@@ -224,6 +231,18 @@ def greedy_paths(
     return generate_texts(
         lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=0.0, seed=0
     )
+
+
+def path_losses(
+    lm: LanguageModel, examples: Sequence[PathExample], *, batch_size: int
+) -> NDArray[np.float64]:
+    """Losses of the examples' paths under a model as it is now, (n,), see `Paths.losses`."""
+    return path_log_probabilities(
+        lm,
+        [one.prompt for one in examples],
+        [one.path for one in examples],
+        batch_size=batch_size,
+    ).losses
 
 
 def generate_texts(

@@ -37,13 +37,13 @@ from lada_secure.distillation.adapters import (
 from lada_secure.distillation.certainty import answer_pool
 from lada_secure.distillation.evaluation import (
     accuracy,
-    path_log_probabilities,
+    path_losses,
 )
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.outlook import TrainingOutlook
 from lada_secure.distillation.paths import generate_paths
-from lada_secure.distillation.private_examples import private_unit, record_example
+from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.released_adapters import released_adapters
 from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
 from lada_secure.learnability.arrays import FloatArray
@@ -54,12 +54,12 @@ from lada_secure.learnability.data_filter import (
 from lada_secure.learnability.embedding import embedder
 from lada_secure.learnability.explanation import explain_cells
 from lada_secure.learnability.gap import cell_rewards, probability
+from lada_secure.learnability.measured_statistics import measured_statistics
 from lada_secure.learnability.statistics import (
     NoisedStatistics,
     UnitStatistics,
     release_statistics,
     statistics_spec,
-    unit_statistics,
 )
 from lada_secure.learnability.statistics_parameters import StatisticsParameters
 from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec
@@ -167,20 +167,14 @@ class SiteLearner:
         )
 
     def _exact_statistics(self) -> UnitStatistics:
-        records = [record for unit in self.units for record in unit.records]
-        vectors = embedder(self.plan.embedder).embed([one.question for one in records])
-        assigned = self.clusters.assign(vectors) if records else np.zeros(0, dtype=np.int64)
-        # The stated answer alone: some records have reasons and some do not, and their losses
-        # are to be comparable.
-        losses = self._losses([record_example(one, reasons=False) for one in records])
-        ids = [one.record_id for one in records]
-        return unit_statistics(
+        return measured_statistics(
+            self.model,
             self.units,
-            {one: int(cluster) for one, cluster in zip(ids, assigned, strict=True)},
-            {one: float(loss) for one, loss in zip(ids, losses, strict=True)},
-            clusters=self.plan.allocation.clusters,
+            clusters=self.clusters,
+            embedder=embedder(self.plan.embedder),
             loss_clip=self.plan.statistics.loss_clip,
             scale=self.plan.statistics.integer_scale,
+            batch_size=self.settings.physical_batch_size,
         )
 
     def utilities(self, round_id: int, noised: NoisedStatistics) -> FloatArray:
@@ -373,16 +367,7 @@ class SiteLearner:
 
     def _losses(self, examples: Sequence[PathExample]) -> FloatArray:
         """Loss of each path under the present model, nats per token, (n,)."""
-        if not examples:
-            return np.zeros(0, dtype=np.float64)
-        scored = path_log_probabilities(
-            self.model,
-            [one.prompt for one in examples],
-            [one.path for one in examples],
-            batch_size=self.settings.physical_batch_size,
-        )
-        losses: FloatArray = np.maximum(-scored.mean, 0.0)
-        return losses
+        return path_losses(self.model, examples, batch_size=self.settings.physical_batch_size)
 
     def _path_example(self, received: ReceivedPath | JudgedPath) -> PathExample:
         sample = self.pool[received.sample]

@@ -146,11 +146,9 @@ class Coordinator:
         )
 
     def _losses(self, prompts: Sequence[str], paths: Sequence[str]) -> FloatArray:
-        scored = path_log_probabilities(
+        return path_log_probabilities(
             self.llm, prompts, paths, batch_size=self.settings.batch_size
-        )
-        losses: FloatArray = np.maximum(-scored.mean, 0.0)
-        return losses
+        ).losses
 
     def write(self, wanted: Sequence[int]) -> dict[int, str]:
         """Paths that reach the gold answer, for the samples in demand that got one."""

@@ -24,20 +24,19 @@ from lada_secure.bench.allocation.study import (
 )
 from lada_secure.bench.allocation.study_data import BenchSite
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.distillation.evaluation import path_log_probabilities
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.own_reasons import written_reasons
 from lada_secure.distillation.parameters import TrainerSettings
-from lada_secure.distillation.private_examples import private_unit, record_example
+from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.training import distil, training_spec
 from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
+from lada_secure.learnability.measured_statistics import measured_statistics
 from lada_secure.learnability.statistics import (
     UnitStatistics,
     release_statistics,
     statistics_spec,
-    unit_statistics,
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps
@@ -221,7 +220,7 @@ class SiteReleases:
         load_adapters(self.lm, under)
         clusters = self.coordinator.clusters.count
         if noise is None or book is None:
-            numbers = self._exact(scale=_EXACT_SCALE, clusters=clusters).vector / _EXACT_SCALE
+            numbers = self._exact(scale=_EXACT_SCALE).vector / _EXACT_SCALE
             masses, losses = numbers[:clusters], numbers[clusters:]
             mean = losses.sum() / max(float(masses.sum()), 1e-9)
             ratios = np.where(masses > 0, losses / np.where(masses > 0, masses, 1.0), mean)
@@ -233,31 +232,21 @@ class SiteReleases:
         )
         spec = statistics_spec(parameters, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id)
         return release_statistics(
-            lambda: self._exact(scale=parameters.scale, clusters=clusters),
+            lambda: self._exact(scale=parameters.scale),
             parameters=parameters,
             book=book,
             spec=spec,
         ).value.estimates()
 
-    def _exact(self, *, scale: int, clusters: int) -> UnitStatistics:
-        records = [record for unit in self.units for record in unit.records]
-        vectors = embedder(HASHED_NGRAMS).embed([one.question for one in records])
-        assigned = self.coordinator.clusters.assign(vectors)
-        examples = [record_example(one, reasons=False) for one in records]
-        losses = -path_log_probabilities(
+    def _exact(self, *, scale: int) -> UnitStatistics:
+        return measured_statistics(
             self.lm,
-            [one.prompt for one in examples],
-            [one.path for one in examples],
-            batch_size=self.settings.batch_size,
-        ).mean
-        ids = [one.record_id for one in records]
-        return unit_statistics(
             self.units,
-            {one: int(cluster) for one, cluster in zip(ids, assigned, strict=True)},
-            {one: float(loss) for one, loss in zip(ids, losses, strict=True)},
-            clusters=clusters,
+            clusters=self.coordinator.clusters,
+            embedder=embedder(HASHED_NGRAMS),
             loss_clip=self.settings.loss_clip,
             scale=scale,
+            batch_size=self.settings.batch_size,
         )
 
     def spent(self) -> float:

@@ -14,11 +14,11 @@ from lada_secure.bench.allocation.arms import Arm
 from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.guides import SiteReleases
 from lada_secure.bench.allocation.joint_training import JointTraining
-from lada_secure.bench.allocation.path_book import PathBook, path_losses
+from lada_secure.bench.allocation.path_book import PathBook
 from lada_secure.bench.allocation.study import StudySettings, loss_settings
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.distillation.evaluation import accuracy
+from lada_secure.distillation.evaluation import accuracy, path_losses
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.guide import scaled_adapters
 from lada_secure.distillation.models import LanguageModel

@@ -11,7 +11,7 @@ from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.study import StudySettings
 from lada_secure.data.prompts import answer_of, prompt_of
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
-from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
+from lada_secure.distillation.evaluation import greedy_paths, path_losses
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.guide import ContrastedPath, lead_gains, own_paths
 from lada_secure.distillation.models import LanguageModel
@@ -152,19 +152,3 @@ class PathBook:
             )
             for place, one, text in zip(places, examples, own, strict=True)
         ]
-
-
-def path_losses(
-    lm: LanguageModel, examples: Sequence[PathExample], *, batch_size: int
-) -> FloatArray:
-    """Losses of paths under a model as it is now, (n,) >= 0, nats per token."""
-    if not examples:
-        return np.zeros(0, dtype=np.float64)
-    scored = path_log_probabilities(
-        lm,
-        [one.prompt for one in examples],
-        [one.path for one in examples],
-        batch_size=batch_size,
-    )
-    losses: FloatArray = np.maximum(-scored.mean, 0.0)
-    return losses

@@ -154,16 +154,12 @@ class LogitHost(ABC):
         )
 
     def _losses(self, lm: LanguageModel, paths: Mapping[int, str]) -> FloatArray:
-        if not paths:
-            return np.zeros(0)
-        scored = path_log_probabilities(
+        return path_log_probabilities(
             lm,
             [self._prompt(place) for place in paths],
             list(paths.values()),
             batch_size=self._settings.batch_size,
-        )
-        losses: FloatArray = np.maximum(-scored.mean, 0.0)
-        return losses
+        ).losses
 
     def _prompt(self, place: int) -> str:
         sample = self._pool[place]
