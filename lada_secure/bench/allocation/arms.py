@@ -22,7 +22,8 @@ class Arm:
     screened: drop received paths outside the band of p. guided: drop received paths that disagree
     with the private records by the guide, and value cells by it. clustering_start: quotas by
     noised mass in round 0. exploration, contrast: whether the term takes part. private_share: of
-    the guide's update that students start from, None for the study's. joint: no guide; private
+    the guide's update that students start from, None for the study's. late: no guide; students
+    start from the reference model and take all private steps at the end. joint: no guide; private
     records and pool paths train one model, pool gradients exact or through DP-SGD. uplink: the LLM
     learns from the sites. ablation: run at the largest epsilon alone. host: whose payload and loss
     train the student; None: distillation of paths.
@@ -40,6 +41,7 @@ class Arm:
     joint: Literal["public", "private"] | None = None
     uplink: bool = False
     private_share: float | None = None
+    late: bool = False
     ablation: bool = False
     host: HostName | None = None
 
@@ -71,6 +73,13 @@ _ALL = (
         summary="quotas by noised mass, paths screened by p",
         strategy="domain",
         screened=True,
+    ),
+    Arm(
+        name="domain-late",
+        summary="domain-screen without a guide, all private steps at the end",
+        strategy="domain",
+        screened=True,
+        late=True,
     ),
     Arm(name="whole-pool", summary="every pool sample, same steps", strategy="all"),
     Arm(

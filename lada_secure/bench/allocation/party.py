@@ -25,10 +25,12 @@ from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.allocation import pick
 from lada_secure.learnability.choice import AllocationSettings, PoolMap
+from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.gap import reward
 from lada_secure.learnability.hosts.allocator import allocate
 from lada_secure.learnability.hosts.host import Host, HostState
 from lada_secure.learnability.hosts.rounds import HostTraining, transfer
+from lada_secure.privacy.ledger_keeper import MemoryLedger
 
 _MANY_EPOCHS = 10**6
 
@@ -37,8 +39,9 @@ _MANY_EPOCHS = 10**6
 class Party:
     """One site during one arm. `lm` may be shared: its adapters are set before every use.
 
-    joint: releases of its own, for arms without a guide. host: carries the training out; None for
-    distillation of paths.
+    ledger: of what this arm alone takes of the site's records; None without privacy. joint:
+    releases of its own, for arms whose records and pool paths train one model. host: carries the
+    training out; None for distillation of paths.
     """
 
     arm: Arm
@@ -48,6 +51,7 @@ class Party:
     lm: LanguageModel
     student: AdapterWeights
     book: PathBook
+    ledger: MemoryLedger | None
     joint: JointTraining | None = None
     host: Host | None = None
     state: HostState = field(default_factory=HostState)
@@ -74,6 +78,7 @@ class Party:
             coordinator=coordinator,
             lm=lm,
             student=releases.reference,
+            ledger=releases.arm_ledger(arm.name),
             book=PathBook(coordinator=coordinator, settings=settings, lm=lm, seed=releases.seed),
             joint=None
             if arm.joint is None
@@ -97,11 +102,7 @@ class Party:
 
     def _allocated(self, round_id: int) -> list[int]:
         settings, arm, coordinator = self.settings, self.arm, self.coordinator
-        estimates = (
-            self.releases.statistics(round_id)
-            if self.joint is None
-            else self.joint.statistics(round_id, self.student)
-        )
+        estimates = self._statistics(round_id)
         return list(
             allocate(
                 self.state.allocation,
@@ -121,6 +122,19 @@ class Party:
                 round_id=round_id,
                 agreement=self.book.agreement() if arm.guided else None,
             )
+        )
+
+    def _statistics(self, round_id: int) -> ClusterEstimates:
+        if self.joint is not None:
+            return self.joint.statistics(round_id, self.student)
+        if not self.arm.late:
+            return self.releases.statistics(round_id)
+        # The shared ones are measured under a guide, whose steps this arm takes at the end.
+        return self.releases.measured(
+            round_id,
+            under=self.releases.reference,
+            noise=self.releases.noise,
+            book=self.ledger,
         )
 
     def _loss_based(self) -> list[int]:
@@ -177,7 +191,9 @@ class Party:
         self.close(round_id, received, kept, by_host=rewards)
 
     def start(self, round_id: int) -> AdapterWeights:
-        """The adapters that a round's student starts from: the guide's, scaled."""
+        """The adapters that a round's student starts from: the guide's, scaled, if there is one."""
+        if self.arm.late:
+            return self.releases.reference
         last = round_id if self.arm.strategy == "none" else self.settings.guide_round(round_id)
         return scaled_adapters(self.releases.guide(last), self._private_share)
 
@@ -204,9 +220,9 @@ class Party:
         """
         if self.arm.strategy == "none" or self.joint is not None:
             return
-        book = self.releases.arm_ledger(self.arm.name)
-        for round_id in range(self.settings.guide_rounds, self.settings.rounds):
-            self.student = self.releases.trained(self.student, round_id=round_id, book=book)
+        first = 0 if self.arm.late else self.settings.guide_rounds
+        for round_id in range(first, self.settings.rounds):
+            self.student = self.releases.trained(self.student, round_id=round_id, book=self.ledger)
 
     def close(
         self,

@@ -144,7 +144,7 @@ def test_a_second_round_learns_from_the_first(
     assert party.reports[-1]["asked"] == len(first) + len(second)
 
 
-@pytest.mark.parametrize("name", ["lada-secure", "no-pool"])
+@pytest.mark.parametrize("name", ["lada-secure", "no-pool", "domain-late"])
 def test_the_steps_that_the_guide_leaves_are_taken_on_the_student(
     name: str,
     prepared: PreparedWorld,
@@ -168,6 +168,7 @@ def test_the_steps_that_the_guide_leaves_are_taken_on_the_student(
     for round_id in range(2):
         party.train(round_id, laboratory.coordinator.write(party.choose(round_id)))
     before = party.student
+    assert taken == {"lada-secure": [2], "no-pool": [2, 1], "domain-late": []}[name]
     party.finish()
     assert taken == [2, 1]
     assert (party.student == before) == (name == "no-pool")
@@ -200,6 +201,23 @@ def test_all_releases_of_an_arm_together_stay_within_its_epsilon(
     # Statistics and training in one ledger of the arm's own.
     total = party.joint.book.epsilon_spent(laboratory.settings.target_delta)
     assert 7.0 < total <= 8.0 * 1.001
+
+
+def test_an_arm_without_a_guide_pays_for_everything_itself(
+    prepared: PreparedWorld, small_settings: StudySettings
+) -> None:
+    settings = replace(small_settings, rounds=2, private_steps=(2, 1))
+    laboratory = Laboratory.open(prepared, settings)
+    (releases, *_) = laboratory.releases(8.0)
+    party = Party.open(
+        ARMS["domain-late"], settings, releases, laboratory.coordinator, laboratory.lm, epsilon=8.0
+    )
+    for round_id in range(2):
+        party.train(round_id, laboratory.coordinator.write(party.choose(round_id)))
+    party.finish()
+    assert releases.spent() == 0.0
+    assert party.ledger is not None
+    assert 7.0 < party.ledger.epsilon_spent(settings.target_delta) <= 8.0 * 1.001
 
 
 def test_without_a_pool_a_student_is_the_whole_guide(laboratory: Laboratory) -> None:

@@ -80,10 +80,10 @@ def test_unknown_conditions_are_refused_and_doubles_taken_once() -> None:
 
 def test_every_condition_of_the_study_has_an_arm_with_a_summary() -> None:
     wanted = {
-        *("no-pool", "random", "random-screen", "domain-screen", "whole-pool", "loss-based"),
-        *("paper", "lada-secure", "lada-nonprivate", "random-nonprivate", "no-exploration"),
-        *("with-contrast", "no-clustering", "no-screen", "lada-joint", "random-joint"),
-        *("lada-pool-private", "random-pool-private", "lada-uplink"),
+        *("no-pool", "random", "random-screen", "domain-screen", "domain-late", "whole-pool"),
+        *("loss-based", "paper", "lada-secure", "lada-nonprivate", "random-nonprivate"),
+        *("no-exploration", "with-contrast", "no-clustering", "no-screen", "lada-joint"),
+        *("random-joint", "lada-pool-private", "random-pool-private", "lada-uplink"),
         *("fedmkt", "lada-fedmkt", "fedcollm", "lada-fedcollm"),
     }
     assert wanted <= set(ARMS)
