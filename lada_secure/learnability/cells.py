@@ -25,7 +25,11 @@ from lada_secure.learnability.arrays import (
 MAX_CLUSTERS = 256
 MAX_DIMENSIONS = 4096
 _DECIMALS = 6
-_RESTARTS = 4
+# k-means ends in a poor clustering more often than not: with four starts, two topics of the
+# benchmark's seven shared a cluster on half of its worlds, with 32 on one in ten.
+_STARTS = 32
+_START_ITERATIONS = 10
+_START_POINTS = 2000
 _ITERATIONS = 50
 
 
@@ -140,7 +144,9 @@ def _coordinate(entry: Json, number: int) -> float:
 
 
 def fit_clusters(embeddings: npt.ArrayLike, count: int, seed: int) -> Clusters:
-    """Cluster the public pool with k-means (k-means++ starts, the best of four).
+    """Cluster the public pool with k-means: the best of 32 k-means++ starts, refined.
+
+    Starts are compared on at most 2,000 rows, so that a large pool takes no longer to start.
 
     Args: embeddings: (n, e), rows of norm 1. count: wanted number of clusters.
         seed: fixes the starts; the same input and seed give the same clusters.
@@ -163,18 +169,23 @@ def fit_clusters(embeddings: npt.ArrayLike, count: int, seed: int) -> Clusters:
     from scipy.cluster.vq import kmeans2
 
     generator = np.random.default_rng(seed)
+    # Of distinct rows: a sample of a pool that repeats itself could hold fewer than `count`.
+    sample = points
+    if len(points) > _START_POINTS:
+        sample = distinct[generator.permutation(len(distinct))[:_START_POINTS]]
     best: FloatArray | None = None
     lowest = np.inf
-    for _ in range(_RESTARTS):
+    for _ in range(_STARTS):
         centroids, labels = kmeans2(
-            points, count, iter=_ITERATIONS, minit="++", missing="warn", rng=generator
+            sample, count, iter=_START_ITERATIONS, minit="++", missing="warn", rng=generator
         )
-        inertia = float(((points - centroids[labels]) ** 2).sum())
+        inertia = float(((sample - centroids[labels]) ** 2).sum())
         if inertia < lowest:
             best, lowest = np.asarray(centroids, dtype=np.float64), inertia
     if best is None:
         raise ParameterError("k-means found no finite clustering of these embeddings")
-    return _largest_first(best, points)
+    refined, _ = kmeans2(points, best, iter=_ITERATIONS, minit="matrix", missing="warn")
+    return _largest_first(np.asarray(refined, dtype=np.float64), points)
 
 
 def _largest_first(centroids: FloatArray, points: FloatArray) -> Clusters:
