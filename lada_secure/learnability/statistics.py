@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lada_secure.canonical import canonical_json, parse_canonical_json
-from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError, PeerError
+from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.learnability.arrays import IntArray, frozen
 from lada_secure.learnability.cluster_estimates import ClusterEstimates, cluster_estimates
 from lada_secure.learnability.statistics_parameters import (
@@ -33,6 +32,7 @@ from lada_secure.learnability.statistics_parameters import (
     check_vector,
     l2_sensitivity,
 )
+from lada_secure.learnability.stored_vectors import parse_vector, vector_bytes
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import (
     DISCRETE_GAUSSIAN,
@@ -169,7 +169,7 @@ class NoisedStatistics:
 
     def to_bytes(self) -> bytes:
         """Canonical bytes, the output that the ledger hashes and keeps for retries."""
-        return canonical_json({"version": 1, "vector": self.vector.tolist()})
+        return vector_bytes(self.vector)
 
 
 def parse_noised_statistics(raw: bytes, parameters: StatisticsParameters) -> NoisedStatistics:
@@ -178,25 +178,8 @@ def parse_noised_statistics(raw: bytes, parameters: StatisticsParameters) -> Noi
     Raises: LedgerError: the bytes are not what `NoisedStatistics.to_bytes` writes for these
         parameters: the plan changed under the ledger, or the ledger is damaged.
     """
-    try:
-        value = parse_canonical_json(raw, max_bytes=32 * parameters.length + 64)
-    except PeerError as error:
-        raise LedgerError(f"stored statistics: {error}") from error
-    if not isinstance(value, Mapping) or set(value) != {"version", "vector"}:
-        raise LedgerError("stored statistics: expected the keys 'version' and 'vector'")
-    entries = value["vector"]
-    if value["version"] != 1 or not isinstance(entries, list):
-        raise LedgerError("stored statistics: expected version 1 and a list of numbers")
-    if not all(type(entry) is int and abs(entry) <= parameters.site_bound for entry in entries):
-        raise LedgerError(
-            f"stored statistics: expected whole numbers within {parameters.site_bound} of 0"
-        )
-    if len(entries) != parameters.length:
-        raise LedgerError(
-            f"stored statistics: expected {parameters.length} entries, got {len(entries)}; "
-            "the plan's clusters differ from those of the release"
-        )
-    return NoisedStatistics(vector=np.array(entries, dtype=np.int64), parameters=parameters)
+    vector = parse_vector(raw, what=PURPOSE, length=parameters.length, bound=parameters.site_bound)
+    return NoisedStatistics(vector=vector, parameters=parameters)
 
 
 def statistics_spec(

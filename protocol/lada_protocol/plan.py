@@ -23,6 +23,7 @@ STATISTICS = "statistics"
 DEMAND = "demand"
 TRAINING = "training"
 ADVANTAGE = "advantage"
+TRIALS = "trials"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -89,6 +90,17 @@ class DistillationPlan(_Part):
         return _with_tuple(value, "adapter_targets")
 
 
+class TrialsPlan(_Part):
+    """Path trials: a second judge of the paths beside the guide, by a release of its own per round.
+
+    For every cluster with received paths, a model that is trained on these alone; released is how
+    much likelier it makes the private records, summed over units. gain_clip: nats per token.
+    """
+
+    noise_multiplier: Positive
+    gain_clip: Positive
+
+
 class GuidePlan(_Part):
     """Step 9 in two parts: DP-SGD on private records alone, then public training on pool paths.
 
@@ -101,7 +113,8 @@ class GuidePlan(_Part):
     the first round, and rate_decay the factor on it from one round to the next. finish: whether the
     last round's DP-SGD goes on from the SLM after its pool paths, instead of from the guide.
     own_reasons: whether records without reasons take part, from the second round on, with what the
-    model itself writes for them where it reaches their answer.
+    model itself writes for them where it reaches their answer. trials: None, and left out of the
+    bytes, where the guide alone judges.
     """
 
     records_with_reasons: bool
@@ -114,6 +127,7 @@ class GuidePlan(_Part):
     pool_learning_rate: Positive
     finish: bool
     own_reasons: bool
+    trials: TrialsPlan | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

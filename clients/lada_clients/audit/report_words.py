@@ -31,6 +31,11 @@ _WHAT_LEFT = {
         "A small model trained on the site's records. The model itself stays at the site; what is "
         "computed from it about public questions may leave, at no further cost."
     ),
+    "trials": (
+        "By how much models that were trained on public texts suit the site's records, as noised "
+        "sums per public topic. The sums stay at the site; which public questions it wants and "
+        "learns from is decided by them, at no further cost."
+    ),
 }
 
 TERMS = (

@@ -231,7 +231,7 @@ def study_id_of(preset: Preset, *, seed: int) -> str:
 def study_table(preset: Preset, *, seed: int) -> Table:
     """`study.toml`: the study as its operator proposes it."""
     optional = {
-        name: part.model_dump()
+        name: part.model_dump(exclude_none=True)
         for name, part in (("uplink", preset.uplink), ("guide", preset.guide))
         if part is not None
     }

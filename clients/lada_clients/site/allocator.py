@@ -18,6 +18,7 @@ from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.choice import AllocationSettings, PoolMap, cell_view, choose
 from lada_secure.learnability.statistics import NoisedStatistics
+from lada_secure.learnability.trials import cell_usefulness, usefulness
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,7 +84,13 @@ class SiteAllocator:
         )
 
     def _agreement(self) -> FloatArray | None:
-        """How surely each cell's paths agree with the guide; None where none was judged yet."""
+        """How surely each cell's paths agree with the records; None where none was judged yet.
+
+        By path trials where the study has them, else by the guide.
+        """
+        trials = self.memory.trials()
+        if trials:
+            return cell_usefulness(usefulness(trials, clusters=self.grid.clusters), self.grid)
         judged = self.memory.judged_paths()
         if not judged:
             return None

@@ -32,6 +32,16 @@ from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.agreement import agreeing_paths
 from lada_secure.learnability.allocation import path_screen
 from lada_secure.learnability.arrays import FloatArray
+from lada_secure.learnability.cells import CellGrid
+from lada_secure.learnability.measured_trials import measured_trials, trial_students
+from lada_secure.learnability.trial_gains import TrialParameters, release_trials, trials_spec
+from lada_secure.learnability.trials import (
+    groups_to_try,
+    trials_of,
+    useful_paths,
+    usefulness,
+)
+from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.units import Unit
 
 # The number of steps is the plan's, however few paths there are.
@@ -49,7 +59,7 @@ class Guidance:
     model: LanguageModel
     reference: AdapterWeights
     batch_size: int
-    cells: int
+    grid: CellGrid
 
     def guide_before(self, round_id: int) -> AdapterWeights:
         """What a round's DP-SGD starts from: the newest guide, or the reference."""
@@ -134,17 +144,84 @@ class Guidance:
             for one, gain in zip(paths, gains, strict=True)
         ]
 
+    def try_out(
+        self,
+        paths: Sequence[JudgedPath],
+        examples: Sequence[PathExample],
+        units: Sequence[Unit],
+        *,
+        book: LedgerBook,
+        round_id: int,
+        loss: LossSettings,
+    ) -> None:
+        """Release what students of each cluster's paths make of the records, and remember it.
+
+        Nothing happens where the study has no trials. Training the students reads no private
+        record. After a crash the ledger gives out the same release.
+
+        Args: paths: all so far; examples: the same as something to learn.
+        """
+        settings = self.settings.trials
+        if settings is None:
+            return
+        parameters = TrialParameters(
+            clusters=self.grid.clusters,
+            gain_clip=settings.gain_clip,
+            noise_multiplier=settings.noise_multiplier,
+        )
+        groups = groups_to_try(self._clusters(paths), clusters=self.grid.clusters)
+        students = trial_students(
+            self.model,
+            {cluster: [examples[at] for at in found] for cluster, found in groups.items()},
+            reference=self.reference,
+            tuning=self._tuning(self.settings.pool_steps, round_id=round_id, loss=loss),
+        )
+        noised = release_trials(
+            lambda: measured_trials(
+                self.model,
+                units,
+                students,
+                reference=self.reference,
+                parameters=parameters,
+                batch_size=self.batch_size,
+            ),
+            parameters=parameters,
+            book=book,
+            spec=trials_spec(
+                parameters,
+                study_id=self.plan.study_id,
+                plan_hash=self.plan.hash,
+                round_id=round_id,
+                unit=self.plan.privacy.unit,
+            ),
+        ).value
+        self.memory.keep_trials(
+            round_id,
+            trials_of(noised, {cluster: len(found) for cluster, found in groups.items()}),
+        )
+
+    def _clusters(self, paths: Sequence[JudgedPath]) -> list[int]:
+        return [one.cell // self.grid.bins for one in paths]
+
     def passing(self, judged: Sequence[JudgedPath], probabilities: FloatArray) -> list[int]:
-        """Places of the paths to train on: inside the band of p, and agreeing with the guide.
+        """Places of the paths to train on: inside the band of p, and agreeing with the records.
+
+        By the guide, and where a path's cluster had a trial by that.
 
         Args: probabilities: (n,) exp(-loss) under the student before this round.
         """
         allocation = self.plan.allocation
         good = path_screen(probabilities, allocation.screen_low, allocation.screen_high)
-        good &= agreeing_paths(
+        agreeing = agreeing_paths(
             [one.gain for one in judged],
             [one.cell for one in judged],
-            cells=self.cells,
+            cells=self.grid.cells,
+            least_share=self.settings.least_share,
+        )
+        good &= useful_paths(
+            usefulness(self.memory.trials(), clusters=self.grid.clusters),
+            self._clusters(judged),
+            agreeing,
             least_share=self.settings.least_share,
         )
         return [place for place, fine in enumerate(good) if fine]
@@ -158,19 +235,18 @@ class Guidance:
         if not examples:
             return
         last = round_id + 1 == self.plan.rounds
-        tune_on_paths(
-            self.model,
-            examples,
-            (),
-            TuningSettings(
-                steps=self.settings.last_pool_steps if last else self.settings.pool_steps,
-                batch_size=self.plan.distillation.pool_batch_size,
-                replay_batch_size=0,
-                learning_rate=self.settings.pool_learning_rate,
-                max_epochs=_MANY_EPOCHS,
-                seed=self.plan.seed + round_id,
-                loss=loss,
-            ),
+        steps = self.settings.last_pool_steps if last else self.settings.pool_steps
+        tune_on_paths(self.model, examples, (), self._tuning(steps, round_id=round_id, loss=loss))
+
+    def _tuning(self, steps: int, *, round_id: int, loss: LossSettings) -> TuningSettings:
+        return TuningSettings(
+            steps=steps,
+            batch_size=self.plan.distillation.pool_batch_size,
+            replay_batch_size=0,
+            learning_rate=self.settings.pool_learning_rate,
+            max_epochs=_MANY_EPOCHS,
+            seed=self.plan.seed + round_id,
+            loss=loss,
         )
 
     def _prompt(self, place: int) -> str:

@@ -135,7 +135,7 @@ class SiteLearner:
                 model=model,
                 reference=reference,
                 batch_size=settings.physical_batch_size,
-                cells=grid.cells,
+                grid=grid,
             ),
         )
 
@@ -226,7 +226,7 @@ class SiteLearner:
             )
         else:
             judged, places, result = self._guided(
-                self.guidance, mine, distilling, round_id=round_id
+                self.guidance, mine, distilling, book=book, round_id=round_id
             )
             trained_on = {judged[place].sample for place in places}
             kept = [number for number, one in enumerate(mine) if one.sample in trained_on]
@@ -271,6 +271,7 @@ class SiteLearner:
         received: Sequence[ReceivedPath],
         distilling: Distilling,
         *,
+        book: LedgerBook,
         round_id: int,
     ) -> tuple[list[JudgedPath], list[int], Distilled]:
         """Train the guide, then a student on the paths that agree with it.
@@ -302,6 +303,9 @@ class SiteLearner:
             guide = result.adapters.value
             self.memory.keep_guide(round_id, guide.data)
         judged = guidance.judge(paths, guide)
+        guidance.try_out(
+            judged, examples, self.units, book=book, round_id=round_id, loss=settings.loss
+        )
         places = guidance.passing(judged, probabilities)
         guidance.start(guide)
         guidance.teach(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lada_clients.outbox import write_atomically
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.data_filter import FilterHistory, parse_history
+from lada_secure.learnability.trials import ClusterTrial
 
 
 class KnownPath(BaseModel):
@@ -107,6 +108,22 @@ class SiteMemory:
         """Replace what is known of judged paths."""
         rows = sorted(judged, key=lambda one: one.sample)
         self._write("judged-paths.json", [one.model_dump() for one in rows])
+
+    def trials(self) -> tuple[ClusterTrial, ...]:
+        """What the path trials of all rounds so far said."""
+        found: list[ClusterTrial] = []
+        for path in sorted(self.folder.glob("trials-round-*.json")):
+            value = self._read(path.name)
+            try:
+                rows = value if isinstance(value, list) else [value]
+                found += [TypeAdapter(ClusterTrial).validate_python(row) for row in rows]
+            except ValidationError as error:
+                raise ParameterError(f"{path} is damaged: {error}") from error
+        return tuple(found)
+
+    def keep_trials(self, round_id: int, trials: Sequence[ClusterTrial]) -> None:
+        """Remember the trials of a round."""
+        self._write(f"trials-round-{round_id}.json", [asdict(one) for one in trials])
 
     def guide(self, round_id: int) -> bytes | None:
         """The guide's adapter weights after a round, as DP-SGD released them."""

@@ -11,6 +11,7 @@ from lada_protocol.plan import (
     DEMAND,
     STATISTICS,
     TRAINING,
+    TRIALS,
     StudyPlan,
     parse_time,
 )
@@ -23,7 +24,7 @@ from lada_secure.privacy.planning import delta_warnings
 
 def planned_events(plan: StudyPlan) -> Mapping[str, PrivacyEvent]:
     """Everything that a study spends if it runs to its end, by purpose."""
-    return {
+    events: dict[str, PrivacyEvent] = {
         STATISTICS: GaussianEvent(
             noise_multiplier=plan.statistics.noise_multiplier, count=plan.rounds
         ),
@@ -33,6 +34,11 @@ def planned_events(plan: StudyPlan) -> Mapping[str, PrivacyEvent]:
             steps=plan.training.steps_per_round * plan.rounds,
         ),
     }
+    if plan.guide is not None and plan.guide.trials is not None:
+        events[TRIALS] = GaussianEvent(
+            noise_multiplier=plan.guide.trials.noise_multiplier, count=plan.rounds
+        )
+    return events
 
 
 def planned_epsilon(plan: StudyPlan) -> float:
@@ -137,10 +143,15 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
             f"model writes; only the coordinator reads it. The model itself ({TRAINING}) stays "
             "here."
         )
+    if TRIALS in alone:
+        sentences.append(
+            f"Which of the LLM's paths suit the records is decided by noised sums over them "
+            f"({TRIALS}); they stay here, and what this site then asks for follows from them."
+        )
+    costs = ", ".join(f"{purpose} alone {cost:.3f}" for purpose, cost in alone.items())
     sentences.append(
-        f"Planned cost: epsilon {planned_epsilon(plan):.3f} of the cap ({STATISTICS} alone "
-        f"{alone[STATISTICS]:.3f}, {TRAINING} alone {alone[TRAINING]:.3f}; everything else is "
-        "computed from these and costs nothing more)."
+        f"Planned cost: epsilon {planned_epsilon(plan):.3f} of the cap ({costs}; everything else "
+        "is computed from these and costs nothing more)."
     )
     return tuple(sentences)
 

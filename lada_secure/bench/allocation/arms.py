@@ -20,7 +20,8 @@ class Arm:
     strategy: a key of `learnability.allocation.STRATEGIES`, "loss-based" (dual minimum
     cross-entropy, Fan et al. 2024), "all" (every pool sample) or "none" (no pool at all).
     screened: drop received paths outside the band of p. guided: drop received paths that disagree
-    with the private records by the guide, and value cells by it. clustering_start: quotas by
+    with the private records by the guide, and value cells by it. trials: decide by path trials,
+    and by the guide only where there was none. clustering_start: quotas by
     noised mass in round 0. exploration, contrast: whether the term takes part. private_share: of
     the guide's update that students start from, None for the study's. late: no guide; students
     start from the reference model and take all private steps at the end. joint: no guide; private
@@ -34,6 +35,7 @@ class Arm:
     strategy: str
     screened: bool = False
     guided: bool = False
+    trials: bool = False
     clustering_start: bool = True
     exploration: bool = True
     contrast: bool = False
@@ -57,6 +59,7 @@ _LADA = Arm(
     strategy="guided",
     screened=True,
     guided=True,
+    trials=True,
 )
 
 _ALL = (
@@ -106,6 +109,13 @@ _ALL = (
         summary="samples at random, without privacy",
         strategy="random",
         privacy="none",
+    ),
+    replace(
+        _LADA,
+        name="no-trials",
+        summary="the guide alone decides, without path trials",
+        ablation=True,
+        trials=False,
     ),
     replace(
         _LADA,

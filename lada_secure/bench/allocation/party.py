@@ -6,7 +6,7 @@ The private side is in `guides`; all that happens here is post-processing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from lada_secure.bench.allocation.coordinator import Coordinator
 from lada_secure.bench.allocation.guides import SiteReleases
 from lada_secure.bench.allocation.joint_training import JointTraining
 from lada_secure.bench.allocation.path_book import PathBook
+from lada_secure.bench.allocation.site_trials import SiteTrials
 from lada_secure.bench.allocation.study import StudySettings, loss_settings
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
@@ -24,6 +25,7 @@ from lada_secure.distillation.guide import scaled_adapters
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.allocation import pick
+from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.choice import AllocationSettings, PoolMap
 from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.gap import reward
@@ -40,8 +42,9 @@ class Party:
     """One site during one arm. `lm` may be shared: its adapters are set before every use.
 
     ledger: of what this arm alone takes of the site's records; None without privacy. joint:
-    releases of its own, for arms whose records and pool paths train one model. host: carries the
-    training out; None for distillation of paths.
+    releases of its own, for arms whose records and pool paths train one model. trials: of received
+    paths, None where the arm has none. host: carries the training out; None for distillation of
+    paths.
     """
 
     arm: Arm
@@ -53,6 +56,7 @@ class Party:
     book: PathBook
     ledger: MemoryLedger | None
     joint: JointTraining | None = None
+    trials: SiteTrials | None = None
     host: Host | None = None
     state: HostState = field(default_factory=HostState)
     reports: list[dict[str, int]] = field(default_factory=list)
@@ -71,6 +75,7 @@ class Party:
         host: Host | None = None,
     ) -> Party:
         """A site that starts from the reference model."""
+        ledger = releases.arm_ledger(arm.name)
         return cls(
             arm=arm,
             settings=settings,
@@ -78,11 +83,12 @@ class Party:
             coordinator=coordinator,
             lm=lm,
             student=releases.reference,
-            ledger=releases.arm_ledger(arm.name),
+            ledger=ledger,
             book=PathBook(coordinator=coordinator, settings=settings, lm=lm, seed=releases.seed),
             joint=None
             if arm.joint is None
             else JointTraining.open(releases, settings, epsilon=epsilon, pool_gradients=arm.joint),
+            trials=SiteTrials(releases=releases, lm=lm, ledger=ledger) if arm.trials else None,
             host=host,
         )
 
@@ -120,9 +126,15 @@ class Party:
                     seed=self.releases.seed,
                 ),
                 round_id=round_id,
-                agreement=self.book.agreement() if arm.guided else None,
+                agreement=self._agreement(),
             )
         )
+
+    def _agreement(self) -> FloatArray | None:
+        """How surely each cell's paths agree with the records, by trials or by the guide."""
+        if self.trials is not None:
+            return self.trials.agreement()
+        return self.book.agreement() if self.arm.guided else None
 
     def _statistics(self, round_id: int) -> ClusterEstimates:
         if self.joint is not None:
@@ -209,7 +221,13 @@ class Party:
         if self.arm.guided:
             guide = self.releases.guide(self.settings.guide_round(round_id))
             book.judge(reference=self.releases.reference, guide=guide)
-        return book.passing(guided=self.arm.guided) if self.arm.screened else list(book.known)
+        if self.trials is not None:
+            self.trials.release(round_id, book.groups_to_try(), self._trial_tuning(round_id))
+        if not self.arm.screened:
+            return list(book.known)
+        return book.passing(
+            guided=self.arm.guided, tried=None if self.trials is None else self.trials.found
+        )
 
     def finish(self) -> None:
         """Take the private steps that the guide has left, on top of the student.
@@ -295,6 +313,14 @@ class Party:
             max_epochs=_MANY_EPOCHS,
             seed=self.releases.seed + round_id,
             loss=loss_settings(settings, contrast=self.arm.contrast),
+        )
+
+    def _trial_tuning(self, round_id: int) -> TuningSettings:
+        """Trial students take the steps of a round, by cross-entropy alone."""
+        return replace(
+            self.tuning(round_id),
+            steps=self.settings.pool_steps,
+            loss=loss_settings(self.settings, contrast=False),
         )
 
     def host_training(self, round_id: int) -> HostTraining:

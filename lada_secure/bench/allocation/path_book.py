@@ -18,6 +18,7 @@ from lada_secure.distillation.models import LanguageModel
 from lada_secure.learnability.agreement import agreeing_paths, cell_agreement
 from lada_secure.learnability.allocation import path_screen
 from lada_secure.learnability.arrays import FloatArray
+from lada_secure.learnability.trials import ClusterUsefulness, groups_to_try, useful_paths
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,18 +104,39 @@ class PathBook:
             cells=self.coordinator.grid.cells,
         )
 
-    def passing(self, *, guided: bool) -> list[int]:
-        """Pool indices of the paths that pass the screens: by p, and by the guide if `guided`."""
+    def passing(self, *, guided: bool, tried: ClusterUsefulness | None = None) -> list[int]:
+        """Pool indices of the paths that pass the screens.
+
+        By p, and if `guided` by what trials say of their cluster, where there were none by the
+        guide.
+        """
         paths = list(self.known.values())
         good = path_screen([one.p for one in paths], self.settings.screen_low, 1.0)
         if guided:
-            good &= agreeing_paths(
+            agreeing = agreeing_paths(
                 [one.gain or 0.0 for one in paths],
                 [one.cell for one in paths],
                 cells=self.coordinator.grid.cells,
                 least_share=self.settings.least_share,
             )
+            if tried is not None:
+                agreeing = useful_paths(
+                    tried, self._clusters(), agreeing, least_share=self.settings.least_share
+                )
+            good &= agreeing
         return [place for place, fine in zip(self.known, good, strict=True) if fine]
+
+    def groups_to_try(self) -> dict[int, list[PathExample]]:
+        """Paths of every public cluster that has enough of them for a trial."""
+        places = list(self.known)
+        groups = groups_to_try(self._clusters(), clusters=self.coordinator.grid.clusters)
+        return {
+            cluster: self.examples([places[at] for at in found])
+            for cluster, found in groups.items()
+        }
+
+    def _clusters(self) -> list[int]:
+        return [int(self.coordinator.pool_clusters[place]) for place in self.known]
 
     def prompt(self, place: int) -> str:
         """What a model reads of a pool sample."""

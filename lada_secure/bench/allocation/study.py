@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -11,11 +12,15 @@ from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.statistics_parameters import StatisticsParameters, statistics_scale
+from lada_secure.learnability.trial_gains import TrialParameters
 from lada_secure.privacy.planning import DpSgdRelease, GaussianRelease, PrivacyPlan, cost_plan
 
 MAX_ROUNDS = 5
 # Noise multiplier of the training over that of one statistics release.
 _TRAINING_RELATIVE_NOISE = 1.0 / 6.0
+# The same of one release of path trials.
+_TRIALS_RELATIVE_NOISE = 0.5
+_NEXT_TO_NO_NOISE = 1e-4
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -33,7 +38,8 @@ class StudySettings:
     rate_decay: factor on it from one round to the next; noise_rate: largest product of the rate
     and the noise per expected unit, see `private_rate`.
     private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
-    least_share: of the best cell's gain that a path must reach, see `agreement`. uplink_bar: how
+    least_share: of the best cell's gain that a path must reach, see `agreement` and `trials`.
+    trial_gain_clip: nats per token, see `trial_gains`. uplink_bar: how
     sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
     below 0.9 more than half of the offered paths were. uplink_first_round: the first round with an
     uplink, at most the last; students know what their records say when they have ended on them.
@@ -74,6 +80,7 @@ class StudySettings:
     screen_low: float = 0.02
     screen_high: float = 0.98
     least_share: float = 0.25
+    trial_gain_clip: float = 0.5
     contrastive_form: str = "margin"
     contrastive_weight: float = 0.1
     loss_clip: float = 4.0
@@ -158,15 +165,31 @@ class Noise:
 
     training: float
     statistics: float
+    trials: float
     sampling_probability: float
     epsilon: float
 
 
 @lru_cache(maxsize=32)
 def calibrated_noise(
-    *, epsilon: float, delta: float, rounds: int, steps: int, sampling_probability: float
+    *,
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    steps: int,
+    sampling_probability: float,
+    trials: bool = True,
 ) -> Noise:
-    """The least noise for which all releases of a study together cost at most `epsilon`."""
+    """The least noise for which all releases of a study together cost at most `epsilon`.
+
+    `Noise.trials` is infinite where no trials are paid for.
+    """
+    tried = GaussianRelease(
+        mechanism="gaussian",
+        purpose="trials",
+        times=rounds,
+        relative_noise=_TRIALS_RELATIVE_NOISE,
+    )
     found = cost_plan(
         PrivacyPlan(
             target_epsilon=epsilon,
@@ -185,6 +208,7 @@ def calibrated_noise(
                     sampling_probability=sampling_probability,
                     relative_noise=_TRAINING_RELATIVE_NOISE,
                 ),
+                *([tried] if trials else []),
             ],
         )
     )
@@ -192,6 +216,7 @@ def calibrated_noise(
     return Noise(
         training=by_purpose["training"],
         statistics=by_purpose["statistics"],
+        trials=by_purpose.get("trials", math.inf),
         sampling_probability=sampling_probability,
         epsilon=found.epsilon,
     )
@@ -210,6 +235,7 @@ def study_noise(
         rounds=settings.rounds,
         steps=steps,
         sampling_probability=probability,
+        trials=not joint,
     )
 
 
@@ -237,4 +263,15 @@ def statistics_parameters(
         noise_multiplier=noise.statistics,
         max_units=max(units, 1) * 2,
         scale=statistics_scale(noise.statistics),
+    )
+
+
+def trial_parameters(
+    settings: StudySettings, noise: Noise | None, *, clusters: int
+) -> TrialParameters:
+    """The release of path trials of a round; without noise, those of the finest steps."""
+    return TrialParameters(
+        clusters=clusters,
+        gain_clip=settings.trial_gain_clip,
+        noise_multiplier=_NEXT_TO_NO_NOISE if noise is None else noise.trials,
     )

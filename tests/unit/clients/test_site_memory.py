@@ -8,6 +8,7 @@ import pytest
 
 from lada_clients.site.memory import JudgedPath, KnownPath, SiteMemory
 from lada_secure.errors import ParameterError
+from lada_secure.learnability.trials import ClusterTrial
 
 
 def known(sample: int, p: float, cell: int = 0) -> KnownPath:
@@ -71,3 +72,25 @@ def test_a_rounds_guide_is_kept_beside_its_students(tmp_path: Path) -> None:
     memory.keep_adapters(0, b"student")
     memory.keep_guide(0, b"guide")
     assert (memory.adapters(0), memory.guide(0), memory.guide(1)) == (b"student", b"guide", None)
+
+
+def tried(cluster: int, gain: float) -> ClusterTrial:
+    return ClusterTrial(cluster=cluster, paths=5, gain=gain, std=0.25)
+
+
+def test_trials_of_all_rounds_are_kept_and_a_retried_round_replaces_its_own(
+    tmp_path: Path,
+) -> None:
+    memory = SiteMemory(folder=tmp_path)
+    assert memory.trials() == ()
+    memory.keep_trials(0, [tried(0, -1.0)])
+    memory.keep_trials(1, [tried(0, 0.5), tried(2, 0.25)])
+    memory.keep_trials(0, [tried(0, -0.5)])
+    assert memory.trials() == (tried(0, -0.5), tried(0, 0.5), tried(2, 0.25))
+
+
+@pytest.mark.parametrize("text", ["{}", "[3]", '[{"cluster":"a","paths":1,"gain":0,"std":0}]'])
+def test_damaged_trials_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "trials-round-0.json").write_text(text)
+    with pytest.raises(ParameterError, match=r"trials-round-0\.json is damaged"):
+        SiteMemory(folder=tmp_path).trials()

@@ -63,6 +63,21 @@ def _policy(**changes: Any) -> SitePolicy:
     return SitePolicy(**{**fields, **changes})
 
 
+TRIED: dict[str, Any] = {
+    "records_with_reasons": True,
+    "own_paths": 2,
+    "least_share": 0.25,
+    "rate_decay": 0.5,
+    "private_share": 0.5,
+    "pool_steps": 2,
+    "last_pool_steps": 3,
+    "pool_learning_rate": 1e-2,
+    "finish": False,
+    "own_reasons": False,
+    "trials": {"noise_multiplier": 6.0, "gain_clip": 0.5},
+}
+
+
 def _plan(**changes: Any) -> StudyPlan:
     fields: dict[str, Any] = {
         "study_id": "study",
@@ -251,14 +266,22 @@ def test_a_plan_with_a_larger_delta_is_refused_by_name_before_anything_is_reserv
 
 def test_the_longest_plan_still_fits_into_the_ledgers_statement() -> None:
     plan = _plan(
-        study_id="s" * 64, title="t" * 200, uplink=UPLINK, privacy__unit="u" * 40, rounds=1000
+        study_id="s" * 64,
+        title="t" * 200,
+        uplink=UPLINK,
+        guide=TRIED,
+        privacy__unit="u" * 40,
+        rounds=1000,
     )
     assert len(" ".join(describe_plan(plan))) <= MAX_STATEMENT
 
 
 def test_the_description_names_the_cost_of_each_purpose_and_the_uplink() -> None:
-    plain, with_uplink = _plan(), _plan(uplink=UPLINK)
-    for plan in (plain, with_uplink):
+    plain, with_uplink, tried = _plan(), _plan(uplink=UPLINK), _plan(guide=TRIED)
+    assert set(planned_events(tried)) == {"statistics", "training", "trials"}
+    assert planned_epsilon(tried) > planned_epsilon(plain)
+    assert "decided by noised sums over them (trials)" in " ".join(describe_plan(tried))
+    for plan in (plain, with_uplink, tried):
         text = " ".join(describe_plan(plan))
         assert f"epsilon {planned_epsilon(plan):.3f} of the cap" in text
         for purpose, event in planned_events(plan).items():

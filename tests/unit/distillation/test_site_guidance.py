@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trainer_doubles import example, small_model
 
 from lada_clients.mock.presets import GUIDED
@@ -17,7 +19,7 @@ from lada_clients.site.guidance import Guidance
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import GuidePlan, StudyPlan, TrialsPlan
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.distillation.adapters import (
     AdapterSettings,
@@ -30,6 +32,10 @@ from lada_secure.distillation.adapters import (
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
+from lada_secure.learnability.cells import CellGrid
+from lada_secure.privacy.entries import LedgerIdentity, ReserveEntry
+from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.ledger_keeper import MemoryLedger
 from lada_secure.privacy.units import Unit
 
 POOL = tuple(
@@ -91,7 +97,7 @@ def guidance(tmp_path: Path) -> Guidance:
         model=lm,
         reference=adapter_weights(lm),
         batch_size=4,
-        cells=2,
+        grid=CellGrid(clusters=2, bins=1),
     )
 
 
@@ -268,6 +274,107 @@ def learner(guidance: Guidance) -> SiteLearner:
     )
 
 
+def ledger(plan: StudyPlan) -> MemoryLedger:
+    """A site's ledger that has approved the plan."""
+    key = Ed25519PrivateKey.generate()
+    book = MemoryLedger(
+        identity=LedgerIdentity(
+            site="site-a", population="people", public_key=key.public_key().public_bytes_raw()
+        ),
+        signing_key=key,
+        caps=BudgetCaps(target_delta=1e-5, total_epsilon=500.0, study_epsilon=500.0),
+        data_fingerprint="cd" * 32,
+        clock=lambda: datetime(2026, 1, 31, 12, tzinfo=UTC),
+    )
+    book.decide(
+        "approve",
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        expires=datetime(2026, 2, 1, tzinfo=UTC),
+        decided_by="officer",
+    )
+    return book
+
+
+def with_trials(guidance: Guidance) -> Guidance:
+    """The same with trials of next to no noise, so that what they say is certain."""
+    trials = TrialsPlan(noise_multiplier=0.1, gain_clip=0.5)
+    # What contradicts these records leaves them as unlikely as they were: half as useful as can be.
+    settings = GUIDE.model_copy(update={"trials": trials, "pool_steps": 30, "least_share": 0.75})
+    return replace(
+        guidance,
+        settings=settings,
+        plan=guidance.plan.model_copy(update={"guide": settings}),
+    )
+
+
+def agreeing_units() -> list[Unit]:
+    """Records that say of other questions what the good paths say."""
+    records = [
+        Record(
+            record_id=f"r{number}",
+            unit=f"u{number}",
+            question=f"question {number % 3}",
+            choices=(),
+            answer=str(number % 3),
+            rationale="good",
+        )
+        for number in range(8)
+    ]
+    return [Unit(unit_id=one.unit, records=(one,)) for one in records]
+
+
+def test_path_trials_overrule_a_guide_that_is_wrong(guidance: Guidance) -> None:
+    guidance = with_trials(guidance)
+    paths = guidance.take([*received(GOOD, cell=0), *received(BAD, cell=1)])
+    examples = [
+        replace(example(one.sample), prompt=f"question {one.sample}\n", path=one.path)
+        for one in paths
+    ]
+    # The guide favours what contradicts the records.
+    judged = [one.model_copy(update={"gain": 1.0 if one.sample in BAD else -1.0}) for one in paths]
+    before = adapter_weights(guidance.model)
+    book = ledger(guidance.plan)
+    probabilities = np.full(6, 0.5)
+    assert guidance.passing(judged, probabilities) == [3, 4, 5]
+
+    def try_out() -> None:
+        guidance.try_out(
+            judged,
+            examples,
+            agreeing_units(),
+            book=book,
+            round_id=0,
+            loss=LossSettings(contrastive_weight=0.0),
+        )
+
+    try_out()
+
+    assert guidance.passing(judged, probabilities) == [0, 1, 2]
+    assert adapter_weights(guidance.model) == before
+    (paid,) = [one for one in book.entries() if isinstance(one, ReserveEntry)]
+    assert (paid.purpose, paid.round_id) == ("trials", 0)
+    # Started again after a crash: the same release, and nothing is paid twice.
+    found = guidance.memory.trials()
+    try_out()
+    assert guidance.memory.trials() == found
+    assert len([one for one in book.entries() if isinstance(one, ReserveEntry)]) == 1
+
+
+def test_without_trials_in_the_plan_nothing_is_released(guidance: Guidance) -> None:
+    book = ledger(guidance.plan)
+    guidance.try_out(
+        guidance.take(received(GOOD, cell=0)),
+        [example(place) for place in GOOD],
+        agreeing_units(),
+        book=book,
+        round_id=0,
+        loss=LossSettings(),
+    )
+    assert guidance.memory.trials() == ()
+    assert not [one for one in book.entries() if isinstance(one, ReserveEntry)]
+
+
 @pytest.mark.parametrize("finish", [False, True])
 def test_the_private_steps_of_the_last_round_go_on_from_the_student_if_the_plan_says_so(
     guidance: Guidance, finish: bool
@@ -288,7 +395,9 @@ def test_the_private_steps_of_the_last_round_go_on_from_the_student_if_the_plan_
         return SimpleNamespace(adapters=SimpleNamespace(value=started[0]))
 
     paths = [*received(GOOD, cell=0), *received(BAD, cell=1)]
-    judged, places, _ = learner(guidance)._guided(guidance, paths, distilling, round_id=1)
+    judged, places, _ = learner(guidance)._guided(
+        guidance, paths, distilling, book=ledger(guidance.plan), round_id=1
+    )
 
     # The screen of p drops some, too; what contradicts the guide never passes.
     assert 0 in places

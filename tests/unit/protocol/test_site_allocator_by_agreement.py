@@ -13,6 +13,7 @@ from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.learnability.statistics_parameters import StatisticsParameters
+from lada_secure.learnability.trials import ClusterTrial
 
 CLUSTERS = np.repeat(np.arange(2, dtype=np.int64), 20)
 PARAMETERS = StatisticsParameters(
@@ -36,8 +37,12 @@ def counts(
     gains: dict[int, float],
     round_id: int = 1,
     noised: NoisedStatistics = EQUAL,
+    trials: dict[int, float] | None = None,
 ) -> list[int]:
-    """Samples per cluster that a site picks in a round, with so much gain of 8 paths per cell."""
+    """Samples per cluster that a site picks in a round, with so much gain of 8 paths per cell.
+
+    Args: trials: gain by cluster, in clips; None for a study without path trials.
+    """
     base = make_plan()
     allocation = base.allocation.model_copy(
         update={"strategy": strategy, "clusters": 2, "difficulty_bins": 1, "quota": 12}
@@ -50,6 +55,14 @@ def counts(
             for at in range(8)
         ]
     )
+    if trials is not None:
+        memory.keep_trials(
+            0,
+            [
+                ClusterTrial(cluster=cluster, paths=8, gain=gain, std=0.1)
+                for cluster, gain in trials.items()
+            ],
+        )
     allocator = SiteAllocator(
         plan=base.model_copy(update={"allocation": allocation}),
         grid=CellGrid(clusters=2, bins=1),
@@ -69,6 +82,13 @@ def test_a_cluster_whose_paths_contradict_the_guide_gets_next_to_nothing(
     tmp_path: Path, good: int
 ) -> None:
     found = counts(tmp_path, strategy="guided", gains={good: 1.0, 1 - good: -1.0})
+    assert found[good] >= 11
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_trials_overrule_the_guide(tmp_path: Path, good: int) -> None:
+    wrong = {good: -1.0, 1 - good: 1.0}
+    found = counts(tmp_path, strategy="guided", gains=wrong, trials={good: 0.5, 1 - good: -1.0})
     assert found[good] >= 11
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lada_secure.bench.allocation import guides as guides_module
@@ -23,6 +24,8 @@ from lada_secure.distillation.training import distil
 from lada_secure.learnability.hosts import rounds
 from lada_secure.learnability.hosts.host import Host, Payload
 from lada_secure.learnability.hosts.rounds import HostTraining
+from lada_secure.privacy.accounting import epsilon
+from lada_secure.privacy.entries import ReserveEntry
 
 # They differ from another condition in one setting, which test_bench_study.py looks at.
 _ALIKE = (
@@ -201,6 +204,67 @@ def test_all_releases_of_an_arm_together_stay_within_its_epsilon(
     # Statistics and training in one ledger of the arm's own.
     total = party.joint.book.epsilon_spent(laboratory.settings.target_delta)
     assert 7.0 < total <= 8.0 * 1.001
+
+
+@pytest.mark.parametrize("name", ["lada-secure", "no-trials"])
+def test_both_ledgers_of_an_arm_together_stay_within_its_epsilon(
+    name: str, prepared: PreparedWorld, small_settings: StudySettings
+) -> None:
+    """What all arms share, and what this one took alone: trials and the last private steps."""
+    settings = replace(small_settings, rounds=2, private_steps=(2, 1), quota=20)
+    laboratory = Laboratory.open(prepared, settings)
+    (releases, *_) = laboratory.releases(8.0)
+    party = Party.open(
+        ARMS[name], settings, releases, laboratory.coordinator, laboratory.lm, epsilon=8.0
+    )
+    for round_id in range(2):
+        party.train(round_id, laboratory.coordinator.write(party.choose(round_id)))
+    party.finish()
+    assert releases.book is not None
+    assert party.ledger is not None
+    paid = [
+        one
+        for book in (releases.book, party.ledger)
+        for one in book.entries()
+        if isinstance(one, ReserveEntry)
+    ]
+    trials = ["trials"] * 2 if name == "lada-secure" else []
+    assert sorted(one.purpose for one in paid) == sorted(
+        ["statistics"] * 2 + ["training"] * 2 + trials
+    )
+    total = epsilon([one.event for one in paid], target_delta=settings.target_delta)
+    # The noise is everybody's, so that an arm without trials spends a little less.
+    assert 7.0 < total <= 8.0 * 1.001
+    assert (total > 7.9) == (name == "lada-secure")
+
+
+def test_trials_are_read_where_a_cluster_had_enough_paths(
+    prepared: PreparedWorld, small_settings: StudySettings
+) -> None:
+    settings = replace(small_settings, quota=30)
+    laboratory = Laboratory.open(prepared, settings)
+    (releases, *_) = laboratory.releases(None)
+    party = Party.open(
+        ARMS["lada-nonprivate"],
+        settings,
+        releases,
+        laboratory.coordinator,
+        laboratory.lm,
+        epsilon=8.0,
+    )
+    assert party.trials is not None
+    assert party.trials.agreement() is None
+    received = laboratory.coordinator.write(party.choose(0))
+    party.train(0, received)
+    clusters = np.bincount(
+        laboratory.coordinator.pool_clusters[list(received)],
+        minlength=laboratory.coordinator.grid.clusters,
+    )
+    assert clusters.max() >= 3
+    assert party.trials.found.tried.tolist() == (clusters >= 3).tolist()
+    sure = party.trials.agreement()
+    assert sure is not None
+    assert sure.shape == (laboratory.coordinator.grid.cells,)
 
 
 def test_an_arm_without_a_guide_pays_for_everything_itself(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +159,20 @@ def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together(
         rounds=1,
         steps=5,
         sampling_probability=1.0,
+        trials=False,
     )
+    # Trials are cheap beside the training, and are not paid for where there are none.
+    without = calibrated_noise(
+        epsilon=8.0,
+        delta=small_settings.target_delta,
+        rounds=1,
+        steps=sum(small_settings.private_steps),
+        sampling_probability=1.0,
+        trials=False,
+    )
+    assert without.training < noise.training < 1.05 * without.training
+    assert math.isinf(without.trials)
+    assert noise.trials == pytest.approx(noise.statistics / 2, rel=1e-3)
 
 
 def test_the_guides_rate_falls_with_noise_and_is_never_above_the_one_without() -> None:

@@ -1,0 +1,89 @@
+"""A simulated site's path trials: trained, measured, released and remembered, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lada_secure.bench.allocation.guides import PLAN_HASH, STUDY, SiteReleases
+from lada_secure.bench.allocation.study import trial_parameters
+from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.public_tuning import TuningSettings
+from lada_secure.learnability.arrays import FloatArray
+from lada_secure.learnability.measured_trials import measured_trials, trial_students
+from lada_secure.learnability.trial_gains import (
+    NoisedGains,
+    UnitGains,
+    release_trials,
+    trials_spec,
+)
+from lada_secure.learnability.trials import (
+    ClusterTrial,
+    ClusterUsefulness,
+    cell_usefulness,
+    trials_of,
+    usefulness,
+)
+from lada_secure.privacy.ledger_keeper import MemoryLedger
+
+
+@dataclass(slots=True, kw_only=True)
+class SiteTrials:
+    """Trials of one site in one arm. `lm` may be shared. ledger: None without privacy."""
+
+    releases: SiteReleases
+    lm: LanguageModel
+    ledger: MemoryLedger | None
+    _rounds: list[ClusterTrial] = field(default_factory=list)
+
+    @property
+    def found(self) -> ClusterUsefulness:
+        """What all trials so far say."""
+        return usefulness(self._rounds, clusters=self.releases.coordinator.grid.clusters)
+
+    def agreement(self) -> FloatArray | None:
+        """How sure it is that each cell is useful, (d,); None before the first trial."""
+        if not self._rounds:
+            return None
+        return cell_usefulness(self.found, self.releases.coordinator.grid)
+
+    def release(
+        self,
+        round_id: int,
+        paths_of_cluster: Mapping[int, Sequence[PathExample]],
+        tuning: TuningSettings,
+    ) -> None:
+        """Train a student per cluster and release what each makes of the records."""
+        releases = self.releases
+        parameters = trial_parameters(
+            releases.settings, releases.noise, clusters=releases.coordinator.grid.clusters
+        )
+        students = trial_students(
+            self.lm, paths_of_cluster, reference=releases.reference, tuning=tuning
+        )
+
+        def exact() -> UnitGains:
+            return measured_trials(
+                self.lm,
+                releases.units,
+                students,
+                reference=releases.reference,
+                parameters=parameters,
+                batch_size=releases.settings.batch_size,
+            )
+
+        if self.ledger is None:
+            noised = NoisedGains(vector=exact().vector, parameters=parameters)
+        else:
+            noised = release_trials(
+                exact,
+                parameters=parameters,
+                book=self.ledger,
+                spec=trials_spec(
+                    parameters, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id
+                ),
+            ).value
+        self._rounds += trials_of(
+            noised, {cluster: len(paths) for cluster, paths in paths_of_cluster.items()}
+        )
