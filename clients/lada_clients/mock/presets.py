@@ -18,6 +18,7 @@ from lada_protocol.plan import (
     PrivacyPlan,
     StatisticsPlan,
     TrainingPlan,
+    TrialsPlan,
     UplinkPlan,
 )
 from lada_secure.data.federation import MAX_SITES, MIN_SITES
@@ -213,6 +214,7 @@ GUIDED = replace(
         pool_learning_rate=1e-2,
         finish=True,
         own_reasons=True,
+        trials=TrialsPlan(noise_multiplier=5.4, gain_clip=0.5),
     ),
 )
 

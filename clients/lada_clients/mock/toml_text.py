@@ -14,27 +14,30 @@ from lada_secure.errors import ParameterError
 
 Scalar: TypeAlias = str | bool | int | float | Path
 Value: TypeAlias = Scalar | Sequence[Scalar]
-Table: TypeAlias = Mapping[str, "Value | Mapping[str, Value]"]
+Table: TypeAlias = Mapping[str, "Value | Table"]
 
 
 def toml_text(table: Table, *, comment: str = "") -> str:
-    """Render a table whose values are scalars, lists of scalars or one level of such tables.
+    """Render a table whose values are scalars, lists of scalars or such tables.
 
     Raises: ParameterError: a key that is not a bare TOML key, or a value TOML does not have.
     """
     lines = [f"# {line}" for line in comment.splitlines()]
-    for key, value in table.items():
-        if not isinstance(value, Mapping):
-            lines.append(_pair(key, value))
+    return "\n".join([*lines, *_lines(table, inside="")]) + "\n"
+
+
+def _lines(table: Table, *, inside: str) -> list[str]:
+    """Values first: whatever follows a heading belongs to it."""
+    lines = [
+        f"{_bare(key)} = {_literal(value)}"
+        for key, value in table.items()
+        if not isinstance(value, Mapping)
+    ]
     for key, value in table.items():
         if isinstance(value, Mapping):
-            lines += ["", f"[{_bare(key)}]"]
-            lines += [_pair(inner, item) for inner, item in value.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _pair(key: str, value: Value) -> str:
-    return f"{_bare(key)} = {_literal(value)}"
+            name = f"{inside}{_bare(key)}"
+            lines += ["", f"[{name}]", *_lines(value, inside=f"{name}.")]
+    return lines
 
 
 def _bare(key: str) -> str:
