@@ -17,9 +17,11 @@ class CellExplanation:
     """One cell in one round.
 
     `mass` is the noised share of the site's data in the cell's cluster, `band` the learnability
-    band, `exploitation` and `exploration` the filter's forecast in units of reward, `utility` what
-    was encrypted, `picked` the number of samples the site demanded, `trained` how many of them
-    passed the path screen, `reward` what they brought, or None where nothing was trained.
+    band, `exploitation` and `exploration` the filter's forecast in units of reward, `agreement` how
+    sure it is that the cell's paths agree with the site's records, None where nothing was judged,
+    `utility` what was encrypted, `picked` the number of samples the site demanded, `trained` how
+    many of them passed the path screen, `reward` what they brought, or None where nothing was
+    trained.
     """
 
     cell: int
@@ -30,6 +32,7 @@ class CellExplanation:
     band: float
     exploitation: float
     exploration: float
+    agreement: float | None
     utility: float
     picked: int
     trained: int
@@ -76,6 +79,7 @@ def explain_cells(
             band=float(band[cell]),
             exploitation=float(view.forecast.exploitation[cell]),
             exploration=float(view.forecast.exploration[cell]),
+            agreement=None if view.agreement is None else float(view.agreement[cell]),
             utility=float(values[cell]),
             picked=picked[cell],
             trained=int(rewards.count[cell]),

@@ -21,24 +21,21 @@ from lada_secure.learnability.trial_gains import TrialParameters, UnitGains, uni
 from lada_secure.privacy.units import Unit
 
 
-def trial_students(
+def trial_student(
     lm: LanguageModel,
-    paths_of_cluster: Mapping[int, Sequence[PathExample]],
+    paths: Sequence[PathExample],
     *,
     reference: AdapterWeights,
     tuning: TuningSettings,
-) -> dict[int, AdapterWeights]:
-    """One student per cluster, from the reference by cross-entropy on its paths alone.
+) -> AdapterWeights:
+    """A student of one cluster's paths alone, from the reference by cross-entropy.
 
     The model's adapters are left as they were.
     """
     before = adapter_weights(lm)
     try:
-        found: dict[int, AdapterWeights] = {}
-        for cluster, paths in paths_of_cluster.items():
-            load_adapters(lm, reference)
-            found[cluster] = tune_on_paths(lm, paths, (), tuning)
-        return found
+        load_adapters(lm, reference)
+        return tune_on_paths(lm, paths, (), tuning)
     finally:
         load_adapters(lm, before)
 

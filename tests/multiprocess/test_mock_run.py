@@ -279,6 +279,7 @@ def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_p
     assert verify_evidence(read_evidence(out)).good
     plan = parse_plan((out / "export" / "plan.json").read_bytes())
     assert plan.guide is not None
+    assert plan.guide.trials is not None
     for site in json.loads(done.stdout)["sites"]:
         state = out / site["party"] / "state"
         judged = json.loads((state / "judged-paths.json").read_bytes())
@@ -289,5 +290,16 @@ def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_p
             guide = (state / f"guide-round-{round_id}.safetensors").read_bytes()
             student = (state / f"adapters-round-{round_id}.safetensors").read_bytes()
             assert guide != student
+        # Every round's trials are paid for, and say from then on which cells suit the records.
+        lines = (out / "export" / "ledgers" / f"{site['party']}.jsonl").read_text(encoding="utf-8")
+        paid = [json.loads(line) for line in lines.splitlines()]
+        assert [
+            one["round_id"]
+            for one in paid
+            if (one.get("kind"), one.get("purpose")) == ("reserve", "trials")
+        ] == list(range(plan.rounds))
+        first, *later = site["allocation"]
+        assert {cell["agreement"] for cell in first["cells"]} == {None}
+        assert all(0.0 <= cell["agreement"] <= 1.0 for one in later for cell in one["cells"])
         # No noise of its own: a guide costs what the same training costs without one.
         assert site["epsilon"][-1]["epsilon"] <= plan.privacy.epsilon_cap

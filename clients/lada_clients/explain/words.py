@@ -27,6 +27,8 @@ def reasons(cell: ExplainedCell, *, clusters: int, first_round: bool) -> str:
         told.append("first round: quotas by topic")
     if cell.agreement is not None and cell.agreement >= _WIDE_BAND:
         told.append(f"its paths agree with the site's records ({cell.agreement:.0%} sure)")
+    elif cell.agreement is not None and cell.agreement <= _NARROW_BAND:
+        told.append(f"its paths contradict the site's records ({1 - cell.agreement:.0%} sure)")
     if cell.band >= _WIDE_BAND:
         told.append(f"within reach (p {cell.probability:.2f})")
     elif cell.band <= _NARROW_BAND:

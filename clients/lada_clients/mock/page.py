@@ -196,6 +196,7 @@ def _heat_map(site: SiteReport, allocation: Allocation, highest: int) -> str:
                 f"{cell.trained} trained on; "
                 f"utility {cell.utility:.3f}, mass {cell.mass:.3f}, band {cell.band:.3f}, "
                 f"exploitation {cell.exploitation:.3f}, exploration {cell.exploration:.3f}, "
+                + ("" if cell.agreement is None else f"agreement {cell.agreement:.3f}, ")
                 + ("no reward yet" if cell.reward is None else f"reward {cell.reward:.3f}")
                 for cell in row
             ]

@@ -102,6 +102,10 @@ class Cell(BaseModel):
     band: float
     exploitation: float
     exploration: float
+    agreement: Annotated[
+        float | None,
+        Field(description="how sure it is that its paths agree with the records; null: not judged"),
+    ] = None
     utility: float
     picked: Annotated[int, Field(ge=0, description="samples of this cell that the site picked")]
     trained: Annotated[int, Field(ge=0, description="of those, with a path that passed the screen")]

@@ -33,7 +33,7 @@ from lada_secure.learnability.agreement import agreeing_paths
 from lada_secure.learnability.allocation import path_screen
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.measured_trials import measured_trials, trial_students
+from lada_secure.learnability.measured_trials import measured_trials, trial_student
 from lada_secure.learnability.trial_gains import TrialParameters, release_trials, trials_spec
 from lada_secure.learnability.trials import (
     groups_to_try,
@@ -152,7 +152,6 @@ class Guidance:
         *,
         book: LedgerBook,
         round_id: int,
-        loss: LossSettings,
     ) -> None:
         """Release what students of each cluster's paths make of the records, and remember it.
 
@@ -170,12 +169,20 @@ class Guidance:
             noise_multiplier=settings.noise_multiplier,
         )
         groups = groups_to_try(self._clusters(paths), clusters=self.grid.clusters)
-        students = trial_students(
-            self.model,
-            {cluster: [examples[at] for at in found] for cluster, found in groups.items()},
-            reference=self.reference,
-            tuning=self._tuning(self.settings.pool_steps, round_id=round_id, loss=loss),
+        tuning = self._tuning(
+            self.settings.pool_steps,
+            round_id=round_id,
+            loss=LossSettings(contrastive_weight=0.0),
         )
+        students = {
+            cluster: trial_student(
+                self.model,
+                [examples[at] for at in found],
+                reference=self.reference,
+                tuning=tuning,
+            )
+            for cluster, found in groups.items()
+        }
         noised = release_trials(
             lambda: measured_trials(
                 self.model,

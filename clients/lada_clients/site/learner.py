@@ -303,9 +303,7 @@ class SiteLearner:
             guide = result.adapters.value
             self.memory.keep_guide(round_id, guide.data)
         judged = guidance.judge(paths, guide)
-        guidance.try_out(
-            judged, examples, self.units, book=book, round_id=round_id, loss=settings.loss
-        )
+        guidance.try_out(judged, examples, self.units, book=book, round_id=round_id)
         places = guidance.passing(judged, probabilities)
         guidance.start(guide)
         guidance.teach(

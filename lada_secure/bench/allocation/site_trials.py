@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from lada_secure.bench.allocation.guides import PLAN_HASH, STUDY, SiteReleases
 from lada_secure.bench.allocation.study import trial_parameters
+from lada_secure.distillation.adapters import AdapterWeights
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.public_tuning import TuningSettings
 from lada_secure.learnability.arrays import FloatArray
-from lada_secure.learnability.measured_trials import measured_trials, trial_students
+from lada_secure.learnability.measured_trials import measured_trials, trial_student
 from lada_secure.learnability.trial_gains import (
     NoisedGains,
     UnitGains,
@@ -36,6 +37,7 @@ class SiteTrials:
     lm: LanguageModel
     ledger: MemoryLedger | None
     _rounds: list[ClusterTrial] = field(default_factory=list)
+    _students: dict[tuple[str, ...], AdapterWeights] = field(default_factory=dict)
 
     @property
     def found(self) -> ClusterUsefulness:
@@ -59,9 +61,9 @@ class SiteTrials:
         parameters = trial_parameters(
             releases.settings, releases.noise, clusters=releases.coordinator.grid.clusters
         )
-        students = trial_students(
-            self.lm, paths_of_cluster, reference=releases.reference, tuning=tuning
-        )
+        students = {
+            cluster: self._student(paths, tuning) for cluster, paths in paths_of_cluster.items()
+        }
 
         def exact() -> UnitGains:
             return measured_trials(
@@ -87,3 +89,12 @@ class SiteTrials:
         self._rounds += trials_of(
             noised, {cluster: len(paths) for cluster, paths in paths_of_cluster.items()}
         )
+
+    def _student(self, paths: Sequence[PathExample], tuning: TuningSettings) -> AdapterWeights:
+        """Trained once for the same paths: a cluster that is asked for no more gets no new ones."""
+        key = tuple(one.example_id for one in paths)
+        if key not in self._students:
+            self._students[key] = trial_student(
+                self.lm, paths, reference=self.releases.reference, tuning=tuning
+            )
+        return self._students[key]

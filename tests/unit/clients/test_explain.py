@@ -30,9 +30,9 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / name / "state").mkdir(parents=True)
         (tmp_path / name / "site.toml").touch()
     cells = [
-        cell(0, picked=3, trained=2, reward=0.04),
+        cell(0, picked=3, trained=2, reward=0.04, agreement=0.97),
         cell(1),
-        cell(2, picked=9, mass=0.0, band=0.1, probability=0.98),
+        cell(2, picked=9, mass=0.0, band=0.1, probability=0.98, agreement=0.02),
         cell(3),
     ]
     path = tmp_path / "site-a" / "state" / "allocation-round-1.json"
@@ -50,7 +50,9 @@ def test_cells_with_samples_are_told_with_reasons_and_outcome(run: Path) -> None
     assert "none of the site's data" in first["why"]
     assert "almost known (p 0.98)" in first["why"]
     assert first["brought"] == "nothing trained: no path passed the screen"
+    assert "its paths contradict the site's records (98% sure)" in first["why"]
     assert "within reach (p 0.60)" in second["why"]
+    assert "its paths agree with the site's records (97% sure)" in second["why"]
     assert "expects +0.050" in second["why"]
     assert second["brought"] == "p rose by 0.040"
 

@@ -345,7 +345,6 @@ def test_path_trials_overrule_a_guide_that_is_wrong(guidance: Guidance) -> None:
             agreeing_units(),
             book=book,
             round_id=0,
-            loss=LossSettings(contrastive_weight=0.0),
         )
 
     try_out()
@@ -369,7 +368,6 @@ def test_without_trials_in_the_plan_nothing_is_released(guidance: Guidance) -> N
         agreeing_units(),
         book=book,
         round_id=0,
-        loss=LossSettings(),
     )
     assert guidance.memory.trials() == ()
     assert not [one for one in book.entries() if isinstance(one, ReserveEntry)]

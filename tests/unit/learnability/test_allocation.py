@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -246,3 +248,7 @@ def test_explanations_hold_every_cell_and_are_json() -> None:
     assert (explained[3].cluster, explained[3].difficulty) == (1, 1)
     assert explained[0].mass == pytest.approx(0.8)
     assert b'"exploitation":0.1' in canonical_json([one.to_json() for one in explained])
+    assert explained[0].agreement is None
+    judged = replace(seen, agreement=np.array([0.5, 0.25, 1.0, 0.0]))
+    told = explain_cells(judged, utilities, picked_cells=[], rewards=rewards)
+    assert [one.agreement for one in told] == [0.5, 0.25, 1.0, 0.0]
