@@ -155,20 +155,21 @@ class Guidance:
     ) -> None:
         """Release what students of each cluster's paths make of the records, and remember it.
 
-        Nothing happens where the study has no trials. Training the students reads no private
-        record. After a crash the ledger gives out the same release.
+        Nothing happens, and nothing is paid, where the study has no trials or no cluster has enough
+        paths. Training the students reads no private record. After a crash the ledger gives out the
+        same release.
 
         Args: paths: all so far; examples: the same as something to learn.
         """
         settings = self.settings.trials
-        if settings is None:
+        groups = groups_to_try(self._clusters(paths), clusters=self.grid.clusters)
+        if settings is None or not groups:
             return
         parameters = TrialParameters(
             clusters=self.grid.clusters,
             gain_clip=settings.gain_clip,
             noise_multiplier=settings.noise_multiplier,
         )
-        groups = groups_to_try(self._clusters(paths), clusters=self.grid.clusters)
         tuning = self._tuning(
             self.settings.pool_steps,
             round_id=round_id,

@@ -56,7 +56,12 @@ class SiteTrials:
         paths_of_cluster: Mapping[int, Sequence[PathExample]],
         tuning: TuningSettings,
     ) -> None:
-        """Train a student per cluster and release what each makes of the records."""
+        """Train a student per cluster and release what each makes of the records.
+
+        Nothing is paid where no cluster has enough paths.
+        """
+        if not paths_of_cluster:
+            return
         releases = self.releases
         parameters = trial_parameters(
             releases.settings, releases.noise, clusters=releases.coordinator.grid.clusters

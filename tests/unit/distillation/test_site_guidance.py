@@ -360,11 +360,15 @@ def test_path_trials_overrule_a_guide_that_is_wrong(guidance: Guidance) -> None:
     assert len([one for one in book.entries() if isinstance(one, ReserveEntry)]) == 1
 
 
-def test_without_trials_in_the_plan_nothing_is_released(guidance: Guidance) -> None:
+@pytest.mark.parametrize("why", ["no trials in the plan", "too few paths"])
+def test_where_nothing_is_tried_nothing_is_paid(guidance: Guidance, why: str) -> None:
+    few = why == "too few paths"
+    guidance = with_trials(guidance) if few else guidance
     book = ledger(guidance.plan)
+    paths = dict(list(GOOD.items())[: 2 if few else 3])
     guidance.try_out(
-        guidance.take(received(GOOD, cell=0)),
-        [example(place) for place in GOOD],
+        guidance.take(received(paths, cell=0)),
+        [example(place) for place in paths],
         agreeing_units(),
         book=book,
         round_id=0,
