@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lada_secure.bench.allocation.study import StudySettings
 from lada_secure.bench.allocation.study_data import BenchData
 from lada_secure.bench.allocation.world import (
     LONGEST,
@@ -20,6 +21,8 @@ from lada_secure.bench.allocation.world import (
 from lada_secure.data.arithmetic import COMMON
 from lada_secure.data.prompts import answer_of, path_of
 from lada_secure.errors import ParameterError
+from lada_secure.learnability.cells import fit_clusters
+from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
 
 SETTINGS = WorldSettings(private=200, held_out=100, pool=300)
 
@@ -141,3 +144,18 @@ def test_sizes_and_shares_out_of_range_are_refused(change: dict[str, float], mes
 def test_a_pool_larger_than_there_are_questions_is_refused() -> None:
     with pytest.raises(ParameterError, match="use a smaller pool"):
         build_data(replace(SETTINGS, pool=60_000), seed=0)
+
+
+@pytest.mark.parametrize("seed", [10023, 10024])
+def test_a_house_s_plain_and_marked_questions_share_no_cluster(seed: int) -> None:
+    """Four starts of k-means put some hundred of both into one cluster on each of these worlds."""
+    data = build_data(WorldSettings(), seed=seed)
+    vectors = embedder(HASHED_NGRAMS).embed([one.question for one in data.pool])
+    clusters = fit_clusters(vectors, StudySettings().clusters, seed=0).assign(vectors)
+    marked = np.zeros(len(data.pool), dtype=np.bool_)
+    marked[sorted(data.harmful)] = True
+    mixed = [
+        min(int((marked & (clusters == one)).sum()), int((~marked & (clusters == one)).sum()))
+        for one in range(StudySettings().clusters)
+    ]
+    assert sum(mixed) == 0
