@@ -6,6 +6,7 @@ way. Difficulty bins and the pool matrix belong to the coordinator and stay with
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -165,6 +166,16 @@ def fit_clusters(embeddings: npt.ArrayLike, count: int, seed: int) -> Clusters:
     count = min(count, len(distinct))
     if count == len(distinct):
         return _largest_first(distinct, points)
+    with warnings.catch_warnings():
+        # Of a start that leaves a cluster empty; where the best one does, that is dropped.
+        warnings.simplefilter("ignore", UserWarning)
+        return _largest_first(_best_centroids(points, distinct, count, seed=seed), points)
+
+
+def _best_centroids(
+    points: FloatArray, distinct: FloatArray, count: int, *, seed: int
+) -> FloatArray:
+    """The centres of the best of many starts, refined on all points, (count, e)."""
     # Imported late: scipy.cluster takes a second, and only the coordinator ever clusters.
     from scipy.cluster.vq import kmeans2
 
@@ -185,7 +196,7 @@ def fit_clusters(embeddings: npt.ArrayLike, count: int, seed: int) -> Clusters:
     if best is None:
         raise ParameterError("k-means found no finite clustering of these embeddings")
     refined, _ = kmeans2(points, best, iter=_ITERATIONS, minit="matrix", missing="warn")
-    return _largest_first(np.asarray(refined, dtype=np.float64), points)
+    return np.asarray(refined, dtype=np.float64)
 
 
 def _largest_first(centroids: FloatArray, points: FloatArray) -> Clusters:
