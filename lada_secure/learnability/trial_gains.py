@@ -219,11 +219,11 @@ def release_trials(
     parameters: TrialParameters,
     book: LedgerBook,
     spec: ReleaseSpec,
-    after: Sequence[Released[object]] = (),
 ) -> Released[NoisedGains]:
     """Pay, compute, add discrete Gaussian noise, commit: the only way out for gains.
 
-    Args: as for `lada_secure.learnability.statistics.release_statistics`.
+    Args: compute: called only once the ledger has the reservation, and not at all where this
+        round's output is stored already. spec: from `trials_spec` with the same parameters.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
         `spec` or the computed gains belong to other parameters. LedgerError: see
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
@@ -253,5 +253,4 @@ def release_trials(
         compute=noised,
         encode=NoisedGains.to_bytes,
         decode=lambda raw: parse_noised_gains(raw, parameters),
-        after=after,
     )

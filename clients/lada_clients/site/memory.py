@@ -15,6 +15,8 @@ from lada_secure.errors import ParameterError
 from lada_secure.learnability.data_filter import FilterHistory, parse_history
 from lada_secure.learnability.trials import ClusterTrial
 
+_TRIALS = TypeAdapter(list[ClusterTrial])
+
 
 class KnownPath(BaseModel):
     """What a site knows of a path it was given: p under its released SLM, after training.
@@ -113,10 +115,8 @@ class SiteMemory:
         """What the path trials of all rounds so far said."""
         found: list[ClusterTrial] = []
         for path in sorted(self.folder.glob("trials-round-*.json")):
-            value = self._read(path.name)
             try:
-                rows = value if isinstance(value, list) else [value]
-                found += [TypeAdapter(ClusterTrial).validate_python(row) for row in rows]
+                found += _TRIALS.validate_python(self._read(path.name))
             except ValidationError as error:
                 raise ParameterError(f"{path} is damaged: {error}") from error
         return tuple(found)
