@@ -26,6 +26,7 @@ import numpy as np
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.learnability.arrays import IntArray, frozen
 from lada_secure.learnability.cluster_estimates import ClusterEstimates, cluster_estimates
+from lada_secure.learnability.noised_vectors import release_vector, vector_spec
 from lada_secure.learnability.statistics_parameters import (
     StatisticsParameters,
     check_clip_and_scale,
@@ -33,13 +34,10 @@ from lada_secure.learnability.statistics_parameters import (
     l2_sensitivity,
 )
 from lada_secure.learnability.stored_vectors import parse_vector, vector_bytes
-from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import (
-    DISCRETE_GAUSSIAN,
     LedgerBook,
     ReleaseSpec,
 )
-from lada_secure.privacy.mechanisms import discrete_gaussian_vector
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit
 
@@ -191,15 +189,8 @@ def statistics_spec(
     unit: str = "unit",
 ) -> ReleaseSpec:
     """The ledger's description of one round's statistics, built from the same parameters."""
-    return ReleaseSpec(
-        study_id=study_id,
-        plan_hash=plan_hash,
-        round_id=round_id,
-        purpose=PURPOSE,
-        mechanism=DISCRETE_GAUSSIAN,
-        event=gaussian_event(parameters.noise_multiplier),
-        parameters={"l2_sensitivity": parameters.l2_sensitivity, "std": parameters.std},
-        unit=unit,
+    return vector_spec(
+        PURPOSE, parameters, study_id=study_id, plan_hash=plan_hash, round_id=round_id, unit=unit
     )
 
 
@@ -226,32 +217,24 @@ def release_statistics(
         `spec` or the computed statistics belong to other parameters. LedgerError: see
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
     """
-    wanted = statistics_spec(
-        parameters,
-        study_id=spec.study_id,
-        plan_hash=spec.plan_hash,
-        round_id=spec.round_id,
-        unit=spec.unit,
-    )
-    if spec != wanted:
-        raise LocalProtocolError(
-            "statistics: the release that would be paid for is not the one that these parameters "
-            "describe; build it with statistics_spec"
-        )
+    bound = parameters.site_bound
 
-    def noised() -> NoisedStatistics:
-        exact = compute()
-        _check_same(exact, parameters)
-        vector = discrete_gaussian_vector(exact.vector, sigma=parameters.std)
-        bound = parameters.site_bound
-        clamped = np.clip(np.asarray(vector, dtype=np.int64), -bound, bound)
-        return NoisedStatistics(vector=clamped, parameters=parameters)
+    def exact() -> IntArray:
+        found = compute()
+        _check_same(found, parameters)
+        return found.vector
 
-    return book.release(
-        spec,
-        compute=noised,
+    return release_vector(
+        exact,
+        purpose=PURPOSE,
+        noise=parameters,
+        finish=lambda vector: NoisedStatistics(
+            vector=np.clip(vector, -bound, bound), parameters=parameters
+        ),
         encode=NoisedStatistics.to_bytes,
         decode=lambda raw: parse_noised_statistics(raw, parameters),
+        book=book,
+        spec=spec,
         after=after,
     )
 

@@ -26,15 +26,13 @@ import numpy as np
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.learnability.arrays import FloatArray, IntArray, frozen
 from lada_secure.learnability.cells import MAX_CLUSTERS
+from lada_secure.learnability.noised_vectors import release_vector, vector_spec
 from lada_secure.learnability.statistics_parameters import check_clip_and_scale, statistics_scale
 from lada_secure.learnability.stored_vectors import parse_vector, vector_bytes
-from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import (
-    DISCRETE_GAUSSIAN,
     LedgerBook,
     ReleaseSpec,
 )
-from lada_secure.privacy.mechanisms import discrete_gaussian_vector
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit
 
@@ -201,15 +199,8 @@ def trials_spec(
     unit: str = "unit",
 ) -> ReleaseSpec:
     """The ledger's description of one round's gains, built from the same parameters."""
-    return ReleaseSpec(
-        study_id=study_id,
-        plan_hash=plan_hash,
-        round_id=round_id,
-        purpose=PURPOSE,
-        mechanism=DISCRETE_GAUSSIAN,
-        event=gaussian_event(parameters.noise_multiplier),
-        parameters={"l2_sensitivity": parameters.l2_sensitivity, "std": parameters.std},
-        unit=unit,
+    return vector_spec(
+        PURPOSE, parameters, study_id=study_id, plan_hash=plan_hash, round_id=round_id, unit=unit
     )
 
 
@@ -228,29 +219,20 @@ def release_trials(
         `spec` or the computed gains belong to other parameters. LedgerError: see
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
     """
-    wanted = trials_spec(
-        parameters,
-        study_id=spec.study_id,
-        plan_hash=spec.plan_hash,
-        round_id=spec.round_id,
-        unit=spec.unit,
-    )
-    if spec != wanted:
-        raise LocalProtocolError(
-            "trials: the release that would be paid for is not the one that these parameters "
-            "describe; build it with trials_spec"
-        )
 
-    def noised() -> NoisedGains:
-        exact = compute()
-        if exact.parameters != parameters or exact.vector.shape != (parameters.length,):
+    def exact() -> IntArray:
+        found = compute()
+        if found.parameters != parameters or found.vector.shape != (parameters.length,):
             raise LocalProtocolError("trials: the gains were made with other parameters")
-        vector = discrete_gaussian_vector(exact.vector, sigma=parameters.std)
-        return NoisedGains(vector=np.asarray(vector, dtype=np.int64), parameters=parameters)
+        return found.vector
 
-    return book.release(
-        spec,
-        compute=noised,
+    return release_vector(
+        exact,
+        purpose=PURPOSE,
+        noise=parameters,
+        finish=lambda vector: NoisedGains(vector=vector, parameters=parameters),
         encode=NoisedGains.to_bytes,
         decode=lambda raw: parse_noised_gains(raw, parameters),
+        book=book,
+        spec=spec,
     )
