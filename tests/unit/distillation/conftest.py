@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from guidance_doubles import guided_site
 
+from lada_clients.site.guidance import Guidance
 from lada_secure.distillation.models import LanguageModel, load_language_model
 
 # Two threads on a busy machine wait for each other longer than these models compute.
@@ -28,3 +30,8 @@ def tiny_slm(tiny_cache: Path) -> LanguageModel:
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_cache: Path) -> LanguageModel:
     return load_language_model(f"tiny-llm-{SITES}-{SEED}", cache_dir=tiny_cache)
+
+
+@pytest.fixture
+def guidance(tmp_path: Path) -> Guidance:
+    return guided_site(tmp_path)

@@ -3,121 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from trainer_doubles import example, small_model
+from guidance_doubles import BAD, GOOD, GUIDE, POOL, ledger, received, trained_on_good
+from trainer_doubles import example
 
-from lada_clients.mock.presets import GUIDED
 from lada_clients.site import guidance as guidance_module
 from lada_clients.site.guidance import Guidance
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.memory import JudgedPath, SiteMemory
-from lada_clients.site.received_paths import ReceivedPath
-from lada_protocol.plan import GuidePlan, StudyPlan, TrialsPlan
-from lada_secure.data.records import PoolSample, Record
+from lada_clients.site.memory import JudgedPath
+from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import (
-    AdapterSettings,
     AdapterWeights,
     adapter_weights,
-    attach_adapters,
     load_adapters,
     parse_adapter_tensors,
 )
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.private_examples import private_unit
-from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
-from lada_secure.learnability.cells import CellGrid
-from lada_secure.privacy.entries import LedgerIdentity, ReserveEntry
-from lada_secure.privacy.ledger import BudgetCaps
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.distillation.public_tuning import TuningSettings
 from lada_secure.privacy.units import Unit
-
-POOL = tuple(
-    PoolSample(sample_id=f"s{at}", question=f"question {at}", choices=(), answer="9")
-    for at in range(6)
-)
-# The records agree with these, and contradict the others.
-GOOD = {place: f"good {place}" for place in (0, 1, 2)}
-BAD = {place: f"evil {place}" for place in (3, 4, 5)}
-GUIDE = GuidePlan(
-    records_with_reasons=True,
-    own_paths=2,
-    least_share=0.25,
-    rate_decay=0.5,
-    private_share=0.5,
-    pool_steps=2,
-    last_pool_steps=5,
-    pool_learning_rate=1e-2,
-    finish=False,
-    own_reasons=False,
-)
-
-
-def plan() -> StudyPlan:
-    return StudyPlan(
-        study_id="guided",
-        title=GUIDED.title,
-        coordinator="coordinator",
-        expires="2030-01-01T00:00:00Z",
-        rounds=2,
-        min_cohort=3,
-        max_cohort=3,
-        slm="small",
-        embedder=GUIDED.embedder,
-        seed=0,
-        pool_sha256="ab" * 32,
-        pool_size=len(POOL),
-        clusters_sha256="ab" * 32,
-        phase_timeout_s=60.0,
-        privacy=GUIDED.privacy,
-        statistics=GUIDED.statistics,
-        training=GUIDED.training,
-        distillation=GUIDED.distillation,
-        allocation=GUIDED.allocation,
-        paths=GUIDED.paths,
-        guide=GUIDE,
-    )
-
-
-@pytest.fixture
-def guidance(tmp_path: Path) -> Guidance:
-    lm = small_model()
-    attach_adapters(lm, AdapterSettings(rank=4))
-    return Guidance(
-        plan=plan(),
-        settings=GUIDE,
-        pool=POOL,
-        memory=SiteMemory(folder=tmp_path),
-        model=lm,
-        reference=adapter_weights(lm),
-        batch_size=4,
-        grid=CellGrid(clusters=2, bins=1),
-    )
-
-
-def received(paths: dict[int, str], *, cell: int) -> list[ReceivedPath]:
-    return [ReceivedPath(sample=place, cell=cell, path=path) for place, path in paths.items()]
-
-
-def trained_on_good(guidance: Guidance) -> AdapterWeights:
-    """Adapters that favour the good paths; the model is left as it was."""
-    before = adapter_weights(guidance.model)
-    settings = TuningSettings(
-        steps=30, batch_size=3, replay_batch_size=0, learning_rate=1e-2, max_epochs=100
-    )
-    examples = [
-        replace(example(place), prompt=f"question {place}\n", path=path, own_path=None)
-        for place, path in GOOD.items()
-    ]
-    weights = tune_on_paths(guidance.model, examples, (), settings)
-    load_adapters(guidance.model, before)
-    return weights
 
 
 def test_the_guide_favours_what_it_was_trained_on_and_only_that_passes(guidance: Guidance) -> None:
@@ -272,109 +180,6 @@ def learner(guidance: Guidance) -> SiteLearner:
         allocator=unused,
         guidance=guidance,
     )
-
-
-def ledger(plan: StudyPlan) -> MemoryLedger:
-    """A site's ledger that has approved the plan."""
-    key = Ed25519PrivateKey.generate()
-    book = MemoryLedger(
-        identity=LedgerIdentity(
-            site="site-a", population="people", public_key=key.public_key().public_bytes_raw()
-        ),
-        signing_key=key,
-        caps=BudgetCaps(target_delta=1e-5, total_epsilon=500.0, study_epsilon=500.0),
-        data_fingerprint="cd" * 32,
-        clock=lambda: datetime(2026, 1, 31, 12, tzinfo=UTC),
-    )
-    book.decide(
-        "approve",
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        expires=datetime(2026, 2, 1, tzinfo=UTC),
-        decided_by="officer",
-    )
-    return book
-
-
-def with_trials(guidance: Guidance) -> Guidance:
-    """The same with trials of next to no noise, so that what they say is certain."""
-    trials = TrialsPlan(noise_multiplier=0.1, gain_clip=0.5)
-    # What contradicts these records leaves them as unlikely as they were: half as useful as can be.
-    settings = GUIDE.model_copy(update={"trials": trials, "pool_steps": 30, "least_share": 0.75})
-    return replace(
-        guidance,
-        settings=settings,
-        plan=guidance.plan.model_copy(update={"guide": settings}),
-    )
-
-
-def agreeing_units() -> list[Unit]:
-    """Records that say of other questions what the good paths say."""
-    records = [
-        Record(
-            record_id=f"r{number}",
-            unit=f"u{number}",
-            question=f"question {number % 3}",
-            choices=(),
-            answer=str(number % 3),
-            rationale="good",
-        )
-        for number in range(8)
-    ]
-    return [Unit(unit_id=one.unit, records=(one,)) for one in records]
-
-
-def test_path_trials_overrule_a_guide_that_is_wrong(guidance: Guidance) -> None:
-    guidance = with_trials(guidance)
-    paths = guidance.take([*received(GOOD, cell=0), *received(BAD, cell=1)])
-    examples = [
-        replace(example(one.sample), prompt=f"question {one.sample}\n", path=one.path)
-        for one in paths
-    ]
-    # The guide favours what contradicts the records.
-    judged = [one.model_copy(update={"gain": 1.0 if one.sample in BAD else -1.0}) for one in paths]
-    before = adapter_weights(guidance.model)
-    book = ledger(guidance.plan)
-    probabilities = np.full(6, 0.5)
-    assert guidance.passing(judged, probabilities) == [3, 4, 5]
-
-    def try_out() -> None:
-        guidance.try_out(
-            judged,
-            examples,
-            agreeing_units(),
-            book=book,
-            round_id=0,
-        )
-
-    try_out()
-
-    assert guidance.passing(judged, probabilities) == [0, 1, 2]
-    assert adapter_weights(guidance.model) == before
-    (paid,) = [one for one in book.entries() if isinstance(one, ReserveEntry)]
-    assert (paid.purpose, paid.round_id) == ("trials", 0)
-    # Started again after a crash: the same release, and nothing is paid twice.
-    found = guidance.memory.trials()
-    try_out()
-    assert guidance.memory.trials() == found
-    assert len([one for one in book.entries() if isinstance(one, ReserveEntry)]) == 1
-
-
-@pytest.mark.parametrize("why", ["no trials in the plan", "too few paths"])
-def test_where_nothing_is_tried_nothing_is_paid(guidance: Guidance, why: str) -> None:
-    few = why == "too few paths"
-    guidance = with_trials(guidance) if few else guidance
-    book = ledger(guidance.plan)
-    paths = dict(list(GOOD.items())[: 2 if few else 3])
-    guidance.try_out(
-        guidance.take(received(paths, cell=0)),
-        [example(place) for place in paths],
-        agreeing_units(),
-        book=book,
-        round_id=0,
-    )
-    assert guidance.memory.trials() == ()
-    assert not [one for one in book.entries() if isinstance(one, ReserveEntry)]
 
 
 @pytest.mark.parametrize("finish", [False, True])
