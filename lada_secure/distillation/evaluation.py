@@ -140,7 +140,7 @@ def _all_option_scores(
         [lm.encode_prompt(option_text(choice)) for choice in record.choices] for record in records
     ]
     found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
-    for rows in _batches([len(prompt) for prompt in prompts], batch_size):
+    for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
         scores = _option_scores(lm, [prompts[row] for row in rows], [options[row] for row in rows])
         for row, values in zip(rows, scores, strict=True):
             found[row] = values
@@ -208,7 +208,7 @@ def path_log_probabilities(
         raise ParameterError(
             f"{lm.name}: prompt and path of {max(lengths)} tokens, at most {lm.max_tokens}"
         )
-    for rows in _batches(lengths, batch_size):
+    for rows in batches_by_length(lengths, batch_size):
         ids, mask, positions = _left_padded(lm, [heads[row] + tails[row] for row in rows])
         keep = max(len(tails[row]) for row in rows)
         with torch.inference_mode():
@@ -271,7 +271,7 @@ def generate_texts(
         how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
-        for rows in _batches([len(one) for one in encoded], batch_size):
+        for rows in batches_by_length([len(one) for one in encoded], batch_size):
             ids, mask, _ = _left_padded(lm, [encoded[row] for row in rows])
             written = lm.model.generate(
                 input_ids=ids,
@@ -287,7 +287,7 @@ def generate_texts(
     return texts
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Row numbers in batches of similar length, so that little is padded."""
     if batch_size < 1:
         raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")

@@ -7,18 +7,24 @@ Training reads released adapters and public text alone. The gains are private; t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.distillation.evaluation import path_losses
-from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.evaluation import batches_by_length
+from lada_secure.distillation.examples import PathExample, TokenRow, encode_row
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.private_examples import record_example
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
+from lada_secure.distillation.scoring import PathScorer, per_token
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.trial_gains import TrialParameters, UnitGains, unit_gains
 from lada_secure.privacy.units import Unit
+
+_CACHE_BYTES = 256 * 2**20
 
 
 def trial_student(
@@ -55,15 +61,13 @@ def measured_trials(
     likely a bare answer is, whatever it has learned. The model's adapters are left as they were.
     """
     records = [one for unit in units for one in unit.records if one.rationale is not None]
-    examples = [record_example(one) for one in records]
     gains: FloatArray = np.zeros((len(records), parameters.clusters), dtype=np.float64)
     before = adapter_weights(lm)
     try:
-        load_adapters(lm, reference)
-        base = path_losses(lm, examples, batch_size=batch_size)
+        scores = _RecordScores.open(lm, records, batch_size=batch_size)
+        base = scores.under(reference)
         for cluster, student in students.items():
-            load_adapters(lm, student)
-            gains[:, cluster] = base - path_losses(lm, examples, batch_size=batch_size)
+            gains[:, cluster] = scores.under(student) - base
     finally:
         load_adapters(lm, before)
     return unit_gains(
@@ -71,3 +75,39 @@ def measured_trials(
         {one.record_id: row for one, row in zip(records, gains, strict=True)},
         parameters=parameters,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RecordScores:
+    """How likely records' own paths are under one set of adapters after another.
+
+    Layers below the adapters run once per record, not once per student (`FrozenPrefix`).
+    """
+
+    lm: LanguageModel
+    rows: tuple[TokenRow, ...]
+    scorer: PathScorer
+    batch_size: int
+
+    @classmethod
+    def open(
+        cls, lm: LanguageModel, records: Sequence[Record], *, batch_size: int
+    ) -> _RecordScores:
+        examples = [record_example(one) for one in records]
+        lm.model.eval()
+        return cls(
+            lm=lm,
+            rows=tuple(encode_row(lm, one.prompt, one.path) for one in examples),
+            scorer=PathScorer(lm.model, device=lm.model.device, cache_bytes=_CACHE_BYTES),
+            batch_size=batch_size,
+        )
+
+    @torch.no_grad()
+    def under(self, weights: AdapterWeights) -> FloatArray:
+        """Log-probabilities in nats per token, (n,)."""
+        load_adapters(self.lm, weights)
+        found: FloatArray = np.zeros(len(self.rows), dtype=np.float64)
+        for places in batches_by_length([len(one.tokens) for one in self.rows], self.batch_size):
+            rows = [self.rows[at] for at in places]
+            found[places] = per_token(self.scorer(rows), rows).cpu().numpy()
+        return found

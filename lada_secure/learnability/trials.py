@@ -42,10 +42,15 @@ class ClusterTrial:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClusterUsefulness:
-    """What all trials so far say: `value` (C,), about 0 to 1, NaN where none was; `std` (C,)."""
+    """What all trials so far say.
+
+    value: (C,) about 0 to 1, NaN where no trial was. std: (C,) of the noise in it. least: in
+    [0, 1], what is less is useful to nobody, however bad the other clusters are.
+    """
 
     value: FloatArray
     std: FloatArray
+    least: float = 0.0
 
     @property
     def tried(self) -> BoolArray:
@@ -54,12 +59,12 @@ class ClusterUsefulness:
         return known
 
     def bound(self, least_share: float) -> float:
-        """Usefulness that is `least_share` of the best cluster's; 0 without any trial."""
+        """Usefulness that is `least_share` of the best cluster's, and at least `least`."""
         if not 0.0 <= least_share <= 1.0:
             raise ParameterError(f"least_share: expected 0 to 1, got {least_share}")
         # Noise may carry it beyond what can be.
         best = min(float(np.max(self.value, initial=0.0, where=self.tried)), 1.0)
-        return least_share * best
+        return max(least_share * best, self.least)
 
 
 def groups_to_try(clusters_of_paths: npt.ArrayLike, *, clusters: int) -> dict[int, list[int]]:
@@ -86,13 +91,19 @@ def trials_of(noised: NoisedGains, paths_of_cluster: dict[int, int]) -> list[Clu
     ]
 
 
-def usefulness(trials: Sequence[ClusterTrial], *, clusters: int) -> ClusterUsefulness:
+def usefulness(
+    trials: Sequence[ClusterTrial], *, clusters: int, least_gain: float = -1.0
+) -> ClusterUsefulness:
     """Average the trials of each cluster over rounds, every one by how many paths it had.
 
     Rounds have noise of their own, and trials on more paths resemble the student more.
 
-    Raises: ParameterError: a cluster out of range.
+    Args: least_gain: in clips, -1 to 1; a cluster that gains less contradicts the records. -1 where
+        few paths lower every record, whatever they say.
+    Raises: ParameterError: a cluster or least_gain out of range.
     """
+    if not -1.0 <= least_gain <= 1.0:
+        raise ParameterError(f"least_gain: expected -1 to 1 clips, got {least_gain}")
     places = index_vector("clusters of trials", [one.cluster for one in trials], below=clusters)
     weights = np.array([one.paths for one in trials], dtype=np.float64)
     gains = np.array([one.gain for one in trials], dtype=np.float64)
@@ -103,7 +114,9 @@ def usefulness(trials: Sequence[ClusterTrial], *, clusters: int) -> ClusterUsefu
     mean = np.bincount(places, weights=weights * gains, minlength=clusters) / divisor
     variance = np.bincount(places, weights=(weights * stds) ** 2, minlength=clusters) / divisor**2
     return ClusterUsefulness(
-        value=np.where(tried, (1.0 + mean) / 2.0, np.nan), std=np.sqrt(variance) / 2.0
+        value=np.where(tried, (1.0 + mean) / 2.0, np.nan),
+        std=np.sqrt(variance) / 2.0,
+        least=(1.0 + least_gain) / 2.0,
     )
 
 
@@ -112,7 +125,7 @@ def cell_usefulness(
 ) -> FloatArray:
     """How sure it is that a cell's cluster is useful enough, (d,) in [0, 1]; 1/2 if not tried.
 
-    The normal probability that its usefulness is at least `least_share` of the best cluster's.
+    The normal probability that its usefulness reaches `ClusterUsefulness.bound`.
     """
     from scipy.special import ndtr
 

@@ -95,10 +95,13 @@ class TrialsPlan(_Part):
 
     For every cluster with received paths, a model that is trained on these alone; released is how
     much likelier it makes the private records, summed over units. gain_clip: nats per token.
+    least_gain: in clips; clusters whose mean gain is below are neither asked for nor trained on,
+    -1 for no such bound.
     """
 
     noise_multiplier: Positive
     gain_clip: Positive
+    least_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
 
 class GuidePlan(_Part):

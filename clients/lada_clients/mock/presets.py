@@ -214,7 +214,7 @@ GUIDED = replace(
         pool_learning_rate=1e-2,
         finish=True,
         own_reasons=True,
-        trials=TrialsPlan(noise_multiplier=5.4, gain_clip=0.5),
+        trials=TrialsPlan(noise_multiplier=5.4, gain_clip=0.5, least_gain=-1.0),
     ),
 )
 

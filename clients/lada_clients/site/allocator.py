@@ -18,7 +18,15 @@ from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.choice import AllocationSettings, PoolMap, cell_view, choose
 from lada_secure.learnability.statistics import NoisedStatistics
-from lada_secure.learnability.trials import cell_usefulness, usefulness
+from lada_secure.learnability.trials import ClusterUsefulness, cell_usefulness, usefulness
+
+
+def tried_clusters(plan: StudyPlan, memory: SiteMemory, grid: CellGrid) -> ClusterUsefulness:
+    """What the site's path trials so far say; no cluster is tried where the plan has no trials."""
+    trials = None if plan.guide is None else plan.guide.trials
+    if trials is None:
+        return usefulness((), clusters=grid.clusters)
+    return usefulness(memory.trials(), clusters=grid.clusters, least_gain=trials.least_gain)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,9 +96,9 @@ class SiteAllocator:
 
         By path trials where the study has them, else by the guide.
         """
-        trials = self.memory.trials()
-        if trials:
-            return cell_usefulness(usefulness(trials, clusters=self.grid.clusters), self.grid)
+        tried = tried_clusters(self.plan, self.memory, self.grid)
+        if tried.tried.any():
+            return cell_usefulness(tried, self.grid)
         judged = self.memory.judged_paths()
         if not judged:
             return None

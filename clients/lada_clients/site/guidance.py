@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lada_clients.site.allocator import tried_clusters
 from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
 from lada_protocol.plan import GuidePlan, StudyPlan
@@ -39,7 +40,6 @@ from lada_secure.learnability.trials import (
     groups_to_try,
     trials_of,
     useful_paths,
-    usefulness,
 )
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.units import Unit
@@ -227,7 +227,7 @@ class Guidance:
             least_share=self.settings.least_share,
         )
         good &= useful_paths(
-            usefulness(self.memory.trials(), clusters=self.grid.clusters),
+            tried_clusters(self.plan, self.memory, self.grid),
             self._clusters(judged),
             agreeing,
             least_share=self.settings.least_share,

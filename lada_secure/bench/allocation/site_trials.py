@@ -42,7 +42,11 @@ class SiteTrials:
     @property
     def found(self) -> ClusterUsefulness:
         """What all trials so far say."""
-        return usefulness(self._rounds, clusters=self.releases.coordinator.grid.clusters)
+        return usefulness(
+            self._rounds,
+            clusters=self.releases.coordinator.grid.clusters,
+            least_gain=self.releases.settings.trial_least_gain,
+        )
 
     def agreement(self) -> FloatArray | None:
         """How sure it is that each cell is useful, (d,); None before the first trial."""

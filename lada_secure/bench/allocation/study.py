@@ -39,10 +39,11 @@ class StudySettings:
     and the noise per expected unit, see `private_rate`.
     private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
     least_share: of the best cell's gain that a path must reach, see `agreement` and `trials`.
-    trial_gain_clip: nats per token, see `trial_gains`. uplink_bar: how
-    sure a student must be of an answer to offer it; one digit is right by luck one time in ten, and
-    below 0.9 more than half of the offered paths were. uplink_first_round: the first round with an
-    uplink, at most the last; students know what their records say when they have ended on them.
+    trial_gain_clip: nats per token, see `trial_gains`; trial_least_gain: in clips, see
+    `trials.usefulness`. uplink_bar: how sure a student must be of an answer to offer it; one digit
+    is right by luck one time in ten, and below 0.9 more than half of the offered paths were.
+    uplink_first_round: the first round with an uplink, at most the last; students know what their
+    records say when they have ended on them.
     contrastive_form, contrastive_weight: of the uplink and of arms with a contrast; all others
     train on cross-entropy alone.
     adapter_layers: how many layers at the top have adapters, 0 for all. batch_size: texts at a
@@ -81,6 +82,7 @@ class StudySettings:
     screen_high: float = 0.98
     least_share: float = 0.25
     trial_gain_clip: float = 0.5
+    trial_least_gain: float = -1.0
     contrastive_form: str = "margin"
     contrastive_weight: float = 0.1
     loss_clip: float = 4.0

@@ -74,7 +74,7 @@ TRIED: dict[str, Any] = {
     "pool_learning_rate": 1e-2,
     "finish": False,
     "own_reasons": False,
-    "trials": {"noise_multiplier": 6.0, "gain_clip": 0.5},
+    "trials": {"noise_multiplier": 6.0, "gain_clip": 0.5, "least_gain": -1.0},
 }
 
 

@@ -36,10 +36,11 @@ TUNING = TuningSettings(
 )
 
 
-@pytest.fixture(scope="module")
-def lm() -> LanguageModel:
+@pytest.fixture(scope="module", params=[None, 1], ids=["all layers", "the last layer"])
+def lm(request: pytest.FixtureRequest) -> LanguageModel:
+    """Below the last layer, what a record becomes is the same for all students and kept."""
     model = small_model()
-    attach_adapters(model, AdapterSettings(rank=4))
+    attach_adapters(model, AdapterSettings(rank=4, last_layers=request.param))
     return model
 
 

@@ -17,9 +17,9 @@ from lada_secure.privacy.entries import ReserveEntry
 from lada_secure.privacy.units import Unit
 
 
-def with_trials(guidance: Guidance) -> Guidance:
+def with_trials(guidance: Guidance, *, least_gain: float = -1.0) -> Guidance:
     """The same with trials of next to no noise, so that what they say is certain."""
-    trials = TrialsPlan(noise_multiplier=0.1, gain_clip=0.5)
+    trials = TrialsPlan(noise_multiplier=0.1, gain_clip=0.5, least_gain=least_gain)
     # What contradicts these records leaves them as unlikely as they were: half as useful as can be.
     settings = GUIDE.model_copy(update={"trials": trials, "pool_steps": 30, "least_share": 0.75})
     return replace(
@@ -79,6 +79,22 @@ def test_path_trials_overrule_a_guide_that_is_wrong(guidance: Guidance) -> None:
     try_out()
     assert guidance.memory.trials() == found
     assert len([one for one in book.entries() if isinstance(one, ReserveEntry)]) == 1
+
+
+@pytest.mark.parametrize(("least_gain", "passed"), [(-1.0, [0, 1, 2]), (0.5, [])])
+def test_paths_below_the_least_gain_are_dropped_even_where_there_are_no_better_ones(
+    guidance: Guidance, least_gain: float, passed: list[int]
+) -> None:
+    guidance = with_trials(guidance, least_gain=least_gain)
+    paths = guidance.take(received(BAD, cell=1))
+    examples = [
+        replace(example(one.sample), prompt=f"question {one.sample}\n", path=one.path)
+        for one in paths
+    ]
+    guidance.try_out(paths, examples, agreeing_units(), book=ledger(guidance.plan), round_id=0)
+    (tried,) = guidance.memory.trials()
+    assert tried.gain < 0.5
+    assert guidance.passing(paths, np.full(3, 0.5)) == passed
 
 
 @pytest.mark.parametrize("why", ["no trials in the plan", "too few paths"])

@@ -84,6 +84,24 @@ def test_noise_beyond_what_can_be_does_not_raise_the_bar() -> None:
         found.bound(1.5)
 
 
+def test_where_gains_below_a_bound_mean_contradiction_the_least_bad_goes_too() -> None:
+    trials = [trial(0, -0.7), trial(1, -1.0)]
+    found = usefulness(trials, clusters=3, least_gain=0.0)
+    assert found.bound(0.25) == 0.5
+    passed = useful_paths(found, [0, 1, 2], np.array([True, True, True]), least_share=0.25)
+    assert passed.tolist() == [False, False, True]
+    # Nothing is asked of them again, and what was never tried stays open.
+    sure = cell_usefulness(found, CellGrid(clusters=3, bins=1))
+    assert max(sure[:2]) < 0.01
+    assert sure[2] == 0.5
+    # A cluster far above the bound raises it, as it does without one.
+    better = usefulness([*trials, trial(2, 0.9)], clusters=3, least_gain=-0.8)
+    assert better.bound(0.25) == pytest.approx(0.25 * 0.95)
+    for least in (-1.1, 1.1, float("nan")):
+        with pytest.raises(ParameterError, match="least_gain"):
+            usefulness(trials, clusters=3, least_gain=least)
+
+
 def test_before_any_trial_the_other_judge_decides_alone() -> None:
     none = usefulness([], clusters=2)
     verdict = np.array([True, False])
