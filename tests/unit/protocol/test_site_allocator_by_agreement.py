@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from protocol_world import make_plan
+from protocol_world import GUIDE, make_plan
 
 from lada_clients.site.allocator import SiteAllocator
 from lada_clients.site.memory import JudgedPath, SiteMemory
+from lada_protocol.plan import TrialsPlan
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.learnability.statistics_parameters import StatisticsParameters
@@ -38,6 +39,7 @@ def counts(
     round_id: int = 1,
     noised: NoisedStatistics = EQUAL,
     trials: dict[int, float] | None = None,
+    least_gain: float = -1.0,
 ) -> list[int]:
     """Samples per cluster that a site picks in a round, with so much gain of 8 paths per cell.
 
@@ -47,6 +49,8 @@ def counts(
     allocation = base.allocation.model_copy(
         update={"strategy": strategy, "clusters": 2, "difficulty_bins": 1, "quota": 12}
     )
+    tried = TrialsPlan(noise_multiplier=8.0, gain_clip=0.5, least_gain=least_gain)
+    guide = GUIDE.model_copy(update={"trials": None if trials is None else tried})
     memory = SiteMemory(folder=folder)
     memory.keep_judged_paths(
         [
@@ -64,7 +68,7 @@ def counts(
             ],
         )
     allocator = SiteAllocator(
-        plan=base.model_copy(update={"allocation": allocation}),
+        plan=base.model_copy(update={"allocation": allocation, "guide": guide}),
         grid=CellGrid(clusters=2, bins=1),
         pool_clusters=CLUSTERS,
         memory=memory,
@@ -90,6 +94,16 @@ def test_trials_overrule_the_guide(tmp_path: Path, good: int) -> None:
     wrong = {good: -1.0, 1 - good: 1.0}
     found = counts(tmp_path, strategy="guided", gains=wrong, trials={good: 0.5, 1 - good: -1.0})
     assert found[good] >= 11
+
+
+@pytest.mark.parametrize("least_gain", [-1.0, 0.0])
+def test_a_cluster_below_the_least_gain_is_not_asked_for_though_no_other_was_tried(
+    tmp_path: Path, least_gain: float
+) -> None:
+    found = counts(tmp_path, strategy="guided", gains={}, trials={0: -0.6}, least_gain=least_gain)
+    assert found[1] > 0
+    assert (found[0] > found[1]) is (least_gain == -1.0)
+    assert found[0] < 2 or least_gain == -1.0
 
 
 def test_agreement_counts_for_the_strategies_that_read_it_alone(tmp_path: Path) -> None:
