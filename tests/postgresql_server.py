@@ -4,7 +4,6 @@ The server refuses to run as root, so root starts it as the user `postgres` or `
 on a socket in its folder alone, and dies with the process that started it.
 """
 
-import ctypes
 import os
 import pwd
 import shutil
@@ -16,9 +15,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from dies_with_parent import command
 
 DEADLINE_S = 60
-PR_SET_PDEATHSIG = 1
 SETTINGS = {
     "listen_addresses": "",
     "shared_buffers": "16MB",
@@ -54,10 +53,6 @@ def _account():
     return None
 
 
-def _die_with_parent():
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
-
-
 class PostgresServer:
     """A cluster that was made, and is started and stopped as tests please."""
 
@@ -91,15 +86,18 @@ class PostgresServer:
     def start(self):
         """Start the server and wait until it answers."""
         arguments = [f"--{name}={value}" for name, value in SETTINGS.items()]
+        account = self._account
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", self._data, "-k", self.folder, *arguments],
+                command(
+                    [self._binaries / "postgres", "-D", self._data, "-k", self.folder, *arguments],
+                    how=signal.SIGQUIT,
+                    account=(account["user"], account["group"]) if account else None,
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                preexec_fn=_die_with_parent,
-                **self._account,
             )
         deadline = time.monotonic() + DEADLINE_S
         while subprocess.run(
