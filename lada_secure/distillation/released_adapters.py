@@ -32,7 +32,7 @@ def released_adapters(
     chunks = range(0, privacy.steps, settings.steps_per_reservation)
     last = replace(spec, chunk=len(chunks) - 1, event=privacy.event(privacy.steps - chunks[-1]))
 
-    def missing() -> bytes:
+    def missing(_: object = None) -> bytes:
         raise LedgerError(
             f"round {spec.round_id}: {spec.purpose} is not finished, there are no adapters to use"
         )

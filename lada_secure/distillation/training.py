@@ -29,7 +29,7 @@ from lada_secure.privacy.ledger import (
     LedgerBook,
     MechanismParameters,
     ReleaseSpec,
-    ReserveEntry,
+    Reservation,
 )
 from lada_secure.privacy.released import Released, post_process
 
@@ -156,13 +156,12 @@ def _train(
 ) -> Distilled:
     released: Released[TrainingState] | None = None
     resumed_at = 0
-    paid: list[ReserveEntry] = []
     pace = TimeLeft(started_s=time.monotonic())
     starts = range(0, privacy.steps, settings.steps_per_reservation)
     for chunk, start in enumerate(starts):
         steps = min(settings.steps_per_reservation, privacy.steps - start)
 
-        def take_steps(steps: int = steps) -> TrainingState:
+        def take_steps(paid: Reservation, steps: int = steps) -> TrainingState:
             for _ in range(steps):
                 settings.ranks.tell(TakeStep())
                 loss = trainer.step()
@@ -174,8 +173,8 @@ def _train(
                             step=trainer.steps_done,
                             steps=privacy.steps,
                             public_loss=loss,
-                            epsilon=paid[-1].epsilon_after,
-                            study_epsilon=paid[-1].study_epsilon_after,
+                            epsilon=paid.entry.epsilon_after,
+                            study_epsilon=paid.entry.study_epsilon_after,
                             seconds_left=pace.after_step(time.monotonic(), steps_left=left),
                         )
                     )
@@ -187,7 +186,6 @@ def _train(
             encode=encode_state,
             decode=lambda raw: decode_state(raw, binding=binding),
             after=() if released is None else (released,),
-            on_reserved=paid.append,
         )
         if released.value.step != trainer.steps_done:
             trainer.restore(released.value)

@@ -10,7 +10,12 @@ import numpy as np
 from lada_secure.errors import LocalProtocolError
 from lada_secure.learnability.arrays import IntArray
 from lada_secure.privacy.events import gaussian_event
-from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, LedgerBook, ReleaseSpec
+from lada_secure.privacy.ledger import (
+    DISCRETE_GAUSSIAN,
+    LedgerBook,
+    ReleaseSpec,
+    Reservation,
+)
 from lada_secure.privacy.mechanisms import discrete_gaussian_vector
 from lada_secure.privacy.released import Released
 
@@ -57,7 +62,7 @@ def vector_spec(
 
 
 def release_vector(
-    exact: Callable[[], IntArray],
+    exact: Callable[[Reservation], IntArray],
     *,
     purpose: str,
     noise: VectorNoise,
@@ -71,8 +76,8 @@ def release_vector(
     """Pay, compute, add discrete Gaussian noise, commit.
 
     Args:
-        exact: the sums in steps; called only once the ledger has the reservation, and not at all
-            where this round's output is stored already. The caller answers for their sensitivity.
+        exact: the sums in steps, read against the ledger's reservation; not called at all where
+            this round's output is stored already. The caller answers for their sensitivity.
         finish: post-processing of the noised vector. encode, decode: the result to bytes and back.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
         `spec` is not what `vector_spec` makes of this noise. LedgerError: see
@@ -92,8 +97,8 @@ def release_vector(
             f"describe; build it with {purpose}_spec"
         )
 
-    def noised() -> T:
-        vector = discrete_gaussian_vector(exact(), sigma=noise.std)
+    def noised(paid: Reservation) -> T:
+        vector = discrete_gaussian_vector(exact(paid), sigma=noise.std)
         return finish(np.asarray(vector, dtype=np.int64))
 
     return book.release(spec, compute=noised, encode=encode, decode=decode, after=after)

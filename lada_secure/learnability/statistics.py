@@ -37,6 +37,7 @@ from lada_secure.learnability.stored_vectors import parse_vector, vector_bytes
 from lada_secure.privacy.ledger import (
     LedgerBook,
     ReleaseSpec,
+    Reservation,
 )
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit
@@ -195,7 +196,7 @@ def statistics_spec(
 
 
 def release_statistics(
-    compute: Callable[[], UnitStatistics],
+    compute: Callable[[Reservation], UnitStatistics],
     *,
     parameters: StatisticsParameters,
     book: LedgerBook,
@@ -219,8 +220,8 @@ def release_statistics(
     """
     bound = parameters.site_bound
 
-    def exact() -> IntArray:
-        found = compute()
+    def exact(paid: Reservation) -> IntArray:
+        found = compute(paid)
         _check_same(found, parameters)
         return found.vector
 

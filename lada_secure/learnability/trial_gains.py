@@ -32,6 +32,7 @@ from lada_secure.learnability.stored_vectors import parse_vector, vector_bytes
 from lada_secure.privacy.ledger import (
     LedgerBook,
     ReleaseSpec,
+    Reservation,
 )
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit
@@ -205,7 +206,7 @@ def trials_spec(
 
 
 def release_trials(
-    compute: Callable[[], UnitGains],
+    compute: Callable[[Reservation], UnitGains],
     *,
     parameters: TrialParameters,
     book: LedgerBook,
@@ -220,8 +221,8 @@ def release_trials(
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
     """
 
-    def exact() -> IntArray:
-        found = compute()
+    def exact(paid: Reservation) -> IntArray:
+        found = compute(paid)
         if found.parameters != parameters or found.vector.shape != (parameters.length,):
             raise LocalProtocolError("trials: the gains were made with other parameters")
         return found.vector

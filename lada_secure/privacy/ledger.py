@@ -321,11 +321,10 @@ class LedgerBook(Protocol):
         self,
         spec: ReleaseSpec,
         *,
-        compute: Callable[[], T],
+        compute: Callable[[Reservation], T],
         encode: Callable[[T], bytes],
         decode: Callable[[bytes], T],
         after: Sequence[Released[object]] = (),
-        on_reserved: Callable[[ReserveEntry], None] | None = None,
     ) -> Released[T]:
         """Reserve, compute, commit, and only then hand out the value: the way to a `Released`.
 
@@ -334,11 +333,11 @@ class LedgerBook(Protocol):
         left) or returns the committed value without touching a record.
 
         Args:
-            compute: reads the records and adds the noise that `spec.event` states; the caller
-                ensures that it does. Not called where an output is stored.
+            compute: reads the records against the reservation that it is given, and adds the
+                noise that `spec.event` states; the caller ensures that it does. Not called where
+                an output is stored.
             encode, decode: the value to bytes and back.
             after: earlier releases that `compute` also builds on, such as earlier chunks.
-            on_reserved: told what was paid, just before `compute` is called.
         """
         return release_through(
             self,
@@ -347,7 +346,6 @@ class LedgerBook(Protocol):
             encode=encode,
             decode=decode,
             after=after,
-            on_reserved=on_reserved,
         )
 
     def export_lines(self) -> bytes:

@@ -104,7 +104,7 @@ def decode_integers(raw: bytes) -> Integers:
 
 
 def release_discrete_gaussian(
-    book: LedgerBook, spec: ReleaseSpec, *, compute: Callable[[], Integers]
+    book: LedgerBook, spec: ReleaseSpec, *, compute: Callable[[Reservation], Integers]
 ) -> Released[Integers]:
     """Pay for, noise and release an integer statistic; the noise comes from `spec` alone.
 
@@ -122,7 +122,7 @@ def release_discrete_gaussian(
     std = check_std_steps(numeric_parameter(spec.parameters, "std"))
     return book.release(
         spec,
-        compute=lambda: discrete_gaussian_vector(compute(), sigma=std),
+        compute=lambda paid: discrete_gaussian_vector(compute(paid), sigma=std),
         encode=encode_integers,
         decode=decode_integers,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 if TYPE_CHECKING:
-    from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, ReserveEntry
+    from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, Reservation
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -158,11 +158,10 @@ def release_through(
     book: LedgerBook,
     spec: ReleaseSpec,
     *,
-    compute: Callable[[], T],
+    compute: Callable[[Reservation], T],
     encode: Callable[[T], bytes],
     decode: Callable[[bytes], T],
     after: Sequence[Released[object]] = (),
-    on_reserved: Callable[[ReserveEntry], None] | None = None,
 ) -> Released[T]:
     """Reserve, compute, commit, and only then hand out: `LedgerBook.release` calls this.
 
@@ -173,9 +172,7 @@ def release_through(
     reservation = book.reserve(spec)
     stored = reservation.stored_output
     if stored is None:
-        if on_reserved is not None:
-            on_reserved(reservation.entry)
-        stored = encode(compute())
+        stored = encode(compute(reservation))
         book.commit(reservation, stored)
     earlier = tuple(entry for one in after for entry in one.paid_by_all)
     return Released(

@@ -42,6 +42,7 @@ from lada_secure.learnability.trials import (
     useful_paths,
 )
 from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import Unit
 
 # The number of steps is the plan's, however few paths there are.
@@ -148,7 +149,7 @@ class Guidance:
         self,
         paths: Sequence[JudgedPath],
         examples: Sequence[PathExample],
-        units: Sequence[Unit],
+        records: PrivateRecords,
         *,
         book: LedgerBook,
         round_id: int,
@@ -185,9 +186,9 @@ class Guidance:
             for cluster, found in groups.items()
         }
         noised = release_trials(
-            lambda: measured_trials(
+            lambda paid: measured_trials(
                 self.model,
-                units,
+                records.units(paid),
                 students,
                 reference=self.reference,
                 parameters=parameters,

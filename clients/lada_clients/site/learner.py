@@ -62,9 +62,9 @@ from lada_secure.learnability.statistics import (
     statistics_spec,
 )
 from lada_secure.learnability.statistics_parameters import StatisticsParameters
-from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec
+from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released
-from lada_secure.privacy.units import Unit
 
 Distilling: TypeAlias = Callable[..., Distilled]
 
@@ -77,7 +77,7 @@ class SiteLearner:
     settings: SiteSettings
     pool: tuple[PoolSample, ...]
     clusters: Clusters
-    units: tuple[Unit, ...]
+    records: PrivateRecords
     held_out: tuple[Record, ...]
     memory: SiteMemory
     model: LanguageModel
@@ -93,7 +93,7 @@ class SiteLearner:
         settings: SiteSettings,
         pool: tuple[PoolSample, ...],
         clusters: Clusters,
-        units: tuple[Unit, ...],
+        records: PrivateRecords,
         held_out: tuple[Record, ...],
         memory: SiteMemory,
     ) -> SiteLearner:
@@ -117,7 +117,7 @@ class SiteLearner:
             settings=settings,
             pool=pool,
             clusters=clusters,
-            units=units,
+            records=records,
             held_out=held_out,
             memory=memory,
             model=model,
@@ -166,10 +166,10 @@ class SiteLearner:
             ),
         )
 
-    def _exact_statistics(self) -> UnitStatistics:
+    def _exact_statistics(self, paid: Reservation) -> UnitStatistics:
         return measured_statistics(
             self.model,
-            self.units,
+            self.records.units(paid),
             clusters=self.clusters,
             embedder=embedder(self.plan.embedder),
             loss_clip=self.plan.statistics.loss_clip,
@@ -258,7 +258,7 @@ class SiteLearner:
     ) -> Distilled:
         """One training of private records and pool paths, DESIGN step 9."""
         return distilling(
-            units=[private_unit(unit) for unit in self.units],
+            units=lambda paid: [private_unit(unit) for unit in self.records.units(paid)],
             pool=self._contrasted(
                 [self._path_example(one) for one in paths], [one.sample for one in paths]
             ),
@@ -293,7 +293,9 @@ class SiteLearner:
 
         def private_steps() -> Distilled:
             return distilling(
-                units=guidance.private_units(self.units, round_id=round_id),
+                units=lambda paid: guidance.private_units(
+                    self.records.units(paid), round_id=round_id
+                ),
                 pool=(),
                 settings=guidance.private_training(settings, round_id=round_id),
             )
@@ -303,7 +305,7 @@ class SiteLearner:
             guide = result.adapters.value
             self.memory.keep_guide(round_id, guide.data)
         judged = guidance.judge(paths, guide)
-        guidance.try_out(judged, examples, self.units, book=book, round_id=round_id)
+        guidance.try_out(judged, examples, self.records, book=book, round_id=round_id)
         places = guidance.passing(judged, probabilities)
         guidance.start(guide)
         guidance.teach(

@@ -44,6 +44,7 @@ from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
+from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released, post_process
 from lada_secure.privacy.units import bound_units
 
@@ -320,8 +321,10 @@ class Site:
                 settings=self.settings,
                 pool=pool,
                 clusters=clusters,
-                units=bound_units(
-                    records, max_records_per_unit=me.plan.privacy.max_records_per_unit
+                records=PrivateRecords(
+                    bound_units(
+                        records, max_records_per_unit=me.plan.privacy.max_records_per_unit
+                    )
                 ),
                 held_out=held_out,
                 memory=self.memory,

@@ -232,7 +232,7 @@ class SiteReleases:
         )
         spec = statistics_spec(parameters, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id)
         return release_statistics(
-            lambda: self._exact(scale=parameters.scale),
+            lambda _paid: self._exact(scale=parameters.scale),
             parameters=parameters,
             book=book,
             spec=spec,

@@ -88,7 +88,7 @@ class SiteTrials:
             noised = NoisedGains(vector=exact().vector, parameters=parameters)
         else:
             noised = release_trials(
-                exact,
+                lambda _paid: exact(),
                 parameters=parameters,
                 book=self.ledger,
                 spec=trials_spec(
