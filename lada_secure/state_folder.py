@@ -77,11 +77,18 @@ def _locked(folder: Path) -> BinaryIO:
         raise TransportError(f"cannot write {folder / LOCK_FILE}: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.close()
         raise ParameterError(
             f"{folder} is in use by another process of this party; stop it first. Two at once "
             "would send two different messages in one place"
+        ) from error
+    except OSError as error:
+        lock.close()
+        # Without a lock nobody could tell whether another process works here.
+        raise TransportError(
+            f"{folder / LOCK_FILE} cannot be locked: {error.strerror}; put state_dir on a file "
+            "system that has locks (a local disk, or a network share mounted with them)"
         ) from error
     return lock
 

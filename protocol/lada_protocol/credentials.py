@@ -6,6 +6,7 @@ coordinator, whatever holds their keys.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -64,6 +65,11 @@ def parse_passphrase(raw: bytes, *, where: str) -> Passphrase:
 
     Raises: ParameterError: shorter than 16 or longer than 1,024 bytes.
     """
+    if raw.startswith(codecs.BOM_UTF8):
+        raise ParameterError(
+            f"passphrase in {where}: it starts with a byte-order mark, which would be taken for "
+            "a part of it; save the file as UTF-8 without one"
+        )
     value = raw.strip()
     if not MIN_PASSPHRASE_BYTES <= len(value) <= MAX_PASSPHRASE_BYTES:
         raise ParameterError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from pathlib import Path
 from typing import Self, TypeVar
@@ -39,6 +40,10 @@ def parse_settings(raw: bytes, model: type[S], *, where: str) -> S:
     """
     if len(raw) > MAX_SETTINGS_BYTES:
         raise ParameterError(f"{where}: {len(raw)} bytes, at most {MAX_SETTINGS_BYTES}")
+    if raw.startswith(codecs.BOM_UTF8):
+        raise ParameterError(
+            f"{where}: the file starts with a byte-order mark; save it as UTF-8 without one"
+        )
     try:
         value = tomllib.loads(raw.decode("utf-8"))
     except ValueError as error:

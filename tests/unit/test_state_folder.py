@@ -1,5 +1,7 @@
 """A state folder belongs to one party, and one process at a time works in it."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import threading
@@ -111,3 +113,12 @@ def test_migrations_run_from_the_stored_version_one_by_one(stored, expected):
 def test_a_version_that_is_newer_or_none_is_refused(stored):
     with pytest.raises(ParameterError, match="file: "):
         versions_to_migrate(stored, current=3, where="file", refusal=ParameterError)
+
+
+def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(TransportError, match="cannot be locked: No locks available"):
+        hold(tmp_path).__enter__()

@@ -173,6 +173,11 @@ def test_keys_are_encrypted_where_there_is_a_passphrase(tmp_path, monkeypatch):
     assert load_credentials(identity, passphrase=read_passphrase(file)).name == SITE
 
 
+def test_a_byte_order_mark_is_no_part_of_a_passphrase():
+    with pytest.raises(ParameterError, match="byte-order mark"):
+        parse_passphrase(b"\xef\xbb\xbfexample-passphrase-of-32-letters", where="test")
+
+
 @pytest.mark.parametrize("raw", [b"", b"short", b" " * 40, b"x" * 2000])
 def test_a_passphrase_that_is_short_is_refused_without_showing_it(raw):
     with pytest.raises(ParameterError, match="expected 16 to 1024 bytes") as refused:

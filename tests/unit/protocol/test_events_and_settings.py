@@ -115,6 +115,7 @@ def test_settings_are_read_and_paths_are_beside_the_file() -> None:
         (b'name = "x"\nfolder = "y"\nsize = "big"\n', "size:"),
         (b"name = \n", "not TOML"),
         (b"\xff", "not TOML"),
+        (b'\xef\xbb\xbfname = "site"\n', "byte-order mark"),
         (b"#" * (MAX_SETTINGS_BYTES + 1), "at most"),
     ],
 )
