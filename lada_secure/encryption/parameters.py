@@ -180,7 +180,7 @@ class OpeningParameters:
     def __post_init__(self) -> None:
         digest = _digest(
             {
-                "format": "lada/1/opening",
+                "format": "lada/2/opening",
                 "length": self.length,
                 "sum_bound": self.sum_bound,
                 "poly_modulus_degree": self.poly_modulus_degree,
@@ -260,7 +260,7 @@ class ScoringParameters:
     def __post_init__(self) -> None:
         digest = _digest(
             {
-                "format": "lada/1/scoring",
+                "format": "lada/2/scoring",
                 "cells": self.cells,
                 "row_bound": self.row_bound,
                 "poly_modulus_degree": POLY_MODULUS_DEGREE,

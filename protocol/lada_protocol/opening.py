@@ -120,7 +120,7 @@ def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str)
     """What the pairwise masks are derived for: study, plan, roster, round, attempt, purpose."""
     return canonical_json(
         {
-            "protocol": "lada/1/mask",
+            "protocol": "lada/2/mask",
             "study_id": plan.study_id,
             "plan_hash": plan.hash,
             "roster_hash": roster.hash,

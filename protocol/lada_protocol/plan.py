@@ -42,7 +42,11 @@ def _with_tuple(value: object, name: str) -> object:
 
 
 class PrivacyPlan(_Part):
-    """The guarantee of the whole study, per site: (epsilon_cap, target_delta)-DP."""
+    """The guarantee of the whole study, per site: (epsilon_cap, target_delta)-DP.
+
+    ledger_time_step_s: the times of ledger entries are whole multiples of it, so that they do not
+    say how long the work on some person's records took.
+    """
 
     adjacency: Literal["add_or_remove_one_unit"] = "add_or_remove_one_unit"
     unit: Annotated[str, Field(min_length=1, max_length=40)]
@@ -50,6 +54,7 @@ class PrivacyPlan(_Part):
     epsilon_cap: Positive
     max_records_per_unit: Count
     max_units: Count
+    ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = 3600
 
 
 class StatisticsPlan(_Part):
@@ -214,7 +219,7 @@ class StudyPlan(_Part):
     A plan without `uplink` or `guide` has none; the field is left out of its bytes, never null.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     study_id: StudyId
     title: Annotated[str, Field(max_length=200)]
     coordinator: PartyId

@@ -114,7 +114,7 @@ class Record:
 
     def kept(self, site: str, name: str) -> Any:
         """One of a site's small files; None where there is none."""
-        path = self.state(site) / name
+        path = self.federation.layout.site(site).study / name
         return json.loads(path.read_bytes()) if path.exists() else None
 
     def released(self, site: str, round_id: int, purpose: str, chunk: int = 0) -> bytes:
@@ -294,7 +294,7 @@ class SiteAgain:
     def _same(self, name: str) -> bool:
         """Whether the site's file says what the new one says."""
         again = self.learner.memory.folder / name
-        theirs = self.record.state(self.site) / name
+        theirs = self.record.federation.layout.site(self.site).study / name
         return theirs.exists() and again.read_bytes() == theirs.read_bytes()
 
     def _learn(self, round_id: int, noised: NoisedStatistics) -> None:
@@ -308,7 +308,8 @@ class SiteAgain:
         before = learner._losses(examples)
         kept = learner.allocator.screen(probability(before))
         weights = (
-            self.record.state(self.site) / f"adapters-round-{round_id}.safetensors"
+            self.record.federation.layout.site(self.site).study
+            / f"adapters-round-{round_id}.safetensors"
         ).read_bytes()
         load_adapters(learner.model, AdapterWeights(data=weights))
         after = learner._losses(examples)

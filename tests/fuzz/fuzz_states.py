@@ -150,7 +150,7 @@ class PartyStates:
             client=self._client,
             signing_key=recording.credentials[self._party.id].signing_key,
             certificate=recording.certificate(self._party.id),
-            outbox=Outbox(folder=folder / "outbox", roster=recording.roster),
+            outbox=Outbox(folder=folder, roster=recording.roster),
             events=silent(self._party.id),
         )
         if until > 1:
@@ -179,7 +179,7 @@ class PartyStates:
     def _fill(self, folder: Path, until: int) -> None:
         """What the party had on disk at that moment."""
         recording = self._study.recording
-        outbox = Outbox(folder=folder / "outbox", roster=recording.roster)
+        outbox = Outbox(folder=folder, roster=recording.roster)
         folder.mkdir()
         ledgers: dict[str, bytes] = {}
         answered = {

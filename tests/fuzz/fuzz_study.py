@@ -163,7 +163,7 @@ class Recording:
             client=client,
             signing_key=self.credentials[party].signing_key,
             certificate=self.certificate(party),
-            outbox=Outbox(folder=folder / "outbox", roster=self.roster),
+            outbox=Outbox(folder=folder, roster=self.roster),
             events=silent(party),
         )
 

@@ -112,7 +112,7 @@ def check_message(header_text: str, signature: str, roster: Any, roster_hash: st
     need(header["roster_hash"] == roster_hash, "another roster")
     key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(party["signing_key"]))
     try:
-        key.verify(bytes.fromhex(signature), b"lada/1/" + header_text.encode("ascii"))
+        key.verify(bytes.fromhex(signature), b"lada/2/" + header_text.encode("ascii"))
     except (InvalidSignature, ValueError) as error:
         raise WrongVectorError("signature") from error
     return header

@@ -47,6 +47,7 @@ def run_auditor(settings_path: Path) -> None:
         for folder in (settings.state_dir, settings.export_dir):
             sweep_parts(folder)
         participant.join(wait_s=settings.wait_s)
+        participant.open_folder()
         ledgers = LedgerCopies(folder=settings.state_dir / "ledgers" / participant.plan.study_id)
         auditor = Auditor(
             participant=participant,

@@ -54,8 +54,7 @@ class SiteOpening:
         difference of two masks to whoever sees both sums."""
         return MaskKey.from_secret_bytes(
             self.secrets.once(
-                f"mask-{self.participant.plan.hash[:16]}-{attempt.round_id}-{attempt.purpose}"
-                f"-{attempt.number}",
+                f"mask-{attempt.round_id}-{attempt.purpose}-{attempt.number}",
                 lambda: MaskKey.generate().to_secret_bytes(),
             )
         )

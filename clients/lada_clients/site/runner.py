@@ -58,6 +58,7 @@ def _take_part(settings: SiteSettings, policy: SitePolicy) -> None:
 
     with _joined(settings, policy) as participant:
         sweep_parts(settings.state_dir)
+        folder = participant.open_folder()
         try:
             cap = min(participant.plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
             with (
@@ -69,8 +70,8 @@ def _take_part(settings: SiteSettings, policy: SitePolicy) -> None:
                     settings=settings,
                     policy=policy,
                     book=book,
-                    secrets=_secrets(settings),
-                    memory=SiteMemory(folder=settings.state_dir),
+                    secrets=SecretFolder(folder=folder / "secrets"),
+                    memory=SiteMemory(folder=folder),
                     now=_now,
                     approved=lambda study, plan_hash: approved_by_person(book, study, plan_hash),
                     watcher=display,

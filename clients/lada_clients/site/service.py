@@ -97,7 +97,7 @@ class Site:
     def _forget_keys(self) -> None:
         """Every mask and query of the study was used; no later message needs their keys."""
         for use in ("mask", "scores"):
-            self.secrets.forget(f"{use}-{self.participant.plan.hash[:16]}-")
+            self.secrets.forget(f"{use}-")
 
     def _carry_out(self, task: SiteTask) -> None:
         events, client = self.participant.events, self.participant.client
@@ -228,7 +228,7 @@ class Site:
         plan = self.participant.plan
         cells = plan.allocation.clusters * plan.allocation.difficulty_bins
         raw = self.secrets.once(
-            f"scores-{plan.hash[:16]}-{round_id}",
+            f"scores-{round_id}",
             lambda: ScoringKey.generate(cells, row_bound=1).to_bytes(),
         )
         return ScoringKey.from_bytes(raw)

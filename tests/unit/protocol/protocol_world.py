@@ -297,7 +297,7 @@ def make_participant(cast_: Cast, board: MemoryBoard, party: str, folder: Path) 
         client=cast(BoardClient, MemoryClient(board, cast_.roster.party(party))),
         signing_key=cast_.keys[party],
         certificate=cast_.certificates[party],
-        outbox=Outbox(folder=folder / "outbox", roster=cast_.roster),
+        outbox=Outbox(folder=folder, roster=cast_.roster),
         events=EventLog(party=party, sink=lambda _line: None, clock=lambda: 0.0),
     )
 

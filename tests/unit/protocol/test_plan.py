@@ -87,7 +87,10 @@ def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("version", 2),
+        ("version", 1),
+        ("privacy.ledger_time_step_s", 0),
+        ("privacy.ledger_time_step_s", 86_401),
+        ("privacy.ledger_time_step_s", None),
         ("version", None),
         ("study_id", ".."),
         ("study_id", "a/b"),
