@@ -43,7 +43,7 @@ def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -
         if not closed and index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id):
             return CloseRound(round_id=round_id)
         current = round_id + 1 if closed else current
-    over = study_over(index, roster)
+    over = study_over(index, plan=plan, roster=roster)
     if over is not None:
         return over
     return Wait(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lada_protocol.completion import missing_from_round
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import CohortBody, InquiryBody, fault_of, parse_body
@@ -41,7 +44,7 @@ def next_coordinator_task(
         first round.
     """
     coordinator, auditor = roster.coordinator.id, roster.auditor.id
-    over = study_over(index, roster)
+    over = study_over(index, plan=plan, roster=roster)
     if over is not None:
         return over
     if index.find(Kind.CLUSTERS, sender=coordinator) is None:
@@ -134,6 +137,10 @@ def _closing_task(
         late = _without(index, Kind.TRAINED, present, round_id)
         if late:
             return Wait(step="distillation", round_id=round_id, awaited="training", parties=late)
+        if len(cohort) - len(_without(index, Kind.TRAINED, cohort, round_id)) < plan.min_cohort:
+            # What was paid for is spent, and nobody may take it for a study that was carried out.
+            missing = missing_from_round(index, round_id, plan=plan, roster=roster)
+            return GiveUp(code="cohort_too_small", message=missing)
         if plan.uplink_in(round_id) is not None:
             task = _uplink_task(index, plan, roster, round_id, tuple(present), given_up)
             if task is not None:
@@ -147,7 +154,8 @@ def _closing_task(
     late = _without(index, Kind.CLOSE, signers, round_id)
     if late:
         return Wait(step="close", round_id=round_id, awaited="signatures", parties=late)
-    return None
+    missing = missing_from_round(index, round_id, plan=plan, roster=roster)
+    return GiveUp(code="cohort_too_small", message=missing) if missing else None
 
 
 def _uplink_task(
@@ -182,7 +190,7 @@ def _uplink_task(
 
 
 def _without(
-    index: MessageIndex, kind: Kind, senders: list[str], round_id: int, *, to: str = ""
+    index: MessageIndex, kind: Kind, senders: Sequence[str], round_id: int, *, to: str = ""
 ) -> tuple[str, ...]:
     """Those of `senders` that have not sent a message of this kind in this round."""
     return tuple(

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
+from lada_protocol.completion import Outcome, ending_of
 from lada_protocol.envelope import envelope_from_line
 from lada_protocol.exported_study import (
     CA_FILE,
@@ -54,13 +56,19 @@ from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
 
 MAX_MESSAGES_BYTES = 1 << 30
+ENDINGS: Final[Mapping[Outcome, str]] = {
+    "finished": "finished",
+    "failed": "failed",
+    "unfinished": "did not finish",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What was checked, and everything that was wrong, each with the file and entry named.
 
-    `study` is None where roster, plan or messages could not be read.
+    `study` is None where roster, plan or messages could not be read. That a study did not finish is
+    among the faults: evidence of it may be whole, and yet nobody may take it for one that did.
     """
 
     study: ExportedStudy | None
@@ -69,6 +77,7 @@ class Verdict:
     openings: int
     messages: int
     ledgers: Mapping[str, LedgerSummary]
+    outcome: Outcome
     faults: tuple[str, ...]
 
     @property
@@ -104,11 +113,18 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     check_openings(study, ledgers, faults)
     check_uplinks(study, faults)
     check_transcripts(study, faults)
-    return _verdict(study, summaries, faults)
+    ending = ending_of(index, plan=plan, roster=roster)
+    if ending.outcome != "finished":
+        faults.add(MESSAGES_FILE, f"the study {ENDINGS[ending.outcome]}: {ending.reason}")
+    return _verdict(study, summaries, faults, outcome=ending.outcome)
 
 
 def _verdict(
-    study: ExportedStudy | None, ledgers: Mapping[str, LedgerSummary], faults: Faults
+    study: ExportedStudy | None,
+    ledgers: Mapping[str, LedgerSummary],
+    faults: Faults,
+    *,
+    outcome: Outcome = "unfinished",
 ) -> Verdict:
     index = study.index if study else None
     kinds = [one.kind for one in index] if index else []
@@ -119,6 +135,7 @@ def _verdict(
         openings=kinds.count(Kind.OPENED),
         messages=len(kinds),
         ledgers=ledgers,
+        outcome=outcome,
         faults=tuple(faults.found),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lada_protocol.completion import ending_of
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import InquiryBody, fault_of, parse_body
@@ -28,7 +29,7 @@ def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site
 
     Raises: PeerError where the coordinator's messages break the protocol.
     """
-    over = study_over(index, roster)
+    over = study_over(index, plan=plan, roster=roster)
     if over is not None:
         return over
     if index.find(Kind.REFUSAL, sender=site) is not None:
@@ -45,14 +46,14 @@ def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site
     return Wait(step="close", round_id=plan.rounds - 1, awaited="the end", parties=(coordinator,))
 
 
-def study_over(index: MessageIndex, roster: Roster) -> Done | None:
-    """Whether the coordinator has ended the study."""
+def study_over(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Done | None:
+    """Whether the coordinator has ended the study; "finished" counts only where it was."""
     coordinator = roster.coordinator.id
     failed = index.find(Kind.FAILED, sender=coordinator)
     if failed is not None:
         return Done(failure=fault_of(failed))
     if index.find(Kind.FINISHED, sender=coordinator) is not None:
-        return Done()
+        return Done(failure=ending_of(index, plan=plan, roster=roster).reason or None)
     return None
 
 

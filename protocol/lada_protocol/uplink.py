@@ -49,13 +49,13 @@ def uplink_of(plan: StudyPlan) -> UplinkPlan:
 def split_pool(plan: StudyPlan) -> PoolSplit:
     """Hold-out and candidates: a public function of the plan, the same at every party.
 
-    Samples in the order of SHA-256("lada/2/uplink/" pool_sha256 "/" index): the first are held
+    Samples in the order of SHA-256("lada/1/uplink/" pool_sha256 "/" index): the first are held
     out, the next are candidates.
     """
     uplink = uplink_of(plan)
 
     def rank(index: int) -> str:
-        text = f"lada/2/uplink/{plan.pool_sha256}/{index}"
+        text = f"lada/1/uplink/{plan.pool_sha256}/{index}"
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     order = sorted(range(plan.pool_size), key=rank)

@@ -23,6 +23,7 @@ from protocol_world import (
     training_spec,
 )
 
+from lada_clients.auditor.export import write_export
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -612,3 +613,17 @@ def bring_together(world: World, attempt: Attempt, cohort: tuple[str, ...]) -> N
         world.sites[name].me.sync()
         world.sites[name].carry_out(Contribute(attempt=attempt, cohort=cohort))
     world.coordinator.sync()
+
+
+def exported(world: World, folder: Path) -> dict[str, bytes]:
+    """The auditor's export of a study, by file."""
+    identity = folder / "identity"
+    identity.mkdir(parents=True)
+    (identity / "ca.crt").write_bytes(world.cast.ca_pem)
+    out = folder / "export"
+    write_export(out, world.auditor.participant, world.auditor.ledgers, identity=identity)
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }

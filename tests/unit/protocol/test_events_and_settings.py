@@ -111,7 +111,11 @@ def test_a_tilde_is_the_home_folder_and_never_a_folder_of_that_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", "/home/mira")
-    for written, found in (("~/state", "/home/mira/state"), ("~", "/home/mira"), ("a~", "/base/a~")):
+    for written, found in (
+        ("~/state", "/home/mira/state"),
+        ("~", "/home/mira"),
+        ("a~", "/base/a~"),
+    ):
         settings = Example(name="x", folder=Path(written))
         assert settings.beside(Path("/base")).folder == Path(found)
 
