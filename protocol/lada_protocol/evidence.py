@@ -49,7 +49,12 @@ from lada_protocol.messages import (
 )
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.roster import Party, Roster, parse_roster
-from lada_protocol.round_evidence import check_openings, check_transcripts, check_uplinks
+from lada_protocol.round_evidence import (
+    check_openings,
+    check_trainings,
+    check_transcripts,
+    check_uplinks,
+)
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, PeerError
 from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
@@ -111,6 +116,7 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     _check_certificates(study, faults)
     ledgers, summaries = _check_ledgers(study, faults)
     check_openings(study, ledgers, faults)
+    check_trainings(study, ledgers, faults)
     check_uplinks(study, faults)
     check_transcripts(study, faults)
     ending = ending_of(index, plan=plan, roster=roster)
