@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lada_secure.canonical import Json, sha256_hex
 from lada_secure.distillation.canaries import CanaryRun, canary_room
@@ -35,7 +34,7 @@ from lada_secure.privacy.empirical import (
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import MAX_CAP, BudgetCaps
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 Attack: TypeAlias = Literal["updates", "adapters"]
 ATTACKS: Final[tuple[Attack, ...]] = ("updates", "adapters")
@@ -313,16 +312,10 @@ def _plan_hash() -> str:
 
 def _private_ledger(delta: float) -> MemoryLedger:
     """A ledger with all rules that nobody else sees and that pays for nothing that leaves."""
-    key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site=_STUDY,
-            population=_STUDY,
-            public_key=key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
-        ),
-        signing_key=key,
+        identity=LedgerIdentity.new(site=_STUDY, population=_STUDY),
+        signing_key=Ed25519PrivateKey.generate(),
         caps=BudgetCaps(target_delta=delta, total_epsilon=MAX_CAP, study_epsilon=MAX_CAP),
-        data_fingerprint=_plan_hash(),
         clock=lambda: datetime.now(UTC),
     )
     book.decide(

@@ -57,7 +57,8 @@ from lada_protocol.round_evidence import (
 )
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, PeerError
-from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
+from lada_secure.privacy.entries import LedgerEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
 
 MAX_MESSAGES_BYTES = 1 << 30

@@ -20,7 +20,7 @@ from lada_protocol.kinds import Kind, may_read
 from lada_protocol.opening import purpose_parameters
 from lada_secure.encryption.parameters import OpeningParameters
 from lada_secure.errors import LadaError, LocalProtocolError, ParameterError, PeerError
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 _FIRST_NEW = 1_000
 

@@ -44,7 +44,7 @@ from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.learnability.cells import fit_clusters
 from lada_secure.learnability.embedding import embedder
 from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_server.callers import Callers
 from lada_server.calls import BoardCalls
 from lada_server.coordinator import Coordinator

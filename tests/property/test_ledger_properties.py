@@ -8,10 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from lada_secure.privacy.countersignature import parse_countersignature
 
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
-from lada_secure.privacy.countersignature import parse_countersignature
 from lada_secure.privacy.entries import LedgerIdentity, format_ledger_lines, parse_ledger_lines
 from lada_secure.privacy.events import (
     PrivacyEvent,
@@ -21,7 +21,7 @@ from lada_secure.privacy.events import (
     parse_event,
 )
 from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.verification import verify_ledger
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")

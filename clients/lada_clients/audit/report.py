@@ -7,6 +7,7 @@ form of `privacy-report.json`; fields are only ever added, a change of meaning r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
@@ -24,10 +25,12 @@ from lada_secure.privacy.entries import (
     DecisionEntry,
     LedgerEntry,
     ReserveEntry,
-    parse_ledger_lines,
+    ResumeEntry,
+    StudyEntry,
 )
 from lada_secure.privacy.events import ComposedEvent, DpSgdEvent
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import LedgerSummary
 
 SCHEMA_VERSION: Final = 1
@@ -63,8 +66,9 @@ class Release(_Part):
     `index` is its entry in the ledger. Times are UTC. `cost` is `epsilon_after` less
     `epsilon_before`, over all studies, at `target_delta`. `noise_multiplier` is noise std over
     sensitivity. `sampling_probability` and `steps` are null where nobody was sampled.
-    `committed`, `output_sha256`, `output_bytes` are null where no output was stored (a crash, or
-    work in progress); it counts as spent all the same.
+    `resumes` counts how often it was used again after a failure, at no cost. `output_commitment`
+    is null where no output was stored (a crash, or work in progress); it counts as spent all the
+    same.
     """
 
     index: int
@@ -91,9 +95,8 @@ class Release(_Part):
     epsilon_rdp_after: float
     total_cap: float
     study_cap: float
-    committed: str | None
-    output_sha256: str | None
-    output_bytes: int | None
+    resumes: int
+    output_commitment: str | None
 
 
 class PurposeSpending(_Part):
@@ -265,6 +268,7 @@ def _left(cap: float, spent: float) -> float:
 
 def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
     commits = {one.reserve_hash: one for one in entries if isinstance(one, CommitEntry)}
+    resumes = Counter(one.reserve_hash for one in entries if isinstance(one, ResumeEntry))
     before = 0.0
     study_before: dict[str, float] = {}
     found: list[Release] = []
@@ -276,6 +280,7 @@ def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
                     before=before,
                     study_before=study_before.get(one.study_id, 0.0),
                     commit=commits.get(one.entry_hash),
+                    resumes=resumes[one.entry_hash],
                 )
             )
             before = one.epsilon_after
@@ -284,7 +289,12 @@ def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
 
 
 def _release(
-    entry: ReserveEntry, *, before: float, study_before: float, commit: CommitEntry | None
+    entry: ReserveEntry,
+    *,
+    before: float,
+    study_before: float,
+    commit: CommitEntry | None,
+    resumes: int,
 ) -> Release:
     # The rules of a ledger allow one part only; see `check_mechanism`.
     part = entry.event.parts[0] if isinstance(entry.event, ComposedEvent) else entry.event
@@ -315,9 +325,8 @@ def _release(
         epsilon_rdp_after=entry.epsilon_rdp_after,
         total_cap=entry.total_cap,
         study_cap=entry.study_cap,
-        committed=commit.time if commit else None,
-        output_sha256=commit.output_sha256 if commit else None,
-        output_bytes=commit.output_bytes if commit else None,
+        resumes=resumes,
+        output_commitment=commit.output_commitment if commit else None,
     )
 
 
@@ -325,7 +334,7 @@ def _studies(
     entries: Sequence[LedgerEntry], releases: Sequence[Release]
 ) -> tuple[StudySpending, ...]:
     found: list[StudySpending] = []
-    for study_id in dict.fromkeys(one.study_id for one in entries):
+    for study_id in dict.fromkeys(one.study_id for one in entries if isinstance(one, StudyEntry)):
         decisions = [
             one for one in entries if isinstance(one, DecisionEntry) and one.study_id == study_id
         ]
@@ -357,7 +366,7 @@ def _purposes(
             PurposeSpending(
                 purpose=purpose,
                 releases=len(own),
-                uncommitted=sum(one.committed is None for one in own),
+                uncommitted=sum(one.output_commitment is None for one in own),
                 first=own[0].time,
                 last=own[-1].time,
                 cost=sum(one.cost for one in own),

@@ -88,7 +88,9 @@ def _tiles(report: PrivacyReport) -> str:
         )
         named.append(("Counted at delta", plain_number(highest.target_delta or 0.0)))
     named.append(("Payments in the ledgers", str(len(releases))))
-    named.append(("Paid, but nothing left", str(sum(one.committed is None for one in releases))))
+    named.append(
+        ("Paid, but nothing left", str(sum(one.output_commitment is None for one in releases)))
+    )
     named.append(("Sums opened", str(len(report.openings))))
     if cohorts:
         named.append(("Fewest sites in a sum", str(min(cohorts))))
@@ -309,7 +311,7 @@ def _how(releases: Sequence[Release]) -> str:
             f"{steps} steps; every {first.unit} took part in each with probability {chance}."
         )
     sentences.append(f"Unit: one {first.unit}, added or removed with all its records.")
-    lost = sum(one.committed is None for one in releases)
+    lost = sum(one.output_commitment is None for one in releases)
     if lost:
         sentences.append(f"{lost} of the payments led to no output; they count as spent.")
     return " ".join(sentences)
@@ -328,7 +330,7 @@ def _payments(site: SiteReport) -> str:
             _figure(one.epsilon_after),
             _figure(one.cost),
             plain_number(one.target_delta),
-            "none" if one.output_sha256 is None else one.output_sha256[:12],
+            "none" if one.output_commitment is None else one.output_commitment[:12],
         ]
         for one in site.releases
     ]

@@ -9,7 +9,8 @@ from lada_clients.outbox import write_atomically
 from lada_protocol.messages import LedgerBody
 from lada_protocol.roster import Party
 from lada_secure.errors import LedgerError, PeerError, TransportError
-from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
+from lada_secure.privacy.entries import LedgerEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import verify_ledger
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024

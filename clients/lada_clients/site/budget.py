@@ -104,7 +104,7 @@ def read_budget(settings_path: Path) -> SiteBudget:
         )
     with open_ledger_reader(path) as ledger:
         entries, lines = ledger.entries(), ledger.export_lines()
-        key = ledger.identity.public_key
+        key = ledger.public_key
     # A policy may have been tightened since; the ledger is held to the caps that it recorded.
     summary = verify_ledger(entries, public_key=key, caps=None)
     return SiteBudget(summary=summary, policy=policy, lines=lines)

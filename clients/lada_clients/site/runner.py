@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from lada_secure.privacy.units import population_fingerprint
 from lada_secure.state_folder import check_state_folder, held_state_folder
 
 FINGERPRINT_KEY_BYTES = 32
+LEDGER_TIME_STEP_S = 60
 
 
 def run_site(settings_path: Path) -> None:
@@ -213,14 +214,15 @@ def _open_ledger(
     key = _secrets(settings).once(
         "fingerprint.key", lambda: secrets.token_bytes(FINGERPRINT_KEY_BYTES)
     )
-    clock: Callable[[], datetime] = _now
     with SqliteLedger(
         ledger_path(settings, policy),
         site=settings.party,
         population=policy.population,
         signing_key=participant.signing_key,
         caps=study_caps(plan, policy),
-        data_fingerprint=population_fingerprint(read_records(settings.records), key=key),
-        clock=clock,
+        clock=_now,
+        time_step_s=LEDGER_TIME_STEP_S,
     ) as ledger:
+        fingerprint = population_fingerprint(read_records(settings.records), key=key)
+        ledger.note_data(plan.study_id, fingerprint)
         yield ledger

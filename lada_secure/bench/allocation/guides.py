@@ -40,7 +40,7 @@ from lada_secure.learnability.statistics import (
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.units import Unit, bound_units
 
 PLAN_HASH = "00" * 32
@@ -50,14 +50,10 @@ _EXACT_SCALE = 120
 
 def memory_ledger(*, name: str, cap: float, delta: float) -> MemoryLedger:
     """A ledger of a simulated site that has approved the study."""
-    key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site=name, population=f"{name}.records", public_key=key.public_key().public_bytes_raw()
-        ),
-        signing_key=key,
+        identity=LedgerIdentity.new(site=name, population=f"{name}.records"),
+        signing_key=Ed25519PrivateKey.generate(),
         caps=BudgetCaps(target_delta=delta, total_epsilon=cap, study_epsilon=cap),
-        data_fingerprint="00" * 32,
         clock=lambda: datetime.now(UTC),
     )
     book.decide(

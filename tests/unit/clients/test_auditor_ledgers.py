@@ -16,7 +16,7 @@ from lada_secure.errors import PeerError
 from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, format_ledger_lines
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 KEY = Ed25519PrivateKey.generate()
 NOW = datetime(2026, 2, 1, tzinfo=UTC)

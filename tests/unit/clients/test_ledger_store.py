@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from lada_secure.privacy.countersignature import countersign
 from ledger_store_world import AUDITOR_KEY, CAPS, PLAN, SITE_KEY, approve, now, open_ledger, spec
 
 from lada_clients.site.ledger_store import SqliteLedger
@@ -22,7 +23,6 @@ from lada_secure.errors import (
     PrivacyBudgetExceeded,
     TransportError,
 )
-from lada_secure.privacy.countersignature import countersign
 from lada_secure.privacy.entries import parse_ledger_lines
 from lada_secure.privacy.ledger import BudgetCaps
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger

@@ -26,7 +26,7 @@ from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 POOL = tuple(
     PoolSample(sample_id=f"s{at}", question=f"question {at}", choices=(), answer="9")

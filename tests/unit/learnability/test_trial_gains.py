@@ -31,7 +31,7 @@ from lada_secure.learnability.trial_gains import (
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps, ReserveEntry
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.units import Unit
 
 ALPHA = 1e-6

@@ -43,7 +43,7 @@ from lada_secure.learnability.statistics_parameters import (
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, ReserveEntry
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.released import Released
 from lada_secure.privacy.units import Unit, bound_units
 

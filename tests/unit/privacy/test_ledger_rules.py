@@ -8,6 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from lada_secure.privacy.countersignature import (
+    Countersignature,
+    check_countersignature,
+    countersign,
+    parse_countersignature,
+)
 from ledger_world import (
     AUDITOR_KEY,
     CAPS,
@@ -27,12 +33,6 @@ from ledger_world import (
 
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.countersignature import (
-    Countersignature,
-    check_countersignature,
-    countersign,
-    parse_countersignature,
-)
 from lada_secure.privacy.entries import (
     CommitEntry,
     LedgerEntry,
@@ -43,7 +43,7 @@ from lada_secure.privacy.entries import (
 )
 from lada_secure.privacy.events import composed_event, dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import BudgetCaps, LedgerHead, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
 
 SITE = IDENTITY.public_key

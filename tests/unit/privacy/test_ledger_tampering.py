@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from lada_secure.privacy.countersignature import countersign
 from ledger_world import (
     AUDITOR_KEY,
     CAPS,
@@ -19,9 +20,8 @@ from ledger_world import (
 )
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.countersignature import countersign
 from lada_secure.privacy.entries import format_ledger_lines, parse_ledger_lines, sign_entry
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.verification import verify_ledger
 
 LEDGER = sample_ledger()

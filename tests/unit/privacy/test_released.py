@@ -14,7 +14,7 @@ from mypy import api
 
 from lada_secure.errors import LocalProtocolError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.released import Released, combine, post_process, require_released
 
 

@@ -51,7 +51,7 @@ from lada_secure.learnability.statistics_parameters import l2_sensitivity, noise
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 CAPS = BudgetCaps(target_delta=1e-5, total_epsilon=50.0, study_epsilon=8.0)

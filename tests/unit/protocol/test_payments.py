@@ -20,7 +20,7 @@ from lada_protocol.payments import check_payment
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
 from lada_secure.errors import PeerError
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 PLAN = make_plan()
 
