@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lada_protocol.admission import admission_of, refused_admission
 from lada_protocol.completion import missing_from_round
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
@@ -70,23 +71,29 @@ def next_coordinator_task(
 def _accepted(
     index: MessageIndex, plan: StudyPlan, roster: Roster, given_up: frozenset[tuple[int, str]]
 ) -> tuple[str, ...] | Wait | GiveUp:
-    """The sites that take part in the study, once every site has answered or been given up."""
-    accepted, refused, silent = [], [], []
+    """The sites that take part: admitted by the auditor, once all have answered or are given up."""
+    auditor = roster.auditor.id
+    accepted, refused, silent, unanswered = [], [], [], []
     for party in roster.sites:
-        if index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
-            accepted.append(party.id)
-        elif (refusal := index.find(Kind.REFUSAL, sender=party.id)) is not None:
+        refusal = index.find(Kind.REFUSAL, sender=party.id)
+        refusal = refusal or refused_admission(index, party.id, roster=roster)
+        if refusal is not None:
             refused.append(f"{party.id}: {fault_of(refusal)}")
+        elif admission_of(index, party.id, roster=roster) is not None:
+            accepted.append(party.id)
+        elif index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
+            unanswered.append(party.id)
         elif (-1, party.id) not in given_up:
             silent.append(party.id)
-    if silent and len(accepted) < plan.max_cohort:
+    if silent and len(accepted) + len(unanswered) < plan.max_cohort:
         return Wait(step="plan", round_id=0, awaited="answers to the plan", parties=tuple(silent))
+    if unanswered and (-1, auditor) not in given_up:
+        return Wait(step="plan", round_id=0, awaited="admissions", parties=(auditor,))
     if len(accepted) < plan.min_cohort:
         reasons = f" ({'; '.join(refused)})" if refused else ""
         return GiveUp(
             code="cohort_too_small",
-            message=f"{len(accepted)} sites accepted the plan, {plan.min_cohort} are needed"
-            f"{reasons}",
+            message=f"{len(accepted)} sites take part, {plan.min_cohort} are needed{reasons}",
         )
     return tuple(sorted(accepted))
 

@@ -35,6 +35,7 @@ class Kind(StrEnum):
     CLUSTERS = "clusters"
     OPENING_KEY = "opening_key"
     ACCEPTANCE = "acceptance"
+    ADMISSION = "admission"
     REFUSAL = "refusal"
     COHORT = "cohort"
     MASK_KEY = "mask_key"
@@ -86,6 +87,7 @@ RULES: dict[Kind, KindRules] = {
     Kind.CLUSTERS: _rules(_C, max_payload_bytes=16 * MIB),
     Kind.OPENING_KEY: _rules(_A, max_payload_bytes=2 * MIB),
     Kind.ACCEPTANCE: _rules(_S),
+    Kind.ADMISSION: _rules(_A),
     Kind.REFUSAL: _rules(_A, _S),
     Kind.COHORT: _rules(_C),
     Kind.MASK_KEY: _rules(_S),

@@ -45,10 +45,29 @@ class OpeningKeyBody(Body):
 
 
 class AcceptanceBody(Body):
-    """acceptance: the site's signature over the plan hash, with its certificate and ledger head."""
+    """acceptance: the site's signature over the plan hash, and the ledger that it will pay from.
+
+    ledger_id, head_index, head_hash: the population's ledger with the decision on this plan.
+    new_ledger: whether nothing was ever reserved in it and nothing carried into it.
+    """
 
     certificate: Certificate
     population: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    ledger_id: Digest
+    head_index: Index
+    head_hash: Digest
+    new_ledger: bool
+
+
+class AdmissionBody(Body):
+    """admission: the auditor has compared the ledger with its copy; the site may spend.
+
+    acceptance: the message hash of what is admitted. known_entries: how many entries of this ledger
+    the auditor had seen, in all studies; 0 where it had no copy.
+    """
+
+    acceptance: Digest
+    known_entries: Index
 
 
 class FaultBody(Body):
@@ -210,6 +229,7 @@ BODIES: Mapping[Kind, type[Body]] = {
     Kind.CLUSTERS: EmptyBody,
     Kind.OPENING_KEY: OpeningKeyBody,
     Kind.ACCEPTANCE: AcceptanceBody,
+    Kind.ADMISSION: AdmissionBody,
     Kind.REFUSAL: FaultBody,
     Kind.COHORT: CohortBody,
     Kind.MASK_KEY: MaskKeyBody,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lada_protocol.admission import admission_of, refused_admission
 from lada_protocol.completion import ending_of
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
@@ -36,7 +37,12 @@ def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site
         return Done(failure=f"{site} refused the plan")
     if index.find(Kind.ACCEPTANCE, sender=site) is None:
         return ReviewPlan()
-    coordinator = roster.coordinator.id
+    coordinator, auditor = roster.coordinator.id, roster.auditor.id
+    refused = refused_admission(index, site, roster=roster)
+    if refused is not None:
+        return Done(failure=fault_of(refused))
+    if admission_of(index, site, roster=roster) is None:
+        return Wait(step="plan", round_id=0, awaited="the admission", parties=(auditor,))
     for round_id in range(plan.rounds):
         if index.find(Kind.CLOSE, sender=site, round_id=round_id) is not None:
             continue

@@ -94,6 +94,13 @@ class PostOpeningKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdmitSite:
+    """Auditor: compare the ledger that a site accepts with to the own copy; admit or refuse."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckLedger:
     """Auditor: verify and countersign what a site appended to its ledger."""
 
@@ -198,7 +205,7 @@ SiteTask = (
     | AnswerInquiry
     | CloseRound
 )
-AuditorTask = Wait | Done | PostOpeningKey | CheckLedger | OpenSum | CloseRound
+AuditorTask = Wait | Done | PostOpeningKey | AdmitSite | CheckLedger | OpenSum | CloseRound
 CoordinatorTask = (
     Wait
     | Done

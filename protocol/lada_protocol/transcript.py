@@ -15,7 +15,16 @@ from lada_secure.errors import PeerError
 MAX_TRANSCRIPT_BYTES = 16 * 1024 * 1024
 FIRST = "0" * 64
 # Sent after the transcript or about it, so they cannot stand in it.
-_OUTSIDE = frozenset({Kind.TRANSCRIPT, Kind.CLOSE, Kind.FINISHED, Kind.FAILED, Kind.RECEIPT})
+_OUTSIDE = frozenset(
+    {
+        Kind.TRANSCRIPT,
+        Kind.CLOSE,
+        Kind.FINISHED,
+        Kind.FAILED,
+        Kind.RECEIPT,
+        Kind.ADMISSION,
+    }
+)
 
 
 class Entry(BaseModel):
@@ -55,8 +64,8 @@ class Transcript(BaseModel):
 def stands_outside(envelope: Envelope) -> bool:
     """Whether a message is left out of transcripts: all about the round's end or about a ledger.
 
-    Ledgers are answered (a receipt, or a refusal with the site as addressee) when the auditor
-    comes to them, which may be after the round.
+    Ledgers are answered (a receipt, or a refusal with the site as addressee), and late acceptances
+    admitted, when the auditor comes to them, which may be after the round.
     """
     about_a_ledger = envelope.kind is Kind.REFUSAL and envelope.header.to != ""
     return envelope.kind in _OUTSIDE or about_a_ledger

@@ -17,6 +17,7 @@ from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 
+from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -172,7 +173,9 @@ class Recording:
         return Auditor(
             participant=me,
             state_dir=folder,
-            ledgers=LedgerCopies(folder=folder / "ledgers"),
+            ledgers=LedgerCopies(
+                folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
+            ),
             registry=OpeningRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,
@@ -211,14 +214,9 @@ class Recording:
         """An empty ledger of a site."""
         key = self.credentials[party].signing_key
         return MemoryLedger(
-            identity=LedgerIdentity(
-                site=party,
-                population="patients",
-                public_key=key.public_key().public_bytes_raw(),
-            ),
+            identity=LedgerIdentity.new(site=party, population="patients"),
             signing_key=key,
             caps=CAPS,
-            data_fingerprint="d" * 64,
             clock=lambda: datetime.now(UTC),
         )
 

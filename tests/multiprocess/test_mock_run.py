@@ -23,7 +23,8 @@ from lada_protocol.messages import LlmUpdateBody, parse_body
 from lada_protocol.plan import parse_plan
 from lada_protocol.roster import parse_roster
 from lada_protocol.uplink import NO_ADAPTERS, split_pool
-from lada_secure.privacy.entries import CommitEntry, parse_ledger_lines
+from lada_secure.privacy.entries import CommitEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
 SITES = 3
@@ -91,8 +92,7 @@ def test_every_opened_sum_is_exactly_the_sum_of_the_noised_vectors(finished):
         )
         assert opened == np.sum(noised, axis=0).tolist()
         picks = [
-            json.loads((kept(site) / f"picks-round-{round_id}.json").read_text())
-            for site in sites
+            json.loads((kept(site) / f"picks-round-{round_id}.json").read_text()) for site in sites
         ]
         demand = json.loads((out / "export" / "openings" / f"{round_id}-demand.json").read_text())
         assert (

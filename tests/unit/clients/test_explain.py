@@ -77,7 +77,7 @@ def test_of_two_studies_one_is_named(run: Path) -> None:
     second = study(run, "second")
     second.mkdir()
     (second / "plan.json").touch()
-    with pytest.raises(ParameterError, match="several studies; name one: first-0+, second-0+"):
+    with pytest.raises(ParameterError, match=r"several studies; name one: first-0+, second-0+"):
         site_study(run, "site-a", None)
     assert site_study(run, "site-a", "second") == ("site-a", second)
     with pytest.raises(ParameterError, match="no study third here yet"):

@@ -24,6 +24,7 @@ from protocol_world import (
 )
 
 from lada_clients.auditor.export import write_export
+from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -88,7 +89,8 @@ from lada_protocol.uplink import (
 )
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
-from lada_secure.privacy.entries import ReserveEntry, format_ledger_lines
+from lada_secure.privacy.entries import ReserveEntry
+from lada_secure.privacy.ledger_lines import format_ledger_lines
 from lada_secure.privacy.memory_ledger import MemoryLedger
 
 FOUR = ("site-a", "site-b", "site-c", "site-d")
@@ -211,7 +213,15 @@ class SimulatedSite:
             decided_by="policy",
             statement="inside the policy",
         )
-        body = {"certificate": self.me.certificate, "population": "patients"}
+        head = self.book.head()
+        body = {
+            "certificate": self.me.certificate,
+            "population": head.population,
+            "ledger_id": head.ledger_id,
+            "head_index": head.index,
+            "head_hash": head.entry_hash,
+            "new_ledger": not any(isinstance(one, ReserveEntry) for one in self.book.entries()),
+        }
         self._post(Kind.ACCEPTANCE, body)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
@@ -529,6 +539,12 @@ class World:
         while not isinstance(self.auditor_step(), Wait | Done):
             pass
 
+    def admit_all(self) -> None:
+        """Let every site accept the plan, and the auditor admit it."""
+        for site in self.sites.values():
+            site.step()
+        self.settle_auditor()
+
     def answer(self, attempt: Attempt) -> Envelope:
         """What the auditor said to the sum of an attempt, after letting it work."""
         self.settle_auditor()
@@ -577,7 +593,9 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
     return Auditor(
         participant=me,
         state_dir=folder,
-        ledgers=LedgerCopies(folder=folder / "ledgers" / me.plan.study_id),
+        ledgers=LedgerCopies(
+            folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
+        ),
         registry=OpeningRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,

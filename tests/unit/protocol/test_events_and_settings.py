@@ -122,7 +122,7 @@ def test_a_tilde_is_the_home_folder_and_never_a_folder_of_that_name(
 
 def test_a_tilde_of_nobody_is_refused() -> None:
     settings = Example(name="x", folder=Path("~no-such-person/state"))
-    with pytest.raises(ParameterError, match="folder: .*no home folder for ~no-such-person"):
+    with pytest.raises(ParameterError, match=r"folder: .*no home folder for ~no-such-person"):
         settings.beside(Path("/base"))
 
 
