@@ -221,7 +221,7 @@ def _needs(
 def audit_training(
     lm: LanguageModel,
     *,
-    units: Sequence[PrivateUnit],
+    units_of: Callable[[int], Sequence[PrivateUnit]],
     pool_of: Callable[[int], Sequence[PathExample]],
     privacy: DpSgdParameters,
     settings_of: Callable[[int], TrainerSettings],
@@ -238,8 +238,9 @@ def audit_training(
 
     Args:
         lm: with adapters; they are trained in place, for nothing: drop the model afterwards.
-        units: the real ones; may be empty. pool_of, settings_of: public samples and settings of a
-        round. size: of `audit_size`, before anything is trained.
+        units_of: the real ones of a round, perhaps none; called when the round's first steps are
+        paid for, with the model as that round's DP-SGD starts from it. pool_of, settings_of: public
+        samples and settings of a round. size: of `audit_size`, before anything is trained.
         statement: public facts of the run for the commitment.
         announce: gets the commitment before the first step. progress: steps done, steps in all.
     Guarantee: if `distil` is (epsilon, delta)-DP for all rounds together, `bound` is above epsilon
@@ -267,7 +268,7 @@ def audit_training(
         results.append(
             distil(
                 lm,
-                units=units,
+                units=lambda _paid, round_id=round_id: units_of(round_id),
                 pool=pool_of(round_id),
                 privacy=privacy,
                 settings=settings_of(round_id),
