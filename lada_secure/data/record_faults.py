@@ -148,9 +148,7 @@ def content_faults(rows: Sequence[Row], *, id_field: str, id_is_public: bool) ->
         elif own in first:
             named = f" {own!r}" if id_is_public else ""
             faults.append(
-                Fault(
-                    line=row.line, what=f"repeats the {id_field}{named} of line {first[own]}"
-                )
+                Fault(line=row.line, what=f"repeats the {id_field}{named} of line {first[own]}")
             )
         first.setdefault(own, row.line)
     return faults
@@ -202,14 +200,10 @@ def refuse(faults: Sequence[tuple[str, Fault]]) -> None:
     raise ParameterError("\n".join(shown))
 
 
-def too_long_faults(
-    lines: Sequence[int], lengths: Sequence[int], *, what: str, at_most: int
-) -> list[Fault]:
-    """Lines whose texts have more tokens than a model takes. lengths: tokens of each line."""
+def too_long_faults(lines: Sequence[int], tokens: Sequence[int], *, at_most: int) -> list[Fault]:
+    """Lines whose texts need more tokens than a model takes."""
     return [
-        Fault(line=line, what=f"{what}: {length} tokens, at most {at_most}")
-        for line, length in zip(lines, lengths, strict=True)
-        if length > at_most
+        Fault(line=line, what=f"too long for the model: needs {needed} tokens, at most {at_most}")
+        for line, needed in zip(lines, tokens, strict=True)
+        if needed > at_most
     ]
-
-

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -34,7 +35,7 @@ from lada_secure.privacy.empirical import (
     seal_coins,
 )
 from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger import MAX_CAP, BudgetCaps
+from lada_secure.privacy.ledger import MAX_CAP, BudgetCaps, Reservation
 from lada_secure.privacy.ledger_keeper import MemoryLedger
 
 Attack: TypeAlias = Literal["updates", "adapters"]
@@ -268,7 +269,7 @@ def audit_training(
         results.append(
             distil(
                 lm,
-                units=lambda _paid, round_id=round_id: units_of(round_id),
+                units=partial(_units_of_round, units_of, round_id),
                 pool=pool_of(round_id),
                 privacy=privacy,
                 settings=settings_of(round_id),
@@ -306,6 +307,12 @@ def audit_training(
         commitment=coins.commitment,
         opening=coins.opening,
     )
+
+
+def _units_of_round(
+    units_of: Callable[[int], Sequence[PrivateUnit]], round_id: int, _paid: Reservation
+) -> Sequence[PrivateUnit]:
+    return units_of(round_id)
 
 
 def _plan_hash() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from lada_secure.distillation.examples import PathExample, encode_row
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.unit_by_unit import for_each_unit
+
+# What a model may write to answer an open question, path and answer together.
+ANSWER_TOKENS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,7 @@ def accuracy(
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> float:
     """Share of questions answered rightly.
 
@@ -67,7 +71,7 @@ def correct(
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> NDArray[np.bool_]:
     """Which questions are answered rightly: (n,) bool.
 
@@ -83,9 +87,7 @@ def correct(
         raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
     found = for_each_unit(
         records,
-        lambda part: list(
-            _correct(lm, part, batch_size=batch_size, max_new_tokens=max_new_tokens)
-        ),
+        lambda part: list(_correct(lm, part, batch_size=batch_size, max_new_tokens=max_new_tokens)),
         otherwise=np.False_,
         what="held-out accuracy",
     )

@@ -104,7 +104,7 @@ def encode_example(lm: LanguageModel, example: PathExample, *, contrast: bool) -
 def encode_units(
     lm: LanguageModel, units: Sequence[PrivateUnit], *, contrast: bool
 ) -> tuple[EncodedUnit, ...]:
-    """Encode units in the given order; one that cannot be encoded keeps its place, without examples.
+    """Encode units in the given order; one that cannot be encoded stays, without examples.
 
     Units with one id become one: apart, their joint influence would pass the bound of one.
     """
@@ -118,7 +118,8 @@ def encode_units(
             for unit_id in part
         ]
 
-    found = for_each_unit(tuple(examples), encoded, otherwise=(), what="encoding")
+    nothing: tuple[EncodedExample, ...] = ()
+    found = for_each_unit(tuple(examples), encoded, otherwise=nothing, what="encoding")
     return tuple(
         EncodedUnit(unit_id=unit_id, examples=kept)
         for unit_id, kept in zip(examples, found, strict=True)

@@ -85,7 +85,8 @@ class GradientSource:
                 for unit in part
             ]
 
-        for found in for_each_unit(units, leads, otherwise={}, what="reference"):
+        nothing: dict[EncodedExample, float] = {}
+        for found in for_each_unit(units, leads, otherwise=nothing, what="reference"):
             self._reference_leads.update(found)
 
     def _contrasted(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
@@ -208,7 +209,7 @@ class GradientSource:
         work: Callable[[PhysicalBatch], Result],
         halve: Callable[[PhysicalBatch], Halves],
     ) -> Iterator[Result]:
-        """Do the work on every public batch in order; one that does not fit into memory goes in halves.
+        """Do the work on every public batch in order; one too large for memory goes in halves.
 
         Raises: ParameterError: what cannot be halved does not fit.
         """

@@ -47,7 +47,6 @@ from lada_secure.distillation.scoring import PathScorer
 from lada_secure.distillation.state import TrainingState, gather_state, restore_state
 from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFailed
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -160,7 +160,7 @@ class _Run:
     pace: TimeLeft = field(default_factory=lambda: TimeLeft(started_s=time.monotonic()))
 
     def train(self, book: LedgerBook, spec: ReleaseSpec, *, chunk_steps: int) -> Distilled:
-        """Pay for, take and commit all steps; chunks that are committed are taken from the store."""
+        """Pay for, take and commit all steps; what is committed is taken from the store."""
         trainer, privacy = self.trainer, self.privacy
         released: Released[TrainingState] | None = None
         resumed_at = 0

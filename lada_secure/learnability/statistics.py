@@ -100,9 +100,7 @@ def unit_statistics(
     for unit in measured:
         if unit:
             total += _contribution(unit, clusters=clusters, loss_clip=loss_clip, scale=scale)
-    return UnitStatistics(
-        vector=frozen(total), clusters=clusters, loss_clip=loss_clip, scale=scale
-    )
+    return UnitStatistics(vector=frozen(total), clusters=clusters, loss_clip=loss_clip, scale=scale)
 
 
 def _contribution(
