@@ -22,6 +22,8 @@ from cuda_checks import (
     gradient_by_plain_lora,
     relative_distance,
 )
+from lada_secure.distillation.rank_processes import open_ranks
+from lada_secure.distillation.ranks import ONE_RANK
 from trainer_doubles import (
     ARCHITECTURES,
     PLAN_HASH,
@@ -48,8 +50,6 @@ from lada_secure.distillation.engine_fused import _float_products
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.noise import DiscreteGaussian
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.distillation.rank_processes import open_ranks
-from lada_secure.distillation.ranks import ONE_RANK
 from lada_secure.distillation.token_scores import token_scores
 from lada_secure.distillation.trainer import Trainer, noised_gradient
 from lada_secure.distillation.training import distil, training_spec

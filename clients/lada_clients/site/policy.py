@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from lada_clients.site.settings import SitePolicy
@@ -15,35 +15,12 @@ from lada_protocol.plan import (
     StudyPlan,
     parse_time,
 )
+from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
 from lada_protocol.roster import Roster
 from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.events import DpSgdEvent, GaussianEvent, PrivacyEvent
+from lada_secure.privacy.events import PrivacyEvent
 from lada_secure.privacy.ledger import BudgetCaps
 from lada_secure.privacy.planning import delta_warnings
-
-
-def planned_events(plan: StudyPlan) -> Mapping[str, PrivacyEvent]:
-    """Everything that a study spends if it runs to its end, by purpose."""
-    events: dict[str, PrivacyEvent] = {
-        STATISTICS: GaussianEvent(
-            noise_multiplier=plan.statistics.noise_multiplier, count=plan.rounds
-        ),
-        TRAINING: DpSgdEvent(
-            noise_multiplier=plan.training.noise_multiplier,
-            sampling_probability=plan.training.sampling_probability,
-            steps=plan.training.steps_per_round * plan.rounds,
-        ),
-    }
-    if plan.guide is not None and plan.guide.trials is not None:
-        events[TRIALS] = GaussianEvent(
-            noise_multiplier=plan.guide.trials.noise_multiplier, count=plan.rounds
-        )
-    return events
-
-
-def planned_epsilon(plan: StudyPlan) -> float:
-    """Epsilon of the whole study at the plan's delta, by PLD, before anything is spent."""
-    return epsilon([*planned_events(plan).values()], target_delta=plan.privacy.target_delta)
 
 
 def study_caps(plan: StudyPlan, policy: SitePolicy) -> BudgetCaps:

@@ -13,6 +13,7 @@ from lada_clients.event_file import open_event_log
 from lada_clients.outbox import sweep_parts
 from lada_clients.participant import Participant, StudyFailed, open_participant, read_roster
 from lada_clients.settings_file import read_settings
+from lada_clients.site.file_gate import SiteFiles, check_files
 from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.policy import describe_budget, describe_plan, plan_faults, study_caps
@@ -40,6 +41,7 @@ def run_site(settings_path: Path) -> None:
     """
     settings, policy = read_site_settings(settings_path)
     configure_logs(settings.log)
+    files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     load_credentials(
         settings.identity,
@@ -47,10 +49,10 @@ def run_site(settings_path: Path) -> None:
         passphrase=read_passphrase(settings.passphrase_file),
     )
     with held_state_folder(settings.state_dir, party=settings.party, role="site"):
-        _take_part(settings, policy)
+        _take_part(settings, policy, files)
 
 
-def _take_part(settings: SiteSettings, policy: SitePolicy) -> None:
+def _take_part(settings: SiteSettings, policy: SitePolicy, files: SiteFiles) -> None:
     # Imported here: the libraries of models take seconds, and a refusal should not.
     from rich.console import Console
 
@@ -70,6 +72,7 @@ def _take_part(settings: SiteSettings, policy: SitePolicy) -> None:
                     participant=participant,
                     settings=settings,
                     policy=policy,
+                    files=files,
                     book=book,
                     secrets=SecretFolder(folder=folder / "secrets"),
                     memory=SiteMemory(folder=folder),
@@ -102,21 +105,19 @@ def _tell_traffic(participant: Participant) -> None:
 
 
 def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
-    """The settings and policy files of a site; everything they name is checked to be there.
+    """The settings and policy files of a site; `check_files` reads the records they name.
 
     Raises: ParameterError: naming file, key, what was expected and what was found.
     """
     settings = read_settings(path, SiteSettings)
     policy = read_settings(settings.policy, SitePolicy)
-    read_records(settings.records)
-    if settings.held_out is not None:
-        read_records(settings.held_out)
     return settings, policy
 
 
 def show_plan(settings_path: Path) -> tuple[str, ...]:
     """The waiting plan in plain words, what it leaves of the budget, and what the policy says."""
     settings, policy = read_site_settings(settings_path)
+    check_files(settings, policy)
     with _joined(settings, policy) as participant:
         plan = participant.plan
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
@@ -143,6 +144,7 @@ def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
     Raises: ParameterError: the waiting plan is another study's. LedgerError: not possible now.
     """
     settings, policy = read_site_settings(settings_path)
+    check_files(settings, policy)
     with _joined(settings, policy) as participant:
         plan = participant.plan
         if plan.study_id != study:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
+from lada_clients.site.file_gate import SiteFiles, check_with_model
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.opening import SiteOpening
@@ -36,7 +37,7 @@ from lada_protocol.tasks import (
     SiteTask,
     Wait,
 )
-from lada_secure.data.records import PoolSample, Record, read_records
+from lada_secure.data.records import PoolSample
 from lada_secure.distillation.training import StepReport
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import LedgerError, LocalProtocolError
@@ -46,7 +47,6 @@ from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released, post_process
-from lada_secure.privacy.units import bound_units
 
 STEPS: Mapping[type[object], str] = {
     ReviewPlan: "plan",
@@ -66,6 +66,7 @@ class Site:
     participant: Participant
     settings: SiteSettings
     policy: SitePolicy
+    files: SiteFiles
     book: LedgerBook
     secrets: SecretFolder
     memory: SiteMemory
@@ -144,6 +145,9 @@ class Site:
                 "nobody has approved it here; read it with `lada site show` and decide with "
                 f"`lada site approve {plan.study_id}`",
             )
+        if not faults:
+            # Before the acceptance, and before the ledger has any of it.
+            check_with_model(self.learner, self.files, self.policy)
         if faults or not by_person:
             self.book.decide(
                 "refuse" if faults else "approve",
@@ -311,10 +315,6 @@ class Site:
         """The model with its data, loaded at first use."""
         if self._learner is None:
             me = self.participant
-            records = read_records(self.settings.records)
-            held_out: tuple[Record, ...] = ()
-            if self.settings.held_out is not None:
-                held_out = read_records(self.settings.held_out)
             pool, clusters = self._public_material()
             self._learner = SiteLearner.load(
                 plan=me.plan,
@@ -322,9 +322,11 @@ class Site:
                 pool=pool,
                 clusters=clusters,
                 records=PrivateRecords(
-                    bound_units(records, max_records_per_unit=me.plan.privacy.max_records_per_unit)
+                    self.files.units(
+                        self.policy, max_records_per_unit=me.plan.privacy.max_records_per_unit
+                    )
                 ),
-                held_out=held_out,
+                held_out=() if self.files.held_out is None else self.files.held_out.records,
                 memory=self.memory,
             )
         return self._learner

@@ -24,6 +24,7 @@ from lada_secure.bench.allocation.study import (
 )
 from lada_secure.bench.allocation.study_data import BenchSite
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
+from lada_secure.distillation.examples import PrivateUnit
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.own_reasons import written_reasons
@@ -137,7 +138,6 @@ class SiteReleases:
         """
         settings = self.settings
         load_adapters(self.lm, start)
-        written = self._written() if round_id and settings.own_reasons else {}
         trainer = TrainerSettings(
             device="cpu",
             threads=1,
@@ -148,13 +148,11 @@ class SiteReleases:
             seed=self.seed + round_id,
             loss=LossSettings(contrastive_weight=0.0),
         )
-        units = tuple(
-            private_unit(unit, with_reasons_only=True, written=written) for unit in self.units
-        )
+        write = bool(round_id) and settings.own_reasons
         if self.noise is None or book is None:
             train_without_privacy(
                 self.lm,
-                units=units,
+                units=self._private_units(write=write),
                 pool=(),
                 steps=settings.private_steps[round_id],
                 expected_units=settings.expected_units,
@@ -166,7 +164,7 @@ class SiteReleases:
         )
         return distil(
             self.lm,
-            units=units,
+            units=lambda _paid: self._private_units(write=write),
             pool=(),
             privacy=privacy,
             settings=trainer,
@@ -174,10 +172,18 @@ class SiteReleases:
             spec=training_spec(privacy, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id),
         ).adapters.value
 
-    def _written(self) -> dict[str, str]:
+    def _private_units(self, *, write: bool) -> tuple[PrivateUnit, ...]:
+        """What the private steps read, with the present adapters' own reasons if `write`."""
+        written = self._written() if write else [()] * len(self.units)
+        return tuple(
+            private_unit(unit, with_reasons_only=True, written=own)
+            for unit, own in zip(self.units, written, strict=True)
+        )
+
+    def _written(self) -> list[tuple[str | None, ...]]:
         return written_reasons(
             self.lm,
-            [one for unit in self.units for one in unit.records if one.rationale is None],
+            self.units,
             batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )

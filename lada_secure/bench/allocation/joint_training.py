@@ -90,7 +90,9 @@ class JointTraining:
         )
         done = distil(
             lm,
-            units=tuple(private_unit(unit, with_reasons_only=True) for unit in self.releases.units),
+            units=lambda _paid: [
+                private_unit(unit, with_reasons_only=True) for unit in self.releases.units
+            ],
             pool=pool,
             privacy=privacy,
             settings=TrainerSettings(
