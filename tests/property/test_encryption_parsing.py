@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
@@ -63,7 +64,7 @@ def valid(opening_key: OpeningKey) -> dict[str, bytes]:
     key = parse_public_key(opening_key.public_bytes, OPENING)
     site = ScoringKey.generate(1)
     query = site.encrypt(np.array([0.5]))
-    with PoolMatrix(np.ones((3, 1))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 1)))) as matrix:
         scores = matrix.score(query)
     return {
         "sealed": seal(key, OPENING, np.array([1, 2, 3])),
@@ -172,7 +173,7 @@ def test_what_parses_can_be_handed_to_the_native_library(
     """Mutations that keep the form reach SEAL, which computes garbage with them and lives."""
     rng = random.Random(3)
     site = ScoringKey.generate(1)
-    with PoolMatrix(np.ones((3, 1))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 1)))) as matrix:
         uses: dict[str, Callable[[bytes], Any]] = {
             "sealed": lambda raw: opening_key.open_sum(raw, 100),
             "public_key": lambda raw: seal(
