@@ -319,7 +319,10 @@ class SimulatedSite:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedCoordinator:
-    """A coordinator without a model; `given_up` is for the test to set."""
+    """A coordinator without a model.
+
+    `given_up` is for the test to set, and `committed`: bytes in place of the matrix.
+    """
 
     roster: Roster
     key: Ed25519PrivateKey
@@ -329,6 +332,7 @@ class SimulatedCoordinator:
     given_up: set[tuple[int, str]] = field(default_factory=set)
     index: MessageIndex = field(init=False)
     features: np.ndarray = field(init=False)
+    committed: bytes | None = None
     _seen: int = 0
 
     def __post_init__(self) -> None:
@@ -405,7 +409,8 @@ class SimulatedCoordinator:
         """Post the matrix of a round."""
         matrix = encode_matrix(self.features, row_bound=ROW_BOUND)
         body = {"parameters_digest": matrix.parameters.digest}
-        return self.post(Kind.MATRIX, body, payload=matrix.to_bytes(), round_id=round_id)
+        payload = matrix.to_bytes() if self.committed is None else self.committed
+        return self.post(Kind.MATRIX, body, payload=payload, round_id=round_id)
 
     def score(
         self, round_id: int, site: str, *, payload: bytes | None = None, **changes: Any
