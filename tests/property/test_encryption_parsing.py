@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lada_secure.encryption.matrix import encode_matrix
+from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
@@ -28,6 +28,7 @@ from lada_secure.encryption.parsing import (
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import check_sealed, parse_public_key, seal
+from lada_secure.encryption.worker import shared_worker
 from lada_secure.errors import PeerError
 
 OPENING = opening_parameters(length=3, sum_bound=100)
@@ -71,6 +72,7 @@ def valid(opening_key: OpeningKey) -> dict[str, bytes]:
         "public_key": opening_key.public_bytes,
         "query": query,
         "scores": scores,
+        "matrix": encode_matrix(np.ones((3, 1))).to_bytes(),
     }
 
 
@@ -79,6 +81,7 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "public_key": lambda raw: parse_public_key(raw, OPENING),
     "query": lambda raw: query_parts(raw, SCORING),
     "scores": lambda raw: scores_coefficients(raw, SCORING, 3),
+    "matrix": lambda raw: parse_matrix(raw, SCORING, 3),
 }
 
 # Each once crashed or misled a process that gave foreign bytes to the native library: nothing at
@@ -181,6 +184,9 @@ def test_what_parses_can_be_handed_to_the_native_library(
             ),
             "query": matrix.score,
             "scores": lambda raw: site.decrypt(raw, 3),
+            "matrix": lambda raw: PoolMatrix(
+                parse_matrix(raw, SCORING, 3), worker=shared_worker()
+            ).score(valid["query"]),
         }
         for what, use in uses.items():
             for _ in range(60):

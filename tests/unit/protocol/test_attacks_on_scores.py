@@ -31,7 +31,6 @@ from simulated_parties import (
     scores_of,
 )
 
-from lada_clients.participant import Outgoing
 from lada_clients.site.scores import SiteScoring
 from lada_clients.site.secrets import SecretFolder
 from lada_protocol.envelope import Envelope
@@ -40,7 +39,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody
 from lada_protocol.plan import DEMAND, STATISTICS, AllocationPlan
 from lada_protocol.roster import Party
-from lada_protocol.scoring import ROW_BOUND, cells_of, scoring_parameters_of
+from lada_protocol.scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.tasks import AddUp, Score, StartAttempt
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
@@ -484,7 +483,7 @@ def test_a_second_matrix_of_a_round_is_equivocation_and_nothing_is_opened(tmp_pa
     queried(world)
     for site in THREE:
         world.coordinator.score(0, site)
-    attempt = to_opening(world)
+    to_opening(world)
     other = encode_matrix(ladder(), row_bound=ROW_BOUND)
     aside = MemoryBoard(world.cast.roster)
     first = world.coordinator.index
@@ -615,9 +614,8 @@ def _collude(site: SimulatedSite) -> None:
 
 
 def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) -> None:
-    from lada_protocol.evidence import verify_evidence
-
     from lada_clients.auditor.export import write_export
+    from lada_protocol.evidence import verify_evidence
     from lada_protocol.exported_study import MESSAGES_FILE
 
     world = make_world(tmp_path, plan=make_plan(rounds=1))
