@@ -27,13 +27,13 @@ from lada_protocol.opening import (
 )
 from lada_protocol.plan import DEMAND, STATISTICS
 from lada_secure.encryption.masks import masked, pairwise_mask
+from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import (
     OpeningParameters,
     opening_parameters,
     scoring_parameters,
 )
-from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
