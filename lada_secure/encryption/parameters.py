@@ -292,6 +292,10 @@ class ScoringParameters:
         per_block = 2 * POLY_MODULUS_DEGREE * SCORING_COEFFICIENT_BYTES
         return HEADER_BYTES + self.blocks(pool_size) * per_block
 
+    def matrix_bytes(self, pool_size: int) -> int:
+        """Exact size of a committed matrix: per block and cell 2048 integers of 4 bytes."""
+        return HEADER_BYTES + self.blocks(pool_size) * self.cells * self.slots * 4
+
 
 def scoring_parameters(*, cells: int, row_bound: int | None = None) -> ScoringParameters:
     """Scales for `cells` coordinates so that no score can wrap.

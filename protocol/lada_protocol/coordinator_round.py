@@ -22,6 +22,7 @@ from lada_protocol.tasks import (
     GiveUp,
     ImproveModel,
     Inquire,
+    PostMatrix,
     PostTranscript,
     ProposePlan,
     Score,
@@ -112,6 +113,9 @@ def _round_task(
     if task is not None:
         return task
     cohort = _opened_cohort(index, roster, round_id, STATISTICS)
+    if index.find(Kind.MATRIX, sender=coordinator, round_id=round_id) is None:
+        # Before any query is answered, and before there need be one.
+        return PostMatrix(round_id=round_id)
     asking = [site for site in cohort if site in alive]
     for site in asking:
         query = index.find(Kind.QUERY, sender=site, to=coordinator, round_id=round_id)

@@ -121,12 +121,15 @@ class ContributionBody(Body):
 
     opening_key: message hash of the opening key that it is sealed under. BFV ciphertexts don't tell
     one key from another, so this is how a swapped key is found before anything is opened.
+    rests_on: message hash of what the coordinator gave this site to compute the vector from. A
+    coordinator that shows the auditor other scores than the site is found by it.
     """
 
     keys_digest: Digest
     opening_key: Digest
     paid_by: Digest
     parameters_digest: Digest
+    rests_on: Digest
 
 
 class SumBody(Body):
@@ -143,6 +146,12 @@ class OpenedBody(Body):
     largest: Index
 
 
+class MatrixBody(Body):
+    """matrix: the private feature matrix that the coordinator commits to is the payload."""
+
+    parameters_digest: Digest
+
+
 class QueryBody(Body):
     """query: one CKKS ciphertext per cell is the payload."""
 
@@ -150,8 +159,12 @@ class QueryBody(Body):
 
 
 class ScoresBody(Body):
-    """scores: one CKKS ciphertext per block of the pool is the payload."""
+    """scores: one CKKS ciphertext per block of the pool is the payload.
 
+    query, matrix: message hashes of what was multiplied.
+    """
+
+    matrix: Digest
     query: Digest
     pool_size: Annotated[int, Field(ge=1)]
 
@@ -240,6 +253,7 @@ BODIES: Mapping[Kind, type[Body]] = {
     Kind.OPENED: OpenedBody,
     Kind.OPENING_REFUSED: FaultBody,
     Kind.ABORT: FaultBody,
+    Kind.MATRIX: MatrixBody,
     Kind.QUERY: QueryBody,
     Kind.SCORES: ScoresBody,
     Kind.PATHS: PathsBody,

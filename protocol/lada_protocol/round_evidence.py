@@ -24,7 +24,8 @@ from lada_protocol.opening import (
     purposes_of,
 )
 from lada_protocol.payments import check_payment, check_training_payment
-from lada_protocol.plan import ADVANTAGE
+from lada_protocol.plan import ADVANTAGE, DEMAND
+from lada_protocol.scoring import check_scored_round
 from lada_protocol.transcript import FIRST, Transcript, check_transcript, parse_transcript
 from lada_protocol.uplink import check_uplink
 from lada_secure.canonical import sha256_hex
@@ -67,6 +68,10 @@ def _check_opening(
         roster=study.roster,
         parameters_digest=purpose_parameters(plan, head.purpose).digest,
     )
+    if head.purpose == DEMAND:
+        check_scored_round(
+            study.index, request.cohort, round_id=head.round_id, plan=plan, roster=study.roster
+        )
     body = parse_body(opened, OpenedBody)
     sent = {site: one.message_hash for site, one in request.contributions.items()}
     if body.contributions != sent or body.sum_message != request.sum_message.message_hash:

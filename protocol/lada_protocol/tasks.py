@@ -146,6 +146,13 @@ class AddUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PostMatrix:
+    """Coordinator: commit to the matrix that every query of the round is answered from."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """Coordinator: answer one site's blind query."""
 
@@ -213,6 +220,7 @@ CoordinatorTask = (
     | StartAttempt
     | AbortAttempt
     | AddUp
+    | PostMatrix
     | Score
     | WritePaths
     | Inquire

@@ -41,7 +41,6 @@ from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import Done, StartAttempt, Wait
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, pool_bytes, pool_hash
-from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.learnability.cells import fit_clusters
 from lada_secure.learnability.embedding import embedder
 from lada_secure.privacy.entries import LedgerIdentity
@@ -94,7 +93,6 @@ class Recording:
     roster: Roster
     credentials: dict[str, Credentials]
     study: Study
-    matrix: PoolMatrix
     view: PoolView
     rows: list[tuple[int, Envelope, bytes]] = field(default_factory=list)
 
@@ -152,7 +150,7 @@ class Recording:
             teacher=TeacherWithoutModel(),
             events=silent("coordinator"),
         )
-        made._view, made._matrix = self.view, self.matrix
+        made._view = self.view
         return made
 
     def participant(self, party: str, folder: Path) -> Participant:
@@ -280,7 +278,6 @@ def _prepare(folder: Path) -> Recording:
             name: load_credentials(folder / "identities" / name, expected_id=name) for name in NAMES
         },
         study=study,
-        matrix=PoolMatrix(view.features, row_bound=1),
         view=view,
     )
 

@@ -43,11 +43,9 @@ CRASHER = [edit.__name__ for edit in EDITS].index("_crasher")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedStudy]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> RecordedStudy:
     """One recorded study for all parties."""
-    made = record(tmp_path_factory.mktemp("study"))
-    yield made
-    made.recording.matrix.close()
+    return record(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")

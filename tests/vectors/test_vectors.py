@@ -136,6 +136,7 @@ def test_a_flipped_byte_in_a_sealed_sum_is_refused(path: tuple[Any, ...]) -> Non
         ("secret_key",),
         ("query",),
         ("scores",),
+        ("committed",),
         ("cells",),
         ("row_bound",),
         ("utilities", 1),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.outbox import write_atomically
 from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
 from lada_protocol.admission import admission_of, check_ledger_claim
@@ -25,6 +26,7 @@ from lada_protocol.opening import (
     sum_bound_of,
 )
 from lada_protocol.payments import check_payment
+from lada_protocol.plan import DEMAND
 from lada_protocol.tasks import (
     AdmitSite,
     AuditorTask,
@@ -65,6 +67,10 @@ class Auditor:
     registry: OpeningRegistry
     min_cohort: int
     epsilon_cap: float
+    _scores: ScoreCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._scores = ScoreCheck(participant=self.participant)
 
     def run(self) -> None:
         """Serve the study to its end.
@@ -247,6 +253,8 @@ class Auditor:
         try:
             request = self._verified(attempt)
             sealed = self._recomputed_sum(request)
+            if attempt.purpose == DEMAND:
+                self._scores.check(attempt, request.cohort)
             self.registry.claim(me.plan.study_id, attempt, request.sum_message.message_hash)
             key, bound = self._key(attempt.purpose), sum_bound_of(me.plan, attempt.purpose)
             values = [int(one) for one in key.open_sum(sealed, bound=bound)]

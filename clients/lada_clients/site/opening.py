@@ -17,6 +17,7 @@ from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import OpenedBody, parse_body
 from lada_protocol.opening import (
+    basis_of,
     check_mask_keys,
     check_opened_range,
     keys_digest,
@@ -72,6 +73,7 @@ class SiteOpening:
         keys = me.index.all_at(Kind.MASK_KEY, attempt)
         raw_keys = check_mask_keys(cohort, keys, attempt)
         digest = keys_digest({site: keys[site] for site in cohort})
+        basis = basis_of(me.index, attempt, site=me.party, roster=me.roster)
 
         def make() -> Outgoing:
             mask = pairwise_mask(
@@ -100,6 +102,7 @@ class SiteOpening:
                     "opening_key": key_message.message_hash,
                     "paid_by": vector.paid_by,
                     "parameters_digest": parameters.digest,
+                    "rests_on": basis.message_hash,
                 },
                 payload=seal(key, parameters, hidden),
             )

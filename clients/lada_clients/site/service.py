@@ -17,6 +17,7 @@ from lada_clients.site.memory import SiteMemory
 from lada_clients.site.opening import SiteOpening
 from lada_clients.site.policy import describe_plan, plan_faults
 from lada_clients.site.public_material import read_public_material
+from lada_clients.site.scores import SiteScoring
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
@@ -39,9 +40,7 @@ from lada_protocol.tasks import (
 )
 from lada_secure.data.records import PoolSample
 from lada_secure.distillation.training import StepReport
-from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import LedgerError, LocalProtocolError
-from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
@@ -194,48 +193,24 @@ class Site:
     def _demand(self, round_id: int) -> Released[npt.NDArray[np.int64]]:
         """The picks as a 0/1 vector: post-processing of this round's released statistics."""
         me = self.participant
-        scores_message = me.index.find(
-            Kind.SCORES, sender=me.roster.coordinator.id, to=me.party, round_id=round_id
-        )
-        if scores_message is None:
-            raise LocalProtocolError(f"round {round_id}: demand before scores")
-        key = self._scoring_key(round_id)
-        scores: FloatArray = key.decrypt(me.payload(scores_message), me.plan.pool_size)
+        scores = self._scoring.read(round_id)
 
         def wanted(noised: NoisedStatistics) -> npt.NDArray[np.int64]:
             vector = np.zeros(me.plan.pool_size, dtype=np.int64)
-            vector[self.learner.picks(round_id, noised, scores)] = 1
+            if scores is not None:
+                vector[self.learner.picks(round_id, noised, scores)] = 1
             return vector
 
         return post_process(self._statistics(round_id), wanted, label=DEMAND)
 
     def _ask_scores(self, round_id: int) -> None:
         """Steps 6 and 7: one encrypted query per round."""
-        me = self.participant
         self._opening.check_own_contribution(round_id, STATISTICS)
         noised = self._statistics(round_id)
         utilities = post_process(
             noised, lambda one: self.learner.utilities(round_id, one), label="cell utilities"
         )
-        cells = len(utilities.value)
-        me.post(
-            Kind.QUERY,
-            lambda: Outgoing(
-                body={"cells": cells},
-                payload=self._scoring_key(round_id).encrypt(utilities.value),
-            ),
-            round_id=round_id,
-            to=me.roster.coordinator.id,
-        )
-
-    def _scoring_key(self, round_id: int) -> ScoringKey:
-        plan = self.participant.plan
-        cells = plan.allocation.clusters * plan.allocation.difficulty_bins
-        raw = self.secrets.once(
-            f"scores-{round_id}",
-            lambda: ScoringKey.generate(cells, row_bound=1).to_bytes(),
-        )
-        return ScoringKey.from_bytes(raw)
+        self._scoring.ask(round_id, utilities)
 
     def _distil(self, round_id: int) -> None:
         """Step 9, and what may be computed afterwards for free."""
@@ -300,6 +275,10 @@ class Site:
     @property
     def _opening(self) -> SiteOpening:
         return SiteOpening(participant=self.participant, secrets=self.secrets)
+
+    @property
+    def _scoring(self) -> SiteScoring:
+        return SiteScoring(participant=self.participant, secrets=self.secrets)
 
     @property
     def _uplink(self) -> SiteUplink:

@@ -36,6 +36,7 @@ from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody, InquiryBody, parse_body
 from lada_protocol.opening import (
+    basis_of,
     check_mask_keys,
     keys_digest,
     mask_context,
@@ -52,6 +53,7 @@ from lada_protocol.plan import (
     StudyPlan,
 )
 from lada_protocol.roster import Roster
+from lada_protocol.scoring import ROW_BOUND, cells_of
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import (
     AbortAttempt,
@@ -68,6 +70,7 @@ from lada_protocol.tasks import (
     ImproveModel,
     Inquire,
     PostMaskKey,
+    PostMatrix,
     PostTranscript,
     ProposePlan,
     ReviewPlan,
@@ -88,7 +91,11 @@ from lada_protocol.uplink import (
     uplink_of,
 )
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
+from lada_secure.encryption.matrix import encode_matrix
+from lada_secure.encryption.scoring import PoolMatrix
+from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.worker import shared_worker
 from lada_secure.privacy.entries import ReserveEntry
 from lada_secure.privacy.ledger_lines import format_ledger_lines
 from lada_secure.privacy.memory_ledger import MemoryLedger
@@ -97,6 +104,12 @@ FOUR = ("site-a", "site-b", "site-c", "site-d")
 THREE = FOUR[:3]
 ROUND_0 = Attempt(round_id=0, purpose=STATISTICS, number=0)
 ROUND_0_AGAIN = Attempt(round_id=0, purpose=STATISTICS, number=1)
+
+
+def scores_of(features: np.ndarray, query: bytes) -> bytes:
+    """Blind scores of any matrix."""
+    matrix = encode_matrix(features, row_bound=ROW_BOUND)
+    return PoolMatrix(matrix, worker=shared_worker()).score(query)
 
 
 @dataclass(kw_only=True)
@@ -110,6 +123,8 @@ class SimulatedSite:
     book: MemoryLedger
     noised: dict[int, np.ndarray] = field(default_factory=dict)
     mask_keys: dict[Attempt, MaskKey] = field(default_factory=dict)
+    scoring_keys: dict[int, ScoringKey] = field(default_factory=dict)
+    utilities: dict[int, np.ndarray] = field(default_factory=dict)
     tamper: Callable[[Kind, Outgoing], Outgoing] = lambda _kind, outgoing: outgoing
 
     def step(self) -> SiteTask:
@@ -131,7 +146,7 @@ class SimulatedSite:
             case Contribute(attempt=attempt, cohort=cohort):
                 self._contribute(attempt, cohort)
             case AskScores(round_id=round_id):
-                self._post(Kind.QUERY, {"cells": 12}, b"query", round_id=round_id, to="coordinator")
+                self.ask(round_id)
             case Distil(round_id=round_id):
                 self._distil(round_id)
             case AnswerInquiry(round_id=round_id):
@@ -141,6 +156,15 @@ class SimulatedSite:
                 self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
             case _:
                 pass
+
+    def ask(self, round_id: int) -> None:
+        """Encrypt this round's utilities under a key of its own."""
+        cells = cells_of(self.me.plan)
+        key = ScoringKey.generate(cells, row_bound=ROW_BOUND)
+        self.scoring_keys[round_id] = key
+        utilities = np.random.default_rng(round_id).uniform(-1.0, 1.0, cells)
+        query = key.encrypt(self.utilities.get(round_id, utilities))
+        self._post(Kind.QUERY, {"cells": cells}, query, round_id=round_id, to="coordinator")
 
     def vector(self, attempt: Attempt) -> np.ndarray:
         """This round's noised vector, or the demand that follows from it: fixed per round."""
@@ -200,6 +224,7 @@ class SimulatedSite:
             "keys_digest": digest,
             "opening_key": shown.message_hash,
             "parameters_digest": parameters.digest,
+            "rests_on": basis_of(me.index, attempt, site=me.party, roster=me.roster).message_hash,
         }
         return body, seal(key, parameters, hidden)
 
@@ -305,7 +330,10 @@ class SimulatedSite:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedCoordinator:
-    """A coordinator without a model; `given_up` is for the test to set."""
+    """A coordinator without a model.
+
+    `given_up` is for the test to set, and `committed`: bytes in place of the matrix.
+    """
 
     roster: Roster
     key: Ed25519PrivateKey
@@ -314,10 +342,14 @@ class SimulatedCoordinator:
     board: MemoryBoard
     given_up: set[tuple[int, str]] = field(default_factory=set)
     index: MessageIndex = field(init=False)
+    features: np.ndarray = field(init=False)
+    committed: bytes | None = None
     _seen: int = 0
 
     def __post_init__(self) -> None:
         self.index = MessageIndex(self.plan.study_id, self.plan.hash)
+        rows = np.random.default_rng(7).uniform(size=(self.plan.pool_size, cells_of(self.plan)))
+        self.features = rows / rows.sum(axis=1, keepdims=True)
 
     def sync(self) -> None:
         """Read everything that is new."""
@@ -353,14 +385,10 @@ class SimulatedCoordinator:
                 self.post_at(Kind.ABORT, attempt, {"code": "timeout", "message": "no answer"})
             case AddUp(attempt=attempt, cohort=cohort):
                 self.add_up(attempt, cohort)
+            case PostMatrix(round_id=round_id):
+                self.commit(round_id)
             case Score(round_id=round_id, site=site):
-                query = self.index.find(
-                    Kind.QUERY, sender=site, to="coordinator", round_id=round_id
-                )
-                if query is None:
-                    raise AssertionError("asked to score without a query")
-                body = {"query": query.message_hash, "pool_size": self.plan.pool_size}
-                self.post(Kind.SCORES, body, payload=b"scores", round_id=round_id, to=site)
+                self.score(round_id, site)
             case WritePaths(round_id=round_id):
                 body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
                 self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
@@ -387,6 +415,32 @@ class SimulatedCoordinator:
                 self.post(Kind.FAILED, {"code": code, "message": message})
             case _:
                 pass
+
+    def commit(self, round_id: int) -> Envelope:
+        """Post the matrix of a round."""
+        matrix = encode_matrix(self.features, row_bound=ROW_BOUND)
+        body = {"parameters_digest": matrix.parameters.digest}
+        payload = matrix.to_bytes() if self.committed is None else self.committed
+        return self.post(Kind.MATRIX, body, payload=payload, round_id=round_id)
+
+    def score(
+        self, round_id: int, site: str, *, payload: bytes | None = None, **changes: Any
+    ) -> Envelope:
+        """Answer a query from the round's matrix; a test may replace bytes or body fields."""
+        query = self.index.find(Kind.QUERY, sender=site, to="coordinator", round_id=round_id)
+        matrix = self.index.find(Kind.MATRIX, sender="coordinator", round_id=round_id)
+        if query is None or matrix is None:
+            raise AssertionError("asked to score without query and matrix")
+        if payload is None:
+            payload = scores_of(self.features, self.board.payload(query.message_hash))
+        body = {
+            "matrix": matrix.message_hash,
+            "query": query.message_hash,
+            "pool_size": self.plan.pool_size,
+        }
+        return self.post(
+            Kind.SCORES, {**body, **changes}, payload=payload, round_id=round_id, to=site
+        )
 
     def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
         """Ask about the samples with the largest sums, or about those that a test wants."""
