@@ -19,6 +19,7 @@ from lada_secure.errors import PeerError
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 MAX_PLAN_BYTES = 64 * 1024
+LEDGER_TIME_STEP_S = 3600
 STATISTICS = "statistics"
 DEMAND = "demand"
 TRAINING = "training"
@@ -54,7 +55,7 @@ class PrivacyPlan(_Part):
     epsilon_cap: Positive
     max_records_per_unit: Count
     max_units: Count
-    ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = 3600
+    ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = LEDGER_TIME_STEP_S
 
 
 class StatisticsPlan(_Part):

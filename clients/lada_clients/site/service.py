@@ -15,8 +15,10 @@ from lada_clients.site.file_gate import SiteFiles, check_with_model
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.opening import SiteOpening
-from lada_clients.site.policy import describe_plan, plan_faults
+from lada_clients.site.own_ledger import check_shown, is_new, spending
+from lada_clients.site.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.public_material import read_public_material
+from lada_clients.site.record_files import RecordFiles
 from lada_clients.site.scores import SiteScoring
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
@@ -66,6 +68,7 @@ class Site:
     settings: SiteSettings
     policy: SitePolicy
     files: SiteFiles
+    record_files: RecordFiles
     book: LedgerBook
     secrets: SecretFolder
     memory: SiteMemory
@@ -80,6 +83,8 @@ class Site:
         Raises: StudyFailed: the coordinator gave up, or this site refused the plan.
         """
         me = self.participant
+        me.sync()
+        check_shown(self.book.entries(), me.index, party=me.party)
         while True:
             me.sync()
             task = next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party)
@@ -137,7 +142,11 @@ class Site:
         """Step 1: accept or refuse; either decision is a ledger entry before it is a message."""
         me = self.participant
         plan = me.plan
-        faults = plan_faults(plan, self.policy, roster=me.roster, now=self.now())
+        faults, code = plan_faults(plan, self.policy, roster=me.roster, now=self.now()), "policy"
+        spent = spending(self.book.entries())
+        over = planned_budget(plan, self.policy, spent=spent).fault()
+        if over and not faults:
+            faults, code = (over,), "over_budget"
         by_person = self.policy.approval == "person"
         if not faults and by_person and not self.approved(plan.study_id, plan.hash):
             faults = (
@@ -146,6 +155,7 @@ class Site:
             )
         if not faults:
             # Before the acceptance, and before the ledger has any of it.
+            self.record_files.keep()
             check_with_model(self.learner, self.files, self.policy)
         if faults or not by_person:
             self.book.decide(
@@ -160,16 +170,25 @@ class Site:
             message = f"{me.party} refuses the plan: {'; '.join(faults)}"
             me.post(
                 Kind.REFUSAL,
-                lambda: Outgoing(body={"code": "policy", "message": message[:1000]}),
+                lambda: Outgoing(body={"code": code, "message": message[:1000]}),
             )
             raise StudyFailed(message)
-        me.post(
-            Kind.ACCEPTANCE,
-            lambda: Outgoing(
-                body={"certificate": me.certificate, "population": self.policy.population}
-            ),
-        )
+        me.post(Kind.ACCEPTANCE, self._acceptance)
         self._tell_accuracy("before", round_id=0)
+
+    def _acceptance(self) -> Outgoing:
+        """What this site pays from, so that the auditor can tell whether it is the whole ledger."""
+        head = self.book.head()
+        return Outgoing(
+            body={
+                "certificate": self.participant.certificate,
+                "population": head.population,
+                "ledger_id": head.ledger_id,
+                "head_index": head.index,
+                "head_hash": head.entry_hash,
+                "new_ledger": is_new(self.book.entries()),
+            }
+        )
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
@@ -178,6 +197,7 @@ class Site:
             self._opening.check_own_contribution(attempt.round_id, DEMAND)
             vector = self._uplink.advantages(attempt.round_id)
         elif attempt.purpose == STATISTICS:
+            self.record_files.check()
             noised = self._statistics(attempt.round_id)
             vector = post_process(noised, lambda one: one.vector, label="statistics")
             self._post_ledger(attempt.round_id, STATISTICS)
@@ -217,6 +237,7 @@ class Site:
         me = self.participant
         self._opening.check_own_contribution(round_id, DEMAND)
         if self.memory.adapters(round_id) is None:
+            self.record_files.check()
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
             if paths is None:
                 raise LocalProtocolError(f"round {round_id}: training before paths")

@@ -313,7 +313,7 @@ def test_a_delta_near_one_over_the_units_is_warned_about_when_a_plan_is_shown() 
 
 def test_a_study_that_has_begun_is_not_counted_twice() -> None:
     plan = _plan()
-    whole = [(plan.study_id, event) for event in planned_events(plan).values()]
+    whole = [(plan.hash, event) for event in planned_events(plan).values()]
     first, *_ = describe_budget(plan, _policy(), spent=whole)
     total = f"{planned_epsilon(plan):.3f}"
     assert f"epsilon {total} of 10 is spent" in first
