@@ -13,10 +13,11 @@ from ledger_world import (
     NEW_KEY,
     SITE,
     SITE_KEY,
+    START,
+    Clock,
     approve,
     grant_for,
     memory_ledger,
-    raw_public_key,
     restarted_ledger,
     sample_ledger,
     statistics_spec,
@@ -128,15 +129,7 @@ def test_only_the_auditor_that_is_known_grants() -> None:
     check_grant(impostor, where="restart")
     with pytest.raises(LedgerError, match="not by the auditor's key"):
         granted_identity(impostor, auditor_key=AUDITOR)
-    ledger = MemoryLedger(
-        identity=LedgerIdentity(
-            site=GRANT.site, population=GRANT.population, ledger_id=GRANT.ledger_id
-        ),
-        signing_key=SITE_KEY,
-        caps=CAPS,
-        clock=lambda: LOST._clock.read(),
-        grant=impostor,
-    )
+    ledger = begin(impostor)
     with pytest.raises(LedgerError, match=r"^entry 0: the restart was granted by auditor with"):
         verify_ledger(ledger.entries(), public_key=SITE, caps=None, auditor_key=AUDITOR)
 
@@ -150,7 +143,6 @@ def test_only_the_auditor_that_is_known_grants() -> None:
         {"site": "hospital-b"},
         {"population": "staff"},
         {"ledger_id": "ab" * 32},
-        {"public_key": raw_public_key(NEW_KEY).hex()},
         {"previous_index": 3},
         {"requested_by": "somebody.else"},
         {"granted_by": "somebody.else"},
@@ -162,6 +154,21 @@ def test_a_grant_that_was_changed_is_refused(change: dict[str, Any]) -> None:
     changed = dataclasses.replace(GRANT, **change)
     with pytest.raises(LedgerError, match="signature is not the auditor's"):
         check_grant(changed, where="restart")
+    with pytest.raises(LedgerError, match=r"^entry 0: the grant's signature is not the auditor's"):
+        begin(changed)
+
+
+def begin(grant: RestartGrant) -> MemoryLedger:
+    """A ledger that believes a grant without knowing the auditor."""
+    return MemoryLedger(
+        identity=LedgerIdentity(
+            site=grant.site, population=grant.population, ledger_id=grant.ledger_id
+        ),
+        signing_key=SITE_KEY,
+        caps=CAPS,
+        clock=Clock(),
+        grant=grant,
+    )
 
 
 def test_a_grant_for_another_key_begins_nothing() -> None:
@@ -183,7 +190,7 @@ def test_a_restart_in_the_name_of_another_ledger_is_refused() -> None:
                 identity=identity,
                 signing_key=SITE_KEY,
                 caps=CAPS,
-                clock=lambda: LOST._clock.read(),
+                clock=Clock(),
                 grant=GRANT,
             )
 
@@ -254,7 +261,7 @@ def test_nothing_can_be_granted_without_knowing_anything() -> None:
             known,
             public_key=SITE,
             signing_key=AUDITOR_KEY,
-            time=LOST._clock.read(),
+            time=START,
             **{**good, **more},
         )
 

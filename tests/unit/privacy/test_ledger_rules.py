@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from datetime import timedelta
@@ -125,6 +126,30 @@ def test_another_release_under_the_same_key_pays_and_the_first_stays_spent() -> 
     with pytest.raises(LedgerError, match="committed another output already"):
         ledger.commit(second, b"weights")
     assert verify(ledger.entries()).uncommitted == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"event": gaussian_event(19.0)},
+        {"parameters": {"l2_sensitivity": 100.0, "std": 2001.0}},
+        {"unit": "household"},
+        {"plan_hash": "b" * 64},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_is_not_the_very_same_release_pays(change: dict[str, Any]) -> None:
+    ledger = memory_ledger()
+    approve(ledger)
+    spec = ReleaseSpec(**GOOD)
+    first = ledger.reserve(spec)
+    other = dataclasses.replace(spec, **change)
+    approve(ledger, plan_hash=other.plan_hash)
+    second = ledger.reserve(other)
+    assert second.entry_hash != first.entry_hash
+    assert second.entry.attempt == 1
+    assert ledger.epsilon_spent(1e-6) > first.entry.epsilon_after
+    assert ledger.reserve(other) == second
 
 
 def test_a_resume_needs_an_approval_as_a_reservation_does() -> None:
