@@ -317,8 +317,8 @@ def _first_key(entry: LedgerEntry) -> str:
     if isinstance(entry, StartEntry | RestartEntry):
         return entry.public_key
     raise LedgerError(
-        f"entry {entry.index}: a ledger begins with a start or restart entry, not with a "
-        f"{entry.kind}"
+        f"entry {entry.index}: expected the start or restart entry that a ledger begins with, "
+        f"got a {entry.kind} entry"
     )
 
 

@@ -145,8 +145,8 @@ def ledger_identity(
     first = entries[0]
     if not isinstance(first, StartEntry | RestartEntry):
         raise LedgerError(
-            f"entry {first.index}: a ledger begins with a start or restart entry, not with a "
-            f"{first.kind}"
+            f"entry 0: expected the start or restart entry that a ledger begins with, got a "
+            f"{first.kind} entry of index {first.index}"
         )
     return LedgerIdentity(
         site=first.site if site is None else site,

@@ -14,11 +14,20 @@ from sqlalchemy import event as sqlalchemy_event
 from lada_clients.site.ledger_store import SqliteLedger
 from lada_secure.errors import PrivacyBudgetExceeded
 from lada_secure.privacy.events import gaussian_event
-from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
+from lada_secure.privacy.ledger import (
+    DISCRETE_GAUSSIAN,
+    BudgetCaps,
+    ReleaseSpec,
+    Reservation,
+)
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
 AUDITOR_KEY = Ed25519PrivateKey.from_private_bytes(b"auditor key for tests, 32 bytes.")
+NEW_KEY = Ed25519PrivateKey.from_private_bytes(b"the site's renewed key, 32 byte.")
+PUBLIC = SITE_KEY.public_key().public_bytes_raw()
+AUDITOR = AUDITOR_KEY.public_key().public_bytes_raw()
 PLAN = "a" * 64
+TIME_STEP_S = 60
 CAPS = BudgetCaps(target_delta=1e-6, total_epsilon=3.0, study_epsilon=3.0)
 NOISE = 20.0
 
@@ -44,8 +53,8 @@ def open_ledger(
         population=population,
         signing_key=key,
         caps=caps,
-        data_fingerprint="d" * 64,
         clock=clock,
+        time_step_s=TIME_STEP_S,
     )
 
 
@@ -110,7 +119,7 @@ def release_and_die(path: str, sent: str, steps: int) -> None:
     for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "rollback"):
         sqlalchemy_event.listen(engine, name, step)
 
-    def compute() -> bytes:
+    def compute(_paid: Reservation) -> bytes:
         step()
         output = os.urandom(16)
         step()
