@@ -84,7 +84,7 @@ def test_removing_one_unit_changes_exactly_that_unit() -> None:
 
 
 def test_a_bound_of_zero_is_refused() -> None:
-    with pytest.raises(ParameterError, match="^max_records_per_unit: "):
+    with pytest.raises(ParameterError, match=r"^max_records_per_unit: "):
         bound_units(RECORDS, max_records_per_unit=0)
 
 
@@ -155,8 +155,10 @@ def test_spellings_are_refused_by_line_unless_the_policy_says_what_they_are() ->
 
 @pytest.mark.parametrize(
     "unit",
-    ["", " ", "nan", "NaN", "NULL", "None", "n/a", "N/A ", "na", "NaT", "unknown", "missing", "-"]
-    + ["?", "#N/A", "<NA>", "nil", "undefined", "\u200b", "\u2013", "\uff2e\uff21"],
+    [
+        *("", " ", "nan", "NaN", "NULL", "None", "n/a", "N/A ", "na", "NaT", "unknown", "missing"),
+        *("-", "?", "#N/A", "<NA>", "nil", "undefined", "\u200b", "\u2013", "\uff2e\uff21"),
+    ],
 )
 def test_a_unit_that_looks_like_a_missing_value_is_refused_unless_it_is_meant(unit: str) -> None:
     file = file_of("patient-1", unit, "patient-2", unit)
