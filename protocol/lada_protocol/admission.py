@@ -3,8 +3,8 @@
 | the auditor's copy | the ledger that the acceptance names | answer |
 |---|---|---|
 | none | any | admitted, and said loudly: this auditor knows of no spending before it |
-| of this ledger | the copy's head, or longer | admitted |
-| of this ledger | another entry at an index of the copy | `ledger_forked` |
+| of this ledger | ends at the copy's head, or later | admitted |
+| of this ledger | ends at the copy's head's index with another entry | `ledger_forked` |
 | of this ledger | ends before the copy | `ledger_behind` |
 | of another ledger | granted as the restart of the copy's, at its head | admitted |
 | of another ledger | else | `other_ledger` |
@@ -56,19 +56,19 @@ def check_ledger_claim(
     if claim.ledger_id != known:
         _check_restarted(claim, copy, where=where, site=site, granted=granted)
         return
-    shared = min(claim.head_index, head.index)
-    if claim.head_index <= head.index and copy[shared].entry_hash != claim.head_hash:
-        raise PeerError(
-            f"{where}: entry {shared} of its ledger is not the entry that it has shown to the "
-            f"auditor; the ledger was written in two places. {_WAY_BACK}",
-            reason="ledger_forked",
-            peer=site,
-        )
     if claim.head_index < head.index:
         raise PeerError(
             f"{where}: its ledger ends at entry {claim.head_index}, the auditor has seen it up to "
             f"entry {head.index}; an old copy of the ledger was put back. {_WAY_BACK}",
             reason="ledger_behind",
+            peer=site,
+        )
+    if claim.head_index == head.index and claim.head_hash != head.entry_hash:
+        raise PeerError(
+            f"{where}: entry {head.index} of its ledger is not the entry that it has shown to the "
+            f"auditor; the ledger was put back to an old copy and written on, or written in two "
+            f"places. {_WAY_BACK}",
+            reason="ledger_forked",
             peer=site,
         )
 

@@ -30,6 +30,10 @@ def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site
 
     Raises: PeerError where the coordinator's messages break the protocol.
     """
+    # First of all: whoever was left out has failed, however the study of the others ended.
+    refused = refused_admission(index, site, roster=roster)
+    if refused is not None:
+        return Done(failure=fault_of(refused))
     over = study_over(index, plan=plan, roster=roster)
     if over is not None:
         return over
@@ -38,9 +42,6 @@ def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site
     if index.find(Kind.ACCEPTANCE, sender=site) is None:
         return ReviewPlan()
     coordinator, auditor = roster.coordinator.id, roster.auditor.id
-    refused = refused_admission(index, site, roster=roster)
-    if refused is not None:
-        return Done(failure=fault_of(refused))
     if admission_of(index, site, roster=roster) is None:
         return Wait(step="plan", round_id=0, awaited="the admission", parties=(auditor,))
     for round_id in range(plan.rounds):

@@ -166,6 +166,9 @@ class LearnerWithoutModel:
 class SiteWithoutModel(Site):
     """The real service; its learner has no model."""
 
+    def _check_with_model(self) -> None:
+        """There is no model to check records with."""
+
     @property
     def learner(self) -> SiteLearner:
         """Made once pool and clusters were read, as the real one."""

@@ -98,11 +98,8 @@ def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy)
 
     Raises: ParameterError: all faults; nothing was posted and nothing is in the ledger.
     """
-    faults = [
-        ("the plan", Fault(line=None, what=one)) for one in plan_inconsistencies(learner.plan)
-    ]
-    faults += [("the plan", Fault(line=None, what=one)) for one in _size_faults(learner)]
-    refuse(faults)
+    told = [*plan_inconsistencies(learner.plan), *_size_faults(learner)]
+    refuse([("the plan", Fault(line=None, what=one)) for one in told])
     _call_once(learner)
     if policy.records.too_long == "refuse":
         refuse(list(_length_faults(learner, files)))

@@ -156,7 +156,7 @@ class Site:
         if not faults:
             # Before the acceptance, and before the ledger has any of it.
             self.record_files.keep()
-            check_with_model(self.learner, self.files, self.policy)
+            self._check_with_model()
         if faults or not by_person:
             self.book.decide(
                 "refuse" if faults else "approve",
@@ -189,6 +189,10 @@ class Site:
                 "new_ledger": is_new(self.book.entries()),
             }
         )
+
+    def _check_with_model(self) -> None:
+        """The file gate's second half. Raises: ParameterError: nothing was promised yet."""
+        check_with_model(self.learner, self.files, self.policy)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""

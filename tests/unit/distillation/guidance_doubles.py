@@ -69,7 +69,7 @@ def plan() -> StudyPlan:
         statistics=GUIDED.statistics,
         training=GUIDED.training,
         distillation=GUIDED.distillation,
-        allocation=GUIDED.allocation,
+        allocation=GUIDED.allocation.model_copy(update={"clusters": 2, "difficulty_bins": 1}),
         paths=GUIDED.paths,
         guide=GUIDE,
     )

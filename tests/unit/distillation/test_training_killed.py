@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from trainer_doubles import PLAN_HASH, approve, example, small_model, units_of_sizes
+from trainer_doubles import PLAN_HASH, approve, example, paid, small_model, units_of_sizes
 
 from lada_clients.site.ledger_store import SqliteLedger
 from lada_secure.distillation import trainer, training
@@ -51,7 +51,7 @@ def train(folder, key, on_step):
     with open_ledger(folder, key) as book:
         return training.distil(
             attach_adapters(small_model(), AdapterSettings(rank=2)),
-            units=units_of_sizes(1, 2, 1),
+            units=paid(units_of_sizes(1, 2, 1)),
             pool=[example(50), example(51)],
             privacy=PRIVACY,
             settings=SETTINGS,

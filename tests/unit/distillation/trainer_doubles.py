@@ -20,6 +20,7 @@ from transformers import (
 
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.trainer import Trainer
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps, LedgerBook
 from lada_secure.privacy.memory_ledger import MemoryLedger
@@ -107,6 +108,18 @@ def units_of_sizes(*sizes: int, first: int = 0, own: bool = True) -> tuple[Priva
         found.append(PrivateUnit(unit_id=f"u{first}-{number}", examples=examples))
         seed += size
     return tuple(found)
+
+
+def paid(units):
+    """Units as `distil` takes them: handed out against a reservation."""
+    return lambda reservation: units
+
+
+def opened_trainer(lm, units, *, trainer_class=Trainer, **options):
+    """A trainer that has read its private units."""
+    trainer = trainer_class(lm, **options)
+    trainer.take_units(units)
+    return trainer
 
 
 def ticking_clock():
