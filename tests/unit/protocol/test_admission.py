@@ -5,13 +5,13 @@ Every study here is a whole one in memory; site-a's ledger changes between two o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from protocol_world import CAPS, NOW, Cast, make_cast, make_ledger, make_plan
-from simulated_parties import FOUR, World, exported, make_world
+from federation_world import SITE, Federation, backup_of, granted
+from protocol_world import NOW, make_cast, make_ledger
+from simulated_parties import FOUR, World, exported
 
 from lada_protocol.admission import check_ledger_claim
 from lada_protocol.evidence import verify_evidence
@@ -19,43 +19,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, AdmissionBody, FaultBody, parse_body
 from lada_protocol.tasks import AdmitSite, Done, GiveUp, ReviewPlan, Wait
 from lada_secure.errors import PeerError
-from lada_secure.privacy.carried_budget import grant_restart
-from lada_secure.privacy.entries import LedgerIdentity, ReserveEntry
-from lada_secure.privacy.ledger_keeper import KeptLedger
-from lada_secure.privacy.memory_ledger import MemoryLedger
-from lada_secure.privacy.restart import RestartGrant
-
-SITE = "site-a"
-
-
-@dataclass(kw_only=True)
-class Federation:
-    """Four sites and an auditor that take part in one study after the other."""
-
-    folder: Path
-    cast: Cast = field(default_factory=lambda: make_cast(FOUR))
-    books: dict[str, KeptLedger] = field(default_factory=dict)
-    studies: int = 0
-
-    def study(self) -> World:
-        """The next study, proposed; every party has joined with what it has kept."""
-        self.studies += 1
-        plan = make_plan(study_id=f"study-{self.studies}", rounds=1, seed=self.studies)
-        world = make_world(self.folder, sites=FOUR, cast_=self.cast, plan=plan)
-        for name, site in world.sites.items():
-            site.book = self.books.setdefault(name, site.book)
-        return world
-
-    def finished(self) -> World:
-        """The next study, carried out by whoever is admitted."""
-        world = self.study()
-        world.run()
-        assert world.coordinator.next() == Done()
-        return world
-
-    def spent(self) -> float:
-        """Epsilon in site-a's ledger."""
-        return self.books[SITE].epsilon_spent(1e-5)
+from lada_secure.privacy.entries import ReserveEntry
 
 
 @pytest.fixture
@@ -64,22 +28,6 @@ def federation(tmp_path: Path) -> Federation:
     made = Federation(folder=tmp_path)
     made.finished()
     return made
-
-
-def _ledger_of(cast: Cast, entries: KeptLedger, length: int) -> MemoryLedger:
-    """A copy of a ledger as it was at this length: what a backup holds."""
-    identity = entries.identity
-    copy = MemoryLedger(
-        identity=identity, signing_key=cast.keys[SITE], caps=CAPS, clock=lambda: NOW
-    )
-    kept = MemoryLedger(
-        identity=identity, signing_key=cast.keys[SITE], caps=CAPS, clock=lambda: NOW
-    )._kept
-    fresh = type(kept)(identity)
-    for entry in entries.entries()[:length]:
-        fresh.append(entry, None)
-    copy._kept = fresh
-    return copy
 
 
 def _refused(world: World) -> FaultBody:
@@ -127,7 +75,7 @@ def test_a_ledger_that_was_put_back_is_refused_before_anything_is_spent(
     federation: Federation,
 ) -> None:
     whole = federation.books[SITE]
-    federation.books[SITE] = _ledger_of(federation.cast, whole, 4)
+    federation.books[SITE] = backup_of(federation.cast, whole, 4)
     spent = federation.spent()
 
     world = federation.finished()
@@ -144,7 +92,7 @@ def test_a_ledger_that_was_put_back_is_refused_before_anything_is_spent(
 
 
 def test_a_forked_ledger_is_refused(federation: Federation) -> None:
-    fork = _ledger_of(federation.cast, federation.books[SITE], 2)
+    fork = backup_of(federation.cast, federation.books[SITE], 2)
     for number in range(9):
         fork.decide(
             "approve",
@@ -163,7 +111,7 @@ def test_a_forked_ledger_is_refused(federation: Federation) -> None:
     assert message is not None
     assert parse_body(message, FaultBody).code == "bad_ledger"
     assert not world.coordinator.index.attempts(Kind.OPENED, round_id=0, purpose="statistics")
-    federation.books[SITE] = _ledger_of(federation.cast, fork, 5)
+    federation.books[SITE] = backup_of(federation.cast, fork, 5)
     fault = _refused(federation.finished())
     assert fault.code == "ledger_forked"
     assert "written in two places" in fault.message
@@ -205,36 +153,12 @@ def test_a_ledger_whose_key_was_not_renewed_pays_for_nothing(federation: Federat
     assert "lada site renew-key" in parse_body(message, FaultBody).message
 
 
-def _granted(federation: Federation, world: World) -> tuple[RestartGrant, MemoryLedger]:
-    """The auditor's grant for site-a, noted there, and the ledger that begins with it."""
-    copies = world.auditor.ledgers
-    grant = grant_restart(
-        copies.entries(SITE, "patients"),
-        public_key=federation.cast.keys[SITE].public_key().public_bytes_raw(),
-        target_delta=1e-5,
-        requested_by="dr-meyer",
-        auditor="auditor",
-        granted_by="dr-weber",
-        signing_key=federation.cast.keys["auditor"],
-        time=NOW,
-    )
-    copies.grants.keep(grant)
-    ledger = MemoryLedger(
-        identity=LedgerIdentity(site=SITE, population="patients", ledger_id=grant.ledger_id),
-        signing_key=federation.cast.keys[SITE],
-        caps=CAPS,
-        clock=lambda: NOW,
-        grant=grant,
-    )
-    return grant, ledger
-
-
 def test_a_lost_ledger_restarted_by_two_people_goes_on_with_its_epsilon(
     federation: Federation,
 ) -> None:
     spent = federation.spent()
     lost = federation.books[SITE]
-    grant, federation.books[SITE] = _granted(federation, federation.study())
+    grant, federation.books[SITE] = granted(federation, federation.study())
     assert grant.carried_epsilon == pytest.approx(spent)
 
     world = federation.finished()
@@ -251,7 +175,7 @@ def test_a_lost_ledger_restarted_by_two_people_goes_on_with_its_epsilon(
 
 def test_a_grant_is_no_second_budget_once_the_lost_ledger_went_on(federation: Federation) -> None:
     lost = federation.books[SITE]
-    _, restarted = _granted(federation, federation.study())
+    _, restarted = granted(federation, federation.study())
     assert federation.books[SITE] is lost
     federation.finished()
     federation.books[SITE] = restarted
@@ -262,7 +186,7 @@ def test_a_grant_is_no_second_budget_once_the_lost_ledger_went_on(federation: Fe
 
 def test_without_the_auditor_s_grant_a_restart_is_another_ledger(federation: Federation) -> None:
     world = federation.study()
-    grant, federation.books[SITE] = _granted(federation, world)
+    grant, federation.books[SITE] = granted(federation, world)
     (world.auditor.ledgers.grants.folder / f"{grant.ledger_id}.json").unlink()
     assert _refused(federation.finished()).code == "other_ledger"
 
