@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lada_clients.ledger_history import history_of
 from lada_protocol.evidence import verify_evidence
 from lada_protocol.exported_study import ExportedStudy, ledger_file
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import OpenedBody, parse_body
+from lada_protocol.messages import AdmissionBody, OpenedBody, parse_body
 from lada_protocol.opening import purpose_length
 from lada_secure.errors import LadaError
 from lada_secure.privacy.accounting import epsilon
@@ -25,6 +26,7 @@ from lada_secure.privacy.entries import (
     DecisionEntry,
     LedgerEntry,
     ReserveEntry,
+    RestartEntry,
     ResumeEntry,
     StudyEntry,
 )
@@ -143,12 +145,52 @@ class DecisionTaken(_Part):
     statement: str
 
 
+class KeyRenewal(_Part):
+    """The site's signing key was renewed by an entry that both keys signed."""
+
+    index: int
+    time: str
+    decided_by: str
+    public_key: str
+
+
+class Restart(_Part):
+    """The ledger took the place of a lost one; two people confirmed it.
+
+    `carried_epsilon`, at `target_delta`, is what the auditor knew of the lost ledger up to its
+    entry `previous_index`, and is part of every later figure. `studies` had spent it.
+    """
+
+    ledger_id: str
+    previous_ledger_id: str
+    previous_index: int
+    carried_epsilon: float
+    target_delta: float
+    studies: tuple[str, ...]
+    requested_by: str
+    auditor: str
+    granted_by: str
+    time: str
+
+
 class SiteReport(_Part):
-    """One site's ledger. `verified` is false where it has a fault; then it may hold no figures."""
+    """One site's ledger. `verified` is false where it has a fault; then it may hold no figures.
+
+    `started` is the time of its first entry. `new_to_auditor` says that the auditor had seen nothing
+    of it before this study: whatever its people were in before is not counted. `history` is all of
+    this in words. `resumes` counts payments that were used again after a failure, at no cost.
+    """
 
     site: str
     population: str
     verified: bool
+    ledger_id: str
+    started: str
+    new_to_auditor: bool
+    restart: Restart | None
+    key_renewals: tuple[KeyRenewal, ...]
+    resumes: int
+    history: tuple[str, ...]
     entries: int
     head_sha256: str
     target_delta: float | None
@@ -233,8 +275,10 @@ def _site(
     entries = () if summary is None else parse_ledger_lines(study.files[name])
     releases = _releases(entries)
     last = releases[-1] if releases else None
+    new = summary is not None and _is_new_to_auditor(study, site)
     return SiteReport(
         site=site,
+        **_history(entries, new=new),
         population="" if summary is None else summary.identity.population,
         verified=summary is not None and not any(one.startswith(f"{name}:") for one in faults),
         entries=len(entries),
@@ -262,6 +306,42 @@ def _site(
     )
 
 
+def _is_new_to_auditor(study: ExportedStudy, site: str) -> bool:
+    admission = study.index.find(Kind.ADMISSION, sender=study.roster.auditor.id, to=site)
+    try:
+        return admission is None or parse_body(admission, AdmissionBody).known_entries == 0
+    except LadaError:
+        # `verify_evidence` has named it among the faults.
+        return True
+
+
+def _history(entries: Sequence[LedgerEntry], *, new: bool) -> dict[str, Any]:
+    """How the ledger came to be, as fields of `SiteReport`."""
+    if not entries:
+        return {
+            "ledger_id": "",
+            "started": "",
+            "new_to_auditor": False,
+            "restart": None,
+            "key_renewals": (),
+            "resumes": 0,
+            "history": (),
+        }
+    history = history_of(entries)
+    facts = history.to_json()
+    said = history.sentences()
+    if new and history.restart is None:
+        said = (*said, "A NEW LEDGER: the auditor had seen no entry of it before this study.")
+    restart = facts["restart"]
+    return {
+        **facts,
+        "restart": restart and Restart(**{**restart, "studies": tuple(restart["studies"])}),
+        "key_renewals": tuple(KeyRenewal(**one) for one in facts["key_renewals"]),
+        "new_to_auditor": new,
+        "history": said,
+    }
+
+
 def _left(cap: float, spent: float) -> float:
     return max(cap - spent, 0.0)
 
@@ -269,8 +349,9 @@ def _left(cap: float, spent: float) -> float:
 def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
     commits = {one.reserve_hash: one for one in entries if isinstance(one, CommitEntry)}
     resumes = Counter(one.reserve_hash for one in entries if isinstance(one, ResumeEntry))
-    before = 0.0
-    study_before: dict[str, float] = {}
+    grant = entries[0].grant if entries and isinstance(entries[0], RestartEntry) else None
+    before = 0.0 if grant is None else grant.carried_epsilon
+    study_before = {} if grant is None else dict.fromkeys(grant.studies, before)
     found: list[Release] = []
     for one in entries:
         if isinstance(one, ReserveEntry):

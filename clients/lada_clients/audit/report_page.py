@@ -159,6 +159,9 @@ def _site(site: SiteReport) -> str:
         f'<p class="note">Population {escape(site.population)}, {site.entries} ledger entries, '
         f"the last one with hash <code>{site.head_sha256[:16]}</code>.</p>"
     )
+    history = " ".join(escape(one) for one in site.history)
+    loud = ' class="failed"' if site.new_to_auditor or site.restart else ""
+    note += f"<p{loud}>{history}</p>"
     return head + fault + note + _chart(site) + _decisions(site) + _releases(site)
 
 
@@ -175,6 +178,7 @@ def _chart(site: SiteReport) -> str:
         _staircase(
             study,
             [(one, one.study_epsilon_after) for one in site.releases if one.study_id == study],
+            next(one for one in site.releases if one.study_id == study).study_epsilon_before,
             start,
             divisor,
         )
@@ -182,7 +186,8 @@ def _chart(site: SiteReport) -> str:
     ]
     if len(studies) > 1:
         everything = [(one, one.epsilon_after) for one in site.releases]
-        series.insert(0, _staircase("all studies", everything, start, divisor))
+        before = site.releases[0].epsilon_before
+        series.insert(0, _staircase("all studies", everything, before, start, divisor))
     limits = _caps(site)
     top = max([*limits, *(one.epsilon_after for one in site.releases)])
     drawings = [
@@ -222,9 +227,14 @@ def _caps(site: SiteReport) -> dict[float, str]:
 
 
 def _staircase(
-    name: str, values: Sequence[tuple[Release, float]], start: datetime, divisor: float
+    name: str,
+    values: Sequence[tuple[Release, float]],
+    before: float,
+    start: datetime,
+    divisor: float,
 ) -> charts.Series:
-    points = [(_seconds(start, values[0][0].time) / divisor, 0.0, f"{name}: nothing spent yet")]
+    carried = f"{before:.3f} carried over" if before else "nothing spent yet"
+    points = [(_seconds(start, values[0][0].time) / divisor, before, f"{name}: {carried}")]
     points += [
         (
             _seconds(start, one.time) / divisor,

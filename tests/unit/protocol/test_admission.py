@@ -13,6 +13,7 @@ from federation_world import SITE, Federation, backup_of, granted
 from protocol_world import NOW, make_cast, make_ledger
 from simulated_parties import FOUR, World, exported
 
+from lada_clients.participant import Outgoing
 from lada_protocol.admission import check_ledger_claim
 from lada_protocol.evidence import verify_evidence
 from lada_protocol.kinds import Kind
@@ -235,7 +236,6 @@ def test_an_admission_of_another_acceptance_is_refused(tmp_path: Path) -> None:
     site.step()
     site.me.sync()
     other = world.auditor.participant
-    from lada_clients.participant import Outgoing
 
     other.post(
         Kind.ADMISSION, lambda: Outgoing(body={"acceptance": "0" * 64, "known_entries": 0}), to=SITE
