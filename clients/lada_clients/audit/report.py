@@ -176,9 +176,9 @@ class Restart(_Part):
 class SiteReport(_Part):
     """One site's ledger. `verified` is false where it has a fault; then it may hold no figures.
 
-    `started` is the time of its first entry. `new_to_auditor` says that the auditor had seen nothing
-    of it before this study: whatever its people were in before is not counted. `history` is all of
-    this in words. `resumes` counts payments that were used again after a failure, at no cost.
+    `started` is the time of its first entry. `new_to_auditor` says that the auditor had seen
+    nothing of it before this study: whatever its people were in before is not counted. `resumes`
+    counts payments that were used again after a failure, at no cost. `history` is this in words.
     """
 
     site: str
