@@ -301,7 +301,7 @@ def test_the_budget_says_what_is_spent_and_what_the_study_would_leave() -> None:
     assert f"it would be {after:.3f} (at delta 1e-05)" in first
     assert "epsilon 8 per study" in second
     *_, warning = describe_budget(_plan(), _policy(), spent=[("other", gaussian_event(0.5))] * 2)
-    assert "the ledger would refuse" in warning
+    assert "this site refuses the plan" in warning
     assert "epsilon 0.000 of 10" in describe_budget(_plan(), _policy(), spent=[])[0]
 
 
