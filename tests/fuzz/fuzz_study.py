@@ -211,14 +211,9 @@ class Recording:
         """An empty ledger of a site."""
         key = self.credentials[party].signing_key
         return MemoryLedger(
-            identity=LedgerIdentity(
-                site=party,
-                population="patients",
-                public_key=key.public_key().public_bytes_raw(),
-            ),
+            identity=LedgerIdentity.new(site=party, population="patients"),
             signing_key=key,
             caps=CAPS,
-            data_fingerprint="d" * 64,
             clock=lambda: datetime.now(UTC),
         )
 

@@ -26,7 +26,8 @@ from lada_protocol.plan import parse_plan
 from lada_protocol.roster import parse_roster
 from lada_secure.data.records import read_pool, read_records
 from lada_secure.encryption.opening_key import OpeningKey
-from lada_secure.privacy.entries import CommitEntry, parse_ledger_lines
+from lada_secure.privacy.entries import CommitEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_server import service
 from lada_server.runner import run_server
 

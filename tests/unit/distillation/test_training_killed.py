@@ -42,8 +42,8 @@ def open_ledger(folder, key):
         population="patients",
         signing_key=key,
         caps=CAPS,
-        data_fingerprint="cd" * 32,
         clock=lambda: datetime.now(UTC),
+        time_step_s=60,
     )
 
 

@@ -303,16 +303,11 @@ def make_participant(cast_: Cast, board: MemoryBoard, party: str, folder: Path) 
 
 
 def make_ledger(cast_: Cast, site: str, *, caps: BudgetCaps = CAPS) -> MemoryLedger:
-    """An empty ledger of a site, signed with the site's own key."""
+    """A new ledger of a site, signed with the site's own key."""
     return MemoryLedger(
-        identity=LedgerIdentity(
-            site=site,
-            population="patients",
-            public_key=cast_.keys[site].public_key().public_bytes_raw(),
-        ),
+        identity=LedgerIdentity.new(site=site, population="patients"),
         signing_key=cast_.keys[site],
         caps=caps,
-        data_fingerprint="d" * 64,
         clock=lambda: NOW,
     )
 

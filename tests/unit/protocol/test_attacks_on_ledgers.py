@@ -25,9 +25,10 @@ from lada_clients.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody, parse_body
 from lada_protocol.plan import DEMAND, STATISTICS
-from lada_secure.privacy.entries import format_ledger_lines, sign_entry
+from lada_secure.privacy.entries import sign_entry
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.ledger_lines import format_ledger_lines
 
 
 def _tampered_ledger(world: World, site: str, change: Any) -> None:

@@ -22,7 +22,8 @@ from lada_clients.auditor.export import write_export
 from lada_protocol.exported_study import PLAN_FILE
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.entries import ReserveEntry, parse_ledger_lines
+from lada_secure.privacy.entries import ReserveEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 
 SITES = ("site-a", "site-b", "site-c")
 ROOT = Path(__file__).parents[3]
