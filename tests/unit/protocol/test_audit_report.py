@@ -117,7 +117,7 @@ def test_a_ledger_over_several_studies_is_told_apart_by_study_and_purpose(
     costs = [one.cost for study in first.studies for one in study.purposes]
     assert sum(costs) == pytest.approx(first.epsilon)
     own = [one for one in first.releases if one.study_id == EARLIER]
-    assert [one.committed is None for one in own] == [False, True]
+    assert [one.output_commitment is None for one in own] == [False, True]
     assert own[0].study_epsilon_before == 0.0
     assert own[1].study_epsilon_before == own[0].study_epsilon_after
 

@@ -60,7 +60,7 @@ def test_an_empty_ledger_does_not_pay() -> None:
 
 def test_the_hash_of_the_commit_is_not_the_reservation() -> None:
     ledger = _ledger()
-    commit = ledger.commit(ledger.reserve(statistics_spec(PLAN, 0)), b"noised")
+    commit = ledger.keep(ledger.reserve(statistics_spec(PLAN, 0)), b"noised")
     assert _reason(ledger, commit.entry_hash) == "unpaid"
 
 
