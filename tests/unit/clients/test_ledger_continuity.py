@@ -65,6 +65,18 @@ def test_of_two_that_open_a_new_file_one_has_started_it(path: Path) -> None:
         assert first.head() == second.head()
 
 
+def test_a_beginning_that_breaks_off_leaves_no_ledger_behind(path: Path) -> None:
+    def broken() -> datetime:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_ledger(path, clock=broken)
+    assert rows(path, "SELECT count(*) FROM sqlite_master") == [(0,)]
+    with open_ledger(path) as ledger:
+        assert ledger.started_now
+        assert ledger.head().index == 0
+
+
 # --- keys -------------------------------------------------------------------------------------
 
 
