@@ -222,11 +222,7 @@ def _check_ledgers(
         try:
             found = parse_ledger_lines(raw)
             summaries[party.id] = verify_ledger(
-                found,
-                public_key=bytes.fromhex(party.signing_key),
-                caps=None,
-                site=party.id,
-                auditor_key=bytes.fromhex(study.roster.auditor.signing_key),
+                found, public_key=bytes.fromhex(party.signing_key), caps=None, site=party.id
             )
             entries[party.id] = found
             _check_shown(study, party, raw)

@@ -31,7 +31,6 @@ from lada_secure.privacy.entries import (
 from lada_secure.privacy.events import ComposedEvent, DpSgdEvent
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN
 from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_secure.privacy.restart import RestartGrant
 from lada_secure.privacy.verification import LedgerSummary
 
 SCHEMA_VERSION: Final = 1
@@ -144,36 +143,11 @@ class DecisionTaken(_Part):
     statement: str
 
 
-class Restart(_Part):
-    """The ledger replaces a lost one: who asked, who granted it, and what was carried over.
-
-    `previous_index` and `previous_hash` are of the last entry that was known of the lost ledger.
-    `carried_epsilon` is at `target_delta`, and counted in every later total.
-    """
-
-    previous_ledger_id: str
-    previous_index: int
-    previous_hash: str
-    target_delta: float
-    carried_epsilon: float
-    studies: tuple[str, ...]
-    requested_by: str
-    auditor: str
-    granted_by: str
-    time: str
-
-
 class SiteReport(_Part):
-    """One site's ledger. `verified` is false where it has a fault; then it may hold no figures.
-
-    `started` is the time of its first entry, from which on it counts.
-    """
+    """One site's ledger. `verified` is false where it has a fault; then it may hold no figures."""
 
     site: str
     population: str
-    ledger_id: str
-    started: str
-    restart: Restart | None
     verified: bool
     entries: int
     head_sha256: str
@@ -257,15 +231,11 @@ def _site(
     name = ledger_file(site)
     # Without a summary the ledger itself is not whole, and nothing that it says is repeated.
     entries = () if summary is None else parse_ledger_lines(study.files[name])
-    grant = None if summary is None else summary.restart
-    releases = _releases(entries, grant)
+    releases = _releases(entries)
     last = releases[-1] if releases else None
     return SiteReport(
         site=site,
         population="" if summary is None else summary.identity.population,
-        ledger_id="" if summary is None else summary.identity.ledger_id,
-        started="" if summary is None else summary.started,
-        restart=None if grant is None else _restart(grant),
         verified=summary is not None and not any(one.startswith(f"{name}:") for one in faults),
         entries=len(entries),
         head_sha256="" if summary is None else summary.head.entry_hash,
@@ -292,30 +262,15 @@ def _site(
     )
 
 
-def _restart(grant: RestartGrant) -> Restart:
-    return Restart(
-        previous_ledger_id=grant.previous_ledger_id,
-        previous_index=grant.previous_index,
-        previous_hash=grant.previous_hash,
-        target_delta=grant.target_delta,
-        carried_epsilon=grant.carried_epsilon,
-        studies=grant.studies,
-        requested_by=grant.requested_by,
-        auditor=grant.auditor,
-        granted_by=grant.granted_by,
-        time=grant.time,
-    )
-
-
 def _left(cap: float, spent: float) -> float:
     return max(cap - spent, 0.0)
 
 
-def _releases(entries: Sequence[LedgerEntry], grant: RestartGrant | None) -> tuple[Release, ...]:
+def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
     commits = {one.reserve_hash: one for one in entries if isinstance(one, CommitEntry)}
     resumes = Counter(one.reserve_hash for one in entries if isinstance(one, ResumeEntry))
-    before = 0.0 if grant is None else grant.carried_epsilon
-    study_before = dict.fromkeys(() if grant is None else grant.studies, before)
+    before = 0.0
+    study_before: dict[str, float] = {}
     found: list[Release] = []
     for one in entries:
         if isinstance(one, ReserveEntry):

@@ -159,23 +159,7 @@ def _site(site: SiteReport) -> str:
         f'<p class="note">Population {escape(site.population)}, {site.entries} ledger entries, '
         f"the last one with hash <code>{site.head_sha256[:16]}</code>.</p>"
     )
-    return head + fault + note + _began(site) + _chart(site) + _decisions(site) + _releases(site)
-
-
-def _began(site: SiteReport) -> str:
-    restart = site.restart
-    if restart is None:
-        began = "nothing was spent before."
-    else:
-        began = (
-            f"in place of a ledger that was lost. {restart.requested_by} at {site.site} asked for "
-            f"it, {restart.granted_by} at {restart.auditor} granted it on "
-            f"{_moment(restart.time)} UTC. What is known of the lost one, up to its entry "
-            f"{restart.previous_index}, had cost epsilon {_figure(restart.carried_epsilon)} at "
-            f"delta {plain_number(restart.target_delta)}; it is counted in everything below."
-        )
-    sentence = f"The ledger counts from {_moment(site.started)} UTC on; {began}"
-    return f'<p class="note">{escape(sentence)}</p>'
+    return head + fault + note + _chart(site) + _decisions(site) + _releases(site)
 
 
 def _chart(site: SiteReport) -> str:
@@ -190,18 +174,14 @@ def _chart(site: SiteReport) -> str:
     series = [
         _staircase(
             study,
-            [
-                (one, one.study_epsilon_before, one.study_epsilon_after)
-                for one in site.releases
-                if one.study_id == study
-            ],
+            [(one, one.study_epsilon_after) for one in site.releases if one.study_id == study],
             start,
             divisor,
         )
         for study in studies
     ]
     if len(studies) > 1:
-        everything = [(one, one.epsilon_before, one.epsilon_after) for one in site.releases]
+        everything = [(one, one.epsilon_after) for one in site.releases]
         series.insert(0, _staircase("all studies", everything, start, divisor))
     limits = _caps(site)
     top = max([*limits, *(one.epsilon_after for one in site.releases)])
@@ -242,11 +222,9 @@ def _caps(site: SiteReport) -> dict[float, str]:
 
 
 def _staircase(
-    name: str, values: Sequence[tuple[Release, float, float]], start: datetime, divisor: float
+    name: str, values: Sequence[tuple[Release, float]], start: datetime, divisor: float
 ) -> charts.Series:
-    first, before, _ = values[0]
-    words = f"{before:.3f} was carried over" if before else "nothing spent yet"
-    points = [(_seconds(start, first.time) / divisor, before, f"{name}: {words}")]
+    points = [(_seconds(start, values[0][0].time) / divisor, 0.0, f"{name}: nothing spent yet")]
     points += [
         (
             _seconds(start, one.time) / divisor,
@@ -254,7 +232,7 @@ def _staircase(
             f"{name}, round {one.round + 1}, {one.purpose}: {value:.3f} spent at "
             f"{_moment(one.time)}",
         )
-        for one, _, value in values
+        for one, value in values
     ]
     return charts.Series(name=name, points=tuple(points))
 
@@ -334,9 +312,6 @@ def _how(releases: Sequence[Release]) -> str:
         )
     sentences.append(f"Unit: one {first.unit}, added or removed with all its records.")
     lost = sum(one.output_commitment is None for one in releases)
-    resumes = sum(one.resumes for one in releases)
-    if resumes:
-        sentences.append(f"{resumes} failed tries released nothing and were taken up at no cost.")
     if lost:
         sentences.append(f"{lost} of the payments led to no output; they count as spent.")
     return " ".join(sentences)

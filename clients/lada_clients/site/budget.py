@@ -57,18 +57,13 @@ class SiteBudget:
             "epsilon_left": self.left,
             "entries": summary.head.index + 1,
             "head": summary.head.entry_hash,
-            "ledger_id": summary.identity.ledger_id,
-            "started": summary.started,
-            "restart": None if summary.restart is None else summary.restart.to_json(),
             "reservations": summary.reservations,
-            "resumes": summary.resumes,
             "uncommitted": summary.uncommitted,
             "studies": [
                 {
                     "study_id": one.study_id,
                     "epsilon": one.epsilon,
                     "reservations": one.reservations,
-                    "resumes": one.resumes,
                     "commits": one.commits,
                     "decision": one.decision,
                 }
@@ -84,27 +79,13 @@ class SiteBudget:
             f"{summary.epsilon:.4f} of {policy.epsilon_cap_total:g} is spent at delta "
             f"{self.target_delta:g}, {self.left:.4f} is left.",
             f"The ledger is whole: {summary.head.index + 1} entries, {summary.reservations} "
-            f"releases paid for, {summary.uncommitted} of them without an output; "
-            f"{summary.resumes} failed tries were taken up again at no cost.",
-            _began(summary),
+            f"releases paid for, {summary.uncommitted} of them without an output.",
         )
         return head + tuple(
             f"Study {one.study_id}: epsilon {one.epsilon:.4f} of {policy.epsilon_cap_per_study:g}, "
             f"{one.reservations} releases, last decision: {one.decision}."
             for one in summary.studies
         )
-
-
-def _began(summary: LedgerSummary) -> str:
-    grant = summary.restart
-    if grant is None:
-        return f"The ledger counts from {summary.started} on; nothing was spent before."
-    return (
-        f"The ledger counts from {summary.started} on, in place of one that was lost after entry "
-        f"{grant.previous_index}: {grant.requested_by} asked for it, {grant.granted_by} at "
-        f"{grant.auditor} granted it. Epsilon {grant.carried_epsilon:.4f} at delta "
-        f"{grant.target_delta:g} was carried over and is counted."
-    )
 
 
 def read_budget(settings_path: Path) -> SiteBudget:

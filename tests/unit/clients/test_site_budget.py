@@ -6,15 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from ledger_store_world import (
-    CAPS,
-    approve,
-    grant,
-    lost_ledger,
-    open_ledger,
-    restart,
-    spec,
-)
+from ledger_store_world import CAPS, approve, open_ledger, spec
 
 from lada_clients.site.budget import export_ledger, read_budget
 from lada_secure.errors import LedgerError, ParameterError
@@ -84,31 +76,6 @@ def test_the_export_is_the_ledger_and_overwrites_nothing(settings: Path, tmp_pat
     assert len(parse_ledger_lines(lines)) == 7
     with pytest.raises(ParameterError, match="is there already"):
         export_ledger(read_budget(settings), out)
-
-
-def test_it_says_where_the_ledger_began_and_what_was_taken_up_again(settings: Path) -> None:
-    path = settings.parent / "state" / "ledger-patients.sqlite"
-    _spend(settings)
-    with open_ledger(path) as ledger:
-        ledger.reserve(spec(2))
-    budget = read_budget(settings)
-    told = budget.to_json()
-    assert (told["resumes"], told["reservations"], told["restart"]) == (1, 3, None)
-    assert "1 failed tries were taken up again at no cost" in budget.sentences()[1]
-    assert "nothing was spent before" in budget.sentences()[2]
-
-
-def test_a_restart_is_shown_with_who_confirmed_it_and_what_it_carried(settings: Path) -> None:
-    path = settings.parent / "state" / "ledger-patients.sqlite"
-    granted = grant(lost_ledger(path))
-    restart(path, granted)
-    budget = read_budget(settings)
-    assert budget.to_json()["restart"] == granted.to_json()
-    assert budget.to_json()["epsilon"] == pytest.approx(granted.carried_epsilon)
-    assert budget.left == pytest.approx(3.0 - granted.carried_epsilon)
-    (sentence,) = (one for one in budget.sentences() if "in place of one that was lost" in one)
-    for word in ("dr.weber", "ms.okafor", "auditor", f"{granted.carried_epsilon:.4f}"):
-        assert word in sentence
 
 
 def test_a_site_without_a_ledger_is_told_so(settings: Path) -> None:
