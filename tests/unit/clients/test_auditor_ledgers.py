@@ -13,10 +13,9 @@ from lada_protocol.kinds import Role
 from lada_protocol.messages import LedgerBody
 from lada_protocol.roster import Party
 from lada_secure.errors import PeerError
-from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity
+from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, format_ledger_lines
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_lines import format_ledger_lines
 from lada_secure.privacy.memory_ledger import MemoryLedger
 
 KEY = Ed25519PrivateKey.generate()
@@ -30,14 +29,16 @@ PARTY = Party(
 )
 
 
-IDENTITY = LedgerIdentity.new(site="site-a", population="patients")
-
-
 def _entries(rounds: int = 2, *, expires_days: int = 30) -> tuple[LedgerEntry, ...]:
     ledger = MemoryLedger(
-        identity=IDENTITY,
+        identity=LedgerIdentity(
+            site="site-a",
+            population="patients",
+            public_key=KEY.public_key().public_bytes_raw(),
+        ),
         signing_key=KEY,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=9.0, study_epsilon=9.0),
+        data_fingerprint="d" * 64,
         clock=lambda: NOW,
     )
     ledger.decide(
@@ -91,44 +92,44 @@ def _refused(copies: LedgerCopies, *args: object, **more: object) -> str:
 def test_parts_in_order_make_the_whole_ledger(tmp_path: Path) -> None:
     copies = LedgerCopies(folder=tmp_path)
     assert copies.entries("site-a") == ()
-    _append(copies, 0, 3)
-    _append(copies, 4, 5)
+    _append(copies, 0, 2)
+    _append(copies, 3, 4)
     assert copies.entries("site-a") == ENTRIES
     assert copies.raw("site-a") == format_ledger_lines(ENTRIES)
 
 
 def test_a_part_shown_again_changes_nothing(tmp_path: Path) -> None:
     copies = LedgerCopies(folder=tmp_path)
-    _append(copies, 0, 5)
-    _append(copies, 0, 3)
-    _append(copies, 3, 5)
+    _append(copies, 0, 4)
+    _append(copies, 0, 2)
+    _append(copies, 2, 4)
     assert copies.entries("site-a") == ENTRIES
 
 
 def test_a_gap_is_refused(tmp_path: Path) -> None:
     copies = LedgerCopies(folder=tmp_path)
-    _append(copies, 0, 2)
-    assert "do not continue" in _refused(copies, 4, 5)
+    _append(copies, 0, 1)
+    assert "do not continue" in _refused(copies, 3, 4)
 
 
 def test_a_rewritten_history_is_refused(tmp_path: Path) -> None:
     copies = LedgerCopies(folder=tmp_path)
-    _append(copies, 0, 3)
+    _append(copies, 0, 2)
     other = _entries(expires_days=31)
-    assert "rewritten or cut" in _refused(copies, 0, 5, other)
-    assert "previous_hash" in _refused(copies, 4, 5, other)
+    assert "rewritten or cut" in _refused(copies, 0, 4, other)
+    assert "previous_hash" in _refused(copies, 3, 4, other)
 
 
 def test_a_head_that_is_not_the_last_entry_of_the_part_is_refused(tmp_path: Path) -> None:
     copies = LedgerCopies(folder=tmp_path)
-    assert "head" in _refused(copies, 0, 5, head=3)
-    assert "head" in _refused(copies, 0, 2, head=3)
+    assert "head" in _refused(copies, 0, 4, head=2)
+    assert "head" in _refused(copies, 0, 1, head=2)
 
 
 def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
     copies = LedgerCopies(folder=tmp_path)
     raw = format_ledger_lines(ENTRIES)
-    body = LedgerBody(first_index=0, head_index=5, head_hash=ENTRIES[5].entry_hash)
+    body = LedgerBody(first_index=0, head_index=4, head_hash=ENTRIES[4].entry_hash)
     for position in range(5, len(raw), len(raw) // 15):
         changed = bytearray(raw)
         changed[position] ^= 1

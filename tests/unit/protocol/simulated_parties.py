@@ -87,8 +87,7 @@ from lada_protocol.uplink import (
 )
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
-from lada_secure.privacy.entries import ReserveEntry
-from lada_secure.privacy.ledger_lines import format_ledger_lines
+from lada_secure.privacy.entries import ReserveEntry, format_ledger_lines
 from lada_secure.privacy.memory_ledger import MemoryLedger
 
 FOUR = ("site-a", "site-b", "site-c", "site-d")
