@@ -212,10 +212,11 @@ class PartyStates:
                     )
 
     def _make_book(self, joined: bool) -> MemoryLedger:
-        """The ledger at the end of the recording, or an empty one before the plan is accepted."""
+        """The ledger at the end of the recording, or a new one before the plan is accepted."""
         book = self._study.recording.book(self._party.id)
         if joined:
             kept = self._study.books[self._party.id]
+            book._identity, book._kept = kept.identity, type(book._kept)(kept.identity)
             with kept._transaction() as old, book._transaction() as new:
                 for entry in old.entries():
                     paid_by = getattr(entry, "reserve_hash", "")

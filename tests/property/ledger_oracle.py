@@ -9,9 +9,11 @@ from typing import Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.accounting import epsilon
+from lada_secure.privacy.carried_budget import grant_restart
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import PrivacyEvent, gaussian_event
 from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec
+from lada_secure.privacy.ledger_keeper import granted_identity
 from lada_secure.privacy.memory_ledger import MemoryLedger
 
 SITE_KEYS = tuple(
@@ -68,6 +70,33 @@ def approved_ledger() -> MemoryLedger:
     ledger = new_ledger(Clock())
     ledger.decide("approve", study_id="a", plan_hash=PLAN, expires=EXPIRES, decided_by="x")
     return ledger
+
+
+def restarted(ledger: MemoryLedger, key: int, clock: Clock | None = None) -> MemoryLedger:
+    """The ledger that the auditor lets begin in place of one that it knows to its end.
+
+    Args: key: index of the site's key that begins it.
+    """
+    clock = clock or Clock()
+    grant = grant_restart(
+        ledger.entries(),
+        public_key=SITE_KEYS[key].public_key().public_bytes_raw(),
+        target_delta=DELTA,
+        requested_by="x",
+        auditor="auditor",
+        granted_by="y",
+        signing_key=AUDITOR_KEY,
+        time=clock.now,
+    )
+    auditor_key = AUDITOR_KEY.public_key().public_bytes_raw()
+    return MemoryLedger(
+        identity=granted_identity(grant, auditor_key=auditor_key),
+        signing_key=SITE_KEYS[key],
+        caps=CAPS,
+        clock=clock,
+        time_step_s=TIME_STEP_S,
+        grant=grant,
+    )
 
 
 @dataclass

@@ -15,20 +15,17 @@ from ledger_oracle import (
     EXPIRES,
     PLAN,
     SITE_KEYS,
-    TIME_STEP_S,
     Clock,
     Oracle,
     Outcome,
     new_ledger,
+    restarted,
     statistics,
 )
 
 from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
-from lada_secure.privacy.carried_budget import grant_restart
 from lada_secure.privacy.entries import CommitEntry, ReserveEntry
-from lada_secure.privacy.ledger_keeper import granted_identity
 from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.verification import verify_ledger
 
 STUDIES = st.sampled_from(["a", "b"])
@@ -117,25 +114,7 @@ class Site:
             self.outputs[study, round_id] = output
 
     def _restart(self) -> None:
-        grant = grant_restart(
-            self.ledger.entries(),
-            public_key=SITE_KEYS[self.key].public_key().public_bytes_raw(),
-            target_delta=DELTA,
-            requested_by="x",
-            auditor="auditor",
-            granted_by="y",
-            signing_key=AUDITOR_KEY,
-            time=self.clock.now,
-        )
-        auditor_key = AUDITOR_KEY.public_key().public_bytes_raw()
-        self.ledger = MemoryLedger(
-            identity=granted_identity(grant, auditor_key=auditor_key),
-            signing_key=SITE_KEYS[self.key],
-            caps=CAPS,
-            clock=self.clock,
-            time_step_s=TIME_STEP_S,
-            grant=grant,
-        )
+        self.ledger = restarted(self.ledger, self.key, self.clock)
         self.oracle.lose_and_restart(self.clock.now)
         self.outputs = {}
 

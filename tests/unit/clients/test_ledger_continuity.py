@@ -11,25 +11,21 @@ from typing import Any
 import pytest
 from ledger_store_world import (
     AUDITOR,
-    AUDITOR_KEY,
     CAPS,
     NEW_KEY,
     PUBLIC,
-    SITE_KEY,
-    TIME_STEP_S,
     approve,
-    now,
+    grant,
+    lost_ledger,
     open_ledger,
+    restart,
     spec,
 )
 
-from lada_clients.site.ledger_store import open_ledger_reader, restart_ledger
+from lada_clients.site.ledger_store import open_ledger_reader
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.carried_budget import grant_restart
 from lada_secure.privacy.entries import RestartEntry
 from lada_secure.privacy.ledger_keeper import DataNote
-from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_secure.privacy.restart import RestartGrant
 from lada_secure.privacy.verification import verify_ledger
 
 RENEWED = NEW_KEY.public_key().public_bytes_raw()
@@ -67,6 +63,18 @@ def test_of_two_that_open_a_new_file_one_has_started_it(path: Path) -> None:
     with open_ledger(path) as first, open_ledger(path) as second:
         assert (first.started_now, second.started_now) == (True, False)
         assert first.head() == second.head()
+
+
+def test_a_beginning_that_breaks_off_leaves_no_ledger_behind(path: Path) -> None:
+    def broken() -> datetime:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_ledger(path, clock=broken)
+    assert rows(path, "SELECT count(*) FROM sqlite_master") == [(0,)]
+    with open_ledger(path) as ledger:
+        assert ledger.started_now
+        assert ledger.head().index == 0
 
 
 # --- keys -------------------------------------------------------------------------------------
@@ -116,41 +124,6 @@ def test_a_process_that_still_has_the_old_key_writes_nothing(path: Path) -> None
 
 
 # --- beginning again --------------------------------------------------------------------------
-
-
-def lost_ledger(path: Path) -> bytes:
-    """What the auditor has of a ledger whose file is gone."""
-    with open_ledger(path) as ledger:
-        approve(ledger)
-        ledger.commit(ledger.reserve(spec()), b"noised")
-        lines = ledger.export_lines()
-    for one in path.parent.glob("ledger.db*"):
-        one.unlink()
-    return lines
-
-
-def grant(lines: bytes, *, public_key: bytes = PUBLIC) -> RestartGrant:
-    return grant_restart(
-        parse_ledger_lines(lines),
-        public_key=public_key,
-        target_delta=1e-6,
-        requested_by="dr.weber",
-        auditor="auditor",
-        granted_by="ms.okafor",
-        signing_key=AUDITOR_KEY,
-        time=now(),
-    )
-
-
-def restart(path: Path, granted: RestartGrant, *, auditor_key: bytes = AUDITOR) -> None:
-    restart_ledger(
-        path,
-        grant=granted,
-        auditor_key=auditor_key,
-        signing_key=SITE_KEY,
-        clock=now,
-        time_step_s=TIME_STEP_S,
-    )
 
 
 def test_a_lost_ledger_begins_again_with_what_it_had_cost(path: Path) -> None:

@@ -236,8 +236,8 @@ def test_a_ledger_at_the_plans_delta_pays_for_what_the_auditor_checks(tmp_path: 
         population=policy.population,
         signing_key=Ed25519PrivateKey.generate(),
         caps=study_caps(plan, policy),
-        data_fingerprint="d" * 64,
         clock=lambda: NOW,
+        time_step_s=60,
     ) as ledger:
         ledger.decide(
             "approve",

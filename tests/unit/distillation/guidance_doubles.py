@@ -114,12 +114,9 @@ def ledger(plan: StudyPlan) -> MemoryLedger:
     """A site's ledger that has approved the plan."""
     key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site="site-a", population="people", public_key=key.public_key().public_bytes_raw()
-        ),
+        identity=LedgerIdentity.new(site="site-a", population="people"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=500.0, study_epsilon=500.0),
-        data_fingerprint="cd" * 32,
         clock=lambda: datetime(2026, 1, 31, 12, tzinfo=UTC),
     )
     book.decide(

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -137,12 +136,10 @@ def ticking_clock():
 def approved_ledger(*, cap: float = 400.0) -> MemoryLedger:
     """A ledger in memory whose site has approved the plan that the tests train under."""
     key = Ed25519PrivateKey.generate()
-    raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     book = MemoryLedger(
-        identity=LedgerIdentity(site="site-1", population="patients", public_key=raw),
+        identity=LedgerIdentity.new(site="site-1", population="patients"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=cap, study_epsilon=cap),
-        data_fingerprint="cd" * 32,
         clock=ticking_clock(),
     )
     approve(book)

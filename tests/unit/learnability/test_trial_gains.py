@@ -55,12 +55,9 @@ def gains_of(
 def ledger(*, epsilon: float = 8.0) -> MemoryLedger:
     key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site="site-a", population="people", public_key=key.public_key().public_bytes_raw()
-        ),
+        identity=LedgerIdentity.new(site="site-a", population="people"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=epsilon, study_epsilon=epsilon),
-        data_fingerprint="cd" * 32,
         clock=lambda: NOW,
     )
     book.decide(

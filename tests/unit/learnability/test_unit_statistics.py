@@ -11,7 +11,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -77,12 +76,10 @@ def parameters(
 
 def ledger(*, epsilon: float = 8.0) -> MemoryLedger:
     key = Ed25519PrivateKey.generate()
-    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     book = MemoryLedger(
-        identity=LedgerIdentity(site="site-a", population="people", public_key=public),
+        identity=LedgerIdentity.new(site="site-a", population="people"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=epsilon, study_epsilon=epsilon),
-        data_fingerprint="cd" * 32,
         clock=lambda: NOW,
     )
     book.decide(

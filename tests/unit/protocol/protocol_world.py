@@ -303,7 +303,7 @@ def make_participant(cast_: Cast, board: MemoryBoard, party: str, folder: Path) 
 
 
 def make_ledger(cast_: Cast, site: str, *, caps: BudgetCaps = CAPS) -> MemoryLedger:
-    """An empty ledger of a site, signed with the site's own key."""
+    """A new ledger of a site, signed with the site's own key."""
     return MemoryLedger(
         identity=LedgerIdentity.new(site=site, population="patients"),
         signing_key=cast_.keys[site],
