@@ -25,6 +25,7 @@ from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.credentials import load_credentials
 from lada_clients.outbox import Outbox
 from lada_clients.participant import Participant
+from lada_clients.site.file_gate import SiteFiles
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
@@ -40,7 +41,7 @@ from lada_protocol.roster import Roster
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import Done, StartAttempt, Wait
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.records import PoolSample, pool_bytes, pool_hash
+from lada_secure.data.records import PoolSample, RecordFile, pool_bytes, pool_hash
 from lada_secure.learnability.cells import fit_clusters
 from lada_secure.learnability.embedding import embedder
 from lada_secure.privacy.entries import LedgerIdentity
@@ -201,6 +202,10 @@ class Recording:
                 epsilon_cap_total=50.0,
                 max_records_per_unit=4,
             ),
+            files=SiteFiles(
+                records=RecordFile(name="records.jsonl", records=(), lines=(), faults=()),
+                held_out=None,
+            ),
             book=book,
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder / "memory"),
@@ -264,6 +269,7 @@ def _prepare(folder: Path) -> Recording:
     )
     study = Study(
         plan=plan,
+        is_new=True,
         pool=POOL,
         pool_bytes=pool_bytes(POOL),
         clusters=clusters,

@@ -31,6 +31,7 @@ from lada_secure.distillation.own_reasons import written_reasons
 from lada_secure.distillation.parameters import TrainerSettings
 from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.training import distil, training_spec
+from lada_secure.errors import ParameterError
 from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
 from lada_secure.learnability.measured_statistics import measured_statistics
@@ -99,7 +100,12 @@ class SiteReleases:
         *,
         seed: int,
     ) -> SiteReleases:
-        """Bound the records by privacy unit, and open a ledger where there is noise."""
+        """Bound the records by privacy unit, and open a ledger where there is noise.
+
+        Raises: ParameterError: no record.
+        """
+        if not site.train:
+            raise ParameterError(f"{site.name}: expected at least one record, got none")
         book = None
         if noise is not None:
             # A hair above, so that the calibrated total is not refused for its rounding.
