@@ -301,7 +301,9 @@ class Site:
                 pool=pool,
                 clusters=clusters,
                 records=PrivateRecords(
-                    bound_units(records, max_records_per_unit=me.plan.privacy.max_records_per_unit)
+                    bound_units(
+                        records, max_records_per_unit=me.plan.privacy.max_records_per_unit
+                    )
                 ),
                 held_out=held_out,
                 memory=self.memory,
