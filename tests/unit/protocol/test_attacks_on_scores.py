@@ -21,6 +21,7 @@ import pytest
 from protocol_world import MemoryBoard, make_plan, statistics_spec
 from simulated_parties import (
     THREE,
+    SimulatedCoordinator,
     SimulatedSite,
     World,
     bring_together,
@@ -31,9 +32,13 @@ from simulated_parties import (
     scores_of,
 )
 
+from lada_clients.auditor.export import write_export
+from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.site.scores import SiteScoring
 from lada_clients.site.secrets import SecretFolder
 from lada_protocol.envelope import Envelope
+from lada_protocol.evidence import verify_evidence
+from lada_protocol.exported_study import MESSAGES_FILE
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody
@@ -613,30 +618,54 @@ def _collude(site: SimulatedSite) -> None:
     site._contribute = contribute  # type: ignore[method-assign]
 
 
-def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) -> None:
-    from lada_clients.auditor.export import write_export
-    from lada_protocol.evidence import verify_evidence
-    from lada_protocol.exported_study import MESSAGES_FILE
-
-    world = make_world(tmp_path, plan=make_plan(rounds=1))
-    world.run()
-    identity = tmp_path / "identity"
+def _export(world: World, folder: Path) -> dict[str, bytes]:
+    """What the auditor would hand to anybody."""
+    identity, out = folder / "identity", folder / "export"
     identity.mkdir()
     (identity / "ca.crt").write_bytes(world.cast.ca_pem)
-    out = tmp_path / "export"
     write_export(out, world.auditor.participant, world.auditor.ledgers, identity=identity)
-    files = {
+    return {
         str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
     }
-    assert verify_evidence(files).good
+
+
+def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) -> None:
+    world = make_world(tmp_path, plan=make_plan(rounds=1))
+    world.run()
+    files = _export(world, tmp_path)
+    assert verify_evidence(files).faults == ()
     lines = files[MESSAGES_FILE].splitlines(keepends=True)
-    for kind, code in (
-        ("matrix", "wrong_matrix"),
-        ("scores", "missing_scores"),
-        ("query", "missing_scores"),
+    for kind, words in (
+        ("matrix", "committed to no matrix"),
+        ("scores", "has sent nothing that site-"),
+        ("query", "without a query"),
     ):
         mark = f'\\"kind\\":\\"{kind}\\"'.encode("ascii")
         cut = next(line for line in lines if mark in line)
         less = b"".join(line for line in lines if line is not cut)
         faults = verify_evidence({**files, MESSAGES_FILE: less}).faults
-        assert any(code in one or "demand" in one for one in faults), (kind, faults)
+        assert any(one.startswith("openings/0-demand.json") and words in one for one in faults)
+
+
+def test_what_an_auditor_opened_without_its_check_is_found_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScoreCheck, "check", lambda *_: None)
+    world = make_world(tmp_path, plan=make_plan(rounds=1))
+    answer = SimulatedCoordinator.score
+    monkeypatch.setattr(
+        SimulatedCoordinator,
+        "score",
+        lambda self, round_id, site: answer(
+            self, round_id, site, **({"matrix": "e" * 64} if site == VICTIM else {})
+        ),
+    )
+    # Sites do not sign a transcript that lists another matrix than their scores name.
+    with pytest.raises(PeerError) as caught:
+        world.run()
+    assert caught.value.reason == "bad_transcript"
+    assert len(recovered(world)) == 1
+
+    faults = verify_evidence(_export(world, tmp_path)).faults
+
+    assert any("name matrix eeeeeeeeeeeeeeee" in one for one in faults)
