@@ -118,7 +118,7 @@ def parse_matrix(raw: bytes, parameters: ScoringParameters, pool_size: int) -> E
         what="matrix",
     )
     shape = (parameters.blocks(pool_size), parameters.cells, parameters.slots)
-    columns = np.frombuffer(body, dtype="<i4").reshape(shape).astype(np.int32)
+    columns = np.frombuffer(body, dtype="<i4").reshape(shape).astype(np.int32, copy=False)
     matrix = EncodedMatrix(parameters=parameters, pool_size=pool_size, columns=columns)
     for block in range(len(columns)):
         _check_block(matrix, block)

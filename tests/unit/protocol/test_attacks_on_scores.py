@@ -45,7 +45,8 @@ from lada_protocol.messages import FaultBody
 from lada_protocol.plan import DEMAND, STATISTICS, AllocationPlan
 from lada_protocol.roster import Party
 from lada_protocol.scoring import ROW_BOUND, scoring_parameters_of
-from lada_protocol.tasks import AddUp, Score, StartAttempt
+from lada_protocol.site_round import next_site_task
+from lada_protocol.tasks import AddUp, Score, StartAttempt, Wait
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
@@ -58,7 +59,6 @@ from lada_secure.errors import PeerError
 from lada_secure.learnability.allocation import pick
 from lada_secure.privacy.released import post_process
 
-DEMAND_0 = Attempt(round_id=0, purpose=DEMAND, number=0)
 CELLS, THRESHOLD, STEP = 12, 0.2, 0.03
 LEVELS = np.arange(THRESHOLD, 1.0, STEP)
 # Of these cells the ladder reads the utility.
@@ -156,30 +156,22 @@ def make_sites(folder: Path) -> World:
 
 
 def queried(world: World, round_id: int = 0) -> None:
-    """Run until every site has asked and nobody is answered."""
-
-    def due(one: World) -> bool:
-        task = one.coordinator.next()
-        asked = [
-            one.coordinator.index.find(Kind.QUERY, sender=site, to="coordinator", round_id=round_id)
-            for site in THREE
-        ]
-        return isinstance(task, Score) and task.round_id == round_id and None not in asked
-
-    def without_scores(one: World) -> bool:
-        if due(one):
-            return True
-        task = one.coordinator.next()
-        if not (isinstance(task, Score) and task.round_id == round_id):
-            one.coordinator.step()
-        one.auditor_step()
-        for site in one.sites.values():
-            site.step()
-        return False
-
+    """Run until every site has asked in this round and nobody is answered."""
     for _ in range(400):
-        if without_scores(world):
+        task = world.coordinator.next()
+        answering = isinstance(task, Score) and task.round_id == round_id
+        asked = [
+            one
+            for one, _ in world.board.rows
+            if one.kind is Kind.QUERY and one.header.round_id == round_id
+        ]
+        if answering and len(asked) == len(THREE):
             return
+        if not answering:
+            world.coordinator.step()
+        world.auditor_step()
+        for site in world.sites.values():
+            site.step()
     raise AssertionError("the queries were never posted")
 
 
@@ -202,13 +194,13 @@ def to_opening(world: World, round_id: int = 0) -> Attempt:
     return attempt
 
 
-def recovered(world: World) -> dict[str, Any]:
-    """What the coordinator has of anybody's picks and utilities: whatever demand was opened."""
-    return {
-        one.message_hash: one
+def recovered(world: World) -> list[Envelope]:
+    """What the coordinator has of anybody's picks and utilities: the demands that were opened."""
+    return [
+        one
         for one, _ in world.board.rows
         if one.kind is Kind.OPENED and one.header.purpose == DEMAND
-    }
+    ]
 
 
 def assert_refused(world: World, attempt: Attempt, code: str) -> FaultBody:
@@ -216,7 +208,7 @@ def assert_refused(world: World, attempt: Attempt, code: str) -> FaultBody:
     fault = refusal(world, attempt)
     assert fault.code == code, fault.message
     assert "coordinator" in fault.message
-    assert recovered(world) == {}
+    assert recovered(world) == []
     assert not [name for name in notes(world) if name.endswith(f"{attempt.round_id}-{DEMAND}")]
     return fault
 
@@ -383,7 +375,7 @@ def test_bare_numbers_are_refused_by_the_site_that_gets_them(tmp_path: Path, sit
         to_opening(world)
 
     assert caught.value.reason == "transparent"
-    assert recovered(world) == {}
+    assert recovered(world) == []
 
 
 def test_bare_numbers_are_refused_by_the_auditor_where_a_site_took_them(tmp_path: Path) -> None:
@@ -503,7 +495,7 @@ def test_a_second_matrix_of_a_round_is_equivocation_and_nothing_is_opened(tmp_pa
         world.settle_auditor()
 
     assert caught.value.reason == "equivocation"
-    assert recovered(world) == {}
+    assert recovered(world) == []
 
 
 def test_other_scores_for_the_site_than_for_the_auditor_open_nothing(tmp_path: Path) -> None:
@@ -579,7 +571,7 @@ def test_scores_that_name_another_query_are_refused_by_the_site(tmp_path: Path) 
         to_opening(world)
 
     assert caught.value.reason == "wrong_scores"
-    assert recovered(world) == {}
+    assert recovered(world) == []
 
 
 @pytest.mark.parametrize("without", [OTHERS, OTHERS[:1], (VICTIM,)], ids="-".join)
@@ -593,11 +585,12 @@ def test_a_site_that_contributes_without_scores_is_not_counted_in(
         if site not in without:
             world.coordinator.score(0, site)
     for name in without:
-        site = world.sites[name]
-        with pytest.raises(PeerError) as caught:
-            site.seal_for(DEMAND_0, THREE, np.zeros(POOL, dtype=np.int64))
-        assert caught.value.reason in ("missing_scores", "missing_key")
-        _collude(site)
+        me = world.sites[name].me
+        me.sync()
+        task = next_site_task(me.index, plan=PLAN, roster=me.roster, site=name)
+        assert isinstance(task, Wait)
+        assert task.step == "scoring"
+        _collude(world.sites[name])
 
     fault = assert_refused(world, to_opening(world), "missing_scores")
     assert any(site in fault.message for site in without)
