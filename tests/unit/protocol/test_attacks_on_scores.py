@@ -42,6 +42,7 @@ from lada_protocol.exported_study import MESSAGES_FILE
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody
+from lada_protocol.opening import opened_values
 from lada_protocol.plan import DEMAND, STATISTICS, AllocationPlan
 from lada_protocol.roster import Party
 from lada_protocol.scoring import ROW_BOUND, scoring_parameters_of
@@ -662,3 +663,29 @@ def test_what_an_auditor_opened_without_its_check_is_found_offline(
     faults = verify_evidence(_export(world, tmp_path)).faults
 
     assert any("name matrix eeeeeeeeeeeeeeee" in one for one in faults)
+
+
+def test_a_ladder_for_all_shows_the_utilities_of_all_but_not_whose_they_are(
+    tmp_path: Path,
+) -> None:
+    """A limit that stays: the coordinator chooses the matrix, and counts over three are small.
+
+    Whoever colludes with all sites but one takes theirs away and has the one's. Utilities are
+    computed from noised statistics, so what the ledger says holds for them all the same.
+    """
+    world = make_sites(tmp_path)
+    world.coordinator.features = ladder()
+    queried(world)
+    for site in THREE:
+        world.coordinator.score(0, site)
+    opened = world.answer(to_opening(world))
+    assert opened.kind is Kind.OPENED
+
+    counts = np.array(opened_values(world.board.payload(opened.message_hash), PLAN, DEMAND))
+
+    by_level = counts.reshape(READ, len(LEVELS))
+    read = [
+        [THRESHOLD + ((row >= rank).sum() - 0.5) * STEP for rank in (3, 2, 1)] for row in by_level
+    ]
+    true = np.sort([site.utilities[0][:READ] for site in world.sites.values()], axis=0).T
+    assert np.abs(np.array(read) - true).max() <= 0.03
