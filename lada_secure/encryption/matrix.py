@@ -2,8 +2,9 @@
 
 Whoever holds these integers and a query computes the same scores, bit by bit, on any machine:
 what is left is integer arithmetic modulo a prime. Rows of floats would not do. Encoding them goes
-through a Fourier transform in binary64, and two processors may round one coefficient in fifty
-million differently; an auditor that compares bytes would then accuse an honest coordinator.
+through a Fourier transform in binary64 with an error of some 1e-10 before it is rounded, so two
+processors would once in thousands of rounds disagree on one coefficient of millions, and an
+auditor that compares bytes would accuse an honest coordinator.
 
 Slot i of block b belongs to pool sample 2048 b + i. One column of a block is a polynomial
 
@@ -57,7 +58,7 @@ class EncodedMatrix:
     def rows(self, block: int) -> Floats:
         """The values of a block, (2048, cells) float64, as close as float64 comes to them.
 
-        SEAL's encoder rounds them to the same integers again: they are off by some 2^-26 then.
+        SEAL's encoder rounds them to the same integers again: they are off by less than 1e-6 then.
         """
         scale = 2.0**self.parameters.matrix_scale_bits
         points = dct(self.columns[block].astype(np.float64), type=3, axis=1) / scale
@@ -118,7 +119,7 @@ def parse_matrix(raw: bytes, parameters: ScoringParameters, pool_size: int) -> E
         what="matrix",
     )
     shape = (parameters.blocks(pool_size), parameters.cells, parameters.slots)
-    columns = np.frombuffer(body, dtype="<i4").reshape(shape).astype(np.int32)
+    columns = np.frombuffer(body, dtype="<i4").reshape(shape).astype(np.int32, copy=False)
     matrix = EncodedMatrix(parameters=parameters, pool_size=pool_size, columns=columns)
     for block in range(len(columns)):
         _check_block(matrix, block)

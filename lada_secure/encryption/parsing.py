@@ -187,8 +187,7 @@ def scores_coefficients(raw: bytes, parameters: ScoringParameters, pool_size: in
     )
     flat = unpack(body, SCORING_COEFFICIENT_BYTES)
     blocks = checked(flat, SCORING_MODULUS, "scores").reshape(-1, 2, POLY_MODULUS_DEGREE)
-    has_first, has_second = blocks.any(axis=2).T
-    bare = np.flatnonzero(has_first & ~has_second)
+    bare = np.flatnonzero(blocks[:, 0].any(axis=1) & ~blocks[:, 1].any(axis=1))
     if bare.size:
         raise PeerError(f"scores, block {bare[0]}: is not encrypted", reason="transparent")
     return blocks

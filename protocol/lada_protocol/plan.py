@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lada_protocol.envelope import Digest, PartyId, StudyId
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.encryption.parameters import MAX_CELLS, MAX_LENGTH
 from lada_secure.errors import PeerError
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -25,6 +26,11 @@ DEMAND = "demand"
 TRAINING = "training"
 ADVANTAGE = "advantage"
 TRIALS = "trials"
+
+# Of a committed matrix (SPEC.md, "Blind scoring"): 2048 samples a block, 8 KiB a column, 256 MiB
+# less a header in all.
+MATRIX_BLOCK = 2048
+MAX_MATRIX_COLUMNS = 32_767
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -159,6 +165,11 @@ class AllocationPlan(_Part):
     screen_low: Share
     screen_high: Share
 
+    @property
+    def cells(self) -> int:
+        """Clusters by difficulty bins: columns of the private matrix."""
+        return self.clusters * self.difficulty_bins
+
 
 class PathsPlan(_Part):
     """Step 8: how many reasoning paths the LLM writes, and how long they may be."""
@@ -251,6 +262,18 @@ class StudyPlan(_Part):
             raise ValueError("max_cohort is below min_cohort")
         if self.allocation.screen_low > self.allocation.screen_high:
             raise ValueError("screen_low is above screen_high")
+        blocks = -(-self.pool_size // MATRIX_BLOCK)
+        if self.allocation.cells > MAX_CELLS or self.pool_size > MAX_LENGTH:
+            raise ValueError(
+                f"{self.allocation.cells} cells over {self.pool_size} samples, at most "
+                f"{MAX_CELLS} over {MAX_LENGTH}"
+            )
+        if blocks * self.allocation.cells > MAX_MATRIX_COLUMNS:
+            raise ValueError(
+                f"{self.allocation.cells} cells in {blocks} blocks of {MATRIX_BLOCK} samples are "
+                f"more than the {MAX_MATRIX_COLUMNS} columns that a matrix may have; take fewer "
+                "clusters or a smaller pool"
+            )
         if self.uplink is not None and self.uplink.holdout >= self.pool_size:
             raise ValueError("uplink.holdout takes the whole pool; leave samples to learn from")
         if self.guide is not None and self.training.pool_gradients != "public":

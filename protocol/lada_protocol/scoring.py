@@ -41,14 +41,9 @@ class ScoredRound:
     by_site: Mapping[str, ScoredQuery]
 
 
-def cells_of(plan: StudyPlan) -> int:
-    """Columns of the matrix: clusters by difficulty bins."""
-    return plan.allocation.clusters * plan.allocation.difficulty_bins
-
-
 def scoring_parameters_of(plan: StudyPlan) -> ScoringParameters:
     """CKKS parameters of a study; a function of the plan, so no party sends any."""
-    return scoring_parameters(cells=cells_of(plan), row_bound=ROW_BOUND)
+    return scoring_parameters(cells=plan.allocation.cells, row_bound=ROW_BOUND)
 
 
 def check_answer(scores: Envelope, query: Envelope, plan: StudyPlan) -> ScoresBody:

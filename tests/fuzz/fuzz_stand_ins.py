@@ -42,8 +42,8 @@ class TeacherWithoutModel(Teacher):
     def view_pool(self, study: Study) -> PoolView:
         """One hot rows: every sample belongs to one cell."""
         allocation = study.plan.allocation
-        cells = np.arange(len(study.pool)) % (allocation.clusters * allocation.difficulty_bins)
-        features = np.eye(allocation.clusters * allocation.difficulty_bins)[cells]
+        cells = np.arange(len(study.pool)) % allocation.cells
+        features = np.eye(allocation.cells)[cells]
         return PoolView(features=features, cells=cells)
 
     def use(self, study: Study, version: str) -> None:

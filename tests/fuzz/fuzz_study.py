@@ -27,6 +27,7 @@ from lada_clients.outbox import Outbox
 from lada_clients.participant import Participant
 from lada_clients.site.file_gate import SiteFiles
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.record_files import RecordFiles, file_digests
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.auditor_round import next_auditor_task
@@ -182,18 +183,26 @@ class Recording:
 
     def site(self, me: Participant, folder: Path, book: MemoryLedger) -> SiteWithoutModel:
         """The real site over a state folder."""
+        settings = SiteSettings(
+            party=me.party,
+            coordinator="127.0.0.1:1",
+            identity=self.identity(me.party),
+            roster=Path("roster.json"),
+            policy=Path("policy.toml"),
+            state_dir=folder,
+            # Any file that stays as it is: there is no model to read it.
+            records=self.folder / "roster.json",
+            cache_dir=Path("cache"),
+        )
+        record_files = RecordFiles(
+            settings=settings, digests=file_digests(settings), folder=folder, key=b"k" * 32
+        )
+        # A site that comes back has accepted with these files.
+        record_files.keep()
         return SiteWithoutModel(
             participant=me,
-            settings=SiteSettings(
-                party=me.party,
-                coordinator="127.0.0.1:1",
-                identity=self.identity(me.party),
-                roster=Path("roster.json"),
-                policy=Path("policy.toml"),
-                state_dir=folder,
-                records=Path("records.jsonl"),
-                cache_dir=Path("cache"),
-            ),
+            settings=settings,
+            record_files=record_files,
             policy=SitePolicy(
                 roster_sha256=self.roster.hash,
                 population="patients",

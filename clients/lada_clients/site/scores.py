@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lada_clients.participant import Outgoing, Participant
 from lada_clients.site.secrets import SecretFolder
 from lada_protocol.kinds import Kind
-from lada_protocol.scoring import ROW_BOUND, cells_of, check_answer
+from lada_protocol.scoring import ROW_BOUND, check_answer
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import LocalProtocolError, PeerError
 from lada_secure.learnability.arrays import FloatArray
@@ -69,6 +69,6 @@ class SiteScoring:
         plan = self.participant.plan
         raw = self.secrets.once(
             f"scores-{round_id}",
-            lambda: ScoringKey.generate(cells_of(plan), row_bound=ROW_BOUND).to_bytes(),
+            lambda: ScoringKey.generate(plan.allocation.cells, row_bound=ROW_BOUND).to_bytes(),
         )
         return ScoringKey.from_bytes(raw)

@@ -53,7 +53,7 @@ from lada_protocol.plan import (
     StudyPlan,
 )
 from lada_protocol.roster import Roster
-from lada_protocol.scoring import ROW_BOUND, cells_of
+from lada_protocol.scoring import ROW_BOUND
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import (
     AbortAttempt,
@@ -159,7 +159,7 @@ class SimulatedSite:
 
     def ask(self, round_id: int) -> None:
         """Encrypt this round's utilities under a key of its own."""
-        cells = cells_of(self.me.plan)
+        cells = self.me.plan.allocation.cells
         key = ScoringKey.generate(cells, row_bound=ROW_BOUND)
         self.scoring_keys[round_id] = key
         utilities = np.random.default_rng(round_id).uniform(-1.0, 1.0, cells)
@@ -348,7 +348,9 @@ class SimulatedCoordinator:
 
     def __post_init__(self) -> None:
         self.index = MessageIndex(self.plan.study_id, self.plan.hash)
-        rows = np.random.default_rng(7).uniform(size=(self.plan.pool_size, cells_of(self.plan)))
+        rows = np.random.default_rng(7).uniform(
+            size=(self.plan.pool_size, self.plan.allocation.cells)
+        )
         self.features = rows / rows.sum(axis=1, keepdims=True)
 
     def sync(self) -> None:

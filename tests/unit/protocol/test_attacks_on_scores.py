@@ -21,6 +21,7 @@ import pytest
 from protocol_world import MemoryBoard, make_plan, statistics_spec
 from simulated_parties import (
     THREE,
+    SimulatedCoordinator,
     SimulatedSite,
     World,
     bring_together,
@@ -31,16 +32,22 @@ from simulated_parties import (
     scores_of,
 )
 
+from lada_clients.auditor.export import write_export
+from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.site.scores import SiteScoring
 from lada_clients.site.secrets import SecretFolder
 from lada_protocol.envelope import Envelope
+from lada_protocol.evidence import verify_evidence
+from lada_protocol.exported_study import MESSAGES_FILE
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody
+from lada_protocol.opening import opened_values
 from lada_protocol.plan import DEMAND, STATISTICS, AllocationPlan
 from lada_protocol.roster import Party
 from lada_protocol.scoring import ROW_BOUND, scoring_parameters_of
-from lada_protocol.tasks import AddUp, Score, StartAttempt
+from lada_protocol.site_round import next_site_task
+from lada_protocol.tasks import AddUp, Score, StartAttempt, Wait
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
@@ -53,7 +60,6 @@ from lada_secure.errors import PeerError
 from lada_secure.learnability.allocation import pick
 from lada_secure.privacy.released import post_process
 
-DEMAND_0 = Attempt(round_id=0, purpose=DEMAND, number=0)
 CELLS, THRESHOLD, STEP = 12, 0.2, 0.03
 LEVELS = np.arange(THRESHOLD, 1.0, STEP)
 # Of these cells the ladder reads the utility.
@@ -151,30 +157,22 @@ def make_sites(folder: Path) -> World:
 
 
 def queried(world: World, round_id: int = 0) -> None:
-    """Run until every site has asked and nobody is answered."""
-
-    def due(one: World) -> bool:
-        task = one.coordinator.next()
-        asked = [
-            one.coordinator.index.find(Kind.QUERY, sender=site, to="coordinator", round_id=round_id)
-            for site in THREE
-        ]
-        return isinstance(task, Score) and task.round_id == round_id and None not in asked
-
-    def without_scores(one: World) -> bool:
-        if due(one):
-            return True
-        task = one.coordinator.next()
-        if not (isinstance(task, Score) and task.round_id == round_id):
-            one.coordinator.step()
-        one.auditor_step()
-        for site in one.sites.values():
-            site.step()
-        return False
-
+    """Run until every site has asked in this round and nobody is answered."""
     for _ in range(400):
-        if without_scores(world):
+        task = world.coordinator.next()
+        answering = isinstance(task, Score) and task.round_id == round_id
+        asked = [
+            one
+            for one, _ in world.board.rows
+            if one.kind is Kind.QUERY and one.header.round_id == round_id
+        ]
+        if answering and len(asked) == len(THREE):
             return
+        if not answering:
+            world.coordinator.step()
+        world.auditor_step()
+        for site in world.sites.values():
+            site.step()
     raise AssertionError("the queries were never posted")
 
 
@@ -197,13 +195,13 @@ def to_opening(world: World, round_id: int = 0) -> Attempt:
     return attempt
 
 
-def recovered(world: World) -> dict[str, Any]:
-    """What the coordinator has of anybody's picks and utilities: whatever demand was opened."""
-    return {
-        one.message_hash: one
+def recovered(world: World) -> list[Envelope]:
+    """What the coordinator has of anybody's picks and utilities: the demands that were opened."""
+    return [
+        one
         for one, _ in world.board.rows
         if one.kind is Kind.OPENED and one.header.purpose == DEMAND
-    }
+    ]
 
 
 def assert_refused(world: World, attempt: Attempt, code: str) -> FaultBody:
@@ -211,7 +209,7 @@ def assert_refused(world: World, attempt: Attempt, code: str) -> FaultBody:
     fault = refusal(world, attempt)
     assert fault.code == code, fault.message
     assert "coordinator" in fault.message
-    assert recovered(world) == {}
+    assert recovered(world) == []
     assert not [name for name in notes(world) if name.endswith(f"{attempt.round_id}-{DEMAND}")]
     return fault
 
@@ -378,7 +376,7 @@ def test_bare_numbers_are_refused_by_the_site_that_gets_them(tmp_path: Path, sit
         to_opening(world)
 
     assert caught.value.reason == "transparent"
-    assert recovered(world) == {}
+    assert recovered(world) == []
 
 
 def test_bare_numbers_are_refused_by_the_auditor_where_a_site_took_them(tmp_path: Path) -> None:
@@ -498,7 +496,7 @@ def test_a_second_matrix_of_a_round_is_equivocation_and_nothing_is_opened(tmp_pa
         world.settle_auditor()
 
     assert caught.value.reason == "equivocation"
-    assert recovered(world) == {}
+    assert recovered(world) == []
 
 
 def test_other_scores_for_the_site_than_for_the_auditor_open_nothing(tmp_path: Path) -> None:
@@ -574,7 +572,7 @@ def test_scores_that_name_another_query_are_refused_by_the_site(tmp_path: Path) 
         to_opening(world)
 
     assert caught.value.reason == "wrong_scores"
-    assert recovered(world) == {}
+    assert recovered(world) == []
 
 
 @pytest.mark.parametrize("without", [OTHERS, OTHERS[:1], (VICTIM,)], ids="-".join)
@@ -588,11 +586,12 @@ def test_a_site_that_contributes_without_scores_is_not_counted_in(
         if site not in without:
             world.coordinator.score(0, site)
     for name in without:
-        site = world.sites[name]
-        with pytest.raises(PeerError) as caught:
-            site.seal_for(DEMAND_0, THREE, np.zeros(POOL, dtype=np.int64))
-        assert caught.value.reason in ("missing_scores", "missing_key")
-        _collude(site)
+        me = world.sites[name].me
+        me.sync()
+        task = next_site_task(me.index, plan=PLAN, roster=me.roster, site=name)
+        assert isinstance(task, Wait)
+        assert task.step == "scoring"
+        _collude(world.sites[name])
 
     fault = assert_refused(world, to_opening(world), "missing_scores")
     assert any(site in fault.message for site in without)
@@ -613,30 +612,80 @@ def _collude(site: SimulatedSite) -> None:
     site._contribute = contribute  # type: ignore[method-assign]
 
 
-def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) -> None:
-    from lada_clients.auditor.export import write_export
-    from lada_protocol.evidence import verify_evidence
-    from lada_protocol.exported_study import MESSAGES_FILE
-
-    world = make_world(tmp_path, plan=make_plan(rounds=1))
-    world.run()
-    identity = tmp_path / "identity"
+def _export(world: World, folder: Path) -> dict[str, bytes]:
+    """What the auditor would hand to anybody."""
+    identity, out = folder / "identity", folder / "export"
     identity.mkdir()
     (identity / "ca.crt").write_bytes(world.cast.ca_pem)
-    out = tmp_path / "export"
     write_export(out, world.auditor.participant, world.auditor.ledgers, identity=identity)
-    files = {
+    return {
         str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
     }
-    assert verify_evidence(files).good
+
+
+def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) -> None:
+    world = make_world(tmp_path, plan=make_plan(rounds=1))
+    world.run()
+    files = _export(world, tmp_path)
+    assert verify_evidence(files).faults == ()
     lines = files[MESSAGES_FILE].splitlines(keepends=True)
-    for kind, code in (
-        ("matrix", "wrong_matrix"),
-        ("scores", "missing_scores"),
-        ("query", "missing_scores"),
+    for kind, words in (
+        ("matrix", "committed to no matrix"),
+        ("scores", "has sent nothing that site-"),
+        ("query", "without a query"),
     ):
         mark = f'\\"kind\\":\\"{kind}\\"'.encode("ascii")
         cut = next(line for line in lines if mark in line)
         less = b"".join(line for line in lines if line is not cut)
         faults = verify_evidence({**files, MESSAGES_FILE: less}).faults
-        assert any(code in one or "demand" in one for one in faults), (kind, faults)
+        assert any(one.startswith("openings/0-demand.json") and words in one for one in faults)
+
+
+def test_what_an_auditor_opened_without_its_check_is_found_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScoreCheck, "check", lambda *_: None)
+    world = make_world(tmp_path, plan=make_plan(rounds=1))
+    answer = SimulatedCoordinator.score
+    monkeypatch.setattr(
+        SimulatedCoordinator,
+        "score",
+        lambda self, round_id, site: answer(
+            self, round_id, site, **({"matrix": "e" * 64} if site == VICTIM else {})
+        ),
+    )
+    # Sites do not sign a transcript that lists another matrix than their scores name.
+    with pytest.raises(PeerError) as caught:
+        world.run()
+    assert caught.value.reason == "bad_transcript"
+    assert len(recovered(world)) == 1
+
+    faults = verify_evidence(_export(world, tmp_path)).faults
+
+    assert any("name matrix eeeeeeeeeeeeeeee" in one for one in faults)
+
+
+def test_a_ladder_for_all_shows_the_utilities_of_all_but_not_whose_they_are(
+    tmp_path: Path,
+) -> None:
+    """A limit that stays: the coordinator chooses the matrix, and counts over three are small.
+
+    Whoever colludes with all sites but one takes theirs away and has the one's. Utilities are
+    computed from noised statistics, so what the ledger says holds for them all the same.
+    """
+    world = make_sites(tmp_path)
+    world.coordinator.features = ladder()
+    queried(world)
+    for site in THREE:
+        world.coordinator.score(0, site)
+    opened = world.answer(to_opening(world))
+    assert opened.kind is Kind.OPENED
+
+    counts = np.array(opened_values(world.board.payload(opened.message_hash), PLAN, DEMAND))
+
+    by_level = counts.reshape(READ, len(LEVELS))
+    read = [
+        [THRESHOLD + ((row >= rank).sum() - 0.5) * STEP for rank in (3, 2, 1)] for row in by_level
+    ]
+    true = np.sort([site.utilities[0][:READ] for site in world.sites.values()], axis=0).T
+    assert np.abs(np.array(read) - true).max() <= 0.03

@@ -12,7 +12,7 @@ from lada_protocol.envelope import Envelope, Header, sign_envelope
 from lada_protocol.events import EventLog
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import ScoresBody, parse_body
-from lada_protocol.scoring import ROW_BOUND, cells_of, check_answer, scoring_parameters_of
+from lada_protocol.scoring import ROW_BOUND, check_answer, scoring_parameters_of
 from lada_protocol.tasks import PostMatrix, Score
 from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.matrix import parse_matrix
@@ -24,7 +24,7 @@ from lada_server.study import Study
 from lada_server.teacher import PoolView, Teacher
 
 PLAN = STUDY.plan
-CELLS = cells_of(PLAN)
+CELLS = PLAN.allocation.cells
 
 
 class ForgetfulTeacher(Teacher):
