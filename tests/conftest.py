@@ -101,7 +101,15 @@ class Study:
         certificate = "a certificate that nobody reads here"
         bodies: dict[str, dict[str, Any]] = {
             "plan": {"certificate": certificate},
-            "acceptance": {"certificate": certificate, "population": "records"},
+            "acceptance": {
+                "certificate": certificate,
+                "population": "records",
+                "ledger_id": digest,
+                "head_index": 1,
+                "head_hash": digest,
+                "new_ledger": True,
+            },
+            "admission": {"acceptance": digest, "known_entries": 0},
             "cohort": {"sites": ["bank", "hospital-a", "hospital-b"]},
             "mask_key": {"public_key": "09" + "0" * 62},
             "contribution": {
@@ -109,10 +117,11 @@ class Study:
                 "opening_key": digest,
                 "paid_by": digest,
                 "parameters_digest": digest,
+                "rests_on": digest,
             },
             "opened": {"contributions": {}, "sum_message": digest, "largest": 0},
             "query": {"cells": 1},
-            "scores": {"query": digest, "pool_size": 1},
+            "scores": {"matrix": digest, "query": digest, "pool_size": 1},
             "trained": {"paid_by": digest},
             "abort": {"code": "malformed", "message": "given up by a test"},
             "finished": {"rounds": 1},

@@ -7,6 +7,8 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from lada_protocol.credentials import (
     MAX_PASSPHRASE_BYTES,
     UNLOCK_VARIABLE,
@@ -14,6 +16,7 @@ from lada_protocol.credentials import (
     Passphrase,
     parse_credentials,
     parse_passphrase,
+    parse_signing_key,
 )
 from lada_protocol.identity import MAX_CERTIFICATE_BYTES
 from lada_protocol.renewal import LiveIdentity
@@ -52,6 +55,18 @@ def load_credentials(
         lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
         at=datetime.now(UTC),
         expected_id=expected_id,
+        passphrase=passphrase or read_passphrase(None),
+    )
+
+
+def load_signing_key(folder: Path, *, passphrase: Passphrase | None = None) -> Ed25519PrivateKey:
+    """The signing key of an identity folder, whose certificates may have expired.
+
+    Raises: ParameterError: missing, encrypted under another passphrase, or no such key.
+    """
+    files = IdentityFolder(folder)
+    return parse_signing_key(
+        lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
         passphrase=passphrase or read_passphrase(None),
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lada_clients.study_folder import study_folder
 from lada_protocol.envelope import Envelope, envelope_from_line, envelope_to_line
 from lada_protocol.index import Slot, slot_of
 from lada_protocol.roster import Roster
@@ -78,7 +79,7 @@ def _lives(process_id: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox:
-    """A folder with one signed message per slot."""
+    """One signed message per slot, in each study's folder; `folder` is the party's state folder."""
 
     folder: Path
     roster: Roster
@@ -104,4 +105,5 @@ class Outbox:
 
     def _base(self, slot: Slot, study_id: str, plan_hash: str) -> Path:
         digest = sha256_hex(canonical_json([study_id, plan_hash, *slot]))[:32]
-        return self.folder / f"{slot.kind}-{slot.round_id}-{digest}"
+        study = study_folder(self.folder, study_id, plan_hash)
+        return study / "outbox" / f"{slot.kind}-{slot.round_id}-{digest}"

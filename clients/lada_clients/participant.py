@@ -13,11 +13,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.credentials import load_credentials
-from lada_clients.outbox import Outbox
+from lada_clients.outbox import Outbox, write_atomically
+from lada_clients.study_folder import study_folder
 from lada_clients.transport import BoardClient
 from lada_protocol.credentials import Passphrase
 from lada_protocol.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
 from lada_protocol.events import EventLog, Patience
+from lada_protocol.exported_study import PLAN_FILE
 from lada_protocol.identity import certificate_pem
 from lada_protocol.index import MessageIndex, Slot
 from lada_protocol.kinds import Kind
@@ -105,7 +107,7 @@ def open_participant(
             client=client,
             signing_key=credentials.signing_key,
             certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
-            outbox=Outbox(folder=state_dir / "outbox", roster=roster),
+            outbox=Outbox(folder=state_dir, roster=roster),
             events=events,
         )
 
@@ -174,6 +176,17 @@ class Participant:
             if (envelope.header.study_id, envelope.header.plan_hash) == (plan.study_id, plan.hash):
                 self._index.add(envelope)
         self._early.clear()
+
+    def open_folder(self) -> Path:
+        """This party's own folder of the study, with the plan in it. Only after `join`.
+
+        Raises: TransportError: it cannot be written.
+        """
+        plan = self.plan
+        folder = study_folder(self.outbox.folder, plan.study_id, plan.hash)
+        if not (folder / PLAN_FILE).exists():
+            write_atomically(folder / PLAN_FILE, plan.to_bytes())
+        return folder
 
     def sync(self, *, wait_s: float = 0.0) -> bool:
         """Read what is new on the board; True where there was something."""

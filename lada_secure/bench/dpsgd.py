@@ -184,7 +184,7 @@ def run_dpsgd(
         },
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": "bfloat16" if where.settings().autocast_dtype(device) else "float32",
+        "precision": "bfloat16" if where.settings().autocast_dtype() else "float32",
         "clock": "wall" if device.type == "cuda" else "cpu",
         "threads": where.threads,
         "repetitions": repetitions,

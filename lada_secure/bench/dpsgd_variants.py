@@ -77,7 +77,7 @@ class BenchPlace:
     """Where the steps run. threads: of the CPU. device, precision: as in `TrainerSettings`."""
 
     device: str = "cpu"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
 
     def settings(self) -> TrainerSettings:
@@ -86,7 +86,7 @@ class BenchPlace:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The type of forward passes."""
-        dtype = self.settings().autocast_dtype(self.torch_device())
+        dtype = self.settings().autocast_dtype()
         if dtype is None:
             return nullcontext()
         return torch.autocast(self.torch_device().type, dtype=dtype)
@@ -215,9 +215,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
     optimizer = torch.optim.AdamW(engine.parameters, lr=_LEARNING_RATE)
     source = GradientSource(
         engine=engine,
-        scorer=PathScorer(
-            model, device=device, autocast_dtype=place.settings().autocast_dtype(device)
-        ),
+        scorer=PathScorer(model, device=device, autocast_dtype=place.settings().autocast_dtype()),
         loss=LossSettings(contrastive_weight=0.0),
         physical_batch_size=2**20,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_secure.bench.cpu_time import Stopwatch
+from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import DECRYPTING_WORKER, ScoringKey
 from lada_secure.encryption.worker import BLIND_WORKER, WorkerProcess
@@ -58,14 +59,18 @@ class _Baseline:
 
 
 def run_scores(*, pool: int = 10_000, cells: int = 64, repetitions: int = 3) -> dict[str, Any]:
-    """Measure the server's work, the traffic and the error for one query.
+    """Measure the server's and the auditor's work, the traffic and the error for one query.
 
     Features are uniform in [0, 1] and utilities in [-1, 1], the case with the widest scores.
 
     Returns: JSON-ready: `ratio.server` (ours over `mm`, medians of CPU time from received query
         to bytes to send; our matrix is encoded, as it is from the second site on),
-        `ratio.server_first` (with encoding it), `bytes.up`, `bytes.down`, `error.max` (largest
-        error over the range of the true scores), `error.absolute`.
+        `ratio.server_first` (with encoding it), `audit.first_site` and `audit.further_site` (the
+        auditor's check of one site's scores over the server's work for them: the first one with
+        committing to the matrix and encoding it on the server's side, and with parsing and
+        encoding it on the auditor's), `audit.bytes_round` and `audit.bytes_site` (what the
+        auditor downloads for it: the matrix; query and scores), `bytes.up`, `bytes.down`,
+        `error.max` (largest error over the range of the true scores), `error.absolute`.
     Raises: ParameterError: out of range.
     """
     if not 1 <= pool <= 1_000_000 or not 1 <= cells <= 1024 or not 1 <= repetitions <= 1000:
@@ -76,41 +81,51 @@ def run_scores(*, pool: int = 10_000, cells: int = 64, repetitions: int = 3) -> 
     rng = np.random.default_rng(0)
     features = rng.uniform(0.0, 1.0, (pool, cells))
     utilities = rng.uniform(-1.0, 1.0, cells)
-    server, site = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
+    workers = [WorkerProcess(one) for one in (BLIND_WORKER, DECRYPTING_WORKER, BLIND_WORKER)]
     try:
-        return _run(features, utilities, repetitions, server, site)
+        return _run(features, utilities, repetitions, workers)
     finally:
-        server.close()
-        site.close()
+        for worker in workers:
+            worker.close()
 
 
 def _run(
     features: npt.NDArray[np.float64],
     utilities: npt.NDArray[np.float64],
     repetitions: int,
-    server: WorkerProcess,
-    site: WorkerProcess,
+    workers: list[WorkerProcess],
 ) -> dict[str, Any]:
+    server, site, auditor = workers
     pool, cells = features.shape
     true = features @ utilities
     span = float(np.ptp(true)) or 1.0
     key = ScoringKey.generate(cells, worker=site)
-    matrix = PoolMatrix(features, worker=server)
     baseline = _Baseline(features)
-    watch = Stopwatch(workers=[server, site])
+    watch = Stopwatch(workers=workers)
     query, baseline_query = key.encrypt(utilities), baseline.encrypt(utilities)
-    watch.measure("server_first", matrix.score, query)
+    # The coordinator commits to bytes, and scores from what it has committed to.
+    committed = watch.measure("commit", lambda: encode_matrix(features).to_bytes())
+
+    def first(worker: WorkerProcess) -> tuple[PoolMatrix, bytes]:
+        made = PoolMatrix(parse_matrix(committed, key.parameters, pool), worker=worker)
+        return made, made.score(query)
+
+    matrix, scores = watch.measure("server_first", first, server)
+    checked, again = watch.measure("audit_first", first, auditor)
+    same = again == scores
     error = baseline_error = 0.0
-    scores, baseline_scores = b"", [b""]
+    baseline_scores = [b""]
     for _ in range(repetitions):
         query = watch.measure("encrypt", key.encrypt, utilities)
         scores = watch.measure("server", matrix.score, query)
+        same &= watch.measure("audit", checked.score, query) == scores
         read = watch.measure("decrypt", key.decrypt, scores, pool)
         baseline_scores = watch.measure("baseline_server", baseline.score, baseline_query)
         baseline_read = baseline.decrypt(baseline_scores)
         error = max(error, float(np.abs(read - true).max()))
         baseline_error = max(baseline_error, float(np.abs(baseline_read - true).max()))
-    steps = ("encrypt", "server_first", "server", "decrypt")
+    steps = ("encrypt", "commit", "server_first", "server", "audit_first", "audit", "decrypt")
+    on_server = watch.median("commit") + watch.median("server_first")
     return {
         "pool": pool,
         "cells": cells,
@@ -118,6 +133,13 @@ def _run(
         "ratio": {
             "server": round(watch.ratio("server", "baseline_server"), 5),
             "server_first": round(watch.ratio("server_first", "baseline_server"), 5),
+        },
+        "audit": {
+            "same_bytes": same,
+            "first_site": round(watch.median("audit_first") / on_server, 5),
+            "further_site": round(watch.ratio("audit", "server"), 5),
+            "bytes_round": len(committed),
+            "bytes_site": len(query) + len(scores),
         },
         "bytes": {"up": len(query), "down": len(scores), "keys": 0},
         "error": {"max": error / span, "absolute": error, "range": span},

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.data.record_faults import Fault, Wanted, content_faults, refuse, rows_of
 from lada_secure.errors import ParameterError
 
-MAX_LINE_BYTES = 64 * 1024
+_RECORD: Final[Wanted] = {
+    "record_id": str,
+    "unit": str,
+    "question": str,
+    "choices": list,
+    "answer": str,
+    "rationale": (str, type(None)),
+}
+_SAMPLE: Final[Wanted] = {"sample_id": str, "question": str, "choices": list, "answer": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +48,23 @@ class PoolSample:
     answer: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFile:
+    """A file of records as it was read: `lines[i]` is where `records[i]` stands.
+
+    `faults` has everything that is wrong with the file; only good lines are in `records`. Nothing
+    of it leaves the site. Never printed.
+    """
+
+    name: str
+    records: tuple[Record, ...]
+    lines: tuple[int, ...]
+    faults: tuple[Fault, ...]
+
+    def __repr__(self) -> str:
+        return f"RecordFile({self.name!r}, {len(self.records)} records)"
+
+
 def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -47,56 +72,29 @@ def _read_file(path: Path) -> bytes:
         raise ParameterError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _parse_lines(
-    raw: bytes, source: str, wanted: dict[str, type | tuple[type, ...]]
-) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    for number, line in enumerate(raw.splitlines(), start=1):
-        where = f"{source}:{number}"
-        if len(line) > MAX_LINE_BYTES:
-            raise ParameterError(f"{where}: line of {len(line)} bytes, at most {MAX_LINE_BYTES}")
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ParameterError(f"{where}: not JSON: {error}") from error
-        if not isinstance(row, dict) or set(row) != set(wanted):
-            got = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise ParameterError(f"{where}: expected the keys {sorted(wanted)}, got {got}")
-        for key, kinds in wanted.items():
-            if not isinstance(row[key], kinds):
-                raise ParameterError(f"{where}: {key} has the wrong type {type(row[key]).__name__}")
-        choices = row["choices"]
-        if not all(isinstance(choice, str) for choice in choices):
-            raise ParameterError(f"{where}: choices must be a list of strings")
-        if choices and row["answer"] not in choices:
-            raise ParameterError(f"{where}: the answer is not among the choices")
-        row["choices"] = tuple(choices)
-        rows.append(row)
-    return rows
+def inspect_records(path: Path) -> RecordFile:
+    """Read a site's private records from JSON Lines, with all that is wrong with them.
+
+    Raises: ParameterError: the file cannot be read at all.
+    """
+    rows, faults = rows_of(_read_file(path), _RECORD)
+    faults += content_faults(rows, id_field="record_id", id_is_public=False)
+    return RecordFile(
+        name=str(path),
+        records=tuple(Record(**row.fields) for row in rows),  # type: ignore[arg-type]
+        lines=tuple(row.line for row in rows),
+        faults=tuple(sorted(faults, key=lambda one: one.line or 0)),
+    )
 
 
 def read_records(path: Path) -> tuple[Record, ...]:
-    """Read a site's private records from JSON Lines.
+    """Read a site's private records from JSON Lines; at least one.
 
-    Raises: ParameterError: unreadable, unknown or missing keys, empty unit, duplicate ids.
+    Raises: ParameterError: all faults of the file, by line.
     """
-    wanted: dict[str, type | tuple[type, ...]] = {
-        "record_id": str,
-        "unit": str,
-        "question": str,
-        "choices": list,
-        "answer": str,
-        "rationale": (str, type(None)),
-    }
-    records = tuple(Record(**row) for row in _parse_lines(_read_file(path), str(path), wanted))  # type: ignore[arg-type]
-    seen: set[str] = set()
-    for number, record in enumerate(records, start=1):
-        if not record.unit.strip():
-            raise ParameterError(f"{path}:{number}: unit is empty; every record needs its unit")
-        if record.record_id in seen:
-            raise ParameterError(f"{path}:{number}: record_id {record.record_id!r} appears twice")
-        seen.add(record.record_id)
-    return records
+    found = inspect_records(path)
+    refuse([(found.name, one) for one in found.faults])
+    return found.records
 
 
 def read_pool(path: Path) -> tuple[PoolSample, ...]:
@@ -105,25 +103,16 @@ def read_pool(path: Path) -> tuple[PoolSample, ...]:
 
 
 def parse_pool(raw: bytes, *, where: str) -> tuple[PoolSample, ...]:
-    """Read the public pool from JSON Lines.
+    """Read the public pool from JSON Lines; line i of the file holds sample i.
 
     Args: where: the source's name, for messages.
-    Raises: ParameterError: unknown or missing keys, duplicate ids, no sample.
+    Raises: ParameterError: all faults, by line: unknown or missing keys, empty texts, choices that
+        make no question, repeated ids, no sample at all.
     """
-    wanted: dict[str, type | tuple[type, ...]] = {
-        "sample_id": str,
-        "question": str,
-        "choices": list,
-        "answer": str,
-    }
-    samples = tuple(PoolSample(**row) for row in _parse_lines(raw, where, wanted))  # type: ignore[arg-type]
-    if not samples:
-        raise ParameterError(f"{where}: the pool is empty")
-    ids = [sample.sample_id for sample in samples]
-    if len(set(ids)) != len(ids):
-        twice = next(one for one, count in Counter(ids).items() if count > 1)
-        raise ParameterError(f"{where}: sample_id {twice!r} appears twice")
-    return samples
+    rows, faults = rows_of(raw, _SAMPLE)
+    faults += content_faults(rows, id_field="sample_id", id_is_public=True)
+    refuse([(where, one) for one in sorted(faults, key=lambda one: one.line or 0)])
+    return tuple(PoolSample(**row.fields) for row in rows)  # type: ignore[arg-type]
 
 
 def pool_bytes(samples: Sequence[PoolSample]) -> bytes:

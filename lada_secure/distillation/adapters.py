@@ -79,7 +79,11 @@ class TrainableSummary:
     layers: tuple[str, ...]
 
 
-def _targets(model: nn.Module, wanted: tuple[str, ...]) -> list[str]:
+def adapter_targets(model: nn.Module, wanted: tuple[str, ...]) -> list[str]:
+    """Names of the linear layers to adapt: the wanted ones, or the usual ones of attention.
+
+    Raises: ParameterError: the model has no linear layer of such a name.
+    """
     linear = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
@@ -120,7 +124,7 @@ def attach_adapters(lm: LanguageModel, settings: AdapterSettings) -> LanguageMod
                 f"last_layers: the model has {count} layers, got {settings.last_layers}"
             )
         layers = list(range(count - settings.last_layers, count))
-    targets = _targets(model, settings.target_modules)
+    targets = adapter_targets(model, settings.target_modules)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

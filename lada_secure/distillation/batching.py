@@ -87,12 +87,7 @@ class PhysicalBatch:
         return tuple(rows), unit_of_row
 
     def halves(self) -> tuple[PhysicalBatch, PhysicalBatch]:
-        """Two batches of half the units each. Raises: ParameterError: a single unit is left."""
-        if self.units < 2:
-            raise ParameterError(
-                f"one privacy unit of {len(self.examples)} examples does not fit into memory; "
-                "lower max_records_per_unit or max_tokens"
-            )
+        """Two batches of half the units each; there are at least two."""
         middle = self.units // 2
         return self._part(0, middle), self._part(middle, self.units)
 
@@ -134,47 +129,38 @@ def sums_of(
     )
 
 
-def share_of(units: Sequence[EncodedUnit], *, rank: int, ranks: int) -> tuple[EncodedUnit, ...]:
-    """Whole units for one of several processes: dealt out by length, so all have alike work."""
-    order = sorted(units, key=lambda one: (one.longest_row, one.unit_id))
-    return tuple(order[rank::ranks])
-
-
 def physical_batches(
     units: Sequence[EncodedUnit], *, physical_batch_size: int
 ) -> tuple[PhysicalBatch, ...]:
     """Pack whole units into batches of at most `physical_batch_size` examples.
 
     Units are taken in order of their longest sequence, so that little of a batch is padding. A
-    unit with more examples gets a batch of its own: `check_unit_sizes` has refused it before any
-    budget was spent, unless the size was halved since for want of memory.
+    unit with more examples gets a batch of its own, and units without examples, which add nothing,
+    get none.
     """
     batches: list[PhysicalBatch] = []
     group: list[EncodedUnit] = []
     filled = 0
     for unit in sorted(units, key=lambda one: (one.longest_row, one.unit_id)):
+        if not unit.examples:
+            continue
         if group and filled + len(unit.examples) > physical_batch_size:
             batches.append(_batch_of(group))
             group, filled = [], 0
         group.append(unit)
         filled += len(unit.examples)
-    if filled:
+    if group:
         batches.append(_batch_of(group))
     return tuple(batches)
 
 
-def check_unit_sizes(units: Sequence[EncodedUnit], *, physical_batch_size: int) -> None:
-    """Refuse units that a physical batch cannot hold, before any budget is spent.
+def single_units(units: Sequence[EncodedUnit]) -> tuple[PhysicalBatch, ...]:
+    """Every unit in a batch of its own: its gradient cannot depend on its company.
 
-    Raises: ParameterError.
+    For forward passes in less than float32, where kernels round a row visibly differently in
+    another company, so that one unit would move the gradients of others.
     """
-    largest = max((len(unit.examples) for unit in units), default=0)
-    if largest > physical_batch_size:
-        raise ParameterError(
-            f"the largest privacy unit has {largest} examples, physical_batch_size is "
-            f"{physical_batch_size}; a unit is never split: raise physical_batch_size or lower "
-            "max_records_per_unit"
-        )
+    return tuple(_batch_of([unit]) for unit in units if unit.examples)
 
 
 def _batch_of(units: Sequence[EncodedUnit]) -> PhysicalBatch:

@@ -172,21 +172,22 @@ class AuditedTrainer(Trainer):
         self,
         lm: LanguageModel,
         *,
-        units: Sequence[PrivateUnit],
         pool: Sequence[PathExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
         canaries: CanaryRun,
     ) -> None:
-        super().__init__(
-            lm, units=[*units, *canaries.units()], pool=pool, privacy=privacy, settings=settings
-        )
+        super().__init__(lm, pool=pool, privacy=privacy, settings=settings)
         if not isinstance(self.source, CanarySource):
             raise LocalProtocolError("the trainer did not take the audit's gradient source")
         self.source.canaries = self._canaries = canaries
         self._to_clip_norms = privacy.expected_units / (
             privacy.l2_clip_norm * settings.private_weight
         )
+
+    def take_units(self, units: Sequence[PrivateUnit]) -> None:
+        """See `Trainer.take_units`; the canaries that have joined come after the real units."""
+        super().take_units([*units, *self._canaries.units()])
 
     def update(self, private_gradient: Tensor) -> float | None:
         """Show the step's noised sum to the attacker, then go on as always."""
@@ -236,28 +237,20 @@ class CanaryRun:
         self,
         lm: LanguageModel,
         *,
-        units: Sequence[PrivateUnit],
         pool: Sequence[PathExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
     ) -> Trainer:
         """A `TrainerFactory` for `distil`.
 
-        Raises: ParameterError: private_weight is 0, so no private gradient is used at all, or the
-        settings want several processes, which would not know the canaries.
+        Raises: ParameterError: private_weight is 0, so no private gradient is used at all.
         """
-        if settings.ranks.size != 1:
-            raise ParameterError(
-                f"ranks: an audit trains in one process, got {settings.ranks.size}"
-            )
         if settings.private_weight == 0.0:
             raise ParameterError(
                 "private_weight is 0: this training does not use private records, so there is "
                 "nothing to audit"
             )
-        return AuditedTrainer(
-            lm, units=units, pool=pool, privacy=privacy, settings=settings, canaries=self
-        )
+        return AuditedTrainer(lm, pool=pool, privacy=privacy, settings=settings, canaries=self)
 
     def units(self) -> tuple[PrivateUnit, ...]:
         """The canaries whose coin says that they join, as privacy units."""

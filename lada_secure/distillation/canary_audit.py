@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lada_secure.canonical import Json, sha256_hex
 from lada_secure.distillation.canaries import CanaryRun, canary_room
@@ -34,8 +34,8 @@ from lada_secure.privacy.empirical import (
     seal_coins,
 )
 from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger import MAX_CAP, BudgetCaps
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.ledger import MAX_CAP, BudgetCaps, Reservation
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 Attack: TypeAlias = Literal["updates", "adapters"]
 ATTACKS: Final[tuple[Attack, ...]] = ("updates", "adapters")
@@ -221,7 +221,7 @@ def _needs(
 def audit_training(
     lm: LanguageModel,
     *,
-    units: Sequence[PrivateUnit],
+    units_of: Callable[[int], Sequence[PrivateUnit]],
     pool_of: Callable[[int], Sequence[PathExample]],
     privacy: DpSgdParameters,
     settings_of: Callable[[int], TrainerSettings],
@@ -238,8 +238,9 @@ def audit_training(
 
     Args:
         lm: with adapters; they are trained in place, for nothing: drop the model afterwards.
-        units: the real ones; may be empty. pool_of, settings_of: public samples and settings of a
-        round. size: of `audit_size`, before anything is trained.
+        units_of: the real ones of a round, perhaps none; called when the round's first steps are
+        paid for, with the model as that round's DP-SGD starts from it. pool_of, settings_of: public
+        samples and settings of a round. size: of `audit_size`, before anything is trained.
         statement: public facts of the run for the commitment.
         announce: gets the commitment before the first step. progress: steps done, steps in all.
     Guarantee: if `distil` is (epsilon, delta)-DP for all rounds together, `bound` is above epsilon
@@ -267,7 +268,7 @@ def audit_training(
         results.append(
             distil(
                 lm,
-                units=units,
+                units=partial(_units_of_round, units_of, round_id),
                 pool=pool_of(round_id),
                 privacy=privacy,
                 settings=settings_of(round_id),
@@ -307,22 +308,22 @@ def audit_training(
     )
 
 
+def _units_of_round(
+    units_of: Callable[[int], Sequence[PrivateUnit]], round_id: int, _paid: Reservation
+) -> Sequence[PrivateUnit]:
+    return units_of(round_id)
+
+
 def _plan_hash() -> str:
     return sha256_hex(_STUDY.encode("ascii"))
 
 
 def _private_ledger(delta: float) -> MemoryLedger:
     """A ledger with all rules that nobody else sees and that pays for nothing that leaves."""
-    key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site=_STUDY,
-            population=_STUDY,
-            public_key=key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw),
-        ),
-        signing_key=key,
+        identity=LedgerIdentity.new(site=_STUDY, population=_STUDY),
+        signing_key=Ed25519PrivateKey.generate(),
         caps=BudgetCaps(target_delta=delta, total_epsilon=MAX_CAP, study_epsilon=MAX_CAP),
-        data_fingerprint=_plan_hash(),
         clock=lambda: datetime.now(UTC),
     )
     book.decide(

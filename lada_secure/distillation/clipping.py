@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from lada_secure.distillation.noise import MIN_STD_STEPS
-from lada_secure.distillation.ranks import Ranks
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 DEFAULT_STD_STEPS: Final = 2**20
@@ -90,6 +89,7 @@ class ClippedSum:
         ]
         self.units = 0
         self.non_finite = 0
+        self.left_out = 0
 
     def add(self, gradients: Sequence[Tensor]) -> None:
         """Clip and add a batch of units. Abadi et al. 2016, Alg. 1, "Clip gradient".
@@ -102,8 +102,11 @@ class ClippedSum:
         | longer | scaled to l2_clip_norm (cut to the grid) |
         | all zero | zero |
         | a NaN or infinity anywhere | zero, counted in `non_finite` |
+        | still too long after all roundings (not known to happen) | zero, counted likewise |
 
-        `non_finite` depends on private data: it may be shown at the site, never sent.
+        So whatever a unit's gradient is, its part of the sum is at most one clip norm long, and
+        nothing that it is stops the sum. `non_finite` depends on private data: it may be shown at
+        the site, never sent.
         """
         flat = [one.flatten(1) for one in gradients]
         squared = torch.stack(
@@ -119,7 +122,8 @@ class ClippedSum:
         if self._grid is None:
             parts = [one.double().mul_(factor).sum(0) for one in flat]
         else:
-            parts = self._cut_to_grid(flat, factor, self._grid)
+            parts, zeroed = self._cut_to_grid(flat, factor, self._grid)
+            broken |= zeroed
         non_finite = int(broken.sum())
         # From here on nothing is allocated: a batch is added as a whole, or (out of memory) not at
         # all, so that trying it again in halves counts no unit twice.
@@ -128,14 +132,23 @@ class ClippedSum:
         self.units += norms.numel()
         self.non_finite += non_finite
 
+    def leave_out(self) -> None:
+        """Count a unit whose gradient could not be computed: it adds exactly zero."""
+        self.units += 1
+        self.left_out += 1
+
     def _cut_to_grid(
         self, flat: Sequence[Tensor], factor: Tensor, grid: IntegerGrid
-    ) -> list[Tensor]:
-        """Sums over units of the gradients in whole steps, each unit's length checked."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """Sums over units of the gradients in whole steps, each unit's length checked.
+
+        Returns: the sums, and which units were zeroed: those that stayed too long.
+        """
         # Float64 errors of norm and factor are below 1e-12; the margin makes a second pass rare.
         scale = factor * (grid.clip_steps / self._clip * (1.0 - 1e-10))
         bound = float(grid.clip_steps) ** 2
-        for _ in range(4):
+        zeroed = torch.zeros_like(scale[:, 0], dtype=torch.bool)
+        for shrink in (1.0 - 1e-6, 1.0 - 1e-6, 1.0 - 1e-6, 0.0, 0.0):
             lengths = torch.zeros_like(scale[:, 0])
             sums: list[Tensor] = []
             # One parameter at a time: float64 copies of all gradients would be the peak of memory.
@@ -145,27 +158,11 @@ class ClippedSum:
                 sums.append(whole.sum(0))
             too_long = lengths > bound
             if not bool(too_long.any()):
-                return sums
-            scale = torch.where(too_long.unsqueeze(1), scale * (1.0 - 1e-6), scale)
-        raise LocalProtocolError("a clipped unit gradient is longer than the clip norm on the grid")
-
-    def gather(self, ranks: Ranks) -> None:
-        """Make this the sum over all ranks' units, at rank 0; elsewhere it becomes zero.
-
-        With a grid the sum is of integers, so it is the same however units were dealt out.
-        """
-        if ranks.size == 1:
-            return
-        mine = self.values() if self._grid is None else self.integers()
-        summed = ranks.sum_to_first(mine.cpu())
-        counts = ranks.sum_to_first(torch.tensor([self.units, self.non_finite]))
-        if ranks.rank:
-            summed.zero_()
-            counts.zero_()
-        parts = torch.split_with_sizes(summed, [one.numel() for one in self._totals])
-        for total, part in zip(self._totals, parts, strict=True):
-            total.copy_(part)
-        self.units, self.non_finite = (int(one) for one in counts)
+                break
+            scale = torch.where(too_long.unsqueeze(1), scale * shrink, scale)
+            if shrink == 0.0:
+                zeroed |= too_long
+        return sums, zeroed
 
     def values(self) -> Tensor:
         """The sum as one vector (d,) float64: whole grid steps with a grid, else plain units."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 
 from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.examples import PathExample, encode_row
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
+from lada_secure.privacy.unit_by_unit import for_each_unit
+
+# What a model may write to answer an open question, path and answer together.
+ANSWER_TOKENS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,7 @@ def accuracy(
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> float:
     """Share of questions answered rightly.
 
@@ -66,17 +71,36 @@ def correct(
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> NDArray[np.bool_]:
     """Which questions are answered rightly: (n,) bool.
 
     Multiple choice: the option whose text is the most probable, see `choose`.
     Open questions: greedy generation, then the answer is read from the path.
+    A record that the model cannot be asked about, whatever it holds, counts as answered wrongly.
 
     Raises: ParameterError: no records, or a batch size below 1.
     """
     if not records:
         raise ParameterError("accuracy needs at least one record")
+    if batch_size < 1:
+        raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
+    found = for_each_unit(
+        records,
+        lambda part: list(_correct(lm, part, batch_size=batch_size, max_new_tokens=max_new_tokens)),
+        otherwise=np.False_,
+        what="held-out accuracy",
+    )
+    return np.array(found, dtype=np.bool_)
+
+
+def _correct(
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> NDArray[np.bool_]:
     right = np.zeros(len(records), dtype=np.bool_)
     chosen = [index for index, record in enumerate(records) if record.choices]
     opened = [index for index, record in enumerate(records) if not record.choices]
@@ -135,9 +159,17 @@ def _all_option_scores(
 ) -> list[NDArray[np.float64]]:
     if not all(record.choices for record in records):
         raise ParameterError("choosing an option needs options, got an open question")
-    prompts = [lm.encode_prompt(prompt_of(record.question, record.choices)) for record in records]
+    # Options of more than half of what the model takes lose their ends, and a prompt its start.
+    most = lm.max_tokens // 2
     options = [
-        [lm.encode_prompt(option_text(choice)) for choice in record.choices] for record in records
+        [lm.encode_prompt(option_text(choice))[:most] for choice in record.choices]
+        for record in records
+    ]
+    prompts = [
+        lm.encode_prompt(prompt_of(record.question, record.choices))[
+            -(lm.max_tokens - max(len(one) for one in own)) :
+        ]
+        for record, own in zip(records, options, strict=True)
     ]
     found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
     for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
@@ -176,7 +208,8 @@ def _option_scores(
         rest = lm.model(
             input_ids=tail[:, :-1],
             attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
-            position_ids=positions[owner, -1:] + steps,
+            # Behind an option's own end only padding can come to the model's last position.
+            position_ids=(positions[owner, -1:] + steps).clamp(max=lm.max_tokens - 1),
             past_key_values=cache,
         ).logits
         logits = torch.cat([read.logits[owner], rest], dim=1)
@@ -194,20 +227,21 @@ def path_log_probabilities(
 ) -> Paths:
     """Joint log-probability of each path, end token included, after its prompt.
 
+    What is longer than the model takes is cut as in training, see `encode_row`.
+
     Args: prompts, paths: the same number. batch_size: >= 1.
-    Raises: ParameterError: different numbers, or prompt and path longer than the model takes.
+    Raises: ParameterError: different numbers.
     """
     if len(prompts) != len(paths):
         raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
-    heads = [lm.encode_prompt(prompt) for prompt in prompts]
-    tails = [lm.encode_path(path) for path in paths]
+    rows_of_text = [
+        encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)
+    ]
+    heads = [list(row.tokens[: row.target_start]) for row in rows_of_text]
+    tails = [list(row.tokens[row.target_start :]) for row in rows_of_text]
     total = np.zeros(len(paths), dtype=np.float64)
     tokens = np.array([len(tail) for tail in tails], dtype=np.int64)
     lengths = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
-    if lengths and max(lengths) > lm.max_tokens:
-        raise ParameterError(
-            f"{lm.name}: prompt and path of {max(lengths)} tokens, at most {lm.max_tokens}"
-        )
     for rows in batches_by_length(lengths, batch_size):
         ids, mask, positions = _left_padded(lm, [heads[row] + tails[row] for row in rows])
         keep = max(len(tails[row]) for row in rows)
@@ -256,15 +290,23 @@ def generate_texts(
 ) -> list[str]:
     """Let the model continue each prompt up to its end token.
 
+    A prompt that leaves no room for `max_new_tokens` loses its start.
+
     Args: temperature: 0 is greedy. seed: of the sampling; public data only, it is not for privacy.
-    Raises: ParameterError: negative temperature, or sizes below 1.
+    Raises: ParameterError: negative temperature, sizes below 1, or more new tokens than the model
+        takes.
     """
     if temperature < 0 or max_new_tokens < 1:
         raise ParameterError(
             f"generation needs temperature >= 0 and max_new_tokens >= 1, got {temperature} and "
             f"{max_new_tokens}"
         )
-    encoded = [lm.encode_prompt(prompt) for prompt in prompts]
+    if max_new_tokens >= lm.max_tokens:
+        raise ParameterError(
+            f"max_new_tokens is {max_new_tokens}, {lm.name} takes {lm.max_tokens} with the prompt"
+        )
+    room = lm.max_tokens - max_new_tokens
+    encoded = [lm.encode_prompt(prompt)[-room:] for prompt in prompts]
     texts = [""] * len(prompts)
     how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:

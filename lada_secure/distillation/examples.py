@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_secure.distillation.models import LanguageModel
-from lada_secure.errors import ParameterError
+from lada_secure.privacy.unit_by_unit import for_each_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class PathExample:
 class PrivateUnit:
     """All examples of one privacy unit (a patient, a customer), in a fixed order.
 
-    The caller bounds their number by a rule that does not look at what they say
+    The caller bounds their number by a rule that looks at this unit alone
     (`lada_secure.privacy.units.bound_units`).
     """
 
@@ -84,43 +84,43 @@ def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
     """Tokenize prompt and target as generation and evaluation do, and join them.
 
     A row longer than `lm.max_tokens` loses the start of its prompt first, then the end of its
-    target: a rule on lengths alone.
-
-    Raises: ParameterError: a prompt or a target without tokens, or one too long by itself.
+    target: a rule on lengths alone. A text without tokens is replaced by the end token.
     """
-    head = lm.encode_prompt(prompt)
-    tail = lm.encode_path(target)[: lm.max_tokens - 1]
-    head = head[-(lm.max_tokens - len(tail)) :]
+    tail = lm.encode_path(target)
+    head = lm.encode_prompt(prompt)[-(lm.max_tokens - len(tail)) :]
     return TokenRow(tokens=(*head, *tail), target_start=len(head))
 
 
 def encode_example(lm: LanguageModel, example: PathExample, *, contrast: bool) -> EncodedExample:
     """Encode an example; `contrast` False or an own path equal to the path drops the own path."""
     own = example.own_path if contrast and example.own_path != example.path else None
-    try:
-        return EncodedExample(
-            example_id=example.example_id,
-            path=encode_row(lm, example.prompt, example.path),
-            own_path=encode_row(lm, example.prompt, own) if own else None,
-        )
-    except ParameterError as error:
-        raise ParameterError(f"example {example.example_id!r}: {error}") from error
+    return EncodedExample(
+        example_id=example.example_id,
+        path=encode_row(lm, example.prompt, example.path),
+        own_path=encode_row(lm, example.prompt, own) if own else None,
+    )
 
 
 def encode_units(
     lm: LanguageModel, units: Sequence[PrivateUnit], *, contrast: bool
 ) -> tuple[EncodedUnit, ...]:
-    """Encode units in the given order.
+    """Encode units in the given order; one that cannot be encoded stays, without examples.
 
-    Raises: ParameterError: two units with one id (their joint influence would pass the bound), or
-    an example that cannot be encoded.
+    Units with one id become one: apart, their joint influence would pass the bound of one.
     """
-    if len({unit.unit_id for unit in units}) != len(units):
-        raise ParameterError("two privacy units share one unit_id; group their examples first")
+    examples: dict[str, list[PathExample]] = {}
+    for unit in units:
+        examples.setdefault(unit.unit_id, []).extend(unit.examples)
+
+    def encoded(part: Sequence[str]) -> list[tuple[EncodedExample, ...]]:
+        return [
+            tuple(encode_example(lm, one, contrast=contrast) for one in examples[unit_id])
+            for unit_id in part
+        ]
+
+    nothing: tuple[EncodedExample, ...] = ()
+    found = for_each_unit(tuple(examples), encoded, otherwise=nothing, what="encoding")
     return tuple(
-        EncodedUnit(
-            unit_id=unit.unit_id,
-            examples=tuple(encode_example(lm, one, contrast=contrast) for one in unit.examples),
-        )
-        for unit in units
+        EncodedUnit(unit_id=unit_id, examples=kept)
+        for unit_id, kept in zip(examples, found, strict=True)
     )

@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from lada_secure.distillation.batching import PhysicalBatch, physical_batches, sums_of
+from lada_secure.distillation.batching import (
+    PhysicalBatch,
+    one_sum,
+    physical_batches,
+    single_units,
+    sums_of,
+)
 from lada_secure.distillation.clipping import ClippedSum, IntegerGrid
 from lada_secure.distillation.engine import GradientEngine
 from lada_secure.distillation.examples import EncodedExample, EncodedUnit
@@ -18,11 +24,13 @@ from lada_secure.distillation.loss import LossSettings, example_losses
 from lada_secure.distillation.memory_limit import is_out_of_memory, release_cached_memory
 from lada_secure.distillation.scoring import PathScorer, per_token
 from lada_secure.errors import ParameterError
+from lada_secure.privacy.unit_by_unit import for_each_unit
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Halves: TypeAlias = tuple[PhysicalBatch, PhysicalBatch]
+Failure: TypeAlias = Literal["memory", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,21 +63,41 @@ class GradientSource:
         self._reference_leads: dict[EncodedExample, float] = {}
 
     def remember_reference(self, examples: Sequence[EncodedExample]) -> None:
-        """Take the model as it is now as the reference of "dpo" for these examples.
+        """Take the model as it is now as the reference of "dpo" for these public examples."""
+        for found in self._fitting(
+            self._sums_of(self._contrasted(examples)), self._leads, PhysicalBatch.halves_of_a_sum
+        ):
+            self._reference_leads.update(found)
+
+    def remember_reference_of_units(self, units: Sequence[EncodedUnit]) -> None:
+        """The same for private units, each by itself; a unit without a reference adds nothing.
 
         Each value is a function of one example and the model, so it couples nothing.
         """
-        contrasted = [one for one in examples if one.own_path is not None]
-        if self._loss.contrastive_form != "dpo" or self._loss.contrastive_weight == 0.0:
-            return
 
-        def leads(batch: PhysicalBatch) -> list[tuple[EncodedExample, float]]:
-            with torch.no_grad():
-                path, own, _ = self._scores(batch)
-            return list(zip(batch.examples, (path - own).tolist(), strict=True))
+        def leads(part: Sequence[EncodedUnit]) -> list[dict[EncodedExample, float]]:
+            return [
+                dict(
+                    pair
+                    for one in self._contrasted(unit.examples)
+                    for pair in self._leads(one_sum([one]))
+                )
+                for unit in part
+            ]
 
-        for found in self._fitting(self._sums_of(contrasted), leads, PhysicalBatch.halves_of_a_sum):
+        nothing: dict[EncodedExample, float] = {}
+        for found in for_each_unit(units, leads, otherwise=nothing, what="reference"):
             self._reference_leads.update(found)
+
+    def _contrasted(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
+        if self._loss.contrastive_form != "dpo" or self._loss.contrastive_weight == 0.0:
+            return []
+        return [one for one in examples if one.own_path is not None]
+
+    def _leads(self, batch: PhysicalBatch) -> list[tuple[EncodedExample, float]]:
+        with torch.no_grad():
+            path, own, _ = self._scores(batch)
+        return list(zip(batch.examples, (path - own).tolist(), strict=True))
 
     def losses(self, examples: Sequence[EncodedExample]) -> Tensor:
         """Losses without gradients. Returns: (n,) float32, in the order of `examples`."""
@@ -91,16 +119,57 @@ class GradientSource:
         """Sum of the units' clipped gradients, before noise: never to leave the step.
 
         An empty batch runs no forward pass and is an ordinary sum of nothing.
+
+        Sensitivity, and why nothing here ends a step: units whose batch fails are tried in halves
+        and then alone, which is the same gradient in other company; a unit whose gradient cannot
+        be computed alone, not even record by record, adds exactly zero. Each of these parts is at
+        most one clip norm long, and which of them a unit gets does not change what another adds.
         """
         total = ClippedSum(self.engine.parameters, l2_clip_norm=l2_clip_norm, grid=grid)
-
-        def add(batch: PhysicalBatch) -> None:
-            total.add(self.unit_gradients(batch))
-
-        batches = physical_batches(units, physical_batch_size=self.physical_batch_size)
-        for _ in self._fitting(batches, add, PhysicalBatch.halves):
-            pass
+        waiting = list(self._batches_of(units))[::-1]
+        while waiting:
+            batch = waiting.pop()
+            failure = self._added(total, batch)
+            if failure is None:
+                continue
+            self.engine.begin(1)
+            release_cached_memory()
+            if batch.units > 1:
+                waiting.extend(batch.halves()[::-1])
+                if failure == "memory":
+                    self._take_smaller_batches(batch)
+            elif not self._added_by_record(total, batch):
+                total.leave_out()
         return total
+
+    def _batches_of(self, units: Sequence[EncodedUnit]) -> tuple[PhysicalBatch, ...]:
+        if self._scorer.is_float32:
+            return physical_batches(units, physical_batch_size=self.physical_batch_size)
+        return single_units(units)
+
+    def _added(self, total: ClippedSum, batch: PhysicalBatch) -> Failure | None:
+        """Add a batch as a whole, or nothing of it."""
+        try:
+            total.add(self.unit_gradients(batch))
+        # Whatever a record provokes, here or in a library: the error's text may quote it, and what
+        # becomes of it must not be seen. `clipped_sum` goes on with fewer units at a time.
+        except Exception as error:
+            return "memory" if is_out_of_memory(error) else "other"
+        return None
+
+    def _added_by_record(self, total: ClippedSum, batch: PhysicalBatch) -> bool:
+        """Add one unit's gradient as the sum of its records' gradients, one at a time."""
+        try:
+            sums: list[Tensor] | None = None
+            for example in batch.examples:
+                own = self.unit_gradients(one_sum([example]))
+                sums = own if sums is None else [a + b for a, b in zip(sums, own, strict=True)]
+            if sums is not None:
+                total.add(sums)
+        except Exception:
+            # As in `_added`. The unit adds zero.
+            return False
+        return True
 
     def public_gradient(self, examples: Sequence[EncodedExample], *, count: int) -> PublicGradient:
         """Exact gradient of public examples divided by the fixed `count`, not by how many came.
@@ -140,9 +209,8 @@ class GradientSource:
         work: Callable[[PhysicalBatch], Result],
         halve: Callable[[PhysicalBatch], Halves],
     ) -> Iterator[Result]:
-        """Do the work on every batch in order; one that does not fit into memory goes in halves.
+        """Do the work on every public batch in order; one too large for memory goes in halves.
 
-        `work` on a batch must either count as a whole or leave no trace.
         Raises: ParameterError: what cannot be halved does not fit.
         """
         waiting = list(batches)[::-1]
@@ -190,6 +258,10 @@ class GradientSource:
         self.engine.begin(1)
         release_cached_memory()
         halves = halve(batch)
+        self._take_smaller_batches(batch)
+        return halves
+
+    def _take_smaller_batches(self, batch: PhysicalBatch) -> None:
         half = max(1, len(batch.examples) // 2)
         # Batches of this step that were packed before come here as well, without another warning.
         if half < self.physical_batch_size:
@@ -200,4 +272,3 @@ class GradientSource:
                 len(batch.examples),
                 half,
             )
-        return halves

@@ -18,13 +18,16 @@ the gradients of others, and clipping per unit would no longer bound its influen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lada_secure.errors import ParameterError
+
+ContrastiveForm: TypeAlias = Literal["dpo", "margin"]
+CONTRASTIVE_FORMS: Final[tuple[ContrastiveForm, ...]] = ("dpo", "margin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +39,13 @@ class LossSettings:
     margin: >= 0 nats a token, for "margin".
     """
 
-    contrastive_form: Literal["dpo", "margin"] = "margin"
+    contrastive_form: ContrastiveForm = "margin"
     contrastive_weight: float = 0.1
     beta: float = 2.0
     margin: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.contrastive_form not in ("dpo", "margin"):
+        if self.contrastive_form not in CONTRASTIVE_FORMS:
             raise ParameterError(
                 f"contrastive_form: expected 'dpo' or 'margin', got {self.contrastive_form!r}"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,35 +49,46 @@ class LanguageModel:
         return int(self.tokenizer.eos_token_id)
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, without any special token.
+        """Token ids of a prompt, without any special token: the last `max_tokens` - 1 of it.
 
-        Raises: ParameterError: empty, or longer than `max_tokens`.
+        Total, as `encode_path` is: see `tokens_of`.
         """
-        return self._encode(prompt, what="prompt")
+        return self.tokens_of(prompt)[1 - self.max_tokens :] or [self.end_token]
 
     def encode_path(self, path: str) -> list[int]:
-        """Token ids of a path with the end token, so that a model learns where to stop.
+        """The first `max_tokens` - 2 tokens of a path and the end token, to learn where to stop.
 
         Prompt and path are tokenized apart and joined: a path's tokens never depend on its prompt.
-
-        Raises: ParameterError: empty, or longer than `max_tokens`.
         """
-        return [*self._encode(path, what="path"), self.end_token]
+        return [*self.tokens_of(path)[: self.max_tokens - 2], self.end_token]
+
+    def tokens_of(self, text: str) -> list[int]:
+        """All token ids of a text, perhaps none; whatever the text is.
+
+        A text that is too long is cut by whoever uses it, by a rule on lengths alone: a text that
+        was refused here would stop a release, and so tell that it is there. Files are checked for
+        lengths before a study is joined.
+        """
+        return [
+            int(one)
+            for one in self.tokenizer(_encodable(text), add_special_tokens=False)["input_ids"]
+        ]
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, without an end token."""
+        if not texts:
+            return []
+        encoded = self.tokenizer([_encodable(one) for one in texts], add_special_tokens=False)
+        return [len(one) for one in encoded["input_ids"]]
 
     def decode(self, tokens: list[int]) -> str:
         """Text of generated tokens; special tokens are left out."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def _encode(self, text: str, *, what: str) -> list[int]:
-        tokens = [int(one) for one in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        if not tokens:
-            raise ParameterError(f"{self.name}: an empty {what} cannot be tokenized")
-        if len(tokens) > self.max_tokens:
-            raise ParameterError(
-                f"{self.name}: a {what} of {len(tokens)} tokens, at most {self.max_tokens}; "
-                "shorten it"
-            )
-        return tokens
+
+def _encodable(text: str) -> str:
+    """The text with "?" for halves of characters, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def load_language_model(reference: str, *, cache_dir: Path) -> LanguageModel:

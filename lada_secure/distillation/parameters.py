@@ -11,7 +11,6 @@ from lada_secure.distillation.clipping import DEFAULT_STD_STEPS, IntegerGrid
 from lada_secure.distillation.engine import EngineName
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.noise import NoiseKind
-from lada_secure.distillation.ranks import ONE_RANK, Ranks
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.events import DpSgdEvent, dpsgd_event
 
@@ -92,22 +91,21 @@ class TrainerSettings:
 
     engine: "auto" takes `fused` where it applies. device: "auto" takes CUDA where there is one.
     threads: CPU threads, None leaves them as they are.
-    precision: of the forward pass; "auto" is bfloat16 on GPUs that are good at it, else float32;
-    gradients, sums and noise are float32 or wider always.
-    physical_batch_size: examples per forward pass; at least the largest unit.
+    precision: of the forward pass; gradients, sums and noise are float32 or wider always. In
+    bfloat16 every unit has forward passes of its own, so that its gradient cannot depend on its
+    company: slower in all but the largest models.
+    physical_batch_size: examples per forward pass; a larger unit has one of its own.
     pool_batch_size: pool samples per step and denominator of the public gradient, 0 for none.
     private_weight: >= 0, public factor on the noised private gradient.
     learning_rate, weight_decay, schedule: AdamW's; "linear" falls to 0 over the run.
     steps_per_reservation: steps paid for at a time; a crash loses at most so many.
     frozen_cache_bytes: room for outputs of frozen layers. seed: order of the public pool.
-    ranks: the processes that share the work (`rank_processes.open_ranks`); whole units are dealt
-    out to them, their integer sums added up exactly, and noise is added once.
     """
 
     engine: EngineName = "auto"
     device: str = "auto"
     threads: int | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
     physical_batch_size: int = 16
     pool_batch_size: int = 8
     private_weight: float = 1.0
@@ -118,7 +116,6 @@ class TrainerSettings:
     frozen_cache_bytes: int = 512 * 2**20
     seed: int = 0
     loss: LossSettings = field(default_factory=LossSettings)
-    ranks: Ranks = ONE_RANK
 
     def __post_init__(self) -> None:
         _positive("learning_rate", self.learning_rate)
@@ -140,7 +137,7 @@ class TrainerSettings:
                 raise ParameterError(f"{name}: expected a finite number >= 0, got {number}")
         for name, text, allowed in (
             ("engine", self.engine, ("auto", "fused", "opacus")),
-            ("precision", self.precision, ("auto", "float32", "bfloat16")),
+            ("precision", self.precision, ("float32", "bfloat16")),
             ("schedule", self.schedule, ("constant", "linear")),
         ):
             if text not in allowed:
@@ -159,20 +156,12 @@ class TrainerSettings:
             found = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if not found:
                 raise ParameterError("device: 'cuda' was asked for, but torch sees no CUDA device")
-            if device.index is None and self.ranks.size > 1:
-                return torch.device("cuda", self.ranks.rank % found)
             if (device.index or 0) >= found:
                 raise ParameterError(
                     f"device: {self.device!r}, but torch sees {found} CUDA devices"
                 )
         return device
 
-    def autocast_dtype(self, device: torch.device) -> torch.dtype | None:
-        """Type of the forward pass on a device; None for the weights' own type."""
-        if self.precision == "bfloat16":
-            return torch.bfloat16
-        good = self.precision == "auto" and device.type == "cuda"
-        # From compute capability 8.0 on, tensor cores take bfloat16; older cards emulate it.
-        if good and torch.cuda.get_device_capability(device)[0] >= 8:
-            return torch.bfloat16
-        return None
+    def autocast_dtype(self) -> torch.dtype | None:
+        """Type of the forward pass; None for the weights' own."""
+        return torch.bfloat16 if self.precision == "bfloat16" else None

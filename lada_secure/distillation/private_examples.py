@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.data.records import Record
@@ -21,31 +22,22 @@ def record_example(record: Record, *, reasons: bool = True) -> PathExample:
 
 
 def private_unit(
-    unit: Unit, *, with_reasons_only: bool = False, written: Mapping[str, str] | None = None
+    unit: Unit, *, with_reasons_only: bool = False, written: Sequence[str | None] = ()
 ) -> PrivateUnit:
     """A bounded privacy unit with all its records, or those that have reasons.
 
     A bare answer can teach a model to skip its reasoning. A unit without any reasons stays a unit,
     with nothing to add to a sum: who has reasons is private, too.
 
-    Args: written: paths by record id that stand in for those of records without reasons, see
-        `own_reasons.written_reasons`.
+    Args: written: paths by the records' places that stand in for those of records without reasons,
+        see `own_reasons.written_reasons`; empty for none.
     """
-    written = written or {}
+    paths = written or (None,) * len(unit.records)
     return PrivateUnit(
         unit_id=unit.unit_id,
         examples=tuple(
-            _example(one, written.get(one.record_id))
-            for one in unit.records
-            if not with_reasons_only or one.rationale is not None or one.record_id in written
+            record_example(one) if path is None else replace(record_example(one), path=path)
+            for one, path in zip(unit.records, paths, strict=True)
+            if not with_reasons_only or one.rationale is not None or path is not None
         ),
-    )
-
-
-def _example(record: Record, written: str | None) -> PathExample:
-    example = record_example(record)
-    if record.rationale is not None or written is None:
-        return example
-    return PathExample(
-        example_id=example.example_id, prompt=example.prompt, path=written, own_path=None
     )

@@ -80,7 +80,7 @@ def tune_on_paths(
     floating-point behaviour of the machine.
 
     Args: lm: with adapters (`attach_adapters`). examples: at least one. progress: steps done, all.
-    Raises: ParameterError: no examples, or one that cannot be encoded.
+    Raises: ParameterError: no examples.
     """
     if not examples:
         raise ParameterError("nothing to learn: no paths to tune on")

@@ -142,9 +142,17 @@ class PathScorer:
 
         Args: model: a transformers causal language model, with or without peft adapters, on
         `device`. cache_bytes: >= 0, room for outputs of frozen layers.
-        autocast_dtype: type of the forward pass, None for the weights' own.
+        autocast_dtype: type of the forward pass, None for the weights' own. With one, outputs of
+        frozen layers are not kept: they were computed next to other rows, and in short types that
+        shows.
         """
         self._device = device
+        # Whether forward passes run in float32: then a row's company changes rounding alone.
+        self.is_float32 = autocast_dtype is None and all(
+            one.dtype == torch.float32 for one in model.parameters()
+        )
+        if not self.is_float32:
+            cache_bytes = 0
         self._autocast_dtype = autocast_dtype
         wrapped: Any = model
         self._causal: Any = (

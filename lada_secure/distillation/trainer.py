@@ -8,13 +8,15 @@ One step (Abadi et al. 2016, Alg. 1, per unit instead of per row, and a second, 
 followed by AdamW on the adapters.
 
 Floating point: the integer sum has exactly the stated sensitivity in each unit's own gradient.
-That gradient is computed in float32 next to others, and matrix kernels may round a row
+In float32 that gradient is computed next to others, and matrix kernels may round a row
 differently in other company; this second-order effect is not covered by the proof (about 1e-7
-relative; the sensitivity tests measure below 1 + 1e-6 on real models).
+relative; the sensitivity tests measure below 1 + 1e-6 on real models). In shorter types the effect
+would be a thousand times larger: there every unit is computed alone, and the bound is exact.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -26,8 +28,6 @@ from torch import Tensor
 from lada_secure.distillation.batching import (
     PoissonSampler,
     PublicOrder,
-    check_unit_sizes,
-    share_of,
 )
 from lada_secure.distillation.clipping import ClippedSum
 from lada_secure.distillation.engine_choice import open_engine
@@ -39,13 +39,15 @@ from lada_secure.distillation.examples import (
     encode_example,
     encode_units,
 )
-from lada_secure.distillation.gradient import GradientSource, PublicGradient
+from lada_secure.distillation.gradient import GradientSource
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.noise import DiscreteGaussian, float_gaussian
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer
 from lada_secure.distillation.state import TrainingState, gather_state, restore_state
-from lada_secure.errors import ParameterError, TrainingFailed
+from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFailed
+
+logger = logging.getLogger(__name__)
 
 
 def noised_gradient(total: ClippedSum, privacy: DpSgdParameters) -> Tensor:
@@ -72,7 +74,9 @@ def noised_gradient(total: ClippedSum, privacy: DpSgdParameters) -> Tensor:
 class Trainer:
     """Model, data and optimiser of one training run; `step` is one DP-SGD step.
 
-    Steps are not paid for here: `distil` reserves before it calls `step`.
+    It is opened on public things, and gets its private units (`take_units`) once the first chunk
+    of steps that is really computed is paid for. Steps are not paid for here: `distil` reserves
+    before it calls `take_units` and `step`.
     """
 
     source_class: ClassVar[type[GradientSource]] = GradientSource
@@ -81,32 +85,30 @@ class Trainer:
         self,
         lm: LanguageModel,
         *,
-        units: Sequence[PrivateUnit],
         pool: Sequence[PathExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
     ) -> None:
         """Check everything that can be checked without spending, and attach the engine."""
+        self._lm = lm
         self._privacy = privacy
         self._settings = settings
         self.device = settings.torch_device()
-        contrast = settings.loss.contrastive_weight > 0.0
-        encoded_pool = tuple(encode_example(lm, one, contrast=contrast) for one in pool)
-        self._units = encode_units(lm, units, contrast=contrast)
+        self._contrast = settings.loss.contrastive_weight > 0.0
+        encoded_pool = tuple(encode_example(lm, one, contrast=self._contrast) for one in pool)
         self._public: tuple[EncodedExample, ...] = ()
+        # Where pool samples are protected like records, each is a unit of its own.
+        self._pool_units: tuple[EncodedUnit, ...] = ()
         if privacy.pool_gradients == "public":
             self._public = encoded_pool
         else:
-            self._units += tuple(
+            self._pool_units = tuple(
                 EncodedUnit(unit_id=f"pool:{at}", examples=(one,))
                 for at, one in enumerate(encoded_pool)
             )
-        check_unit_sizes(self._units, physical_batch_size=settings.physical_batch_size)
+        self._units: tuple[EncodedUnit, ...] | None = None
         self._order = PublicOrder(
             count=len(self._public), batch_size=settings.pool_batch_size, seed=settings.seed
-        )
-        self._sampler = PoissonSampler(
-            len(self._units), sampling_probability=privacy.sampling_probability
         )
         lm.model.to(self.device)
         lm.model.eval()
@@ -117,13 +119,14 @@ class Trainer:
         )
         self.public_losses: list[float | None] = []
         self.non_finite_units = 0
+        self.left_out_units = 0
         self.non_finite_public_steps = 0
         try:
             scorer = PathScorer(
                 lm.model,
                 device=self.device,
                 cache_bytes=settings.frozen_cache_bytes,
-                autocast_dtype=settings.autocast_dtype(self.device),
+                autocast_dtype=settings.autocast_dtype(),
             )
             if not scorer.finite_at_first:
                 raise ParameterError(
@@ -137,12 +140,30 @@ class Trainer:
                 physical_batch_size=settings.physical_batch_size,
             )
             self.source.remember_reference(
-                [*self._public, *(one for unit in self._units for one in unit.examples)]
+                [*self._public, *(one for unit in self._pool_units for one in unit.examples)]
             )
             self._check_public_loss()
         except BaseException:
             self.engine.close()
             raise
+
+    def take_units(self, units: Sequence[PrivateUnit]) -> None:
+        """Read the private units; the model's present weights are their reference.
+
+        Total: a unit that cannot be encoded, or has no reference, adds nothing in any step.
+
+        Args: units: bounded; may be empty. Paid for: the caller holds the reservation.
+        """
+        self._units = (*encode_units(self._lm, units, contrast=self._contrast), *self._pool_units)
+        self._sampler = PoissonSampler(
+            len(self._units), sampling_probability=self._privacy.sampling_probability
+        )
+        self.source.remember_reference_of_units(self._units)
+
+    @property
+    def has_units(self) -> bool:
+        """Whether the private units were read."""
+        return self._units is not None
 
     def _check_public_loss(self) -> None:
         # Only public samples may be looked at here: an error is an output too.
@@ -182,24 +203,27 @@ class Trainer:
 
     def step(self) -> float | None:
         """Sample, clip, sum, noise, add the public gradient, update. Returns: public loss."""
-        ranks = self._settings.ranks
-        mine = share_of(self._draw(), rank=ranks.rank, ranks=ranks.size)
-        total = self.source.clipped_sum(
-            mine, l2_clip_norm=self._privacy.l2_clip_norm, grid=self._privacy.grid()
-        )
-        total.gather(ranks)
+        total = self._clipped_sum(self.draw())
         self.non_finite_units += total.non_finite
-        # Noise is added once, to the sum over all ranks, by the rank that holds it.
-        gradient = total.values() if ranks.rank else noised_gradient(total, self._privacy)
-        return self.update(gradient * self._settings.private_weight)
+        self.left_out_units += total.left_out
+        return self.update(noised_gradient(total, self._privacy) * self._settings.private_weight)
 
-    def _draw(self) -> list[EncodedUnit]:
-        """The units that join, by rank 0's randomness."""
-        ranks = self._settings.ranks
-        joins = torch.zeros(len(self._units), dtype=torch.uint8)
-        if ranks.rank == 0:
-            joins[list(self._sampler.draw())] = 1
-        return [self._units[int(at)] for at in ranks.from_first(joins).nonzero()]
+    def draw(self) -> list[EncodedUnit]:
+        """The units that join a step. Raises: LocalProtocolError: they were not read yet."""
+        if self._units is None:
+            raise LocalProtocolError("a training step before the private units were read")
+        return [self._units[at] for at in self._sampler.draw()]
+
+    def _clipped_sum(self, joined: Sequence[EncodedUnit]) -> ClippedSum:
+        clip, grid = self._privacy.l2_clip_norm, self._privacy.grid()
+        try:
+            return self.source.clipped_sum(joined, l2_clip_norm=clip, grid=grid)
+        except Exception:
+            # `clipped_sum` lets no unit's own failure out, so this is a defect that no single unit
+            # decides. A step without private gradient, with all of its noise, still says less
+            # than a process that ends.
+            logger.warning("a step's private gradient could not be computed; its sum is zero")
+            return ClippedSum(self.parameters, l2_clip_norm=clip, grid=grid)
 
     def update(self, private_gradient: Tensor) -> float | None:
         """The rest of a step, after noise: public stream and AdamW."""
@@ -207,7 +231,7 @@ class Trainer:
         parts = torch.split_with_sizes(private_gradient, sizes)
         for one, part in zip(self.parameters, parts, strict=True):
             one.grad = part.view_as(one).to(one.dtype, copy=True)
-        loss = self._as_at_first(self._add_public_gradient())
+        loss = self._add_public_gradient()
         if self._settings.schedule == "linear":
             left = 1.0 - self.steps_done / self._privacy.steps
             for group in self.optimizer.param_groups:
@@ -223,7 +247,7 @@ class Trainer:
             return None
         # The engine's own use of .grad (opacus) must not meet the private gradient.
         private = [one.grad for one in self.parameters]
-        public = self._public_gradient(batch)
+        public = self.source.public_gradient(batch, count=self._settings.pool_batch_size)
         finite = all(bool(torch.isfinite(one).all()) for one in public.gradients)
         self.non_finite_public_steps += not finite
         for one, own, added in zip(self.parameters, private, public.gradients, strict=True):
@@ -231,40 +255,6 @@ class Trainer:
             if finite and one.grad is not None:
                 one.grad += added.to(one.dtype)
         return public.loss if math.isfinite(public.loss) else None
-
-    def _public_gradient(self, batch: Sequence[EncodedExample]) -> PublicGradient:
-        """The batch's gradient; with several ranks each takes a share, and rank 0 gets the sum."""
-        ranks = self._settings.ranks
-        mine = batch[ranks.rank :: ranks.size]
-        public = self.source.public_gradient(mine, count=self._settings.pool_batch_size)
-        if ranks.size == 1:
-            return public
-        loss = torch.tensor([public.loss * len(mine)], dtype=torch.float64)
-        flat = [one.flatten().double().cpu() for one in public.gradients]
-        *parts, total = torch.split_with_sizes(
-            ranks.sum_to_first(torch.cat([*flat, loss])), [*(one.numel() for one in flat), 1]
-        )
-        return PublicGradient(
-            gradients=tuple(
-                part.view_as(one).to(one.device)
-                for one, part in zip(public.gradients, parts, strict=True)
-            ),
-            loss=float(total) / len(batch),
-        )
-
-    def _as_at_first(self, loss: float | None) -> float | None:
-        """Give every rank the gradient and loss of rank 0: all take the very same step."""
-        if self._settings.ranks.size == 1:
-            return loss
-        grads = [one.grad for one in self.parameters if one.grad is not None]
-        told = torch.tensor([math.nan if loss is None else loss], dtype=torch.float64)
-        flat = torch.cat([*(one.flatten().double().cpu() for one in grads), told])
-        *parts, first = torch.split_with_sizes(
-            self._settings.ranks.from_first(flat), [*(one.numel() for one in grads), 1]
-        )
-        for one, part in zip(grads, parts, strict=True):
-            one.copy_(part.view_as(one))
-        return None if bool(torch.isnan(first)) else float(first)
 
     def state(self, binding: str) -> TrainingState:
         """A copy of everything that the next step depends on, but for randomness."""
@@ -289,7 +279,6 @@ class TrainerFactory(Protocol):
         self,
         lm: LanguageModel,
         *,
-        units: Sequence[PrivateUnit],
         pool: Sequence[PathExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,

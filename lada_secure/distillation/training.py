@@ -9,18 +9,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TypeAlias
 
 import torch
 
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.distillation.adapters import AdapterWeights, adapter_weights
+from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.outlook import TimeLeft, TrainingOutlook, training_outlook
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.distillation.rank_processes import BeginRun, GoOnFrom, TakeStep
-from lada_secure.distillation.ranks import ONE_RANK
 from lada_secure.distillation.state import TrainingState, decode_state, encode_state
 from lada_secure.distillation.trainer import Trainer, TrainerFactory
 from lada_secure.errors import ParameterError
@@ -57,8 +57,9 @@ class StepReport:
 class TrainingLog:
     """What happened, for the site's own eyes.
 
-    `non_finite_units` counts unit gradients that were zeroed since the last resume. It depends on
-    private records without noise: show it at the site, never send it.
+    `non_finite_units` counts unit gradients that were zeroed since the last resume, and
+    `left_out_units` those that could not be computed. They depend on private records without
+    noise: show them at the site, never send them.
     `physical_batch_size` is smaller than the setting where a batch did not fit into memory.
     """
 
@@ -68,6 +69,7 @@ class TrainingLog:
     public_losses: tuple[float | None, ...]
     resumed_at_step: int
     non_finite_units: int
+    left_out_units: int
     non_finite_public_steps: int
     physical_batch_size: int
 
@@ -80,10 +82,13 @@ class Distilled:
     log: TrainingLog
 
 
+PaidUnits: TypeAlias = Callable[[Reservation], Sequence[PrivateUnit]]
+
+
 def distil(
     lm: LanguageModel,
     *,
-    units: Sequence[PrivateUnit],
+    units: PaidUnits,
     pool: Sequence[PathExample],
     privacy: DpSgdParameters,
     settings: TrainerSettings,
@@ -102,7 +107,10 @@ def distil(
 
     Args:
         lm: with adapters (`attach_adapters`); its present weights are the reference model.
-        units: bounded privacy units; may be empty. pool: public samples with paths; may be empty.
+        units: bounded privacy units, perhaps none; called with the reservation of the first chunk
+        that is computed, and not at all where every chunk's output is stored. The model has the
+        reference's weights then, also in a resumed run. pool: public samples with paths; may be
+        empty.
         privacy: the guarantee. settings: everything else.
         book: the site's ledger. spec: of `training_spec`; its mechanism, event, parameters and
         chunk are set here for every chunk of steps.
@@ -110,104 +118,116 @@ def distil(
         announce: called once with what would be trained, before anything is spent.
         open_trainer: takes the steps; another one than `Trainer` only to audit it (`canaries`).
     Guarantees: adding or removing one unit changes the released adapters' distribution by at most
-    what `privacy.event(privacy.steps)` costs (add/remove adjacency).
-    Raises: ParameterError: before anything is spent. PrivacyBudgetExceeded, LedgerError: from the
-    ledger, before the chunk's first step. TrainingFailed: the last chunk's weights or public
-    losses are not finite, before the next chunk is paid for. TransportError: one of
-    `settings.ranks` died; the chunk's steps are paid for.
+    what `privacy.event(privacy.steps)` costs (add/remove adjacency). No record is read before the
+    steps that read it are paid for, and nothing that a record holds ends the run.
+    Raises: ParameterError: before anything is spent; it never depends on private units.
+    PrivacyBudgetExceeded, LedgerError: from the ledger, before the chunk's first step.
+    TrainingFailed: the last chunk's weights or public losses are not finite, before the next chunk
+    is paid for.
     """
-    if not units and not pool:
-        raise ParameterError("nothing to learn: no private units and no pool samples")
     with _threads(settings.threads):
         first = adapter_weights(lm)
-        trainer = open_trainer(lm, units=units, pool=pool, privacy=privacy, settings=settings)
+        trainer = open_trainer(lm, pool=pool, privacy=privacy, settings=settings)
         try:
-            binding = _binding(first, pool, privacy, settings)
-            settings.ranks.tell(
-                BeginRun(
-                    adapters=first,
-                    units=tuple(units),
-                    pool=tuple(pool),
-                    privacy=privacy,
-                    settings=replace(settings, ranks=ONE_RANK),
-                    binding=binding,
-                )
-            )
-            # Nobody takes a step, and nothing is paid, before every rank is able to.
-            settings.ranks.settle()
             if announce is not None:
                 count = sum(one.numel() for one in trainer.parameters)
                 announce(training_outlook(privacy, parameters=count))
-            return _train(trainer, lm, binding, privacy, settings, book, spec, progress)
+            run = _Run(
+                lm=lm,
+                trainer=trainer,
+                first=first,
+                binding=_binding(first, pool, privacy, settings),
+                privacy=privacy,
+                units=units,
+                progress=progress,
+            )
+            return run.train(book, spec, chunk_steps=settings.steps_per_reservation)
         finally:
             trainer.close()
-            settings.ranks.end_run()
 
 
-def _train(
-    trainer: Trainer,
-    lm: LanguageModel,
-    binding: str,
-    privacy: DpSgdParameters,
-    settings: TrainerSettings,
-    book: LedgerBook,
-    spec: ReleaseSpec,
-    progress: Callable[[StepReport], None] | None,
-) -> Distilled:
-    released: Released[TrainingState] | None = None
-    resumed_at = 0
-    pace = TimeLeft(started_s=time.monotonic())
-    starts = range(0, privacy.steps, settings.steps_per_reservation)
-    for chunk, start in enumerate(starts):
-        steps = min(settings.steps_per_reservation, privacy.steps - start)
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One training, chunk by chunk. first: the adapters before it."""
 
-        def take_steps(paid: Reservation, steps: int = steps) -> TrainingState:
-            for _ in range(steps):
-                settings.ranks.tell(TakeStep())
-                loss = trainer.step()
-                settings.ranks.settle()
-                left = privacy.steps - trainer.steps_done
-                if progress is not None:
-                    progress(
-                        StepReport(
-                            step=trainer.steps_done,
-                            steps=privacy.steps,
-                            public_loss=loss,
-                            epsilon=paid.entry.epsilon_after,
-                            study_epsilon=paid.entry.study_epsilon_after,
-                            seconds_left=pace.after_step(time.monotonic(), steps_left=left),
-                        )
+    lm: LanguageModel
+    trainer: Trainer
+    first: AdapterWeights
+    binding: str
+    privacy: DpSgdParameters
+    units: PaidUnits
+    progress: Callable[[StepReport], None] | None
+    pace: TimeLeft = field(default_factory=lambda: TimeLeft(started_s=time.monotonic()))
+
+    def train(self, book: LedgerBook, spec: ReleaseSpec, *, chunk_steps: int) -> Distilled:
+        """Pay for, take and commit all steps; what is committed is taken from the store."""
+        trainer, privacy = self.trainer, self.privacy
+        released: Released[TrainingState] | None = None
+        resumed_at = 0
+        for chunk, start in enumerate(range(0, privacy.steps, chunk_steps)):
+            steps = min(chunk_steps, privacy.steps - start)
+            released = book.release(
+                _chunk_spec(spec, privacy, chunk=chunk, steps=steps),
+                compute=partial(self._take_steps, steps),
+                encode=encode_state,
+                decode=partial(decode_state, binding=self.binding),
+                after=() if released is None else (released,),
+            )
+            if released.value.step != trainer.steps_done:
+                trainer.restore(released.value)
+                resumed_at = trainer.steps_done
+                logger.info("training chunk %d was committed before; going on after it", chunk)
+            trainer.check_going_well(start)
+        if released is None:
+            raise ParameterError(f"steps: expected at least 1, got {privacy.steps}")
+        # The model holds exactly the released state now, so its adapters are a function of it.
+        adapters = post_process(released, lambda _: adapter_weights(self.lm), label="adapters")
+        return Distilled(adapters=adapters, log=self._log(resumed_at))
+
+    def _take_steps(self, steps: int, paid: Reservation) -> TrainingState:
+        if not self.trainer.has_units:
+            self._read_units(paid)
+        for _ in range(steps):
+            loss = self.trainer.step()
+            left = self.privacy.steps - self.trainer.steps_done
+            if self.progress is not None:
+                self.progress(
+                    StepReport(
+                        step=self.trainer.steps_done,
+                        steps=self.privacy.steps,
+                        public_loss=loss,
+                        epsilon=paid.entry.epsilon_after,
+                        study_epsilon=paid.entry.study_epsilon_after,
+                        seconds_left=self.pace.after_step(time.monotonic(), steps_left=left),
                     )
-            return trainer.state(binding)
+                )
+        return self.trainer.state(self.binding)
 
-        released = book.release(
-            _chunk_spec(spec, privacy, chunk=chunk, steps=steps),
-            compute=take_steps,
-            encode=encode_state,
-            decode=lambda raw: decode_state(raw, binding=binding),
-            after=() if released is None else (released,),
+    def _read_units(self, paid: Reservation) -> None:
+        """Read the private units under the reference model, wherever a resumed run stands."""
+        present = adapter_weights(self.lm)
+        if present == self.first:
+            self.trainer.take_units(self.units(paid))
+            return
+        load_adapters(self.lm, self.first)
+        try:
+            self.trainer.take_units(self.units(paid))
+        finally:
+            load_adapters(self.lm, present)
+
+    def _log(self, resumed_at: int) -> TrainingLog:
+        trainer = self.trainer
+        return TrainingLog(
+            engine=trainer.engine.name,
+            device=str(trainer.device),
+            trainable_parameters=sum(one.numel() for one in trainer.parameters),
+            public_losses=tuple(trainer.public_losses),
+            resumed_at_step=resumed_at,
+            non_finite_units=trainer.non_finite_units,
+            left_out_units=trainer.left_out_units,
+            non_finite_public_steps=trainer.non_finite_public_steps,
+            physical_batch_size=trainer.source.physical_batch_size,
         )
-        if released.value.step != trainer.steps_done:
-            trainer.restore(released.value)
-            settings.ranks.tell(GoOnFrom(state=encode_state(released.value)))
-            resumed_at = trainer.steps_done
-            logger.info("training chunk %d was committed before; going on after it", chunk)
-        trainer.check_going_well(start)
-    if released is None:
-        raise ParameterError(f"steps: expected at least 1, got {privacy.steps}")
-    log = TrainingLog(
-        engine=trainer.engine.name,
-        device=str(trainer.device),
-        trainable_parameters=sum(one.numel() for one in trainer.parameters),
-        public_losses=tuple(trainer.public_losses),
-        resumed_at_step=resumed_at,
-        non_finite_units=trainer.non_finite_units,
-        non_finite_public_steps=trainer.non_finite_public_steps,
-        physical_batch_size=trainer.source.physical_batch_size,
-    )
-    # The model holds exactly the released state now, so its adapters are a function of it.
-    adapters = post_process(released, lambda _: adapter_weights(lm), label="adapters")
-    return Distilled(adapters=adapters, log=log)
 
 
 def _chunk_spec(

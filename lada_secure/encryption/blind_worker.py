@@ -5,6 +5,7 @@ Operations (arguments and replies are byte strings, see `frames`):
 seal: numbers (q, t, width), public key coefficients (2, N) u64, entries u64 in whole chunks
     -> per chunk its packed coefficients.
 load_query: numbers (q, cells, query scale bits), coefficients (cells, N) u64, seeds -> nothing.
+held: numbers (matrix id) -> numbers of the blocks that are encoded here of this matrix.
 score: numbers (cells, matrix scale bits, width, matrix id, cache blocks, block, ...), then per
     block its rows (2048, cells) f64, or nothing where the worker has the block encoded
     -> per block packed coefficients.
@@ -18,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.frames import Part, read_numbers
+from lada_secure.encryption.frames import Part, numbers, read_numbers
 from lada_secure.encryption.native import Ring, opening_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
 from lada_secure.encryption.parsing import pack
@@ -82,6 +83,10 @@ class _Scorer:
         ]
         return []
 
+    def held(self, parts: list[memoryview]) -> list[Part]:
+        (matrix_id,) = read_numbers(parts[0])
+        return [numbers(list(self._encoded) if matrix_id == self._matrix_id else [])]
+
     def score(self, parts: list[memoryview]) -> list[Part]:
         which, *rows = parts
         cells, scale_bits, width, matrix_id, cache_blocks, *blocks = read_numbers(which)
@@ -133,7 +138,14 @@ def _encode(encoder: Any, matrix: Any, scale: float) -> list[tuple[int, Any]]:
 def main() -> None:
     """Serve until the parent closes the pipe."""
     sealer, scorer = _Sealer(), _Scorer()
-    run({"seal": sealer.seal, "load_query": scorer.load_query, "score": scorer.score})
+    run(
+        {
+            "seal": sealer.seal,
+            "load_query": scorer.load_query,
+            "held": scorer.held,
+            "score": scorer.score,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 PUBLIC_KEY_BYTES: Final = 32
 MAX_MODULUS_BITS: Final = 48
 
-_DOMAIN: Final = b"lada/1/pairwise-mask"
+_DOMAIN: Final = b"lada/2/pairwise-mask"
 _ID: Final = re.compile(r"[a-z0-9-]{1,32}\Z")
 _MAX_CONTEXT_BYTES: Final = 1 << 16
 _BLOCK_WORDS: Final = 1 << 14

@@ -180,7 +180,7 @@ class OpeningParameters:
     def __post_init__(self) -> None:
         digest = _digest(
             {
-                "format": "lada/1/opening",
+                "format": "lada/2/opening",
                 "length": self.length,
                 "sum_bound": self.sum_bound,
                 "poly_modulus_degree": self.poly_modulus_degree,
@@ -260,7 +260,7 @@ class ScoringParameters:
     def __post_init__(self) -> None:
         digest = _digest(
             {
-                "format": "lada/1/scoring",
+                "format": "lada/2/scoring",
                 "cells": self.cells,
                 "row_bound": self.row_bound,
                 "poly_modulus_degree": POLY_MODULUS_DEGREE,
@@ -291,6 +291,10 @@ class ScoringParameters:
         """Exact size of the encrypted scores of `pool_size` samples."""
         per_block = 2 * POLY_MODULUS_DEGREE * SCORING_COEFFICIENT_BYTES
         return HEADER_BYTES + self.blocks(pool_size) * per_block
+
+    def matrix_bytes(self, pool_size: int) -> int:
+        """Exact size of a committed matrix: per block and cell 2048 integers of 4 bytes."""
+        return HEADER_BYTES + self.blocks(pool_size) * self.cells * self.slots * 4
 
 
 def scoring_parameters(*, cells: int, row_bound: int | None = None) -> ScoringParameters:

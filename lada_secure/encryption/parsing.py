@@ -35,6 +35,7 @@ SEALED_MAGIC: Final = b"LSV1"
 PUBLIC_KEY_MAGIC: Final = b"LPK1"
 QUERY_MAGIC: Final = b"LSQ1"
 SCORES_MAGIC: Final = b"LSS1"
+MATRIX_MAGIC: Final = b"LSM1"
 
 # Copying three columns of 16 bits is faster than six of 8, and than rows of 6 bytes by far.
 _COLUMN_TYPES: Final = {5: "u1", 6: "<u2", 7: "u1", 8: "<u8"}
@@ -172,6 +173,10 @@ def scores_coefficients(raw: bytes, parameters: ScoringParameters, pool_size: in
     """Encrypted scores as (blocks, 2, N) coefficients below q, in NTT form.
 
     A block of zeros is legal: it is what a block of pool samples without any feature gives.
+
+    Raises: PeerError: as `unframe`, coefficient_range; transparent: a second polynomial of zeros
+        under a first one that is not. No product with a query looks like that; whoever made it
+        knows what it decrypts to.
     """
     body = unframe(
         raw,
@@ -181,4 +186,8 @@ def scores_coefficients(raw: bytes, parameters: ScoringParameters, pool_size: in
         what="scores",
     )
     flat = unpack(body, SCORING_COEFFICIENT_BYTES)
-    return checked(flat, SCORING_MODULUS, "scores").reshape(-1, 2, POLY_MODULUS_DEGREE)
+    blocks = checked(flat, SCORING_MODULUS, "scores").reshape(-1, 2, POLY_MODULUS_DEGREE)
+    bare = np.flatnonzero(blocks[:, 0].any(axis=1) & ~blocks[:, 1].any(axis=1))
+    if bare.size:
+        raise PeerError(f"scores, block {bare[0]}: is not encrypted", reason="transparent")
+    return blocks

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from lada_secure.distillation.evaluation import path_losses
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.private_examples import record_example
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.embedding import Embedder
-from lada_secure.learnability.statistics import UnitStatistics, unit_statistics
+from lada_secure.learnability.statistics import (
+    MeasuredRecord,
+    UnitStatistics,
+    unit_statistics,
+)
+from lada_secure.privacy.unit_by_unit import for_each_unit
 from lada_secure.privacy.units import Unit
 
 
@@ -31,21 +34,34 @@ def measured_statistics(
     """Assign every record to its cluster, measure the model's loss on it, and add up by unit.
 
     The loss is of the stated answer alone: some records have reasons and some do not, and their
-    losses are to be comparable.
+    losses are to be comparable. Losses are float32 or wider, whatever training runs in.
+
+    Total: a unit that cannot be measured, whatever its records hold, adds zero, which is within
+    the bound of every unit's part; see `for_each_unit` for why it moves nobody else's.
 
     Args: lm: as it is now; public or released. loss_clip, scale: as in `unit_statistics`.
     """
-    records = [record for unit in units for record in unit.records]
-    vectors = embedder.embed([one.question for one in records])
-    assigned = clusters.assign(vectors) if records else np.zeros(0, dtype=np.int64)
-    losses = path_losses(
-        lm, [record_example(one, reasons=False) for one in records], batch_size=batch_size
-    )
-    ids = [one.record_id for one in records]
+
+    def measured(part: Sequence[Unit], batch: int) -> list[tuple[MeasuredRecord, ...]]:
+        records = [one for unit in part for one in unit.records]
+        placed = clusters.assign(embedder.embed([one.question for one in records]))
+        losses = path_losses(
+            lm, [record_example(one, reasons=False) for one in records], batch_size=batch
+        )
+        found = iter(
+            MeasuredRecord(cluster=int(cluster), loss=float(loss))
+            for cluster, loss in zip(placed, losses, strict=True)
+        )
+        return [tuple(next(found) for _ in unit.records) for unit in part]
+
     return unit_statistics(
-        units,
-        {one: int(cluster) for one, cluster in zip(ids, assigned, strict=True)},
-        {one: float(loss) for one, loss in zip(ids, losses, strict=True)},
+        for_each_unit(
+            units,
+            lambda part: measured(part, batch_size),
+            alone=lambda unit: measured([unit], 1)[0],
+            otherwise=(),
+            what="statistics",
+        ),
         clusters=clusters.count,
         loss_clip=loss_clip,
         scale=scale,

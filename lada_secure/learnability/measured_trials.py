@@ -22,6 +22,7 @@ from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.distillation.scoring import PathScorer, per_token
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.trial_gains import TrialParameters, UnitGains, unit_gains
+from lada_secure.privacy.unit_by_unit import for_each_unit
 from lada_secure.privacy.units import Unit
 
 _CACHE_BYTES = 256 * 2**20
@@ -59,22 +60,35 @@ def measured_trials(
 
     Records without reasons take no part: a student that reasons differs from the reference in how
     likely a bare answer is, whatever it has learned. The model's adapters are left as they were.
+    Scores are float32, whatever training runs in.
+
+    Total: a unit that cannot be measured, whatever its records hold, adds zero, which is within
+    the bound of every unit's part; see `for_each_unit` for why it moves nobody else's.
     """
-    records = [one for unit in units for one in unit.records if one.rationale is not None]
-    gains: FloatArray = np.zeros((len(records), parameters.clusters), dtype=np.float64)
+
+    def measured(part: Sequence[Unit], batch: int) -> list[FloatArray]:
+        records = [one for unit in part for one in unit.records if one.rationale is not None]
+        gains: FloatArray = np.zeros((len(records), parameters.clusters), dtype=np.float64)
+        if records:
+            scores = _RecordScores.open(lm, records, batch_size=batch)
+            base = scores.under(reference)
+            for cluster, student in students.items():
+                gains[:, cluster] = scores.under(student) - base
+        sizes = [sum(one.rationale is not None for one in unit.records) for unit in part]
+        return np.split(gains, np.cumsum(sizes)[:-1])
+
     before = adapter_weights(lm)
     try:
-        scores = _RecordScores.open(lm, records, batch_size=batch_size)
-        base = scores.under(reference)
-        for cluster, student in students.items():
-            gains[:, cluster] = scores.under(student) - base
+        found = for_each_unit(
+            units,
+            lambda part: measured(part, batch_size),
+            alone=lambda unit: measured([unit], 1)[0],
+            otherwise=np.zeros((0, parameters.clusters), dtype=np.float64),
+            what="trials",
+        )
     finally:
         load_adapters(lm, before)
-    return unit_gains(
-        units,
-        {one.record_id: row for one, row in zip(records, gains, strict=True)},
-        parameters=parameters,
-    )
+    return unit_gains(found, parameters=parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

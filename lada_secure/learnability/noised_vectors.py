@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lada_secure.errors import LocalProtocolError
+from lada_secure.errors import LadaError, LocalProtocolError
 from lada_secure.learnability.arrays import IntArray
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import (
@@ -21,13 +22,18 @@ from lada_secure.privacy.released import Released
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 
 class VectorNoise(Protocol):
     """Public parameters that fix a vector's noise.
 
-    noise_multiplier: std / l2_sensitivity. l2_sensitivity: under add/remove of one unit, std: of
-    the noise per entry, both in the vector's own steps.
+    length: entries of the vector. noise_multiplier: std / l2_sensitivity. l2_sensitivity: under
+    add/remove of one unit, std: of the noise per entry, both in the vector's own steps.
     """
+
+    @property
+    def length(self) -> int: ...
 
     @property
     def noise_multiplier(self) -> float: ...
@@ -98,7 +104,18 @@ def release_vector(
         )
 
     def noised(paid: Reservation) -> T:
-        vector = discrete_gaussian_vector(exact(paid), sigma=noise.std)
+        try:
+            sums = exact(paid)
+        except LadaError:
+            # Our own checks of parameters and reservations, which no record decides.
+            raise
+        except Exception:
+            # What a unit provokes ends with that unit (`for_each_unit`), so this is a defect that
+            # no single unit decides. Zero with all of its noise still says less than a process
+            # that ends.
+            logger.warning("%s: the sums could not be computed; they are zero", purpose)
+            sums = np.zeros(noise.length, dtype=np.int64)
+        vector = discrete_gaussian_vector(sums, sigma=noise.std)
         return finish(np.asarray(vector, dtype=np.int64))
 
     return book.release(spec, compute=noised, encode=encode, decode=decode, after=after)

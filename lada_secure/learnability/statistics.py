@@ -18,12 +18,13 @@ Rounding happens per unit and towards zero, so it cannot raise any of these.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.errors import LocalProtocolError
 from lada_secure.learnability.arrays import IntArray, frozen
 from lada_secure.learnability.cluster_estimates import ClusterEstimates, cluster_estimates
 from lada_secure.learnability.noised_vectors import release_vector, vector_spec
@@ -40,7 +41,6 @@ from lada_secure.privacy.ledger import (
     Reservation,
 )
 from lada_secure.privacy.released import Released
-from lada_secure.privacy.units import Unit
 
 PURPOSE = "statistics"
 
@@ -63,10 +63,15 @@ class UnitStatistics:
         return l2_sensitivity(self.scale)
 
 
+class MeasuredRecord(NamedTuple):
+    """Public cluster of a record, in [0, C), and the SLM's loss on it in nats per token."""
+
+    cluster: int
+    loss: float
+
+
 def unit_statistics(
-    units: Sequence[Unit],
-    cluster_of_record: Mapping[str, int],
-    loss_of_record: Mapping[str, float],
+    measured: Sequence[Sequence[MeasuredRecord]],
     *,
     clusters: int,
     loss_clip: float,
@@ -78,70 +83,40 @@ def unit_statistics(
     floor(s x its records there / k); its loss mass is floor(s x the sum of their clipped losses
     over the clip / k), and never above that share.
 
-    Args:
-        units: of `bound_units`; may be empty.
-        cluster_of_record: public cluster of each record, by record_id.
-        loss_of_record: SLM loss of each record, nats per token, by record_id.
+    Args: measured: per unit of `bound_units`, its records; may be empty. A unit without any adds
+        zero: it could not be measured.
     Returns: all zeros for no units.
-    Raises: ParameterError: a record without cluster or loss, or a cluster out of range.
+    Raises: ParameterError: clip or scale out of range.
 
-    Values of loss | count as
+    Values | count as
     ---|---
-    below 0 | 0
-    above the clip, +inf | the clip
-    NaN | the clip: refusing the record would let one record stop a release
+    loss below 0 | 0
+    loss above the clip, +inf | the clip
+    loss NaN | the clip: refusing the record would let one record stop a release
+    cluster out of range | nothing, as if the record were not there, with its weight
     """
     check_clip_and_scale(loss_clip, scale)
-    masses = np.zeros(clusters, dtype=np.int64)
-    loss_masses = np.zeros(clusters, dtype=np.int64)
-    for unit in units:
-        mass, loss_mass = _contribution(
-            unit,
-            cluster_of_record,
-            loss_of_record,
-            clusters=clusters,
-            loss_clip=loss_clip,
-            scale=scale,
-        )
-        masses += mass
-        loss_masses += loss_mass
-    return UnitStatistics(
-        vector=frozen(np.concatenate([masses, loss_masses])),
-        clusters=clusters,
-        loss_clip=loss_clip,
-        scale=scale,
-    )
+    total = np.zeros(2 * clusters, dtype=np.int64)
+    for unit in measured:
+        if unit:
+            total += _contribution(unit, clusters=clusters, loss_clip=loss_clip, scale=scale)
+    return UnitStatistics(vector=frozen(total), clusters=clusters, loss_clip=loss_clip, scale=scale)
 
 
 def _contribution(
-    unit: Unit,
-    cluster_of_record: Mapping[str, int],
-    loss_of_record: Mapping[str, float],
-    *,
-    clusters: int,
-    loss_clip: float,
-    scale: int,
-) -> tuple[IntArray, IntArray]:
+    unit: Sequence[MeasuredRecord], *, clusters: int, loss_clip: float, scale: int
+) -> IntArray:
     counts = np.zeros(clusters, dtype=np.int64)
     clipped = np.zeros(clusters, dtype=np.float64)
-    for record in unit.records:
-        try:
-            cluster = cluster_of_record[record.record_id]
-            loss = loss_of_record[record.record_id]
-        except KeyError as error:
-            raise ParameterError(
-                "statistics: a record has no cluster or no loss; embed and score every record "
-                "of every unit first"
-            ) from error
-        if not 0 <= cluster < clusters:
-            raise ParameterError(f"statistics: expected clusters in [0, {clusters}), got {cluster}")
-        counts[cluster] += 1
-        clipped[cluster] += 1.0 if math.isnan(loss) else min(max(loss / loss_clip, 0.0), 1.0)
-    size = len(unit.records)
+    for cluster, loss in unit:
+        if 0 <= cluster < clusters:
+            counts[cluster] += 1
+            clipped[cluster] += 1.0 if math.isnan(loss) else min(max(loss / loss_clip, 0.0), 1.0)
+    size = len(unit)
     mass = scale * counts // size
     # The minimum makes the bound exact whatever floating point does to the sum above.
     loss_mass = np.minimum(np.floor(scale * clipped / size).astype(np.int64), mass)
-    return mass, loss_mass
+    return np.concatenate([mass, loss_mass])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

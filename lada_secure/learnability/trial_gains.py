@@ -18,7 +18,7 @@ scale. A clip on the norm, not sqrt(C + 1): few clusters of a site have paths.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,6 @@ from lada_secure.privacy.ledger import (
     Reservation,
 )
 from lada_secure.privacy.released import Released
-from lada_secure.privacy.units import Unit
 
 PURPOSE = "trials"
 # Most L2 norm of a unit's vector, in clips. Beside the weight of 1, three clusters may be full.
@@ -93,36 +92,23 @@ class UnitGains:
     parameters: TrialParameters
 
 
-def unit_gains(
-    units: Sequence[Unit],
-    gains_of_record: Mapping[str, FloatArray],
-    *,
-    parameters: TrialParameters,
-) -> UnitGains:
+def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> UnitGains:
     """Add up what every privacy unit says of each cluster's trial student.
 
-    Args:
-        units: of `bound_units`; may be empty.
-        gains_of_record: (C,) nats per token by record_id, for records with reasons alone; 0 for
-            clusters without a trial. NaN counts as 0: refusing it would let one record stop a
-            release.
+    Args: gains: per unit of `bound_units` (records with reasons, C), nats per token, 0 for clusters
+        without a trial. A unit without rows adds zero: none of its records has reasons, or it could
+        not be measured. NaN counts as 0: refusing it would let one record stop a release.
     Returns: (C + 1,) in steps, all zeros for no units.
-    Raises: ParameterError: gains of another length.
+    Raises: ParameterError: rows of another length.
     """
     total = np.zeros(parameters.length, dtype=np.int64)
-    for unit in units:
-        gains = [
-            gains_of_record[one.record_id]
-            for one in unit.records
-            if one.record_id in gains_of_record
-        ]
-        if gains:
-            total += _contribution(gains, parameters)
+    for rows in gains:
+        if len(rows):
+            total += _contribution(rows, parameters)
     return UnitGains(vector=frozen(total), parameters=parameters)
 
 
-def _contribution(gains: Sequence[FloatArray], parameters: TrialParameters) -> IntArray:
-    rows = np.asarray(gains, dtype=np.float64)
+def _contribution(rows: FloatArray, parameters: TrialParameters) -> IntArray:
     if rows.shape[1:] != (parameters.clusters,):
         raise ParameterError(
             f"trials: expected {parameters.clusters} gains per record, got shape {rows.shape[1:]}"

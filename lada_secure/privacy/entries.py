@@ -1,16 +1,17 @@
 """Ledger entries: their canonical JSON form, hash chain and signatures.
 
-A ledger file is JSON Lines: one canonical JSON object and one line feed per entry, nothing else.
-The hash of an entry is the SHA-256 of its line without the line feed, signature included, so
-every byte of the file is covered by the next entry's `previous_hash` and by its own signature.
+The hash of an entry is the SHA-256 of its line, signature included, so every byte of a ledger is
+covered by the next entry's `previous_hash` and by its own signature. `ledger_lines` reads them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import ClassVar, Literal, TypeAlias, TypedDict, TypeVar
+from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -18,17 +19,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
-from lada_secure.canonical import Json, canonical_json, parse_canonical_json, sha256_hex
-from lada_secure.errors import LedgerError, ParameterError, PeerError
-from lada_secure.privacy.events import PrivacyEvent, parse_event
-from lada_secure.privacy.fields import HEX_64, HEX_128, NAME, Fields, check_name
+from lada_secure.canonical import Json, canonical_json, sha256_hex
+from lada_secure.errors import LedgerError, ParameterError
+from lada_secure.privacy.events import PrivacyEvent
+from lada_secure.privacy.fields import check_hash, check_name
+from lada_secure.privacy.restart import RestartGrant
 
-VERSION = 1
-MAX_LINE_BYTES = 32 * 1024
-MAX_LEDGER_BYTES = 2**30
+VERSION = 2
 ADJACENCY = "add_or_remove_one_unit"
 MAX_STATEMENT = 2000  # escaped, at most 24 kB of a line
-SIGNATURE_DOMAIN = b"lada/ledger/1/"
+SIGNATURE_DOMAIN = b"lada/ledger/2/"
+NEW_KEY_DOMAIN = b"lada/ledger-key/2/"
+OUTPUT_DOMAIN = b"lada/ledger-output/2/"
+SALT_BYTES = 32
 
 Decision: TypeAlias = Literal["approve", "refuse", "withdraw"]
 DECISIONS: tuple[Decision, ...] = ("approve", "refuse", "withdraw")
@@ -54,24 +57,27 @@ class ReleaseKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerIdentity:
-    """Whose ledger it is. Bound into the first link, so entries cannot move between ledgers.
+    """Which ledger it is. Bound into the first link, so entries cannot move between ledgers.
 
     `population` names the people whose records are protected, not the job: every study over the
-    same people shares one ledger and one budget.
+    same people shares one ledger and one budget. `ledger_id` is random, 64 hex digits: a ledger
+    that was begun again is another one, whatever its site, population and key. The key is not
+    part of it, because a ledger outlives keys.
     """
 
     site: str
     population: str
-    public_key: bytes
+    ledger_id: str
 
     def __post_init__(self) -> None:
         check_name("site", self.site)
         check_name("population", self.population)
-        if len(self.public_key) != 32:
-            raise ParameterError(
-                f"public_key: expected the 32 raw bytes of an Ed25519 key, "
-                f"got {len(self.public_key)}"
-            )
+        check_hash("ledger_id", self.ledger_id)
+
+    @classmethod
+    def new(cls, *, site: str, population: str) -> Self:
+        """The identity of a ledger that begins now."""
+        return cls(site=site, population=population, ledger_id=new_ledger_id())
 
     @property
     def genesis_hash(self) -> str:
@@ -81,16 +87,25 @@ class LedgerIdentity:
                 {
                     "ledger_version": VERSION,
                     "population": self.population,
-                    "public_key": self.public_key.hex(),
                     "site": self.site,
+                    "ledger_id": self.ledger_id,
                 }
             )
         )
 
 
+def new_ledger_id() -> str:
+    """32 random bytes in hexadecimal."""
+    return secrets.token_hex(32)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """What all entries share. `time` is UTC text with microseconds; `signature` is hex."""
+    """What all entries share. `time` is UTC text in whole seconds; `signature` is hex.
+
+    The signature is the site's, by the key that is in force before the entry; the first entry
+    names its own.
+    """
 
     kind: ClassVar[str] = ""
 
@@ -98,8 +113,6 @@ class LedgerEntry:
     previous_hash: str
     site: str
     population: str
-    study_id: str
-    plan_hash: str
     time: str
     signature: str
 
@@ -107,7 +120,8 @@ class LedgerEntry:
         """The fields of this kind of entry."""
         raise NotImplementedError
 
-    def _unsigned(self) -> dict[str, Json]:
+    def unsigned(self) -> dict[str, Json]:
+        """Everything but the signature."""
         return {
             "version": VERSION,
             "kind": self.kind,
@@ -115,19 +129,17 @@ class LedgerEntry:
             "previous_hash": self.previous_hash,
             "site": self.site,
             "population": self.population,
-            "study_id": self.study_id,
-            "plan_hash": self.plan_hash,
             "time": self.time,
             **self.body(),
         }
 
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        return SIGNATURE_DOMAIN + canonical_json(self._unsigned())
+        return SIGNATURE_DOMAIN + canonical_json(self.unsigned())
 
     def line(self) -> bytes:
         """The entry's one byte form, without a line feed."""
-        return canonical_json({**self._unsigned(), "signature": self.signature})
+        return canonical_json({**self.unsigned(), "signature": self.signature})
 
     @property
     def entry_hash(self) -> str:
@@ -136,8 +148,114 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveEntry(LedgerEntry):
-    """Privacy spent, written before a record is touched; spent whatever happens next."""
+class StartEntry(LedgerEntry):
+    """The first entry of a ledger of people for whom nothing was spent before."""
+
+    kind: ClassVar[str] = "start"
+
+    ledger_id: str
+    public_key: str
+
+    def body(self) -> dict[str, Json]:
+        """The fields of a start."""
+        return {"ledger_id": self.ledger_id, "public_key": self.public_key}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartEntry(LedgerEntry):
+    """The first entry of a ledger in place of a lost one, with the auditor's grant."""
+
+    kind: ClassVar[str] = "restart"
+
+    grant: RestartGrant
+
+    @property
+    def ledger_id(self) -> str:
+        """The new ledger's."""
+        return self.grant.ledger_id
+
+    @property
+    def public_key(self) -> str:
+        """The site's, hex; the grant is for this key."""
+        return self.grant.public_key
+
+    def body(self) -> dict[str, Json]:
+        """The fields of a restart."""
+        return {"grant": self.grant.to_json()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyEntry(LedgerEntry):
+    """The site's key is renewed: the old one signs the entry, the new one agrees to follow.
+
+    `new_signature` is over everything but both signatures; `signature` covers it too.
+    """
+
+    kind: ClassVar[str] = "key"
+
+    new_public_key: str
+    decided_by: str
+    new_signature: str
+
+    def body(self) -> dict[str, Json]:
+        """The fields of a key's renewal."""
+        return {
+            "new_public_key": self.new_public_key,
+            "decided_by": self.decided_by,
+            "new_signature": self.new_signature,
+        }
+
+    def new_signed_bytes(self) -> bytes:
+        """What the new key signs."""
+        content = self.unsigned()
+        del content["new_signature"]
+        return NEW_KEY_DOMAIN + canonical_json(content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyEntry(LedgerEntry):
+    """What entries about a study share."""
+
+    study_id: str
+    plan_hash: str
+
+    def unsigned(self) -> dict[str, Json]:
+        """Everything but the signature."""
+        # Not super(): a dataclass with slots is another class than the one that `super` knows.
+        common = LedgerEntry.unsigned(self)
+        return {**common, "study_id": self.study_id, "plan_hash": self.plan_hash}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionEntry(StudyEntry):
+    """The site approves, refuses or withdraws from a study plan.
+
+    `expires` is when the plan ends; nothing is released under it afterwards.
+    """
+
+    kind: ClassVar[str] = "decision"
+
+    decision: Decision
+    expires: str
+    decided_by: str
+    statement: str
+
+    def body(self) -> dict[str, Json]:
+        """The fields of a decision."""
+        return {
+            "decision": self.decision,
+            "expires": self.expires,
+            "decided_by": self.decided_by,
+            "statement": self.statement,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveEntry(StudyEntry):
+    """Privacy spent, written before a record is touched; spent whatever happens next.
+
+    `attempt` counts the reservations of the key that were paid for before this one.
+    """
 
     kind: ClassVar[str] = "reserve"
 
@@ -150,7 +268,6 @@ class ReserveEntry(LedgerEntry):
     event: PrivacyEvent
     unit: str
     adjacency: str
-    data_fingerprint: str
     target_delta: float
     epsilon_after: float
     epsilon_rdp_after: float
@@ -181,7 +298,6 @@ class ReserveEntry(LedgerEntry):
             "event": self.event.to_json(),
             "unit": self.unit,
             "adjacency": self.adjacency,
-            "data_fingerprint": self.data_fingerprint,
             "target_delta": self.target_delta,
             "epsilon_after": self.epsilon_after,
             "epsilon_rdp_after": self.epsilon_rdp_after,
@@ -193,8 +309,30 @@ class ReserveEntry(LedgerEntry):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommitEntry(LedgerEntry):
-    """The noised output that a reservation led to, by its hash."""
+class ResumeEntry(StudyEntry):
+    """A reservation without an output is used again; costs nothing.
+
+    `attempt` numbers the tries after the first one, from 1.
+    """
+
+    kind: ClassVar[str] = "resume"
+
+    reserve_hash: str
+    attempt: int
+
+    def body(self) -> dict[str, Json]:
+        """The fields of a resumption."""
+        return {"reserve_hash": self.reserve_hash, "attempt": self.attempt}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitEntry(StudyEntry):
+    """A reservation has led to an output, which a salted commitment names.
+
+    Its `time` is that of the reservation's newest try: one of its own would publish how long the
+    records took. `output_commitment` tells nobody anything without the salt, which stays at the
+    site; see `commit_to_output`.
+    """
 
     kind: ClassVar[str] = "commit"
 
@@ -202,8 +340,7 @@ class CommitEntry(LedgerEntry):
     purpose: str
     chunk: int
     reserve_hash: str
-    output_sha256: str
-    output_bytes: int
+    output_commitment: str
 
     @property
     def key(self) -> ReleaseKey:
@@ -222,33 +359,22 @@ class CommitEntry(LedgerEntry):
             "purpose": self.purpose,
             "chunk": self.chunk,
             "reserve_hash": self.reserve_hash,
-            "output_sha256": self.output_sha256,
-            "output_bytes": self.output_bytes,
+            "output_commitment": self.output_commitment,
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionEntry(LedgerEntry):
-    """The site approves, refuses or withdraws from a study plan.
+def commit_to_output(output: bytes, *, salt: bytes) -> str:
+    """HMAC-SHA256 of an output, keyed with its salt: 64 hexadecimal digits.
 
-    `expires` is when the plan ends; nothing is released under it afterwards.
+    A bare hash would let a reader of the ledger test guesses of a noised output that never left
+    the site in the clear.
+
+    Args: salt: 32 random bytes, used for this output alone and kept at the site.
+    Raises: ParameterError: the salt has another length.
     """
-
-    kind: ClassVar[str] = "decision"
-
-    decision: Decision
-    expires: str
-    decided_by: str
-    statement: str
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a decision."""
-        return {
-            "decision": self.decision,
-            "expires": self.expires,
-            "decided_by": self.decided_by,
-            "statement": self.statement,
-        }
+    if len(salt) != SALT_BYTES:
+        raise ParameterError(f"salt: expected {SALT_BYTES} bytes, got {len(salt)}")
+    return hmac.new(salt, OUTPUT_DOMAIN + output, hashlib.sha256).hexdigest()
 
 
 Entry = TypeVar("Entry", bound=LedgerEntry)
@@ -270,131 +396,16 @@ def check_signature(entry: LedgerEntry, key: Ed25519PublicKey) -> None:
         ) from error
 
 
-def load_public_key(raw: bytes) -> Ed25519PublicKey:
-    """Raises: ParameterError: not the 32 raw bytes of an Ed25519 key."""
+def sign_with_new_key(entry: KeyEntry, key: Ed25519PrivateKey) -> KeyEntry:
+    """The entry with the new key's signature; sign it with the old key afterwards."""
+    return replace(entry, new_signature=key.sign(entry.new_signed_bytes()).hex())
+
+
+def check_new_signature(entry: KeyEntry, key: Ed25519PublicKey) -> None:
+    """Raises: LedgerError: the new key has not agreed to this entry."""
     try:
-        return Ed25519PublicKey.from_public_bytes(raw)
-    except ValueError as error:
-        raise ParameterError(f"public_key: not an Ed25519 key: {error}") from error
-
-
-class _Common(TypedDict):
-    """The fields that every entry has."""
-
-    index: int
-    previous_hash: str
-    site: str
-    population: str
-    study_id: str
-    plan_hash: str
-    time: str
-    signature: str
-
-
-def _reserve(fields: Fields, common: _Common, where: str) -> ReserveEntry:
-    return ReserveEntry(
-        **common,
-        round_id=fields.integer("round_id"),
-        purpose=fields.matching("purpose", NAME),
-        chunk=fields.integer("chunk"),
-        attempt=fields.integer("attempt"),
-        mechanism=fields.matching("mechanism", NAME),
-        parameters=MappingProxyType(dict(fields.parameters("parameters"))),
-        event=parse_event(fields.raw("event"), where=f"{where}: event"),
-        unit=fields.matching("unit", NAME),
-        adjacency=fields.matching("adjacency", NAME),
-        data_fingerprint=fields.matching("data_fingerprint", HEX_64),
-        target_delta=fields.number("target_delta"),
-        epsilon_after=fields.number("epsilon_after"),
-        epsilon_rdp_after=fields.number("epsilon_rdp_after"),
-        study_epsilon_after=fields.number("study_epsilon_after"),
-        study_epsilon_rdp_after=fields.number("study_epsilon_rdp_after"),
-        total_cap=fields.number("total_cap"),
-        study_cap=fields.number("study_cap"),
-    )
-
-
-def _commit(fields: Fields, common: _Common) -> CommitEntry:
-    return CommitEntry(
-        **common,
-        round_id=fields.integer("round_id"),
-        purpose=fields.matching("purpose", NAME),
-        chunk=fields.integer("chunk"),
-        reserve_hash=fields.matching("reserve_hash", HEX_64),
-        output_sha256=fields.matching("output_sha256", HEX_64),
-        output_bytes=fields.integer("output_bytes"),
-    )
-
-
-def _decision(fields: Fields, common: _Common, where: str) -> DecisionEntry:
-    decision = fields.text("decision")
-    if decision not in DECISIONS:
-        raise LedgerError(f"{where}: decision: expected one of {DECISIONS}, got {decision[:40]!r}")
-    return DecisionEntry(
-        **common,
-        decision=decision,
-        expires=fields.time("expires"),
-        decided_by=fields.matching("decided_by", NAME),
-        statement=fields.text("statement", max_length=MAX_STATEMENT),
-    )
-
-
-def parse_entry(raw: bytes, *, where: str) -> LedgerEntry:
-    """Read one line without its line feed; only the canonical spelling is accepted.
-
-    Raises: LedgerError: too long, not canonical, fields missing, unknown or out of range.
-    """
-    try:
-        value = parse_canonical_json(raw, max_bytes=MAX_LINE_BYTES)
-    except PeerError as error:
-        raise LedgerError(f"{where}: {error}") from error
-    fields = Fields(value, where=where)
-    if fields.integer("version") != VERSION:
-        raise LedgerError(f"{where}: version: this software reads version {VERSION}")
-    kind = fields.text("kind")
-    common: _Common = {
-        "index": fields.integer("index"),
-        "previous_hash": fields.matching("previous_hash", HEX_64),
-        "site": fields.matching("site", NAME),
-        "population": fields.matching("population", NAME),
-        "study_id": fields.matching("study_id", NAME),
-        "plan_hash": fields.matching("plan_hash", HEX_64),
-        "time": fields.time("time"),
-        "signature": fields.matching("signature", HEX_128),
-    }
-    entry: LedgerEntry
-    if kind == ReserveEntry.kind:
-        entry = _reserve(fields, common, where)
-    elif kind == CommitEntry.kind:
-        entry = _commit(fields, common)
-    elif kind == DecisionEntry.kind:
-        entry = _decision(fields, common, where)
-    else:
-        raise LedgerError(f"{where}: kind: expected reserve, commit or decision, got {kind[:40]!r}")
-    fields.done()
-    if entry.line() != raw:
-        raise LedgerError(f"{where}: not the one spelling of this entry")
-    return entry
-
-
-def parse_ledger_lines(raw: bytes) -> tuple[LedgerEntry, ...]:
-    """Read an exported ledger. Every byte counts; no signature is checked here.
-
-    Args: raw: canonical JSON Lines, at most 1 GiB; empty for an empty ledger.
-    Raises: LedgerError: names the line.
-    """
-    if len(raw) > MAX_LEDGER_BYTES:
-        raise LedgerError(f"ledger of {len(raw)} bytes, at most {MAX_LEDGER_BYTES} are read")
-    if not raw:
-        return ()
-    lines = raw.split(b"\n")
-    if lines.pop() != b"":
+        key.verify(bytes.fromhex(entry.new_signature), entry.new_signed_bytes())
+    except InvalidSignature as error:
         raise LedgerError(
-            f"entry {len(lines)}: the last line does not end with a line feed; the file was cut"
-        )
-    return tuple(parse_entry(line, where=f"entry {number}") for number, line in enumerate(lines))
-
-
-def format_ledger_lines(entries: tuple[LedgerEntry, ...]) -> bytes:
-    """The inverse of `parse_ledger_lines`."""
-    return b"".join(entry.line() + b"\n" for entry in entries)
+            f"entry {entry.index}: new_signature is not the new key's over this entry"
+        ) from error

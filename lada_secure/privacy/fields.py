@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from lada_secure.canonical import Json
 from lada_secure.errors import LedgerError, ParameterError
 
@@ -57,6 +59,14 @@ def check_hash(field: str, value: str) -> str:
     return value
 
 
+def load_public_key(raw: bytes) -> Ed25519PublicKey:
+    """Raises: ParameterError: not the 32 raw bytes of an Ed25519 key."""
+    try:
+        return Ed25519PublicKey.from_public_bytes(raw)
+    except ValueError as error:
+        raise ParameterError(f"public_key: not an Ed25519 key: {error}") from error
+
+
 class Fields:
     """The keys of one JSON object, each taken exactly once.
 
@@ -101,6 +111,13 @@ class Fields:
             raise self._refuse(name, "an existing date and time", value) from error
         return value
 
+    def whole_seconds(self, name: str) -> str:
+        """A time as `time` reads it, without a part of a second."""
+        value = self.time(name)
+        if not value.endswith(".000000Z"):
+            raise self._refuse(name, "whole seconds; finer ones tell how long records took", value)
+        return value
+
     def integer(self, name: str, *, low: int = 0, high: int = 2**53) -> int:
         """A whole number in [low, high]."""
         value = self._take(name)
@@ -130,6 +147,16 @@ class Fields:
                 raise self._refuse(f"{name}: {key[:40]}", "a finite number or a name", one)
             found[key] = one
         return found
+
+    def names(self, name: str, *, max_names: int) -> tuple[str, ...]:
+        """A list of at most `max_names` different names, sorted."""
+        value = self._take(name)
+        if not isinstance(value, list) or len(value) > max_names:
+            raise self._refuse(name, f"a list of at most {max_names} names", value)
+        found = [one for one in value if isinstance(one, str) and NAME.fullmatch(one)]
+        if found != value or found != sorted(set(found)):
+            raise self._refuse(name, "different names, sorted", value)
+        return tuple(found)
 
     def raw(self, name: str) -> Json:
         """Any value, for a parser of its own."""

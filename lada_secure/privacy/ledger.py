@@ -23,12 +23,11 @@ from lada_secure.privacy.entries import (
     MechanismParameters,
     ReleaseKey,
     ReserveEntry,
-    format_ledger_lines,
-    parse_ledger_lines,
 )
 from lada_secure.privacy.events import ComposedEvent, DpSgdEvent, GaussianEvent, PrivacyEvent
 from lada_secure.privacy.fields import check_hash, check_name
-from lada_secure.privacy.released import Released, release_through
+from lada_secure.privacy.ledger_lines import format_ledger_lines, parse_ledger_lines
+from lada_secure.privacy.released import Released, post_process, released_by
 
 __all__ = [
     "ADJACENCY",
@@ -238,8 +237,9 @@ class BudgetCaps:
 class Reservation:
     """Privacy that has been spent for one release.
 
-    `stored_output` is None for a new reservation: compute, then commit. Otherwise the key's
-    output was committed earlier, nothing was spent now, and these very bytes are to be sent.
+    `stored_output` is None for a reservation without an output: compute, then commit. Otherwise
+    the key's output was committed earlier, nothing was spent now, and these very bytes are to be
+    sent.
     """
 
     entry: ReserveEntry
@@ -249,10 +249,11 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerHead:
-    """Where a ledger ends. `index` is -1 and `entry_hash` the genesis hash if it is empty."""
+    """Where a ledger ends: the index and hash of its newest entry."""
 
     site: str
     population: str
+    ledger_id: str
     index: int
     entry_hash: str
 
@@ -267,8 +268,21 @@ class LedgerBook(Protocol):
     def reserve(self, spec: ReleaseSpec) -> Reservation:
         """Spend, before any record is touched.
 
-        A reservation that is never committed stays spent, and reserving its key again spends
-        again. A key whose output is committed spends nothing and returns that output.
+        A key whose output is committed spends nothing and returns that output. A key with a
+        reservation for this very release, but without an output, spends nothing either: the
+        ledger gets a `resume` entry and the same reservation is returned. Everything else is a
+        new reservation and is paid for, whatever became of earlier ones; what was reserved is
+        never given back.
+
+        Why resuming is free: a reservation pays for one output of one mechanism, and only a
+        committed output can become a `Released`. Nothing of the earlier tries was committed, so
+        one output leaves in all, whose noise is independent of theirs. It would break where
+        something else of an earlier try left the site (a log, an error text, a precise time);
+        where whether a try fails depends on what the records hold or on the noise that was
+        drawn, or somebody ends tries until an output pleases, because the output is then a
+        chosen one and a `resume` says something about the records; and where an uncommitted
+        output is sent. Whoever computes on records upholds the first two: each step on a record
+        is total, and a failure is the machine's.
 
         Raises: PrivacyBudgetExceeded: it would pass the study's or the total cap; nothing was
             spent. LedgerError: no approved and unexpired plan, or the key was committed with
@@ -276,14 +290,27 @@ class LedgerBook(Protocol):
         """
         ...
 
-    def commit(self, reservation: Reservation, output: bytes) -> CommitEntry:
-        """Store the noised output and its commit entry in one transaction.
+    def keep(self, paid: Reservation, output: bytes) -> CommitEntry:
+        """Store an output and its commit entry in one transaction; `commit` calls this.
 
-        Committing the same bytes for the same reservation again changes nothing.
+        Keeping the same bytes for the same reservation again changes nothing.
 
         Raises: LedgerError: unknown reservation, or the key has another output already.
         """
         ...
+
+    def commit(
+        self, paid: Reservation, output: bytes, *, after: Sequence[Released[object]] = ()
+    ) -> Released[bytes]:
+        """Store the noised output, and only then hand it out as something that may leave.
+
+        Args:
+            paid: of `reserve`. output: 1 byte to 256 MiB; the caller ensures that it carries the
+                noise that the reservation states.
+            after: earlier releases that the output builds on, such as earlier chunks.
+        Raises: LedgerError: see `keep`.
+        """
+        return released_by(self, paid, output, after=after)
 
     def decide(
         self,
@@ -310,7 +337,10 @@ class LedgerBook(Protocol):
         ...
 
     def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
-        """Epsilon of all reservations, committed or not; of one study if named."""
+        """Epsilon of all reservations, committed or not, and of what a restart carried over.
+
+        Of one study if named.
+        """
         ...
 
     def head(self) -> LedgerHead:
@@ -326,11 +356,11 @@ class LedgerBook(Protocol):
         decode: Callable[[bytes], T],
         after: Sequence[Released[object]] = (),
     ) -> Released[T]:
-        """Reserve, compute, commit, and only then hand out the value: the way to a `Released`.
+        """Reserve, compute, commit, and only then hand out the value.
 
         The value comes from the committed bytes, so what is sent later is what the ledger
-        holds. After a crash the same call either pays again (nothing was committed, nothing
-        left) or returns the committed value without touching a record.
+        holds. After a crash the same call resumes its reservation (nothing was committed,
+        nothing left) or returns the committed value without touching a record.
 
         Args:
             compute: reads the records against the reservation that it is given, and adds the
@@ -339,14 +369,9 @@ class LedgerBook(Protocol):
             encode, decode: the value to bytes and back.
             after: earlier releases that `compute` also builds on, such as earlier chunks.
         """
-        return release_through(
-            self,
-            spec,
-            compute=compute,
-            encode=encode,
-            decode=decode,
-            after=after,
-        )
+        paid = self.reserve(spec)
+        output = encode(compute(paid)) if paid.stored_output is None else paid.stored_output
+        return post_process(self.commit(paid, output, after=after), decode)
 
     def export_lines(self) -> bytes:
         """The ledger as canonical JSON Lines, for the auditor."""

@@ -1,28 +1,35 @@
-"""What every kept ledger does the same way, and one that is kept in memory."""
+"""What every kept ledger does the same way; `memory_ledger` and the site's file keep one."""
 
 from __future__ import annotations
 
-import threading
+import hmac
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.entries import (
+    SALT_BYTES,
     CommitEntry,
     Decision,
     DecisionEntry,
+    Entry,
+    KeyEntry,
     LedgerEntry,
     LedgerIdentity,
     ReleaseKey,
-    format_ledger_lines,
+    ReserveEntry,
+    ResumeEntry,
+    commit_to_output,
     sign_entry,
+    sign_with_new_key,
 )
-from lada_secure.privacy.fields import check_hash
+from lada_secure.privacy.fields import check_hash, check_name
 from lada_secure.privacy.ledger import (
     BudgetCaps,
     LedgerBook,
@@ -30,7 +37,45 @@ from lada_secure.privacy.ledger import (
     ReleaseSpec,
     Reservation,
 )
+from lada_secure.privacy.ledger_lines import format_ledger_lines
+from lada_secure.privacy.ledger_time import LedgerClock, Moment
+from lada_secure.privacy.proposals import (
+    propose_commit,
+    propose_decision,
+    propose_first,
+    propose_key,
+    propose_reserve,
+)
 from lada_secure.privacy.replay import LedgerReplay
+from lada_secure.privacy.restart import RestartGrant, check_grant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptOutput:
+    """A committed output and the salt of its commitment; both stay at the site."""
+
+    payload: bytes
+    salt: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataNote:
+    """The fingerprint of the data set (`units.population_fingerprint`) that a study began with."""
+
+    study_id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotedData:
+    """What a site knew of its data set before it noted a study's.
+
+    `this_study` is what the study began with if it was noted before, `earlier_study` the note of
+    the newest study that began before it; None where there is none.
+    """
+
+    this_study: DataNote | None
+    earlier_study: DataNote | None
 
 
 class LedgerSnapshot(ABC):
@@ -42,7 +87,7 @@ class LedgerSnapshot(ABC):
         """The state after every entry that is stored, whoever wrote it."""
 
     @abstractmethod
-    def output(self, reserve_hash: str) -> bytes | None:
+    def output(self, reserve_hash: str) -> KeptOutput | None:
         """The stored output of a reservation, or None."""
 
     @abstractmethod
@@ -51,11 +96,30 @@ class LedgerSnapshot(ABC):
 
 
 class LedgerTransaction(LedgerSnapshot):
-    """One exclusive look at a ledger and what is added to it, all or nothing."""
+    """One exclusive look at a ledger and what is added to it, all or nothing.
+
+    The last clock and the data notes are the site's own: they are in no entry and no export.
+    """
 
     @abstractmethod
-    def append(self, entry: LedgerEntry, output: bytes | None) -> None:
+    def append(self, entry: LedgerEntry, output: KeptOutput | None) -> None:
         """Add a signed entry, and for a commit its output."""
+
+    @abstractmethod
+    def last_write(self) -> str | None:
+        """The precise clock of the last write, or None where it is not known."""
+
+    @abstractmethod
+    def note_write(self, precise: str) -> None:
+        """Keep the precise clock of this write."""
+
+    @abstractmethod
+    def data_notes(self) -> tuple[DataNote, ...]:
+        """One note for each study, in the order in which they were made."""
+
+    @abstractmethod
+    def add_data_note(self, note: DataNote) -> None:
+        """Keep the note of a study that has none yet."""
 
 
 class ReadLedger(ABC):
@@ -75,6 +139,12 @@ class ReadLedger(ABC):
     def identity(self) -> LedgerIdentity:
         """Whose ledger it is."""
         return self._identity
+
+    @property
+    def public_key(self) -> bytes:
+        """The site's key that is in force, 32 raw bytes."""
+        with self._reading() as snapshot:
+            return bytes.fromhex(snapshot.replay.public_key)
 
     def stored_output(self, key: ReleaseKey) -> bytes | None:
         """See `LedgerBook.stored_output`."""
@@ -111,11 +181,16 @@ class KeptLedger(ReadLedger, LedgerBook, ABC):
     """A `LedgerBook` on top of exclusive transactions: reserve before, commit after.
 
     Args:
-        identity: whose ledger it is; its key belongs to `signing_key`.
-        caps: the site's own policy. data_fingerprint: of the data set in use, 64 hex digits
-            (`units.population_fingerprint`); recorded, but budgets do not start over with it.
-        clock: the current time with a zone.
+        identity: whose ledger it is.
+        signing_key: the site's Ed25519 key, the one that is in force in the ledger.
+        caps: the site's own policy.
+        clock: the current time with a zone. time_step_s: see `LedgerClock`.
+    Attributes:
+        started_now: whether this very object began the ledger, with the whole budget; tell the
+            people at the site.
     """
+
+    started_now: bool
 
     def __init__(
         self,
@@ -123,14 +198,13 @@ class KeptLedger(ReadLedger, LedgerBook, ABC):
         identity: LedgerIdentity,
         signing_key: Ed25519PrivateKey,
         caps: BudgetCaps,
-        data_fingerprint: str,
         clock: Callable[[], datetime],
+        time_step_s: int,
     ) -> None:
         super().__init__(identity=identity)
         self._signing_key = signing_key
         self._caps = caps
-        self._data_fingerprint = check_hash("data_fingerprint", data_fingerprint)
-        self._clock = clock
+        self._clock = LedgerClock(read=clock, time_step_s=time_step_s)
 
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[LedgerTransaction]:
@@ -144,32 +218,39 @@ class KeptLedger(ReadLedger, LedgerBook, ABC):
     def reserve(self, spec: ReleaseSpec) -> Reservation:
         """See `LedgerBook.reserve`."""
         with self._transaction() as transaction:
-            replay = transaction.replay
-            proposed = replay.propose_reserve(
-                spec, caps=self._caps, data_fingerprint=self._data_fingerprint, now=self._clock()
-            )
-            if isinstance(proposed, CommitEntry):
-                paid = replay.reserved(proposed.reserve_hash)
-                if paid is None:
-                    raise LedgerError(f"entry {proposed.index}: its reservation is missing")
-                return Reservation(
-                    entry=paid,
-                    entry_hash=proposed.reserve_hash,
-                    stored_output=_checked_output(transaction, proposed),
-                )
-            entry = sign_entry(proposed, self._signing_key)
-            transaction.append(entry, None)
-        return Reservation(entry=entry, entry_hash=entry.entry_hash, stored_output=None)
+            now = self._now(transaction)
+            proposed = propose_reserve(transaction.replay, spec, caps=self._caps, now=now)
+            match proposed:
+                case CommitEntry():
+                    return Reservation(
+                        entry=_paid(transaction, proposed.reserve_hash),
+                        entry_hash=proposed.reserve_hash,
+                        stored_output=_checked_output(transaction, proposed),
+                    )
+                case ResumeEntry():
+                    self._write(transaction, proposed, now=now)
+                    entry_hash = proposed.reserve_hash
+                    entry = _paid(transaction, entry_hash)
+                case ReserveEntry():
+                    entry = self._write(transaction, proposed, now=now)
+                    entry_hash = entry.entry_hash
+        return Reservation(entry=entry, entry_hash=entry_hash, stored_output=None)
 
-    def commit(self, reservation: Reservation, output: bytes) -> CommitEntry:
-        """See `LedgerBook.commit`."""
+    def keep(self, paid: Reservation, output: bytes) -> CommitEntry:
+        """See `LedgerBook.keep`."""
         with self._transaction() as transaction:
-            proposed = transaction.replay.propose_commit(reservation, output, now=self._clock())
-            if proposed.signature:
-                return proposed
-            entry = sign_entry(proposed, self._signing_key)
-            transaction.append(entry, output)
-        return entry
+            earlier = transaction.replay.committed(paid.entry.key)
+            if (
+                earlier is not None
+                and earlier.reserve_hash == paid.entry_hash
+                and _checked_output(transaction, earlier) == output
+            ):
+                return earlier
+            now = self._now(transaction)
+            salt = secrets.token_bytes(SALT_BYTES)
+            proposed = propose_commit(transaction.replay, paid, output, salt=salt, now=now)
+            kept = KeptOutput(payload=output, salt=salt)
+            return self._write(transaction, proposed, kept, now=now)
 
     def decide(
         self,
@@ -183,89 +264,139 @@ class KeptLedger(ReadLedger, LedgerBook, ABC):
     ) -> DecisionEntry:
         """See `LedgerBook.decide`."""
         with self._transaction() as transaction:
-            proposed = transaction.replay.propose_decision(
+            now = self._now(transaction)
+            proposed = propose_decision(
+                transaction.replay,
                 decision,
                 study_id=study_id,
                 plan_hash=plan_hash,
                 expires=expires,
                 decided_by=decided_by,
                 statement=statement,
-                now=self._clock(),
+                now=now,
             )
-            entry = sign_entry(proposed, self._signing_key)
-            transaction.append(entry, None)
+            return self._write(transaction, proposed, now=now)
+
+    def renew_key(self, new_key: Ed25519PrivateKey, *, decided_by: str) -> KeyEntry:
+        """Continue the ledger with another signing key; from here on it signs for this object.
+
+        Args: decided_by: the person at the site.
+        Raises: LedgerError: it is the key that is in force already.
+        """
+        with self._transaction() as transaction:
+            now = self._now(transaction)
+            proposed = propose_key(
+                transaction.replay,
+                new_public_key=_public(new_key),
+                decided_by=decided_by,
+                now=now,
+            )
+            entry = self._write(transaction, sign_with_new_key(proposed, new_key), now=now)
+        self._signing_key = new_key
+        return entry
+
+    def note_data(self, study_id: str, fingerprint: str) -> NotedData:
+        """Note the data set that a study begins with, and tell what was noted before.
+
+        A study's first note stays: whoever starts the study again with other data is told each
+        time. Notes never leave the site.
+
+        Args: fingerprint: `units.population_fingerprint`, 64 hex digits, always by the same key.
+        """
+        note = DataNote(
+            study_id=check_name("study_id", study_id),
+            fingerprint=check_hash("fingerprint", fingerprint),
+        )
+        with self._transaction() as transaction:
+            notes = transaction.data_notes()
+            here = next((n for n, one in enumerate(notes) if one.study_id == study_id), None)
+            if here is None:
+                transaction.add_data_note(note)
+            before = notes[:here]
+            return NotedData(
+                this_study=None if here is None else notes[here],
+                earlier_study=before[-1] if before else None,
+            )
+
+    def _now(self, transaction: LedgerTransaction) -> Moment:
+        return self._clock.moment(
+            last_entry=transaction.replay.last_time, last_write=transaction.last_write()
+        )
+
+    def _write(
+        self,
+        transaction: LedgerTransaction,
+        proposed: Entry,
+        output: KeptOutput | None = None,
+        *,
+        now: Moment,
+    ) -> Entry:
+        """Sign an entry and add it; with another key than the one in force, refuse."""
+        check_key(transaction.replay, self._signing_key)
+        entry = sign_entry(proposed, self._signing_key)
+        transaction.append(entry, output)
+        transaction.note_write(now.precise)
         return entry
 
 
+def begin_ledger(
+    transaction: LedgerTransaction,
+    *,
+    signing_key: Ed25519PrivateKey,
+    clock: LedgerClock,
+    grant: RestartGrant | None,
+) -> None:
+    """Write the first entry into an empty ledger: a start, or the restart that was granted.
+
+    Raises: LedgerError: the grant is for another key.
+    """
+    now = clock.moment(last_entry=None, last_write=None)
+    first = propose_first(transaction.replay, public_key=_public(signing_key), grant=grant, now=now)
+    transaction.append(sign_entry(first, signing_key), None)
+    transaction.note_write(now.precise)
+
+
+def _public(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes_raw().hex()
+
+
+def check_key(replay: LedgerReplay, signing_key: Ed25519PrivateKey) -> None:
+    """Raises: LedgerError: the ledger's key in force is not this one."""
+    given = _public(signing_key)
+    if replay.public_key != given:
+        raise LedgerError(
+            f"ledger of {replay.identity.site}, population {replay.identity.population}: its key "
+            f"in force is {replay.public_key[:12]}..., the signing key given is {given[:12]}.... "
+            "Renew the key with the old identity (`lada site renew-key`) or put the right "
+            "identity back. Nothing was written"
+        )
+
+
+def granted_identity(grant: RestartGrant, *, auditor_key: bytes) -> LedgerIdentity:
+    """The identity of the ledger that a grant lets begin.
+
+    Args: auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
+    Raises: LedgerError: not that auditor's, or changed.
+    """
+    check_grant(grant, where="restart", auditor_key=auditor_key)
+    return LedgerIdentity(site=grant.site, population=grant.population, ledger_id=grant.ledger_id)
+
+
+def _paid(snapshot: LedgerSnapshot, reserve_hash: str) -> ReserveEntry:
+    paid = snapshot.replay.reserved(reserve_hash)
+    if paid is None:
+        raise LedgerError(f"reservation {reserve_hash[:12]}...: it is missing in the ledger")
+    return paid
+
+
 def _checked_output(snapshot: LedgerSnapshot, commit: CommitEntry) -> bytes:
-    output = snapshot.output(commit.reserve_hash)
-    if output is None:
+    kept = snapshot.output(commit.reserve_hash)
+    if kept is None:
         raise LedgerError(f"entry {commit.index}: its stored output is missing")
-    if len(output) != commit.output_bytes or sha256_hex(output) != commit.output_sha256:
+    found = len(kept.salt) == SALT_BYTES and commit_to_output(kept.payload, salt=kept.salt)
+    if not found or not hmac.compare_digest(found, commit.output_commitment):
         raise LedgerError(
             f"entry {commit.index}: the stored output is not the one that was committed; it was "
             "changed on disk. Restore it from a backup; it is not sent"
         )
-    return output
-
-
-class _MemoryTransaction(LedgerTransaction):
-    def __init__(
-        self, replay: LedgerReplay, entries: list[LedgerEntry], outputs: dict[str, bytes]
-    ) -> None:
-        self._replay = replay
-        self._entries = entries
-        self._outputs = outputs
-
-    @property
-    def replay(self) -> LedgerReplay:
-        return self._replay
-
-    def append(self, entry: LedgerEntry, output: bytes | None) -> None:
-        self._replay.append(entry)
-        self._entries.append(entry)
-        if isinstance(entry, CommitEntry) and output is not None:
-            self._outputs[entry.reserve_hash] = bytes(output)
-
-    def output(self, reserve_hash: str) -> bytes | None:
-        return self._outputs.get(reserve_hash)
-
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        return tuple(self._entries)
-
-
-class MemoryLedger(KeptLedger):
-    """A ledger with all rules and signatures that is gone when the process ends.
-
-    For simulations on public or synthetic data, never for real records: a budget that does not
-    survive a restart protects nobody. Args: see `KeptLedger`.
-    """
-
-    def __init__(
-        self,
-        *,
-        identity: LedgerIdentity,
-        signing_key: Ed25519PrivateKey,
-        caps: BudgetCaps,
-        data_fingerprint: str,
-        clock: Callable[[], datetime],
-    ) -> None:
-        super().__init__(
-            identity=identity,
-            signing_key=signing_key,
-            caps=caps,
-            data_fingerprint=data_fingerprint,
-            clock=clock,
-        )
-        self._lock = threading.RLock()
-        self._replay = LedgerReplay(identity)
-        self._entries: list[LedgerEntry] = []
-        self._outputs: dict[str, bytes] = {}
-
-    @contextmanager
-    def _transaction(self) -> Iterator[LedgerTransaction]:
-        with self._lock:
-            yield _MemoryTransaction(self._replay, self._entries, self._outputs)
-
-    def _reading(self) -> AbstractContextManager[LedgerSnapshot]:
-        return self._transaction()
+    return kept.payload

@@ -21,6 +21,7 @@ from lada_secure.privacy.ledger import (
     MIN_STD_STEPS,
     LedgerBook,
     ReleaseSpec,
+    Reservation,
     numeric_parameter,
 )
 from lada_secure.privacy.released import Released

@@ -1,8 +1,8 @@
 """Values that may leave a site: noised, paid for in the ledger, or computed from such values.
 
 Outbound messages take `Released[T]` and nothing else. A plain value does not type-check there,
-and a `Released` cannot be made by calling the class: only by `LedgerBook.release`, and from
-other released values by `post_process` and `combine`.
+and a `Released` cannot be made by calling the class: only by `LedgerBook.commit`, and from other
+released values by `post_process` and `combine`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 if TYPE_CHECKING:
-    from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, Reservation
+    from lada_secure.privacy.ledger import LedgerBook, Reservation
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -53,7 +53,7 @@ class Released(Generic[T_co]):
         if seal is not _SEAL:
             raise LocalProtocolError(
                 "a Released value cannot be made directly: pass the value through "
-                "LedgerBook.release, or derive it from released values with post_process"
+                "LedgerBook.commit, or derive it from released values with post_process"
             )
         if isinstance(value, np.ndarray):
             value.setflags(write=False)
@@ -154,30 +154,16 @@ def combine(
     return Released(_SEAL, _own_copy(compute(values)), paid_by_all, label)
 
 
-def release_through(
-    book: LedgerBook,
-    spec: ReleaseSpec,
-    *,
-    compute: Callable[[Reservation], T],
-    encode: Callable[[T], bytes],
-    decode: Callable[[bytes], T],
-    after: Sequence[Released[object]] = (),
-) -> Released[T]:
-    """Reserve, compute, commit, and only then hand out: `LedgerBook.release` calls this.
+def released_by(
+    book: LedgerBook, paid: Reservation, output: bytes, *, after: Sequence[Released[object]]
+) -> Released[bytes]:
+    """Let the book keep an output, and only then hand it out: `LedgerBook.commit` calls this.
 
-    See there for the arguments and the guarantee.
+    See there for the arguments.
     """
     for one in after:
         require_released(one, what="after")
-    reservation = book.reserve(spec)
-    stored = reservation.stored_output
-    if stored is None:
-        stored = encode(compute(reservation))
-        book.commit(reservation, stored)
+    book.keep(paid, output)
     earlier = tuple(entry for one in after for entry in one.paid_by_all)
-    return Released(
-        _SEAL,
-        decode(stored),
-        tuple(dict.fromkeys((*earlier, reservation.entry_hash))),
-        spec.purpose,
-    )
+    paid_by_all = tuple(dict.fromkeys((*earlier, paid.entry_hash)))
+    return Released(_SEAL, output, paid_by_all, paid.entry.purpose)

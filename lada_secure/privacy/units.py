@@ -4,14 +4,95 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Final, Literal, TypeAlias
 
 from lada_secure.canonical import canonical_json
-from lada_secure.data.records import Record
+from lada_secure.data.record_faults import Fault, lines_text
+from lada_secure.data.records import Record, RecordFile
 from lada_secure.errors import ParameterError
 
 MIN_FINGERPRINT_KEY_BYTES = 16
+
+Spellings: TypeAlias = Literal["refuse", "one_person", "different_people"]
+MissingLike: TypeAlias = Literal["refuse", "meant"]
+
+# What spreadsheets, databases and data frames write where a value is missing, in canonical form.
+MISSING_LIKE: Final = frozenset(
+    {
+        *("", "nan", "null", "none", "nil", "na", "n/a", "#n/a", "n.a.", "<na>", "nat", "unknown"),
+        *("unbekannt", "missing", "undefined", "-", "--", "?", ".", "<null>", "(null)", "#null!"),
+        *("#value!", "#ref!", "not available", "not applicable", "keine angabe", "k.a.", "inf"),
+    }
+)
+# Characters that nobody sees and that are no format or control characters (Unicode's default
+# ignorable ones, and the blank Braille pattern).
+_UNSEEN: Final = frozenset(
+    {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+    | {*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+)
+
+
+def canonical_unit(text: str) -> str:
+    """A unit id in the spelling by which units are compared.
+
+    Unicode form NFKC, case folded, every dash as "-", without format, control and other unseen
+    characters (zero-width characters and byte-order marks are such), runs of white space as one
+    space, none at the ends.
+    """
+    plain = unicodedata.normalize("NFKC", text)
+    visible = "".join(kept for one in plain if (kept := _comparable(one)))
+    # Folding can leave a form that is not NFKC again.
+    return " ".join(unicodedata.normalize("NFKC", visible.casefold()).split())
+
+
+def _comparable(character: str) -> str:
+    """A character as it is compared; empty for one that nobody sees."""
+    # First: a line break is a control character as well as white space, and it separates.
+    if character.isspace():
+        return " "
+    category = unicodedata.category(character)
+    if category in ("Cf", "Cc") or ord(character) in _UNSEEN:
+        return ""
+    return "-" if category == "Pd" or character == "\u2212" else character
+
+
+def unit_faults(
+    file: RecordFile, *, spellings: Spellings, missing_like: MissingLike
+) -> tuple[Fault, ...]:
+    """Units that are perhaps not what they seem: one person in several spellings, or no person.
+
+    Either would void the guarantee: ten spellings of one person are protected as ten people, and
+    all records without a person as one. The messages name lines, never ids.
+    """
+    faults: list[Fault] = []
+    groups: dict[str, dict[str, list[int]]] = {}
+    for record, line in zip(file.records, file.lines, strict=True):
+        spelled = groups.setdefault(canonical_unit(record.unit), {})
+        spelled.setdefault(record.unit, []).append(line)
+    for canonical, spelled in groups.items():
+        lines = sorted(line for found in spelled.values() for line in found)
+        if canonical in MISSING_LIKE and missing_like == "refuse":
+            faults.append(
+                Fault(
+                    line=lines[0],
+                    what=f"the unit looks like a missing value in {len(lines)} record(s), lines "
+                    f"{lines_text(lines)}; name the person, or say [units] missing_like = "
+                    '"meant" in the policy',
+                )
+            )
+        elif len(spelled) > 1 and spellings == "refuse":
+            faults.append(
+                Fault(
+                    line=lines[0],
+                    what=f"one unit in {len(spelled)} spellings, lines {lines_text(lines)}; spell "
+                    'it alike, or say [units] spellings = "one_person" (or "different_people") in '
+                    "the policy",
+                )
+            )
+    return tuple(faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,57 +101,58 @@ class Unit:
 
     Adding or removing one `Unit` as a whole is what the guarantee hides.
 
-    Raises: ParameterError: empty `unit_id`, no records, a record of another unit.
+    Raises: ParameterError: no records, a record of another unit.
     """
 
     unit_id: str
     records: tuple[Record, ...]
 
     def __post_init__(self) -> None:
-        if not self.unit_id.strip():
-            raise ParameterError("unit_id: expected a non-empty name, got an empty one")
         if not self.records:
             raise ParameterError("records: a privacy unit needs at least one record, got none")
-        if any(record.unit != self.unit_id for record in self.records):
+        own = canonical_unit(self.unit_id)
+        if any(
+            record.unit != self.unit_id and canonical_unit(record.unit) != own
+            for record in self.records
+        ):
             raise ParameterError("records: a record of another privacy unit was put into this one")
 
+    def __repr__(self) -> str:
+        return f"Unit(..., {len(self.records)} records)"
 
-def _rank(record: Record) -> tuple[bytes, str]:
-    return hashlib.sha256(record.record_id.encode("utf-8")).digest(), record.record_id
+
+def _rank(record: Record) -> bytes:
+    told = [record.question, list(record.choices), record.answer, record.rationale]
+    return hashlib.sha256(canonical_json(told)).digest()
 
 
-def bound_units(records: Sequence[Record], *, max_records_per_unit: int) -> tuple[Unit, ...]:
+def bound_units(
+    records: Sequence[Record], *, max_records_per_unit: int, spellings: Spellings = "one_person"
+) -> tuple[Unit, ...]:
     """Group records by privacy unit and keep at most `max_records_per_unit` of each.
 
-    Within a unit, records stand in the order of SHA-256 of their `record_id` and the first ones
-    are kept. The rule looks at ids only: neither a record's content nor any other unit decides
-    what is kept, so adding or removing one unit changes exactly one element of the result.
+    Within a unit, records stand in the order of SHA-256 of what they say (question, choices,
+    answer, rationale; equal ones in any order, for they are equal) and the first ones are kept. No
+    record id takes part: where ids are positions in a file, one more person in front renumbers all
+    records behind, and a rule on ids would keep other records of other people. So adding or
+    removing one unit changes exactly one element of the result, whatever the ids are.
 
-    Args: records: any order; `record_id` unique. max_records_per_unit: >= 1.
+    Total: no record is refused here, whatever it holds; `record_faults` and `unit_faults` refuse
+    files before a study is joined.
+
+    Args: records: any order. max_records_per_unit: >= 1. spellings: units are compared in
+        canonical form (`canonical_unit`), the protective reading; as they are spelled only where
+        the site's policy says that different spellings are different people.
     Returns: units sorted by `unit_id`, each with 1 to `max_records_per_unit` records.
-    Raises: ParameterError: no records, empty unit or record id, duplicate ids, bound below 1.
+    Raises: ParameterError: bound below 1.
     """
     if max_records_per_unit < 1:
         raise ParameterError(f"max_records_per_unit: expected >= 1, got {max_records_per_unit}")
-    if not records:
-        raise ParameterError("records: expected at least one record, got none")
     groups: dict[str, list[Record]] = {}
-    seen: set[str] = set()
-    for position, record in enumerate(records):
-        if not record.unit.strip():
-            raise ParameterError(
-                f"unit: record number {position + 1} has an empty privacy unit; every record "
-                "needs the patient or customer it belongs to"
-            )
-        if not record.record_id:
-            raise ParameterError(f"record_id: record number {position + 1} has an empty id")
-        if record.record_id in seen:
-            raise ParameterError(
-                f"record_id: record number {position + 1} repeats the id of an earlier record; "
-                "ids must be unique"
-            )
-        seen.add(record.record_id)
-        groups.setdefault(record.unit, []).append(record)
+    for record in records:
+        apart = spellings == "different_people"
+        unit_id = record.unit if apart else canonical_unit(record.unit)
+        groups.setdefault(unit_id, []).append(record)
     return tuple(
         Unit(
             unit_id=unit_id,

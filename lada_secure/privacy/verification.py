@@ -11,20 +11,22 @@ from lada_secure.privacy.accounting import (
     epsilon,
     epsilon_rdp,
 )
+from lada_secure.privacy.carried_budget import spent_events
 from lada_secure.privacy.composition import cross_check
-from lada_secure.privacy.countersignature import (
-    Countersignature,
-    check_against_ledger,
-    check_countersignature,
-)
 from lada_secure.privacy.entries import (
     CommitEntry,
     LedgerEntry,
     LedgerIdentity,
     ReserveEntry,
+    RestartEntry,
+    ResumeEntry,
+    StartEntry,
+    StudyEntry,
 )
+from lada_secure.privacy.events import PrivacyEvent
 from lada_secure.privacy.ledger import BudgetCaps, LedgerHead
 from lada_secure.privacy.replay import LedgerReplay
+from lada_secure.privacy.restart import RestartGrant, check_grant
 
 # Composition in another order differs in the last digits, and FFT libraries differ as well.
 RELATIVE_TOLERANCE = 1e-4
@@ -33,12 +35,16 @@ ABSOLUTE_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySpending:
-    """What one study cost, recomputed. `decision` is the site's latest on it."""
+    """What one study cost, recomputed. `decision` is the site's latest on it.
+
+    `resumes` counts reservations that were used again after a failure, at no cost.
+    """
 
     study_id: str
     epsilon: float
     epsilon_rdp: float
     reservations: int
+    resumes: int
     commits: int
     decision: str
 
@@ -47,21 +53,29 @@ class StudySpending:
 class LedgerSummary:
     """What a verified ledger says; every epsilon is recomputed, at `target_delta`.
 
-    `target_delta` is None where nothing was ever reserved and no caps were given.
-    `uncommitted` counts reservations without an output (crashes, or work in progress): spent.
-    `countersigned_length` is how many entries the auditor's newest countersignature covers.
+    Attributes:
+        public_key: the site's key in force, hex.
+        started: the time of the first entry, from which on this ledger counts.
+        restart: what the auditor granted where this ledger replaces a lost one; `epsilon` and
+            `epsilon_rdp` include what it carried over. None where it replaces none.
+        target_delta: None where nothing was ever reserved or carried and no caps were given.
+        resumes: reservations that were used again after a failure, at no cost.
+        uncommitted: reservations without an output (crashes, or work in progress): spent.
     """
 
     identity: LedgerIdentity
+    public_key: str
     head: LedgerHead
+    started: str
+    restart: RestartGrant | None
     target_delta: float | None
     epsilon: float
     epsilon_rdp: float
     reservations: int
+    resumes: int
     commits: int
     uncommitted: int
     studies: tuple[StudySpending, ...]
-    countersigned_length: int
 
 
 def _agree(where: str, field: str, recorded: float, recomputed: float) -> None:
@@ -82,10 +96,15 @@ def _within(where: str, scope: str, value: float, cap: float) -> None:
 class _Recomputation:
     """Recomputes the cumulative epsilon of every reservation, independently of the entries."""
 
-    def __init__(self, caps: BudgetCaps | None) -> None:
+    def __init__(self, caps: BudgetCaps | None, grant: RestartGrant | None) -> None:
         self._caps = caps
         self._total = PldAccountant()
         self._by_study: dict[str, PldAccountant] = {}
+        if grant is not None and grant.carried is not None:
+            self._total.compose(grant.carried)
+            for study_id in grant.studies:
+                self._by_study[study_id] = PldAccountant()
+                self._by_study[study_id].compose(grant.carried)
 
     def check(self, entry: ReserveEntry) -> None:
         """Raises: LedgerError: recorded epsilon or a cap does not hold."""
@@ -113,31 +132,27 @@ class _Recomputation:
             _within(where, "all studies", entry.epsilon_after, caps.total_epsilon)
 
 
-def _identity(
-    entries: Sequence[LedgerEntry], public_key: bytes, site: str | None, population: str | None
+def ledger_identity(
+    entries: Sequence[LedgerEntry], *, site: str | None = None, population: str | None = None
 ) -> LedgerIdentity:
-    if not entries and (site is None or population is None):
-        raise LedgerError("ledger: it is empty; name the site and the population it is of")
+    """Which ledger the entries are of, by their first one.
+
+    Args: site, population: what it should be of; None takes it from the entry.
+    Raises: LedgerError: no entries, or they do not begin as a ledger does.
+    """
+    if not entries:
+        raise LedgerError("ledger: it is empty; expected at least its start or restart entry")
+    first = entries[0]
+    if not isinstance(first, StartEntry | RestartEntry):
+        raise LedgerError(
+            f"entry 0: expected the start or restart entry that a ledger begins with, got a "
+            f"{first.kind} entry of index {first.index}"
+        )
     return LedgerIdentity(
-        site=entries[0].site if site is None else site,
-        population=entries[0].population if population is None else population,
-        public_key=public_key,
+        site=first.site if site is None else site,
+        population=first.population if population is None else population,
+        ledger_id=first.ledger_id,
     )
-
-
-def _totals(
-    reserves: Sequence[ReserveEntry], target_delta: float | None, where: str
-) -> tuple[float, float]:
-    if target_delta is None:
-        return 0.0, 0.0
-    events = [entry.event for entry in reserves]
-    by_pld = epsilon(events, target_delta=target_delta)
-    by_rdp = epsilon_rdp(events, target_delta=target_delta)
-    cross_check(by_pld, by_rdp)
-    if reserves and reserves[-1].target_delta == target_delta:
-        # Equal settings merged first: another order of the same sum than entry by entry.
-        _agree(where, "epsilon", reserves[-1].epsilon_after, by_pld)
-    return by_pld, by_rdp
 
 
 def verify_ledger(
@@ -147,70 +162,101 @@ def verify_ledger(
     caps: BudgetCaps | None,
     site: str | None = None,
     population: str | None = None,
-    countersignatures: Sequence[Countersignature] = (),
     auditor_key: bytes | None = None,
 ) -> LedgerSummary:
-    """Check chain, signatures, approvals, times, mechanisms, epsilon, caps, countersignatures.
+    """Check chain, signatures, approvals, times, mechanisms, epsilon, caps and a restart's grant.
 
     Nothing that the ledger says about cost is believed: epsilon is recomputed for every
     reservation by PLD and RDP, and once more for all of them merged.
 
     Args:
         entries: from `parse_ledger_lines`, from the first entry on.
-        public_key: the site's Ed25519 key, 32 raw bytes, from its certificate.
+        public_key: the site's Ed25519 key, 32 raw bytes, from its certificate. It has to be the
+            one in force at the ledger's end.
         caps: the budget that was agreed with the site, or None to hold the ledger to the caps
             that it recorded itself.
         site, population: what the ledger should be of; None takes it from the first entry.
-        countersignatures, auditor_key: what the auditor has signed, and the key that checks it.
+        auditor_key: whose grants of a restart are believed, 32 raw bytes; None believes any
+            that is properly signed.
     Raises: LedgerError: names the first entry that is wrong.
     """
-    identity = _identity(entries, public_key, site, population)
+    identity = ledger_identity(entries, site=site, population=population)
     replay = LedgerReplay(identity)
     for entry in entries:
         replay.append(entry)
-    covered = _check_countersignatures(countersignatures, auditor_key, identity, entries)
+    if bytes.fromhex(replay.public_key) != public_key:
+        raise LedgerError(
+            f"entry {replay.length - 1}: the ledger's key in force is "
+            f"{replay.public_key[:12]}..., expected {public_key.hex()[:12]}...; the site renews "
+            "it with `lada site renew-key`"
+        )
+    grant = replay.grant
+    if grant is not None:
+        _check_restart(grant, auditor_key)
     # Costly, so only for a ledger that is otherwise whole.
-    recomputation = _Recomputation(caps)
+    recomputation = _Recomputation(caps, grant)
     reserves = [entry for entry in entries if isinstance(entry, ReserveEntry)]
     for reserve in reserves:
         recomputation.check(reserve)
+    target_delta = _target_delta(reserves, caps, grant)
+    total, total_rdp = _totals(entries, reserves, target_delta)
+    if caps is not None and reserves:
+        _within("ledger", "all studies", total, caps.total_epsilon * (1 + RELATIVE_TOLERANCE))
     commits = sum(isinstance(entry, CommitEntry) for entry in entries)
-    target_delta = reserves[-1].target_delta if reserves else None
-    if caps is not None:
-        target_delta = caps.target_delta
-    where = f"entry {reserves[-1].index}" if reserves else "ledger"
-    total, total_rdp = _totals(reserves, target_delta, where)
-    if caps is not None:
-        _within(where, "all studies", total, caps.total_epsilon * (1 + RELATIVE_TOLERANCE))
     return LedgerSummary(
         identity=identity,
+        public_key=replay.public_key,
         head=replay.head(),
+        started=entries[0].time,
+        restart=grant,
         target_delta=target_delta,
         epsilon=total,
         epsilon_rdp=total_rdp,
         reservations=len(reserves),
+        resumes=sum(isinstance(entry, ResumeEntry) for entry in entries),
         commits=commits,
         uncommitted=len(reserves) - commits,
         studies=_studies(replay, entries, target_delta, caps),
-        countersigned_length=covered,
     )
 
 
-def _check_countersignatures(
-    countersignatures: Sequence[Countersignature],
-    auditor_key: bytes | None,
-    identity: LedgerIdentity,
+def _check_restart(grant: RestartGrant, auditor_key: bytes | None) -> None:
+    check_grant(grant, where="entry 0", auditor_key=auditor_key)
+    carried = [] if grant.carried is None else [grant.carried]
+    recomputed = epsilon(carried, target_delta=grant.target_delta)
+    _agree("entry 0", "carried_epsilon", grant.carried_epsilon, recomputed)
+
+
+def _target_delta(
+    reserves: Sequence[ReserveEntry], caps: BudgetCaps | None, grant: RestartGrant | None
+) -> float | None:
+    if caps is not None:
+        return caps.target_delta
+    if reserves:
+        return reserves[-1].target_delta
+    return None if grant is None else grant.target_delta
+
+
+def _totals(
     entries: Sequence[LedgerEntry],
-) -> int:
-    if countersignatures and auditor_key is None:
-        raise LedgerError("countersignatures: the auditor's public key is needed to check them")
-    covered = 0
-    for one in countersignatures:
-        if auditor_key is not None:
-            check_countersignature(one, auditor_key=auditor_key)
-        check_against_ledger(one, identity=identity, entries=entries)
-        covered = max(covered, one.index + 1)
-    return covered
+    reserves: Sequence[ReserveEntry],
+    target_delta: float | None,
+) -> tuple[float, float]:
+    if target_delta is None:
+        return 0.0, 0.0
+    by_pld, by_rdp = _both(spent_events(entries), target_delta)
+    cross_check(by_pld, by_rdp)
+    if reserves and reserves[-1].target_delta == target_delta:
+        # Equal settings merged first: another order of the same sum than entry by entry.
+        _agree(f"entry {reserves[-1].index}", "epsilon", reserves[-1].epsilon_after, by_pld)
+    return by_pld, by_rdp
+
+
+def _both(events: Sequence[PrivacyEvent], target_delta: float) -> tuple[float, float]:
+    return (
+        epsilon(events, target_delta=target_delta),
+        epsilon_rdp(events, target_delta=target_delta),
+    )
 
 
 def _studies(
@@ -219,17 +265,18 @@ def _studies(
     target_delta: float | None,
     caps: BudgetCaps | None,
 ) -> tuple[StudySpending, ...]:
+    about = [entry for entry in entries if isinstance(entry, StudyEntry)]
+    carried = replay.grant.studies if replay.grant is not None else ()
     result: list[StudySpending] = []
-    for study_id in sorted({entry.study_id for entry in entries}):
-        own = [entry for entry in entries if entry.study_id == study_id]
+    for study_id in sorted({entry.study_id for entry in about} | set(carried)):
+        own: list[LedgerEntry] = [entry for entry in about if entry.study_id == study_id]
         reserves = [entry for entry in own if isinstance(entry, ReserveEntry)]
         decision = replay.decision(study_id)
         spent, spent_rdp = 0.0, 0.0
         if target_delta is not None:
-            events = [entry.event for entry in reserves]
-            spent = epsilon(events, target_delta=target_delta)
-            spent_rdp = epsilon_rdp(events, target_delta=target_delta)
-        if caps is not None:
+            events = spent_events([*entries[:1], *own] if study_id in carried else own)
+            spent, spent_rdp = _both(events, target_delta)
+        if caps is not None and reserves:
             cap = caps.for_study(study_id) * (1 + RELATIVE_TOLERANCE)
             _within(f"study {study_id}", f"study {study_id}", spent, cap)
         result.append(
@@ -238,6 +285,7 @@ def _studies(
                 epsilon=spent,
                 epsilon_rdp=spent_rdp,
                 reservations=len(reserves),
+                resumes=sum(isinstance(entry, ResumeEntry) for entry in own),
                 commits=sum(isinstance(entry, CommitEntry) for entry in own),
                 decision="none" if decision is None else decision.decision,
             )

@@ -11,6 +11,7 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.site_round import study_over
 from lada_protocol.tasks import (
+    AdmitSite,
     AuditorTask,
     CheckLedger,
     CloseRound,
@@ -24,12 +25,18 @@ from lada_secure.errors import PeerError
 def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> AuditorTask:
     """What the auditor does next.
 
-    Ledgers come before sums, so that a contribution's payment is known when its sum arrives.
+    Acceptances come first: a site spends nothing before its answer. Ledgers come before sums, so
+    that a contribution's payment is known when its sum arrives.
     """
     auditor, coordinator = roster.auditor.id, roster.coordinator.id
     for purpose in purposes_of(plan):
         if index.find(Kind.OPENING_KEY, sender=auditor, purpose=purpose) is None:
             return PostOpeningKey(purpose=purpose)
+    for party in roster.sites:
+        if index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
+            answers = (Kind.ADMISSION, Kind.REFUSAL)
+            if not any(index.find(one, sender=auditor, to=party.id) for one in answers):
+                return AdmitSite(site=party.id)
     ledger = _unchecked_ledger(index, auditor)
     if ledger is not None:
         return ledger
@@ -43,7 +50,7 @@ def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -
         if not closed and index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id):
             return CloseRound(round_id=round_id)
         current = round_id + 1 if closed else current
-    over = study_over(index, roster)
+    over = study_over(index, plan=plan, roster=roster)
     if over is not None:
         return over
     return Wait(

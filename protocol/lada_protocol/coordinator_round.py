@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lada_protocol.admission import admission_of, refused_admission
+from lada_protocol.completion import missing_from_round
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import CohortBody, InquiryBody, fault_of, parse_body
@@ -18,6 +22,7 @@ from lada_protocol.tasks import (
     GiveUp,
     ImproveModel,
     Inquire,
+    PostMatrix,
     PostTranscript,
     ProposePlan,
     Score,
@@ -41,7 +46,7 @@ def next_coordinator_task(
         first round.
     """
     coordinator, auditor = roster.coordinator.id, roster.auditor.id
-    over = study_over(index, roster)
+    over = study_over(index, plan=plan, roster=roster)
     if over is not None:
         return over
     if index.find(Kind.CLUSTERS, sender=coordinator) is None:
@@ -67,23 +72,29 @@ def next_coordinator_task(
 def _accepted(
     index: MessageIndex, plan: StudyPlan, roster: Roster, given_up: frozenset[tuple[int, str]]
 ) -> tuple[str, ...] | Wait | GiveUp:
-    """The sites that take part in the study, once every site has answered or been given up."""
-    accepted, refused, silent = [], [], []
+    """The sites that take part: admitted by the auditor, once all have answered or are given up."""
+    auditor = roster.auditor.id
+    accepted, refused, silent, unanswered = [], [], [], []
     for party in roster.sites:
-        if index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
-            accepted.append(party.id)
-        elif (refusal := index.find(Kind.REFUSAL, sender=party.id)) is not None:
+        refusal = index.find(Kind.REFUSAL, sender=party.id)
+        refusal = refusal or refused_admission(index, party.id, roster=roster)
+        if refusal is not None:
             refused.append(f"{party.id}: {fault_of(refusal)}")
+        elif admission_of(index, party.id, roster=roster) is not None:
+            accepted.append(party.id)
+        elif index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
+            unanswered.append(party.id)
         elif (-1, party.id) not in given_up:
             silent.append(party.id)
-    if silent and len(accepted) < plan.max_cohort:
+    if silent and len(accepted) + len(unanswered) < plan.max_cohort:
         return Wait(step="plan", round_id=0, awaited="answers to the plan", parties=tuple(silent))
+    if unanswered and (-1, auditor) not in given_up:
+        return Wait(step="plan", round_id=0, awaited="admissions", parties=(auditor,))
     if len(accepted) < plan.min_cohort:
         reasons = f" ({'; '.join(refused)})" if refused else ""
         return GiveUp(
             code="cohort_too_small",
-            message=f"{len(accepted)} sites accepted the plan, {plan.min_cohort} are needed"
-            f"{reasons}",
+            message=f"{len(accepted)} sites take part, {plan.min_cohort} are needed{reasons}",
         )
     return tuple(sorted(accepted))
 
@@ -102,6 +113,9 @@ def _round_task(
     if task is not None:
         return task
     cohort = _opened_cohort(index, roster, round_id, STATISTICS)
+    if index.find(Kind.MATRIX, sender=coordinator, round_id=round_id) is None:
+        # Before any query is answered, and before there need be one.
+        return PostMatrix(round_id=round_id)
     asking = [site for site in cohort if site in alive]
     for site in asking:
         query = index.find(Kind.QUERY, sender=site, to=coordinator, round_id=round_id)
@@ -134,6 +148,10 @@ def _closing_task(
         late = _without(index, Kind.TRAINED, present, round_id)
         if late:
             return Wait(step="distillation", round_id=round_id, awaited="training", parties=late)
+        if len(cohort) - len(_without(index, Kind.TRAINED, cohort, round_id)) < plan.min_cohort:
+            # What was paid for is spent, and nobody may take it for a study that was carried out.
+            missing = missing_from_round(index, round_id, plan=plan, roster=roster)
+            return GiveUp(code="cohort_too_small", message=missing)
         if plan.uplink_in(round_id) is not None:
             task = _uplink_task(index, plan, roster, round_id, tuple(present), given_up)
             if task is not None:
@@ -147,7 +165,8 @@ def _closing_task(
     late = _without(index, Kind.CLOSE, signers, round_id)
     if late:
         return Wait(step="close", round_id=round_id, awaited="signatures", parties=late)
-    return None
+    missing = missing_from_round(index, round_id, plan=plan, roster=roster)
+    return GiveUp(code="cohort_too_small", message=missing) if missing else None
 
 
 def _uplink_task(
@@ -182,7 +201,7 @@ def _uplink_task(
 
 
 def _without(
-    index: MessageIndex, kind: Kind, senders: list[str], round_id: int, *, to: str = ""
+    index: MessageIndex, kind: Kind, senders: Sequence[str], round_id: int, *, to: str = ""
 ) -> tuple[str, ...]:
     """Those of `senders` that have not sent a message of this kind in this round."""
     return tuple(

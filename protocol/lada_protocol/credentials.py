@@ -213,6 +213,19 @@ def parse_credentials(
     )
 
 
+def parse_signing_key(
+    read: Callable[[str], bytes], *, passphrase: Passphrase | None = None
+) -> Ed25519PrivateKey:
+    """The signing key of an identity folder alone, whatever became of its certificates.
+
+    Raises: ParameterError: not an Ed25519 key, or it cannot be decrypted.
+    """
+    key = load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
+    return key
+
+
 def _load_key(
     file: str, pem: bytes, certificate: x509.Certificate, passphrase: Passphrase | None
 ) -> PrivateKeyTypes:

@@ -20,9 +20,9 @@ from lada_secure.errors import ParameterError, PeerError
 if TYPE_CHECKING:
     from lada_protocol.roster import Roster
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 # Domain separation: a header signature can never be taken for a signature over anything else.
-SIGNATURE_CONTEXT = b"lada/1/"
+SIGNATURE_CONTEXT = b"lada/2/"
 MAX_HEADER_BYTES = 64 * 1024
 
 PartyId = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
+from lada_protocol.completion import Outcome, ending_of
 from lada_protocol.envelope import envelope_from_line
 from lada_protocol.exported_study import (
     CA_FILE,
@@ -37,30 +39,38 @@ from lada_protocol.identity import (
 )
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind, Role
+from lada_protocol.ledger_evidence import check_ledgers
 from lada_protocol.messages import (
     AcceptanceBody,
     CertifiedBody,
-    LedgerBody,
     OpeningKeyBody,
-    ReceiptBody,
     parse_body,
 )
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.roster import Party, Roster, parse_roster
-from lada_protocol.round_evidence import check_openings, check_transcripts, check_uplinks
-from lada_secure.canonical import sha256_hex
+from lada_protocol.round_evidence import (
+    check_openings,
+    check_trainings,
+    check_transcripts,
+    check_uplinks,
+)
 from lada_secure.errors import LadaError, PeerError
-from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
-from lada_secure.privacy.verification import LedgerSummary, verify_ledger
+from lada_secure.privacy.verification import LedgerSummary
 
 MAX_MESSAGES_BYTES = 1 << 30
+ENDINGS: Final[Mapping[Outcome, str]] = {
+    "finished": "finished",
+    "failed": "failed",
+    "unfinished": "did not finish",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What was checked, and everything that was wrong, each with the file and entry named.
 
-    `study` is None where roster, plan or messages could not be read.
+    `study` is None where roster, plan or messages could not be read. That a study did not finish is
+    among the faults: evidence of it may be whole, and yet nobody may take it for one that did.
     """
 
     study: ExportedStudy | None
@@ -69,6 +79,7 @@ class Verdict:
     openings: int
     messages: int
     ledgers: Mapping[str, LedgerSummary]
+    outcome: Outcome
     faults: tuple[str, ...]
 
     @property
@@ -100,15 +111,23 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     study = ExportedStudy(files=files, roster=roster, plan=plan, index=index)
     _check_file_names(study, faults)
     _check_certificates(study, faults)
-    ledgers, summaries = _check_ledgers(study, faults)
+    ledgers, summaries = check_ledgers(study, faults)
     check_openings(study, ledgers, faults)
+    check_trainings(study, ledgers, faults)
     check_uplinks(study, faults)
     check_transcripts(study, faults)
-    return _verdict(study, summaries, faults)
+    ending = ending_of(index, plan=plan, roster=roster)
+    if ending.outcome != "finished":
+        faults.add(MESSAGES_FILE, f"the study {ENDINGS[ending.outcome]}: {ending.reason}")
+    return _verdict(study, summaries, faults, outcome=ending.outcome)
 
 
 def _verdict(
-    study: ExportedStudy | None, ledgers: Mapping[str, LedgerSummary], faults: Faults
+    study: ExportedStudy | None,
+    ledgers: Mapping[str, LedgerSummary],
+    faults: Faults,
+    *,
+    outcome: Outcome = "unfinished",
 ) -> Verdict:
     index = study.index if study else None
     kinds = [one.kind for one in index] if index else []
@@ -119,6 +138,7 @@ def _verdict(
         openings=kinds.count(Kind.OPENED),
         messages=len(kinds),
         ledgers=ledgers,
+        outcome=outcome,
         faults=tuple(faults.found),
     )
 
@@ -206,64 +226,3 @@ def _check_certificate(party: Party, pem: str, study: ExportedStudy, faults: Fau
         )
     except LadaError as error:
         faults.check(where, error)
-
-
-def _check_ledgers(
-    study: ExportedStudy, faults: Faults
-) -> tuple[dict[str, tuple[LedgerEntry, ...]], dict[str, LedgerSummary]]:
-    entries: dict[str, tuple[LedgerEntry, ...]] = {}
-    summaries: dict[str, LedgerSummary] = {}
-    for party in study.roster.sites:
-        name = ledger_file(party.id)
-        raw = study.files.get(name)
-        if raw is None:
-            continue
-        try:
-            found = parse_ledger_lines(raw)
-            summaries[party.id] = verify_ledger(
-                found, public_key=bytes.fromhex(party.signing_key), caps=None, site=party.id
-            )
-            entries[party.id] = found
-            _check_shown(study, party, raw)
-        except LadaError as error:
-            faults.check(name, error)
-    return entries, summaries
-
-
-def _check_shown(study: ExportedStudy, party: Party, raw: bytes) -> None:
-    """The ledger is exactly what the site signed part by part, and the auditor countersigned.
-
-    Raises: PeerError(reason="bad_ledger").
-    """
-    lines = raw.splitlines(keepends=True)
-    auditor = study.roster.auditor.id
-    newest = -1
-    for one in study.index:
-        if one.kind is not Kind.LEDGER or one.header.sender != party.id:
-            continue
-        body = parse_body(one, LedgerBody)
-        part = b"".join(lines[body.first_index : body.head_index + 1])
-        if sha256_hex(part) != one.header.payload_sha256:
-            raise PeerError(
-                f"entries {body.first_index} to {body.head_index} are not those that "
-                f"{party.id} signed for round {one.header.round_id}",
-                reason="bad_ledger",
-            )
-        receipt = study.index.find(
-            Kind.RECEIPT,
-            sender=auditor,
-            to=party.id,
-            round_id=one.header.round_id,
-            purpose=one.header.purpose,
-        )
-        if receipt is None or parse_body(receipt, ReceiptBody).head_hash != body.head_hash:
-            raise PeerError(
-                f"entry {body.head_index} was never countersigned by {auditor}",
-                reason="bad_ledger",
-            )
-        newest = max(newest, body.head_index)
-    if newest != len(lines) - 1:
-        raise PeerError(
-            f"{len(lines)} entries, the newest countersignature is over entry {newest}",
-            reason="bad_ledger",
-        )

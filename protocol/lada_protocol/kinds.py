@@ -25,6 +25,7 @@ class Audience(StrEnum):
     ALL = "all"
     AUDITOR = "auditor"
     ADDRESSEE = "addressee"
+    ADDRESSEE_AND_AUDITOR = "addressee, auditor"
 
 
 class Kind(StrEnum):
@@ -35,6 +36,7 @@ class Kind(StrEnum):
     CLUSTERS = "clusters"
     OPENING_KEY = "opening_key"
     ACCEPTANCE = "acceptance"
+    ADMISSION = "admission"
     REFUSAL = "refusal"
     COHORT = "cohort"
     MASK_KEY = "mask_key"
@@ -45,6 +47,7 @@ class Kind(StrEnum):
     OPENED = "opened"
     OPENING_REFUSED = "opening_refused"
     ABORT = "abort"
+    MATRIX = "matrix"
     QUERY = "query"
     SCORES = "scores"
     PATHS = "paths"
@@ -69,6 +72,11 @@ class KindRules:
     audience: Audience
     max_payload_bytes: int
 
+    @property
+    def needs_addressee(self) -> bool:
+        """Whether a message of the kind is for one party."""
+        return self.audience in (Audience.ADDRESSEE, Audience.ADDRESSEE_AND_AUDITOR)
+
 
 def _rules(
     *senders: Role, audience: Audience = Audience.ALL, max_payload_bytes: int = 0
@@ -86,6 +94,7 @@ RULES: dict[Kind, KindRules] = {
     Kind.CLUSTERS: _rules(_C, max_payload_bytes=16 * MIB),
     Kind.OPENING_KEY: _rules(_A, max_payload_bytes=2 * MIB),
     Kind.ACCEPTANCE: _rules(_S),
+    Kind.ADMISSION: _rules(_A),
     Kind.REFUSAL: _rules(_A, _S),
     Kind.COHORT: _rules(_C),
     Kind.MASK_KEY: _rules(_S),
@@ -96,8 +105,9 @@ RULES: dict[Kind, KindRules] = {
     Kind.OPENED: _rules(_A, max_payload_bytes=32 * MIB),
     Kind.OPENING_REFUSED: _rules(_A),
     Kind.ABORT: _rules(_C),
-    Kind.QUERY: _rules(_S, audience=Audience.ADDRESSEE, max_payload_bytes=64 * MIB),
-    Kind.SCORES: _rules(_C, audience=Audience.ADDRESSEE, max_payload_bytes=64 * MIB),
+    Kind.MATRIX: _rules(_C, audience=Audience.AUDITOR, max_payload_bytes=256 * MIB),
+    Kind.QUERY: _rules(_S, audience=Audience.ADDRESSEE_AND_AUDITOR, max_payload_bytes=64 * MIB),
+    Kind.SCORES: _rules(_C, audience=Audience.ADDRESSEE_AND_AUDITOR, max_payload_bytes=64 * MIB),
     Kind.PATHS: _rules(_C, max_payload_bytes=64 * MIB),
     Kind.TRAINED: _rules(_S),
     Kind.INQUIRY: _rules(_C, max_payload_bytes=8 * MIB),
@@ -131,4 +141,4 @@ def may_read(*, kind: Kind, sender: str, to: str, reader: str, role: Role) -> bo
     if role is Role.COORDINATOR or reader in (sender, to):
         return True
     audience = RULES[kind].audience
-    return audience is Audience.ALL or (audience is Audience.AUDITOR and role is Role.AUDITOR)
+    return audience is Audience.ALL or (role is Role.AUDITOR and audience is not Audience.ADDRESSEE)

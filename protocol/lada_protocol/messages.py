@@ -45,10 +45,29 @@ class OpeningKeyBody(Body):
 
 
 class AcceptanceBody(Body):
-    """acceptance: the site's signature over the plan hash, with its certificate and ledger head."""
+    """acceptance: the site's signature over the plan hash, and the ledger that it will pay from.
+
+    ledger_id, head_index, head_hash: the population's ledger with the decision on this plan.
+    new_ledger: whether nothing was ever reserved in it and nothing carried into it.
+    """
 
     certificate: Certificate
     population: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    ledger_id: Digest
+    head_index: Index
+    head_hash: Digest
+    new_ledger: bool
+
+
+class AdmissionBody(Body):
+    """admission: the auditor has compared the ledger with its copy; the site may spend.
+
+    acceptance: the message hash of what is admitted. known_entries: how many entries of this ledger
+    the auditor had seen, in all studies; 0 where it had no copy.
+    """
+
+    acceptance: Digest
+    known_entries: Index
 
 
 class FaultBody(Body):
@@ -102,12 +121,15 @@ class ContributionBody(Body):
 
     opening_key: message hash of the opening key that it is sealed under. BFV ciphertexts don't tell
     one key from another, so this is how a swapped key is found before anything is opened.
+    rests_on: message hash of what the coordinator gave this site to compute the vector from. A
+    coordinator that shows the auditor other scores than the site is found by it.
     """
 
     keys_digest: Digest
     opening_key: Digest
     paid_by: Digest
     parameters_digest: Digest
+    rests_on: Digest
 
 
 class SumBody(Body):
@@ -124,6 +146,12 @@ class OpenedBody(Body):
     largest: Index
 
 
+class MatrixBody(Body):
+    """matrix: the private feature matrix that the coordinator commits to is the payload."""
+
+    parameters_digest: Digest
+
+
 class QueryBody(Body):
     """query: one CKKS ciphertext per cell is the payload."""
 
@@ -131,8 +159,12 @@ class QueryBody(Body):
 
 
 class ScoresBody(Body):
-    """scores: one CKKS ciphertext per block of the pool is the payload."""
+    """scores: one CKKS ciphertext per block of the pool is the payload.
 
+    query, matrix: message hashes of what was multiplied.
+    """
+
+    matrix: Digest
     query: Digest
     pool_size: Annotated[int, Field(ge=1)]
 
@@ -210,6 +242,7 @@ BODIES: Mapping[Kind, type[Body]] = {
     Kind.CLUSTERS: EmptyBody,
     Kind.OPENING_KEY: OpeningKeyBody,
     Kind.ACCEPTANCE: AcceptanceBody,
+    Kind.ADMISSION: AdmissionBody,
     Kind.REFUSAL: FaultBody,
     Kind.COHORT: CohortBody,
     Kind.MASK_KEY: MaskKeyBody,
@@ -220,6 +253,7 @@ BODIES: Mapping[Kind, type[Body]] = {
     Kind.OPENED: OpenedBody,
     Kind.OPENING_REFUSED: FaultBody,
     Kind.ABORT: FaultBody,
+    Kind.MATRIX: MatrixBody,
     Kind.QUERY: QueryBody,
     Kind.SCORES: ScoresBody,
     Kind.PATHS: PathsBody,

@@ -120,7 +120,7 @@ def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str)
     """What the pairwise masks are derived for: study, plan, roster, round, attempt, purpose."""
     return canonical_json(
         {
-            "protocol": "lada/1/mask",
+            "protocol": "lada/2/mask",
             "study_id": plan.study_id,
             "plan_hash": plan.hash,
             "roster_hash": roster.hash,
@@ -130,6 +130,31 @@ def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str)
             "keys_digest": digest,
         }
     )
+
+
+def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster) -> Envelope:
+    """What a site's vector of this purpose is computed from, of all that the coordinator sent it.
+
+    Statistics: the clusters. Demand: this site's blind scores. Advantage: the round's paths.
+
+    Raises: PeerError: missing_scores, missing_message.
+    """
+    coordinator, round_id = roster.coordinator.id, attempt.round_id
+    if attempt.purpose == DEMAND:
+        found = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
+    elif attempt.purpose == ADVANTAGE:
+        found = index.find(Kind.PATHS, sender=coordinator, round_id=round_id)
+    else:
+        found = index.find(Kind.CLUSTERS, sender=coordinator)
+    if found is None:
+        raise PeerError(
+            f"round {round_id}, {attempt.purpose}: {coordinator} has sent nothing that {site} "
+            "could have computed its vector from",
+            reason="missing_scores" if attempt.purpose == DEMAND else "missing_message",
+            peer=coordinator,
+            round_id=round_id,
+        )
+    return found
 
 
 def check_cohort(cohort: Envelope, *, plan: StudyPlan, roster: Roster) -> tuple[str, ...]:
@@ -273,6 +298,15 @@ def check_opening_request(
                 f"{shown.message_hash[:16]}; got {body.opening_key[:16]}",
                 reason="wrong_opening_key",
                 peer=site,
+                round_id=attempt.round_id,
+            )
+        basis = basis_of(index, attempt, site=site, roster=roster)
+        if body.rests_on != basis.message_hash:
+            raise PeerError(
+                f"{where}: {site} was shown another {basis.kind} message by "
+                f"{roster.coordinator.id} than the auditor",
+                reason="wrong_basis",
+                peer=roster.coordinator.id,
                 round_id=attempt.round_id,
             )
         paid_by[site] = body.paid_by

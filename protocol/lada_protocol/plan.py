@@ -14,16 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lada_protocol.envelope import Digest, PartyId, StudyId
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.encryption.parameters import MAX_CELLS, MAX_LENGTH
 from lada_secure.errors import PeerError
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 MAX_PLAN_BYTES = 64 * 1024
+LEDGER_TIME_STEP_S = 3600
 STATISTICS = "statistics"
 DEMAND = "demand"
 TRAINING = "training"
 ADVANTAGE = "advantage"
 TRIALS = "trials"
+
+# Of a committed matrix (SPEC.md, "Blind scoring"): 2048 samples a block, 8 KiB a column, 256 MiB
+# less a header in all.
+MATRIX_BLOCK = 2048
+MAX_MATRIX_COLUMNS = 32_767
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -42,7 +49,11 @@ def _with_tuple(value: object, name: str) -> object:
 
 
 class PrivacyPlan(_Part):
-    """The guarantee of the whole study, per site: (epsilon_cap, target_delta)-DP."""
+    """The guarantee of the whole study, per site: (epsilon_cap, target_delta)-DP.
+
+    ledger_time_step_s: the times of ledger entries are whole multiples of it, so that they do not
+    say how long the work on some person's records took.
+    """
 
     adjacency: Literal["add_or_remove_one_unit"] = "add_or_remove_one_unit"
     unit: Annotated[str, Field(min_length=1, max_length=40)]
@@ -50,6 +61,7 @@ class PrivacyPlan(_Part):
     epsilon_cap: Positive
     max_records_per_unit: Count
     max_units: Count
+    ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = LEDGER_TIME_STEP_S
 
 
 class StatisticsPlan(_Part):
@@ -153,6 +165,11 @@ class AllocationPlan(_Part):
     screen_low: Share
     screen_high: Share
 
+    @property
+    def cells(self) -> int:
+        """Clusters by difficulty bins: columns of the private matrix."""
+        return self.clusters * self.difficulty_bins
+
 
 class PathsPlan(_Part):
     """Step 8: how many reasoning paths the LLM writes, and how long they may be."""
@@ -214,7 +231,7 @@ class StudyPlan(_Part):
     A plan without `uplink` or `guide` has none; the field is left out of its bytes, never null.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     study_id: StudyId
     title: Annotated[str, Field(max_length=200)]
     coordinator: PartyId
@@ -245,6 +262,18 @@ class StudyPlan(_Part):
             raise ValueError("max_cohort is below min_cohort")
         if self.allocation.screen_low > self.allocation.screen_high:
             raise ValueError("screen_low is above screen_high")
+        blocks = -(-self.pool_size // MATRIX_BLOCK)
+        if self.allocation.cells > MAX_CELLS or self.pool_size > MAX_LENGTH:
+            raise ValueError(
+                f"{self.allocation.cells} cells over {self.pool_size} samples, at most "
+                f"{MAX_CELLS} over {MAX_LENGTH}"
+            )
+        if blocks * self.allocation.cells > MAX_MATRIX_COLUMNS:
+            raise ValueError(
+                f"{self.allocation.cells} cells in {blocks} blocks of {MATRIX_BLOCK} samples are "
+                f"more than the {MAX_MATRIX_COLUMNS} columns that a matrix may have; take fewer "
+                "clusters or a smaller pool"
+            )
         if self.uplink is not None and self.uplink.holdout >= self.pool_size:
             raise ValueError("uplink.holdout takes the whole pool; leave samples to learn from")
         if self.guide is not None and self.training.pool_gradients != "public":

@@ -9,12 +9,13 @@ from lada_protocol.exported_study import (
     MESSAGES_FILE,
     ExportedStudy,
     Faults,
+    ledger_file,
     opening_file,
     transcript_file,
 )
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind, Role, may_read
-from lada_protocol.messages import CloseBody, OpenedBody, parse_body
+from lada_protocol.messages import CloseBody, OpenedBody, TrainedBody, parse_body
 from lada_protocol.opening import (
     check_opened_range,
     check_opening_request,
@@ -22,8 +23,9 @@ from lada_protocol.opening import (
     purpose_parameters,
     purposes_of,
 )
-from lada_protocol.payments import check_payment
-from lada_protocol.plan import ADVANTAGE
+from lada_protocol.payments import check_payment, check_training_payment
+from lada_protocol.plan import ADVANTAGE, DEMAND
+from lada_protocol.scoring import check_scored_round
 from lada_protocol.transcript import FIRST, Transcript, check_transcript, parse_transcript
 from lada_protocol.uplink import check_uplink
 from lada_secure.canonical import sha256_hex
@@ -66,6 +68,10 @@ def _check_opening(
         roster=study.roster,
         parameters_digest=purpose_parameters(plan, head.purpose).digest,
     )
+    if head.purpose == DEMAND:
+        check_scored_round(
+            study.index, request.cohort, round_id=head.round_id, plan=plan, roster=study.roster
+        )
     body = parse_body(opened, OpenedBody)
     sent = {site: one.message_hash for site, one in request.contributions.items()}
     if body.contributions != sent or body.sum_message != request.sum_message.message_hash:
@@ -77,6 +83,25 @@ def _check_opening(
     check_opened_range(values, plan, head.purpose, len(request.cohort))
     for site, paid_by in request.paid_by.items():
         check_payment(ledgers.get(site, ()), paid_by, plan=plan, attempt=attempt, site=site)
+
+
+def check_trainings(
+    study: ExportedStudy, ledgers: Mapping[str, tuple[LedgerEntry, ...]], faults: Faults
+) -> None:
+    """Whoever says that it trained has paid for every step of the round."""
+    sites = {party.id for party in study.roster.sites}
+    for round_id in range(study.plan.rounds):
+        for site, trained in sorted(study.index.all(Kind.TRAINED, round_id=round_id).items()):
+            try:
+                check_training_payment(
+                    ledgers.get(site, ()),
+                    parse_body(trained, TrainedBody).paid_by,
+                    plan=study.plan,
+                    round_id=round_id,
+                    site=site,
+                )
+            except LadaError as error:
+                faults.check(ledger_file(site) if site in sites else MESSAGES_FILE, error)
 
 
 def check_uplinks(study: ExportedStudy, faults: Faults) -> None:

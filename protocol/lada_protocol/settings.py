@@ -20,13 +20,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def beside(self, folder: Path) -> Self:
-        """The same settings with relative paths taken from `folder`."""
+        """The same settings with `~` expanded and relative paths taken from `folder`.
+
+        Raises: ParameterError: a path starts with `~` and the name of nobody on this machine.
+        """
         paths = {
-            name: folder / value
+            name: folder / _without_tilde(value, key=name)
             for name in type(self).model_fields
             if isinstance(value := getattr(self, name), Path)
         }
         return self.model_copy(update=paths)
+
+
+def _without_tilde(path: Path, *, key: str) -> Path:
+    # A folder whose name is `~` would be a second state folder, and a second budget, unnoticed.
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ParameterError(
+            f"{key}: {path}: there is no home folder for {path.parts[0]}; write the whole path"
+        ) from error
 
 
 S = TypeVar("S", bound=BaseModel)

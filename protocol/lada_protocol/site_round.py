@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lada_protocol.admission import admission_of, refused_admission
+from lada_protocol.completion import ending_of
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import InquiryBody, fault_of, parse_body
@@ -28,14 +30,20 @@ def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site
 
     Raises: PeerError where the coordinator's messages break the protocol.
     """
-    over = study_over(index, roster)
+    # First of all: whoever was left out has failed, however the study of the others ended.
+    refused = refused_admission(index, site, roster=roster)
+    if refused is not None:
+        return Done(failure=fault_of(refused))
+    over = study_over(index, plan=plan, roster=roster)
     if over is not None:
         return over
     if index.find(Kind.REFUSAL, sender=site) is not None:
         return Done(failure=f"{site} refused the plan")
     if index.find(Kind.ACCEPTANCE, sender=site) is None:
         return ReviewPlan()
-    coordinator = roster.coordinator.id
+    coordinator, auditor = roster.coordinator.id, roster.auditor.id
+    if admission_of(index, site, roster=roster) is None:
+        return Wait(step="plan", round_id=0, awaited="the admission", parties=(auditor,))
     for round_id in range(plan.rounds):
         if index.find(Kind.CLOSE, sender=site, round_id=round_id) is not None:
             continue
@@ -45,14 +53,14 @@ def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site
     return Wait(step="close", round_id=plan.rounds - 1, awaited="the end", parties=(coordinator,))
 
 
-def study_over(index: MessageIndex, roster: Roster) -> Done | None:
-    """Whether the coordinator has ended the study."""
+def study_over(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Done | None:
+    """Whether the coordinator has ended the study; "finished" counts only where it was."""
     coordinator = roster.coordinator.id
     failed = index.find(Kind.FAILED, sender=coordinator)
     if failed is not None:
         return Done(failure=fault_of(failed))
     if index.find(Kind.FINISHED, sender=coordinator) is not None:
-        return Done()
+        return Done(failure=ending_of(index, plan=plan, roster=roster).reason or None)
     return None
 
 

@@ -94,6 +94,13 @@ class PostOpeningKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdmitSite:
+    """Auditor: compare the ledger that a site accepts with to the own copy; admit or refuse."""
+
+    site: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckLedger:
     """Auditor: verify and countersign what a site appended to its ledger."""
 
@@ -136,6 +143,13 @@ class AddUp:
 
     attempt: Attempt
     cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostMatrix:
+    """Coordinator: commit to the matrix that every query of the round is answered from."""
+
+    round_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +212,7 @@ SiteTask = (
     | AnswerInquiry
     | CloseRound
 )
-AuditorTask = Wait | Done | PostOpeningKey | CheckLedger | OpenSum | CloseRound
+AuditorTask = Wait | Done | PostOpeningKey | AdmitSite | CheckLedger | OpenSum | CloseRound
 CoordinatorTask = (
     Wait
     | Done
@@ -206,6 +220,7 @@ CoordinatorTask = (
     | StartAttempt
     | AbortAttempt
     | AddUp
+    | PostMatrix
     | Score
     | WritePaths
     | Inquire

@@ -9,13 +9,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lada_protocol.envelope import Digest, Envelope
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
+from lada_protocol.messages import ScoresBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import PeerError
 
 MAX_TRANSCRIPT_BYTES = 16 * 1024 * 1024
 FIRST = "0" * 64
 # Sent after the transcript or about it, so they cannot stand in it.
-_OUTSIDE = frozenset({Kind.TRANSCRIPT, Kind.CLOSE, Kind.FINISHED, Kind.FAILED, Kind.RECEIPT})
+_OUTSIDE = frozenset(
+    {
+        Kind.TRANSCRIPT,
+        Kind.CLOSE,
+        Kind.FINISHED,
+        Kind.FAILED,
+        Kind.RECEIPT,
+        Kind.ADMISSION,
+    }
+)
 
 
 class Entry(BaseModel):
@@ -55,8 +65,8 @@ class Transcript(BaseModel):
 def stands_outside(envelope: Envelope) -> bool:
     """Whether a message is left out of transcripts: all about the round's end or about a ledger.
 
-    Ledgers are answered (a receipt, or a refusal with the site as addressee) when the auditor
-    comes to them, which may be after the round.
+    Ledgers are answered (a receipt, or a refusal with the site as addressee), and late acceptances
+    admitted, when the auditor comes to them, which may be after the round.
     """
     about_a_ledger = envelope.kind is Kind.REFUSAL and envelope.header.to != ""
     return envelope.kind in _OUTSIDE or about_a_ledger
@@ -113,7 +123,8 @@ def check_transcript(
     """Check a transcript against what `reader` has seen and sent itself.
 
     Messages that others may have posted late are not demanded; the reader's own, and everything
-    that its work rested on (cohorts, openings, scores, paths, inquiries, updates), are.
+    that its work rested on (cohorts, openings, scores, paths, inquiries, updates), are. So is the
+    matrix that scores name, which a site cannot read.
 
     Raises: PeerError(reason="bad_transcript") naming the message.
     """
@@ -126,9 +137,11 @@ def check_transcript(
             round_id=round_id,
         )
     listed = {_order(entry): entry.message_hash for entry in transcript.entries}
+    matrices = {one.message_hash for one in transcript.entries if one.kind == Kind.MATRIX}
     needed = {
         Kind.COHORT,
         Kind.OPENED,
+        Kind.MATRIX,
         Kind.SCORES,
         Kind.PATHS,
         Kind.PLAN,
@@ -145,6 +158,12 @@ def check_transcript(
             raise PeerError(
                 f"transcript of round {round_id} "
                 f"{'leaves out' if stands is None else 'changes'} {envelope!r}",
+                reason="bad_transcript",
+                round_id=round_id,
+            )
+        if envelope.kind is Kind.SCORES and parse_body(envelope, ScoresBody).matrix not in matrices:
+            raise PeerError(
+                f"transcript of round {round_id} lists another matrix than the scores name",
                 reason="bad_transcript",
                 round_id=round_id,
             )

@@ -19,6 +19,7 @@ from lada_protocol.messages import InquiryBody, SitePathsBody, parse_body
 from lada_protocol.opening import purpose_parameters
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_protocol.roster import Roster
+from lada_protocol.scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.tasks import (
     AbortAttempt,
     AddUp,
@@ -29,6 +30,7 @@ from lada_protocol.tasks import (
     GiveUp,
     ImproveModel,
     Inquire,
+    PostMatrix,
     PostTranscript,
     ProposePlan,
     Score,
@@ -45,8 +47,10 @@ from lada_protocol.uplink import (
     parse_site_paths,
 )
 from lada_secure.canonical import parse_canonical_json
+from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.sealing import SealedSum
+from lada_secure.encryption.worker import shared_worker
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
 from lada_server.llm_looks import PoolView
 from lada_server.own_board import OwnBoard
@@ -64,6 +68,7 @@ STEPS: Mapping[type[object], str] = {
     StartAttempt: "opening",
     AbortAttempt: "opening",
     AddUp: "opening",
+    PostMatrix: "scoring",
     Score: "scoring",
     WritePaths: "paths",
     Inquire: "uplink",
@@ -97,6 +102,7 @@ class Coordinator:
     _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
     _view: PoolView | None = None
     _matrix: PoolMatrix | None = None
+    _matrix_of: str = ""
     _view_of: str = NO_ADAPTERS
     _uplink: CoordinatorUplink = field(init=False)
 
@@ -194,6 +200,8 @@ class Coordinator:
                 self.board.post_at(Kind.ABORT, attempt, {"code": "timeout", "message": reason})
             case AddUp(attempt=attempt, cohort=cohort):
                 self._add_up(attempt, cohort)
+            case PostMatrix(round_id=round_id):
+                self._post_matrix(round_id)
             case Score(round_id=round_id, site=site):
                 self._score(round_id, site)
             case WritePaths(round_id=round_id):
@@ -246,7 +254,6 @@ class Coordinator:
             if version != NO_ADAPTERS:
                 self.teacher.use(self.study, version)
             self._view = self.teacher.view_pool(self.study)
-            self._matrix = PoolMatrix(self._view.features, row_bound=1)
             self._view_of = version
             self.events.write(
                 "step_finished",
@@ -271,20 +278,44 @@ class Coordinator:
         hashes = {site: sent[site].message_hash for site in cohort}
         self.board.post_at(Kind.SUM, attempt, {"contributions": hashes}, payload=total.to_bytes())
 
+    def _post_matrix(self, round_id: int) -> None:
+        """Commit to what all queries of the round are answered from."""
+        matrix = encode_matrix(self._look_at_pool(round_id).features, row_bound=ROW_BOUND)
+        self.board.post(
+            Kind.MATRIX,
+            {"parameters_digest": matrix.parameters.digest},
+            payload=matrix.to_bytes(),
+            round_id=round_id,
+        )
+
+    def _committed(self, matrix: Envelope) -> PoolMatrix:
+        """The matrix on the board: after a restart the LLM may look at the pool otherwise."""
+        if self._matrix is None or self._matrix_of != matrix.header.payload_sha256:
+            plan = self.study.plan
+            raw = self.board.read(matrix.message_hash)
+            parsed = parse_matrix(raw, scoring_parameters_of(plan), plan.pool_size)
+            self._matrix = PoolMatrix(parsed, worker=shared_worker())
+            self._matrix_of = matrix.header.payload_sha256
+        return self._matrix
+
     def _score(self, round_id: int, site: str) -> None:
-        self._look_at_pool(round_id)
-        matrix = self._matrix
+        matrix = self._index.find(Kind.MATRIX, sender=self._me, round_id=round_id)
         query = self._index.find(Kind.QUERY, sender=site, to=self._me, round_id=round_id)
         if matrix is None or query is None:
-            raise LocalProtocolError(f"round {round_id}: asked to score without a query of {site}")
+            raise LocalProtocolError(f"round {round_id}: asked to score without matrix or query")
+        committed = self._committed(matrix)
         try:
-            scores = matrix.score(self.board.read(query.message_hash))
+            scores = committed.score(self.board.read(query.message_hash))
         except PeerError as error:
             self._exclude(round_id, site, error)
             return
         self.board.post(
             Kind.SCORES,
-            {"query": query.message_hash, "pool_size": len(self.study.pool)},
+            {
+                "matrix": matrix.message_hash,
+                "query": query.message_hash,
+                "pool_size": len(self.study.pool),
+            },
             payload=scores,
             round_id=round_id,
             to=site,
@@ -391,7 +422,8 @@ def _round_of(task: CoordinatorTask) -> int:
         case StartAttempt(attempt=attempt) | AbortAttempt(attempt=attempt) | AddUp(attempt=attempt):
             return attempt.round_id
         case (
-            Score(round_id=round_id)
+            PostMatrix(round_id=round_id)
+            | Score(round_id=round_id)
             | WritePaths(round_id=round_id)
             | Inquire(round_id=round_id)
             | ImproveModel(round_id=round_id)

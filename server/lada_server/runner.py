@@ -24,12 +24,13 @@ from lada_server.credentials import live_identity, read_passphrase
 from lada_server.llm_files import LlmFiles
 from lada_server.llm_looks import LlmLooks
 from lada_server.monitor import Monitored, start_monitor
+from lada_server.pool_gate import check_study
 from lada_server.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.status import EVENTS_FILE, Status, read_status
 from lada_server.status_file import STATUS_FILE, StatusFile
 from lada_server.store import BoardStore
-from lada_server.study import prepare_study
+from lada_server.study import keep_plan, prepare_study
 from lada_server.teacher import Teacher
 
 S = TypeVar("S", bound=Settings)
@@ -66,6 +67,7 @@ def _serve(
     credentials = identity.credentials()
     pool = read_pool(settings.pool)
     events = _event_log(settings)
+    kept_plan = settings.state_dir / "plan.json"
     store = BoardStore(
         settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}",
         payload_dir=settings.state_dir / "payloads",
@@ -89,21 +91,25 @@ def _serve(
                 pool_bytes=pool_bytes(pool),
                 roster=roster,
                 now=datetime.now(UTC),
-                kept_plan=settings.state_dir / "plan.json",
+                kept_plan=kept_plan,
             )
+            teacher = Teacher(
+                settings.llm,
+                cache_dir=settings.cache_dir,
+                threads=settings.threads,
+                files=LlmFiles(folder=settings.state_dir / "llm"),
+                looks=LlmLooks(folder=settings.state_dir / "llm"),
+            )
+            if study.is_new:
+                check_study(study, teacher, pool_file=settings.pool)
+                keep_plan(kept_plan, study.plan)
             coordinator = Coordinator(
                 study=study,
                 roster=roster,
                 store=store,
                 signing_key=credentials.signing_key,
                 certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
-                teacher=Teacher(
-                    settings.llm,
-                    cache_dir=settings.cache_dir,
-                    threads=settings.threads,
-                    files=LlmFiles(folder=settings.state_dir / "llm"),
-                    looks=LlmLooks(folder=settings.state_dir / "llm"),
-                ),
+                teacher=teacher,
                 events=events,
             )
             try:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lada_protocol.envelope import Envelope, parse_envelope
-from lada_protocol.kinds import Audience, kind_rules, may_read
+from lada_protocol.kinds import kind_rules, may_read
 from lada_protocol.roster import Roster
 from lada_protocol.wire import MAX_LIST_BYTES, MAX_LIST_ENTRIES, MAX_WAIT_S
 from lada_secure.canonical import sha256_hex
@@ -278,7 +278,7 @@ class BoardStore:
             fault = "too_large", f"has a payload of {header.payload_bytes} bytes"
         elif header.to and header.to not in self._newest:
             fault = "bad_addressee", f"goes to {header.to!r}, who is not in the roster"
-        elif rules.audience is Audience.ADDRESSEE and not header.to:
+        elif rules.needs_addressee and not header.to:
             fault = "bad_addressee", "needs an addressee and names none"
         if fault is not None:
             raise PeerError(

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A plan and the public material that its hashes pin."""
+    """A plan and the public material that its hashes pin. is_new: it was never proposed yet."""
 
     plan: StudyPlan
+    is_new: bool
     pool: tuple[PoolSample, ...]
     pool_bytes: bytes
     clusters: Clusters
@@ -42,6 +43,8 @@ def prepare_study(
     kept_plan: Path,
 ) -> Study:
     """Cluster the pool and make the plan, or read the plan that was proposed before a restart.
+
+    A new plan is not on disk yet: `keep_plan` comes after the checks that need the LLM.
 
     Args: kept_plan: file of the plan; its expiry was fixed when it was first proposed, so it is
         read back and never made again.
@@ -75,10 +78,9 @@ def prepare_study(
         )
     if plan.clusters_sha256 != sha256_hex(clusters_bytes):
         raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
-    if kept is None:
-        _keep(kept_plan, plan)
     return Study(
         plan=plan,
+        is_new=kept is None,
         pool=pool,
         pool_bytes=pool_bytes,
         clusters=clusters,
@@ -96,7 +98,7 @@ def _kept(path: Path) -> StudyPlan | None:
         raise ParameterError(f"cannot read the kept plan {path}: {error}") from error
 
 
-def _keep(path: Path, plan: StudyPlan) -> None:
+def keep_plan(path: Path, plan: StudyPlan) -> None:
     """Write the plan whole or not at all: it is signed and sent right afterwards."""
     part = path.with_name(f".{path.name}")
     try:

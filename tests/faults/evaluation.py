@@ -27,6 +27,7 @@ from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import OpenedBody, parse_body
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan, parse_plan
+from lada_protocol.plan_mechanisms import statistics_parameters
 from lada_protocol.roster import Roster, parse_roster
 from lada_protocol.settings import parse_settings
 from lada_protocol.uplink import (
@@ -47,6 +48,7 @@ from lada_secure.learnability.explanation import explain_cells
 from lada_secure.learnability.gap import cell_rewards, probability
 from lada_secure.learnability.statistics import NoisedStatistics, parse_noised_statistics
 from lada_secure.privacy.ledger import ReleaseKey
+from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import bound_units
 from lada_server.llm_files import LlmFiles
 from lada_server.settings import ServerSettings, StudySettings
@@ -114,7 +116,7 @@ class Record:
 
     def kept(self, site: str, name: str) -> Any:
         """One of a site's small files; None where there is none."""
-        path = self.state(site) / name
+        path = self.federation.layout.site(site).study / name
         return json.loads(path.read_bytes()) if path.exists() else None
 
     def released(self, site: str, round_id: int, purpose: str, chunk: int = 0) -> bytes:
@@ -254,9 +256,11 @@ class SiteAgain:
             settings=settings,
             pool=study.pool,
             clusters=study.clusters,
-            units=bound_units(
-                read_records(settings.records),
-                max_records_per_unit=plan.privacy.max_records_per_unit,
+            records=PrivateRecords(
+                bound_units(
+                    read_records(settings.records),
+                    max_records_per_unit=plan.privacy.max_records_per_unit,
+                )
             ),
             held_out=(),
             memory=SiteMemory(folder=self.scratch),
@@ -265,7 +269,7 @@ class SiteAgain:
     def noised(self, round_id: int) -> NoisedStatistics:
         """The statistics that the site released."""
         raw = self.record.released(self.site, round_id, STATISTICS)
-        return parse_noised_statistics(raw, self.learner.statistics_parameters)
+        return parse_noised_statistics(raw, statistics_parameters(self.record.plan))
 
     def faults(self, round_id: int, features: FloatArray) -> Iterator[str]:
         """Where the site's choices of a round are not what follows from its releases.
@@ -294,7 +298,7 @@ class SiteAgain:
     def _same(self, name: str) -> bool:
         """Whether the site's file says what the new one says."""
         again = self.learner.memory.folder / name
-        theirs = self.record.state(self.site) / name
+        theirs = self.record.federation.layout.site(self.site).study / name
         return theirs.exists() and again.read_bytes() == theirs.read_bytes()
 
     def _learn(self, round_id: int, noised: NoisedStatistics) -> None:
@@ -308,7 +312,8 @@ class SiteAgain:
         before = learner._losses(examples)
         kept = learner.allocator.screen(probability(before))
         weights = (
-            self.record.state(self.site) / f"adapters-round-{round_id}.safetensors"
+            self.record.federation.layout.site(self.site).study
+            / f"adapters-round-{round_id}.safetensors"
         ).read_bytes()
         load_adapters(learner.model, AdapterWeights(data=weights))
         after = learner._losses(examples)

@@ -130,6 +130,7 @@ COORDINATOR = (
     _coordinator("statistics: sum posted", _own("sum", "statistics"), _own("scores")),
     _coordinator("statistics: opened", _posted("opened", "statistics"), _own("transcript")),
     _coordinator("scoring: working", _started("scoring"), _own("transcript")),
+    _coordinator("scoring: matrix posted", _own("matrix"), _own("transcript")),
     _coordinator("scoring: first scores posted", _own("scores"), _own("transcript")),
     _coordinator("demand: cohort named", _own("cohort", "demand"), _own("transcript")),
     _coordinator(

@@ -42,8 +42,8 @@ class TeacherWithoutModel(Teacher):
     def view_pool(self, study: Study) -> PoolView:
         """One hot rows: every sample belongs to one cell."""
         allocation = study.plan.allocation
-        cells = np.arange(len(study.pool)) % (allocation.clusters * allocation.difficulty_bins)
-        features = np.eye(allocation.clusters * allocation.difficulty_bins)[cells]
+        cells = np.arange(len(study.pool)) % allocation.cells
+        features = np.eye(allocation.cells)[cells]
         return PoolView(features=features, cells=cells)
 
     def use(self, study: Study, version: str) -> None:
@@ -117,7 +117,9 @@ class LearnerWithoutModel:
             round_id=round_id,
             unit=plan.privacy.unit,
         )
-        return release_statistics(lambda: nothing, parameters=parameters, book=book, spec=spec)
+        return release_statistics(
+            lambda _paid: nothing, parameters=parameters, book=book, spec=spec
+        )
 
     def utilities(self, round_id: int, noised: NoisedStatistics) -> np.ndarray:
         """Every cell is worth half."""
@@ -147,7 +149,7 @@ class LearnerWithoutModel:
         """What stands for adapters, paid for once."""
         return book.release(
             training_spec(self.plan, round_id),
-            compute=lambda: b"adapters",
+            compute=lambda _paid: b"adapters",
             encode=bytes,
             decode=bytes,
         )
@@ -163,6 +165,9 @@ class LearnerWithoutModel:
 
 class SiteWithoutModel(Site):
     """The real service; its learner has no model."""
+
+    def _check_with_model(self) -> None:
+        """There is no model to check records with."""
 
     @property
     def learner(self) -> SiteLearner:

@@ -20,7 +20,7 @@ from lada_protocol.kinds import Kind, may_read
 from lada_protocol.opening import purpose_parameters
 from lada_secure.encryption.parameters import OpeningParameters
 from lada_secure.errors import LadaError, LocalProtocolError, ParameterError, PeerError
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 _FIRST_NEW = 1_000
 
@@ -150,7 +150,7 @@ class PartyStates:
             client=self._client,
             signing_key=recording.credentials[self._party.id].signing_key,
             certificate=recording.certificate(self._party.id),
-            outbox=Outbox(folder=folder / "outbox", roster=recording.roster),
+            outbox=Outbox(folder=folder, roster=recording.roster),
             events=silent(self._party.id),
         )
         if until > 1:
@@ -179,7 +179,7 @@ class PartyStates:
     def _fill(self, folder: Path, until: int) -> None:
         """What the party had on disk at that moment."""
         recording = self._study.recording
-        outbox = Outbox(folder=folder / "outbox", roster=recording.roster)
+        outbox = Outbox(folder=folder, roster=recording.roster)
         folder.mkdir()
         ledgers: dict[str, bytes] = {}
         answered = {
@@ -212,10 +212,11 @@ class PartyStates:
                     )
 
     def _make_book(self, joined: bool) -> MemoryLedger:
-        """The ledger at the end of the recording, or an empty one before the plan is accepted."""
+        """The ledger at the end of the recording, or a new one before the plan is accepted."""
         book = self._study.recording.book(self._party.id)
         if joined:
             kept = self._study.books[self._party.id]
+            book._identity, book._kept = kept.identity, type(book._kept)(kept.identity)
             with kept._transaction() as old, book._transaction() as new:
                 for entry in old.entries():
                     paid_by = getattr(entry, "reserve_hash", "")

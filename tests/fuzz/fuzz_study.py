@@ -17,6 +17,7 @@ from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 
+from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -24,7 +25,9 @@ from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.credentials import load_credentials
 from lada_clients.outbox import Outbox
 from lada_clients.participant import Participant
+from lada_clients.site.file_gate import SiteFiles
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.record_files import RecordFiles, file_digests
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.auditor_round import next_auditor_task
@@ -39,12 +42,11 @@ from lada_protocol.roster import Roster
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import Done, StartAttempt, Wait
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.records import PoolSample, pool_bytes, pool_hash
-from lada_secure.encryption.scoring import PoolMatrix
+from lada_secure.data.records import PoolSample, RecordFile, pool_bytes, pool_hash
 from lada_secure.learnability.cells import fit_clusters
 from lada_secure.learnability.embedding import embedder
 from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_server.callers import Callers
 from lada_server.calls import BoardCalls
 from lada_server.coordinator import Coordinator
@@ -93,7 +95,6 @@ class Recording:
     roster: Roster
     credentials: dict[str, Credentials]
     study: Study
-    matrix: PoolMatrix
     view: PoolView
     rows: list[tuple[int, Envelope, bytes]] = field(default_factory=list)
 
@@ -151,7 +152,7 @@ class Recording:
             teacher=TeacherWithoutModel(),
             events=silent("coordinator"),
         )
-        made._view, made._matrix = self.view, self.matrix
+        made._view = self.view
         return made
 
     def participant(self, party: str, folder: Path) -> Participant:
@@ -163,7 +164,7 @@ class Recording:
             client=client,
             signing_key=self.credentials[party].signing_key,
             certificate=self.certificate(party),
-            outbox=Outbox(folder=folder / "outbox", roster=self.roster),
+            outbox=Outbox(folder=folder, roster=self.roster),
             events=silent(party),
         )
 
@@ -172,7 +173,9 @@ class Recording:
         return Auditor(
             participant=me,
             state_dir=folder,
-            ledgers=LedgerCopies(folder=folder / "ledgers"),
+            ledgers=LedgerCopies(
+                folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
+            ),
             registry=OpeningRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,
@@ -180,18 +183,26 @@ class Recording:
 
     def site(self, me: Participant, folder: Path, book: MemoryLedger) -> SiteWithoutModel:
         """The real site over a state folder."""
+        settings = SiteSettings(
+            party=me.party,
+            coordinator="127.0.0.1:1",
+            identity=self.identity(me.party),
+            roster=Path("roster.json"),
+            policy=Path("policy.toml"),
+            state_dir=folder,
+            # Any file that stays as it is: there is no model to read it.
+            records=self.folder / "roster.json",
+            cache_dir=Path("cache"),
+        )
+        record_files = RecordFiles(
+            settings=settings, digests=file_digests(settings), folder=folder, key=b"k" * 32
+        )
+        # A site that comes back has accepted with these files.
+        record_files.keep()
         return SiteWithoutModel(
             participant=me,
-            settings=SiteSettings(
-                party=me.party,
-                coordinator="127.0.0.1:1",
-                identity=self.identity(me.party),
-                roster=Path("roster.json"),
-                policy=Path("policy.toml"),
-                state_dir=folder,
-                records=Path("records.jsonl"),
-                cache_dir=Path("cache"),
-            ),
+            settings=settings,
+            record_files=record_files,
             policy=SitePolicy(
                 roster_sha256=self.roster.hash,
                 population="patients",
@@ -199,6 +210,10 @@ class Recording:
                 epsilon_cap_per_study=8.0,
                 epsilon_cap_total=50.0,
                 max_records_per_unit=4,
+            ),
+            files=SiteFiles(
+                records=RecordFile(name="records.jsonl", records=(), lines=(), faults=()),
+                held_out=None,
             ),
             book=book,
             secrets=SecretFolder(folder=folder / "secrets"),
@@ -211,14 +226,9 @@ class Recording:
         """An empty ledger of a site."""
         key = self.credentials[party].signing_key
         return MemoryLedger(
-            identity=LedgerIdentity(
-                site=party,
-                population="patients",
-                public_key=key.public_key().public_bytes_raw(),
-            ),
+            identity=LedgerIdentity.new(site=party, population="patients"),
             signing_key=key,
             caps=CAPS,
-            data_fingerprint="d" * 64,
             clock=lambda: datetime.now(UTC),
         )
 
@@ -268,6 +278,7 @@ def _prepare(folder: Path) -> Recording:
     )
     study = Study(
         plan=plan,
+        is_new=True,
         pool=POOL,
         pool_bytes=pool_bytes(POOL),
         clusters=clusters,
@@ -282,7 +293,6 @@ def _prepare(folder: Path) -> Recording:
             name: load_credentials(folder / "identities" / name, expected_id=name) for name in NAMES
         },
         study=study,
-        matrix=PoolMatrix(view.features, row_bound=1),
         view=view,
     )
 

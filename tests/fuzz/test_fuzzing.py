@@ -43,11 +43,9 @@ CRASHER = [edit.__name__ for edit in EDITS].index("_crasher")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedStudy]:
+def study(tmp_path_factory: pytest.TempPathFactory) -> RecordedStudy:
     """One recorded study for all parties."""
-    made = record(tmp_path_factory.mktemp("study"))
-    yield made
-    made.recording.matrix.close()
+    return record(tmp_path_factory.mktemp("study"))
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +148,7 @@ def test_a_property_that_does_not_hold_is_reported_with_its_input(
 def test_edits_change_what_they_should_and_a_rebound_ledger_is_whole(
     study: RecordedStudy,
 ) -> None:
-    from lada_secure.privacy.entries import parse_ledger_lines
+    from lada_secure.privacy.ledger_lines import parse_ledger_lines
     from lada_secure.privacy.verification import verify_ledger
 
     assert edit_json({"a": 1}, Dice(bytes((0, 0)))) == {}

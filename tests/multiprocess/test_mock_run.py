@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lada_clients.audit.folder import read_evidence
+from lada_clients.study_folder import find_study_folder
 from lada_protocol.envelope import envelope_from_line
 from lada_protocol.evidence import verify_evidence
 from lada_protocol.kinds import Kind
@@ -22,7 +23,8 @@ from lada_protocol.messages import LlmUpdateBody, parse_body
 from lada_protocol.plan import parse_plan
 from lada_protocol.roster import parse_roster
 from lada_protocol.uplink import NO_ADAPTERS, split_pool
-from lada_secure.privacy.entries import CommitEntry, parse_ledger_lines
+from lada_secure.privacy.entries import CommitEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
 SITES = 3
@@ -90,14 +92,18 @@ def test_every_opened_sum_is_exactly_the_sum_of_the_noised_vectors(finished):
         )
         assert opened == np.sum(noised, axis=0).tolist()
         picks = [
-            json.loads((site / "state" / f"picks-round-{round_id}.json").read_text())
-            for site in sites
+            json.loads((kept(site) / f"picks-round-{round_id}.json").read_text()) for site in sites
         ]
         demand = json.loads((out / "export" / "openings" / f"{round_id}-demand.json").read_text())
         assert (
             demand == np.bincount(np.concatenate(picks).astype(int), minlength=len(demand)).tolist()
         )
         assert sum(demand) > 0
+
+
+def kept(site):
+    """What a site keeps of its one study."""
+    return find_study_folder(site / "state", None)
 
 
 def llm_updates(out):
@@ -114,7 +120,7 @@ def test_the_opened_advantages_are_exactly_the_sum_of_what_the_sites_computed(fi
     plan = parse_plan((out / "export" / "plan.json").read_bytes())
     for round_id in range(2):
         sent = [
-            json.loads((site / "state" / f"advantages-round-{round_id}.json").read_text())
+            json.loads((kept(site) / f"advantages-round-{round_id}.json").read_text())
             for site in sorted(out.glob("site-*"))
         ]
         opened = json.loads(
@@ -230,6 +236,7 @@ def test_private_keys_and_ledgers_are_readable_by_their_owner_only(finished):
     secrets = [
         *out.glob("*/identity/*.key"),
         *out.glob("*/state/secrets/*"),
+        *out.glob("*/state/studies/*/secrets/*"),
         *out.glob("auditor/state/keys/*"),
         *out.glob("*/state/ledger-*.sqlite"),
     ]
@@ -255,7 +262,7 @@ def test_masks_are_forgotten_once_the_study_is_over(finished):
     out, _ = finished
     plan = parse_plan((out / "export" / "plan.json").read_bytes())
     assert plan.rounds == 2
-    assert list(out.glob("site-*/state/secrets/mask-*")) == []
+    assert list(out.glob("site-*/state/**/secrets/mask-*")) == []
 
 
 @pytest.mark.slow
@@ -281,7 +288,7 @@ def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_p
     assert plan.guide is not None
     assert plan.guide.trials is not None
     for site in json.loads(done.stdout)["sites"]:
-        state = out / site["party"] / "state"
+        state = kept(out / site["party"])
         judged = json.loads((state / "judged-paths.json").read_bytes())
         assert len({one["gain"] for one in judged}) > len(judged) // 2
         # The last round goes on from the student, with the guide of the round before as judge.

@@ -26,7 +26,8 @@ from lada_protocol.plan import parse_plan
 from lada_protocol.roster import parse_roster
 from lada_secure.data.records import read_pool, read_records
 from lada_secure.encryption.opening_key import OpeningKey
-from lada_secure.privacy.entries import CommitEntry, parse_ledger_lines
+from lada_secure.privacy.entries import CommitEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_server import service
 from lada_server.runner import run_server
 
@@ -191,7 +192,7 @@ def test_no_statistic_stands_in_the_clear_but_the_opened_sum(recorded):
 def test_picks_of_a_site_stand_nowhere(recorded):
     layout, at_coordinator, at_auditor = recorded
     for site_id in layout.site_ids:
-        picks = json.loads((layout.site(site_id).state / "picks-round-0.json").read_text())
+        picks = json.loads((layout.site(site_id).study / "picks-round-0.json").read_text())
         plan = parse_plan((layout.export / "plan.json").read_bytes())
         wanted = np.zeros(plan.pool_size, dtype=np.int64)
         wanted[picks] = 1

@@ -62,10 +62,10 @@ def test_a_plan_over_a_sites_policy_ends_the_study_with_its_reason(prepared):
     for party, process in running.items():
         said, _ = process.communicate(timeout=200)
         assert process.returncode == 1, (party, said)
-        assert "2 sites accepted the plan, 3 are needed" in said
+        assert "2 sites take part, 3 are needed" in said
         assert sentence in said
         assert "Traceback" not in said
-    assert list(site.state.glob("secrets/mask-*")) == []
+    assert list(site.state.rglob("mask-*")) == []
 
 
 def test_a_certificate_of_another_authority_is_refused_by_name(prepared, study):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
@@ -27,6 +28,7 @@ from lada_secure.encryption.parsing import (
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import check_sealed, parse_public_key, seal
+from lada_secure.encryption.worker import shared_worker
 from lada_secure.errors import PeerError
 
 OPENING = opening_parameters(length=3, sum_bound=100)
@@ -63,13 +65,14 @@ def valid(opening_key: OpeningKey) -> dict[str, bytes]:
     key = parse_public_key(opening_key.public_bytes, OPENING)
     site = ScoringKey.generate(1)
     query = site.encrypt(np.array([0.5]))
-    with PoolMatrix(np.ones((3, 1))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 1)))) as matrix:
         scores = matrix.score(query)
     return {
         "sealed": seal(key, OPENING, np.array([1, 2, 3])),
         "public_key": opening_key.public_bytes,
         "query": query,
         "scores": scores,
+        "matrix": encode_matrix(np.ones((3, 1))).to_bytes(),
     }
 
 
@@ -78,6 +81,7 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "public_key": lambda raw: parse_public_key(raw, OPENING),
     "query": lambda raw: query_parts(raw, SCORING),
     "scores": lambda raw: scores_coefficients(raw, SCORING, 3),
+    "matrix": lambda raw: parse_matrix(raw, SCORING, 3),
 }
 
 # Each once crashed or misled a process that gave foreign bytes to the native library: nothing at
@@ -172,7 +176,7 @@ def test_what_parses_can_be_handed_to_the_native_library(
     """Mutations that keep the form reach SEAL, which computes garbage with them and lives."""
     rng = random.Random(3)
     site = ScoringKey.generate(1)
-    with PoolMatrix(np.ones((3, 1))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 1)))) as matrix:
         uses: dict[str, Callable[[bytes], Any]] = {
             "sealed": lambda raw: opening_key.open_sum(raw, 100),
             "public_key": lambda raw: seal(
@@ -180,6 +184,9 @@ def test_what_parses_can_be_handed_to_the_native_library(
             ),
             "query": matrix.score,
             "scores": lambda raw: site.decrypt(raw, 3),
+            "matrix": lambda raw: PoolMatrix(
+                parse_matrix(raw, SCORING, 3), worker=shared_worker()
+            ).score(valid["query"]),
         }
         for what, use in uses.items():
             for _ in range(60):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import json
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from ledger_oracle import SITE_KEYS, approved_ledger, restarted, statistics
 
-from lada_secure.canonical import canonical_json
-from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
-from lada_secure.privacy.countersignature import parse_countersignature
-from lada_secure.privacy.entries import LedgerIdentity, format_ledger_lines, parse_ledger_lines
+from lada_secure.canonical import Json, canonical_json
+from lada_secure.errors import LedgerError
 from lada_secure.privacy.events import (
     PrivacyEvent,
     composed_event,
@@ -20,15 +17,12 @@ from lada_secure.privacy.events import (
     gaussian_event,
     parse_event,
 )
-from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
-from lada_secure.privacy.verification import verify_ledger
-
-KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
-PUBLIC = KEY.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-START = datetime(2026, 1, 31, tzinfo=UTC)
-CAPS = BudgetCaps(target_delta=1e-6, total_epsilon=1.5, study_epsilon=1.0)
-NOISE = 15.0
+from lada_secure.privacy.ledger_lines import (
+    format_ledger_lines,
+    parse_entry,
+    parse_ledger_lines,
+)
+from lada_secure.privacy.restart import parse_grant
 
 JSON = st.recursive(
     st.none()
@@ -50,6 +44,19 @@ TRAININGS = st.builds(
 )
 PARTS = GAUSSIANS | TRAININGS
 EVENTS = PARTS | st.lists(PARTS, min_size=2, max_size=5).map(composed_event)
+
+
+def _lines() -> list[bytes]:
+    """One entry of each kind."""
+    ledger = approved_ledger()
+    ledger.reserve(statistics())
+    ledger.keep(ledger.reserve(statistics()), b"noised")
+    ledger.renew_key(SITE_KEYS[1], decided_by="x")
+    return [*ledger.export_lines().splitlines(), restarted(ledger, 1).entries()[0].line()]
+
+
+LINES = _lines()
+FIELDS = sorted({name for line in LINES for name in json.loads(line)})
 
 
 @given(EVENTS)
@@ -82,101 +89,48 @@ def test_any_bytes_are_a_ledger_or_refused(raw: bytes) -> None:
     assert format_ledger_lines(entries) == raw
 
 
-@given(st.binary(max_size=200) | JSON.map(canonical_json))
-def test_any_bytes_are_a_countersignature_or_refused(raw: bytes) -> None:
+@given(st.sampled_from(sorted(json.loads(LINES[-1])["grant"])), JSON)
+def test_a_restart_whose_grant_has_one_field_put_differently_is_the_same_line_or_refused(
+    field: str, value: Json
+) -> None:
+    entry = json.loads(LINES[-1])
+    changed = canonical_json({**entry, "grant": {**entry["grant"], field: value}})
     try:
-        parsed = parse_countersignature(raw)
+        parsed = parse_entry(changed, where="entry 0")
+    except LedgerError:
+        return
+    assert parsed.line() == changed
+
+
+@given(st.binary(max_size=200) | JSON.map(canonical_json))
+def test_any_bytes_are_a_restart_grant_or_refused(raw: bytes) -> None:
+    try:
+        parsed = parse_grant(raw)
     except LedgerError:
         return
     assert parsed.to_bytes() == raw
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime:
-        return self.now
+KINDS = ["start", "restart", "key", "decision", "reserve", "resume", "commit"]
 
 
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.sampled_from(["approve", "refuse", "withdraw"]), st.sampled_from(["a", "b"])),
-        st.tuples(
-            st.sampled_from(["reserve", "release"]),
-            st.sampled_from(["a", "b"]),
-            st.integers(0, 3),
-        ),
-        st.tuples(st.just("wait"), st.integers(-10, 100)),
-    ),
-    max_size=40,
-)
+@given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=12))
+def test_any_fields_are_an_entry_or_refused(kind: str, fields: dict[str, Json]) -> None:
+    line = canonical_json({**fields, "kind": kind, "version": 2})
+    try:
+        entry = parse_entry(line, where="entry 0")
+    except LedgerError:
+        return
+    assert entry.line() == line
 
 
-@settings(max_examples=25, deadline=None)
-@given(STEPS)
-@example([("approve", "a"), *[("release", "a", number) for number in range(4)] * 2])
-@example(
-    [("approve", "a"), ("approve", "b"), *[("reserve", "ab"[n % 2], n % 4) for n in range(30)]]
-)
-def test_whatever_is_tried_the_ledger_verifies_and_stays_under_its_caps(
-    steps: list[tuple[str, ...]],
+@given(st.sampled_from(LINES), st.sampled_from(FIELDS), JSON)
+def test_an_entry_with_one_field_put_differently_is_the_same_line_or_refused(
+    line: bytes, field: str, value: Json
 ) -> None:
-    clock = _Clock()
-    ledger = MemoryLedger(
-        identity=LedgerIdentity(site="s", population="p", public_key=PUBLIC),
-        signing_key=KEY,
-        caps=CAPS,
-        data_fingerprint="0" * 64,
-        clock=clock,
-    )
-    outputs: dict[object, bytes] = {}
-    for number, step in enumerate(steps):
-        before, spent = ledger.head(), ledger.epsilon_spent(1e-6)
-        try:
-            _apply(ledger, clock, step, number, outputs)
-        except (LedgerError, PrivacyBudgetExceeded):
-            assert ledger.head() == before, "a refusal must write nothing"
-            assert ledger.epsilon_spent(1e-6) == spent, "a refusal must spend nothing"
-        assert ledger.epsilon_spent(1e-6) >= spent, "nothing is ever given back"
-    for key, output in outputs.items():
-        assert ledger.stored_output(key) == output  # type: ignore[arg-type]
-    entries = parse_ledger_lines(ledger.export_lines())
-    summary = verify_ledger(entries, public_key=PUBLIC, caps=CAPS, site="s", population="p")
-    assert summary.epsilon <= CAPS.total_epsilon
-    assert all(one.epsilon <= CAPS.study_epsilon for one in summary.studies)
-
-
-def _apply(
-    ledger: MemoryLedger,
-    clock: _Clock,
-    step: tuple[object, ...],
-    number: int,
-    outputs: dict[object, bytes],
-) -> None:
-    match step:
-        case ("wait", int(seconds)):
-            clock.now += timedelta(seconds=seconds)
-        case ("approve" | "refuse" | "withdraw" as decision, str(study)):
-            ledger.decide(
-                decision,
-                study_id=study,
-                plan_hash="a" * 64,
-                expires=START + timedelta(minutes=20),
-                decided_by="x",
-            )
-        case (str(action), str(study), int(round_id)):
-            spec = ReleaseSpec(
-                study_id=study,
-                plan_hash="a" * 64,
-                round_id=round_id,
-                purpose="statistics",
-                mechanism="discrete_gaussian",
-                event=gaussian_event(NOISE),
-                parameters={"l2_sensitivity": 10.0, "std": 10 * NOISE},
-            )
-            reservation = ledger.reserve(spec)
-            if action == "release":
-                output = reservation.stored_output or b"output %d" % number
-                ledger.commit(reservation, output)
-                assert outputs.setdefault(spec.key, output) == output, "one output per key, ever"
+    changed = canonical_json({**json.loads(line), field: value})
+    try:
+        entry = parse_entry(changed, where="entry 0")
+    except LedgerError:
+        return
+    assert entry.line() == changed

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from check_ledger import check_ledger
 from check_numbers import (
     check_masks,
     check_parameters,
@@ -22,7 +23,6 @@ from check_text import (
     WrongVectorError,
     check_canonical_json,
     check_envelopes,
-    check_ledger,
     check_transcripts,
 )
 

@@ -62,7 +62,7 @@ def opening(length: int, bound: int) -> dict[str, Any]:
     q, width = next((q, width) for most, q, width in MODULI if prime.bit_length() <= most)
     chunks = -(-length // N)
     named = {
-        "format": "lada/1/opening",
+        "format": "lada/2/opening",
         "length": length,
         "sum_bound": bound,
         "poly_modulus_degree": N,
@@ -87,7 +87,7 @@ def scoring(cells: int, bound: int) -> dict[str, Any]:
     product = SCORING_PRIME.bit_length() - 2 - (bound - 1).bit_length()
     matrix = (product - 4) // 2
     named = {
-        "format": "lada/1/scoring",
+        "format": "lada/2/scoring",
         "cells": cells,
         "row_bound": bound,
         "poly_modulus_degree": N,
@@ -151,7 +151,7 @@ def pair_mask(
     low: tuple[str, bytes], high: tuple[str, bytes], secret: bytes, context: bytes, n: int, t: int
 ) -> list[int]:
     """The mask of one pair of sites."""
-    info = b"lada/1/pairwise-mask" + n.to_bytes(8, "big") + t.to_bytes(8, "big") + field(context)
+    info = b"lada/2/pairwise-mask" + n.to_bytes(8, "big") + t.to_bytes(8, "big") + field(context)
     for name, public in (low, high):
         info += field(name.encode("ascii")) + field(public)
     key = HKDF(hashes.SHA256(), 32, None, info).derive(secret)
@@ -189,7 +189,7 @@ def check_masks(vectors: Any) -> None:
         need(public.hex() == vectors["public_keys"][site], f"public key of {site}")
     digest = sha(encode(vectors["messages"]).encode("ascii"))
     need(digest == vectors["keys_digest"], "keys digest")
-    context = {"protocol": "lada/1/mask"}
+    context = {"protocol": "lada/2/mask"}
     for name in (
         "study_id", "plan_hash", "roster_hash", "round_id", "purpose", "attempt", "keys_digest"
     ):  # fmt: skip

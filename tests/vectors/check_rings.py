@@ -309,5 +309,31 @@ def _check_products(vectors: Any, numbers: dict[str, Any], secret: list[int]) ->
         found = ckks_slot(coefficients, sample, scale)
         need(abs(found - expected) <= 1e-4, f"score of sample {sample}")
         need(abs(found - vectors["decrypted"][sample]) <= 1e-9, f"decrypted score of {sample}")
+    _check_computed_again(vectors, numbers, both)
     for slot in (len(matrix), len(matrix) + 1, 2047):
         need(abs(ckks_slot(coefficients, slot, scale)) <= 1e-4, "a slot behind the last sample")
+
+
+def _check_computed_again(vectors: Any, numbers: dict[str, Any], scores: list[int]) -> None:
+    """The scores from query and committed matrix alone, without the key: the auditor's check."""
+    prime, cells = SCORING_PRIME, vectors["cells"]
+    raw = base64.b64decode(vectors["committed"], validate=True)
+    need(len(raw) == 36 + cells * 2048 * 4, "length of the matrix")
+    need(raw[:4] == b"LSM1" and raw[4:36].hex() == vectors["digest"], "header of the matrix")
+    query = base64.b64decode(vectors["query"], validate=True)
+    total = [[0] * N, [0] * N]
+    for cell in range(cells):
+        own = raw[36 + 8192 * cell : 36 + 8192 * (cell + 1)]
+        c = [int.from_bytes(own[at : at + 4], "little", signed=True) for at in range(0, 8192, 4)]
+        # c_0 + sum of c_k (X^k - X^(N-k)): real in every slot.
+        column = [*c, 0, *(-one for one in reversed(c[1:]))]
+        for sample, row in enumerate(vectors["matrix"]):
+            found = ckks_slot(column, sample, 2.0 ** numbers["matrix_scale_bits"])
+            need(abs(found - row[cell]) <= 1e-4, f"committed entry {sample}, {cell}")
+        c0 = seven_bytes(query[36 + cell * 7 * N : 36 + (cell + 1) * 7 * N], prime)
+        seed = query[36 + cells * 7 * N + 64 * cell :][:64]
+        for half, values in zip(total, (c0, expanded(seed, prime)), strict=True):
+            product = times(from_ntt(values, prime), [one % prime for one in column], prime)
+            half[:] = [(a + b) % prime for a, b in zip(half, product, strict=True)]
+    for half, values in zip(total, (scores[:N], scores[N:]), strict=True):
+        need(from_ntt(values, prime) == half, "scores computed again")

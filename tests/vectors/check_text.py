@@ -1,4 +1,4 @@
-"""The checker's canonical JSON, envelopes, ledgers and transcripts (sections 2 to 4, 9, 10)."""
+"""The checker's canonical JSON, envelopes and transcripts (sections 2 to 4, 10)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def check_message(header_text: str, signature: str, roster: Any, roster_hash: st
     need(header["roster_hash"] == roster_hash, "another roster")
     key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(party["signing_key"]))
     try:
-        key.verify(bytes.fromhex(signature), b"lada/1/" + header_text.encode("ascii"))
+        key.verify(bytes.fromhex(signature), b"lada/2/" + header_text.encode("ascii"))
     except (InvalidSignature, ValueError) as error:
         raise WrongVectorError("signature") from error
     return header
@@ -138,33 +138,6 @@ def check_envelopes(vectors: Any) -> None:
         except WrongVectorError:
             continue
         raise WrongVectorError(f"accepted: {one['why']}")
-
-
-# --- section 9: ledger ------------------------------------------------------------------------
-
-
-def check_ledger(vectors: Any) -> None:
-    """Chain, hashes and signatures."""
-    genesis = {
-        "ledger_version": 1,
-        "population": vectors["population"],
-        "public_key": vectors["public_key"],
-        "site": vectors["site"],
-    }
-    previous = sha(encode(genesis).encode("ascii"))
-    need(previous == vectors["genesis_hash"], "genesis hash")
-    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(vectors["public_key"]))
-    need(len(vectors["lines"]) == len(vectors["entry_hashes"]), "one hash per line")
-    for index, line in enumerate(vectors["lines"]):
-        entry = canonical(line)
-        need((entry["index"], entry["previous_hash"]) == (index, previous), f"link of {index}")
-        signature = bytes.fromhex(entry.pop("signature"))
-        try:
-            key.verify(signature, b"lada/ledger/1/" + encode(entry).encode("ascii"))
-        except InvalidSignature as error:
-            raise WrongVectorError(f"signature of entry {index}") from error
-        previous = sha(line.encode("ascii"))
-        need(previous == vectors["entry_hashes"][index], f"hash of entry {index}")
 
 
 # --- section 10: transcripts ------------------------------------------------------------------

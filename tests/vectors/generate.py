@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from generate_ledger import ledger_vectors
 from generate_rings import (
     mask_vectors,
     parameter_vectors,
@@ -38,15 +39,6 @@ from lada_protocol.kinds import Kind
 from lada_protocol.plan import STATISTICS
 from lada_protocol.transcript import FIRST, build_transcript
 from lada_secure.canonical import canonical_json
-from lada_secure.privacy.entries import (
-    CommitEntry,
-    DecisionEntry,
-    LedgerEntry,
-    LedgerIdentity,
-    ReserveEntry,
-    sign_entry,
-)
-from lada_secure.privacy.events import dpsgd_event, gaussian_event
 
 
 def canonical_json_vectors() -> Vectors:
@@ -170,101 +162,6 @@ def envelope_vectors() -> Vectors:
 
 def _signed_bytes(header_bytes: bytes, signer: str) -> tuple[bytes, bytes]:
     return header_bytes, signing_key(signer).sign(SIGNATURE_CONTEXT + header_bytes)
-
-
-def ledger_vectors() -> Vectors:
-    """A short ledger; its epsilons are constants, only chain and signatures are shown here."""
-    key = signing_key("site-a")
-    identity = LedgerIdentity(
-        site="site-a", population="patients", public_key=key.public_key().public_bytes_raw()
-    )
-    common: dict[str, Any] = {
-        "site": "site-a",
-        "population": "patients",
-        "study_id": the_plan().study_id,
-        "plan_hash": the_plan().hash,
-        "signature": "",
-    }
-    cost: dict[str, Any] = {
-        "round_id": 0,
-        "chunk": 0,
-        "attempt": 0,
-        "unit": "patient",
-        "adjacency": "add_or_remove_one_unit",
-        "data_fingerprint": digest_of("data"),
-        "target_delta": 1e-05,
-        "total_cap": 20.0,
-        "study_cap": 8.0,
-    }
-    entries: list[LedgerEntry] = []
-
-    def add(make: Callable[..., LedgerEntry], second: int, **fields: Any) -> LedgerEntry:
-        entry = make(
-            **common,
-            index=len(entries),
-            previous_hash=entries[-1].entry_hash if entries else identity.genesis_hash,
-            time=f"2026-01-31T12:00:{second:02d}.000000Z",
-            **fields,
-        )
-        entries.append(sign_entry(entry, key))
-        return entries[-1]
-
-    add(
-        DecisionEntry,
-        0,
-        decision="approve",
-        expires="2030-01-31T12:00:00.000000Z",
-        decided_by="dr.weber",
-        statement="gepr\u00fcft",
-    )
-    paid = add(
-        ReserveEntry,
-        1,
-        **cost,
-        purpose=STATISTICS,
-        mechanism="discrete_gaussian",
-        parameters={"l2_sensitivity": 22.627416997969522, "std": 192.33304448274094},
-        event=gaussian_event(8.5),
-        epsilon_after=0.4375,
-        epsilon_rdp_after=0.5,
-        study_epsilon_after=0.4375,
-        study_epsilon_rdp_after=0.5,
-    )
-    add(
-        CommitEntry,
-        2,
-        round_id=0,
-        purpose=STATISTICS,
-        chunk=0,
-        reserve_hash=paid.entry_hash,
-        output_sha256=digest_of("output"),
-        output_bytes=80,
-    )
-    add(
-        ReserveEntry,
-        3,
-        **cost,
-        purpose="training",
-        mechanism="dp_sgd",
-        parameters={
-            "l2_clip_norm": 0.5,
-            "expected_units": 5.0,
-            "noise": "discrete_gaussian",
-        },
-        event=dpsgd_event(noise_multiplier=1.25, sampling_probability=0.05, steps=10),
-        epsilon_after=1.25,
-        epsilon_rdp_after=1.5,
-        study_epsilon_after=1.25,
-        study_epsilon_rdp_after=1.5,
-    )
-    return {
-        "site": identity.site,
-        "population": identity.population,
-        "public_key": identity.public_key.hex(),
-        "genesis_hash": identity.genesis_hash,
-        "lines": [one.line().decode("ascii") for one in entries],
-        "entry_hashes": [one.entry_hash for one in entries],
-    }
 
 
 def transcript_vectors() -> Vectors:

@@ -27,6 +27,7 @@ from lada_protocol.opening import (
 )
 from lada_protocol.plan import DEMAND, STATISTICS
 from lada_secure.encryption.masks import masked, pairwise_mask
+from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import (
     OpeningParameters,
@@ -175,12 +176,16 @@ def sealed_vectors() -> Vectors:
 
 
 def score_vectors() -> Vectors:
-    """A query of two cells, scored over three pool samples; the site's key is given."""
+    """A query of two cells, scored over three pool samples; the site's key is given.
+
+    Scores follow from query and committed matrix to the last bit.
+    """
     utilities = np.array([0.75, -0.375])
     matrix = np.array([[0.5, 0.25], [0.0, 1.0], [1.0, 0.0]])
     key = ScoringKey.generate(2, row_bound=1)
     query = key.encrypt(utilities)
-    with PoolMatrix(matrix, row_bound=1) as pool:
+    committed = encode_matrix(matrix, row_bound=1)
+    with PoolMatrix(committed) as pool:
         scores = pool.score(query)
     return {
         "cells": 2,
@@ -191,6 +196,7 @@ def score_vectors() -> Vectors:
         "utilities": utilities.tolist(),
         "query": base64.b64encode(query).decode("ascii"),
         "matrix": matrix.tolist(),
+        "committed": base64.b64encode(committed.to_bytes()).decode("ascii"),
         "scores": base64.b64encode(scores).decode("ascii"),
         "decrypted": key.decrypt(scores, len(matrix)).tolist(),
     }

@@ -58,7 +58,7 @@ def the_plan() -> StudyPlan:
     return parse_plan(
         canonical_json(
             {
-                "version": 1,
+                "version": 2,
                 "study_id": "vectors-1",
                 "title": "Gr\u00fc\u00dfe \U0001f44b",
                 "coordinator": "coordinator",
@@ -80,6 +80,7 @@ def the_plan() -> StudyPlan:
                     "epsilon_cap": 8.0,
                     "max_records_per_unit": 4,
                     "max_units": 100,
+                    "ledger_time_step_s": 3600,
                 },
                 "statistics": {"loss_clip": 4.0, "integer_scale": 16, "noise_multiplier": 8.5},
                 "training": {

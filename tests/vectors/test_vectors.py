@@ -18,6 +18,10 @@ from check_rings import blake2b
 from check_text import WrongVectorError
 from generate import FILES, RANDOMISED, render
 
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
+from lada_secure.privacy.replay import LedgerReplay
+from lada_secure.privacy.verification import ledger_identity
+
 FOLDER = Path(__file__).parents[2] / "protocol" / "vectors"
 # Labels for people; everything else in a file is checked.
 LABELS = {"why"}
@@ -41,6 +45,17 @@ def test_the_checker_accepts_a_fresh_generation(name: str) -> None:
     fresh = render(FILES[name]())
     assert fresh != (FOLDER / name).read_bytes()
     check_file(name, fresh)
+
+
+def test_the_ledgers_of_the_vectors_follow_all_rules() -> None:
+    vectors = json.loads((FOLDER / "ledger.json").read_bytes())
+    for name in ("ledger", "restarted"):
+        lines = "".join(f"{line}\n" for line in vectors[name]["lines"])
+        entries = parse_ledger_lines(lines.encode("ascii"))
+        replay = LedgerReplay(ledger_identity(entries))
+        for entry in entries:
+            replay.append(entry)
+        assert replay.head().entry_hash == vectors[name]["entry_hashes"][-1]
 
 
 def test_the_checker_uses_nothing_of_this_project() -> None:
@@ -136,6 +151,7 @@ def test_a_flipped_byte_in_a_sealed_sum_is_refused(path: tuple[Any, ...]) -> Non
         ("secret_key",),
         ("query",),
         ("scores",),
+        ("committed",),
         ("cells",),
         ("row_bound",),
         ("utilities", 1),

@@ -23,55 +23,32 @@ app.command()(empirical)
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Export folder, or a mock run.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Export folders, or mock runs; all are compared."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check ledgers, openings and transcripts; exit status 1 if anything is wrong.
 
     Example: lada audit verify runs/first
+
+    Example: lada audit verify exports/study-1 exports/study-2
+
+    Of several studies, the ledgers of one population must go on from one to the next; what was
+    spent on it over all of them is told at the end.
     """
     from lada_clients.audit.folder import read_evidence
-    from lada_protocol.evidence import verify_evidence
+    from lada_clients.audit.verdict_words import verdict_json, verdict_lines
+    from lada_protocol.joint_evidence import verify_exports
 
-    verdict = verify_evidence(read_evidence(folder))
+    found = verify_exports({str(folder): read_evidence(folder) for folder in folders})
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "good": verdict.good,
-                    "study_id": verdict.study_id,
-                    "rounds": verdict.rounds,
-                    "openings": verdict.openings,
-                    "messages": verdict.messages,
-                    "epsilon": {
-                        site: {
-                            "epsilon": summary.epsilon,
-                            "epsilon_rdp": summary.epsilon_rdp,
-                            "target_delta": summary.target_delta,
-                            "reservations": summary.reservations,
-                        }
-                        for site, summary in verdict.ledgers.items()
-                    },
-                    "faults": list(verdict.faults),
-                },
-                sort_keys=True,
-            )
-        )
+        typer.echo(json.dumps(verdict_json(found), sort_keys=True))
     else:
-        for fault in verdict.faults:
-            typer.echo(f"WRONG  {fault}")
-        for site, summary in sorted(verdict.ledgers.items()):
-            typer.echo(
-                f"ledger {site}: epsilon {summary.epsilon:.4f} "
-                f"(RDP {summary.epsilon_rdp:.4f}) at delta {summary.target_delta}, "
-                f"{summary.reservations} releases"
-            )
-        typer.echo(
-            f"{verdict.messages} messages, {verdict.openings} openings, "
-            f"{verdict.rounds} rounds of study {verdict.study_id or '?'}: "
-            + ("all good" if verdict.good else f"{len(verdict.faults)} faults")
-        )
-    if not verdict.good:
+        for line in verdict_lines(found):
+            typer.echo(line)
+    if not found.good:
         raise typer.Exit(1)
 
 

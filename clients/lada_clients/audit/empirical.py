@@ -13,17 +13,15 @@ from typing import Final, Literal, TypeAlias
 
 from lada_clients.audit.folder import MOCK_EXPORT
 from lada_clients.settings_file import read_settings
-from lada_clients.site.settings import SiteSettings
-from lada_clients.site.training import (
-    adapter_settings,
-    privacy_parameters,
-    trainer_settings,
-)
+from lada_clients.site.file_gate import check_files
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.exported_study import PLAN_FILE
 from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.plan_mechanisms import privacy_parameters
 from lada_secure.canonical import Json, canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
-from lada_secure.data.records import PoolSample, pool_hash, read_pool, read_records
+from lada_secure.data.records import PoolSample, pool_hash, read_pool
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.canary_audit import (
     ATTACKS,
@@ -37,9 +35,8 @@ from lada_secure.distillation.canary_audit import (
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.parameters import DpSgdParameters
-from lada_secure.distillation.private_examples import private_unit
 from lada_secure.errors import ParameterError, PeerError
-from lada_secure.privacy.units import bound_units
+from lada_secure.privacy.units import Unit
 
 SCHEMA_VERSION: Final = 1
 Records: TypeAlias = Literal["site", "public"]
@@ -199,6 +196,7 @@ def audit_site(
     attach_adapters(lm, shape)
     privacy = privacy_parameters(plan)
     rounds = wishes.rounds or _rounds(lm, plan, privacy)
+    _check_recipe(plan, rounds)
     if rounds < plan.rounds:
         tell(f"auditing {rounds} of {plan.rounds} rounds and what these cost")
     size = audit_size(
@@ -213,7 +211,13 @@ def audit_site(
     settings_sha256 = _settings_hash(site, shape, privacy, rounds=rounds)
     audit = audit_training(
         lm,
-        units=units,
+        units_of=lambda round_id: (
+            units
+            if isinstance(units, tuple)
+            else private_units(
+                plan, lm, units, round_id=round_id, batch_size=site.settings.physical_batch_size
+            )
+        ),
         pool_of=lambda round_id: _pool(site, round_id),
         privacy=privacy,
         settings_of=lambda round_id: trainer_settings(plan, site.settings, round_id=round_id),
@@ -246,22 +250,41 @@ def audit_site(
 def _rounds(lm: LanguageModel, plan: StudyPlan, privacy: DpSgdParameters) -> int:
     """All rounds where an audit of all can find something, else about as many as it can."""
     found = auditable_rounds(
-        lm, privacy=privacy, rounds=plan.rounds, delta=plan.privacy.target_delta
+        lm, privacy=privacy, rounds=_same_recipe(plan), delta=plan.privacy.target_delta
     )
     # With no round that can be audited, `audit_size` says why.
     return max(found, 1)
+
+
+def _same_recipe(plan: StudyPlan) -> int:
+    """Rounds whose private training needs nothing that only a study has.
+
+    With `guide.finish`, the last round's DP-SGD starts from a student of the LLM's paths.
+    """
+    finishes = plan.guide is not None and plan.guide.finish
+    return plan.rounds - 1 if finishes else plan.rounds
+
+
+def _check_recipe(plan: StudyPlan, rounds: int) -> None:
+    """Raises: ParameterError: a round that cannot be trained here as the study would train it."""
+    most = _same_recipe(plan)
+    if rounds > most:
+        raise ParameterError(
+            f"--rounds: expected 1 to {most}, got {rounds}: the plan's guide.finish starts the "
+            "last round from a student of the LLM's paths, which only a study has"
+        )
 
 
 def _settings_hash(
     site: AuditedSite, shape: AdapterSettings, privacy: DpSgdParameters, *, rounds: int
 ) -> str:
     trainer = asdict(trainer_settings(site.plan, site.settings, round_id=0))
-    # Not a setting but the process itself.
-    trainer.pop("ranks", None)
+    guide = site.plan.guide
     return sha256_hex(
         canonical_json(
             {
                 "adapters": asdict(shape),
+                "guide": None if guide is None else guide.model_dump(mode="json"),
                 "privacy": asdict(privacy),
                 "rounds": rounds,
                 "trainer": trainer,
@@ -278,23 +301,28 @@ def _outlook(size: AuditSize, *, units: int, rounds: int) -> str:
     )
 
 
-def _units(site: AuditedSite, records: Records) -> list[PrivateUnit]:
+def _units(site: AuditedSite, records: Records) -> list[Unit] | tuple[PrivateUnit, ...]:
+    """The site's bounded units, or the public samples that stand in for what is read of them."""
     if records == "site":
-        bounded = bound_units(
-            read_records(site.settings.records),
-            max_records_per_unit=site.plan.privacy.max_records_per_unit,
-        )
-        return [private_unit(unit) for unit in bounded]
+        policy = read_settings(site.settings.policy, SitePolicy)
+        files = check_files(site.settings, policy)
+        bound = site.plan.privacy.max_records_per_unit
+        return list(files.units(policy, max_records_per_unit=bound))
     if not site.pool:
         raise ParameterError("--records public: name the study's public pool with --pool")
-    return [
+    return tuple(
         PrivateUnit(unit_id=f"public:{one.sample_id}", examples=(_example(one),))
         for one in site.pool
-    ]
+    )
 
 
 def _pool(site: AuditedSite, round_id: int) -> Sequence[PathExample]:
-    """As many public samples as a round allocates, each with its gold answer for a path."""
+    """As many public samples as a round allocates, each with its gold answer for a path.
+
+    None with a guide: DP-SGD reads private records alone there.
+    """
+    if site.plan.guide is not None:
+        return ()
     count = min(site.plan.allocation.quota, len(site.pool))
     return [_example(site.pool[(round_id * count + at) % len(site.pool)]) for at in range(count)]
 

@@ -7,15 +7,17 @@ form of `privacy-report.json`; fields are only ever added, a change of meaning r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lada_clients.ledger_history import history_of
 from lada_protocol.evidence import verify_evidence
 from lada_protocol.exported_study import ExportedStudy, ledger_file
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import OpenedBody, parse_body
+from lada_protocol.messages import AdmissionBody, OpenedBody, parse_body
 from lada_protocol.opening import purpose_length
 from lada_secure.errors import LadaError
 from lada_secure.privacy.accounting import epsilon
@@ -24,10 +26,13 @@ from lada_secure.privacy.entries import (
     DecisionEntry,
     LedgerEntry,
     ReserveEntry,
-    parse_ledger_lines,
+    RestartEntry,
+    ResumeEntry,
+    StudyEntry,
 )
 from lada_secure.privacy.events import ComposedEvent, DpSgdEvent
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import LedgerSummary
 
 SCHEMA_VERSION: Final = 1
@@ -63,8 +68,9 @@ class Release(_Part):
     `index` is its entry in the ledger. Times are UTC. `cost` is `epsilon_after` less
     `epsilon_before`, over all studies, at `target_delta`. `noise_multiplier` is noise std over
     sensitivity. `sampling_probability` and `steps` are null where nobody was sampled.
-    `committed`, `output_sha256`, `output_bytes` are null where no output was stored (a crash, or
-    work in progress); it counts as spent all the same.
+    `resumes` counts how often it was used again after a failure, at no cost. `output_commitment`
+    is null where no output was stored (a crash, or work in progress); it counts as spent all the
+    same.
     """
 
     index: int
@@ -91,9 +97,8 @@ class Release(_Part):
     epsilon_rdp_after: float
     total_cap: float
     study_cap: float
-    committed: str | None
-    output_sha256: str | None
-    output_bytes: int | None
+    resumes: int
+    output_commitment: str | None
 
 
 class PurposeSpending(_Part):
@@ -140,12 +145,52 @@ class DecisionTaken(_Part):
     statement: str
 
 
+class KeyRenewal(_Part):
+    """The site's signing key was renewed by an entry that both keys signed."""
+
+    index: int
+    time: str
+    decided_by: str
+    public_key: str
+
+
+class Restart(_Part):
+    """The ledger took the place of a lost one; two people confirmed it.
+
+    `carried_epsilon`, at `target_delta`, is what the auditor knew of the lost ledger up to its
+    entry `previous_index`, and is part of every later figure. `studies` had spent it.
+    """
+
+    ledger_id: str
+    previous_ledger_id: str
+    previous_index: int
+    carried_epsilon: float
+    target_delta: float
+    studies: tuple[str, ...]
+    requested_by: str
+    auditor: str
+    granted_by: str
+    time: str
+
+
 class SiteReport(_Part):
-    """One site's ledger. `verified` is false where it has a fault; then it may hold no figures."""
+    """One site's ledger. `verified` is false where it has a fault; then it may hold no figures.
+
+    `started` is the time of its first entry. `new_to_auditor` says that the auditor had seen
+    nothing of it before this study: whatever its people were in before is not counted. `resumes`
+    counts payments that were used again after a failure, at no cost. `history` is this in words.
+    """
 
     site: str
     population: str
     verified: bool
+    ledger_id: str
+    started: str
+    new_to_auditor: bool
+    restart: Restart | None
+    key_renewals: tuple[KeyRenewal, ...]
+    resumes: int
+    history: tuple[str, ...]
     entries: int
     head_sha256: str
     target_delta: float | None
@@ -230,8 +275,10 @@ def _site(
     entries = () if summary is None else parse_ledger_lines(study.files[name])
     releases = _releases(entries)
     last = releases[-1] if releases else None
+    new = summary is not None and _is_new_to_auditor(study, site)
     return SiteReport(
         site=site,
+        **_history(entries, new=new),
         population="" if summary is None else summary.identity.population,
         verified=summary is not None and not any(one.startswith(f"{name}:") for one in faults),
         entries=len(entries),
@@ -259,14 +306,52 @@ def _site(
     )
 
 
+def _is_new_to_auditor(study: ExportedStudy, site: str) -> bool:
+    admission = study.index.find(Kind.ADMISSION, sender=study.roster.auditor.id, to=site)
+    try:
+        return admission is None or parse_body(admission, AdmissionBody).known_entries == 0
+    except LadaError:
+        # `verify_evidence` has named it among the faults.
+        return True
+
+
+def _history(entries: Sequence[LedgerEntry], *, new: bool) -> dict[str, Any]:
+    """How the ledger came to be, as fields of `SiteReport`."""
+    if not entries:
+        return {
+            "ledger_id": "",
+            "started": "",
+            "new_to_auditor": False,
+            "restart": None,
+            "key_renewals": (),
+            "resumes": 0,
+            "history": (),
+        }
+    history = history_of(entries)
+    facts = history.to_json()
+    said = history.sentences()
+    if new and history.restart is None:
+        said = (*said, "A NEW LEDGER: the auditor had seen no entry of it before this study.")
+    restart = facts["restart"]
+    return {
+        **facts,
+        "restart": restart and Restart(**{**restart, "studies": tuple(restart["studies"])}),
+        "key_renewals": tuple(KeyRenewal(**one) for one in facts["key_renewals"]),
+        "new_to_auditor": new,
+        "history": said,
+    }
+
+
 def _left(cap: float, spent: float) -> float:
     return max(cap - spent, 0.0)
 
 
 def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
     commits = {one.reserve_hash: one for one in entries if isinstance(one, CommitEntry)}
-    before = 0.0
-    study_before: dict[str, float] = {}
+    resumes = Counter(one.reserve_hash for one in entries if isinstance(one, ResumeEntry))
+    grant = entries[0].grant if entries and isinstance(entries[0], RestartEntry) else None
+    before = 0.0 if grant is None else grant.carried_epsilon
+    study_before = {} if grant is None else dict.fromkeys(grant.studies, before)
     found: list[Release] = []
     for one in entries:
         if isinstance(one, ReserveEntry):
@@ -276,6 +361,7 @@ def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
                     before=before,
                     study_before=study_before.get(one.study_id, 0.0),
                     commit=commits.get(one.entry_hash),
+                    resumes=resumes[one.entry_hash],
                 )
             )
             before = one.epsilon_after
@@ -284,7 +370,12 @@ def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
 
 
 def _release(
-    entry: ReserveEntry, *, before: float, study_before: float, commit: CommitEntry | None
+    entry: ReserveEntry,
+    *,
+    before: float,
+    study_before: float,
+    commit: CommitEntry | None,
+    resumes: int,
 ) -> Release:
     # The rules of a ledger allow one part only; see `check_mechanism`.
     part = entry.event.parts[0] if isinstance(entry.event, ComposedEvent) else entry.event
@@ -315,9 +406,8 @@ def _release(
         epsilon_rdp_after=entry.epsilon_rdp_after,
         total_cap=entry.total_cap,
         study_cap=entry.study_cap,
-        committed=commit.time if commit else None,
-        output_sha256=commit.output_sha256 if commit else None,
-        output_bytes=commit.output_bytes if commit else None,
+        resumes=resumes,
+        output_commitment=commit.output_commitment if commit else None,
     )
 
 
@@ -325,7 +415,7 @@ def _studies(
     entries: Sequence[LedgerEntry], releases: Sequence[Release]
 ) -> tuple[StudySpending, ...]:
     found: list[StudySpending] = []
-    for study_id in dict.fromkeys(one.study_id for one in entries):
+    for study_id in dict.fromkeys(one.study_id for one in entries if isinstance(one, StudyEntry)):
         decisions = [
             one for one in entries if isinstance(one, DecisionEntry) and one.study_id == study_id
         ]
@@ -357,7 +447,7 @@ def _purposes(
             PurposeSpending(
                 purpose=purpose,
                 releases=len(own),
-                uncommitted=sum(one.committed is None for one in own),
+                uncommitted=sum(one.output_commitment is None for one in own),
                 first=own[0].time,
                 last=own[-1].time,
                 cost=sum(one.cost for one in own),

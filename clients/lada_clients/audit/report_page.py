@@ -88,7 +88,9 @@ def _tiles(report: PrivacyReport) -> str:
         )
         named.append(("Counted at delta", plain_number(highest.target_delta or 0.0)))
     named.append(("Payments in the ledgers", str(len(releases))))
-    named.append(("Paid, but nothing left", str(sum(one.committed is None for one in releases))))
+    named.append(
+        ("Paid, but nothing left", str(sum(one.output_commitment is None for one in releases)))
+    )
     named.append(("Sums opened", str(len(report.openings))))
     if cohorts:
         named.append(("Fewest sites in a sum", str(min(cohorts))))
@@ -157,6 +159,9 @@ def _site(site: SiteReport) -> str:
         f'<p class="note">Population {escape(site.population)}, {site.entries} ledger entries, '
         f"the last one with hash <code>{site.head_sha256[:16]}</code>.</p>"
     )
+    history = " ".join(escape(one) for one in site.history)
+    loud = ' class="failed"' if site.new_to_auditor or site.restart else ""
+    note += f"<p{loud}>{history}</p>"
     return head + fault + note + _chart(site) + _decisions(site) + _releases(site)
 
 
@@ -173,6 +178,7 @@ def _chart(site: SiteReport) -> str:
         _staircase(
             study,
             [(one, one.study_epsilon_after) for one in site.releases if one.study_id == study],
+            next(one for one in site.releases if one.study_id == study).study_epsilon_before,
             start,
             divisor,
         )
@@ -180,7 +186,8 @@ def _chart(site: SiteReport) -> str:
     ]
     if len(studies) > 1:
         everything = [(one, one.epsilon_after) for one in site.releases]
-        series.insert(0, _staircase("all studies", everything, start, divisor))
+        before = site.releases[0].epsilon_before
+        series.insert(0, _staircase("all studies", everything, before, start, divisor))
     limits = _caps(site)
     top = max([*limits, *(one.epsilon_after for one in site.releases)])
     drawings = [
@@ -220,9 +227,14 @@ def _caps(site: SiteReport) -> dict[float, str]:
 
 
 def _staircase(
-    name: str, values: Sequence[tuple[Release, float]], start: datetime, divisor: float
+    name: str,
+    values: Sequence[tuple[Release, float]],
+    before: float,
+    start: datetime,
+    divisor: float,
 ) -> charts.Series:
-    points = [(_seconds(start, values[0][0].time) / divisor, 0.0, f"{name}: nothing spent yet")]
+    carried = f"{before:.3f} carried over" if before else "nothing spent yet"
+    points = [(_seconds(start, values[0][0].time) / divisor, before, f"{name}: {carried}")]
     points += [
         (
             _seconds(start, one.time) / divisor,
@@ -309,7 +321,7 @@ def _how(releases: Sequence[Release]) -> str:
             f"{steps} steps; every {first.unit} took part in each with probability {chance}."
         )
     sentences.append(f"Unit: one {first.unit}, added or removed with all its records.")
-    lost = sum(one.committed is None for one in releases)
+    lost = sum(one.output_commitment is None for one in releases)
     if lost:
         sentences.append(f"{lost} of the payments led to no output; they count as spent.")
     return " ".join(sentences)
@@ -328,7 +340,7 @@ def _payments(site: SiteReport) -> str:
             _figure(one.epsilon_after),
             _figure(one.cost),
             plain_number(one.target_delta),
-            "none" if one.output_sha256 is None else one.output_sha256[:12],
+            "none" if one.output_commitment is None else one.output_commitment[:12],
         ]
         for one in site.releases
     ]

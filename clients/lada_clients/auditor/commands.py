@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,13 @@ app = typer.Typer(
 )
 
 
+SettingsFile = Annotated[
+    Path, typer.Option("--settings", help="The auditor's settings file, auditor.toml.")
+]
+
+
 @app.command()
-def run(
-    settings: Annotated[
-        Path, typer.Option("--settings", help="The auditor's settings file, auditor.toml.")
-    ],
-) -> None:
+def run(settings: SettingsFile) -> None:
     """Serve the coordinator's study until it ends, then export what `lada audit verify` needs.
 
     Example: lada auditor run --settings auditor/auditor.toml
@@ -27,6 +29,38 @@ def run(
     from lada_clients.auditor.runner import run_auditor
 
     run_auditor(settings)
+
+
+@app.command("grant-restart")
+def grant_restart(
+    settings: SettingsFile,
+    site: Annotated[str, typer.Option(help="Id of the site whose ledger is lost.")],
+    population: Annotated[str, typer.Option(help="Population of the lost ledger.")],
+    requested_by: Annotated[str, typer.Option(help="Who at the site asks for it (dr-meyer).")],
+    by: Annotated[str, typer.Option(help="Who at the auditor decides (dr-weber).")],
+    out: Annotated[Path, typer.Option(help="New file with the grant, to send to the site.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Let a site begin a ledger in place of one that is lost for good; carries over its epsilon.
+
+    Example: lada auditor grant-restart --settings auditor/auditor.toml --site hospital-a
+    --population patients-2026 --requested-by dr-meyer --by dr-weber --out grant.json
+
+    Signs what this auditor's copy of the ledger knows. Speak to the person at the site first: what
+    the site has spent after the last entry here is lost. Every later report shows the restart.
+    """
+    from lada_clients.auditor.restarts import grant_restart as sign
+    from lada_clients.ledger_history import restart_facts, restart_sentence
+
+    grant = sign(
+        settings, site=site, population=population, requested_by=requested_by, by=by, out=out
+    )
+    if as_json:
+        typer.echo(json.dumps(restart_facts(grant), sort_keys=True))
+        return
+    typer.echo(f"wrote {out}, which lets {site} begin the ledger {grant.ledger_id[:12]}.")
+    typer.echo(restart_sentence(grant))
+    typer.echo(f"Now {requested_by} runs `lada site restart-ledger --grant FILE` at {site}.")
 
 
 @app.command()

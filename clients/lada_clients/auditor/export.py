@@ -18,6 +18,7 @@ from lada_protocol.exported_study import (
     transcript_file,
 )
 from lada_protocol.kinds import Kind
+from lada_protocol.messages import AcceptanceBody, parse_body
 
 
 def write_export(
@@ -43,7 +44,12 @@ def write_export(
         else:
             continue
         write_atomically(folder / name, participant.payload(envelope))
-    for party in roster.sites:
-        raw = ledgers.raw(party.id)
+    # Copies span studies: only those are evidence of this one that were shown in it.
+    shown = {one.header.sender for one in ordered if one.kind is Kind.LEDGER}
+    for site in sorted(shown):
+        acceptance = index.find(Kind.ACCEPTANCE, sender=site)
+        if acceptance is None:
+            continue
+        raw = ledgers.raw(site, parse_body(acceptance, AcceptanceBody).population)
         if raw:
-            write_atomically(folder / ledger_file(party.id), raw)
+            write_atomically(folder / ledger_file(site), raw)

@@ -1,86 +1,118 @@
-"""The auditor's copies of the sites' ledgers: appended, verified, never shortened."""
+"""The auditor's copies of the sites' ledgers, over all studies: only ever appended to, verified.
+
+One file per site and population. A ledger that was restarted takes the place of the one that was
+lost, which is kept beside it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from lada_clients.auditor.grants import RestartGrants
 from lada_clients.outbox import write_atomically
-from lada_protocol.messages import LedgerBody
+from lada_protocol.admission import check_accepted_head
+from lada_protocol.messages import AcceptanceBody, LedgerBody
 from lada_protocol.roster import Party
 from lada_secure.errors import LedgerError, PeerError, TransportError
-from lada_secure.privacy.entries import LedgerEntry, parse_ledger_lines
-from lada_secure.privacy.verification import verify_ledger
+from lada_secure.privacy.entries import LedgerEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
+from lada_secure.privacy.verification import ledger_identity, verify_ledger
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024
+_REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerCopies:
-    """One file of canonical JSON Lines per site."""
+    """Canonical JSON Lines in `folder`/SITE/POPULATION.jsonl; `grants` are this auditor's own."""
 
     folder: Path
+    grants: RestartGrants
 
-    def raw(self, site: str) -> bytes:
-        """The copy of one site's ledger; empty before its first part."""
+    def raw(self, site: str, population: str) -> bytes:
+        """The copy of one ledger; empty before its first part."""
+        path = self._path(site, population)
         try:
-            return self._path(site).read_bytes()
+            return path.read_bytes()
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise TransportError(f"cannot read {self._path(site)}: {error.strerror}") from error
+            raise TransportError(f"cannot read {path}: {error.strerror}") from error
 
-    def entries(self, site: str) -> tuple[LedgerEntry, ...]:
-        """The entries of one site's ledger, parsed."""
-        raw = self.raw(site)
+    def entries(self, site: str, population: str) -> tuple[LedgerEntry, ...]:
+        """The entries of one ledger, parsed."""
+        raw = self.raw(site, population)
         return parse_ledger_lines(raw) if raw else ()
 
-    def append(self, site: Party, body: LedgerBody, part: bytes) -> tuple[LedgerEntry, ...]:
+    def populations(self, site: str) -> tuple[str, ...]:
+        """Populations of a site that this auditor has a ledger of."""
+        return tuple(sorted(path.name[:-6] for path in (self.folder / site).glob("*.jsonl")))
+
+    def append(self, site: Party, claim: AcceptanceBody, body: LedgerBody, part: bytes) -> None:
         """Verify and keep the next part of a site's ledger.
 
         A part that overlaps the copy must agree with it byte by byte: a site cannot rewrite
-        what it has shown once.
+        what it has shown once. Nothing that the part says about cost is believed: epsilon is
+        recomputed.
 
-        Nothing that the part says about cost is believed: epsilon is recomputed.
-
+        Args: claim: what the site has accepted the plan with, and was admitted with.
         Raises: PeerError(reason="bad_ledger"): a gap, a rewritten entry, a broken chain or
-            signature, a cost that is understated, or a head that is not the one announced.
+            signature, a cost that is understated, a head that is not the one announced, or not
+            the ledger of the acceptance.
         """
-        kept = self.raw(site.id).splitlines(keepends=True)
+        where, population = f"ledger of {site.id}", claim.population
+        kept = self.raw(site.id, population).splitlines(keepends=True)
         lines = part.splitlines(keepends=True)
-        first = body.first_index
-        overlap = kept[first : first + len(lines)]
-        if first > len(kept) or lines[: len(overlap)] != overlap:
-            raise PeerError(
-                f"ledger of {site.id}: entries from {first} on do not continue the auditor's "
-                f"copy of {len(kept)} entries; the site's ledger was rewritten or cut",
-                reason="bad_ledger",
-                peer=site.id,
-            )
-        raw = b"".join(kept[:first] + lines)
-        if len(lines) < len(kept) - first:
-            raw = b"".join(kept)
+        restarted = body.first_index == 0 and self._restarts(kept, claim.ledger_id)
+        raw = b"".join(_joined([] if restarted else kept, lines, body.first_index, site=site.id))
         if len(raw) > MAX_LEDGER_BYTES:
-            raise PeerError(f"ledger of {site.id} is too large", reason="too_large", peer=site.id)
+            raise PeerError(f"{where} is too large", reason="too_large", peer=site.id)
         try:
             entries = parse_ledger_lines(raw)
             verify_ledger(
-                entries, public_key=bytes.fromhex(site.signing_key), caps=None, site=site.id
+                entries,
+                public_key=bytes.fromhex(site.signing_key),
+                caps=None,
+                site=site.id,
+                population=population,
             )
         except LedgerError as error:
-            raise PeerError(
-                f"ledger of {site.id}: {error}", reason="bad_ledger", peer=site.id
-            ) from error
-        head = body.head_index
-        last = first + len(lines) - 1
+            raise PeerError(f"{where}: {error}", reason="bad_ledger", peer=site.id) from error
+        check_accepted_head(claim, entries, site=site.id)
+        head, last = body.head_index, body.first_index + len(lines) - 1
         if head != last or head >= len(entries) or entries[head].entry_hash != body.head_hash:
             raise PeerError(
-                f"ledger of {site.id}: entry {head} is not the head that was announced",
+                f"{where}: entry {head} is not the head that was announced",
                 reason="bad_ledger",
                 peer=site.id,
             )
-        write_atomically(self._path(site.id), raw)
-        return entries
+        path = self._path(site.id, population)
+        if restarted:
+            replaced = f"{population}-{claim.ledger_id[:16]}.jsonl"
+            write_atomically(path.parent / _REPLACED / replaced, b"".join(kept))
+        write_atomically(path, raw)
 
-    def _path(self, site: str) -> Path:
-        return self.folder / f"{site}.jsonl"
+    def _restarts(self, kept: list[bytes], ledger_id: str) -> bool:
+        """Whether the ledger takes the place of the copy by a grant of this auditor."""
+        if not kept:
+            return False
+        known = ledger_identity(parse_ledger_lines(kept[0])).ledger_id
+        granted = self.grants.of(ledger_id)
+        return granted is not None and granted.previous_ledger_id == known
+
+    def _path(self, site: str, population: str) -> Path:
+        return self.folder / site / f"{population}.jsonl"
+
+
+def _joined(kept: list[bytes], lines: list[bytes], first: int, *, site: str) -> list[bytes]:
+    """The copy with a part of the ledger, which must go on where the copy ends or overlap it."""
+    overlap = kept[first : first + len(lines)]
+    if first > len(kept) or lines[: len(overlap)] != overlap:
+        raise PeerError(
+            f"ledger of {site}: entries from {first} on do not continue the auditor's copy of "
+            f"{len(kept)} entries; the site's ledger was rewritten or cut",
+            reason="bad_ledger",
+            peer=site,
+        )
+    return kept if len(lines) < len(kept) - first else kept[:first] + lines

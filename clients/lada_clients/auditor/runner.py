@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lada_clients.auditor.export import write_export
+from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -17,6 +18,14 @@ from lada_clients.settings_file import read_settings
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.state_folder import held_state_folder
+
+
+def ledger_copies(settings: AuditorSettings) -> LedgerCopies:
+    """The copies of all sites' ledgers, over all studies, and what was granted for them."""
+    return LedgerCopies(
+        folder=settings.state_dir / "ledgers",
+        grants=RestartGrants(folder=settings.state_dir / "grants"),
+    )
 
 
 def run_auditor(settings_path: Path) -> None:
@@ -47,7 +56,8 @@ def run_auditor(settings_path: Path) -> None:
         for folder in (settings.state_dir, settings.export_dir):
             sweep_parts(folder)
         participant.join(wait_s=settings.wait_s)
-        ledgers = LedgerCopies(folder=settings.state_dir / "ledgers" / participant.plan.study_id)
+        participant.open_folder()
+        ledgers = ledger_copies(settings)
         auditor = Auditor(
             participant=participant,
             state_dir=settings.state_dir,

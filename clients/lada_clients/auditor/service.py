@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.outbox import write_atomically
 from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
+from lada_protocol.admission import admission_of, check_ledger_claim
 from lada_protocol.auditor_round import next_auditor_task
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import FaultBody, LedgerBody, parse_body
+from lada_protocol.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_protocol.opening import (
     OpeningRequest,
     check_opened_range,
@@ -23,7 +26,9 @@ from lada_protocol.opening import (
     sum_bound_of,
 )
 from lada_protocol.payments import check_payment
+from lada_protocol.plan import DEMAND
 from lada_protocol.tasks import (
+    AdmitSite,
     AuditorTask,
     CheckLedger,
     CloseRound,
@@ -36,8 +41,13 @@ from lada_secure.canonical import canonical_json
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LocalProtocolError, PeerError, TransportError
+from lada_secure.privacy.entries import LedgerEntry
+from lada_secure.privacy.verification import ledger_identity
+
+LOG = logging.getLogger(__name__)
 
 STEPS: Mapping[type[object], str] = {
+    AdmitSite: "plan",
     PostOpeningKey: "plan",
     CheckLedger: "opening",
     OpenSum: "opening",
@@ -57,6 +67,10 @@ class Auditor:
     registry: OpeningRegistry
     min_cohort: int
     epsilon_cap: float
+    _scores: ScoreCheck = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._scores = ScoreCheck(participant=self.participant)
 
     def run(self) -> None:
         """Serve the study to its end.
@@ -101,6 +115,8 @@ class Auditor:
         match task:
             case PostOpeningKey(purpose=purpose):
                 self._post_key(purpose)
+            case AdmitSite(site=site):
+                self._admit(site)
             case CheckLedger(site=site, round_id=round_id, purpose=purpose):
                 self._check_ledger(site, round_id, purpose)
             case OpenSum(attempt=attempt):
@@ -146,6 +162,59 @@ class Auditor:
             purpose=purpose,
         )
 
+    def _admit(self, site: str) -> None:
+        """Admit a site whose ledger goes on where it was last seen; no other one may spend."""
+        me = self.participant
+        acceptance = me.index.find(Kind.ACCEPTANCE, sender=site)
+        if acceptance is None:
+            raise LocalProtocolError(f"asked to admit {site}, which has not accepted")
+        try:
+            claim = parse_body(acceptance, AcceptanceBody)
+            copy = self.ledgers.entries(site, claim.population)
+            granted = self.ledgers.grants.of(claim.ledger_id)
+            check_ledger_claim(claim, copy, site=site, granted=granted)
+        except PeerError as error:
+            fault = {"code": error.reason, "message": str(error)[:1000]}
+            me.post(Kind.REFUSAL, lambda: Outgoing(body=fault), to=site)
+            return
+        known = len(copy) if _is_of(copy, claim) else 0
+        if known == 0:
+            self._tell_new_ledger(site, claim, restarted=granted is not None)
+        body = {"acceptance": acceptance.message_hash, "known_entries": known}
+        me.post(Kind.ADMISSION, lambda: Outgoing(body=body), to=site)
+
+    def _tell_new_ledger(self, site: str, claim: AcceptanceBody, *, restarted: bool) -> None:
+        """A ledger that this auditor has never seen is a budget from its start: say so loudly."""
+        how = "shows a ledger that is new here"
+        if restarted:
+            how = "goes on with a ledger that was restarted"
+        elif claim.new_ledger:
+            how = "starts a new ledger with the whole budget"
+        others = [one for one in self.ledgers.populations(site) if one != claim.population]
+        also = f"; it has shown ledgers of {', '.join(others)} before" if others else ""
+        LOG.warning("%s %s, population %s%s", site, how, claim.population, also)
+        self.participant.events.write(
+            "new_ledger",
+            round_id=0,
+            step="plan",
+            site=site,
+            population=claim.population,
+            restarted=restarted,
+            entries=claim.head_index + 1,
+        )
+
+    def _claim(self, site: str) -> AcceptanceBody:
+        """What an admitted site has accepted with. Raises: PeerError: it was not admitted."""
+        me = self.participant
+        acceptance = me.index.find(Kind.ACCEPTANCE, sender=site)
+        if acceptance is None or admission_of(me.index, site, roster=me.roster) is None:
+            raise PeerError(
+                f"{site} sends a ledger, but was not admitted to the study",
+                reason="not_admitted",
+                peer=site,
+            )
+        return parse_body(acceptance, AcceptanceBody)
+
     def _check_ledger(self, site: str, round_id: int, purpose: str) -> None:
         me = self.participant
         message = me.index.find(Kind.LEDGER, sender=site, round_id=round_id, purpose=purpose)
@@ -158,7 +227,8 @@ class Auditor:
                     round_id=round_id,
                 )
             body = parse_body(message, LedgerBody)
-            self.ledgers.append(me.roster.party(site), body, me.payload(message))
+            claim = self._claim(site)
+            self.ledgers.append(me.roster.party(site), claim, body, me.payload(message))
         except PeerError as error:
             # One site's bad ledger ends nobody else's work; its contributions stay unpaid.
             fault = {"code": error.reason, "message": str(error)[:1000]}
@@ -183,6 +253,8 @@ class Auditor:
         try:
             request = self._verified(attempt)
             sealed = self._recomputed_sum(request)
+            if attempt.purpose == DEMAND:
+                self._scores.check(attempt, request.cohort)
             self.registry.claim(me.plan.study_id, attempt, request.sum_message.message_hash)
             key, bound = self._key(attempt.purpose), sum_bound_of(me.plan, attempt.purpose)
             values = [int(one) for one in key.open_sum(sealed, bound=bound)]
@@ -224,9 +296,8 @@ class Auditor:
             parameters_digest=purpose_parameters(me.plan, attempt.purpose).digest,
         )
         for site, paid_by in request.paid_by.items():
-            check_payment(
-                self.ledgers.entries(site), paid_by, plan=me.plan, attempt=attempt, site=site
-            )
+            entries = self.ledgers.entries(site, self._claim(site).population)
+            check_payment(entries, paid_by, plan=me.plan, attempt=attempt, site=site)
         return request
 
     def _check_key_is_fresh(self, attempt: Attempt) -> None:
@@ -276,6 +347,10 @@ class Auditor:
         me = self.participant
         digest = checked_transcript(me, round_id)
         me.post(Kind.CLOSE, lambda: Outgoing(body={"transcript_sha256": digest}), round_id=round_id)
+
+
+def _is_of(copy: Sequence[LedgerEntry], claim: AcceptanceBody) -> bool:
+    return bool(copy) and ledger_identity(copy).ledger_id == claim.ledger_id
 
 
 def _round_of(task: AuditorTask) -> int:

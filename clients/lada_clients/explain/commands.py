@@ -32,6 +32,9 @@ def explain(
     site: Annotated[
         str | None, typer.Option(help="Which site; needed where there are several.")
     ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Which study; needed where the site took part in several.")
+    ] = None,
     round_id: Annotated[
         int | None, typer.Option("--round", min=0, help="One round, counted from 0.")
     ] = None,
@@ -42,11 +45,11 @@ def explain(
     A cell is a public topic x how hard the LLM finds it. The files that this reads never leave
     the site.
     """
-    from lada_clients.explain.folder import allocated, read_rounds, site_state
+    from lada_clients.explain.folder import allocated, read_rounds, site_study
     from lada_clients.explain.words import outcome, reasons
 
-    name, state = site_state(run, site)
-    rounds = read_rounds(state, round_id)
+    name, folder = site_study(run, site, study)
+    rounds = read_rounds(folder, round_id)
     if not as_json:
         _show(name, rounds)
         return

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lada_clients.study_folder import STUDIES, find_study_folder
 from lada_secure.errors import ParameterError
 
 _FILE = re.compile(r"allocation-round-(\d{1,6})\.json")
@@ -48,13 +49,18 @@ class ExplainedRound(BaseModel):
     cells: tuple[ExplainedCell, ...]
 
 
-def site_state(run: Path, site: str | None) -> tuple[str, Path]:
-    """The site's name and state folder.
+def site_study(run: Path, site: str | None, study: str | None) -> tuple[str, Path]:
+    """The site's name, and its folder of the study.
 
     Args: run: a mock run's folder, or one site's own folder or state folder; there `site` may be
-        left out.
-    Raises: ParameterError: no such folder, no site of that name, or several and none named.
+        left out. study: its id; it may be left out where the site took part in one only.
+    Raises: ParameterError: no such folder, or no or several sites or studies of that name.
     """
+    name, state = _site_state(run, site)
+    return name, find_study_folder(state, study)
+
+
+def _site_state(run: Path, site: str | None) -> tuple[str, Path]:
     if not run.is_dir():
         raise ParameterError(
             f"{run}: no such folder; expected the folder of a mock run or of a site"
@@ -68,11 +74,10 @@ def site_state(run: Path, site: str | None) -> tuple[str, Path]:
             raise ParameterError(f"--site {name}: {run} has {', '.join(sites)}")
         return name, run / name / _STATE
     own = run / _STATE if (run / _STATE).is_dir() else run
-    if not _rounds(own):
+    if not (own / STUDIES).is_dir():
         raise ParameterError(
-            f"{run}: no run and no site: expected SITE/state/allocation-round-0.json, "
-            "state/allocation-round-0.json or allocation-round-0.json in it. A site writes the "
-            "first at the end of its first round"
+            f"{run}: no run and no site: expected SITE/state/{STUDIES}, state/{STUDIES} or "
+            f"{STUDIES} in it. A site makes it when it joins its first study"
         )
     name = (run if own != run else run.parent).absolute().name
     if site is not None and site != name:
@@ -85,19 +90,19 @@ def sites_of(run: Path) -> list[str]:
     return sorted(one.parent.name for one in run.glob("*/site.toml"))
 
 
-def read_rounds(state: Path, wanted: int | None) -> list[ExplainedRound]:
+def read_rounds(study: Path, wanted: int | None) -> list[ExplainedRound]:
     """All rounds in order, or the one that is wanted.
 
     Raises: ParameterError: none yet, not that one, or a file that is damaged.
     """
-    found = _rounds(state)
+    found = _rounds(study)
     if not found:
         raise ParameterError(
-            f"{state}: no allocation yet; a site writes it at the end of its first round"
+            f"{study}: no allocation yet; a site writes it at the end of its first round"
         )
     if wanted is not None and wanted not in found:
         there = ", ".join(str(one) for one in sorted(found))
-        raise ParameterError(f"--round {wanted}: {state} has rounds {there}")
+        raise ParameterError(f"--round {wanted}: {study} has rounds {there}")
     return [
         _read(found[number], number)
         for number in sorted(found)
@@ -105,8 +110,8 @@ def read_rounds(state: Path, wanted: int | None) -> list[ExplainedRound]:
     ]
 
 
-def _rounds(state: Path) -> dict[int, Path]:
-    matches = [(_FILE.fullmatch(one.name), one) for one in state.glob("allocation-round-*.json")]
+def _rounds(study: Path) -> dict[int, Path]:
+    matches = [(_FILE.fullmatch(one.name), one) for one in study.glob("allocation-round-*.json")]
     return {int(match.group(1)): one for match, one in matches if match is not None}
 
 

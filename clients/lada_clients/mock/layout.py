@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from lada_clients.mock.events import EVENTS_FILE
+from lada_clients.study_folder import STUDIES, find_study_folder
 
 COORDINATOR: Final = "coordinator"
 AUDITOR: Final = "auditor"
@@ -44,9 +45,18 @@ class PartyFolder:
         """Standard output and error of the party's process."""
         return self.root / "log.txt"
 
-    def allocation(self, round_id: int) -> Path:
-        """What a site allocated in one round. It stays in the site's folder."""
-        return self.state / f"allocation-round-{round_id}.json"
+    @property
+    def study(self) -> Path:
+        """What the party keeps of the run's one study.
+
+        Raises: ParameterError: it has joined none yet.
+        """
+        return find_study_folder(self.state, None)
+
+    def allocations(self, rounds: int) -> list[Path]:
+        """What a site allocated, in the rounds that it reached. It stays in the site's folder."""
+        names = (f"{STUDIES}/*/allocation-round-{number}.json" for number in range(rounds))
+        return [path for name in names for path in self.state.glob(name)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

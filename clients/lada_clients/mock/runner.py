@@ -110,11 +110,9 @@ def read_allocations(layout: RunLayout, *, rounds: int) -> dict[str, tuple[Alloc
     """
     found: dict[str, tuple[Allocation, ...]] = {}
     for site_id in layout.site_ids:
-        files = (layout.site(site_id).allocation(number) for number in range(rounds))
         found[site_id] = tuple(
             parse_allocation(_limited(path.read_bytes(), str(path)), where=str(path))
-            for path in files
-            if path.is_file()
+            for path in layout.site(site_id).allocations(rounds)
         )
     return found
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lada_clients.ledger_history import LedgerHistory, history_of
 from lada_clients.outbox import write_atomically
 from lada_clients.settings_file import read_settings
 from lada_clients.site.ledger_store import open_ledger_reader
-from lada_clients.site.runner import ledger_path
+from lada_clients.site.own_ledger import ledger_path
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
@@ -26,6 +27,7 @@ class SiteBudget:
     """
 
     summary: LedgerSummary
+    history: LedgerHistory
     policy: SitePolicy
     lines: bytes
 
@@ -57,6 +59,7 @@ class SiteBudget:
             "epsilon_left": self.left,
             "entries": summary.head.index + 1,
             "head": summary.head.entry_hash,
+            **self.history.to_json(),
             "reservations": summary.reservations,
             "uncommitted": summary.uncommitted,
             "studies": [
@@ -74,18 +77,22 @@ class SiteBudget:
     def sentences(self) -> tuple[str, ...]:
         """The same for people."""
         summary, policy = self.summary, self.policy
-        head = (
+        told = [
             f"{summary.identity.population} at {summary.identity.site}: epsilon "
             f"{summary.epsilon:.4f} of {policy.epsilon_cap_total:g} is spent at delta "
             f"{self.target_delta:g}, {self.left:.4f} is left.",
             f"The ledger is whole: {summary.head.index + 1} entries, {summary.reservations} "
             f"releases paid for, {summary.uncommitted} of them without an output.",
-        )
-        return head + tuple(
+        ]
+        if summary.reservations == 0 and self.history.restart is None:
+            told.append("Nothing was ever spent from it: a NEW LEDGER with the whole budget.")
+        told += self.history.sentences()
+        told += [
             f"Study {one.study_id}: epsilon {one.epsilon:.4f} of {policy.epsilon_cap_per_study:g}, "
             f"{one.reservations} releases, last decision: {one.decision}."
             for one in summary.studies
-        )
+        ]
+        return tuple(told)
 
 
 def read_budget(settings_path: Path) -> SiteBudget:
@@ -104,10 +111,10 @@ def read_budget(settings_path: Path) -> SiteBudget:
         )
     with open_ledger_reader(path) as ledger:
         entries, lines = ledger.entries(), ledger.export_lines()
-        key = ledger.identity.public_key
+        key = ledger.public_key
     # A policy may have been tightened since; the ledger is held to the caps that it recorded.
     summary = verify_ledger(entries, public_key=key, caps=None)
-    return SiteBudget(summary=summary, policy=policy, lines=lines)
+    return SiteBudget(summary=summary, history=history_of(entries), policy=policy, lines=lines)
 
 
 def export_ledger(budget: SiteBudget, out: Path) -> None:

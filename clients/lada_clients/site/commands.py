@@ -10,6 +10,8 @@ import typer
 
 app = typer.Typer(help="A site: takes part in studies with its own records.", no_args_is_help=True)
 
+BY = "Who decides, as letters, digits, . _ - (dr-meyer); recorded in the ledger."
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SettingsFile = Annotated[
     Path, typer.Option("--settings", help="The site's settings file, site.toml.")
 ]
@@ -46,7 +48,7 @@ def ledger(
     out: Annotated[
         Path | None, typer.Option(help="Also write the ledger to this new file, as JSON Lines.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Verify the site's own ledger; say what is spent, by which study, and what is left.
 
@@ -70,7 +72,7 @@ def ledger(
 def approve(
     study: Annotated[str, typer.Argument(help="Study id.")],
     settings: SettingsFile,
-    by: Annotated[str, typer.Option(help="Who decides; recorded in the ledger.")],
+    by: Annotated[str, typer.Option(help=BY)],
 ) -> None:
     """Approve the waiting plan of a study; recorded in the ledger.
 
@@ -85,7 +87,7 @@ def approve(
 def refuse(
     study: Annotated[str, typer.Argument(help="Study id.")],
     settings: SettingsFile,
-    by: Annotated[str, typer.Option(help="Who decides; recorded in the ledger.")],
+    by: Annotated[str, typer.Option(help=BY)],
 ) -> None:
     """Refuse the waiting plan of a study; recorded in the ledger.
 
@@ -100,7 +102,7 @@ def refuse(
 def withdraw(
     study: Annotated[str, typer.Argument(help="Study id.")],
     settings: SettingsFile,
-    by: Annotated[str, typer.Option(help="Who decides; recorded in the ledger.")],
+    by: Annotated[str, typer.Option(help=BY)],
 ) -> None:
     """Withdraw from a study: nothing more is released under it; what left cannot be taken back.
 
@@ -109,6 +111,62 @@ def withdraw(
     from lada_clients.site.runner import decide
 
     typer.echo(decide(settings, study, "withdraw", by))
+
+
+@app.command("renew-key")
+def renew_key(
+    settings: SettingsFile,
+    old_identity: Annotated[
+        Path, typer.Option(help="Identity folder with the key that has signed the ledger so far.")
+    ],
+    by: Annotated[str, typer.Option(help=BY)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Continue the population's ledger with the key of a new identity; both keys sign.
+
+    Example: lada site renew-key --settings hospital-a/site.toml
+    --old-identity hospital-a/identity-2025 --by dr-meyer
+
+    Needs no network. Put the new identity and roster into the settings first.
+    """
+    from lada_clients.site.own_ledger import renew_key as renew
+
+    key = renew(settings, old_identity=old_identity, by=by)
+    if as_json:
+        typer.echo(json.dumps({"public_key": key, "decided_by": by}, sort_keys=True))
+        return
+    typer.echo(
+        f"recorded in the ledger: {by} renewed the signing key; from here on {key[:12]} signs. "
+        "The budget goes on as it was. The old key is not needed any more"
+    )
+
+
+@app.command("restart-ledger")
+def restart_ledger(
+    settings: SettingsFile,
+    grant: Annotated[
+        Path, typer.Option(help="The auditor's file, of `lada auditor grant-restart`.")
+    ],
+    by: Annotated[str, typer.Option(help=BY)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Begin a ledger in place of one that is lost for good, with what the auditor knows of it.
+
+    Example: lada site restart-ledger --settings hospital-a/site.toml --grant grant.json
+    --by dr-meyer
+
+    Needs no network. Every later report shows the restart. Refused where a ledger is there.
+    """
+    from lada_clients.ledger_history import restart_facts, restart_sentence
+    from lada_clients.site.own_ledger import restart
+
+    found = restart(settings, grant_file=grant, by=by)
+    if as_json:
+        typer.echo(json.dumps(restart_facts(found), sort_keys=True))
+        return
+    typer.echo(f"population {found.population} has a new ledger, {found.ledger_id[:12]}.")
+    typer.echo(restart_sentence(found))
+    typer.echo("Every later report shows this. If the lost file is found, never use it again.")
 
 
 @app.command()

@@ -8,16 +8,17 @@ in as what the next DP-SGD reads, and in no other way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lada_clients.site.allocator import tried_clusters
 from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
 from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan_mechanisms import trial_parameters
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
-from lada_secure.distillation.examples import PathExample, PrivateUnit
+from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.guide import (
     ContrastedPath,
     lead_gains,
@@ -26,16 +27,13 @@ from lada_secure.distillation.guide import (
 )
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.own_reasons import written_reasons
-from lada_secure.distillation.parameters import TrainerSettings
-from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.agreement import agreeing_paths
 from lada_secure.learnability.allocation import path_screen
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.measured_trials import measured_trials, trial_student
-from lada_secure.learnability.trial_gains import TrialParameters, release_trials, trials_spec
+from lada_secure.learnability.trial_gains import release_trials, trials_spec
 from lada_secure.learnability.trials import (
     groups_to_try,
     trials_of,
@@ -43,7 +41,6 @@ from lada_secure.learnability.trials import (
 )
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.private_records import PrivateRecords
-from lada_secure.privacy.units import Unit
 
 # The number of steps is the plan's, however few paths there are.
 _MANY_EPOCHS = 10**6
@@ -73,32 +70,6 @@ class Guidance:
     def finishes(self, round_id: int) -> bool:
         """Whether this round's DP-SGD comes after its pool paths."""
         return self.settings.finish and round_id + 1 == self.plan.rounds
-
-    def private_units(self, units: Sequence[Unit], *, round_id: int) -> list[PrivateUnit]:
-        """What this round's DP-SGD reads of each unit, with reasons by the model as it is now.
-
-        That model is public or released, so that a path depends on one record beside it, and a
-        unit's part in a step stays bounded by the clipping norm.
-        """
-        written: dict[str, str] = {}
-        if self.settings.own_reasons and round_id > 0:
-            written = written_reasons(
-                self.model,
-                [one for unit in units for one in unit.records if one.rationale is None],
-                batch_size=self.batch_size,
-                max_new_tokens=self.plan.paths.max_new_tokens,
-            )
-        only = self.settings.records_with_reasons
-        return [private_unit(unit, with_reasons_only=only, written=written) for unit in units]
-
-    def private_training(self, settings: TrainerSettings, *, round_id: int) -> TrainerSettings:
-        """A round's settings for private records alone, at the round's rate."""
-        return replace(
-            settings,
-            # The contrast is for paths that come with a wrong one; private records have none.
-            pool_batch_size=0,
-            learning_rate=settings.learning_rate * self.settings.rate_decay**round_id,
-        )
 
     def take(self, received: Sequence[ReceivedPath]) -> list[JudgedPath]:
         """All paths so far, new ones with own paths of the reference beside them and no gain yet.
@@ -162,15 +133,10 @@ class Guidance:
 
         Args: paths: all so far; examples: the same as something to learn.
         """
-        settings = self.settings.trials
+        parameters = trial_parameters(self.plan)
         groups = groups_to_try(self._clusters(paths), clusters=self.grid.clusters)
-        if settings is None or not groups:
+        if parameters is None or not groups:
             return
-        parameters = TrialParameters(
-            clusters=self.grid.clusters,
-            gain_clip=settings.gain_clip,
-            noise_multiplier=settings.noise_multiplier,
-        )
         tuning = self._tuning(
             self.settings.pool_steps,
             round_id=round_id,

@@ -18,12 +18,9 @@ from lada_clients.site.guidance import Guidance
 from lada_clients.site.memory import JudgedPath, KnownPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath, parse_received_paths
 from lada_clients.site.settings import SiteSettings
-from lada_clients.site.training import (
-    adapter_settings,
-    privacy_parameters,
-    trainer_settings,
-)
+from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.plan import StudyPlan
+from lada_protocol.plan_mechanisms import privacy_parameters, statistics_parameters
 from lada_protocol.uplink import MAX_PATH_CHARACTERS, SitePath
 from lada_secure.canonical import Json
 from lada_secure.data.prompts import prompt_of
@@ -39,11 +36,10 @@ from lada_secure.distillation.evaluation import (
     accuracy,
     path_losses,
 )
-from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.outlook import TrainingOutlook
 from lada_secure.distillation.paths import generate_paths
-from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.released_adapters import released_adapters
 from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
 from lada_secure.learnability.arrays import FloatArray
@@ -61,7 +57,6 @@ from lada_secure.learnability.statistics import (
     release_statistics,
     statistics_spec,
 )
-from lada_secure.learnability.statistics_parameters import StatisticsParameters
 from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, Reservation
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released
@@ -139,20 +134,9 @@ class SiteLearner:
             ),
         )
 
-    @property
-    def statistics_parameters(self) -> StatisticsParameters:
-        """Clipping, scale, noise and bound of the statistics, all from the plan."""
-        return StatisticsParameters(
-            clusters=self.plan.allocation.clusters,
-            loss_clip=self.plan.statistics.loss_clip,
-            noise_multiplier=self.plan.statistics.noise_multiplier,
-            max_units=self.plan.privacy.max_units,
-            scale=self.plan.statistics.integer_scale,
-        )
-
     def release_statistics(self, round_id: int, book: LedgerBook) -> Released[NoisedStatistics]:
         """This round's noised statistics; paid for once, the same value at every call."""
-        parameters = self.statistics_parameters
+        parameters = statistics_parameters(self.plan)
         return release_statistics(
             self._exact_statistics,
             parameters=parameters,
@@ -258,7 +242,7 @@ class SiteLearner:
     ) -> Distilled:
         """One training of private records and pool paths, DESIGN step 9."""
         return distilling(
-            units=lambda paid: [private_unit(unit) for unit in self.records.units(paid)],
+            units=partial(self._private_units, round_id),
             pool=self._contrasted(
                 [self._path_example(one) for one in paths], [one.sample for one in paths]
             ),
@@ -293,11 +277,9 @@ class SiteLearner:
 
         def private_steps() -> Distilled:
             return distilling(
-                units=lambda paid: guidance.private_units(
-                    self.records.units(paid), round_id=round_id
-                ),
+                units=partial(self._private_units, round_id),
                 pool=(),
-                settings=guidance.private_training(settings, round_id=round_id),
+                settings=settings,
             )
 
         result = None if guidance.finishes(round_id) else private_steps()
@@ -316,6 +298,15 @@ class SiteLearner:
             loss=settings.loss,
         )
         return judged, places, private_steps() if result is None else result
+
+    def _private_units(self, round_id: int, paid: Reservation) -> list[PrivateUnit]:
+        return private_units(
+            self.plan,
+            self.model,
+            self.records.units(paid),
+            round_id=round_id,
+            batch_size=self.settings.physical_batch_size,
+        )
 
     def _training_spec(self, round_id: int) -> ReleaseSpec:
         return training_spec(

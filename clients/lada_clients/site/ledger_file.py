@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +34,6 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
-    update,
 )
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
@@ -46,12 +45,11 @@ from lada_secure.errors import (
     ParameterError,
     TransportError,
 )
-from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, parse_entry
+from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity
+from lada_secure.privacy.ledger_lines import parse_entry
 from lada_secure.privacy.replay import LedgerReplay
-from lada_secure.schema_versions import versions_to_migrate
 
-# Version 1 did not say in the file's header what it is; version 2 does, for `file` and for us.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # "LDlg", what `PRAGMA application_id` shows.
 APPLICATION_ID = 0x4C446C67
 BUSY_TIMEOUT_S = 60.0
@@ -74,13 +72,22 @@ OUTPUTS = Table(
     "outputs",
     _METADATA,
     Column("reserve_hash", Text, primary_key=True),
+    Column("salt", LargeBinary, nullable=False),
     Column("payload", LargeBinary, nullable=False),
 )
-COUNTERSIGNATURES = Table(
-    "countersignatures",
+# The site's own notes; nothing of them stands in an entry or an export.
+NOTES = Table(
+    "notes",
     _METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("raw", LargeBinary, nullable=False, unique=True),
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+DATA_NOTES = Table(
+    "data_notes",
+    _METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("study_id", Text, nullable=False, unique=True),
+    Column("fingerprint", Text, nullable=False),
 )
 
 
@@ -94,7 +101,7 @@ def _append_only(table: str, verb: str) -> str:
 
 _APPEND_ONLY = tuple(
     _append_only(table, verb)
-    for table in ("entries", "outputs", "countersignatures", "meta")
+    for table in ("entries", "outputs", "data_notes", "meta")
     for verb in ("UPDATE", "DELETE")
 )
 
@@ -114,7 +121,7 @@ def _explain(error: sqlite3.Error, path: Path) -> LadaError:
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return LedgerError(
             f"ledger {path}: it is damaged or not a ledger at all ({name}); restore it from a "
-            "backup that is not older than the auditor's last countersignature"
+            "backup that is not older than the auditor's copy"
         )
     for prefix, meaning in _EXPLANATIONS.items():
         if name.startswith(prefix):
@@ -297,83 +304,39 @@ def _names(identity: LedgerIdentity) -> dict[str, str]:
     return {
         "site": identity.site,
         "population": identity.population,
-        "public_key": identity.public_key.hex(),
+        "ledger_id": identity.ledger_id,
     }
 
 
-def _stored_meta(connection: Connection, path: Path) -> dict[str, str]:
-    """What the file says of itself; files of older versions are read as they are.
-
-    Raises: LedgerError: of a newer version.
-    """
-    stored = {row.name: row.value for row in connection.execute(select(_META))}
-    _versions_to_migrate(stored, path)
-    return stored
-
-
-def _versions_to_migrate(stored: Mapping[str, str], path: Path) -> range:
-    return versions_to_migrate(
-        stored.get("schema_version"),
-        current=SCHEMA_VERSION,
-        where=f"ledger {path}",
-        refusal=LedgerError,
-    )
-
-
-def is_current(connection: Connection, path: Path) -> bool:
-    """Whether the file has this software's version. Raises: LedgerError: a newer one."""
-    return not _versions_to_migrate(_stored_meta(connection, path), path)
-
-
-def migrate(connection: Connection, path: Path) -> None:
-    """Bring the file to this software's version, in the caller's transaction.
-
-    Entries are never touched: the chain is the same before and after.
-    """
-    for version in _versions_to_migrate(_stored_meta(connection, path), path):
-        _STEPS[version](connection)
-        # The one change of `meta` that its trigger has to let pass.
-        connection.exec_driver_sql("DROP TRIGGER meta_no_update")
-        connection.execute(
-            update(_META).where(_META.c.name == "schema_version").values(value=str(version + 1))
-        )
-        connection.exec_driver_sql(_append_only("meta", "UPDATE"))
-
-
-def _from_1(connection: Connection) -> None:
-    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
-
-
-_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _from_1}
-
-
-def check_identity(connection: Connection, identity: LedgerIdentity, path: Path) -> None:
-    """Raises: LedgerError: the file is of another site, population or key, or version."""
-    stored = _stored_meta(connection, path)
-    for name, value in _names(identity).items():
-        if stored.get(name) != value:
-            raise LedgerError(
-                f"ledger {path}: it is of another {name}: expected {value!r}, it says "
-                f"{stored.get(name)!r}. Nothing was written; open the right file"
-            )
-
-
 def stored_identity(connection: Connection, path: Path) -> LedgerIdentity:
-    """Whose ledger the file says it is; its entries are checked against that key.
+    """Whose ledger the file says it is; its entries are checked against that.
 
-    Raises: LedgerError: not a ledger, another version, or names of the wrong form.
+    Raises: LedgerError: not a ledger, another schema version, or names of the wrong form.
     """
     if not has_tables(connection):
         raise LedgerError(f"ledger {path}: it is empty or not a ledger at all")
-    stored = _stored_meta(connection, path)
+    stored = {row.name: row.value for row in connection.execute(select(_META))}
+    version = stored.get("schema_version")
+    if version != str(SCHEMA_VERSION):
+        raise LedgerError(
+            f"ledger {path}: it has schema version {version}, this software reads version "
+            f"{SCHEMA_VERSION} only; use the version of lada that wrote it. Nothing was changed"
+        )
     try:
         return LedgerIdentity(
             site=stored.get("site", ""),
             population=stored.get("population", ""),
-            public_key=bytes.fromhex(stored.get("public_key", "")),
+            ledger_id=stored.get("ledger_id", ""),
         )
-    except (ParameterError, ValueError) as error:
+    except ParameterError as error:
         raise LedgerError(f"ledger {path}: {error}") from error
+
+
+@contextmanager
+def connected(engine: Engine, path: Path, begin: str) -> Iterator[Connection]:
+    """One database transaction, begun with this statement; foreign errors become ours."""
+    with own_errors(path), engine.execution_options(begin=begin).begin() as connection:
+        yield connection
 
 
 class LedgerFile:
@@ -397,8 +360,7 @@ class LedgerFile:
             raise LocalProtocolError(
                 f"ledger {self.path}: it was opened before a fork; open it in this process"
             )
-        options = self.engine.execution_options(begin=begin)
-        with own_errors(self.path), options.begin() as connection:
+        with connected(self.engine, self.path, begin) as connection:
             yield connection
 
     @contextmanager
@@ -422,7 +384,7 @@ class LedgerFile:
         replay = self._replay
         if replay is None:
             replay = LedgerReplay(self._identity)
-        elif replay.length:
+        else:
             known = replay.head()
             stored = connection.scalar(
                 select(ENTRIES.c.entry_hash).where(ENTRIES.c.number == known.index)
@@ -443,5 +405,7 @@ class LedgerFile:
             replay.append(entry)
             if (row.number, row.entry_hash) != (entry.index, replay.head().entry_hash):
                 raise LedgerError(f"ledger {self.path}: entry {row.number}: stored as another one")
+        if not replay.length:
+            raise LedgerError(f"ledger {self.path}: all its entries are gone; restore a backup")
         self._replay = replay
         return replay

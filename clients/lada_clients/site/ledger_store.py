@@ -10,46 +10,47 @@ from types import TracebackType
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection, insert, select
+from sqlalchemy.dialects.sqlite import insert as upsert
 
 from lada_clients.site.ledger_file import (
-    COUNTERSIGNATURES,
+    DATA_NOTES,
     ENTRIES,
+    NOTES,
     OUTPUTS,
     LedgerFile,
-    check_identity,
+    connected,
     create_private,
     create_tables,
     has_tables,
-    is_current,
-    migrate,
-    own_errors,
     reading_engine,
     stored_bytes,
     stored_entry,
     stored_identity,
     writing_engine,
 )
-from lada_secure.errors import LedgerError
-from lada_secure.privacy.countersignature import (
-    Countersignature,
-    check_against_ledger,
-    check_countersignature,
-    parse_countersignature,
-)
+from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.entries import CommitEntry, LedgerEntry, LedgerIdentity
+from lada_secure.privacy.fields import parse_time
 from lada_secure.privacy.ledger import BudgetCaps
 from lada_secure.privacy.ledger_keeper import (
+    DataNote,
     KeptLedger,
+    KeptOutput,
     LedgerSnapshot,
     LedgerTransaction,
     ReadLedger,
+    begin_ledger,
+    check_key,
+    granted_identity,
 )
+from lada_secure.privacy.ledger_time import LedgerClock
 from lada_secure.privacy.replay import LedgerReplay
+from lada_secure.privacy.restart import RestartGrant
 
 READ = "BEGIN"
 WRITE = "BEGIN IMMEDIATE"
+_LAST_WRITE = "last_write"
 
 
 class _SqliteSnapshot(LedgerSnapshot):
@@ -61,13 +62,16 @@ class _SqliteSnapshot(LedgerSnapshot):
     def replay(self) -> LedgerReplay:
         return self._replay
 
-    def output(self, reserve_hash: str) -> bytes | None:
-        payload = self._connection.scalar(
-            select(OUTPUTS.c.payload).where(OUTPUTS.c.reserve_hash == reserve_hash)
-        )
-        if payload is None:
+    def output(self, reserve_hash: str) -> KeptOutput | None:
+        row = self._connection.execute(
+            select(OUTPUTS.c.payload, OUTPUTS.c.salt).where(OUTPUTS.c.reserve_hash == reserve_hash)
+        ).first()
+        if row is None:
             return None
-        return stored_bytes(payload, f"output of {reserve_hash[:12]}...")
+        where = f"output of {reserve_hash[:12]}..."
+        return KeptOutput(
+            payload=stored_bytes(row.payload, where), salt=stored_bytes(row.salt, where)
+        )
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         rows = self._connection.execute(
@@ -75,16 +79,9 @@ class _SqliteSnapshot(LedgerSnapshot):
         )
         return tuple(stored_entry(row.line, f"entry {row.number}") for row in rows)
 
-    def countersignatures(self) -> tuple[bytes, ...]:
-        """The kept countersignatures, oldest first."""
-        rows = self._connection.scalars(
-            select(COUNTERSIGNATURES.c.raw).order_by(COUNTERSIGNATURES.c.id)
-        )
-        return tuple(stored_bytes(raw, "countersignature") for raw in rows)
-
 
 class _SqliteTransaction(_SqliteSnapshot, LedgerTransaction):
-    def append(self, entry: LedgerEntry, output: bytes | None) -> None:
+    def append(self, entry: LedgerEntry, output: KeptOutput | None) -> None:
         self._replay.append(entry)
         self._connection.execute(
             insert(ENTRIES).values(
@@ -93,13 +90,37 @@ class _SqliteTransaction(_SqliteSnapshot, LedgerTransaction):
         )
         if isinstance(entry, CommitEntry) and output is not None:
             self._connection.execute(
-                insert(OUTPUTS).values(reserve_hash=entry.reserve_hash, payload=output)
+                insert(OUTPUTS).values(
+                    reserve_hash=entry.reserve_hash, payload=output.payload, salt=output.salt
+                )
             )
 
-    def keep_countersignature(self, raw: bytes) -> None:
-        """Add one, unless it is kept already."""
-        if raw not in self.countersignatures():
-            self._connection.execute(insert(COUNTERSIGNATURES).values(raw=raw))
+    def last_write(self) -> str | None:
+        text = self._connection.scalar(select(NOTES.c.value).where(NOTES.c.name == _LAST_WRITE))
+        if text is None:
+            return None
+        try:
+            parse_time(str(text))
+        except ParameterError as error:
+            raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
+        return str(text)
+
+    def note_write(self, precise: str) -> None:
+        statement = upsert(NOTES).values(name=_LAST_WRITE, value=precise)
+        self._connection.execute(
+            statement.on_conflict_do_update(index_elements=["name"], set_={"value": precise})
+        )
+
+    def data_notes(self) -> tuple[DataNote, ...]:
+        rows = self._connection.execute(
+            select(DATA_NOTES.c.study_id, DATA_NOTES.c.fingerprint).order_by(DATA_NOTES.c.number)
+        )
+        return tuple(DataNote(study_id=row.study_id, fingerprint=row.fingerprint) for row in rows)
+
+    def add_data_note(self, note: DataNote) -> None:
+        self._connection.execute(
+            insert(DATA_NOTES).values(study_id=note.study_id, fingerprint=note.fingerprint)
+        )
 
 
 def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
@@ -119,13 +140,28 @@ def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
         )
 
 
+def _begin_file(
+    connection: Connection,
+    path: Path,
+    *,
+    identity: LedgerIdentity,
+    signing_key: Ed25519PrivateKey,
+    clock: LedgerClock,
+    grant: RestartGrant | None,
+) -> None:
+    create_tables(connection, identity, path)
+    transaction = _SqliteTransaction(connection, LedgerReplay(identity))
+    begin_ledger(transaction, signing_key=signing_key, clock=clock, grant=grant)
+
+
 class SqliteLedger(KeptLedger):
     """A site's ledger in one SQLite file; several processes may have it open.
 
     Opening it checks every entry's place in the chain, signature and rules, and that the last
-    recorded epsilon is what the releases cost. Use it as a context manager or call `close`.
-    Whatever only reads neither takes the write lock nor waits for it. Not for use across a fork:
-    open it again in the child.
+    recorded epsilon is what the releases cost. A file that is not there is created with the
+    `start` entry of a ledger that has its whole budget; `started_now` tells. Use it as a context
+    manager or call `close`. Whatever only reads neither takes the write lock nor waits for it.
+    Not for use across a fork: open it again in the child.
 
     Args:
         path: the file; created with mode 0600 if missing, its folder must exist.
@@ -133,10 +169,10 @@ class SqliteLedger(KeptLedger):
             all studies over them share the file and the budget.
         signing_key: the site's Ed25519 key.
         caps: the site's own policy.
-        data_fingerprint: of the data set in use (`units.population_fingerprint`).
-        clock: the current time with a zone.
-    Raises: LedgerError: of another site, population or key, damaged, or of a newer version.
-        TransportError: cannot be opened, read-only, disk full.
+        clock: the current time with a zone. time_step_s: see `LedgerClock`.
+    Raises: LedgerError: of another site, population, schema version or key in force (see
+        `KeptLedger.renew_key`), or damaged. TransportError: cannot be opened, read-only, disk
+        full.
     """
 
     def __init__(
@@ -147,28 +183,48 @@ class SqliteLedger(KeptLedger):
         population: str,
         signing_key: Ed25519PrivateKey,
         caps: BudgetCaps,
-        data_fingerprint: str,
         clock: Callable[[], datetime],
+        time_step_s: int,
     ) -> None:
-        public_key = signing_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        identity = LedgerIdentity(site=site, population=population, public_key=public_key)
+        new = LedgerIdentity.new(site=site, population=population)
         super().__init__(
-            identity=identity,
+            identity=new,
             signing_key=signing_key,
             caps=caps,
-            data_fingerprint=data_fingerprint,
             clock=clock,
+            time_step_s=time_step_s,
         )
         create_private(path)
         self._engine = writing_engine(path)
-        self._file = LedgerFile(path, self._engine, identity)
         try:
-            self._set_up()
+            self._identity = self._found_or_begun(path, new)
+            self.started_now = self._identity == new
+            self._file = LedgerFile(path, self._engine, self._identity)
             with self._reading() as snapshot:
+                check_key(snapshot.replay, signing_key)
                 _check_last_epsilon(snapshot.replay, path)
         except BaseException:
             self._engine.dispose()
             raise
+
+    def _found_or_begun(self, path: Path, new: LedgerIdentity) -> LedgerIdentity:
+        """The identity of the ledger in the file, which is `new` where there was none."""
+        with connected(self._engine, path, READ) as connection:
+            if has_tables(connection):
+                return _own_identity(connection, path, new)
+        with connected(self._engine, path, WRITE) as connection:
+            # Another process may have been quicker.
+            if has_tables(connection):
+                return _own_identity(connection, path, new)
+            _begin_file(
+                connection,
+                path,
+                identity=new,
+                signing_key=self._signing_key,
+                clock=self._clock,
+                grant=None,
+            )
+        return new
 
     def __enter__(self) -> Self:
         return self
@@ -185,21 +241,6 @@ class SqliteLedger(KeptLedger):
         """Close the file. Every completed call is on disk already."""
         self._engine.dispose()
 
-    def _set_up(self) -> None:
-        with self._file.connected(READ) as connection:
-            found = has_tables(connection)
-        if not found:
-            with self._file.connected(WRITE) as connection:
-                # Another process may have been quicker.
-                if not has_tables(connection):
-                    create_tables(connection, self._identity, self._file.path)
-        with self._file.connected(READ) as connection:
-            check_identity(connection, self._identity, self._file.path)
-            current = is_current(connection, self._file.path)
-        if not current:
-            with self._file.connected(WRITE) as connection:
-                migrate(connection, self._file.path)
-
     @contextmanager
     def _transaction(self) -> Iterator[_SqliteTransaction]:
         with self._file.synchronised(WRITE) as (connection, replay):
@@ -210,26 +251,59 @@ class SqliteLedger(KeptLedger):
         with self._file.synchronised(READ) as (connection, replay):
             yield _SqliteSnapshot(connection, replay)
 
-    def add_countersignature(
-        self, countersignature: Countersignature, *, auditor_key: bytes
-    ) -> None:
-        """Keep the auditor's countersignature, after checking that it is about this ledger.
 
-        Args: auditor_key: the auditor's Ed25519 key, 32 raw bytes.
-        Raises: LedgerError: wrong signature, another ledger, or entries that are not here.
-        """
-        check_countersignature(countersignature, auditor_key=auditor_key)
-        raw = countersignature.to_bytes()
-        with self._transaction() as transaction:
-            check_against_ledger(
-                countersignature, identity=self._identity, entries=transaction.entries()
+def _own_identity(connection: Connection, path: Path, expected: LedgerIdentity) -> LedgerIdentity:
+    """Raises: LedgerError: the file is of another site or population."""
+    found = stored_identity(connection, path)
+    for name in ("site", "population"):
+        if getattr(found, name) != getattr(expected, name):
+            raise LedgerError(
+                f"ledger {path}: it is of another {name}: expected {getattr(expected, name)!r}, "
+                f"it says {getattr(found, name)!r}. Nothing was written; open the right file"
             )
-            transaction.keep_countersignature(raw)
+    return found
 
-    def countersignatures(self) -> tuple[Countersignature, ...]:
-        """All countersignatures that were kept, oldest first."""
-        with self._reading() as snapshot:
-            return tuple(parse_countersignature(raw) for raw in snapshot.countersignatures())
+
+def restart_ledger(
+    path: Path,
+    *,
+    grant: RestartGrant,
+    auditor_key: bytes,
+    signing_key: Ed25519PrivateKey,
+    clock: Callable[[], datetime],
+    time_step_s: int,
+) -> None:
+    """Create the ledger that an auditor's person granted in place of a lost one.
+
+    Open it with `SqliteLedger` afterwards.
+
+    Args:
+        path: a new file; what is left of the lost ledger is moved away first, by a person.
+        auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
+        signing_key: the site's, for which the grant is.
+    Raises: LedgerError: the file is a ledger already, or the grant is not the auditor's or for
+        another key; nothing was written.
+    """
+    identity = granted_identity(grant, auditor_key=auditor_key)
+    create_private(path)
+    engine = writing_engine(path)
+    try:
+        with connected(engine, path, WRITE) as connection:
+            if has_tables(connection):
+                raise LedgerError(
+                    f"ledger {path}: there is a ledger in this file already. Nothing was written; "
+                    "move the file away if it is the one that is lost"
+                )
+            _begin_file(
+                connection,
+                path,
+                identity=identity,
+                signing_key=signing_key,
+                clock=LedgerClock(read=clock, time_step_s=time_step_s),
+                grant=grant,
+            )
+    finally:
+        engine.dispose()
 
 
 class SqliteLedgerReader(ReadLedger):
@@ -249,22 +323,17 @@ class SqliteLedgerReader(ReadLedger):
         with self._file.synchronised(READ) as (connection, replay):
             yield _SqliteSnapshot(connection, replay)
 
-    def countersignatures(self) -> tuple[Countersignature, ...]:
-        """All countersignatures that were kept, oldest first."""
-        with self._reading() as snapshot:
-            return tuple(parse_countersignature(raw) for raw in snapshot.countersignatures())
-
 
 @contextmanager
 def open_ledger_reader(path: Path) -> Iterator[SqliteLedgerReader]:
     """Open a ledger file for reading alone, after the checks that `SqliteLedger` makes.
 
-    Raises: LedgerError: damaged, not a ledger, or of a newer version. TransportError: it is
-        missing or cannot be read.
+    Raises: LedgerError: damaged, not a ledger, or of another schema version. TransportError: it
+        is missing or cannot be read.
     """
     with ExitStack() as stack:
         engine = stack.enter_context(reading_engine(path))
-        with own_errors(path), engine.execution_options(begin=READ).begin() as connection:
+        with connected(engine, path, READ) as connection:
             identity = stored_identity(connection, path)
         reader = SqliteLedgerReader(LedgerFile(path, engine, identity), identity)
         with reader._reading() as snapshot:

@@ -49,7 +49,7 @@ class JudgedPath(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteMemory:
-    """Small JSON files in the site's state folder."""
+    """Small JSON files in the site's folder of one study."""
 
     folder: Path
 

@@ -17,6 +17,7 @@ from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import OpenedBody, parse_body
 from lada_protocol.opening import (
+    basis_of,
     check_mask_keys,
     check_opened_range,
     keys_digest,
@@ -54,8 +55,7 @@ class SiteOpening:
         difference of two masks to whoever sees both sums."""
         return MaskKey.from_secret_bytes(
             self.secrets.once(
-                f"mask-{self.participant.plan.hash[:16]}-{attempt.round_id}-{attempt.purpose}"
-                f"-{attempt.number}",
+                f"mask-{attempt.round_id}-{attempt.purpose}-{attempt.number}",
                 lambda: MaskKey.generate().to_secret_bytes(),
             )
         )
@@ -73,6 +73,7 @@ class SiteOpening:
         keys = me.index.all_at(Kind.MASK_KEY, attempt)
         raw_keys = check_mask_keys(cohort, keys, attempt)
         digest = keys_digest({site: keys[site] for site in cohort})
+        basis = basis_of(me.index, attempt, site=me.party, roster=me.roster)
 
         def make() -> Outgoing:
             mask = pairwise_mask(
@@ -101,6 +102,7 @@ class SiteOpening:
                     "opening_key": key_message.message_hash,
                     "paid_by": vector.paid_by,
                     "parameters_digest": parameters.digest,
+                    "rests_on": basis.message_hash,
                 },
                 payload=seal(key, parameters, hidden),
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from lada_clients.site.settings import SitePolicy
@@ -15,35 +16,12 @@ from lada_protocol.plan import (
     StudyPlan,
     parse_time,
 )
+from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
 from lada_protocol.roster import Roster
 from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.events import DpSgdEvent, GaussianEvent, PrivacyEvent
+from lada_secure.privacy.events import PrivacyEvent
 from lada_secure.privacy.ledger import BudgetCaps
 from lada_secure.privacy.planning import delta_warnings
-
-
-def planned_events(plan: StudyPlan) -> Mapping[str, PrivacyEvent]:
-    """Everything that a study spends if it runs to its end, by purpose."""
-    events: dict[str, PrivacyEvent] = {
-        STATISTICS: GaussianEvent(
-            noise_multiplier=plan.statistics.noise_multiplier, count=plan.rounds
-        ),
-        TRAINING: DpSgdEvent(
-            noise_multiplier=plan.training.noise_multiplier,
-            sampling_probability=plan.training.sampling_probability,
-            steps=plan.training.steps_per_round * plan.rounds,
-        ),
-    }
-    if plan.guide is not None and plan.guide.trials is not None:
-        events[TRIALS] = GaussianEvent(
-            noise_multiplier=plan.guide.trials.noise_multiplier, count=plan.rounds
-        )
-    return events
-
-
-def planned_epsilon(plan: StudyPlan) -> float:
-    """Epsilon of the whole study at the plan's delta, by PLD, before anything is spent."""
-    return epsilon([*planned_events(plan).values()], target_delta=plan.privacy.target_delta)
 
 
 def study_caps(plan: StudyPlan, policy: SitePolicy) -> BudgetCaps:
@@ -156,30 +134,72 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def describe_budget(
-    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
-) -> tuple[str, ...]:
-    """What this plan would leave of the site's own budget, in plain words.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBudget:
+    """Epsilon of a population over all studies at `target_delta`, without and with a whole plan."""
 
-    Args: spent: (study id, event) of all reservations in the population's ledger, this study's
-        included if it has begun.
+    population: str
+    before: float
+    after: float
+    cap: float
+    target_delta: float
+
+    def sentence(self) -> str:
+        """The figures in words."""
+        return (
+            f"Budget of {self.population} over all studies: epsilon {self.before:.3f} of "
+            f"{self.cap:g} is spent; with the whole of this study it would be {self.after:.3f} "
+            f"(at delta {self.target_delta:g})."
+        )
+
+    def fault(self) -> str:
+        """Why the plan cannot be carried out to its end here; empty where it can."""
+        # Not `after > cap`: what is not a number must refuse.
+        if self.after <= self.cap:
+            return ""
+        return (
+            f"epsilon {self.before:.3f} of {self.cap:g} over all studies is spent on "
+            f"{self.population}, and with the whole of this study it would be {self.after:.3f} (at "
+            f"delta {self.target_delta:g})"
+        )
+
+
+def planned_budget(
+    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
+) -> PlannedBudget:
+    """What a plan would make of the site's budget if it ran to its end.
+
+    Args: spent: (plan hash, event) of all that the population's ledger counts, this plan's
+        included if the study has begun.
     """
     delta = study_caps(plan, policy).target_delta
     before = epsilon([event for _, event in spent], target_delta=delta)
-    others = [event for study, event in spent if study != plan.study_id]
+    others = [event for plan_hash, event in spent if plan_hash != plan.hash]
     whole = epsilon([*others, *planned_events(plan).values()], target_delta=delta)
-    # Releases that were paid for twice after a crash are in what is spent, not in what is planned.
-    after = max(before, whole)
-    cap = policy.epsilon_cap_total
+    return PlannedBudget(
+        population=policy.population,
+        before=before,
+        # What was paid for and not planned, a release under an older spec say, is in `before`.
+        after=max(before, whole),
+        cap=policy.epsilon_cap_total,
+        target_delta=delta,
+    )
+
+
+def describe_budget(
+    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
+) -> tuple[str, ...]:
+    """What this plan would leave of the site's own budget, in plain words; see `planned_budget`."""
+    budget = planned_budget(plan, policy, spent=spent)
     sentences = [
-        f"Budget of {policy.population} over all studies: epsilon {before:.3f} of {cap:g} is "
-        f"spent; with the whole of this study it would be {after:.3f} (at delta {delta:g}).",
+        budget.sentence(),
         f"This site's policy allows epsilon {policy.epsilon_cap_per_study:g} per study.",
     ]
-    if not after <= cap:
+    if budget.fault():
         sentences.append(
-            f"That is more than {cap:g}: the ledger would refuse the release that passes it, and "
-            "the study could not be finished here."
+            f"That is more than {budget.cap:g}: this site refuses the plan, because the study "
+            "could not be finished here."
         )
+    delta = budget.target_delta
     sentences += delta_warnings(target_delta=delta, units=plan.privacy.max_units)
     return tuple(sentences)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,21 +14,30 @@ from lada_clients.event_file import open_event_log
 from lada_clients.outbox import sweep_parts
 from lada_clients.participant import Participant, StudyFailed, open_participant, read_roster
 from lada_clients.settings_file import read_settings
-from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader
+from lada_clients.site.file_gate import SiteFiles, check_files
+from lada_clients.site.ledger_store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.policy import describe_budget, describe_plan, plan_faults, study_caps
+from lada_clients.site.own_ledger import (
+    ledger_path,
+    new_ledger_sentence,
+    open_own_ledger,
+    read_spending,
+    spending,
+)
+from lada_clients.site.policy import describe_budget, describe_plan, plan_faults, planned_budget
+from lada_clients.site.record_files import RecordFiles, file_digests
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.plan import StudyPlan, parse_time
-from lada_secure.data.records import read_records
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
-from lada_secure.privacy.entries import Decision, DecisionEntry, ReserveEntry
-from lada_secure.privacy.events import PrivacyEvent
+from lada_secure.privacy.entries import Decision, DecisionEntry
+from lada_secure.privacy.fields import check_name
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.units import population_fingerprint
 from lada_secure.state_folder import check_state_folder, held_state_folder
 
+LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32
 
 
@@ -39,6 +49,8 @@ def run_site(settings_path: Path) -> None:
     """
     settings, policy = read_site_settings(settings_path)
     configure_logs(settings.log)
+    digests = file_digests(settings)
+    files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     load_credentials(
         settings.identity,
@@ -46,10 +58,12 @@ def run_site(settings_path: Path) -> None:
         passphrase=read_passphrase(settings.passphrase_file),
     )
     with held_state_folder(settings.state_dir, party=settings.party, role="site"):
-        _take_part(settings, policy)
+        _take_part(settings, policy, files, digests)
 
 
-def _take_part(settings: SiteSettings, policy: SitePolicy) -> None:
+def _take_part(
+    settings: SiteSettings, policy: SitePolicy, files: SiteFiles, digests: Mapping[str, str]
+) -> None:
     # Imported here: the libraries of models take seconds, and a refusal should not.
     from rich.console import Console
 
@@ -58,19 +72,30 @@ def _take_part(settings: SiteSettings, policy: SitePolicy) -> None:
 
     with _joined(settings, policy) as participant:
         sweep_parts(settings.state_dir)
+        folder, key = participant.open_folder(), _fingerprint_key(settings)
         try:
             cap = min(participant.plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
             with (
-                _open_ledger(settings, policy, participant.plan, participant) as book,
+                open_own_ledger(
+                    settings,
+                    policy,
+                    participant.plan,
+                    signing_key=participant.signing_key,
+                ) as book,
                 TrainingDisplay(Console(stderr=True), epsilon_cap=cap) as display,
             ):
+                _tell_data(book, files, participant.plan, key=key)
                 Site(
                     participant=participant,
                     settings=settings,
                     policy=policy,
+                    files=files,
+                    record_files=RecordFiles(
+                        settings=settings, digests=digests, folder=folder, key=key
+                    ),
                     book=book,
-                    secrets=_secrets(settings),
-                    memory=SiteMemory(folder=settings.state_dir),
+                    secrets=SecretFolder(folder=folder / "secrets"),
+                    memory=SiteMemory(folder=folder),
                     now=_now,
                     approved=lambda study, plan_hash: approved_by_person(book, study, plan_hash),
                     watcher=display,
@@ -100,39 +125,29 @@ def _tell_traffic(participant: Participant) -> None:
 
 
 def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
-    """The settings and policy files of a site; everything they name is checked to be there.
+    """The settings and policy files of a site; `check_files` reads the records they name.
 
     Raises: ParameterError: naming file, key, what was expected and what was found.
     """
     settings = read_settings(path, SiteSettings)
     policy = read_settings(settings.policy, SitePolicy)
-    read_records(settings.records)
-    if settings.held_out is not None:
-        read_records(settings.held_out)
     return settings, policy
 
 
 def show_plan(settings_path: Path) -> tuple[str, ...]:
     """The waiting plan in plain words, what it leaves of the budget, and what the policy says."""
     settings, policy = read_site_settings(settings_path)
+    check_files(settings, policy)
     with _joined(settings, policy) as participant:
         plan = participant.plan
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
         verdict = (
             f"The policy forbids it: {'; '.join(faults)}." if faults else "The policy allows it."
         )
-        budget = describe_budget(plan, policy, spent=_spent(ledger_path(settings, policy)))
-        return (*describe_plan(plan), *budget, verdict)
-
-
-def _spent(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
-    """Study and event of all reservations in a ledger; none where there is no ledger yet."""
-    if not path.exists():
-        return ()
-    with open_ledger_reader(path) as ledger:
-        return tuple(
-            (one.study_id, one.event) for one in ledger.entries() if isinstance(one, ReserveEntry)
-        )
+        path = ledger_path(settings, policy)
+        budget = describe_budget(plan, policy, spent=read_spending(path))
+        new = () if path.exists() else (f"{new_ledger_sentence(path, policy)}.",)
+        return (*describe_plan(plan), *budget, *new, verdict)
 
 
 def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
@@ -141,6 +156,8 @@ def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
     Raises: ParameterError: the waiting plan is another study's. LedgerError: not possible now.
     """
     settings, policy = read_site_settings(settings_path)
+    check_name("--by", by)
+    check_files(settings, policy)
     with _joined(settings, policy) as participant:
         plan = participant.plan
         if plan.study_id != study:
@@ -150,7 +167,10 @@ def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
         if decision == "approve" and faults:
             raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
-        with _open_ledger(settings, policy, plan, participant) as book:
+        with open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book:
+            over = planned_budget(plan, policy, spent=spending(book.entries())).fault()
+            if decision == "approve" and over:
+                raise LedgerError(f"the budget forbids it: {over}")
             book.decide(
                 decision,
                 study_id=plan.study_id,
@@ -176,8 +196,22 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _secrets(settings: SiteSettings) -> SecretFolder:
-    return SecretFolder(folder=settings.state_dir / "secrets")
+def _fingerprint_key(settings: SiteSettings) -> bytes:
+    """The site's own key for fingerprints of its data; it outlives studies."""
+    return SecretFolder(folder=settings.state_dir / "secrets").once(
+        "fingerprint.key", lambda: secrets.token_bytes(FINGERPRINT_KEY_BYTES)
+    )
+
+
+def _tell_data(book: SqliteLedger, files: SiteFiles, plan: StudyPlan, *, key: bytes) -> None:
+    """Say on the site's own screen that the data set is another one than in the study before."""
+    fingerprint = population_fingerprint(files.records.records, key=key)
+    before = book.note_data(plan.study_id, fingerprint).earlier_study
+    if before is not None and before.fingerprint != fingerprint:
+        LOG.warning(
+            "the records are not those that study %s began with; that is fine between studies",
+            before.study_id,
+        )
 
 
 @contextmanager
@@ -197,29 +231,3 @@ def _joined(settings: SiteSettings, policy: SitePolicy) -> Iterator[Participant]
     ) as participant:
         participant.join(wait_s=settings.wait_s)
         yield participant
-
-
-def ledger_path(settings: SiteSettings, policy: SitePolicy) -> Path:
-    """Where the ledger of the policy's population is kept."""
-    return settings.state_dir / f"ledger-{policy.population}.sqlite"
-
-
-@contextmanager
-def _open_ledger(
-    settings: SiteSettings, policy: SitePolicy, plan: StudyPlan, participant: Participant
-) -> Iterator[SqliteLedger]:
-    """The population's ledger, held to the stricter of the plan and the policy."""
-    key = _secrets(settings).once(
-        "fingerprint.key", lambda: secrets.token_bytes(FINGERPRINT_KEY_BYTES)
-    )
-    clock: Callable[[], datetime] = _now
-    with SqliteLedger(
-        ledger_path(settings, policy),
-        site=settings.party,
-        population=policy.population,
-        signing_key=participant.signing_key,
-        caps=study_caps(plan, policy),
-        data_fingerprint=population_fingerprint(read_records(settings.records), key=key),
-        clock=clock,
-    ) as ledger:
-        yield ledger

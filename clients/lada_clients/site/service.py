@@ -11,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
+from lada_clients.site.file_gate import SiteFiles, check_with_model
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.opening import SiteOpening
-from lada_clients.site.policy import describe_plan, plan_faults
+from lada_clients.site.own_ledger import check_shown, is_new, spending
+from lada_clients.site.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.public_material import read_public_material
+from lada_clients.site.record_files import RecordFiles
+from lada_clients.site.scores import SiteScoring
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
@@ -36,17 +40,14 @@ from lada_protocol.tasks import (
     SiteTask,
     Wait,
 )
-from lada_secure.data.records import PoolSample, Record, read_records
+from lada_secure.data.records import PoolSample
 from lada_secure.distillation.training import StepReport
-from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import LedgerError, LocalProtocolError
-from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released, post_process
-from lada_secure.privacy.units import bound_units
 
 STEPS: Mapping[type[object], str] = {
     ReviewPlan: "plan",
@@ -66,6 +67,8 @@ class Site:
     participant: Participant
     settings: SiteSettings
     policy: SitePolicy
+    files: SiteFiles
+    record_files: RecordFiles
     book: LedgerBook
     secrets: SecretFolder
     memory: SiteMemory
@@ -80,6 +83,8 @@ class Site:
         Raises: StudyFailed: the coordinator gave up, or this site refused the plan.
         """
         me = self.participant
+        me.sync()
+        check_shown(self.book.entries(), me.index, party=me.party)
         while True:
             me.sync()
             task = next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party)
@@ -97,7 +102,7 @@ class Site:
     def _forget_keys(self) -> None:
         """Every mask and query of the study was used; no later message needs their keys."""
         for use in ("mask", "scores"):
-            self.secrets.forget(f"{use}-{self.participant.plan.hash[:16]}-")
+            self.secrets.forget(f"{use}-")
 
     def _carry_out(self, task: SiteTask) -> None:
         events, client = self.participant.events, self.participant.client
@@ -137,13 +142,21 @@ class Site:
         """Step 1: accept or refuse; either decision is a ledger entry before it is a message."""
         me = self.participant
         plan = me.plan
-        faults = plan_faults(plan, self.policy, roster=me.roster, now=self.now())
+        faults, code = plan_faults(plan, self.policy, roster=me.roster, now=self.now()), "policy"
+        spent = spending(self.book.entries())
+        over = planned_budget(plan, self.policy, spent=spent).fault()
+        if over and not faults:
+            faults, code = (over,), "over_budget"
         by_person = self.policy.approval == "person"
         if not faults and by_person and not self.approved(plan.study_id, plan.hash):
             faults = (
                 "nobody has approved it here; read it with `lada site show` and decide with "
                 f"`lada site approve {plan.study_id}`",
             )
+        if not faults:
+            # Before the acceptance, and before the ledger has any of it.
+            self.record_files.keep()
+            self._check_with_model()
         if faults or not by_person:
             self.book.decide(
                 "refuse" if faults else "approve",
@@ -157,16 +170,29 @@ class Site:
             message = f"{me.party} refuses the plan: {'; '.join(faults)}"
             me.post(
                 Kind.REFUSAL,
-                lambda: Outgoing(body={"code": "policy", "message": message[:1000]}),
+                lambda: Outgoing(body={"code": code, "message": message[:1000]}),
             )
             raise StudyFailed(message)
-        me.post(
-            Kind.ACCEPTANCE,
-            lambda: Outgoing(
-                body={"certificate": me.certificate, "population": self.policy.population}
-            ),
-        )
+        me.post(Kind.ACCEPTANCE, self._acceptance)
         self._tell_accuracy("before", round_id=0)
+
+    def _acceptance(self) -> Outgoing:
+        """What this site pays from, so that the auditor can tell whether it is the whole ledger."""
+        head = self.book.head()
+        return Outgoing(
+            body={
+                "certificate": self.participant.certificate,
+                "population": head.population,
+                "ledger_id": head.ledger_id,
+                "head_index": head.index,
+                "head_hash": head.entry_hash,
+                "new_ledger": is_new(self.book.entries()),
+            }
+        )
+
+    def _check_with_model(self) -> None:
+        """The file gate's second half. Raises: ParameterError: nothing was promised yet."""
+        check_with_model(self.learner, self.files, self.policy)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
@@ -175,6 +201,7 @@ class Site:
             self._opening.check_own_contribution(attempt.round_id, DEMAND)
             vector = self._uplink.advantages(attempt.round_id)
         elif attempt.purpose == STATISTICS:
+            self.record_files.check()
             noised = self._statistics(attempt.round_id)
             vector = post_process(noised, lambda one: one.vector, label="statistics")
             self._post_ledger(attempt.round_id, STATISTICS)
@@ -190,54 +217,31 @@ class Site:
     def _demand(self, round_id: int) -> Released[npt.NDArray[np.int64]]:
         """The picks as a 0/1 vector: post-processing of this round's released statistics."""
         me = self.participant
-        scores_message = me.index.find(
-            Kind.SCORES, sender=me.roster.coordinator.id, to=me.party, round_id=round_id
-        )
-        if scores_message is None:
-            raise LocalProtocolError(f"round {round_id}: demand before scores")
-        key = self._scoring_key(round_id)
-        scores: FloatArray = key.decrypt(me.payload(scores_message), me.plan.pool_size)
+        scores = self._scoring.read(round_id)
 
         def wanted(noised: NoisedStatistics) -> npt.NDArray[np.int64]:
             vector = np.zeros(me.plan.pool_size, dtype=np.int64)
-            vector[self.learner.picks(round_id, noised, scores)] = 1
+            if scores is not None:
+                vector[self.learner.picks(round_id, noised, scores)] = 1
             return vector
 
         return post_process(self._statistics(round_id), wanted, label=DEMAND)
 
     def _ask_scores(self, round_id: int) -> None:
         """Steps 6 and 7: one encrypted query per round."""
-        me = self.participant
         self._opening.check_own_contribution(round_id, STATISTICS)
         noised = self._statistics(round_id)
         utilities = post_process(
             noised, lambda one: self.learner.utilities(round_id, one), label="cell utilities"
         )
-        cells = len(utilities.value)
-        me.post(
-            Kind.QUERY,
-            lambda: Outgoing(
-                body={"cells": cells},
-                payload=self._scoring_key(round_id).encrypt(utilities.value),
-            ),
-            round_id=round_id,
-            to=me.roster.coordinator.id,
-        )
-
-    def _scoring_key(self, round_id: int) -> ScoringKey:
-        plan = self.participant.plan
-        cells = plan.allocation.clusters * plan.allocation.difficulty_bins
-        raw = self.secrets.once(
-            f"scores-{plan.hash[:16]}-{round_id}",
-            lambda: ScoringKey.generate(cells, row_bound=1).to_bytes(),
-        )
-        return ScoringKey.from_bytes(raw)
+        self._scoring.ask(round_id, utilities)
 
     def _distil(self, round_id: int) -> None:
         """Step 9, and what may be computed afterwards for free."""
         me = self.participant
         self._opening.check_own_contribution(round_id, DEMAND)
         if self.memory.adapters(round_id) is None:
+            self.record_files.check()
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
             if paths is None:
                 raise LocalProtocolError(f"round {round_id}: training before paths")
@@ -298,6 +302,10 @@ class Site:
         return SiteOpening(participant=self.participant, secrets=self.secrets)
 
     @property
+    def _scoring(self) -> SiteScoring:
+        return SiteScoring(participant=self.participant, secrets=self.secrets)
+
+    @property
     def _uplink(self) -> SiteUplink:
         return SiteUplink(
             participant=self.participant,
@@ -311,10 +319,6 @@ class Site:
         """The model with its data, loaded at first use."""
         if self._learner is None:
             me = self.participant
-            records = read_records(self.settings.records)
-            held_out: tuple[Record, ...] = ()
-            if self.settings.held_out is not None:
-                held_out = read_records(self.settings.held_out)
             pool, clusters = self._public_material()
             self._learner = SiteLearner.load(
                 plan=me.plan,
@@ -322,11 +326,11 @@ class Site:
                 pool=pool,
                 clusters=clusters,
                 records=PrivateRecords(
-                    bound_units(
-                        records, max_records_per_unit=me.plan.privacy.max_records_per_unit
+                    self.files.units(
+                        self.policy, max_records_per_unit=me.plan.privacy.max_records_per_unit
                     )
                 ),
-                held_out=held_out,
+                held_out=() if self.files.held_out is None else self.files.held_out.records,
                 memory=self.memory,
             )
         return self._learner

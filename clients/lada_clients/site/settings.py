@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from lada_protocol.settings import Settings
 from lada_protocol.transport import TransportSettings
 from lada_secure.logs import LogSettings
+from lada_secure.privacy.units import MissingLike, Spellings
 
 
 class SiteSettings(Settings):
@@ -39,6 +40,27 @@ class SiteSettings(Settings):
     log: LogSettings = LogSettings()
 
 
+class UnitRules(BaseModel):
+    """The table `[units]` of a policy: what the site has checked about its unit ids.
+
+    spellings: of one id in canonical form; "one_person" protects them as one. missing_like: ids
+    such as "nan" or "unknown"; "meant" says that they are people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spellings: Spellings = "refuse"
+    missing_like: MissingLike = "refuse"
+
+
+class RecordRules(BaseModel):
+    """The table `[records]` of a policy. too_long: for the model; "cut" trains on what fits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    too_long: Literal["refuse", "cut"] = "refuse"
+
+
 class SitePolicy(Settings):
     """`policy.toml`: the most that any study may ask of this site.
 
@@ -54,3 +76,5 @@ class SitePolicy(Settings):
     max_records_per_unit: Annotated[int, Field(ge=1)]
     pool_gradients: tuple[Literal["public", "private"], ...] = ("public", "private")
     approval: Literal["policy", "person"] = "policy"
+    units: UnitRules = UnitRules()
+    records: RecordRules = RecordRules()

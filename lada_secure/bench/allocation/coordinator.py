@@ -13,6 +13,8 @@ from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.distillation.evaluation import accuracy, greedy_paths, path_log_probabilities
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.paths import GeneratedPaths, generate_paths
+from lada_secure.distillation.text_lengths import needed_tokens
+from lada_secure.errors import ParameterError
 from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.learnability.cells import (
     CellGrid,
@@ -60,9 +62,14 @@ class Coordinator:
     def open(cls, data: BenchData, settings: StudySettings, llm: LanguageModel) -> Coordinator:
         """Cluster the pool and publish the clusters.
 
-        Raises: ParameterError: a pool that `check_pool` refuses.
+        Raises: ParameterError: a pool that `check_pool` refuses, a question too long for the LLM.
         """
         check_pool(data.pool)
+        needed = max(needed_tokens(llm, data.pool, written=[0] * len(data.pool)))
+        if needed > llm.max_tokens:
+            raise ParameterError(
+                f"the pool's longest question needs {needed} tokens, at most {llm.max_tokens}"
+            )
         vectors = embedder(HASHED_NGRAMS).embed([one.question for one in data.pool])
         clusters = fit_clusters(vectors, settings.clusters, seed=0)
         return cls(

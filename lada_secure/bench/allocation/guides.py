@@ -24,12 +24,14 @@ from lada_secure.bench.allocation.study import (
 )
 from lada_secure.bench.allocation.study_data import BenchSite
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
+from lada_secure.distillation.examples import PrivateUnit
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.own_reasons import written_reasons
 from lada_secure.distillation.parameters import TrainerSettings
 from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.training import distil, training_spec
+from lada_secure.errors import ParameterError
 from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.learnability.embedding import HASHED_NGRAMS, embedder
 from lada_secure.learnability.measured_statistics import measured_statistics
@@ -40,7 +42,7 @@ from lada_secure.learnability.statistics import (
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.units import Unit, bound_units
 
 PLAN_HASH = "00" * 32
@@ -50,14 +52,10 @@ _EXACT_SCALE = 120
 
 def memory_ledger(*, name: str, cap: float, delta: float) -> MemoryLedger:
     """A ledger of a simulated site that has approved the study."""
-    key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site=name, population=f"{name}.records", public_key=key.public_key().public_bytes_raw()
-        ),
-        signing_key=key,
+        identity=LedgerIdentity.new(site=name, population=f"{name}.records"),
+        signing_key=Ed25519PrivateKey.generate(),
         caps=BudgetCaps(target_delta=delta, total_epsilon=cap, study_epsilon=cap),
-        data_fingerprint="00" * 32,
         clock=lambda: datetime.now(UTC),
     )
     book.decide(
@@ -102,7 +100,12 @@ class SiteReleases:
         *,
         seed: int,
     ) -> SiteReleases:
-        """Bound the records by privacy unit, and open a ledger where there is noise."""
+        """Bound the records by privacy unit, and open a ledger where there is noise.
+
+        Raises: ParameterError: no record.
+        """
+        if not site.train:
+            raise ParameterError(f"{site.name}: expected at least one record, got none")
         book = None
         if noise is not None:
             # A hair above, so that the calibrated total is not refused for its rounding.
@@ -141,7 +144,6 @@ class SiteReleases:
         """
         settings = self.settings
         load_adapters(self.lm, start)
-        written = self._written() if round_id and settings.own_reasons else {}
         trainer = TrainerSettings(
             device="cpu",
             threads=1,
@@ -152,13 +154,11 @@ class SiteReleases:
             seed=self.seed + round_id,
             loss=LossSettings(contrastive_weight=0.0),
         )
-        units = tuple(
-            private_unit(unit, with_reasons_only=True, written=written) for unit in self.units
-        )
+        write = bool(round_id) and settings.own_reasons
         if self.noise is None or book is None:
             train_without_privacy(
                 self.lm,
-                units=units,
+                units=self._private_units(write=write),
                 pool=(),
                 steps=settings.private_steps[round_id],
                 expected_units=settings.expected_units,
@@ -170,7 +170,7 @@ class SiteReleases:
         )
         return distil(
             self.lm,
-            units=units,
+            units=lambda _paid: self._private_units(write=write),
             pool=(),
             privacy=privacy,
             settings=trainer,
@@ -178,10 +178,18 @@ class SiteReleases:
             spec=training_spec(privacy, study_id=STUDY, plan_hash=PLAN_HASH, round_id=round_id),
         ).adapters.value
 
-    def _written(self) -> dict[str, str]:
+    def _private_units(self, *, write: bool) -> tuple[PrivateUnit, ...]:
+        """What the private steps read, with the present adapters' own reasons if `write`."""
+        written = self._written() if write else [()] * len(self.units)
+        return tuple(
+            private_unit(unit, with_reasons_only=True, written=own)
+            for unit, own in zip(self.units, written, strict=True)
+        )
+
+    def _written(self) -> list[tuple[str | None, ...]]:
         return written_reasons(
             self.lm,
-            [one for unit in self.units for one in unit.records if one.rationale is None],
+            self.units,
             batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )

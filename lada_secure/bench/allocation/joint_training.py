@@ -30,7 +30,7 @@ from lada_secure.distillation.parameters import TrainerSettings
 from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.training import distil, training_spec
 from lada_secure.learnability.cluster_estimates import ClusterEstimates
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 PoolGradients = Literal["public", "private"]
 
@@ -90,7 +90,9 @@ class JointTraining:
         )
         done = distil(
             lm,
-            units=tuple(private_unit(unit, with_reasons_only=True) for unit in self.releases.units),
+            units=lambda _paid: [
+                private_unit(unit, with_reasons_only=True) for unit in self.releases.units
+            ],
             pool=pool,
             privacy=privacy,
             settings=TrainerSettings(

@@ -32,7 +32,7 @@ from lada_secure.learnability.gap import reward
 from lada_secure.learnability.hosts.allocator import allocate
 from lada_secure.learnability.hosts.host import Host, HostState
 from lada_secure.learnability.hosts.rounds import HostTraining, transfer
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 _MANY_EPOCHS = 10**6
 

@@ -20,7 +20,7 @@ from lada_secure.distillation.trainer import Trainer
 class _PlainTrainer(Trainer):
     def step(self) -> float | None:
         """Sample units, add their gradients up as they are, update."""
-        examples = [one for unit in self._draw() for one in unit.examples]
+        examples = [one for unit in self.draw() for one in unit.examples]
         plain = self.source.public_gradient(examples, count=1)
         flat: Tensor = torch.cat([one.flatten() for one in plain.gradients]).double()
         return self.update(flat * self._settings.private_weight / self._privacy.expected_units)
@@ -40,7 +40,6 @@ def train_without_privacy(
     torch.set_num_threads(settings.threads or threads)
     trainer = _PlainTrainer(
         lm,
-        units=units,
         pool=pool,
         # Its noise is never drawn: `step` is replaced. Sampling and steps are used.
         privacy=DpSgdParameters(
@@ -54,6 +53,7 @@ def train_without_privacy(
         settings=settings,
     )
     try:
+        trainer.take_units(units)
         for _ in range(steps):
             trainer.step()
     finally:

@@ -26,7 +26,7 @@ from lada_secure.learnability.trials import (
     trials_of,
     usefulness,
 )
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 
 @dataclass(slots=True, kw_only=True)

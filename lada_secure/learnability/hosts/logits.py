@@ -74,7 +74,6 @@ def taught_rows(
     """What a teacher thinks of (prompt, path) pairs, in the learner's tokens.
 
     Args: alignment: of this pair of models.
-    Raises: ParameterError: an empty prompt or path, or one too long for either model.
     """
     rows = [encode_row(teacher, *one) for one in texts]
     tops = top_logits(teacher, rows, k=k, batch_size=batch_size)

@@ -11,14 +11,26 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import event as sqlalchemy_event
 
-from lada_clients.site.ledger_store import SqliteLedger
+from lada_clients.site.ledger_store import SqliteLedger, restart_ledger
 from lada_secure.errors import PrivacyBudgetExceeded
+from lada_secure.privacy.carried_budget import grant_restart
 from lada_secure.privacy.events import gaussian_event
-from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
+from lada_secure.privacy.ledger import (
+    DISCRETE_GAUSSIAN,
+    BudgetCaps,
+    ReleaseSpec,
+    Reservation,
+)
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
+from lada_secure.privacy.restart import RestartGrant
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
 AUDITOR_KEY = Ed25519PrivateKey.from_private_bytes(b"auditor key for tests, 32 bytes.")
+NEW_KEY = Ed25519PrivateKey.from_private_bytes(b"the site's renewed key, 32 byte.")
+PUBLIC = SITE_KEY.public_key().public_bytes_raw()
+AUDITOR = AUDITOR_KEY.public_key().public_bytes_raw()
 PLAN = "a" * 64
+TIME_STEP_S = 60
 CAPS = BudgetCaps(target_delta=1e-6, total_epsilon=3.0, study_epsilon=3.0)
 NOISE = 20.0
 
@@ -44,8 +56,8 @@ def open_ledger(
         population=population,
         signing_key=key,
         caps=caps,
-        data_fingerprint="d" * 64,
         clock=clock,
+        time_step_s=TIME_STEP_S,
     )
 
 
@@ -70,6 +82,43 @@ def spec(round_id: int = 0, *, study_id: str = "study", noise: float = NOISE) ->
         mechanism=DISCRETE_GAUSSIAN,
         event=gaussian_event(noise),
         parameters={"l2_sensitivity": 100.0, "std": 100.0 * noise},
+    )
+
+
+def lost_ledger(path: Path) -> bytes:
+    """What the auditor has of a ledger whose file is gone."""
+    with open_ledger(path) as ledger:
+        approve(ledger)
+        ledger.commit(ledger.reserve(spec()), b"noised")
+        lines = ledger.export_lines()
+    for one in path.parent.glob(f"{path.name}*"):
+        one.unlink()
+    return lines
+
+
+def grant(lines: bytes, *, public_key: bytes = PUBLIC) -> RestartGrant:
+    """The auditor's word on what it knows of a ledger."""
+    return grant_restart(
+        parse_ledger_lines(lines),
+        public_key=public_key,
+        target_delta=1e-6,
+        requested_by="dr.weber",
+        auditor="auditor",
+        granted_by="ms.okafor",
+        signing_key=AUDITOR_KEY,
+        time=now(),
+    )
+
+
+def restart(path: Path, granted: RestartGrant, *, auditor_key: bytes = AUDITOR) -> None:
+    """Begin the ledger that was granted."""
+    restart_ledger(
+        path,
+        grant=granted,
+        auditor_key=auditor_key,
+        signing_key=SITE_KEY,
+        clock=now,
+        time_step_s=TIME_STEP_S,
     )
 
 
@@ -110,7 +159,7 @@ def release_and_die(path: str, sent: str, steps: int) -> None:
     for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "rollback"):
         sqlalchemy_event.listen(engine, name, step)
 
-    def compute() -> bytes:
+    def compute(_paid: Reservation) -> bytes:
         step()
         output = os.urandom(16)
         step()

@@ -12,8 +12,9 @@ import hashlib
 import json
 import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +23,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lada_clients.mock.presets import preset_for
 from lada_clients.mock.toml_text import toml_text
-from lada_protocol.plan import StudyPlan
+from lada_clients.site import training
+from lada_protocol.plan import GuidePlan, StudyPlan
 from lada_secure.cli import main
 from lada_secure.data.records import PoolSample, Record, pool_hash, write_json_lines
-from lada_secure.distillation import trainer
+from lada_secure.distillation import canary_audit, trainer
 from lada_secure.distillation.noise import DiscreteGaussian
 from lada_secure.privacy.empirical import commitment_of
 
@@ -43,6 +45,18 @@ RECORDS = tuple(
         rationale=None,
     )
     for at in range(10)
+)
+
+
+POLICY = toml_text(
+    {
+        "roster_sha256": "ab" * 32,
+        "population": "patients",
+        "target_delta": 1e-6,
+        "epsilon_cap_per_study": 8.0,
+        "epsilon_cap_total": 16.0,
+        "max_records_per_unit": 4,
+    }
 )
 
 
@@ -110,6 +124,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json_lines(root / "coordinator" / "pool.jsonl", POOL)
     for name in ("site-a", "site-b"):
         write_json_lines(root / name / "records.jsonl", RECORDS)
+        (root / name / "policy.toml").write_text(POLICY)
         (root / name / "site.toml").write_text(
             toml_text(
                 {
@@ -211,6 +226,7 @@ def test_private_records_are_not_read_for_a_public_result(
     text = (run / "site-a" / "site.toml").read_text()
     elsewhere = tmp_path / "site.toml"
     elsewhere.write_text(text.replace("records.jsonl", "not-there.jsonl"))
+    (tmp_path / "policy.toml").write_text(POLICY)
     common = ("--plan", run / "export" / "plan.json", "--settings", elsewhere, "--rounds", "1")
     pool = ("--pool", run / "coordinator" / "pool.jsonl")
     assert lada(monkeypatch, "audit", "empirical", *common, *pool, "--records", "public") == 0
@@ -288,3 +304,133 @@ def test_a_pool_that_the_plan_does_not_name_is_refused(
     )  # fmt: skip
     assert status == 2
     assert "is not the pool that the plan names" in capsys.readouterr().err
+
+
+def guided(plan: StudyPlan, **changes: object) -> StudyPlan:
+    """The plan with a guide that trains on records with reasons, at half the rate every round."""
+    guide = GuidePlan(
+        records_with_reasons=True,
+        own_paths=1,
+        least_share=0.25,
+        rate_decay=0.5,
+        private_share=0.5,
+        pool_steps=2,
+        last_pool_steps=2,
+        pool_learning_rate=1e-2,
+        finish=False,
+        own_reasons=True,
+    )
+    return plan.model_copy(update={"guide": guide.model_copy(update=changes)})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one round's `distil` was asked to train on."""
+
+    units: list[list[str]]
+    pool: int
+    learning_rate: float
+    pool_batch_size: int
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """What every audited round trains on, seen where the trainer gets it."""
+    found: list[Recipe] = []
+    real = canary_audit.distil
+
+    def recorded(lm: object, *, units: Any, pool: Any, settings: Any, **rest: Any) -> Any:
+        def read(paid: Any) -> Any:
+            units_read = units(paid)
+            found.append(
+                Recipe(
+                    units=[[one.path for one in unit.examples] for unit in units_read],
+                    pool=len(pool),
+                    learning_rate=settings.learning_rate,
+                    pool_batch_size=settings.pool_batch_size,
+                )
+            )
+            return units_read
+
+        return real(lm, units=read, pool=pool, settings=settings, **rest)
+
+    monkeypatch.setattr(canary_audit, "distil", recorded)
+    return found
+
+
+def audit_with(run: Path, folder: Path, plan: StudyPlan) -> tuple[str | Path, ...]:
+    """Arguments that audit site-a under another plan, with two records that have reasons."""
+    (folder / "plan.json").write_bytes(plan.to_bytes())
+    told = [replace(one, rationale="2+") for one in RECORDS[:2]]
+    write_json_lines(folder / "records.jsonl", [*told, *RECORDS[2:]])
+    (folder / "policy.toml").write_text(POLICY)
+    (folder / "site.toml").write_text((run / "site-a" / "site.toml").read_text())
+    return ("--plan", folder / "plan.json", "--settings", folder / "site.toml",
+            "--pool", run / "coordinator" / "pool.jsonl")  # fmt: skip
+
+
+def test_with_a_guide_the_audit_trains_the_private_stream_as_the_site_does(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipes: list[Recipe]
+) -> None:
+    plan = guided(plan_for(run / "model"))
+    monkeypatch.setattr(
+        training,
+        "written_reasons",
+        lambda _lm, units, **_sizes: [tuple("0+\n1" for _ in unit.records) for unit in units],
+    )
+    arguments = audit_with(run, tmp_path, plan)
+    size = ("--canaries", "480", "--guesses", "150")
+    assert lada(monkeypatch, "audit", "empirical", *arguments, *size) == 0
+    first, second = recipes
+    # Private records alone: those with reasons, then also those that the model gives reasons for.
+    assert sorted(path for unit in first.units for path in unit) == ["2+\n2", "2+\n3"]
+    assert sum(len(unit) for unit in second.units) == len(RECORDS)
+    assert (first.pool, first.pool_batch_size, second.pool) == (0, 0, 0)
+    assert second.learning_rate == pytest.approx(first.learning_rate / 2)
+
+
+def test_a_last_round_that_starts_from_the_llms_paths_is_not_audited_and_the_message_says_why(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recipes: list[Recipe],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = audit_with(run, tmp_path, guided(plan_for(run / "model"), finish=True))
+    size = ("--canaries", "480", "--guesses", "150")
+    assert lada(monkeypatch, "audit", "empirical", *arguments, *size) == 0
+    assert len(recipes) == 1
+    assert lada(monkeypatch, "audit", "empirical", *arguments, *size, "--rounds", "2") == 2
+    assert "guide.finish starts the last round from a student" in capsys.readouterr().err
+
+
+SENTINELS = ("SENTINEL", "Mustermann", "MRN-0000")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b'{"Mustermann, Erika": "SENTINEL"}', id="a name as a key"),
+        pytest.param(b'{"record_id": "SENTINEL" Mustermann', id="not JSON"),
+        pytest.param(b'{"record_id": "SENTINEL\xff"}', id="not UTF-8"),
+        pytest.param(
+            b'{"answer": "SENTINEL\\nSENTINEL", "choices": ["SENTINEL", "SENTINEL"], "question": '
+            b'"SENTINEL", "rationale": "SENTINEL", "record_id": "MRN-0000", "unit": "Mustermann"}',
+            id="in every field",
+        ),
+    ],
+)
+def test_a_bad_record_ends_the_audit_by_line_and_nothing_of_it_is_shown(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: bytes,
+) -> None:
+    arguments = audit_with(run, tmp_path, plan_for(run / "model"))
+    with (tmp_path / "records.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    assert lada(monkeypatch, "audit", "empirical", *arguments) == 2
+    printed, said = capsys.readouterr()
+    assert f"records.jsonl:{len(RECORDS) + 1}: " in said
+    assert not any(secret in printed + said for secret in SENTINELS)

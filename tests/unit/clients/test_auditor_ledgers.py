@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_protocol.kinds import Role
-from lada_protocol.messages import LedgerBody
+from lada_protocol.messages import AcceptanceBody, LedgerBody
 from lada_protocol.roster import Party
 from lada_secure.errors import PeerError
-from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity, format_ledger_lines
+from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.ledger_lines import format_ledger_lines
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 KEY = Ed25519PrivateKey.generate()
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
+IDENTITY = LedgerIdentity.new(site="site-a", population="patients")
 PARTY = Party(
     id="site-a",
     role=Role.SITE,
@@ -31,14 +34,9 @@ PARTY = Party(
 
 def _entries(rounds: int = 2, *, expires_days: int = 30) -> tuple[LedgerEntry, ...]:
     ledger = MemoryLedger(
-        identity=LedgerIdentity(
-            site="site-a",
-            population="patients",
-            public_key=KEY.public_key().public_bytes_raw(),
-        ),
+        identity=IDENTITY,
         signing_key=KEY,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=9.0, study_epsilon=9.0),
-        data_fingerprint="d" * 64,
         clock=lambda: NOW,
     )
     ledger.decide(
@@ -63,6 +61,23 @@ def _entries(rounds: int = 2, *, expires_days: int = 30) -> tuple[LedgerEntry, .
 
 
 ENTRIES = _entries()
+LAST = len(ENTRIES) - 1
+
+
+def _copies(folder: Path) -> LedgerCopies:
+    return LedgerCopies(folder=folder, grants=RestartGrants(folder=folder / "grants"))
+
+
+def _claim(entries: tuple[LedgerEntry, ...] = ENTRIES) -> AcceptanceBody:
+    """What the site has accepted the plan with: its ledger up to the decision."""
+    return AcceptanceBody(
+        certificate="",
+        population="patients",
+        ledger_id=IDENTITY.ledger_id,
+        head_index=1,
+        head_hash=entries[1].entry_hash,
+        new_ledger=True,
+    )
 
 
 def _append(
@@ -77,43 +92,43 @@ def _append(
     body = LedgerBody(
         first_index=first, head_index=announced, head_hash=entries[announced].entry_hash
     )
-    copies.append(PARTY, body, format_ledger_lines(entries[first : last + 1]))
+    copies.append(PARTY, _claim(), body, format_ledger_lines(entries[first : last + 1]))
 
 
 def _refused(copies: LedgerCopies, *args: object, **more: object) -> str:
-    before = copies.raw("site-a")
+    before = copies.raw("site-a", "patients")
     with pytest.raises(PeerError) as caught:
         _append(copies, *args, **more)  # type: ignore[arg-type]
     assert caught.value.reason == "bad_ledger"
-    assert copies.raw("site-a") == before
+    assert copies.raw("site-a", "patients") == before
     return str(caught.value)
 
 
 def test_parts_in_order_make_the_whole_ledger(tmp_path: Path) -> None:
-    copies = LedgerCopies(folder=tmp_path)
-    assert copies.entries("site-a") == ()
+    copies = _copies(tmp_path)
+    assert copies.entries("site-a", "patients") == ()
     _append(copies, 0, 2)
-    _append(copies, 3, 4)
-    assert copies.entries("site-a") == ENTRIES
-    assert copies.raw("site-a") == format_ledger_lines(ENTRIES)
+    _append(copies, 3, LAST)
+    assert copies.entries("site-a", "patients") == ENTRIES
+    assert copies.raw("site-a", "patients") == format_ledger_lines(ENTRIES)
 
 
 def test_a_part_shown_again_changes_nothing(tmp_path: Path) -> None:
-    copies = LedgerCopies(folder=tmp_path)
-    _append(copies, 0, 4)
+    copies = _copies(tmp_path)
+    _append(copies, 0, LAST)
     _append(copies, 0, 2)
-    _append(copies, 2, 4)
-    assert copies.entries("site-a") == ENTRIES
+    _append(copies, 2, LAST)
+    assert copies.entries("site-a", "patients") == ENTRIES
 
 
 def test_a_gap_is_refused(tmp_path: Path) -> None:
-    copies = LedgerCopies(folder=tmp_path)
+    copies = _copies(tmp_path)
     _append(copies, 0, 1)
     assert "do not continue" in _refused(copies, 3, 4)
 
 
 def test_a_rewritten_history_is_refused(tmp_path: Path) -> None:
-    copies = LedgerCopies(folder=tmp_path)
+    copies = _copies(tmp_path)
     _append(copies, 0, 2)
     other = _entries(expires_days=31)
     assert "rewritten or cut" in _refused(copies, 0, 4, other)
@@ -121,26 +136,26 @@ def test_a_rewritten_history_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_head_that_is_not_the_last_entry_of_the_part_is_refused(tmp_path: Path) -> None:
-    copies = LedgerCopies(folder=tmp_path)
+    copies = _copies(tmp_path)
     assert "head" in _refused(copies, 0, 4, head=2)
     assert "head" in _refused(copies, 0, 1, head=2)
 
 
 def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
-    copies = LedgerCopies(folder=tmp_path)
+    copies = _copies(tmp_path)
     raw = format_ledger_lines(ENTRIES)
-    body = LedgerBody(first_index=0, head_index=4, head_hash=ENTRIES[4].entry_hash)
+    body = LedgerBody(first_index=0, head_index=LAST, head_hash=ENTRIES[LAST].entry_hash)
     for position in range(5, len(raw), len(raw) // 15):
         changed = bytearray(raw)
         changed[position] ^= 1
         with pytest.raises(PeerError) as caught:
-            copies.append(PARTY, body, bytes(changed))
+            copies.append(PARTY, _claim(), body, bytes(changed))
         assert caught.value.reason == "bad_ledger"
-    assert copies.raw("site-a") == b""
+    assert copies.raw("site-a", "patients") == b""
 
 
 def test_an_empty_ledger_is_refused(tmp_path: Path) -> None:
     body = LedgerBody(first_index=0, head_index=0, head_hash="0" * 64)
     with pytest.raises(PeerError) as caught:
-        LedgerCopies(folder=tmp_path).append(PARTY, body, b"")
+        _copies(tmp_path).append(PARTY, _claim(), body, b"")
     assert caught.value.reason == "bad_ledger"

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lada_clients.explain.commands import app
-from lada_clients.explain.folder import read_rounds, site_state
+from lada_clients.explain.folder import read_rounds, site_study
 from lada_secure.errors import ParameterError
 
 
@@ -23,19 +23,25 @@ def cell(number: int, **changes: Any) -> dict[str, Any]:
     return {**row, **changes}
 
 
+def study(run: Path, name: str = "first") -> Path:
+    return run / "site-a" / "state" / "studies" / f"{name}-{'0' * 16}"
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of two sites; site-a has one round in which two of four cells got samples."""
     for name in ("site-a", "site-b"):
         (tmp_path / name / "state").mkdir(parents=True)
         (tmp_path / name / "site.toml").touch()
+    study(tmp_path).mkdir(parents=True)
+    (study(tmp_path) / "plan.json").touch()
     cells = [
         cell(0, picked=3, trained=2, reward=0.04, agreement=0.97),
         cell(1),
         cell(2, picked=9, mass=0.0, band=0.1, probability=0.98, agreement=0.02),
         cell(3),
     ]
-    path = tmp_path / "site-a" / "state" / "allocation-round-1.json"
+    path = study(tmp_path) / "allocation-round-1.json"
     path.write_text(json.dumps({"round": 1, "cells": cells}))
     return tmp_path
 
@@ -64,7 +70,18 @@ def test_the_table_names_site_and_round(run: Path) -> None:
 
 
 def test_a_site_s_own_folder_needs_no_name(run: Path) -> None:
-    assert site_state(run / "site-a", None) == ("site-a", run / "site-a" / "state")
+    assert site_study(run / "site-a", None, None) == ("site-a", study(run))
+
+
+def test_of_two_studies_one_is_named(run: Path) -> None:
+    second = study(run, "second")
+    second.mkdir()
+    (second / "plan.json").touch()
+    with pytest.raises(ParameterError, match=r"several studies; name one: first-0+, second-0+"):
+        site_study(run, "site-a", None)
+    assert site_study(run, "site-a", "second") == ("site-a", second)
+    with pytest.raises(ParameterError, match="no study third here yet"):
+        site_study(run, "site-a", "third")
 
 
 @pytest.mark.parametrize(
@@ -79,18 +96,18 @@ def test_a_site_s_own_folder_needs_no_name(run: Path) -> None:
 )
 def test_what_is_no_run_is_refused(run: Path, folder: str, site: str | None, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        site_state(run / folder, site)
+        site_study(run / folder, site, None)
 
 
 @pytest.mark.parametrize(
     "text", ["", "{}", '{"round": 0, "cells": []}', '{"round": 1, "cells": 3}']
 )
 def test_a_damaged_file_is_named(run: Path, text: str) -> None:
-    (run / "site-a" / "state" / "allocation-round-1.json").write_text(text)
+    (study(run) / "allocation-round-1.json").write_text(text)
     with pytest.raises(ParameterError, match=r"allocation-round-1\.json.*damaged"):
-        read_rounds(run / "site-a" / "state", None)
+        read_rounds(study(run), None)
 
 
 def test_a_round_that_is_not_there_is_refused(run: Path) -> None:
     with pytest.raises(ParameterError, match="has rounds 1"):
-        read_rounds(run / "site-a" / "state", 4)
+        read_rounds(study(run), 4)

@@ -6,15 +6,16 @@ import os
 import sqlite3
 import stat
 import tempfile
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from ledger_store_world import AUDITOR_KEY, CAPS, PLAN, SITE_KEY, approve, now, open_ledger, spec
+from ledger_store_world import CAPS, PLAN, PUBLIC, approve, now, open_ledger, spec
 
-from lada_clients.site.ledger_store import SqliteLedger
+from lada_clients.site.ledger_file import APPLICATION_ID
+from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader
 from lada_secure.errors import (
     LadaError,
     LedgerError,
@@ -22,17 +23,12 @@ from lada_secure.errors import (
     PrivacyBudgetExceeded,
     TransportError,
 )
-from lada_secure.privacy.countersignature import countersign
-from lada_secure.privacy.entries import parse_ledger_lines
-from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.entries import StudyEntry
+from lada_secure.privacy.ledger import BudgetCaps, Reservation
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
 
 NOBODY = 65534
-
-
-def raw_public_key(key: Any) -> bytes:
-    raw: bytes = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return raw
 
 
 @pytest.fixture
@@ -43,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 def verify(ledger: SqliteLedger) -> LedgerSummary:
     return verify_ledger(
         parse_ledger_lines(ledger.export_lines()),
-        public_key=raw_public_key(SITE_KEY),
+        public_key=PUBLIC,
         caps=CAPS,
         site="hospital-a",
         population="patients",
@@ -61,14 +57,16 @@ def test_everything_survives_a_restart(path: Path) -> None:
         assert ledger.stored_output(spec(0).key) == b"noised"
         assert ledger.stored_output(spec(1).key) is None
         assert ledger.reserve(spec(0)).stored_output == b"noised"
-        assert ledger.reserve(spec(1)).entry.attempt == 1
-        assert verify(ledger).uncommitted == 2
+        assert ledger.reserve(spec(1)).entry == before[1][-1]
+        assert (verify(ledger).uncommitted, verify(ledger).resumes) == (1, 1)
+        assert ledger.epsilon_spent(1e-6) == before[2]
+        assert not ledger.started_now
 
 
 def test_a_release_computes_once_even_across_restarts(path: Path) -> None:
     calls: list[int] = []
 
-    def compute() -> bytes:
+    def compute(_paid: Reservation) -> bytes:
         calls.append(1)
         return os.urandom(16)
 
@@ -121,7 +119,6 @@ def test_a_lower_cap_in_the_policy_holds_at_once(path: Path) -> None:
     [
         pytest.param({"site": "hospital-b"}, "another site", id="another site"),
         pytest.param({"population": "staff"}, "another population", id="another population"),
-        pytest.param({"key": AUDITOR_KEY}, "another public_key", id="another key"),
     ],
 )
 def test_a_ledger_of_somebody_else_is_refused(
@@ -134,11 +131,33 @@ def test_a_ledger_of_somebody_else_is_refused(
     assert path.read_bytes() == before
 
 
-def test_a_ledger_of_a_newer_version_is_refused(path: Path) -> None:
+@pytest.mark.parametrize("said", ["2", "4", "-1", "", "three"])
+def test_a_ledger_of_another_version_is_refused_and_left_alone(path: Path, said: str) -> None:
     open_ledger(path).close()
-    change(path, "UPDATE meta SET value = '3' WHERE name = 'schema_version'")
-    with pytest.raises(LedgerError, match="schema version 3, this software reads up to 2"):
+    change(path, f"UPDATE meta SET value = '{said}' WHERE name = 'schema_version'")  # noqa: S608
+    before = path.read_bytes()
+    words = f"it has schema version {said}, this software reads version 3 only; use the version"
+    for opening in (open_ledger, open_ledger_reader):
+        with pytest.raises(LedgerError, match=words), opening(path):
+            pass
+    assert path.read_bytes() == before
+
+
+def test_the_file_says_what_it_is(path: Path) -> None:
+    open_ledger(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        (found,) = connection.execute("PRAGMA application_id").fetchone()
+    assert found == APPLICATION_ID
+
+
+def test_a_database_of_something_else_is_not_made_into_a_ledger(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE board_messages (sequence INTEGER)")
+    with pytest.raises(LedgerError, match="it holds the tables board_messages"):
         open_ledger(path)
+    with closing(sqlite3.connect(path)) as connection:
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    assert tables == 1
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, os.urandom(8192)])
@@ -184,12 +203,12 @@ def filled(path: Path) -> None:
     ("statement", "message"),
     [
         pytest.param(
-            "DELETE FROM entries WHERE number = 3", "entry 3: its index says 4", id="one deleted"
+            "DELETE FROM entries WHERE number = 4", "entry 4: its index says 5", id="one deleted"
         ),
         pytest.param(
             "UPDATE entries SET line = replace(CAST(line AS TEXT), '2000.0', '9000.0') "
-            "WHERE number = 1",
-            "entry 1",
+            "WHERE number = 2",
+            "entry 2",
             id="one changed",
         ),
         pytest.param(
@@ -198,6 +217,18 @@ def filled(path: Path) -> None:
             id="a hash changed",
         ),
         pytest.param("DELETE FROM entries WHERE number < 2", "entry 0", id="the start deleted"),
+        pytest.param("DELETE FROM entries", "all its entries are gone", id="all deleted"),
+        pytest.param(
+            "UPDATE meta SET value = replace(value, substr(value, 1, 1), 'x') "
+            "WHERE name = 'ledger_id'",
+            "ledger_id: expected 64",
+            id="its id changed",
+        ),
+        pytest.param(
+            "UPDATE meta SET value = substr(value, 2) || '0' WHERE name = 'ledger_id'",
+            "entry 0: previous_hash",
+            id="another ledger's id",
+        ),
     ],
 )
 def test_a_file_that_was_edited_does_not_open(path: Path, statement: str, message: str) -> None:
@@ -211,10 +242,17 @@ def test_an_output_that_was_edited_or_lost_is_not_sent(path: Path) -> None:
     filled(path)
     change(path, "UPDATE outputs SET payload = CAST('raw data' AS BLOB)")
     with open_ledger(path) as ledger:
-        with pytest.raises(LedgerError, match="entry 2: the stored output is not the one"):
+        with pytest.raises(LedgerError, match="entry 3: the stored output is not the one"):
             ledger.stored_output(spec(0).key)
         with pytest.raises(LedgerError, match="it is not sent"):
             ledger.reserve(spec(0))
+    for damage in ("salt = zeroblob(32)", "salt = zeroblob(31)", "salt = CAST('' AS BLOB)"):
+        change(path, f"UPDATE outputs SET {damage}")  # noqa: S608 - constants of this test
+        with (
+            open_ledger(path) as ledger,
+            pytest.raises(LedgerError, match="the stored output is not the one"),
+        ):
+            ledger.stored_output(spec(0).key)
     change(path, "DELETE FROM outputs")
     with (
         open_ledger(path) as ledger,
@@ -223,9 +261,11 @@ def test_an_output_that_was_edited_or_lost_is_not_sent(path: Path) -> None:
         ledger.stored_output(spec(1).key)
 
 
-@pytest.mark.parametrize("table", ["entries", "outputs", "meta"])
+@pytest.mark.parametrize("table", ["entries", "outputs", "data_notes", "meta"])
 def test_a_careless_edit_is_stopped_by_the_file_itself(path: Path, table: str) -> None:
     filled(path)
+    with open_ledger(path) as ledger:
+        ledger.note_data("study", "d" * 64)
     connection = sqlite3.connect(path)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - names of this test
@@ -236,26 +276,9 @@ def test_an_old_copy_put_back_under_an_open_ledger_is_noticed(path: Path) -> Non
     with open_ledger(path) as ledger:
         approve(ledger)
         ledger.reserve(spec())
-        change(path, "DELETE FROM entries WHERE number = 1")
-        with pytest.raises(LedgerError, match="entry 1 is gone or was replaced"):
+        change(path, "DELETE FROM entries WHERE number = 2")
+        with pytest.raises(LedgerError, match="entry 2 is gone or was replaced"):
             ledger.reserve(spec(1))
-
-
-def test_a_cut_tail_opens_but_its_countersignature_tells(path: Path) -> None:
-    filled(path)
-    auditor = raw_public_key(AUDITOR_KEY)
-    with open_ledger(path) as ledger:
-        seen = countersign(ledger.head(), auditor="auditor", signing_key=AUDITOR_KEY, time=now())
-        ledger.add_countersignature(seen, auditor_key=auditor)
-        ledger.add_countersignature(seen, auditor_key=auditor)
-        assert ledger.countersignatures() == (seen,)
-    change(path, "DELETE FROM entries WHERE number > 4")
-    with open_ledger(path) as ledger:
-        assert ledger.countersignatures() == (seen,)
-        with pytest.raises(LedgerError, match="its tail was cut off"):
-            ledger.add_countersignature(seen, auditor_key=auditor)
-        with pytest.raises(LedgerError, match="not the auditor's"):
-            ledger.add_countersignature(seen, auditor_key=raw_public_key(SITE_KEY))
 
 
 def test_a_clock_set_back_between_runs_is_refused(path: Path) -> None:
@@ -305,7 +328,7 @@ def test_a_full_disk_is_a_clear_error_and_spends_nothing(path: Path) -> None:
         with pytest.raises(TransportError, match="the disk is full"):
             ledger.commit(paid, bytes(9999))
         entries = ledger.entries()
-        assert len(entries) == 2 + len(reservations)
+        assert len(entries) == 3 + len(reservations)
         assert ledger.export_lines().startswith(before)
         assert (ledger.epsilon_spent(1e-6) > spent) == bool(reservations)
         with ledger._engine.connect() as connection:
@@ -314,6 +337,35 @@ def test_a_full_disk_is_a_clear_error_and_spends_nothing(path: Path) -> None:
         verify(ledger)
     with open_ledger(path) as ledger:
         assert len(ledger.entries()) == len(entries) + 1
+
+
+def test_a_resume_on_a_full_disk_writes_nothing_and_loses_nothing(path: Path) -> None:
+    with open_ledger(path) as ledger:
+        approve(ledger)
+        paid = ledger.reserve(spec())
+        spent = ledger.epsilon_spent(1e-6)
+        with ledger._engine.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        resumed = 0
+
+        def resume_on() -> None:
+            nonlocal resumed
+            for _ in range(50):
+                assert ledger.reserve(spec()) == paid
+                resumed += 1
+
+        with pytest.raises(TransportError, match=r"the disk is full.*\(SQLITE_FULL\)"):
+            resume_on()
+        assert verify(ledger).resumes == resumed
+        assert ledger.epsilon_spent(1e-6) == spent
+        with ledger._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+        assert ledger.reserve(spec()) == paid
+        ledger.commit(paid, b"noised")
+    with open_ledger(path) as ledger:
+        assert (verify(ledger).reservations, verify(ledger).resumes) == (1, resumed + 1)
+        assert ledger.epsilon_spent(1e-6) == spent
 
 
 def message_as_nobody(path: Path) -> str:
@@ -379,4 +431,5 @@ def test_every_error_of_the_store_is_one_of_ours(path: Path) -> None:
 def test_the_plan_hash_of_the_entries_is_the_approved_one(path: Path) -> None:
     filled(path)
     with open_ledger(path) as ledger:
-        assert {entry.plan_hash for entry in ledger.entries()} == {PLAN}
+        about = [entry for entry in ledger.entries() if isinstance(entry, StudyEntry)]
+        assert {entry.plan_hash for entry in about} == {PLAN}

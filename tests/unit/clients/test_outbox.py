@@ -52,7 +52,7 @@ def test_a_payload_without_its_message_does_not_count(tmp_path: Path, study: Any
     outbox = Outbox(folder=tmp_path, roster=study.roster)
     message = study.envelope("contribution", "bank", b"sealed")
     outbox.store(message, b"sealed")
-    next(tmp_path.glob("*.message")).unlink()
+    next(tmp_path.rglob("*.message")).unlink()
     assert outbox.load(slot_of(message), **KEYS) is None
 
 
@@ -60,7 +60,7 @@ def test_a_damaged_message_is_refused(tmp_path: Path, study: Any) -> None:
     outbox = Outbox(folder=tmp_path, roster=study.roster)
     message = study.envelope("contribution", "bank", b"sealed")
     outbox.store(message, b"sealed")
-    path = next(tmp_path.glob("*.message"))
+    path = next(tmp_path.rglob("*.message"))
     path.write_bytes(path.read_bytes().replace(b"contribution", b"contributiom"))
     with pytest.raises(PeerError):
         outbox.load(slot_of(message), **KEYS)

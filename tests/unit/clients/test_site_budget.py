@@ -11,7 +11,7 @@ from ledger_store_world import CAPS, approve, open_ledger, spec
 from lada_clients.site.budget import export_ledger, read_budget
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.entries import parse_ledger_lines
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_the_export_is_the_ledger_and_overwrites_nothing(settings: Path, tmp_pat
     out = tmp_path / "ledger.jsonl"
     export_ledger(read_budget(settings), out)
     assert out.read_bytes() == lines
-    assert len(parse_ledger_lines(lines)) == 6
+    assert len(parse_ledger_lines(lines)) == 7
     with pytest.raises(ParameterError, match="is there already"):
         export_ledger(read_budget(settings), out)
 
@@ -87,7 +87,7 @@ def test_a_changed_entry_is_an_error_that_names_it(settings: Path) -> None:
     _spend(settings)
     path = settings.parent / "state" / "ledger-patients.sqlite"
     with sqlite3.connect(path) as connection:
-        (line,) = connection.execute("SELECT line FROM entries WHERE number = 3").fetchone()
+        (line,) = connection.execute("SELECT line FROM entries WHERE number = 4").fetchone()
         changed = line.replace(b'"round_id":1', b'"round_id":7')
         assert changed != line
         # Whoever owns the file can take the guard away, and still not forge what it guarded.
@@ -95,6 +95,6 @@ def test_a_changed_entry_is_an_error_that_names_it(settings: Path) -> None:
             "SELECT name FROM sqlite_master WHERE type = 'trigger'"
         ).fetchall():
             connection.execute(f"DROP TRIGGER {name}")
-        connection.execute("UPDATE entries SET line = ? WHERE number = 3", (changed,))
-    with pytest.raises(LedgerError, match="entry 3"):
+        connection.execute("UPDATE entries SET line = ? WHERE number = 4", (changed,))
+    with pytest.raises(LedgerError, match="entry 4"):
         read_budget(settings)

@@ -14,14 +14,13 @@ from lada_clients.site.policy import (
     describe_budget,
     describe_plan,
     plan_faults,
-    planned_epsilon,
-    planned_events,
     study_caps,
 )
 from lada_clients.site.settings import SitePolicy
 from lada_protocol.index import Attempt
 from lada_protocol.payments import check_payment
 from lada_protocol.plan import StudyPlan, parse_time
+from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
 from lada_secure.privacy.accounting import epsilon
 from lada_secure.privacy.entries import MAX_STATEMENT
 from lada_secure.privacy.events import gaussian_event
@@ -237,8 +236,8 @@ def test_a_ledger_at_the_plans_delta_pays_for_what_the_auditor_checks(tmp_path: 
         population=policy.population,
         signing_key=Ed25519PrivateKey.generate(),
         caps=study_caps(plan, policy),
-        data_fingerprint="d" * 64,
         clock=lambda: NOW,
+        time_step_s=60,
     ) as ledger:
         ledger.decide(
             "approve",
@@ -302,7 +301,7 @@ def test_the_budget_says_what_is_spent_and_what_the_study_would_leave() -> None:
     assert f"it would be {after:.3f} (at delta 1e-05)" in first
     assert "epsilon 8 per study" in second
     *_, warning = describe_budget(_plan(), _policy(), spent=[("other", gaussian_event(0.5))] * 2)
-    assert "the ledger would refuse" in warning
+    assert "this site refuses the plan" in warning
     assert "epsilon 0.000 of 10" in describe_budget(_plan(), _policy(), spent=[])[0]
 
 
@@ -314,7 +313,7 @@ def test_a_delta_near_one_over_the_units_is_warned_about_when_a_plan_is_shown() 
 
 def test_a_study_that_has_begun_is_not_counted_twice() -> None:
     plan = _plan()
-    whole = [(plan.study_id, event) for event in planned_events(plan).values()]
+    whole = [(plan.hash, event) for event in planned_events(plan).values()]
     first, *_ = describe_budget(plan, _policy(), spent=whole)
     total = f"{planned_epsilon(plan):.3f}"
     assert f"epsilon {total} of 10 is spent" in first

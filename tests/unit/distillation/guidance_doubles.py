@@ -26,7 +26,7 @@ from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 POOL = tuple(
     PoolSample(sample_id=f"s{at}", question=f"question {at}", choices=(), answer="9")
@@ -69,7 +69,7 @@ def plan() -> StudyPlan:
         statistics=GUIDED.statistics,
         training=GUIDED.training,
         distillation=GUIDED.distillation,
-        allocation=GUIDED.allocation,
+        allocation=GUIDED.allocation.model_copy(update={"clusters": 2, "difficulty_bins": 1}),
         paths=GUIDED.paths,
         guide=GUIDE,
     )
@@ -114,12 +114,9 @@ def ledger(plan: StudyPlan) -> MemoryLedger:
     """A site's ledger that has approved the plan."""
     key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site="site-a", population="people", public_key=key.public_key().public_bytes_raw()
-        ),
+        identity=LedgerIdentity.new(site="site-a", population="people"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=500.0, study_epsilon=500.0),
-        data_fingerprint="cd" * 32,
         clock=lambda: datetime(2026, 1, 31, 12, tzinfo=UTC),
     )
     book.decide(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lada_secure.distillation.batching import PublicOrder, check_unit_sizes, physical_batches
+from lada_secure.distillation.batching import PublicOrder, physical_batches, single_units
 from lada_secure.distillation.examples import EncodedExample, EncodedUnit, TokenRow
-from lada_secure.errors import ParameterError
 
 
 def unit(name, *lengths, own=False):
@@ -56,9 +55,21 @@ def test_no_units_make_no_batches_and_units_without_examples_no_rows():
     assert physical_batches((unit("a"), unit("b")), physical_batch_size=4) == ()
 
 
-def test_a_unit_larger_than_a_batch_is_refused_with_what_to_do():
-    with pytest.raises(ParameterError, match=r"3 examples.*2;.*max_records_per_unit"):
-        check_unit_sizes(UNITS, physical_batch_size=2)
+def test_a_unit_larger_than_a_batch_has_one_of_its_own():
+    batches = physical_batches(UNITS, physical_batch_size=2)
+    assert [batch.units for batch in batches if len(batch.examples) > 2] == [1]
+    assert sum(batch.units for batch in batches) == len(UNITS)
+
+
+def test_a_unit_without_examples_is_nobodys_company():
+    with_empty = physical_batches((unit("a", 4), unit("b"), unit("c", 5)), physical_batch_size=4)
+    assert with_empty == physical_batches((unit("a", 4), unit("c", 5)), physical_batch_size=4)
+
+
+def test_single_units_share_no_batch():
+    batches = single_units((*UNITS, unit("f")))
+    assert [batch.units for batch in batches] == [1] * len(UNITS)
+    assert [len(batch.examples) for batch in batches] == [1, 2, 1, 3, 1]
 
 
 def test_every_pool_sample_comes_once_per_epoch_and_a_step_can_be_found_again():

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from trainer_doubles import small_model, stir_adapters, units_of_sizes
+from trainer_doubles import opened_trainer, small_model, stir_adapters, units_of_sizes
 
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.batching import PhysicalBatch
@@ -24,7 +24,6 @@ from lada_secure.distillation.canaries import (
 )
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.distillation.trainer import Trainer
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 TEXT = PathExample(example_id="canary", prompt="1", path="1", own_path=None)
@@ -125,8 +124,14 @@ def test_a_trainer_without_noise_leaves_no_doubt_and_no_infinity(
 
 
 def open_audited(lm, run, units):
-    return AuditedTrainer(
-        lm, units=units, pool=(), privacy=privacy(), settings=settings(), canaries=run
+    return opened_trainer(
+        lm,
+        units,
+        trainer_class=AuditedTrainer,
+        pool=(),
+        privacy=privacy(),
+        settings=settings(),
+        canaries=run,
     )
 
 
@@ -139,7 +144,7 @@ def sum_of(trainer, *, without_clip=False):
 def test_canaries_add_their_direction_clipped_and_leave_real_units_as_they_were() -> None:
     units = units_of_sizes(1, 3, 2, own=False)
     lm = adapted()
-    plain = Trainer(lm, units=units, pool=(), privacy=privacy(), settings=settings())
+    plain = opened_trainer(lm, units, pool=(), privacy=privacy(), settings=settings())
     real = sum_of(plain)
     plain.close()
     run = open_run(lm, [True, False, True, True] + [False] * 20)
@@ -160,9 +165,10 @@ def test_the_attacker_sees_the_noised_sum_in_clip_norms() -> None:
     run = open_run(lm, [True, False] * 8, noise_multiplier=0.02)
     seen = []
     run.see = seen.append  # type: ignore[method-assign]
-    trainer = AuditedTrainer(
+    trainer = opened_trainer(
         lm,
-        units=(),
+        (),
+        trainer_class=AuditedTrainer,
         pool=(),
         privacy=privacy(noise_multiplier=0.02),
         settings=settings(),
@@ -199,7 +205,6 @@ def test_training_without_private_weight_is_refused() -> None:
     with pytest.raises(ParameterError, match="private_weight is 0"):
         open_run(lm, [True]).open_trainer(
             lm,
-            units=units_of_sizes(1),
             pool=(),
             privacy=privacy(),
             settings=settings(private_weight=0.0),

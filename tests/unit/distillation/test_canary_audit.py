@@ -65,7 +65,7 @@ def audit(attack="updates", *, told=None):
     told = [] if told is None else told
     return audit_training(
         lm,
-        units=units_of_sizes(1, 2, 3, 1, 2),
+        units_of=lambda _: units_of_sizes(1, 2, 3, 1, 2),
         pool_of=lambda _: [],
         privacy=PRIVACY,
         settings_of=lambda round_id: TrainerSettings(

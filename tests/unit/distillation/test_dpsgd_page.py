@@ -10,24 +10,15 @@ import shlex
 from pathlib import Path
 
 import pytest
-from trainer_doubles import PLAN_HASH, approved_ledger, example, small_model, units_of_sizes
 from typer.testing import CliRunner
 
 from lada_secure.cli import build_app
-from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
-from lada_secure.distillation.parameters import DpSgdParameters
-from lada_secure.distillation.training import training_spec
 
 PAGE = (Path(__file__).parents[3] / "docs" / "dp-sgd.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 SNIPPETS = [text for kind, text in BLOCKS if kind == "python"]
 WEIGHTS = Path(os.environ.get("LADA_CACHE_DIR", Path.home() / ".cache" / "lada-secure"))
-
-
-def build_model(name):
-    """The page's name for whatever makes the model of every process."""
-    return attach_adapters(small_model(), AdapterSettings(rank=2))
 
 
 def invoke(command):
@@ -72,28 +63,3 @@ def test_the_ratios_on_the_page_are_right():
     with contextlib.redirect_stdout(said):
         exec(SNIPPETS[0], {})  # noqa: S102  the page's own lines are what is tested
     assert said.getvalue().split() == re.findall(r"# ([0-9.]+)$", SNIPPETS[0], re.MULTILINE)
-
-
-@pytest.mark.slow
-def test_the_page_s_way_to_several_processes_trains():
-    privacy = DpSgdParameters(
-        noise_multiplier=2.0,
-        l2_clip_norm=0.5,
-        sampling_probability=0.5,
-        expected_units=2.0,
-        steps=2,
-        pool_gradients="public",
-    )
-    book = approved_ledger()
-    names = {
-        "build_model": build_model,
-        "lm": build_model("slm"),
-        "units": units_of_sizes(1, 2, 1),
-        "pool": (example(50), example(51)),
-        "privacy": privacy,
-        "book": book,
-        "spec": training_spec(privacy, study_id="study", plan_hash=PLAN_HASH, round_id=1),
-    }
-    exec(SNIPPETS[1], names)  # noqa: S102  the page's own lines are what is tested
-    assert len(names["distilled"].log.public_losses) == 2
-    assert names["ranks"].size == 2

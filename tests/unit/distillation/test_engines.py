@@ -12,6 +12,7 @@ from torch.nn import functional
 from trainer_doubles import (
     ARCHITECTURES,
     example,
+    opened_trainer,
     small_model,
     stir_adapters,
     units_of_sizes,
@@ -24,7 +25,6 @@ from lada_secure.distillation.examples import encode_row
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer
-from lada_secure.distillation.trainer import Trainer
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 ENGINES = ("fused", "opacus")
@@ -113,7 +113,7 @@ def train_without_noise(lm, units, batches, loss, learning_rate, engine, cache_b
         loss=loss,
         frozen_cache_bytes=cache_bytes,
     )
-    trainer = Trainer(lm, units=units, pool=(), privacy=privacy, settings=settings)
+    trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
     by_id = {unit.unit_id: unit for unit in trainer._units}
     for joined in batches:
         total = trainer.source.clipped_sum(

@@ -9,6 +9,7 @@ import torch
 from lada_secure.data.federation import build_federation
 from lada_secure.data.prompts import answer_of, option_text, path_of, prompt_of
 from lada_secure.data.records import PoolSample, Record
+from lada_secure.distillation import evaluation
 from lada_secure.distillation.evaluation import (
     accuracy,
     choose,
@@ -164,9 +165,9 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_global_state_alone(
             id="unequal numbers",
         ),
         pytest.param(
-            lambda lm: path_log_probabilities(lm, ["4" * 40], ["a" * 40], batch_size=1),
-            "at most 64",
-            id="prompt and path together too long",
+            lambda lm: greedy_paths(lm, ["4a\n"], batch_size=1, max_new_tokens=64),
+            "takes 64 with the prompt",
+            id="more to write than the model takes",
         ),
         pytest.param(
             lambda lm: greedy_paths(lm, ["4a\n"], batch_size=0, max_new_tokens=1),
@@ -185,3 +186,55 @@ def test_what_cannot_be_computed_is_refused(
 ) -> None:
     with pytest.raises(ParameterError, match=message):
         call(tiny_slm)  # type: ignore[operator]
+
+
+LONG = "4f" * 200
+ODD = ("", "\ud800", "\x00\x07", "<end>", "\u2028", LONG)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_whatever_a_record_holds_its_company_is_judged_as_without_it(
+    tiny_slm: LanguageModel, odd: str
+) -> None:
+    def record(number: int, question: str, answer: str, *choices: str) -> Record:
+        return Record(
+            record_id=str(number),
+            unit=str(number),
+            question=question,
+            choices=choices,
+            answer=answer,
+            rationale=None,
+        )
+
+    good = [record(0, "4fg", "3"), record(1, "8cb", "5", "5", "6"), record(2, "7bc", "1")]
+    hostile = [
+        record(3, odd, "4"),
+        record(4, "4fg", odd),
+        record(5, odd, odd, odd),
+        record(6, "4fg", "a", odd, "b"),
+        record(7, "4fg", "0", *(f"{odd}{number}" for number in range(30))),
+    ]
+    right = correct(tiny_slm, [*hostile, *good], batch_size=4)
+    assert right[5:].tolist() == correct(tiny_slm, good, batch_size=4).tolist()
+    losses = path_log_probabilities(tiny_slm, ["4fg\n", odd], ["3", odd], batch_size=2).losses
+    alone = path_log_probabilities(tiny_slm, ["4fg\n"], ["3"], batch_size=2).losses
+    assert losses[0] == pytest.approx(alone[0], rel=1e-5)
+    assert np.isfinite(losses).all()
+
+
+def test_a_record_that_the_model_fails_on_counts_as_wrong_and_the_others_as_they_are(
+    tiny_slm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = TINY.pool[:6]
+    expected = correct(tiny_slm, records, batch_size=3)
+    generate = evaluation.generate_texts
+
+    def fails(lm: LanguageModel, prompts: list[str], **options: object) -> list[str]:
+        if any(prompt.startswith(records[2].question) for prompt in prompts):
+            raise MemoryError
+        return generate(lm, prompts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluation, "generate_texts", fails)
+    found = correct(tiny_slm, records, batch_size=3)
+    assert not found[2]
+    assert np.delete(found, 2).tolist() == np.delete(expected, 2).tolist()

@@ -122,8 +122,10 @@ class TestScoring:
         assert encode_example(lm, one, contrast=True).own_path is not None
         assert encode_example(lm, one, contrast=False).own_path is None
 
-    def test_an_empty_path_is_refused_with_the_example_s_id(self):
+    @pytest.mark.parametrize("text", ["", "\ud800", "\x00", "a" * 500, "<end>"])
+    def test_any_text_can_be_encoded_and_fits(self, text):
         lm = small_model()
-        empty = type(example(1))(example_id="e-17", prompt="abc", path="", own_path=None)
-        with pytest.raises(ParameterError, match="e-17"):
-            encode_example(lm, empty, contrast=True)
+        for prompt, path in ((text, "abc"), ("abc", text), (text, text)):
+            row = encode_row(lm, prompt, path)
+            assert 1 <= row.target_start < len(row.tokens) <= lm.max_tokens
+            assert row.tokens[-1] == lm.end_token

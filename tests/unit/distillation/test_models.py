@@ -51,12 +51,13 @@ def test_a_path_ends_with_the_end_token_and_a_prompt_does_not(tiny_slm: Language
     assert tiny_slm.decode(tiny_slm.encode_path("f8\n8")) == "f8\n8"
 
 
-@pytest.mark.parametrize("text", ["", "4" * 65])
-def test_empty_and_overlong_texts_are_refused(tiny_slm: LanguageModel, text: str) -> None:
-    with pytest.raises(ParameterError):
-        tiny_slm.encode_prompt(text)
-    with pytest.raises(ParameterError):
-        tiny_slm.encode_path(text)
+def test_overlong_texts_are_cut_and_empty_ones_are_the_end_token(tiny_slm: LanguageModel) -> None:
+    end = tiny_slm.end_token
+    assert tiny_slm.encode_prompt("") == tiny_slm.encode_path("") == [end]
+    (four,), (five,) = tiny_slm.tokens_of("4"), tiny_slm.tokens_of("5")
+    assert tiny_slm.encode_prompt("4" * 99 + "5") == [four] * 62 + [five]
+    assert tiny_slm.encode_path("5" + "4" * 99) == [five] + [four] * 61 + [end]
+    assert tiny_slm.token_counts(["", "44", "\ud8004"]) == [0, 2, 2]
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tiny_slm: LanguageModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from trainer_doubles import PLAN_HASH, approved_ledger, example, small_model, units_of_sizes
+from trainer_doubles import PLAN_HASH, approved_ledger, example, paid, small_model, units_of_sizes
 
 from lada_secure.distillation.adapters import (
     AdapterSettings,
@@ -39,7 +39,7 @@ def test_the_release_after_a_restart_is_the_one_before_and_costs_nothing():
     book, lm = approved_ledger(), adapted()
     done = distil(
         lm,
-        units=units_of_sizes(1, 2),
+        units=paid(units_of_sizes(1, 2)),
         pool=[example(50), example(51), example(52)],
         privacy=PRIVACY,
         settings=SETTINGS,

@@ -9,14 +9,25 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
-from trainer_doubles import ARCHITECTURES, small_model, stir_adapters, units_of_sizes
+from trainer_doubles import (
+    ARCHITECTURES,
+    opened_trainer,
+    small_model,
+    stir_adapters,
+    units_of_sizes,
+)
 
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
-from lada_secure.distillation.examples import EncodedExample, EncodedUnit, TokenRow
+from lada_secure.distillation.examples import (
+    EncodedExample,
+    EncodedUnit,
+    PrivateUnit,
+    TokenRow,
+)
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer, per_token
-from lada_secure.distillation.trainer import Trainer, noised_gradient
+from lada_secure.distillation.trainer import noised_gradient
 
 CLIP = 0.05
 LIMIT = 1.0 + 1e-6
@@ -40,14 +51,17 @@ def parameters(**changes):
     return DpSgdParameters(**{**values, **changes})
 
 
-def open_trainer(lm, units, *, engine="fused", contrastive_form="dpo", **changes):
-    return Trainer(
+def open_trainer(
+    lm, units, *, engine="fused", contrastive_form="dpo", precision="float32", **changes
+):
+    return opened_trainer(
         lm,
-        units=units,
+        units,
         pool=(),
         privacy=parameters(**changes),
         settings=TrainerSettings(
             engine=engine,
+            precision=precision,
             physical_batch_size=8,
             loss=LossSettings(contrastive_form=contrastive_form, contrastive_weight=1.0),
         ),
@@ -294,16 +308,61 @@ def test_two_steps_over_the_same_sum_never_get_the_same_noise():
 
 @pytest.mark.parametrize("engine", ["fused", "opacus"])
 def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_ones(engine):
-    lm = adapted()
-    trainer = open_trainer(lm, units_of_sizes(1, 3, 2), engine=engine)
-    exact = trainer.source.clipped_sum(trainer._units, l2_clip_norm=1e6, grid=None).values()
-    trainer.source._scorer = PathScorer(
-        lm.model, device=torch.device("cpu"), autocast_dtype=torch.bfloat16
-    )
-    short = trainer.source.clipped_sum(trainer._units, l2_clip_norm=1e6, grid=None).values()
-    trainer.close()
+    units = units_of_sizes(1, 3, 2)
+    sums = []
+    for precision in ("float32", "bfloat16"):
+        trainer = open_trainer(adapted(), units, engine=engine, precision=precision)
+        sums.append(
+            trainer.source.clipped_sum(trainer._units, l2_clip_norm=1e6, grid=None).values()
+        )
+        trainer.close()
+    exact, short = sums
     assert not torch.equal(exact, short)
     assert float((exact - short).norm()) < 0.05 * float(exact.norm())
+
+
+@pytest.mark.parametrize("contrastive_form", ["dpo", "margin"])
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
+    architecture, engine, contrastive_form
+):
+    """In whole numbers on the grid: a unit's gradient does not depend on its company at all."""
+    # Two units that say the same share rows, and a unit without examples is in between.
+    units = (*units_of_sizes(1, 4, 2, 8), PrivateUnit(unit_id="none", examples=()))
+    twin = PrivateUnit(unit_id="twin", examples=units[1].examples)
+    trainer = open_trainer(
+        adapted(architecture),
+        (*units, twin),
+        engine=engine,
+        contrastive_form=contrastive_form,
+        precision="bfloat16",
+    )
+    grid = parameters().grid()
+
+    def total_of(some):
+        return trainer.source.clipped_sum(some, l2_clip_norm=CLIP, grid=grid).integers()
+
+    everybody = list(trainer._units)
+    whole = total_of(everybody)
+    for left in everybody:
+        change = whole - total_of([one for one in everybody if one is not left])
+        squared = sum(int(one) ** 2 for one in change.tolist())
+        assert squared <= grid.clip_steps**2
+        assert torch.equal(change, total_of([left]))
+    among_others = total_of(everybody[:1])
+    trainer.close()
+    # The reference of "dpo" does not depend on who else has one, either.
+    alone = open_trainer(
+        adapted(architecture),
+        units[:1],
+        engine=engine,
+        contrastive_form=contrastive_form,
+        precision="bfloat16",
+    )
+    by_itself = alone.source.clipped_sum(alone._units, l2_clip_norm=CLIP, grid=grid).integers()
+    alone.close()
+    assert torch.equal(by_itself, among_others)
 
 
 def test_a_loss_sees_its_own_example_alone():

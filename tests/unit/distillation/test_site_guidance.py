@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,12 @@ from guidance_doubles import BAD, GOOD, GUIDE, POOL, ledger, received, trained_o
 from trainer_doubles import example
 
 from lada_clients.site import guidance as guidance_module
+from lada_clients.site import training as training_module
 from lada_clients.site.guidance import Guidance
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import JudgedPath
+from lada_clients.site.training import private_units
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import (
     AdapterWeights,
@@ -25,6 +29,7 @@ from lada_secure.distillation.adapters import (
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.public_tuning import TuningSettings
+from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import Unit
 
 
@@ -140,27 +145,34 @@ def bare(number: int, answer: str) -> Record:
 def test_bare_answers_take_part_from_the_second_round_on_where_the_model_reaches_them(
     guidance: Guidance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[str]] = []
+    asked: list[Sequence[Unit]] = []
 
-    def written(lm: object, records: list[Record], **options: object) -> dict[str, str]:
+    def written(
+        lm: object, units: Sequence[Unit], **options: object
+    ) -> list[tuple[str | None, ...]]:
         assert lm is guidance.model
-        asked.append([one.record_id for one in records])
-        return {"r1": "because\n9"}
+        asked.append(units)
+        return [(None, "because\n9", None)]
 
-    monkeypatch.setattr(guidance_module, "written_reasons", written)
+    monkeypatch.setattr(training_module, "written_reasons", written)
     reasoned = replace(bare(0, "9"), rationale="told")
     units = [Unit(unit_id="u", records=(reasoned, bare(1, "9"), bare(2, "8")))]
 
-    def paths(one: Guidance, round_id: int) -> list[str]:
-        (unit,) = one.private_units(units, round_id=round_id)
+    def paths(plan: StudyPlan, round_id: int) -> list[str]:
+        (unit,) = private_units(plan, guidance.model, units, round_id=round_id, batch_size=4)
         return [example.path for example in unit.examples]
 
-    assert paths(guidance, 1) == ["told\n9"]
-    own = replace(guidance, settings=GUIDE.model_copy(update={"own_reasons": True}))
-    assert paths(own, 0) == ["told\n9"]
+    def planned(**changes: object) -> StudyPlan:
+        return guidance.plan.model_copy(update={"guide": GUIDE.model_copy(update=changes)})
+
+    assert paths(guidance.plan, 1) == ["told\n9"]
+    assert paths(planned(own_reasons=True), 0) == ["told\n9"]
     assert asked == []
-    assert paths(own, 1) == ["told\n9", "because\n9"]
-    assert asked == [["r1", "r2"]]
+    assert paths(planned(own_reasons=True), 1) == ["told\n9", "because\n9"]
+    assert asked == [units]
+    assert paths(planned(records_with_reasons=False), 1) == ["told\n9", "9", "8"]
+    # Without a guide everything is learned, and the pool beside it.
+    assert paths(guidance.plan.model_copy(update={"guide": None}), 1) == ["told\n9", "9", "8"]
 
 
 def learner(guidance: Guidance) -> SiteLearner:
@@ -172,7 +184,9 @@ def learner(guidance: Guidance) -> SiteLearner:
         settings=settings,
         pool=POOL,
         clusters=unused,
-        units=(Unit(unit_id="u", records=(replace(bare(0, "9"), rationale="told"),)),),
+        records=PrivateRecords(
+            [Unit(unit_id="u", records=(replace(bare(0, "9"), rationale="told"),))]
+        ),
         held_out=(),
         memory=guidance.memory,
         model=guidance.model,

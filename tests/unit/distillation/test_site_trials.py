@@ -14,6 +14,7 @@ from lada_protocol.plan import TrialsPlan
 from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import adapter_weights
 from lada_secure.privacy.entries import ReserveEntry
+from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import Unit
 
 
@@ -63,7 +64,7 @@ def test_path_trials_overrule_a_guide_that_is_wrong(guidance: Guidance) -> None:
         guidance.try_out(
             judged,
             examples,
-            agreeing_units(),
+            PrivateRecords(agreeing_units()),
             book=book,
             round_id=0,
         )
@@ -91,7 +92,9 @@ def test_paths_below_the_least_gain_are_dropped_even_where_there_are_no_better_o
         replace(example(one.sample), prompt=f"question {one.sample}\n", path=one.path)
         for one in paths
     ]
-    guidance.try_out(paths, examples, agreeing_units(), book=ledger(guidance.plan), round_id=0)
+    guidance.try_out(
+        paths, examples, PrivateRecords(agreeing_units()), book=ledger(guidance.plan), round_id=0
+    )
     (tried,) = guidance.memory.trials()
     assert tried.gain < 0.5
     assert guidance.passing(paths, np.full(3, 0.5)) == passed
@@ -106,7 +109,7 @@ def test_where_nothing_is_tried_nothing_is_paid(guidance: Guidance, why: str) ->
     guidance.try_out(
         guidance.take(received(paths, cell=0)),
         [example(place) for place in paths],
-        agreeing_units(),
+        PrivateRecords(agreeing_units()),
         book=book,
         round_id=0,
     )

@@ -14,14 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from trainer_doubles import PLAN_HASH, approved_ledger, small_model, units_of_sizes
+from trainer_doubles import (
+    PLAN_HASH,
+    approved_ledger,
+    opened_trainer,
+    paid,
+    small_model,
+    units_of_sizes,
+)
 
 from lada_clients.site.training_display import TrainingDisplay
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import load_language_model
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.distillation.trainer import Trainer
 from lada_secure.distillation.training import distil, training_spec
 
 PAGE = (Path(__file__).parents[3] / "docs" / "dp-sgd.md").read_text(encoding="utf-8")
@@ -77,9 +83,9 @@ def train_with_little_memory():
     """A clipped sum with all memory there is, then with 0.6 of what that took."""
     torch.set_num_threads(1)
     lm = attach_adapters(small_model(layers=2), AdapterSettings(rank=2))
-    trainer = Trainer(
+    trainer = opened_trainer(
         lm,
-        units=units_of_sizes(*(1,) * 1024),
+        units_of_sizes(*(1,) * 1024),
         pool=(),
         privacy=PRIVACY,
         settings=TrainerSettings(physical_batch_size=1024),
@@ -133,7 +139,9 @@ def train_smollm2():
     with TrainingDisplay(console, epsilon_cap=400.0) as display:
         result = distil(
             lm,
-            units=[PrivateUnit(unit_id=one.example_id, examples=(one,)) for one in examples[:8]],
+            units=paid(
+                [PrivateUnit(unit_id=one.example_id, examples=(one,)) for one in examples[:8]]
+            ),
             pool=examples[8:],
             privacy=PRIVACY,
             settings=TrainerSettings(physical_batch_size=8, pool_batch_size=2),

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -20,9 +19,10 @@ from transformers import (
 
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel
+from lada_secure.distillation.trainer import Trainer
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps, LedgerBook
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 # Two threads on a busy machine wait for each other longer than these models compute.
 torch.set_num_threads(1)
@@ -109,6 +109,18 @@ def units_of_sizes(*sizes: int, first: int = 0, own: bool = True) -> tuple[Priva
     return tuple(found)
 
 
+def paid(units):
+    """Units as `distil` takes them: handed out against a reservation."""
+    return lambda reservation: units
+
+
+def opened_trainer(lm, units, *, trainer_class=Trainer, **options):
+    """A trainer that has read its private units."""
+    trainer = trainer_class(lm, **options)
+    trainer.take_units(units)
+    return trainer
+
+
 def ticking_clock():
     """A clock that moves by a second a look."""
     moment = datetime(2030, 1, 1, tzinfo=UTC)
@@ -124,12 +136,10 @@ def ticking_clock():
 def approved_ledger(*, cap: float = 400.0) -> MemoryLedger:
     """A ledger in memory whose site has approved the plan that the tests train under."""
     key = Ed25519PrivateKey.generate()
-    raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     book = MemoryLedger(
-        identity=LedgerIdentity(site="site-1", population="patients", public_key=raw),
+        identity=LedgerIdentity.new(site="site-1", population="patients"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=cap, study_epsilon=cap),
-        data_fingerprint="cd" * 32,
         clock=ticking_clock(),
     )
     approve(book)

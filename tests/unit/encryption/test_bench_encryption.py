@@ -31,6 +31,10 @@ def test_the_scores_benchmark_reports_traffic_and_error() -> None:
     assert report["bytes"]["up"] < 300_000
     assert report["bytes"]["keys"] == 0
     assert report["error"]["max"] <= 1e-4
+    audit = report["audit"]
+    assert audit["same_bytes"] is True
+    assert audit["bytes_round"] == 36 + 2 * 8 * 2048 * 4
+    assert audit["bytes_site"] == report["bytes"]["up"] + report["bytes"]["down"]
 
 
 @pytest.mark.parametrize(
@@ -87,3 +91,6 @@ def test_the_promised_ratios_hold() -> None:
     assert scores["ratio"]["server"] <= 0.1
     assert scores["bytes"]["up"] <= 4_500_000
     assert scores["error"]["max"] <= 1e-4
+    # The auditor does what the coordinator did, and no more.
+    assert scores["audit"]["first_site"] <= 1.2
+    assert scores["audit"]["further_site"] <= 1.2

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import HEADER_BYTES, SCORING_MODULUS, scoring_parameters
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
@@ -22,7 +23,7 @@ def test_scores_are_right_within_1e_4_of_their_range(pool: int, cells: int) -> N
     features = RNG.uniform(0, 1, (pool, cells))
     utilities = RNG.uniform(-1, 1, cells)
     key = ScoringKey.generate(cells)
-    with PoolMatrix(features) as matrix:
+    with PoolMatrix(encode_matrix(features)) as matrix:
         query = key.encrypt(utilities)
         scores = matrix.score(query)
     assert len(query) == key.parameters.query_bytes
@@ -35,7 +36,7 @@ def test_scores_are_right_within_1e_4_of_their_range(pool: int, cells: int) -> N
 
 def test_extreme_scores_do_not_wrap() -> None:
     key = ScoringKey.generate(64)
-    with PoolMatrix(np.ones((5, 64))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((5, 64)))) as matrix:
         for sign in (1.0, -1.0):
             scores = key.decrypt(matrix.score(key.encrypt(np.full(64, sign))), 5)
             assert np.abs(scores - 64 * sign).max() < 1e-3
@@ -45,7 +46,7 @@ def test_cells_of_one_hot_rows_are_read_back() -> None:
     cell = RNG.integers(0, 64, 3000)
     utilities = RNG.uniform(-1, 1, 64)
     key = ScoringKey.generate(64, row_bound=1)
-    with PoolMatrix(np.eye(64)[cell], row_bound=1) as matrix:
+    with PoolMatrix(encode_matrix(np.eye(64)[cell], row_bound=1)) as matrix:
         read = key.decrypt(matrix.score(key.encrypt(utilities)), 3000)
     assert np.abs(read - utilities[cell]).max() <= 2e-5
 
@@ -54,7 +55,7 @@ def test_a_pool_without_features_scores_zero() -> None:
     key = ScoringKey.generate(3)
     features = np.zeros((5000, 3))
     features[4999, 1] = 1.0
-    with PoolMatrix(features) as matrix:
+    with PoolMatrix(encode_matrix(features)) as matrix:
         read = key.decrypt(matrix.score(key.encrypt(np.array([1.0, 0.5, -1.0]))), 5000)
     assert np.abs(read[:4999]).max() < 1e-4
     assert abs(read[4999] - 0.5) < 1e-4
@@ -62,7 +63,7 @@ def test_a_pool_without_features_scores_zero() -> None:
 
 def test_two_sites_share_one_encoded_matrix() -> None:
     features = RNG.uniform(0, 1, (2500, 8))
-    with PoolMatrix(features) as matrix:
+    with PoolMatrix(encode_matrix(features)) as matrix:
         for _ in range(3):
             key, utilities = ScoringKey.generate(8), RNG.uniform(-1, 1, 8)
             read = key.decrypt(matrix.score(key.encrypt(utilities)), 2500)
@@ -78,7 +79,7 @@ def test_scores_survive_the_death_of_the_worker() -> None:
     worker = WorkerProcess(BLIND_WORKER)
     features, key = RNG.uniform(0, 1, (100, 4)), ScoringKey.generate(4)
     utilities = RNG.uniform(-1, 1, 4)
-    matrix = PoolMatrix(features, worker=worker)
+    matrix = PoolMatrix(encode_matrix(features), worker=worker)
     query = key.encrypt(utilities)
     matrix.score(query)
     assert worker.pid is not None
@@ -98,7 +99,7 @@ def test_a_matrix_larger_than_the_cache_is_scored(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("lada_secure.encryption.scoring.CACHE_BYTES", 2 * 2 * 4096 * 8)
     features, key = RNG.uniform(0, 1, (12_000, 2)), ScoringKey.generate(2)
     utilities = np.array([0.25, -1.0])
-    with PoolMatrix(features) as matrix:
+    with PoolMatrix(encode_matrix(features)) as matrix:
         for _ in range(2):
             read = key.decrypt(matrix.score(key.encrypt(utilities)), 12_000)
             assert np.abs(read - features @ utilities).max() < 1e-4
@@ -122,12 +123,12 @@ def test_two_queries_of_one_vector_differ() -> None:
 )
 def test_a_bad_matrix_is_refused(features: np.ndarray, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        PoolMatrix(features)
+        encode_matrix(features)
 
 
 def test_a_row_above_its_bound_is_refused() -> None:
     with pytest.raises(ParameterError, match="would wrap"):
-        PoolMatrix(np.ones((1, 4)), row_bound=3)
+        encode_matrix(np.ones((1, 4)), row_bound=3)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_malformed_queries_are_refused_with_their_own_reason() -> None:
     query = ScoringKey.generate(2).encrypt(np.zeros(2))
     other = scoring_parameters(cells=2, row_bound=1)
     q = SCORING_MODULUS.to_bytes(7, "little")
-    with PoolMatrix(np.ones((3, 2))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 2)))) as matrix:
         for bad, reason in (
             (b"", "wrong_length"),
             (query[:-1], "wrong_length"),
@@ -166,7 +167,7 @@ def test_malformed_queries_are_refused_with_their_own_reason() -> None:
 def test_a_query_with_any_seed_is_computed() -> None:
     key = ScoringKey.generate(2)
     query = key.encrypt(np.zeros(2))
-    with PoolMatrix(np.ones((3, 2))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 2)))) as matrix:
         scores = matrix.score(query[:-128] + bytes(128))
     # Another seed is another ciphertext: it decrypts to noise, far out of range.
     with pytest.raises(PeerError) as caught:
@@ -176,7 +177,7 @@ def test_a_query_with_any_seed_is_computed() -> None:
 
 def test_malformed_scores_are_refused_with_their_own_reason() -> None:
     key = ScoringKey.generate(2)
-    with PoolMatrix(np.ones((3, 2))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 2)))) as matrix:
         scores = matrix.score(key.encrypt(np.zeros(2)))
     for bad, reason in (
         (b"", "wrong_length"),
@@ -193,7 +194,7 @@ def test_malformed_scores_are_refused_with_their_own_reason() -> None:
 
 def test_scores_for_another_pool_size_are_refused() -> None:
     key = ScoringKey.generate(1)
-    with PoolMatrix(np.ones((2000, 1))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((2000, 1)))) as matrix:
         scores = matrix.score(key.encrypt(np.ones(1)))
     assert len(key.decrypt(scores, 2000)) == 2000
     with pytest.raises(PeerError, match="behind sample 1000") as caught:
@@ -204,7 +205,7 @@ def test_scores_for_another_pool_size_are_refused() -> None:
 
 
 def test_scores_under_another_key_are_out_of_range() -> None:
-    with PoolMatrix(np.ones((3, 2))) as matrix:
+    with PoolMatrix(encode_matrix(np.ones((3, 2)))) as matrix:
         scores = matrix.score(ScoringKey.generate(2).encrypt(np.zeros(2)))
     with pytest.raises(PeerError) as caught:
         ScoringKey.generate(2).decrypt(scores, 3)
@@ -215,7 +216,7 @@ def test_a_scoring_key_comes_back_from_disk() -> None:
     key = ScoringKey.generate(3, row_bound=2)
     copy = ScoringKey.from_bytes(key.to_bytes())
     assert copy.parameters == key.parameters
-    with PoolMatrix(np.full((4, 3), 0.5), row_bound=2) as matrix:
+    with PoolMatrix(encode_matrix(np.full((4, 3), 0.5), row_bound=2)) as matrix:
         read = copy.decrypt(matrix.score(key.encrypt(np.ones(3))), 4)
     assert np.abs(read - 1.5).max() < 1e-4
     raw = key.to_bytes()
@@ -240,7 +241,7 @@ def test_a_pool_of_100_000_needs_a_fixed_amount_of_memory_beyond_its_matrix() ->
     worker = WorkerProcess(BLIND_WORKER)
     features, utilities = RNG.uniform(0, 1, (100_000, 64)), RNG.uniform(-1, 1, 64)
     key = ScoringKey.generate(64)
-    matrix = PoolMatrix(features, worker=worker)
+    matrix = PoolMatrix(encode_matrix(features), worker=worker)
     read = key.decrypt(matrix.score(key.encrypt(utilities)), 100_000)
     status = Path(f"/proc/{worker.pid}/status").read_text()
     peak_kb = next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)

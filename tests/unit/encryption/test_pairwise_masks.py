@@ -54,7 +54,7 @@ def test_a_mask_is_what_the_specification_says(modulus: int) -> None:
     secret = X25519PrivateKey.from_private_bytes(first.to_secret_bytes()).exchange(
         X25519PublicKey.from_public_bytes(second.public_bytes)
     )
-    info = b"lada/1/pairwise-mask" + length.to_bytes(8, "big") + modulus.to_bytes(8, "big")
+    info = b"lada/2/pairwise-mask" + length.to_bytes(8, "big") + modulus.to_bytes(8, "big")
     for part in (CONTEXT, b"a", first.public_bytes, b"b", second.public_bytes):
         info += len(part).to_bytes(8, "big") + part
     prk = hmac.new(bytes(32), secret, hashlib.sha256).digest()

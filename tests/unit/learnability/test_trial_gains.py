@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from lada_secure.canonical import canonical_json
-from lada_secure.data.records import Record
 from lada_secure.errors import (
     LedgerError,
     LocalProtocolError,
@@ -31,8 +30,7 @@ from lada_secure.learnability.trial_gains import (
 )
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps, ReserveEntry
-from lada_secure.privacy.ledger_keeper import MemoryLedger
-from lada_secure.privacy.units import Unit
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 ALPHA = 1e-6
 PLAN_HASH = "ab" * 32
@@ -44,38 +42,22 @@ PUBLIC = TrialParameters(clusters=CLUSTERS, gain_clip=0.5, noise_multiplier=4.0)
 Row = list[float]
 
 
-def record(unit: str, number: int) -> Record:
-    return Record(
-        record_id=f"{unit}/{number}",
-        unit=unit,
-        question="q",
-        choices=(),
-        answer="a",
-        rationale="because",
-    )
-
-
 def gains_of(
     people: list[tuple[str, list[Row]]], parameters: TrialParameters = PUBLIC
 ) -> UnitGains:
-    units: list[Unit] = []
-    found: dict[str, np.ndarray] = {}
-    for name, rows in people:
-        records = tuple(record(name, number) for number in range(max(len(rows), 1)))
-        units.append(Unit(unit_id=name, records=records))
-        found |= {one.record_id: np.array(row) for one, row in zip(records, rows, strict=False)}
-    return unit_gains(units, found, parameters=parameters)
+    found = [
+        np.array(rows, dtype=np.float64) if rows else np.zeros((0, parameters.clusters))
+        for _, rows in people
+    ]
+    return unit_gains(found, parameters=parameters)
 
 
 def ledger(*, epsilon: float = 8.0) -> MemoryLedger:
     key = Ed25519PrivateKey.generate()
     book = MemoryLedger(
-        identity=LedgerIdentity(
-            site="site-a", population="people", public_key=key.public_key().public_bytes_raw()
-        ),
+        identity=LedgerIdentity.new(site="site-a", population="people"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=epsilon, study_epsilon=epsilon),
-        data_fingerprint="cd" * 32,
         clock=lambda: NOW,
     )
     book.decide(
@@ -90,7 +72,7 @@ def ledger(*, epsilon: float = 8.0) -> MemoryLedger:
 
 def released(exact: UnitGains, book: MemoryLedger, *, round_id: int = 0) -> NoisedGains:
     return release_trials(
-        lambda: exact,
+        lambda _paid: exact,
         parameters=PUBLIC,
         book=book,
         spec=trials_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=round_id),
@@ -175,7 +157,7 @@ def test_a_release_is_paid_once_and_a_retry_gives_the_same() -> None:
     book = ledger()
     first = released(gains_of([("a", [[0.1, 0.2, 0.3]])]), book)
     again = release_trials(
-        lambda: pytest.fail("records were read again"),
+        lambda _paid: pytest.fail("records were read again"),
         parameters=PUBLIC,
         book=book,
         spec=trials_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=0),
@@ -187,7 +169,7 @@ def test_a_release_is_paid_once_and_a_retry_gives_the_same() -> None:
 def test_nothing_is_computed_without_budget_or_for_other_parameters() -> None:
     with pytest.raises(PrivacyBudgetExceeded):
         release_trials(
-            lambda: pytest.fail("records were read"),
+            lambda _paid: pytest.fail("records were read"),
             parameters=PUBLIC,
             book=ledger(epsilon=0.01),
             spec=trials_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=0),
@@ -195,7 +177,7 @@ def test_nothing_is_computed_without_budget_or_for_other_parameters() -> None:
     other = TrialParameters(clusters=CLUSTERS, gain_clip=0.5, noise_multiplier=5.0)
     with pytest.raises(LocalProtocolError, match="trials_spec"):
         release_trials(
-            lambda: pytest.fail("records were read"),
+            lambda _paid: pytest.fail("records were read"),
             parameters=PUBLIC,
             book=ledger(),
             spec=trials_spec(other, study_id="study", plan_hash=PLAN_HASH, round_id=0),

@@ -11,13 +11,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from lada_secure.canonical import canonical_json
-from lada_secure.data.records import Record
 from lada_secure.errors import (
     LedgerError,
     LocalProtocolError,
@@ -27,6 +25,7 @@ from lada_secure.errors import (
 from lada_secure.learnability.arrays import IntArray
 from lada_secure.learnability.cluster_estimates import cluster_estimates
 from lada_secure.learnability.statistics import (
+    MeasuredRecord,
     NoisedStatistics,
     UnitStatistics,
     parse_noised_statistics,
@@ -42,10 +41,9 @@ from lada_secure.learnability.statistics_parameters import (
     sum_bound,
 )
 from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, ReserveEntry
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, Reservation, ReserveEntry
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.released import Released
-from lada_secure.privacy.units import Unit, bound_units
 
 ALPHA = 1e-6
 PLAN_HASH = "ab" * 32
@@ -55,32 +53,13 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 Rows = list[tuple[int, float]]
 
 
-def record(unit: str, number: int) -> Record:
-    return Record(
-        record_id=f"{unit}/{number}",
-        unit=unit,
-        question="q",
-        choices=(),
-        answer="a",
-        rationale=None,
-    )
-
-
 def statistics_of(
     people: Iterable[tuple[str, Rows]], *, clusters: int = 3, clip: float = 4.0, scale: int = 120
 ) -> UnitStatistics:
-    units: list[Unit] = []
-    cluster_of: dict[str, int] = {}
-    loss_of: dict[str, float] = {}
-    for name, rows in people:
-        records = tuple(record(name, number) for number in range(len(rows)))
-        units.append(Unit(unit_id=name, records=records))
-        for one, (cluster, loss) in zip(records, rows, strict=True):
-            cluster_of[one.record_id] = cluster
-            loss_of[one.record_id] = loss
-    return unit_statistics(
-        units, cluster_of, loss_of, clusters=clusters, loss_clip=clip, scale=scale
-    )
+    measured = [
+        [MeasuredRecord(cluster=cluster, loss=loss) for cluster, loss in rows] for _, rows in people
+    ]
+    return unit_statistics(measured, clusters=clusters, loss_clip=clip, scale=scale)
 
 
 def parameters(
@@ -97,12 +76,10 @@ def parameters(
 
 def ledger(*, epsilon: float = 8.0) -> MemoryLedger:
     key = Ed25519PrivateKey.generate()
-    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     book = MemoryLedger(
-        identity=LedgerIdentity(site="site-a", population="people", public_key=public),
+        identity=LedgerIdentity.new(site="site-a", population="people"),
         signing_key=key,
         caps=BudgetCaps(target_delta=1e-5, total_epsilon=epsilon, study_epsilon=epsilon),
-        data_fingerprint="cd" * 32,
         clock=lambda: NOW,
     )
     book.decide(
@@ -116,7 +93,7 @@ def ledger(*, epsilon: float = 8.0) -> MemoryLedger:
 
 
 def release(
-    compute: Callable[[], UnitStatistics],
+    compute: Callable[[Reservation], UnitStatistics],
     book: LedgerBook,
     public: StatisticsParameters,
     *,
@@ -217,19 +194,17 @@ def test_exact_statistics_do_not_show_in_their_repr() -> None:
     assert "9240" not in shown
 
 
-def test_records_without_cluster_or_loss_and_clusters_out_of_range_are_refused() -> None:
-    units = bound_units([record("u", 0)], max_records_per_unit=1)
-    good = ({"u/0": 0}, {"u/0": 1.0})
-    for clusters, losses in (({}, good[1]), (good[0], {}), ({"u/0": 3}, good[1])):
-        with pytest.raises(ParameterError, match="statistics"):
-            unit_statistics(units, clusters, losses, clusters=3, loss_clip=4.0, scale=120)
+def test_a_unit_that_could_not_be_measured_and_a_cluster_out_of_range_add_nothing() -> None:
+    good = [("u", [(0, 1.0)])]
+    odd = [("v", []), ("w", [(3, 1.0)]), ("x", [(-1, 1.0)])]
+    np.testing.assert_array_equal(statistics_of(good + odd).vector, statistics_of(good).vector)
 
 
 def test_the_release_is_paid_for_before_any_record_is_touched() -> None:
     book = ledger()
     reserved: list[int] = []
 
-    def compute() -> UnitStatistics:
+    def compute(_paid: Reservation) -> UnitStatistics:
         reserved.append(sum(isinstance(one, ReserveEntry) for one in book.entries()))
         return statistics_of([("u", [(0, 1.0)])])
 
@@ -242,7 +217,7 @@ def test_the_release_is_paid_for_before_any_record_is_touched() -> None:
 
 
 def test_a_release_over_the_cap_touches_no_record() -> None:
-    def compute() -> UnitStatistics:
+    def compute(_paid: Reservation) -> UnitStatistics:
         raise AssertionError("a record was touched")
 
     with pytest.raises(PrivacyBudgetExceeded):
@@ -251,23 +226,23 @@ def test_a_release_over_the_cap_touches_no_record() -> None:
 
 def test_a_retry_sends_the_same_bytes_and_pays_nothing() -> None:
     book = ledger()
-    first = release(lambda: statistics_of([("u", [(0, 1.0)])]), book, parameters())
+    first = release(lambda _paid: statistics_of([("u", [(0, 1.0)])]), book, parameters())
     spent = book.epsilon_spent(1e-5)
 
-    def again() -> UnitStatistics:
+    def again(_paid: Reservation) -> UnitStatistics:
         raise AssertionError("a record was touched twice")
 
     second = release(again, book, parameters())
     np.testing.assert_array_equal(first.value.vector, second.value.vector)
     assert book.epsilon_spent(1e-5) == spent
-    third = release(lambda: statistics_of([]), book, parameters(), round_id=1)
+    third = release(lambda _paid: statistics_of([]), book, parameters(), round_id=1)
     assert (third.value.vector != first.value.vector).any()
     assert book.epsilon_spent(1e-5) > spent
 
 
 def test_the_ledger_states_the_sensitivity_and_noise_that_were_used() -> None:
     book, public = ledger(), parameters(noise_multiplier=3.0)
-    release(lambda: statistics_of([]), book, public)
+    release(lambda _paid: statistics_of([]), book, public)
     entry = next(one for one in book.entries() if isinstance(one, ReserveEntry))
     assert entry.mechanism == "discrete_gaussian"
     assert entry.parameters == {"l2_sensitivity": public.l2_sensitivity, "std": public.std}
@@ -279,7 +254,10 @@ def test_noise_has_the_stated_deviation_and_is_fresh_per_entry() -> None:
     public = parameters(clusters=256)
     exact = statistics_of([("u", [(0, 4.0)])], clusters=256)
     draws = np.concatenate(
-        [release(lambda: exact, ledger(), public).value.vector - exact.vector for _ in range(20)]
+        [
+            release(lambda _paid: exact, ledger(), public).value.vector - exact.vector
+            for _ in range(20)
+        ]
     ).astype(np.float64)
     statistic = float((draws**2).sum()) / public.std**2
     low, high = chi2.ppf([ALPHA / 2, 1 - ALPHA / 2], df=len(draws))
@@ -289,7 +267,7 @@ def test_noise_has_the_stated_deviation_and_is_fresh_per_entry() -> None:
 def test_a_site_with_more_units_than_planned_is_clamped_to_the_public_bound() -> None:
     public = parameters(max_units=10, noise_multiplier=0.2)
     crowd = statistics_of([(f"u{number}", [(0, 9.0)]) for number in range(300)])
-    vector = release(lambda: crowd, ledger(epsilon=400.0), public).value.vector
+    vector = release(lambda _paid: crowd, ledger(epsilon=400.0), public).value.vector
     assert vector[0] == vector[3] == public.site_bound
     assert np.abs(vector).max() <= public.site_bound
 
@@ -316,7 +294,7 @@ def test_paying_for_another_release_than_the_one_made_is_refused(
     book = ledger()
     with pytest.raises(LocalProtocolError, match="statistics_spec"):
         release_statistics(
-            lambda: statistics_of([]),
+            lambda _paid: statistics_of([]),
             parameters=parameters(),
             book=book,
             spec=statistics_spec(other, study_id="study", plan_hash=PLAN_HASH, round_id=0),
@@ -327,7 +305,7 @@ def test_paying_for_another_release_than_the_one_made_is_refused(
 @pytest.mark.parametrize("made", [{"scale": 240}, {"clip": 2.0}, {"clusters": 4}])
 def test_statistics_made_with_other_parameters_do_not_leave(made: dict[str, int]) -> None:
     with pytest.raises(LocalProtocolError, match="expected clusters"):
-        release(lambda: statistics_of([], **made), ledger(), parameters())
+        release(lambda _paid: statistics_of([], **made), ledger(), parameters())
 
 
 def test_noised_statistics_survive_the_ledgers_disk() -> None:

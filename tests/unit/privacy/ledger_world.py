@@ -5,18 +5,21 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from lada_secure.privacy.carried_budget import grant_restart
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import KeptLedger, MemoryLedger
+from lada_secure.privacy.ledger_keeper import KeptLedger, granted_identity
+from lada_secure.privacy.memory_ledger import MemoryLedger
+from lada_secure.privacy.restart import RestartGrant
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
+NEW_KEY = Ed25519PrivateKey.from_private_bytes(b"the site's renewed key, 32 byte.")
 AUDITOR_KEY = Ed25519PrivateKey.from_private_bytes(b"auditor key for tests, 32 bytes.")
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 PLAN = "a" * 64
-DATA = "d" * 64
+TIME_STEP_S = 60
 CAPS = BudgetCaps(target_delta=1e-6, total_epsilon=8.0, study_epsilon=6.0)
 
 
@@ -36,12 +39,12 @@ class Clock:
 
 def raw_public_key(key: Ed25519PrivateKey) -> bytes:
     """The 32 bytes that identify a key."""
-    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return key.public_key().public_bytes_raw()
 
 
-IDENTITY = LedgerIdentity(
-    site="hospital-a", population="patients", public_key=raw_public_key(SITE_KEY)
-)
+SITE = raw_public_key(SITE_KEY)
+AUDITOR = raw_public_key(AUDITOR_KEY)
+IDENTITY = LedgerIdentity(site="hospital-a", population="patients", ledger_id="1d" * 32)
 
 
 def memory_ledger(clock: Clock | None = None, *, caps: BudgetCaps = CAPS) -> MemoryLedger:
@@ -50,8 +53,36 @@ def memory_ledger(clock: Clock | None = None, *, caps: BudgetCaps = CAPS) -> Mem
         identity=IDENTITY,
         signing_key=SITE_KEY,
         caps=caps,
-        data_fingerprint=DATA,
         clock=clock or Clock(),
+        time_step_s=TIME_STEP_S,
+    )
+
+
+def grant_for(known: MemoryLedger, *, key: Ed25519PrivateKey = SITE_KEY) -> RestartGrant:
+    """The auditor's grant to begin again in place of a ledger that it knows to its end."""
+    return grant_restart(
+        known.entries(),
+        public_key=raw_public_key(key),
+        target_delta=1e-6,
+        requested_by="dr.weber",
+        auditor="auditor",
+        granted_by="ms.okafor",
+        signing_key=AUDITOR_KEY,
+        time=START + timedelta(hours=1),
+    )
+
+
+def restarted_ledger(
+    grant: RestartGrant, clock: Clock | None = None, *, caps: BudgetCaps = CAPS
+) -> MemoryLedger:
+    """The ledger that a grant lets begin."""
+    return MemoryLedger(
+        identity=granted_identity(grant, auditor_key=AUDITOR),
+        signing_key=SITE_KEY,
+        caps=caps,
+        clock=clock or Clock(),
+        time_step_s=TIME_STEP_S,
+        grant=grant,
     )
 
 
@@ -103,7 +134,7 @@ def training_spec(
 
 
 def sample_ledger() -> MemoryLedger:
-    """Every kind of entry: two studies, commits, a crash, a refusal and a withdrawal."""
+    """Every kind of entry but a restart: two studies, commits, a crash, a renewed key, and more."""
     clock = Clock()
     ledger = memory_ledger(clock)
     approve(ledger)
@@ -113,8 +144,10 @@ def sample_ledger() -> MemoryLedger:
     ledger.reserve(training_spec())
     clock.advance(60)
     ledger.commit(ledger.reserve(training_spec()), b"noised weights")
+    ledger.renew_key(NEW_KEY, decided_by="dr.weber")
     approve(ledger, "second", plan_hash=PLAN)
     ledger.reserve(statistics_spec(study_id="second", noise_multiplier=30.0))
+    ledger.reserve(statistics_spec(study_id="second", noise_multiplier=31.0))
     clock.advance(60)
     ledger.decide(
         "withdraw",

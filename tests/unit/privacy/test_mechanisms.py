@@ -10,7 +10,7 @@ import pytest
 from ledger_world import approve, memory_ledger, statistics_spec, training_spec
 
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.ledger import ReserveEntry
+from lada_secure.privacy.ledger import Reservation
 from lada_secure.privacy.mechanisms import (
     MAX_ABSOLUTE_VALUE,
     decode_integers,
@@ -78,15 +78,15 @@ def test_a_release_pays_noises_and_is_the_same_when_asked_again() -> None:
     values = np.arange(5, dtype=np.int64)
     calls: list[int] = []
 
-    def compute() -> np.ndarray:
-        assert any(isinstance(entry, ReserveEntry) for entry in ledger.entries()), "pay first"
+    def compute(paid: Reservation) -> np.ndarray:
+        assert paid.entry in ledger.entries(), "pay first"
         calls.append(1)
         return values
 
     released = release_discrete_gaussian(ledger, statistics_spec(), compute=compute)
     again = release_discrete_gaussian(ledger, statistics_spec(), compute=compute)
     assert np.array_equal(released.value, again.value)
-    assert released.paid_by == again.paid_by == ledger.entries()[1].entry_hash
+    assert released.paid_by == again.paid_by == ledger.entries()[2].entry_hash
     assert not np.array_equal(released.value, values)
     assert calls == [1]
 
@@ -96,6 +96,6 @@ def test_a_spec_of_another_mechanism_is_refused_before_anything_is_spent() -> No
     approve(ledger)
     with pytest.raises(ParameterError, match=r"^mechanism: "):
         release_discrete_gaussian(
-            ledger, training_spec(), compute=lambda: np.zeros(1, dtype=np.int64)
+            ledger, training_spec(), compute=lambda _paid: np.zeros(1, dtype=np.int64)
         )
-    assert len(ledger.entries()) == 1
+    assert len(ledger.entries()) == 2

@@ -12,9 +12,14 @@ import pytest
 from ledger_world import approve, memory_ledger, statistics_spec, training_spec
 from mypy import api
 
-from lada_secure.errors import LocalProtocolError, ParameterError, PrivacyBudgetExceeded
-from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.errors import (
+    LedgerError,
+    LocalProtocolError,
+    ParameterError,
+    PrivacyBudgetExceeded,
+)
+from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.released import Released, combine, post_process, require_released
 
 
@@ -26,7 +31,7 @@ def ledger() -> MemoryLedger:
 
 def release(book: MemoryLedger, spec: ReleaseSpec, text: str) -> Released[str]:
     return book.release(
-        spec, compute=lambda: text, encode=lambda value: value.encode(), decode=bytes.decode
+        spec, compute=lambda _paid: text, encode=lambda value: value.encode(), decode=bytes.decode
     )
 
 
@@ -35,7 +40,7 @@ def test_a_released_value_knows_what_paid_for_it() -> None:
     released = release(book, statistics_spec(), "noised")
     assert released.value == "noised"
     assert released.label == "statistics"
-    assert released.paid_by == book.entries()[1].entry_hash
+    assert released.paid_by == book.entries()[2].entry_hash
     assert "noised" not in repr(released)
 
 
@@ -99,7 +104,7 @@ def test_a_later_chunk_names_the_earlier_ones_that_it_builds_on() -> None:
     first = release(book, training_spec(chunk=0), "a")
     second = book.release(
         training_spec(chunk=1),
-        compute=lambda: first.value + "b",
+        compute=lambda _paid: first.value + "b",
         encode=str.encode,
         decode=bytes.decode,
         after=[first],
@@ -108,24 +113,53 @@ def test_a_later_chunk_names_the_earlier_ones_that_it_builds_on() -> None:
     assert second.paid_by_all == (first.paid_by, second.paid_by)
 
 
-def test_what_was_paid_is_told_before_the_records_are_read_and_only_then() -> None:
+def test_a_computation_gets_the_reservation_that_pays_for_it_and_runs_once() -> None:
     book = ledger()
-    told: list[object] = []
+    given: list[Reservation] = []
 
-    def compute() -> str:
-        assert len(told) == 1
+    def compute(paid: Reservation) -> str:
+        given.append(paid)
         return "a"
 
     for _ in range(2):
-        book.release(
-            training_spec(),
-            compute=compute,
-            encode=str.encode,
-            decode=bytes.decode,
-            on_reserved=told.append,
-        )
-    (paid,) = told
-    assert paid == book.entries()[-2]
+        book.release(training_spec(), compute=compute, encode=str.encode, decode=bytes.decode)
+    (paid,) = given
+    assert paid.entry == book.entries()[-2]
+    assert paid.stored_output is None
+
+
+def test_a_computation_that_fails_releases_nothing_and_its_retry_pays_nothing() -> None:
+    book = ledger()
+
+    def fail(_paid: Reservation) -> str:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        book.release(training_spec(), compute=fail, encode=str.encode, decode=bytes.decode)
+    spent = book.epsilon_spent(1e-6)
+    assert spent > 0
+    assert release(book, training_spec(), "noised").value == "noised"
+    assert book.epsilon_spent(1e-6) == spent
+    assert [one.kind for one in book.entries()[2:]] == ["reserve", "resume", "commit"]
+
+
+def test_a_commit_hands_out_what_it_kept_and_a_plain_value_does_not_leave() -> None:
+    book = ledger()
+    paid = book.reserve(training_spec())
+    released = book.commit(paid, b"noised")
+    assert (released.value, released.paid_by) == (b"noised", paid.entry_hash)
+    assert released.label == "training"
+    assert book.stored_output(training_spec().key) == b"noised"
+    with pytest.raises(LocalProtocolError, match="after: expected a Released value"):
+        book.commit(paid, b"noised", after=cast(Any, [b"raw"]))
+
+
+def test_nothing_is_handed_out_that_the_book_did_not_keep() -> None:
+    book = ledger()
+    paid = book.reserve(training_spec())
+    book.commit(paid, b"noised")
+    with pytest.raises(LedgerError, match="committed another output already"):
+        book.commit(paid, b"raw")
 
 
 @pytest.mark.parametrize("raw", ["raw", None, np.zeros(3), ("released",)])
@@ -144,12 +178,12 @@ def test_over_the_cap_nothing_is_computed() -> None:
     book = memory_ledger(caps=caps)
     approve(book)
 
-    def compute() -> str:
+    def compute(_paid: Reservation) -> str:
         raise AssertionError("a record was touched")
 
     with pytest.raises(PrivacyBudgetExceeded):
         book.release(statistics_spec(), compute=compute, encode=str.encode, decode=bytes.decode)
-    assert len(book.entries()) == 1
+    assert len(book.entries()) == 2
 
 
 def test_mypy_refuses_a_made_up_released_value_and_a_plain_one(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ from lada_secure.learnability.statistics_parameters import l2_sensitivity, noise
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 CAPS = BudgetCaps(target_delta=1e-5, total_epsilon=50.0, study_epsilon=8.0)
@@ -297,22 +297,17 @@ def make_participant(cast_: Cast, board: MemoryBoard, party: str, folder: Path) 
         client=cast(BoardClient, MemoryClient(board, cast_.roster.party(party))),
         signing_key=cast_.keys[party],
         certificate=cast_.certificates[party],
-        outbox=Outbox(folder=folder / "outbox", roster=cast_.roster),
+        outbox=Outbox(folder=folder, roster=cast_.roster),
         events=EventLog(party=party, sink=lambda _line: None, clock=lambda: 0.0),
     )
 
 
 def make_ledger(cast_: Cast, site: str, *, caps: BudgetCaps = CAPS) -> MemoryLedger:
-    """An empty ledger of a site, signed with the site's own key."""
+    """A new ledger of a site, signed with the site's own key."""
     return MemoryLedger(
-        identity=LedgerIdentity(
-            site=site,
-            population="patients",
-            public_key=cast_.keys[site].public_key().public_bytes_raw(),
-        ),
+        identity=LedgerIdentity.new(site=site, population="patients"),
         signing_key=cast_.keys[site],
         caps=caps,
-        data_fingerprint="d" * 64,
         clock=lambda: NOW,
     )
 

@@ -23,6 +23,8 @@ from protocol_world import (
     training_spec,
 )
 
+from lada_clients.auditor.export import write_export
+from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -34,6 +36,7 @@ from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody, InquiryBody, parse_body
 from lada_protocol.opening import (
+    basis_of,
     check_mask_keys,
     keys_digest,
     mask_context,
@@ -50,6 +53,7 @@ from lada_protocol.plan import (
     StudyPlan,
 )
 from lada_protocol.roster import Roster
+from lada_protocol.scoring import ROW_BOUND
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import (
     AbortAttempt,
@@ -66,6 +70,7 @@ from lada_protocol.tasks import (
     ImproveModel,
     Inquire,
     PostMaskKey,
+    PostMatrix,
     PostTranscript,
     ProposePlan,
     ReviewPlan,
@@ -86,14 +91,25 @@ from lada_protocol.uplink import (
     uplink_of,
 )
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
+from lada_secure.encryption.matrix import encode_matrix
+from lada_secure.encryption.scoring import PoolMatrix
+from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
-from lada_secure.privacy.entries import ReserveEntry, format_ledger_lines
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.encryption.worker import shared_worker
+from lada_secure.privacy.entries import ReserveEntry
+from lada_secure.privacy.ledger_lines import format_ledger_lines
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 FOUR = ("site-a", "site-b", "site-c", "site-d")
 THREE = FOUR[:3]
 ROUND_0 = Attempt(round_id=0, purpose=STATISTICS, number=0)
 ROUND_0_AGAIN = Attempt(round_id=0, purpose=STATISTICS, number=1)
+
+
+def scores_of(features: np.ndarray, query: bytes) -> bytes:
+    """Blind scores of any matrix."""
+    matrix = encode_matrix(features, row_bound=ROW_BOUND)
+    return PoolMatrix(matrix, worker=shared_worker()).score(query)
 
 
 @dataclass(kw_only=True)
@@ -107,6 +123,8 @@ class SimulatedSite:
     book: MemoryLedger
     noised: dict[int, np.ndarray] = field(default_factory=dict)
     mask_keys: dict[Attempt, MaskKey] = field(default_factory=dict)
+    scoring_keys: dict[int, ScoringKey] = field(default_factory=dict)
+    utilities: dict[int, np.ndarray] = field(default_factory=dict)
     tamper: Callable[[Kind, Outgoing], Outgoing] = lambda _kind, outgoing: outgoing
 
     def step(self) -> SiteTask:
@@ -128,7 +146,7 @@ class SimulatedSite:
             case Contribute(attempt=attempt, cohort=cohort):
                 self._contribute(attempt, cohort)
             case AskScores(round_id=round_id):
-                self._post(Kind.QUERY, {"cells": 12}, b"query", round_id=round_id, to="coordinator")
+                self.ask(round_id)
             case Distil(round_id=round_id):
                 self._distil(round_id)
             case AnswerInquiry(round_id=round_id):
@@ -138,6 +156,15 @@ class SimulatedSite:
                 self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
             case _:
                 pass
+
+    def ask(self, round_id: int) -> None:
+        """Encrypt this round's utilities under a key of its own."""
+        cells = self.me.plan.allocation.cells
+        key = ScoringKey.generate(cells, row_bound=ROW_BOUND)
+        self.scoring_keys[round_id] = key
+        utilities = np.random.default_rng(round_id).uniform(-1.0, 1.0, cells)
+        query = key.encrypt(self.utilities.get(round_id, utilities))
+        self._post(Kind.QUERY, {"cells": cells}, query, round_id=round_id, to="coordinator")
 
     def vector(self, attempt: Attempt) -> np.ndarray:
         """This round's noised vector, or the demand that follows from it: fixed per round."""
@@ -197,6 +224,7 @@ class SimulatedSite:
             "keys_digest": digest,
             "opening_key": shown.message_hash,
             "parameters_digest": parameters.digest,
+            "rests_on": basis_of(me.index, attempt, site=me.party, roster=me.roster).message_hash,
         }
         return body, seal(key, parameters, hidden)
 
@@ -210,7 +238,15 @@ class SimulatedSite:
             decided_by="policy",
             statement="inside the policy",
         )
-        body = {"certificate": self.me.certificate, "population": "patients"}
+        head = self.book.head()
+        body = {
+            "certificate": self.me.certificate,
+            "population": head.population,
+            "ledger_id": head.ledger_id,
+            "head_index": head.index,
+            "head_hash": head.entry_hash,
+            "new_ledger": not any(isinstance(one, ReserveEntry) for one in self.book.entries()),
+        }
         self._post(Kind.ACCEPTANCE, body)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
@@ -294,7 +330,10 @@ class SimulatedSite:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedCoordinator:
-    """A coordinator without a model; `given_up` is for the test to set."""
+    """A coordinator without a model.
+
+    `given_up` is for the test to set, and `committed`: bytes in place of the matrix.
+    """
 
     roster: Roster
     key: Ed25519PrivateKey
@@ -303,10 +342,16 @@ class SimulatedCoordinator:
     board: MemoryBoard
     given_up: set[tuple[int, str]] = field(default_factory=set)
     index: MessageIndex = field(init=False)
+    features: np.ndarray = field(init=False)
+    committed: bytes | None = None
     _seen: int = 0
 
     def __post_init__(self) -> None:
         self.index = MessageIndex(self.plan.study_id, self.plan.hash)
+        rows = np.random.default_rng(7).uniform(
+            size=(self.plan.pool_size, self.plan.allocation.cells)
+        )
+        self.features = rows / rows.sum(axis=1, keepdims=True)
 
     def sync(self) -> None:
         """Read everything that is new."""
@@ -342,14 +387,10 @@ class SimulatedCoordinator:
                 self.post_at(Kind.ABORT, attempt, {"code": "timeout", "message": "no answer"})
             case AddUp(attempt=attempt, cohort=cohort):
                 self.add_up(attempt, cohort)
+            case PostMatrix(round_id=round_id):
+                self.commit(round_id)
             case Score(round_id=round_id, site=site):
-                query = self.index.find(
-                    Kind.QUERY, sender=site, to="coordinator", round_id=round_id
-                )
-                if query is None:
-                    raise AssertionError("asked to score without a query")
-                body = {"query": query.message_hash, "pool_size": self.plan.pool_size}
-                self.post(Kind.SCORES, body, payload=b"scores", round_id=round_id, to=site)
+                self.score(round_id, site)
             case WritePaths(round_id=round_id):
                 body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
                 self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
@@ -376,6 +417,32 @@ class SimulatedCoordinator:
                 self.post(Kind.FAILED, {"code": code, "message": message})
             case _:
                 pass
+
+    def commit(self, round_id: int) -> Envelope:
+        """Post the matrix of a round."""
+        matrix = encode_matrix(self.features, row_bound=ROW_BOUND)
+        body = {"parameters_digest": matrix.parameters.digest}
+        payload = matrix.to_bytes() if self.committed is None else self.committed
+        return self.post(Kind.MATRIX, body, payload=payload, round_id=round_id)
+
+    def score(
+        self, round_id: int, site: str, *, payload: bytes | None = None, **changes: Any
+    ) -> Envelope:
+        """Answer a query from the round's matrix; a test may replace bytes or body fields."""
+        query = self.index.find(Kind.QUERY, sender=site, to="coordinator", round_id=round_id)
+        matrix = self.index.find(Kind.MATRIX, sender="coordinator", round_id=round_id)
+        if query is None or matrix is None:
+            raise AssertionError("asked to score without query and matrix")
+        if payload is None:
+            payload = scores_of(self.features, self.board.payload(query.message_hash))
+        body = {
+            "matrix": matrix.message_hash,
+            "query": query.message_hash,
+            "pool_size": self.plan.pool_size,
+        }
+        return self.post(
+            Kind.SCORES, {**body, **changes}, payload=payload, round_id=round_id, to=site
+        )
 
     def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
         """Ask about the samples with the largest sums, or about those that a test wants."""
@@ -528,6 +595,12 @@ class World:
         while not isinstance(self.auditor_step(), Wait | Done):
             pass
 
+    def admit_all(self) -> None:
+        """Let every site accept the plan, and the auditor admit it."""
+        for site in self.sites.values():
+            site.step()
+        self.settle_auditor()
+
     def answer(self, attempt: Attempt) -> Envelope:
         """What the auditor said to the sum of an attempt, after letting it work."""
         self.settle_auditor()
@@ -576,7 +649,9 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
     return Auditor(
         participant=me,
         state_dir=folder,
-        ledgers=LedgerCopies(folder=folder / "ledgers" / me.plan.study_id),
+        ledgers=LedgerCopies(
+            folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
+        ),
         registry=OpeningRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,
@@ -612,3 +687,17 @@ def bring_together(world: World, attempt: Attempt, cohort: tuple[str, ...]) -> N
         world.sites[name].me.sync()
         world.sites[name].carry_out(Contribute(attempt=attempt, cohort=cohort))
     world.coordinator.sync()
+
+
+def exported(world: World, folder: Path) -> dict[str, bytes]:
+    """The auditor's export of a study, by file."""
+    identity = folder / "identity"
+    identity.mkdir(parents=True)
+    (identity / "ca.crt").write_bytes(world.cast.ca_pem)
+    out = folder / "export"
+    write_export(out, world.auditor.participant, world.auditor.ledgers, identity=identity)
+    return {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }

@@ -25,9 +25,10 @@ from lada_clients.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody, parse_body
 from lada_protocol.plan import DEMAND, STATISTICS
-from lada_secure.privacy.entries import format_ledger_lines, sign_entry
+from lada_secure.privacy.entries import sign_entry
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.ledger_lines import format_ledger_lines
 
 
 def _tampered_ledger(world: World, site: str, change: Any) -> None:
@@ -198,7 +199,7 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     due = world.to_sum(round_id=0, purpose=DEMAND)
     copies, body_of = world.auditor.ledgers, "site-a"
-    before = copies.raw(body_of)
+    before = copies.raw(body_of, "patients")
     fresh = make_ledger(world.cast, body_of)
     site = world.sites[body_of]
     for entry in site.book.entries()[:1]:
@@ -211,7 +212,7 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
             statement=entry.kind,
         )
     entries = fresh.entries()
-    body = {"first_index": 0, "head_index": 0, "head_hash": entries[0].entry_hash}
+    body = {"first_index": 0, "head_index": 1, "head_hash": entries[1].entry_hash}
     site.me.post(
         Kind.LEDGER,
         lambda: Outgoing(body=body, payload=format_ledger_lines(entries)),
@@ -227,7 +228,7 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
     )
     assert refused is not None
     assert parse_body(refused, FaultBody).code == "bad_ledger"
-    assert copies.raw(body_of) == before
+    assert copies.raw(body_of, "patients") == before
 
 
 @pytest.mark.parametrize(

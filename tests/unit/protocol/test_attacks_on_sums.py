@@ -76,8 +76,7 @@ def test_a_sum_counting_one_site_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_cohort_of_one_is_refused_by_the_site_and_by_the_auditor(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    for site in world.sites.values():
-        site.step()
+    world.admit_all()
     world.coordinator.post_at(Kind.COHORT, ROUND_0, {"sites": ["site-a"]})
 
     with pytest.raises(PeerError) as caught:
@@ -125,8 +124,7 @@ def test_a_cohort_with_invented_sites_is_refused_by_the_site_and_by_the_auditor(
     tmp_path: Path,
 ) -> None:
     world = make_world(tmp_path)
-    for site in world.sites.values():
-        site.step()
+    world.admit_all()
     ghosts = ["ghost-1", "ghost-2", "site-a"]
     world.coordinator.post_at(Kind.COHORT, ROUND_0, {"sites": ghosts})
 
@@ -143,8 +141,7 @@ def test_a_cohort_with_invented_sites_is_refused_by_the_site_and_by_the_auditor(
 
 def test_a_cohort_that_names_one_site_many_times_is_refused(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    for site in world.sites.values():
-        site.step()
+    world.admit_all()
     world.coordinator.post_at(Kind.COHORT, ROUND_0, {"sites": ["site-a"] * 3})
 
     with pytest.raises(PeerError) as caught:

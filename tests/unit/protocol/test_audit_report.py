@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from federation_world import SITE, Federation, granted
 from protocol_world import NOW, make_cast, make_plan, statistics_spec
 from pydantic import BaseModel
 from simulated_parties import make_world
@@ -22,7 +23,8 @@ from lada_clients.auditor.export import write_export
 from lada_protocol.exported_study import PLAN_FILE
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.entries import ReserveEntry, parse_ledger_lines
+from lada_secure.privacy.entries import ReserveEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 
 SITES = ("site-a", "site-b", "site-c")
 ROOT = Path(__file__).parents[3]
@@ -116,7 +118,7 @@ def test_a_ledger_over_several_studies_is_told_apart_by_study_and_purpose(
     costs = [one.cost for study in first.studies for one in study.purposes]
     assert sum(costs) == pytest.approx(first.epsilon)
     own = [one for one in first.releases if one.study_id == EARLIER]
-    assert [one.committed is None for one in own] == [False, True]
+    assert [one.output_commitment is None for one in own] == [False, True]
     assert own[0].study_epsilon_before == 0.0
     assert own[1].study_epsilon_before == own[0].study_epsilon_after
 
@@ -279,3 +281,33 @@ def test_the_documentation_names_every_field_of_the_report() -> None:
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     named = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]+)`", text))))
     assert fields_of(PrivacyReport) - named == set()
+
+
+def test_the_report_shows_new_ledgers_renewed_keys_and_restarts(tmp_path: Path) -> None:
+    federation = Federation(folder=tmp_path)
+    first = build_report(federation.export(federation.finished()))
+    assert [one.new_to_auditor for one in first.sites] == [True] * 4
+    assert "A NEW LEDGER: the auditor had seen no entry of it" in privacy_page(first)
+    spent = federation.spent()
+
+    grant, federation.books[SITE] = granted(federation, federation.study())
+    other = federation.cast.keys["auditor"]
+    for key in (other, federation.cast.keys["site-b"]):
+        federation.books["site-b"].renew_key(key, decided_by="dr-meyer")
+    report = build_report(federation.export(federation.finished()))
+
+    assert report.good
+    restarted, renewed = report.sites[:2]
+    assert restarted.restart is not None
+    assert restarted.restart.granted_by == "dr-weber"
+    assert restarted.restart.carried_epsilon == pytest.approx(spent)
+    assert restarted.ledger_id == grant.ledger_id
+    assert restarted.releases[0].epsilon_before == pytest.approx(spent)
+    assert restarted.new_to_auditor
+    assert [one.decided_by for one in renewed.key_renewals] == ["dr-meyer", "dr-meyer"]
+    assert not renewed.new_to_auditor
+    page = privacy_page(report)
+    assert "IT WAS RESTARTED in place of the lost ledger" in page
+    assert "dr-weber of auditor granted it" in page
+    assert f"Epsilon {spent:.4f} at delta 1e-05 is carried over" in page
+    assert "Its signing key was renewed on 2026-02-01 by dr-meyer" in page

@@ -27,7 +27,7 @@ CAST, PLAN = make_cast(), make_plan()
 def _header(**changes: Any) -> bytes:
     """Header bytes of a mask key message with some fields changed, removed (None) or added."""
     value: dict[str, Any] = {
-        "version": 1,
+        "version": 2,
         "kind": "mask_key",
         "study_id": PLAN.study_id,
         "plan_hash": PLAN.hash,
@@ -76,7 +76,7 @@ def test_signing_and_parsing_are_inverse() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another wire version": ({"version": 2}, "malformed"),
+    "another wire version": ({"version": 1}, "malformed"),
     "no version": ({"version": None}, "malformed"),
     "version true": ({"version": True}, "malformed"),
     "an unknown field": ({"extra": 1}, "malformed"),

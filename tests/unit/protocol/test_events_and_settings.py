@@ -107,6 +107,25 @@ def test_settings_are_read_and_paths_are_beside_the_file() -> None:
     assert found.size == 3
 
 
+def test_a_tilde_is_the_home_folder_and_never_a_folder_of_that_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/mira")
+    for written, found in (
+        ("~/state", "/home/mira/state"),
+        ("~", "/home/mira"),
+        ("a~", "/base/a~"),
+    ):
+        settings = Example(name="x", folder=Path(written))
+        assert settings.beside(Path("/base")).folder == Path(found)
+
+
+def test_a_tilde_of_nobody_is_refused() -> None:
+    settings = Example(name="x", folder=Path("~no-such-person/state"))
+    with pytest.raises(ParameterError, match=r"folder: .*no home folder for ~no-such-person"):
+        settings.beside(Path("/base"))
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [

@@ -46,12 +46,14 @@ def test_others_read_what_the_audience_allows(kind: Kind) -> None:
         Audience.ALL: {"coordinator", "auditor", "site-b"},
         Audience.AUDITOR: {"coordinator", "auditor"},
         Audience.ADDRESSEE: {"coordinator"},
+        Audience.ADDRESSEE_AND_AUDITOR: {"coordinator", "auditor"},
     }[audience]
     assert seen == expected
 
 
 @pytest.mark.parametrize(
-    "kind", [Kind.LEDGER, Kind.CONTRIBUTION, Kind.SUM, Kind.QUERY, Kind.SCORES]
+    "kind",
+    [Kind.LEDGER, Kind.CONTRIBUTION, Kind.SUM, Kind.MATRIX, Kind.QUERY, Kind.SCORES],
 )
 def test_what_is_not_for_everybody_never_reaches_another_site(kind: Kind) -> None:
     assert not may_read(kind=kind, sender="site-a", to="", reader="site-b", role=Role.SITE)

@@ -90,6 +90,7 @@ def _complete(**changes: Any) -> MessageIndex:
         {"parameters_digest": purpose_parameters(PLAN, STATISTICS).digest, "certificate": "PEM"},
     )
     cohort = _cohort(*SITES)
+    clusters = signed(CAST.roster, CAST.keys["coordinator"], PLAN, Kind.CLUSTERS, "coordinator")
     keys = {site: _message(Kind.MASK_KEY, site, {"public_key": KEYS[site]}) for site in SITES}
     digest = keys_digest(keys)
     sent = {}
@@ -99,6 +100,7 @@ def _complete(**changes: Any) -> MessageIndex:
             "opening_key": opening_key.message_hash,
             "paid_by": "e" * 64,
             "parameters_digest": purpose_parameters(PLAN, STATISTICS).digest,
+            "rests_on": clusters.message_hash,
             **changes.get(site, {}),
         }
         sent[site] = _message(Kind.CONTRIBUTION, site, body)
@@ -109,6 +111,7 @@ def _complete(**changes: Any) -> MessageIndex:
     )
     groups: dict[str, list[Envelope]] = {
         "opening_key": [opening_key],
+        "clusters": [clusters],
         "cohort": [cohort],
         "keys": list(keys.values()),
         "contributions": list(sent.values()),
@@ -145,6 +148,8 @@ def test_a_complete_request_passes() -> None:
         ({"without_keys": "site-b"}, "missing_key"),
         ({"without_contributions": "site-b"}, "missing_contribution"),
         ({"site-c": {"keys_digest": "0" * 64}}, "different_keys"),
+        ({"site-c": {"rests_on": "0" * 64}}, "wrong_basis"),
+        ({"without_clusters": True}, "missing_message"),
         ({"site-c": {"parameters_digest": "0" * 64}}, "wrong_parameters"),
         ({"without_opening_key": True}, "missing_message"),
         ({"site-c": {"opening_key": "0" * 64}}, "wrong_opening_key"),

@@ -20,7 +20,7 @@ from lada_protocol.payments import check_payment
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
 from lada_secure.errors import PeerError
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger_keeper import MemoryLedger
+from lada_secure.privacy.memory_ledger import MemoryLedger
 
 PLAN = make_plan()
 
@@ -60,7 +60,7 @@ def test_an_empty_ledger_does_not_pay() -> None:
 
 def test_the_hash_of_the_commit_is_not_the_reservation() -> None:
     ledger = _ledger()
-    commit = ledger.commit(ledger.reserve(statistics_spec(PLAN, 0)), b"noised")
+    commit = ledger.keep(ledger.reserve(statistics_spec(PLAN, 0)), b"noised")
     assert _reason(ledger, commit.entry_hash) == "unpaid"
 
 
@@ -153,3 +153,53 @@ def test_training_of_another_round_does_not_pay_for_advantages() -> None:
     with pytest.raises(PeerError) as caught:
         check_payment(ledger.entries(), paid, plan=PLAN, attempt=ADVANTAGES, site="site-a")
     assert caught.value.reason == "unpaid"
+
+
+def _chunked(*steps: int, commit: tuple[bool, ...] = ()) -> tuple[MemoryLedger, list[str]]:
+    """A ledger in which round 0's training was paid for in chunks of so many steps."""
+    ledger = _ledger()
+    paid = []
+    for chunk, count in enumerate(steps):
+        event = dpsgd_event(noise_multiplier=2.0, sampling_probability=0.05, steps=count)
+        reservation = ledger.reserve(replace(training_spec(PLAN, 0), chunk=chunk, event=event))
+        if not commit or commit[chunk]:
+            ledger.commit(reservation, b"adapters %d" % chunk)
+        paid.append(reservation.entry_hash)
+    return ledger, paid
+
+
+def test_all_chunks_of_a_round_together_pay_for_advantages() -> None:
+    ledger, paid = _chunked(2, 2, 1)
+    check_payment(ledger.entries(), paid[-1], plan=PLAN, attempt=ADVANTAGES, site="site-a")
+
+
+@pytest.mark.parametrize(
+    ("steps", "commit", "named", "sentence"),
+    [
+        ((4,), (), -1, "4 steps were paid for and committed, the plan has 5"),
+        ((2, 2, 2), (), -1, "6 steps were paid for and committed, the plan has 5"),
+        ((2, 2, 1), (True, False, True), -1, "chunk 1 of its steps has no committed output"),
+        ((2, 2, 1), (False, True, True), -1, "chunk 0 of its steps has no committed output"),
+        ((2, 2, 1), (), 0, "not that of the last chunk"),
+    ],
+)
+def test_a_round_whose_steps_are_not_all_paid_for_is_unpaid(
+    steps: tuple[int, ...], commit: tuple[bool, ...], named: int, sentence: str
+) -> None:
+    ledger, paid = _chunked(*steps, commit=commit)
+    with pytest.raises(PeerError, match=sentence) as caught:
+        check_payment(ledger.entries(), paid[named], plan=PLAN, attempt=ADVANTAGES, site="site-a")
+    assert caught.value.reason == "unpaid"
+
+
+def test_less_noise_in_an_early_chunk_is_named_though_the_last_one_is_as_planned() -> None:
+    ledger = _ledger()
+    for chunk, (noise, steps) in enumerate([(0.5, 4), (2.0, 1)]):
+        event = dpsgd_event(noise_multiplier=noise, sampling_probability=0.05, steps=steps)
+        paid = ledger.reserve(replace(training_spec(PLAN, 0), chunk=chunk, event=event))
+        ledger.commit(paid, b"adapters")
+    with pytest.raises(PeerError) as caught:
+        check_payment(
+            ledger.entries(), paid.entry_hash, plan=PLAN, attempt=ADVANTAGES, site="site-a"
+        )
+    assert caught.value.reason == "wrong_noise"

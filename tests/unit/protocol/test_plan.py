@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 from protocol_world import GUIDE, make_plan
 
-from lada_protocol.plan import MAX_PLAN_BYTES, format_time, parse_plan, parse_time
+from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.plan import (
+    MATRIX_BLOCK,
+    MAX_MATRIX_COLUMNS,
+    MAX_PLAN_BYTES,
+    format_time,
+    parse_plan,
+    parse_time,
+)
 from lada_secure.canonical import canonical_json, parse_canonical_json
+from lada_secure.encryption.parameters import scoring_parameters
 from lada_secure.errors import PeerError
 
 
@@ -87,7 +96,10 @@ def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("version", 2),
+        ("version", 1),
+        ("privacy.ledger_time_step_s", 0),
+        ("privacy.ledger_time_step_s", 86_401),
+        ("privacy.ledger_time_step_s", None),
         ("version", None),
         ("study_id", ".."),
         ("study_id", "a/b"),
@@ -137,6 +149,24 @@ def test_a_cohort_that_cannot_be_is_refused() -> None:
     raw = _changed("min_cohort", 7)
     with pytest.raises(PeerError, match="max_cohort is below min_cohort"):
         parse_plan(raw)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "pool_size"), [(513, 9), (1, 1_000_001), (512, 66_000)], ids=str
+)
+def test_a_matrix_that_no_message_holds_is_refused(clusters: int, pool_size: int) -> None:
+    plan: Any = parse_canonical_json(make_plan().to_bytes(), max_bytes=MAX_PLAN_BYTES)
+    plan["allocation"]["clusters"], plan["pool_size"] = clusters, pool_size
+    with pytest.raises(PeerError, match="cells") as caught:
+        parse_plan(canonical_json(plan))
+    assert caught.value.reason == "bad_plan"
+
+
+def test_the_largest_matrix_fits_into_its_message() -> None:
+    columns = MAX_MATRIX_COLUMNS * 2048 * 4 + 36
+    assert columns <= kind_rules(Kind.MATRIX).max_payload_bytes < columns + 2048 * 4
+    one = scoring_parameters(cells=3, row_bound=1)
+    assert one.matrix_bytes(5 * MATRIX_BLOCK) == 36 + 5 * 3 * 2048 * 4
 
 
 def test_a_screen_upside_down_is_refused() -> None:

@@ -198,8 +198,7 @@ def test_a_refused_opening_ends_the_study_with_the_auditor_s_reason(tmp_path: Pa
 
 def test_a_site_outside_the_cohort_waits_and_sends_nothing(tmp_path: Path) -> None:
     world = make_world(tmp_path, sites=FOUR)
-    for site in world.sites.values():
-        site.step()
+    world.admit_all()
     world.coordinator.post_at(Kind.COHORT, ROUND_0, {"sites": ["site-a", "site-b", "site-c"]})
 
     task = world.sites["site-d"].step()

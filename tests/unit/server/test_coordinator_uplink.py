@@ -114,6 +114,7 @@ def make_study(uplink: UplinkPlan = UPLINK) -> Study:
         uplink=uplink,
     )
     return Study(
+        is_new=True,
         plan=plan,
         pool=pool,
         pool_bytes=pool_bytes(pool),

@@ -129,14 +129,17 @@ def test_readers_see_only_what_their_role_or_address_entitles_them_to(store, stu
         "to the auditor": study.envelope("contribution", "bank", b"sealed"),
         "to the coordinator": study.envelope("query", "bank", b"q", to="coordinator"),
         "to one site": study.envelope("scores", "coordinator", b"s", to="bank"),
+        "paths": study.envelope("site_paths", "bank", b"p", to="coordinator"),
+        "matrix": study.envelope("matrix", "coordinator", b"m"),
     }
-    for envelope, payload in zip(posts.values(), (b"", b"sealed", b"q", b"s"), strict=True):
+    payloads = (b"", b"sealed", b"q", b"s", b"p", b"m")
+    for envelope, payload in zip(posts.values(), payloads, strict=True):
         store.post(envelope, payload)
     expected = {
         "hospital-a": ["to all"],
-        "bank": ["to all", "to the auditor", "to the coordinator", "to one site"],
-        "auditor": ["to all", "to the auditor"],
-        "coordinator": ["to all", "to the auditor", "to the coordinator", "to one site"],
+        "bank": ["to all", "to the auditor", "to the coordinator", "to one site", "paths"],
+        "auditor": ["to all", "to the auditor", "to the coordinator", "to one site", "matrix"],
+        "coordinator": list(posts),
     }
     for reader, names in expected.items():
         shown = [one.message_hash for _, one in store.visible(reader, 0)]

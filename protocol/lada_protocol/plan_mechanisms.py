@@ -1,0 +1,152 @@
+"""A plan in the mechanisms' own terms: what each would be given, what it spends, what it refuses.
+
+One place for the coordinator, which checks a plan before it proposes it, and for the sites, which
+run it. The mechanisms themselves say what they refuse; nothing is checked twice here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from lada_protocol.plan import STATISTICS, TRAINING, TRIALS, GuidePlan, StudyPlan
+from lada_secure.errors import ParameterError
+from lada_secure.learnability.cells import CellGrid
+from lada_secure.learnability.choice import AllocationSettings
+from lada_secure.learnability.statistics_parameters import StatisticsParameters
+from lada_secure.learnability.trial_gains import TrialParameters
+from lada_secure.privacy.accounting import epsilon
+from lada_secure.privacy.events import DpSgdEvent, GaussianEvent, PrivacyEvent
+
+if TYPE_CHECKING:
+    from lada_secure.distillation.loss import LossSettings
+    from lada_secure.distillation.parameters import DpSgdParameters
+
+
+def statistics_parameters(plan: StudyPlan) -> StatisticsParameters:
+    """Clipping, scale, noise and bound of the statistics."""
+    return StatisticsParameters(
+        clusters=plan.allocation.clusters,
+        loss_clip=plan.statistics.loss_clip,
+        noise_multiplier=plan.statistics.noise_multiplier,
+        max_units=plan.privacy.max_units,
+        scale=plan.statistics.integer_scale,
+    )
+
+
+def trial_parameters(plan: StudyPlan) -> TrialParameters | None:
+    """Clipping and noise of path trials; None where the plan has none."""
+    trials = None if plan.guide is None else plan.guide.trials
+    if trials is None:
+        return None
+    return TrialParameters(
+        clusters=plan.allocation.clusters,
+        gain_clip=trials.gain_clip,
+        noise_multiplier=trials.noise_multiplier,
+    )
+
+
+def privacy_parameters(plan: StudyPlan) -> DpSgdParameters:
+    """Sampling, clipping, noise and steps of one round's DP-SGD."""
+    # Imported here: it brings torch, which a refusal should not wait for.
+    from lada_secure.distillation.parameters import DpSgdParameters
+
+    training = plan.training
+    return DpSgdParameters(
+        noise_multiplier=training.noise_multiplier,
+        l2_clip_norm=training.l2_clip_norm,
+        sampling_probability=training.sampling_probability,
+        expected_units=training.expected_units,
+        steps=training.steps_per_round,
+        pool_gradients=training.pool_gradients,
+    )
+
+
+def loss_settings(plan: StudyPlan) -> LossSettings:
+    """The loss of distillation. Raises: ParameterError: an unknown contrastive form."""
+    from lada_secure.distillation.loss import CONTRASTIVE_FORMS, LossSettings
+
+    wanted = plan.distillation.contrastive_form
+    form = next((one for one in CONTRASTIVE_FORMS if one == wanted), None)
+    if form is None:
+        raise ParameterError(
+            f"contrastive_form: expected one of {', '.join(CONTRASTIVE_FORMS)}, got {wanted!r}"
+        )
+    return LossSettings(
+        contrastive_form=form, contrastive_weight=plan.distillation.contrastive_weight
+    )
+
+
+def planned_events(plan: StudyPlan) -> Mapping[str, PrivacyEvent]:
+    """Everything that a study spends if it runs to its end, by purpose."""
+    events: dict[str, PrivacyEvent] = {
+        STATISTICS: GaussianEvent(
+            noise_multiplier=plan.statistics.noise_multiplier, count=plan.rounds
+        ),
+        TRAINING: DpSgdEvent(
+            noise_multiplier=plan.training.noise_multiplier,
+            sampling_probability=plan.training.sampling_probability,
+            steps=plan.training.steps_per_round * plan.rounds,
+        ),
+    }
+    if plan.guide is not None and plan.guide.trials is not None:
+        events[TRIALS] = GaussianEvent(
+            noise_multiplier=plan.guide.trials.noise_multiplier, count=plan.rounds
+        )
+    return events
+
+
+def planned_epsilon(plan: StudyPlan) -> float:
+    """Epsilon of the whole study at the plan's delta, by PLD, before anything is spent."""
+    return epsilon([*planned_events(plan).values()], target_delta=plan.privacy.target_delta)
+
+
+def plan_inconsistencies(plan: StudyPlan) -> tuple[str, ...]:
+    """Everything in a plan that one of its own mechanisms would refuse; empty where it can run."""
+    checks: dict[str, Callable[[], object]] = {
+        "statistics": lambda: statistics_parameters(plan),
+        "training": lambda: privacy_parameters(plan),
+        "distillation": lambda: loss_settings(plan),
+        "allocation": lambda: _allocation(plan),
+        "guide.trials": lambda: trial_parameters(plan),
+        "privacy": lambda: _within_cap(plan),
+    }
+    if plan.guide is not None:
+        checks["guide"] = lambda: _rates(plan, plan.guide)
+    faults: list[str] = []
+    for part, check in checks.items():
+        try:
+            check()
+        except ParameterError as error:
+            faults.append(f"{part}: {error}")
+    return tuple(faults)
+
+
+def _allocation(plan: StudyPlan) -> None:
+    allocation = plan.allocation
+    CellGrid(clusters=allocation.clusters, bins=allocation.difficulty_bins)
+    AllocationSettings(
+        strategy=allocation.strategy,
+        quota=allocation.quota,
+        threshold=allocation.threshold,
+        exploration_weight=allocation.exploration_weight,
+        loss_clip=plan.statistics.loss_clip,
+        seed=plan.seed,
+    )
+
+
+def _rates(plan: StudyPlan, guide: GuidePlan | None) -> None:
+    last = plan.distillation.learning_rate * (
+        1.0 if guide is None else guide.rate_decay ** (plan.rounds - 1)
+    )
+    if not last > 0.0:
+        raise ParameterError("rate_decay: the last round's learning rate is 0; raise it")
+
+
+def _within_cap(plan: StudyPlan) -> None:
+    needed = planned_epsilon(plan)
+    if not needed <= plan.privacy.epsilon_cap:
+        raise ParameterError(
+            f"epsilon_cap: its {plan.rounds} rounds would spend epsilon {needed:.3f}, above its "
+            f"own cap of {plan.privacy.epsilon_cap}"
+        )

@@ -1,0 +1,88 @@
+"""The coordinator's own gate: pool, plan and LLM, before a new study is proposed to anybody.
+
+A sample that the LLM cannot read, or a plan that a mechanism refuses, would otherwise be found by
+the sites, after they have promised and paid. Everything here is public but the LLM, so samples are
+named by line and id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lada_protocol.plan import StudyPlan
+from lada_protocol.plan_mechanisms import plan_inconsistencies
+from lada_secure.data.record_faults import Fault, refuse
+from lada_secure.errors import ParameterError
+from lada_server.study import Study
+
+if TYPE_CHECKING:
+    from lada_secure.distillation.models import LanguageModel
+    from lada_server.teacher import Teacher
+
+# Any tokenizer has tokens for digits.
+_PROBE: Final = "1"
+
+
+def check_plan(plan: StudyPlan) -> None:
+    """Raises: ParameterError: all that a plan's own mechanisms would refuse, here or at a site."""
+    refuse([("the study", Fault(line=None, what=one)) for one in plan_inconsistencies(plan)])
+
+
+def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
+    """Check a study that is about to be proposed; loads the LLM and calls it once.
+
+    `read_pool` has checked the pool's form, and `prepare_study` has embedded every sample.
+
+    Raises: ParameterError: all faults; nothing was proposed and no plan is kept.
+    """
+    check_plan(study.plan)
+    lm = teacher.model
+    _call_once(lm, study.plan)
+    refuse([(str(pool_file), one) for one in _length_faults(study, lm)])
+
+
+def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
+    """A forward pass and a generated token on a made-up text; the plan's sizes and adapters."""
+    import numpy as np
+
+    from lada_secure.distillation.adapters import adapter_targets
+    from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
+
+    if plan.paths.max_new_tokens >= lm.max_tokens:
+        raise ParameterError(
+            f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the LLM {lm.name!r} takes "
+            f"{lm.max_tokens} tokens with the prompt"
+        )
+    if plan.uplink is not None:
+        adapter_targets(lm.model, plan.uplink.adapter_targets)
+    try:
+        scored = path_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
+        greedy_paths(lm, [_PROBE], batch_size=1, max_new_tokens=1)
+    except ParameterError:
+        raise
+    except Exception as error:
+        # Models of strangers fail in every way; the text was made up here, so it may be shown.
+        raise ParameterError(
+            f"the LLM {lm.name!r} cannot be called: {type(error).__name__}: {error}"
+        ) from error
+    if not bool(np.isfinite(scored.total).all()):
+        raise ParameterError(
+            f"the LLM {lm.name!r} finds a made-up text NaN or infinitely improbable; its weights "
+            "are broken"
+        )
+
+
+def _length_faults(study: Study, lm: LanguageModel) -> Iterator[Fault]:
+    from lada_secure.distillation.text_lengths import needed_tokens
+
+    new_tokens = study.plan.paths.max_new_tokens
+    needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))
+    for line, (sample, tokens) in enumerate(zip(study.pool, needed, strict=True), start=1):
+        if tokens > lm.max_tokens:
+            yield Fault(
+                line=line,
+                what=f"sample {sample.sample_id!r} is too long for the LLM: needs {tokens} tokens "
+                f"with its path, at most {lm.max_tokens}",
+            )
