@@ -325,7 +325,7 @@ def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_o
 @pytest.mark.parametrize("contrastive_form", ["dpo", "margin"])
 @pytest.mark.parametrize("shape", [{}, {"last_layers": 1}], ids=["all layers", "last layer"])
 @pytest.mark.parametrize("engine", ["fused", "opacus"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
     architecture, engine, shape, contrastive_form
 ):
