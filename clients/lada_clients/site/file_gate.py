@@ -164,9 +164,7 @@ def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str
     writes = plan.guide is not None and plan.guide.own_reasons
     new_tokens = plan.paths.max_new_tokens
     records, held_out = files.records, files.held_out
-    texts: list[
-        tuple[str, Sequence[int], Sequence[Record] | Sequence[PoolSample], Sequence[int]]
-    ] = [
+    texts: list[tuple[str, Sequence[int], Sequence[Record | PoolSample], Sequence[int]]] = [
         (
             records.name,
             records.lines,
