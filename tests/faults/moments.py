@@ -72,6 +72,7 @@ def _coordinator(name: str, opens: Fact, closes: Fact, *, once: bool = False) ->
 
 SITE = (
     _site("plan: reviewing", _started("plan"), _own("acceptance"), once=True),
+    _site("plan: accepted", _own("acceptance"), _posted("cohort", "statistics"), once=True),
     _site("statistics: cohort named", _posted("cohort", "statistics"), _own("trained")),
     _site("statistics: key posted", _own("mask_key", "statistics"), _own("trained")),
     _site(
@@ -103,6 +104,12 @@ AUDITOR = (
     _auditor(
         "plan: first key posted",
         _own("opening_key", "statistics"),
+        _posted("sum", "statistics"),
+        once=True,
+    ),
+    _auditor(
+        "plan: first site admitted",
+        _own("admission"),
         _posted("sum", "statistics"),
         once=True,
     ),

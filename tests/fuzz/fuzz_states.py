@@ -200,9 +200,10 @@ class PartyStates:
         (folder / "secrets").mkdir(exist_ok=True)
         if self._party.id == recording.roster.auditor.id:
             auditor = recording.auditor(recording.participant(self._party.id, folder), folder)
-            auditor.ledgers.folder.mkdir()
             for site, raw in ledgers.items():
-                (auditor.ledgers.folder / f"{site}.jsonl").write_bytes(raw)
+                path = auditor.ledgers.folder / site / "patients.jsonl"
+                path.parent.mkdir(parents=True)
+                path.write_bytes(raw)
             for number, one, _ in recording.rows:
                 if number < until and one.kind is Kind.OPENED:
                     head = one.header
