@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from lada_clients.auditor.settings import AuditorSettings
 from lada_clients.mock.report import Report
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_secure.cli import build_app
 from lada_secure.learnability.allocation import STRATEGIES
 from lada_server.settings import ServerSettings, StudySettings
 
@@ -18,6 +22,8 @@ ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("protocol/*.md")]
 )
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?lada ([^\n]+)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
 
 
@@ -78,3 +84,26 @@ def test_every_decision_is_in_the_list() -> None:
     folder = ROOT / "docs" / "adr"
     listed = set(re.findall(r"\((\d{4}-[a-z-]+\.md)\)", (folder / "README.md").read_text("utf-8")))
     assert listed == {page.name for page in folder.glob("0*.md")}
+
+
+def commands_of(page: Path) -> list[str]:
+    """Every `lada` command in the fenced blocks of a page, without the first word."""
+    blocks = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [one for block in blocks for one in COMMAND.findall(block.replace("\\\n", " "))]
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [(page, one) for page in DOCUMENTS for one in commands_of(page)],
+    ids=lambda one: one.name if isinstance(one, Path) else one,
+)
+def test_every_command_in_the_documents_has_the_options_that_it_names(
+    page: Path, command: str
+) -> None:
+    words = shlex.split(command, comments=True)
+    found = get_command(build_app())
+    while isinstance(found, TyperGroup):
+        assert words[0] in found.commands, f"{page.name}: lada {command}"
+        found = found.commands[words.pop(0)]
+    known = {name for one in found.params for name in (*one.opts, *one.secondary_opts)}
+    assert {word for word in words if word.startswith("-")} <= known, f"{page.name}: {command}"
