@@ -47,7 +47,7 @@ def test_an_older_ledger_is_migrated_and_says_what_it_said(old: Path) -> None:
     with open_ledger(old, clock=lambda: AT_THAT_TIME) as ledger:
         assert ledger.export_lines() == before
         again = ledger.release(
-            spec(), compute=lambda: b"", encode=lambda one: one, decode=lambda one: one
+            spec(), compute=lambda _paid: b"", encode=lambda one: one, decode=lambda one: one
         )
         assert again.value == b"released once"
     assert version_of(old) == str(SCHEMA_VERSION)
