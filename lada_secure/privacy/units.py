@@ -25,6 +25,9 @@ MISSING_LIKE: Final = frozenset(
         *("", "nan", "null", "none", "nil", "na", "n/a", "#n/a", "n.a.", "<na>", "nat", "unknown"),
         *("unbekannt", "missing", "undefined", "-", "--", "?", ".", "<null>", "(null)", "#null!"),
         *("#value!", "#ref!", "not available", "not applicable", "keine angabe", "k.a.", "inf"),
+        *("#n/a n/a", "#na", "#nv", "#name?", "#div/0!", "-nan", "\\n", "n/v", "n.a", "n. a."),
+        *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "k. a.", "k.a", "[null]", "<none>", "empty"),
+        *("(blank)", "(leer)", "leer", "inconnu", "desconocido", "sconosciuto", "onbekend"),
     }
 )
 # Characters that nobody sees and that are no format or control characters (Unicode's default
@@ -74,7 +77,7 @@ def unit_faults(
         spelled.setdefault(record.unit, []).append(line)
     for canonical, spelled in groups.items():
         lines = sorted(line for found in spelled.values() for line in found)
-        if canonical in MISSING_LIKE and missing_like == "refuse":
+        if _looks_missing(canonical) and missing_like == "refuse":
             faults.append(
                 Fault(
                     line=lines[0],
@@ -93,6 +96,11 @@ def unit_faults(
                 )
             )
     return tuple(faults)
+
+
+def _looks_missing(canonical: str) -> bool:
+    """A word for a missing value, or no letter and no digit at all, as in "---"."""
+    return canonical in MISSING_LIKE or not any(one.isalnum() for one in canonical)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

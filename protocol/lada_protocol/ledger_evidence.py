@@ -37,6 +37,7 @@ def check_ledgers(
                 caps=None,
                 site=party.id,
                 population=claim.population,
+                auditor_key=bytes.fromhex(study.roster.auditor.signing_key),
             )
             check_accepted_head(claim, found, site=party.id)
             _check_shown(study, party, raw)

@@ -22,18 +22,26 @@ class Settings(BaseModel):
     def beside(self, folder: Path) -> Self:
         """The same settings with `~` expanded and relative paths taken from `folder`.
 
-        Raises: ParameterError: a path starts with `~` and the name of nobody on this machine.
+        Raises: ParameterError: a path starts with `~` and the name of nobody on this machine, or
+            names a variable of the environment, which nothing here expands.
         """
         paths = {
-            name: folder / _without_tilde(value, key=name)
+            name: folder / _expanded(value, key=name)
             for name in type(self).model_fields
             if isinstance(value := getattr(self, name), Path)
         }
         return self.model_copy(update=paths)
 
 
-def _without_tilde(path: Path, *, key: str) -> Path:
-    # A folder whose name is `~` would be a second state folder, and a second budget, unnoticed.
+def _expanded(path: Path, *, key: str) -> Path:
+    # A folder whose name is `~` or `$HOME` would be a second state folder, and a second budget,
+    # unnoticed.
+    variables = [part for part in path.parts if part.startswith("$") or part[:1] == part[-1:] == "%"]
+    if variables:
+        raise ParameterError(
+            f"{key}: {path}: variables such as {variables[0]} are not expanded here; write the "
+            "whole path"
+        )
     try:
         return path.expanduser()
     except RuntimeError as error:

@@ -68,10 +68,13 @@ class OwnBoard:
         return tuple(sorted({one.header.sender for one in self.index if one.kind in kinds}))
 
     def refusers(self) -> tuple[str, ...]:
-        """Who has refused the plan, and does not come back to hear how the study ended."""
+        """Who does not come back to hear how the study ended: refusers, and the refused.
+
+        A refusal with an addressee is the auditor's: with a purpose it answers a site's ledger,
+        without one its acceptance.
+        """
         refusals = [one.header for one in self.index if one.kind is Kind.REFUSAL]
-        # One with an addressee is the auditor's answer to a site's ledger.
-        return tuple(sorted({one.sender for one in refusals if not one.to}))
+        return tuple(sorted({one.to or one.sender for one in refusals if not one.purpose}))
 
     def read(self, message_hash: str) -> bytes:
         """The payload of a message."""

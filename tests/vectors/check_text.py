@@ -104,7 +104,7 @@ HEADER_FIELDS = {
 def check_message(header_text: str, signature: str, roster: Any, roster_hash: str) -> Any:
     """A header under its sender's signature."""
     header = canonical(header_text)
-    need(set(header) == HEADER_FIELDS and header["version"] == 1, "header: fields or version")
+    need(set(header) == HEADER_FIELDS and header["version"] == 2, "header: fields or version")
     parties = {one["id"]: one for one in roster["parties"]}
     need(header["sender"] in parties, "sender is not in the roster")
     party = parties[header["sender"]]

@@ -128,7 +128,7 @@ def envelope_vectors() -> Vectors:
         ("white space", *_signed_bytes(good.header_bytes.replace(b'":1', b'": 1', 1), "site-a")),
         (
             "a missing version",
-            *_signed_bytes(good.header_bytes.replace(b',"version":1', b""), "site-a"),
+            *_signed_bytes(good.header_bytes.replace(b',"version":2', b""), "site-a"),
         ),
         (
             "a kind that a site may not send",

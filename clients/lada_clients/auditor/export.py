@@ -19,6 +19,25 @@ from lada_protocol.exported_study import (
 )
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, parse_body
+from lada_protocol.plan import StudyPlan
+from lada_secure.errors import ParameterError, TransportError
+
+
+def check_export_folder(folder: Path, plan: StudyPlan) -> None:
+    """Refuse to mix two studies: every file of an export must be one that its messages speak of.
+
+    Raises: ParameterError: the folder holds the export of another study or plan.
+    """
+    path = folder / PLAN_FILE
+    try:
+        other = path.read_bytes() if path.exists() else plan.to_bytes()
+    except OSError as error:
+        raise TransportError(f"cannot read {path}: {error.strerror}") from error
+    if other != plan.to_bytes():
+        raise ParameterError(
+            f"export_dir: {folder} holds the evidence of another study than {plan.study_id}; name "
+            "a new folder for each study"
+        )
 
 
 def write_export(

@@ -15,7 +15,7 @@ from lada_protocol.admission import check_accepted_head
 from lada_protocol.messages import AcceptanceBody, LedgerBody
 from lada_protocol.roster import Party
 from lada_secure.errors import LedgerError, PeerError, TransportError
-from lada_secure.privacy.entries import LedgerEntry
+from lada_secure.privacy.entries import LedgerEntry, RestartEntry
 from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import ledger_identity, verify_ledger
 
@@ -79,6 +79,7 @@ class LedgerCopies:
             )
         except LedgerError as error:
             raise PeerError(f"{where}: {error}", reason="bad_ledger", peer=site.id) from error
+        self._check_grant(entries[0], where=where, site=site.id)
         check_accepted_head(claim, entries, site=site.id)
         head, last = body.head_index, body.first_index + len(lines) - 1
         if head != last or head >= len(entries) or entries[head].entry_hash != body.head_hash:
@@ -100,6 +101,22 @@ class LedgerCopies:
         known = ledger_identity(parse_ledger_lines(kept[0])).ledger_id
         granted = self.grants.of(ledger_id)
         return granted is not None and granted.previous_ledger_id == known
+
+    def _check_grant(self, first: LedgerEntry, *, where: str, site: str) -> None:
+        """A site can sign a grant of its own that carries less; this auditor's is the one kept here.
+
+        Raises: PeerError(reason="bad_ledger").
+        """
+        if not isinstance(first, RestartEntry):
+            return
+        granted = self.grants.of(first.ledger_id)
+        if granted is not None and first.grant != granted:
+            raise PeerError(
+                f"{where}: it begins with another grant than the one that this auditor has given "
+                f"for the ledger {first.ledger_id[:12]}...",
+                reason="bad_ledger",
+                peer=site,
+            )
 
     def _path(self, site: str, population: str) -> Path:
         return self.folder / site / f"{population}.jsonl"

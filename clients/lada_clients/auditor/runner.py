@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.export import check_export_folder, write_export
 from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
@@ -56,6 +56,7 @@ def run_auditor(settings_path: Path) -> None:
         for folder in (settings.state_dir, settings.export_dir):
             sweep_parts(folder)
         participant.join(wait_s=settings.wait_s)
+        check_export_folder(settings.export_dir, participant.plan)
         participant.open_folder()
         ledgers = ledger_copies(settings)
         auditor = Auditor(

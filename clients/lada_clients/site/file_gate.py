@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # More take longer than a person waits without a word.
-_MANY: Final = 50_000
+_MANY: Final = 5_000
 _NOT_ENCODED: Final = -1
 # Any tokenizer has tokens for digits.
 _PROBE: Final = "1"

@@ -35,6 +35,9 @@ def file_digests(settings: SiteSettings) -> dict[str, str]:
     for name in ("records", "held_out"):
         path = getattr(settings, name)
         if path is not None:
+            # A pipe would be waited for without a word, and could be read only once.
+            if path.exists() and not path.is_file():
+                raise ParameterError(f"{name}: {path} is no regular file; name a file of records")
             try:
                 with path.open("rb") as file:
                     found[name] = hashlib.file_digest(file, "sha256").hexdigest()

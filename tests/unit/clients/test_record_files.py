@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,14 @@ def test_a_missing_file_or_note_is_named(files: RecordFiles) -> None:
     (files.folder / "records.jsonl").unlink()
     with pytest.raises(ParameterError, match="records: cannot read"):
         files.check()
+
+
+def test_a_folder_or_a_pipe_is_no_file_of_records(tmp_path: Path) -> None:
+    settings = _settings(tmp_path, held_out=False)
+    settings.records.mkdir()
+    with pytest.raises(ParameterError, match="is no regular file"):
+        file_digests(settings)
+    settings.records.rmdir()
+    os.mkfifo(settings.records)
+    with pytest.raises(ParameterError, match="is no regular file"):
+        file_digests(settings)

@@ -25,6 +25,7 @@ from site_doubles import (
 from lada_clients.mock.toml_text import toml_text
 from lada_clients.site import service
 from lada_clients.site.file_gate import SiteFiles, check_files, check_with_model
+from lada_clients.site.record_files import RecordFiles, file_digests
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
@@ -327,12 +328,20 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
         events=SimpleNamespace(write=lambda *_args, **_fields: None),
     )
 
-    def site(files: SiteFiles) -> Site:
+    def site(kept: tuple[Record, ...]) -> Site:
+        write_json_lines(learner.settings.records, kept)
+        files = SiteFiles(records=file_of("records.jsonl", kept), held_out=None)
         return Site(
             participant=participant,
             settings=learner.settings,
             policy=site_policy(),
             files=files,
+            record_files=RecordFiles(
+                settings=learner.settings,
+                digests=file_digests(learner.settings),
+                folder=tmp_path / "study",
+                key=bytes(32),
+            ),
             book=book,
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
@@ -342,9 +351,9 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
         )
 
     with pytest.raises(ParameterError, match=r"records\.jsonl:5: too long"):
-        site(SiteFiles(records=file_of("records.jsonl", records), held_out=None))._review()
+        site(records)._review()
     assert posted == []
     assert book.entries() == before
-    site(SiteFiles(records=file_of("records.jsonl", GOOD), held_out=None))._review()
+    site(GOOD)._review()
     assert [str(kind) for kind in posted] == ["acceptance"]
     assert len(book.entries()) == len(before) + 1

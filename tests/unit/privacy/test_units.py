@@ -158,6 +158,7 @@ def test_spellings_are_refused_by_line_unless_the_policy_says_what_they_are() ->
     [
         *("", " ", "nan", "NaN", "NULL", "None", "n/a", "N/A ", "na", "NaT", "unknown", "missing"),
         *("-", "?", "#N/A", "<NA>", "nil", "undefined", "\u200b", "\u2013", "\uff2e\uff21"),
+        *("---", "...", "#NV", "#N/A N/A", "-nan", "\\N", "k. A.", "(Leer)", "inconnu"),
     ],
 )
 def test_a_unit_that_looks_like_a_missing_value_is_refused_unless_it_is_meant(unit: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol_world import CAPS, NOW, Cast, make_cast, make_plan
@@ -90,3 +90,17 @@ def granted(federation: Federation, world: World) -> tuple[RestartGrant, MemoryL
         grant=grant,
     )
     return grant, ledger
+
+
+def forged(federation: Federation, grant: RestartGrant) -> tuple[RestartGrant, MemoryLedger]:
+    """The same grant but for what it carries over, signed by site-a itself; and its ledger."""
+    key = federation.cast.keys[SITE]
+    own = replace(grant, carried=None, studies=(), carried_epsilon=0.0).signed(key)
+    ledger = MemoryLedger(
+        identity=LedgerIdentity(site=SITE, population="patients", ledger_id=own.ledger_id),
+        signing_key=key,
+        caps=CAPS,
+        clock=lambda: NOW,
+        grant=own,
+    )
+    return own, ledger

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from federation_world import SITE, Federation, backup_of, granted
+from federation_world import SITE, Federation, backup_of, forged, granted
 from protocol_world import NOW, make_cast, make_ledger
 from simulated_parties import FOUR, World, exported
 
@@ -190,6 +190,21 @@ def test_without_the_auditor_s_grant_a_restart_is_another_ledger(federation: Fed
     grant, federation.books[SITE] = granted(federation, world)
     (world.auditor.ledgers.grants.folder / f"{grant.ledger_id}.json").unlink()
     assert _refused(federation.finished()).code == "other_ledger"
+
+
+def test_a_site_that_signs_a_grant_of_its_own_loses_no_spending(federation: Federation) -> None:
+    world = federation.study()
+    grant, _ = granted(federation, world)
+    _, federation.books[SITE] = forged(federation, grant)
+    before = world.auditor.ledgers.raw(SITE, "patients")
+    world = federation.study()
+    world.run()
+    message = world.coordinator.index.find(
+        Kind.REFUSAL, sender="auditor", to=SITE, round_id=0, purpose="statistics"
+    )
+    assert message is not None
+    assert "another grant than the one" in parse_body(message, FaultBody).message
+    assert world.auditor.ledgers.raw(SITE, "patients") == before
 
 
 def test_nobody_spends_before_the_admission_and_the_coordinator_waits_for_it(

@@ -126,6 +126,13 @@ def test_a_tilde_of_nobody_is_refused() -> None:
         settings.beside(Path("/base"))
 
 
+@pytest.mark.parametrize("written", ["$HOME/state", "${HOME}/state", "%USERPROFILE%/state"])
+def test_a_variable_in_a_path_is_refused_and_never_a_folder_of_that_name(written: str) -> None:
+    settings = Example(name="x", folder=Path(written))
+    with pytest.raises(ParameterError, match=r"folder: .*not expanded here; write the whole path"):
+        settings.beside(Path("/base"))
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from federation_world import SITE, Federation, backup_of, granted
+from federation_world import SITE, Federation, backup_of, forged, granted
 from simulated_parties import FOUR
 from typer.testing import CliRunner
 
@@ -88,6 +88,22 @@ def test_a_granted_restart_links_two_ledgers(federation: Federation) -> None:
     assert first.summary.restart == grant
     assert first.summary.epsilon > spent
     assert len(found.populations) == len(FOUR)
+
+
+def test_a_restart_that_the_site_granted_itself_is_a_fault(
+    federation: Federation, tmp_path: Path
+) -> None:
+    exports = _exports(federation, 1)
+    grant, _ = granted(federation, federation.study())
+    # Another auditor has no copy and takes the restarted ledger at its word.
+    other = Federation(folder=tmp_path / "other", studies=federation.studies)
+    _, own = forged(federation, grant)
+    other.books = {**{name: federation.books[name] for name in FOUR[1:]}, SITE: own}
+    world = other.finished()
+    exports["other"] = other.export(world)
+    alone = verify_evidence(exports["other"])
+    assert any("not by the auditor's key" in fault for fault in alone.faults)
+    assert not verify_exports(exports).good
 
 
 def test_a_lost_ledger_that_went_on_is_a_fork(federation: Federation, tmp_path: Path) -> None:

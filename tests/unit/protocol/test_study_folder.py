@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from protocol_world import Cast, MemoryBoard, make_cast, make_participant, make_plan, signed
 
+from lada_clients.auditor.export import check_export_folder
 from lada_clients.participant import Outgoing, Participant
 from lada_clients.study_folder import find_study_folder
 from lada_protocol.kinds import Kind
@@ -51,3 +52,12 @@ def test_a_study_is_found_by_its_id_or_by_its_folder(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="several studies; name one: study-1-"):
         find_study_folder(tmp_path, "study-1")
     assert find_study_folder(tmp_path, again.name) == again
+
+
+def test_two_studies_are_not_exported_into_one_folder(tmp_path: Path) -> None:
+    plan = make_plan()
+    check_export_folder(tmp_path, plan)
+    (tmp_path / "plan.json").write_bytes(plan.to_bytes())
+    check_export_folder(tmp_path, plan)
+    with pytest.raises(ParameterError, match="another study than study-2"):
+        check_export_folder(tmp_path, make_plan(study_id="study-2"))
