@@ -36,7 +36,9 @@ class Settings(BaseModel):
 def _expanded(path: Path, *, key: str) -> Path:
     # A folder whose name is `~` or `$HOME` would be a second state folder, and a second budget,
     # unnoticed.
-    variables = [part for part in path.parts if part.startswith("$") or part[:1] == part[-1:] == "%"]
+    variables = [
+        part for part in path.parts if part.startswith("$") or part[:1] == part[-1:] == "%"
+    ]
     if variables:
         raise ParameterError(
             f"{key}: {path}: variables such as {variables[0]} are not expanded here; write the "

@@ -103,7 +103,7 @@ class LedgerCopies:
         return granted is not None and granted.previous_ledger_id == known
 
     def _check_grant(self, first: LedgerEntry, *, where: str, site: str) -> None:
-        """A site can sign a grant of its own that carries less; this auditor's is the one kept here.
+        """A site can sign a grant of its own that carries less; this auditor keeps those it gave.
 
         Raises: PeerError(reason="bad_ledger").
         """
