@@ -37,6 +37,10 @@ class Record:
     answer: str
     rationale: str | None
 
+    def __repr__(self) -> str:
+        """Without content: a representation ends up in messages and tracebacks."""
+        return "Record(...)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSample:

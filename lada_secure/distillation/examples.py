@@ -34,6 +34,10 @@ class PrivateUnit:
     unit_id: str
     examples: tuple[PathExample, ...]
 
+    def __repr__(self) -> str:
+        """Without content: a representation ends up in messages and tracebacks."""
+        return f"PrivateUnit(..., {len(self.examples)} examples)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:

@@ -18,6 +18,7 @@ from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, lines_text, refuse, too_long_faults
 from lada_secure.data.records import PoolSample, Record, RecordFile, inspect_records
 from lada_secure.errors import ParameterError
+from lada_secure.privacy.unit_by_unit import for_each_unit
 from lada_secure.privacy.units import Unit, bound_units, canonical_unit, unit_faults
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # More take longer than a person waits without a word.
-_MANY: Final = 50_000
+_MANY: Final = 5_000
+_NOT_ENCODED: Final = -1
 # Any tokenizer has tokens for digits.
 _PROBE: Final = "1"
 
@@ -162,9 +164,7 @@ def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str
     writes = plan.guide is not None and plan.guide.own_reasons
     new_tokens = plan.paths.max_new_tokens
     records, held_out = files.records, files.held_out
-    texts: list[
-        tuple[str, Sequence[int], Sequence[Record] | Sequence[PoolSample], Sequence[int]]
-    ] = [
+    texts: list[tuple[str, Sequence[int], Sequence[Record | PoolSample], Sequence[int]]] = [
         (
             records.name,
             records.lines,
@@ -191,7 +191,16 @@ def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str
     if count > _MANY:
         logger.warning("counting the tokens of %d records, once before the study ...", count)
     for name, lines, found, written in texts:
-        for fault in too_long_faults(
-            lines, needed_tokens(lm, found, written=written), at_most=lm.max_tokens
-        ):
+        needed = for_each_unit(
+            tuple(zip(found, written, strict=True)),
+            lambda part: needed_tokens(
+                lm, [one for one, _ in part], written=[tokens for _, tokens in part]
+            ),
+            otherwise=_NOT_ENCODED,
+            what="counting tokens",
+        )
+        for fault in too_long_faults(lines, needed, at_most=lm.max_tokens):
             yield name, fault
+        for line, tokens in zip(lines, needed, strict=True):
+            if tokens == _NOT_ENCODED:
+                yield name, Fault(line=line, what="the model's tokenizer cannot encode it")

@@ -31,6 +31,7 @@ from lada_clients.site.settings import RecordRules, UnitRules
 from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
+from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
 
 GOOD = tuple(record(at) for at in range(4))
@@ -236,6 +237,23 @@ def test_texts_that_do_not_fit_the_model_are_refused_by_file_and_line(tmp_path: 
         pool=pool,
         policy={"records": RecordRules(too_long="cut")},
     )
+
+
+def test_a_text_that_the_tokenizer_fails_on_is_named_by_line_and_not_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = LanguageModel.token_counts
+
+    def token_counts(self: LanguageModel, texts: list[str]) -> list[int]:
+        if any("SENTINEL" in text for text in texts):
+            raise TypeError("SENTINEL is no text")
+        return real(self, texts)
+
+    monkeypatch.setattr(LanguageModel, "token_counts", token_counts)
+    with pytest.raises(ParameterError) as refused:
+        gate(tmp_path, (*GOOD, record(4, question="SENTINEL"), record(5)))
+    assert str(refused.value) == "records.jsonl:5: the model's tokenizer cannot encode it"
+    assert refused.value.__cause__ is None
 
 
 def changed(part: str, **changes: object) -> dict[str, object]:

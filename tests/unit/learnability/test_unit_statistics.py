@@ -399,3 +399,26 @@ def test_noise_of_fewer_than_sixteen_steps_is_refused_with_the_scale_to_use() ->
 def test_parameters_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ParameterError, match="expected"):
         parameters(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a record"), MemoryError(), KeyError("a name")])
+def test_sums_that_cannot_be_computed_are_zero_with_all_of_their_noise(error: Exception) -> None:
+    public = parameters(clusters=256)
+
+    def fails(_paid: Reservation) -> UnitStatistics:
+        raise error
+
+    book = ledger()
+    drawn = [release(fails, book, public, round_id=at).value.vector for at in range(3)]
+    statistic = float((np.concatenate(drawn).astype(np.float64) ** 2).sum()) / public.std**2
+    low, high = chi2.ppf([ALPHA / 2, 1 - ALPHA / 2], df=3 * public.length)
+    assert low < statistic < high
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, LocalProtocolError])
+def test_a_person_and_our_own_checks_still_end_a_release(stop: type[BaseException]) -> None:
+    def ends(_paid: Reservation) -> UnitStatistics:
+        raise stop
+
+    with pytest.raises(stop):
+        release(ends, ledger(), parameters())

@@ -98,7 +98,7 @@ def test_a_question_longer_than_the_context_is_refused_with_both_lengths(
         first, *rest = data.pool
         return replace(data, pool=(replace(first, question="4" + "x" * 80), *rest))
 
-    with pytest.raises(ParameterError, match="needs [0-9]+ tokens, at most 64"):
+    with pytest.raises(ParameterError, match=r"needs [0-9]+ tokens, at most 64"):
         opened(prepared, small_settings, longer)
 
 
