@@ -106,6 +106,9 @@ AUDITOR = (
         _posted("sum", "statistics"),
         once=True,
     ),
+    _auditor(
+        "plan: first site admitted", _own("admission"), _posted("cohort", "statistics"), once=True
+    ),
     _auditor("statistics: first ledger shown", _posted("ledger", "statistics"), _own("close")),
     _auditor("statistics: first receipt posted", _own("receipt", "statistics"), _own("close")),
     _auditor("statistics: sum received", _posted("sum", "statistics"), _own("close")),
