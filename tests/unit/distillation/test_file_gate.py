@@ -23,11 +23,13 @@ from site_doubles import (
 )
 
 from lada_clients.mock.toml_text import toml_text
+from lada_clients.participant import StudyFailed
 from lada_clients.site import service
 from lada_clients.site.file_gate import SiteFiles, check_files, check_with_model
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
+from lada_protocol.plan import StudyPlan
 from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
@@ -291,42 +293,65 @@ def test_a_model_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
         gate(tmp_path, model=learner.model)
 
 
+class Reviewing:
+    """A site before its acceptance; `posted` has the kinds of what it sends, `failures` refusals."""
+
+    def __init__(
+        self, folder: Path, records: tuple[Record, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.learner = site_learner(folder, records)
+        self.book = ledger(self.learner.plan)
+        self.posted: list[str] = []
+        self._folder = folder
+        monkeypatch.setattr(service, "plan_faults", lambda *_plan, **_options: ())
+
+    def review(self, records: tuple[Record, ...], plan: StudyPlan | None = None) -> None:
+        """What the site does before it accepts, with files that hold these records."""
+        participant: Any = SimpleNamespace(
+            plan=plan or self.learner.plan,
+            roster=None,
+            party="site-a",
+            certificate="",
+            post=lambda kind, *_make, **_options: self.posted.append(str(kind)),
+            events=SimpleNamespace(write=lambda *_args, **_fields: None),
+        )
+        kept: Any = SimpleNamespace(keep=lambda: None)
+        Site(
+            participant=participant,
+            settings=self.learner.settings,
+            policy=site_policy(),
+            files=SiteFiles(records=file_of("records.jsonl", records), held_out=None),
+            record_files=kept,
+            book=self.book,
+            secrets=SecretFolder(folder=self._folder / "secrets"),
+            memory=self.learner.memory,
+            now=lambda: None,  # type: ignore[arg-type, return-value]
+            approved=lambda _study, _plan: True,
+            _learner=self.learner,
+        )._review()
+
+
 def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = (*GOOD, record(4, question=LONG))
-    learner = site_learner(tmp_path, records)
-    book = ledger(learner.plan)
-    before = book.entries()
-    posted: list[object] = []
-    monkeypatch.setattr(service, "plan_faults", lambda *_plan, **_options: ())
-    participant: Any = SimpleNamespace(
-        plan=learner.plan,
-        roster=None,
-        party="site-a",
-        certificate="",
-        post=lambda kind, *_make, **_options: posted.append(kind),
-        events=SimpleNamespace(write=lambda *_args, **_fields: None),
-    )
-
-    def site(files: SiteFiles) -> Site:
-        return Site(
-            participant=participant,
-            settings=learner.settings,
-            policy=site_policy(),
-            files=files,
-            book=book,
-            secrets=SecretFolder(folder=tmp_path / "secrets"),
-            memory=learner.memory,
-            now=lambda: None,  # type: ignore[arg-type, return-value]
-            approved=lambda _study, _plan: True,
-            _learner=learner,
-        )
-
+    site = Reviewing(tmp_path, records, monkeypatch)
+    before = site.book.entries()
     with pytest.raises(ParameterError, match=r"records\.jsonl:5: too long"):
-        site(SiteFiles(records=file_of("records.jsonl", records), held_out=None))._review()
-    assert posted == []
-    assert book.entries() == before
-    site(SiteFiles(records=file_of("records.jsonl", GOOD), held_out=None))._review()
-    assert [str(kind) for kind in posted] == ["acceptance"]
-    assert len(book.entries()) == len(before) + 1
+        site.review(records)
+    assert site.posted == []
+    assert site.book.entries() == before
+    site.review(GOOD)
+    assert site.posted == ["acceptance"]
+    assert len(site.book.entries()) == len(before) + 1
+
+
+def test_a_study_s_name_that_another_plan_has_spent_under_is_refused_before_the_acceptance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Reviewing(tmp_path, GOOD, monkeypatch)
+    site.learner.release_statistics(0, site.book)
+    site.review(GOOD)
+    with pytest.raises(StudyFailed, match="was used for another plan"):
+        site.review(GOOD, site.learner.plan.model_copy(update={"title": "another one"}))
+    assert site.posted == ["acceptance", "refusal"]
