@@ -76,8 +76,14 @@ class SiteMemory:
         self._write(f"picks-round-{round_id}.json", list(picks))
 
     def picked_before(self, round_id: int) -> set[int]:
-        """Pool indices picked in earlier rounds."""
-        return {one for earlier in range(round_id) for one in self.picks(earlier) or []}
+        """Pool indices picked in earlier rounds that this site has trained in.
+
+        Only there was the demand opened with this site in it, and so the scores checked. Picks by
+        other scores must not be seen in what is asked for later: a coordinator that sent a ladder,
+        and then left this site out of the sum, would read them there.
+        """
+        trained = (one for one in range(round_id) if self._adapters(one).exists())
+        return {pick for earlier in trained for pick in self.picks(earlier) or []}
 
     def known_paths(self) -> tuple[KnownPath, ...]:
         """All paths received so far, by sample, with p as last measured."""
@@ -155,12 +161,15 @@ class SiteMemory:
 
     def adapters(self, round_id: int) -> bytes | None:
         """Adapter weights after a round."""
-        path = self.folder / f"adapters-round-{round_id}.safetensors"
+        path = self._adapters(round_id)
         return path.read_bytes() if path.exists() else None
 
     def keep_adapters(self, round_id: int, weights: bytes) -> None:
         """Keep the adapter weights after a round."""
-        write_atomically(self.folder / f"adapters-round-{round_id}.safetensors", weights)
+        write_atomically(self._adapters(round_id), weights)
+
+    def _adapters(self, round_id: int) -> Path:
+        return self.folder / f"adapters-round-{round_id}.safetensors"
 
     def _read(self, name: str) -> Json:
         path = self.folder / name

@@ -99,6 +99,24 @@ def read_spending(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
         return spending(ledger.entries())
 
 
+def reused_name_faults(entries: Sequence[LedgerEntry], plan: StudyPlan) -> tuple[str, ...]:
+    """Whether another plan has spent under this study's name; the ledger would pay no second one.
+
+    Found here, before the acceptance: a round of one study has one output, and one name.
+    """
+    others = {
+        one.plan_hash
+        for one in entries
+        if isinstance(one, ReserveEntry) and one.study_id == plan.study_id
+    } - {plan.hash}
+    if not others:
+        return ()
+    return (
+        f"the name {plan.study_id} was used for another plan ({min(others)[:12]}...), which this "
+        "site's ledger has paid for; give the new study another study_id",
+    )
+
+
 def check_shown(entries: Sequence[LedgerEntry], index: MessageIndex, *, party: str) -> None:
     """Check that the ledger still holds what this site has shown of it in the study.
 

@@ -77,6 +77,12 @@ def plan_faults(
             f"{policy.max_records_per_unit}",
         ),
         (
+            # The coordinator sets it; with a second, a ledger would say how long records take.
+            privacy.ledger_time_step_s >= policy.min_ledger_time_step_s,
+            f"ledger_time_step_s is {privacy.ledger_time_step_s}, the policy asks for "
+            f"{policy.min_ledger_time_step_s}",
+        ),
+        (
             plan.training.pool_gradients in policy.pool_gradients,
             f"pool_gradients is {plan.training.pool_gradients!r}, the policy allows "
             f"{', '.join(policy.pool_gradients)}",

@@ -15,7 +15,7 @@ from lada_clients.site.file_gate import SiteFiles, check_with_model
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.opening import SiteOpening
-from lada_clients.site.own_ledger import check_shown, is_new, spending
+from lada_clients.site.own_ledger import check_shown, is_new, reused_name_faults, spending
 from lada_clients.site.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.public_material import read_public_material
 from lada_clients.site.record_files import RecordFiles
@@ -142,8 +142,10 @@ class Site:
         """Step 1: accept or refuse; either decision is a ledger entry before it is a message."""
         me = self.participant
         plan = me.plan
-        faults, code = plan_faults(plan, self.policy, roster=me.roster, now=self.now()), "policy"
-        spent = spending(self.book.entries())
+        entries, code = self.book.entries(), "policy"
+        faults = plan_faults(plan, self.policy, roster=me.roster, now=self.now())
+        faults = (*faults, *reused_name_faults(entries, plan))
+        spent = spending(entries)
         over = planned_budget(plan, self.policy, spent=spent).fault()
         if over and not faults:
             faults, code = (over,), "over_budget"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lada_protocol.plan import LEDGER_TIME_STEP_S
 from lada_protocol.settings import Settings
 from lada_protocol.transport import TransportSettings
 from lada_secure.logs import LogSettings
@@ -74,6 +75,7 @@ class SitePolicy(Settings):
     epsilon_cap_total: Annotated[float, Field(gt=0)]
     min_cohort: Annotated[int, Field(ge=3)] = 3
     max_records_per_unit: Annotated[int, Field(ge=1)]
+    min_ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = LEDGER_TIME_STEP_S
     pool_gradients: tuple[Literal["public", "private"], ...] = ("public", "private")
     approval: Literal["policy", "person"] = "policy"
     units: UnitRules = UnitRules()

@@ -43,8 +43,22 @@ def test_picks_of_earlier_rounds_are_put_together(tmp_path: Path) -> None:
     memory = SiteMemory(folder=tmp_path)
     memory.keep_picks(0, [1, 4])
     memory.keep_picks(1, [4, 9])
+    memory.keep_adapters(0, b"weights")
+    memory.keep_adapters(1, b"weights")
     assert memory.picked_before(1) == {1, 4}
     assert memory.picked_before(2) == {1, 4, 9}
+
+
+def test_picks_of_a_round_that_the_site_was_left_out_of_change_nothing_later(
+    tmp_path: Path,
+) -> None:
+    # Nobody has checked the scores that they follow from: those of a coordinator that sends one
+    # site a ladder and takes it out of the sum would be read from what the site no longer wants.
+    memory = SiteMemory(folder=tmp_path)
+    memory.keep_picks(0, [1, 4])
+    memory.keep_picks(1, [4, 9])
+    memory.keep_adapters(1, b"weights")
+    assert memory.picked_before(2) == {4, 9}
 
 
 def judged(sample: int, gain: float) -> JudgedPath:

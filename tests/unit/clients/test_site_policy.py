@@ -159,6 +159,11 @@ def test_a_plan_inside_the_policy_has_no_fault(study: Any) -> None:
         ({"privacy__epsilon_cap": 8.5}, {}, "its epsilon cap is 8.5, the policy allows 8.0"),
         ({"privacy__max_records_per_unit": 5}, {}, "max_records_per_unit is 5"),
         ({"training__pool_gradients": "private"}, {}, "pool_gradients is 'private'"),
+        (
+            {"privacy__ledger_time_step_s": 1},
+            {},
+            "ledger_time_step_s is 1, the policy asks for 3600",
+        ),
     ],
 )
 def test_a_plan_over_the_policy_is_named(
