@@ -1,9 +1,9 @@
 """State of a training run between two chunks of steps, as bytes.
 
 The ledger stores it as the output of the chunk that paid for it, so an interrupted run goes on
-from the last chunk that was committed, and pays again for whatever came after. It holds adapters
-and Adam moments, functions of noised gradients and public data, and no randomness: a resumed run
-can only draw afresh.
+from the last chunk that was committed, and takes the steps after it again under the reservation
+that paid for them. It holds adapters and Adam moments, functions of noised gradients and public
+data, and no randomness: a resumed run can only draw afresh.
 """
 
 from __future__ import annotations

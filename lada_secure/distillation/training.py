@@ -102,8 +102,9 @@ def distil(
 
     Steps are paid for in chunks of `steps_per_reservation`, each before its first step, and each
     chunk's result is the committed output of its reservation. A run that was interrupted and is
-    started again with the same arguments takes committed chunks from the ledger's store and pays
-    again, with fresh randomness, for the steps of the chunk that was not committed.
+    started again with the same arguments takes committed chunks from the ledger's store, and takes
+    the steps of the chunk that was not committed again, with fresh randomness, under the
+    reservation that paid for them: nothing of the first try has left.
 
     Args:
         lm: with adapters (`attach_adapters`); its present weights are the reference model.

@@ -171,10 +171,11 @@ def bound_units(
 
 
 def population_fingerprint(records: Sequence[Record], *, key: bytes) -> str:
-    """HMAC-SHA256 over the data set, for the ledger: equal data give equal fingerprints.
+    """HMAC-SHA256 over the data set: a site can tell that its data changed between two studies.
 
-    Keyed, because a bare hash of few or guessable records could be confirmed by anybody who
-    guesses them. The key stays at the site.
+    It never leaves the site: two equal or different fingerprints would say whether a record
+    changed. Keyed, because a bare hash of few or guessable records could be confirmed by whoever
+    guesses them and sees the file.
 
     Args: records: any order; the result does not depend on it. key: >= 16 secret bytes.
     Returns: 64 lower-case hexadecimal digits.
