@@ -3,14 +3,14 @@
 | the auditor's copy | the ledger that the acceptance names | answer |
 |---|---|---|
 | none | any | admitted, and said loudly: this auditor knows of no spending before it |
-| of this ledger | ends at the copy's head, or later | admitted |
-| of this ledger | ends at the copy's head's index with another entry | `ledger_forked` |
+| of this ledger | holds the copy's head at its index | admitted |
+| of this ledger | holds another entry there | `ledger_forked` |
 | of this ledger | ends before the copy | `ledger_behind` |
 | of another ledger | granted as the restart of the copy's, at its head | admitted |
 | of another ledger | else | `other_ledger` |
 
-A longer ledger is taken at its word here and checked with its first part, which must hold the
-accepted head and everything before it.
+The whole ledger up to the accepted head comes with the acceptance, for the auditor alone: what a
+copy does not hold yet is verified before the site may spend, too.
 """
 
 from __future__ import annotations
@@ -34,8 +34,24 @@ _WAY_BACK: Final = (
 )
 
 
+def shown_with_acceptance(index: MessageIndex, site: str) -> Envelope | None:
+    """The ledger that a site accepts with; None before it."""
+    return index.find(Kind.LEDGER, sender=site)
+
+
+def is_to_admit(index: MessageIndex, site: str, *, roster: Roster) -> bool:
+    """Whether a site has accepted with a ledger that was verified, and is not answered yet."""
+    auditor = roster.auditor.id
+    if index.find(Kind.ACCEPTANCE, sender=site) is None:
+        return False
+    if index.find(Kind.RECEIPT, sender=auditor, to=site) is None:
+        return False
+    return index.find(Kind.ADMISSION, sender=auditor, to=site) is None
+
+
 def check_ledger_claim(
     claim: AcceptanceBody,
+    shown: Sequence[LedgerEntry],
     copy: Sequence[LedgerEntry],
     *,
     site: str,
@@ -44,8 +60,8 @@ def check_ledger_claim(
     """Compare the ledger that a site accepts with to the auditor's copy over all studies.
 
     Args:
-        claim: the acceptance. copy: the auditor's verified copy of the population's ledger; empty
-            where it has none.
+        claim: the acceptance. shown: the ledger that came with it, not verified yet.
+        copy: the auditor's verified copy of the population's ledger; empty where it has none.
         granted: what this auditor granted for the ledger of the claim, if anything.
     Raises: PeerError: ledger_behind, ledger_forked, other_ledger; says what to do.
     """
@@ -56,14 +72,16 @@ def check_ledger_claim(
     if claim.ledger_id != known:
         _check_restarted(claim, copy, where=where, site=site, granted=granted)
         return
-    if claim.head_index < head.index:
+    found = shown[head.index : head.index + 1]
+    if claim.head_index < head.index or not found:
         raise PeerError(
             f"{where}: its ledger ends at entry {claim.head_index}, the auditor has seen it up to "
             f"entry {head.index}; an old copy of the ledger was put back. {_WAY_BACK}",
             reason="ledger_behind",
             peer=site,
         )
-    if claim.head_index == head.index and claim.head_hash != head.entry_hash:
+    # The chain makes every entry before it the same, too.
+    if found[0].entry_hash != head.entry_hash:
         raise PeerError(
             f"{where}: entry {head.index} of its ledger is not the entry that it has shown to the "
             f"auditor; the ledger was put back to an old copy and written on, or written in two "

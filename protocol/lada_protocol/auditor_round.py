@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lada_protocol.admission import is_to_admit, shown_with_acceptance
 from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
@@ -25,18 +26,16 @@ from lada_secure.errors import PeerError
 def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> AuditorTask:
     """What the auditor does next.
 
-    Acceptances come first: a site spends nothing before its answer. Ledgers come before sums, so
-    that a contribution's payment is known when its sum arrives.
+    Acceptances with a verified ledger come first: a site spends nothing before its answer. Ledgers
+    come before sums, so that a contribution's payment is known when its sum arrives.
     """
     auditor, coordinator = roster.auditor.id, roster.coordinator.id
     for purpose in purposes_of(plan):
         if index.find(Kind.OPENING_KEY, sender=auditor, purpose=purpose) is None:
             return PostOpeningKey(purpose=purpose)
     for party in roster.sites:
-        if index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
-            answers = (Kind.ADMISSION, Kind.REFUSAL)
-            if not any(index.find(one, sender=auditor, to=party.id) for one in answers):
-                return AdmitSite(site=party.id)
+        if is_to_admit(index, party.id, roster=roster):
+            return AdmitSite(site=party.id)
     ledger = _unchecked_ledger(index, auditor)
     if ledger is not None:
         return ledger
@@ -65,7 +64,7 @@ def _unchecked_ledger(index: MessageIndex, auditor: str) -> CheckLedger | None:
     waiting = []
     for envelope in index:
         head = envelope.header
-        if envelope.kind is not Kind.LEDGER:
+        if envelope.kind is not Kind.LEDGER or _is_early(index, envelope):
             continue
         answered = any(
             index.find(
@@ -84,6 +83,13 @@ def _unchecked_ledger(index: MessageIndex, auditor: str) -> CheckLedger | None:
     # Oldest part of each chain first: a later part only verifies on top of it.
     _, first = min(waiting, key=lambda one: (one[1].sender, one[0]))
     return CheckLedger(site=first.sender, round_id=first.round_id, purpose=first.purpose)
+
+
+def _is_early(index: MessageIndex, envelope: Envelope) -> bool:
+    """Whether it is the ledger of an acceptance that is not there yet."""
+    head = envelope.header
+    with_it = shown_with_acceptance(index, head.sender)
+    return with_it is envelope and index.find(Kind.ACCEPTANCE, sender=head.sender) is None
 
 
 def _first_index(envelope: Envelope) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_protocol.admission import admission_of, refused_admission
+from lada_protocol.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.completion import missing_from_round
 from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
@@ -82,7 +82,10 @@ def _accepted(
             refused.append(f"{party.id}: {fault_of(refusal)}")
         elif admission_of(index, party.id, roster=roster) is not None:
             accepted.append(party.id)
-        elif index.find(Kind.ACCEPTANCE, sender=party.id) is not None:
+        elif (
+            index.find(Kind.ACCEPTANCE, sender=party.id) is not None
+            and shown_with_acceptance(index, party.id) is not None
+        ):
             unanswered.append(party.id)
         elif (-1, party.id) not in given_up:
             silent.append(party.id)

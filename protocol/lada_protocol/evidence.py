@@ -172,8 +172,9 @@ def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
             expected.add(opening_file(head.round_id, head.purpose))
         elif one.kind is Kind.TRANSCRIPT:
             expected.add(transcript_file(head.round_id))
-        elif one.kind is Kind.LEDGER:
-            expected.add(ledger_file(head.sender))
+        elif one.kind is Kind.ADMISSION:
+            # Of a site that was not admitted the auditor keeps what it had, and no more.
+            expected.add(ledger_file(head.to))
     for name in sorted(expected - set(study.files)):
         faults.add(name, "the file is missing; signed messages speak of it")
     for name in sorted(set(study.files) - expected):

@@ -18,6 +18,7 @@ from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 
 from lada_clients.auditor.grants import RestartGrants
+from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -176,6 +177,7 @@ class Recording:
             ledgers=LedgerCopies(
                 folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
             ),
+            known_entries=KnownEntries(folder=folder / "known"),
             registry=OpeningRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,

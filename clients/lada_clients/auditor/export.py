@@ -63,9 +63,9 @@ def write_export(
         else:
             continue
         write_atomically(folder / name, participant.payload(envelope))
-    # Copies span studies: only those are evidence of this one that were shown in it.
-    shown = {one.header.sender for one in ordered if one.kind is Kind.LEDGER}
-    for site in sorted(shown):
+    # Copies span studies: only those are evidence of this one that a site was admitted with.
+    admitted = {one.header.to for one in ordered if one.kind is Kind.ADMISSION}
+    for site in sorted(admitted):
         acceptance = index.find(Kind.ACCEPTANCE, sender=site)
         if acceptance is None:
             continue

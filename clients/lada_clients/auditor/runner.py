@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lada_clients.auditor.export import check_export_folder, write_export
 from lada_clients.auditor.grants import RestartGrants
+from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -57,12 +58,13 @@ def run_auditor(settings_path: Path) -> None:
             sweep_parts(folder)
         participant.join(wait_s=settings.wait_s)
         check_export_folder(settings.export_dir, participant.plan)
-        participant.open_folder()
+        folder = participant.open_folder()
         ledgers = ledger_copies(settings)
         auditor = Auditor(
             participant=participant,
             state_dir=settings.state_dir,
             ledgers=ledgers,
+            known_entries=KnownEntries(folder=folder),
             registry=OpeningRegistry(folder=settings.state_dir / "opened"),
             min_cohort=settings.min_cohort,
             epsilon_cap=settings.epsilon_cap,

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.outbox import write_atomically
 from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
-from lada_protocol.admission import admission_of, check_ledger_claim
+from lada_protocol.admission import admission_of, check_ledger_claim, shown_with_acceptance
 from lada_protocol.auditor_round import next_auditor_task
+from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
@@ -40,8 +42,9 @@ from lada_protocol.tasks import (
 from lada_secure.canonical import canonical_json
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.sealing import SealedSum
-from lada_secure.errors import LocalProtocolError, PeerError, TransportError
+from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
 from lada_secure.privacy.entries import LedgerEntry
+from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import ledger_identity
 
 LOG = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class Auditor:
     participant: Participant
     state_dir: Path
     ledgers: LedgerCopies
+    known_entries: KnownEntries
     registry: OpeningRegistry
     min_cohort: int
     epsilon_cap: float
@@ -165,23 +169,44 @@ class Auditor:
     def _admit(self, site: str) -> None:
         """Admit a site whose ledger goes on where it was last seen; no other one may spend."""
         me = self.participant
-        acceptance = me.index.find(Kind.ACCEPTANCE, sender=site)
-        if acceptance is None:
-            raise LocalProtocolError(f"asked to admit {site}, which has not accepted")
-        try:
-            claim = parse_body(acceptance, AcceptanceBody)
-            copy = self.ledgers.entries(site, claim.population)
-            granted = self.ledgers.grants.of(claim.ledger_id)
-            check_ledger_claim(claim, copy, site=site, granted=granted)
-        except PeerError as error:
-            fault = {"code": error.reason, "message": str(error)[:1000]}
-            me.post(Kind.REFUSAL, lambda: Outgoing(body=fault), to=site)
-            return
-        known = len(copy) if _is_of(copy, claim) else 0
+        acceptance = self._acceptance(site)
+        claim = parse_body(acceptance, AcceptanceBody)
+        known = self.known_entries.before(site)
         if known == 0:
-            self._tell_new_ledger(site, claim, restarted=granted is not None)
+            restarted = self.ledgers.grants.of(claim.ledger_id) is not None
+            self._tell_new_ledger(site, claim, restarted=restarted)
         body = {"acceptance": acceptance.message_hash, "known_entries": known}
         me.post(Kind.ADMISSION, lambda: Outgoing(body=body), to=site)
+
+    def _acceptance(self, site: str) -> Envelope:
+        acceptance = self.participant.index.find(Kind.ACCEPTANCE, sender=site)
+        if acceptance is None:
+            raise LocalProtocolError(f"asked to admit {site}, which has not accepted")
+        return acceptance
+
+    def _joining(self, site: str, body: LedgerBody, part: bytes) -> AcceptanceBody:
+        """What a site accepts with, compared with the copy over all studies; nothing is kept yet.
+
+        Raises: PeerError: ledger_behind, ledger_forked, other_ledger, bad_ledger. The refusal of
+            this part is the refusal of the acceptance.
+        """
+        claim = parse_body(self._acceptance(site), AcceptanceBody)
+        copy = self.ledgers.entries(site, claim.population)
+        if body.first_index != 0:
+            raise PeerError(
+                f"ledger of {site}: with an acceptance the whole ledger is shown, got entries from "
+                f"{body.first_index} on",
+                reason="bad_ledger",
+                peer=site,
+            )
+        try:
+            shown = parse_ledger_lines(part)
+        except LedgerError as error:
+            raise PeerError(f"ledger of {site}: {error}", reason="bad_ledger", peer=site) from error
+        granted = self.ledgers.grants.of(claim.ledger_id)
+        check_ledger_claim(claim, shown, copy, site=site, granted=granted)
+        self.known_entries.note(site, len(copy) if _is_of(copy, claim) else 0)
+        return claim
 
     def _tell_new_ledger(self, site: str, claim: AcceptanceBody, *, restarted: bool) -> None:
         """A ledger that this auditor has never seen is a budget from its start: say so loudly."""
@@ -226,9 +251,10 @@ class Auditor:
                     peer=site,
                     round_id=round_id,
                 )
-            body = parse_body(message, LedgerBody)
-            claim = self._claim(site)
-            self.ledgers.append(me.roster.party(site), claim, body, me.payload(message))
+            body, part = parse_body(message, LedgerBody), me.payload(message)
+            joins = message is shown_with_acceptance(me.index, site)
+            claim = self._joining(site, body, part) if joins else self._claim(site)
+            self.ledgers.append(me.roster.party(site), claim, body, part)
         except PeerError as error:
             # One site's bad ledger ends nobody else's work; its contributions stay unpaid.
             fault = {"code": error.reason, "message": str(error)[:1000]}

@@ -24,8 +24,10 @@ from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
 from lada_clients.site.uplink import SiteUplink
+from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
+from lada_protocol.messages import LedgerBody, parse_body
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, parse_time
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import (
@@ -175,10 +177,12 @@ class Site:
                 lambda: Outgoing(body={"code": code, "message": message[:1000]}),
             )
             raise StudyFailed(message)
-        me.post(Kind.ACCEPTANCE, self._acceptance)
+        # Both may be there after a crash; the acceptance speaks of the ledger that was shown.
+        shown = parse_body(self._post_ledger(0, ""), LedgerBody)
+        me.post(Kind.ACCEPTANCE, lambda: self._acceptance(shown))
         self._tell_accuracy("before", round_id=0)
 
-    def _acceptance(self) -> Outgoing:
+    def _acceptance(self, shown: LedgerBody) -> Outgoing:
         """What this site pays from, so that the auditor can tell whether it is the whole ledger."""
         head = self.book.head()
         return Outgoing(
@@ -186,8 +190,8 @@ class Site:
                 "certificate": self.participant.certificate,
                 "population": head.population,
                 "ledger_id": head.ledger_id,
-                "head_index": head.index,
-                "head_hash": head.entry_hash,
+                "head_index": shown.head_index,
+                "head_hash": shown.head_hash,
                 "new_ledger": is_new(self.book.entries()),
             }
         )
@@ -270,7 +274,7 @@ class Site:
                 return entry.entry_hash
         raise LedgerError(f"round {round_id}: nothing was reserved for {purpose}")
 
-    def _post_ledger(self, round_id: int, purpose: str) -> None:
+    def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
         """Show the auditor every entry since the last part, before anything they paid for."""
         me = self.participant
 
@@ -287,7 +291,7 @@ class Site:
                 payload=format_ledger_lines(entries[first:]),
             )
 
-        me.post(Kind.LEDGER, make, round_id=round_id, purpose=purpose)
+        return me.post(Kind.LEDGER, make, round_id=round_id, purpose=purpose)
 
     def _entries_shown(self) -> int:
         """Ledger entries that the auditor has been sent in this study."""

@@ -9,11 +9,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.auditor.grants import RestartGrants
+from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_protocol.kinds import Role
 from lada_protocol.messages import AcceptanceBody, LedgerBody
 from lada_protocol.roster import Party
-from lada_secure.errors import PeerError
+from lada_secure.errors import ParameterError, PeerError
 from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
@@ -159,3 +160,14 @@ def test_an_empty_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PeerError) as caught:
         _copies(tmp_path).append(PARTY, _claim(), body, b"")
     assert caught.value.reason == "bad_ledger"
+
+
+def test_what_was_known_before_a_study_stays_when_the_copy_has_grown(tmp_path: Path) -> None:
+    known = KnownEntries(folder=tmp_path / "study")
+    known.note("site-a", 0)
+    # After a crash between keeping the ledger and answering, the copy is the whole ledger.
+    known.note("site-a", 40)
+    assert known.before("site-a") == 0
+    (tmp_path / "study" / "known-entries-site-a").write_text("many")
+    with pytest.raises(ParameterError, match="is damaged"):
+        known.before("site-a")

@@ -25,6 +25,7 @@ from protocol_world import (
 
 from lada_clients.auditor.export import write_export
 from lada_clients.auditor.grants import RestartGrants
+from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
@@ -238,6 +239,7 @@ class SimulatedSite:
             decided_by="policy",
             statement="inside the policy",
         )
+        self.post_ledger(0, "")
         head = self.book.head()
         body = {
             "certificate": self.me.certificate,
@@ -652,6 +654,7 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
         ledgers=LedgerCopies(
             folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
         ),
+        known_entries=KnownEntries(folder=me.open_folder()),
         registry=OpeningRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,

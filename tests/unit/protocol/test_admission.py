@@ -18,7 +18,7 @@ from lada_protocol.admission import check_ledger_claim
 from lada_protocol.evidence import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, AdmissionBody, FaultBody, parse_body
-from lada_protocol.tasks import AdmitSite, Done, GiveUp, ReviewPlan, Wait
+from lada_protocol.tasks import AdmitSite, CheckLedger, Done, GiveUp, ReviewPlan, Wait
 from lada_secure.errors import PeerError
 from lada_secure.privacy.entries import ReserveEntry
 
@@ -103,15 +103,11 @@ def test_a_forked_ledger_is_refused(federation: Federation) -> None:
             decided_by="policy",
         )
     federation.books[SITE] = fork
-    # Longer than the copy: the claim alone cannot show it, the first part does.
-    world = federation.study()
-    world.run()
-    message = world.coordinator.index.find(
-        Kind.REFUSAL, sender="auditor", to=SITE, round_id=0, purpose="statistics"
-    )
-    assert message is not None
-    assert parse_body(message, FaultBody).code == "bad_ledger"
-    assert not world.coordinator.index.attempts(Kind.OPENED, round_id=0, purpose="statistics")
+    spent = federation.spent()
+    # Longer than the copy: the head alone would not show it, the ledger that comes with it does.
+    fault = _refused(federation.finished())
+    assert fault.code == "ledger_forked"
+    assert federation.spent() == spent, "nothing was reserved under this study"
     federation.books[SITE] = backup_of(federation.cast, fork, 5)
     fault = _refused(federation.finished())
     assert fault.code == "ledger_forked"
@@ -145,13 +141,9 @@ def test_a_ledger_whose_key_was_not_renewed_pays_for_nothing(federation: Federat
     federation.cast = make_cast.__wrapped__(FOUR)
     for name in FOUR[1:]:
         federation.books[name].renew_key(federation.cast.keys[name], decided_by="dr-meyer")
-    world = federation.study()
-    world.run()
-    message = world.coordinator.index.find(
-        Kind.REFUSAL, sender="auditor", to=SITE, round_id=0, purpose="statistics"
-    )
-    assert message is not None
-    assert "lada site renew-key" in parse_body(message, FaultBody).message
+    fault = _refused(federation.finished())
+    assert fault.code == "bad_ledger"
+    assert "lada site renew-key" in fault.message
 
 
 def test_a_lost_ledger_restarted_by_two_people_goes_on_with_its_epsilon(
@@ -197,13 +189,8 @@ def test_a_site_that_signs_a_grant_of_its_own_loses_no_spending(federation: Fede
     grant, _ = granted(federation, world)
     _, federation.books[SITE] = forged(federation, grant)
     before = world.auditor.ledgers.raw(SITE, "patients")
-    world = federation.study()
-    world.run()
-    message = world.coordinator.index.find(
-        Kind.REFUSAL, sender="auditor", to=SITE, round_id=0, purpose="statistics"
-    )
-    assert message is not None
-    assert "another grant than the one" in parse_body(message, FaultBody).message
+    world = federation.finished()
+    assert "another grant than the one" in _refused(world).message
     assert world.auditor.ledgers.raw(SITE, "patients") == before
 
 
@@ -220,6 +207,7 @@ def test_nobody_spends_before_the_admission_and_the_coordinator_waits_for_it(
         assert not any(isinstance(one, ReserveEntry) for one in site.book.entries())
     world.auditor_step()
     world.auditor_step()
+    assert world.auditor_step() == CheckLedger(site=SITE, round_id=0, purpose="")
     assert isinstance(world.auditor_step(), AdmitSite)
     task = world.coordinator.next()
     assert isinstance(task, Wait)
@@ -279,7 +267,37 @@ def test_a_ledger_without_the_accepted_entry_is_refused(tmp_path: Path) -> None:
         Kind.REFUSAL, sender="auditor", to=SITE, round_id=0, purpose="statistics"
     )
     assert message is not None
-    assert "does not hold the entry 1" in parse_body(message, FaultBody).message
+    assert "history was forked here" in parse_body(message, FaultBody).message
+
+
+def test_an_acceptance_with_another_head_than_its_ledger_is_refused(tmp_path: Path) -> None:
+    federation = Federation(folder=tmp_path)
+    world = federation.study()
+
+    def other_head(kind: Kind, outgoing: Outgoing) -> Outgoing:
+        if kind is not Kind.ACCEPTANCE:
+            return outgoing
+        return Outgoing(body={**outgoing.body, "head_hash": "e" * 64})
+
+    world.sites[SITE].tamper = other_head
+    world.run()
+    fault = _refused(world)
+    assert fault.code == "bad_ledger"
+    assert "does not hold the entry 1" in fault.message
+
+
+def test_a_part_of_a_ledger_is_no_ledger_to_join_with(tmp_path: Path) -> None:
+    world = Federation(folder=tmp_path).study()
+
+    def tail(kind: Kind, outgoing: Outgoing) -> Outgoing:
+        if kind is not Kind.LEDGER or outgoing.body["first_index"]:
+            return outgoing
+        last = outgoing.payload.splitlines(keepends=True)[-1]
+        return Outgoing(body={**outgoing.body, "first_index": 1}, payload=last)
+
+    world.sites[SITE].tamper = tail
+    world.run()
+    assert "the whole ledger is shown" in _refused(world).message
 
 
 def test_any_ledger_is_fine_where_none_is_known() -> None:
@@ -291,4 +309,4 @@ def test_any_ledger_is_fine_where_none_is_known() -> None:
         head_hash="b" * 64,
         new_ledger=False,
     )
-    check_ledger_claim(claim, (), site=SITE, granted=None)
+    check_ledger_claim(claim, (), (), site=SITE, granted=None)

@@ -32,11 +32,11 @@ from lada_secure.privacy.ledger_lines import format_ledger_lines
 
 
 def _tampered_ledger(world: World, site: str, change: Any) -> None:
-    """Let one site post a ledger of another content; `change` maps entries to entries."""
+    """Let one site post a ledger of another content once it was admitted; `change` maps entries."""
     victim = world.sites[site]
 
     def tamper(kind: Kind, outgoing: Outgoing) -> Outgoing:
-        if kind is not Kind.LEDGER:
+        if kind is not Kind.LEDGER or outgoing.body["first_index"] == 0:
             return outgoing
         first = int(outgoing.body["first_index"])
         entries = change(list(victim.book.entries()))
@@ -59,7 +59,9 @@ def _ledger_refusal(world: World, site: str) -> FaultBody:
 
 def test_a_missing_ledger_is_unpaid(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    world.sites["site-b"].post_ledger = lambda *_: None  # type: ignore[method-assign]
+    site = world.sites["site-b"]
+    show = site.post_ledger
+    site.post_ledger = lambda *which: None if which[1] else show(*which)  # type: ignore[method-assign]
     due = world.to_sum()
     world.coordinator.add_up(ROUND_0, due.cohort)
 
@@ -185,7 +187,8 @@ def test_a_ledger_message_that_cannot_be_read_is_refused_and_stops_nobody(
     world = make_world(tmp_path)
 
     def spoil(kind: Kind, outgoing: Outgoing) -> Outgoing:
-        return Outgoing(body=body, payload=b"x") if kind is Kind.LEDGER else outgoing
+        later = kind is Kind.LEDGER and outgoing.body["first_index"] > 0
+        return Outgoing(body=body, payload=b"x") if later else outgoing
 
     world.sites["site-b"].tamper = spoil
     due = world.to_sum()
