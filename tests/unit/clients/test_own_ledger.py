@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from lada_clients.auditor.commands import app as auditor_app
 from lada_clients.ca.authority import issue_party
 from lada_clients.credentials import load_credentials
+from lada_clients.site import runner
 from lada_clients.site.commands import app as site_app
 from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader
 from lada_clients.site.own_ledger import check_shown, is_new, renew_key, restart, spending
@@ -267,3 +268,19 @@ def test_a_ledger_put_back_while_the_study_runs_is_noticed_before_anything_is_sp
         with pytest.raises(LedgerError, match=r"an old copy was put back\. Nothing was spent"):
             check_shown(entries, index, party="hospital-a")
     check_shown(whole[:1], index, party="bank")
+
+
+def test_a_site_can_leave_a_study_with_a_file_that_it_could_not_approve_with(
+    parties: Parties, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (parties.folder / "records.jsonl").write_text("broken\n")
+
+    def online(*_settings: object) -> None:
+        raise LedgerError("online")
+
+    monkeypatch.setattr(runner, "_joined", online)
+    with pytest.raises(ParameterError, match=r"records\.jsonl:1: is not JSON"):
+        runner.decide(parties.site, "study", "approve", "dr-meyer")
+    for leaving in ("refuse", "withdraw"):
+        with pytest.raises(LedgerError, match="online"):
+            runner.decide(parties.site, "study", leaving, "dr-meyer")  # type: ignore[arg-type]
