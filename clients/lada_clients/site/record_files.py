@@ -90,7 +90,7 @@ class RecordFiles:
             if before.get(name) != now.get(name):
                 raise RecordsChanged(
                     f"{name}: {getattr(self.settings, name, None)} has changed since {since}. "
-                    "Nothing was reserved and nothing was sent. Put the file back and start "
+                    "Nothing more was reserved or sent. Put the file back and start "
                     "again; or leave the study with `lada site withdraw`"
                 )
 
