@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ logger = logging.getLogger(__name__)
 class StepReport:
     """Progress after a step; holds nothing that depends on private records beyond what is paid.
 
-    step: from 1. public_loss: mean over the step's pool samples, None without public samples.
+    step: from 1. public_loss: mean over the pool samples of the newest committed steps, None before
+    the first of them and without public samples: that of a step which is taken again after a crash
+    would be a second look at noised weights that were paid for once.
     epsilon, study_epsilon: what the reservation of this chunk of steps says is spent after it, over
     all studies and in this one. seconds_left: of this run, at the pace of the latest steps.
     """
@@ -159,6 +162,7 @@ class _Run:
     units: PaidUnits
     progress: Callable[[StepReport], None] | None
     pace: TimeLeft = field(default_factory=lambda: TimeLeft(started_s=time.monotonic()))
+    committed_loss: float | None = None
 
     def train(self, book: LedgerBook, spec: ReleaseSpec, *, chunk_steps: int) -> Distilled:
         """Pay for, take and commit all steps; what is committed is taken from the store."""
@@ -179,6 +183,8 @@ class _Run:
                 resumed_at = trainer.steps_done
                 logger.info("training chunk %d was committed before; going on after it", chunk)
             trainer.check_going_well(start)
+            losses = [one for one in released.value.public_losses[start:] if one is not None]
+            self.committed_loss = statistics.fmean(losses) if losses else None
         if released is None:
             raise ParameterError(f"steps: expected at least 1, got {privacy.steps}")
         # The model holds exactly the released state now, so its adapters are a function of it.
@@ -189,14 +195,14 @@ class _Run:
         if not self.trainer.has_units:
             self._read_units(paid)
         for _ in range(steps):
-            loss = self.trainer.step()
+            self.trainer.step()
             left = self.privacy.steps - self.trainer.steps_done
             if self.progress is not None:
                 self.progress(
                     StepReport(
                         step=self.trainer.steps_done,
                         steps=self.privacy.steps,
-                        public_loss=loss,
+                        public_loss=self.committed_loss,
                         epsilon=paid.entry.epsilon_after,
                         study_epsilon=paid.entry.study_epsilon_after,
                         seconds_left=self.pace.after_step(time.monotonic(), steps_left=left),

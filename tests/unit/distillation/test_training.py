@@ -102,7 +102,10 @@ def test_progress_tells_step_public_loss_and_the_epsilon_of_the_ledger():
     run(adapted(), book, progress=reports.append)
     assert [one.step for one in reports] == list(range(1, 8))
     assert {one.steps for one in reports} == {7}
-    assert all(math.isfinite(one.public_loss) for one in reports)
+    # Paid for in chunks of 3 steps; a step that is not committed yet shows nothing of its own.
+    assert [one.public_loss for one in reports[:3]] == [None] * 3
+    assert len({one.public_loss for one in reports[3:6]}) == 1
+    assert all(math.isfinite(one.public_loss) for one in reports[3:])
     epsilons = [one.epsilon for one in reports]
     assert epsilons == sorted(epsilons)
     assert epsilons[-1] == pytest.approx(book.epsilon_spent(1e-5))
