@@ -319,12 +319,18 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     before = book.entries()
     posted: list[object] = []
     monkeypatch.setattr(service, "plan_faults", lambda *_plan, **_options: ())
+    shown = {"first_index": 0, "head_index": 1, "head_hash": "0" * 64}
+
+    def post(kind: object, *_make: object, **_options: object) -> object:
+        posted.append(kind)
+        return SimpleNamespace(kind=kind, header=SimpleNamespace(body=shown))
+
     participant: Any = SimpleNamespace(
         plan=learner.plan,
         roster=None,
         party="site-a",
         certificate="",
-        post=lambda kind, *_make, **_options: posted.append(kind),
+        post=post,
         events=SimpleNamespace(write=lambda *_args, **_fields: None),
     )
 
@@ -355,5 +361,5 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     assert posted == []
     assert book.entries() == before
     site(GOOD)._review()
-    assert [str(kind) for kind in posted] == ["acceptance"]
+    assert [str(kind) for kind in posted] == ["ledger", "acceptance"]
     assert len(book.entries()) == len(before) + 1
