@@ -317,6 +317,8 @@ class SiteAgain:
         ).read_bytes()
         load_adapters(learner.model, AdapterWeights(data=weights))
         after = learner._losses(examples)
+        # A round counts as trained in by its adapters; what was picked in it is not picked again.
+        memory.keep_adapters(round_id, weights)
         cells = np.array([one.cell for one in mine], dtype=np.int64)
         rewards = cell_rewards(before[kept], after[kept], cells[kept], cells=learner.grid.cells)
         memory.keep_history(
