@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from lada_protocol.plan import StudyPlan
 from lada_protocol.plan_mechanisms import plan_inconsistencies
@@ -20,9 +20,6 @@ from lada_server.study import Study
 if TYPE_CHECKING:
     from lada_secure.distillation.models import LanguageModel
     from lada_server.teacher import Teacher
-
-# Any tokenizer has tokens for digits.
-_PROBE: Final = "1"
 
 
 def check_plan(plan: StudyPlan) -> None:
@@ -44,11 +41,9 @@ def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
 
 
 def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
-    """A forward pass and a generated token on a made-up text; the plan's sizes and adapters."""
-    import numpy as np
-
+    """The plan's sizes and adapters on the LLM, and a call of it."""
     from lada_secure.distillation.adapters import adapter_targets
-    from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
+    from lada_secure.distillation.model_probe import probe_model
 
     if plan.paths.max_new_tokens >= lm.max_tokens:
         raise ParameterError(
@@ -57,21 +52,7 @@ def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
         )
     if plan.uplink is not None:
         adapter_targets(lm.model, plan.uplink.adapter_targets)
-    try:
-        scored = path_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
-        greedy_paths(lm, [_PROBE], batch_size=1, max_new_tokens=1)
-    except ParameterError:
-        raise
-    except Exception as error:
-        # Models of strangers fail in every way; the text was made up here, so it may be shown.
-        raise ParameterError(
-            f"the LLM {lm.name!r} cannot be called: {type(error).__name__}: {error}"
-        ) from error
-    if not bool(np.isfinite(scored.total).all()):
-        raise ParameterError(
-            f"the LLM {lm.name!r} finds a made-up text NaN or infinitely improbable; its weights "
-            "are broken"
-        )
+    probe_model(lm, what="the LLM")
 
 
 def _length_faults(study: Study, lm: LanguageModel) -> Iterator[Fault]:

@@ -17,7 +17,6 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, lines_text, refuse, too_long_faults
 from lada_secure.data.records import PoolSample, Record, RecordFile, inspect_records
-from lada_secure.errors import ParameterError
 from lada_secure.privacy.unit_by_unit import for_each_unit
 from lada_secure.privacy.units import Unit, bound_units, canonical_unit, unit_faults
 
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 # More take longer than a person waits without a word.
 _MANY: Final = 5_000
 _NOT_ENCODED: Final = -1
-# Any tokenizer has tokens for digits.
-_PROBE: Final = "1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,35 +121,18 @@ def _size_faults(learner: SiteLearner) -> Iterator[str]:
 
 
 def _call_once(learner: SiteLearner) -> None:
-    """The trainer's engine, a forward pass and a generated token, on a made-up text.
+    """The trainer's device and engine on this model, and a call of it.
 
     Raises: ParameterError: the model cannot be used as the plan would.
     """
-    import numpy as np
-
     from lada_clients.site.training import trainer_settings
     from lada_secure.distillation.engine_choice import open_engine
-    from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
+    from lada_secure.distillation.model_probe import probe_model
 
-    plan, lm = learner.plan, learner.model
-    trainer = trainer_settings(plan, learner.settings, round_id=0)
+    trainer = trainer_settings(learner.plan, learner.settings, round_id=0)
     trainer.torch_device()
-    try:
-        open_engine(lm.model, trainer.engine).close()
-        scored = path_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
-        greedy_paths(lm, [_PROBE], batch_size=1, max_new_tokens=1)
-    except ParameterError:
-        raise
-    except Exception as error:
-        # Models of strangers fail in every way; the text was made up here, so it may be shown.
-        raise ParameterError(
-            f"the model {plan.slm!r} cannot be called: {type(error).__name__}: {error}"
-        ) from error
-    if not bool(np.isfinite(scored.total).all()):
-        raise ParameterError(
-            f"the model {plan.slm!r} finds a made-up text NaN or infinitely improbable; its "
-            "weights are broken"
-        )
+    open_engine(learner.model.model, trainer.engine).close()
+    probe_model(learner.model, what="the model")
 
 
 def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str, Fault]]:
