@@ -9,6 +9,7 @@ else holds a certificate of the study CA cannot stand in for the coordinator.
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
@@ -124,9 +125,12 @@ def _server_certificate(
     except ConnectionResetError as error:
         raise _hung_up(where) from error
     except OSError as error:
-        raise NotNow(f"{where}: {_socket_fault(error, endpoint.settings)}") from error
+        if proxy is None:
+            raise NotNow(f"{where}: {_socket_fault(error, endpoint.settings)}") from error
+        # The coordinator was never reached: whoever reads this must look at the proxy.
+        raise NotNow(f"{_through(where, proxy)}: {_proxy_fault(error)}") from error
     except http.client.HTTPException as error:
-        raise NotNow(f"{where}: the proxy gave no usable answer") from error
+        raise NotNow(f"{_through(where, proxy)}: it gave no usable answer") from error
     if der is None:
         raise TransportError(f"{where} showed no certificate")
     certificate = x509.load_der_x509_certificate(der)
@@ -191,7 +195,10 @@ def _proxy(endpoint: Endpoint) -> tuple[str, int] | None:
     """The HTTP CONNECT proxy that the environment names for this address, if any."""
     proxies = getproxies_environment()
     named = proxies.get("grpc") or proxies.get("https") or proxies.get("http")
-    if not named or proxy_bypass(endpoint.host, proxies) or _is_local(endpoint.host):
+    bypassed = proxy_bypass(endpoint.host, proxies) or _in_networks(
+        endpoint.host, proxies.get("no", "")
+    )
+    if not named or bypassed or _is_local(endpoint.host):
         return None
     url = urlsplit(named if "://" in named else f"http://{named}")
     try:
@@ -204,6 +211,40 @@ def _proxy(endpoint: Endpoint) -> tuple[str, int] | None:
             "user and password"
         )
     return host, port
+
+
+def _in_networks(host: str, no_proxy: str) -> bool:
+    """Whether an address is in a network or address of `no_proxy`, as 192.0.2.0/24 or [::1].
+
+    Python's own rule compares names and their ends only.
+    """
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    for entry in no_proxy.split(","):
+        text = entry.strip()
+        if text.startswith("["):
+            text = text[1:].partition("]")[0]
+        try:
+            if address in ipaddress.ip_network(text, strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _through(where: str, proxy: tuple[str, int] | None) -> str:
+    named = "" if proxy is None else f" {join_address(*proxy)}"
+    return f"{where}, through the proxy{named} that the environment names"
+
+
+def _proxy_fault(error: OSError) -> str:
+    detail = str(error) if error.errno is None else error.strerror
+    return (
+        f"the proxy refused or could not be reached ({detail or type(error).__name__}); add the "
+        "coordinator to no_proxy if it is inside your network, or ask whoever runs the proxy"
+    )
 
 
 def _is_local(host: str) -> bool:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from served_board import (
@@ -16,6 +17,7 @@ from served_board import (
 )
 from tunnel import connect_proxy
 
+from lada_clients import connection
 from lada_clients.transport import BoardClient, RefusedByBoard
 from lada_protocol.roster import parse_roster
 from lada_secure.errors import TransportError
@@ -258,3 +260,46 @@ def test_a_proxy_of_the_environment_is_used_except_for_this_machine(served, stud
             assert tunnelled.list(0) == []
         # Once for the look at its certificate and once for the channel; nothing goes beside it.
         assert seen == ["coordinator.example:7443"] * 2
+
+
+def test_a_proxy_that_refuses_is_named_and_not_the_coordinator(study, monkeypatch):
+    # Nothing listens on the discard port of this machine.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with (
+        BoardClient(
+            "192.0.2.2:7443",
+            identity=study.identity("bank"),
+            roster=study.roster,
+            party_id="bank",
+            patience_s=0.2,
+        ) as client,
+        pytest.raises(TransportError) as refused,
+    ):
+        client.list(0)
+    assert "through the proxy 127.0.0.1:9" in str(refused.value)
+    assert "add the coordinator to no_proxy" in str(refused.value)
+    assert "lada server run" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "no_proxy", "direct"),
+    [
+        ("192.0.2.2", "192.0.2.0/24", True),
+        ("192.0.2.2", "example.org, 192.0.2.0/30", True),
+        ("192.0.2.2", "198.51.100.0/24", False),
+        ("2001:db8::7", "[2001:db8::7]", True),
+        ("2001:db8::7", "[2001:db8::7]:7443", True),
+        ("2001:db8::7", "2001:db8::/32", True),
+        ("2001:db8::7", "192.0.2.0/24", False),
+        ("coordinator.example", "192.0.2.0/24", False),
+        ("coordinator.example", ".example", True),
+        ("192.0.2.2", "not/a network,,", False),
+    ],
+)
+def test_networks_and_bracketed_addresses_in_no_proxy_are_honoured(
+    host, no_proxy, direct, monkeypatch
+):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", no_proxy)
+    found = connection._proxy(SimpleNamespace(host=host))
+    assert (found is None) is direct
