@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -69,17 +71,19 @@ class LanguageModel:
         was refused here would stop a release, and so tell that it is there. Files are checked for
         lengths before a study is joined.
         """
-        return [
-            int(one)
-            for one in self.tokenizer(_encodable(text), add_special_tokens=False)["input_ids"]
-        ]
+        return [int(one) for one in self._tokenized(_encodable(text))]
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, without an end token."""
         if not texts:
             return []
-        encoded = self.tokenizer([_encodable(one) for one in texts], add_special_tokens=False)
-        return [len(one) for one in encoded["input_ids"]]
+        return [len(one) for one in self._tokenized([_encodable(one) for one in texts])]
+
+    def _tokenized(self, texts: str | list[str]) -> Any:
+        # A text that spells a control token is a text: "<end>" in a record ends nothing.
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
     def decode(self, tokens: list[int]) -> str:
         """Text of generated tokens; special tokens are left out."""
@@ -128,28 +132,56 @@ def load_folder(folder: Path, *, name: str) -> LanguageModel:
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            model, told = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # The readers of weights and tokenizers raise whatever they like, plain Exception included.
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParameterError(
-            f"{folder}: not a readable model folder ({error}); remove it where it is a cache, "
+            f"{folder}: not a readable model folder ({first}); remove it where it is a cache, "
             "it will be made again"
         ) from error
+    _check_complete(folder, told)
     return wrap_model(model, tokenizer, name=name)
+
+
+def _check_complete(folder: Path, told: Mapping[str, Any]) -> None:
+    """Refuse weights that the library would have made up: it fills what is missing at random.
+
+    Raises: ParameterError: names the tensors.
+    """
+    reshaped = {one if isinstance(one, str) else one[0] for one in told["mismatched_keys"]}
+    wrong = sorted(reshaped | set(told["missing_keys"]))
+    if wrong or told["error_msgs"]:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ParameterError(
+            f"{folder}: {len(wrong)} tensors are missing or have another shape than the model's "
+            f"configuration says: {', '.join(wrong[:5])}{more}; copy the whole folder again"
+        )
 
 
 def wrap_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str
 ) -> LanguageModel:
-    """Put a model into evaluation mode and set its token limit.
+    """Put a model into evaluation mode, let it generate as it is told, and set its token limit.
+
+    What a folder says of generation is left out: with a repetition penalty or sampling in it,
+    greedy paths would not be greedy.
 
     Raises: ParameterError: the tokenizer has no end token.
     """
     if tokenizer.eos_token_id is None:
         raise ParameterError(f"{name}: the tokenizer has no end token; paths could not end")
     model.eval()
-    limit = min(int(model.config.max_position_embeddings), _MAX_TOKENS)
+    model.generation_config = GenerationConfig()
+    # Families without position embeddings (ALiBi) have no limit of their own.
+    positions = getattr(model.config, "max_position_embeddings", None) or _MAX_TOKENS
+    limit = min(int(positions), _MAX_TOKENS)
     return LanguageModel(model=model, tokenizer=tokenizer, name=name, max_tokens=limit)
 
 

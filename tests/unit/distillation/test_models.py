@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM
 
 from lada_secure.data.arithmetic import COMMON, DOMAIN_SYMBOLS, build_world
 from lada_secure.data.federation import build_federation
 from lada_secure.data.records import PoolSample
 from lada_secure.distillation import models
-from lada_secure.distillation.evaluation import accuracy
+from lada_secure.distillation.evaluation import accuracy, greedy_paths
 from lada_secure.distillation.model_folders import cached_folder
 from lada_secure.distillation.models import (
     LanguageModel,
@@ -58,6 +60,73 @@ def test_overlong_texts_are_cut_and_empty_ones_are_the_end_token(tiny_slm: Langu
     assert tiny_slm.encode_prompt("4" * 99 + "5") == [four] * 62 + [five]
     assert tiny_slm.encode_path("5" + "4" * 99) == [five] + [four] * 61 + [end]
     assert tiny_slm.token_counts(["", "44", "\ud8004"]) == [0, 2, 2]
+
+
+def test_a_text_that_spells_a_control_token_is_a_text(tiny_slm: LanguageModel) -> None:
+    assert tiny_slm.tokenizer.eos_token == "<end>"
+    assert tiny_slm.end_token not in tiny_slm.tokens_of("4<end>5")
+    assert tiny_slm.encode_path("4<end>5").count(tiny_slm.end_token) == 1
+    assert tiny_slm.token_counts(["4<end>5"]) == [len(tiny_slm.tokens_of("4<end>5"))]
+
+
+def copy_of(lm: LanguageModel, folder: Path) -> Path:
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_missing_and_reshaped_tensors_are_refused_by_name(
+    tiny_slm: LanguageModel, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_slm, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    whole = load_file(weights)
+    lost = {one: t for one, t in whole.items() if one != "model.layers.1.mlp.down_proj.weight"}
+    save_file(lost, weights, metadata={"format": "pt"})
+    with pytest.raises(ParameterError, match=r"1 tensors .*model\.layers\.1\.mlp\.down_proj"):
+        load_folder(folder, name="broken")
+    whole["model.norm.weight"] = whole["model.norm.weight"][:-1].clone()
+    save_file(whole, weights, metadata={"format": "pt"})
+    with pytest.raises(ParameterError, match=r"model\.norm\.weight|readable model folder"):
+        load_folder(folder, name="broken")
+
+
+def test_a_truncated_file_and_a_strange_tokenizer_are_one_sentence(
+    tiny_slm: LanguageModel, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_slm, tmp_path / "cut")
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(5_000)
+    with pytest.raises(ParameterError, match="not a readable model folder") as cut:
+        load_folder(folder, name="broken")
+    assert "\n" not in str(cut.value)
+    folder = copy_of(tiny_slm, tmp_path / "strange")
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"WordLevel"', '"WordLevelNext"'))
+    with pytest.raises(ParameterError, match="not a readable model folder"):
+        load_folder(folder, name="broken")
+
+
+def test_a_family_without_position_embeddings_has_our_limit(tiny_slm: LanguageModel) -> None:
+    config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+    lm = wrap_model(BloomForCausalLM(config), tiny_slm.tokenizer, name="bloom")
+    assert lm.max_tokens == 1024
+
+
+def test_greedy_is_greedy_whatever_a_folder_says_of_generation(
+    tiny_slm: LanguageModel, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_slm, tmp_path / "model")
+    (folder / "generation_config.json").write_text(
+        '{"eos_token_id": 1, "pad_token_id": 0, "no_repeat_ngram_size": 1, '
+        '"repetition_penalty": 9.0, "do_sample": true, "temperature": 0.7}'
+    )
+    prompts = [one.question + "\n" for one in TINY.pool[:16]]
+    plain, told = (
+        greedy_paths(lm, prompts, batch_size=16, max_new_tokens=12)
+        for lm in (tiny_slm, load_folder(folder, name="told"))
+    )
+    assert told == plain
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tiny_slm: LanguageModel) -> None:
