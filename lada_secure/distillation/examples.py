@@ -74,11 +74,6 @@ class EncodedUnit:
     examples: tuple[EncodedExample, ...]
 
     @property
-    def row_count(self) -> int:
-        """Sequences of the unit, own paths included."""
-        return sum(len(example.rows) for example in self.examples)
-
-    @property
     def longest_row(self) -> int:
         """Tokens of the unit's longest sequence."""
         return max((len(row.tokens) for one in self.examples for row in one.rows), default=0)

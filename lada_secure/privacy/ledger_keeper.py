@@ -66,18 +66,6 @@ class DataNote:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotedData:
-    """What a site knew of its data set before it noted a study's.
-
-    `this_study` is what the study began with if it was noted before, `earlier_study` the note of
-    the newest study that began before it; None where there is none.
-    """
-
-    this_study: DataNote | None
-    earlier_study: DataNote | None
-
-
 class LedgerSnapshot(ABC):
     """One consistent look at a ledger."""
 
@@ -295,13 +283,13 @@ class KeptLedger(ReadLedger, LedgerBook, ABC):
         self._signing_key = new_key
         return entry
 
-    def note_data(self, study_id: str, fingerprint: str) -> NotedData:
-        """Note the data set that a study begins with, and tell what was noted before.
+    def note_data(self, study_id: str, fingerprint: str) -> DataNote | None:
+        """Note the data set that a study begins with; a study's first note stays.
 
-        A study's first note stays: whoever starts the study again with other data is told each
-        time. Notes never leave the site.
+        Notes never leave the site.
 
         Args: fingerprint: `units.population_fingerprint`, 64 hex digits, always by the same key.
+        Returns: the note of the newest study that began before this one; None for the first.
         """
         note = DataNote(
             study_id=check_name("study_id", study_id),
@@ -313,10 +301,7 @@ class KeptLedger(ReadLedger, LedgerBook, ABC):
             if here is None:
                 transaction.add_data_note(note)
             before = notes[:here]
-            return NotedData(
-                this_study=None if here is None else notes[here],
-                earlier_study=before[-1] if before else None,
-            )
+            return before[-1] if before else None
 
     def _now(self, transaction: LedgerTransaction) -> Moment:
         return self._clock.moment(

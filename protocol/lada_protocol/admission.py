@@ -27,6 +27,9 @@ from lada_secure.errors import PeerError
 from lada_secure.privacy.entries import LedgerEntry, RestartEntry, StartEntry
 from lada_secure.privacy.restart import RestartGrant
 
+# The purpose of the ledger part that comes with an acceptance; its round is 0.
+WITH_ACCEPTANCE: Final = ""
+
 _WAY_BACK: Final = (
     "Put the newest ledger file back. If it is lost for good, two people restart the ledger with "
     "what the auditor knows of it: `lada auditor grant-restart`, then `lada site restart-ledger`. "
@@ -36,7 +39,7 @@ _WAY_BACK: Final = (
 
 def shown_with_acceptance(index: MessageIndex, site: str) -> Envelope | None:
     """The ledger that a site accepts with; None before it."""
-    return index.find(Kind.LEDGER, sender=site)
+    return index.find(Kind.LEDGER, sender=site, purpose=WITH_ACCEPTANCE)
 
 
 def is_to_admit(index: MessageIndex, site: str, *, roster: Roster) -> bool:

@@ -208,7 +208,7 @@ def _fingerprint_key(settings: SiteSettings) -> bytes:
 def _tell_data(book: SqliteLedger, files: SiteFiles, plan: StudyPlan, *, key: bytes) -> None:
     """Say on the site's own screen that the data set is another one than in the study before."""
     fingerprint = population_fingerprint(files.records.records, key=key)
-    before = book.note_data(plan.study_id, fingerprint).earlier_study
+    before = book.note_data(plan.study_id, fingerprint)
     if before is not None and before.fingerprint != fingerprint:
         LOG.warning(
             "the records are not those that study %s began with; that is fine between studies",

@@ -24,6 +24,7 @@ from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
 from lada_clients.site.uplink import SiteUplink
+from lada_protocol.admission import WITH_ACCEPTANCE
 from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
@@ -178,7 +179,7 @@ class Site:
             )
             raise StudyFailed(message)
         # Both may be there after a crash; the acceptance speaks of the ledger that was shown.
-        shown = parse_body(self._post_ledger(0, ""), LedgerBody)
+        shown = parse_body(self._post_ledger(0, WITH_ACCEPTANCE), LedgerBody)
         me.post(Kind.ACCEPTANCE, lambda: self._acceptance(shown))
         self._tell_accuracy("before", round_id=0)
 

@@ -172,22 +172,14 @@ def test_a_grant_of_another_auditor_or_for_another_key_begins_nothing(path: Path
 def test_a_site_is_told_when_its_data_changed_between_two_studies(path: Path) -> None:
     first, changed = "1" * 64, "2" * 64
     with open_ledger(path) as ledger:
-        told = ledger.note_data("study-1", first)
-        assert (told.this_study, told.earlier_study) == (None, None)
-        told = ledger.note_data("study-1", first)
-        assert told.this_study == DataNote(study_id="study-1", fingerprint=first)
+        assert ledger.note_data("study-1", first) is None
+        assert ledger.note_data("study-1", changed) is None
     with open_ledger(path) as ledger:
         told = ledger.note_data("study-2", changed)
-        assert told.this_study is None
-        assert told.earlier_study == DataNote(study_id="study-1", fingerprint=first)
-        told = ledger.note_data("study-1", changed)
-        assert told.this_study == DataNote(study_id="study-1", fingerprint=first)
-        assert told.earlier_study is None, "study-2 began after it"
-        told = ledger.note_data("study-1", changed)
-        assert told.this_study is not None
-        assert told.this_study.fingerprint == first, "a study is told each time"
+        assert told == DataNote(study_id="study-1", fingerprint=first), "the first note stays"
+        assert ledger.note_data("study-1", changed) is None, "study-2 began after it"
         told = ledger.note_data("study-3", changed)
-        assert told.earlier_study == DataNote(study_id="study-2", fingerprint=changed)
+        assert told == DataNote(study_id="study-2", fingerprint=changed)
 
 
 @pytest.mark.parametrize(("study", "fingerprint"), [("a b", "1" * 64), ("study", "1" * 63)])
@@ -195,7 +187,7 @@ def test_a_note_that_is_none_is_refused(path: Path, study: str, fingerprint: str
     with open_ledger(path) as ledger:
         with pytest.raises(ParameterError):
             ledger.note_data(study, fingerprint)
-        assert ledger.note_data("study-2", "1" * 64).earlier_study is None
+        assert ledger.note_data("study-2", "1" * 64) is None
 
 
 def test_nothing_that_stays_at_the_site_is_in_the_export(path: Path) -> None:
