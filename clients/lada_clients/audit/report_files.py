@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lada_clients.audit.report import PrivacyReport
+from lada_clients.audit.report_document import PrivacyReport
 from lada_clients.audit.report_page import privacy_page
 from lada_clients.outbox import write_atomically
 from lada_secure.errors import ParameterError

@@ -7,7 +7,7 @@ from datetime import datetime
 from html import escape
 
 from lada_clients import charts
-from lada_clients.audit.report import PrivacyReport, Release, SiteReport, StudyTerms
+from lada_clients.audit.report_document import PrivacyReport, Release, SiteReport, StudyTerms
 from lada_clients.audit.report_words import (
     CANNOT_TELL,
     DECISIONS,

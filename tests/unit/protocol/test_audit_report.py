@@ -16,7 +16,8 @@ from simulated_parties import make_world
 from typer.testing import CliRunner
 
 from lada_clients.audit.commands import app
-from lada_clients.audit.report import PrivacyReport, build_report
+from lada_clients.audit.report import build_report
+from lada_clients.audit.report_document import PrivacyReport
 from lada_clients.audit.report_files import DOCUMENT_FILE, PAGE_FILE
 from lada_clients.audit.report_page import privacy_page
 from lada_clients.auditor.export import write_export
@@ -242,7 +243,7 @@ def test_the_command_writes_both_files_and_exits_by_the_verdict(
     assert json.loads(result.stdout) == json.loads((tmp_path / DOCUMENT_FILE).read_text("utf-8"))
     assert PrivacyReport.model_validate_json((tmp_path / DOCUMENT_FILE).read_bytes()) == report
     assert (tmp_path / PAGE_FILE).read_text("utf-8") == privacy_page(report)
-    assert json.loads(result.stdout)["schema_version"] == 1
+    assert json.loads(result.stdout)["schema_version"] == 2
 
     broken = tmp_path / "broken"
     for name, content in read(folder).items():

@@ -1,0 +1,201 @@
+"""The form of a privacy report: what `privacy-report.json` holds, field by field.
+
+docs/audit-a-run.md names every field. Fields are added without notice; where one goes or changes
+its meaning, `schema_version` rises.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+# 2: a release has a salted commitment in place of hash and size of its output, and no time of it.
+SCHEMA_VERSION: Final = 2
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class StudyTerms(_Part):
+    """What was agreed, from the plan that every site signed."""
+
+    study_id: str
+    title: str
+    coordinator: str
+    expires: str
+    rounds: int
+    rounds_closed: int
+    unit: str
+    adjacency: str
+    max_records_per_unit: int
+    target_delta: float
+    epsilon_cap: float
+    min_cohort: int
+    pool_gradients: str
+    plan_sha256: str
+    roster_sha256: str
+
+
+class Release(_Part):
+    """One reservation of the ledger: privacy spent, whether or not anything left afterwards.
+
+    `index` is its entry in the ledger. Times are UTC. `cost` is `epsilon_after` less
+    `epsilon_before`, over all studies, at `target_delta`. `noise_multiplier` is noise std over
+    sensitivity. `sampling_probability` and `steps` are null where nobody was sampled.
+    `resumes` counts how often it was used again after a failure, at no cost. `output_commitment`
+    is null where no output was stored (a crash, or work in progress); it counts as spent all the
+    same.
+    """
+
+    index: int
+    study_id: str
+    round: int
+    purpose: str
+    chunk: int
+    attempt: int
+    time: str
+    mechanism: str
+    noise: str
+    noise_multiplier: float
+    sampling_probability: float | None
+    steps: int | None
+    parameters: dict[str, float | str]
+    unit: str
+    adjacency: str
+    target_delta: float
+    epsilon_before: float
+    epsilon_after: float
+    cost: float
+    study_epsilon_before: float
+    study_epsilon_after: float
+    epsilon_rdp_after: float
+    total_cap: float
+    study_cap: float
+    resumes: int
+    output_commitment: str | None
+
+
+class PurposeSpending(_Part):
+    """All releases of one purpose in one study.
+
+    `cost`: by how much they raised epsilon over all studies, at the times when they were made.
+    `epsilon_alone`: what they would cost if nothing else were released.
+    """
+
+    purpose: str
+    releases: int
+    uncommitted: int
+    first: str
+    last: str
+    cost: float
+    epsilon_alone: float
+
+
+class StudySpending(_Part):
+    """One study at one site. `decision` is the latest; `left` is cap less epsilon, never below 0.
+
+    Caps, epsilon and delta are null where nothing was reserved.
+    """
+
+    study_id: str
+    decision: str
+    expires: str
+    target_delta: float | None
+    epsilon: float | None
+    cap: float | None
+    left: float | None
+    purposes: tuple[PurposeSpending, ...]
+
+
+class DecisionTaken(_Part):
+    """The site approved, refused or withdrew. `statement` is what was decided about."""
+
+    index: int
+    time: str
+    study_id: str
+    decision: str
+    decided_by: str
+    expires: str
+    statement: str
+
+
+class KeyRenewal(_Part):
+    """The site's signing key was renewed by an entry that both keys signed."""
+
+    index: int
+    time: str
+    decided_by: str
+    public_key: str
+
+
+class Restart(_Part):
+    """The ledger took the place of a lost one; two people confirmed it.
+
+    `carried_epsilon`, at `target_delta`, is what the auditor knew of the lost ledger up to its
+    entry `previous_index`, and is part of every later figure. `studies` had spent it.
+    """
+
+    ledger_id: str
+    previous_ledger_id: str
+    previous_index: int
+    carried_epsilon: float
+    target_delta: float
+    studies: tuple[str, ...]
+    requested_by: str
+    auditor: str
+    granted_by: str
+    time: str
+
+
+class SiteReport(_Part):
+    """One site's ledger. `verified` is false where it has a fault; then it may hold no figures.
+
+    `started` is the time of its first entry. `new_to_auditor` says that the auditor had seen
+    nothing of it before this study: whatever its people were in before is not counted. `resumes`
+    counts payments that were used again after a failure, at no cost. `history` is this in words.
+    """
+
+    site: str
+    population: str
+    verified: bool
+    ledger_id: str
+    started: str
+    new_to_auditor: bool
+    restart: Restart | None
+    key_renewals: tuple[KeyRenewal, ...]
+    resumes: int
+    history: tuple[str, ...]
+    entries: int
+    head_sha256: str
+    target_delta: float | None
+    epsilon: float | None
+    epsilon_rdp: float | None
+    total_cap: float | None
+    left: float | None
+    studies: tuple[StudySpending, ...]
+    decisions: tuple[DecisionTaken, ...]
+    releases: tuple[Release, ...]
+
+
+class Opening(_Part):
+    """One sum that was opened: over how many sites, and how many numbers it holds."""
+
+    round: int
+    purpose: str
+    attempt: int
+    cohort: int
+    sites: tuple[str, ...]
+    values: int
+
+
+class PrivacyReport(_Part):
+    """`privacy-report.json`. `study` is null where the export could not be read."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    good: bool
+    faults: tuple[str, ...]
+    study: StudyTerms | None
+    sites: tuple[SiteReport, ...]
+    openings: tuple[Opening, ...]
