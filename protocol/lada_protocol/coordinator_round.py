@@ -10,7 +10,7 @@ from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import CohortBody, InquiryBody, fault_of, parse_body
 from lada_protocol.opening import purposes_of
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.site_round import study_over
 from lada_protocol.tasks import (
@@ -30,6 +30,7 @@ from lada_protocol.tasks import (
     Wait,
     WritePaths,
 )
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 
 
 def next_coordinator_task(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lada_protocol.index import Attempt
-from lada_protocol.plan import ADVANTAGE, STATISTICS, TRAINING, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.errors import PeerError
 from lada_secure.learnability.statistics_parameters import l2_sensitivity
+from lada_secure.method.plan import ADVANTAGE, STATISTICS, TRAINING
 from lada_secure.privacy.entries import CommitEntry, LedgerEntry, ReserveEntry
 from lada_secure.privacy.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger import numeric_parameter

@@ -24,12 +24,12 @@ from lada_protocol.opening import (
     purposes_of,
 )
 from lada_protocol.payments import check_payment, check_training_payment
-from lada_protocol.plan import ADVANTAGE, DEMAND
 from lada_protocol.scoring import check_scored_round
 from lada_protocol.transcript import FIRST, Transcript, check_transcript, parse_transcript
 from lada_protocol.uplink import check_uplink
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND
 from lada_secure.privacy.entries import LedgerEntry
 
 

@@ -8,7 +8,7 @@ from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import InquiryBody, fault_of, parse_body
 from lada_protocol.opening import check_cohort
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.tasks import (
     AnswerInquiry,
@@ -23,6 +23,7 @@ from lada_protocol.tasks import (
     Wait,
 )
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 
 
 def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> SiteTask:

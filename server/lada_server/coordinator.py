@@ -17,7 +17,6 @@ from lada_protocol.index import Attempt, MessageIndex
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.messages import InquiryBody, SitePathsBody, parse_body
 from lada_protocol.opening import purpose_parameters
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_protocol.roster import Roster
 from lada_protocol.scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.tasks import (
@@ -39,19 +38,14 @@ from lada_protocol.tasks import (
     WritePaths,
 )
 from lada_protocol.transcript import FIRST, build_transcript
-from lada_protocol.uplink import (
-    NO_ADAPTERS,
-    SitePath,
-    inquiry_bytes,
-    llm_version,
-    parse_site_paths,
-)
+from lada_protocol.uplink import NO_ADAPTERS, SitePath, inquiry_bytes, llm_version, parse_site_paths
 from lada_secure.canonical import parse_canonical_json
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.worker import shared_worker
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_server.llm_looks import PoolView
 from lada_server.own_board import OwnBoard
 from lada_server.storage_patience import StoragePatience

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lada_protocol.plan import StudyPlan
-from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.errors import ParameterError
+from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_server.study import Study
 
 if TYPE_CHECKING:

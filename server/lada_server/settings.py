@@ -8,7 +8,10 @@ from typing import Annotated
 from pydantic import Field
 
 from lada_protocol.envelope import StudyId
-from lada_protocol.plan import (
+from lada_protocol.settings import Settings
+from lada_protocol.transport import TransportSettings
+from lada_secure.logs import LogSettings
+from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
     GuidePlan,
@@ -18,9 +21,6 @@ from lada_protocol.plan import (
     TrainingPlan,
     UplinkPlan,
 )
-from lada_protocol.settings import Settings
-from lada_protocol.transport import TransportSettings
-from lada_secure.logs import LogSettings
 
 
 class ServerSettings(Settings):

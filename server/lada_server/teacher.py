@@ -11,9 +11,10 @@ import numpy as np
 
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import StudyPlan
-from lada_protocol.uplink import NO_ADAPTERS, uplink_of
+from lada_protocol.uplink import NO_ADAPTERS
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_secure.method.plan import uplink_of
 from lada_server.llm_files import LlmFiles
 from lada_server.llm_looks import LlmLooks, PoolView
 from lada_server.study import Study

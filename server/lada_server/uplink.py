@@ -7,15 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lada_protocol.plan import UplinkPlan
-from lada_protocol.uplink import (
-    HoldoutScore,
-    SitePath,
-    holdout_agrees,
-    split_pool,
-    uplink_of,
-)
+from lada_protocol.uplink import HoldoutScore, SitePath, holdout_agrees
 from lada_secure.data.prompts import answer_of, prompt_of
+from lada_secure.method.plan import UplinkPlan, split_pool, uplink_of
 from lada_server.study import Study
 from lada_server.teacher import Teacher
 

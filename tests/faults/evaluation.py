@@ -26,19 +26,10 @@ from lada_protocol.envelope import Envelope, parse_envelope
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import OpenedBody, parse_body
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan, parse_plan
-from lada_protocol.plan_mechanisms import statistics_parameters
+from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.roster import Roster, parse_roster
 from lada_protocol.settings import parse_settings
-from lada_protocol.uplink import (
-    NO_ADAPTERS,
-    SitePath,
-    inquiry_bytes,
-    llm_version,
-    parse_site_paths,
-    split_pool,
-    uplink_of,
-)
+from lada_protocol.uplink import NO_ADAPTERS, SitePath, inquiry_bytes, llm_version, parse_site_paths
 from lada_secure.data.records import pool_bytes, read_pool, read_records
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
 from lada_secure.learnability.advantage import advantages
@@ -47,6 +38,8 @@ from lada_secure.learnability.data_filter import observations
 from lada_secure.learnability.explanation import explain_cells
 from lada_secure.learnability.gap import cell_rewards, probability
 from lada_secure.learnability.statistics import NoisedStatistics, parse_noised_statistics
+from lada_secure.method.mechanisms import statistics_parameters
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, split_pool, uplink_of
 from lada_secure.privacy.ledger import ReleaseKey
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import bound_units

@@ -22,7 +22,8 @@ from lada_protocol.kinds import Kind
 from lada_protocol.messages import LlmUpdateBody, parse_body
 from lada_protocol.plan import parse_plan
 from lada_protocol.roster import parse_roster
-from lada_protocol.uplink import NO_ADAPTERS, split_pool
+from lada_protocol.uplink import NO_ADAPTERS
+from lada_secure.method.plan import split_pool
 from lada_secure.privacy.entries import CommitEntry
 from lada_secure.privacy.ledger_lines import parse_ledger_lines
 

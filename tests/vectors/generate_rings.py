@@ -25,7 +25,6 @@ from lada_protocol.opening import (
     site_bound_of,
     sum_bound_of,
 )
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_secure.encryption.masks import masked, pairwise_mask
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.opening_key import OpeningKey
@@ -37,6 +36,7 @@ from lada_secure.encryption.parameters import (
 from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def _opening_numbers(parameters: OpeningParameters) -> Vectors:

@@ -18,7 +18,6 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.exported_study import PLAN_FILE
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.plan_mechanisms import privacy_parameters
 from lada_secure.canonical import Json, canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.data.records import PoolSample, pool_hash, read_pool
@@ -36,6 +35,7 @@ from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.mechanisms import privacy_parameters
 from lada_secure.privacy.units import Unit
 
 SCHEMA_VERSION: Final = 1

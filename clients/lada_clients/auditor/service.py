@@ -28,7 +28,6 @@ from lada_protocol.opening import (
     sum_bound_of,
 )
 from lada_protocol.payments import check_payment
-from lada_protocol.plan import DEMAND
 from lada_protocol.tasks import (
     AdmitSite,
     AuditorTask,
@@ -43,6 +42,7 @@ from lada_secure.canonical import canonical_json
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
+from lada_secure.method.plan import DEMAND
 from lada_secure.privacy.entries import LedgerEntry
 from lada_secure.privacy.ledger_lines import parse_ledger_lines
 from lada_secure.privacy.verification import ledger_identity

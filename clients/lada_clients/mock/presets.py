@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lada_protocol.plan import (
+from lada_secure.data.federation import MAX_SITES, MIN_SITES
+from lada_secure.errors import ParameterError
+from lada_secure.learnability.allocation import strategy as allocation_strategy
+from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
     GuidePlan,
@@ -21,9 +24,6 @@ from lada_protocol.plan import (
     TrialsPlan,
     UplinkPlan,
 )
-from lada_secure.data.federation import MAX_SITES, MIN_SITES
-from lada_secure.errors import ParameterError
-from lada_secure.learnability.allocation import strategy as allocation_strategy
 
 MAX_ROUNDS = 100
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

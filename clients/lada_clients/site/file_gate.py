@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, lines_text, refuse, too_long_faults
 from lada_secure.data.records import PoolSample, Record, RecordFile, inspect_records
+from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.privacy.unit_by_unit import for_each_unit
 from lada_secure.privacy.units import Unit, bound_units, canonical_unit, unit_faults
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from lada_clients.site.allocator import tried_clusters
 from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
-from lada_protocol.plan import GuidePlan, StudyPlan
-from lada_protocol.plan_mechanisms import trial_parameters
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
@@ -39,6 +38,8 @@ from lada_secure.learnability.trials import (
     trials_of,
     useful_paths,
 )
+from lada_secure.method.mechanisms import trial_parameters
+from lada_secure.method.plan import GuidePlan
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.private_records import PrivateRecords
 

@@ -20,7 +20,6 @@ from lada_clients.site.received_paths import ReceivedPath, parse_received_paths
 from lada_clients.site.settings import SiteSettings
 from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.plan import StudyPlan
-from lada_protocol.plan_mechanisms import privacy_parameters, statistics_parameters
 from lada_protocol.uplink import MAX_PATH_CHARACTERS, SitePath
 from lada_secure.canonical import Json
 from lada_secure.data.prompts import prompt_of
@@ -57,6 +56,7 @@ from lada_secure.learnability.statistics import (
     release_statistics,
     statistics_spec,
 )
+from lada_secure.method.mechanisms import privacy_parameters, statistics_parameters
 from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, Reservation
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released

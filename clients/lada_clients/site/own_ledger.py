@@ -21,8 +21,9 @@ from lada_clients.site.policy import study_caps
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import LEDGER_TIME_STEP_S, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.errors import LedgerError, ParameterError
+from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.entries import LedgerEntry, ReserveEntry, RestartEntry
 from lada_secure.privacy.events import PrivacyEvent
 from lada_secure.privacy.fields import check_name

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lada_clients.site.settings import SitePolicy
-from lada_protocol.plan import (
-    ADVANTAGE,
-    DEMAND,
-    STATISTICS,
-    TRAINING,
-    TRIALS,
-    StudyPlan,
-    parse_time,
-)
-from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
+from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.roster import Roster
+from lada_secure.method.mechanisms import planned_epsilon, planned_events
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, TRIALS
 from lada_secure.privacy.accounting import epsilon
 from lada_secure.privacy.events import PrivacyEvent
 from lada_secure.privacy.ledger import BudgetCaps

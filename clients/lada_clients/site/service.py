@@ -29,7 +29,7 @@ from lada_protocol.envelope import Envelope
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import LedgerBody, parse_body
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, parse_time
+from lada_protocol.plan import parse_time
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import (
     AnswerInquiry,
@@ -48,6 +48,7 @@ from lada_secure.distillation.training import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.statistics import NoisedStatistics
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING
 from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released, post_process

@@ -15,17 +15,11 @@ from lada_clients.site.learner import SiteLearner
 from lada_clients.site.opening import SiteOpening
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import InquiryBody, parse_body
-from lada_protocol.plan import ADVANTAGE
-from lada_protocol.uplink import (
-    SitePath,
-    parse_inquiry,
-    site_paths_bytes,
-    split_pool,
-    uplink_of,
-)
+from lada_protocol.uplink import SitePath, parse_inquiry, site_paths_bytes
 from lada_secure.errors import LocalProtocolError
 from lada_secure.learnability.advantage import advantages
 from lada_secure.learnability.arrays import IntArray
+from lada_secure.method.plan import ADVANTAGE, split_pool, uplink_of
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.released import Released, post_process, require_released
 

@@ -24,11 +24,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lada_clients.mock.presets import preset_for
 from lada_clients.mock.toml_text import toml_text
 from lada_clients.site import training
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.cli import main
 from lada_secure.data.records import PoolSample, Record, pool_hash, write_json_lines
 from lada_secure.distillation import canary_audit, trainer
 from lada_secure.distillation.noise import DiscreteGaussian
+from lada_secure.method.plan import GuidePlan
 from lada_secure.privacy.empirical import commitment_of
 
 POOL = tuple(

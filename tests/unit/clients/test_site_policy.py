@@ -20,7 +20,7 @@ from lada_clients.site.settings import SitePolicy
 from lada_protocol.index import Attempt
 from lada_protocol.payments import check_payment
 from lada_protocol.plan import StudyPlan, parse_time
-from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
+from lada_secure.method.mechanisms import planned_epsilon, planned_events
 from lada_secure.privacy.accounting import epsilon
 from lada_secure.privacy.entries import MAX_STATEMENT
 from lada_secure.privacy.events import gaussian_event

@@ -13,7 +13,7 @@ from lada_clients.mock.presets import GUIDED
 from lada_clients.site.guidance import Guidance
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import PoolSample
 from lada_secure.distillation.adapters import (
     AdapterSettings,
@@ -24,6 +24,7 @@ from lada_secure.distillation.adapters import (
 )
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.learnability.cells import CellGrid
+from lada_secure.method.plan import GuidePlan
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps
 from lada_secure.privacy.memory_ledger import MemoryLedger

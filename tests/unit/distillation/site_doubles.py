@@ -15,12 +15,13 @@ from lada_clients.site.guidance import Guidance
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import PoolSample, Record, RecordFile
 from lada_secure.distillation.adapters import AdapterSettings, adapter_weights, attach_adapters
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.learnability.cells import CellGrid, fit_clusters
 from lada_secure.learnability.embedding import HashedNgramEmbedder
+from lada_secure.method.plan import GuidePlan
 from lada_secure.privacy.private_records import PrivateRecords
 
 TOPICS = ("question", "riddle me")

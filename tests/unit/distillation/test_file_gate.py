@@ -29,11 +29,11 @@ from lada_clients.site.record_files import RecordFiles, file_digests
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
-from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
+from lada_secure.method.mechanisms import plan_inconsistencies
 
 GOOD = tuple(record(at) for at in range(4))
 SECRETS = ("SENTINEL", "Mustermann", "MRN-0000")

@@ -22,8 +22,7 @@ from trainer_doubles import opened_trainer, small_model
 
 from lada_clients.site.file_gate import SiteFiles
 from lada_clients.site.training import private_units, trainer_settings
-from lada_protocol.plan import StudyPlan, TrialsPlan
-from lada_protocol.plan_mechanisms import privacy_parameters
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import Record
 from lada_secure.distillation import evaluation
 from lada_secure.distillation.adapters import AdapterSettings, adapter_weights, attach_adapters
@@ -34,6 +33,8 @@ from lada_secure.learnability.embedding import HashedNgramEmbedder
 from lada_secure.learnability.measured_statistics import measured_statistics
 from lada_secure.learnability.measured_trials import measured_trials
 from lada_secure.learnability.trial_gains import TrialParameters
+from lada_secure.method.mechanisms import privacy_parameters
+from lada_secure.method.plan import TrialsPlan
 from lada_secure.privacy.entries import CommitEntry, DecisionEntry, ReserveEntry
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.units import Unit

@@ -10,9 +10,9 @@ from guidance_doubles import BAD, GOOD, GUIDE, ledger, received
 from trainer_doubles import example
 
 from lada_clients.site.guidance import Guidance
-from lada_protocol.plan import TrialsPlan
 from lada_secure.data.records import Record
 from lada_secure.distillation.adapters import adapter_weights
+from lada_secure.method.plan import TrialsPlan
 from lada_secure.privacy.entries import ReserveEntry
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import Unit

@@ -32,7 +32,11 @@ from lada_protocol.identity import (
 from lada_protocol.index import slot_of
 from lada_protocol.issuance import build_ca_certificate, issue_signing_certificate
 from lada_protocol.kinds import Kind, Role, may_read
-from lada_protocol.plan import (
+from lada_protocol.plan import StudyPlan
+from lada_protocol.roster import Party, Roster
+from lada_secure.errors import PeerError
+from lada_secure.learnability.statistics_parameters import l2_sensitivity, noise_std
+from lada_secure.method.plan import (
     STATISTICS,
     TRAINING,
     AllocationPlan,
@@ -41,13 +45,9 @@ from lada_protocol.plan import (
     PathsPlan,
     PrivacyPlan,
     StatisticsPlan,
-    StudyPlan,
     TrainingPlan,
     UplinkPlan,
 )
-from lada_protocol.roster import Party, Roster
-from lada_secure.errors import PeerError
-from lada_secure.learnability.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec

@@ -46,13 +46,7 @@ from lada_protocol.opening import (
     purpose_parameters,
     site_bound_of,
 )
-from lada_protocol.plan import (
-    ADVANTAGE,
-    DEMAND,
-    STATISTICS,
-    TRAINING,
-    StudyPlan,
-)
+from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.scoring import ROW_BOUND
 from lada_protocol.site_round import next_site_task
@@ -88,8 +82,6 @@ from lada_protocol.uplink import (
     llm_version,
     parse_inquiry,
     site_paths_bytes,
-    split_pool,
-    uplink_of,
 )
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.matrix import encode_matrix
@@ -97,6 +89,7 @@ from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 from lada_secure.encryption.worker import shared_worker
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, split_pool, uplink_of
 from lada_secure.privacy.entries import ReserveEntry
 from lada_secure.privacy.ledger_lines import format_ledger_lines
 from lada_secure.privacy.memory_ledger import MemoryLedger

@@ -28,7 +28,6 @@ from lada_clients.participant import Outgoing
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.opening import purpose_length, purpose_parameters, site_bound_of
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.tasks import GiveUp
 from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.masks import MaskKey
@@ -36,6 +35,7 @@ from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import opening_parameters
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def _with_payload(world: World, site: str, make: Any) -> None:

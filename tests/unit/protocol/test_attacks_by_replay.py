@@ -28,10 +28,10 @@ from lada_clients.participant import Outgoing
 from lada_protocol.envelope import Envelope, parse_envelope
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.tasks import Contribute, PostMaskKey
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def test_a_contribution_of_another_attempt_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from simulated_parties import (
 from lada_clients.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody, parse_body
-from lada_protocol.plan import DEMAND, STATISTICS
+from lada_secure.method.plan import DEMAND, STATISTICS
 from lada_secure.privacy.entries import sign_entry
 from lada_secure.privacy.events import gaussian_event
 from lada_secure.privacy.ledger import BudgetCaps

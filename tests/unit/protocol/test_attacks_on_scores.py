@@ -43,7 +43,6 @@ from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody
 from lada_protocol.opening import opened_values
-from lada_protocol.plan import DEMAND, STATISTICS, AllocationPlan
 from lada_protocol.roster import Party
 from lada_protocol.scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.site_round import next_site_task
@@ -58,6 +57,7 @@ from lada_secure.encryption.parameters import (
 from lada_secure.encryption.parsing import pack, unpack
 from lada_secure.errors import PeerError
 from lada_secure.learnability.allocation import pick
+from lada_secure.method.plan import DEMAND, STATISTICS, AllocationPlan
 from lada_secure.privacy.released import post_process
 
 CELLS, THRESHOLD, STEP = 12, 0.2, 0.03

@@ -17,8 +17,8 @@ from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import MaskKeyBody, parse_body
 from lada_protocol.opening import keys_digest, mask_context, purpose_parameters
-from lada_protocol.plan import STATISTICS
 from lada_secure.encryption.masks import MaskKey, pairwise_mask
+from lada_secure.method.plan import STATISTICS
 
 # Chance of a false alarm of each statistical test here.
 ALPHA = 1e-6

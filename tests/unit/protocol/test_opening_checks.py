@@ -23,10 +23,10 @@ from lada_protocol.opening import (
     site_bound_of,
     sum_bound_of,
 )
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_secure.canonical import canonical_json
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
 CAST, PLAN = make_cast(SITES), make_plan()

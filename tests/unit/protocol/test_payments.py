@@ -17,8 +17,9 @@ from protocol_world import (
 
 from lada_protocol.index import Attempt
 from lada_protocol.payments import check_payment
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.memory_ledger import MemoryLedger
 

@@ -15,8 +15,8 @@ from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import CohortBody, MaskKeyBody, parse_body
 from lada_protocol.opening import opened_values
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.tasks import Done, GiveUp, StartAttempt, Wait
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def _sum_of(world: World, attempt: Attempt, sites: tuple[str, ...]) -> list[int]:

@@ -10,11 +10,11 @@ from protocol_world import GUIDE, make_plan
 
 from lada_clients.site.allocator import SiteAllocator
 from lada_clients.site.memory import JudgedPath, SiteMemory
-from lada_protocol.plan import TrialsPlan
 from lada_secure.learnability.cells import CellGrid
 from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.learnability.statistics_parameters import StatisticsParameters
 from lada_secure.learnability.trials import ClusterTrial
+from lada_secure.method.plan import TrialsPlan
 
 CLUSTERS = np.repeat(np.arange(2, dtype=np.int64), 20)
 PARAMETERS = StatisticsParameters(

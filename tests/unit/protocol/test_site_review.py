@@ -30,8 +30,9 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, FaultBody, parse_body
-from lada_protocol.plan import STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import RecordFile
+from lada_secure.method.plan import STATISTICS
 from lada_secure.privacy.entries import DecisionEntry, ReserveEntry
 from lada_secure.privacy.memory_ledger import MemoryLedger
 

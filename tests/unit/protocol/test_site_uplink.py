@@ -18,11 +18,12 @@ from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.uplink import SiteUplink
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import InquiryBody, SitePathsBody, parse_body
-from lada_protocol.plan import ADVANTAGE, TRAINING, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.tasks import ImproveModel, Inquire
-from lada_protocol.uplink import SitePath, parse_site_paths, split_pool
+from lada_protocol.uplink import SitePath, parse_site_paths
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 from lada_secure.learnability.arrays import FloatArray
+from lada_secure.method.plan import ADVANTAGE, TRAINING, split_pool
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.released import Released, require_released
 

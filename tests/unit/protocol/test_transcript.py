@@ -10,7 +10,6 @@ from protocol_world import make_cast, make_plan, signed
 from lada_protocol.envelope import Envelope
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import STATISTICS
 from lada_protocol.transcript import (
     FIRST,
     Transcript,
@@ -21,6 +20,7 @@ from lada_protocol.transcript import (
 )
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import STATISTICS
 
 CAST, PLAN = make_cast(), make_plan()
 

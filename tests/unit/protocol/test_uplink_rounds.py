@@ -17,7 +17,6 @@ from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_protocol.opening import opened_values
-from lada_protocol.plan import ADVANTAGE, STATISTICS
 from lada_protocol.tasks import (
     AnswerInquiry,
     Done,
@@ -30,6 +29,7 @@ from lada_protocol.tasks import (
 from lada_protocol.transcript import parse_transcript
 from lada_protocol.uplink import NO_ADAPTERS, llm_version
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, STATISTICS
 
 PLAN = make_plan(uplink=UPLINK)
 SUM = Attempt(round_id=0, purpose=ADVANTAGE, number=0)

@@ -15,15 +15,7 @@ from lada_protocol.opening import (
     site_bound_of,
     sum_bound_of,
 )
-from lada_protocol.plan import (
-    ADVANTAGE,
-    DEMAND,
-    MAX_PLAN_BYTES,
-    STATISTICS,
-    StudyPlan,
-    UplinkPlan,
-    parse_plan,
-)
+from lada_protocol.plan import MAX_PLAN_BYTES, StudyPlan, parse_plan
 from lada_protocol.uplink import (
     HoldoutScore,
     SitePath,
@@ -32,11 +24,10 @@ from lada_protocol.uplink import (
     parse_inquiry,
     parse_site_paths,
     site_paths_bytes,
-    split_pool,
-    uplink_of,
 )
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LocalProtocolError, PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, UplinkPlan, split_pool, uplink_of
 
 PLAN = make_plan(uplink=UPLINK)
 SPLIT = split_pool(PLAN)

@@ -9,17 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lada_protocol.plan import (
-    AllocationPlan,
-    DistillationPlan,
-    PathsPlan,
-    PrivacyPlan,
-    StatisticsPlan,
-    StudyPlan,
-    TrainingPlan,
-    UplinkPlan,
-)
-from lada_protocol.uplink import NO_ADAPTERS, SitePath, holdout_agrees, split_pool
+from lada_protocol.plan import StudyPlan
+from lada_protocol.uplink import NO_ADAPTERS, SitePath, holdout_agrees
 from lada_secure.data.arithmetic import ArithmeticWorld, build_world
 from lada_secure.data.federation import build_federation
 from lada_secure.data.prompts import path_of
@@ -28,6 +19,16 @@ from lada_secure.distillation.model_folders import quiet_transformers
 from lada_secure.distillation.tiny_models import pretrain, pretraining_of, tiny_tokenizer
 from lada_secure.errors import TransportError
 from lada_secure.learnability.cells import Clusters
+from lada_secure.method.plan import (
+    AllocationPlan,
+    DistillationPlan,
+    PathsPlan,
+    PrivacyPlan,
+    StatisticsPlan,
+    TrainingPlan,
+    UplinkPlan,
+    split_pool,
+)
 from lada_server.llm_files import LlmFiles
 from lada_server.study import Study
 from lada_server.teacher import Teacher

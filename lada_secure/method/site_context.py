@@ -1,0 +1,98 @@
+"""What a site's steps are computed with: model, public material, records, ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lada_secure.data.prompts import prompt_of
+from lada_secure.data.records import PoolSample
+from lada_secure.distillation.adapters import (
+    AdapterWeights,
+    adapter_weights,
+    attach_adapters,
+    load_adapters,
+)
+from lada_secure.distillation.evaluation import path_losses
+from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.models import LanguageModel
+from lada_secure.learnability.arrays import FloatArray, IntArray
+from lada_secure.learnability.cells import Clusters
+from lada_secure.learnability.embedding import Embedder
+from lada_secure.method.plan import MethodPlan
+from lada_secure.method.site_state import KnownRationale, SiteState
+from lada_secure.method.training import (
+    Execution,
+    adapter_settings,
+)
+from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.private_records import PrivateRecords
+
+
+@dataclass(slots=True, kw_only=True)
+class SiteContext:
+    """One site during one study.
+
+    lm: with adapters, whose weights every step sets for itself. reference: those from before any
+    training. pool_clusters: (n,) public cluster per pool sample.
+    """
+
+    plan: MethodPlan
+    lm: LanguageModel
+    reference: AdapterWeights
+    pool: tuple[PoolSample, ...]
+    clusters: Clusters
+    embedder: Embedder
+    pool_clusters: IntArray
+    records: PrivateRecords
+    book: LedgerBook
+    execution: Execution
+
+    @classmethod
+    def open(
+        cls,
+        plan: MethodPlan,
+        lm: LanguageModel,
+        *,
+        pool: tuple[PoolSample, ...],
+        clusters: Clusters,
+        embedder: Embedder,
+        records: PrivateRecords,
+        book: LedgerBook,
+        execution: Execution,
+    ) -> SiteContext:
+        """Attach the plan's adapters, and place the pool among its public clusters.
+
+        Raises: ParameterError: the model has none of the plan's adapter targets.
+        """
+        layers = int(lm.model.config.num_hidden_layers)
+        attach_adapters(lm, adapter_settings(plan, layers=layers))
+        return cls(
+            plan=plan,
+            lm=lm,
+            reference=adapter_weights(lm),
+            pool=pool,
+            clusters=clusters,
+            embedder=embedder,
+            pool_clusters=clusters.assign(embedder.embed([sample.question for sample in pool])),
+            records=records,
+            book=book,
+            execution=execution,
+        )
+
+    def wear(self, state: SiteState) -> None:
+        """Put the SLM's present adapters into the model."""
+        load_adapters(self.lm, state.student or self.reference)
+
+    def losses(self, examples: Sequence[PathExample]) -> FloatArray:
+        """Loss of each rationale under the present adapters, nats per token, (m,)."""
+        return path_losses(self.lm, examples, batch_size=self.execution.batch_size)
+
+    def example(self, known: KnownRationale) -> PathExample:
+        sample = self.pool[known.pool_index]
+        return PathExample(
+            example_id=sample.sample_id,
+            prompt=prompt_of(sample.question, sample.choices),
+            path=known.text,
+            own_path=None,
+        )
