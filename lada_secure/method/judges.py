@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lada_secure.data.prompts import prompt_of
-from lada_secure.data.records import PoolSample
 from lada_secure.distillation.adapters import AdapterWeights
 from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.guide import ContrastedPath, lead_gains, own_paths
 from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.models import LanguageModel
 from lada_secure.learnability.agreement import agreeing_paths
 from lada_secure.learnability.arrays import BoolArray
 from lada_secure.learnability.measured_trials import measured_trials, trial_student
@@ -25,60 +22,49 @@ from lada_secure.learnability.trials import ClusterTrial, groups_to_try, trials_
 from lada_secure.method.mechanisms import cell_grid, trial_parameters, valuation_release
 from lada_secure.method.plan import GuidePlan, MethodPlan
 from lada_secure.method.site_allocation import valued_clusters
+from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.method.training import pool_tuning
-from lada_secure.privacy.ledger import LedgerBook
-from lada_secure.privacy.private_records import PrivateRecords
 
 
-def draw_rationales(
-    lm: LanguageModel,
-    plan: MethodPlan,
-    guide: GuidePlan,
-    rationales: Sequence[KnownRationale],
-    pool: Sequence[PoolSample],
-    *,
-    batch_size: int,
-) -> list[KnownRationale]:
-    """Let the model as it is now write beside each rationale that has nothing drawn yet.
+def drawn_beside(
+    site: SiteContext, guide: GuidePlan, rationales: Sequence[KnownRationale]
+) -> tuple[KnownRationale, ...]:
+    """Let the model as it is now write beside each rationale that was not judged yet.
 
-    Args: lm: with the adapters from before any training.
+    The model wears the adapters from before any training.
     """
     new = [at for at, known in enumerate(rationales) if known.gain is None]
     found = list(rationales)
     if new:
         drawn = own_paths(
-            lm,
-            [_prompt(pool, rationales[at]) for at in new],
+            site.lm,
+            [site.prompt(rationales[at].pool_index) for at in new],
             count=guide.own_paths,
-            max_new_tokens=plan.paths.max_new_tokens,
-            batch_size=batch_size,
-            seed=plan.seed,
+            max_new_tokens=site.plan.paths.max_new_tokens,
+            batch_size=site.execution.batch_size,
+            seed=site.plan.seed,
         )
         for at, texts in zip(new, drawn, strict=True):
             found[at] = replace(rationales[at], drawn=tuple(texts))
-    return found
+    return tuple(found)
 
 
 def judge(
-    lm: LanguageModel,
-    rationales: Sequence[KnownRationale],
-    pool: Sequence[PoolSample],
-    *,
-    reference: AdapterWeights,
-    dp_reference: AdapterWeights,
-    batch_size: int,
+    site: SiteContext, rationales: Sequence[KnownRationale], dp_reference: AdapterWeights
 ) -> tuple[KnownRationale, ...]:
     """Measure all rationales against the DP reference model, in their order."""
     gains = lead_gains(
-        lm,
+        site.lm,
         [
-            ContrastedPath(prompt=_prompt(pool, known), path=known.text, own_paths=known.drawn)
+            ContrastedPath(
+                prompt=site.prompt(known.pool_index), path=known.text, own_paths=known.drawn
+            )
             for known in rationales
         ],
-        reference=reference,
+        reference=site.reference,
         guide=dp_reference,
-        batch_size=batch_size,
+        batch_size=site.execution.batch_size,
     )
     return tuple(
         replace(known, gain=float(gain)) for known, gain in zip(rationales, gains, strict=True)
@@ -86,17 +72,11 @@ def judge(
 
 
 def release_valuation(
-    lm: LanguageModel,
-    plan: MethodPlan,
+    site: SiteContext,
     guide: GuidePlan,
     rationales: Sequence[KnownRationale],
     examples: Sequence[PathExample],
-    records: PrivateRecords,
-    *,
-    reference: AdapterWeights,
-    book: LedgerBook,
     round_id: int,
-    batch_size: int,
 ) -> list[ClusterTrial]:
     """Release what students of each cluster's rationales make of the records.
 
@@ -105,7 +85,7 @@ def release_valuation(
 
     Args: examples: of the same rationales.
     """
-    parameters = trial_parameters(plan)
+    plan, parameters = site.plan, trial_parameters(site.plan)
     groups = groups_to_try(_clusters(plan, rationales), clusters=plan.allocation.clusters)
     if parameters is None or not groups:
         return []
@@ -118,42 +98,40 @@ def release_valuation(
     )
     students = {
         cluster: trial_student(
-            lm, [examples[at] for at in members], reference=reference, tuning=tuning
+            site.lm, [examples[at] for at in members], reference=site.reference, tuning=tuning
         )
         for cluster, members in groups.items()
     }
     noised = release_trials(
         lambda paid: measured_trials(
-            lm,
-            records.units(paid),
+            site.lm,
+            site.records.units(paid),
             students,
-            reference=reference,
+            reference=site.reference,
             parameters=parameters,
-            batch_size=batch_size,
+            batch_size=site.execution.batch_size,
         ),
         parameters=parameters,
-        book=book,
+        book=site.book,
         spec=valuation_release(plan, parameters, round_id),
     ).value
     return trials_of(noised, {cluster: len(members) for cluster, members in groups.items()})
 
 
-def agreeing(
-    plan: MethodPlan, guide: GuidePlan, state: SiteState, rationales: Sequence[KnownRationale]
-) -> BoolArray:
-    """(m,) rationales that agree with the records.
+def agreeing(plan: MethodPlan, guide: GuidePlan, state: SiteState) -> BoolArray:
+    """(m,) rationales of the state that agree with the records.
 
     By the DP reference model, and where a rationale's cluster was valued by that.
     """
     verdicts = agreeing_paths(
-        [0.0 if known.gain is None else known.gain for known in rationales],
-        [known.cell for known in rationales],
+        [0.0 if known.gain is None else known.gain for known in state.rationales],
+        [known.cell for known in state.rationales],
         cells=cell_grid(plan).cells,
         least_share=guide.least_share,
     )
     return useful_paths(
         valued_clusters(plan, state),
-        _clusters(plan, rationales),
+        _clusters(plan, state.rationales),
         verdicts,
         least_share=guide.least_share,
     )
@@ -161,8 +139,3 @@ def agreeing(
 
 def _clusters(plan: MethodPlan, rationales: Sequence[KnownRationale]) -> list[int]:
     return [known.cell // plan.allocation.difficulty_bins for known in rationales]
-
-
-def _prompt(pool: Sequence[PoolSample], known: KnownRationale) -> str:
-    sample = pool[known.pool_index]
-    return prompt_of(sample.question, sample.choices)

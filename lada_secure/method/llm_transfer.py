@@ -120,9 +120,7 @@ def improve(
         if holdout_agrees(before, after):
             weights = tuned
             break
-    return Decision(
-        received=count, used=len(examples), before=before, after=after, weights=weights
-    )
+    return Decision(received=count, used=len(examples), before=before, after=after, weights=weights)
 
 
 def _score(plan: MethodPlan, answers: Answers) -> HoldoutScore:

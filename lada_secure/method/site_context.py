@@ -88,11 +88,16 @@ class SiteContext:
         """Loss of each rationale under the present adapters, nats per token, (m,)."""
         return path_losses(self.lm, examples, batch_size=self.execution.batch_size)
 
+    def prompt(self, pool_index: int) -> str:
+        """What a model reads of a pool sample."""
+        sample = self.pool[pool_index]
+        return prompt_of(sample.question, sample.choices)
+
     def example(self, known: KnownRationale) -> PathExample:
-        sample = self.pool[known.pool_index]
+        """A rationale as something to learn."""
         return PathExample(
-            example_id=sample.sample_id,
-            prompt=prompt_of(sample.question, sample.choices),
+            example_id=self.pool[known.pool_index].sample_id,
+            prompt=self.prompt(known.pool_index),
             path=known.text,
             own_path=None,
         )

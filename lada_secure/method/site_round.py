@@ -84,9 +84,7 @@ def pick(
     )
 
 
-def site_adapters(
-    site: SiteContext, state: SiteState, round_id: int
-) -> Released[AdapterWeights]:
+def site_adapters(site: SiteContext, state: SiteState, round_id: int) -> Released[AdapterWeights]:
     """This round's adapters, after training; the same release at every call, also later.
 
     Raises: LedgerError: the round was not trained.

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from lada_secure.distillation.adapters import AdapterWeights
 from lada_secure.learnability.data_filter import FilterHistory
 from lada_secure.learnability.trials import ClusterTrial
-
-_NONE: Mapping[int, tuple[int, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +50,12 @@ class SiteState:
     dp_reference: what DP-SGD released last, where the plan has a guide.
     """
 
-    picks: Mapping[int, tuple[int, ...]] = field(default=_NONE)
+    picks: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     trained: tuple[int, ...] = ()
     rationales: tuple[KnownRationale, ...] = ()
     history: FilterHistory = field(default_factory=FilterHistory)
     valuations: tuple[ClusterTrial, ...] = ()
-    excess: Mapping[int, tuple[int, ...]] = field(default=_NONE)
+    excess: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     student: AdapterWeights | None = None
     dp_reference: AdapterWeights | None = None
 

@@ -15,7 +15,7 @@ from lada_secure.distillation.evaluation import path_log_probabilities
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.arrays import BoolArray, FloatArray
-from lada_secure.learnability.hosts.host import DualLosses, Payload, check_pool, exp_loss_reward
+from lada_secure.learnability.hosts.host import DualLosses, Payload, check_pool
 from lada_secure.learnability.hosts.logits import logit_loss, taught_rows
 from lada_secure.learnability.hosts.rounds import HostTraining, train_host
 from lada_secure.learnability.hosts.token_alignment import TokenAlignment
@@ -97,10 +97,6 @@ class LogitHost(ABC):
             [one.top for one in batch],
             weight=self._settings.weight,
         )
-
-    def reward(self, before: DualLosses, after: DualLosses) -> FloatArray:
-        """See `Host.reward`."""
-        return exp_loss_reward(before, after)
 
     def teach_llm(
         self,
