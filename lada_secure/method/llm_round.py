@@ -19,6 +19,7 @@ from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.paths import generate_paths
 from lada_secure.learnability.arrays import FloatArray, IntArray
 from lada_secure.learnability.cells import Clusters, difficulty_bins, pool_features
+from lada_secure.learnability.embedding import FloatVectors
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan, uplink_of
 
@@ -57,7 +58,7 @@ def view_pool(
     plan: MethodPlan,
     pool: Sequence[PoolSample],
     clusters: Clusters,
-    embeddings: FloatArray,
+    embeddings: FloatVectors,
 ) -> PoolView:
     """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026).
 

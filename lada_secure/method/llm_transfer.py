@@ -19,20 +19,11 @@ from lada_secure.distillation.examples import PathExample
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.public_tuning import RATE_SHARES, TuningSettings
 from lada_secure.learnability.advantage import samples_to_ask, scaled_certainty
+from lada_secure.method.holdout import HoldoutScore, holdout_agrees
 from lada_secure.method.plan import MethodPlan, split_pool, uplink_of
 
 W = TypeVar("W")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldoutScore:
-    """How well an LLM does on the hold-out.
-
-    right: samples answered rightly. certainty: sum over them of floor(integer_scale x confidence).
-    """
-
-    right: int
-    certainty: int
+W_co = TypeVar("W_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +37,7 @@ class Decision(Generic[W]):
     weights: W | None
 
 
-class TunableLlm(Protocol[W]):
+class TunableLlm(Protocol[W_co]):
     """An LLM as it was before the round; `tune` starts from there every time."""
 
     def answer(self, pool_indices: Sequence[int]) -> Answers:
@@ -58,18 +49,13 @@ class TunableLlm(Protocol[W]):
         examples: Sequence[PathExample],
         replay: Sequence[PathExample],
         settings: TuningSettings,
-    ) -> W:
+    ) -> W_co:
         """Train it, and return what it has become."""
         ...
 
     def answer_tuned(self, pool_indices: Sequence[int]) -> Answers:
         """What it answers as `tune` left it."""
         ...
-
-
-def holdout_agrees(before: HoldoutScore, after: HoldoutScore) -> bool:
-    """The one rule: surer of the right answers than before, and no fewer of them."""
-    return after.right >= before.right and after.certainty > before.certainty
 
 
 def samples_to_inquire(plan: MethodPlan, opened: Sequence[int], answers: Answers) -> list[int]:

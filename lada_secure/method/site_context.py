@@ -19,12 +19,10 @@ from lada_secure.distillation.models import LanguageModel
 from lada_secure.learnability.arrays import FloatArray, IntArray
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.embedding import Embedder
+from lada_secure.method.execution import Execution
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_state import KnownRationale, SiteState
-from lada_secure.method.training import (
-    Execution,
-    adapter_settings,
-)
+from lada_secure.method.training import adapter_settings
 from lada_secure.privacy.ledger import LedgerBook
 from lada_secure.privacy.private_records import PrivateRecords
 

@@ -7,8 +7,6 @@ stream: the same records of each unit, with the same rationales, at the same rat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from lada_secure.distillation.adapters import AdapterSettings
 from lada_secure.distillation.examples import PrivateUnit
@@ -19,6 +17,7 @@ from lada_secure.distillation.parameters import TrainerSettings
 from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.public_tuning import TuningSettings
 from lada_secure.distillation.training import training_spec
+from lada_secure.method.execution import Execution
 from lada_secure.method.mechanisms import (
     loss_settings,
     privacy_parameters,
@@ -30,18 +29,6 @@ from lada_secure.privacy.units import Unit
 
 # The number of steps is the plan's, however few samples there are.
 _MANY_EPOCHS = 10**6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """How a site's machine computes; nothing here changes a guarantee.
-
-    batch_size: texts at a time, as memory allows. threads: CPU threads, None leaves them.
-    """
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = 1
-    batch_size: int = 16
 
 
 def adapter_settings(plan: MethodPlan, *, layers: int) -> AdapterSettings:

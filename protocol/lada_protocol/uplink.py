@@ -14,6 +14,7 @@ from lada_protocol.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_protocol.plan import StudyPlan
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import PeerError
+from lada_secure.method.holdout import HoldoutScore, holdout_agrees
 from lada_secure.method.plan import ADVANTAGE, split_pool, uplink_of
 
 NO_ADAPTERS = "0" * 64
@@ -102,22 +103,6 @@ def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...
     if order != sorted(set(order)):
         raise PeerError("site_paths: samples out of order, or one twice", reason="malformed")
     return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldoutScore:
-    """How well an LLM does on the hold-out.
-
-    right: samples answered rightly. certainty: sum over them of floor(integer_scale x certainty).
-    """
-
-    right: int
-    certainty: int
-
-
-def holdout_agrees(before: HoldoutScore, after: HoldoutScore) -> bool:
-    """The one rule: surer of the right answers than before, and no fewer of them."""
-    return after.right >= before.right and after.certainty > before.certainty
 
 
 def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> str:

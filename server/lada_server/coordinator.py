@@ -45,13 +45,13 @@ from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.worker import shared_worker
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
+from lada_secure.method.llm_round import PoolView, write_rationales
 from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
-from lada_server.llm_looks import PoolView
 from lada_server.own_board import OwnBoard
 from lada_server.storage_patience import StoragePatience
 from lada_server.store import BoardStore
 from lada_server.study import Study
-from lada_server.teacher import Teacher, written_paths
+from lada_server.teacher import Teacher, parse_rationales, rationales_payload
 from lada_server.uplink import CoordinatorUplink, update_body
 
 LOG = logging.getLogger(__name__)
@@ -323,18 +323,22 @@ class Coordinator:
     def _write_paths(self, round_id: int) -> None:
         view = self._look_at_pool(round_id)
         progress = self._progress(round_id, "paths")
-        written = self.teacher.write_paths(
-            self.study, view, self.board.opened_sum(round_id, DEMAND), progress=progress
+        written = write_rationales(
+            self.teacher.model,
+            self.study.plan,
+            self.study.pool,
+            self.board.opened_sum(round_id, DEMAND),
+            progress=progress,
         )
         self.board.post(
             Kind.PATHS,
             {
                 "demanded": written.demanded,
-                "written": written.written,
+                "written": len(written.texts),
                 "wrong": written.wrong,
                 "dropped": written.dropped,
             },
-            payload=written.payload,
+            payload=rationales_payload(self.study, written.texts, view.cells),
             round_id=round_id,
         )
 
@@ -357,9 +361,9 @@ class Coordinator:
         if inquiry is None or written is None:
             raise LocalProtocolError(f"round {round_id}: an update before paths and inquiry")
         before = self._llm(round_id)
-        decision = self._uplink.improve(
+        decision, after = self._uplink.improve(
             self._site_paths(round_id, inquiry),
-            written_paths(self.board.read(written.message_hash), self.study),
+            parse_rationales(self.board.read(written.message_hash), self.study),
             version=before,
             seed=self.study.plan.seed + round_id,
             progress=self._progress(round_id, "uplink"),
@@ -370,6 +374,7 @@ class Coordinator:
             inquiry=inquiry.message_hash,
             holdout=self._uplink.settings.holdout,
             before=before,
+            after=after,
         )
         self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
         figures = {key: value for key, value in body.items() if key != "inquiry"}

@@ -15,31 +15,17 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from lada_secure.canonical import Json, canonical_json, sha256_hex
-
-if TYPE_CHECKING:
-    from lada_secure.distillation.certainty import Answers
-    from lada_secure.learnability.arrays import FloatArray, IntArray
+from lada_secure.distillation.certainty import Answers
+from lada_secure.method.llm_round import PoolView
 
 LOG = logging.getLogger(__name__)
 
 _DIGEST_BYTES: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PoolView:
-    """What the coordinator knows of its pool and keeps to itself.
-
-    features: (n, d) float64 in [0, 1], the private matrix of blind scoring.
-    cells: (n,) int64, each sample's own cell.
-    """
-
-    features: FloatArray
-    cells: IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +50,6 @@ class LlmLooks:
 
     def answers(self, about: Json) -> Answers | None:
         """The kept answers to some pool samples; None where there are none."""
-        from lada_secure.distillation.certainty import Answers
-
         raw = self._read("answers", about)
         if raw is None:
             return None

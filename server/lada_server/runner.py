@@ -19,10 +19,7 @@ from lada_secure.errors import LadaError, ParameterError, PeerError
 from lada_secure.line_file import open_line_file
 from lada_secure.logs import configure_logs
 from lada_secure.state_folder import held_state_folder
-from lada_server.coordinator import Coordinator
 from lada_server.credentials import live_identity, read_passphrase
-from lada_server.llm_files import LlmFiles
-from lada_server.llm_looks import LlmLooks
 from lada_server.monitor import Monitored, start_monitor
 from lada_server.pool_gate import check_study
 from lada_server.service import RunningServer, start_server
@@ -31,7 +28,6 @@ from lada_server.status import EVENTS_FILE, Status, read_status
 from lada_server.status_file import STATUS_FILE, StatusFile
 from lada_server.store import BoardStore
 from lada_server.study import keep_plan, prepare_study
-from lada_server.teacher import Teacher
 
 S = TypeVar("S", bound=Settings)
 
@@ -85,6 +81,12 @@ def _serve(
             ) as running,
             _observed(settings, running, identity, store),
         ):
+            # Imported here: libraries of models take seconds, and callers are heard by now.
+            from lada_server.coordinator import Coordinator
+            from lada_server.llm_files import LlmFiles
+            from lada_server.llm_looks import LlmLooks
+            from lada_server.teacher import Teacher
+
             study = prepare_study(
                 study_settings,
                 pool=pool,

@@ -15,7 +15,6 @@ from lada_clients.audit.folder import MOCK_EXPORT
 from lada_clients.settings_file import read_settings
 from lada_clients.site.file_gate import check_files
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.exported_study import PLAN_FILE
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_secure.canonical import Json, canonical_json, sha256_hex
@@ -36,6 +35,7 @@ from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.method.mechanisms import privacy_parameters
+from lada_secure.method.training import adapter_settings, private_units, trainer_settings
 from lada_secure.privacy.units import Unit
 
 SCHEMA_VERSION: Final = 1
@@ -220,7 +220,9 @@ def audit_site(
         ),
         pool_of=lambda round_id: _pool(site, round_id),
         privacy=privacy,
-        settings_of=lambda round_id: trainer_settings(plan, site.settings, round_id=round_id),
+        settings_of=lambda round_id: trainer_settings(
+            plan, site.settings.execution, round_id=round_id
+        ),
         rounds=rounds,
         delta=plan.privacy.target_delta,
         size=size,
@@ -278,7 +280,7 @@ def _check_recipe(plan: StudyPlan, rounds: int) -> None:
 def _settings_hash(
     site: AuditedSite, shape: AdapterSettings, privacy: DpSgdParameters, *, rounds: int
 ) -> str:
-    trainer = asdict(trainer_settings(site.plan, site.settings, round_id=0))
+    trainer = asdict(trainer_settings(site.plan, site.settings.execution, round_id=0))
     guide = site.plan.guide
     return sha256_hex(
         canonical_json(

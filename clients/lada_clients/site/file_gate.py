@@ -106,12 +106,13 @@ def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy)
 
 def _size_faults(learner: SiteLearner) -> Iterator[str]:
     """Sizes of the plan against this site's settings and model; no record is looked at."""
-    plan, settings, most = learner.plan, learner.settings, learner.model.max_tokens
+    plan, most = learner.plan, learner.model.max_tokens
+    batch_size = learner.context.execution.batch_size
     bound = plan.privacy.max_records_per_unit
-    if bound > settings.physical_batch_size:
+    if bound > batch_size:
         yield (
             f"max_records_per_unit is {bound}, physical_batch_size of the site's settings is "
-            f"{settings.physical_batch_size}; raise physical_batch_size to {bound} or more"
+            f"{batch_size}; raise physical_batch_size to {bound} or more"
         )
     if plan.paths.max_new_tokens >= most:
         yield (
@@ -125,11 +126,11 @@ def _call_once(learner: SiteLearner) -> None:
 
     Raises: ParameterError: the model cannot be used as the plan would.
     """
-    from lada_clients.site.training import trainer_settings
     from lada_secure.distillation.engine_choice import open_engine
     from lada_secure.distillation.model_probe import probe_model
+    from lada_secure.method.training import trainer_settings
 
-    trainer = trainer_settings(learner.plan, learner.settings, round_id=0)
+    trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
     trainer.torch_device()
     open_engine(learner.model.model, trainer.engine).close()
     probe_model(learner.model, what="the model")
@@ -153,9 +154,9 @@ def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str
         ),
         (
             "the coordinator's pool",
-            range(1, len(learner.pool) + 1),
-            learner.pool,
-            [new_tokens] * len(learner.pool),
+            range(1, len(learner.context.pool) + 1),
+            learner.context.pool,
+            [new_tokens] * len(learner.context.pool),
         ),
     ]
     if held_out is not None:

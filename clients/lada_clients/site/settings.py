@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lada_protocol.settings import Settings
 from lada_protocol.transport import TransportSettings
 from lada_secure.logs import LogSettings
+from lada_secure.method.execution import Execution
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.units import MissingLike, Spellings
 
@@ -39,6 +40,13 @@ class SiteSettings(Settings):
     ] = None
     transport: TransportSettings = TransportSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def execution(self) -> Execution:
+        """How this machine computes."""
+        return Execution(
+            device=self.device, threads=self.threads, batch_size=self.physical_batch_size
+        )
 
 
 class UnitRules(BaseModel):

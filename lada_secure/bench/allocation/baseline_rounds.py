@@ -90,12 +90,11 @@ class BaselineRounds:
             transfer(self.host, site.lm, _passing(one), _training(site, round_id))
             finish(site, one, round_id)
             trained.append(close(site, one, round_id))
-        students = [done.state.student for done in trained]
+        ready = [
+            partial(_ready, site, done.state) for site, done in zip(sites, trained, strict=True)
+        ]
         self._teach(
-            [
-                partial(_ready, site.lm, student)
-                for site, student in zip(sites, students, strict=True)
-            ],
+            ready,
             {index: text for one in considered for index, text in _known(one).items()},
             sites[0],
             round_id,

@@ -23,6 +23,7 @@ from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.learnability.arrays import BoolArray, FloatArray
 from lada_secure.learnability.cells import Clusters
+from lada_secure.learnability.embedding import FloatVectors
 from lada_secure.method.llm_round import (
     BATCH_SIZE,
     GENERATION_BATCH_SIZE,
@@ -59,7 +60,7 @@ class LabLlm:
     lm: LanguageModel
     data: BenchData
     clusters: Clusters
-    embeddings: FloatArray
+    embeddings: FloatVectors
     _looks: _Looks = field(default_factory=_Looks)
 
     @classmethod
@@ -69,7 +70,7 @@ class LabLlm:
         lm: LanguageModel,
         data: BenchData,
         clusters: Clusters,
-        embeddings: FloatArray,
+        embeddings: FloatVectors,
         *,
         learns: bool,
     ) -> LabLlm:

@@ -29,10 +29,10 @@ from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.distillation.evaluation import accuracy, path_log_probabilities
 from lada_secure.distillation.models import load_folder
 from lada_secure.learnability.allocation import pick
-from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import Clusters, fit_clusters
-from lada_secure.learnability.embedding import Embedder, embedder
+from lada_secure.learnability.embedding import Embedder, FloatVectors, embedder
 from lada_secure.learnability.statistics import NoisedStatistics
+from lada_secure.method.execution import Execution
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
@@ -40,7 +40,6 @@ from lada_secure.method.site_round import confidence_excess, site_statistics, so
 from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import train
-from lada_secure.method.training import Execution
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import Unit, bound_units
 
@@ -128,7 +127,7 @@ class Laboratory:
     prepared: PreparedWorld
     settings: LabSettings
     embedder: Embedder
-    embeddings: FloatArray
+    embeddings: FloatVectors
     clusters: Clusters
     units: tuple[tuple[Unit, ...], ...]
     _models: dict[bytes, SiteContext] = field(default_factory=dict)

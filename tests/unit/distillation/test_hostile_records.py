@@ -17,11 +17,11 @@ import torch
 from guidance_doubles import BAD, GOOD, GUIDE, ledger, received
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lada_clients.site.training import private_units, trainer_settings
 from site_doubles import file_of, record, site_learner, site_plan, site_policy
 from trainer_doubles import opened_trainer, small_model
 
 from lada_clients.site.file_gate import SiteFiles
-from lada_clients.site.training import private_units, trainer_settings
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import Record
 from lada_secure.distillation import evaluation

@@ -17,9 +17,7 @@ from lada_protocol.opening import (
 )
 from lada_protocol.plan import MAX_PLAN_BYTES, StudyPlan, parse_plan
 from lada_protocol.uplink import (
-    HoldoutScore,
     SitePath,
-    holdout_agrees,
     inquiry_bytes,
     parse_inquiry,
     parse_site_paths,
@@ -27,6 +25,7 @@ from lada_protocol.uplink import (
 )
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LocalProtocolError, PeerError
+from lada_secure.method.holdout import HoldoutScore, holdout_agrees
 from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, UplinkPlan, split_pool, uplink_of
 
 PLAN = make_plan(uplink=UPLINK)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lada_protocol.plan import StudyPlan
-from lada_protocol.uplink import NO_ADAPTERS, SitePath, holdout_agrees
+from lada_protocol.uplink import NO_ADAPTERS, SitePath
 from lada_secure.data.arithmetic import ArithmeticWorld, build_world
 from lada_secure.data.federation import build_federation
 from lada_secure.data.prompts import path_of
@@ -19,6 +19,7 @@ from lada_secure.distillation.model_folders import quiet_transformers
 from lada_secure.distillation.tiny_models import pretrain, pretraining_of, tiny_tokenizer
 from lada_secure.errors import TransportError
 from lada_secure.learnability.cells import Clusters
+from lada_secure.method.holdout import holdout_agrees
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
