@@ -10,21 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lada_secure.distillation.adapters import AdapterWeights
-from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.guide import ContrastedPath, lead_gains, own_paths
-from lada_secure.distillation.loss import LossSettings
-from lada_secure.learnability.agreement import agreeing_paths
-from lada_secure.learnability.arrays import BoolArray
-from lada_secure.learnability.measured_trials import measured_trials, trial_student
-from lada_secure.learnability.trial_gains import release_trials
-from lada_secure.learnability.trials import ClusterTrial, groups_to_try, trials_of, useful_paths
+from lada_secure.allocation.agreement import agreeing_paths
+from lada_secure.allocation.data_valuation import (
+    ClusterTrial,
+    groups_to_try,
+    trials_of,
+    useful_paths,
+)
+from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.valuation_gains import release_trials
+from lada_secure.arrays import BoolArray
 from lada_secure.method.mechanisms import cell_grid, trial_parameters, valuation_release
 from lada_secure.method.plan import GuidePlan, MethodPlan
 from lada_secure.method.site_allocation import valued_clusters
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.method.training import pool_tuning
+from lada_secure.models.adapters import AdapterWeights
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.reference_model import ContrastedPath, lead_gains, own_paths
 
 
 def drawn_beside(

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lada_secure.allocation.cells import Clusters, difficulty_bins, pool_features
+from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.adapters import AdapterSettings
-from lada_secure.distillation.evaluation import greedy_paths, path_log_probabilities
-from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.paths import generate_paths
-from lada_secure.learnability.arrays import FloatArray, IntArray
-from lada_secure.learnability.cells import Clusters, difficulty_bins, pool_features
-from lada_secure.learnability.embedding import FloatVectors
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan, uplink_of
+from lada_secure.models.adapters import AdapterSettings
+from lada_secure.models.embedding import FloatVectors
+from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.rationales import generate_paths
 
 BATCH_SIZE = 16
 GENERATION_BATCH_SIZE = 64

@@ -12,15 +12,15 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from lada_secure.allocation.confidence_excess import samples_to_ask, scaled_certainty
 from lada_secure.data.prompts import answer_of, prompt_of
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.certainty import Answers
-from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.public_tuning import RATE_SHARES, TuningSettings
-from lada_secure.learnability.advantage import samples_to_ask, scaled_certainty
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
 from lada_secure.method.plan import MethodPlan, split_pool, uplink_of
+from lada_secure.models.confidence import Answers
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.tuning import RATE_SHARES, TuningSettings
 
 W = TypeVar("W")
 W_co = TypeVar("W_co", covariant=True)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from lada_secure.data.prompts import answer_of, path_of
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.evaluation import choose, greedy_paths
-from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.models import LanguageModel
 from lada_secure.method.plan import MethodPlan
+from lada_secure.models.evaluation import choose, greedy_paths
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel
 
 
 def with_rejected(

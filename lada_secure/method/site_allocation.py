@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lada_secure.learnability.agreement import cell_agreement
-from lada_secure.learnability.allocation import CellView, cell_utilities, path_screen, strategy
-from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
-from lada_secure.learnability.choice import PoolMap, cell_view, choose
-from lada_secure.learnability.statistics import NoisedStatistics
-from lada_secure.learnability.trials import ClusterUsefulness, cell_usefulness, usefulness
+from lada_secure.allocation.agreement import cell_agreement
+from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
+from lada_secure.allocation.selection import PoolMap, cell_view, choose
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.allocation.strategies import CellView, cell_utilities, path_screen, strategy
+from lada_secure.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.method.mechanisms import allocation_settings, cell_grid
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_state import SiteState

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lada_secure.allocation.cells import Clusters
+from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.adapters import (
+from lada_secure.method.execution import Execution
+from lada_secure.method.plan import MethodPlan
+from lada_secure.method.site_state import KnownRationale, SiteState
+from lada_secure.method.training import adapter_settings
+from lada_secure.models.adapters import (
     AdapterWeights,
     adapter_weights,
     attach_adapters,
     load_adapters,
 )
-from lada_secure.distillation.evaluation import path_losses
-from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.models import LanguageModel
-from lada_secure.learnability.arrays import FloatArray, IntArray
-from lada_secure.learnability.cells import Clusters
-from lada_secure.learnability.embedding import Embedder
-from lada_secure.method.execution import Execution
-from lada_secure.method.plan import MethodPlan
-from lada_secure.method.site_state import KnownRationale, SiteState
-from lada_secure.method.training import adapter_settings
-from lada_secure.privacy.ledger import LedgerBook
-from lada_secure.privacy.private_records import PrivateRecords
+from lada_secure.models.embedding import Embedder
+from lada_secure.models.evaluation import path_losses
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.release.private_records import PrivateRecords
 
 
 @dataclass(slots=True, kw_only=True)

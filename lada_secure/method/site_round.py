@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_secure.distillation.adapters import (
-    AdapterWeights,
-)
-from lada_secure.distillation.certainty import answer_pool
-from lada_secure.distillation.paths import generate_paths
-from lada_secure.distillation.released_adapters import released_adapters
-from lada_secure.learnability.advantage import advantages
-from lada_secure.learnability.arrays import FloatArray, IntArray
-from lada_secure.learnability.measured_statistics import measured_statistics
-from lada_secure.learnability.statistics import NoisedStatistics, UnitStatistics, release_statistics
+from lada_secure.allocation.confidence_excess import advantages
+from lada_secure.allocation.measured_statistics import measured_statistics
+from lada_secure.allocation.statistics import NoisedStatistics, UnitStatistics, release_statistics
+from lada_secure.arrays import FloatArray, IntArray
+from lada_secure.dpsgd.released_adapters import released_adapters
 from lada_secure.method.mechanisms import (
     privacy_parameters,
     statistics_parameters,
@@ -32,7 +27,12 @@ from lada_secure.method.training import (
     trainer_settings,
     training_release,
 )
-from lada_secure.privacy.ledger import Reservation
+from lada_secure.models.adapters import (
+    AdapterWeights,
+)
+from lada_secure.models.confidence import answer_pool
+from lada_secure.models.rationales import generate_paths
+from lada_secure.privacy.ledger.book import Reservation
 from lada_secure.privacy.released import Released
 
 

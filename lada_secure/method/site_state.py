@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lada_secure.distillation.adapters import AdapterWeights
-from lada_secure.learnability.data_filter import FilterHistory
-from lada_secure.learnability.trials import ClusterTrial
+from lada_secure.allocation.data_valuation import ClusterTrial
+from lada_secure.allocation.reward_model import FilterHistory
+from lada_secure.models.adapters import AdapterWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

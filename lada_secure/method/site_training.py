@@ -7,22 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lada_secure.allocation.explanation import explain_cells
+from lada_secure.allocation.gap import cell_rewards, probability
+from lada_secure.allocation.reward_model import observations
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.allocation.strategies import strategy
+from lada_secure.arrays import FloatArray
 from lada_secure.canonical import Json
-from lada_secure.distillation.adapters import (
-    adapter_weights,
-    load_adapters,
-)
-from lada_secure.distillation.examples import PathExample, PrivateUnit
-from lada_secure.distillation.guide import scaled_adapters
-from lada_secure.distillation.outlook import TrainingOutlook
-from lada_secure.distillation.public_tuning import tune_on_paths
-from lada_secure.distillation.training import Distilled, StepReport, distil
-from lada_secure.learnability.allocation import strategy
-from lada_secure.learnability.arrays import FloatArray
-from lada_secure.learnability.data_filter import observations
-from lada_secure.learnability.explanation import explain_cells
-from lada_secure.learnability.gap import cell_rewards, probability
-from lada_secure.learnability.statistics import NoisedStatistics
+from lada_secure.dpsgd.distillation import Distilled, StepReport, distil
+from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
 from lada_secure.method.judges import agreeing, drawn_beside, judge, release_valuation
 from lada_secure.method.mechanisms import (
     cell_grid,
@@ -40,7 +33,14 @@ from lada_secure.method.training import (
     trainer_settings,
     training_release,
 )
-from lada_secure.privacy.ledger import Reservation
+from lada_secure.models.adapters import (
+    adapter_weights,
+    load_adapters,
+)
+from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.reference_model import scaled_adapters
+from lada_secure.models.tuning import tune_on_paths
+from lada_secure.privacy.ledger.book import Reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_secure.distillation.adapters import AdapterSettings
-from lada_secure.distillation.examples import PrivateUnit
-from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.own_reasons import written_reasons
-from lada_secure.distillation.parameters import TrainerSettings
-from lada_secure.distillation.private_examples import private_unit
-from lada_secure.distillation.public_tuning import TuningSettings
-from lada_secure.distillation.training import training_spec
+from lada_secure.dpsgd.distillation import training_spec
+from lada_secure.dpsgd.parameters import TrainerSettings
+from lada_secure.dpsgd.private_examples import private_unit
 from lada_secure.method.execution import Execution
 from lada_secure.method.mechanisms import (
     loss_settings,
@@ -24,8 +18,14 @@ from lada_secure.method.mechanisms import (
     private_learning_rate,
 )
 from lada_secure.method.plan import GuidePlan, MethodPlan
-from lada_secure.privacy.ledger import ReleaseSpec
-from lada_secure.privacy.units import Unit
+from lada_secure.models.adapters import AdapterSettings
+from lada_secure.models.examples import PrivateUnit
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.tuning import TuningSettings
+from lada_secure.privacy.ledger.book import ReleaseSpec
+from lada_secure.privacy.release.units import Unit
 
 # The number of steps is the plan's, however few samples there are.
 _MANY_EPOCHS = 10**6

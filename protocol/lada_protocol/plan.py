@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from lada_protocol.envelope import Digest, PartyId, StudyId
+from lada_protocol.wire.envelope import Digest, PartyId, StudyId
 from lada_secure.canonical import parse_canonical_json
 from lada_secure.encryption.parameters import MAX_CELLS, MAX_LENGTH
 from lada_secure.errors import PeerError

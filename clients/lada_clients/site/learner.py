@@ -12,15 +12,11 @@ from lada_clients.site.memory import SiteMemory
 from lada_clients.site.received_paths import parse_received_paths
 from lada_clients.site.settings import SiteSettings
 from lada_protocol.plan import StudyPlan
-from lada_protocol.uplink import MAX_PATH_CHARACTERS, SitePath
+from lada_protocol.rounds.llm_transfer import MAX_PATH_CHARACTERS, SitePath
+from lada_secure.allocation.cells import Clusters
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.arrays import FloatArray
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.distillation.adapters import AdapterWeights
-from lada_secure.distillation.evaluation import accuracy
-from lada_secure.distillation.models import LanguageModel, load_language_model
-from lada_secure.learnability.arrays import FloatArray
-from lada_secure.learnability.cells import Clusters
-from lada_secure.learnability.embedding import embedder
-from lada_secure.learnability.statistics import NoisedStatistics
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
@@ -33,8 +29,12 @@ from lada_secure.method.site_round import (
 )
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import RoundReports, train
-from lada_secure.privacy.ledger import LedgerBook
-from lada_secure.privacy.private_records import PrivateRecords
+from lada_secure.models.adapters import AdapterWeights
+from lada_secure.models.embedding import embedder
+from lada_secure.models.evaluation import accuracy
+from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.released import Released
 
 

@@ -13,20 +13,18 @@ from functools import partial
 
 import numpy as np
 
-from lada_secure.bench.allocation.llm import LabLlm
-from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.distillation.models import LanguageModel
-from lada_secure.errors import ParameterError
-from lada_secure.learnability.hosts.adapter_sums import (
+from lada_lab.baselines.adapter_sums import (
     AdapterSumSettings,
     adapter_vector,
     mean_adapters,
 )
-from lada_secure.learnability.hosts.fedcollm import FedCoLlmHost
-from lada_secure.learnability.hosts.fedmkt import FedMktHost
-from lada_secure.learnability.hosts.logit_host import LogitHost
-from lada_secure.learnability.hosts.rounds import HostTraining, transfer
-from lada_secure.learnability.statistics import NoisedStatistics
+from lada_lab.baselines.fedcollm import FedCoLlmHost
+from lada_lab.baselines.fedmkt import FedMktHost
+from lada_lab.baselines.logit_baseline import LogitHost
+from lada_lab.baselines.rounds import HostTraining, transfer
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.bench.allocation.llm import LabLlm
+from lada_secure.errors import ParameterError
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import (
@@ -37,6 +35,8 @@ from lada_secure.method.site_training import (
     finish,
     wear_start,
 )
+from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
+from lada_secure.models.loading import LanguageModel
 
 _BASELINES: Mapping[str, type[LogitHost]] = {"fedmkt": FedMktHost, "fedcollm": FedCoLlmHost}
 _LLM_STEPS = 60

@@ -7,23 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lada_secure.bench.allocation.study_data import BenchData
+from lada_lab.worlds.study_data import BenchData
+from lada_secure.allocation.cells import Clusters
+from lada_secure.arrays import BoolArray, FloatArray
 from lada_secure.data.prompts import path_of, prompt_of
-from lada_secure.distillation.adapters import (
-    AdapterWeights,
-    adapter_weights,
-    attach_adapters,
-    load_adapters,
-)
-from lada_secure.distillation.certainty import Answers, answer_pool
-from lada_secure.distillation.evaluation import accuracy, path_log_probabilities
-from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.encryption.matrix import encode_matrix
-from lada_secure.learnability.arrays import BoolArray, FloatArray
-from lada_secure.learnability.cells import Clusters
-from lada_secure.learnability.embedding import FloatVectors
 from lada_secure.method.llm_round import (
     BATCH_SIZE,
     GENERATION_BATCH_SIZE,
@@ -36,6 +24,18 @@ from lada_secure.method.llm_transfer import improve, samples_to_inquire
 from lada_secure.method.plan import MethodPlan, split_pool
 from lada_secure.method.site_state import ReceivedRationale
 from lada_secure.method.training import adapter_settings
+from lada_secure.models.adapters import (
+    AdapterWeights,
+    adapter_weights,
+    attach_adapters,
+    load_adapters,
+)
+from lada_secure.models.confidence import Answers, answer_pool
+from lada_secure.models.embedding import FloatVectors
+from lada_secure.models.evaluation import accuracy, path_log_probabilities
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.tuning import TuningSettings, tune_on_paths
 
 # As the protocol has it: a row of the matrix adds up to 1 at most.
 _ROW_BOUND = 1

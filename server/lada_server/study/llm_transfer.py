@@ -1,0 +1,122 @@
+"""The coordinator's SLM-to-LLM transfer: the method's decision, made durable and told to all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lada_protocol.rounds.llm_transfer import SitePath
+from lada_secure.method.llm_transfer import Decision, improve, samples_to_inquire
+from lada_secure.method.plan import UplinkPlan, split_pool, uplink_of
+from lada_secure.models.adapters import AdapterWeights
+from lada_secure.models.confidence import Answers
+from lada_secure.models.examples import PathExample
+from lada_secure.models.tuning import TuningSettings
+from lada_server.study.proposal import Study
+from lada_server.study.teacher import Teacher
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class CoordinatorUplink:
+    """Step 10 at the coordinator. The LLM's own answers stay with it."""
+
+    study: Study
+    teacher: Teacher
+    _answers: dict[tuple[str, tuple[int, ...]], Answers] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> UplinkPlan:
+        """The plan's settings of the transfer."""
+        return uplink_of(self.study.plan)
+
+    def samples_to_ask(self, opened: Sequence[int], *, version: str) -> list[int]:
+        """Candidates on which the sites know more than the LLM of this version."""
+        candidates = split_pool(self.study.plan).candidates
+        return samples_to_inquire(self.study.plan, opened, self.answers(version, candidates))
+
+    def improve(
+        self,
+        site_paths: Mapping[str, Sequence[SitePath]],
+        written: Mapping[int, str],
+        *,
+        version: str,
+        seed: int,
+        progress: Callable[[int, int], None],
+    ) -> tuple[Decision[AdapterWeights], str]:
+        """Train the LLM of this version on the sites' rationales, and decide by the hold-out.
+
+        Where the update is kept, its adapters are on disk before this returns; where it is not,
+        the LLM is what it was.
+
+        Args: site_paths: by site. written: the LLM's own checked rationales by pool index.
+        Returns: what was decided, and the version that the study uses from now on.
+        """
+        llm = _TunableVersion(self, version, progress)
+        received = {
+            site: {one.sample: one.path for one in paths} for site, paths in site_paths.items()
+        }
+        decision = improve(llm, self.study.plan, self.study.pool, received, written, seed=seed)
+        if decision.weights is not None:
+            return decision, self.teacher.keep(decision.weights)
+        self.teacher.use(self.study, version)
+        LOG.info("no update of the LLM: %s to %s", decision.before, decision.after)
+        return decision, version
+
+    def answers(self, version: str, pool_indices: Sequence[int]) -> Answers:
+        """The answers of the LLM of a version on pool samples, computed once."""
+        key = (version, tuple(pool_indices))
+        if key not in self._answers:
+            self.teacher.use(self.study, version)
+            self._answers[key] = self.teacher.answer(self.study, pool_indices)
+        return self._answers[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _TunableVersion:
+    """A version of the LLM as `improve` wants it."""
+
+    transfer: CoordinatorUplink
+    version: str
+    progress: Callable[[int, int], None]
+
+    def answer(self, pool_indices: Sequence[int]) -> Answers:
+        return self.transfer.answers(self.version, pool_indices)
+
+    def answer_tuned(self, pool_indices: Sequence[int]) -> Answers:
+        return self.transfer.teacher.answer(self.transfer.study, pool_indices)
+
+    def tune(
+        self,
+        examples: Sequence[PathExample],
+        replay: Sequence[PathExample],
+        settings: TuningSettings,
+    ) -> AdapterWeights:
+        return self.transfer.teacher.tune(
+            self.transfer.study, self.version, examples, replay, settings, progress=self.progress
+        )
+
+
+def update_body(
+    decision: Decision[AdapterWeights], *, inquiry: str, holdout: int, before: str, after: str
+) -> dict[str, Any]:
+    """The body of `llm_update`.
+
+    Args: inquiry: its message hash. before, after: versions of the LLM.
+    """
+    return {
+        "inquiry": inquiry,
+        "received": decision.received,
+        "used": decision.used,
+        "holdout": holdout,
+        "right_before": decision.before.right,
+        "right_after": decision.after.right,
+        "certainty_before": decision.before.certainty,
+        "certainty_after": decision.after.certainty,
+        "accepted": decision.weights is not None,
+        "llm_before": before,
+        "llm_after": after,
+    }
