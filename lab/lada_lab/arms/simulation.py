@@ -15,6 +15,9 @@ import numpy as np
 import torch
 
 from lada_lab.arms.arms import Arm
+from lada_lab.arms.baseline_rounds import BaselineRounds
+from lada_lab.arms.ledgers import ArmLedger, SharedReleases
+from lada_lab.arms.llm import LabLlm
 from lada_lab.arms.study import LabSettings, study_plan
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
 from lada_lab.worlds.chain_world import build_data
@@ -24,9 +27,6 @@ from lada_lab.worlds.wards import WardSettings, build_ward_data
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import pick
-from lada_secure.bench.allocation.baseline_rounds import BaselineRounds
-from lada_secure.bench.allocation.ledgers import ArmLedger, SharedReleases
-from lada_secure.bench.allocation.llm import LabLlm
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.method.execution import Execution

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lada_lab.worlds.federation import MAX_SITES, MIN_SITES
+from lada_lab.worlds.sites import MAX_SITES, MIN_SITES
 from lada_secure.allocation.strategies import strategy as allocation_strategy
 from lada_secure.errors import ParameterError
 from lada_secure.method.plan import (

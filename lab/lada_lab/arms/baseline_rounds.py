@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from lada_lab.arms.llm import LabLlm
 from lada_lab.baselines.adapter_sums import (
     AdapterSumSettings,
     adapter_vector,
@@ -23,7 +24,6 @@ from lada_lab.baselines.fedmkt import FedMktHost
 from lada_lab.baselines.logit_baseline import LogitHost
 from lada_lab.baselines.rounds import HostTraining, transfer
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.bench.allocation.llm import LabLlm
 from lada_secure.errors import ParameterError
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import ReceivedRationale, SiteState
