@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lada_secure.allocation.cells import Clusters, difficulty_bins, pool_features
-from lada_secure.arrays import FloatArray, IntArray
+from lada_secure.arrays import Float32Array, FloatArray, IntArray
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan, uplink_of
 from lada_secure.models.adapters import AdapterSettings
-from lada_secure.models.embedding import FloatVectors
 from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.rationales import generate_paths
@@ -58,7 +57,7 @@ def view_pool(
     plan: MethodPlan,
     pool: Sequence[PoolSample],
     clusters: Clusters,
-    embeddings: FloatVectors,
+    embeddings: Float32Array,
 ) -> PoolView:
     """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026).
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from lada_clients.site.guidance import Guidance
-
     from lada_secure.models.loading import LanguageModel
 
 SITES, SEED = 3, 0
@@ -36,10 +34,3 @@ def tiny_llm(tiny_cache: Path) -> LanguageModel:
     from lada_secure.models.loading import load_language_model
 
     return load_language_model(f"tiny-llm-{SITES}-{SEED}", cache_dir=tiny_cache)
-
-
-@pytest.fixture
-def guidance(tmp_path: Path) -> Guidance:
-    from guidance_doubles import guided_site
-
-    return guided_site(tmp_path)

@@ -54,11 +54,11 @@ _TRANSFER: Json = {
     "bar": 0.9,
     "clip": 0.1,
     "integer_scale": 1000,
-    "holdout": 150,
-    "candidates": 600,
+    # Both are shares of the pool, see below.
+    "holdout": 1,
+    "candidates": 1,
     "budget": 60,
-    # Students know what their records say when they have ended on them.
-    "first_round": 3,
+    "first_round": 0,
     "last_round": True,
     "adapter_rank": 8,
     "adapter_layers": 2,
@@ -70,6 +70,8 @@ _TRANSFER: Json = {
     "contrastive_weight": 0.1,
     "contrastive_form": "margin",
 }
+
+POOL_SHARES = {"holdout": 0.15, "candidates": 0.6}
 
 _ALL = (
     Arm(name="lada-secure", summary="the full method: strategy guided, as the plan has it"),

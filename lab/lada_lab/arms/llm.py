@@ -9,9 +9,10 @@ import numpy as np
 
 from lada_lab.worlds.study_data import BenchData
 from lada_secure.allocation.cells import Clusters
-from lada_secure.arrays import BoolArray, FloatArray
+from lada_secure.arrays import BoolArray, Float32Array, FloatArray
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.encryption.matrix import encode_matrix
+from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import (
     BATCH_SIZE,
     GENERATION_BATCH_SIZE,
@@ -31,10 +32,10 @@ from lada_secure.models.adapters import (
     load_adapters,
 )
 from lada_secure.models.confidence import Answers, answer_pool
-from lada_secure.models.embedding import FloatVectors
 from lada_secure.models.evaluation import accuracy, path_log_probabilities
 from lada_secure.models.examples import PathExample
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_lengths import needed_tokens
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
 
 # As the protocol has it: a row of the matrix adds up to 1 at most.
@@ -60,7 +61,7 @@ class LabLlm:
     lm: LanguageModel
     data: BenchData
     clusters: Clusters
-    embeddings: FloatVectors
+    embeddings: Float32Array
     _looks: _Looks = field(default_factory=_Looks)
 
     @classmethod
@@ -70,11 +71,19 @@ class LabLlm:
         lm: LanguageModel,
         data: BenchData,
         clusters: Clusters,
-        embeddings: FloatVectors,
+        embeddings: Float32Array,
         *,
         learns: bool,
     ) -> LabLlm:
-        """Attach adapters, which change nothing yet, where the LLM will learn."""
+        """Attach adapters, which change nothing yet, where the LLM will learn.
+
+        Raises: ParameterError: a question that is too long for the LLM.
+        """
+        needed = max(needed_tokens(lm, data.pool, written=[0] * len(data.pool)))
+        if needed > lm.max_tokens:
+            raise ParameterError(
+                f"the pool's longest question needs {needed} tokens, at most {lm.max_tokens}"
+            )
         if learns:
             layers = int(lm.model.config.num_hidden_layers)
             settings = adapter_settings if plan.uplink is None else llm_adapters

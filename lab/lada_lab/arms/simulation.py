@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lada_lab.arms.arms import Arm
+from lada_lab.arms.arms import POOL_SHARES, Arm
 from lada_lab.arms.baseline_rounds import BaselineRounds
 from lada_lab.arms.ledgers import ArmLedger, SharedReleases
 from lada_lab.arms.llm import LabLlm
 from lada_lab.arms.study import LabSettings, study_plan
+from lada_lab.baselines.baseline import check_pool
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
 from lada_lab.worlds.chain_world import build_data
 from lada_lab.worlds.study_data import BenchData
@@ -27,8 +28,10 @@ from lada_lab.worlds.wards import WardSettings, build_ward_data
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import pick
+from lada_secure.arrays import Float32Array
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.errors import ParameterError
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_allocation import choose_cells
@@ -37,7 +40,7 @@ from lada_secure.method.site_round import confidence_excess, site_statistics, so
 from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import train
-from lada_secure.models.embedding import Embedder, FloatVectors, embedder
+from lada_secure.models.embedding import Embedder, embedder
 from lada_secure.models.evaluation import accuracy, path_log_probabilities
 from lada_secure.models.loading import load_folder
 from lada_secure.privacy.release.private_records import PrivateRecords
@@ -127,7 +130,7 @@ class Laboratory:
     prepared: PreparedWorld
     settings: LabSettings
     embedder: Embedder
-    embeddings: FloatVectors
+    embeddings: Float32Array
     clusters: Clusters
     units: tuple[tuple[Unit, ...], ...]
     _models: dict[bytes, SiteContext] = field(default_factory=dict)
@@ -136,9 +139,16 @@ class Laboratory:
 
     @classmethod
     def open(cls, prepared: PreparedWorld, settings: LabSettings) -> Laboratory:
-        """Cluster the pool and bound the records."""
+        """Cluster the pool and bound the records.
+
+        Raises: ParameterError: a pool that `check_pool` refuses, or a site without records.
+        """
         torch.set_num_threads(1)
         plan, data = settings.plan, prepared.data
+        check_pool(data.pool)
+        for site in data.sites:
+            if not site.train:
+                raise ParameterError(f"{site.name}: expected at least one record, got none")
         texts = embedder(plan.embedder)
         embeddings = texts.embed([sample.question for sample in data.pool])
         return cls(
@@ -192,6 +202,11 @@ class Laboratory:
         changes: dict[str, Json] = dict(arm.changes)
         if arm.asks == "all":
             changes |= {"paths.budget": len(data.pool), "allocation.quota": len(data.pool)}
+        if isinstance(transfer := changes.get("uplink"), dict):
+            # Students know what their records say when they have ended on them.
+            last = self.settings.plan.rounds - 1
+            sizes = {name: round(share * len(data.pool)) for name, share in POOL_SHARES.items()}
+            changes["uplink"] = {**transfer, **sizes, "first_round": last}
         return study_plan(
             self.settings,
             changes,

@@ -198,7 +198,8 @@ def study_plan(
 
     Args: clusters: of the pool. units: of a site, about; public and rounded to tens.
     """
-    plan = changed_plan(settings.plan, changes)
+    samples = len(data.pool)
+    plan = changed_plan(settings.plan, {"pool_size": samples, **changes})
     rounded = max(10, 10 * round(units / 10))
     expected = plan.training.expected_units
     probability = min(1.0, round(expected / rounded, 4))
@@ -217,7 +218,6 @@ def study_plan(
     calibrated: dict[str, Json] = {
         "seed": seed,
         "pool_sha256": pool_hash(data.pool),
-        "pool_size": len(data.pool),
         "privacy.epsilon_cap": epsilon * 1.001,  # a hair above, for the calibration's rounding
         "privacy.max_units": 2 * max(units, 1),
         "statistics.noise_multiplier": noise["statistics"],

@@ -22,7 +22,6 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lada_clients.audit import canary_audit
-from lada_clients.site import training
 from lada_lab.mock.presets import preset_for
 from lada_lab.mock.toml_text import toml_text
 from lada_protocol.plan import StudyPlan
@@ -30,6 +29,7 @@ from lada_secure.cli import main
 from lada_secure.data.records import PoolSample, Record, pool_hash, write_json_lines
 from lada_secure.dpsgd import trainer
 from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.method import training
 from lada_secure.method.plan import GuidePlan
 from lada_secure.privacy.empirical import commitment_of
 

@@ -10,7 +10,6 @@ import pytest
 
 from lada_clients.net.event_file import open_event_log
 from lada_clients.net.outbox import sweep_parts, write_atomically
-from lada_clients.site.memory import SiteMemory
 
 
 @pytest.fixture
@@ -83,10 +82,3 @@ def test_events_on_a_full_disk_are_left_out_and_do_not_spoil_the_next_one(tmp_pa
         except ValueError:
             told.append("torn")
     assert told == [0, "torn", 2]
-
-
-def test_the_explanation_of_an_allocation_stays_what_it_was_first(tmp_path):
-    memory = SiteMemory(folder=tmp_path)
-    memory.keep_allocation(0, [{"cell": 1}])
-    memory.keep_allocation(0, [{"cell": 2}])
-    assert json.loads((tmp_path / "allocation-round-0.json").read_bytes())["cells"] == [{"cell": 1}]

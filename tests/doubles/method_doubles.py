@@ -1,22 +1,21 @@
-"""Stand-ins around a site's guide: its study and pool, and adapters that favour good paths."""
+"""A small study with a DP reference model: plan, pool, and adapters that favour good rationales."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from lada_clients.site.guidance import Guidance
-from trainer_doubles import example, small_model
+from trainer_doubles import small_model
 
-from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import ReceivedPath
 from lada_lab.mock.presets import GUIDED
 from lada_protocol.plan import StudyPlan
-from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.cells import fit_clusters
 from lada_secure.data.records import PoolSample
+from lada_secure.method.execution import Execution
 from lada_secure.method.plan import GuidePlan
+from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_state import KnownRationale, ReceivedRationale
 from lada_secure.models.adapters import (
     AdapterSettings,
     AdapterWeights,
@@ -24,14 +23,18 @@ from lada_secure.models.adapters import (
     attach_adapters,
     load_adapters,
 )
+from lada_secure.models.embedding import HashedNgramEmbedder
+from lada_secure.models.loading import LanguageModel
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
-from lada_secure.privacy.ledger.book import BudgetCaps
+from lada_secure.privacy.ledger.book import BudgetCaps, LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.release.units import Unit
 
 POOL = tuple(
-    PoolSample(sample_id=f"s{at}", question=f"question {at}", choices=(), answer="9")
-    for at in range(6)
+    PoolSample(sample_id=f"s{at}", question=f"{topic} {at}", choices=(), answer="9")
+    for at, topic in enumerate(["question"] * 3 + ["riddle me"] * 3)
 )
 # The records agree with these, and contradict the others.
 GOOD = {place: f"good {place}" for place in (0, 1, 2)}
@@ -76,38 +79,57 @@ def plan() -> StudyPlan:
     )
 
 
-def guided_site(folder: Path) -> Guidance:
-    """A site of the study above, with a model that knows nothing."""
-    lm = small_model()
-    attach_adapters(lm, AdapterSettings(rank=4))
-    return Guidance(
-        plan=plan(),
-        settings=GUIDE,
-        pool=POOL,
-        memory=SiteMemory(folder=folder),
-        model=lm,
+def site_context(
+    study: StudyPlan,
+    units: Sequence[Unit] = (),
+    *,
+    lm: LanguageModel | None = None,
+    pool: tuple[PoolSample, ...] = POOL,
+    book: LedgerBook | None = None,
+    batch_size: int = 4,
+) -> SiteContext:
+    """What a site computes with, around a small model that knows nothing."""
+    lm = lm or attach_adapters(small_model(), AdapterSettings(rank=4))
+    texts = HashedNgramEmbedder()
+    vectors = texts.embed([sample.question for sample in pool])
+    clusters = fit_clusters(vectors, 2, 0)
+    return SiteContext(
+        plan=study,
+        lm=lm,
         reference=adapter_weights(lm),
-        batch_size=4,
-        grid=CellGrid(clusters=2, bins=1),
+        pool=pool,
+        clusters=clusters,
+        embedder=texts,
+        pool_clusters=clusters.assign(vectors),
+        records=PrivateRecords(units),
+        book=book or ledger(study),
+        execution=Execution(device="cpu", threads=1, batch_size=batch_size),
     )
 
 
-def received(paths: dict[int, str], *, cell: int) -> list[ReceivedPath]:
-    return [ReceivedPath(sample=place, cell=cell, path=path) for place, path in paths.items()]
+def received(texts: dict[int, str], *, cell: int) -> list[ReceivedRationale]:
+    return [
+        ReceivedRationale(pool_index=index, cell=cell, text=text) for index, text in texts.items()
+    ]
 
 
-def trained_on_good(guidance: Guidance) -> AdapterWeights:
-    """Adapters that favour the good paths; the model is left as it was."""
-    before = adapter_weights(guidance.model)
+def known(texts: dict[int, str], *, cell: int) -> tuple[KnownRationale, ...]:
+    """Rationales that are neither likely nor unlikely."""
+    return tuple(
+        KnownRationale(pool_index=index, cell=cell, text=text, p=0.5)
+        for index, text in texts.items()
+    )
+
+
+def trained_on_good(site: SiteContext) -> AdapterWeights:
+    """Adapters that favour the good rationales; the model is left as it was."""
+    before = adapter_weights(site.lm)
     settings = TuningSettings(
         steps=30, batch_size=3, replay_batch_size=0, learning_rate=1e-2, max_epochs=100
     )
-    examples = [
-        replace(example(place), prompt=f"question {place}\n", path=path, own_path=None)
-        for place, path in GOOD.items()
-    ]
-    weights = tune_on_paths(guidance.model, examples, (), settings)
-    load_adapters(guidance.model, before)
+    examples = [site.example(rationale) for rationale in known(GOOD, cell=0)]
+    weights = tune_on_paths(site.lm, examples, (), settings)
+    load_adapters(site.lm, before)
     return weights
 
 
