@@ -13,7 +13,7 @@ from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.selection import AllocationSettings
 from lada_secure.allocation.statistics import statistics_spec
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
-from lada_secure.allocation.strategies import strategy
+from lada_secure.allocation.strategies import STRATEGIES
 from lada_secure.allocation.valuation_gains import TrialParameters, trials_spec
 from lada_secure.errors import ParameterError
 from lada_secure.method.plan import STATISTICS, TRAINING, TRIALS, MethodPlan
@@ -58,7 +58,9 @@ def statistics_parameters(plan: MethodPlan) -> StatisticsParameters:
 def trial_parameters(plan: MethodPlan) -> TrialParameters | None:
     """Clipping and noise of DP data valuation; None where the plan or its strategy has none."""
     trials = None if plan.guide is None else plan.guide.trials
-    if trials is None or not strategy(plan.allocation.strategy).judged:
+    # A strategy that nobody knows is refused elsewhere; here it is taken to cost what it may.
+    rule = STRATEGIES.get(plan.allocation.strategy)
+    if trials is None or (rule is not None and not rule.judged):
         return None
     return TrialParameters(
         clusters=plan.allocation.clusters,

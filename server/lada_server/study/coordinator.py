@@ -51,7 +51,7 @@ from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
-from lada_secure.method.llm_round import PoolView, write_rationales
+from lada_secure.method.llm_round import PoolView
 from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_server.board.client import OwnBoard
 from lada_server.board.stall_timer import StoragePatience
@@ -329,12 +329,8 @@ class Coordinator:
     def _write_paths(self, round_id: int) -> None:
         view = self._look_at_pool(round_id)
         progress = self._progress(round_id, "paths")
-        written = write_rationales(
-            self.teacher.model,
-            self.study.plan,
-            self.study.pool,
-            self.board.opened_sum(round_id, DEMAND),
-            progress=progress,
+        written = self.teacher.write(
+            self.study, self.board.opened_sum(round_id, DEMAND), progress=progress
         )
         self.board.post(
             Kind.PATHS,

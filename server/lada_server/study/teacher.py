@@ -14,7 +14,14 @@ from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_secure.arrays import IntArray
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
-from lada_secure.method.llm_round import GENERATION_BATCH_SIZE, PoolView, llm_adapters, view_pool
+from lada_secure.method.llm_round import (
+    GENERATION_BATCH_SIZE,
+    PoolView,
+    WrittenRationales,
+    llm_adapters,
+    view_pool,
+    write_rationales,
+)
 from lada_secure.models.adapters import (
     AdapterWeights,
     adapter_weights,
@@ -125,6 +132,12 @@ class Teacher:
         if self._looks is not None and about is not None:
             self._looks.keep_view(about, view)
         return view
+
+    def write(
+        self, study: Study, demand: Sequence[int], *, progress: Callable[[int, int], None]
+    ) -> WrittenRationales:
+        """What the LLM as it is now writes for the samples in demand."""
+        return write_rationales(self.model, study.plan, study.pool, demand, progress=progress)
 
     def _about(self, study: Study, pool_indices: list[Json]) -> Json | None:
         """Names a look by all that decides it; None while the LLM is none of its versions."""

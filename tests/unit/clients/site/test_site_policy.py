@@ -281,7 +281,12 @@ def test_the_longest_plan_still_fits_into_the_ledgers_statement() -> None:
 
 
 def test_the_description_names_the_cost_of_each_purpose_and_the_uplink() -> None:
-    plain, with_uplink, tried = _plan(), _plan(uplink=UPLINK), _plan(guide=TRIED)
+    plain, with_uplink = _plan(), _plan(uplink=UPLINK)
+    tried = _plan(guide=TRIED, allocation__strategy="guided")
+    # A strategy without judges releases nothing of the kind; an unknown one is feared to.
+    assert set(planned_events(_plan(guide=TRIED))) == {"statistics", "training"}
+    unknown = _plan(guide=TRIED, allocation__strategy="ladaa")
+    assert set(planned_events(unknown)) == {"statistics", "training", "trials"}
     assert set(planned_events(tried)) == {"statistics", "training", "trials"}
     assert planned_epsilon(tried) > planned_epsilon(plain)
     assert "decided by noised sums over them (trials)" in " ".join(describe_plan(tried))
