@@ -212,7 +212,7 @@ class CoordinatorAgain:
         if inquiry_bytes(asked) != record.payload(inquiry):
             yield f"{where}: the inquiry is not that of the opened advantages"
             return
-        decision, after = uplink.improve(
+        decision = uplink.improve(
             self._site_paths(round_id, asked),
             parse_rationales(paths, self.study),
             version=version,
@@ -224,7 +224,6 @@ class CoordinatorAgain:
             inquiry=inquiry.message_hash,
             holdout=uplink_of(record.plan).holdout,
             before=version,
-            after=after,
         )
         found = dict(record.find(Kind.LLM_UPDATE, round_id).header.body)
         if found != expected:

@@ -363,7 +363,7 @@ class Coordinator:
         if inquiry is None or written is None:
             raise LocalProtocolError(f"round {round_id}: an update before paths and inquiry")
         before = self._llm(round_id)
-        decision, after = self._uplink.improve(
+        decision = self._uplink.improve(
             self._site_paths(round_id, inquiry),
             parse_rationales(self.board.read(written.message_hash), self.study),
             version=before,
@@ -376,7 +376,6 @@ class Coordinator:
             inquiry=inquiry.message_hash,
             holdout=self._uplink.settings.holdout,
             before=before,
-            after=after,
         )
         self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
         figures = {key: value for key, value in body.items() if key != "inquiry"}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lada_protocol.rounds.llm_transfer import SitePath
-from lada_secure.method.llm_transfer import Decision, improve, samples_to_inquire
+from lada_secure.method.holdout import HoldoutScore
+from lada_secure.method.llm_transfer import improve, samples_to_inquire
 from lada_secure.method.plan import UplinkPlan, split_pool, uplink_of
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers
@@ -18,6 +19,18 @@ from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
 
 LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What came of an update; `version` is the LLM that the study uses from now on."""
+
+    received: int
+    used: int
+    before: HoldoutScore
+    after: HoldoutScore
+    accepted: bool
+    version: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,25 +59,39 @@ class CoordinatorUplink:
         version: str,
         seed: int,
         progress: Callable[[int, int], None],
-    ) -> tuple[Decision[AdapterWeights], str]:
+    ) -> Decision:
         """Train the LLM of this version on the sites' rationales, and decide by the hold-out.
 
         Where the update is kept, its adapters are on disk before this returns; where it is not,
         the LLM is what it was.
 
         Args: site_paths: by site. written: the LLM's own checked rationales by pool index.
-        Returns: what was decided, and the version that the study uses from now on.
         """
         llm = _TunableVersion(self, version, progress)
         received = {
             site: {one.sample: one.path for one in paths} for site, paths in site_paths.items()
         }
-        decision = improve(llm, self.study.plan, self.study.pool, received, written, seed=seed)
-        if decision.weights is not None:
-            return decision, self.teacher.keep(decision.weights)
-        self.teacher.use(self.study, version)
-        LOG.info("no update of the LLM: %s to %s", decision.before, decision.after)
-        return decision, version
+        found = improve(llm, self.study.plan, self.study.pool, received, written, seed=seed)
+        accepted = found.weights is not None
+        if found.weights is not None:
+            kept = self.teacher.keep(found.weights)
+        else:
+            kept = version
+            self.teacher.use(self.study, version)
+        LOG.info(
+            "update of the LLM %s: %s to %s",
+            "kept" if accepted else "dropped",
+            found.before,
+            found.after,
+        )
+        return Decision(
+            received=found.received,
+            used=found.used,
+            before=found.before,
+            after=found.after,
+            accepted=accepted,
+            version=kept,
+        )
 
     def answers(self, version: str, pool_indices: Sequence[int]) -> Answers:
         """The answers of the LLM of a version on pool samples, computed once."""
@@ -100,13 +127,8 @@ class _TunableVersion:
         )
 
 
-def update_body(
-    decision: Decision[AdapterWeights], *, inquiry: str, holdout: int, before: str, after: str
-) -> dict[str, Any]:
-    """The body of `llm_update`.
-
-    Args: inquiry: its message hash. before, after: versions of the LLM.
-    """
+def update_body(decision: Decision, *, inquiry: str, holdout: int, before: str) -> dict[str, Any]:
+    """The body of `llm_update`. Args: inquiry: its message hash. before: the LLM so far."""
     return {
         "inquiry": inquiry,
         "received": decision.received,
@@ -116,7 +138,7 @@ def update_body(
         "right_after": decision.after.right,
         "certainty_before": decision.before.certainty,
         "certainty_after": decision.after.certainty,
-        "accepted": decision.weights is not None,
+        "accepted": decision.accepted,
         "llm_before": before,
-        "llm_after": after,
+        "llm_after": decision.version,
     }
