@@ -140,8 +140,8 @@ PROTO := .venv-proto
 GENERATOR := grpcio-tools==1.76.0
 
 proto: $(PROTO)/.installed
-	$(PROTO)/bin/python -m grpc_tools.protoc -Ilada_protocol=protocol --python_out=protocol \
-	  --pyi_out=protocol --grpc_python_out=protocol lada_protocol/lada.proto
+	$(PROTO)/bin/python -m grpc_tools.protoc -Ilada_protocol/wire=protocol --python_out=protocol \
+	  --pyi_out=protocol --grpc_python_out=protocol lada_protocol/wire/lada.proto
 
 $(PROTO)/.installed: Makefile
 	$(PYTHON) -m venv $(PROTO)
