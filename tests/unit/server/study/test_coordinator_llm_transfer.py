@@ -29,7 +29,7 @@ from lada_secure.method.plan import (
     UplinkPlan,
     split_pool,
 )
-from lada_secure.models.folders import quiet_transformers
+from lada_secure.models.loading import quiet_transformers
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import CoordinatorUplink, Decision, update_body
 from lada_server.study.proposal import Study
