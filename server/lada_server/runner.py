@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from lada_protocol.events import EventLog
+from lada_protocol.events import EVENTS_FILE, EventLog, Failed
 from lada_protocol.identity import certificate_pem
 from lada_protocol.renewal import LiveIdentity
 from lada_protocol.roster import Roster, parse_roster
@@ -27,7 +27,7 @@ from lada_server.monitor import Monitored, start_monitor
 from lada_server.pool_gate import check_study
 from lada_server.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.status import EVENTS_FILE, Status, read_status
+from lada_server.status import Status, read_status
 from lada_server.status_file import STATUS_FILE, StatusFile
 from lada_server.store import BoardStore
 from lada_server.study import keep_plan, prepare_study
@@ -123,7 +123,7 @@ def _serve(
                 )
                 time.sleep(LINGER_S)
     except LadaError as error:
-        events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+        events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
         raise
     finally:
         store.close()

@@ -17,6 +17,7 @@ from lada_clients.participant import Outgoing, Participant, StudyFailed, checked
 from lada_protocol.admission import admission_of, check_ledger_claim, shown_with_acceptance
 from lada_protocol.auditor_round import next_auditor_task
 from lada_protocol.envelope import Envelope
+from lada_protocol.events import Finished, NewLedger, StepFinished, StepStarted
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
@@ -90,7 +91,7 @@ class Auditor:
             if isinstance(task, Done):
                 if task.failure is not None:
                     raise StudyFailed(task.failure)
-                me.events.write("finished", round_id=me.plan.rounds - 1, step="close")
+                me.events.write(Finished, round_id=me.plan.rounds - 1, step="close")
                 return
             if isinstance(task, Wait):
                 me.wait(task)
@@ -115,7 +116,7 @@ class Auditor:
         events, client = self.participant.events, self.participant.client
         step, round_id = STEPS[type(task)], _round_of(task)
         began, before = time.monotonic(), client.traffic
-        events.write("step_started", round_id=round_id, step=step)
+        events.write(StepStarted, round_id=round_id, step=step)
         match task:
             case PostOpeningKey(purpose=purpose):
                 self._post_key(purpose)
@@ -129,7 +130,7 @@ class Auditor:
                 self._close(round_id)
         after = client.traffic
         events.write(
-            "step_finished",
+            StepFinished,
             round_id=round_id,
             step=step,
             seconds=round(time.monotonic() - began, 3),
@@ -219,7 +220,7 @@ class Auditor:
         also = f"; it has shown ledgers of {', '.join(others)} before" if others else ""
         LOG.warning("%s %s, population %s%s", site, how, claim.population, also)
         self.participant.events.write(
-            "new_ledger",
+            NewLedger,
             round_id=0,
             step="plan",
             site=site,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from lada_clients.mock.events import EVENTS_FILE
 from lada_clients.study_folder import STUDIES, find_study_folder
+from lada_protocol.events import EVENTS_FILE
 
 COORDINATOR: Final = "coordinator"
 AUDITOR: Final = "auditor"

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lada_clients.mock.events import Accuracy, Epsilon, Event, LlmUpdate, StepFinished
+from lada_protocol.events import Accuracy, Epsilon, Event, LlmUpdate, StepFinished
 from lada_secure.errors import ParameterError
 
 SCHEMA_VERSION: Final = 1

@@ -6,18 +6,19 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
 
-from lada_clients.mock.events import Event, EventTail
 from lada_clients.mock.layout import RunLayout
 from lada_clients.mock.memory import group_memory_bytes
 from lada_clients.mock.progress import PartyProgress, event_line
 from lada_clients.mock.report import Allocation, parse_allocation
 from lada_clients.mock.supervisor import Child, Supervisor, failure_text
 from lada_clients.mock.view import live_table
+from lada_protocol.events import Event, parse_event
 from lada_secure.errors import ParameterError
 
 TICK_S = 0.2
@@ -40,6 +41,32 @@ class Outcome:
     wall_s: float
     peak_memory_bytes: int | None
     events: Mapping[str, tuple[Event, ...]]
+
+
+@dataclass(slots=True, kw_only=True)
+class EventTail:
+    """Follows one event file that another process appends to."""
+
+    path: Path
+    _offset: int = field(default=0, init=False)
+
+    def read_new(self) -> tuple[Event, ...]:
+        """Events in the complete lines since the last call; nothing while there is no file.
+
+        Raises: ParameterError: a complete line that is not an event.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                chunk = file.read()
+        except FileNotFoundError:
+            return ()
+        # The last line may still be in the writer's hands.
+        complete, _, _ = chunk.rpartition(b"\n")
+        if not complete:
+            return ()
+        self._offset += len(complete) + 1
+        return tuple(parse_event(line) for line in complete.split(b"\n") if line.strip())
 
 
 @dataclass(slots=True, kw_only=True)

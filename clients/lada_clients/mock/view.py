@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lada_clients.mock.progress import PartyProgress, bytes_text
+from lada_clients.mock.progress import PartyProgress, bytes_text, waiting_text
 from lada_clients.mock.report import Report
 
 _PHASE_STYLE = {
@@ -26,26 +26,18 @@ def live_table(
 ) -> RenderableType:
     """One line a party: round, step, progress, epsilon against the cap, bytes, accuracy."""
     table = Table(title=title, title_justify="left", expand=True, box=None, pad_edge=False)
-    table.add_column("party", no_wrap=True)
-    table.add_column("round", no_wrap=True)
-    table.add_column("step", no_wrap=True, ratio=3)
-    table.add_column("progress", ratio=2)
-    table.add_column("epsilon", ratio=2)
-    table.add_column("", no_wrap=True)
-    table.add_column("up", justify="right", no_wrap=True)
-    table.add_column("down", justify="right", no_wrap=True)
-    table.add_column("accuracy", justify="right", no_wrap=True)
+    ratios = {"step": 3, "progress": 2, "epsilon": 2}
+    for name in ("party", "round", "step", "progress", "epsilon", ""):
+        table.add_column(name, no_wrap=ratios.get(name) != 2, ratio=ratios.get(name))
+    for name in ("up", "down", "accuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
     waits: list[Text] = []
     for one in parties:
         table.add_row(*_live_row(one, rounds=rounds))
         if one.wait is not None:
-            waits.append(
-                Text(
-                    f"{one.party} waits for {', '.join(one.wait.awaited)} since "
-                    f"{max(0.0, now_s - one.wait.since_s):.0f} s: {one.wait.because}",
-                    style="yellow",
-                )
-            )
+            since_s = one.wait.time_s - one.wait.waited_s
+            told = waiting_text(one.wait, waited_s=max(0.0, now_s - since_s))
+            waits.append(Text(f"{one.party} {told}", style="yellow"))
     return Group(table, *waits)
 
 
@@ -83,14 +75,12 @@ def summary_console() -> Console:
 def print_summary(console: Console, report: Report, *, files: Mapping[str, str]) -> None:
     """The table at the end of a run, and where its files are."""
     table = Table(title="Sites", title_justify="left", box=None, pad_edge=False)
-    for name in ("site", "records", "units"):
-        table.add_column(name, justify="left" if name == "site" else "right")
-    table.add_column("held-out accuracy", justify="right")
-    table.add_column("gain", justify="right")
-    table.add_column("epsilon of cap", justify="right")
-    table.add_column("picked", justify="right")
-    table.add_column("up", justify="right")
-    table.add_column("down", justify="right")
+    table.add_column("site")
+    for name in (
+        *("records", "units", "held-out accuracy", "gain"),
+        *("epsilon of cap", "picked", "up", "down"),
+    ):
+        table.add_column(name, justify="right")
     for site in report.sites:
         cost = report.totals[site.party]
         table.add_row(
