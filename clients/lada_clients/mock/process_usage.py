@@ -1,32 +1,64 @@
-"""What one running process has used so far, where the system says so (Linux)."""
+"""What processes use of this machine: memory of whole groups, memory and time of one."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import psutil
+
+SAMPLE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Largest resident memory so far, and processor time with that of ended children."""
+    """Resident memory now, and processor time so far with that of ended children."""
 
-    peak_bytes: int
+    resident_bytes: int
     cpu_s: float
 
 
-def process_usage(process: int) -> Usage | None:
-    """The usage of a process; None where it has ended or the system does not tell."""
-    folder = Path("/proc") / str(process)
+def process_usage(process_id: int) -> Usage | None:
+    """The usage of a process; None where it has ended."""
     try:
-        status = (folder / "status").read_text(encoding="ascii", errors="replace")
-        stat = (folder / "stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
+        process = psutil.Process(process_id)
+        cpu_s = sum(process.cpu_times()[:4])
+        return Usage(resident_bytes=process.memory_info().rss, cpu_s=cpu_s)
+    except psutil.Error:
         return None
-    peaks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-    if not peaks:
+
+
+def group_memory_bytes(groups: Iterable[int]) -> int | None:
+    """Sum of the proportional set sizes of all processes in these groups.
+
+    Pages that several processes share count once. None where the system does not tell (not Linux).
+    """
+    if not psutil.LINUX:
         return None
-    # After the name, which may hold spaces: utime, stime, cutime and cstime are fields 14 to 17.
-    fields = stat.rpartition(")")[2].split()
-    ticks = sum(int(one) for one in fields[11:15])
-    return Usage(peak_bytes=int(peaks[0]) * 1024, cpu_s=ticks / os.sysconf("SC_CLK_TCK"))
+    wanted, total = set(groups), 0
+    for process in psutil.process_iter():
+        # A process may end at any moment; it then uses no memory.
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(process.pid) in wanted:
+                total += process.memory_full_info().pss
+    return total
+
+
+@dataclass(slots=True)
+class PeakMemory:
+    """The most that groups of processes have used together, as far as was looked."""
+
+    bytes: int | None = None
+    _sampled_s: float = field(default=float("-inf"), init=False)
+
+    def sample(self, groups: Iterable[int]) -> None:
+        """Look, but at most every `SAMPLE_S`."""
+        if time.monotonic() - self._sampled_s >= SAMPLE_S:
+            self._sampled_s = time.monotonic()
+            used = group_memory_bytes(groups)
+            if used is not None:
+                self.bytes = max(used, self.bytes or 0)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.live import Live
 
 from lada_clients.mock.layout import RunLayout
-from lada_clients.mock.memory import group_memory_bytes
+from lada_clients.mock.process_usage import PeakMemory
 from lada_clients.mock.progress import PartyProgress, event_line
 from lada_clients.mock.report import Allocation, parse_allocation
 from lada_clients.mock.supervisor import Child, Supervisor, failure_text
@@ -22,7 +22,6 @@ from lada_protocol.events import Event, parse_event
 from lada_secure.errors import ParameterError
 
 TICK_S = 0.2
-MEMORY_SAMPLE_S = 1.0
 MAX_ALLOCATION_BYTES = 16 * 1024 * 1024
 
 
@@ -76,8 +75,7 @@ class _Watch:
     tails: Mapping[str, EventTail]
     parties: dict[str, PartyProgress]
     events: dict[str, list[Event]]
-    peak_memory_bytes: int | None = None
-    _sampled_s: float = field(default=float("-inf"), init=False)
+    memory: PeakMemory = field(default_factory=PeakMemory)
 
     def read(self) -> tuple[Event, ...]:
         news: list[Event] = []
@@ -87,14 +85,6 @@ class _Watch:
                 self.events[party].append(event)
                 news.append(event)
         return tuple(sorted(news, key=lambda event: event.time_s))
-
-    def sample_memory(self, groups: Sequence[int]) -> None:
-        now = time.monotonic()
-        if now - self._sampled_s >= MEMORY_SAMPLE_S:
-            self._sampled_s = now
-            used = group_memory_bytes(groups)
-            if used is not None:
-                self.peak_memory_bytes = max(used, self.peak_memory_bytes or 0)
 
 
 def run_parties(
@@ -118,14 +108,14 @@ def run_parties(
         time.sleep(TICK_S)
         failures = [failure_text(one) for one in supervisor.poll() if one.status != 0]
         failure = failures[0] if failures else ""
-        watch.sample_memory(tuple(supervisor.groups.values()))
+        watch.memory.sample(supervisor.groups.values())
         screen.show(tuple(watch.parties.values()), watch.read())
     supervisor.stop()
     screen.show(tuple(watch.parties.values()), watch.read())
     return Outcome(
         failure=failure,
         wall_s=time.monotonic() - started,
-        peak_memory_bytes=watch.peak_memory_bytes,
+        peak_memory_bytes=watch.memory.bytes,
         events={name: tuple(events) for name, events in watch.events.items()},
     )
 
