@@ -13,7 +13,6 @@ from typing import ClassVar
 from rich.console import Console
 
 from lada_clients.mock.layout import RunLayout
-from lada_clients.mock.page import report_page
 from lada_clients.mock.preparation import (
     check_out,
     child_environment,
@@ -167,6 +166,9 @@ def _report(
 
 
 def _write_report(layout: RunLayout, report: Report) -> None:
+    # Imported here: a run that is refused should not wait for what draws.
+    from lada_clients.mock.page import report_page
+
     files: Mapping[Path, str] = {
         layout.report_json: report.model_dump_json(indent=2) + "\n",
         layout.report_html: report_page(report),

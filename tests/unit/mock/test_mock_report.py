@@ -253,6 +253,7 @@ class _Page(HTMLParser):
         self.stack: list[str] = []
         self.titles = 0
         self.drawings = 0
+        self.maps: list[str | None] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.loads += [
@@ -262,6 +263,8 @@ class _Page(HTMLParser):
             self.loads.append(tag)
         if tag == "svg":
             self.drawings += 1
+        if ("class", "map") in attrs:
+            self.maps.append(dict(attrs)["aria-label"])
         if tag == "title" and self.stack and self.stack[-1] == "svg":
             self.titles += 1
         if tag not in self.VOID:
@@ -281,8 +284,25 @@ def test_the_page_is_self_contained_and_well_formed(report: Report) -> None:
     assert page.stack == []
     assert page.loads == []
     assert re.search(r"url\(|@import|https?://", text) is None
-    # Accuracy, epsilon, one map per site and round, seconds, bytes.
-    assert page.drawings == page.titles == 4 + 2 * len(SITES)
+    # Accuracy, epsilon, seconds, bytes.
+    assert page.drawings == page.titles == 4
+    assert page.maps == [
+        f"{site}, round {number}: samples picked per cell" for site in SITES for number in (1, 2)
+    ]
+
+
+def test_the_page_shows_every_figure_with_its_name(report: Report) -> None:
+    text = report_page(report)
+    for site in SITES:
+        assert f"<title>{site}, start: 25.0% of 40 held-out records</title>" in text
+        assert f"<title>{site}, after round 2: 55.0% of 40 held-out records</title>" in text
+        assert f"<title>{site}, round 1, statistics: 1.000 spent</title>" in text
+        assert f"<title>{site}, distillation: 8.0 s</title>" in text
+        assert f"<title>{site}, statistics: 180.0 kB</title>" in text
+    assert ">cap 8</text>" in text
+    assert text.count('title="cluster 3, difficulty 2: 11 picked, 6 trained on; utility') == 6
+    assert ", no reward yet" in text
+    assert ", reward 0.200" in text
 
 
 def test_the_page_escapes_what_it_did_not_write(report: Report) -> None:
