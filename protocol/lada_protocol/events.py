@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from lada_protocol.tasks import Wait
+from lada_protocol.rounds.tasks import Wait
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError
 

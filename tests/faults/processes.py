@@ -16,7 +16,7 @@ from typing import Final
 
 import psutil
 
-from lada_clients.mock.supervisor import last_message
+from lada_lab.mock.supervisor import last_message
 
 from .federation import Federation
 

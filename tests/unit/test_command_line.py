@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from lada_clients.mock.layout import RunLayout
-from lada_clients.mock.preparation import settings_tables
-from lada_clients.mock.presets import preset_for
+from lada_lab.mock.layout import RunLayout
+from lada_lab.mock.preparation import settings_tables
+from lada_lab.mock.presets import preset_for
 
 LADA = Path(sys.executable).with_name("lada")
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lada_clients.charts import (
+from lada_clients.reports.charts import (
     DARK,
     LIGHT,
     NARROW,
