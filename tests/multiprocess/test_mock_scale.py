@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lada_lab.mock.process_usage import process_usage
+from lada_lab.machine import process_usage
 from lada_lab.mock.scale import GROWING, dealt_data, run_scale
 from lada_secure.errors import ParameterError
 

@@ -12,8 +12,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.live import Live
 
+from lada_lab.machine import PeakMemory
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.process_usage import PeakMemory
 from lada_lab.mock.progress import PartyProgress, event_line
 from lada_lab.mock.report import Allocation, parse_allocation
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text

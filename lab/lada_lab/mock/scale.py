@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lada_clients.audit.folder import read_evidence
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
-from lada_lab.machine import machine
+from lada_lab.machine import PeakMemory, machine, process_usage
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import (
     HOST,
@@ -35,7 +35,6 @@ from lada_lab.mock.preparation import (
     write_settings,
 )
 from lada_lab.mock.presets import TINY, Preset
-from lada_lab.mock.process_usage import PeakMemory, process_usage
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text
 from lada_lab.mock.weights import prepare_missing
 from lada_lab.worlds.federation import FederationData, SiteData, build_federation

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lada_lab.mock.process_usage import group_memory_bytes
+from lada_lab.machine import group_memory_bytes
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text, last_message
 from lada_secure.errors import TransportError
 
