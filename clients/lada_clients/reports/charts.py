@@ -103,15 +103,15 @@ def line_plot(
     with rc_context(_STYLE):
         figure, axes = _plot(width, height, grid="y", x_label=x_label, y_label=y_label)
         tooltips = {}
-        for index, one in enumerate(series):
-            if one.points:
-                places, values, tooltips[f"line {index}"] = zip(*one.points, strict=True)
+        for index, line in enumerate(series):
+            if line.points:
+                places, values, tooltips[f"line {index}"] = zip(*line.points, strict=True)
                 marked = list(range(len(places)))
                 if stairs:
                     places, values = (*places, x[1]), (*values, values[-1])
                 style = "steps-post" if stairs else "default"
                 axes.plot(
-                    places, values, label=one.name, drawstyle=style, markevery=marked,
+                    places, values, label=line.name, drawstyle=style, markevery=marked,
                     gid=f"line {index}",
                 )  # fmt: skip
         for value, name in (limits or {}).items():

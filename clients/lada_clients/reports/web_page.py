@@ -17,7 +17,7 @@ from lada_clients.reports.charts import DARK, LIGHT, NARROW, WIDE
 def render(module: str, template: str, /, **values: object) -> str:
     """A page from a template that stands beside a module. Args: values: what the template names."""
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(one, ".") for one in (module, __name__)]),
+        loader=ChoiceLoader([PackageLoader(beside, ".") for beside in (module, __name__)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

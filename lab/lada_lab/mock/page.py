@@ -25,7 +25,9 @@ def report_page(report: Report) -> str:
     # A run that failed early has measured nothing; the column of the start stays.
     most = max([1, *(len(site.accuracy) for site in report.sites)])
     moments = ["start", *(f"after round {number}" for number in range(1, most))]
-    cells = [cell for site in report.sites for one in site.allocation for cell in one.cells]
+    picks = [
+        pick for site in report.sites for allocation in site.allocation for pick in allocation.cells
+    ]
     return render(
         __name__,
         "page.html.j2",
@@ -36,7 +38,7 @@ def report_page(report: Report) -> str:
         number_of_colours=len(charts.SERIES),
         duration=_duration(report.run.wall_s),
         epsilon=_epsilon(report),
-        most_picked=max((cell.picked for cell in cells), default=0),
+        most_picked=max((cell.picked for cell in picks), default=0),
         moments=moments,
         seconds=charts.stacked_bars(
             _bars(report, steps, lambda cost: cost.seconds, lambda value: f"{value:.1f} s"),

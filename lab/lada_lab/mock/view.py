@@ -32,34 +32,34 @@ def live_table(
     for name in ("up", "down", "accuracy"):
         table.add_column(name, justify="right", no_wrap=True)
     waits: list[Text] = []
-    for one in parties:
-        table.add_row(*_live_row(one, rounds=rounds))
-        if one.wait is not None:
-            since_s = one.wait.time_s - one.wait.waited_s
-            told = waiting_text(one.wait, waited_s=max(0.0, now_s - since_s))
-            waits.append(Text(f"{one.party} {told}", style="yellow"))
+    for party in parties:
+        table.add_row(*_live_row(party, rounds=rounds))
+        if party.wait is not None:
+            since_s = party.wait.time_s - party.wait.waited_s
+            told = waiting_text(party.wait, waited_s=max(0.0, now_s - since_s))
+            waits.append(Text(f"{party.party} {told}", style="yellow"))
     return Group(table, *waits)
 
 
-def _live_row(one: PartyProgress, *, rounds: int) -> tuple[RenderableType, ...]:
+def _live_row(party: PartyProgress, *, rounds: int) -> tuple[RenderableType, ...]:
     accuracy = ""
-    if one.accuracies:
-        accuracy = f"{one.accuracies[0]:.0%} -> {one.accuracies[-1]:.0%}"
+    if party.accuracies:
+        accuracy = f"{party.accuracies[0]:.0%} -> {party.accuracies[-1]:.0%}"
     return (
-        Text(one.party, style=_PHASE_STYLE[one.phase]),
-        f"{min(one.round_id + 1, rounds)}/{rounds}" if one.step else "",
-        one.step or one.phase if one.phase in ("starting", "working") else _step_text(one),
-        _bar(one.done, one.total) if one.total else "",
-        _bar(one.epsilon, one.cap) if one.cap else "",
-        f"{one.epsilon:.2f}/{one.cap:g}" if one.cap else "",
-        bytes_text(one.bytes_up),
-        bytes_text(one.bytes_down),
+        Text(party.party, style=_PHASE_STYLE[party.phase]),
+        f"{min(party.round_id + 1, rounds)}/{rounds}" if party.step else "",
+        party.step or party.phase if party.phase in ("starting", "working") else _step_text(party),
+        _bar(party.done, party.total) if party.total else "",
+        _bar(party.epsilon, party.cap) if party.cap else "",
+        f"{party.epsilon:.2f}/{party.cap:g}" if party.cap else "",
+        bytes_text(party.bytes_up),
+        bytes_text(party.bytes_down),
         accuracy,
     )
 
 
-def _step_text(one: PartyProgress) -> str:
-    return one.phase if one.phase in ("finished", "failed") else f"{one.step} ({one.phase})"
+def _step_text(party: PartyProgress) -> str:
+    return party.phase if party.phase in ("finished", "failed") else f"{party.step} ({party.phase})"
 
 
 def _bar(done: float, total: float) -> ProgressBar:
@@ -90,17 +90,17 @@ def print_summary(console: Console, report: Report, *, files: Mapping[str, str])
             " -> ".join(f"{point.accuracy:.1%}" for point in site.accuracy) or "not measured",
             "" if site.gain is None else f"{100 * site.gain:+.1f}",
             f"{site.epsilon_spent:.2f} of {site.epsilon_cap:g}",
-            str(sum(one.picked for one in site.allocation)),
+            str(sum(allocation.picked for allocation in site.allocation)),
             bytes_text(cost.bytes_up),
             bytes_text(cost.bytes_down),
         )
     console.print()
     console.print(table)
-    for one in report.uplink:
+    for update in report.uplink:
         console.print(
-            f"LLM, round {one.round + 1}: asked about {one.asked} samples, trained on {one.used} "
-            f"paths, hold-out {one.right_before} to {one.right_after} of {one.holdout}, update "
-            f"{'kept' if one.accepted else 'dropped'}",
+            f"LLM, round {update.round + 1}: asked about {update.asked} samples, trained on "
+            f"{update.used} paths, hold-out {update.right_before} to {update.right_after} of "
+            f"{update.holdout}, update {'kept' if update.accepted else 'dropped'}",
             highlight=False,
         )
     console.print(

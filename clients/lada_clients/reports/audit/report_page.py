@@ -49,13 +49,13 @@ def _chart(site: SiteReport, *, width: float) -> Markup:
         carried = f"{before:.3f} carried over" if before else "nothing spent yet"
         first = _seconds(start, releases[0].time) / divisor
         points = [(first, before, f"{name}: {carried}")]
-        for one in releases:
-            spent = getattr(one, f"{of}epsilon_after")
+        for release in releases:
+            spent = getattr(release, f"{of}epsilon_after")
             tip = (
-                f"{name}, round {one.round + 1}, {one.purpose}: {spent:.3f} spent at "
-                f"{_moment(one.time)}"
+                f"{name}, round {release.round + 1}, {release.purpose}: {spent:.3f} spent at "
+                f"{_moment(release.time)}"
             )
-            points.append((_seconds(start, one.time) / divisor, spent, tip))
+            points.append((_seconds(start, release.time) / divisor, spent, tip))
         return charts.Series(name=name, points=tuple(points))
 
     series = [staircase(study, releases, "study_") for study, releases in own.items()]
@@ -65,7 +65,7 @@ def _chart(site: SiteReport, *, width: float) -> Markup:
     return charts.line_plot(
         series,
         x=(0.0, max(span / divisor, 1.0)),
-        y_high=1.05 * max([*limits, *(one.epsilon_after for one in site.releases)]),
+        y_high=1.05 * max([*limits, *(release.epsilon_after for release in site.releases)]),
         x_label=f"{unit} since {start:%Y-%m-%d %H:%M} UTC",
         y_label="epsilon",
         title=f"{site.site}: epsilon spent over time",
