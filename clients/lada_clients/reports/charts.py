@@ -102,13 +102,18 @@ def line_plot(
     height = 290.0 + 18 * -(-len(series) // columns)
     with rc_context(_STYLE):
         figure, axes = _plot(width, height, grid="y", x_label=x_label, y_label=y_label)
+        # A point outside would have no marker, and its tooltip would be another's.
+        points = [point for line in series for point in line.points]
+        places_seen = [*x, *(place for place, _, _ in points)]
+        low, high = min(places_seen), max(places_seen)
+        top = max([y_high, *(value for _, value, _ in points)])
         tooltips = {}
         for index, line in enumerate(series):
             if line.points:
                 places, values, tooltips[f"line {index}"] = zip(*line.points, strict=True)
                 marked = list(range(len(places)))
                 if stairs:
-                    places, values = (*places, x[1]), (*values, values[-1])
+                    places, values = (*places, high), (*values, values[-1])
                 style = "steps-post" if stairs else "default"
                 axes.plot(
                     places, values, label=line.name, drawstyle=style, markevery=marked,
@@ -116,9 +121,9 @@ def line_plot(
                 )  # fmt: skip
         for value, name in (limits or {}).items():
             axes.axhline(value, color=LIGHT["alarm"], linestyle="--", linewidth=1.5)
-            place = (x[0], value)
+            place = (low, value)
             axes.annotate(name, place, (6, 5), textcoords="offset points", color=LIGHT["alarm"])
-        axes.set(xlim=x, ylim=(0.0, y_high))
+        axes.set(xlim=(low, high), ylim=(0.0, top))
         if x_ticks is not None:
             axes.set_xticks(list(x_ticks), list(x_ticks.values()))
         if tooltips:

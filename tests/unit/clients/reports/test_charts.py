@@ -67,6 +67,7 @@ def test_a_drawing_has_the_same_bytes_again_and_loads_nothing(draw) -> None:
 def test_every_colour_is_a_variable_of_the_page(draw) -> None:
     svg = draw(12)
     assert re.search(r"#[0-9a-fA-F]{3,6}|rgb\(", svg) is None
+    assert svg.count("<text") == len(re.findall(r"<text[^>]*fill: var\(", svg))
     used = set(re.findall(r"var\(--([a-z0-9-]+)\)", svg))
     assert used <= set(LIGHT) == set(DARK)
     assert {f"series-{number}" for number in range(len(SERIES))} <= used
@@ -100,6 +101,15 @@ def test_many_lines_differ_by_marker_and_dash_where_colours_come_again() -> None
         if mark.find("title") is not None
     ]
     assert len(set(marks)) == len(marks) == 11
+
+
+def test_a_point_outside_of_the_plot_widens_it() -> None:
+    far = Series(name="far", points=((-3.0, 1.0, "before"), (9.0, 7.0, "after")))
+    svg = line_plot(
+        [far], x=(0.0, 4.0), y_high=5.0, x_label="", y_label="", title="", description=""
+    )
+    assert "<title>before</title>" in svg
+    assert "<title>after</title>" in svg
 
 
 def test_a_bar_says_its_total_and_every_part_its_name() -> None:
