@@ -52,7 +52,7 @@ from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.privacy.ledger.book import LedgerBook, ReserveEntry, format_ledger_lines
 from lada_secure.privacy.release.private_records import PrivateRecords
-from lada_secure.privacy.release.released import Released, post_process
+from lada_secure.privacy.released import Released, post_process
 
 STEPS: Mapping[type[object], str] = {
     ReviewPlan: "plan",

@@ -24,7 +24,7 @@ from lada_secure.errors import ParameterError, TransportError
 Table: TypeAlias = Mapping[str, Any]
 
 if TYPE_CHECKING:
-    from lada_lab.worlds.federation import FederationData
+    from lada_lab.worlds.sites import FederationData
 
 HOST = "localhost"
 LOOPBACK = "127.0.0.1"

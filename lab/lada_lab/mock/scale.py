@@ -37,7 +37,8 @@ from lada_lab.mock.preparation import (
 from lada_lab.mock.presets import TINY, Preset
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text
 from lada_lab.mock.weights import prepare_missing
-from lada_lab.worlds.federation import FederationData, SiteData, build_federation
+from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.sites import FederationData, SiteData
 from lada_protocol.events import Event, Finished, StepStarted, Traffic, parse_event
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.certificates import PartyName

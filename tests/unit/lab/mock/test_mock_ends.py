@@ -15,7 +15,8 @@ import pytest
 from psutil import process_iter
 
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.weights import default_cache_dir, missing_models, prepare_model
+from lada_lab.mock.weights import default_cache_dir, missing_models
+from lada_lab.worlds.named_models import make_model
 
 LADA = Path(sys.executable).with_name("lada")
 START_S = 120.0
@@ -28,7 +29,7 @@ def weights() -> None:
     cache = default_cache_dir(os.environ)
     preset = preset_for("tiny", sites=3, rounds=None, seed=0)
     for reference in missing_models(preset, cache):
-        prepare_model(reference, cache_dir=cache)
+        make_model(reference, cache_dir=cache)
 
 
 @pytest.fixture
