@@ -16,6 +16,7 @@ from lada_clients.net.event_file import open_event_log
 from lada_clients.net.outbox import sweep_parts
 from lada_clients.net.participant import open_participant, read_roster
 from lada_clients.net.settings_file import read_settings
+from lada_protocol.events import Failed
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.storage.state_folder import held_state_folder
@@ -72,7 +73,7 @@ def run_auditor(settings_path: Path) -> None:
         try:
             auditor.run()
         except LadaError as error:
-            participant.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+            participant.events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
             raise
         finally:
             write_export(settings.export_dir, participant, ledgers, identity=settings.identity)

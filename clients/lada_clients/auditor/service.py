@@ -14,6 +14,7 @@ from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.net.outbox import write_atomically
 from lada_clients.net.participant import Outgoing, Participant, StudyFailed, checked_transcript
+from lada_protocol.events import Finished, NewLedger, StepFinished, StepStarted
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of, check_ledger_claim, shown_with_acceptance
 from lada_protocol.rounds.auditor import next_auditor_task
@@ -90,7 +91,7 @@ class Auditor:
             if isinstance(task, Done):
                 if task.failure is not None:
                     raise StudyFailed(task.failure)
-                me.events.write("finished", round_id=me.plan.rounds - 1, step="close")
+                me.events.write(Finished, round_id=me.plan.rounds - 1, step="close")
                 return
             if isinstance(task, Wait):
                 me.wait(task)
@@ -115,7 +116,7 @@ class Auditor:
         events, client = self.participant.events, self.participant.client
         step, round_id = STEPS[type(task)], _round_of(task)
         began, before = time.monotonic(), client.traffic
-        events.write("step_started", round_id=round_id, step=step)
+        events.write(StepStarted, round_id=round_id, step=step)
         match task:
             case PostOpeningKey(purpose=purpose):
                 self._post_key(purpose)
@@ -129,7 +130,7 @@ class Auditor:
                 self._close(round_id)
         after = client.traffic
         events.write(
-            "step_finished",
+            StepFinished,
             round_id=round_id,
             step=step,
             seconds=round(time.monotonic() - began, 3),
@@ -219,7 +220,7 @@ class Auditor:
         also = f"; it has shown ledgers of {', '.join(others)} before" if others else ""
         LOG.warning("%s %s, population %s%s", site, how, claim.population, also)
         self.participant.events.write(
-            "new_ledger",
+            NewLedger,
             round_id=0,
             step="plan",
             site=site,

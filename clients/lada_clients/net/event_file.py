@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from lada_protocol.events import EventLog
+from lada_protocol.events import EVENTS_FILE, EventLog
 from lada_secure.storage.line_file import open_line_file
-
-EVENTS_FILE = "events.jsonl"
 
 
 def open_event_log(party: str, state_dir: Path) -> EventLog:

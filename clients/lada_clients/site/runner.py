@@ -33,6 +33,7 @@ from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_protocol.events import Failed, Traffic
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
@@ -107,7 +108,7 @@ def _take_part(
                 ).run()
             _tell_traffic(participant)
         except LadaError as error:
-            participant.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+            participant.events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
             if isinstance(error, StudyFailed):
                 participant.say_goodbye()
             raise
@@ -119,7 +120,7 @@ def _tell_traffic(participant: Participant) -> None:
     traffic = participant.client.traffic
     sent = sum(one.header.sender == participant.party for one in participant.index)
     participant.events.write(
-        "traffic",
+        Traffic,
         round_id=participant.plan.rounds - 1,
         step="close",
         messages_up=sent,

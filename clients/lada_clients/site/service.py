@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from lada_clients.site.memory import SiteMemory
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
+from lada_protocol.events import Accuracy, Epsilon, Finished, Progress, StepFinished, StepStarted
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
@@ -97,7 +99,7 @@ class Site:
                 if task.failure is not None:
                     raise StudyFailed(task.failure)
                 self._forget_keys()
-                me.events.write("finished", round_id=me.plan.rounds - 1, step="close")
+                me.events.write(Finished, round_id=me.plan.rounds - 1, step="close")
                 return
             if isinstance(task, Wait):
                 me.wait(task)
@@ -113,7 +115,7 @@ class Site:
         events, client = self.participant.events, self.participant.client
         step, round_id = _step_of(task), _round_of(task)
         began, before = time.monotonic(), client.traffic
-        events.write("step_started", round_id=round_id, step=step)
+        events.write(StepStarted, round_id=round_id, step=step)
         match task:
             case ReviewPlan():
                 self._review()
@@ -135,7 +137,7 @@ class Site:
                     round_id=round_id,
                 )
         events.write(
-            "step_finished",
+            StepFinished,
             round_id=round_id,
             step=step,
             seconds=round(time.monotonic() - began, 3),
@@ -350,7 +352,7 @@ class Site:
         def report(one: StepReport) -> None:
             self.watcher.show(round_id, one)
             self.participant.events.write(
-                "progress",
+                Progress,
                 round_id=round_id,
                 step="distillation",
                 done=one.step,
@@ -368,14 +370,14 @@ class Site:
         if spent is None:
             spent = self.book.epsilon_spent(plan.privacy.target_delta, study_id=plan.study_id)
         self.participant.events.write(
-            "epsilon",
+            Epsilon,
             round_id=round_id,
             step=step,
             epsilon=round(spent, 6),
             cap=plan.privacy.epsilon_cap,
         )
 
-    def _tell_accuracy(self, when: str, *, round_id: int) -> None:
+    def _tell_accuracy(self, when: Literal["before", "after"], *, round_id: int) -> None:
         """Held-out accuracy for the site's own screen; it goes to its own folder only."""
         if self.settings.held_out is None:
             return
@@ -384,7 +386,7 @@ class Site:
         if found is None:
             return
         self.participant.events.write(
-            "accuracy",
+            Accuracy,
             round_id=round_id,
             step="evaluation",
             when=when,
