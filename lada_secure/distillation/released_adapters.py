@@ -8,7 +8,8 @@ from lada_secure.distillation.adapters import AdapterWeights, adapter_weights
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec
+from lada_secure.privacy.ledger import ReleaseSpec
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.released import Released, post_process
 
 

@@ -25,13 +25,8 @@ from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.state import TrainingState, decode_state, encode_state
 from lada_secure.distillation.trainer import Trainer, TrainerFactory
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.ledger import (
-    DP_SGD,
-    LedgerBook,
-    MechanismParameters,
-    ReleaseSpec,
-    Reservation,
-)
+from lada_secure.privacy.ledger import DP_SGD, MechanismParameters, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.released import Released, post_process
 
 logger = logging.getLogger(__name__)

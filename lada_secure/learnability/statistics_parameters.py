@@ -58,13 +58,6 @@ def site_bound(*, scale: int, max_units: int, noise_multiplier: float) -> int:
     return scale * max_units + math.ceil(_CLAMP_STDS * std)
 
 
-def sum_bound(bound: int, *, sites: int) -> int:
-    """Bound on the magnitude of every entry of the sum over `sites`, for the opening."""
-    if bound < 1 or sites < 1:
-        raise ParameterError(f"sum bound: expected positive numbers, got {bound} and {sites}")
-    return bound * sites
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatisticsParameters:
     """Public parameters of the statistics; one object fixes clipping, noise, bound and event.
@@ -129,7 +122,9 @@ class StatisticsParameters:
 
     def sum_bound(self, *, sites: int) -> int:
         """Bound on every entry of a sum over sites."""
-        return sum_bound(self.site_bound, sites=sites)
+        if sites < 1:
+            raise ParameterError(f"sum bound: expected at least one site, got {sites}")
+        return self.site_bound * sites
 
 
 def check_vector(vector: npt.NDArray[np.generic], length: int, bound: int) -> None:

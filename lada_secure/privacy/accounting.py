@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.composition import (
@@ -72,11 +72,6 @@ class PldAccountant:
             self._pending.extend(event_parts(event))
         self._candidate = None
 
-    def compose_all(self, events: Iterable[PrivacyEvent]) -> None:
-        """Count many releases; equal ones are composed in one go."""
-        for event in events:
-            self.compose(event)
-
     def _flushed(self) -> Composition:
         if self._pending:
             self._now = self._now.plus(self._pending)
@@ -107,6 +102,41 @@ class PldAccountant:
     def epsilon_rdp_with(self, event: PrivacyEvent, target_delta: float) -> float:
         """`epsilon_rdp` after one more release, which is not counted yet."""
         return self._with(event).epsilon_rdp(check_target_delta(target_delta))
+
+
+class Spending:
+    """What a ledger has cost: over all its studies, and each of them alone."""
+
+    __slots__ = ("_by_study", "_total")
+
+    def __init__(self) -> None:
+        self._total = PldAccountant()
+        self._by_study: dict[str, PldAccountant] = {}
+
+    def count(self, event: PrivacyEvent, *studies: str) -> None:
+        """Count one event for all of these studies, and once in total."""
+        self._total.compose(event)
+        for study_id in studies:
+            self._by_study.setdefault(study_id, PldAccountant()).compose(event)
+
+    def of(self, study_id: str | None = None) -> PldAccountant:
+        """What one study has cost, or all of them."""
+        if study_id is None:
+            return self._total
+        return self._by_study.get(study_id) or PldAccountant()
+
+    def after(self, event: PrivacyEvent, study_id: str, target_delta: float) -> dict[str, float]:
+        """What a reservation states once this event is counted, by the names of its fields."""
+        study, total = self.of(study_id), self._total
+        by_pld = study.epsilon_with(event, target_delta)
+        by_rdp = study.epsilon_rdp_with(event, target_delta)
+        alone = self._by_study.keys() <= {study_id}
+        return {
+            "study_epsilon_after": by_pld,
+            "study_epsilon_rdp_after": by_rdp,
+            "epsilon_after": by_pld if alone else total.epsilon_with(event, target_delta),
+            "epsilon_rdp_after": by_rdp if alone else total.epsilon_rdp_with(event, target_delta),
+        }
 
 
 def epsilon(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:

@@ -11,10 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting import epsilon, merged_parts
 from lada_secure.privacy.entries import (
+    FirstEntry,
     LedgerEntry,
+    LedgerIdentity,
     ReserveEntry,
     RestartEntry,
-    StartEntry,
     new_ledger_id,
 )
 from lada_secure.privacy.events import (
@@ -25,16 +26,27 @@ from lada_secure.privacy.events import (
     PrivacyEvent,
     composed_event,
 )
-from lada_secure.privacy.fields import check_name, format_time
-from lada_secure.privacy.restart import RestartGrant
+from lada_secure.privacy.fields import check_name
+from lada_secure.privacy.ledger_time import format_time
+from lada_secure.privacy.restart import RestartGrant, check_grant
+
+
+def granted_identity(grant: RestartGrant, *, auditor_key: bytes) -> LedgerIdentity:
+    """The identity of the ledger that a grant lets begin.
+
+    Args: auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
+    Raises: LedgerError: not that auditor's, or changed.
+    """
+    check_grant(grant, where="restart", auditor_key=auditor_key)
+    return LedgerIdentity(site=grant.site, population=grant.population, ledger_id=grant.ledger_id)
 
 
 def spent_events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:
     """The events of all reservations, before them what an earlier restart had carried over."""
     events: list[PrivacyEvent] = []
     for entry in entries:
-        if isinstance(entry, RestartEntry) and entry.grant.carried is not None:
-            events.append(entry.grant.carried)
+        if isinstance(entry, RestartEntry):
+            events.extend(entry.grant.events)
         elif isinstance(entry, ReserveEntry):
             events.append(entry.event)
     return events
@@ -110,7 +122,7 @@ def grant_restart(
         signing_key: the auditor's. time: the auditor's clock, with a zone.
     Raises: LedgerError: nothing is known. ParameterError: a name, delta or time is wrong.
     """
-    if not known or not isinstance(known[0], StartEntry | RestartEntry):
+    if not known or not isinstance(known[0], FirstEntry):
         raise LedgerError(
             "restart: no entry of the lost ledger is known, so nothing can be carried"
         )

@@ -1,61 +1,23 @@
-"""The privacy ledger's vocabulary: what is asked of it, what it answers, who implements it.
+"""What a site asks of its ledger and what it answers: releases, caps, reservations, heads.
 
-A ledger belongs to one site and one population. `replay` holds its rules, `verification` checks
-one from its exported lines alone; both are pure. Where the lines are kept is an adapter's matter.
+A ledger belongs to one site and one population. `ledger_keeper` keeps one, `replay` holds its
+rules, `verification` checks one from its exported lines alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import TypeAlias
 
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.entries import (
-    ADJACENCY,
-    CommitEntry,
-    Decision,
-    DecisionEntry,
-    LedgerEntry,
-    LedgerIdentity,
-    MechanismParameters,
-    ReleaseKey,
-    ReserveEntry,
-)
+from lada_secure.privacy.entries import ADJACENCY, ReleaseKey, ReserveEntry
 from lada_secure.privacy.events import ComposedEvent, DpSgdEvent, GaussianEvent, PrivacyEvent
 from lada_secure.privacy.fields import check_hash, check_name
-from lada_secure.privacy.ledger_lines import format_ledger_lines, parse_ledger_lines
-from lada_secure.privacy.released import Released, post_process, released_by
 
-__all__ = [
-    "ADJACENCY",
-    "DISCRETE_GAUSSIAN",
-    "DP_SGD",
-    "DP_SGD_NOISES",
-    "FLOAT_GAUSSIAN",
-    "BudgetCaps",
-    "CommitEntry",
-    "Decision",
-    "DecisionEntry",
-    "LedgerBook",
-    "LedgerEntry",
-    "LedgerHead",
-    "LedgerIdentity",
-    "MechanismParameters",
-    "ReleaseKey",
-    "ReleaseSpec",
-    "Reservation",
-    "ReserveEntry",
-    "check_mechanism",
-    "format_ledger_lines",
-    "numeric_parameter",
-    "parse_ledger_lines",
-]
-
-T = TypeVar("T")
-
+# Numbers, and as text only which noise was added.
+MechanismParameters: TypeAlias = Mapping[str, float | str]
 DISCRETE_GAUSSIAN = "discrete_gaussian"
 DP_SGD = "dp_sgd"
 FLOAT_GAUSSIAN = "float_gaussian"
@@ -256,123 +218,3 @@ class LedgerHead:
     ledger_id: str
     index: int
     entry_hash: str
-
-
-class LedgerBook(Protocol):
-    """A site's ledger as the mechanisms see it.
-
-    All implementations pass one conformance suite. Every method raises `LedgerError` where the
-    ledger is damaged or forbids it, and `TransportError` where the disk or database failed.
-    """
-
-    def reserve(self, spec: ReleaseSpec) -> Reservation:
-        """Spend, before any record is touched.
-
-        A key whose output is committed spends nothing and returns that output. A key with a
-        reservation for this very release, but without an output, spends nothing either: the
-        ledger gets a `resume` entry and the same reservation is returned. Everything else is a
-        new reservation and is paid for, whatever became of earlier ones; what was reserved is
-        never given back.
-
-        Why resuming is free: a reservation pays for one output of one mechanism, and only a
-        committed output can become a `Released`. Nothing of the earlier tries was committed, so
-        one output leaves in all, whose noise is independent of theirs. It would break where
-        something else of an earlier try left the site (a log, an error text, a precise time);
-        where whether a try fails depends on what the records hold or on the noise that was
-        drawn, or somebody ends tries until an output pleases, because the output is then a
-        chosen one and a `resume` says something about the records; and where an uncommitted
-        output is sent. Whoever computes on records upholds the first two: each step on a record
-        is total, and a failure is the machine's.
-
-        Raises: PrivacyBudgetExceeded: it would pass the study's or the total cap; nothing was
-            spent. LedgerError: no approved and unexpired plan, or the key was committed with
-            another mechanism.
-        """
-        ...
-
-    def keep(self, paid: Reservation, output: bytes) -> CommitEntry:
-        """Store an output and its commit entry in one transaction; `commit` calls this.
-
-        Keeping the same bytes for the same reservation again changes nothing.
-
-        Raises: LedgerError: unknown reservation, or the key has another output already.
-        """
-        ...
-
-    def commit(
-        self, paid: Reservation, output: bytes, *, after: Sequence[Released[object]] = ()
-    ) -> Released[bytes]:
-        """Store the noised output, and only then hand it out as something that may leave.
-
-        Args:
-            paid: of `reserve`. output: 1 byte to 256 MiB; the caller ensures that it carries the
-                noise that the reservation states.
-            after: earlier releases that the output builds on, such as earlier chunks.
-        Raises: LedgerError: see `keep`.
-        """
-        return released_by(self, paid, output, after=after)
-
-    def decide(
-        self,
-        decision: Decision,
-        *,
-        study_id: str,
-        plan_hash: str,
-        expires: datetime,
-        decided_by: str,
-        statement: str = "",
-    ) -> DecisionEntry:
-        """Record that the site approves, refuses or withdraws from a plan.
-
-        Only a study whose latest decision is an unexpired approval can reserve or commit.
-        """
-        ...
-
-    def stored_output(self, key: ReleaseKey) -> bytes | None:
-        """The committed output of a key, or None."""
-        ...
-
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        """All entries from the first on."""
-        ...
-
-    def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
-        """Epsilon of all reservations, committed or not, and of what a restart carried over.
-
-        Of one study if named.
-        """
-        ...
-
-    def head(self) -> LedgerHead:
-        """Where the ledger ends now."""
-        ...
-
-    def release(
-        self,
-        spec: ReleaseSpec,
-        *,
-        compute: Callable[[Reservation], T],
-        encode: Callable[[T], bytes],
-        decode: Callable[[bytes], T],
-        after: Sequence[Released[object]] = (),
-    ) -> Released[T]:
-        """Reserve, compute, commit, and only then hand out the value.
-
-        The value comes from the committed bytes, so what is sent later is what the ledger
-        holds. After a crash the same call resumes its reservation (nothing was committed,
-        nothing left) or returns the committed value without touching a record.
-
-        Args:
-            compute: reads the records against the reservation that it is given, and adds the
-                noise that `spec.event` states; the caller ensures that it does. Not called where
-                an output is stored.
-            encode, decode: the value to bytes and back.
-            after: earlier releases that `compute` also builds on, such as earlier chunks.
-        """
-        paid = self.reserve(spec)
-        output = encode(compute(paid)) if paid.stored_output is None else paid.stored_output
-        return post_process(self.commit(paid, output, after=after), decode)
-
-    def export_lines(self) -> bytes:
-        """The ledger as canonical JSON Lines, for the auditor."""
-        return format_ledger_lines(self.entries())

@@ -13,9 +13,8 @@ from lada_secure.privacy.entries import CommitEntry, LedgerEntry, LedgerIdentity
 from lada_secure.privacy.ledger import BudgetCaps
 from lada_secure.privacy.ledger_keeper import (
     DataNote,
-    KeptLedger,
     KeptOutput,
-    LedgerSnapshot,
+    LedgerBook,
     LedgerTransaction,
     begin_ledger,
 )
@@ -23,7 +22,7 @@ from lada_secure.privacy.replay import LedgerReplay
 from lada_secure.privacy.restart import RestartGrant
 
 
-class _MemoryTransaction(LedgerTransaction):
+class _Kept(LedgerTransaction):
     """All that is kept; one object for the ledger's whole life."""
 
     def __init__(self, identity: LedgerIdentity) -> None:
@@ -37,11 +36,12 @@ class _MemoryTransaction(LedgerTransaction):
     def replay(self) -> LedgerReplay:
         return self._replay
 
-    def append(self, entry: LedgerEntry, output: KeptOutput | None) -> None:
+    def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         self._replay.append(entry)
         self._entries.append(entry)
         if isinstance(entry, CommitEntry) and output is not None:
             self._outputs[entry.reserve_hash] = output
+        self._last_write = written
 
     def output(self, reserve_hash: str) -> KeptOutput | None:
         return self._outputs.get(reserve_hash)
@@ -52,9 +52,6 @@ class _MemoryTransaction(LedgerTransaction):
     def last_write(self) -> str | None:
         return self._last_write
 
-    def note_write(self, precise: str) -> None:
-        self._last_write = precise
-
     def data_notes(self) -> tuple[DataNote, ...]:
         return tuple(self._data_notes)
 
@@ -62,13 +59,13 @@ class _MemoryTransaction(LedgerTransaction):
         self._data_notes.append(note)
 
 
-class MemoryLedger(KeptLedger):
+class MemoryLedger(LedgerBook):
     """A ledger for simulations on public or synthetic data, never for real records.
 
     A budget that does not survive a restart protects nobody.
 
     Args: grant: what the auditor granted, where it replaces another one. The rest as
-        `KeptLedger`.
+        `LedgerBook`.
     """
 
     def __init__(
@@ -89,7 +86,7 @@ class MemoryLedger(KeptLedger):
             time_step_s=time_step_s,
         )
         self._lock = threading.RLock()
-        self._kept = _MemoryTransaction(identity)
+        self._kept = _Kept(identity)
         begin_ledger(self._kept, signing_key=signing_key, clock=self._clock, grant=grant)
         self.started_now = True
 
@@ -98,5 +95,5 @@ class MemoryLedger(KeptLedger):
         with self._lock:
             yield self._kept
 
-    def _reading(self) -> AbstractContextManager[LedgerSnapshot]:
+    def _reading(self) -> AbstractContextManager[LedgerTransaction]:
         return self._transaction()

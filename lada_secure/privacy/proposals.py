@@ -7,7 +7,7 @@ is appended is refused here as well, with the caller's words and the precise clo
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TypedDict
+from typing import Any
 
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.entries import (
@@ -22,27 +22,17 @@ from lada_secure.privacy.entries import (
     StartEntry,
     commit_to_output,
 )
-from lada_secure.privacy.fields import check_hash, check_name, format_time
+from lada_secure.privacy.fields import check_hash, check_name
 from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec, Reservation
-from lada_secure.privacy.ledger_time import Moment
+from lada_secure.privacy.ledger_time import Moment, format_time
 from lada_secure.privacy.replay import LedgerReplay
 from lada_secure.privacy.restart import RestartGrant
 
 MAX_OUTPUT_BYTES = 2**28
 
 
-class _Link(TypedDict):
+def _link(replay: LedgerReplay, time: str) -> dict[str, Any]:
     """What every entry says about its place."""
-
-    index: int
-    previous_hash: str
-    site: str
-    population: str
-    time: str
-    signature: str
-
-
-def _link(replay: LedgerReplay, time: str) -> _Link:
     head = replay.head()
     return {
         "index": replay.length,
@@ -133,7 +123,7 @@ def propose_reserve(
     """
     where = f"reserve for {spec.key}"
     replay.require_approval(spec.study_id, spec.plan_hash, now.precise, where=where)
-    commit = replay.committed(spec.key)
+    commit = replay.commits.get(spec.key)
     if commit is not None:
         if _is_for(replay, commit.reserve_hash, spec):
             return commit
@@ -148,17 +138,16 @@ def propose_reserve(
                 study_id=spec.study_id,
                 plan_hash=spec.plan_hash,
                 reserve_hash=reserve_hash,
-                attempt=replay.resumes(reserve_hash) + 1,
+                attempt=replay.resumes[reserve_hash] + 1,
             )
     return _paid_reserve(replay, spec, caps=caps, now=now, where=where)
 
 
 def _is_for(replay: LedgerReplay, reserve_hash: str, spec: ReleaseSpec) -> bool:
     """Whether a reservation of the spec's key was made for this very release."""
-    paid = replay.reserved(reserve_hash)
+    paid = replay.reserved[reserve_hash]
     return (
-        paid is not None
-        and paid.plan_hash == spec.plan_hash
+        paid.plan_hash == spec.plan_hash
         and paid.mechanism == spec.mechanism
         and dict(paid.parameters) == dict(spec.parameters)
         and paid.event == spec.event
@@ -169,19 +158,11 @@ def _is_for(replay: LedgerReplay, reserve_hash: str, spec: ReleaseSpec) -> bool:
 def _paid_reserve(
     replay: LedgerReplay, spec: ReleaseSpec, *, caps: BudgetCaps, now: Moment, where: str
 ) -> ReserveEntry:
-    delta = caps.target_delta
-    study = replay.accountant(spec.study_id)
-    study_epsilon = study.epsilon_with(spec.event, delta)
-    study_rdp = study.epsilon_rdp_with(spec.event, delta)
-    if set(replay.studies()) <= {spec.study_id}:
-        total_epsilon, total_rdp = study_epsilon, study_rdp
-    else:
-        total_epsilon = replay.accountant().epsilon_with(spec.event, delta)
-        total_rdp = replay.accountant().epsilon_rdp_with(spec.event, delta)
-    study_cap = caps.for_study(spec.study_id)
+    delta, study_cap = caps.target_delta, caps.for_study(spec.study_id)
+    costs = replay.spending.after(spec.event, spec.study_id, delta)
     for scope, epsilon, cap in (
-        (f"study {spec.study_id}", study_epsilon, study_cap),
-        ("all studies together", total_epsilon, caps.total_epsilon),
+        (f"study {spec.study_id}", costs["study_epsilon_after"], study_cap),
+        ("all studies together", costs["epsilon_after"], caps.total_epsilon),
     ):
         # Not `epsilon > cap`: a NaN must refuse too.
         if not epsilon <= cap:
@@ -191,7 +172,7 @@ def _paid_reserve(
                 "Plan fewer releases or more noise, or let the site raise its cap"
             )
     return ReserveEntry(
-        **_link(replay, now.coarse),
+        **(_link(replay, now.coarse) | costs),
         study_id=spec.study_id,
         plan_hash=spec.plan_hash,
         round_id=spec.round_id,
@@ -204,10 +185,6 @@ def _paid_reserve(
         unit=spec.unit,
         adjacency=spec.adjacency,
         target_delta=delta,
-        epsilon_after=total_epsilon,
-        epsilon_rdp_after=total_rdp,
-        study_epsilon_after=study_epsilon,
-        study_epsilon_rdp_after=study_rdp,
         total_cap=caps.total_epsilon,
         study_cap=study_cap,
     )
@@ -223,11 +200,11 @@ def propose_commit(
     """
     if not 0 < len(output) <= MAX_OUTPUT_BYTES:
         raise ParameterError(f"output: expected 1 to {MAX_OUTPUT_BYTES} bytes, got {len(output)}")
-    paid = replay.reserved(reservation.entry_hash)
+    paid = replay.reserved.get(reservation.entry_hash)
     if paid is None:
         raise LedgerError("commit: this ledger holds no such reservation")
     where = f"commit for {paid.key}"
-    earlier = replay.committed(paid.key)
+    earlier = replay.commits.get(paid.key)
     if earlier is not None:
         raise LedgerError(
             f"{where}: entry {earlier.index} committed another output already; send that one "
@@ -235,7 +212,7 @@ def propose_commit(
         )
     replay.require_approval(paid.study_id, paid.plan_hash, now.precise, where=where)
     return CommitEntry(
-        **_link(replay, replay.last_try(reservation.entry_hash).time),
+        **_link(replay, replay.tries[reservation.entry_hash].time),
         study_id=paid.study_id,
         plan_hash=paid.plan_hash,
         round_id=paid.round_id,

@@ -46,8 +46,9 @@ from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.data_filter import observations
 from lada_secure.learnability.explanation import explain_cells
 from lada_secure.learnability.gap import cell_rewards, probability
-from lada_secure.learnability.statistics import NoisedStatistics, parse_noised_statistics
-from lada_secure.privacy.ledger import ReleaseKey
+from lada_secure.learnability.noised_vectors import parse_vector
+from lada_secure.learnability.statistics import NoisedStatistics
+from lada_secure.privacy.entries import ReleaseKey
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import bound_units
 from lada_server.llm_files import LlmFiles
@@ -269,7 +270,9 @@ class SiteAgain:
     def noised(self, round_id: int) -> NoisedStatistics:
         """The statistics that the site released."""
         raw = self.record.released(self.site, round_id, STATISTICS)
-        return parse_noised_statistics(raw, statistics_parameters(self.record.plan))
+        public = statistics_parameters(self.record.plan)
+        vector = parse_vector(raw, what=STATISTICS, length=public.length, bound=public.site_bound)
+        return NoisedStatistics(vector=vector, parameters=public)
 
     def faults(self, round_id: int, features: FloatArray) -> Iterator[str]:
         """Where the site's choices of a round are not what follows from its releases.

@@ -27,7 +27,7 @@ from lada_secure.learnability.statistics import (
     statistics_spec,
 )
 from lada_secure.learnability.statistics_parameters import StatisticsParameters
-from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.released import Released
 from lada_server.study import Study
 from lada_server.teacher import PoolView, Teacher, WrittenPaths

@@ -9,11 +9,10 @@ from typing import Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.carried_budget import grant_restart
+from lada_secure.privacy.carried_budget import grant_restart, granted_identity
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import PrivacyEvent, gaussian_event
 from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import granted_identity
 from lada_secure.privacy.memory_ledger import MemoryLedger
 
 SITE_KEYS = tuple(

@@ -18,7 +18,7 @@ from lada_clients.audit.report_words import (
     what_left,
 )
 from lada_clients.web_page import html_page, plain_number, table, tiles
-from lada_secure.privacy.fields import parse_time
+from lada_secure.privacy.ledger_time import parse_time
 
 _SPANS = ((180.0, 1.0, "seconds"), (10_800.0, 60.0, "minutes"), (259_200.0, 3600.0, "hours"))
 

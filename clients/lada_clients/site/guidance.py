@@ -39,7 +39,7 @@ from lada_secure.learnability.trials import (
     trials_of,
     useful_paths,
 )
-from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.private_records import PrivateRecords
 
 # The number of steps is the plan's, however few paths there are.

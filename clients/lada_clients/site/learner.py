@@ -57,7 +57,8 @@ from lada_secure.learnability.statistics import (
     release_statistics,
     statistics_spec,
 )
-from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger import ReleaseSpec, Reservation
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released
 

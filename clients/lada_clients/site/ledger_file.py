@@ -1,23 +1,13 @@
-"""The SQLite file of a ledger: its tables, how it is opened, and what its errors mean.
-
-Writers take one `BEGIN IMMEDIATE` transaction: read what others have added, decide, add. Two
-processes therefore never decide on the same balance. Readers take a plain `BEGIN`, which in WAL
-mode sees one consistent state and neither waits for a writer nor keeps one waiting. Writers set
-`synchronous=FULL`, so a committed reservation survives a power cut.
-"""
+"""The tables of a ledger's file, and the transactions of whoever has it open."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sqlite3
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from urllib.parse import quote
 
 from sqlalchemy import (
     Column,
@@ -26,33 +16,26 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    QueuePool,
     Table,
     Text,
-    create_engine,
-    event,
     insert,
     inspect,
     select,
 )
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.dialects.sqlite import insert as upsert
 
-from lada_secure.errors import (
-    LadaError,
-    LedgerError,
-    LocalProtocolError,
-    ParameterError,
-    TransportError,
-)
-from lada_secure.privacy.entries import LedgerEntry, LedgerIdentity
+from lada_clients.site.ledger_database import connected
+from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
+from lada_secure.privacy.entries import CommitEntry, LedgerEntry, LedgerIdentity
+from lada_secure.privacy.ledger_keeper import DataNote, KeptOutput, LedgerTransaction
 from lada_secure.privacy.ledger_lines import parse_entry
+from lada_secure.privacy.ledger_time import parse_time
 from lada_secure.privacy.replay import LedgerReplay
 
 SCHEMA_VERSION = 3
 # "LDlg", what `PRAGMA application_id` shows.
 APPLICATION_ID = 0x4C446C67
-BUSY_TIMEOUT_S = 60.0
+_LAST_WRITE = "last_write"
 
 _METADATA = MetaData()
 _META = Table(
@@ -105,173 +88,16 @@ _APPEND_ONLY = tuple(
     for verb in ("UPDATE", "DELETE")
 )
 
-_EXPLANATIONS = {
-    "SQLITE_FULL": "the disk is full; free some space and try again",
-    "SQLITE_READONLY": "the file or its folder cannot be written; check its owner and mode",
-    "SQLITE_CANTOPEN": "the file cannot be opened or created; check the folder and its mode",
-    "SQLITE_PERM": "the file cannot be opened; check its owner and mode",
-    "SQLITE_BUSY": "another process has held the ledger for a minute; see what it is doing",
-    "SQLITE_LOCKED": "another connection has locked the ledger; see what it is doing",
-    "SQLITE_IOERR": "the disk failed or is full; check the disk",
-}
 
-
-def _explain(error: sqlite3.Error, path: Path) -> LadaError:
-    name = str(getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR")
-    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-        return LedgerError(
-            f"ledger {path}: it is damaged or not a ledger at all ({name}); restore it from a "
-            "backup that is not older than the auditor's copy"
-        )
-    for prefix, meaning in _EXPLANATIONS.items():
-        if name.startswith(prefix):
-            return TransportError(f"ledger {path}: {meaning} ({name}). This step wrote nothing")
-    return TransportError(f"ledger {path}: the database refused ({name}: {error})")
-
-
-@contextmanager
-def own_errors(path: Path) -> Iterator[None]:
-    """Turns the errors of SQLite and SQLAlchemy into ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        # While a connection is prepared, SQLAlchemy passes the driver's errors on as they are.
-        raise _explain(error, path) from error
-    except DBAPIError as error:
-        if isinstance(error.orig, sqlite3.Error):
-            raise _explain(error.orig, path) from error
-        raise TransportError(f"ledger {path}: {error}") from error
-
-
-def stored_bytes(value: object, where: str) -> bytes:
+def _stored_bytes(value: object, where: str) -> bytes:
     """A blob column's content. Raises: LedgerError: SQLite keeps whatever type was put there."""
     if not isinstance(value, bytes):
         raise LedgerError(f"{where}: expected stored bytes, got {type(value).__name__}")
     return value
 
 
-def stored_entry(value: object, where: str) -> LedgerEntry:
-    """An entry's line, parsed. Raises: LedgerError: names the entry."""
-    return parse_entry(stored_bytes(value, where), where=where)
-
-
-def create_private(path: Path) -> None:
-    """Make the file for its owner only, if it is not there yet.
-
-    Raises: TransportError: cannot be opened for writing.
-    """
-    # SQLite would create it readable for the group; a ledger tells who works with whom.
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:
-        raise TransportError(
-            f"ledger {path}: cannot be opened or created: {error.strerror}; check that its folder "
-            "exists and can be written. Nothing was written, nothing was spent"
-        ) from error
-
-
-def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
-    """Readers do not block writers in WAL mode; the file remembers it once it is set."""
-    deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            # SQLite's own waiting does not cover this switch while others open the new file.
-            busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
-            if not busy or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-def _begin(connection: Connection) -> None:
-    # The driver must not begin transactions by itself: it would choose deferred ones.
-    statement = connection.get_execution_options().get("begin", "BEGIN IMMEDIATE")
-    connection.exec_driver_sql(str(statement))
-
-
-def writing_engine(path: Path) -> Engine:
-    """One connection that may write, in WAL mode."""
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None},
-        pool_size=1,
-        max_overflow=0,
-    )
-
-    def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        cursor = connection.cursor()
-        try:
-            _switch_to_wal(cursor)
-            cursor.execute("PRAGMA synchronous=FULL")
-        finally:
-            cursor.close()
-
-    event.listen(engine, "connect", prepare)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-@contextmanager
-def reading_engine(path: Path) -> Iterator[Engine]:
-    """One connection that cannot write; works on a read-only file, folder and disk.
-
-    SQLite reads a file in WAL mode through an index beside it. Where that cannot be made, the
-    file is read as it is if no entries wait in its log, and else from a private copy.
-
-    Raises: TransportError: it is missing or cannot be read.
-    """
-    log = path.with_name(f"{path.name}-wal")
-    with ExitStack() as stack:
-        with own_errors(path):
-            try:
-                _probe(path, "mode=ro")
-                source, mode = path, "mode=ro"
-            except sqlite3.OperationalError as error:
-                name = getattr(error, "sqlite_errorname", "")
-                if not path.exists() or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
-                    raise
-                source, mode = path, "mode=ro&immutable=1"
-                if log.exists() and log.stat().st_size:
-                    source, mode = _private_copy(path, log, stack), "mode=ro"
-        engine = create_engine(
-            "sqlite://",
-            creator=lambda: _connect(source, mode),
-            poolclass=QueuePool,
-            pool_size=1,
-            max_overflow=0,
-        )
-        event.listen(engine, "begin", _begin)
-        stack.callback(engine.dispose)
-        yield engine
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?{mode}",
-        uri=True,
-        timeout=BUSY_TIMEOUT_S,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-
-
-def _probe(path: Path, mode: str) -> None:
-    connection = _connect(path, mode)
-    try:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    finally:
-        connection.close()
-
-
-def _private_copy(path: Path, log: Path, stack: ExitStack) -> Path:
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="lada-ledger-")))
-    try:
-        shutil.copyfile(log, folder / log.name)
-        shutil.copyfile(path, folder / path.name)
-    except OSError as error:
-        raise TransportError(f"ledger {path}: cannot be read: {error.strerror}") from error
-    return folder / path.name
+def _stored_entry(value: object, where: str) -> LedgerEntry:
+    return parse_entry(_stored_bytes(value, where), where=where)
 
 
 def has_tables(connection: Connection) -> bool:
@@ -294,18 +120,10 @@ def create_tables(connection: Connection, identity: LedgerIdentity, path: Path) 
     _METADATA.create_all(connection, checkfirst=False)
     for statement in _APPEND_ONLY:
         connection.exec_driver_sql(statement)
-    rows = {"schema_version": str(SCHEMA_VERSION), **_names(identity)}
+    rows = {"schema_version": str(SCHEMA_VERSION), **asdict(identity)}
     connection.execute(
         insert(_META), [{"name": name, "value": value} for name, value in rows.items()]
     )
-
-
-def _names(identity: LedgerIdentity) -> dict[str, str]:
-    return {
-        "site": identity.site,
-        "population": identity.population,
-        "ledger_id": identity.ledger_id,
-    }
 
 
 def stored_identity(connection: Connection, path: Path) -> LedgerIdentity:
@@ -332,11 +150,70 @@ def stored_identity(connection: Connection, path: Path) -> LedgerIdentity:
         raise LedgerError(f"ledger {path}: {error}") from error
 
 
-@contextmanager
-def connected(engine: Engine, path: Path, begin: str) -> Iterator[Connection]:
-    """One database transaction, begun with this statement; foreign errors become ours."""
-    with own_errors(path), engine.execution_options(begin=begin).begin() as connection:
-        yield connection
+class SqliteTransaction(LedgerTransaction):
+    """One database transaction, with the state after every entry that it sees."""
+
+    def __init__(self, connection: Connection, replay: LedgerReplay) -> None:
+        self._connection = connection
+        self._replay = replay
+
+    @property
+    def replay(self) -> LedgerReplay:
+        return self._replay
+
+    def output(self, reserve_hash: str) -> KeptOutput | None:
+        row = self._connection.execute(
+            select(OUTPUTS.c.payload, OUTPUTS.c.salt).where(OUTPUTS.c.reserve_hash == reserve_hash)
+        ).first()
+        if row is None:
+            return None
+        where = f"output of {reserve_hash[:12]}..."
+        return KeptOutput(
+            payload=_stored_bytes(row.payload, where), salt=_stored_bytes(row.salt, where)
+        )
+
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        rows = self._connection.execute(
+            select(ENTRIES.c.number, ENTRIES.c.line).order_by(ENTRIES.c.number)
+        )
+        return tuple(_stored_entry(row.line, f"entry {row.number}") for row in rows)
+
+    def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
+        self._replay.append(entry)
+        self._connection.execute(
+            insert(ENTRIES).values(
+                number=entry.index, entry_hash=entry.entry_hash, line=entry.line()
+            )
+        )
+        if isinstance(entry, CommitEntry) and output is not None:
+            self._connection.execute(
+                insert(OUTPUTS).values(
+                    reserve_hash=entry.reserve_hash, payload=output.payload, salt=output.salt
+                )
+            )
+        note = upsert(NOTES).values(name=_LAST_WRITE, value=written)
+        self._connection.execute(
+            note.on_conflict_do_update(index_elements=["name"], set_={"value": written})
+        )
+
+    def last_write(self) -> str | None:
+        text = self._connection.scalar(select(NOTES.c.value).where(NOTES.c.name == _LAST_WRITE))
+        if text is None:
+            return None
+        try:
+            parse_time(str(text))
+        except ParameterError as error:
+            raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
+        return str(text)
+
+    def data_notes(self) -> tuple[DataNote, ...]:
+        rows = self._connection.execute(
+            select(DATA_NOTES.c.study_id, DATA_NOTES.c.fingerprint).order_by(DATA_NOTES.c.number)
+        )
+        return tuple(DataNote(study_id=row.study_id, fingerprint=row.fingerprint) for row in rows)
+
+    def add_data_note(self, note: DataNote) -> None:
+        self._connection.execute(insert(DATA_NOTES).values(asdict(note)))
 
 
 class LedgerFile:
@@ -348,31 +225,25 @@ class LedgerFile:
     def __init__(self, path: Path, engine: Engine, identity: LedgerIdentity) -> None:
         self.path = path
         self.engine = engine
-        self._identity = identity
+        self.identity = identity
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._replay: LedgerReplay | None = None
 
     @contextmanager
-    def connected(self, begin: str) -> Iterator[Connection]:
-        """One database transaction, begun with this statement; foreign errors become ours."""
+    def opened(self, begin: str) -> Iterator[SqliteTransaction]:
+        """One transaction, begun with this statement; foreign errors become ours."""
         if os.getpid() != self._pid:
             raise LocalProtocolError(
                 f"ledger {self.path}: it was opened before a fork; open it in this process"
             )
-        with connected(self.engine, self.path, begin) as connection:
-            yield connection
-
-    @contextmanager
-    def synchronised(self, begin: str) -> Iterator[tuple[Connection, LedgerReplay]]:
-        """One transaction with the state after every entry that it sees."""
         with self._lock:
             before: int | None = None
             try:
-                with self.connected(begin) as connection:
+                with connected(self.engine, self.path, begin) as connection:
                     replay = self._caught_up(connection)
                     before = replay.length
-                    yield connection, replay
+                    yield SqliteTransaction(connection, replay)
             except BaseException:
                 # What was appended here is not on disk. Whether it counts is read again.
                 if before is None or (self._replay and self._replay.length != before):
@@ -383,7 +254,7 @@ class LedgerFile:
         """The replay of exactly what is stored, continuing from what is known."""
         replay = self._replay
         if replay is None:
-            replay = LedgerReplay(self._identity)
+            replay = LedgerReplay(self.identity)
         else:
             known = replay.head()
             stored = connection.scalar(
@@ -401,7 +272,7 @@ class LedgerFile:
             .order_by(ENTRIES.c.number)
         )
         for row in rows:
-            entry = stored_entry(row.line, f"ledger {self.path}: entry {row.number}")
+            entry = _stored_entry(row.line, f"ledger {self.path}: entry {row.number}")
             replay.append(entry)
             if (row.number, row.entry_hash) != (entry.index, replay.head().entry_hash):
                 raise LedgerError(f"ledger {self.path}: entry {row.number}: stored as another one")

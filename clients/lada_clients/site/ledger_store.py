@@ -3,124 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, insert, select
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Connection
 
-from lada_clients.site.ledger_file import (
-    DATA_NOTES,
-    ENTRIES,
-    NOTES,
-    OUTPUTS,
-    LedgerFile,
+from lada_clients.site.ledger_database import (
+    READ,
+    WRITE,
     connected,
     create_private,
-    create_tables,
-    has_tables,
     reading_engine,
-    stored_bytes,
-    stored_entry,
-    stored_identity,
     writing_engine,
 )
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.entries import CommitEntry, LedgerEntry, LedgerIdentity
-from lada_secure.privacy.fields import parse_time
-from lada_secure.privacy.ledger import BudgetCaps
-from lada_secure.privacy.ledger_keeper import (
-    DataNote,
-    KeptLedger,
-    KeptOutput,
-    LedgerSnapshot,
-    LedgerTransaction,
-    ReadLedger,
-    begin_ledger,
-    check_key,
-    granted_identity,
+from lada_clients.site.ledger_file import (
+    LedgerFile,
+    SqliteTransaction,
+    create_tables,
+    has_tables,
+    stored_identity,
 )
+from lada_secure.errors import LedgerError
+from lada_secure.privacy.carried_budget import granted_identity
+from lada_secure.privacy.entries import LedgerIdentity
+from lada_secure.privacy.fields import public_hex
+from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.ledger_keeper import LedgerBook, ReadLedger, begin_ledger
 from lada_secure.privacy.ledger_time import LedgerClock
 from lada_secure.privacy.replay import LedgerReplay
 from lada_secure.privacy.restart import RestartGrant
-
-READ = "BEGIN"
-WRITE = "BEGIN IMMEDIATE"
-_LAST_WRITE = "last_write"
-
-
-class _SqliteSnapshot(LedgerSnapshot):
-    def __init__(self, connection: Connection, replay: LedgerReplay) -> None:
-        self._connection = connection
-        self._replay = replay
-
-    @property
-    def replay(self) -> LedgerReplay:
-        return self._replay
-
-    def output(self, reserve_hash: str) -> KeptOutput | None:
-        row = self._connection.execute(
-            select(OUTPUTS.c.payload, OUTPUTS.c.salt).where(OUTPUTS.c.reserve_hash == reserve_hash)
-        ).first()
-        if row is None:
-            return None
-        where = f"output of {reserve_hash[:12]}..."
-        return KeptOutput(
-            payload=stored_bytes(row.payload, where), salt=stored_bytes(row.salt, where)
-        )
-
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        rows = self._connection.execute(
-            select(ENTRIES.c.number, ENTRIES.c.line).order_by(ENTRIES.c.number)
-        )
-        return tuple(stored_entry(row.line, f"entry {row.number}") for row in rows)
-
-
-class _SqliteTransaction(_SqliteSnapshot, LedgerTransaction):
-    def append(self, entry: LedgerEntry, output: KeptOutput | None) -> None:
-        self._replay.append(entry)
-        self._connection.execute(
-            insert(ENTRIES).values(
-                number=entry.index, entry_hash=entry.entry_hash, line=entry.line()
-            )
-        )
-        if isinstance(entry, CommitEntry) and output is not None:
-            self._connection.execute(
-                insert(OUTPUTS).values(
-                    reserve_hash=entry.reserve_hash, payload=output.payload, salt=output.salt
-                )
-            )
-
-    def last_write(self) -> str | None:
-        text = self._connection.scalar(select(NOTES.c.value).where(NOTES.c.name == _LAST_WRITE))
-        if text is None:
-            return None
-        try:
-            parse_time(str(text))
-        except ParameterError as error:
-            raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
-        return str(text)
-
-    def note_write(self, precise: str) -> None:
-        statement = upsert(NOTES).values(name=_LAST_WRITE, value=precise)
-        self._connection.execute(
-            statement.on_conflict_do_update(index_elements=["name"], set_={"value": precise})
-        )
-
-    def data_notes(self) -> tuple[DataNote, ...]:
-        rows = self._connection.execute(
-            select(DATA_NOTES.c.study_id, DATA_NOTES.c.fingerprint).order_by(DATA_NOTES.c.number)
-        )
-        return tuple(DataNote(study_id=row.study_id, fingerprint=row.fingerprint) for row in rows)
-
-    def add_data_note(self, note: DataNote) -> None:
-        self._connection.execute(
-            insert(DATA_NOTES).values(study_id=note.study_id, fingerprint=note.fingerprint)
-        )
 
 
 def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
@@ -128,10 +42,10 @@ def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
 
     Raises: LedgerError: it says less.
     """
-    last = replay.last_reserve()
+    last = next(reversed(replay.reserved.values()), None)
     if last is None:
         return
-    recomputed = replay.accountant().epsilon(last.target_delta)
+    recomputed = replay.spending.of().epsilon(last.target_delta)
     if last.epsilon_after < recomputed * (1 - 1e-3) - 1e-6:
         raise LedgerError(
             f"ledger {path}: the last reservation says epsilon {last.epsilon_after:.6g}, its "
@@ -150,11 +64,11 @@ def _begin_file(
     grant: RestartGrant | None,
 ) -> None:
     create_tables(connection, identity, path)
-    transaction = _SqliteTransaction(connection, LedgerReplay(identity))
+    transaction = SqliteTransaction(connection, LedgerReplay(identity))
     begin_ledger(transaction, signing_key=signing_key, clock=clock, grant=grant)
 
 
-class SqliteLedger(KeptLedger):
+class SqliteLedger(LedgerBook):
     """A site's ledger in one SQLite file; several processes may have it open.
 
     Opening it checks every entry's place in the chain, signature and rules, and that the last
@@ -171,7 +85,7 @@ class SqliteLedger(KeptLedger):
         caps: the site's own policy.
         clock: the current time with a zone. time_step_s: see `LedgerClock`.
     Raises: LedgerError: of another site, population, schema version or key in force (see
-        `KeptLedger.renew_key`), or damaged. TransportError: cannot be opened, read-only, disk
+        `LedgerBook.renew_key`), or damaged. TransportError: cannot be opened, read-only, disk
         full.
     """
 
@@ -197,59 +111,49 @@ class SqliteLedger(KeptLedger):
         create_private(path)
         self._engine = writing_engine(path)
         try:
-            self._identity = self._found_or_begun(path, new)
-            self.started_now = self._identity == new
-            self._file = LedgerFile(path, self._engine, self._identity)
-            with self._reading() as snapshot:
-                check_key(snapshot.replay, signing_key)
-                _check_last_epsilon(snapshot.replay, path)
+            self.identity = self._found_or_begun(path, new)
+            self.started_now = self.identity == new
+            self._file = LedgerFile(path, self._engine, self.identity)
+            with self._reading() as ledger:
+                ledger.replay.require_key(public_hex(signing_key))
+                _check_last_epsilon(ledger.replay, path)
         except BaseException:
             self._engine.dispose()
             raise
 
     def _found_or_begun(self, path: Path, new: LedgerIdentity) -> LedgerIdentity:
         """The identity of the ledger in the file, which is `new` where there was none."""
-        with connected(self._engine, path, READ) as connection:
-            if has_tables(connection):
-                return _own_identity(connection, path, new)
-        with connected(self._engine, path, WRITE) as connection:
-            # Another process may have been quicker.
-            if has_tables(connection):
-                return _own_identity(connection, path, new)
-            _begin_file(
-                connection,
-                path,
-                identity=new,
-                signing_key=self._signing_key,
-                clock=self._clock,
-                grant=None,
-            )
+        # Looked at again with the lock held: another process may have been quicker.
+        for begin in (READ, WRITE):
+            with connected(self._engine, path, begin) as connection:
+                if has_tables(connection):
+                    return _own_identity(connection, path, new)
+                if begin == WRITE:
+                    _begin_file(
+                        connection,
+                        path,
+                        identity=new,
+                        signing_key=self._signing_key,
+                        clock=self._clock,
+                        grant=None,
+                    )
         return new
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the file. Every completed call is on disk already."""
         self._engine.dispose()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[_SqliteTransaction]:
-        with self._file.synchronised(WRITE) as (connection, replay):
-            yield _SqliteTransaction(connection, replay)
+    def _transaction(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(WRITE)
 
-    @contextmanager
-    def _reading(self) -> Iterator[_SqliteSnapshot]:
-        with self._file.synchronised(READ) as (connection, replay):
-            yield _SqliteSnapshot(connection, replay)
+    def _reading(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(READ)
 
 
 def _own_identity(connection: Connection, path: Path, expected: LedgerIdentity) -> LedgerIdentity:
@@ -314,14 +218,12 @@ class SqliteLedgerReader(ReadLedger):
     you expect. Made by `open_ledger_reader`.
     """
 
-    def __init__(self, file: LedgerFile, identity: LedgerIdentity) -> None:
-        super().__init__(identity=identity)
+    def __init__(self, file: LedgerFile) -> None:
+        self.identity = file.identity
         self._file = file
 
-    @contextmanager
-    def _reading(self) -> Iterator[_SqliteSnapshot]:
-        with self._file.synchronised(READ) as (connection, replay):
-            yield _SqliteSnapshot(connection, replay)
+    def _reading(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(READ)
 
 
 @contextmanager
@@ -331,11 +233,10 @@ def open_ledger_reader(path: Path) -> Iterator[SqliteLedgerReader]:
     Raises: LedgerError: damaged, not a ledger, or of another schema version. TransportError: it
         is missing or cannot be read.
     """
-    with ExitStack() as stack:
-        engine = stack.enter_context(reading_engine(path))
+    with reading_engine(path) as engine:
         with connected(engine, path, READ) as connection:
             identity = stored_identity(connection, path)
-        reader = SqliteLedgerReader(LedgerFile(path, engine, identity), identity)
-        with reader._reading() as snapshot:
-            _check_last_epsilon(snapshot.replay, path)
+        reader = SqliteLedgerReader(LedgerFile(path, engine, identity))
+        with reader._reading() as ledger:
+            _check_last_epsilon(ledger.replay, path)
         yield reader

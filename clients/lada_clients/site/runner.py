@@ -33,7 +33,7 @@ from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.entries import Decision, DecisionEntry
 from lada_secure.privacy.fields import check_name
-from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.units import population_fingerprint
 from lada_secure.state_folder import check_state_folder, held_state_folder
 

@@ -48,7 +48,9 @@ from lada_secure.distillation.training import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.statistics import NoisedStatistics
-from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
+from lada_secure.privacy.entries import ReserveEntry
+from lada_secure.privacy.ledger_keeper import LedgerBook
+from lada_secure.privacy.ledger_lines import format_ledger_lines
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.released import Released, post_process
 

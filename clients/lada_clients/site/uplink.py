@@ -26,7 +26,7 @@ from lada_protocol.uplink import (
 from lada_secure.errors import LocalProtocolError
 from lada_secure.learnability.advantage import advantages
 from lada_secure.learnability.arrays import IntArray
-from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.released import Released, post_process, require_released
 
 

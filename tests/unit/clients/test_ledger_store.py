@@ -73,7 +73,7 @@ def test_a_release_computes_once_even_across_restarts(path: Path) -> None:
     values = []
     for _ in range(3):
         with open_ledger(path) as ledger:
-            if ledger.decision("study") is None:
+            if ledger.head().index == 0:
                 approve(ledger)
             values.append(ledger.release(spec(), compute=compute, encode=bytes, decode=bytes))
     assert len({one.value for one in values}) == len({one.paid_by for one in values}) == 1

@@ -35,7 +35,7 @@ from lada_secure.learnability.measured_statistics import measured_statistics
 from lada_secure.learnability.measured_trials import measured_trials
 from lada_secure.learnability.trial_gains import TrialParameters
 from lada_secure.privacy.entries import CommitEntry, DecisionEntry, ReserveEntry
-from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.units import Unit
 
 ORDINARY = tuple(record(at) for at in range(6))

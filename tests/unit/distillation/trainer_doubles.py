@@ -21,7 +21,8 @@ from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.trainer import Trainer
 from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger import BudgetCaps, LedgerBook
+from lada_secure.privacy.ledger import BudgetCaps
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.memory_ledger import MemoryLedger
 
 # Two threads on a busy machine wait for each other longer than these models compute.

@@ -19,17 +19,17 @@ from lada_secure.errors import (
     ParameterError,
     PrivacyBudgetExceeded,
 )
+from lada_secure.learnability.noised_vectors import parse_vector
 from lada_secure.learnability.trial_gains import (
     NoisedGains,
     TrialParameters,
     UnitGains,
-    parse_noised_gains,
     release_trials,
     trials_spec,
     unit_gains,
 )
-from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger import BudgetCaps, ReserveEntry
+from lada_secure.privacy.entries import LedgerIdentity, ReserveEntry
+from lada_secure.privacy.ledger import BudgetCaps
 from lada_secure.privacy.memory_ledger import MemoryLedger
 
 ALPHA = 1e-6
@@ -218,7 +218,7 @@ def test_parameters_out_of_range_are_named(changes: dict[str, float], message: s
 )
 def test_damaged_stored_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(LedgerError, match="stored trials"):
-        parse_noised_gains(raw, PUBLIC)
+        parse_vector(raw, what="trials", length=PUBLIC.length, bound=2**53 - 1)
 
 
 def test_means_are_over_the_noised_number_of_units_with_reasons() -> None:

@@ -24,11 +24,11 @@ from lada_secure.errors import (
 )
 from lada_secure.learnability.arrays import IntArray
 from lada_secure.learnability.cluster_estimates import cluster_estimates
+from lada_secure.learnability.noised_vectors import parse_vector, vector_bytes
 from lada_secure.learnability.statistics import (
     MeasuredRecord,
     NoisedStatistics,
     UnitStatistics,
-    parse_noised_statistics,
     release_statistics,
     statistics_spec,
     unit_statistics,
@@ -38,10 +38,10 @@ from lada_secure.learnability.statistics_parameters import (
     noise_std,
     site_bound,
     statistics_scale,
-    sum_bound,
 )
-from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger import BudgetCaps, LedgerBook, Reservation, ReserveEntry
+from lada_secure.privacy.entries import LedgerIdentity, ReserveEntry
+from lada_secure.privacy.ledger import BudgetCaps, Reservation
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.released import Released
 
@@ -276,9 +276,11 @@ def test_a_sum_of_sites_at_their_bound_stays_within_the_sum_bound() -> None:
     public = parameters()
     worst = np.full(public.length, public.site_bound, dtype=np.int64)
     assert int((worst * 8).max()) == public.sum_bound(sites=8)
-    assert public.sum_bound(sites=8) == sum_bound(
-        site_bound(scale=120, max_units=500, noise_multiplier=4.0), sites=8
+    assert public.sum_bound(sites=8) == 8 * site_bound(
+        scale=120, max_units=500, noise_multiplier=4.0
     )
+    with pytest.raises(ParameterError, match="at least one site"):
+        public.sum_bound(sites=0)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +316,12 @@ def test_noised_statistics_survive_the_ledgers_disk() -> None:
     with pytest.raises(ParameterError, match="beyond the bound"):
         NoisedStatistics(vector=vector, parameters=public)
     noised = NoisedStatistics(vector=np.array([5, -3, 2, 0, -1, 7]), parameters=public)
-    again = parse_noised_statistics(noised.to_bytes(), public)
-    np.testing.assert_array_equal(again.vector, noised.vector)
+    np.testing.assert_array_equal(stored(vector_bytes(noised.vector)), noised.vector)
+
+
+def stored(raw: bytes) -> IntArray:
+    public = parameters()
+    return parse_vector(raw, what="statistics", length=public.length, bound=public.site_bound)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +341,7 @@ def test_noised_statistics_survive_the_ledgers_disk() -> None:
 )
 def test_stored_statistics_are_refused_for(raw: bytes) -> None:
     with pytest.raises(LedgerError, match="stored statistics"):
-        parse_noised_statistics(raw, parameters())
+        stored(raw)
 
 
 def test_estimates_recover_masses_and_mean_losses_of_one_site_and_of_a_sum() -> None:

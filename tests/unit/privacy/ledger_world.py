@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.privacy.carried_budget import grant_restart
+from lada_secure.privacy.carried_budget import grant_restart, granted_identity
 from lada_secure.privacy.entries import LedgerIdentity
 from lada_secure.privacy.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import KeptLedger, granted_identity
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.restart import RestartGrant
 
@@ -86,7 +86,7 @@ def restarted_ledger(
     )
 
 
-def approve(ledger: KeptLedger, study_id: str = "study", *, plan_hash: str = PLAN) -> None:
+def approve(ledger: LedgerBook, study_id: str = "study", *, plan_hash: str = PLAN) -> None:
     """Approve a study until a day after the start."""
     ledger.decide(
         "approve",

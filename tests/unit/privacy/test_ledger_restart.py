@@ -26,7 +26,12 @@ from ledger_world import (
 
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.accounting import epsilon, epsilon_rdp
-from lada_secure.privacy.carried_budget import grant_restart, merged_event, spent_events
+from lada_secure.privacy.carried_budget import (
+    grant_restart,
+    granted_identity,
+    merged_event,
+    spent_events,
+)
 from lada_secure.privacy.entries import LedgerIdentity, ReserveEntry, RestartEntry, sign_entry
 from lada_secure.privacy.events import (
     DpSgdEvent,
@@ -37,7 +42,6 @@ from lada_secure.privacy.events import (
     gaussian_event,
 )
 from lada_secure.privacy.ledger import BudgetCaps
-from lada_secure.privacy.ledger_keeper import granted_identity
 from lada_secure.privacy.ledger_lines import parse_entry, parse_ledger_lines
 from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.restart import RestartGrant, check_grant, parse_grant

@@ -20,9 +20,8 @@ from ledger_world import (
 )
 
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.fields import format_time, parse_time
 from lada_secure.privacy.ledger_lines import parse_entry
-from lada_secure.privacy.ledger_time import LedgerClock
+from lada_secure.privacy.ledger_time import LedgerClock, format_time, parse_time
 from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.verification import verify_ledger
 

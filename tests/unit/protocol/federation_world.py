@@ -11,7 +11,7 @@ from simulated_parties import FOUR, World, exported, make_world
 from lada_protocol.tasks import Done
 from lada_secure.privacy.carried_budget import grant_restart
 from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.ledger_keeper import KeptLedger
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_secure.privacy.restart import RestartGrant
 
@@ -24,7 +24,7 @@ class Federation:
 
     folder: Path
     cast: Cast = field(default_factory=lambda: make_cast(FOUR))
-    books: dict[str, KeptLedger] = field(default_factory=dict)
+    books: dict[str, LedgerBook] = field(default_factory=dict)
     studies: int = 0
 
     def study(self) -> World:
@@ -52,7 +52,7 @@ class Federation:
         return exported(world, self.folder / f"out-{world.plan.study_id}")
 
 
-def backup_of(cast: Cast, entries: KeptLedger, length: int) -> MemoryLedger:
+def backup_of(cast: Cast, entries: LedgerBook, length: int) -> MemoryLedger:
     """A copy of a ledger as it was at this length: what a backup holds."""
     identity = entries.identity
     copy = MemoryLedger(

@@ -23,7 +23,7 @@ from lada_protocol.tasks import ImproveModel, Inquire
 from lada_protocol.uplink import SitePath, parse_site_paths, split_pool
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 from lada_secure.learnability.arrays import FloatArray
-from lada_secure.privacy.ledger import LedgerBook
+from lada_secure.privacy.ledger_keeper import LedgerBook
 from lada_secure.privacy.released import Released, require_released
 
 PLAN = make_plan(uplink=UPLINK)
