@@ -1,0 +1,242 @@
+"""A site's ledger in one SQLite file, shared by all its processes and surviving all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Connection
+
+from lada_clients.site.ledger.file import (
+    LedgerFile,
+    SqliteTransaction,
+    create_tables,
+    has_tables,
+    stored_identity,
+)
+from lada_clients.site.ledger_database import (
+    READ,
+    WRITE,
+    connected,
+    create_private,
+    reading_engine,
+    writing_engine,
+)
+from lada_secure.errors import LedgerError
+from lada_secure.privacy.accounting.fields import public_hex
+from lada_secure.privacy.ledger.book import BudgetCaps
+from lada_secure.privacy.ledger.carried_budget import granted_identity
+from lada_secure.privacy.ledger.entries import LedgerIdentity
+from lada_secure.privacy.ledger.keeper import LedgerBook, ReadLedger, begin_ledger
+from lada_secure.privacy.ledger.replay import LedgerReplay
+from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.times import LedgerClock
+
+
+def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
+    """The last recorded epsilon is what the releases cost.
+
+    Raises: LedgerError: it says less.
+    """
+    last = next(reversed(replay.reserved.values()), None)
+    if last is None:
+        return
+    recomputed = replay.spending.of().epsilon(last.target_delta)
+    if last.epsilon_after < recomputed * (1 - 1e-3) - 1e-6:
+        raise LedgerError(
+            f"ledger {path}: the last reservation says epsilon {last.epsilon_after:.6g}, its "
+            f"releases cost {recomputed:.6g}; it was written by other software or "
+            "tampered with"
+        )
+
+
+def _begin_file(
+    connection: Connection,
+    path: Path,
+    *,
+    identity: LedgerIdentity,
+    signing_key: Ed25519PrivateKey,
+    clock: LedgerClock,
+    grant: RestartGrant | None,
+) -> None:
+    create_tables(connection, identity, path)
+    transaction = SqliteTransaction(connection, LedgerReplay(identity))
+    begin_ledger(transaction, signing_key=signing_key, clock=clock, grant=grant)
+
+
+class SqliteLedger(LedgerBook):
+    """A site's ledger in one SQLite file; several processes may have it open.
+
+    Opening it checks every entry's place in the chain, signature and rules, and that the last
+    recorded epsilon is what the releases cost. A file that is not there is created with the
+    `start` entry of a ledger that has its whole budget; `started_now` tells. Use it as a context
+    manager or call `close`. Whatever only reads neither takes the write lock nor waits for it.
+    Not for use across a fork: open it again in the child.
+
+    Args:
+        path: the file; created with mode 0600 if missing, its folder must exist.
+        site, population: whose ledger it is. `population` names the people who are protected;
+            all studies over them share the file and the budget.
+        signing_key: the site's Ed25519 key.
+        caps: the site's own policy.
+        clock: the current time with a zone. time_step_s: see `LedgerClock`.
+    Raises: LedgerError: of another site, population, schema version or key in force (see
+        `LedgerBook.renew_key`), or damaged. TransportError: cannot be opened, read-only, disk
+        full.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        site: str,
+        population: str,
+        signing_key: Ed25519PrivateKey,
+        caps: BudgetCaps,
+        clock: Callable[[], datetime],
+        time_step_s: int,
+    ) -> None:
+        new = LedgerIdentity.new(site=site, population=population)
+        super().__init__(
+            identity=new,
+            signing_key=signing_key,
+            caps=caps,
+            clock=clock,
+            time_step_s=time_step_s,
+        )
+        create_private(path)
+        self._engine = writing_engine(path)
+        try:
+            self.identity = self._found_or_begun(path, new)
+            self.started_now = self.identity == new
+            self._file = LedgerFile(path, self._engine, self.identity)
+            with self._reading() as ledger:
+                ledger.replay.require_key(public_hex(signing_key))
+                _check_last_epsilon(ledger.replay, path)
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    def _found_or_begun(self, path: Path, new: LedgerIdentity) -> LedgerIdentity:
+        """The identity of the ledger in the file, which is `new` where there was none."""
+        # Looked at again with the lock held: another process may have been quicker.
+        for begin in (READ, WRITE):
+            with connected(self._engine, path, begin) as connection:
+                if has_tables(connection):
+                    return _own_identity(connection, path, new)
+                if begin == WRITE:
+                    _begin_file(
+                        connection,
+                        path,
+                        identity=new,
+                        signing_key=self._signing_key,
+                        clock=self._clock,
+                        grant=None,
+                    )
+        return new
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Every completed call is on disk already."""
+        self._engine.dispose()
+
+    def _transaction(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(WRITE)
+
+    def _reading(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(READ)
+
+
+def _own_identity(connection: Connection, path: Path, expected: LedgerIdentity) -> LedgerIdentity:
+    """Raises: LedgerError: the file is of another site or population."""
+    found = stored_identity(connection, path)
+    for name in ("site", "population"):
+        if getattr(found, name) != getattr(expected, name):
+            raise LedgerError(
+                f"ledger {path}: it is of another {name}: expected {getattr(expected, name)!r}, "
+                f"it says {getattr(found, name)!r}. Nothing was written; open the right file"
+            )
+    return found
+
+
+def restart_ledger(
+    path: Path,
+    *,
+    grant: RestartGrant,
+    auditor_key: bytes,
+    signing_key: Ed25519PrivateKey,
+    clock: Callable[[], datetime],
+    time_step_s: int,
+) -> None:
+    """Create the ledger that an auditor's person granted in place of a lost one.
+
+    Open it with `SqliteLedger` afterwards.
+
+    Args:
+        path: a new file; what is left of the lost ledger is moved away first, by a person.
+        auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
+        signing_key: the site's, for which the grant is.
+    Raises: LedgerError: the file is a ledger already, or the grant is not the auditor's or for
+        another key; nothing was written.
+    """
+    identity = granted_identity(grant, auditor_key=auditor_key)
+    create_private(path)
+    engine = writing_engine(path)
+    try:
+        with connected(engine, path, WRITE) as connection:
+            if has_tables(connection):
+                raise LedgerError(
+                    f"ledger {path}: there is a ledger in this file already. Nothing was written; "
+                    "move the file away if it is the one that is lost"
+                )
+            _begin_file(
+                connection,
+                path,
+                identity=identity,
+                signing_key=signing_key,
+                clock=LedgerClock(read=clock, time_step_s=time_step_s),
+                grant=grant,
+            )
+    finally:
+        engine.dispose()
+
+
+class SqliteLedgerReader(ReadLedger):
+    """A ledger file that is only read: no key is needed, nothing is written, nobody waits.
+
+    Works on a read-only file and disk, and while a site is using the ledger. Whose ledger it is
+    comes from the file, and every entry is checked against that; compare `identity` with what
+    you expect. Made by `open_ledger_reader`.
+    """
+
+    def __init__(self, file: LedgerFile) -> None:
+        self.identity = file.identity
+        self._file = file
+
+    def _reading(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(READ)
+
+
+@contextmanager
+def open_ledger_reader(path: Path) -> Iterator[SqliteLedgerReader]:
+    """Open a ledger file for reading alone, after the checks that `SqliteLedger` makes.
+
+    Raises: LedgerError: damaged, not a ledger, or of another schema version. TransportError: it
+        is missing or cannot be read.
+    """
+    with reading_engine(path) as engine:
+        with connected(engine, path, READ) as connection:
+            identity = stored_identity(connection, path)
+        reader = SqliteLedgerReader(LedgerFile(path, engine, identity))
+        with reader._reading() as ledger:
+            _check_last_epsilon(ledger.replay, path)
+        yield reader
