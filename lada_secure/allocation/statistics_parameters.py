@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.cells import MAX_CLUSTERS
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.ledger.book import MIN_STD_STEPS
+from lada_secure.privacy.ledger.terms import MIN_STD_STEPS
 
 # Exact shares for units of 1 to 6 records: 120 is a multiple of all of them.
 _FINEST_SCALE = 120

@@ -9,9 +9,9 @@ from protocol_world import CAPS, NOW, Cast, make_cast, make_plan
 from simulated_parties import FOUR, World, exported, make_world
 
 from lada_protocol.rounds.tasks import Done
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import grant_restart
 from lada_secure.privacy.ledger.entries import LedgerIdentity
-from lada_secure.privacy.ledger.keeper import LedgerBook
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant
 

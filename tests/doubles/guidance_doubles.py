@@ -24,9 +24,9 @@ from lada_secure.models.adapters import (
     load_adapters,
 )
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 POOL = tuple(
     PoolSample(sample_id=f"s{at}", question=f"question {at}", choices=(), answer="9")

@@ -14,10 +14,10 @@ from sqlalchemy import event as sqlalchemy_event
 from lada_clients.site.ledger.store import SqliteLedger, restart_ledger
 from lada_secure.errors import PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec, Reservation
 from lada_secure.privacy.ledger.carried_budget import grant_restart
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec, Reservation
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
 AUDITOR_KEY = Ed25519PrivateKey.from_private_bytes(b"auditor key for tests, 32 bytes.")

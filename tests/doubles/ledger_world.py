@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import grant_restart, granted_identity
 from lada_secure.privacy.ledger.entries import LedgerIdentity
-from lada_secure.privacy.ledger.keeper import LedgerBook
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
 NEW_KEY = Ed25519PrivateKey.from_private_bytes(b"the site's renewed key, 32 byte.")

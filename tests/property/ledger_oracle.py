@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import PrivacyEvent, gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec
 from lada_secure.privacy.ledger.carried_budget import grant_restart, granted_identity
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
 
 SITE_KEYS = tuple(
     Ed25519PrivateKey.from_private_bytes(b"site key number %d for tests only" % number)

@@ -33,9 +33,9 @@ from lada_secure.privacy.empirical import (
     largest_bound,
     seal_coins,
 )
-from lada_secure.privacy.ledger.book import MAX_CAP, BudgetCaps, Reservation
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import MAX_CAP, BudgetCaps, Reservation
 
 Attack: TypeAlias = Literal["updates", "adapters"]
 ATTACKS: Final[tuple[Attack, ...]] = ("updates", "adapters")

@@ -39,7 +39,7 @@ from lada_secure.models.reference_model import (
     scaled_adapters,
 )
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
-from lada_secure.privacy.ledger.keeper import LedgerBook
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.release.private_records import PrivateRecords
 
 # The number of steps is the plan's, however few paths there are.

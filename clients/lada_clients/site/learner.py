@@ -57,8 +57,8 @@ from lada_secure.models.evaluation import (
 from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.rationales import generate_paths
-from lada_secure.privacy.ledger.book import ReleaseSpec, Reservation
-from lada_secure.privacy.ledger.keeper import LedgerBook
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.released import Released
 

@@ -26,7 +26,7 @@ from lada_protocol.wire.messages import InquiryBody, parse_body
 from lada_secure.allocation.confidence_excess import advantages
 from lada_secure.arrays import IntArray
 from lada_secure.errors import LocalProtocolError
-from lada_secure.privacy.ledger.keeper import LedgerBook
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.release.released import Released, post_process, require_released
 
 

@@ -37,8 +37,8 @@ from lada_protocol.plan import StudyPlan, parse_time
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
-from lada_secure.privacy.ledger.keeper import LedgerBook
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder
 

@@ -48,8 +48,8 @@ from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.data.records import PoolSample
 from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import ReserveEntry
-from lada_secure.privacy.ledger.keeper import LedgerBook
 from lada_secure.privacy.ledger.lines import format_ledger_lines
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.released import Released, post_process

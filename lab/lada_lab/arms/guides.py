@@ -40,9 +40,9 @@ from lada_secure.models.examples import PrivateUnit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.self_rationales import written_reasons
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.release.units import Unit, bound_units
 
 PLAN_HASH = "00" * 32

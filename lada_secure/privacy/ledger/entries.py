@@ -1,7 +1,7 @@
 """Ledger entries: their fields, canonical JSON form, hash chain and signatures.
 
 The hash of an entry is the SHA-256 of its line, signature included, so every byte of a ledger is
-covered by the next entry's `previous_hash` and by its own signature. `ledger_lines` reads them.
+covered by the next entry's `previous_hash` and by its own signature. `lines` reads them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from typing import Any
 
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.fields import check_hash, check_name
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec, Reservation
 from lada_secure.privacy.ledger.entries import (
     MAX_STATEMENT,
     CommitEntry,
@@ -26,6 +25,7 @@ from lada_secure.privacy.ledger.entries import (
 )
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
 from lada_secure.privacy.ledger.times import Moment, format_time
 
 MAX_OUTPUT_BYTES = 2**28

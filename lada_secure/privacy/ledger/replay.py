@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.accountant import Spending
-from lada_secure.privacy.ledger.book import LedgerHead, check_mechanism
 from lada_secure.privacy.ledger.entries import (
     ADJACENCY,
     CommitEntry,
@@ -30,6 +29,7 @@ from lada_secure.privacy.ledger.entries import (
     check_signature,
 )
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
+from lada_secure.privacy.ledger.terms import LedgerHead, check_mechanism
 
 
 class LedgerReplay:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.accountant import Spending, epsilon, epsilon_rdp
 from lada_secure.privacy.accounting.composition import cross_check
-from lada_secure.privacy.ledger.book import BudgetCaps, LedgerHead
 from lada_secure.privacy.ledger.carried_budget import spent_events
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,
@@ -21,6 +20,7 @@ from lada_secure.privacy.ledger.entries import (
 )
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
+from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead
 
 # Composition in another order differs in the last digits, and FFT libraries differ as well.
 RELATIVE_TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger.book import MIN_STD_STEPS
+from lada_secure.privacy.ledger.terms import MIN_STD_STEPS
 
 Integers: TypeAlias = "NDArray[np.int64]"
 

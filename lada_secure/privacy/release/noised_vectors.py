@@ -15,8 +15,8 @@ from lada_secure.arrays import IntArray
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LadaError, LedgerError, LocalProtocolError, PeerError
 from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, ReleaseSpec, Reservation
-from lada_secure.privacy.ledger.keeper import LedgerBook
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, ReleaseSpec, Reservation
 from lada_secure.privacy.release.discrete_gaussian import discrete_gaussian_vector
 from lada_secure.privacy.release.released import Released, post_process
 

@@ -30,7 +30,6 @@ from lada_protocol.wire.messages import AdmissionBody, OpenedBody, parse_body
 from lada_secure.errors import LadaError
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import ComposedEvent, DpSgdEvent
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,
     DecisionEntry,
@@ -41,6 +40,7 @@ from lada_secure.privacy.ledger.entries import (
     StudyEntry,
 )
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN
 from lada_secure.privacy.ledger.verification import LedgerSummary
 
 

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from lada_clients.site.ledger_database import connected
+from lada_clients.site.ledger.database import connected
 from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
+from lada_secure.privacy.ledger.book import DataNote, KeptOutput, LedgerTransaction
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
-from lada_secure.privacy.ledger.keeper import DataNote, KeptOutput, LedgerTransaction
 from lada_secure.privacy.ledger.lines import parse_entry
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.times import parse_time

@@ -25,9 +25,9 @@ from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import check_name
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.storage.state_folder import held_state_folder
 
 LOG = logging.getLogger(__name__)

@@ -11,14 +11,7 @@ from typing import Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
-from lada_clients.site.ledger.file import (
-    LedgerFile,
-    SqliteTransaction,
-    create_tables,
-    has_tables,
-    stored_identity,
-)
-from lada_clients.site.ledger_database import (
+from lada_clients.site.ledger.database import (
     READ,
     WRITE,
     connected,
@@ -26,14 +19,21 @@ from lada_clients.site.ledger_database import (
     reading_engine,
     writing_engine,
 )
+from lada_clients.site.ledger.file import (
+    LedgerFile,
+    SqliteTransaction,
+    create_tables,
+    has_tables,
+    stored_identity,
+)
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.fields import public_hex
-from lada_secure.privacy.ledger.book import BudgetCaps
+from lada_secure.privacy.ledger.book import LedgerBook, ReadLedger, begin_ledger
 from lada_secure.privacy.ledger.carried_budget import granted_identity
 from lada_secure.privacy.ledger.entries import LedgerIdentity
-from lada_secure.privacy.ledger.keeper import LedgerBook, ReadLedger, begin_ledger
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.times import LedgerClock
 
 

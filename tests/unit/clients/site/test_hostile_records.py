@@ -34,8 +34,8 @@ from lada_secure.models import evaluation
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
 from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_secure.models.loading import LanguageModel
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import CommitEntry, DecisionEntry, ReserveEntry
-from lada_secure.privacy.ledger.keeper import LedgerBook
 from lada_secure.privacy.release.units import Unit
 
 ORDINARY = tuple(record(at) for at in range(6))

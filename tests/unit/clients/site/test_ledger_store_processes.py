@@ -27,8 +27,8 @@ from lada_clients.site.ledger.store import SqliteLedger
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
 # Forked children start in milliseconds; each opens the ledger for itself.

@@ -23,8 +23,8 @@ from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import ReleaseSpec
 from lada_secure.privacy.ledger.entries import MAX_STATEMENT
+from lada_secure.privacy.ledger.terms import ReleaseSpec
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 UPLINK: dict[str, Any] = {

@@ -26,9 +26,9 @@ from lada_protocol.kinds import Kind
 from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import sign_entry
 from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
 def _tampered_ledger(world: World, site: str, change: Any) -> None:

@@ -38,10 +38,10 @@ from lada_secure.errors import (
     ParameterError,
     PrivacyBudgetExceeded,
 )
-from lada_secure.privacy.ledger.book import BudgetCaps, Reservation
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity, ReserveEntry
-from lada_secure.privacy.ledger.keeper import LedgerBook
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps, Reservation
 from lada_secure.privacy.release.noised_vectors import parse_vector, vector_bytes
 from lada_secure.privacy.release.released import Released
 

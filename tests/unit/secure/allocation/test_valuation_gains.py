@@ -27,9 +27,9 @@ from lada_secure.errors import (
     ParameterError,
     PrivacyBudgetExceeded,
 )
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.release.noised_vectors import parse_vector
 
 ALPHA = 1e-6

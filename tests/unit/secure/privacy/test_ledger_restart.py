@@ -34,7 +34,6 @@ from lada_secure.privacy.accounting.events import (
     event_parts,
     gaussian_event,
 )
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.carried_budget import (
     grant_restart,
     granted_identity,
@@ -50,6 +49,7 @@ from lada_secure.privacy.ledger.entries import (
 from lada_secure.privacy.ledger.lines import parse_entry, parse_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 LOST = sample_ledger()

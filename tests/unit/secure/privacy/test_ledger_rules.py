@@ -28,7 +28,6 @@ from ledger_world import (
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import composed_event, dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec
 from lada_secure.privacy.ledger.entries import (
     LedgerEntry,
     LedgerIdentity,
@@ -37,6 +36,7 @@ from lada_secure.privacy.ledger.entries import (
     commit_to_output,
 )
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
 

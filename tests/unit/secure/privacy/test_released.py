@@ -17,8 +17,8 @@ from lada_secure.errors import (
     LocalProtocolError,
     PrivacyBudgetExceeded,
 )
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec, Reservation
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
 from lada_secure.privacy.release.released import Released, post_process, require_released
 
 
