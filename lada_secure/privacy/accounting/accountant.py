@@ -12,18 +12,11 @@ from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.composition import (
     EPSILON_LIMIT,
     Composition,
-    Group,
-    empty_composition,
     epsilon_from_rdp,
+    grouped,
     rdp_vector,
 )
-from lada_secure.privacy.accounting.events import (
-    DpSgdEvent,
-    EventPart,
-    GaussianEvent,
-    PrivacyEvent,
-    event_parts,
-)
+from lada_secure.privacy.accounting.events import PrivacyEvent
 
 # Each composition gives up to 1e-15 of probability to infinite loss, and FFT rounding is of the
 # same order: after 10,000 entries a delta below this would be about numerics, not privacy.
@@ -60,8 +53,8 @@ class PldAccountant:
     __slots__ = ("_candidate", "_now", "_pending")
 
     def __init__(self) -> None:
-        self._now = empty_composition()
-        self._pending: list[EventPart] = []
+        self._now = Composition()
+        self._pending: list[PrivacyEvent] = []
         self._candidate: tuple[PrivacyEvent, Composition] | None = None
 
     def compose(self, event: PrivacyEvent) -> None:
@@ -69,7 +62,7 @@ class PldAccountant:
         if self._candidate is not None and self._candidate[0] == event and not self._pending:
             self._now = self._candidate[1]
         else:
-            self._pending.extend(event_parts(event))
+            self._pending.append(event)
         self._candidate = None
 
     def _flushed(self) -> Composition:
@@ -81,7 +74,7 @@ class PldAccountant:
     def _with(self, event: PrivacyEvent) -> Composition:
         base = self._flushed()
         if self._candidate is None or self._candidate[0] != event:
-            self._candidate = (event, base.plus(event_parts(event)))
+            self._candidate = (event, base.plus([event]))
         return self._candidate[1]
 
     def epsilon(self, target_delta: float) -> float:
@@ -146,8 +139,7 @@ def epsilon(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
         `math.inf` above 500.
     Raises: ParameterError: delta outside [1e-10, 1). LocalProtocolError: PLD above RDP.
     """
-    check_target_delta(target_delta)
-    return empty_composition().plus(merged_parts(events)).checked_epsilon(target_delta)
+    return Composition().plus(events).checked_epsilon(check_target_delta(target_delta))
 
 
 def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
@@ -155,29 +147,4 @@ def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float
 
     Raises: ParameterError: delta outside [1e-10, 1).
     """
-    check_target_delta(target_delta)
-    precision, steps = 0.0, dict[Group, int]()
-    for part in merged_parts(events):
-        if isinstance(part, GaussianEvent):
-            precision += part.count / part.noise_multiplier**2
-        else:
-            steps[part.noise_multiplier, part.sampling_probability] = part.steps
-    return epsilon_from_rdp(rdp_vector(precision, steps), target_delta)
-
-
-def merged_parts(events: Sequence[PrivacyEvent]) -> list[EventPart]:
-    """The same releases with the steps of equal DP-SGD settings added up."""
-    merged: list[EventPart] = []
-    steps: dict[Group, int] = {}
-    for event in events:
-        for part in event_parts(event):
-            if isinstance(part, DpSgdEvent):
-                group = (part.noise_multiplier, part.sampling_probability)
-                steps[group] = steps.get(group, 0) + part.steps
-            else:
-                merged.append(part)
-    merged.extend(
-        DpSgdEvent(noise_multiplier=s, sampling_probability=q, steps=n)
-        for (s, q), n in steps.items()
-    )
-    return merged
+    return epsilon_from_rdp(rdp_vector(*grouped(events)), check_target_delta(target_delta))

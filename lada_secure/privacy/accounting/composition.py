@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -26,8 +26,9 @@ from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.privacy.accounting.events import (
     MAX_STEPS,
     DpSgdEvent,
-    EventPart,
     GaussianEvent,
+    PrivacyEvent,
+    event_parts,
     to_dp_event,
 )
 
@@ -70,7 +71,7 @@ def _step_pld(
 
 
 @lru_cache(maxsize=128)
-def _chunk_pld(
+def _steps_pld(
     noise_multiplier: float, sampling_probability: float, steps: int, interval: float
 ) -> pld.PrivacyLossDistribution:
     step = _step_pld(noise_multiplier, sampling_probability, interval)
@@ -171,47 +172,52 @@ def cross_check(epsilon_pld: float, epsilon_rdp: float) -> None:
         )
 
 
+def grouped(events: Iterable[PrivacyEvent]) -> tuple[float, dict[Group, int]]:
+    """The precision of all unsampled Gaussians, and the steps of each DP-SGD setting."""
+    precision, steps = 0.0, dict[Group, int]()
+    for part in (part for event in events for part in event_parts(event)):
+        if isinstance(part, GaussianEvent):
+            precision += part.count / part.noise_multiplier**2
+        elif part.sampling_probability == 1.0:
+            precision += part.steps / part.noise_multiplier**2
+        else:
+            group = (part.noise_multiplier, part.sampling_probability)
+            steps[group] = steps.get(group, 0) + part.steps
+    return precision, steps
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Composition:
     """Everything composed so far; immutable, so that a candidate never changes the original."""
 
-    interval: float
-    precision: float  # sum of 1 / noise_multiplier^2 over the unsampled Gaussian releases
-    steps: Mapping[Group, int]  # (noise_multiplier, sampling_probability) -> DP-SGD steps
-    sampled: pld.PrivacyLossDistribution | None  # PLD of all `steps` at `interval`
-    beyond: bool  # epsilon is above the limit for any delta up to 1/2; `sampled` is not kept
+    interval: float = _INTERVALS[0]
+    precision: float = 0.0  # sum of 1 / noise_multiplier^2 over the unsampled Gaussian releases
+    steps: Mapping[Group, int] = field(default_factory=dict)
+    sampled: pld.PrivacyLossDistribution | None = None  # PLD of all `steps` at `interval`
+    beyond: bool = False  # epsilon is above the limit for any delta up to 1/2; no `sampled` then
 
-    def plus(self, parts: Iterable[EventPart]) -> Composition:
-        """This composition and the parts; equal DP-SGD parts are composed in one go.
+    def plus(self, events: Iterable[PrivacyEvent]) -> Composition:
+        """This composition and the events; equal DP-SGD settings are composed in one go.
 
         Raises: ParameterError: more than 10^6 DP-SGD steps in all.
         """
-        precision, steps, interval = self.precision, dict(self.steps), self.interval
-        chunks: dict[tuple[float, float, int], int] = {}
-        for part in parts:
-            if isinstance(part, GaussianEvent):
-                precision += part.count / part.noise_multiplier**2
-                continue
-            if part.sampling_probability == 1.0:
-                precision += part.steps / part.noise_multiplier**2
-                continue
-            group = (part.noise_multiplier, part.sampling_probability)
-            steps[group] = steps.get(group, 0) + part.steps
-            chunk = (*group, part.steps)
-            chunks[chunk] = chunks.get(chunk, 0) + 1
-            interval = min(interval, _interval_for(*group))
+        more, added = grouped(events)
+        precision, steps = self.precision + more, dict(self.steps)
+        for group, count in added.items():
+            steps[group] = steps.get(group, 0) + count
         if sum(steps.values()) > MAX_STEPS:
             raise ParameterError(
                 f"DP-SGD steps: expected at most {MAX_STEPS} in one ledger, got "
                 f"{sum(steps.values())}; composing more takes minutes and gigabytes"
             )
+        interval = min([self.interval, *(_interval_for(*group) for group in added)])
         beyond = self.beyond or _is_beyond(precision, steps, 0.5)
         sampled = None
         if not beyond and interval == self.interval:
-            sampled = _composed(self.sampled, chunks, interval)
+            sampled = _composed(self.sampled, added, interval)
         elif not beyond:
             # A finer grid than so far: distributions on two grids cannot be composed.
-            sampled = _composed(None, {(s, q, n): 1 for (s, q), n in steps.items()}, interval)
+            sampled = _composed(None, steps, interval)
         return Composition(
             interval=interval, precision=precision, steps=steps, sampled=sampled, beyond=beyond
         )
@@ -251,17 +257,10 @@ def _is_beyond(precision: float, steps: Mapping[Group, int], target_delta: float
 
 
 def _composed(
-    start: pld.PrivacyLossDistribution | None,
-    chunks: Mapping[tuple[float, float, int], int],
-    interval: float,
+    start: pld.PrivacyLossDistribution | None, steps: Mapping[Group, int], interval: float
 ) -> pld.PrivacyLossDistribution | None:
     total = start
-    for chunk, times in chunks.items():
-        one = _chunk_pld(*chunk, interval)
-        piece = one if times == 1 else one.self_compose(times)
+    for group, count in steps.items():
+        piece = _steps_pld(*group, count, interval)
         total = piece if total is None else total.compose(piece)
     return total
-
-
-def empty_composition() -> Composition:
-    return Composition(interval=_INTERVALS[0], precision=0.0, steps={}, sampled=None, beyond=False)

@@ -78,6 +78,14 @@ class LedgerTransaction(Protocol):
     def replay(self) -> LedgerReplay:
         """The state after every entry that is stored, whoever wrote it."""
 
+    @property
+    def last_write(self) -> str | None:
+        """The precise clock of the last write, or None where it is not known."""
+
+    @property
+    def data_notes(self) -> Sequence[DataNote]:
+        """One note for each study, in the order in which they were made."""
+
     def output(self, reserve_hash: str) -> KeptOutput | None:
         """The stored output of a reservation, or None."""
 
@@ -86,12 +94,6 @@ class LedgerTransaction(Protocol):
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         """Add a signed entry, for a commit its output, and keep the precise clock of this write."""
-
-    def last_write(self) -> str | None:
-        """The precise clock of the last write, or None where it is not known."""
-
-    def data_notes(self) -> tuple[DataNote, ...]:
-        """One note for each study, in the order in which they were made."""
 
     def add_data_note(self, note: DataNote) -> None:
         """Keep the note of a study that has none yet."""
@@ -345,7 +347,7 @@ class LedgerBook(ReadLedger):
             fingerprint=check_hash("fingerprint", fingerprint),
         )
         with self._transaction() as ledger:
-            notes = ledger.data_notes()
+            notes = ledger.data_notes
             here = next((n for n, known in enumerate(notes) if known.study_id == study_id), None)
             if here is None:
                 ledger.add_data_note(note)
@@ -353,9 +355,7 @@ class LedgerBook(ReadLedger):
             return before[-1] if before else None
 
     def _now(self, ledger: LedgerTransaction) -> Moment:
-        return self._clock.moment(
-            last_entry=ledger.replay.last_time, last_write=ledger.last_write()
-        )
+        return self._clock.moment(last_entry=ledger.replay.last_time, last_write=ledger.last_write)
 
     def _write(
         self,

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.accounting.accountant import epsilon, merged_parts
+from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import (
     MAX_PARTS,
     DpSgdEvent,
-    EventPart,
     GaussianEvent,
     PrivacyEvent,
     composed_event,
+    event_parts,
 )
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import (
@@ -62,19 +63,21 @@ def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
     """
     if not events:
         return None
-    counts: dict[float, int] = {}
-    sampled: list[DpSgdEvent] = []
-    for part in merged_parts(events):
+    counts, steps = Counter[float](), Counter[tuple[float, float]]()
+    for part in (part for event in events for part in event_parts(event)):
         if isinstance(part, GaussianEvent):
-            counts[part.noise_multiplier] = counts.get(part.noise_multiplier, 0) + part.count
+            counts[part.noise_multiplier] += part.count
         else:
-            sampled.append(part)
+            steps[part.noise_multiplier, part.sampling_probability] += part.steps
     gaussian = [GaussianEvent(noise_multiplier=s, count=n) for s, n in sorted(counts.items())]
+    sampled = [
+        DpSgdEvent(noise_multiplier=s, sampling_probability=q, steps=n)
+        for (s, q), n in steps.items()
+    ]
     if len(gaussian) + len(sampled) > MAX_PARTS:
         gaussian = _one_gaussian(gaussian)
         sampled = _fewer(sampled, MAX_PARTS - len(gaussian))
-    parts: list[EventPart] = [*gaussian, *sampled]
-    return composed_event(parts)
+    return composed_event([*gaussian, *sampled])
 
 
 def _one_gaussian(parts: Sequence[GaussianEvent]) -> list[GaussianEvent]:

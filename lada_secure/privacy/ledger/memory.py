@@ -22,26 +22,22 @@ from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
-class _Kept(LedgerTransaction):
-    """All that is kept; one object for the ledger's whole life."""
+class _Kept:
+    """All that is kept, as one `LedgerTransaction` for the ledger's whole life."""
 
     def __init__(self, identity: LedgerIdentity) -> None:
-        self._replay = LedgerReplay(identity)
+        self.replay = LedgerReplay(identity)
+        self.last_write: str | None = None
+        self.data_notes: list[DataNote] = []
         self._entries: list[LedgerEntry] = []
         self._outputs: dict[str, KeptOutput] = {}
-        self._last_write: str | None = None
-        self._data_notes: list[DataNote] = []
-
-    @property
-    def replay(self) -> LedgerReplay:
-        return self._replay
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
-        self._replay.append(entry)
+        self.replay.append(entry)
         self._entries.append(entry)
         if isinstance(entry, CommitEntry) and output is not None:
             self._outputs[entry.reserve_hash] = output
-        self._last_write = written
+        self.last_write = written
 
     def output(self, reserve_hash: str) -> KeptOutput | None:
         return self._outputs.get(reserve_hash)
@@ -49,14 +45,8 @@ class _Kept(LedgerTransaction):
     def entries(self) -> tuple[LedgerEntry, ...]:
         return tuple(self._entries)
 
-    def last_write(self) -> str | None:
-        return self._last_write
-
-    def data_notes(self) -> tuple[DataNote, ...]:
-        return tuple(self._data_notes)
-
     def add_data_note(self, note: DataNote) -> None:
-        self._data_notes.append(note)
+        self.data_notes.append(note)
 
 
 class MemoryLedger(LedgerBook):

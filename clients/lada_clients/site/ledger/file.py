@@ -26,7 +26,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from lada_clients.site.ledger.database import connected
 from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger.book import DataNote, KeptOutput, LedgerTransaction
+from lada_secure.privacy.ledger.book import DataNote, KeptOutput
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
 from lada_secure.privacy.ledger.lines import parse_entry
 from lada_secure.privacy.ledger.replay import LedgerReplay
@@ -150,16 +150,12 @@ def stored_identity(connection: Connection, path: Path) -> LedgerIdentity:
         raise LedgerError(f"ledger {path}: {error}") from error
 
 
-class SqliteTransaction(LedgerTransaction):
-    """One database transaction, with the state after every entry that it sees."""
+class SqliteTransaction:
+    """One database transaction, as a `LedgerTransaction`."""
 
     def __init__(self, connection: Connection, replay: LedgerReplay) -> None:
         self._connection = connection
-        self._replay = replay
-
-    @property
-    def replay(self) -> LedgerReplay:
-        return self._replay
+        self.replay = replay
 
     def output(self, reserve_hash: str) -> KeptOutput | None:
         row = self._connection.execute(
@@ -179,7 +175,7 @@ class SqliteTransaction(LedgerTransaction):
         return tuple(_stored_entry(row.line, f"entry {row.number}") for row in rows)
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
-        self._replay.append(entry)
+        self.replay.append(entry)
         self._connection.execute(
             insert(ENTRIES).values(
                 number=entry.index, entry_hash=entry.entry_hash, line=entry.line()
@@ -196,6 +192,7 @@ class SqliteTransaction(LedgerTransaction):
             note.on_conflict_do_update(index_elements=["name"], set_={"value": written})
         )
 
+    @property
     def last_write(self) -> str | None:
         text = self._connection.scalar(select(NOTES.c.value).where(NOTES.c.name == _LAST_WRITE))
         if text is None:
@@ -206,6 +203,7 @@ class SqliteTransaction(LedgerTransaction):
             raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
         return str(text)
 
+    @property
     def data_notes(self) -> tuple[DataNote, ...]:
         rows = self._connection.execute(
             select(DATA_NOTES.c.study_id, DATA_NOTES.c.fingerprint).order_by(DATA_NOTES.c.number)
