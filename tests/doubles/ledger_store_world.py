@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import event as sqlalchemy_event
 
 from lada_clients.site.ledger.store import SqliteLedger, restart_ledger
 from lada_secure.errors import PrivacyBudgetExceeded
@@ -145,14 +144,13 @@ class _Countdown:
 def release_and_die(path: str, sent: str, steps: int) -> None:
     """Reserve, compute, commit and send one release; die at the n-th step, if it has so many.
 
-    Steps are every SQL statement (before and after), every begin, commit and rollback, and the
-    points around computing, encoding and sending.
+    Steps are every SQL statement, every begin, commit and rollback, and the points around
+    computing, encoding and sending.
     """
     step = _Countdown(steps)
     ledger = open_ledger(Path(path))
-    engine = ledger._engine
-    for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "rollback"):
-        sqlalchemy_event.listen(engine, name, step)
+    # Called before every statement: what was done after one is what is there before the next.
+    ledger._file.connection().set_trace_callback(step)
 
     def compute(_paid: Reservation) -> bytes:
         step()

@@ -12,21 +12,21 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 from urllib.parse import quote
-
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
 
 from lada_secure.errors import LadaError, LedgerError, TransportError
 
 READ = "BEGIN"
 WRITE = "BEGIN IMMEDIATE"
 BUSY_TIMEOUT_S = 60.0
+
+Connect: TypeAlias = Callable[[], sqlite3.Connection]
 
 _EXPLANATIONS = {
     "SQLITE_FULL": "the disk is full; free some space and try again",
@@ -54,16 +54,11 @@ def _explain(error: sqlite3.Error, path: Path) -> LadaError:
 
 @contextmanager
 def own_errors(path: Path) -> Iterator[None]:
-    """Turns the errors of SQLite and SQLAlchemy into ours."""
+    """Turns the errors of SQLite into ours."""
     try:
         yield
     except sqlite3.Error as error:
-        # While a connection is prepared, SQLAlchemy passes the driver's errors on as they are.
         raise _explain(error, path) from error
-    except DBAPIError as error:
-        if isinstance(error.orig, sqlite3.Error):
-            raise _explain(error.orig, path) from error
-        raise TransportError(f"ledger {path}: {error}") from error
 
 
 def create_private(path: Path) -> None:
@@ -81,12 +76,12 @@ def create_private(path: Path) -> None:
         ) from error
 
 
-def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
     """Readers do not block writers in WAL mode; the file remembers it once it is set."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
-    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
-            cursor.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
             # SQLite's own waiting does not cover this switch while others open the new file.
             busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
@@ -95,66 +90,8 @@ def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
             time.sleep(0.01)
 
 
-def _begin(connection: Connection) -> None:
-    # The driver must not begin transactions by itself: it would choose deferred ones.
-    statement = connection.get_execution_options().get("begin", WRITE)
-    connection.exec_driver_sql(str(statement))
-
-
-def writing_engine(path: Path) -> Engine:
-    """One connection that may write, in WAL mode."""
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None},
-        pool_size=1,
-        max_overflow=0,
-    )
-
-    def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        with closing(connection.cursor()) as cursor:
-            _switch_to_wal(cursor)
-            cursor.execute("PRAGMA synchronous=FULL")
-
-    event.listen(engine, "connect", prepare)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-@contextmanager
-def reading_engine(path: Path) -> Iterator[Engine]:
-    """One connection that cannot write; works on a read-only file, folder and disk.
-
-    SQLite reads a file in WAL mode through an index beside it. Where that cannot be made, the
-    file is read as it is if no entries wait in its log, and else from a private copy.
-
-    Raises: TransportError: it is missing or cannot be read.
-    """
-    log = path.with_name(f"{path.name}-wal")
-    with ExitStack() as stack:
-        with own_errors(path):
-            try:
-                _probe(path, "mode=ro")
-                source, mode = path, "mode=ro"
-            except sqlite3.OperationalError as error:
-                name = getattr(error, "sqlite_errorname", "")
-                if not path.exists() or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
-                    raise
-                source, mode = path, "mode=ro&immutable=1"
-                if log.exists() and log.stat().st_size:
-                    source, mode = _private_copy(path, log, stack), "mode=ro"
-        engine = create_engine(
-            "sqlite://",
-            creator=lambda: _connect(source, mode),
-            poolclass=QueuePool,
-            pool_size=1,
-            max_overflow=0,
-        )
-        event.listen(engine, "begin", _begin)
-        stack.callback(engine.dispose)
-        yield engine
-
-
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection that begins transactions only where it is told to."""
     return sqlite3.connect(
         f"file:{quote(str(path.absolute()))}?{mode}",
         uri=True,
@@ -164,23 +101,45 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _probe(path: Path, mode: str) -> None:
-    with closing(_connect(path, mode)) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-
-
-def _private_copy(path: Path, log: Path, stack: ExitStack) -> Path:
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="lada-ledger-")))
+def connect_to_write(path: Path) -> sqlite3.Connection:
+    """A connection that may write, in WAL mode."""
+    connection = _connect(path, "mode=rw")
     try:
-        shutil.copyfile(log, folder / log.name)
-        shutil.copyfile(path, folder / path.name)
-    except OSError as error:
-        raise TransportError(f"ledger {path}: cannot be read: {error.strerror}") from error
-    return folder / path.name
+        _switch_to_wal(connection)
+        connection.execute("PRAGMA synchronous=FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 @contextmanager
-def connected(engine: Engine, path: Path, begin: str) -> Iterator[Connection]:
-    """One database transaction, begun with this statement; foreign errors become ours."""
-    with own_errors(path), engine.execution_options(begin=begin).begin() as connection:
-        yield connection
+def readable(path: Path) -> Iterator[Connect]:
+    """How to connect without writing; works on a read-only file, folder and disk.
+
+    SQLite reads a file in WAL mode through an index beside it. Where that cannot be made, the
+    file is read as it is if no entries wait in its log, and else from a private copy.
+
+    Raises: TransportError: it is missing or cannot be read.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    with own_errors(path):
+        try:
+            with closing(_connect(path, "mode=ro")) as connection:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            copy, mode = False, "mode=ro"
+        except sqlite3.OperationalError as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if not path.exists() or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+                raise
+            copy, mode = log.exists() and log.stat().st_size > 0, "mode=ro&immutable=1"
+    if not copy:
+        yield partial(_connect, path, mode)
+        return
+    with TemporaryDirectory(prefix="lada-ledger-") as folder:
+        try:
+            shutil.copyfile(log, Path(folder, log.name))
+            shutil.copyfile(path, Path(folder, path.name))
+        except OSError as error:
+            raise TransportError(f"ledger {path}: cannot be read: {error.strerror}") from error
+        yield partial(_connect, Path(folder, path.name), "mode=ro")

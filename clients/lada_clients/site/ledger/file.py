@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    insert,
-    inspect,
-    select,
-)
-from sqlalchemy.dialects.sqlite import insert as upsert
-
-from lada_clients.site.ledger.database import connected
+from lada_clients.site.ledger.database import Connect, own_errors
 from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
 from lada_secure.privacy.ledger.book import DataNote, KeptOutput
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
@@ -36,42 +22,15 @@ SCHEMA_VERSION = 3
 # "LDlg", what `PRAGMA application_id` shows.
 APPLICATION_ID = 0x4C446C67
 _LAST_WRITE = "last_write"
-
-_METADATA = MetaData()
-_META = Table(
-    "meta",
-    _METADATA,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-)
-ENTRIES = Table(
-    "entries",
-    _METADATA,
-    Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("entry_hash", Text, nullable=False, unique=True),
-    Column("line", LargeBinary, nullable=False),
-)
-OUTPUTS = Table(
-    "outputs",
-    _METADATA,
-    Column("reserve_hash", Text, primary_key=True),
-    Column("salt", LargeBinary, nullable=False),
-    Column("payload", LargeBinary, nullable=False),
-)
-# The site's own notes; nothing of them stands in an entry or an export.
-NOTES = Table(
-    "notes",
-    _METADATA,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-)
-DATA_NOTES = Table(
-    "data_notes",
-    _METADATA,
-    Column("number", Integer, primary_key=True),
-    Column("study_id", Text, nullable=False, unique=True),
-    Column("fingerprint", Text, nullable=False),
-)
+# Notes and data notes are the site's own; nothing of them stands in an entry or an export.
+_TABLES = {
+    "meta": "name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL",
+    "entries": "number INTEGER PRIMARY KEY, entry_hash TEXT NOT NULL UNIQUE, line BLOB NOT NULL",
+    "outputs": "reserve_hash TEXT NOT NULL PRIMARY KEY, salt BLOB NOT NULL, payload BLOB NOT NULL",
+    "notes": "name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL",
+    "data_notes": "number INTEGER PRIMARY KEY, study_id TEXT NOT NULL UNIQUE, "
+    "fingerprint TEXT NOT NULL",
+}
 
 
 # The chain would show a change anyway; this stops a careless one before it happens.
@@ -100,40 +59,43 @@ def _stored_entry(value: object, where: str) -> LedgerEntry:
     return parse_entry(_stored_bytes(value, where), where=where)
 
 
-def has_tables(connection: Connection) -> bool:
+def has_tables(connection: sqlite3.Connection) -> bool:
     """Whether the file has been set up."""
-    return inspect(connection).has_table(_META.name)
+    return "meta" in _table_names(connection)
 
 
-def create_tables(connection: Connection, identity: LedgerIdentity, path: Path) -> None:
+def _table_names(connection: sqlite3.Connection) -> list[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    return [name for (name,) in rows]
+
+
+def create_tables(connection: sqlite3.Connection, identity: LedgerIdentity, path: Path) -> None:
     """Set up an empty file for one ledger.
 
     Raises: LedgerError: the file is not empty; it is somebody else's.
     """
-    tables = inspect(connection).get_table_names()
-    if tables:
+    if tables := _table_names(connection):
         raise LedgerError(
             f"ledger {path}: it is not a ledger: it holds the tables {', '.join(tables[:5])}. "
             "Nothing was written; open the right file"
         )
-    connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
-    _METADATA.create_all(connection, checkfirst=False)
+    connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    for name, columns in _TABLES.items():
+        connection.execute(f"CREATE TABLE {name} ({columns})")
     for statement in _APPEND_ONLY:
-        connection.exec_driver_sql(statement)
+        connection.execute(statement)
     rows = {"schema_version": str(SCHEMA_VERSION), **asdict(identity)}
-    connection.execute(
-        insert(_META), [{"name": name, "value": value} for name, value in rows.items()]
-    )
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", rows.items())
 
 
-def stored_identity(connection: Connection, path: Path) -> LedgerIdentity:
+def stored_identity(connection: sqlite3.Connection, path: Path) -> LedgerIdentity:
     """Whose ledger the file says it is; its entries are checked against that.
 
     Raises: LedgerError: not a ledger, another schema version, or names of the wrong form.
     """
     if not has_tables(connection):
         raise LedgerError(f"ledger {path}: it is empty or not a ledger at all")
-    stored = {row.name: row.value for row in connection.execute(select(_META))}
+    stored = dict(connection.execute("SELECT name, value FROM meta"))
     version = stored.get("schema_version")
     if version != str(SCHEMA_VERSION):
         raise LedgerError(
@@ -153,65 +115,51 @@ def stored_identity(connection: Connection, path: Path) -> LedgerIdentity:
 class SqliteTransaction:
     """One database transaction, as a `LedgerTransaction`."""
 
-    def __init__(self, connection: Connection, replay: LedgerReplay) -> None:
-        self._connection = connection
+    def __init__(self, connection: sqlite3.Connection, replay: LedgerReplay) -> None:
+        self._execute = connection.execute
         self.replay = replay
 
     def output(self, reserve_hash: str) -> KeptOutput | None:
-        row = self._connection.execute(
-            select(OUTPUTS.c.payload, OUTPUTS.c.salt).where(OUTPUTS.c.reserve_hash == reserve_hash)
-        ).first()
+        query = "SELECT payload, salt FROM outputs WHERE reserve_hash = ?"
+        row = self._execute(query, (reserve_hash,)).fetchone()
         if row is None:
             return None
-        where = f"output of {reserve_hash[:12]}..."
-        return KeptOutput(
-            payload=_stored_bytes(row.payload, where), salt=_stored_bytes(row.salt, where)
-        )
+        payload, salt = (_stored_bytes(kept, f"output of {reserve_hash[:12]}...") for kept in row)
+        return KeptOutput(payload=payload, salt=salt)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
-        rows = self._connection.execute(
-            select(ENTRIES.c.number, ENTRIES.c.line).order_by(ENTRIES.c.number)
-        )
-        return tuple(_stored_entry(row.line, f"entry {row.number}") for row in rows)
+        rows = self._execute("SELECT number, line FROM entries ORDER BY number")
+        return tuple(_stored_entry(line, f"entry {number}") for number, line in rows)
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         self.replay.append(entry)
-        self._connection.execute(
-            insert(ENTRIES).values(
-                number=entry.index, entry_hash=entry.entry_hash, line=entry.line()
-            )
-        )
+        row = (entry.index, entry.entry_hash, entry.line())
+        self._execute("INSERT INTO entries VALUES (?, ?, ?)", row)
         if isinstance(entry, CommitEntry) and output is not None:
-            self._connection.execute(
-                insert(OUTPUTS).values(
-                    reserve_hash=entry.reserve_hash, payload=output.payload, salt=output.salt
-                )
-            )
-        note = upsert(NOTES).values(name=_LAST_WRITE, value=written)
-        self._connection.execute(
-            note.on_conflict_do_update(index_elements=["name"], set_={"value": written})
-        )
+            kept = (entry.reserve_hash, output.salt, output.payload)
+            self._execute("INSERT INTO outputs VALUES (?, ?, ?)", kept)
+        self._execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (_LAST_WRITE, written))
 
     @property
     def last_write(self) -> str | None:
-        text = self._connection.scalar(select(NOTES.c.value).where(NOTES.c.name == _LAST_WRITE))
-        if text is None:
+        row = self._execute("SELECT value FROM notes WHERE name = ?", (_LAST_WRITE,)).fetchone()
+        if row is None:
             return None
+        text = str(row[0])
         try:
-            parse_time(str(text))
+            parse_time(text)
         except ParameterError as error:
             raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
-        return str(text)
+        return text
 
     @property
-    def data_notes(self) -> tuple[DataNote, ...]:
-        rows = self._connection.execute(
-            select(DATA_NOTES.c.study_id, DATA_NOTES.c.fingerprint).order_by(DATA_NOTES.c.number)
-        )
-        return tuple(DataNote(study_id=row.study_id, fingerprint=row.fingerprint) for row in rows)
+    def data_notes(self) -> list[DataNote]:
+        rows = self._execute("SELECT study_id, fingerprint FROM data_notes ORDER BY number")
+        return [DataNote(study_id=study_id, fingerprint=found) for study_id, found in rows]
 
     def add_data_note(self, note: DataNote) -> None:
-        self._connection.execute(insert(DATA_NOTES).values(asdict(note)))
+        statement = "INSERT INTO data_notes (study_id, fingerprint) VALUES (?, ?)"
+        self._execute(statement, (note.study_id, note.fingerprint))
 
 
 class LedgerFile:
@@ -220,26 +168,53 @@ class LedgerFile:
     Not for use across a fork: open it again in the child.
     """
 
-    def __init__(self, path: Path, engine: Engine, identity: LedgerIdentity) -> None:
+    def __init__(self, path: Path, connect: Connect) -> None:
         self.path = path
-        self.engine = engine
-        self.identity = identity
+        self._connect = connect
+        self._connection: sqlite3.Connection | None = None
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._replay: LedgerReplay | None = None
 
+    def connection(self) -> sqlite3.Connection:
+        """The one connection, opened where it is not."""
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection. Every completed transaction is on disk already."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
     @contextmanager
-    def opened(self, begin: str) -> Iterator[SqliteTransaction]:
-        """One transaction, begun with this statement; foreign errors become ours."""
+    def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """One database transaction, begun with this statement; foreign errors become ours."""
         if os.getpid() != self._pid:
             raise LocalProtocolError(
                 f"ledger {self.path}: it was opened before a fork; open it in this process"
             )
+        with self._lock, own_errors(self.path):
+            connection = self.connection()
+            connection.execute(begin)
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself after some errors.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def opened(self, begin: str, identity: LedgerIdentity) -> Iterator[SqliteTransaction]:
+        """The same with the state after every entry that it sees."""
         with self._lock:
             before: int | None = None
             try:
-                with connected(self.engine, self.path, begin) as connection:
-                    replay = self._caught_up(connection)
+                with self.transaction(begin) as connection:
+                    replay = self._caught_up(connection, identity)
                     before = replay.length
                     yield SqliteTransaction(connection, replay)
             except BaseException:
@@ -248,32 +223,26 @@ class LedgerFile:
                     self._replay = None
                 raise
 
-    def _caught_up(self, connection: Connection) -> LedgerReplay:
+    def _caught_up(self, connection: sqlite3.Connection, identity: LedgerIdentity) -> LedgerReplay:
         """The replay of exactly what is stored, continuing from what is known."""
         replay = self._replay
         if replay is None:
-            replay = LedgerReplay(self.identity)
+            replay = LedgerReplay(identity)
         else:
             known = replay.head()
-            stored = connection.scalar(
-                select(ENTRIES.c.entry_hash).where(ENTRIES.c.number == known.index)
-            )
-            if stored != known.entry_hash:
+            query = "SELECT entry_hash FROM entries WHERE number = ?"
+            if connection.execute(query, (known.index,)).fetchone() != (known.entry_hash,):
                 raise LedgerError(
                     f"ledger {self.path}: entry {known.index} is gone or was replaced since it "
                     "was last read; was an old copy put back? Nothing was written"
                 )
         self._replay = None
-        rows = connection.execute(
-            select(ENTRIES.c.number, ENTRIES.c.entry_hash, ENTRIES.c.line)
-            .where(ENTRIES.c.number >= replay.length)
-            .order_by(ENTRIES.c.number)
-        )
-        for row in rows:
-            entry = _stored_entry(row.line, f"ledger {self.path}: entry {row.number}")
+        query = "SELECT number, entry_hash, line FROM entries WHERE number >= ? ORDER BY number"
+        for number, entry_hash, line in connection.execute(query, (replay.length,)):
+            entry = _stored_entry(line, f"ledger {self.path}: entry {number}")
             replay.append(entry)
-            if (row.number, row.entry_hash) != (entry.index, replay.head().entry_hash):
-                raise LedgerError(f"ledger {self.path}: entry {row.number}: stored as another one")
+            if (number, entry_hash) != (entry.index, replay.head().entry_hash):
+                raise LedgerError(f"ledger {self.path}: entry {number}: stored as another one")
         if not replay.length:
             raise LedgerError(f"ledger {self.path}: all its entries are gone; restore a backup")
         self._replay = replay

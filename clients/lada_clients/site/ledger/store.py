@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection
 
 from lada_clients.site.ledger.database import (
     READ,
     WRITE,
-    connected,
+    connect_to_write,
     create_private,
-    reading_engine,
-    writing_engine,
+    readable,
 )
 from lada_clients.site.ledger.file import (
     LedgerFile,
@@ -55,7 +55,7 @@ def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
 
 
 def _begin_file(
-    connection: Connection,
+    connection: sqlite3.Connection,
     path: Path,
     *,
     identity: LedgerIdentity,
@@ -109,23 +109,22 @@ class SqliteLedger(LedgerBook):
             time_step_s=time_step_s,
         )
         create_private(path)
-        self._engine = writing_engine(path)
+        self._file = LedgerFile(path, partial(connect_to_write, path))
         try:
             self.identity = self._found_or_begun(path, new)
             self.started_now = self.identity == new
-            self._file = LedgerFile(path, self._engine, self.identity)
             with self._reading() as ledger:
                 ledger.replay.require_key(public_hex(signing_key))
                 _check_last_epsilon(ledger.replay, path)
         except BaseException:
-            self._engine.dispose()
+            self.close()
             raise
 
     def _found_or_begun(self, path: Path, new: LedgerIdentity) -> LedgerIdentity:
         """The identity of the ledger in the file, which is `new` where there was none."""
         # Looked at again with the lock held: another process may have been quicker.
         for begin in (READ, WRITE):
-            with connected(self._engine, path, begin) as connection:
+            with self._file.transaction(begin) as connection:
                 if has_tables(connection):
                     return _own_identity(connection, path, new)
                 if begin == WRITE:
@@ -147,16 +146,18 @@ class SqliteLedger(LedgerBook):
 
     def close(self) -> None:
         """Close the file. Every completed call is on disk already."""
-        self._engine.dispose()
+        self._file.close()
 
     def _transaction(self) -> AbstractContextManager[SqliteTransaction]:
-        return self._file.opened(WRITE)
+        return self._file.opened(WRITE, self.identity)
 
     def _reading(self) -> AbstractContextManager[SqliteTransaction]:
-        return self._file.opened(READ)
+        return self._file.opened(READ, self.identity)
 
 
-def _own_identity(connection: Connection, path: Path, expected: LedgerIdentity) -> LedgerIdentity:
+def _own_identity(
+    connection: sqlite3.Connection, path: Path, expected: LedgerIdentity
+) -> LedgerIdentity:
     """Raises: LedgerError: the file is of another site or population."""
     found = stored_identity(connection, path)
     for name in ("site", "population"):
@@ -190,24 +191,21 @@ def restart_ledger(
     """
     identity = granted_identity(grant, auditor_key=auditor_key)
     create_private(path)
-    engine = writing_engine(path)
-    try:
-        with connected(engine, path, WRITE) as connection:
-            if has_tables(connection):
-                raise LedgerError(
-                    f"ledger {path}: there is a ledger in this file already. Nothing was written; "
-                    "move the file away if it is the one that is lost"
-                )
-            _begin_file(
-                connection,
-                path,
-                identity=identity,
-                signing_key=signing_key,
-                clock=LedgerClock(read=clock, time_step_s=time_step_s),
-                grant=grant,
+    file = LedgerFile(path, partial(connect_to_write, path))
+    with closing(file), file.transaction(WRITE) as connection:
+        if has_tables(connection):
+            raise LedgerError(
+                f"ledger {path}: there is a ledger in this file already. Nothing was written; "
+                "move the file away if it is the one that is lost"
             )
-    finally:
-        engine.dispose()
+        _begin_file(
+            connection,
+            path,
+            identity=identity,
+            signing_key=signing_key,
+            clock=LedgerClock(read=clock, time_step_s=time_step_s),
+            grant=grant,
+        )
 
 
 class SqliteLedgerReader(ReadLedger):
@@ -219,11 +217,14 @@ class SqliteLedgerReader(ReadLedger):
     """
 
     def __init__(self, file: LedgerFile) -> None:
-        self.identity = file.identity
+        with file.transaction(READ) as connection:
+            self.identity = stored_identity(connection, file.path)
         self._file = file
+        with self._reading() as ledger:
+            _check_last_epsilon(ledger.replay, file.path)
 
     def _reading(self) -> AbstractContextManager[SqliteTransaction]:
-        return self._file.opened(READ)
+        return self._file.opened(READ, self.identity)
 
 
 @contextmanager
@@ -233,10 +234,5 @@ def open_ledger_reader(path: Path) -> Iterator[SqliteLedgerReader]:
     Raises: LedgerError: damaged, not a ledger, or of another schema version. TransportError: it
         is missing or cannot be read.
     """
-    with reading_engine(path) as engine:
-        with connected(engine, path, READ) as connection:
-            identity = stored_identity(connection, path)
-        reader = SqliteLedgerReader(LedgerFile(path, engine, identity))
-        with reader._reading() as ledger:
-            _check_last_epsilon(ledger.replay, path)
-        yield reader
+    with readable(path) as connect, closing(LedgerFile(path, connect)) as file:
+        yield SqliteLedgerReader(file)
