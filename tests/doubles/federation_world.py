@@ -63,7 +63,7 @@ def backup_of(cast: Cast, entries: LedgerBook, length: int) -> MemoryLedger:
     )._kept
     fresh = type(kept)(identity)
     for entry in entries.entries()[:length]:
-        fresh.append(entry, None)
+        fresh.append(entry, None, written=entry.time)
     copy._kept = fresh
     return copy
 

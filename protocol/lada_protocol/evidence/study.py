@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from cryptography.x509 import Certificate
+
 from lada_protocol.evidence.export import (
     CA_FILE,
     MESSAGES_FILE,
@@ -54,7 +56,7 @@ from lada_protocol.wire.messages import (
     OpeningKeyBody,
     parse_body,
 )
-from lada_secure.errors import LadaError, PeerError
+from lada_secure.errors import PeerError
 from lada_secure.privacy.ledger.verification import LedgerSummary
 
 MAX_MESSAGES_BYTES = 1 << 30
@@ -98,17 +100,14 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     missing = [
         name for name in (CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE) if name not in files
     ]
+    study = None
     if missing:
         faults.add(missing[0], "the file is missing")
+    else:
+        with faults.of("roster, plan or messages"):
+            study = _read_study(files)
+    if study is None:
         return _verdict(None, {}, faults)
-    try:
-        roster = parse_roster(files[ROSTER_FILE])
-        plan = parse_plan(files[PLAN_FILE])
-        index = _read_messages(files[MESSAGES_FILE], roster, plan)
-    except LadaError as error:
-        faults.check("roster, plan or messages", error)
-        return _verdict(None, {}, faults)
-    study = ExportedStudy(files=files, roster=roster, plan=plan, index=index)
     _check_file_names(study, faults)
     _check_certificates(study, faults)
     ledgers, summaries = check_ledgers(study, faults)
@@ -116,7 +115,7 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     check_trainings(study, ledgers, faults)
     check_uplinks(study, faults)
     check_transcripts(study, faults)
-    ending = ending_of(index, plan=plan, roster=roster)
+    ending = ending_of(study.index, plan=study.plan, roster=study.roster)
     if ending.outcome != "finished":
         faults.add(MESSAGES_FILE, f"the study {ENDINGS[ending.outcome]}: {ending.reason}")
     return _verdict(study, summaries, faults, outcome=ending.outcome)
@@ -129,8 +128,7 @@ def _verdict(
     *,
     outcome: Outcome = "unfinished",
 ) -> Verdict:
-    index = study.index if study else None
-    kinds = [one.kind for one in index] if index else []
+    kinds = [message.kind for message in study.index] if study else []
     return Verdict(
         study=study,
         study_id=study.plan.study_id if study else "",
@@ -141,6 +139,12 @@ def _verdict(
         outcome=outcome,
         faults=tuple(faults.found),
     )
+
+
+def _read_study(files: Mapping[str, bytes]) -> ExportedStudy:
+    roster, plan = parse_roster(files[ROSTER_FILE]), parse_plan(files[PLAN_FILE])
+    index = _read_messages(files[MESSAGES_FILE], roster, plan)
+    return ExportedStudy(files=files, roster=roster, plan=plan, index=index)
 
 
 def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
@@ -166,13 +170,13 @@ def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
 def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
     """No file may be missing and none may be there that nothing speaks of."""
     expected = {CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE}
-    for one in study.index:
-        head = one.header
-        if one.kind is Kind.OPENED:
+    for message in study.index:
+        head = message.header
+        if message.kind is Kind.OPENED:
             expected.add(opening_file(head.round_id, head.purpose))
-        elif one.kind is Kind.TRANSCRIPT:
+        elif message.kind is Kind.TRANSCRIPT:
             expected.add(transcript_file(head.round_id))
-        elif one.kind is Kind.ADMISSION:
+        elif message.kind is Kind.ADMISSION:
             # Of a site that was not admitted the auditor keeps what it had, and no more.
             expected.add(ledger_file(head.to))
     for name in sorted(expected - set(study.files)):
@@ -181,49 +185,51 @@ def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
         faults.add(name, "no signed message speaks of this file")
 
 
+# Whoever sends one of these shows its signing certificate with it.
+_CERTIFIED: Final[Mapping[Kind, type[CertifiedBody | AcceptanceBody | OpeningKeyBody]]] = {
+    Kind.PLAN: CertifiedBody,
+    Kind.ACCEPTANCE: AcceptanceBody,
+    Kind.OPENING_KEY: OpeningKeyBody,
+}
+
+
 def _check_certificates(study: ExportedStudy, faults: Faults) -> None:
     """The CA vouches for the signing certificate of everybody who signed something binding."""
-    try:
+    ca = None
+    with faults.of(CA_FILE):
         ca = parse_certificate(study.files[CA_FILE])
-        if certificate_fingerprint(ca) != study.roster.study_ca:
-            faults.add(CA_FILE, "it is not the study CA that the roster names")
-    except LadaError as error:
-        faults.check(CA_FILE, error)
+    if ca is None:
         return
+    if certificate_fingerprint(ca) != study.roster.study_ca:
+        faults.add(CA_FILE, "it is not the study CA that the roster names")
     shown: dict[str, str] = {}
-    for one in study.index:
-        try:
-            if one.kind is Kind.PLAN:
-                shown[one.header.sender] = parse_body(one, CertifiedBody).certificate
-                if one.header.payload_sha256 != study.plan.hash:
-                    faults.add(PLAN_FILE, "it is not the plan that the coordinator signed")
-            elif one.kind is Kind.ACCEPTANCE:
-                shown[one.header.sender] = parse_body(one, AcceptanceBody).certificate
-            elif one.kind is Kind.OPENING_KEY:
-                shown[one.header.sender] = parse_body(one, OpeningKeyBody).certificate
-        except LadaError as error:
-            faults.check(repr(one), error)
+    for message in study.index:
+        body = _CERTIFIED.get(message.kind)
+        if body is None:
+            continue
+        with faults.of(repr(message)):
+            shown[message.header.sender] = parse_body(message, body).certificate
+            if message.kind is Kind.PLAN and message.header.payload_sha256 != study.plan.hash:
+                faults.add(PLAN_FILE, "it is not the plan that the coordinator signed")
     for party in study.roster.parties:
         if party.id in shown:
-            _check_certificate(party, shown[party.id], study, faults)
+            _check_certificate(party, shown[party.id], ca, faults)
         elif party.role is not Role.SITE:
             faults.add(MESSAGES_FILE, f"{party.id} never showed its certificate")
 
 
-def _check_certificate(party: Party, pem: str, study: ExportedStudy, faults: Faults) -> None:
+def _check_certificate(party: Party, pem: str, ca: Certificate, faults: Faults) -> None:
     """A certificate of the roster's key, issued by the CA. Years later its period has passed; that
     it was valid at the time is what every TLS connection checked."""
     where = f"certificate of {party.id}"
-    try:
+    with faults.of(where):
         certificate = parse_certificate(pem.encode("ascii", "replace"))
         if key_fingerprint(certificate) != party.signing_fingerprint:
             faults.add(where, "its key is not the one in the roster")
         verify_party(
             certificate,
-            ca=parse_certificate(study.files[CA_FILE]),
+            ca=ca,
             at=certificate.not_valid_before_utc,
             usage="signing",
             expected=party.name,
         )
-    except LadaError as error:
-        faults.check(where, error)
