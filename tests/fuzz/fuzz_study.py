@@ -17,9 +17,7 @@ from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster

@@ -106,7 +106,7 @@ def _site(
         ledger_id=history.ledger_id,
         started=history.started,
         new_to_auditor=new,
-        restart=history.restart and _filled(Restart, history.restart),
+        restart=_filled(Restart, history.restart) if history.restart else None,
         key_renewals=tuple(
             _filled(KeyRenewal, entry, public_key=entry.new_public_key) for entry in history.keys
         ),

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Role
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
