@@ -48,7 +48,7 @@ class LedgerSummary:
     """What a verified ledger says; every epsilon is recomputed, at `target_delta`.
 
     Attributes:
-        public_key: the site's key in force, hex.
+        entries: what was verified. public_key: the site's key in force, hex.
         started: the time of the first entry, from which on this ledger counts.
         restart: what the auditor granted where this ledger replaces a lost one; `epsilon` and
             `epsilon_rdp` include what it carried over. None where it replaces none.
@@ -58,6 +58,7 @@ class LedgerSummary:
     """
 
     identity: LedgerIdentity
+    entries: tuple[LedgerEntry, ...]
     public_key: str
     head: LedgerHead
     started: str
@@ -185,6 +186,7 @@ def verify_ledger(
     commits = _count(entries, CommitEntry)
     return LedgerSummary(
         identity=identity,
+        entries=tuple(entries),
         public_key=replay.public_key,
         head=replay.head(),
         started=entries[0].time,

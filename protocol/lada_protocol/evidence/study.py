@@ -76,13 +76,29 @@ class Verdict:
     """
 
     study: ExportedStudy | None
-    study_id: str
-    rounds: int
-    openings: int
-    messages: int
     ledgers: Mapping[str, LedgerSummary]
     outcome: Outcome
     faults: tuple[str, ...]
+
+    @property
+    def study_id(self) -> str:
+        """Empty where it is not known."""
+        return self.study.plan.study_id if self.study else ""
+
+    @property
+    def messages(self) -> int:
+        """How many signed messages were read."""
+        return len(self.study.index) if self.study else 0
+
+    @property
+    def rounds(self) -> int:
+        """How many transcripts there are."""
+        return len(self.study.sent(Kind.TRANSCRIPT)) if self.study else 0
+
+    @property
+    def openings(self) -> int:
+        """How many sums were opened."""
+        return len(self.study.sent(Kind.OPENED)) if self.study else 0
 
     @property
     def good(self) -> bool:
@@ -107,37 +123,19 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
         with faults.of("roster, plan or messages"):
             study = _read_study(files)
     if study is None:
-        return _verdict(None, {}, faults)
+        return Verdict(study=None, ledgers={}, outcome="unfinished", faults=tuple(faults.found))
     _check_file_names(study, faults)
     _check_certificates(study, faults)
-    ledgers, summaries = check_ledgers(study, faults)
-    check_openings(study, ledgers, faults)
-    check_trainings(study, ledgers, faults)
+    entries, summaries = check_ledgers(study, faults)
+    check_openings(study, entries, faults)
+    check_trainings(study, entries, faults)
     check_uplinks(study, faults)
     check_transcripts(study, faults)
     ending = ending_of(study.index, plan=study.plan, roster=study.roster)
     if ending.outcome != "finished":
         faults.add(MESSAGES_FILE, f"the study {ENDINGS[ending.outcome]}: {ending.reason}")
-    return _verdict(study, summaries, faults, outcome=ending.outcome)
-
-
-def _verdict(
-    study: ExportedStudy | None,
-    ledgers: Mapping[str, LedgerSummary],
-    faults: Faults,
-    *,
-    outcome: Outcome = "unfinished",
-) -> Verdict:
-    kinds = [message.kind for message in study.index] if study else []
     return Verdict(
-        study=study,
-        study_id=study.plan.study_id if study else "",
-        rounds=kinds.count(Kind.TRANSCRIPT),
-        openings=kinds.count(Kind.OPENED),
-        messages=len(kinds),
-        ledgers=ledgers,
-        outcome=outcome,
-        faults=tuple(faults.found),
+        study=study, ledgers=summaries, outcome=ending.outcome, faults=tuple(faults.found)
     )
 
 

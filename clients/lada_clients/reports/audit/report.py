@@ -41,7 +41,6 @@ from lada_secure.privacy.ledger.entries import (
     ResumeEntry,
     StudyEntry,
 )
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN
 from lada_secure.privacy.ledger.verification import LedgerSummary
 
@@ -91,8 +90,7 @@ def _site(
     if summary is None:
         # The ledger itself is not whole, and nothing that it says is repeated.
         return SiteReport(site=site)
-    name = ledger_file(site)
-    entries = parse_ledger_lines(study.files[name])
+    entries = summary.entries
     releases = _releases(entries)
     last = releases[-1] if releases else None
     new, history = _is_new_to_auditor(study, site), history_of(entries)
@@ -102,7 +100,7 @@ def _site(
     return SiteReport(
         site=site,
         population=summary.identity.population,
-        verified=not any(fault.startswith(f"{name}:") for fault in faults),
+        verified=not any(fault.startswith(f"{ledger_file(site)}:") for fault in faults),
         ledger_id=history.ledger_id,
         started=history.started,
         new_to_auditor=new,

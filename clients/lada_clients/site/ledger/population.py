@@ -83,11 +83,11 @@ def is_new(entries: Sequence[LedgerEntry]) -> bool:
 def spending(entries: Sequence[LedgerEntry]) -> tuple[tuple[str, PrivacyEvent], ...]:
     """Plan hash and event of all reservations; what a restart carried over is of no known plan."""
     spent: list[tuple[str, PrivacyEvent]] = []
-    for one in entries:
-        if isinstance(one, ReserveEntry):
-            spent.append((one.plan_hash, one.event))
-        elif isinstance(one, RestartEntry) and one.grant.carried is not None:
-            spent.append(("", one.grant.carried))
+    for entry in entries:
+        if isinstance(entry, ReserveEntry):
+            spent.append((entry.plan_hash, entry.event))
+        elif isinstance(entry, RestartEntry):
+            spent += (("", event) for event in entry.grant.events)
     return tuple(spent)
 
 
@@ -104,11 +104,9 @@ def reused_name_faults(entries: Sequence[LedgerEntry], plan: StudyPlan) -> tuple
 
     Found here, before the acceptance: a round of one study has one output, and one name.
     """
-    others = {
-        one.plan_hash
-        for one in entries
-        if isinstance(one, ReserveEntry) and one.study_id == plan.study_id
-    } - {plan.hash}
+    reserved = [entry for entry in entries if isinstance(entry, ReserveEntry)]
+    others = {entry.plan_hash for entry in reserved if entry.study_id == plan.study_id}
+    others.discard(plan.hash)
     if not others:
         return ()
     return (
@@ -143,7 +141,7 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
         expired. by: who decides; stands in the ledger.
     Returns: the new key, hex. Raises: ParameterError, LedgerError: says what is wrong.
     """
-    settings, policy = _read(settings_path)
+    settings, policy = read_site(settings_path)
     check_name("--by", by)
     path = ledger_path(settings, policy)
     if not path.exists():
@@ -158,7 +156,12 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
             site=settings.party,
             population=policy.population,
             signing_key=old,
-            caps=_caps(policy),
+            # No study is under way; nothing can be reserved now.
+            caps=BudgetCaps(
+                target_delta=policy.target_delta,
+                total_epsilon=policy.epsilon_cap_total,
+                study_epsilon=policy.epsilon_cap_per_study,
+            ),
             clock=_now,
             time_step_s=LEDGER_TIME_STEP_S,
         ) as ledger,
@@ -173,7 +176,7 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
     Raises: ParameterError: there is a ledger, or the grant is for somebody else. LedgerError: it
         was not signed by the roster's auditor, or is for another key.
     """
-    settings, policy = _read(settings_path)
+    settings, policy = read_site(settings_path)
     check_name("--by", by)
     path = ledger_path(settings, policy)
     if path.exists():
@@ -186,7 +189,16 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
         grant = parse_grant(grant_file.read_bytes())
     except OSError as error:
         raise ParameterError(f"cannot read {grant_file}: {error.strerror}") from error
-    _check_is_ours(grant, settings, policy, by=by)
+    for what, found, expected in (
+        ("site", grant.site, settings.party),
+        ("population", grant.population, policy.population),
+        ("person at the site (--by)", grant.requested_by, by),
+    ):
+        if found != expected:
+            raise ParameterError(
+                f"the grant is for another {what}: expected {expected}, it says {found}; ask the "
+                "auditor for a grant of your own. Nothing was written"
+            )
     roster = read_roster(settings.roster, pinned=policy.roster_sha256)
     credentials = load_credentials(
         settings.identity,
@@ -205,33 +217,10 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
     return grant
 
 
-def _check_is_ours(
-    grant: RestartGrant, settings: SiteSettings, policy: SitePolicy, *, by: str
-) -> None:
-    for what, found, expected in (
-        ("site", grant.site, settings.party),
-        ("population", grant.population, policy.population),
-        ("person at the site (--by)", grant.requested_by, by),
-    ):
-        if found != expected:
-            raise ParameterError(
-                f"the grant is for another {what}: expected {expected}, it says {found}; ask the "
-                "auditor for a grant of your own. Nothing was written"
-            )
-
-
-def _read(settings_path: Path) -> tuple[SiteSettings, SitePolicy]:
+def read_site(settings_path: Path) -> tuple[SiteSettings, SitePolicy]:
+    """A site's settings and its policy. Raises: ParameterError: either is wrong."""
     settings = read_settings(settings_path, SiteSettings)
     return settings, read_settings(settings.policy, SitePolicy)
-
-
-def _caps(policy: SitePolicy) -> BudgetCaps:
-    """Caps while no study is under way; nothing can be reserved then."""
-    return BudgetCaps(
-        target_delta=policy.target_delta,
-        total_epsilon=policy.epsilon_cap_total,
-        study_epsilon=policy.epsilon_cap_per_study,
-    )
 
 
 def _now() -> datetime:
