@@ -58,7 +58,7 @@ def epsilon(
     from lada_secure.privacy.accounting import accountant, events
 
     _quiet_accountant()
-    event = events.dpsgd_event(
+    event = events.DpSgdEvent(
         noise_multiplier=noise_multiplier,
         sampling_probability=sampling_probability,
         steps=steps,
@@ -93,7 +93,7 @@ def calibrate(
         sampling_probability=sampling_probability,
         steps=steps,
     )
-    event = events.dpsgd_event(
+    event = events.DpSgdEvent(
         noise_multiplier=noise_multiplier,
         sampling_probability=sampling_probability,
         steps=steps,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.site.ledger.store import SqliteLedger, restart_ledger
 from lada_secure.errors import PrivacyBudgetExceeded
-from lada_secure.privacy.accounting.events import gaussian_event
+from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.carried_budget import grant_restart
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant
@@ -74,7 +74,7 @@ def spec(round_id: int = 0, *, study_id: str = "study", noise: float = NOISE) ->
         round_id=round_id,
         purpose="statistics",
         mechanism=DISCRETE_GAUSSIAN,
-        event=gaussian_event(noise),
+        event=GaussianEvent(noise),
         parameters={"l2_sensitivity": 100.0, "std": 100.0 * noise},
     )
 

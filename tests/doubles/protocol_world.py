@@ -48,7 +48,7 @@ from lada_protocol.rounds.index import slot_of
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.errors import PeerError
-from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
@@ -321,7 +321,7 @@ def statistics_spec(plan: StudyPlan, round_id: int, **changes: Any) -> ReleaseSp
         "round_id": round_id,
         "purpose": STATISTICS,
         "mechanism": DISCRETE_GAUSSIAN,
-        "event": gaussian_event(noise),
+        "event": GaussianEvent(noise),
         "parameters": {
             "l2_sensitivity": l2_sensitivity(scale),
             "std": noise_std(scale=scale, noise_multiplier=noise),
@@ -340,7 +340,7 @@ def training_spec(plan: StudyPlan, round_id: int) -> ReleaseSpec:
         round_id=round_id,
         purpose=TRAINING,
         mechanism=DP_SGD,
-        event=dpsgd_event(
+        event=DpSgdEvent(
             noise_multiplier=training.noise_multiplier,
             sampling_probability=training.sampling_probability,
             steps=training.steps_per_round,

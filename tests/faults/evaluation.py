@@ -21,7 +21,7 @@ import numpy as np
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.memory import KnownPath, SiteMemory
-from lada_clients.site.runner import read_site_settings
+from lada_clients.site.settings import read_site_settings
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan, parse_plan

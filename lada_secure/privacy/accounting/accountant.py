@@ -6,17 +6,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.composition import (
     EPSILON_LIMIT,
     Composition,
+    Group,
     epsilon_from_rdp,
-    grouped,
     rdp_vector,
 )
-from lada_secure.privacy.accounting.events import PrivacyEvent
+from lada_secure.privacy.accounting.events import (
+    DpSgdEvent,
+    EventPart,
+    GaussianEvent,
+    PrivacyEvent,
+    event_parts,
+)
 
 # Each composition gives up to 1e-15 of probability to infinite loss, and FFT rounding is of the
 # same order: after 10,000 entries a delta below this would be about numerics, not privacy.
@@ -139,7 +146,8 @@ def epsilon(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
         `math.inf` above 500.
     Raises: ParameterError: delta outside [1e-10, 1). LocalProtocolError: PLD above RDP.
     """
-    return Composition().plus(events).checked_epsilon(check_target_delta(target_delta))
+    check_target_delta(target_delta)
+    return Composition().plus(merged_parts(events)).checked_epsilon(target_delta)
 
 
 def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
@@ -147,4 +155,26 @@ def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float
 
     Raises: ParameterError: delta outside [1e-10, 1).
     """
-    return epsilon_from_rdp(rdp_vector(*grouped(events)), check_target_delta(target_delta))
+    check_target_delta(target_delta)
+    precision, steps = 0.0, dict[Group, int]()
+    for part in merged_parts(events):
+        if isinstance(part, GaussianEvent):
+            precision += part.count / part.noise_multiplier**2
+        else:
+            steps[part.noise_multiplier, part.sampling_probability] = part.steps
+    return epsilon_from_rdp(rdp_vector(precision, steps), target_delta)
+
+
+def merged_parts(events: Sequence[PrivacyEvent]) -> list[EventPart]:
+    """The same releases with the steps of equal DP-SGD settings added up."""
+    merged, steps = list[EventPart](), Counter[Group]()
+    for part in (part for event in events for part in event_parts(event)):
+        if isinstance(part, GaussianEvent):
+            merged.append(part)
+        else:
+            steps[part.noise_multiplier, part.sampling_probability] += part.steps
+    merged += (
+        DpSgdEvent(noise_multiplier=s, sampling_probability=q, steps=n)
+        for (s, q), n in steps.items()
+    )
+    return merged

@@ -8,7 +8,11 @@ from collections.abc import Callable, Sequence
 from scipy import optimize
 
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.accounting.accountant import check_target_delta, check_target_epsilon
+from lada_secure.privacy.accounting.accountant import (
+    check_target_delta,
+    check_target_epsilon,
+    merged_parts,
+)
 from lada_secure.privacy.accounting.composition import Composition
 from lada_secure.privacy.accounting.events import (
     MAX_NOISE_MULTIPLIER,
@@ -48,7 +52,7 @@ def calibrate_noise_multiplier(
             sampling_probability=sampling_probability,
             steps=steps,
         )
-        return Composition().plus([*other_events, event])
+        return Composition().plus(merged_parts([*other_events, event]))
 
     # The search asks PLD alone: cross-checking every candidate would double its time.
     found = least_noise(

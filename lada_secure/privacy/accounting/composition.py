@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def _step_pld(
 
 
 @lru_cache(maxsize=128)
-def _steps_pld(
+def _chunk_pld(
     noise_multiplier: float, sampling_probability: float, steps: int, interval: float
 ) -> pld.PrivacyLossDistribution:
     step = _step_pld(noise_multiplier, sampling_probability, interval)
@@ -172,20 +173,6 @@ def cross_check(epsilon_pld: float, epsilon_rdp: float) -> None:
         )
 
 
-def grouped(events: Iterable[PrivacyEvent]) -> tuple[float, dict[Group, int]]:
-    """The precision of all unsampled Gaussians, and the steps of each DP-SGD setting."""
-    precision, steps = 0.0, dict[Group, int]()
-    for part in (part for event in events for part in event_parts(event)):
-        if isinstance(part, GaussianEvent):
-            precision += part.count / part.noise_multiplier**2
-        elif part.sampling_probability == 1.0:
-            precision += part.steps / part.noise_multiplier**2
-        else:
-            group = (part.noise_multiplier, part.sampling_probability)
-            steps[group] = steps.get(group, 0) + part.steps
-    return precision, steps
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Composition:
     """Everything composed so far; immutable, so that a candidate never changes the original."""
@@ -197,27 +184,33 @@ class Composition:
     beyond: bool = False  # epsilon is above the limit for any delta up to 1/2; no `sampled` then
 
     def plus(self, events: Iterable[PrivacyEvent]) -> Composition:
-        """This composition and the events; equal DP-SGD settings are composed in one go.
+        """This composition and the events; equal DP-SGD parts are composed in one go.
 
         Raises: ParameterError: more than 10^6 DP-SGD steps in all.
         """
-        more, added = grouped(events)
-        precision, steps = self.precision + more, dict(self.steps)
-        for group, count in added.items():
-            steps[group] = steps.get(group, 0) + count
-        if sum(steps.values()) > MAX_STEPS:
+        precision, steps = self.precision, Counter(self.steps)
+        chunks = Counter[tuple[float, float, int]]()
+        for part in (part for event in events for part in event_parts(event)):
+            if isinstance(part, GaussianEvent):
+                precision += part.count / part.noise_multiplier**2
+            elif part.sampling_probability == 1.0:
+                precision += part.steps / part.noise_multiplier**2
+            else:
+                steps[part.noise_multiplier, part.sampling_probability] += part.steps
+                chunks[part.noise_multiplier, part.sampling_probability, part.steps] += 1
+        if steps.total() > MAX_STEPS:
             raise ParameterError(
                 f"DP-SGD steps: expected at most {MAX_STEPS} in one ledger, got "
-                f"{sum(steps.values())}; composing more takes minutes and gigabytes"
+                f"{steps.total()}; composing more takes minutes and gigabytes"
             )
-        interval = min([self.interval, *(_interval_for(*group) for group in added)])
+        interval = min([self.interval, *(_interval_for(s, q) for s, q, _ in chunks)])
         beyond = self.beyond or _is_beyond(precision, steps, 0.5)
         sampled = None
         if not beyond and interval == self.interval:
-            sampled = _composed(self.sampled, added, interval)
+            sampled = _composed(self.sampled, chunks, interval)
         elif not beyond:
             # A finer grid than so far: distributions on two grids cannot be composed.
-            sampled = _composed(None, steps, interval)
+            sampled = _composed(None, {(s, q, n): 1 for (s, q), n in steps.items()}, interval)
         return Composition(
             interval=interval, precision=precision, steps=steps, sampled=sampled, beyond=beyond
         )
@@ -257,10 +250,13 @@ def _is_beyond(precision: float, steps: Mapping[Group, int], target_delta: float
 
 
 def _composed(
-    start: pld.PrivacyLossDistribution | None, steps: Mapping[Group, int], interval: float
+    start: pld.PrivacyLossDistribution | None,
+    chunks: Mapping[tuple[float, float, int], int],
+    interval: float,
 ) -> pld.PrivacyLossDistribution | None:
     total = start
-    for group, count in steps.items():
-        piece = _steps_pld(*group, count, interval)
+    for chunk, times in chunks.items():
+        one = _chunk_pld(*chunk, interval)
+        piece = one if times == 1 else one.self_compose(times)
         total = piece if total is None else total.compose(piece)
     return total

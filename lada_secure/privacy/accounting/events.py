@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from lada_secure.canonical import Json
@@ -59,11 +59,18 @@ def _repeated_json(count: int, event: Json) -> Json:
     return {"class_name": "SelfComposedDpEvent", "count": count, "event": event}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class GaussianEvent:
-    """`count` Gaussian releases, each of noise std = `noise_multiplier` x L2 sensitivity."""
+    """`count` Gaussian releases, each of noise std = `noise_multiplier` x L2 sensitivity.
+
+    Discrete ones of std >= 16 steps count as such, too.
+
+    Args: noise_multiplier: in [0.01, 1e6]. count: >= 1.
+    Raises: ParameterError: out of range, NaN or infinite.
+    """
 
     noise_multiplier: float
+    _: KW_ONLY
     count: int = 1
 
     def __post_init__(self) -> None:
@@ -82,6 +89,10 @@ class DpSgdEvent:
 
     Abadi et al. 2016, Alg. 1, with Poisson sampling: every unit joins each step independently
     with `sampling_probability`, which comes from the plan and never from the data.
+
+    Args: noise_multiplier: noise std / clip norm, in [0.01, 1e6]. sampling_probability: in (0, 1].
+        steps: >= 1.
+    Raises: ParameterError: out of range, NaN or infinite.
     """
 
     noise_multiplier: float
@@ -126,28 +137,6 @@ class ComposedEvent:
 
 
 PrivacyEvent: TypeAlias = GaussianEvent | DpSgdEvent | ComposedEvent
-
-
-def gaussian_event(noise_multiplier: float, *, count: int = 1) -> GaussianEvent:
-    """The event of `count` Gaussian (or discrete Gaussian of std >= 16 steps) releases.
-
-    Args: noise_multiplier: noise std / L2 sensitivity, in [0.01, 1e6]. count: >= 1.
-    Raises: ParameterError: out of range, NaN or infinite.
-    """
-    return GaussianEvent(noise_multiplier=noise_multiplier, count=count)
-
-
-def dpsgd_event(*, noise_multiplier: float, sampling_probability: float, steps: int) -> DpSgdEvent:
-    """The event of `steps` DP-SGD steps with Poisson sampling.
-
-    Args: noise_multiplier: noise std / clip norm. sampling_probability: in (0, 1]. steps: >= 1.
-    Raises: ParameterError: out of range, NaN or infinite.
-    """
-    return DpSgdEvent(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=sampling_probability,
-        steps=steps,
-    )
 
 
 def composed_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent:

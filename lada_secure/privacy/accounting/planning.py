@@ -18,9 +18,9 @@ from lada_secure.privacy.accounting.accountant import (
 )
 from lada_secure.privacy.accounting.calibration import least_noise
 from lada_secure.privacy.accounting.events import (
+    DpSgdEvent,
+    GaussianEvent,
     PrivacyEvent,
-    dpsgd_event,
-    gaussian_event,
 )
 
 MAX_PLAN_BYTES = 1 << 20
@@ -63,7 +63,7 @@ class GaussianRelease(_Release):
 
     def event(self, factor: float) -> PrivacyEvent:
         """All `times` releases as one event."""
-        return gaussian_event(self.noise(factor), count=self.times)
+        return GaussianEvent(self.noise(factor), count=self.times)
 
 
 class DpSgdRelease(_Release):
@@ -75,7 +75,7 @@ class DpSgdRelease(_Release):
 
     def event(self, factor: float) -> PrivacyEvent:
         """All `times` runs as one event."""
-        return dpsgd_event(
+        return DpSgdEvent(
             noise_multiplier=self.noise(factor),
             sampling_probability=self.sampling_probability,
             steps=self.steps * self.times,

@@ -39,7 +39,6 @@ from lada_secure.privacy.ledger.proposals import (
     propose_commit,
     propose_decision,
     propose_first,
-    propose_key,
     propose_reserve,
 )
 from lada_secure.privacy.ledger.replay import LedgerReplay
@@ -132,10 +131,7 @@ class ReadLedger(ABC):
             return ledger.entries()
 
     def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
-        """Epsilon of all reservations, committed or not, and of what a restart carried over.
-
-        Of one study if named.
-        """
+        """Epsilon of all reservations, or of one study's, with what a restart carried over."""
         with self._reading() as ledger:
             return ledger.replay.spending.of(study_id).epsilon(target_delta)
 
@@ -327,8 +323,11 @@ class LedgerBook(ReadLedger):
         """
         with self._transaction() as ledger:
             now = self._now(ledger)
-            proposed = propose_key(
-                ledger.replay, new_public_key=public_hex(new_key), decided_by=decided_by, now=now
+            proposed = KeyEntry(
+                **ledger.replay.link(now.coarse),
+                new_public_key=public_hex(new_key),
+                decided_by=check_name("decided_by", decided_by),
+                new_signature="",
             )
             entry = self._write(ledger, sign_with_new_key(proposed, new_key), now=now)
         self._signing_key = new_key
@@ -347,7 +346,7 @@ class LedgerBook(ReadLedger):
             fingerprint=check_hash("fingerprint", fingerprint),
         )
         with self._transaction() as ledger:
-            notes = ledger.data_notes
+            notes = tuple(ledger.data_notes)
             here = next((n for n, known in enumerate(notes) if known.study_id == study_id), None)
             if here is None:
                 ledger.add_data_note(note)

@@ -10,14 +10,13 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.accounting.accountant import epsilon
+from lada_secure.privacy.accounting.accountant import epsilon, merged_parts
 from lada_secure.privacy.accounting.events import (
     MAX_PARTS,
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
     composed_event,
-    event_parts,
 )
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import (
@@ -63,17 +62,13 @@ def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
     """
     if not events:
         return None
-    counts, steps = Counter[float](), Counter[tuple[float, float]]()
-    for part in (part for event in events for part in event_parts(event)):
+    parts = merged_parts(events)
+    counts = Counter[float]()
+    for part in parts:
         if isinstance(part, GaussianEvent):
             counts[part.noise_multiplier] += part.count
-        else:
-            steps[part.noise_multiplier, part.sampling_probability] += part.steps
-    gaussian = [GaussianEvent(noise_multiplier=s, count=n) for s, n in sorted(counts.items())]
-    sampled = [
-        DpSgdEvent(noise_multiplier=s, sampling_probability=q, steps=n)
-        for (s, q), n in steps.items()
-    ]
+    gaussian = [GaussianEvent(noise, count=n) for noise, n in sorted(counts.items())]
+    sampled = [part for part in parts if isinstance(part, DpSgdEvent)]
     if len(gaussian) + len(sampled) > MAX_PARTS:
         gaussian = _one_gaussian(gaussian)
         sampled = _fewer(sampled, MAX_PARTS - len(gaussian))

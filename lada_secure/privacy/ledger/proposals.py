@@ -6,8 +6,8 @@ is appended is refused here as well, with the caller's words and the precise clo
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import datetime
-from typing import Any
 
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.fields import check_hash, check_name
@@ -16,7 +16,6 @@ from lada_secure.privacy.ledger.entries import (
     CommitEntry,
     Decision,
     DecisionEntry,
-    KeyEntry,
     ReserveEntry,
     RestartEntry,
     ResumeEntry,
@@ -31,19 +30,6 @@ from lada_secure.privacy.ledger.times import Moment, format_time
 MAX_OUTPUT_BYTES = 2**28
 
 
-def _link(replay: LedgerReplay, time: str) -> dict[str, Any]:
-    """What every entry says about its place."""
-    head = replay.head()
-    return {
-        "index": replay.length,
-        "previous_hash": head.entry_hash,
-        "site": head.site,
-        "population": head.population,
-        "time": time,
-        "signature": "",
-    }
-
-
 def propose_first(
     replay: LedgerReplay, *, public_key: str, grant: RestartGrant | None, now: Moment
 ) -> StartEntry | RestartEntry:
@@ -52,7 +38,7 @@ def propose_first(
     Args: public_key: of the site that signs it, hex.
     Raises: LedgerError: the grant is for another key.
     """
-    link = _link(replay, now.coarse)
+    link = replay.link(now.coarse)
     if grant is None:
         return StartEntry(**link, ledger_id=replay.identity.ledger_id, public_key=public_key)
     if grant.public_key != public_key:
@@ -61,21 +47,6 @@ def propose_first(
             f"is {public_key[:12]}...; put that identity back or ask for another grant"
         )
     return RestartEntry(**link, grant=grant)
-
-
-def propose_key(
-    replay: LedgerReplay, *, new_public_key: str, decided_by: str, now: Moment
-) -> KeyEntry:
-    """The entry that renews the site's key, for both keys to sign.
-
-    Args: new_public_key: hex. Raises: ParameterError: decided_by is no name.
-    """
-    return KeyEntry(
-        **_link(replay, now.coarse),
-        new_public_key=new_public_key,
-        decided_by=check_name("decided_by", decided_by),
-        new_signature="",
-    )
 
 
 def propose_decision(
@@ -99,7 +70,7 @@ def propose_decision(
             f"statement: expected at most {MAX_STATEMENT} characters, got {len(statement)}"
         )
     entry = DecisionEntry(
-        **_link(replay, now.coarse),
+        **replay.link(now.coarse),
         study_id=check_name("study_id", study_id),
         plan_hash=check_hash("plan_hash", plan_hash),
         decision=decision,
@@ -134,7 +105,7 @@ def propose_reserve(
     for reserve_hash in reversed(replay.reservations(spec.key)):
         if _is_for(replay, reserve_hash, spec):
             return ResumeEntry(
-                **_link(replay, now.coarse),
+                **replay.link(now.coarse),
                 study_id=spec.study_id,
                 plan_hash=spec.plan_hash,
                 reserve_hash=reserve_hash,
@@ -171,19 +142,10 @@ def _paid_reserve(
                 f"the site's cap is {cap:.6g}; nothing was spent and no record was read. "
                 "Plan fewer releases or more noise, or let the site raise its cap"
             )
+    asked = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return ReserveEntry(
-        **(_link(replay, now.coarse) | costs),
-        study_id=spec.study_id,
-        plan_hash=spec.plan_hash,
-        round_id=spec.round_id,
-        purpose=spec.purpose,
-        chunk=spec.chunk,
+        **(replay.link(now.coarse) | asked | costs),
         attempt=len(replay.reservations(spec.key)),
-        mechanism=spec.mechanism,
-        parameters=dict(spec.parameters),
-        event=spec.event,
-        unit=spec.unit,
-        adjacency=spec.adjacency,
         target_delta=delta,
         total_cap=caps.total_epsilon,
         study_cap=study_cap,
@@ -212,7 +174,7 @@ def propose_commit(
         )
     replay.require_approval(paid.study_id, paid.plan_hash, now.precise, where=where)
     return CommitEntry(
-        **_link(replay, replay.tries[reservation.entry_hash].time),
+        **replay.link(replay.tries[reservation.entry_hash].time),
         study_id=paid.study_id,
         plan_hash=paid.plan_hash,
         round_id=paid.round_id,

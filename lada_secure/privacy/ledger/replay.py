@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.accountant import Spending
@@ -70,6 +71,17 @@ class LedgerReplay:
             index=self.length - 1,
             entry_hash=self._head_hash,
         )
+
+    def link(self, time: str) -> dict[str, Any]:
+        """What the next entry says about its place, unsigned."""
+        return {
+            "index": self.length,
+            "previous_hash": self._head_hash,
+            "site": self.identity.site,
+            "population": self.identity.population,
+            "time": time,
+            "signature": "",
+        }
 
     def reservations(self, key: ReleaseKey) -> Sequence[str]:
         """Hashes of all reservations of a key, oldest first."""

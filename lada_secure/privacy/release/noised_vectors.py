@@ -14,7 +14,7 @@ import numpy as np
 from lada_secure.arrays import IntArray
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LadaError, LedgerError, LocalProtocolError, PeerError
-from lada_secure.privacy.accounting.events import gaussian_event
+from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, ReleaseSpec, Reservation
 from lada_secure.privacy.release.discrete_gaussian import discrete_gaussian_vector
@@ -62,7 +62,7 @@ def vector_spec(
         round_id=round_id,
         purpose=purpose,
         mechanism=DISCRETE_GAUSSIAN,
-        event=gaussian_event(noise.noise_multiplier),
+        event=GaussianEvent(noise.noise_multiplier),
         parameters={"l2_sensitivity": noise.l2_sensitivity, "std": noise.std},
         unit=unit,
     )

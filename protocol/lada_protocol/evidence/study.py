@@ -60,11 +60,6 @@ from lada_secure.errors import PeerError
 from lada_secure.privacy.ledger.verification import LedgerSummary
 
 MAX_MESSAGES_BYTES = 1 << 30
-ENDINGS: Final[Mapping[Outcome, str]] = {
-    "finished": "finished",
-    "failed": "failed",
-    "unfinished": "did not finish",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +128,8 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     check_transcripts(study, faults)
     ending = ending_of(study.index, plan=study.plan, roster=study.roster)
     if ending.outcome != "finished":
-        faults.add(MESSAGES_FILE, f"the study {ENDINGS[ending.outcome]}: {ending.reason}")
+        how = "failed" if ending.outcome == "failed" else "did not finish"
+        faults.add(MESSAGES_FILE, f"the study {how}: {ending.reason}")
     return Verdict(
         study=study, ledgers=summaries, outcome=ending.outcome, faults=tuple(faults.found)
     )

@@ -11,9 +11,9 @@ from typing import Any
 
 from lada_clients.net.outbox import write_atomically
 from lada_clients.reports.ledger_history import LedgerHistory, history_of
-from lada_clients.site.ledger.population import ledger_path, read_site
+from lada_clients.site.ledger.population import ledger_path
 from lada_clients.site.ledger.store import open_ledger_reader
-from lada_clients.site.settings import SitePolicy
+from lada_clients.site.settings import SitePolicy, read_site_settings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
@@ -100,7 +100,7 @@ def read_budget(settings_path: Path) -> SiteBudget:
     Raises: ParameterError: settings or policy are wrong, or nothing was ever recorded.
         LedgerError: the ledger is damaged; the first wrong entry is named.
     """
-    settings, policy = read_site(settings_path)
+    settings, policy = read_site_settings(settings_path)
     path = ledger_path(settings, policy)
     if not path.exists():
         raise ParameterError(

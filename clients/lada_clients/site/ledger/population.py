@@ -15,10 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.net.credentials import load_credentials, load_signing_key, read_passphrase
 from lada_clients.net.participant import read_roster
-from lada_clients.net.settings_file import read_settings
 from lada_clients.site.gates.policy import study_caps
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader, restart_ledger
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import LEDGER_TIME_STEP_S, StudyPlan
 from lada_protocol.rounds.index import MessageIndex
@@ -141,7 +140,7 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
         expired. by: who decides; stands in the ledger.
     Returns: the new key, hex. Raises: ParameterError, LedgerError: says what is wrong.
     """
-    settings, policy = read_site(settings_path)
+    settings, policy = read_site_settings(settings_path)
     check_name("--by", by)
     path = ledger_path(settings, policy)
     if not path.exists():
@@ -176,7 +175,7 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
     Raises: ParameterError: there is a ledger, or the grant is for somebody else. LedgerError: it
         was not signed by the roster's auditor, or is for another key.
     """
-    settings, policy = read_site(settings_path)
+    settings, policy = read_site_settings(settings_path)
     check_name("--by", by)
     path = ledger_path(settings, policy)
     if path.exists():
@@ -215,12 +214,6 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
             time_step_s=LEDGER_TIME_STEP_S,
         )
     return grant
-
-
-def read_site(settings_path: Path) -> tuple[SiteSettings, SitePolicy]:
-    """A site's settings and its policy. Raises: ParameterError: either is wrong."""
-    settings = read_settings(settings_path, SiteSettings)
-    return settings, read_settings(settings.policy, SitePolicy)
 
 
 def _now() -> datetime:

@@ -13,7 +13,7 @@ from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Role
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
 from lada_secure.errors import ParameterError, PeerError
-from lada_secure.privacy.accounting.events import gaussian_event
+from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerEntry, LedgerIdentity
 from lada_secure.privacy.ledger.lines import format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -52,7 +52,7 @@ def _entries(rounds: int = 2, *, expires_days: int = 30) -> tuple[LedgerEntry, .
             round_id=round_id,
             purpose="statistics",
             mechanism=DISCRETE_GAUSSIAN,
-            event=gaussian_event(8.0),
+            event=GaussianEvent(8.0),
             parameters={"l2_sensitivity": 20.0, "std": 160.0},
         )
         ledger.commit(ledger.reserve(spec), b"output")
