@@ -30,7 +30,6 @@ from lada_secure.allocation.statistics_parameters import (
     StatisticsParameters,
     check_clip_and_scale,
     check_vector,
-    l2_sensitivity,
 )
 from lada_secure.arrays import IntArray, frozen
 from lada_secure.errors import LocalProtocolError
@@ -53,11 +52,6 @@ class UnitStatistics:
     clusters: int
     loss_clip: float
     scale: int
-
-    @property
-    def l2_sensitivity(self) -> float:
-        """Under add/remove of one unit, in steps."""
-        return l2_sensitivity(self.scale)
 
 
 class MeasuredRecord(NamedTuple):
