@@ -26,8 +26,8 @@ from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_ad
 from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.ledger.terms import DP_SGD, MechanismParameters, ReleaseSpec, Reservation
-from lada_secure.privacy.release.released import Released, post_process
 
 logger = logging.getLogger(__name__)
 

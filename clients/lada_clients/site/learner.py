@@ -58,9 +58,9 @@ from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.rationales import generate_paths
 from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.private_records import PrivateRecords
-from lada_secure.privacy.release.released import Released
 
 Distilling: TypeAlias = Callable[..., Distilled]
 

@@ -16,9 +16,9 @@ from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LadaError, LedgerError, LocalProtocolError, PeerError
 from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, ReleaseSpec, Reservation
 from lada_secure.privacy.release.discrete_gaussian import discrete_gaussian_vector
-from lada_secure.privacy.release.released import Released, post_process
 
 # Sign, digits and comma of a number below 2^63.
 _ENTRY_BYTES = 21
