@@ -20,12 +20,7 @@ from lada_secure.encryption.parameters import (
     ScoringParameters,
     scoring_parameters,
 )
-from lada_secure.encryption.parsing import (
-    QUERY_MAGIC,
-    frame,
-    pack,
-    scores_coefficients,
-)
+from lada_secure.encryption.parsing import QUERY_MAGIC, frame, pack, scores_coefficients
 from lada_secure.encryption.workers.frames import numbers
 from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError

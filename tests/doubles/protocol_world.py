@@ -48,10 +48,10 @@ from lada_secure.method.plan import (
     TrainingPlan,
     UplinkPlan,
 )
-from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
 
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 CAPS = BudgetCaps(target_delta=1e-5, total_epsilon=50.0, study_epsilon=8.0)
@@ -321,7 +321,7 @@ def statistics_spec(plan: StudyPlan, round_id: int, **changes: Any) -> ReleaseSp
         "round_id": round_id,
         "purpose": STATISTICS,
         "mechanism": DISCRETE_GAUSSIAN,
-        "event": gaussian_event(noise),
+        "event": GaussianEvent(noise),
         "parameters": {
             "l2_sensitivity": l2_sensitivity(scale),
             "std": noise_std(scale=scale, noise_multiplier=noise),
@@ -340,7 +340,7 @@ def training_spec(plan: StudyPlan, round_id: int) -> ReleaseSpec:
         round_id=round_id,
         purpose=TRAINING,
         mechanism=DP_SGD,
-        event=dpsgd_event(
+        event=DpSgdEvent(
             noise_multiplier=training.noise_multiplier,
             sampling_probability=training.sampling_probability,
             steps=training.steps_per_round,

@@ -24,9 +24,7 @@ from protocol_world import (
 )
 
 from lada_clients.auditor.export import write_export
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.net.participant import Outgoing, Participant, checked_transcript

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.net.outbox import write_atomically

@@ -13,7 +13,6 @@ from lada_clients.net.credentials import load_credentials, read_passphrase
 from lada_clients.net.event_file import open_event_log
 from lada_clients.net.outbox import sweep_parts
 from lada_clients.net.participant import Participant, StudyFailed, open_participant, read_roster
-from lada_clients.net.settings_file import read_settings
 from lada_clients.site.gates.files import SiteFiles, check_files
 from lada_clients.site.gates.policy import (
     describe_budget,
@@ -32,7 +31,7 @@ from lada_clients.site.ledger.population import (
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.secrets import SecretFolder
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.events import Failed, Traffic
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_secure.errors import LadaError, LedgerError, ParameterError
@@ -128,16 +127,6 @@ def _tell_traffic(participant: Participant) -> None:
         bytes_up=traffic.up_bytes,
         bytes_down=traffic.down_bytes,
     )
-
-
-def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
-    """The settings and policy files of a site; `check_files` reads the records they name.
-
-    Raises: ParameterError: naming file, key, what was expected and what was found.
-    """
-    settings = read_settings(path, SiteSettings)
-    policy = read_settings(settings.policy, SitePolicy)
-    return settings, policy
 
 
 def show_plan(settings_path: Path) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lada_clients.net.settings_file import read_settings
 from lada_protocol.settings import Settings
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.logs import LogSettings
@@ -88,3 +89,12 @@ class SitePolicy(Settings):
     approval: Literal["policy", "person"] = "policy"
     units: UnitRules = UnitRules()
     records: RecordRules = RecordRules()
+
+
+def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
+    """The settings and policy files of a site; `check_files` reads the records they name.
+
+    Raises: ParameterError: naming file, key, what was expected and what was found.
+    """
+    settings = read_settings(path, SiteSettings)
+    return settings, read_settings(settings.policy, SitePolicy)

@@ -14,11 +14,7 @@ from functools import partial
 import numpy as np
 
 from lada_lab.arms.llm import LabLlm
-from lada_lab.baselines.adapter_sums import (
-    AdapterSumSettings,
-    adapter_vector,
-    mean_adapters,
-)
+from lada_lab.baselines.adapter_sums import AdapterSumSettings, adapter_vector, mean_adapters
 from lada_lab.baselines.fedcollm import FedCoLlmHost
 from lada_lab.baselines.fedmkt import FedMktHost
 from lada_lab.baselines.logit_baseline import LogitHost

@@ -8,11 +8,7 @@ import torch
 from tiny_baselines import CHARACTERS, lm_with_tokens
 from torch.nn import functional
 
-from lada_lab.baselines.adapter_sums import (
-    AdapterSumSettings,
-    adapter_vector,
-    mean_adapters,
-)
+from lada_lab.baselines.adapter_sums import AdapterSumSettings, adapter_vector, mean_adapters
 from lada_lab.baselines.logits import logit_loss, path_logits, taught_rows, top_logits
 from lada_lab.baselines.token_alignment import TokenAlignment
 from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
