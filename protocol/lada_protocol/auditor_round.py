@@ -1,6 +1,8 @@
-"""The auditor's next task, from the message index alone (DESIGN section 3)."""
+"""The auditor's next task, from the message index alone (SPEC.md, "State machines", Auditor)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from lada_protocol.admission import is_to_admit, shown_with_acceptance
 from lada_protocol.envelope import Envelope
@@ -10,20 +12,20 @@ from lada_protocol.messages import LedgerBody, parse_body
 from lada_protocol.opening import purposes_of
 from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
-from lada_protocol.site_round import study_over
+from lada_protocol.round_view import RoundView, study_over
 from lada_protocol.tasks import (
     AdmitSite,
-    AuditorTask,
     CheckLedger,
     CloseRound,
     OpenSum,
     PostOpeningKey,
+    Task,
     Wait,
 )
 from lada_secure.errors import PeerError
 
 
-def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> AuditorTask:
+def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Task:
     """What the auditor does next.
 
     Acceptances with a verified ledger come first: a site spends nothing before its answer. Ledgers
@@ -36,74 +38,55 @@ def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -
     for party in roster.sites:
         if is_to_admit(index, party.id, roster=roster):
             return AdmitSite(site=party.id)
-    ledger = _unchecked_ledger(index, auditor)
-    if ledger is not None:
-        return ledger
+    unchecked = [one for one in index if one.kind is Kind.LEDGER and _is_due(index, one, auditor)]
+    if unchecked:
+        # Oldest part of each chain first: a later part only verifies on top of it.
+        first = min(unchecked, key=lambda part: (part.header.sender, _first_index(part))).header
+        return CheckLedger(site=first.sender, round_id=first.round_id, purpose=first.purpose)
     current = 0
     for round_id in range(plan.rounds):
-        for purpose in purposes_of(plan):
-            attempt = _unopened(index, auditor, round_id, purpose)
-            if attempt is not None:
-                return OpenSum(attempt=attempt)
-        closed = index.find(Kind.CLOSE, sender=auditor, round_id=round_id) is not None
-        if not closed and index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id):
-            return CloseRound(round_id=round_id)
-        current = round_id + 1 if closed else current
+        see = _AuditorRound(index=index, plan=plan, roster=roster, round_id=round_id)
+        task = see.task()
+        if task is not None:
+            return task
+        current = current if see.find(Kind.CLOSE, auditor) is None else round_id + 1
     over = study_over(index, plan=plan, roster=roster)
-    if over is not None:
-        return over
-    return Wait(
-        step="opening",
-        round_id=min(current, plan.rounds - 1),
-        awaited="contributions",
-        parties=(coordinator,),
+    current = min(current, plan.rounds - 1)
+    awaited = Wait(
+        step="opening", round_id=current, awaited="contributions", parties=(coordinator,)
     )
+    return over or awaited
 
 
-def _unchecked_ledger(index: MessageIndex, auditor: str) -> CheckLedger | None:
-    waiting = []
-    for envelope in index:
-        head = envelope.header
-        if envelope.kind is not Kind.LEDGER or _is_early(index, envelope):
-            continue
-        answered = any(
-            index.find(
-                kind,
-                sender=auditor,
-                to=head.sender,
-                round_id=head.round_id,
-                purpose=head.purpose,
-            )
-            for kind in (Kind.RECEIPT, Kind.REFUSAL)
-        )
-        if not answered:
-            waiting.append((_first_index(envelope), head))
-    if not waiting:
-        return None
-    # Oldest part of each chain first: a later part only verifies on top of it.
-    _, first = min(waiting, key=lambda one: (one[1].sender, one[0]))
-    return CheckLedger(site=first.sender, round_id=first.round_id, purpose=first.purpose)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AuditorRound(RoundView):
+    def task(self) -> Task | None:
+        """The auditor's task in the round; None while, or once, there is nothing to do."""
+        for purpose in purposes_of(self.plan):
+            for number in self.index.attempts(Kind.SUM, round_id=self.round_id, purpose=purpose):
+                attempt = self.attempt(purpose, number)
+                answers = (Kind.OPENED, Kind.OPENING_REFUSED)
+                if not any(self.index.at(kind, attempt, sender=self.auditor) for kind in answers):
+                    return OpenSum(attempt=attempt)
+        if self.find(Kind.TRANSCRIPT, self.coordinator) is None:
+            return None
+        return self.until(Kind.CLOSE, self.auditor, CloseRound(round_id=self.round_id))
 
 
-def _is_early(index: MessageIndex, envelope: Envelope) -> bool:
-    """Whether it is the ledger of an acceptance that is not there yet."""
-    head = envelope.header
-    with_it = shown_with_acceptance(index, head.sender)
-    return with_it is envelope and index.find(Kind.ACCEPTANCE, sender=head.sender) is None
+def _is_due(index: MessageIndex, part: Envelope, auditor: str) -> bool:
+    """Whether a ledger part has no answer; one that comes with an acceptance waits for that."""
+    head = part.header
+    with_acceptance = shown_with_acceptance(index, head.sender) is part
+    if with_acceptance and index.find(Kind.ACCEPTANCE, sender=head.sender) is None:
+        return False
+    place = Attempt(round_id=head.round_id, purpose=head.purpose, number=0)
+    answers = (Kind.RECEIPT, Kind.REFUSAL)
+    return not any(index.at(kind, place, sender=auditor, to=head.sender) for kind in answers)
 
 
-def _first_index(envelope: Envelope) -> int:
+def _first_index(part: Envelope) -> int:
     """Where the part starts; a body that cannot be read comes first and is refused."""
     try:
-        return parse_body(envelope, LedgerBody).first_index
+        return parse_body(part, LedgerBody).first_index
     except PeerError:
         return -1
-
-
-def _unopened(index: MessageIndex, auditor: str, round_id: int, purpose: str) -> Attempt | None:
-    for number in index.attempts(Kind.SUM, round_id=round_id, purpose=purpose):
-        attempt = Attempt(round_id=round_id, purpose=purpose, number=number)
-        answers = (Kind.OPENED, Kind.OPENING_REFUSED)
-        if all(index.at(kind, attempt, sender=auditor) is None for kind in answers):
-            return attempt
-    return None

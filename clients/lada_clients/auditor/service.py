@@ -31,12 +31,12 @@ from lada_protocol.payments import check_payment
 from lada_protocol.plan import DEMAND
 from lada_protocol.tasks import (
     AdmitSite,
-    AuditorTask,
     CheckLedger,
     CloseRound,
     Done,
     OpenSum,
     PostOpeningKey,
+    Task,
     Wait,
 )
 from lada_secure.canonical import canonical_json
@@ -111,7 +111,7 @@ class Auditor:
             )
         return not faults
 
-    def _carry_out(self, task: AuditorTask) -> None:
+    def _carry_out(self, task: Task) -> None:
         events, client = self.participant.events, self.participant.client
         step, round_id = STEPS[type(task)], _round_of(task)
         began, before = time.monotonic(), client.traffic
@@ -379,7 +379,7 @@ def _is_of(copy: Sequence[LedgerEntry], claim: AcceptanceBody) -> bool:
     return bool(copy) and ledger_identity(copy).ledger_id == claim.ledger_id
 
 
-def _round_of(task: AuditorTask) -> int:
+def _round_of(task: Task) -> int:
     match task:
         case OpenSum(attempt=attempt):
             return attempt.round_id
