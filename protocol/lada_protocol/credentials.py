@@ -27,7 +27,7 @@ from lada_protocol.identity import (
     verify_party,
 )
 from lada_protocol.roster import Party, Roster, party_of_certificates
-from lada_secure.errors import LadaError, ParameterError
+from lada_secure.errors import ParameterError, PeerError
 
 CA_CERTIFICATE: Final = "ca.crt"
 TLS_CERTIFICATE: Final = "tls.crt"
@@ -83,12 +83,11 @@ def private_key_pem(
     key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey, passphrase: Passphrase | None
 ) -> bytes:
     """PKCS 8 in PEM, encrypted (PBES2, AES-256) where there is a passphrase."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        encryption = serialization.BestAvailableEncryption(passphrase.value)
     return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption()
-        if passphrase is None
-        else serialization.BestAvailableEncryption(passphrase.value),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
 
 
@@ -153,17 +152,17 @@ class Credentials:
         Raises: ParameterError: the party is missing, or listed with another key or role.
         """
         own = self.party()
-        listed = next((one for one in roster.parties if one.id == own.id), None)
+        listed = next((party for party in roster.parties if party.id == own.id), None)
         if listed is None:
             raise ParameterError(
                 f"{own.id} is not in the roster {roster.hash[:16]}..., which lists "
-                f"{', '.join(one.id for one in roster.parties)}; use the study's roster file"
+                f"{', '.join(party.id for party in roster.parties)}; use the study's roster file"
             )
         if listed != own:
             raise ParameterError(
-                f"roster {roster.hash[:16]}... lists {listed.name.uri} with TLS key "
+                f"roster {roster.hash[:16]}... lists {listed.uri} with TLS key "
                 f"{listed.tls_fingerprint[:16]}... and signing key "
-                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.name.uri} with "
+                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.uri} with "
                 f"{own.tls_fingerprint[:16]}... and {own.signing_fingerprint[:16]}...; use the "
                 "identity folder that the roster was made from"
             )
@@ -188,28 +187,28 @@ def parse_credentials(
         signing = parse_certificate(read(SIGNING_CERTIFICATE))
         name = verify_certificate(tls, ca=ca, at=at, usage="tls")
         verify_party(signing, ca=ca, at=at, usage="signing", expected=name)
-    except ParameterError:
-        raise
-    except LadaError as error:
+    except PeerError as error:
         raise ParameterError(str(error)) from error
     if expected_id is not None and name.id != expected_id:
         raise ParameterError(
             f"settings say party {expected_id!r}, the certificates name {name.uri}; use the "
             f"identity folder of {expected_id}"
         )
-    tls_key = _load_key(TLS_KEY, read(TLS_KEY), tls, passphrase)
+    tls_key = load_private_key(TLS_KEY, read(TLS_KEY), passphrase)
+    signing_key = load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase)
+    pairs = (TLS_KEY, tls_key, tls), (SIGNING_KEY, signing_key, signing)
+    for file, key, certificate in pairs:
+        if key.public_key() != certificate.public_key():
+            raise ParameterError(f"{file} does not belong to the certificate beside it")
     if not isinstance(tls_key, ec.EllipticCurvePrivateKey):
         raise ParameterError(f"{TLS_KEY}: expected an ECDSA key")
-    signing_key = _load_key(SIGNING_KEY, read(SIGNING_KEY), signing, passphrase)
-    if not isinstance(signing_key, Ed25519PrivateKey):
-        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
     return Credentials(
         name=name,
         ca=ca,
         tls_certificate=tls,
         signing_certificate=signing,
         tls_key_pem=private_key_pem(tls_key, None),
-        signing_key=signing_key,
+        signing_key=_ed25519(signing_key),
     )
 
 
@@ -220,16 +219,10 @@ def parse_signing_key(
 
     Raises: ParameterError: not an Ed25519 key, or it cannot be decrypted.
     """
-    key = load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase)
+    return _ed25519(load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase))
+
+
+def _ed25519(key: PrivateKeyTypes) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
-    return key
-
-
-def _load_key(
-    file: str, pem: bytes, certificate: x509.Certificate, passphrase: Passphrase | None
-) -> PrivateKeyTypes:
-    key = load_private_key(file, pem, passphrase)
-    if key.public_key() != certificate.public_key():
-        raise ParameterError(f"{file} does not belong to the certificate beside it")
     return key

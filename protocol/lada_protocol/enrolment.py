@@ -14,9 +14,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.x509.oid import NameOID
 
-from lada_protocol.identity import PartyName, parse_party_name
+from lada_protocol.identity import PartyName, is_p256, parse_party_name
+from lada_protocol.issuance import common_name
 from lada_secure.errors import PeerError
 
 MAX_REQUEST_BYTES: Final = 16_384
@@ -34,21 +34,12 @@ class Enrolment:
 
 
 def build_requests(
-    party: PartyName,
-    *,
-    tls_key: ec.EllipticCurvePrivateKey,
-    signing_key: Ed25519PrivateKey,
+    party: PartyName, *, tls_key: ec.EllipticCurvePrivateKey, signing_key: Ed25519PrivateKey
 ) -> dict[str, bytes]:
     """The two requests of a party in PEM, by file name."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, party.id)])
-    builder = (
-        x509.CertificateSigningRequestBuilder()
-        .subject_name(subject)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(party.uri)]),
-            critical=False,
-        )
-    )
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(party.uri)])
+    builder = x509.CertificateSigningRequestBuilder(subject_name=common_name(party.id))
+    builder = builder.add_extension(names, critical=False)
     made = {
         TLS_REQUEST: builder.sign(tls_key, hashes.SHA256()),
         SIGNING_REQUEST: builder.sign(signing_key, None),
@@ -67,9 +58,7 @@ def parse_requests(*, tls: bytes, signing: bytes) -> Enrolment:
     if tls_name != signing_name:
         raise _bad(f"{TLS_REQUEST} is of {tls_name.uri}, {SIGNING_REQUEST} of {signing_name.uri}")
     tls_key, signing_key = tls_request.public_key(), signing_request.public_key()
-    if not isinstance(tls_key, ec.EllipticCurvePublicKey) or not isinstance(
-        tls_key.curve, ec.SECP256R1
-    ):
+    if not is_p256(tls_key):
         raise _bad(f"{TLS_REQUEST} has no ECDSA key on P-256")
     if not isinstance(signing_key, Ed25519PublicKey):
         raise _bad(f"{SIGNING_REQUEST} has no Ed25519 key")

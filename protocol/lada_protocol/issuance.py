@@ -1,4 +1,4 @@
-"""What a study CA issues: its own certificate, those of parties, and lists of revoked ones.
+"""What a study CA issues: its own certificate and those of parties.
 
 Parties keep their private keys: only public keys come here. Keys, times and serial numbers are
 arguments: nothing here reads a clock, a disk or a random source.
@@ -16,9 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
-from lada_protocol.identity import PartyName, role_host
+from lada_protocol.identity import TLS_PURPOSES, PartyName, is_p256, role_host
 from lada_secure.errors import ParameterError
 
 MAX_HOSTS: Final = 32
@@ -42,115 +42,61 @@ def build_ca_certificate(
       159 bits. not_before, not_after: aware UTC times.
     Raises: ParameterError: another curve, an empty or long name, or a period that is empty.
     """
-    _check_p256(key.public_key(), "the study CA's key")
+    if not is_p256(key.public_key()):
+        raise ParameterError("the study CA's key: expected an ECDSA key on P-256")
     if not 1 <= len(name) <= 64:
         raise ParameterError(f"name of the study CA: expected 1 to 64 characters, got {len(name)}")
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = (
-        _builder(
-            key.public_key(), subject, subject, key.public_key(), serial, not_before, not_after
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(certificates=True), critical=True)
-    )
-    return builder.sign(key, hashes.SHA256())
+    builder = _builder(name, key.public_key(), serial, not_before, not_after, is_ca=True)
+    return _signed(builder, key, common_name(name))
 
 
-def issue_tls_certificate(
+def issue_certificate(
     *,
     ca: x509.Certificate,
     ca_key: ec.EllipticCurvePrivateKey,
     party: PartyName,
-    public_key: ec.EllipticCurvePublicKey,
-    hosts: Sequence[str],
+    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    hosts: Sequence[str] = (),
     serial: int,
     not_before: datetime,
     not_after: datetime,
 ) -> x509.Certificate:
-    """TLS certificate of a party, for both ends of a connection.
+    """Certificate of a party: of an Ed25519 key to sign messages with, of another key for TLS.
 
-    Takes the public key only, so a party may keep its private key to itself.
+    A TLS certificate is for both ends of a connection. Only public keys come here, so a party may
+    keep its private keys to itself.
 
-    Args: public_key: on P-256. hosts: DNS names or IP addresses under which the party is reached
-      (empty for one that only dials out). Others as for `build_ca_certificate`.
+    Args: public_key: for TLS on P-256. hosts: DNS names or IP addresses under which TLS reaches
+      the party (empty for one that only dials out). Others as for `build_ca_certificate`.
     Raises: ParameterError: another curve, a host that is neither, too many hosts, an empty
       period or one that ends after the CA's own.
     """
-    _check_p256(public_key, f"TLS key of {party.uri}")
-    _check_issuer(ca, ca_key, not_before, not_after)
-    names: list[x509.GeneralName] = [
-        x509.UniformResourceIdentifier(party.uri),
-        x509.DNSName(role_host(party.role)),
-        *_host_names(hosts),
-    ]
-    builder = (
-        _party_builder(ca, ca_key, party, public_key, serial, not_before, not_after)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(_key_usage(), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
-            critical=False,
-        )
-    )
-    return builder.sign(ca_key, hashes.SHA256())
-
-
-def issue_signing_certificate(
-    *,
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    party: PartyName,
-    public_key: Ed25519PublicKey,
-    serial: int,
-    not_before: datetime,
-    not_after: datetime,
-) -> x509.Certificate:
-    """Certificate of the Ed25519 key with which a party signs its messages.
-
-    Arguments and errors as for `issue_tls_certificate`.
-    """
-    _check_issuer(ca, ca_key, not_before, not_after)
-    builder = (
-        _party_builder(ca, ca_key, party, public_key, serial, not_before, not_after)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(party.uri)]),
-            critical=False,
-        )
-        .add_extension(_key_usage(), critical=True)
-    )
-    return builder.sign(ca_key, hashes.SHA256())
-
-
-def _check_p256(key: ec.EllipticCurvePublicKey, what: str) -> None:
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ParameterError(f"{what}: expected an ECDSA key on P-256")
-
-
-def _check_period(not_before: datetime, not_after: datetime) -> None:
-    if not_before.tzinfo is None or not_after.tzinfo is None:
-        raise ParameterError("period of a certificate: expected times with a time zone")
-    if not_before >= not_after:
-        raise ParameterError(
-            f"period of a certificate: it would end at {not_after}, not after {not_before}"
-        )
-
-
-def _check_issuer(
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    not_before: datetime,
-    not_after: datetime,
-) -> None:
-    _check_period(not_before, not_after)
-    if ca.public_key() != ca_key.public_key():
-        raise ParameterError("the CA's certificate and key belong to different CAs")
+    check_key_of_ca(ca, ca_key)
+    builder = _builder(party.id, public_key, serial, not_before, not_after, is_ca=False)
     if not_after > ca.not_valid_after_utc:
         raise ParameterError(
             f"certificate would end at {not_after:%Y-%m-%d}, after the study CA's own end at "
             f"{ca.not_valid_after_utc:%Y-%m-%d}; ask for fewer days"
         )
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(party.uri)]
+    if not isinstance(public_key, Ed25519PublicKey):
+        if not is_p256(public_key):
+            raise ParameterError(f"TLS key of {party.uri}: expected an ECDSA key on P-256")
+        names += [x509.DNSName(role_host(party.role)), *_host_names(hosts)]
+        builder = builder.add_extension(x509.ExtendedKeyUsage(TLS_PURPOSES), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return _signed(builder, ca_key, ca.subject)
+
+
+def check_key_of_ca(ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey) -> None:
+    """Raises: ParameterError: the CA's certificate and key do not belong together."""
+    if ca.public_key() != ca_key.public_key():
+        raise ParameterError("the CA's certificate and key belong to different CAs")
+
+
+def common_name(name: str) -> x509.Name:
+    """The one attribute that names the holder of a certificate, or its issuer."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
@@ -169,45 +115,39 @@ def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
     return names
 
 
-def _party_builder(
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    party: PartyName,
-    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
-    serial: int,
-    not_before: datetime,
-    not_after: datetime,
-) -> x509.CertificateBuilder:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, party.id)])
-    builder = _builder(
-        public_key, subject, ca.subject, ca_key.public_key(), serial, not_before, not_after
-    )
-    return builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-
-
 def _builder(
+    subject: str,
     public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
-    subject: x509.Name,
-    issuer: x509.Name,
-    issuer_key: ec.EllipticCurvePublicKey,
     serial: int,
     not_before: datetime,
     not_after: datetime,
+    *,
+    is_ca: bool,
 ) -> x509.CertificateBuilder:
-    _check_period(not_before, not_after)
+    if not_before.tzinfo is None or not_after.tzinfo is None:
+        raise ParameterError("period of a certificate: expected times with a time zone")
+    if not_before >= not_after:
+        raise ParameterError(
+            f"period of a certificate: it would end at {not_after}, not after {not_before}"
+        )
+    constraints = x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None)
     return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
+        x509.CertificateBuilder(subject_name=common_name(subject), public_key=public_key)
         .serial_number(serial)
         .not_valid_before(not_before)
         .not_valid_after(not_after)
+        .add_extension(constraints, critical=True)
+        .add_extension(_key_usage(certificates=is_ca), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
-        )
     )
+
+
+def _signed(
+    builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, issuer: x509.Name
+) -> x509.Certificate:
+    of_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    builder = builder.issuer_name(issuer).add_extension(of_key, critical=False)
+    return builder.sign(key, hashes.SHA256())
 
 
 def _key_usage(*, certificates: bool = False) -> x509.KeyUsage:

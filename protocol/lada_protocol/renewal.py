@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from lada_protocol.credentials import (
     CREDENTIAL_FILES,
@@ -22,18 +22,9 @@ from lada_protocol.identity import MAX_CERTIFICATE_BYTES
 from lada_protocol.revocation import MAX_REVOCATION_BYTES, RevocationList, parse_revocations
 from lada_protocol.roster import Roster
 from lada_secure.errors import LadaError, ParameterError, PeerError
+from lada_secure.identity_folder import IdentityFolder
 
 T = TypeVar("T")
-
-
-class IdentityFiles(Protocol):
-    """An identity folder as its adapter shows it."""
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Content of a file, at most one byte more than allowed. Raises: ParameterError."""
-
-    def stamp(self, name: str) -> Hashable:
-        """Changes whenever the file does; None where there is none."""
 
 
 class Renewed(Generic[T]):
@@ -81,7 +72,7 @@ class LiveIdentity:
 
     def __init__(
         self,
-        files: IdentityFiles,
+        files: IdentityFolder,
         *,
         roster: Roster,
         clock: Callable[[], datetime],

@@ -30,7 +30,7 @@ from lada_protocol.identity import (
     key_fingerprint,
 )
 from lada_protocol.index import slot_of
-from lada_protocol.issuance import build_ca_certificate, issue_signing_certificate
+from lada_protocol.issuance import build_ca_certificate, issue_certificate
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.plan import (
     STATISTICS,
@@ -182,7 +182,7 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
     parties = []
     for serial, name in enumerate(names, start=2):
         key = keys[name.id] = Ed25519PrivateKey.generate()
-        certificate = issue_signing_certificate(
+        certificate = issue_certificate(
             ca=ca,
             ca_key=ca_key,
             party=name,

@@ -31,7 +31,7 @@ class Authority:
 
     def tls(self, party=SITE, *, key=None, hosts=("localhost",), end=END):
         key = key or ec.generate_private_key(ec.SECP256R1())
-        return issuance.issue_tls_certificate(
+        return issuance.issue_certificate(
             ca=self.certificate,
             ca_key=self.key,
             party=party,
@@ -43,7 +43,7 @@ class Authority:
         )
 
     def signing(self, party=SITE):
-        return issuance.issue_signing_certificate(
+        return issuance.issue_certificate(
             ca=self.certificate,
             ca_key=self.key,
             party=party,
