@@ -17,7 +17,11 @@ import numpy.typing as npt
 from lada_secure.bench.cpu_time import Stopwatch
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.opening_key import DECRYPTING_WORKER, OpeningKey
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
+from lada_secure.encryption.parameters import (
+    POLY_MODULUS_DEGREE,
+    OpeningParameters,
+    opening_parameters,
+)
 from lada_secure.encryption.parsing import sealed_body, sealed_chunk
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
 from lada_secure.encryption.worker import BLIND_WORKER, WorkerProcess
@@ -198,8 +202,8 @@ def _report(
             "mask_key": 32,
         },
         "parameters": {
-            "poly_modulus_degree": params.poly_modulus_degree,
-            "coeff_modulus_bits": [params.coeff_modulus_bits],
+            "poly_modulus_degree": POLY_MODULUS_DEGREE,
+            "coeff_modulus_bits": [params.coeff_modulus.bit_length()],
             "plain_modulus": params.plain_modulus,
             "sum_bound": params.sum_bound,
         },

@@ -34,8 +34,8 @@ class _Sealer:
     def __init__(self) -> None:
         self._encryptors: OrderedDict[tuple[bytes, bytes], tuple[Ring, Any, Any]] = OrderedDict()
 
-    def seal(self, parts: list[memoryview]) -> list[Part]:
-        which, key, entries = bytes(parts[0]), bytes(parts[1]), parts[2]
+    def seal(self, parts: list[bytes]) -> list[Part]:
+        which, key, entries = parts
         ring, encoder, encryptor = self._encryptor(which, key)
         width = read_numbers(which)[2]
         plain, encrypted = sealapi.Plaintext(), sealapi.Ciphertext()
@@ -71,23 +71,23 @@ class _Scorer:
         self._matrix_id = -1
         self._encoded: dict[int, list[tuple[int, Any]]] = {}
 
-    def load_query(self, parts: list[memoryview]) -> list[Part]:
+    def load_query(self, parts: list[bytes]) -> list[Part]:
         which, coefficients, seeds = parts
         prime, cells, scale_bits = read_numbers(which)
         ring = self._ring = scoring_ring(prime)
         self._query_scale = 2.0**scale_bits
         rows = np.frombuffer(coefficients, dtype="<u8").reshape(cells, POLY_MODULUS_DEGREE)
         self._query = [
-            ring.seeded_ciphertext(row, bytes(seeds[at : at + SEED_BYTES]), scale=self._query_scale)
+            ring.seeded_ciphertext(row, seeds[at : at + SEED_BYTES], scale=self._query_scale)
             for row, at in zip(rows, range(0, len(seeds), SEED_BYTES), strict=True)
         ]
         return []
 
-    def held(self, parts: list[memoryview]) -> list[Part]:
+    def held(self, parts: list[bytes]) -> list[Part]:
         (matrix_id,) = read_numbers(parts[0])
         return [numbers(list(self._encoded) if matrix_id == self._matrix_id else [])]
 
-    def score(self, parts: list[memoryview]) -> list[Part]:
+    def score(self, parts: list[bytes]) -> list[Part]:
         which, *rows = parts
         cells, scale_bits, width, matrix_id, cache_blocks, *blocks = read_numbers(which)
         ring = self._ring

@@ -32,7 +32,7 @@ from lada_secure.encryption.worker_loop import run
 _ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
 
 
-def _opening_generate(parts: list[memoryview]) -> list[Part]:
+def _opening_generate(parts: list[bytes]) -> list[Part]:
     prime, plain_modulus = read_numbers(parts[0])
     ring = opening_ring(prime, plain_modulus)
     generator = sealapi.KeyGenerator(ring.context)
@@ -44,7 +44,7 @@ def _opening_generate(parts: list[memoryview]) -> list[Part]:
     ]
 
 
-def _open(parts: list[memoryview]) -> list[Part]:
+def _open(parts: list[bytes]) -> list[Part]:
     which, secret, packed = parts
     prime, plain_modulus, width = read_numbers(which)
     ring = opening_ring(prime, plain_modulus)
@@ -61,14 +61,14 @@ def _open(parts: list[memoryview]) -> list[Part]:
     return opened
 
 
-def _scoring_generate(parts: list[memoryview]) -> list[Part]:
+def _scoring_generate(parts: list[bytes]) -> list[Part]:
     (prime,) = read_numbers(parts[0])
     ring = scoring_ring(prime)
     secret = sealapi.KeyGenerator(ring.context).secret_key()
     return [ring.secret_key_coefficients(secret).tobytes()]
 
 
-def _scoring_encrypt(parts: list[memoryview]) -> list[Part]:
+def _scoring_encrypt(parts: list[bytes]) -> list[Part]:
     which, secret, utilities = parts
     prime, scale_bits, width = read_numbers(which)
     ring = scoring_ring(prime)
@@ -86,7 +86,7 @@ def _scoring_encrypt(parts: list[memoryview]) -> list[Part]:
     return [b"".join(polynomials), b"".join(seeds)]
 
 
-def _scoring_decrypt(parts: list[memoryview]) -> list[Part]:
+def _scoring_decrypt(parts: list[bytes]) -> list[Part]:
     which, secret, packed = parts
     prime, scale_bits, width = read_numbers(which)
     ring = scoring_ring(prime)

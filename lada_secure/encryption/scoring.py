@@ -69,7 +69,7 @@ class PoolMatrix:
         coefficients, seeds = query_parts(query, self.parameters)
         # Between loading a query and using it the worker must not be handed another one: a site
         # would get scores that another site's key opens.
-        with self._worker.exclusive():
+        with self._worker.lock:
             return self._score(coefficients, seeds)
 
     def _score(self, coefficients: Coefficients, seeds: list[bytes]) -> bytes:
@@ -91,7 +91,7 @@ class PoolMatrix:
             replies += self._score_blocks(every[start : start + _BLOCKS_PER_REQUEST], held)
         return frame(SCORES_MAGIC, self.parameters.digest, *replies)
 
-    def _score_blocks(self, blocks: range, held: frozenset[int]) -> list[memoryview]:
+    def _score_blocks(self, blocks: range, held: frozenset[int]) -> list[bytes]:
         which = [
             self.parameters.cells,
             self.parameters.matrix_scale_bits,

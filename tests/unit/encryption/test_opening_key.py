@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from noise_bound import noise_bound
 
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import HEADER_BYTES, opening_parameters
@@ -113,7 +114,6 @@ def test_the_noise_of_many_sites_stays_below_the_proven_bound() -> None:
     from tenseal import sealapi
 
     from lada_secure.encryption.native import opening_ring
-    from lada_secure.encryption.parameters import noise_bound
 
     for sum_bound in (10, 2**18 - 1, 2**25, 2**29):
         params = opening_parameters(length=1, sum_bound=sum_bound)
