@@ -22,7 +22,7 @@ from lada_secure.encryption.parameters import (
     OpeningParameters,
     opening_parameters,
 )
-from lada_secure.encryption.parsing import sealed_body, sealed_chunk
+from lada_secure.encryption.parsing import sealed_chunks
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
 from lada_secure.encryption.worker import BLIND_WORKER, WorkerProcess
 from lada_secure.errors import LocalProtocolError, ParameterError
@@ -163,8 +163,7 @@ def _run(
 
 
 def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:
-    body = sealed_body(raw, params)
-    return np.stack([sealed_chunk(body, index, params) for index in range(params.chunks)])
+    return np.stack(list(sealed_chunks(raw, params)))
 
 
 def _added(

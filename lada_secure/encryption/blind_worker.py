@@ -67,7 +67,6 @@ class _Scorer:
     def __init__(self) -> None:
         self._ring: Ring | None = None
         self._query: list[Any] = []
-        self._query_scale = 1.0
         self._matrix_id = -1
         self._encoded: dict[int, list[tuple[int, Any]]] = {}
 
@@ -75,10 +74,10 @@ class _Scorer:
         which, coefficients, seeds = parts
         prime, cells, scale_bits = read_numbers(which)
         ring = self._ring = scoring_ring(prime)
-        self._query_scale = 2.0**scale_bits
+        scale = 2.0**scale_bits
         rows = np.frombuffer(coefficients, dtype="<u8").reshape(cells, POLY_MODULUS_DEGREE)
         self._query = [
-            ring.seeded_ciphertext(row, seeds[at : at + SEED_BYTES], scale=self._query_scale)
+            ring.ciphertext(row, ntt=True, scale=scale, seed=seeds[at : at + SEED_BYTES])
             for row, at in zip(rows, range(0, len(seeds), SEED_BYTES), strict=True)
         ]
         return []

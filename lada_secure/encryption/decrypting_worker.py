@@ -33,28 +33,23 @@ _ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
 
 
 def _opening_generate(parts: list[bytes]) -> list[Part]:
-    prime, plain_modulus = read_numbers(parts[0])
-    ring = opening_ring(prime, plain_modulus)
+    ring = opening_ring(*read_numbers(parts[0]))
     generator = sealapi.KeyGenerator(ring.context)
     public = sealapi.PublicKey()
     generator.create_public_key(public)
-    return [
-        ring.public_key_coefficients(public).tobytes(),
-        ring.secret_key_coefficients(generator.secret_key()).tobytes(),
-    ]
+    secret = ring.secret_key_coefficients(generator.secret_key())
+    return [ring.public_key_coefficients(public).tobytes(), secret.tobytes()]
 
 
 def _open(parts: list[bytes]) -> list[Part]:
     which, secret, packed = parts
     prime, plain_modulus, width = read_numbers(which)
     ring = opening_ring(prime, plain_modulus)
-    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
-    decryptor = sealapi.Decryptor(ring.context, key)
+    decryptor = sealapi.Decryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.BatchEncoder(ring.context)
     plain = sealapi.Plaintext()
-    chunks = unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE)
     opened: list[Part] = []
-    for chunk in chunks:
+    for chunk in unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE):
         decryptor.decrypt(ring.ciphertext(chunk, ntt=False, scale=1.0), plain)
         # Twice as fast as filling an array from the list.
         opened.append(_ENTRIES.pack(*encoder.decode_int64(plain)))
@@ -62,8 +57,7 @@ def _open(parts: list[bytes]) -> list[Part]:
 
 
 def _scoring_generate(parts: list[bytes]) -> list[Part]:
-    (prime,) = read_numbers(parts[0])
-    ring = scoring_ring(prime)
+    ring = scoring_ring(*read_numbers(parts[0]))
     secret = sealapi.KeyGenerator(ring.context).secret_key()
     return [ring.secret_key_coefficients(secret).tobytes()]
 
@@ -72,26 +66,24 @@ def _scoring_encrypt(parts: list[bytes]) -> list[Part]:
     which, secret, utilities = parts
     prime, scale_bits, width = read_numbers(which)
     ring = scoring_ring(prime)
-    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
-    encryptor = sealapi.Encryptor(ring.context, key)
+    encryptor = sealapi.Encryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.CKKSEncoder(ring.context)
     plain = sealapi.Plaintext()
-    polynomials, seeds = [], []
+    polynomials, seeds = b"", b""
     for utility in np.frombuffer(utilities, dtype="<f8").tolist():
         # The same utility in every slot: each slot belongs to another pool sample.
         encoder.encode(utility, 2.0**scale_bits, plain)
         polynomial, seed = ring.seeded_coefficients(encryptor.encrypt_symmetric(plain))
-        polynomials.append(pack(polynomial, width))
-        seeds.append(seed)
-    return [b"".join(polynomials), b"".join(seeds)]
+        polynomials += pack(polynomial, width)
+        seeds += seed
+    return [polynomials, seeds]
 
 
 def _scoring_decrypt(parts: list[bytes]) -> list[Part]:
     which, secret, packed = parts
     prime, scale_bits, width = read_numbers(which)
     ring = scoring_ring(prime)
-    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
-    decryptor = sealapi.Decryptor(ring.context, key)
+    decryptor = sealapi.Decryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.CKKSEncoder(ring.context)
     plain = sealapi.Plaintext()
     blocks = unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE)

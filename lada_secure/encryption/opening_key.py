@@ -11,8 +11,7 @@ after each aborted attempt, leaves nothing to collect.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import numpy as np
@@ -25,7 +24,13 @@ from lada_secure.encryption.parameters import (
     OpeningParameters,
     opening_parameters,
 )
-from lada_secure.encryption.parsing import PUBLIC_KEY_MAGIC, frame, pack
+from lada_secure.encryption.parsing import (
+    PUBLIC_KEY_MAGIC,
+    frame,
+    pack,
+    with_checksum,
+    without_checksum,
+)
 from lada_secure.encryption.sealing import CHUNKS_PER_REQUEST, check_sealed, parse_public_key
 from lada_secure.encryption.worker import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
@@ -34,25 +39,19 @@ DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
 
 _MAGIC: Final = b"LOK1"
 _SECRET_BYTES: Final = POLY_MODULUS_DEGREE * 8
-_CHECKSUM_BYTES: Final = 32
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class OpeningKey:
-    """A BFV key pair for one parameter set. Never printed, never pickled."""
+    """A BFV key pair for one parameter set. Never printed, never pickled.
 
-    __slots__ = ("_public", "_secret", "_worker", "parameters")
+    public_bytes: exactly `parameters.public_key_bytes` bytes, for `parse_public_key`.
+    """
 
-    def __init__(
-        self,
-        parameters: OpeningParameters,
-        public: bytes,
-        secret: bytes,
-        worker: WorkerProcess | None,
-    ) -> None:
-        self.parameters = parameters
-        self._public = public
-        self._secret = secret
-        self._worker = worker
+    parameters: OpeningParameters
+    public_bytes: bytes
+    _secret: bytes
+    _worker: WorkerProcess | None
 
     @classmethod
     def generate(
@@ -65,11 +64,6 @@ class OpeningKey:
         coefficients = np.frombuffer(raw_public, dtype="<u8")
         body = pack(coefficients, params.coefficient_bytes)
         return cls(params, frame(PUBLIC_KEY_MAGIC, params.digest, body), bytes(secret), worker)
-
-    @property
-    def public_bytes(self) -> bytes:
-        """The public half, exactly `parameters.public_key_bytes` bytes, for `parse_public_key`."""
-        return self._public
 
     def open(self, sealed: bytes) -> npt.NDArray[np.int64]:
         """Decrypt a sealed vector or a sum of them.
@@ -124,16 +118,9 @@ class OpeningKey:
 
     def to_bytes(self) -> bytes:
         """Both halves, for the auditor's own disk; `from_bytes` reads them back."""
-        body = b"".join(
-            (
-                _MAGIC,
-                self.parameters.length.to_bytes(4, "big"),
-                self.parameters.sum_bound.to_bytes(8, "big"),
-                self._public,
-                self._secret,
-            )
-        )
-        return body + hashlib.sha256(body).digest()
+        params = self.parameters
+        numbers = params.length.to_bytes(4, "big"), params.sum_bound.to_bytes(8, "big")
+        return with_checksum(_MAGIC, *numbers, self.public_bytes, self._secret)
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> OpeningKey:
@@ -141,13 +128,11 @@ class OpeningKey:
 
         Raises: ParameterError: not such a file, damaged, or of a version with other parameters.
         """
-        body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-        intact = hmac.compare_digest(hashlib.sha256(body).digest(), checksum)
-        if not raw.startswith(_MAGIC) or not intact:
+        body = without_checksum(raw, _MAGIC)
+        if body is None:
             raise ParameterError("opening key file is damaged or is not one; restore a copy")
-        params = opening_parameters(
-            length=int.from_bytes(body[4:8], "big"), sum_bound=int.from_bytes(body[8:16], "big")
-        )
+        length, sum_bound = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:16], "big")
+        params = opening_parameters(length=length, sum_bound=sum_bound)
         public, secret = body[16:-_SECRET_BYTES], body[-_SECRET_BYTES:]
         try:
             parse_public_key(public, params)

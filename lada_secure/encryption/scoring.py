@@ -30,7 +30,7 @@ from lada_secure.encryption.parameters import (
     SCORING_MODULUS,
     ScoringParameters,
 )
-from lada_secure.encryption.parsing import SCORES_MAGIC, Coefficients, frame, query_parts
+from lada_secure.encryption.parsing import SCORES_MAGIC, frame, query_parts
 from lada_secure.encryption.worker import BLIND_WORKER, WorkerProcess
 
 # Encoded blocks are kept for the next site up to this size; further ones are encoded again for
@@ -66,30 +66,21 @@ class PoolMatrix:
         Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range, or
             native_failure.
         """
-        coefficients, seeds = query_parts(query, self.parameters)
+        parameters, worker = self.parameters, self._worker
+        coefficients, seeds = query_parts(query, parameters)
+        which = [SCORING_MODULUS, parameters.cells, parameters.query_scale_bits]
+        replies: list[Part] = []
         # Between loading a query and using it the worker must not be handed another one: a site
         # would get scores that another site's key opens.
-        with self._worker.lock:
-            return self._score(coefficients, seeds)
-
-    def _score(self, coefficients: Coefficients, seeds: list[bytes]) -> bytes:
-        cells = self.parameters.cells
-        self._worker.call(
-            "load_query",
-            [
-                numbers([SCORING_MODULUS, cells, self.parameters.query_scale_bits]),
-                coefficients.tobytes(),
-                b"".join(seeds),
-            ],
-            foreign="query",
-        )
-        (raw,) = self._worker.call("held", [numbers([self._matrix_id])])
-        held = frozenset(read_numbers(raw))
-        replies: list[Part] = []
-        every = range(self.parameters.blocks(self.pool_size))
-        for start in range(0, len(every), _BLOCKS_PER_REQUEST):
-            replies += self._score_blocks(every[start : start + _BLOCKS_PER_REQUEST], held)
-        return frame(SCORES_MAGIC, self.parameters.digest, *replies)
+        with worker.lock:
+            loaded = [numbers(which), coefficients.data, seeds]
+            worker.call("load_query", loaded, foreign="query")
+            (raw,) = worker.call("held", [numbers([self._matrix_id])])
+            held = frozenset(read_numbers(raw))
+            every = range(parameters.blocks(self.pool_size))
+            for start in range(0, len(every), _BLOCKS_PER_REQUEST):
+                replies += self._score_blocks(every[start : start + _BLOCKS_PER_REQUEST], held)
+        return frame(SCORES_MAGIC, parameters.digest, *replies)
 
     def _score_blocks(self, blocks: range, held: frozenset[int]) -> list[bytes]:
         which = [

@@ -26,8 +26,7 @@ from lada_secure.encryption.parsing import (
     frame,
     pack,
     public_key_coefficients,
-    sealed_body,
-    sealed_chunk,
+    sealed_chunks,
 )
 from lada_secure.encryption.worker import WorkerProcess, shared_worker
 from lada_secure.errors import ParameterError, PeerError
@@ -100,9 +99,8 @@ def check_sealed(raw: bytes, params: OpeningParameters) -> None:
     Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range,
         transparent.
     """
-    body = sealed_body(raw, params)
-    for index in range(params.chunks):
-        sealed_chunk(body, index, params)
+    for _ in sealed_chunks(raw, params):
+        pass
 
 
 class SealedSum:
@@ -118,11 +116,6 @@ class SealedSum:
         self._count = 0
         self._total = np.zeros((params.chunks, 2, POLY_MODULUS_DEGREE), dtype=np.uint64)
 
-    @property
-    def count(self) -> int:
-        """Vectors added so far."""
-        return self._count
-
     def add(self, raw: bytes) -> None:
         """Check one sealed vector and add it.
 
@@ -131,8 +124,7 @@ class SealedSum:
         """
         if self._count >= MAX_SITES:
             raise ParameterError(f"at most {MAX_SITES} sealed vectors can be added exactly")
-        body = sealed_body(raw, self._params)
-        chunks = [sealed_chunk(body, index, self._params) for index in range(self._params.chunks)]
+        chunks = list(sealed_chunks(raw, self._params))
         modulus = np.uint64(self._params.coeff_modulus)
         for total, chunk in zip(self._total, chunks, strict=True):
             # Both are below q < 2^60, so the sum fits; where it is below q already, the

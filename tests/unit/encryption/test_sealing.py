@@ -11,7 +11,7 @@ import pytest
 
 from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import HEADER_BYTES, opening_parameters
-from lada_secure.encryption.parsing import frame, pack, sealed_body, sealed_chunk
+from lada_secure.encryption.parsing import frame, pack, sealed_chunks
 from lada_secure.encryption.sealing import (
     SealedSum,
     add_sealed,
@@ -63,13 +63,13 @@ def test_addition_is_seals_addition_bit_for_bit(small: Any) -> None:
 
     params = small.params
     ring = opening_ring(params.coeff_modulus, params.plain_modulus)
-    chunks = [sealed_chunk(sealed_body(raw, params), 0, params) for raw in small.sealed]
+    chunks = [next(sealed_chunks(raw, params)) for raw in small.sealed]
     total = ring.ciphertext(chunks[0], ntt=False, scale=1.0)
     for chunk in chunks[1:]:
         ring.evaluator.add_inplace(total, ring.ciphertext(chunk, ntt=False, scale=1.0))
     assert isinstance(total, sealapi.Ciphertext)
     ours = add_sealed(params, small.sealed)
-    assert (sealed_chunk(sealed_body(ours, params), 0, params) == ring.coefficients(total)).all()
+    assert (next(sealed_chunks(ours, params)) == ring.coefficients(total)).all()
 
 
 def test_the_sum_does_not_depend_on_the_order(small: Any) -> None:
@@ -93,7 +93,6 @@ def test_a_refused_contribution_leaves_the_sum_unchanged(small: Any) -> None:
     with pytest.raises(PeerError):
         total.add(small.sealed[1][:-1])
     assert total.to_bytes() == before
-    assert total.count == 1
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_nothing_has_no_sum(small: Any) -> None:
 
 def test_contributions_that_cancel_are_not_encrypted_any_more(small: Any) -> None:
     params = small.params
-    body = sealed_chunk(sealed_body(small.sealed[0], params), 0, params)
+    body = next(sealed_chunks(small.sealed[0], params))
     negated = (np.uint64(params.coeff_modulus) - body) % np.uint64(params.coeff_modulus)
     opposite = frame(b"LSV1", params.digest, pack(negated, params.coefficient_bytes))
     with pytest.raises(PeerError) as caught:
