@@ -119,8 +119,8 @@ class OpeningKey:
     def to_bytes(self) -> bytes:
         """Both halves, for the auditor's own disk; `from_bytes` reads them back."""
         params = self.parameters
-        numbers = params.length.to_bytes(4, "big"), params.sum_bound.to_bytes(8, "big")
-        return with_checksum(_MAGIC, *numbers, self.public_bytes, self._secret)
+        sizes = params.length.to_bytes(4, "big"), params.sum_bound.to_bytes(8, "big")
+        return with_checksum(_MAGIC, *sizes, self.public_bytes, self._secret)
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> OpeningKey:

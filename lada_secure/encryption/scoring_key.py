@@ -115,8 +115,9 @@ class ScoringKey:
 
     def to_bytes(self) -> bytes:
         """The key, for the site's own disk: a restart must be able to read the scores."""
-        numbers = self.parameters.cells, self.parameters.row_bound
-        return with_checksum(_MAGIC, *(one.to_bytes(4, "big") for one in numbers), self._secret)
+        params = self.parameters
+        sizes = params.cells.to_bytes(4, "big"), params.row_bound.to_bytes(4, "big")
+        return with_checksum(_MAGIC, *sizes, self._secret)
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> ScoringKey:
