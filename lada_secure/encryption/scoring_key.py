@@ -12,7 +12,6 @@ from typing import Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.encryption.frames import numbers
 from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     SCORING_COEFFICIENT_BYTES,
@@ -28,7 +27,8 @@ from lada_secure.encryption.parsing import (
     with_checksum,
     without_checksum,
 )
-from lada_secure.encryption.worker import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.frames import numbers
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lada_protocol.completion import ending_of
-from lada_protocol.envelope import Envelope
-from lada_protocol.index import Attempt, MessageIndex
+from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import fault_of
 from lada_protocol.plan import StudyPlan
-from lada_protocol.roster import Roster
-from lada_protocol.tasks import Done, Task, Wait
+from lada_protocol.rounds.completion import ending_of
+from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.tasks import Done, Task, Wait
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import fault_of
 
 T = TypeVar("T", bound=Task)
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from lada_protocol.kinds import Role
 
 if TYPE_CHECKING:
-    from lada_protocol.credentials import Passphrase
-    from lada_protocol.roster import Party
+    from lada_protocol.identity.credentials import Passphrase
+    from lada_protocol.identity.roster import Party
 
 app = typer.Typer(
     help="Certificates of a study: its own CA, one identity folder per party, and the roster.",
@@ -47,7 +47,7 @@ def init(
     Example: lada ca init ca --name "Heart study" --passphrase-file ca.pass
     """
     from lada_clients.ca.authority import init_ca
-    from lada_protocol.identity import certificate_fingerprint
+    from lada_protocol.identity.certificates import certificate_fingerprint
 
     passphrase = _passphrase(passphrase_file)
     made = init_ca(folder, name=name, days=days, now=datetime.now(UTC), passphrase=passphrase)
@@ -84,7 +84,7 @@ def issue(
     have to be handed over: fit for one machine, or for one who runs all parties.
     """
     from lada_clients.ca.authority import issue_party
-    from lada_protocol.identity import PartyName
+    from lada_protocol.identity.certificates import PartyName
     from lada_secure.errors import ParameterError
 
     if csr is not None and key_passphrase_file is not None:
@@ -146,7 +146,7 @@ def revoke(
     the coordinator itself is revoked into everybody's. A running process sees it within seconds.
     """
     from lada_clients.ca.authority import revoke as revoke_certificates
-    from lada_protocol.credentials import REVOCATIONS
+    from lada_protocol.identity.credentials import REVOCATIONS
 
     count = revoke_certificates(
         folder,
@@ -234,7 +234,7 @@ def request_certificates(
 ) -> None:
     """What `enroll` does under `lada ca`, `lada site` and `lada auditor`."""
     from lada_clients.ca.enrolment import enroll as make_requests
-    from lada_protocol.identity import PartyName
+    from lada_protocol.identity.certificates import PartyName
 
     party = PartyName(role=role, id=party_id)
     requests = make_requests(out, party=party, passphrase=_passphrase(passphrase_file))
@@ -244,7 +244,7 @@ def request_certificates(
 
 
 def _passphrase(file: Path | None) -> Passphrase | None:
-    from lada_clients.credentials import read_passphrase
+    from lada_clients.net.credentials import read_passphrase
 
     return read_passphrase(file)
 

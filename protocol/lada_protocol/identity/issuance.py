@@ -1,0 +1,165 @@
+"""What a study CA issues: its own certificate and those of parties.
+
+Parties keep their private keys: only public keys come here. Keys, times and serial numbers are
+arguments: nothing here reads a clock, a disk or a random source.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509.oid import NameOID
+
+from lada_protocol.identity.certificates import TLS_PURPOSES, PartyName, is_p256, role_host
+from lada_secure.errors import ParameterError
+
+MAX_HOSTS: Final = 32
+_HOST: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+    r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
+)
+
+
+def build_ca_certificate(
+    *,
+    key: ec.EllipticCurvePrivateKey,
+    name: str,
+    serial: int,
+    not_before: datetime,
+    not_after: datetime,
+) -> x509.Certificate:
+    """Self-signed certificate of a study CA; it may sign party certificates and nothing below.
+
+    Args: key: on P-256. name: common name, 1 to 64 characters. serial: positive, fresh, at most
+      159 bits. not_before, not_after: aware UTC times.
+    Raises: ParameterError: another curve, an empty or long name, or a period that is empty.
+    """
+    if not is_p256(key.public_key()):
+        raise ParameterError("the study CA's key: expected an ECDSA key on P-256")
+    if not 1 <= len(name) <= 64:
+        raise ParameterError(f"name of the study CA: expected 1 to 64 characters, got {len(name)}")
+    builder = _builder(name, key.public_key(), serial, not_before, not_after, is_ca=True)
+    return _signed(builder, key, common_name(name))
+
+
+def issue_certificate(
+    *,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    party: PartyName,
+    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    hosts: Sequence[str] = (),
+    serial: int,
+    not_before: datetime,
+    not_after: datetime,
+) -> x509.Certificate:
+    """Certificate of a party: of an Ed25519 key to sign messages with, of another key for TLS.
+
+    A TLS certificate is for both ends of a connection. Only public keys come here, so a party may
+    keep its private keys to itself.
+
+    Args: public_key: for TLS on P-256. hosts: DNS names or IP addresses under which TLS reaches
+      the party (empty for one that only dials out). Others as for `build_ca_certificate`.
+    Raises: ParameterError: another curve, a host that is neither, too many hosts, an empty
+      period or one that ends after the CA's own.
+    """
+    check_key_of_ca(ca, ca_key)
+    builder = _builder(party.id, public_key, serial, not_before, not_after, is_ca=False)
+    if not_after > ca.not_valid_after_utc:
+        raise ParameterError(
+            f"certificate would end at {not_after:%Y-%m-%d}, after the study CA's own end at "
+            f"{ca.not_valid_after_utc:%Y-%m-%d}; ask for fewer days"
+        )
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(party.uri)]
+    if not isinstance(public_key, Ed25519PublicKey):
+        if not is_p256(public_key):
+            raise ParameterError(f"TLS key of {party.uri}: expected an ECDSA key on P-256")
+        names += [x509.DNSName(role_host(party.role)), *_host_names(hosts)]
+        builder = builder.add_extension(x509.ExtendedKeyUsage(TLS_PURPOSES), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return _signed(builder, ca_key, ca.subject)
+
+
+def check_key_of_ca(ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey) -> None:
+    """Raises: ParameterError: the CA's certificate and key do not belong together."""
+    if ca.public_key() != ca_key.public_key():
+        raise ParameterError("the CA's certificate and key belong to different CAs")
+
+
+def common_name(name: str) -> x509.Name:
+    """The one attribute that names the holder of a certificate, or its issuer."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    if len(hosts) > MAX_HOSTS:
+        raise ParameterError(f"hosts of a certificate: at most {MAX_HOSTS}, got {len(hosts)}")
+    names: list[x509.GeneralName] = []
+    for host in hosts:
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            if not _HOST.fullmatch(host):
+                raise ParameterError(
+                    f"host of a certificate: expected a DNS name or an IP address, got {host!r}"
+                ) from None
+            names.append(x509.DNSName(host.lower()))
+    return names
+
+
+def _builder(
+    subject: str,
+    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    serial: int,
+    not_before: datetime,
+    not_after: datetime,
+    *,
+    is_ca: bool,
+) -> x509.CertificateBuilder:
+    if not_before.tzinfo is None or not_after.tzinfo is None:
+        raise ParameterError("period of a certificate: expected times with a time zone")
+    if not_before >= not_after:
+        raise ParameterError(
+            f"period of a certificate: it would end at {not_after}, not after {not_before}"
+        )
+    constraints = x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None)
+    return (
+        x509.CertificateBuilder(subject_name=common_name(subject), public_key=public_key)
+        .serial_number(serial)
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(constraints, critical=True)
+        .add_extension(_key_usage(certificates=is_ca), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _signed(
+    builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, issuer: x509.Name
+) -> x509.Certificate:
+    of_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    builder = builder.issuer_name(issuer).add_extension(of_key, critical=False)
+    return builder.sign(key, hashes.SHA256())
+
+
+def _key_usage(*, certificates: bool = False) -> x509.KeyUsage:
+    """A CA signs certificates and nothing else; a party signs anything but certificates."""
+    return x509.KeyUsage(
+        digital_signature=not certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=certificates,
+        crl_sign=certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )

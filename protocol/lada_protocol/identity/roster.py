@@ -1,0 +1,202 @@
+"""The roster: who takes part in a study, fixed by fingerprints of public keys.
+
+Every site's policy and the auditor's settings pin the roster's hash, so a certificate authority
+alone cannot add a party. All signatures are checked against the keys named here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from lada_protocol.identity.certificates import (
+    PartyName,
+    key_fingerprint,
+    parse_role,
+    signing_key_of,
+)
+from lada_protocol.kinds import Role
+from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.errors import ParameterError, PeerError
+
+MAX_ROSTER_BYTES: Final = 1 << 20
+_HEX_32_BYTES: Final = re.compile(r"[0-9a-f]{64}")
+_KEYS: Final = ("tls_fingerprint", "signing_fingerprint", "signing_key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party(PartyName):
+    """One party of a study.
+
+    Fingerprints are SHA-256 of the DER form of the public key in the party's TLS and signing
+    certificate, `signing_key` is the raw Ed25519 public key; each is 64 hexadecimal digits in
+    lower case. A renewed certificate of the same key is the same party.
+
+    Raises: ParameterError: an id, role, fingerprint or key of another form.
+    """
+
+    tls_fingerprint: str
+    signing_fingerprint: str
+    signing_key: str
+
+    def __post_init__(self) -> None:
+        PartyName.__post_init__(self)
+        for what in _KEYS:
+            if not _HEX_32_BYTES.fullmatch(getattr(self, what)):
+                raise ParameterError(
+                    f"{what} of party {self.id}: expected 64 hexadecimal digits in lower case"
+                )
+
+    @property
+    def name(self) -> PartyName:
+        """Role and id, as in the party's certificates."""
+        return PartyName(role=self.role, id=self.id)
+
+    def verify_signature(self, signature: bytes, message: bytes) -> None:
+        """Check this party's Ed25519 signature over `message`.
+
+        Raises: PeerError: the signature is not this party's (reason "bad_signature").
+        """
+        try:
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.signing_key))
+            key.verify(signature, message)
+        except (InvalidSignature, ValueError) as error:
+            raise PeerError(
+                f"signature does not belong to {self.role} {self.id}: the message was changed or "
+                "signed with a key that is not in the roster",
+                reason="bad_signature",
+                peer=self.id,
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roster:
+    """All parties of a study, sorted by id.
+
+    Guarantees: exactly one coordinator, exactly one auditor, at least one site; ids, certificates
+    and signing keys are unique; `study_ca` is the fingerprint of the CA that issued them.
+    Raises: ParameterError: one of these does not hold.
+    """
+
+    study_ca: str
+    parties: tuple[Party, ...]
+
+    def __post_init__(self) -> None:
+        if not _HEX_32_BYTES.fullmatch(self.study_ca):
+            raise ParameterError("study_ca of the roster: expected 64 hexadecimal digits")
+        parties = tuple(sorted(self.parties, key=lambda party: party.id))
+        object.__setattr__(self, "parties", parties)
+        count = Counter(party.role for party in parties)
+        for role in (Role.COORDINATOR, Role.AUDITOR):
+            if count[role] != 1:
+                raise ParameterError(f"roster: expected exactly one {role}, got {count[role]}")
+        if count[Role.SITE] < 1:
+            raise ParameterError("roster: expected at least one site, got none")
+        for what in ("id", *_KEYS):
+            if len({getattr(party, what) for party in parties}) != len(parties):
+                raise ParameterError(f"roster: two parties share one {what}; each needs its own")
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON, the roster's name everywhere."""
+        return sha256_hex(self.to_bytes())
+
+    @cached_property
+    def coordinator(self) -> Party:
+        """The one coordinator."""
+        return next(party for party in self.parties if party.role is Role.COORDINATOR)
+
+    @cached_property
+    def auditor(self) -> Party:
+        """The one auditor."""
+        return next(party for party in self.parties if party.role is Role.AUDITOR)
+
+    @cached_property
+    def sites(self) -> tuple[Party, ...]:
+        """The sites, sorted by id."""
+        return tuple(party for party in self.parties if party.role is Role.SITE)
+
+    @cached_property
+    def _by_id(self) -> Mapping[str, Party]:
+        return {party.id: party for party in self.parties}
+
+    def party(self, party_id: str) -> Party:
+        """The party with this id.
+
+        Raises: PeerError: nobody has it (reason "unknown_party").
+        """
+        try:
+            return self._by_id[party_id]
+        except KeyError:
+            raise PeerError(
+                f"party {party_id[:40]!r} is not in the roster {self.hash[:16]}...",
+                reason="unknown_party",
+            ) from None
+
+    def party_with_tls_key(self, fingerprint: str) -> Party:
+        """The party whose TLS key has this fingerprint.
+
+        Raises: PeerError: nobody has it (reason "unknown_party").
+        """
+        found = [party for party in self.parties if party.tls_fingerprint == fingerprint]
+        if not found:
+            raise PeerError(
+                f"TLS key {fingerprint[:16]}... is not in the roster "
+                f"{self.hash[:16]}...; add the party to the roster or use the listed key",
+                reason="unknown_party",
+            )
+        return found[0]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, the form that is hashed and stored."""
+        return canonical_json(asdict(self))
+
+
+def party_of_certificates(
+    name: PartyName, *, tls: x509.Certificate, signing: x509.Certificate
+) -> Party:
+    """The roster entry of a party whose certificates the caller has verified."""
+    return Party(
+        id=name.id,
+        role=name.role,
+        tls_fingerprint=key_fingerprint(tls),
+        signing_fingerprint=key_fingerprint(signing),
+        signing_key=signing_key_of(signing).public_bytes_raw().hex(),
+    )
+
+
+def parse_roster(raw: bytes, max_bytes: int = MAX_ROSTER_BYTES) -> Roster:
+    """Read a roster from canonical JSON, parties sorted by id.
+
+    Raises: PeerError: too long, not canonical, unknown or missing fields, or not a roster.
+    """
+    value: Any = parse_canonical_json(raw, max_bytes=max_bytes)
+    if not isinstance(value, dict) or set(value) != {"study_ca", "parties"}:
+        raise PeerError("roster: expected an object with study_ca and parties", reason="malformed")
+    if not isinstance(value["parties"], list) or not isinstance(value["study_ca"], str):
+        raise PeerError("roster: parties must be a list and study_ca a text", reason="malformed")
+    try:
+        parties = tuple(_parse_party(party) for party in value["parties"])
+        roster = Roster(study_ca=value["study_ca"], parties=parties)
+    except ParameterError as error:
+        raise PeerError(str(error), reason="malformed") from error
+    if roster.to_bytes() != raw:
+        raise PeerError("roster: parties must be sorted by id", reason="malformed")
+    return roster
+
+
+def _parse_party(value: Any) -> Party:
+    names = sorted(field.name for field in fields(Party))
+    if not isinstance(value, dict) or sorted(value) != names:
+        raise ParameterError(f"roster: a party has the fields {', '.join(names)}")
+    if not all(isinstance(text, str) for text in value.values()):
+        raise ParameterError("roster: every field of a party is a text")
+    return Party(**{**value, "role": parse_role(value["role"])})
