@@ -37,7 +37,7 @@ SEED_BYTES: Final = 64
 
 # Most bits of t, ciphertext prime q, bytes of one coefficient on the wire. q is 1 modulo 2N (NTT)
 # and just below a whole number of bytes; t has at most so many bits that MAX_SITES ciphertexts add
-# up without a decryption error but for chance 2^-100 (tests/unit/encryption/noise_bound.py).
+# up without a decryption error but for chance 2^-100 (tests/doubles/noise_bound.py).
 #
 # Ciphertext size follows q alone, so the smallest q that leaves room for t and noise is taken.
 # Whole bytes let a parser check every coefficient without bit shifts. There is no special prime:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
-from lada_protocol.round_view import RoundView, study_over
 from lada_protocol.rounds.admission import is_to_admit, shown_with_acceptance
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
@@ -20,6 +19,7 @@ from lada_protocol.rounds.tasks import (
     Task,
     Wait,
 )
+from lada_protocol.rounds.view import RoundView, study_over
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.errors import PeerError

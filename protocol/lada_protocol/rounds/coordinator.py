@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
-from lada_protocol.round_view import RoundView, study_over
 from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
 from lada_protocol.rounds.index import MessageIndex
@@ -30,6 +29,7 @@ from lada_protocol.rounds.tasks import (
     Wait,
     WritePaths,
 )
+from lada_protocol.rounds.view import RoundView, study_over
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
 
 # Stands in `given_up` for the time before the first round.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
-from lada_protocol.round_view import RoundView, study_over
 from lada_protocol.rounds.admission import admission_of, refused_admission
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import check_cohort
@@ -23,6 +22,7 @@ from lada_protocol.rounds.tasks import (
     Task,
     Wait,
 )
+from lada_protocol.rounds.view import RoundView, study_over
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
 from lada_secure.errors import PeerError
 
