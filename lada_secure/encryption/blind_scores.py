@@ -73,7 +73,7 @@ class PoolMatrix:
         # Between loading a query and using it the worker must not be handed another one: a site
         # would get scores that another site's key opens.
         with worker.lock:
-            loaded = [numbers(which), coefficients.data, seeds]
+            loaded: list[Part] = [numbers(which), coefficients.tobytes(), seeds]
             worker.call("load_query", loaded, foreign="query")
             (raw,) = worker.call("held", [numbers([self._matrix_id])])
             held = frozenset(read_numbers(raw))

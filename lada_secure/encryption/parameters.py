@@ -14,7 +14,7 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.canonical import Json, canonical_json, sha256_hex
 from lada_secure.errors import ParameterError
 
 POLY_MODULUS_DEGREE: Final = 4096
@@ -236,5 +236,7 @@ def scoring_parameters(*, cells: int, row_bound: int | None = None) -> ScoringPa
 
 
 def _digest(form: str, coeff_modulus: int, **public: int) -> str:
-    ring = {"poly_modulus_degree": POLY_MODULUS_DEGREE, "coeff_modulus": [coeff_modulus]}
-    return sha256_hex(canonical_json({"format": form, **ring, **public}))
+    ring: dict[str, Json] = {"format": form, "coeff_modulus": [coeff_modulus]}
+    return sha256_hex(
+        canonical_json({**ring, "poly_modulus_degree": POLY_MODULUS_DEGREE, **public})
+    )

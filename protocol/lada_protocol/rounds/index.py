@@ -23,6 +23,14 @@ class Attempt:
     purpose: str
     number: int
 
+    def fault(
+        self, message: str, *, reason: str, peer: str | None = None, numbered: bool = False
+    ) -> PeerError:
+        """An error for what is wrong with the opening, or, numbered, with this attempt at it."""
+        where = f"round {self.round_id}, {self.purpose}"
+        where += f", attempt {self.number}" if numbered else ""
+        return PeerError(f"{where}: {message}", reason=reason, peer=peer, round_id=self.round_id)
+
 
 class Slot(NamedTuple):
     """Where a message belongs; a sender may fill a slot once and never with other bytes."""
@@ -55,27 +63,21 @@ class MessageIndex:
 
         Raises: PeerError: wrong_study, wrong_plan, equivocation (two messages in one slot).
         """
-        head = envelope.header
+        head, slot = envelope.header, slot_of(envelope)
         if head.study_id != self.study_id:
-            raise PeerError(
+            raise envelope.fault(
                 f"{envelope!r} belongs to study {head.study_id}, not {self.study_id}",
                 reason="wrong_study",
-                peer=head.sender,
             )
         if head.plan_hash != self.plan_hash:
-            raise PeerError(
+            raise envelope.fault(
                 f"{envelope!r} is bound to another plan; ask {head.sender} which plan it was shown",
                 reason="wrong_plan",
-                peer=head.sender,
             )
-        slot = slot_of(envelope)
         known = self._by_slot.get(slot)
         if known is not None and known.message_hash != envelope.message_hash:
-            raise PeerError(
-                f"{head.sender} sent two different messages for {envelope!r}",
-                reason="equivocation",
-                peer=head.sender,
-                round_id=head.round_id,
+            raise envelope.fault(
+                f"{head.sender} sent two different messages for {envelope!r}", reason="equivocation"
             )
         self._by_slot[slot] = envelope
         self._by_hash[envelope.message_hash] = envelope

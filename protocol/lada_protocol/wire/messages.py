@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from lada_protocol.kinds import Kind
-from lada_protocol.wire.envelope import Digest, Envelope, PartyId
+from lada_protocol.wire.envelope import Digest, Envelope, PartyId, StrictModel, first_fault
 from lada_secure.errors import PeerError
 
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
@@ -21,10 +21,8 @@ Certificate = Annotated[str, Field(max_length=8192)]
 Index = Annotated[int, Field(ge=0)]
 
 
-class Body(BaseModel):
+class Body(StrictModel):
     """Base of all bodies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class EmptyBody(Body):
@@ -297,11 +295,5 @@ def parse_body(envelope: Envelope, model: type[B]) -> B:
     try:
         return model.model_validate(envelope.header.body)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise PeerError(
-            f"{envelope.kind} of {envelope.header.sender}, {where}: {first['msg']}",
-            reason="malformed",
-            peer=envelope.header.sender,
-            round_id=envelope.header.round_id,
-        ) from error
+        where = f"{envelope.kind} of {envelope.header.sender}"
+        raise envelope.fault(f"{where}, {first_fault(error, 'body')}") from error
