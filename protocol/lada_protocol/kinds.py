@@ -121,10 +121,7 @@ RULES: dict[Kind, KindRules] = {
 
 
 def parse_kind(name: str) -> Kind:
-    """The kind of that name.
-
-    Raises: PeerError(reason="unknown_kind").
-    """
+    """The kind of that name. Raises: PeerError(reason="unknown_kind")."""
     try:
         return Kind(name)
     except ValueError:

@@ -67,8 +67,7 @@ def issue(
         typer.Option(help="Folder with the party's tls.csr and sign.csr; no key is made here."),
     ] = None,
     host: Annotated[
-        list[str] | None,
-        typer.Option(help="DNS name or IP address it is reached at; repeatable."),
+        list[str] | None, typer.Option(help="DNS name or IP address it is reached at; repeatable.")
     ] = None,
     days: Days = 365,
     passphrase_file: PassphraseFile = None,

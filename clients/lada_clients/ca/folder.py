@@ -76,10 +76,7 @@ class CaFolder:
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """One PEM certificate.
-
-    Raises: ParameterError: missing, too long, or something else.
-    """
+    """One PEM certificate. Raises: ParameterError: missing, too long, or something else."""
     try:
         return parse_certificate(read_file(path, MAX_CERTIFICATE_BYTES))
     except PeerError as error:
@@ -87,10 +84,7 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """A file, at most one byte more than allowed.
-
-    Raises: ParameterError: it cannot be read.
-    """
+    """A file, at most one byte more than allowed. Raises: ParameterError: it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)

@@ -54,10 +54,7 @@ class PartyName:
 
 
 def parse_role(text: str) -> Role:
-    """The role of that name.
-
-    Raises: ParameterError: there is none.
-    """
+    """The role of that name. Raises: ParameterError: there is none."""
     try:
         return Role(text)
     except ValueError:
@@ -67,10 +64,7 @@ def parse_role(text: str) -> Role:
 
 
 def parse_party_name(uri: str) -> PartyName:
-    """Read `lada:<role>:<id>`.
-
-    Raises: PeerError: any other form (reason "bad_certificate").
-    """
+    """Read `lada:<role>:<id>`. Raises: PeerError: any other form (reason "bad_certificate")."""
     scheme, _, rest = uri.partition(":")
     role, _, party_id = rest.partition(":")
     if scheme != "lada":

@@ -129,10 +129,7 @@ class Roster:
         return {party.id: party for party in self.parties}
 
     def party(self, party_id: str) -> Party:
-        """The party with this id.
-
-        Raises: PeerError: nobody has it (reason "unknown_party").
-        """
+        """The party with this id. Raises: PeerError: nobody has it (reason "unknown_party")."""
         try:
             return self._by_id[party_id]
         except KeyError:

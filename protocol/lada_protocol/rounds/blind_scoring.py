@@ -65,12 +65,7 @@ def check_answer(scores: Envelope, query: Envelope, plan: StudyPlan) -> ScoresBo
 
 
 def check_scored_round(
-    index: MessageIndex,
-    sites: tuple[str, ...],
-    *,
-    round_id: int,
-    plan: StudyPlan,
-    roster: Roster,
+    index: MessageIndex, sites: tuple[str, ...], *, round_id: int, plan: StudyPlan, roster: Roster
 ) -> ScoredRound:
     """Check that each of these sites was answered from the one matrix of the round.
 

@@ -90,10 +90,7 @@ def build_transcript(index: MessageIndex, round_id: int, *, previous: str) -> Tr
 
 
 def parse_transcript(raw: bytes) -> Transcript:
-    """Read a transcript.
-
-    Raises: PeerError(reason="bad_transcript").
-    """
+    """Read a transcript. Raises: PeerError(reason="bad_transcript")."""
     limit = kind_rules(Kind.TRANSCRIPT).max_payload_bytes
     try:
         transcript = Transcript.model_validate(parse_canonical_json(raw, max_bytes=limit))
