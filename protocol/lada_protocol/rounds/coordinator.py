@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.rounds import tasks
 from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
-from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
-from lada_protocol.rounds.tasks import (
-    AbortAttempt,
-    AddUp,
-    CloseRound,
-    Finish,
-    GiveUp,
-    ImproveModel,
-    Inquire,
-    PostMatrix,
-    PostTranscript,
-    ProposePlan,
-    Score,
-    StartAttempt,
-    Task,
-    Wait,
-    WritePaths,
-)
-from lada_protocol.rounds.view import RoundView, study_over
+from lada_protocol.rounds.tasks import Task
+from lada_protocol.rounds.view import RoundView
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
 
 # Stands in `given_up` for the time before the first round.
@@ -46,85 +31,72 @@ def next_coordinator_task(
         answered with something that cannot be used; round -1 stands for the time before the
         first round.
     """
-    over = study_over(index, plan=plan, roster=roster)
-    if over is not None:
-        return over
-    if index.find(Kind.CLUSTERS, sender=roster.coordinator.id) is None:
-        return ProposePlan()
-    accepted = _accepted(index, plan, roster, given_up)
-    if isinstance(accepted, Task):
-        return accepted
-    for round_id in range(plan.rounds):
-        see = _CoordinatorRound(
-            index=index,
-            plan=plan,
-            roster=roster,
-            round_id=round_id,
-            accepted=accepted,
-            given_up=given_up,
-        )
-        task = see.task()
-        if task is not None:
-            return task
-    return Finish()
-
-
-def _accepted(
-    index: MessageIndex, plan: StudyPlan, roster: Roster, given_up: frozenset[tuple[int, str]]
-) -> tuple[str, ...] | Wait | GiveUp:
-    """The sites that take part: admitted by the auditor, once all have answered or are given up."""
-    auditor = roster.auditor.id
-    no_auditor = (BEFORE_ROUNDS, auditor) in given_up
-    refusal = index.find(Kind.REFUSAL, sender=auditor)
-    if refusal is not None:
-        return GiveUp(code="refused", message=fault_of(refusal))
-    keys = [index.find(Kind.OPENING_KEY, sender=auditor, purpose=one) for one in purposes_of(plan)]
-    if None in keys:
-        if no_auditor:
-            return GiveUp(code="timeout", message="the auditor never posted its opening keys")
-        return Wait(step="plan", round_id=0, awaited="opening keys", parties=(auditor,))
-    accepted, refused, silent, unanswered = [], [], [], []
-    for site in (party.id for party in roster.sites):
-        refusal = index.find(Kind.REFUSAL, sender=site)
-        refusal = refusal or refused_admission(index, site, roster=roster)
-        if refusal is not None:
-            refused.append(f"{site}: {fault_of(refusal)}")
-        elif admission_of(index, site, roster=roster) is not None:
-            accepted.append(site)
-        elif index.find(Kind.ACCEPTANCE, sender=site) and shown_with_acceptance(index, site):
-            unanswered.append(site)
-        elif (BEFORE_ROUNDS, site) not in given_up:
-            silent.append(site)
-    if silent and len(accepted) + len(unanswered) < plan.max_cohort:
-        return Wait(step="plan", round_id=0, awaited="answers to the plan", parties=tuple(silent))
-    if unanswered and not no_auditor:
-        return Wait(step="plan", round_id=0, awaited="admissions", parties=(auditor,))
-    if len(accepted) < plan.min_cohort:
-        reasons = f" ({'; '.join(refused)})" if refused else ""
-        message = f"{len(accepted)} sites take part, {plan.min_cohort} are needed{reasons}"
-        return GiveUp(code=TOO_FEW, message=message)
-    return tuple(accepted)
+    view = _CoordinatorView(index=index, plan=plan, roster=roster, given_up=given_up)
+    return view.task()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _CoordinatorRound(RoundView):
-    accepted: tuple[str, ...]
+class _CoordinatorView(RoundView):
     given_up: frozenset[tuple[int, str]]
+    accepted: tuple[str, ...] = ()
 
-    def task(self) -> Task | None:
-        """The coordinator's task in the round; None where it is closed."""
+    def task(self) -> Task:
+        over = self.over()
+        if over is not None:
+            return over
+        if self.find(Kind.CLUSTERS, self.coordinator) is None:
+            return tasks.ProposePlan()
+        refusal = self.find(Kind.REFUSAL, self.auditor)
+        if refusal is not None:
+            return tasks.GiveUp(code="refused", message=fault_of(refusal))
+        no_auditor = (BEFORE_ROUNDS, self.auditor) in self.given_up
+        purposes = purposes_of(self.plan)
+        if not all(self.find(Kind.OPENING_KEY, self.auditor, purpose=one) for one in purposes):
+            if no_auditor:
+                never = "the auditor never posted its opening keys"
+                return tasks.GiveUp(code="timeout", message=never)
+            return self.wait("plan", "opening keys", self.auditor)
+        accepted, refused, silent, unanswered = self.answers()
+        if silent and len(accepted) + len(unanswered) < self.plan.max_cohort:
+            return self.wait("plan", "answers to the plan", *silent)
+        if unanswered and not no_auditor:
+            return self.wait("plan", "admissions", self.auditor)
+        if len(accepted) < self.plan.min_cohort:
+            reasons = f" ({'; '.join(refused)})" if refused else ""
+            needed = f"{len(accepted)} sites take part, {self.plan.min_cohort} are needed{reasons}"
+            return tasks.GiveUp(code=TOO_FEW, message=needed)
+        return replace(self, accepted=tuple(accepted)).first_of_rounds() or tasks.Finish()
+
+    def answers(self) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Sites that were admitted, refusals in words, sites to wait for, and sites to admit."""
+        index, roster = self.index, self.roster
+        accepted, refused, silent, unanswered = [], [], [], []
+        for site in (party.id for party in roster.sites):
+            refusal = self.find(Kind.REFUSAL, site)
+            refusal = refusal or refused_admission(index, site, roster=roster)
+            if refusal is not None:
+                refused.append(f"{site}: {fault_of(refusal)}")
+            elif admission_of(index, site, roster=roster) is not None:
+                accepted.append(site)
+            elif self.find(Kind.ACCEPTANCE, site) and shown_with_acceptance(index, site):
+                unanswered.append(site)
+            elif (BEFORE_ROUNDS, site) not in self.given_up:
+                silent.append(site)
+        return accepted, refused, silent, unanswered
+
+    def round_task(self) -> Task | None:
         round_id, me = self.round_id, self.coordinator
         alive = self.present(self.accepted)
         asking = tuple(site for site in self.opened_cohort(STATISTICS) if site in alive)
         # The matrix comes before any query is answered, and before there need be one.
         return (
             self.opening(STATISTICS, alive)
-            or self.until(Kind.MATRIX, me, PostMatrix(round_id=round_id))
+            or self.until(Kind.MATRIX, me, tasks.PostMatrix(round_id=round_id))
             or self.scoring(asking)
             or self.opening(DEMAND, asking)
-            or self.until(Kind.PATHS, me, WritePaths(round_id=round_id))
+            or self.until(Kind.PATHS, me, tasks.WritePaths(round_id=round_id))
             or self.before_transcript()
-            or self.until(Kind.CLOSE, me, CloseRound(round_id=round_id))
+            or self.until(Kind.CLOSE, me, tasks.CloseRound(round_id=round_id))
             or self.after_transcript()
         )
 
@@ -132,8 +104,8 @@ class _CoordinatorRound(RoundView):
         silent = self.silent(Kind.QUERY, asking, to=self.coordinator)
         for site in asking:
             if site not in silent and self.find(Kind.SCORES, self.coordinator, to=site) is None:
-                return Score(round_id=self.round_id, site=site)
-        if silent and self.newest_attempt(DEMAND) is None:
+                return tasks.Score(round_id=self.round_id, site=site)
+        if silent and not self.attempts(Kind.COHORT, DEMAND):
             return self.wait("scoring", "queries", *silent)
         return None
 
@@ -147,9 +119,9 @@ class _CoordinatorRound(RoundView):
             return self.wait("distillation", "training", *late)
         if len(cohort) - len(self.silent(Kind.TRAINED, cohort)) < self.plan.min_cohort:
             # What was paid for is spent, and nobody may take it for a study that was carried out.
-            return GiveUp(code=TOO_FEW, message=self.missing())
+            return tasks.GiveUp(code=TOO_FEW, message=self.missing())
         task = self.uplink(present) if self.plan.uplink_in(self.round_id) is not None else None
-        return task or PostTranscript(round_id=self.round_id)
+        return task or tasks.PostTranscript(round_id=self.round_id)
 
     def after_transcript(self) -> Task | None:
         present = self.present(self.opened_cohort(DEMAND))
@@ -159,7 +131,7 @@ class _CoordinatorRound(RoundView):
         if late:
             return self.wait("close", "signatures", *late)
         missing = self.missing()
-        return GiveUp(code=TOO_FEW, message=missing) if missing else None
+        return tasks.GiveUp(code=TOO_FEW, message=missing) if missing else None
 
     def uplink(self, trained: tuple[str, ...]) -> Task | None:
         """The coordinator's task in the uplink; None once it is over, or where it cannot be.
@@ -169,67 +141,66 @@ class _CoordinatorRound(RoundView):
         """
         task = self.opening(ADVANTAGE, trained)
         if task is not None:
-            too_few = isinstance(task, GiveUp) and task.code == TOO_FEW
+            too_few = isinstance(task, tasks.GiveUp) and task.code == TOO_FEW
             return None if too_few else task
         if self.find(Kind.LLM_UPDATE, self.coordinator) is not None:
             return None
         inquiry = self.find(Kind.INQUIRY, self.coordinator)
         if inquiry is None:
-            return Inquire(round_id=self.round_id)
+            return tasks.Inquire(round_id=self.round_id)
         if parse_body(inquiry, InquiryBody).samples:
             asked = self.present(self.opened_cohort(ADVANTAGE))
             late = self.silent(Kind.SITE_PATHS, asked, to=self.coordinator)
             if late:
                 return self.wait("uplink", "site paths", *late)
-        return ImproveModel(round_id=self.round_id)
+        return tasks.ImproveModel(round_id=self.round_id)
 
     def opening(self, purpose: str, alive: tuple[str, ...]) -> Task | None:
         """The coordinator's task in a collective opening; None once it is opened."""
         coordinator, auditor, index = self.coordinator, self.auditor, self.index
-        attempt = self.newest_attempt(purpose)
-        if attempt is None or index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
+        attempts = self.attempts(Kind.COHORT, purpose)
+        attempt = attempts[-1] if attempts else self.attempt(purpose, -1)
+        if not attempts or index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
             if len(alive) < self.plan.min_cohort:
                 needed = f"{len(alive)} sites are left, {self.plan.min_cohort} are needed"
-                return GiveUp(code=TOO_FEW, message=f"round {self.round_id}: {needed}")
-            fresh = self.attempt(purpose, 0 if attempt is None else attempt.number + 1)
-            return StartAttempt(attempt=fresh, sites=tuple(sorted(alive)))
+                return tasks.GiveUp(code=TOO_FEW, message=f"round {self.round_id}: {needed}")
+            fresh = self.attempt(purpose, attempt.number + 1)
+            return tasks.StartAttempt(attempt=fresh, sites=tuple(sorted(alive)))
         if index.at(Kind.OPENED, attempt, sender=auditor) is not None:
             return None
         refused = index.at(Kind.OPENING_REFUSED, attempt, sender=auditor)
         if refused is not None:
-            return GiveUp(code="opening_refused", message=fault_of(refused))
+            return tasks.GiveUp(code="opening_refused", message=fault_of(refused))
         if index.at(Kind.SUM, attempt, sender=coordinator) is not None:
             if (self.round_id, auditor) not in self.given_up:
                 return self.wait("opening", "the opened sum", auditor, attempt=attempt)
             # A second attempt would not help: whether the first was opened is not known here.
             silence = f"round {self.round_id}: the auditor did not answer the sum"
-            return GiveUp(code="timeout", message=silence)
-        cohort = self.cohort(purpose, attempt.number)
+            return tasks.GiveUp(code="timeout", message=silence)
+        cohort = self.cohort(attempt)
         gone = tuple(site for site in cohort if site not in alive)
         if gone:
             # Late, or what it sent cannot be used: go on among the others, with fresh keys.
-            return AbortAttempt(attempt=attempt, missing=gone)
+            return tasks.AbortAttempt(attempt=attempt, missing=gone)
         for kind, awaited in ((Kind.MASK_KEY, "mask keys"), (Kind.CONTRIBUTION, "contributions")):
             sent = index.all_at(kind, attempt)
             missing = [site for site in cohort if site not in sent]
             if missing:
                 return self.wait("opening", awaited, *missing, attempt=attempt)
-        return AddUp(attempt=attempt, cohort=cohort)
+        return tasks.AddUp(attempt=attempt, cohort=cohort)
 
     def present(self, sites: Sequence[str]) -> tuple[str, ...]:
         """Those that were not given up in this round."""
         return tuple(site for site in sites if (self.round_id, site) not in self.given_up)
 
-    def cohort(self, purpose: str, number: int) -> tuple[str, ...]:
+    def cohort(self, attempt: Attempt) -> tuple[str, ...]:
         """The sites of an attempt; none before it has a cohort."""
-        attempt = self.attempt(purpose, number)
         named = self.index.at(Kind.COHORT, attempt, sender=self.coordinator)
         return () if named is None else tuple(parse_body(named, CohortBody).sites)
 
     def opened_cohort(self, purpose: str) -> tuple[str, ...]:
         """The sites whose sum was opened."""
-        opened = self.index.attempts(Kind.OPENED, round_id=self.round_id, purpose=purpose)
-        cohorts = (self.cohort(purpose, number) for number in opened)
+        cohorts = map(self.cohort, self.attempts(Kind.OPENED, purpose))
         return next(filter(None, cohorts), ())
 
     def missing(self) -> str:

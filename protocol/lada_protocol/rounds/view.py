@@ -1,13 +1,13 @@
-"""One round of a study as its messages show it: what the rules of all three parties ask.
+"""A study's messages as the rules of a party look at them, round by round.
 
-The rules of a party are lines of an `or`: the first that gives a task says what comes next, as in
-the tables of SPEC.md, "State machines".
+The rules are lines of an `or`, as the tables of SPEC.md, "State machines": the first that gives a
+task says what comes next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lada_protocol.identity.roster import Roster
@@ -24,12 +24,12 @@ T = TypeVar("T", bound=Task)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundView:
-    """The messages of one round, for the rules of a party."""
+    """What a party sees of one round; what comes before the rounds stands in round 0."""
 
     index: MessageIndex
     plan: StudyPlan
     roster: Roster
-    round_id: int
+    round_id: int = 0
 
     @property
     def coordinator(self) -> str:
@@ -41,9 +41,28 @@ class RoundView:
         """The auditor's id."""
         return self.roster.auditor.id
 
-    def find(self, kind: Kind, sender: str, *, to: str = "") -> Envelope | None:
+    def round_task(self) -> Task | None:
+        """The party's task in this round; None where it has none, or none any more."""
+        raise NotImplementedError
+
+    def first_of_rounds(self) -> Task | None:
+        """The task in the first round that has one."""
+        rounds = (replace(self, round_id=round_id) for round_id in range(self.plan.rounds))
+        return next((task for view in rounds if (task := view.round_task()) is not None), None)
+
+    def over(self) -> Done | None:
+        """Whether the coordinator has ended the study; "finished" counts only where it was."""
+        failed = self.index.find(Kind.FAILED, sender=self.coordinator)
+        if failed is not None:
+            return Done(failure=fault_of(failed))
+        if self.index.find(Kind.FINISHED, sender=self.coordinator) is not None:
+            ending = ending_of(self.index, plan=self.plan, roster=self.roster)
+            return Done(failure=ending.reason or None)
+        return None
+
+    def find(self, kind: Kind, sender: str, *, to: str = "", purpose: str = "") -> Envelope | None:
         """A message of this round that belongs to no attempt."""
-        return self.index.find(kind, sender=sender, to=to, round_id=self.round_id)
+        return self.index.find(kind, sender=sender, to=to, purpose=purpose, round_id=self.round_id)
 
     def until(self, kind: Kind, sender: str, task: T, *, to: str = "") -> T | None:
         """The task until that message is there."""
@@ -59,22 +78,11 @@ class RoundView:
             step=step, round_id=self.round_id, awaited=awaited, parties=parties, attempt=attempt
         )
 
-    def newest_attempt(self, purpose: str) -> Attempt | None:
-        """The attempt at an opening that the coordinator started last."""
-        numbers = self.index.attempts(Kind.COHORT, round_id=self.round_id, purpose=purpose)
-        return self.attempt(purpose, numbers[-1]) if numbers else None
-
     def attempt(self, purpose: str, number: int) -> Attempt:
         """One attempt of this round."""
         return Attempt(round_id=self.round_id, purpose=purpose, number=number)
 
-
-def study_over(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Done | None:
-    """Whether the coordinator has ended the study; "finished" counts only where it was."""
-    coordinator = roster.coordinator.id
-    failed = index.find(Kind.FAILED, sender=coordinator)
-    if failed is not None:
-        return Done(failure=fault_of(failed))
-    if index.find(Kind.FINISHED, sender=coordinator) is not None:
-        return Done(failure=ending_of(index, plan=plan, roster=roster).reason or None)
-    return None
+    def attempts(self, kind: Kind, purpose: str) -> list[Attempt]:
+        """Attempts of this round for which a message of this kind is there, ascending."""
+        numbers = self.index.attempts(kind, round_id=self.round_id, purpose=purpose)
+        return [self.attempt(purpose, number) for number in numbers]
