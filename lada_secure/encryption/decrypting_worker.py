@@ -94,8 +94,7 @@ def _scoring_decrypt(parts: list[bytes]) -> list[Part]:
     return [scores.tobytes()]
 
 
-def main() -> None:
-    """Serve until the parent closes the pipe."""
+if __name__ == "__main__":
     run(
         {
             "opening_generate": _opening_generate,
@@ -105,7 +104,3 @@ def main() -> None:
             "scoring_decrypt": _scoring_decrypt,
         }
     )
-
-
-if __name__ == "__main__":
-    main()

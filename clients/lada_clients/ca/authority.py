@@ -13,8 +13,9 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from lada_clients.ca.enrolment import new_keys
 from lada_clients.ca.folder import (
     CA_KEY,
     CaFolder,
@@ -31,24 +32,16 @@ from lada_protocol.identity.certificates import (
     verify_certificate,
     verify_party,
 )
-from lada_protocol.identity.credentials import (
-    CA_CERTIFICATE,
-    REVOCATIONS,
-    SIGNING_CERTIFICATE,
-    SIGNING_KEY,
-    TLS_CERTIFICATE,
-    TLS_KEY,
-    Passphrase,
-    private_key_pem,
-)
-from lada_protocol.identity.enrolment import (
+from lada_protocol.identity.credentials import IdentityFile, Passphrase, private_key_pem
+from lada_protocol.identity.issuance import (
     MAX_REQUEST_BYTES,
     SIGNING_REQUEST,
     TLS_REQUEST,
     Enrolment,
+    build_ca_certificate,
+    issue_certificate,
     parse_requests,
 )
-from lada_protocol.identity.issuance import build_ca_certificate, issue_certificate
 from lada_protocol.identity.revocation import build_revocation_list
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
@@ -75,7 +68,7 @@ def init_ca(
     )
     write_new_files(
         folder,
-        public={CA_CERTIFICATE: certificate_pem(certificate)},
+        public={IdentityFile.CA: certificate_pem(certificate)},
         secret={CA_KEY: private_key_pem(key, passphrase)},
     )
     return certificate
@@ -106,15 +99,9 @@ def issue_party(
     if requests is not None:
         asked = _read_requests(requests, party)
         return _issue(ca, asked, hosts=hosts, days=days, out=out, now=now)
-    tls_key, signing_key = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
-    public = Enrolment(
-        party=party, tls_key=tls_key.public_key(), signing_key=signing_key.public_key()
-    )
-    secret = {
-        TLS_KEY: private_key_pem(tls_key, key_passphrase),
-        SIGNING_KEY: private_key_pem(signing_key, key_passphrase),
-    }
-    return _issue(ca, public, hosts=hosts, days=days, out=out, now=now, secret=secret)
+    tls_key, signing_key, secret = new_keys(key_passphrase)
+    own = Enrolment(party=party, tls_key=tls_key.public_key(), signing_key=signing_key.public_key())
+    return _issue(ca, own, hosts=hosts, days=days, out=out, now=now, secret=secret)
 
 
 def renew_party(
@@ -193,7 +180,7 @@ def revoke(
         issued_at=now,
         next_at=max(ca.certificate.not_valid_after_utc, now + CLOCK_SKEW),
     )
-    write_atomically(folder / REVOCATIONS, raw)
+    write_atomically(folder / IdentityFile.REVOCATIONS, raw)
     return len(serials - known.keys())
 
 
@@ -205,11 +192,11 @@ def make_roster(folder: Path, *, parties: Sequence[Path], out: Path, now: dateti
     Raises: ParameterError: a certificate is missing, of another CA, expired or of another party,
       the parties do not make a roster, or `out` exists already.
     """
-    ca = read_certificate(folder / CA_CERTIFICATE)
+    ca = read_certificate(folder / IdentityFile.CA)
     entries = []
     for party in parties:
-        tls = read_certificate(party / TLS_CERTIFICATE)
-        signing = read_certificate(party / SIGNING_CERTIFICATE)
+        tls = read_certificate(party / IdentityFile.TLS)
+        signing = read_certificate(party / IdentityFile.SIGNING)
         try:
             name = verify_certificate(tls, ca=ca, at=now, usage="tls")
             verify_party(signing, ca=ca, at=now, usage="signing", expected=name)
@@ -249,7 +236,7 @@ def _issue(
     secret: dict[str, bytes] | None = None,
 ) -> Party:
     """Write certificates for two public keys; recorded at the CA before they are handed out."""
-    check_absent(out, CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE, *(secret or ()))
+    check_absent(out, IdentityFile.CA, IdentityFile.TLS, IdentityFile.SIGNING, *(secret or ()))
     period = _period(days)
     tls, signing = (
         issue_certificate(
@@ -265,7 +252,8 @@ def _issue(
         for key in (keys.tls_key, keys.signing_key)
     )
     ca.record(tls, signing)
-    made = {CA_CERTIFICATE: ca.certificate, TLS_CERTIFICATE: tls, SIGNING_CERTIFICATE: signing}
+    made: dict[str, x509.Certificate] = {IdentityFile.CA: ca.certificate}
+    made |= {IdentityFile.TLS: tls, IdentityFile.SIGNING: signing}
     public = {name: certificate_pem(certificate) for name, certificate in made.items()}
     write_new_files(out, public=public, secret=secret or {})
     return party_of_certificates(keys.party, tls=tls, signing=signing)

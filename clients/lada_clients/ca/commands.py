@@ -145,7 +145,7 @@ def revoke(
     the coordinator itself is revoked into everybody's. A running process sees it within seconds.
     """
     from lada_clients.ca.authority import revoke as revoke_certificates
-    from lada_protocol.identity.credentials import REVOCATIONS
+    from lada_protocol.identity.credentials import IdentityFile
 
     count = revoke_certificates(
         folder,
@@ -155,9 +155,9 @@ def revoke(
         passphrase=_passphrase(passphrase_file),
     )
     if as_json:
-        typer.echo(json.dumps({"revoked": count, "list": str(folder / REVOCATIONS)}))
+        typer.echo(json.dumps({"revoked": count, "list": str(folder / IdentityFile.REVOCATIONS)}))
         return
-    typer.echo(f"{count} certificates revoked in {folder / REVOCATIONS}")
+    typer.echo(f"{count} certificates revoked in {folder / IdentityFile.REVOCATIONS}")
     typer.echo("copy this list into the coordinator's identity folder to put it into force")
 
 

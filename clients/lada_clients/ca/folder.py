@@ -17,12 +17,7 @@ from lada_protocol.identity.certificates import (
     parse_certificate,
     party_name_of,
 )
-from lada_protocol.identity.credentials import (
-    CA_CERTIFICATE,
-    REVOCATIONS,
-    Passphrase,
-    load_private_key,
-)
+from lada_protocol.identity.credentials import IdentityFile, Passphrase, load_private_key
 from lada_protocol.identity.revocation import (
     MAX_REVOCATION_BYTES,
     RevocationList,
@@ -42,7 +37,7 @@ class CaFolder:
 
     def __init__(self, path: Path, passphrase: Passphrase | None) -> None:
         self.path = path
-        self.certificate = read_certificate(path / CA_CERTIFICATE)
+        self.certificate = read_certificate(path / IdentityFile.CA)
         file = path / CA_KEY
         key = load_private_key(str(file), read_file(file, MAX_CERTIFICATE_BYTES), passphrase)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -63,7 +58,7 @@ class CaFolder:
 
     def revocations(self) -> RevocationList | None:
         """The list as it stands; None where nothing was ever revoked."""
-        path = self.path / REVOCATIONS
+        path = self.path / IdentityFile.REVOCATIONS
         if not path.exists():
             return None
         try:

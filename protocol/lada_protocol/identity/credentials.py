@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Final, NoReturn
 
 from cryptography import x509
@@ -29,25 +30,22 @@ from lada_protocol.identity.certificates import (
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
 
-CA_CERTIFICATE: Final = "ca.crt"
-TLS_CERTIFICATE: Final = "tls.crt"
-TLS_KEY: Final = "tls.key"
-SIGNING_CERTIFICATE: Final = "sign.crt"
-SIGNING_KEY: Final = "sign.key"
-# Only there once the study CA has revoked something.
-REVOCATIONS: Final = "ca.crl"
 # Where an operator may put the passphrase instead of into a file.
 UNLOCK_VARIABLE: Final = "LADA_KEY_PASSPHRASE"
 # PKCS 8 as OpenSSL writes it stretches a passphrase only a little, so it must be long itself.
 MIN_PASSPHRASE_BYTES: Final = 16
 MAX_PASSPHRASE_BYTES: Final = 1024
-CREDENTIAL_FILES: Final = (
-    CA_CERTIFICATE,
-    TLS_CERTIFICATE,
-    TLS_KEY,
-    SIGNING_CERTIFICATE,
-    SIGNING_KEY,
-)
+
+
+class IdentityFile(StrEnum):
+    """The files of an identity folder; a list of what was revoked is there once the CA has one."""
+
+    CA = "ca.crt"
+    TLS = "tls.crt"
+    TLS_KEY = "tls.key"
+    SIGNING = "sign.crt"
+    SIGNING_KEY = "sign.key"
+    REVOCATIONS = "ca.crl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +157,12 @@ class Credentials:
                 f"{', '.join(party.id for party in roster.parties)}; use the study's roster file"
             )
         if listed != own:
+            tls, signing = own.tls_fingerprint[:16], own.signing_fingerprint[:16]
             raise ParameterError(
                 f"roster {roster.hash[:16]}... lists {listed.uri} with TLS key "
                 f"{listed.tls_fingerprint[:16]}... and signing key "
-                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.uri} with "
-                f"{own.tls_fingerprint[:16]}... and {own.signing_fingerprint[:16]}...; use the "
-                "identity folder that the roster was made from"
+                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.uri} with {tls}... "
+                f"and {signing}...; use the identity folder that the roster was made from"
             )
 
 
@@ -177,14 +175,14 @@ def parse_credentials(
 ) -> Credentials:
     """Read and check an identity folder: one CA, one name, keys that fit their certificates.
 
-    Args: read: returns the content of a file of `CREDENTIAL_FILES`. at: now, with time zone.
+    Args: read: returns the content of an `IdentityFile`. at: now, with time zone.
       expected_id: the id that the settings name, if they do. passphrase: of encrypted keys.
     Raises: ParameterError: any check fails; says which file.
     """
     try:
-        ca = parse_certificate(read(CA_CERTIFICATE))
-        tls = parse_certificate(read(TLS_CERTIFICATE))
-        signing = parse_certificate(read(SIGNING_CERTIFICATE))
+        ca = parse_certificate(read(IdentityFile.CA))
+        tls = parse_certificate(read(IdentityFile.TLS))
+        signing = parse_certificate(read(IdentityFile.SIGNING))
         name = verify_certificate(tls, ca=ca, at=at, usage="tls")
         verify_party(signing, ca=ca, at=at, usage="signing", expected=name)
     except PeerError as error:
@@ -194,14 +192,14 @@ def parse_credentials(
             f"settings say party {expected_id!r}, the certificates name {name.uri}; use the "
             f"identity folder of {expected_id}"
         )
-    tls_key = load_private_key(TLS_KEY, read(TLS_KEY), passphrase)
-    signing_key = load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase)
-    pairs = (TLS_KEY, tls_key, tls), (SIGNING_KEY, signing_key, signing)
-    for file, key, certificate in pairs:
-        if key.public_key() != certificate.public_key():
+    keys = []
+    for file, certificate in ((IdentityFile.TLS_KEY, tls), (IdentityFile.SIGNING_KEY, signing)):
+        keys.append(load_private_key(file, read(file), passphrase))
+        if keys[-1].public_key() != certificate.public_key():
             raise ParameterError(f"{file} does not belong to the certificate beside it")
+    tls_key, signing_key = keys
     if not isinstance(tls_key, ec.EllipticCurvePrivateKey):
-        raise ParameterError(f"{TLS_KEY}: expected an ECDSA key")
+        raise ParameterError(f"{IdentityFile.TLS_KEY}: expected an ECDSA key")
     return Credentials(
         name=name,
         ca=ca,
@@ -219,10 +217,11 @@ def parse_signing_key(
 
     Raises: ParameterError: not an Ed25519 key, or it cannot be decrypted.
     """
-    return _ed25519(load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase))
+    file = IdentityFile.SIGNING_KEY
+    return _ed25519(load_private_key(file, read(file), passphrase))
 
 
 def _ed25519(key: PrivateKeyTypes) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
-        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
+        raise ParameterError(f"{IdentityFile.SIGNING_KEY}: expected an Ed25519 key")
     return key

@@ -1,7 +1,9 @@
-"""What a study CA issues: its own certificate and those of parties.
+"""Asking a study CA for certificates, and what it issues: its own and those of parties.
 
-Parties keep their private keys: only public keys come here. Keys, times and serial numbers are
-arguments: nothing here reads a clock, a disk or a random source.
+A party keeps its private keys: it sends two signing requests (PKCS 10), one for each key. A request
+proves that whoever made it holds the private key; who that is, the CA's operator must know by other
+means. Keys, times and serial numbers are arguments: nothing here reads a clock, a disk or a random
+source.
 """
 
 from __future__ import annotations
@@ -9,23 +11,102 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
-from lada_protocol.identity.certificates import TLS_PURPOSES, PartyName, is_p256, role_host
-from lada_secure.errors import ParameterError
+from lada_protocol.identity.certificates import (
+    TLS_PURPOSES,
+    PartyName,
+    is_p256,
+    parse_party_name,
+    role_host,
+)
+from lada_secure.errors import ParameterError, PeerError
 
+MAX_REQUEST_BYTES: Final = 16_384
+TLS_REQUEST: Final = "tls.csr"
+SIGNING_REQUEST: Final = "sign.csr"
 MAX_HOSTS: Final = 32
 _HOST: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
     r"(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """Public keys of a party that asks for certificates; each was used to sign its request."""
+
+    party: PartyName
+    tls_key: ec.EllipticCurvePublicKey
+    signing_key: Ed25519PublicKey
+
+
+def build_requests(
+    party: PartyName, *, tls_key: ec.EllipticCurvePrivateKey, signing_key: Ed25519PrivateKey
+) -> dict[str, bytes]:
+    """The two requests of a party in PEM, by file name."""
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(party.uri)])
+    builder = x509.CertificateSigningRequestBuilder(subject_name=common_name(party.id))
+    builder = builder.add_extension(names, critical=False)
+    made = {
+        TLS_REQUEST: builder.sign(tls_key, hashes.SHA256()),
+        SIGNING_REQUEST: builder.sign(signing_key, None),
+    }
+    return {name: one.public_bytes(serialization.Encoding.PEM) for name, one in made.items()}
+
+
+def parse_requests(*, tls: bytes, signing: bytes) -> Enrolment:
+    """Read both requests of one party.
+
+    Raises: PeerError: too long, not a request, not signed by its own key, of two parties, or with
+      keys of another type (reason "bad_request").
+    """
+    tls_request, tls_name = _parse_request(tls, TLS_REQUEST)
+    signing_request, signing_name = _parse_request(signing, SIGNING_REQUEST)
+    if tls_name != signing_name:
+        both = f"{TLS_REQUEST} is of {tls_name.uri}, {SIGNING_REQUEST} of {signing_name.uri}"
+        raise _bad_request(both)
+    tls_key, signing_key = tls_request.public_key(), signing_request.public_key()
+    if not is_p256(tls_key):
+        raise _bad_request(f"{TLS_REQUEST} has no ECDSA key on P-256")
+    if not isinstance(signing_key, Ed25519PublicKey):
+        raise _bad_request(f"{SIGNING_REQUEST} has no Ed25519 key")
+    return Enrolment(party=tls_name, tls_key=tls_key, signing_key=signing_key)
+
+
+def _parse_request(pem: bytes, file: str) -> tuple[x509.CertificateSigningRequest, PartyName]:
+    if len(pem) > MAX_REQUEST_BYTES:
+        raise _bad_request(f"{file} has {len(pem)} bytes, at most {MAX_REQUEST_BYTES} allowed")
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        signed = request.is_signature_valid
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise _bad_request(f"{file} cannot be read ({type(error).__name__})") from error
+    except (x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise _bad_request(f"{file} names no party") from error
+    if not signed:
+        raise _bad_request(f"{file} is not signed with the key that it shows")
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(list(names)) != 1 or len(uris) != 1:
+        raise _bad_request(f"{file} must ask for exactly one name of the form lada:<role>:<id>")
+    return request, parse_party_name(uris[0])
+
+
+def _bad_request(what: str) -> PeerError:
+    return PeerError(
+        f"request for certificates: {what}; use the two files that `lada site enroll` wrote",
+        reason="bad_request",
+    )
 
 
 def build_ca_certificate(

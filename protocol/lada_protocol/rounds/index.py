@@ -23,13 +23,10 @@ class Attempt:
     purpose: str
     number: int
 
-    def fault(
-        self, message: str, *, reason: str, peer: str | None = None, numbered: bool = False
-    ) -> PeerError:
-        """An error for what is wrong with the opening, or, numbered, with this attempt at it."""
-        where = f"round {self.round_id}, {self.purpose}"
-        where += f", attempt {self.number}" if numbered else ""
-        return PeerError(f"{where}: {message}", reason=reason, peer=peer, round_id=self.round_id)
+    def fault(self, message: str, *, reason: str, peer: str | None = None) -> PeerError:
+        """An error for what is wrong with the opening."""
+        message = f"round {self.round_id}, {self.purpose}: {message}"
+        return PeerError(message, reason=reason, peer=peer, round_id=self.round_id)
 
 
 class Slot(NamedTuple):

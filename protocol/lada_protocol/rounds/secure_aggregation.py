@@ -230,13 +230,11 @@ def check_opening_request(
     Raises: PeerError with the codes of SPEC.md, "Opening".
     """
     coordinator = roster.coordinator.id
-
-    def fault(message: str, *, reason: str, peer: str | None = None) -> PeerError:
-        return attempt.fault(message, reason=reason, peer=peer, numbered=True)
+    where = f"round {attempt.round_id}, {attempt.purpose}, attempt {attempt.number}"
 
     def needed(kind: Kind, found: Envelope | None) -> Envelope:
         if found is None:
-            raise fault(f"no {kind} message", reason="missing_message")
+            raise PeerError(f"{where}: no {kind} message", reason="missing_message")
         return found
 
     named = needed(Kind.COHORT, index.at(Kind.COHORT, attempt, sender=coordinator))
@@ -247,10 +245,9 @@ def check_opening_request(
     total = needed(Kind.SUM, index.at(Kind.SUM, attempt, sender=coordinator))
     added = parse_body(total, SumBody).contributions
     if tuple(sorted(added)) != cohort:
-        raise fault(
-            f"the sum names {sorted(added)}, the cohort is {list(cohort)}",
+        raise total.fault(
+            f"{where}: the sum names {sorted(added)}, the cohort is {list(cohort)}",
             reason="wrong_cohort",
-            peer=coordinator,
         )
     opening_key = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
     shown = needed(Kind.OPENING_KEY, opening_key).message_hash
@@ -259,37 +256,32 @@ def check_opening_request(
     for site in cohort:
         contribution = sent.get(site)
         if contribution is None or contribution.message_hash != added[site]:
-            raise fault(
-                f"no signed contribution of {site} behind the sum",
+            raise PeerError(
+                f"{where}: no signed contribution of {site} behind the sum",
                 reason="missing_contribution",
                 peer=site,
+                round_id=attempt.round_id,
             )
-        body = parse_body(contribution, ContributionBody)
+        body, who = parse_body(contribution, ContributionBody), f"{where}: {site}"
         if body.keys_digest != digest:
-            raise fault(
-                f"{site} was shown other mask keys than the auditor",
-                reason="different_keys",
-                peer=site,
+            raise contribution.fault(
+                f"{who} was shown other mask keys than the auditor", reason="different_keys"
             )
         if body.parameters_digest != parameters_digest:
-            raise fault(
-                f"{site} sealed under other parameters than the plan's",
-                reason="wrong_parameters",
-                peer=site,
+            raise contribution.fault(
+                f"{who} sealed under other parameters than the plan's", reason="wrong_parameters"
             )
         if body.opening_key != shown:
-            raise fault(
-                f"{site} sealed under another key than the auditor's, message {shown[:16]}; got "
+            raise contribution.fault(
+                f"{who} sealed under another key than the auditor's, message {shown[:16]}; got "
                 f"{body.opening_key[:16]}",
                 reason="wrong_opening_key",
-                peer=site,
             )
         basis = basis_of(index, attempt, site=site, roster=roster)
         if body.rests_on != basis.message_hash:
-            raise fault(
-                f"{site} was shown another {basis.kind} message by {coordinator} than the auditor",
+            raise basis.fault(
+                f"{who} was shown another {basis.kind} message by {coordinator} than the auditor",
                 reason="wrong_basis",
-                peer=coordinator,
             )
         paid_by[site] = body.paid_by
     return OpeningRequest(
