@@ -32,7 +32,7 @@ from lada_secure.encryption.parsing import (
 )
 from lada_secure.encryption.sealing import CHUNKS_PER_REQUEST, check_sealed, parse_public_key
 from lada_secure.encryption.workers.frames import Part, numbers
-from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
@@ -51,19 +51,14 @@ class OpeningKey:
     parameters: OpeningParameters
     public_bytes: bytes
     _secret: bytes
-    _worker: WorkerProcess | None
 
     @classmethod
-    def generate(
-        cls, params: OpeningParameters, *, worker: WorkerProcess | None = None
-    ) -> OpeningKey:
+    def generate(cls, params: OpeningParameters) -> OpeningKey:
         """A new key pair from the operating system's generator (SEAL's BLAKE2xb, seeded by it)."""
-        process = worker or shared_worker(DECRYPTING_WORKER)
         which = numbers([params.coeff_modulus, params.plain_modulus])
-        raw_public, secret = process.call("opening_generate", [which])
-        coefficients = np.frombuffer(raw_public, dtype="<u8")
-        body = pack(coefficients, params.coefficient_bytes)
-        return cls(params, frame(PUBLIC_KEY_MAGIC, params.digest, body), bytes(secret), worker)
+        public, secret = shared_worker(DECRYPTING_WORKER).call("opening_generate", [which])
+        body = pack(np.frombuffer(public, dtype="<u8"), params.coefficient_bytes)
+        return cls(params, frame(PUBLIC_KEY_MAGIC, params.digest, body), secret)
 
     def open(self, sealed: bytes) -> npt.NDArray[np.int64]:
         """Decrypt a sealed vector or a sum of them.
@@ -76,12 +71,12 @@ class OpeningKey:
         params = self.parameters
         check_sealed(sealed, params)
         which = numbers([params.coeff_modulus, params.plain_modulus, params.coefficient_bytes])
-        process = self._worker or shared_worker(DECRYPTING_WORKER)
+        worker = shared_worker(DECRYPTING_WORKER)
         opened: list[Part] = []
         step = CHUNKS_PER_REQUEST * params.chunk_bytes
         for start in range(HEADER_BYTES, len(sealed), step):
             part = memoryview(sealed)[start : start + step]
-            opened += process.call("open", [which, self._secret, part], foreign="sealed sum")
+            opened += worker.call("open", [which, self._secret, part], foreign="sealed sum")
         vector = np.frombuffer(b"".join(opened), dtype="<i8").astype(np.int64)
         if vector[params.length :].any():
             raise PeerError(
@@ -123,7 +118,7 @@ class OpeningKey:
         return with_checksum(_MAGIC, *sizes, self.public_bytes, self._secret)
 
     @classmethod
-    def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> OpeningKey:
+    def from_bytes(cls, raw: bytes) -> OpeningKey:
         """Read a key that `to_bytes` wrote.
 
         Raises: ParameterError: not such a file, damaged, or of a version with other parameters.
@@ -138,7 +133,7 @@ class OpeningKey:
             parse_public_key(public, params)
         except PeerError as error:
             raise ParameterError(f"opening key file of another version: {error}") from error
-        return cls(params, public, secret, worker)
+        return cls(params, public, secret)
 
     def __repr__(self) -> str:
         return f"OpeningKey(parameters={self.parameters.digest[:16]}, secret)"

@@ -31,7 +31,7 @@ from lada_secure.encryption.parameters import (
 )
 from lada_secure.encryption.parsing import SCORES_MAGIC, frame, query_parts
 from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 
 # Encoded blocks are kept for the next site up to this size; further ones are encoded again for
 # each query, so memory does not grow with the pool.
@@ -45,16 +45,15 @@ class PoolMatrix:
     """A committed matrix, pool samples by cells, ready to be scored.
 
     The coordinator answers queries with it, and the auditor computes the same bytes again.
-    Owns a worker process unless it is given one; `close` ends its own, as does leaving the
-    `with` block.
+
+    Args: worker: keeps the encoded matrix; None means the one that this process shares.
     """
 
     def __init__(self, matrix: EncodedMatrix, *, worker: WorkerProcess | None = None) -> None:
         self.parameters: Final[ScoringParameters] = matrix.parameters
         self.pool_size: Final[int] = matrix.pool_size
         self._matrix = matrix
-        self._worker = worker or WorkerProcess(BLIND_WORKER)
-        self._owns_worker = worker is None
+        self._worker = worker or shared_worker()
         # Names this matrix towards a worker that may have seen another one.
         self._matrix_id = secrets.randbits(63)
         self._cache_blocks = CACHE_BYTES // (self.parameters.cells * _ENCODED_COLUMN_BYTES)
@@ -93,17 +92,3 @@ class PoolMatrix:
         ]
         rows = [b"" if one in held else self._matrix.rows(one).tobytes() for one in blocks]
         return self._worker.call("score", [numbers(which), *rows], foreign="query")
-
-    def close(self) -> None:
-        """End the worker, if it is this matrix's own."""
-        if self._owns_worker:
-            self._worker.close()
-
-    def __enter__(self) -> PoolMatrix:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"PoolMatrix(pool_size={self.pool_size}, cells={self.parameters.cells})"

@@ -28,7 +28,7 @@ from lada_secure.encryption.parsing import (
     without_checksum,
 )
 from lada_secure.encryption.workers.frames import numbers
-from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
@@ -51,21 +51,17 @@ class ScoringKey:
 
     parameters: ScoringParameters
     _secret: bytes
-    _worker: WorkerProcess | None
 
     @classmethod
-    def generate(
-        cls, cells: int, *, row_bound: int | None = None, worker: WorkerProcess | None = None
-    ) -> ScoringKey:
+    def generate(cls, cells: int, *, row_bound: int | None = None) -> ScoringKey:
         """A new key for queries of `cells` coordinates.
 
         Args: row_bound: the coordinator's bound on the sum of a row, None for cells.
         Raises: ParameterError: out of range.
         """
         parameters = scoring_parameters(cells=cells, row_bound=row_bound)
-        process = worker or shared_worker(DECRYPTING_WORKER)
-        (secret,) = process.call("scoring_generate", [numbers([SCORING_MODULUS])])
-        return cls(parameters, bytes(secret), worker)
+        which = numbers([SCORING_MODULUS])
+        return cls(parameters, *shared_worker(DECRYPTING_WORKER).call("scoring_generate", [which]))
 
     def encrypt(self, utilities: npt.NDArray[np.float64]) -> bytes:
         """Encrypt the utilities of the cells: the query.
@@ -82,7 +78,8 @@ class ScoringKey:
             raise ParameterError("utilities must lie in [-1, 1] and hold no NaN")
         which = numbers([SCORING_MODULUS, params.query_scale_bits, SCORING_COEFFICIENT_BYTES])
         parts = [which, self._secret, array.astype("<f8").tobytes()]
-        return frame(QUERY_MAGIC, params.digest, *self._process().call("scoring_encrypt", parts))
+        sealed = shared_worker(DECRYPTING_WORKER).call("scoring_encrypt", parts)
+        return frame(QUERY_MAGIC, params.digest, *sealed)
 
     def decrypt(self, scores: bytes, pool_size: int) -> npt.NDArray[np.float64]:
         """Read the scores that a coordinator returned.
@@ -97,11 +94,11 @@ class ScoringKey:
         blocks = scores_coefficients(scores, params, pool_size)
         product_bits = params.query_scale_bits + params.matrix_scale_bits
         which = numbers([SCORING_MODULUS, product_bits, SCORING_COEFFICIENT_BYTES])
-        read = b""
+        read, worker = b"", shared_worker(DECRYPTING_WORKER)
         for start in range(0, len(blocks), _BLOCKS_PER_REQUEST):
             packed = pack(blocks[start : start + _BLOCKS_PER_REQUEST], SCORING_COEFFICIENT_BYTES)
             parts = [which, self._secret, packed]
-            read += self._process().call("scoring_decrypt", parts, foreign="scores")[0]
+            read += worker.call("scoring_decrypt", parts, foreign="scores")[0]
         every = np.frombuffer(read, dtype="<f8")
         # NaN fails every comparison, so it is refused as well.
         largest = np.abs(every[:pool_size]).max() <= params.row_bound + _TOLERANCE
@@ -120,16 +117,13 @@ class ScoringKey:
         return with_checksum(_MAGIC, *sizes, self._secret)
 
     @classmethod
-    def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> ScoringKey:
+    def from_bytes(cls, raw: bytes) -> ScoringKey:
         """Read a key that `to_bytes` wrote. Raises: ParameterError: damaged or not one."""
         body = without_checksum(raw, _MAGIC)
         if body is None or len(body) != 12 + _SECRET_BYTES:
             raise ParameterError("scoring key file is damaged or is not one")
         cells, row_bound = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
-        return cls(scoring_parameters(cells=cells, row_bound=row_bound), body[12:], worker)
-
-    def _process(self) -> WorkerProcess:
-        return self._worker or shared_worker(DECRYPTING_WORKER)
+        return cls(scoring_parameters(cells=cells, row_bound=row_bound), body[12:])
 
     def __repr__(self) -> str:
         return f"ScoringKey(cells={self.parameters.cells}, secret)"

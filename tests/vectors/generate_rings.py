@@ -185,8 +185,8 @@ def score_vectors() -> Vectors:
     key = ScoringKey.generate(2, row_bound=1)
     query = key.encrypt(utilities)
     committed = encode_matrix(matrix, row_bound=1)
-    with PoolMatrix(committed) as pool:
-        scores = pool.score(query)
+    pool = PoolMatrix(committed)
+    scores = pool.score(query)
     return {
         "cells": 2,
         "row_bound": 1,

@@ -24,7 +24,7 @@ from lada_secure.encryption.parameters import (
 )
 from lada_secure.encryption.parsing import sealed_chunks
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 BASELINE_DEGREE: Final = 8192
@@ -41,7 +41,6 @@ class _Ours:
     key: OpeningKey
     sealing_key: SealingKey
     mask_keys: dict[str, MaskKey]
-    sealer: WorkerProcess
 
     def contribution(self, site: str, values: npt.NDArray[np.int64]) -> bytes:
         """What one site does: masks against all others, encryption, serialisation."""
@@ -55,7 +54,7 @@ class _Ours:
             modulus=self.params.plain_modulus,
         )
         hidden = masked(values, mask, bound=SITE_BOUND, modulus=self.params.plain_modulus)
-        return seal(self.sealing_key, self.params, hidden, worker=self.sealer)
+        return seal(self.sealing_key, self.params, hidden)
 
 
 class _Baseline:
@@ -109,7 +108,7 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
             f"sites must be 2 to 100 and repetitions 1 to 1000, got {sites} and {repetitions}"
         )
     params = opening_parameters(length=entries, sum_bound=sites * SITE_BOUND)
-    sealer, opener = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
+    sealer, opener = shared_worker(), shared_worker(DECRYPTING_WORKER)
     try:
         return _run(params, sites, repetitions, sealer, opener)
     finally:
@@ -124,14 +123,13 @@ def _run(
     sealer: WorkerProcess,
     opener: WorkerProcess,
 ) -> dict[str, Any]:
-    key = OpeningKey.generate(params, worker=opener)
+    key = OpeningKey.generate(params)
     names = [f"site-{index}" for index in range(sites)]
     ours = _Ours(
         params=params,
         key=key,
         sealing_key=parse_public_key(key.public_bytes, params),
         mask_keys={name: MaskKey.generate() for name in names},
-        sealer=sealer,
     )
     baseline = _Baseline()
     rng = np.random.default_rng(0)

@@ -70,12 +70,7 @@ def test_something_behind_the_last_entry_is_seen() -> None:
     # The same ring and key, but a vector that should end at entry 50.
     shorter = opening_parameters(length=50, sum_bound=3000)
     raw = key.to_bytes()
-    relabelled = OpeningKey(
-        shorter,
-        key.public_bytes,
-        raw[-32 - 4096 * 8 : -32],
-        None,
-    )
+    relabelled = OpeningKey(shorter, key.public_bytes, raw[-32 - 4096 * 8 : -32])
     with pytest.raises(PeerError, match="behind entry 50") as caught:
         relabelled.open(sealed[:4] + bytes.fromhex(shorter.digest) + sealed[HEADER_BYTES:])
     assert caught.value.reason == "out_of_range"
