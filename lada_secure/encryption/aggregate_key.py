@@ -86,21 +86,16 @@ class OpeningKey:
             )
         return vector[: params.length]
 
-    def open_sum(self, sealed: bytes, bound: int) -> npt.NDArray[np.int64]:
-        """Decrypt a sum and refuse it unless every |entry| <= bound.
+    def open_sum(self, sealed: bytes) -> npt.NDArray[np.int64]:
+        """Decrypt a sum and refuse it unless every |entry| <= `parameters.sum_bound`.
 
         Masks that do not cancel leave uniform entries, each inside the bound with probability
         below 2^-10; wrapped values and corrupted ciphertexts show the same way.
 
-        Args: bound: proven bound on |entry|, 1 to `parameters.sum_bound`.
         Raises: PeerError: out_of_range, or as `open`. The vector is not part of the error: it
-            may hold what was meant to stay masked. ParameterError: bound out of range.
+            may hold what was meant to stay masked.
         """
-        if not 1 <= bound <= self.parameters.sum_bound:
-            raise ParameterError(
-                f"bound must be between 1 and {self.parameters.sum_bound}, got {bound}"
-            )
-        vector = self.open(sealed)
+        vector, bound = self.open(sealed), self.parameters.sum_bound
         outside = int(np.count_nonzero(np.abs(vector) > bound))
         if outside:
             raise PeerError(

@@ -178,7 +178,7 @@ def test_what_parses_can_be_handed_to_the_native_library(
     site = ScoringKey.generate(1)
     matrix = PoolMatrix(encode_matrix(np.ones((3, 1))))
     uses: dict[str, Callable[[bytes], Any]] = {
-        "sealed": lambda raw: opening_key.open_sum(raw, 100),
+        "sealed": lambda raw: opening_key.open_sum(raw),
         "public_key": lambda raw: seal(
             parse_public_key(raw, OPENING), OPENING, np.array([1, 2, 3])
         ),
@@ -204,7 +204,7 @@ def test_random_ciphertexts_open_to_something_out_of_range(data: st.DataObject) 
     coefficients = rng.integers(0, OPENING.coeff_modulus, 2 * POLY_MODULUS_DEGREE, dtype=np.uint64)
     raw = b"LSV1" + bytes.fromhex(OPENING.digest) + pack(coefficients, OPENING.coefficient_bytes)
     with pytest.raises(PeerError) as caught:
-        _KEYS.setdefault("key", OpeningKey.generate(OPENING)).open_sum(raw, 100)
+        _KEYS.setdefault("key", OpeningKey.generate(OPENING)).open_sum(raw)
     assert caught.value.reason == "out_of_range"
 
 

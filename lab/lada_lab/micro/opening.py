@@ -150,7 +150,7 @@ def _run(
         baseline_total = watch.measure("baseline_add", baseline.add, encrypted)
         watch.measure("add_arithmetic", _added, parsed, params)
         watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
-        opened = watch.measure("open", key.open_sum, total, params.sum_bound)
+        opened = watch.measure("open", key.open_sum, total)
         floats = watch.measure("baseline_open", baseline.open, baseline_total)
         exact = exact and bool((opened == plain_sum).all())
         error = np.abs(np.asarray(floats) * SITE_BOUND - plain_sum).max()

@@ -54,16 +54,10 @@ def site_bound_of(plan: StudyPlan, purpose: str) -> int:
     )
 
 
-def sum_bound_of(plan: StudyPlan, purpose: str) -> int:
-    """Largest absolute value of one entry of the sum over the largest cohort."""
-    return plan.max_cohort * site_bound_of(plan, purpose)
-
-
 def purpose_parameters(plan: StudyPlan, purpose: str) -> OpeningParameters:
     """BFV parameters of a purpose; a function of the plan, so no party sends any."""
-    return opening_parameters(
-        length=purpose_length(plan, purpose), sum_bound=sum_bound_of(plan, purpose)
-    )
+    sum_bound = plan.max_cohort * site_bound_of(plan, purpose)
+    return opening_parameters(length=purpose_length(plan, purpose), sum_bound=sum_bound)
 
 
 def check_opened_range(values: Sequence[int], plan: StudyPlan, purpose: str, sites: int) -> None:

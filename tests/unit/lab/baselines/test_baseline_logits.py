@@ -133,7 +133,7 @@ def test_adapters_are_added_up_through_masks_encryption_and_one_opening() -> Non
         )
         hidden = masked(vector, mask, bound=SETTINGS.site_bound, modulus=params.plain_modulus)
         sealed.append(seal(sealing_key, params, hidden))
-    opened = key.open_sum(add_sealed(params, sealed), bound)
+    opened = key.open_sum(add_sealed(params, sealed))
     assert (opened == np.sum(list(vectors.values()), axis=0)).all()
 
 

@@ -42,7 +42,7 @@ def run(sites, length):
         hidden = masked(vector, mask, bound=bound, modulus=params.plain_modulus)
         total += vector
         sealed_sum.add(seal(sealing_key, params, hidden))
-    opened = key.open_sum(sealed_sum.to_bytes(), sites * bound)
+    opened = key.open_sum(sealed_sum.to_bytes())
     return bool((opened == total).all()), params.sealed_bytes
 
 sealer, opener = shared_worker(), shared_worker(DECRYPTING_WORKER)
