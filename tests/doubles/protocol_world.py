@@ -169,8 +169,7 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
         key=ca_key,
         name="test CA",
         serial=1,
-        not_before=NOW - timedelta(days=1),
-        not_after=NOW + timedelta(days=365),
+        period=(NOW - timedelta(days=1), NOW + timedelta(days=365)),
     )
     names = [
         PartyName(role=Role.COORDINATOR, id="coordinator"),
@@ -188,8 +187,7 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
             party=name,
             public_key=key.public_key(),
             serial=serial,
-            not_before=NOW,
-            not_after=NOW + timedelta(days=100),
+            period=(NOW, NOW + timedelta(days=100)),
         )
         pems[name.id] = certificate_pem(certificate).decode("ascii")
         parties.append(

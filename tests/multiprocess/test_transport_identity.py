@@ -208,8 +208,7 @@ def issued(study, folder, *, party, begins, ends):
         public_key=key.public_key(),
         hosts=(),
         serial=77,
-        not_before=begins,
-        not_after=ends,
+        period=(begins, ends),
     )
     (folder / "tls.crt").write_bytes(certificate_pem(made))
     return folder

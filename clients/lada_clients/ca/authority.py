@@ -38,6 +38,7 @@ from lada_protocol.identity.issuance import (
     SIGNING_REQUEST,
     TLS_REQUEST,
     Enrolment,
+    Period,
     build_ca_certificate,
     issue_certificate,
     parse_requests,
@@ -63,8 +64,7 @@ def init_ca(
         key=key,
         name=name,
         serial=x509.random_serial_number(),
-        not_before=now - CLOCK_SKEW,
-        not_after=now + _period(days),
+        period=_period(days, now),
     )
     write_new_files(
         folder,
@@ -237,7 +237,7 @@ def _issue(
 ) -> Party:
     """Write certificates for two public keys; recorded at the CA before they are handed out."""
     check_absent(out, IdentityFile.CA, IdentityFile.TLS, IdentityFile.SIGNING, *(secret or ()))
-    period = _period(days)
+    period = _period(days, now)
     tls, signing = (
         issue_certificate(
             ca=ca.certificate,
@@ -246,8 +246,7 @@ def _issue(
             public_key=key,
             hosts=hosts,
             serial=x509.random_serial_number(),
-            not_before=now - CLOCK_SKEW,
-            not_after=now + period,
+            period=period,
         )
         for key in (keys.tls_key, keys.signing_key)
     )
@@ -266,7 +265,7 @@ def _hosts_of(tls: x509.Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName)[1:], *addresses]
 
 
-def _period(days: int) -> timedelta:
+def _period(days: int, now: datetime) -> Period:
     if not 1 <= days <= MAX_DAYS:
         raise ParameterError(f"days of validity: expected 1 to {MAX_DAYS}, got {days}")
-    return timedelta(days=days)
+    return now - CLOCK_SKEW, now + timedelta(days=days)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -31,6 +31,8 @@ from lada_protocol.identity.certificates import (
 )
 from lada_secure.errors import ParameterError, PeerError
 
+# Begin and end of a certificate, aware UTC times.
+Period: TypeAlias = tuple[datetime, datetime]
 MAX_REQUEST_BYTES: Final = 16_384
 TLS_REQUEST: Final = "tls.csr"
 SIGNING_REQUEST: Final = "sign.csr"
@@ -110,25 +112,23 @@ def _bad_request(what: str) -> PeerError:
 
 
 def build_ca_certificate(
-    *,
-    key: ec.EllipticCurvePrivateKey,
-    name: str,
-    serial: int,
-    not_before: datetime,
-    not_after: datetime,
+    *, key: ec.EllipticCurvePrivateKey, name: str, serial: int, period: Period
 ) -> x509.Certificate:
     """Self-signed certificate of a study CA; it may sign party certificates and nothing below.
 
     Args: key: on P-256. name: common name, 1 to 64 characters. serial: positive, fresh, at most
-      159 bits. not_before, not_after: aware UTC times.
+      159 bits.
     Raises: ParameterError: another curve, an empty or long name, or a period that is empty.
     """
     if not is_p256(key.public_key()):
         raise ParameterError("the study CA's key: expected an ECDSA key on P-256")
     if not 1 <= len(name) <= 64:
         raise ParameterError(f"name of the study CA: expected 1 to 64 characters, got {len(name)}")
-    builder = _builder(name, key.public_key(), serial, not_before, not_after, is_ca=True)
-    return _signed(builder, key, common_name(name))
+    builder = _builder(name, key.public_key(), serial, period, issuer=key.public_key())
+    builder = builder.issuer_name(common_name(name))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_key_usage(certificates=True), critical=True)
+    return builder.sign(key, hashes.SHA256())
 
 
 def issue_certificate(
@@ -139,8 +139,7 @@ def issue_certificate(
     public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
     hosts: Sequence[str] = (),
     serial: int,
-    not_before: datetime,
-    not_after: datetime,
+    period: Period,
 ) -> x509.Certificate:
     """Certificate of a party: of an Ed25519 key to sign messages with, of another key for TLS.
 
@@ -148,15 +147,15 @@ def issue_certificate(
     keep its private keys to itself.
 
     Args: public_key: for TLS on P-256. hosts: DNS names or IP addresses under which TLS reaches
-      the party (empty for one that only dials out). Others as for `build_ca_certificate`.
+      the party (empty for one that only dials out). serial: as for `build_ca_certificate`.
     Raises: ParameterError: another curve, a host that is neither, too many hosts, an empty
       period or one that ends after the CA's own.
     """
     check_key_of_ca(ca, ca_key)
-    builder = _builder(party.id, public_key, serial, not_before, not_after, is_ca=False)
-    if not_after > ca.not_valid_after_utc:
+    builder = _builder(party.id, public_key, serial, period, issuer=ca_key.public_key())
+    if period[1] > ca.not_valid_after_utc:
         raise ParameterError(
-            f"certificate would end at {not_after:%Y-%m-%d}, after the study CA's own end at "
+            f"certificate would end at {period[1]:%Y-%m-%d}, after the study CA's own end at "
             f"{ca.not_valid_after_utc:%Y-%m-%d}; ask for fewer days"
         )
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(party.uri)]
@@ -165,8 +164,13 @@ def issue_certificate(
             raise ParameterError(f"TLS key of {party.uri}: expected an ECDSA key on P-256")
         names += [x509.DNSName(role_host(party.role)), *_host_names(hosts)]
         builder = builder.add_extension(x509.ExtendedKeyUsage(TLS_PURPOSES), critical=False)
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return _signed(builder, ca_key, ca.subject)
+    return (
+        builder.issuer_name(ca.subject)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(), critical=True)
+        .sign(ca_key, hashes.SHA256())
+    )
 
 
 def check_key_of_ca(ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey) -> None:
@@ -198,37 +202,26 @@ def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
 
 def _builder(
     subject: str,
-    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
     serial: int,
-    not_before: datetime,
-    not_after: datetime,
+    period: Period,
     *,
-    is_ca: bool,
+    issuer: ec.EllipticCurvePublicKey,
 ) -> x509.CertificateBuilder:
-    if not_before.tzinfo is None or not_after.tzinfo is None:
+    begin, end = period
+    if begin.tzinfo is None or end.tzinfo is None:
         raise ParameterError("period of a certificate: expected times with a time zone")
-    if not_before >= not_after:
-        raise ParameterError(
-            f"period of a certificate: it would end at {not_after}, not after {not_before}"
-        )
-    constraints = x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None)
+    if begin >= end:
+        raise ParameterError(f"period of a certificate: it would end at {end}, not after {begin}")
+    issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer)
     return (
-        x509.CertificateBuilder(subject_name=common_name(subject), public_key=public_key)
+        x509.CertificateBuilder(subject_name=common_name(subject), public_key=key)
         .serial_number(serial)
-        .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(constraints, critical=True)
-        .add_extension(_key_usage(certificates=is_ca), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(issued_by, critical=False)
     )
-
-
-def _signed(
-    builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, issuer: x509.Name
-) -> x509.Certificate:
-    of_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
-    builder = builder.issuer_name(issuer).add_extension(of_key, critical=False)
-    return builder.sign(key, hashes.SHA256())
 
 
 def _key_usage(*, certificates: bool = False) -> x509.KeyUsage:

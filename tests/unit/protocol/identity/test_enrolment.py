@@ -83,7 +83,7 @@ def test_another_request_is_refused(tls):
 def authority(name="CA"):
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = build_ca_certificate(
-        key=key, name=name, serial=1, not_before=NOW, not_after=NOW + timedelta(days=9)
+        key=key, name=name, serial=1, period=(NOW, NOW + timedelta(days=9))
     )
     return certificate, key
 

@@ -27,7 +27,7 @@ class Authority:
     def __init__(self, name="CA"):
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = issuance.build_ca_certificate(
-            key=self.key, name=name, serial=1, not_before=START, not_after=END
+            key=self.key, name=name, serial=1, period=(START, END)
         )
 
     def tls(self, party=SITE, *, key=None, hosts=("localhost",), end=END):
@@ -39,8 +39,7 @@ class Authority:
             public_key=key.public_key(),
             hosts=hosts,
             serial=2,
-            not_before=START,
-            not_after=end,
+            period=(START, end),
         )
 
     def signing(self, party=SITE):
@@ -50,8 +49,7 @@ class Authority:
             party=party,
             public_key=Ed25519PrivateKey.generate().public_key(),
             serial=3,
-            not_before=START,
-            not_after=END,
+            period=(START, END),
         )
 
     def own_form(self, uris, *, ca=False):
