@@ -85,7 +85,7 @@ class WorkerProcess:
             child = self._started()
             request = [operation.encode("ascii"), *parts]
             try:
-                reply = self._exchange(child, request, self._time_limit_s)
+                reply = child.exchange(request, self._time_limit_s)
             except _Died as died:
                 message = f"worker for {operation} {died}; it is started afresh on the next request"
                 if foreign is None:
@@ -122,43 +122,13 @@ class WorkerProcess:
         self.close()
         self._child = child = _Child(self._module, self._memory_bytes)
         try:
-            self._exchange(child, (), START_TIME_LIMIT_S)
+            child.exchange((), START_TIME_LIMIT_S)
         except _Died as died:
             raise TransportError(
                 f"worker {self._module} {died} at its start; check that tenseal and zstandard can "
                 "be imported and that the machine has memory left"
             ) from died
         return child
-
-    def _exchange(self, child: _Child, request: Sequence[Part], limit_s: float) -> list[bytes]:
-        """Send a request, if there is one, and read a frame.
-
-        Raises: _Died: it ended, talked nonsense or was killed when its time was up.
-        """
-        late = threading.Event()
-
-        def end_late() -> None:
-            late.set()
-            child.process.kill()
-
-        watch = threading.Timer(limit_s, end_late)
-        watch.daemon = True
-        watch.start()
-        try:
-            if request:
-                write_frame(child.to, request)
-            return read_frame(child.back)
-        except (OSError, EOFError, FrameError) as error:
-            how = f"died ({child.end()})"
-            if late.is_set():
-                how = f"ran longer than {limit_s:g} s and was killed"
-            raise _Died(how) from error
-        except BaseException:
-            # Interrupted in the middle of a frame: the pipe cannot be used again.
-            child.end()
-            raise
-        finally:
-            watch.cancel()
 
 
 class _Died(Exception):
@@ -193,13 +163,41 @@ class _Child:
             # Fewer wake-ups for the same bytes. A system may allow less; then it stays as it is.
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._owner = os.getpid()
+        self._owner, self._late = os.getpid(), False
         # Ends the child when its handle is collected or this process exits normally; if this
         # process is killed, the child reads the end of its input and leaves by itself.
         self._finalizer = weakref.finalize(self, _end, self.process, self._owner)
 
     def usable(self) -> bool:
         return self._owner == os.getpid() and self.process.poll() is None
+
+    def exchange(self, request: Sequence[Part], limit_s: float) -> list[bytes]:
+        """Send a request, if there is one, and read a frame.
+
+        Raises: _Died: it ended, talked nonsense or was killed when its time was up.
+        """
+        watch = threading.Timer(limit_s, self._end_late)
+        watch.daemon = True
+        watch.start()
+        try:
+            if request:
+                write_frame(self.to, request)
+            return read_frame(self.back)
+        except (OSError, EOFError, FrameError) as error:
+            how = f"died ({self.end()})"
+            if self._late:
+                how = f"ran longer than {limit_s:g} s and was killed"
+            raise _Died(how) from error
+        except BaseException:
+            # Interrupted in the middle of a frame: the pipe cannot be used again.
+            self.end()
+            raise
+        finally:
+            watch.cancel()
+
+    def _end_late(self) -> None:
+        self._late = True
+        self.process.kill()
 
     def end(self) -> str:
         """End it, and say how it had ended."""
