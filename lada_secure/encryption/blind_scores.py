@@ -65,9 +65,11 @@ class PoolMatrix:
         Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range, or
             native_failure.
         """
-        parameters, worker = self.parameters, self._worker
-        coefficients, seeds = query_parts(query, parameters)
-        which = [SCORING_MODULUS, parameters.cells, parameters.query_scale_bits]
+        params, worker = self.parameters, self._worker
+        coefficients, seeds = query_parts(query, params)
+        which = [SCORING_MODULUS, params.cells, params.query_scale_bits]
+        product = [params.cells, params.matrix_scale_bits, SCORING_COEFFICIENT_BYTES]
+        product += [self._matrix_id, self._cache_blocks]
         replies: list[Part] = []
         # Between loading a query and using it the worker must not be handed another one: a site
         # would get scores that another site's key opens.
@@ -76,19 +78,10 @@ class PoolMatrix:
             worker.call("load_query", loaded, foreign="query")
             (raw,) = worker.call("held", [numbers([self._matrix_id])])
             held = frozenset(read_numbers(raw))
-            every = range(parameters.blocks(self.pool_size))
+            every = range(params.blocks(self.pool_size))
             for start in range(0, len(every), _BLOCKS_PER_REQUEST):
-                replies += self._score_blocks(every[start : start + _BLOCKS_PER_REQUEST], held)
-        return frame(SCORES_MAGIC, parameters.digest, *replies)
-
-    def _score_blocks(self, blocks: range, held: frozenset[int]) -> list[bytes]:
-        which = [
-            self.parameters.cells,
-            self.parameters.matrix_scale_bits,
-            SCORING_COEFFICIENT_BYTES,
-            self._matrix_id,
-            self._cache_blocks,
-            *blocks,
-        ]
-        rows = [b"" if one in held else self._matrix.rows(one).tobytes() for one in blocks]
-        return self._worker.call("score", [numbers(which), *rows], foreign="query")
+                blocks = every[start : start + _BLOCKS_PER_REQUEST]
+                rows = [b"" if one in held else self._matrix.rows(one).tobytes() for one in blocks]
+                parts = [numbers([*product, *blocks]), *rows]
+                replies += worker.call("score", parts, foreign="query")
+        return frame(SCORES_MAGIC, params.digest, *replies)

@@ -178,17 +178,6 @@ def verify_party(
         )
 
 
-def signing_key_of(certificate: x509.Certificate) -> Ed25519PublicKey:
-    """The Ed25519 key of a signing certificate.
-
-    Raises: PeerError: the certificate holds another type of key (reason "bad_certificate").
-    """
-    key = certificate.public_key()
-    if not isinstance(key, Ed25519PublicKey):
-        raise _bad(f"signing certificate holds a {type(key).__name__}, expected an Ed25519 key")
-    return key
-
-
 def party_name_of(certificate: x509.Certificate) -> PartyName:
     """The party that a certificate names. Nothing else about it is checked.
 

@@ -15,13 +15,13 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from lada_protocol.identity.certificates import (
     PartyName,
     key_fingerprint,
     parse_role,
-    signing_key_of,
 )
 from lada_protocol.kinds import Role
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
@@ -161,12 +161,13 @@ def party_of_certificates(
     name: PartyName, *, tls: x509.Certificate, signing: x509.Certificate
 ) -> Party:
     """The roster entry of a party whose certificates the caller has verified."""
+    raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw
     return Party(
         id=name.id,
         role=name.role,
         tls_fingerprint=key_fingerprint(tls),
         signing_fingerprint=key_fingerprint(signing),
-        signing_key=signing_key_of(signing).public_bytes_raw().hex(),
+        signing_key=signing.public_key().public_bytes(*raw).hex(),
     )
 
 
@@ -177,16 +178,16 @@ def parse_roster(raw: bytes, max_bytes: int = MAX_ROSTER_BYTES) -> Roster:
     """
     value: Any = parse_canonical_json(raw, max_bytes=max_bytes)
     if not isinstance(value, dict) or set(value) != {"study_ca", "parties"}:
-        raise PeerError("roster: expected an object with study_ca and parties", reason="malformed")
+        raise PeerError("roster: expected an object with study_ca and parties")
     if not isinstance(value["parties"], list) or not isinstance(value["study_ca"], str):
-        raise PeerError("roster: parties must be a list and study_ca a text", reason="malformed")
+        raise PeerError("roster: parties must be a list and study_ca a text")
     try:
         parties = tuple(_parse_party(party) for party in value["parties"])
         roster = Roster(study_ca=value["study_ca"], parties=parties)
     except ParameterError as error:
-        raise PeerError(str(error), reason="malformed") from error
+        raise PeerError(str(error)) from error
     if roster.to_bytes() != raw:
-        raise PeerError("roster: parties must be sorted by id", reason="malformed")
+        raise PeerError("roster: parties must be sorted by id")
     return roster
 
 
