@@ -29,7 +29,6 @@ from lada_protocol.identity.certificates import (
     PartyName,
     certificate_fingerprint,
     certificate_pem,
-    verify_certificate,
     verify_party,
 )
 from lada_protocol.identity.credentials import IdentityFile, Passphrase, private_key_pem
@@ -198,7 +197,7 @@ def make_roster(folder: Path, *, parties: Sequence[Path], out: Path, now: dateti
         tls = read_certificate(party / IdentityFile.TLS)
         signing = read_certificate(party / IdentityFile.SIGNING)
         try:
-            name = verify_certificate(tls, ca=ca, at=now, usage="tls")
+            name = verify_party(tls, ca=ca, at=now, usage="tls")
             verify_party(signing, ca=ca, at=now, usage="signing", expected=name)
         except PeerError as error:
             raise ParameterError(f"{party}: {error}") from error

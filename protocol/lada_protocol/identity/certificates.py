@@ -123,15 +123,20 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
     return found[0]
 
 
-def verify_certificate(
-    certificate: x509.Certificate, *, ca: x509.Certificate, at: datetime, usage: Usage
+def verify_party(
+    certificate: x509.Certificate,
+    *,
+    ca: x509.Certificate,
+    at: datetime,
+    usage: Usage,
+    expected: PartyName | None = None,
 ) -> PartyName:
     """Check a party certificate against the study CA and return the name it proves.
 
     Checked: issued by this very CA key, `at` inside its period and the CA's, not a CA itself,
     the key type of its usage, TLS purpose present for "tls" and absent for "signing", exactly
-    one `lada:` name. The caller compares role and id with whom it expects, or uses
-    `verify_party`.
+    one `lada:` name, and that it is the `expected` one. Whoever expects none compares role and id
+    itself.
 
     Raises: PeerError: reason "expired" outside the period, else "bad_certificate".
     """
@@ -145,37 +150,23 @@ def verify_certificate(
         ) from error
     name = party_name_of(certificate)
     for what, one in ((name.uri, certificate), ("the study CA", ca)):
-        if not one.not_valid_before_utc <= at <= one.not_valid_after_utc:
+        begin, end = one.not_valid_before_utc, one.not_valid_after_utc
+        if not begin <= at <= end:
             raise PeerError(
-                f"certificate of {what} is valid from {one.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-                f"{one.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, not at {at:%Y-%m-%d %H:%M}; issue "
+                f"certificate of {what} is valid from {begin:%Y-%m-%d %H:%M} to "
+                f"{end:%Y-%m-%d %H:%M} UTC, not at {at:%Y-%m-%d %H:%M}; issue "
                 "a new one or set this machine's clock",
                 reason="expired",
                 peer=name.id,
             )
     _check_usage(certificate, name, usage)
-    return name
-
-
-def verify_party(
-    certificate: x509.Certificate,
-    *,
-    ca: x509.Certificate,
-    at: datetime,
-    usage: Usage,
-    expected: PartyName,
-) -> None:
-    """Like `verify_certificate`, and the certificate must name exactly the `expected` party.
-
-    Raises: PeerError: also where it names another party (reason "bad_certificate").
-    """
-    name = verify_certificate(certificate, ca=ca, at=at, usage=usage)
-    if name != expected:
+    if expected is not None and name != expected:
         raise _bad(
             f"certificate names {name.uri}, expected {expected.uri}; use the folder that "
             f"`lada ca issue` wrote for {expected.id}",
             name,
         )
+    return name
 
 
 def party_name_of(certificate: x509.Certificate) -> PartyName:

@@ -24,7 +24,6 @@ from lada_protocol.identity.certificates import (
     PartyName,
     certificate_pem,
     parse_certificate,
-    verify_certificate,
     verify_party,
 )
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
@@ -183,7 +182,7 @@ def parse_credentials(
         ca = parse_certificate(read(IdentityFile.CA))
         tls = parse_certificate(read(IdentityFile.TLS))
         signing = parse_certificate(read(IdentityFile.SIGNING))
-        name = verify_certificate(tls, ca=ca, at=at, usage="tls")
+        name = verify_party(tls, ca=ca, at=at, usage="tls")
         verify_party(signing, ca=ca, at=at, usage="signing", expected=name)
     except PeerError as error:
         raise ParameterError(str(error)) from error

@@ -77,7 +77,7 @@ def authority():
 
 
 def verify(authority, certificate, *, usage="tls", at=NOON):
-    return identity.verify_certificate(certificate, ca=authority.certificate, at=at, usage=usage)
+    return identity.verify_party(certificate, ca=authority.certificate, at=at, usage=usage)
 
 
 def test_issued_certificates_prove_role_and_id(authority):
