@@ -24,16 +24,15 @@ from lada_protocol.rounds.secure_aggregation import (
     check_opened_range,
     check_opening_request,
     purpose_parameters,
-    sum_bound_of,
 )
 from lada_protocol.rounds.tasks import (
     AdmitSite,
-    AuditorTask,
     CheckLedger,
     CloseRound,
     Done,
     OpenSum,
     PostOpeningKey,
+    Task,
     Wait,
 )
 from lada_protocol.wire.envelope import Envelope
@@ -111,7 +110,7 @@ class Auditor:
             )
         return not faults
 
-    def _carry_out(self, task: AuditorTask) -> None:
+    def _carry_out(self, task: Task) -> None:
         events, client = self.participant.events, self.participant.client
         step, round_id = STEPS[type(task)], _round_of(task)
         began, before = time.monotonic(), client.traffic
@@ -282,8 +281,7 @@ class Auditor:
             if attempt.purpose == DEMAND:
                 self._scores.check(attempt, request.cohort)
             self.registry.claim(me.plan.study_id, attempt, request.sum_message.message_hash)
-            key, bound = self._key(attempt.purpose), sum_bound_of(me.plan, attempt.purpose)
-            values = [int(one) for one in key.open_sum(sealed, bound=bound)]
+            values = [int(one) for one in self._key(attempt.purpose).open_sum(sealed)]
             check_opened_range(values, me.plan, attempt.purpose, len(request.cohort))
         except PeerError as error:
             fault = {"code": error.reason, "message": str(error)[:1000]}
@@ -379,7 +377,7 @@ def _is_of(copy: Sequence[LedgerEntry], claim: AcceptanceBody) -> bool:
     return bool(copy) and ledger_identity(copy).ledger_id == claim.ledger_id
 
 
-def _round_of(task: AuditorTask) -> int:
+def _round_of(task: Task) -> int:
     match task:
         case OpenSum(attempt=attempt):
             return attempt.round_id

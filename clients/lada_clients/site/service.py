@@ -40,7 +40,7 @@ from lada_protocol.rounds.tasks import (
     Done,
     PostMaskKey,
     ReviewPlan,
-    SiteTask,
+    Task,
     Wait,
 )
 from lada_protocol.wire.envelope import Envelope
@@ -113,7 +113,7 @@ class Site:
         for use in ("mask", "scores"):
             self.secrets.forget(f"{use}-")
 
-    def _carry_out(self, task: SiteTask) -> None:
+    def _carry_out(self, task: Task) -> None:
         events, client = self.participant.events, self.participant.client
         step, round_id = _step_of(task), _round_of(task)
         began, before = time.monotonic(), client.traffic
@@ -398,13 +398,13 @@ class Site:
         )
 
 
-def _step_of(task: SiteTask) -> str:
+def _step_of(task: Task) -> str:
     if isinstance(task, Contribute):
         return task.attempt.purpose
     return STEPS[type(task)]
 
 
-def _round_of(task: SiteTask) -> int:
+def _round_of(task: Task) -> int:
     match task:
         case PostMaskKey(attempt=attempt) | Contribute(attempt=attempt):
             return attempt.round_id

@@ -12,11 +12,7 @@ from datetime import datetime
 from markupsafe import Markup
 
 from lada_clients.reports import charts
-from lada_clients.reports.audit.report_document import (
-    PrivacyReport,
-    Release,
-    SiteReport,
-)
+from lada_clients.reports.audit.report_document import PrivacyReport, Release, SiteReport
 from lada_clients.reports.web_page import render
 from lada_secure.privacy.ledger.times import parse_time
 
