@@ -32,14 +32,14 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lada_secure.distillation.clipping import DEFAULT_STD_STEPS
-from lada_secure.distillation.engine_choice import open_engine
+from lada_secure.distillation.clipping import ClippedSum
+from lada_secure.distillation.engine import open_engine
 from lada_secure.distillation.examples import EncodedExample, EncodedUnit, TokenRow
 from lada_secure.distillation.gradient import GradientSource
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import load_language_model
 from lada_secure.distillation.noise import DiscreteGaussian
-from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.distillation.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer
 from lada_secure.distillation.trainer import noised_gradient
 from lada_secure.errors import ParameterError
@@ -238,7 +238,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
                 pool_gradients="public",
             )
             units = [EncodedUnit(unit_id=one.example_id, examples=(one,)) for one in examples]
-            total = source.clipped_sum(units, l2_clip_norm=_CLIP, grid=privacy.grid())
+            total = source.clipped_sum(units, ClippedSum(engine.parameters, privacy))
             sizes = [one.numel() for one in engine.parameters]
             parts = torch.split_with_sizes(noised_gradient(total, privacy), sizes)
         for one, part in zip(engine.parameters, parts, strict=True):
@@ -314,7 +314,7 @@ def _noise_seconds(variant: Variant, model: Any, device: torch.device) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     count = sum(one.numel() for one in _trained(model))
     before = clock()
-    DiscreteGaussian(Fraction(DEFAULT_STD_STEPS)).sample(count)
+    DiscreteGaussian(Fraction(STD_STEPS)).sample(count)
     return clock() - before
 
 

@@ -1,16 +1,20 @@
-"""The one interface of all engines that compute per-unit gradients."""
+"""The one interface of all engines that compute per-unit gradients, and which engine trains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
+from lada_secure.distillation.adapters import trainable_parameters
+from lada_secure.distillation.engine_fused import FusedEngine, fused_obstacle
+from lada_secure.distillation.engine_opacus import OpacusEngine, opacus_obstacle
 from lada_secure.errors import ParameterError
 
 EngineName: TypeAlias = Literal["auto", "fused", "opacus"]
+ENGINES: Final[tuple[EngineName, ...]] = ("auto", "fused", "opacus")
 
 
 class GradientEngine(Protocol):
@@ -40,11 +44,20 @@ class GradientEngine(Protocol):
         """Give the model its own forward and backward back."""
 
 
-def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
-    """Trainable parameters in the model's order. Raises: ParameterError: there is none."""
-    found = tuple(one for one in model.parameters() if one.requires_grad)
-    if not found:
-        raise ParameterError(
-            "the model has no trainable parameter; attach adapters with attach_adapters first"
-        )
-    return found
+def open_engine(model: nn.Module, name: EngineName) -> GradientEngine:
+    """Attach an engine to a model; "auto" takes `fused` where it applies and else `opacus`.
+
+    Raises: ParameterError: no trainable parameter, or a module with trainable parameters that the
+    engine (with "auto": neither engine) supports; the message names it.
+    """
+    trainable_parameters(model)
+    not_fused = None if name == "opacus" else fused_obstacle(model)
+    if name != "opacus" and not_fused is None:
+        return FusedEngine(model)
+    if name == "fused":
+        raise ParameterError(f"engine 'fused' cannot train this model: {not_fused}")
+    not_opacus = opacus_obstacle(model)
+    if not_opacus is None:
+        return OpacusEngine(model)
+    neither = f"; engine 'fused' neither: {not_fused}" if name == "auto" else ""
+    raise ParameterError(f"engine 'opacus' cannot train this model: {not_opacus}{neither}")

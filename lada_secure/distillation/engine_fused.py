@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lada_secure.distillation.engine import trainable_parameters
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.distillation.adapters import trainable_parameters
+from lada_secure.errors import LocalProtocolError
 
 
 def _float_products(left: Tensor, right: Tensor) -> Tensor:
@@ -175,14 +175,11 @@ def fused_obstacle(model: nn.Module) -> str | None:
 
 
 class FusedEngine:
-    """`GradientEngine` for models whose trainable parameters are all in plain LoRA linears."""
+    """`GradientEngine` for models without a `fused_obstacle`."""
 
     name = "fused"
 
     def __init__(self, model: nn.Module) -> None:
-        obstacle = fused_obstacle(model)
-        if obstacle is not None:
-            raise ParameterError(f"engine 'fused' cannot train this model: {obstacle}")
         self.parameters = trainable_parameters(model)
         self._sums = _UnitSums()
         self._patched: list[LoraLinear] = []

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lada_secure.distillation.engine import trainable_parameters
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.distillation.adapters import trainable_parameters
+from lada_secure.errors import LocalProtocolError
 
 
 def _grad_sample_hooks() -> Any:
@@ -41,14 +41,11 @@ def opacus_obstacle(model: nn.Module) -> str | None:
 
 
 class OpacusEngine:
-    """`GradientEngine` for every module type with a gradient sampler in Opacus."""
+    """`GradientEngine` for models without an `opacus_obstacle`."""
 
     name = "opacus"
 
     def __init__(self, model: nn.Module) -> None:
-        obstacle = opacus_obstacle(model)
-        if obstacle is not None:
-            raise ParameterError(f"engine 'opacus' cannot train this model: {obstacle}")
         self.parameters = trainable_parameters(model)
         self._units = 0
         self._unit_of_row: tuple[int, ...] | None = None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lada_secure.data.prompts import path_of
 from lada_secure.distillation.evaluation import path_losses
+from lada_secure.distillation.examples import record_example
 from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.private_examples import record_example
 from lada_secure.learnability.cells import Clusters
 from lada_secure.learnability.embedding import Embedder
 from lada_secure.learnability.statistics import (
@@ -45,9 +46,11 @@ def measured_statistics(
     def measured(part: Sequence[Unit], batch: int) -> list[tuple[MeasuredRecord, ...]]:
         records = [one for unit in part for one in unit.records]
         placed = clusters.assign(embedder.embed([one.question for one in records]))
-        losses = path_losses(
-            lm, [record_example(one, reasons=False) for one in records], batch_size=batch
-        )
+        stated = [
+            record_example(record, path=path_of(record.answer, record.choices, None))
+            for record in records
+        ]
+        losses = path_losses(lm, stated, batch_size=batch)
         found = iter(
             MeasuredRecord(cluster=int(cluster), loss=float(loss))
             for cluster, loss in zip(placed, losses, strict=True)

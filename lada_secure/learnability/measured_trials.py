@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from lada_secure.data.records import Record
-from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
+from lada_secure.distillation.adapters import AdapterWeights, adapters_kept, load_adapters
 from lada_secure.distillation.evaluation import batches_by_length
-from lada_secure.distillation.examples import PathExample, TokenRow, encode_row
+from lada_secure.distillation.examples import PathExample, TokenRow, encode_row, record_example
 from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.private_examples import record_example
 from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
 from lada_secure.distillation.scoring import PathScorer, per_token
 from lada_secure.learnability.arrays import FloatArray
@@ -39,12 +38,9 @@ def trial_student(
 
     The model's adapters are left as they were.
     """
-    before = adapter_weights(lm)
-    try:
+    with adapters_kept(lm):
         load_adapters(lm, reference)
         return tune_on_paths(lm, paths, (), tuning)
-    finally:
-        load_adapters(lm, before)
 
 
 def measured_trials(
@@ -77,8 +73,7 @@ def measured_trials(
         sizes = [sum(one.rationale is not None for one in unit.records) for unit in part]
         return np.split(gains, np.cumsum(sizes)[:-1])
 
-    before = adapter_weights(lm)
-    try:
+    with adapters_kept(lm):
         found = for_each_unit(
             units,
             lambda part: measured(part, batch_size),
@@ -86,8 +81,6 @@ def measured_trials(
             otherwise=np.zeros((0, parameters.clusters), dtype=np.float64),
             what="trials",
         )
-    finally:
-        load_adapters(lm, before)
     return unit_gains(found, parameters=parameters)
 
 

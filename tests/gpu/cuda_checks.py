@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lada_secure.distillation.engine_choice import open_engine
+from lada_secure.distillation.engine import open_engine
 from lada_secure.distillation.examples import encode_row
 from lada_secure.distillation.scoring import PathScorer
 

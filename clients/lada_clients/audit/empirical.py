@@ -26,6 +26,7 @@ from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
 from lada_secure.distillation.canary_audit import (
     ATTACKS,
     Attack,
+    AuditedSteps,
     AuditSize,
     TrainingAudit,
     audit_size,
@@ -36,6 +37,7 @@ from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel, load_language_model
 from lada_secure.distillation.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.privacy.ledger import DISCRETE_GAUSSIAN
 from lada_secure.privacy.units import Unit
 
 SCHEMA_VERSION: Final = 1
@@ -89,10 +91,7 @@ class SiteAudit:
     site: str
     records: Records
     units: int
-    rounds: int
     settings_sha256: str
-    noise_multiplier: float
-    noise: str
     audit: TrainingAudit
 
     def to_json(self) -> dict[str, Json]:
@@ -110,16 +109,16 @@ class SiteAudit:
             "canaries": audit.counts.canaries,
             "guesses": audit.counts.guesses,
             "correct": audit.counts.correct,
-            "confidence": audit.confidence,
+            "confidence": audit.steps.confidence,
             "bound": audit.bound,
             "largest_bound": audit.reach,
             "epsilon": audit.epsilon,
-            "delta": audit.delta,
+            "delta": audit.steps.delta,
             "flagged": audit.flagged,
-            "rounds": self.rounds,
-            "steps": audit.steps,
-            "noise": self.noise,
-            "noise_multiplier": self.noise_multiplier,
+            "rounds": audit.steps.rounds,
+            "steps": audit.steps.count,
+            "noise": DISCRETE_GAUSSIAN,
+            "noise_multiplier": audit.steps.privacy.noise_multiplier,
             "noise_seen": audit.noise_seen,
             "engine": audit.engine,
             "device": audit.device,
@@ -175,22 +174,21 @@ def audit_site(
     site: AuditedSite,
     wishes: AuditWishes,
     *,
-    say: Callable[[str], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
 ) -> SiteAudit:
     """Load the site's model, train it with canaries, guess, and throw it away.
 
     Args: say: gets a line of text at every stage. progress: steps done, steps in all.
     Raises: ParameterError: before any training, where a wish or a file is wrong.
     """
-    tell = say or (lambda line: None)
     plan = site.plan
     if wishes.rounds is not None and not 1 <= wishes.rounds <= plan.rounds:
         raise ParameterError(
             f"--rounds: expected 1 to {plan.rounds}, the plan's, got {wishes.rounds}"
         )
     units = _units(site, wishes.records)
-    tell(f"loading {plan.slm} ...")
+    say(f"loading {plan.slm} ...")
     lm = load_language_model(plan.slm, cache_dir=site.settings.cache_dir)
     shape = adapter_settings(plan, layers=int(lm.model.config.num_hidden_layers))
     attach_adapters(lm, shape)
@@ -198,19 +196,14 @@ def audit_site(
     rounds = wishes.rounds or _rounds(lm, plan, privacy)
     _check_recipe(plan, rounds)
     if rounds < plan.rounds:
-        tell(f"auditing {rounds} of {plan.rounds} rounds and what these cost")
-    size = audit_size(
-        lm,
-        privacy=privacy,
-        rounds=rounds,
-        delta=plan.privacy.target_delta,
-        canaries=wishes.canaries,
-        guesses=wishes.guesses,
-    )
-    tell(_outlook(size, units=len(units), rounds=rounds))
+        say(f"auditing {rounds} of {plan.rounds} rounds and what these cost")
+    steps = AuditedSteps(privacy=privacy, rounds=rounds, delta=plan.privacy.target_delta)
+    size = audit_size(lm, steps, canaries=wishes.canaries, guesses=wishes.guesses)
+    say(_outlook(size, units=len(units), rounds=rounds))
     settings_sha256 = _settings_hash(site, shape, privacy, rounds=rounds)
     audit = audit_training(
         lm,
+        steps,
         units_of=lambda round_id: (
             units
             if isinstance(units, tuple)
@@ -219,10 +212,7 @@ def audit_site(
             )
         ),
         pool_of=lambda round_id: _pool(site, round_id),
-        privacy=privacy,
         settings_of=lambda round_id: trainer_settings(plan, site.settings, round_id=round_id),
-        rounds=rounds,
-        delta=plan.privacy.target_delta,
         size=size,
         attack=wishes.attack,
         statement={
@@ -230,7 +220,7 @@ def audit_site(
             "settings_sha256": settings_sha256,
             "site": site.settings.party,
         },
-        announce=lambda commitment: tell(f"coins are thrown and sealed: {commitment}"),
+        announce=lambda commitment: say(f"coins are thrown and sealed: {commitment}"),
         progress=progress,
     )
     return SiteAudit(
@@ -239,19 +229,17 @@ def audit_site(
         site=site.settings.party,
         records=wishes.records,
         units=len(units),
-        rounds=rounds,
         settings_sha256=settings_sha256,
-        noise_multiplier=privacy.noise_multiplier,
-        noise=privacy.noise,
         audit=audit,
     )
 
 
 def _rounds(lm: LanguageModel, plan: StudyPlan, privacy: DpSgdParameters) -> int:
     """All rounds where an audit of all can find something, else about as many as it can."""
-    found = auditable_rounds(
-        lm, privacy=privacy, rounds=_same_recipe(plan), delta=plan.privacy.target_delta
+    every = AuditedSteps(
+        privacy=privacy, rounds=_same_recipe(plan), delta=plan.privacy.target_delta
     )
+    found = auditable_rounds(lm, every)
     # With no round that can be audited, `audit_size` says why.
     return max(found, 1)
 

@@ -126,7 +126,7 @@ def _call_once(learner: SiteLearner) -> None:
     Raises: ParameterError: the model cannot be used as the plan would.
     """
     from lada_clients.site.training import trainer_settings
-    from lada_secure.distillation.engine_choice import open_engine
+    from lada_secure.distillation.engine import open_engine
     from lada_secure.distillation.model_probe import probe_model
 
     trainer = trainer_settings(learner.plan, learner.settings, round_id=0)

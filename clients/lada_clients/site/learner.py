@@ -38,10 +38,15 @@ from lada_secure.distillation.evaluation import (
 )
 from lada_secure.distillation.examples import PathExample, PrivateUnit
 from lada_secure.distillation.models import LanguageModel, load_language_model
-from lada_secure.distillation.outlook import TrainingOutlook
+from lada_secure.distillation.parameters import TrainingOutlook
 from lada_secure.distillation.paths import generate_paths
-from lada_secure.distillation.released_adapters import released_adapters
-from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
+from lada_secure.distillation.training import (
+    Distilled,
+    StepReport,
+    distil,
+    released_adapters,
+    training_spec,
+)
 from lada_secure.learnability.arrays import FloatArray
 from lada_secure.learnability.cells import CellGrid, Clusters
 from lada_secure.learnability.data_filter import (

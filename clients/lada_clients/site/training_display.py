@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from lada_secure.distillation.outlook import TrainingOutlook
+from lada_secure.distillation.parameters import TrainingOutlook
 from lada_secure.distillation.training import StepReport
 
 _LINES_PER_ROUND = 10

@@ -24,12 +24,11 @@ from lada_secure.bench.allocation.study import (
 )
 from lada_secure.bench.allocation.study_data import BenchSite
 from lada_secure.distillation.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.distillation.examples import PrivateUnit
+from lada_secure.distillation.examples import PrivateUnit, private_unit
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.own_reasons import written_reasons
 from lada_secure.distillation.parameters import TrainerSettings
-from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.training import distil, training_spec
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.cluster_estimates import ClusterEstimates

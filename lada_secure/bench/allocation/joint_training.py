@@ -23,11 +23,10 @@ from lada_secure.bench.allocation.study import (
     training_parameters,
 )
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
-from lada_secure.distillation.examples import PathExample
+from lada_secure.distillation.examples import PathExample, private_unit
 from lada_secure.distillation.loss import LossSettings
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.parameters import TrainerSettings
-from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.training import distil, training_spec
 from lada_secure.learnability.cluster_estimates import ClusterEstimates
 from lada_secure.privacy.memory_ledger import MemoryLedger

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lada_secure.distillation.batching import PublicOrder
 from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.public_tuning import MAX_GRADIENT_NORM
+from lada_secure.distillation.public_tuning import MAX_GRADIENT_NORM, PublicOrder
 from lada_secure.errors import ParameterError
 from lada_secure.learnability.hosts.host import Host, HostState, Payload
 

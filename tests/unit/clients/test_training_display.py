@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from lada_clients.site.training_display import TrainingDisplay, time_text
-from lada_secure.distillation.outlook import TrainingOutlook
+from lada_secure.distillation.parameters import TrainingOutlook
 from lada_secure.distillation.training import StepReport
 
 

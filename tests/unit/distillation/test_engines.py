@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from unittest import mock
 
 import pytest
 import torch
@@ -12,17 +13,18 @@ from torch.nn import functional
 from trainer_doubles import (
     ARCHITECTURES,
     example,
+    float_sum,
     opened_trainer,
     small_model,
     stir_adapters,
     units_of_sizes,
 )
 
+from lada_secure.distillation import trainer as trainer_module
 from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
-from lada_secure.distillation.clipping import ClippedSum
-from lada_secure.distillation.engine_choice import open_engine
+from lada_secure.distillation.engine import open_engine
 from lada_secure.distillation.examples import encode_row
-from lada_secure.distillation.loss import LossSettings
+from lada_secure.distillation.loss import BETA, MARGIN, LossSettings
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.distillation.scoring import PathScorer
 from lada_secure.errors import LocalProtocolError, ParameterError
@@ -46,10 +48,10 @@ def plain_loss(lm, one, settings, lead):
     if one.own_path is not None and settings.contrastive_weight:
         own = plain_log_probability(lm, one.prompt, one.own_path)
         if settings.contrastive_form == "dpo":
-            margin = settings.beta * ((path - own) - lead)
+            margin = BETA * ((path - own) - lead)
             loss = loss - settings.contrastive_weight * functional.logsigmoid(margin)
         else:
-            short = settings.margin - (path - own)
+            short = MARGIN - (path - own)
             loss = loss + settings.contrastive_weight * torch.clamp(short, min=0.0)
     return loss
 
@@ -111,17 +113,15 @@ def train_without_noise(lm, units, batches, loss, learning_rate, engine, cache_b
         physical_batch_size=9,
         learning_rate=learning_rate,
         loss=loss,
-        frozen_cache_bytes=cache_bytes,
     )
-    trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
+    with mock.patch.object(trainer_module, "_FROZEN_CACHE_BYTES", cache_bytes):
+        trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
     by_id = {unit.unit_id: unit for unit in trainer._units}
     for joined in batches:
-        total = trainer.source.clipped_sum(
-            [by_id[one.unit_id] for one in joined], l2_clip_norm=privacy.l2_clip_norm, grid=None
-        )
-        trainer.update(total.values() / EXPECTED_UNITS)
+        total = float_sum(trainer, [by_id[one.unit_id] for one in joined])
+        trainer.update(total / EXPECTED_UNITS)
     assert trainer.engine.name == engine
-    caches = trainer.source._scorer.caches_frozen_layers
+    caches = trainer.source._loss._scorer._prefix is not None
     trainer.close()
     return caches
 
@@ -246,12 +246,9 @@ def test_ten_steps_over_padded_batches_equal_plain_training(architecture, passes
         opened.begin(len(units))
         with opened.rows(unit_of_row):
             batched_losses(lm, units, passes).sum().backward()
-        total = ClippedSum(opened.parameters, l2_clip_norm=1e6, grid=None)
-        total.add(opened.take())
-        assert total.units == len(units)
-        parts = torch.split_with_sizes(total.values(), [one.numel() for one in opened.parameters])
-        for one, part in zip(opened.parameters, parts, strict=True):
-            one.grad = (part / EXPECTED_UNITS).view_as(one).float()
+        for one, taken in zip(opened.parameters, opened.take(), strict=True):
+            assert len(taken) == len(units)
+            one.grad = (taken.double().sum(0) / EXPECTED_UNITS).float()
         optimizer.step()
     opened.close()
     for want, got in zip(expected, trainable(lm), strict=True):

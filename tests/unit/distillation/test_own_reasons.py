@@ -7,9 +7,9 @@ import pytest
 from lada_secure.data.records import Record
 from lada_secure.distillation import own_reasons
 from lada_secure.distillation.evaluation import greedy_paths
+from lada_secure.distillation.examples import private_unit
 from lada_secure.distillation.models import LanguageModel
 from lada_secure.distillation.own_reasons import written_reasons
-from lada_secure.distillation.private_examples import private_unit
 from lada_secure.privacy.units import Unit
 
 

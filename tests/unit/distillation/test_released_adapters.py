@@ -11,8 +11,7 @@ from lada_secure.distillation.adapters import (
     load_adapters,
 )
 from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.distillation.released_adapters import released_adapters
-from lada_secure.distillation.training import distil, training_spec
+from lada_secure.distillation.training import distil, released_adapters, training_spec
 from lada_secure.errors import LedgerError
 
 PRIVACY = DpSgdParameters(

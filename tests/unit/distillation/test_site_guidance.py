@@ -26,8 +26,8 @@ from lada_secure.distillation.adapters import (
     load_adapters,
     parse_adapter_tensors,
 )
+from lada_secure.distillation.examples import private_unit
 from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.private_examples import private_unit
 from lada_secure.distillation.public_tuning import TuningSettings
 from lada_secure.privacy.private_records import PrivateRecords
 from lada_secure.privacy.units import Unit
