@@ -15,7 +15,7 @@ import numpy as np
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 if TYPE_CHECKING:
-    from lada_secure.privacy.ledger import LedgerBook, Reservation
+    from lada_secure.privacy.ledger.book import LedgerBook, Reservation
 
 T = TypeVar("T")
 U = TypeVar("U")

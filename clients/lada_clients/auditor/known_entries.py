@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lada_clients.outbox import write_atomically
+from lada_clients.net.outbox import write_atomically
 from lada_secure.errors import ParameterError, TransportError
 
 

@@ -11,14 +11,14 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.auditor.settings import AuditorSettings
-from lada_clients.credentials import load_credentials, read_passphrase
-from lada_clients.event_file import open_event_log
-from lada_clients.outbox import sweep_parts
-from lada_clients.participant import open_participant, read_roster
-from lada_clients.settings_file import read_settings
+from lada_clients.net.credentials import load_credentials, read_passphrase
+from lada_clients.net.event_file import open_event_log
+from lada_clients.net.outbox import sweep_parts
+from lada_clients.net.participant import open_participant, read_roster
+from lada_clients.net.settings_file import read_settings
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
-from lada_secure.state_folder import held_state_folder
+from lada_secure.storage.state_folder import held_state_folder
 
 
 def ledger_copies(settings: AuditorSettings) -> LedgerCopies:

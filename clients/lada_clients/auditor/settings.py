@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from lada_protocol.settings import Settings
-from lada_protocol.transport import TransportSettings
+from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.logs import LogSettings
 
 

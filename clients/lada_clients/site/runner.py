@@ -9,33 +9,38 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lada_clients.credentials import load_credentials, read_passphrase
-from lada_clients.event_file import open_event_log
-from lada_clients.outbox import sweep_parts
-from lada_clients.participant import Participant, StudyFailed, open_participant, read_roster
-from lada_clients.settings_file import read_settings
-from lada_clients.site.file_gate import SiteFiles, check_files
-from lada_clients.site.ledger_store import SqliteLedger
-from lada_clients.site.memory import SiteMemory
-from lada_clients.site.own_ledger import (
+from lada_clients.net.credentials import load_credentials, read_passphrase
+from lada_clients.net.event_file import open_event_log
+from lada_clients.net.outbox import sweep_parts
+from lada_clients.net.participant import Participant, StudyFailed, open_participant, read_roster
+from lada_clients.net.settings_file import read_settings
+from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.policy import (
+    describe_budget,
+    describe_plan,
+    plan_faults,
+    planned_budget,
+)
+from lada_clients.site.gates.record_files import RecordFiles, file_digests
+from lada_clients.site.ledger.population import (
     ledger_path,
     new_ledger_sentence,
     open_own_ledger,
     read_spending,
     spending,
 )
-from lada_clients.site.policy import describe_budget, describe_plan, plan_faults, planned_budget
-from lada_clients.site.record_files import RecordFiles, file_digests
+from lada_clients.site.ledger.store import SqliteLedger
+from lada_clients.site.memory import SiteMemory
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
-from lada_secure.privacy.entries import Decision, DecisionEntry
-from lada_secure.privacy.fields import check_name
-from lada_secure.privacy.ledger import LedgerBook
-from lada_secure.privacy.units import population_fingerprint
-from lada_secure.state_folder import check_state_folder, held_state_folder
+from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
+from lada_secure.privacy.release.units import population_fingerprint
+from lada_secure.storage.state_folder import check_state_folder, held_state_folder
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32

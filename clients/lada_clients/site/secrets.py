@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lada_clients.outbox import write_atomically
+from lada_clients.net.outbox import write_atomically
 from lada_secure.errors import TransportError
 
 

@@ -10,28 +10,26 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from lada_clients.participant import Outgoing, Participant, StudyFailed, checked_transcript
-from lada_clients.site.file_gate import SiteFiles, check_with_model
+from lada_clients.net.participant import Outgoing, Participant, StudyFailed, checked_transcript
+from lada_clients.site.aggregation import SiteOpening
+from lada_clients.site.blind_scores import SiteScoring
+from lada_clients.site.gates.files import SiteFiles, check_with_model
+from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
+from lada_clients.site.gates.public_material import read_public_material
+from lada_clients.site.gates.record_files import RecordFiles
 from lada_clients.site.learner import SiteLearner
+from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
+from lada_clients.site.llm_transfer import SiteUplink
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.opening import SiteOpening
-from lada_clients.site.own_ledger import check_shown, is_new, reused_name_faults, spending
-from lada_clients.site.policy import describe_plan, plan_faults, planned_budget
-from lada_clients.site.public_material import read_public_material
-from lada_clients.site.record_files import RecordFiles
-from lada_clients.site.scores import SiteScoring
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
-from lada_clients.site.uplink import SiteUplink
-from lada_protocol.admission import WITH_ACCEPTANCE
-from lada_protocol.envelope import Envelope
-from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import LedgerBody, parse_body
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, parse_time
-from lada_protocol.site_round import next_site_task
-from lada_protocol.tasks import (
+from lada_protocol.rounds.admission import WITH_ACCEPTANCE
+from lada_protocol.rounds.index import Attempt
+from lada_protocol.rounds.site import next_site_task
+from lada_protocol.rounds.tasks import (
     AnswerInquiry,
     AskScores,
     CloseRound,
@@ -43,13 +41,15 @@ from lada_protocol.tasks import (
     SiteTask,
     Wait,
 )
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import LedgerBody, parse_body
+from lada_secure.allocation.cells import Clusters
+from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.training import StepReport
+from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
-from lada_secure.learnability.cells import Clusters
-from lada_secure.learnability.statistics import NoisedStatistics
-from lada_secure.privacy.ledger import LedgerBook, ReserveEntry, format_ledger_lines
-from lada_secure.privacy.private_records import PrivateRecords
+from lada_secure.privacy.ledger.book import LedgerBook, ReserveEntry, format_ledger_lines
+from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.released import Released, post_process
 
 STEPS: Mapping[type[object], str] = {

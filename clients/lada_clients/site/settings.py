@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lada_protocol.plan import LEDGER_TIME_STEP_S
 from lada_protocol.settings import Settings
-from lada_protocol.transport import TransportSettings
+from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.logs import LogSettings
-from lada_secure.privacy.units import MissingLike, Spellings
+from lada_secure.privacy.release.units import MissingLike, Spellings
 
 
 class SiteSettings(Settings):

@@ -1,0 +1,227 @@
+"""From examples to gradients: per-unit sums for the private stream, plain sums for the public."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from lada_secure.dpsgd.batching import (
+    PhysicalBatch,
+    one_sum,
+    physical_batches,
+    single_units,
+)
+from lada_secure.dpsgd.clipping import ClippedSum
+from lada_secure.dpsgd.engine import GradientEngine
+from lada_secure.errors import ParameterError
+from lada_secure.models.examples import EncodedExample, EncodedUnit, rows_of
+from lada_secure.models.loss import ExampleLoss, LossSettings
+from lada_secure.models.memory_limit import is_out_of_memory, release_cached_memory
+from lada_secure.models.path_scoring import PathScorer
+from lada_secure.privacy.release.unit_by_unit import for_each_unit
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicGradient:
+    """Sum of the gradients of public examples over a fixed count, and their mean loss."""
+
+    gradients: tuple[Tensor, ...]
+    loss: float
+
+
+def _added_up(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(left, right, strict=True)]
+
+
+class GradientSource:
+    """Gradients of a model's trainable parameters under one loss, by one engine."""
+
+    def __init__(
+        self,
+        *,
+        engine: GradientEngine,
+        scorer: PathScorer,
+        loss: LossSettings,
+        physical_batch_size: int,
+    ) -> None:
+        self.engine = engine
+        self.physical_batch_size = physical_batch_size
+        self._is_float32 = scorer.is_float32
+        self._loss = ExampleLoss(scorer, loss)
+
+    def remember_reference(self, examples: Sequence[EncodedExample]) -> None:
+        """Take the model as it is now as the reference of "dpo" for these public examples."""
+        for found in self._fitting(self._loss.with_reference(examples), self._loss.leads):
+            self._loss.reference.update(found)
+
+    def remember_reference_of_units(self, units: Sequence[EncodedUnit]) -> None:
+        """The same for private units, each by itself; a unit without a reference adds nothing.
+
+        Each value is a function of one example and the model, so it couples nothing.
+        """
+
+        def leads(part: Sequence[EncodedUnit]) -> list[list[dict[EncodedExample, float]]]:
+            return [
+                [
+                    self._loss.leads([example])
+                    for example in self._loss.with_reference(unit.examples)
+                ]
+                for unit in part
+            ]
+
+        for found in for_each_unit(units, leads, otherwise=[], what="reference"):
+            for lead in found:
+                self._loss.reference.update(lead)
+
+    @torch.no_grad()
+    def losses(self, examples: Sequence[EncodedExample]) -> Tensor:
+        """Losses without gradients. Returns: (n,) float32, in the order of `examples`."""
+        found = list(self._fitting(examples, self._loss))
+        return torch.cat(found) if found else torch.zeros(0)
+
+    def clipped_sum(self, units: Sequence[EncodedUnit], total: ClippedSum) -> ClippedSum:
+        """Add the units' clipped gradients to a sum, before noise: never to leave the step.
+
+        An empty batch runs no forward pass and is an ordinary sum of nothing.
+
+        Sensitivity, and why nothing here ends a step: units whose batch fails are tried in halves
+        and then alone, which is the same gradient in other company; a unit whose gradient cannot
+        be computed alone, not even record by record, adds exactly zero. Each of these parts is at
+        most one clip norm long, and which of them a unit gets does not change what another adds.
+        """
+        waiting = list(self._batches_of(units))[::-1]
+        while waiting:
+            batch = waiting.pop()
+            failure = self._added(total, batch)
+            if failure is None:
+                continue
+            self._recover()
+            if batch.units > 1:
+                waiting.extend(batch.halves()[::-1])
+                if failure == "memory":
+                    self._take_smaller_batches(len(batch.examples))
+            else:
+                self._add_by_record(total, batch)
+        return total
+
+    def _batches_of(self, units: Sequence[EncodedUnit]) -> tuple[PhysicalBatch, ...]:
+        if self._is_float32:
+            return physical_batches(units, physical_batch_size=self.physical_batch_size)
+        return single_units(units)
+
+    def _added(self, total: ClippedSum, batch: PhysicalBatch) -> Literal["memory", "other"] | None:
+        """Add a batch as a whole, or nothing of it."""
+        try:
+            total.add(self.unit_gradients(batch))
+        # Whatever a record provokes, here or in a library: the error's text may quote it, and what
+        # becomes of it must not be seen. `clipped_sum` goes on with fewer units at a time.
+        except Exception as error:
+            return "memory" if is_out_of_memory(error) else "other"
+        return None
+
+    def _add_by_record(self, total: ClippedSum, batch: PhysicalBatch) -> None:
+        """Add one unit's gradient as the sum of its records' gradients, one at a time, or zero."""
+        try:
+            gradients = (self.unit_gradients(one_sum([example])) for example in batch.examples)
+            total.add(reduce(_added_up, gradients))
+        # As in `_added`.
+        except Exception:  # noqa: S110
+            pass
+
+    def public_gradient(self, examples: Sequence[EncodedExample], *, count: int) -> PublicGradient:
+        """Exact gradient of public examples divided by the fixed `count`, not by how many came.
+
+        Batches go through the same engine as the private stream, as one unit.
+        """
+
+        def gradient(part: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
+            self.engine.begin(1)
+            loss = self._backward(one_sum(part))
+            return [taken[0] for taken in self.engine.take()], loss
+
+        sums = [
+            torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.engine.parameters
+        ]
+        loss = 0.0
+        for taken, part in self._fitting(examples, gradient):
+            loss += part
+            sums = [a.add_(b) for a, b in zip(sums, taken, strict=True)]
+        return PublicGradient(
+            gradients=tuple(total / count for total in sums), loss=loss / max(len(examples), 1)
+        )
+
+    def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
+        """Per parameter, (units, *parameter.shape) float32: each unit's gradient, unclipped."""
+        self.engine.begin(batch.units)
+        self._backward(batch)
+        return self.engine.take()
+
+    def _backward(self, batch: PhysicalBatch) -> float:
+        with self.engine.rows(batch.unit_of_row):
+            # A sum, not a mean: an example's gradient must not depend on how many others came.
+            loss = self._loss(batch.examples).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _fitting(
+        self,
+        examples: Sequence[EncodedExample],
+        work: Callable[[Sequence[EncodedExample]], Result],
+    ) -> Iterator[Result]:
+        """Do the work on batches of public examples; one too large for memory goes in halves.
+
+        Raises: ParameterError: a single example does not fit.
+        """
+        size = self.physical_batch_size
+        waiting = [examples[first : first + size] for first in range(0, len(examples), size)][::-1]
+        while waiting:
+            part = waiting.pop()
+            done: list[Result] = []
+            try:
+                done.append(work(part))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # After the except clause: the error's traceback holds the batch's activations.
+            if not done:
+                self._recover()
+                waiting.extend(self._halves(part)[::-1])
+                self._take_smaller_batches(len(part))
+            yield from done
+
+    def _halves(self, examples: Sequence[EncodedExample]) -> list[Sequence[EncodedExample]]:
+        if len(examples) < 2:
+            longest = max(len(row.tokens) for row in rows_of(examples))
+            raise ParameterError(
+                f"one example of {longest} tokens does not fit into memory; shorten the texts, "
+                "train fewer layers (last_layers) or take a smaller model"
+            )
+        middle = len(examples) // 2
+        return [examples[:middle], examples[middle:]]
+
+    def _recover(self) -> None:
+        """Forget what an interrupted batch left."""
+        self.engine.begin(1)
+        release_cached_memory()
+
+    def _take_smaller_batches(self, examples: int) -> None:
+        half = max(1, examples // 2)
+        # Batches of this step that were packed before come here as well, without another warning.
+        if half < self.physical_batch_size:
+            self.physical_batch_size = half
+            logger.warning(
+                "out of memory with %d examples in a physical batch; going on with %d, which "
+                "changes speed and no result",
+                examples,
+                half,
+            )
