@@ -37,12 +37,12 @@ from lada_secure.models.examples import (
     EncodedUnit,
     PathExample,
     PrivateUnit,
+    PublicOrder,
     encode_example,
     encode_units,
 )
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.path_scoring import PathScorer
-from lada_secure.models.tuning import PublicOrder
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,11 @@
-"""What training learns from: examples, privacy units of examples, and their token rows."""
+"""What a trainer learns from: examples, units of examples, their token rows, and their order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.data.records import Record
@@ -122,6 +124,30 @@ class EncodedUnit:
     def longest_row(self) -> int:
         """Tokens of the unit's longest sequence."""
         return max((len(row.tokens) for row in rows_of(self.examples)), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicOrder:
+    """Which pool samples a step reads: epochs of permutations, a function of seed and step alone.
+
+    The pool is public, so a seed is enough here, and a resumed run goes on where it was.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> tuple[int, ...]:
+        """Indices of step `step` (from 0), exactly `batch_size` of them."""
+        if self.count == 0 or self.batch_size == 0:
+            return ()
+        first, last = step * self.batch_size, (step + 1) * self.batch_size
+        epochs = range(first // self.count, (last - 1) // self.count + 1)
+        order = np.concatenate(
+            [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
+        )
+        start = first - epochs[0] * self.count
+        return tuple(order[start : start + self.batch_size].tolist())
 
 
 def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
-from lada_secure.models.examples import PathExample, encode_example
+from lada_secure.models.examples import PathExample, PublicOrder, encode_example
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import ExampleLoss, LossSettings
 from lada_secure.models.path_scoring import PathScorer
@@ -53,30 +52,6 @@ class TuningSettings:
     def steps_for(self, examples: int) -> int:
         """Steps that are taken with so many examples."""
         return max(1, min(self.steps, self.max_epochs * examples // self.batch_size))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicOrder:
-    """Which pool samples a step reads: epochs of permutations, a function of seed and step alone.
-
-    The pool is public, so a seed is enough here, and a resumed run goes on where it was.
-    """
-
-    count: int
-    batch_size: int
-    seed: int
-
-    def batch(self, step: int) -> tuple[int, ...]:
-        """Indices of step `step` (from 0), exactly `batch_size` of them."""
-        if self.count == 0 or self.batch_size == 0:
-            return ()
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
-        epochs = range(first // self.count, (last - 1) // self.count + 1)
-        order = np.concatenate(
-            [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
-        )
-        start = first - epochs[0] * self.count
-        return tuple(order[start : start + self.batch_size].tolist())
 
 
 def tune_on_paths(

@@ -30,7 +30,8 @@ from lada_lab.mock.report import Report, Run, SiteFacts, Study, build_report
 from lada_lab.mock.runner import Outcome, open_screen, read_allocations, run_parties
 from lada_lab.mock.supervisor import Supervisor
 from lada_lab.mock.weights import missing_models, model_location, prepare_missing
-from lada_lab.worlds.federation import FederationData, build_federation
+from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.sites import FederationData
 from lada_secure.errors import LadaError, TransportError
 
 

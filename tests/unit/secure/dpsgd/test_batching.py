@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 
 from lada_secure.dpsgd.batching import physical_batches, single_units
-from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow, rows_of
-from lada_secure.models.tuning import PublicOrder
+from lada_secure.models.examples import (
+    EncodedExample,
+    EncodedUnit,
+    PublicOrder,
+    TokenRow,
+    rows_of,
+)
 
 
 def unit(name, *lengths, own=False):
