@@ -11,7 +11,7 @@ from lada_lab.baselines.baseline import Host, HostState, Payload
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import PublicOrder
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.tuning import MAX_GRADIENT_NORM, PublicOrder
+from lada_secure.models.tuning import MAX_GRADIENT_NORM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
