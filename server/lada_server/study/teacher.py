@@ -201,7 +201,6 @@ class Teacher:
 
     def _judge(self, study: Study) -> tuple[FloatArray, FloatArray]:
         """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
-        from lada_secure.allocation.gap import length_normalised
         from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
 
         pool = study.pool
@@ -217,12 +216,11 @@ class Teacher:
         for number, path in zip(open_questions, written, strict=True):
             paths[number] = path or paths[number]
         scored = path_log_probabilities(self.model, prompts, paths, batch_size=BATCH_SIZE)
-        losses = -length_normalised(scored.total, scored.tokens)
         confidence = np.ones(len(pool), dtype=np.float64)
         for number in open_questions:
             right = answer_of(paths[number], pool[number].choices) == pool[number].answer
             confidence[number] = float(right)
-        return losses, confidence
+        return scored.losses, confidence
 
     def write_paths(
         self,
