@@ -251,7 +251,7 @@ class Teacher:
                 attempts=plan.paths.attempts,
                 batch_size=BATCH_SIZE,
             )
-            wrong += generated.wrong + generated.unreadable
+            wrong += generated.wrong
             dropped += len(generated.dropped)
             for one in generated.paths:
                 cell = int(view.cells[batch[one.sample_id]])
