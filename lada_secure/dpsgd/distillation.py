@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -47,9 +46,6 @@ from lada_secure.privacy.released import Released, post_process
 
 logger = logging.getLogger(__name__)
 
-# Steps that the estimate of the time left looks back on: a batch's size is random.
-_REMEMBERED_STEPS = 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
@@ -59,7 +55,7 @@ class StepReport:
     the first of them and without public samples: that of a step which is taken again after a crash
     would be a second look at noised weights that were paid for once.
     epsilon, study_epsilon: what the reservation of this chunk of steps says is spent after it, over
-    all studies and in this one. seconds_left: of this run, at the pace of the latest steps.
+    all studies and in this one. seconds_left: of this run, at its mean pace so far.
     """
 
     step: int
@@ -207,7 +203,8 @@ class _Run:
     chunk_steps: int
     units: PaidUnits
     progress: Callable[[StepReport], None] | None
-    pace: TimeLeft = field(default_factory=lambda: TimeLeft(started_s=time.monotonic()))
+    started_s: float = field(default_factory=time.monotonic)
+    taken: int = 0
     committed_loss: float | None = None
 
     def train(self, book: LedgerBook, chunks: Sequence[ReleaseSpec]) -> Released[TrainingState]:
@@ -239,8 +236,9 @@ class _Run:
             self._read_units(paid)
         while self.trainer.steps_done < min(last, self.privacy.steps):
             self.trainer.step()
+            self.taken += 1
             done = self.trainer.steps_done
-            left_s = self.pace.after_step(time.monotonic(), steps_left=self.privacy.steps - done)
+            pace_s = (time.monotonic() - self.started_s) / self.taken
             if self.progress is not None:
                 self.progress(
                     StepReport(
@@ -249,7 +247,7 @@ class _Run:
                         public_loss=self.committed_loss,
                         epsilon=paid.entry.epsilon_after,
                         study_epsilon=paid.entry.study_epsilon_after,
-                        seconds_left=left_s,
+                        seconds_left=pace_s * (self.privacy.steps - done),
                     )
                 )
         return self.trainer.state(self.binding)
@@ -259,26 +257,6 @@ class _Run:
         with adapters_kept(self.lm):
             load_adapters(self.lm, self.first)
             self.trainer.take_units(self.units(paid))
-
-
-@dataclass(slots=True, kw_only=True)
-class TimeLeft:
-    """How long the rest of a run takes, at the mean pace of its latest steps.
-
-    The first step warms caches up and the sizes of batches are random, so early answers are rough.
-    """
-
-    started_s: float
-    _ends_s: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STEPS + 1))
-
-    def __post_init__(self) -> None:
-        self._ends_s.append(self.started_s)
-
-    def after_step(self, now_s: float, *, steps_left: int) -> float:
-        """Seconds left, >= 0. Args: now_s: at the end of a step, on the clock of `started_s`."""
-        self._ends_s.append(now_s)
-        taken = len(self._ends_s) - 1
-        return max(0.0, (now_s - self._ends_s[0]) / taken * steps_left)
 
 
 def _chunks(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,11 +22,19 @@ from lada_secure.dpsgd.engine import GradientEngine
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, rows_of
 from lada_secure.models.loss import ExampleLoss, LossSettings
-from lada_secure.models.memory_limit import is_out_of_memory, release_cached_memory
 from lada_secure.models.path_scoring import PathScorer
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
 logger = logging.getLogger(__name__)
+
+# Torch's words on a CPU, and those of CUDA's own libraries when they cannot get their workspace.
+_SIGNS: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+)
 
 Result = TypeVar("Result")
 
@@ -212,7 +220,9 @@ class GradientSource:
     def _recover(self) -> None:
         """Forget what an interrupted batch left."""
         self.engine.begin(1)
-        release_cached_memory()
+        if torch.cuda.is_available():
+            # Unused blocks go back, so that smaller batches find room.
+            torch.cuda.empty_cache()
 
     def _take_smaller_batches(self, examples: int) -> None:
         half = max(1, examples // 2)
@@ -225,3 +235,16 @@ class GradientSource:
                 examples,
                 half,
             )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of CPU or GPU, was not enough, whoever says so.
+
+    On a GPU torch raises `OutOfMemoryError`, and its libraries a `RuntimeError` that only the text
+    tells apart; on a CPU torch's allocator raises a `RuntimeError`, Python and numpy a
+    `MemoryError`. (Where Linux promises more memory than there is, it kills the process instead:
+    nothing can be caught then, and the ledger covers the steps.)
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)

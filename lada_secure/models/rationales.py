@@ -1,4 +1,4 @@
-"""Rationales that a model writes for public pool samples, checked against the gold answers."""
+"""Rationales that a model writes, kept where they end in the right answer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lada_secure.data.prompts import answer_of, option_text, prompt_of
-from lada_secure.data.records import PoolSample
+from lada_secure.data.prompts import answer_of, option_text, path_of, prompt_of
+from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import choose, generate_texts
+from lada_secure.models.evaluation import choose, generate_texts, greedy_paths
 from lada_secure.models.loading import LanguageModel
+from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.units import Unit
 
 # Of attempts after the first one, which is greedy.
 _TEMPERATURE: Final = 0.7
@@ -116,3 +118,53 @@ def _written(
     for at, reason in zip(going_on, reasons, strict=True):
         texts[at] += reason
     return texts
+
+
+def written_reasons(
+    lm: LanguageModel, units: Sequence[Unit], *, batch_size: int, max_new_tokens: int
+) -> list[tuple[str | None, ...]]:
+    """What the model as it is now writes for each record without reasons, if that answers it.
+
+    A path that ends in the record's answer is more likely to be right than one that does not, and
+    becomes something to learn (Zelikman et al. 2022, arXiv 2203.14465). A model that has learned
+    most of a domain from pool paths explains most of the site's records, and so learns the rest
+    from records that could teach it nothing before.
+
+    Each path is a function of one record and the model. With a released model, training on them
+    therefore bounds a unit's part as training on the record itself does. The paths are private. A
+    unit for whose records the model cannot write, whatever they hold, gets no paths.
+
+    Returns: per unit, one entry per record: None for a record that has reasons, for another answer
+        than the record's, and for a bare answer.
+    """
+
+    def write(part: Sequence[Unit], batch: int) -> list[tuple[str | None, ...]]:
+        prompts = [
+            prompt_of(record.question, record.choices)
+            for unit in part
+            for record in unit.records
+            if record.rationale is None
+        ]
+        written = greedy_paths(lm, prompts, batch_size=batch, max_new_tokens=max_new_tokens)
+        paths = iter(written)
+        return [
+            tuple(
+                None if record.rationale is not None else _reasons(next(paths), record)
+                for record in unit.records
+            )
+            for unit in part
+        ]
+
+    return for_each_unit(
+        units,
+        lambda part: write(part, batch_size),
+        alone=lambda unit: write([unit], 1)[0],
+        otherwise=(),
+        what="own reasons",
+    )
+
+
+def _reasons(path: str, record: Record) -> str | None:
+    stated = path_of(record.answer, record.choices, None)
+    right = answer_of(path, record.choices) == record.answer
+    return path if right and path.strip() != stated.strip() else None

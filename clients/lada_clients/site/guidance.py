@@ -22,7 +22,7 @@ from lada_secure.allocation.data_valuation import (
     trials_of,
     useful_paths,
 )
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.measurement import measured_trials, trial_student
 from lada_secure.allocation.strategies import path_screen
 from lada_secure.allocation.valuation_gains import release_trials, trials_spec
 from lada_secure.arrays import FloatArray

@@ -25,7 +25,7 @@ from lada_protocol.rounds.llm_transfer import MAX_PATH_CHARACTERS, SitePath
 from lada_secure.allocation.cells import CellGrid, Clusters
 from lada_secure.allocation.explanation import explain_cells
 from lada_secure.allocation.gap import cell_rewards, probability
-from lada_secure.allocation.measured_statistics import measured_statistics
+from lada_secure.allocation.measurement import measured_statistics
 from lada_secure.allocation.reward_model import (
     observations,
 )

@@ -15,7 +15,7 @@ from lada_secure.dpsgd.parameters import TrainerSettings
 from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.examples import PrivateUnit, private_unit
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.rationales import written_reasons
 from lada_secure.privacy.release.units import Unit
 
 

@@ -24,7 +24,7 @@ from lada_lab.arms.study import (
 )
 from lada_lab.worlds.study_data import BenchSite
 from lada_secure.allocation.cluster_estimates import ClusterEstimates
-from lada_secure.allocation.measured_statistics import measured_statistics
+from lada_secure.allocation.measurement import measured_statistics
 from lada_secure.allocation.statistics import (
     UnitStatistics,
     release_statistics,
@@ -38,7 +38,7 @@ from lada_secure.models.embedding import HASHED_NGRAMS, embedder
 from lada_secure.models.examples import PrivateUnit, private_unit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.rationales import written_reasons
 from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger

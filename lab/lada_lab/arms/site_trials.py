@@ -14,7 +14,7 @@ from lada_secure.allocation.data_valuation import (
     trials_of,
     usefulness,
 )
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.measurement import measured_trials, trial_student
 from lada_secure.allocation.valuation_gains import (
     NoisedGains,
     UnitGains,

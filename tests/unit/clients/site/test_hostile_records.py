@@ -25,8 +25,7 @@ from lada_clients.site.training import private_units, trainer_settings
 from lada_protocol.plan import StudyPlan, TrialsPlan
 from lada_protocol.plan_mechanisms import privacy_parameters
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.allocation.measured_statistics import measured_statistics
-from lada_secure.allocation.measured_valuation import measured_trials
+from lada_secure.allocation.measurement import measured_statistics, measured_trials
 from lada_secure.allocation.valuation_gains import TrialParameters
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer

@@ -20,7 +20,8 @@ from trainer_doubles import (
 
 from lada_secure.dpsgd.batching import PoissonSampler
 from lada_secure.dpsgd.clipping import ClippedSum
-from lada_secure.dpsgd.distillation import TimeLeft, distil, training_spec
+from lada_secure.dpsgd.distillation import distil, training_spec
+from lada_secure.dpsgd.gradient import is_out_of_memory
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import ParameterError, PrivacyBudgetExceeded, TrainingFailed
 from lada_secure.models.adapters import (
@@ -30,7 +31,6 @@ from lada_secure.models.adapters import (
     attach_adapters,
     load_adapters,
 )
-from lada_secure.models.memory_limit import is_out_of_memory
 from lada_secure.privacy.accounting.events import DpSgdEvent
 from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry
 from lada_secure.privacy.released import Released
@@ -103,6 +103,7 @@ def test_progress_tells_step_public_loss_and_the_epsilon_of_the_ledger():
     run(adapted(), book, progress=reports.append)
     assert [one.step for one in reports] == list(range(1, 8))
     assert {one.steps for one in reports} == {7}
+    assert reports[-1].seconds_left == 0.0 < reports[0].seconds_left
     # Paid for in chunks of 3 steps; a step that is not committed yet shows nothing of its own.
     assert [one.public_loss for one in reports[:3]] == [None] * 3
     assert len({one.public_loss for one in reports[3:6]}) == 1
@@ -347,16 +348,6 @@ def test_the_number_of_parameters_is_told_before_anything_is_spent():
     ((count, hint, before),) = told
     assert (count, before) == (672, 0)
     assert "noise would drown" in hint
-
-
-def test_time_left_follows_the_pace_of_the_latest_steps():
-    pace = TimeLeft(started_s=100.0)
-    assert pace.after_step(104.0, steps_left=5) == pytest.approx(20.0)
-    assert pace.after_step(105.0, steps_left=4) == pytest.approx(10.0)
-    for second in range(40):
-        left = pace.after_step(106.0 + second, steps_left=3)
-    assert left == pytest.approx(3.0)
-    assert pace.after_step(146.0, steps_left=0) == 0.0
 
 
 def test_a_run_whose_weights_break_stops_before_the_next_chunk_is_paid_for():
