@@ -54,14 +54,13 @@ class StepReport:
     step: from 1. public_loss: mean over the pool samples of the newest committed steps, None before
     the first of them and without public samples: that of a step which is taken again after a crash
     would be a second look at noised weights that were paid for once.
-    epsilon, study_epsilon: what the reservation of this chunk of steps says is spent after it, over
-    all studies and in this one. seconds_left: of this run, at its mean pace so far.
+    study_epsilon: what the reservation of this chunk of steps says that the study has spent after
+    it. seconds_left: of this run, at its mean pace so far.
     """
 
     step: int
     steps: int
     public_loss: float | None
-    epsilon: float
     study_epsilon: float
     seconds_left: float
 
@@ -245,7 +244,6 @@ class _Run:
                         step=done,
                         steps=self.privacy.steps,
                         public_loss=self.committed_loss,
-                        epsilon=paid.entry.epsilon_after,
                         study_epsilon=paid.entry.study_epsilon_after,
                         seconds_left=pace_s * (self.privacy.steps - done),
                     )

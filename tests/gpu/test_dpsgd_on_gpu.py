@@ -333,7 +333,7 @@ def test_a_run_on_the_gpu_is_paid_for_and_learns_the_pool():
     losses = result.log.public_losses
     assert losses[-1] < 0.8 * losses[0]
     assert [one.step for one in reports] == list(range(1, 26))
-    assert reports[-1].epsilon == pytest.approx(book.epsilon_spent(1e-5))
+    assert reports[-1].study_epsilon == pytest.approx(book.epsilon_spent(1e-5))
 
 
 def test_a_run_that_began_on_the_cpu_goes_on_on_the_gpu():

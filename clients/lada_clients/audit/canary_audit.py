@@ -66,17 +66,6 @@ class AuditedSteps:
         """Steps of all rounds."""
         return self.rounds * self.privacy.steps
 
-    @property
-    def epsilon(self) -> float:
-        """What the steps cost by the accountant."""
-        return composed_epsilon([self.privacy.event(self.count)], target_delta=self.delta)
-
-    @property
-    def guessed_share(self) -> float:
-        """Guesses per canary: one gives itself away where it has joined and is in a step."""
-        missing = (1.0 - self.privacy.sampling_probability) ** self.count
-        return _GUESSED_SHARE * 0.5 * (1.0 - missing)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditSize:
@@ -137,20 +126,19 @@ def audit_size(
         that could not refute epsilon even if every guess were right.
     """
     needs = _needs(lm, steps)
-    share = steps.guessed_share
     if canaries is None and guesses is None:
         if not needs.fits:
             raise ParameterError(needs.advice)
-        guesses = max(needs.guesses or 1, min(_LEAST_GUESSES, int(needs.room * share)))
+        guesses = max(needs.guesses or 1, min(_LEAST_GUESSES, int(needs.room * needs.share)))
     if canaries is None:
-        canaries = min(needs.room, math.ceil((guesses or 1) / share))
+        canaries = min(needs.room, math.ceil((guesses or 1) / needs.share))
     if not 1 <= canaries <= needs.room:
         raise ParameterError(
             f"canaries: expected 1 to {needs.room}, for which this model's adapters have room, "
             f"got {canaries}"
         )
     if guesses is None:
-        guesses = max(1, int(canaries * share))
+        guesses = max(1, int(canaries * needs.share))
     if not 1 <= guesses <= canaries:
         raise ParameterError(f"guesses: expected 1 to {canaries} (the canaries), got {guesses}")
     reach = largest_bound(
@@ -180,51 +168,46 @@ def auditable_rounds(lm: LanguageModel, steps: AuditedSteps) -> int:
 class _Needs:
     """What refuting epsilon takes.
 
-    canaries, guesses: None where no number does it. room: the canaries that the model has
-    directions for.
+    epsilon: what the steps cost by the accountant. share: guesses per canary. room: the most
+    canaries that the model has directions for. guesses, canaries: None where no number does it.
     """
 
     epsilon: float
-    steps: AuditedSteps
+    share: float
     room: int
     guesses: int | None
     canaries: int | None
+    advice: str
 
     @property
     def fits(self) -> bool:
         return self.canaries is not None and self.canaries <= self.room
 
-    @property
-    def advice(self) -> str:
-        claim = f"epsilon {self.epsilon:.3f} after {self.steps.count} steps"
-        if self.canaries is None:
-            return (
-                f"No number of canaries refutes {claim} at delta {self.steps.delta:g}; audit fewer "
-                "rounds, whose epsilon is smaller"
-            )
-        if self.canaries > self.room:
-            return (
-                f"Refuting {claim} takes {self.canaries} canaries, and this model's adapters have "
-                f"room for {self.room}; audit fewer rounds, whose epsilon is smaller"
-            )
-        return f"Use at least {self.canaries} canaries, or leave both numbers out"
-
 
 def _needs(lm: LanguageModel, steps: AuditedSteps) -> _Needs:
-    claimed, share, guesses = steps.epsilon, steps.guessed_share, None
+    privacy, room = steps.privacy, CanaryDirections(parameter_count(lm.model), seed=0).room
+    claimed = composed_epsilon([privacy.event(steps.count)], target_delta=steps.delta)
+    # A canary gives itself away where it has joined and is in at least one step.
+    share = _GUESSED_SHARE * 0.5 * (1.0 - (1.0 - privacy.sampling_probability) ** steps.count)
+    guesses = None
     if math.isfinite(claimed):
         guesses = guesses_to_refute(
-            claimed,
-            delta=steps.delta,
-            canaries_per_guess=1.0 / share,
-            confidence=steps.confidence,
+            claimed, delta=steps.delta, canaries_per_guess=1.0 / share, confidence=steps.confidence
         )
+    canaries = None if guesses is None else math.ceil(guesses / share)
+    claim = f"epsilon {claimed:.3f} after {steps.count} steps"
+    fewer = "audit fewer rounds, whose epsilon is smaller"
+    if canaries is None:
+        advice = f"No number of canaries refutes {claim} at delta {steps.delta:g}; {fewer}"
+    elif canaries > room:
+        advice = (
+            f"Refuting {claim} takes {canaries} canaries, and this model's adapters have "
+            f"room for {room}; {fewer}"
+        )
+    else:
+        advice = f"Use at least {canaries} canaries, or leave both numbers out"
     return _Needs(
-        epsilon=claimed,
-        steps=steps,
-        room=CanaryDirections(parameter_count(lm.model), seed=0).room,
-        guesses=guesses,
-        canaries=None if guesses is None else math.ceil(guesses / share),
+        epsilon=claimed, share=share, room=room, guesses=guesses, canaries=canaries, advice=advice
     )
 
 

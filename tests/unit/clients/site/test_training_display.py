@@ -13,7 +13,7 @@ from lada_secure.dpsgd.parameters import TrainingOutlook
 
 
 def report(step: int, steps: int = 40, **changes: float | None) -> StepReport:
-    values = {"public_loss": 1.25, "epsilon": 3.0, "study_epsilon": 1.5, "seconds_left": 75.0}
+    values = {"public_loss": 1.25, "study_epsilon": 1.5, "seconds_left": 75.0}
     return StepReport(step=step, steps=steps, **{**values, **changes})  # type: ignore[arg-type]
 
 

@@ -108,7 +108,7 @@ def test_progress_tells_step_public_loss_and_the_epsilon_of_the_ledger():
     assert [one.public_loss for one in reports[:3]] == [None] * 3
     assert len({one.public_loss for one in reports[3:6]}) == 1
     assert all(math.isfinite(one.public_loss) for one in reports[3:])
-    epsilons = [one.epsilon for one in reports]
+    epsilons = [one.study_epsilon for one in reports]
     assert epsilons == sorted(epsilons)
     assert epsilons[-1] == pytest.approx(book.epsilon_spent(1e-5))
     assert epsilons[0] == pytest.approx(reserved(book)[0].epsilon_after)
