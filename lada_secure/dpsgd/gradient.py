@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicGradient:
-    """Sum of the gradients of public examples over a fixed count, and their mean loss."""
+    """Mean loss of public examples, and its gradients."""
 
     gradients: tuple[Tensor, ...]
     loss: float
@@ -146,8 +146,8 @@ class GradientSource:
         except Exception:  # noqa: S110
             pass
 
-    def public_gradient(self, examples: Sequence[EncodedExample], *, count: int) -> PublicGradient:
-        """Exact gradient of public examples divided by the fixed `count`, not by how many came.
+    def public_gradient(self, examples: Sequence[EncodedExample]) -> PublicGradient:
+        """Exact gradient of the mean loss of public examples; 0 for none.
 
         Batches go through the same engine as the private stream, as one unit.
         """
@@ -164,9 +164,8 @@ class GradientSource:
         for taken, part in self._fitting(examples, gradient):
             loss += part
             sums = [a.add_(b) for a, b in zip(sums, taken, strict=True)]
-        return PublicGradient(
-            gradients=tuple(total / count for total in sums), loss=loss / max(len(examples), 1)
-        )
+        count = max(len(examples), 1)
+        return PublicGradient(gradients=tuple(total / count for total in sums), loss=loss / count)
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """Per parameter, (units, *parameter.shape) float32: each unit's gradient, unclipped."""

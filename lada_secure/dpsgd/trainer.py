@@ -168,14 +168,11 @@ class Trainer:
         Args: first_step: of the steps to judge, from 0; they are committed.
         Raises: TrainingFailed: weights are not finite, or no public loss since then was.
         """
-        since = self.public_losses[first_step:]
-        told = (
-            "the weights hold NaN or infinity"
-            if not all(bool(torch.isfinite(one).all()) for one in self.parameters)
-            else "every public loss was NaN or infinity"
-            if self._public and self._settings.pool_batch_size and set(since) == {None}
-            else ""
-        )
+        told = ""
+        if not all(bool(torch.isfinite(one).all()) for one in self.parameters):
+            told = "the weights hold NaN or infinity"
+        elif self._order.batch(0) and set(self.public_losses[first_step:]) == {None}:
+            told = "every public loss was NaN or infinity"
         if told:
             raise TrainingFailed(
                 f"training steps {first_step + 1} to {self.steps_done}: {told}; stopped before "
@@ -210,29 +207,20 @@ class Trainer:
 
     def update(self, private_gradient: Tensor) -> float | None:
         """The rest of a step, after noise: public stream and AdamW."""
+        batch = [self._public[at] for at in self._order.batch(self.steps_done)]
+        # First, for the engine may use .grad itself (opacus).
+        public = self.source.public_gradient(batch)
+        finite = all(bool(torch.isfinite(part).all()) for part in public.gradients)
         sizes = [one.numel() for one in self.parameters]
         parts = torch.split_with_sizes(private_gradient, sizes)
-        for one, part in zip(self.parameters, parts, strict=True):
-            one.grad = part.view_as(one).to(one.dtype, copy=True)
-        loss = self._add_public_gradient()
+        for parameter, part, added in zip(self.parameters, parts, public.gradients, strict=True):
+            gradient = part.view_as(parameter).to(parameter.dtype, copy=True)
+            parameter.grad = gradient.add_(added.to(parameter.dtype)) if finite else gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        loss = public.loss if batch and math.isfinite(public.loss) else None
         self.public_losses.append(loss)
         return loss
-
-    def _add_public_gradient(self) -> float | None:
-        batch = [self._public[at] for at in self._order.batch(self.steps_done)]
-        if not batch:
-            return None
-        # The engine's own use of .grad (opacus) must not meet the private gradient.
-        private = [parameter.grad for parameter in self.parameters]
-        public = self.source.public_gradient(batch, count=self._settings.pool_batch_size)
-        finite = all(bool(torch.isfinite(part).all()) for part in public.gradients)
-        for parameter, own, added in zip(self.parameters, private, public.gradients, strict=True):
-            parameter.grad = own
-            if finite and parameter.grad is not None:
-                parameter.grad += added.to(parameter.dtype)
-        return public.loss if math.isfinite(public.loss) else None
 
     def state(self, binding: str) -> TrainingState:
         """A copy of everything that the next step depends on, but for randomness."""

@@ -21,9 +21,10 @@ class _PlainTrainer(Trainer):
     def step(self) -> float | None:
         """Sample units, add their gradients up as they are, update."""
         examples = [one for unit in self.draw() for one in unit.examples]
-        plain = self.source.public_gradient(examples, count=1)
-        flat: Tensor = torch.cat([one.flatten() for one in plain.gradients]).double()
-        return self.update(flat * self._settings.private_weight / self._privacy.expected_units)
+        mean = self.source.public_gradient(examples)
+        flat: Tensor = torch.cat([one.flatten() for one in mean.gradients]).double()
+        share = len(examples) * self._settings.private_weight / self._privacy.expected_units
+        return self.update(flat * share)
 
 
 def train_without_privacy(

@@ -229,7 +229,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
             for at, row in enumerate(rows)
         ]
         if variant == "fused_nonprivate":
-            parts = source.public_gradient(examples, count=len(examples)).gradients
+            parts = source.public_gradient(examples).gradients
         else:
             privacy = DpSgdParameters(
                 noise_multiplier=_NOISE_MULTIPLIER,

@@ -461,7 +461,7 @@ def test_out_of_memory_in_the_pool_s_stream_halves_as_well(kind, caplog):
     def gradient(limit):
         trainer = open_trainer(POOL)
         short_of_memory(trainer, limit, OUT_OF_MEMORY[kind])
-        found = trainer.source.public_gradient(trainer._public, count=7)
+        found = trainer.source.public_gradient(trainer._public)
         trainer.close()
         return found, trainer.source.physical_batch_size
 
