@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
@@ -18,27 +17,21 @@ ENGINES: Final[tuple[EngineName, ...]] = ("auto", "fused", "opacus")
 
 
 class GradientEngine(Protocol):
-    """Collects the gradient of every privacy unit from ordinary forward and backward passes.
-
-    Use: `begin(units)`, then any number of forward passes inside `rows(...)` and backward passes
-    of *summed* losses, then `take()`. With units=1 the result is the plain sum over all rows.
-    """
+    """Gives the gradient of every privacy unit from ordinary forward and backward passes."""
 
     name: str
     parameters: tuple[nn.Parameter, ...]
 
-    def begin(self, units: int) -> None:
-        """Start on `units` >= 1 empty gradients; forgets what an interrupted batch left."""
+    def gradients(
+        self, units: int, unit_of_row: Sequence[int], summed_loss: Callable[[], Tensor]
+    ) -> tuple[list[Tensor], float]:
+        """Each unit's gradient, unclipped. Nothing of a call is left for the next one.
 
-    def rows(self, unit_of_row: Sequence[int]) -> AbstractContextManager[None]:
-        """Forward passes inside have len(unit_of_row) rows; row i belongs to unit_of_row[i].
-
-        The fused engine takes other rows in every forward pass; the opacus engine raises
-        LocalProtocolError where they differ between `begin` and `take`.
+        Args: units: >= 1; with 1 the result is the plain sum over all rows. unit_of_row: of every
+        row of the forward passes, in 0 .. units - 1. summed_loss: makes the forward passes, each
+        over all rows, and a *sum* over them; its backward pass is made here.
+        Returns: per parameter, (units, *parameter.shape) float32; and the loss.
         """
-
-    def take(self) -> list[Tensor]:
-        """Per parameter, (units, *parameter.shape) float32: each unit's gradient, unclipped."""
 
     def close(self) -> None:
         """Give the model its own forward and backward back."""

@@ -113,7 +113,7 @@ class GradientSource:
             failure = self._added(total, batch)
             if failure is None:
                 continue
-            self._recover()
+            _release_cached_memory()
             if batch.units > 1:
                 waiting.extend(batch.halves()[::-1])
                 if failure == "memory":
@@ -153,9 +153,7 @@ class GradientSource:
         """
 
         def gradient(part: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
-            self.engine.begin(1)
-            loss = self._backward(one_sum(part))
-            return [taken[0] for taken in self.engine.take()], loss
+            return self._gradients(one_sum(part))
 
         sums = [
             torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.engine.parameters
@@ -163,22 +161,19 @@ class GradientSource:
         loss = 0.0
         for taken, part in self._fitting(examples, gradient):
             loss += part
-            sums = [a.add_(b) for a, b in zip(sums, taken, strict=True)]
+            sums = [a.add_(b[0]) for a, b in zip(sums, taken, strict=True)]
         count = max(len(examples), 1)
         return PublicGradient(gradients=tuple(total / count for total in sums), loss=loss / count)
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """Per parameter, (units, *parameter.shape) float32: each unit's gradient, unclipped."""
-        self.engine.begin(batch.units)
-        self._backward(batch)
-        return self.engine.take()
+        return self._gradients(batch)[0]
 
-    def _backward(self, batch: PhysicalBatch) -> float:
-        with self.engine.rows(batch.unit_of_row):
-            # A sum, not a mean: an example's gradient must not depend on how many others came.
-            loss = self._loss(batch.examples).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+    def _gradients(self, batch: PhysicalBatch) -> tuple[list[Tensor], float]:
+        # A sum, not a mean: an example's gradient must not depend on how many others came.
+        return self.engine.gradients(
+            batch.units, batch.unit_of_row, lambda: self._loss(batch.examples).sum()
+        )
 
     def _fitting(
         self,
@@ -201,7 +196,7 @@ class GradientSource:
                     raise
             # After the except clause: the error's traceback holds the batch's activations.
             if not done:
-                self._recover()
+                _release_cached_memory()
                 waiting.extend(self._halves(part)[::-1])
                 self._take_smaller_batches(len(part))
             yield from done
@@ -216,13 +211,6 @@ class GradientSource:
         middle = len(examples) // 2
         return [examples[:middle], examples[middle:]]
 
-    def _recover(self) -> None:
-        """Forget what an interrupted batch left."""
-        self.engine.begin(1)
-        if torch.cuda.is_available():
-            # Unused blocks go back, so that smaller batches find room.
-            torch.cuda.empty_cache()
-
     def _take_smaller_batches(self, examples: int) -> None:
         half = max(1, examples // 2)
         # Batches of this step that were packed before come here as well, without another warning.
@@ -234,6 +222,12 @@ class GradientSource:
                 examples,
                 half,
             )
+
+
+def _release_cached_memory() -> None:
+    """Give unused blocks of torch's CUDA cache back, so that smaller batches find room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -289,8 +289,8 @@ def test_a_forward_pass_in_bfloat16_gives_float_gradients_near_the_exact_ones(en
     exact.close()
     short = open_trainer("cuda", engine=engine, precision="bfloat16")
     found = float_sum(short, clip=1e6)
-    short.source.engine.begin(1)
-    assert all(one.dtype == torch.float32 for one in short.source.engine.take())
+    batch = physical_batches(short._units, physical_batch_size=1)[0]
+    assert all(one.dtype == torch.float32 for one in short.source.unit_gradients(batch))
     units = list(short._units)
     whole = grid_sum(short, units).integers()
     for unit in units:

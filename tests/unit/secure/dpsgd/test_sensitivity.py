@@ -262,17 +262,11 @@ def test_a_unit_with_a_non_finite_gradient_counts_as_zero(poison):
         def __init__(self, engine):
             self.__dict__.update(name=engine.name, parameters=engine.parameters, _engine=engine)
 
-        def begin(self, count):
-            self._engine.begin(count)
-
-        def rows(self, unit_of_row):
-            return self._engine.rows(unit_of_row)
-
-        def take(self):
-            taken = self._engine.take()
+        def gradients(self, *batch):
+            taken, loss = self._engine.gradients(*batch)
             for one in taken:
                 one[where][..., 0] = poison
-            return taken
+            return taken, loss
 
     batch_order = sorted(units, key=lambda one: (one.longest_row, one.unit_id))
     where = batch_order.index(units[0])

@@ -389,7 +389,7 @@ OUT_OF_MEMORY = {
 
 def short_of_memory(trainer, limit, error, *, after_backward=False):
     """Make every pass over more than `limit` examples end as if memory were full."""
-    collect = trainer.source._backward
+    collect = trainer.source._gradients
 
     def limited(batch):
         if len(batch.examples) <= limit:
@@ -398,7 +398,7 @@ def short_of_memory(trainer, limit, error, *, after_backward=False):
             collect(batch)
         raise error
 
-    trainer.source._backward = limited
+    trainer.source._gradients = limited
 
 
 def open_trainer(pool=()):
@@ -498,14 +498,14 @@ def test_whatever_one_unit_provokes_the_others_add_what_they_add_and_it_adds_zer
     trainer = open_trainer()
     hostile, others = trainer._units[2], [trainer._units[at] for at in (0, 1, 3)]
     expected = float_sum(trainer, others)
-    collect = trainer.source._backward
+    collect = trainer.source._gradients
 
     def fails(batch):
         if set(batch.examples) & set(hostile.examples):
             raise error
         return collect(batch)
 
-    trainer.source._backward = fails
+    trainer.source._gradients = fails
     total = float_sum(trainer)
     # And a whole step: nothing ends it.
     trainer._sampler = PoissonSampler(4, sampling_probability=1.0)
@@ -536,7 +536,7 @@ def test_a_person_can_still_end_a_step(stop):
     def ends(_batch):
         raise stop
 
-    trainer.source._backward = ends
+    trainer.source._gradients = ends
     with pytest.raises(stop):
         grid_sum(trainer)
     trainer.close()
