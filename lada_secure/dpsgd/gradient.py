@@ -22,7 +22,7 @@ from lada_secure.dpsgd.engine import GradientEngine
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, rows_of
 from lada_secure.models.loss import ExampleLoss, LossSettings
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
 logger = logging.getLogger(__name__)

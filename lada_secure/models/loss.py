@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, rows_of
-from lada_secure.models.path_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import PathScorer, per_token
 from lada_secure.ranges import zero_or_more
 
 ContrastiveForm: TypeAlias = Literal["dpo", "margin"]

@@ -15,7 +15,7 @@ from lada_secure.models.adapters import AdapterWeights, adapter_weights
 from lada_secure.models.examples import PathExample, PublicOrder, encode_example
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import ExampleLoss, LossSettings
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 from lada_secure.ranges import above_zero, at_least
 
 MAX_GRADIENT_NORM = 1.0
