@@ -17,12 +17,11 @@ class ClusterEstimates:
     """Readable estimates per cluster from noised numbers; all (C,) float64.
 
     masses: units of privacy per cluster, >= 0; what is within one standard deviation of the noise
-    counts as 0. mean_losses: nats per token in [0, loss clip]. mass_std: noise of a mass, in units.
+    counts as 0. mean_losses: nats per token in [0, loss clip].
     """
 
     masses: FloatArray
     mean_losses: FloatArray
-    mass_std: float
 
     @property
     def shares(self) -> FloatArray:
@@ -61,5 +60,4 @@ def cluster_estimates(
     return ClusterEstimates(
         masses=np.where(masses > std, masses, 0.0),
         mean_losses=clip * np.clip(ratios, 0.0, 1.0),
-        mass_std=std,
     )

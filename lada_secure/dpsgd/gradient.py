@@ -47,7 +47,7 @@ class PublicGradient:
     loss: float
 
 
-def _added_up(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+def _added_up(left: Sequence[Tensor], right: Sequence[Tensor]) -> Sequence[Tensor]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
@@ -78,18 +78,16 @@ class GradientSource:
         Each value is a function of one example and the model, so it couples nothing.
         """
 
-        def leads(part: Sequence[EncodedUnit]) -> list[list[dict[EncodedExample, float]]]:
-            return [
-                [
-                    self._loss.leads([example])
-                    for example in self._loss.with_reference(unit.examples)
-                ]
-                for unit in part
-            ]
+        def leads(part: Sequence[EncodedUnit]) -> list[dict[EncodedExample, float]]:
+            found: list[dict[EncodedExample, float]] = [{} for _ in part]
+            for unit, of_unit in zip(part, found, strict=True):
+                for example in self._loss.with_reference(unit.examples):
+                    of_unit.update(self._loss.leads([example]))
+            return found
 
-        for found in for_each_unit(units, leads, otherwise=[], what="reference"):
-            for lead in found:
-                self._loss.reference.update(lead)
+        nothing: dict[EncodedExample, float] = {}
+        for found in for_each_unit(units, leads, otherwise=nothing, what="reference"):
+            self._loss.reference.update(found)
 
     @torch.no_grad()
     def losses(self, examples: Sequence[EncodedExample]) -> Tensor:
@@ -140,7 +138,9 @@ class GradientSource:
     def _add_by_record(self, total: ClippedSum, batch: PhysicalBatch) -> None:
         """Add one unit's gradient as the sum of its records' gradients, one at a time, or zero."""
         try:
-            gradients = (self.unit_gradients(one_sum([example])) for example in batch.examples)
+            gradients: Iterator[Sequence[Tensor]] = (
+                self.unit_gradients(one_sum([example])) for example in batch.examples
+            )
             total.add(reduce(_added_up, gradients))
         # As in `_added`.
         except Exception:  # noqa: S110

@@ -188,7 +188,8 @@ def encode_units(
             for unit_id in part
         ]
 
-    found = for_each_unit(tuple(examples), encoded, otherwise=(), what="encoding")
+    nothing: tuple[EncodedExample, ...] = ()
+    found = for_each_unit(tuple(examples), encoded, otherwise=nothing, what="encoding")
     return tuple(
         EncodedUnit(unit_id=unit_id, examples=kept)
         for unit_id, kept in zip(examples, found, strict=True)

@@ -34,7 +34,7 @@ from lada_secure.privacy.empirical import (
     largest_bound,
     seal_coins,
 )
-from lada_secure.privacy.ledger.book import MAX_CAP, BudgetCaps
+from lada_secure.privacy.ledger.book import MAX_CAP, BudgetCaps, Reservation
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
@@ -255,7 +255,7 @@ def audit_training(
 
         log = distil(
             lm,
-            units=lambda _paid, round_id=round_id: units_of(round_id),
+            units=partial(_paid_units, units_of, round_id),
             pool=pool_of(round_id),
             privacy=privacy,
             settings=settings_of(round_id),
@@ -283,6 +283,12 @@ def audit_training(
         commitment=coins.commitment,
         opening=coins.opening,
     )
+
+
+def _paid_units(
+    units_of: Callable[[int], Sequence[PrivateUnit]], round_id: int, _paid: Reservation
+) -> Sequence[PrivateUnit]:
+    return units_of(round_id)
 
 
 def _private_ledger(delta: float) -> MemoryLedger:

@@ -231,9 +231,7 @@ class SiteReleases:
             masses, losses = numbers[:clusters], numbers[clusters:]
             mean = losses.sum() / max(float(masses.sum()), 1e-9)
             ratios = np.where(masses > 0, losses / np.where(masses > 0, masses, 1.0), mean)
-            return ClusterEstimates(
-                masses=masses, mean_losses=self.settings.loss_clip * ratios, mass_std=0.0
-            )
+            return ClusterEstimates(masses=masses, mean_losses=self.settings.loss_clip * ratios)
         parameters = statistics_parameters(
             self.settings, noise, clusters=clusters, units=len(self.units)
         )

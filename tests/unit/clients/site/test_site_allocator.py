@@ -17,9 +17,7 @@ POOL = PoolMap(grid=GRID, clusters=np.repeat(np.arange(3, dtype=np.int64), 20))
 
 
 def estimates(*masses: float) -> ClusterEstimates:
-    return ClusterEstimates(
-        masses=np.array(masses), mean_losses=np.full(len(masses), 0.7), mass_std=1.0
-    )
+    return ClusterEstimates(masses=np.array(masses), mean_losses=np.full(len(masses), 0.7))
 
 
 def score(utilities: FloatArray) -> FloatArray:
@@ -111,7 +109,7 @@ def test_a_pool_of_one_cluster_works() -> None:
     places = allocate(
         AllocationState(),
         pool,
-        ClusterEstimates(masses=np.array([5.0]), mean_losses=np.array([0.7]), mass_std=1.0),
+        ClusterEstimates(masses=np.array([5.0]), mean_losses=np.array([0.7])),
         lambda utilities: np.full(30, utilities.max()),
         settings(),
         round_id=0,

@@ -159,7 +159,7 @@ def test_lada_in_front_of_a_host_is_what_the_page_says() -> None:
             grid=CellGrid(clusters=2, bins=1), clusters=np.array([0, 0, 1, 1], dtype=np.int64)
         ),
         "estimates": ClusterEstimates(
-            masses=np.array([5.0, 5.0]), mean_losses=np.array([0.7, 0.7]), mass_std=1.0
+            masses=np.array([5.0, 5.0]), mean_losses=np.array([0.7, 0.7])
         ),
         "score": lambda utilities: utilities[[0, 0, 1, 1]],
         "settings": AllocationSettings(quota=2),
