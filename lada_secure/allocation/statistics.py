@@ -135,7 +135,7 @@ class NoisedStatistics:
 
     def estimates(self) -> ClusterEstimates:
         """What the site may believe of its own data."""
-        return cluster_estimates(self.vector, self.parameters, sites=1)
+        return cluster_estimates(self.vector, self.parameters)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes, the output that the ledger hashes and keeps for retries."""

@@ -23,8 +23,8 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.embedding import HASHED_NGRAMS, embedder
 from lada_secure.models.evaluation import accuracy, greedy_paths, path_log_probabilities
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.preflight import needed_tokens
 from lada_secure.models.rationales import GeneratedPaths, generate_paths
-from lada_secure.models.text_lengths import needed_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
