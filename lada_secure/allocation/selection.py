@@ -18,7 +18,6 @@ from lada_secure.allocation.gap import cell_means, probability, smoothed
 from lada_secure.allocation.reward_model import (
     CellBeliefs,
     FilterHistory,
-    FilterSettings,
     feature_count,
     fit_filter,
 )
@@ -107,7 +106,7 @@ def cell_view(
         last_reward=history.last_rewards(grid.cells),
         picks=history.picks(grid.cells),
     )
-    fitted = fit_filter(history, FilterSettings(seed=settings.seed), width=feature_count(grid))
+    fitted = fit_filter(history, width=feature_count(grid), seed=settings.seed)
     return CellView(
         beliefs=beliefs, forecast=fitted.forecast(beliefs.features()), agreement=agreement
     )

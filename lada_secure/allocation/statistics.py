@@ -130,7 +130,7 @@ class NoisedStatistics:
 
     def estimates(self) -> ClusterEstimates:
         """What the site may believe of its own data."""
-        return cluster_estimates(self.vector, self.parameters, sites=1)
+        return cluster_estimates(self.vector, self.parameters)
 
 
 # The ledger's description of one round's statistics, built from their parameters.

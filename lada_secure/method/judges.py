@@ -17,7 +17,7 @@ from lada_secure.allocation.data_valuation import (
     trials_of,
     useful_paths,
 )
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.measurement import measured_trials, trial_student
 from lada_secure.allocation.valuation_gains import release_trials
 from lada_secure.arrays import BoolArray
 from lada_secure.method.mechanisms import cell_grid, trial_parameters, valuation_release

@@ -129,7 +129,7 @@ def write_rationales(
             attempts=plan.paths.attempts,
             batch_size=BATCH_SIZE,
         )
-        wrong += generated.wrong + generated.unreadable
+        wrong += generated.wrong
         dropped += len(generated.dropped)
         texts.update({batch[one.sample_id]: one.path for one in generated.paths})
         if progress is not None:

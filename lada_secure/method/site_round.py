@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lada_secure.allocation.confidence_excess import advantages
-from lada_secure.allocation.measured_statistics import measured_statistics
+from lada_secure.allocation.measurement import measured_statistics
 from lada_secure.allocation.statistics import NoisedStatistics, UnitStatistics, release_statistics
 from lada_secure.arrays import FloatArray, IntArray
-from lada_secure.dpsgd.released_adapters import released_adapters
+from lada_secure.dpsgd.distillation import released_adapters
 from lada_secure.method.mechanisms import (
     privacy_parameters,
     statistics_parameters,

@@ -15,7 +15,7 @@ from lada_secure.allocation.strategies import strategy
 from lada_secure.arrays import FloatArray
 from lada_secure.canonical import Json
 from lada_secure.dpsgd.distillation import Distilled, StepReport, distil
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.parameters import TrainingOutlook
 from lada_secure.method.judges import agreeing, drawn_beside, judge, release_valuation
 from lada_secure.method.mechanisms import cell_grid, loss_settings, privacy_parameters
 from lada_secure.method.plan import GuidePlan

@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from lada_clients.audit.canary_audit import (
     Attack,
+    AuditedSteps,
     TrainingAudit,
     audit_size,
     audit_training,
@@ -34,6 +35,7 @@ from lada_secure.method.training import adapter_settings, private_units, trainer
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.loading import load_language_model
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN
 from lada_secure.privacy.release.units import Unit
 
 SCHEMA_VERSION: Final = 1
@@ -61,26 +63,42 @@ class SiteAudit:
     site: str
     records: Records
     units: int
-    rounds: int
     settings_sha256: str
-    noise_multiplier: float
-    noise: str
     audit: TrainingAudit
 
     def to_json(self) -> dict[str, Json]:
         """The machine-readable result, schema version 1."""
-        found = asdict(self)
-        audit = found.pop("audit")
-        counts, reach = audit.pop("counts"), audit.pop("reach")
-        del audit["non_finite_units"]
+        audit = self.audit
         return {
             "schema_version": SCHEMA_VERSION,
             "stays_at_the_site": self.records == "site",
-            "flagged": self.audit.flagged,
-            "largest_bound": reach,
-            **found,
-            **counts,
-            **audit,
+            "study_id": self.study_id,
+            "plan_hash": self.plan_hash,
+            "site": self.site,
+            "records": self.records,
+            "units": self.units,
+            "attack": audit.attack,
+            "canaries": audit.counts.canaries,
+            "guesses": audit.counts.guesses,
+            "correct": audit.counts.correct,
+            "confidence": audit.steps.confidence,
+            "bound": audit.bound,
+            "largest_bound": audit.reach,
+            "epsilon": audit.epsilon,
+            "delta": audit.steps.delta,
+            "flagged": audit.flagged,
+            "rounds": audit.steps.rounds,
+            "steps": audit.steps.count,
+            "noise": DISCRETE_GAUSSIAN,
+            "noise_multiplier": audit.steps.privacy.noise_multiplier,
+            "noise_seen": audit.noise_seen,
+            "engine": audit.engine,
+            "device": audit.device,
+            "trainable_parameters": audit.trainable_parameters,
+            "settings_sha256": self.settings_sha256,
+            "commitment": audit.commitment,
+            "statement": audit.statement,
+            "opening": audit.opening,
         }
 
 
@@ -155,7 +173,8 @@ def audit_site(
     # With `guide.finish`, the last round's DP-SGD starts from a student of the LLM's paths.
     most = plan.rounds - (plan.guide is not None and plan.guide.finish)
     # With no round that can be audited, `audit_size` says why.
-    rounds = rounds or max(auditable_rounds(lm, privacy=privacy, rounds=most, delta=delta), 1)
+    every = AuditedSteps(privacy=privacy, rounds=most, delta=delta)
+    rounds = rounds or max(auditable_rounds(lm, every), 1)
     if rounds > most:
         raise ParameterError(
             f"--rounds: expected 1 to {most}, got {rounds}: the plan's guide.finish starts the "
@@ -163,9 +182,8 @@ def audit_site(
         )
     if rounds < plan.rounds:
         say(f"auditing {rounds} of {plan.rounds} rounds and what these cost")
-    size = audit_size(
-        lm, privacy=privacy, rounds=rounds, delta=delta, canaries=canaries, guesses=guesses
-    )
+    steps = AuditedSteps(privacy=privacy, rounds=rounds, delta=delta)
+    size = audit_size(lm, steps, canaries=canaries, guesses=guesses)
     say(
         f"{len(units)} units and {size.canaries} canaries, {size.guesses} guesses, {rounds} "
         f"rounds; the ledger would say epsilon {size.epsilon:.3f}, all guesses right would show "
@@ -174,6 +192,7 @@ def audit_site(
     settings_sha256 = _settings_hash(site, shape, privacy, rounds=rounds)
     audit = audit_training(
         lm,
+        steps,
         units_of=lambda round_id: (
             units
             if isinstance(units, tuple)
@@ -182,12 +201,9 @@ def audit_site(
             )
         ),
         pool_of=lambda round_id: _pool(site, round_id),
-        privacy=privacy,
         settings_of=lambda round_id: trainer_settings(
             plan, site.settings.execution, round_id=round_id
         ),
-        rounds=rounds,
-        delta=delta,
         size=size,
         attack=attack,
         statement={
@@ -204,10 +220,7 @@ def audit_site(
         site=site.settings.party,
         records=records,
         units=len(units),
-        rounds=rounds,
         settings_sha256=settings_sha256,
-        noise_multiplier=privacy.noise_multiplier,
-        noise=privacy.noise,
         audit=audit,
     )
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.parameters import TrainingOutlook
 
 _LINES_PER_ROUND = 10
 

@@ -35,7 +35,7 @@ from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.evaluation import accuracy, path_log_probabilities
 from lada_secure.models.examples import PathExample
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.text_lengths import needed_tokens
+from lada_secure.models.preflight import needed_tokens
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
 
 # As the protocol has it: a row of the matrix adds up to 1 at most.

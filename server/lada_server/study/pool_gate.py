@@ -43,7 +43,7 @@ def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
 def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
     """The plan's sizes and adapters on the LLM, and a call of it."""
     from lada_secure.models.adapters import adapter_targets
-    from lada_secure.models.probe import probe_model
+    from lada_secure.models.preflight import probe_model
 
     if plan.paths.max_new_tokens >= lm.max_tokens:
         raise ParameterError(
@@ -56,7 +56,7 @@ def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
 
 
 def _length_faults(study: Study, lm: LanguageModel) -> Iterator[Fault]:
-    from lada_secure.models.text_lengths import needed_tokens
+    from lada_secure.models.preflight import needed_tokens
 
     new_tokens = study.plan.paths.max_new_tokens
     needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))

@@ -126,9 +126,9 @@ def _call_once(learner: SiteLearner) -> None:
 
     Raises: ParameterError: the model cannot be used as the plan would.
     """
-    from lada_secure.dpsgd.engine_choice import open_engine
+    from lada_secure.dpsgd.engine import open_engine
     from lada_secure.method.training import trainer_settings
-    from lada_secure.models.probe import probe_model
+    from lada_secure.models.preflight import probe_model
 
     trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
     trainer.torch_device()
@@ -139,7 +139,7 @@ def _call_once(learner: SiteLearner) -> None:
 def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str, Fault]]:
     """Texts that training or evaluation would have to cut, at the plan's lengths."""
     from lada_secure.models.evaluation import ANSWER_TOKENS
-    from lada_secure.models.text_lengths import needed_tokens
+    from lada_secure.models.preflight import needed_tokens
 
     plan, lm = learner.plan, learner.model
     writes = plan.guide is not None and plan.guide.own_reasons

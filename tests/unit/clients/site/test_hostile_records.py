@@ -18,13 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from method_doubles import BAD, GOOD, GUIDE, ledger, received
 from site_doubles import file_of, record, site_learner, site_plan, site_policy
-from trainer_doubles import opened_trainer, small_model
+from trainer_doubles import grid_sum, opened_trainer, small_model
 
 from lada_clients.site.gates.files import SiteFiles
 from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.allocation.measured_statistics import measured_statistics
-from lada_secure.allocation.measured_valuation import measured_trials
+from lada_secure.allocation.measurement import measured_statistics, measured_trials
 from lada_secure.allocation.valuation_gains import TrialParameters
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer
@@ -215,17 +214,13 @@ def trainer_over(lm: LanguageModel, units: Sequence[Unit]) -> Trainer:
 def test_what_good_units_add_to_a_training_step_is_what_they_add_without_hostile_ones(
     lm: LanguageModel, hostile: list[Record]
 ) -> None:
-    privacy = privacy_parameters(PLANS["together"])
-    grid = privacy.grid()
-    assert grid is not None
+    clip_steps = privacy_parameters(PLANS["together"]).clip_steps
     sums = []
     for units in (units_of(ORDINARY), units_of((*ORDINARY, *hostile))):
         trainer = trainer_over(lm, units)
-        total = trainer.source.clipped_sum(
-            trainer._units or (), l2_clip_norm=privacy.l2_clip_norm, grid=grid
-        )
+        total = grid_sum(trainer)
         trainer.close()
-        sums.append(total.integers().double() / grid.clip_steps)
+        sums.append(total.integers().double() / clip_steps)
     assert float((sums[1] - sums[0]).norm()) <= len(units_of(hostile)) * (1.0 + 1e-3)
 
 

@@ -21,7 +21,6 @@ from method_doubles import (
 )
 
 from lada_secure.data.records import Record
-from lada_secure.dpsgd.private_examples import private_unit
 from lada_secure.errors import LedgerError
 from lada_secure.method import site_training, training
 from lada_secure.method.mechanisms import private_learning_rate
@@ -32,6 +31,7 @@ from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import train, wear_start
 from lada_secure.method.training import private_units
 from lada_secure.models.adapters import adapter_weights, parse_adapter_tensors
+from lada_secure.models.examples import private_unit
 from lada_secure.models.tuning import TuningSettings
 from lada_secure.privacy.release.units import Unit
 
