@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.schema_versions import versions_to_migrate
+from lada_secure.schema_versions import check_schema_version
 
 STATE_VERSION: Final = 1
 OWNER_FILE: Final = "owner.json"
@@ -29,7 +29,7 @@ _MAX_OWNER_BYTES: Final = 4096
 def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
     """Work in a state folder as its owner, alone; it becomes ours where nobody's name is on it.
 
-    Raises: ParameterError: another party's, of a newer version, or another process works in it.
+    Raises: ParameterError: another party's, of another version, or another process works in it.
         TransportError: the folder cannot be written.
     """
     lock = _locked(folder)
@@ -44,7 +44,7 @@ def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
 def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
     """Whether this party's name is on the folder; False where nobody's is.
 
-    Raises: ParameterError: another party's, of a newer version, or the note is damaged.
+    Raises: ParameterError: another party's, of another version, or the note is damaged.
     """
     path = folder / OWNER_FILE
     try:
@@ -60,7 +60,7 @@ def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
             f"{path} is damaged ({error!r}); restore the folder from its backup, or, if you are "
             f"sure that it is the one of {party}, delete this one file"
         ) from error
-    versions_to_migrate(version, current=STATE_VERSION, where=str(path), refusal=ParameterError)
+    check_schema_version(version, current=STATE_VERSION, where=str(path), refusal=ParameterError)
     if owner != (party, role):
         raise ParameterError(
             f"{folder} is the state of {owner[1]} {owner[0]}, the settings are those of {role} "

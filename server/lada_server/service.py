@@ -28,7 +28,7 @@ from lada_protocol.wire import (
 from lada_secure.errors import ParameterError
 from lada_server.callers import Callers
 from lada_server.calls import BoardCalls
-from lada_server.limits import CallGate, PeerLimits, peer_limits
+from lada_server.limits import CallGate, PeerLimits
 from lada_server.presence import Presence
 from lada_server.store import BoardStore
 from lada_server.uploads import Uploads
@@ -110,7 +110,12 @@ def start_server(
             f"the identity folder is that of {credentials.name.uri}; a server needs the "
             "coordinator's"
         )
-    limits = limits or peer_limits(settings)
+    limits = limits or PeerLimits(
+        calls_per_s=settings.calls_per_s,
+        burst_calls=settings.burst_calls,
+        concurrent_calls=settings.concurrent_calls,
+        bytes_per_s=settings.bytes_per_s,
+    )
     # Every party can use up its own calls without taking a thread from anyone else.
     threads = len(roster.parties) * limits.concurrent_calls + SPARE_THREADS
     server = grpc.server(
@@ -122,7 +127,6 @@ def start_server(
     presence = Presence(names, time.time)
     calls = BoardCalls(
         store=store,
-        roster=roster,
         callers=Callers(roster=roster, identity=identity, clock=lambda: datetime.now(UTC)),
         gate=CallGate(limits, names, time.monotonic),
         uploads=Uploads(upload_dir),

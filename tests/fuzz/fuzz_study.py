@@ -135,7 +135,6 @@ class Recording:
         )
         return BoardCalls(
             store=store,
-            roster=self.roster,
             callers=Callers(roster=self.roster, identity=identity, clock=lambda: datetime.now(UTC)),
             gate=CallGate(limits, names, lambda: 0.0),
             uploads=Uploads(uploads),

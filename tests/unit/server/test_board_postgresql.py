@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from postgresql_server import name_of
@@ -21,7 +20,6 @@ from lada_server.storage_errors import StorageUnavailable
 from lada_server.storage_patience import StoragePatience
 from lada_server.store import BoardStore
 
-VERSION_1 = Path(__file__).with_name("board-schema-1.postgresql.sql")
 COUNTED = "CREATE SEQUENCE tries"
 ON_INSERT = (
     "CREATE TRIGGER disturbed BEFORE INSERT ON board_messages FOR EACH ROW EXECUTE FUNCTION f()"
@@ -299,71 +297,15 @@ def test_a_coordinator_that_lost_the_lock_does_not_write_before_it_has_it_again(
     assert hashes(store) == [envelope.message_hash]
 
 
-def as_version_1(postgres, url, study, envelope, folder):
-    """A board as version 1 of the schema wrote it, with one message."""
-    head, digest = envelope.header, envelope.message_hash
-    row = (1, digest, head.study_id, 0, 0, "", head.kind, head.sender, "")
-    more = (envelope.header_bytes, envelope.signature, head.payload_sha256, 4, 5.0)
-    name = name_of(url)
-    postgres.execute(name, VERSION_1.read_text())
-    for fact in (("schema_version", "1"), ("roster_hash", study.roster.hash)):
-        postgres.execute(name, "INSERT INTO board_facts VALUES (%s, %s)", values=fact)
-    postgres.execute(
-        name,
-        "INSERT INTO board_messages VALUES "
-        "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        values=row + more,
-    )
-    postgres.execute(
-        name,
-        "INSERT INTO board_readers VALUES ('auditor', 1)",
-        "SELECT setval('board_messages_sequence_seq', 1)",
-    )
-    path = folder / "payloads" / digest[:2] / digest
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"kept")
-
-
 def version(postgres, url):
-    query = "SELECT value FROM board_facts WHERE name = 'schema_version'"
+    query = "SELECT value FROM board_metadata WHERE name = 'schema_version'"
     return postgres.execute(name_of(url), query)[0][0]
-
-
-def test_a_board_of_version_1_is_migrated_and_goes_on(postgres, url, tmp_path, study):
-    envelope = study.envelope("contribution", "bank", b"kept")
-    as_version_1(postgres, url, study, envelope, tmp_path)
-    with board(url, tmp_path, study) as store:
-        assert hashes(store) == [envelope.message_hash]
-        assert store.payload(envelope.message_hash) == b"kept"
-        assert store.post(envelope, b"kept") == 1
-        assert store.post(study.envelope("abort", "coordinator")) == 2
-    assert version(postgres, url) == "2"
-
-
-def test_a_migration_that_breaks_off_leaves_the_old_version(
-    postgres, url, tmp_path, study, monkeypatch
-):
-    from lada_server import schema
-
-    envelope = study.envelope("contribution", "bank", b"kept")
-    as_version_1(postgres, url, study, envelope, tmp_path)
-    step = schema._STEPS[1]
-
-    def breaks(connection):
-        step(connection)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(schema, "_STEPS", {1: breaks})
-    with pytest.raises(KeyboardInterrupt), board(url, tmp_path, study):
-        pass
-    assert version(postgres, url) == "1"
-    assert postgres.execute(name_of(url), "SELECT count(*) FROM board_facts") == [(2,)]
 
 
 def test_a_newer_version_is_refused_and_left_alone(postgres, url, tmp_path, study):
     with board(url, tmp_path, study):
         pass
-    change = "UPDATE board_facts SET value = '3' WHERE name = 'schema_version'"
+    change = "UPDATE board_metadata SET value = '3' WHERE name = 'schema_version'"
     postgres.execute(name_of(url), change)
     with (
         pytest.raises(ParameterError, match="schema version 3, this software reads up to 2"),
