@@ -310,7 +310,7 @@ class BoardStore:
 
         return self._database.read("list messages", first)
 
-    def _known(self, message_hash: str, reader: str | None = None) -> sa.Row[Any]:
+    def _known(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any]:
         stored = self._find(message_hash, reader)
         if stored is None:
             raise PeerError(
@@ -320,7 +320,7 @@ class BoardStore:
             )
         return stored
 
-    def _find(self, message_hash: str, reader: str | None = None) -> sa.Row[Any] | None:
+    def _find(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any] | None:
         """Sender, `payload_sha256` and `payload_bytes` of a message, if `reader` may see it."""
         query = sa.select(
             messages.c.sender, messages.c.payload_sha256, messages.c.payload_bytes

@@ -18,13 +18,12 @@ from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 
 from lada_protocol import lada_pb2
-from lada_protocol.coordinator_round import next_coordinator_task
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.tasks import Done, Wait
 from lada_protocol.wire import CHUNK_BYTES
 from lada_secure.errors import PeerError
 from lada_server import schema
 from lada_server.calls import BoardCalls
-from lada_server.coordinator import StudyFailed as StudyGivenUp
 from lada_server.store import BoardStore
 
 
@@ -149,17 +148,11 @@ class CoordinatorTarget(Target):
         one.board._sequence = board.last_without(stage)
         for _ in range(MOST_STEPS):
             try:
-                one._sync(wait_s=0.0)
-                task = next_coordinator_task(
-                    one._index,
-                    plan=one.study.plan,
-                    roster=one.roster,
-                    given_up=frozenset(one._given_up),
-                )
+                task = one.loop.next_task()
                 if isinstance(task, Wait | Done):
                     return f"accepted, {type(task).__name__.lower()}"
-                one._carry_out(task)
-            except StudyGivenUp:
+                one.loop.carry_out(task)
+            except StudyFailed:
                 return "gave the study up"
             except PeerError as error:
                 if sender != "auditor":

@@ -32,7 +32,6 @@ from lada_clients.site.record_files import RecordFiles, file_digests
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.auditor_round import next_auditor_task
-from lada_protocol.coordinator_round import next_coordinator_task
 from lada_protocol.credentials import Credentials
 from lada_protocol.envelope import Envelope
 from lada_protocol.events import EventLog
@@ -42,6 +41,7 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.site_round import next_site_task
 from lada_protocol.tasks import Done, StartAttempt, Wait
+from lada_protocol.uplink import NO_ADAPTERS
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, RecordFile, pool_bytes, pool_hash
 from lada_secure.learnability.cells import fit_clusters
@@ -152,7 +152,7 @@ class Recording:
             teacher=TeacherWithoutModel(),
             events=silent("coordinator"),
         )
-        made._view = self.view
+        made._views = {NO_ADAPTERS: self.view}
         return made
 
     def participant(self, party: str, folder: Path) -> Participant:
@@ -346,15 +346,12 @@ class _HonestRun:
 
     def _coordinator_step(self) -> bool:
         one = self._coordinator
-        one._sync(wait_s=0.0)
-        task = next_coordinator_task(
-            one._index, plan=one.study.plan, roster=one.roster, given_up=frozenset()
-        )
+        task = one.loop.next_task()
         second_round = isinstance(task, StartAttempt) and task.attempt.round_id > 0
         if isinstance(task, Done) or second_round:
             return False
         if not isinstance(task, Wait):
-            one._carry_out(task)
+            one.loop.carry_out(task)
         return True
 
     def _step(self, party: Any, next_task: Callable[..., Any], **more: Any) -> None:

@@ -17,7 +17,7 @@ from lada_server import database as database_module
 from lada_server.settings import ServerSettings
 from lada_server.status import read_status
 from lada_server.storage_errors import StorageUnavailable
-from lada_server.storage_patience import StoragePatience
+from lada_server.storage_patience import StorageStallTimer
 from lada_server.store import BoardStore
 
 COUNTED = "CREATE SEQUENCE tries"
@@ -54,10 +54,10 @@ def store(url, tmp_path, study):
         yield one
 
 
-def patience(events=None, limit_s=30.0):
+def stall_timer(events=None, limit_s=30.0):
     lines = [] if events is None else events
     log = EventLog(party="coordinator", sink=lines.append, clock=time.time)
-    return StoragePatience(events=log, limit_s=limit_s)
+    return StorageStallTimer(events=log, limit_s=limit_s)
 
 
 def hashes(store, reader="auditor"):
@@ -78,7 +78,7 @@ def test_messages_posted_while_the_server_restarts_arrive_once_and_in_order(
     def post():
         try:
             for one in envelopes:
-                patience().insist(lambda one=one: store.post(one), round_id=0, step="opening")
+                stall_timer().retry(lambda one=one: store.post(one), round_id=0, step="opening")
         except BaseException as error:
             failures.append(error)
 
@@ -157,17 +157,17 @@ def test_a_full_disk_of_the_server_is_said_clearly_and_the_retry_is_stored_once(
     with pytest.raises(StorageUnavailable, match="free some space; nothing is lost"):
         store.post(envelope, b"once")
     assert hashes(store) == []
-    patience().insist(lambda: store.post(envelope, b"once"), round_id=0, step="opening")
+    stall_timer().retry(lambda: store.post(envelope, b"once"), round_id=0, step="opening")
     assert hashes(store) == [envelope.message_hash]
 
 
 def test_the_coordinator_waits_for_its_database_visibly_and_goes_on(store, study, postgres):
     envelope, events = study.envelope("abort", "coordinator"), []
-    waiting = patience(events)
+    waiting = stall_timer(events)
     postgres.stop()
     try:
         poster = threading.Thread(
-            target=lambda: waiting.insist(lambda: store.post(envelope), round_id=4, step="opening")
+            target=lambda: waiting.retry(lambda: store.post(envelope), round_id=4, step="opening")
         )
         poster.start()
         time.sleep(1.0)
@@ -185,7 +185,7 @@ def test_the_coordinator_does_not_wait_for_ever(store, study, postgres):
     postgres.stop()
     try:
         with pytest.raises(StorageUnavailable, match="check that it runs"):
-            patience(limit_s=0.5).insist(store.check, round_id=0, step="opening")
+            stall_timer(limit_s=0.5).retry(store.check, round_id=0, step="opening")
     finally:
         postgres.start()
 
@@ -293,7 +293,7 @@ def test_a_coordinator_that_lost_the_lock_does_not_write_before_it_has_it_again(
         with pytest.raises(StorageUnavailable, match="another session holds"):
             store.post(envelope)
         assert other.execute("SELECT count(*) FROM board_messages").fetchone() == (0,)
-    assert patience().insist(lambda: store.post(envelope), round_id=0, step="opening")
+    assert stall_timer().retry(lambda: store.post(envelope), round_id=0, step="opening")
     assert hashes(store) == [envelope.message_hash]
 
 
