@@ -19,14 +19,15 @@ import grpc
 
 from lada_clients.back_off import BackOff
 from lada_clients.connection import Endpoint, NotNow, open_channel
-from lada_clients.credentials import live_identity
 from lada_protocol import lada_pb2
 from lada_protocol.credentials import Credentials, Passphrase
 from lada_protocol.envelope import Envelope, parse_envelope
 from lada_protocol.kinds import kind_rules, may_read
 from lada_protocol.lada_pb2_grpc import BoardStub
+from lada_protocol.party_files import live_identity
 from lada_protocol.revocation import RevocationList
 from lada_protocol.roster import Roster
+from lada_protocol.run_loop import Traffic
 from lada_protocol.transport import TransportSettings
 from lada_protocol.wire import CHUNK_BYTES, MAX_WAIT_S, REASON_KEY, split_address
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
@@ -62,14 +63,6 @@ class Waiting:
 
     since_s: float
     because: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Bytes of headers, signatures and payloads so far; TLS and HTTP/2 come on top."""
-
-    up_bytes: int
-    down_bytes: int
 
 
 class BoardClient:

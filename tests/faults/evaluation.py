@@ -39,7 +39,7 @@ from lada_protocol.uplink import (
     split_pool,
     uplink_of,
 )
-from lada_secure.data.records import pool_bytes, read_pool, read_records
+from lada_secure.data.records import inspect_records, pool_bytes, read_pool
 from lada_secure.distillation.adapters import AdapterWeights, load_adapters
 from lada_secure.learnability.advantage import advantages
 from lada_secure.learnability.arrays import FloatArray
@@ -258,7 +258,7 @@ class SiteAgain:
             clusters=study.clusters,
             records=PrivateRecords(
                 bound_units(
-                    read_records(settings.records),
+                    inspect_records(settings.records).records,
                     max_records_per_unit=plan.privacy.max_records_per_unit,
                 )
             ),

@@ -11,6 +11,7 @@ from protocol_world import training_spec
 
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.public_material import read_public_material
 from lada_clients.site.received_paths import ReceivedPath
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
@@ -174,7 +175,7 @@ class SiteWithoutModel(Site):
         """Made once pool and clusters were read, as the real one."""
         if self._learner is None:
             plan = self.participant.plan
-            pool, clusters = self._public_material()
+            pool, clusters = read_public_material(self.participant)
             made = LearnerWithoutModel(
                 plan=plan,
                 pool=pool,

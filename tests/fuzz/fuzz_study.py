@@ -23,20 +23,19 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
-from lada_clients.credentials import load_credentials
-from lada_clients.outbox import Outbox
 from lada_clients.participant import Participant
 from lada_clients.site.file_gate import SiteFiles
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.record_files import RecordFiles, file_digests
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.study_folder import Outbox, SecretFolder
 from lada_protocol.auditor_round import next_auditor_task
 from lada_protocol.credentials import Credentials
 from lada_protocol.envelope import Envelope
 from lada_protocol.events import EventLog
 from lada_protocol.identity import PartyName, certificate_pem
 from lada_protocol.kinds import Kind, Role
+from lada_protocol.party_files import load_credentials
 from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.site_round import next_site_task
@@ -220,7 +219,6 @@ class Recording:
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder / "memory"),
             now=lambda: datetime.now(UTC),
-            approved=lambda _study, _plan: True,
         )
 
     def book(self, party: str) -> MemoryLedger:
@@ -359,7 +357,7 @@ class _HonestRun:
         me.sync()
         task = next_task(me.index, plan=me.plan, roster=me.roster, **more)
         if not isinstance(task, Wait | Done):
-            party._carry_out(task)
+            party.loop.carry_out(task)
 
 
 def record(folder: Path) -> RecordedStudy:

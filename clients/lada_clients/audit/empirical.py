@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from lada_clients.audit.folder import MOCK_EXPORT
-from lada_clients.settings_file import read_settings
 from lada_clients.site.file_gate import check_files
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.exported_study import PLAN_FILE
+from lada_protocol.party_files import read_settings
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.plan_mechanisms import privacy_parameters
 from lada_secure.canonical import Json, canonical_json, sha256_hex

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lada_clients.audit.report_document import PrivacyReport
 from lada_clients.audit.report_page import privacy_page
-from lada_clients.outbox import write_atomically
 from lada_secure.errors import ParameterError
+from lada_secure.whole_files import write_atomically
 
 PAGE_FILE = "privacy-report.html"
 DOCUMENT_FILE = "privacy-report.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.outbox import write_atomically
 from lada_clients.participant import Participant
 from lada_protocol.envelope import envelope_to_line
 from lada_protocol.exported_study import (
@@ -21,6 +20,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, parse_body
 from lada_protocol.plan import StudyPlan
 from lada_secure.errors import ParameterError, TransportError
+from lada_secure.whole_files import write_atomically
 
 
 def check_export_folder(folder: Path, plan: StudyPlan) -> None:

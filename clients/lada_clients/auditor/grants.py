@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lada_clients.outbox import write_atomically
 from lada_secure.errors import TransportError
 from lada_secure.privacy.restart import RestartGrant, parse_grant
+from lada_secure.whole_files import write_atomically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,6 @@ from lada_clients.ca.folder import (
     read_file,
     write_new_files,
 )
-from lada_clients.outbox import write_atomically
 from lada_protocol.credentials import (
     CA_CERTIFICATE,
     REVOCATIONS,
@@ -50,6 +49,7 @@ from lada_protocol.issuance import (
 from lada_protocol.revocation import build_revocation_list
 from lada_protocol.roster import Party, Roster, build_roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.whole_files import write_atomically
 
 # Clocks of two machines differ; a certificate must not be refused in its first minutes.
 CLOCK_SKEW: Final = timedelta(minutes=5)

@@ -285,7 +285,7 @@ def request_certificates(
 
 
 def _passphrase(file: Path | None) -> Passphrase | None:
-    from lada_clients.credentials import read_passphrase
+    from lada_protocol.party_files import read_passphrase
 
     return read_passphrase(file)
 

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.ca.folder import read_certificate, read_file, write_new_files
-from lada_clients.outbox import write_atomically
 from lada_protocol.credentials import (
     CA_CERTIFICATE,
     SIGNING_CERTIFICATE,
@@ -28,6 +27,7 @@ from lada_protocol.credentials import (
 from lada_protocol.enrolment import SIGNING_REQUEST, TLS_REQUEST, build_requests
 from lada_protocol.identity import MAX_CERTIFICATE_BYTES, PartyName, certificate_fingerprint
 from lada_secure.errors import ParameterError
+from lada_secure.whole_files import write_atomically
 
 _ANSWER: Final = (CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
 

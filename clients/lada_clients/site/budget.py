@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lada_clients.ledger_history import LedgerHistory, history_of
-from lada_clients.outbox import write_atomically
-from lada_clients.settings_file import read_settings
 from lada_clients.site.ledger_store import open_ledger_reader
 from lada_clients.site.own_ledger import ledger_path
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_protocol.party_files import read_settings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.verification import LedgerSummary, verify_ledger
+from lada_secure.whole_files import write_atomically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

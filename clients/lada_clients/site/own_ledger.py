@@ -13,14 +13,18 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.credentials import load_credentials, load_signing_key, read_passphrase
-from lada_clients.participant import read_roster
-from lada_clients.settings_file import read_settings
 from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader, restart_ledger
 from lada_clients.site.policy import study_caps
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import (
+    load_credentials,
+    load_signing_key,
+    read_passphrase,
+    read_roster,
+    read_settings,
+)
 from lada_protocol.plan import LEDGER_TIME_STEP_S, StudyPlan
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.entries import LedgerEntry, ReserveEntry, RestartEntry

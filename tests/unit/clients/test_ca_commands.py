@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from lada_clients.ca import authority, enrolment
 from lada_clients.ca.commands import app
-from lada_clients.credentials import load_credentials, read_passphrase
 from lada_clients.site.commands import app as site_app
 from lada_protocol.credentials import Passphrase, parse_passphrase
 from lada_protocol.identity import PartyName, certificate_fingerprint
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import load_credentials, read_passphrase
 from lada_protocol.revocation import parse_revocations
 from lada_secure.errors import ParameterError
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from lada_clients.outbox import Outbox, write_atomically
+from lada_clients.study_folder import Outbox
 from lada_protocol.index import slot_of
 from lada_secure.errors import PeerError, TransportError
+from lada_secure.whole_files import write_atomically
 
 KEYS = {"study_id": "study", "plan_hash": "0" * 64}
 

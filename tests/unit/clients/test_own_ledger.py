@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from lada_clients.auditor.commands import app as auditor_app
 from lada_clients.ca.authority import issue_party
-from lada_clients.credentials import load_credentials
 from lada_clients.site import runner
 from lada_clients.site.commands import app as site_app
 from lada_clients.site.ledger_store import SqliteLedger, open_ledger_reader
@@ -22,6 +21,7 @@ from lada_clients.site.own_ledger import check_shown, is_new, renew_key, restart
 from lada_protocol.identity import PartyName
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind, Role
+from lada_protocol.party_files import load_credentials
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.entries import LedgerEntry
 from lada_secure.privacy.events import gaussian_event

@@ -24,11 +24,12 @@ from site_doubles import (
 
 from lada_clients.mock.toml_text import toml_text
 from lada_clients.site import service
-from lada_clients.site.file_gate import SiteFiles, check_files, check_with_model
+from lada_clients.site.file_gate import SiteFiles, check_files
+from lada_clients.site.model_gate import check_with_model
 from lada_clients.site.record_files import RecordFiles, file_digests
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
+from lada_clients.study_folder import SecretFolder
 from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
@@ -352,7 +353,6 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
             now=lambda: None,  # type: ignore[arg-type, return-value]
-            approved=lambda _study, _plan: True,
             _learner=learner,
         )
 

@@ -18,9 +18,9 @@ from typing import Any, cast
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.outbox import Outbox
 from lada_clients.participant import Participant
-from lada_clients.transport import BoardClient, Traffic
+from lada_clients.study_folder import Outbox
+from lada_clients.transport import BoardClient
 from lada_protocol.envelope import Envelope, Header, sign_envelope
 from lada_protocol.events import EventLog
 from lada_protocol.identity import (
@@ -46,6 +46,7 @@ from lada_protocol.plan import (
     UplinkPlan,
 )
 from lada_protocol.roster import Party, Roster
+from lada_protocol.run_loop import Traffic
 from lada_secure.errors import PeerError
 from lada_secure.learnability.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.privacy.entries import LedgerIdentity

@@ -29,7 +29,7 @@ from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
-from lada_clients.participant import Outgoing, Participant, checked_transcript
+from lada_clients.participant import Participant, checked_transcript
 from lada_protocol.auditor_round import next_auditor_task
 from lada_protocol.coordinator_round import next_coordinator_task
 from lada_protocol.envelope import Envelope
@@ -111,6 +111,14 @@ def scores_of(features: np.ndarray, query: bytes) -> bytes:
     """Blind scores of any matrix."""
     matrix = encode_matrix(features, row_bound=ROW_BOUND)
     return PoolMatrix(matrix, worker=shared_worker()).score(query)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """Body and payload of a message that is about to be signed."""
+
+    body: Mapping[str, Any]
+    payload: bytes = b""
 
 
 @dataclass(kw_only=True)
@@ -327,7 +335,7 @@ class SimulatedSite:
         self, kind: Kind, body: dict[str, Any], payload: bytes = b"", **place: Any
     ) -> Envelope:
         outgoing = self.tamper(kind, Outgoing(body=body, payload=payload))
-        return self.me.post(kind, lambda: outgoing, **place)
+        return self.me.post(kind, outgoing.body, lambda: outgoing.payload, **place)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -552,7 +560,7 @@ class World:
         me.sync()
         task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
         if not isinstance(task, Wait | Done):
-            self.auditor._carry_out(task)
+            self.auditor.loop.carry_out(task)
         return task
 
     def step_all(self) -> bool:

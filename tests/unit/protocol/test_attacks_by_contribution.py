@@ -15,6 +15,7 @@ from protocol_world import (
 from simulated_parties import (
     ROUND_0,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_auditor,
@@ -24,7 +25,6 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.participant import Outgoing
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.opening import purpose_length, purpose_parameters, site_bound_of

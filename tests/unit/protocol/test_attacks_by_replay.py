@@ -17,6 +17,7 @@ from simulated_parties import (
     ROUND_0,
     ROUND_0_AGAIN,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_world,
@@ -24,7 +25,6 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.participant import Outgoing
 from lada_protocol.envelope import Envelope, parse_envelope
 from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind

@@ -15,13 +15,13 @@ from protocol_world import (
 )
 from simulated_parties import (
     ROUND_0,
+    Outgoing,
     World,
     make_world,
     never_opened,
     refusal,
 )
 
-from lada_clients.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import FaultBody, parse_body
 from lada_protocol.plan import DEMAND, STATISTICS
@@ -218,7 +218,8 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
     body = {"first_index": 0, "head_index": 1, "head_hash": entries[1].entry_hash}
     site.me.post(
         Kind.LEDGER,
-        lambda: Outgoing(body=body, payload=format_ledger_lines(entries)),
+        body,
+        lambda: format_ledger_lines(entries),
         round_id=0,
         purpose="training",
     )

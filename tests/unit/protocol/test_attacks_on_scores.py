@@ -35,7 +35,7 @@ from simulated_parties import (
 from lada_clients.auditor.export import write_export
 from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.site.scores import SiteScoring
-from lada_clients.site.secrets import SecretFolder
+from lada_clients.study_folder import SecretFolder
 from lada_protocol.envelope import Envelope
 from lada_protocol.evidence import verify_evidence
 from lada_protocol.exported_study import MESSAGES_FILE

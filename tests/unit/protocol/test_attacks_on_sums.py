@@ -26,9 +26,9 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.participant import read_roster
 from lada_protocol.envelope import parse_envelope
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import read_roster
 from lada_protocol.plan import STATISTICS
 from lada_protocol.tasks import PostMaskKey
 from lada_secure.encryption.masks import MaskKey

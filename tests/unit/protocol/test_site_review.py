@@ -19,18 +19,18 @@ from protocol_world import (
     statistics_spec,
 )
 
-from lada_clients.participant import StudyFailed
 from lada_clients.site.file_gate import SiteFiles
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.policy import planned_epsilon
 from lada_clients.site.record_files import RecordFiles, RecordsChanged, file_digests
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.study_folder import SecretFolder
 from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import AcceptanceBody, FaultBody, parse_body
 from lada_protocol.plan import STATISTICS, StudyPlan
+from lada_protocol.run_loop import StudyFailed
 from lada_secure.data.records import RecordFile
 from lada_secure.privacy.entries import DecisionEntry, ReserveEntry
 from lada_secure.privacy.memory_ledger import MemoryLedger
@@ -125,7 +125,6 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
         secrets=SecretFolder(folder=folder / "secrets"),
         memory=SiteMemory(folder=me.open_folder()),
         now=lambda: NOW,
-        approved=lambda _study, _plan: True,
     )
     return Reviewing(site=site, book=book, board=board)
 

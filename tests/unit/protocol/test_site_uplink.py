@@ -14,8 +14,8 @@ from simulated_parties import World, make_world
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.opening import SiteOpening
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.uplink import SiteUplink
+from lada_clients.study_folder import SecretFolder
 from lada_protocol.kinds import Kind
 from lada_protocol.messages import InquiryBody, SitePathsBody, parse_body
 from lada_protocol.plan import ADVANTAGE, TRAINING, StudyPlan
