@@ -42,6 +42,18 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise TransportError(f"cannot write {path}: {error.strerror}") from error
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would survive a power cut.
+
+    Raises: OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sweep_parts(folder: Path) -> int:
     """Delete what killed processes had not finished to write under a folder.
 

@@ -2,17 +2,15 @@
 
 Looking at the pool is the coordinator's longest computation and everything after it needs the
 result. A look is a function of the plan, the LLM and its adapters, so it is named by all of them;
-one that is missing or damaged is simply taken again. Files stay with the coordinator: what its LLM
-knows is its own.
+one that is missing or damaged is simply computed again. Files stay with the coordinator: what its
+LLM knows is its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lada_secure.canonical import Json, canonical_json, sha256_hex
+from lada_secure.whole_files import replace_file
 
 if TYPE_CHECKING:
     from lada_secure.distillation.certainty import Answers
@@ -43,7 +42,7 @@ class PoolView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlmLooks:
+class InferenceCache:
     """A folder with one file per look. Writing may fail: then the next process looks again."""
 
     folder: Path
@@ -106,16 +105,8 @@ class LlmLooks:
 
     def _write(self, what: str, about: Json, content: bytes) -> None:
         path = self._path(what, about)
-        part = path.with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(sha256_hex(content).encode("ascii") + content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            replace_file(path, sha256_hex(content).encode("ascii") + content, mode=0o600)
         except OSError as error:
             LOG.warning("cannot keep %s: %s; a restart computes it again", path, error.strerror)
-            with contextlib.suppress(OSError):
-                part.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Final
 from lada_protocol.envelope import Envelope, Header
 from lada_protocol.wire import CHUNK_BYTES
 from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.whole_files import replace_file, sync
 from lada_server.storage_errors import StorageUnavailable
 
 _INCOMING: Final = "incoming"
@@ -70,10 +70,9 @@ class PayloadFiles:
         """Note whose payloads these are; durable. Raises: StorageUnavailable: disk."""
         if self._board_id() == board_id:
             return
-        part = self._incoming / _BOARD_FILE
         try:
-            part.write_bytes(board_id.encode("ascii"))
-            _place(part, self._folder / _BOARD_FILE)
+            replace_file(self._folder / _BOARD_FILE, board_id.encode("ascii"))
+            sync(self._folder)
         except OSError as error:
             raise StorageUnavailable(
                 f"{self._folder}: cannot be written: {error.strerror}; free some space"
@@ -103,8 +102,10 @@ class PayloadFiles:
             check_payload(path, header)
             target = self._path(envelope.message_hash)
             target.parent.mkdir(exist_ok=True, mode=0o700)
+            sync(path)
+            path.rename(target)
             # The receipt promises the payload, so its name must survive a power cut as well.
-            _place(path, target)
+            sync(target.parent)
         except OSError as error:
             raise StorageUnavailable(
                 f"{self._folder}: cannot store a payload of {header.payload_bytes} bytes: "
@@ -167,18 +168,3 @@ def check_payload(path: Path, header: Header) -> None:
             peer=header.sender,
             round_id=header.round_id,
         )
-
-
-def _place(part: Path, target: Path) -> None:
-    """Give a whole file its name so that both survive a power cut. Raises: OSError."""
-    _sync(part)
-    part.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

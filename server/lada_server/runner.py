@@ -7,33 +7,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
-from lada_protocol.events import EventLog
 from lada_protocol.identity import certificate_pem
+from lada_protocol.party_files import (
+    EVENTS_FILE,
+    live_identity,
+    open_event_log,
+    read_roster,
+    read_settings,
+)
 from lada_protocol.renewal import LiveIdentity
-from lada_protocol.roster import Roster, parse_roster
-from lada_protocol.settings import Settings, parse_settings
+from lada_protocol.roster import Roster
 from lada_secure.data.records import pool_bytes, read_pool
-from lada_secure.errors import LadaError, ParameterError, PeerError
-from lada_secure.line_file import open_line_file
+from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.state_folder import held_state_folder
 from lada_server.coordinator import Coordinator
-from lada_server.credentials import live_identity, read_passphrase
 from lada_server.llm_files import LlmFiles
-from lada_server.llm_looks import LlmLooks
+from lada_server.llm_looks import InferenceCache
 from lada_server.monitor import Monitored, start_monitor
 from lada_server.pool_gate import check_study
 from lada_server.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.status import EVENTS_FILE, Status, read_status
+from lada_server.status import Status, read_status
 from lada_server.status_file import STATUS_FILE, StatusFile
 from lada_server.store import BoardStore
 from lada_server.study import keep_plan, prepare_study
 from lada_server.teacher import Teacher
-
-S = TypeVar("S", bound=Settings)
 
 # How long the board stays up at most after the study, so that everybody reads the last message.
 FAREWELL_S = 60.0
@@ -47,15 +47,15 @@ def run_server(settings_path: Path) -> None:
     Raises: ParameterError: settings, study, pool, roster or identity are wrong, or the port is
         taken. StudyFailed: the study could not reach its last round.
     """
-    settings = _read(settings_path, ServerSettings)
+    settings = read_settings(settings_path, ServerSettings)
     configure_logs(settings.log)
-    study_settings = _read(settings.study, StudySettings)
-    roster = _read_roster(settings.roster)
+    study_settings = read_settings(settings.study, StudySettings)
+    roster = read_roster(settings.roster)
     identity = live_identity(
         settings.identity,
         party_id=settings.party,
         roster=roster,
-        passphrase=read_passphrase(settings.passphrase_file),
+        passphrase=settings.passphrase,
     )
     with held_state_folder(settings.state_dir, party=settings.party, role="coordinator"):
         _serve(settings, study_settings, roster, identity)
@@ -66,7 +66,7 @@ def _serve(
 ) -> None:
     credentials = identity.credentials()
     pool = read_pool(settings.pool)
-    events = _event_log(settings)
+    events = open_event_log(settings.party, settings.state_dir)
     kept_plan = settings.state_dir / "plan.json"
     store = BoardStore(
         settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}",
@@ -98,7 +98,7 @@ def _serve(
                 cache_dir=settings.cache_dir,
                 threads=settings.threads,
                 files=LlmFiles(folder=settings.state_dir / "llm"),
-                looks=LlmLooks(folder=settings.state_dir / "llm"),
+                looks=InferenceCache(folder=settings.state_dir / "llm"),
             )
             if study.is_new:
                 check_study(study, teacher, pool_file=settings.pool)
@@ -134,8 +134,8 @@ def server_status(settings_path: Path) -> Status:
 
     Raises: ParameterError: the settings or the roster cannot be read. TransportError: database.
     """
-    settings = _read(settings_path, ServerSettings)
-    return read_status(settings, _read_roster(settings.roster), now_s=time.time())
+    settings = read_settings(settings_path, ServerSettings)
+    return read_status(settings, read_roster(settings.roster), now_s=time.time())
 
 
 @contextmanager
@@ -164,25 +164,3 @@ def _observed(
     finally:
         running.stop()
         status.join()
-
-
-def _read(path: Path, model: type[S]) -> S:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
-    return parse_settings(raw, model, where=str(path)).beside(path.resolve().parent)
-
-
-def _read_roster(path: Path) -> Roster:
-    try:
-        return parse_roster(path.read_bytes())
-    except OSError as error:
-        raise ParameterError(f"cannot read roster {path}: {error.strerror}") from error
-    except PeerError as error:
-        raise ParameterError(f"roster {path}: {error}") from error
-
-
-def _event_log(settings: ServerSettings) -> EventLog:
-    sink = open_line_file(settings.state_dir / EVENTS_FILE)
-    return EventLog(party=settings.party, sink=sink, clock=time.time)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import Connection
 
+from lada_protocol.party_files import EVENTS_FILE
 from lada_protocol.plan import parse_plan
 from lada_protocol.roster import Party, Roster
 from lada_secure.errors import PeerError
@@ -24,7 +25,6 @@ from lada_server.settings import ServerSettings
 from lada_server.status_file import STATUS_FILE, KnownProcess, read_status_file
 from lada_server.storage_errors import StorageUnavailable
 
-EVENTS_FILE: Final = "events.jsonl"
 # The newest events stand at the end; a waiting coordinator writes one line in ten seconds.
 TAIL_BYTES: Final = 256 * 1024
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from lada_protocol.roster import Roster
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, pool_hash
 from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.whole_files import replace_file
 from lada_server.settings import StudySettings
 
 if TYPE_CHECKING:
@@ -100,14 +100,8 @@ def _kept(path: Path) -> StudyPlan | None:
 
 def keep_plan(path: Path, plan: StudyPlan) -> None:
     """Write the plan whole or not at all: it is signed and sent right afterwards."""
-    part = path.with_name(f".{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(plan.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        replace_file(path, plan.to_bytes())
     except OSError as error:
         raise TransportError(
             f"cannot write {path}: {error.strerror}; nothing was proposed yet"

@@ -15,7 +15,7 @@ from lada_protocol.uplink import NO_ADAPTERS, uplink_of
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
 from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_server.llm_files import LlmFiles
-from lada_server.llm_looks import LlmLooks, PoolView
+from lada_server.llm_looks import InferenceCache, PoolView
 from lada_server.study import Study
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Teacher:
         cache_dir: Path,
         threads: int,
         files: LlmFiles,
-        looks: LlmLooks | None = None,
+        looks: InferenceCache | None = None,
     ) -> None:
         self._looks = looks
         self._reference = reference

@@ -35,7 +35,7 @@ from lada_protocol.envelope import Envelope
 from lada_protocol.events import EventLog
 from lada_protocol.identity import PartyName, certificate_pem
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.party_files import load_credentials
+from lada_protocol.party_files import live_identity, load_credentials
 from lada_protocol.plan import StudyPlan
 from lada_protocol.roster import Roster
 from lada_protocol.site_round import next_site_task
@@ -50,7 +50,6 @@ from lada_secure.privacy.memory_ledger import MemoryLedger
 from lada_server.callers import Callers
 from lada_server.calls import BoardCalls
 from lada_server.coordinator import Coordinator
-from lada_server.credentials import live_identity
 from lada_server.limits import CallGate, PeerLimits
 from lada_server.presence import Presence
 from lada_server.store import BoardStore

@@ -11,8 +11,8 @@ from lada_protocol import lada_pb2
 from lada_protocol.identity import role_host
 from lada_protocol.kinds import Role
 from lada_protocol.lada_pb2_grpc import BoardStub
+from lada_protocol.party_files import live_identity
 from lada_protocol.wire import REASON_KEY
-from lada_server.credentials import live_identity
 from lada_server.service import start_server
 from lada_server.store import BoardStore
 

@@ -16,13 +16,14 @@ from served_board import chunk, coordinator_identity, raw_stub, refusal, serving
 from typer.testing import CliRunner
 
 from lada_protocol.events import EventLog
+from lada_protocol.party_files import EVENTS_FILE
 from lada_protocol.tasks import Wait
 from lada_secure.errors import ParameterError
 from lada_server.commands import app
 from lada_server.monitor import Monitored, start_monitor
 from lada_server.presence import Presence
 from lada_server.settings import ServerSettings
-from lada_server.status import EVENTS_FILE, Status, read_status
+from lada_server.status import Status, read_status
 from lada_server.status_file import STATUS_FILE, StatusFile
 
 

@@ -27,9 +27,9 @@ from lada_clients.ca.authority import issue_party
 from lada_clients.transport import BoardClient, RefusedByBoard
 from lada_protocol import lada_pb2
 from lada_protocol.lada_pb2_grpc import BoardStub
+from lada_protocol.party_files import live_identity
 from lada_protocol.wire import CHUNK_BYTES
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
-from lada_server.credentials import live_identity
 from lada_server.limits import PeerLimits
 from lada_server.service import start_server
 
