@@ -68,9 +68,7 @@ def prepare_study(
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
     clusters_bytes = canonical_json(clusters.to_json())
     kept = _kept(kept_plan)
-    plan = kept or _plan(
-        settings, pool=pool, roster=roster, clusters=clusters, now=now, digest=clusters_bytes
-    )
+    plan = kept or _plan(settings, roster, now, pool=pool, clusters=clusters)
     if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
         raise ParameterError(
             f"{kept_plan} holds the plan of study {plan.study_id} over another pool or id; "
@@ -110,35 +108,20 @@ def keep_plan(path: Path, plan: StudyPlan) -> None:
 
 def _plan(
     settings: StudySettings,
+    roster: Roster,
+    now: datetime,
     *,
     pool: tuple[PoolSample, ...],
-    roster: Roster,
     clusters: Clusters,
-    now: datetime,
-    digest: bytes,
 ) -> StudyPlan:
-    allocation = settings.allocation.model_copy(update={"clusters": clusters.count})
+    chosen = {name: value for name, value in settings if name != "valid_days"}
+    chosen["allocation"] = settings.allocation.model_copy(update={"clusters": clusters.count})
     return StudyPlan(
-        study_id=settings.study_id,
-        title=settings.title,
+        **chosen,
         coordinator=roster.coordinator.id,
         expires=format_time(now + timedelta(days=settings.valid_days)),
-        rounds=settings.rounds,
-        min_cohort=settings.min_cohort,
         max_cohort=max(len(roster.sites), settings.min_cohort),
-        slm=settings.slm,
-        embedder=settings.embedder,
-        seed=settings.seed,
         pool_sha256=pool_hash(pool),
         pool_size=len(pool),
-        clusters_sha256=sha256_hex(digest),
-        phase_timeout_s=settings.phase_timeout_s,
-        privacy=settings.privacy,
-        statistics=settings.statistics,
-        training=settings.training,
-        distillation=settings.distillation,
-        allocation=allocation,
-        paths=settings.paths,
-        uplink=settings.uplink,
-        guide=settings.guide,
+        clusters_sha256=sha256_hex(canonical_json(clusters.to_json())),
     )
