@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lada_protocol.identity import certificate_pem
+from lada_protocol.identity.certificates import certificate_pem
+from lada_protocol.identity.renewal import LiveIdentity
+from lada_protocol.identity.roster import Roster
 from lada_protocol.party_files import (
     EVENTS_FILE,
     live_identity,
@@ -16,24 +18,22 @@ from lada_protocol.party_files import (
     read_roster,
     read_settings,
 )
-from lada_protocol.renewal import LiveIdentity
-from lada_protocol.roster import Roster
 from lada_secure.data.records import pool_bytes, read_pool
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
-from lada_secure.state_folder import held_state_folder
-from lada_server.coordinator import Coordinator
-from lada_server.llm_files import LlmFiles
-from lada_server.llm_looks import InferenceCache
-from lada_server.monitor import Monitored, start_monitor
-from lada_server.pool_gate import check_study
-from lada_server.service import RunningServer, start_server
+from lada_secure.storage.state_folder import held_state_folder
+from lada_server.board.store import BoardStore
+from lada_server.rpc.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.status import Status, read_status
-from lada_server.status_file import STATUS_FILE, StatusFile
-from lada_server.store import BoardStore
-from lada_server.study import keep_plan, prepare_study
-from lada_server.teacher import Teacher
+from lada_server.study.coordinator import Coordinator
+from lada_server.study.inference_cache import InferenceCache
+from lada_server.study.llm_files import LlmFiles
+from lada_server.study.monitor import Monitored, start_monitor
+from lada_server.study.pool_gate import check_study
+from lada_server.study.proposal import keep_plan, prepare_study
+from lada_server.study.status import Status, read_status
+from lada_server.study.status_file import STATUS_FILE, StatusFile
+from lada_server.study.teacher import Teacher
 
 # How long the board stays up at most after the study, so that everybody reads the last message.
 FAREWELL_S = 60.0

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lada_protocol.envelope import StudyId
 from lada_protocol.party_files import PartySettings
 from lada_protocol.plan import (
     AllocationPlan,
@@ -20,6 +19,7 @@ from lada_protocol.plan import (
     UplinkPlan,
 )
 from lada_protocol.settings import Settings
+from lada_protocol.wire.envelope import StudyId
 
 
 class ServerSettings(PartySettings):

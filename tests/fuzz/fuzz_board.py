@@ -17,14 +17,14 @@ from fuzz_loopback import CallRefused, RealBoard, Row
 from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 
-from lada_protocol import lada_pb2
+from lada_protocol.rounds.tasks import Done, Wait
 from lada_protocol.run_loop import StudyFailed
-from lada_protocol.tasks import Done, Wait
-from lada_protocol.wire import CHUNK_BYTES
+from lada_protocol.wire import lada_pb2
+from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import PeerError
-from lada_server import schema
-from lada_server.calls import BoardCalls
-from lada_server.store import BoardStore
+from lada_server.board import schema
+from lada_server.board.store import BoardStore
+from lada_server.rpc.calls import BoardCalls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

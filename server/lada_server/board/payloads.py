@@ -1,0 +1,170 @@
+"""Payloads on disk: one file per message, complete or absent, found by the message's hash."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lada_protocol.wire.envelope import Envelope, Header
+from lada_protocol.wire.limits import CHUNK_BYTES
+from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.whole_files import replace_file, sync
+from lada_server.board.storage_errors import StorageUnavailable
+
+_INCOMING: Final = "incoming"
+# Holds the id of the board whose payloads these are.
+_BOARD_FILE: Final = "board"
+_ID_BYTES: Final = 64
+
+
+class PayloadFiles:
+    """The folder of payloads; whoever holds the board's database has it alone.
+
+    Raises: TransportError: the disk refuses.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._incoming = folder / _INCOMING
+        try:
+            self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise TransportError(f"{folder}: cannot be used: {error.strerror}") from error
+
+    def check_unused(self) -> None:
+        """Check that no other board has left payloads here, before a new board takes the folder.
+
+        Raises: ParameterError: it has. Starting anew would delete them.
+        """
+        if self._board_id() is not None or any(True for _ in self._kept()):
+            raise ParameterError(
+                f"{self._folder} holds the payloads of a board, but the database has no board: is "
+                "it the right database? Restore it from its backup, or give a new board a "
+                "state_dir of its own. Nothing was changed"
+            )
+
+    def check_complete(self, board_id: str, message_hashes: Iterable[str]) -> None:
+        """Check that this is that board's folder and has the payload of every message.
+
+        Raises: ParameterError: it is another board's. TransportError: payloads are missing.
+        """
+        known = self._board_id()
+        if known is not None and known != board_id:
+            raise ParameterError(
+                f"{self._folder} holds the payloads of board {known[:8]}..., the database is of "
+                f"board {board_id[:8]}...; name the state_dir and the database that belong "
+                "together. Nothing was changed"
+            )
+        missing = [name for name in message_hashes if not self._path(name).is_file()]
+        if missing:
+            raise TransportError(
+                f"{self._folder}: the payloads of {len(missing)} messages are missing, the first "
+                f"is {missing[0][:16]}...; restore database and state_dir from the same backup"
+            )
+
+    def remember(self, board_id: str) -> None:
+        """Note whose payloads these are; durable. Raises: StorageUnavailable: disk."""
+        if self._board_id() == board_id:
+            return
+        try:
+            replace_file(self._folder / _BOARD_FILE, board_id.encode("ascii"))
+            sync(self._folder)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{self._folder}: cannot be written: {error.strerror}; free some space"
+            ) from error
+
+    def sweep(self, is_known: Callable[[str], bool]) -> int:
+        """Delete what an interrupted upload left behind; returns the number of files."""
+        stale = [path for path in self._incoming.iterdir() if path.is_file()]
+        stale += [path for path in self._kept() if not is_known(path.name)]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    @contextmanager
+    def incoming(self, envelope: Envelope) -> Iterator[Path]:
+        """The path of a file to fill with the payload that this header announces.
+
+        At the end of the block it is checked and put in its place, durably, or removed.
+
+        Raises: PeerError: another length or hash than announced (reason "payload_mismatch").
+          StorageUnavailable: disk.
+        """
+        header = envelope.header
+        path = self._incoming / f"{envelope.message_hash}.{secrets.token_hex(8)}"
+        try:
+            yield path
+            check_payload(path, header)
+            target = self._path(envelope.message_hash)
+            target.parent.mkdir(exist_ok=True, mode=0o700)
+            sync(path)
+            path.rename(target)
+            # The receipt promises the payload, so its name must survive a power cut as well.
+            sync(target.parent)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{self._folder}: cannot store a payload of {header.payload_bytes} bytes: "
+                f"{error.strerror}; free some space, the sender tries again"
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    def discard(self, message_hash: str) -> None:
+        """Delete the payload of a message that was refused after all."""
+        self._path(message_hash).unlink(missing_ok=True)
+
+    def read(self, message_hash: str, *, offset: int = 0) -> Iterator[bytes]:
+        """The payload from `offset` on, in chunks of at most `CHUNK_BYTES`.
+
+        Raises: TransportError: the file is missing or cannot be read.
+        """
+        try:
+            with self._path(message_hash).open("rb") as file:
+                file.seek(offset)
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
+        except OSError as error:
+            raise TransportError(
+                f"payload {message_hash[:16]}... cannot be read: {error.strerror}; restore the "
+                "folder of the board from its backup"
+            ) from error
+
+    def _kept(self) -> Iterator[Path]:
+        """All complete payloads."""
+        return (path for path in self._folder.glob("*/*") if path.parent != self._incoming)
+
+    def _board_id(self) -> str | None:
+        path = self._folder / _BOARD_FILE
+        try:
+            return path.read_bytes()[:_ID_BYTES].decode("ascii", "replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise TransportError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def _path(self, message_hash: str) -> Path:
+        return self._folder / message_hash[:2] / message_hash
+
+
+def check_payload(path: Path, header: Header) -> None:
+    """Compare a file with what a header announces.
+
+    Raises: PeerError: another length or hash (reason "payload_mismatch"). OSError: disk.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    if (size, digest) != (header.payload_bytes, header.payload_sha256):
+        raise PeerError(
+            f"{header.kind} of {header.sender}: header announces {header.payload_bytes} bytes "
+            f"with SHA-256 {header.payload_sha256[:16]}..., got {size} bytes with "
+            f"{digest[:16]}...",
+            reason="payload_mismatch",
+            peer=header.sender,
+            round_id=header.round_id,
+        )

@@ -1,0 +1,205 @@
+"""Where a study stands, read from what the coordinator keeps on disk, whether it runs or not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import sqlalchemy as sa
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.engine import Connection
+
+from lada_protocol.identity.roster import Party, Roster
+from lada_protocol.party_files import EVENTS_FILE
+from lada_protocol.plan import parse_plan
+from lada_secure.errors import PeerError
+from lada_server.board.database import Database
+from lada_server.board.metadata import checked_metadata
+from lada_server.board.schema import messages
+from lada_server.board.storage_errors import StorageUnavailable
+from lada_server.rpc.presence import AWAY_AFTER_S
+from lada_server.settings import ServerSettings
+from lada_server.study.status_file import STATUS_FILE, KnownProcess, read_status_file
+
+# The newest events stand at the end; a waiting coordinator writes one line in ten seconds.
+TAIL_BYTES: Final = 256 * 1024
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Waiting(_Model):
+    """For whom the coordinator waits, since when and why."""
+
+    parties: tuple[str, ...]
+    since: str
+    because: str
+
+
+class LastMessage(_Model):
+    """The newest message of a party on the board."""
+
+    kind: str
+    round: int
+    at: str
+
+
+class PartyStatus(_Model):
+    """One party.
+
+    `connected` is None where no coordinator runs that could know, `messages` where the database
+    does not answer.
+    """
+
+    id: str
+    role: str
+    connected: bool | None
+    last_call: str | None
+    messages: int | None
+    last_message: LastMessage | None
+    refusals: dict[str, int]
+
+
+class Status(_Model):
+    """`lada server status --json`. Times are UTC, to the second."""
+
+    running: bool
+    listen: str | None = None
+    study_id: str | None = None
+    state: Literal["not started", "working", "waiting", "finished", "failed"] = "not started"
+    round: int | None = None
+    rounds: int | None = None
+    step: str | None = None
+    since: str | None = None
+    waiting: Waiting | None = None
+    failure: str | None = None
+    storage_failure: str | None = None
+    parties: tuple[PartyStatus, ...]
+
+
+def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> Status:
+    """The status of the study that these settings belong to, as far as it can be read now.
+
+    Raises: TransportError: the database is damaged. ParameterError: it is of another version.
+    """
+    process = read_status_file(settings.state_dir / STATUS_FILE, now_s=now_s)
+    found: dict[str, Any] = {"running": process is not None}
+    if process is not None:
+        found["listen"] = process.listen
+    with contextlib.suppress(OSError, PeerError):
+        plan = parse_plan((settings.state_dir / "plan.json").read_bytes())
+        found |= {"study_id": plan.study_id, "rounds": plan.rounds}
+    event = newest_event(settings.state_dir / EVENTS_FILE)
+    if event is not None:
+        found |= _said_by(event)
+    said: dict[str, tuple[int, LastMessage]] | None = None
+    try:
+        said = _last_messages(settings)
+    except StorageUnavailable as error:
+        found["storage_failure"] = str(error)
+    found["parties"] = tuple(
+        _party(party, process, said, now_s=now_s)
+        for party in roster.parties
+        if party.id != roster.coordinator.id
+    )
+    return Status(**found)
+
+
+def newest_event(path: Path) -> dict[str, Any] | None:
+    """The last event that says where the study is; None where there is none yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            # A line cut by a crash, or by the start of what was read.
+            continue
+        if isinstance(event, dict) and {"event", "round", "step", "time_s"} <= event.keys():
+            return event
+    return None
+
+
+def _said_by(event: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `Status`: where the study is."""
+    state = event["event"] if event["event"] in ("waiting", "finished", "failed") else "working"
+    since = _time(event["time_s"] - event.get("since_s", 0.0))
+    found = {"state": state, "round": event["round"], "step": event["step"], "since": since}
+    if state == "waiting":
+        parties = tuple(event["for"])
+        found["waiting"] = Waiting(parties=parties, since=since, because=event["because"])
+    if state == "failed":
+        found["failure"] = event["message"]
+    return found
+
+
+def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage]]:
+    """Number of messages and the newest one, by sender."""
+    file = settings.state_dir / "board.sqlite"
+    if settings.database is None and not file.exists():
+        return {}
+    counted = (
+        sa.select(
+            messages.c.sender,
+            sa.func.count().label("messages"),
+            sa.func.max(messages.c.sequence).label("newest"),
+        )
+        .group_by(messages.c.sender)
+        .subquery()
+    )
+    query = sa.select(
+        messages.c.sender,
+        counted.c.messages,
+        messages.c.kind,
+        messages.c.round_id,
+        messages.c.received_at_s,
+    ).join(counted, counted.c.newest == messages.c.sequence)
+
+    def newest_of_each(connection: Connection) -> dict[str, tuple[int, LastMessage]]:
+        if not sa.inspect(connection).has_table(messages.name):
+            return {}
+        checked_metadata(connection)
+        return {
+            sender: (count, LastMessage(kind=kind, round=round_id, at=_time(at_s)))
+            for sender, count, kind, round_id, at_s in connection.execute(query)
+        }
+
+    database = Database(settings.database or f"sqlite:///{file}")
+    try:
+        return database.read("read the board", newest_of_each)
+    finally:
+        database.close()
+
+
+def _party(
+    party: Party,
+    process: KnownProcess | None,
+    board: dict[str, tuple[int, LastMessage]] | None,
+    *,
+    now_s: float,
+) -> PartyStatus:
+    known = None if process is None else process.parties.get(party.id)
+    count, last = (None, None) if board is None else board.get(party.id, (0, None))
+    return PartyStatus(
+        id=party.id,
+        role=party.role,
+        connected=None if known is None else now_s - known.last_call_s < AWAY_AFTER_S,
+        last_call=_time(known.last_call_s) if known is not None and known.last_call_s else None,
+        messages=count,
+        last_message=last,
+        refusals={} if known is None else known.refusals,
+    )
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
