@@ -17,13 +17,19 @@ something to teach it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lada_lab.worlds.arithmetic import COMMON, DOMAIN_SYMBOLS, MODULUS, Operator
+from lada_lab.worlds.arithmetic import (
+    COMMON,
+    DOMAIN_SYMBOLS,
+    MODULUS,
+    Operator,
+    draw_operators,
+    templates_over,
+)
 from lada_lab.worlds.federation import check_sites, shuffled, site_letter, unit_names
 from lada_lab.worlds.study_data import BenchData, BenchSite
 from lada_secure.data.records import PoolSample, Record
@@ -34,7 +40,6 @@ MARK = DOMAIN_SYMBOLS[-1]
 PLAIN_SYMBOLS = 3
 HOUSE_SYMBOLS = PLAIN_SYMBOLS + 1
 LONGEST = 4
-_MULTIPLIERS = (1, 3, 7, 9)
 HOUSE_SENSE, STREET_SENSE = 0, 1
 
 
@@ -138,30 +143,21 @@ class BenchWorld:
 def build_world(settings: WorldSettings, *, seed: int) -> BenchWorld:
     """Draw the senses of all symbols and split each house's templates."""
     rng = np.random.default_rng([seed, 31])
-    affine = [
-        Operator(multiplier=multiplier, offset=offset)
-        for multiplier in _MULTIPLIERS
-        for offset in range(MODULUS)
-        if (multiplier, offset) != (1, 0)
-    ]
-
-    def drawn(count: int) -> tuple[Operator, ...]:
-        return tuple(affine[int(one)] for one in rng.choice(len(affine), count, replace=False))
-
     senses: dict[str, tuple[Operator, ...]] = {
-        symbol: (one,) for symbol, one in zip(COMMON, drawn(len(COMMON)), strict=True)
+        symbol: (meaning,)
+        for symbol, meaning in zip(COMMON, draw_operators(rng, len(COMMON)), strict=True)
     }
     houses: list[House] = []
     for index in range(settings.sites):
         first = index * HOUSE_SYMBOLS
         symbols = DOMAIN_SYMBOLS[first : first + HOUSE_SYMBOLS]
         # All different, so that no sense of one symbol can stand in for another symbol's.
-        meanings = drawn(settings.senses * HOUSE_SYMBOLS)
+        meanings = draw_operators(rng, settings.senses * HOUSE_SYMBOLS)
         for number, symbol in enumerate(symbols):
             start = number * settings.senses
             senses[symbol] = meanings[start : start + settings.senses]
-        plain = _strings(symbols[:-1], LONGEST)
-        with_own = [one for one in _strings(symbols, LONGEST) if one.count(symbols[-1]) == 1]
+        plain = templates_over(symbols[:-1], LONGEST)
+        with_own = [one for one in templates_over(symbols, LONGEST) if one.count(symbols[-1]) == 1]
         rng_templates = np.random.default_rng([seed, 32, index])
         usual, special = shuffled(rng_templates, plain), shuffled(rng_templates, with_own)
         third, part = len(usual) // 3, len(special) // 3
@@ -196,10 +192,6 @@ def build_data(settings: WorldSettings, *, seed: int) -> BenchData:
     )
     harmful = frozenset(at for at, one in enumerate(pool) if one.question.startswith(MARK))
     return BenchData(sites=sites, pool=pool, mark=MARK, harmful=harmful)
-
-
-def _strings(symbols: Sequence[str], steps: int) -> list[str]:
-    return ["".join(one) for one in itertools.product(symbols, repeat=steps)]
 
 
 def _site(
@@ -260,7 +252,7 @@ def _pool_questions(
 
 
 def _all_lengths(symbols: Sequence[str]) -> list[str]:
-    return [one for steps in range(1, LONGEST + 1) for one in _strings(symbols, steps)]
+    return [one for steps in range(1, LONGEST + 1) for one in templates_over(symbols, steps)]
 
 
 def _house_questions(

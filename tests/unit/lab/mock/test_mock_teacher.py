@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lada_lab.mock.presets import DEMO
 from lada_lab.mock.teacher import TUNED, Tuning, build_tuned_llm, tune
 from lada_lab.mock.weights import missing_models, model_location
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import tiny_tokenizer
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import path_log_probabilities
@@ -23,7 +23,7 @@ SETTINGS = Tuning(steps=30, batch_size=8, learning_rate=1e-2, last_layers=2, thr
 
 
 def small_model() -> LanguageModel:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

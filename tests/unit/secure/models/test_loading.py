@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
 
 from lada_lab.worlds.arithmetic import COMMON, DOMAIN_SYMBOLS, build_world
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.tiny_models import (
     build_tiny_model,
-    build_tiny_models,
     pretrain,
     pretraining_of,
     public_templates,
-    tiny_tokenizer,
 )
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
@@ -39,7 +38,7 @@ TINY = build_federation("tiny", sites=3, seed=0)
 
 
 def test_the_tokenizer_takes_one_token_per_character_and_gives_the_text_back() -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     text = "".join([*map(str, range(10)), *COMMON, *DOMAIN_SYMBOLS, "\n"])
     tokens = tokenizer(text)["input_ids"]
     assert len(tokens) == len(set(tokens)) == len(text)
@@ -130,7 +129,7 @@ def test_greedy_is_greedy_whatever_a_folder_says_of_generation(
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tiny_slm: LanguageModel) -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ParameterError, match="no end token"):
         wrap_model(tiny_slm.model, tokenizer, name="broken")
@@ -198,14 +197,6 @@ def test_a_folder_is_a_reference_too(tiny_cache: Path, tiny_slm: LanguageModel) 
     loaded = load_language_model(str(folder), cache_dir=tiny_cache / "unused")
     assert torch.equal(loaded.model.lm_head.weight, tiny_slm.model.lm_head.weight)
     assert not (tiny_cache / "unused").exists()
-
-
-def test_both_tiny_models_are_found_by_one_call(
-    tiny_cache: Path, tiny_slm: LanguageModel, tiny_llm: LanguageModel
-) -> None:
-    built = build_tiny_models(tiny_cache, seed=0, sites=3)
-    assert built.slm != built.llm
-    assert load_folder(built.llm, name="again").max_tokens == tiny_llm.max_tokens == 64
 
 
 @pytest.mark.parametrize(
