@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lada_lab.worlds.federation import MAX_SITES, MIN_SITES
+from lada_lab.worlds.sites import MAX_SITES, MIN_SITES
 from lada_protocol.plan import (
     AllocationPlan,
     DistillationPlan,

@@ -11,7 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lada_lab.worlds.arithmetic import COMMON, DOMAIN_SYMBOLS, MODULUS
-from lada_secure.models.folders import cached_folder, quiet_transformers
+from lada_lab.worlds.model_cache import cached_folder
+from lada_secure.models.loading import quiet_transformers
 
 END = "<end>"
 _PAD, _UNKNOWN = "<pad>", "<unk>"

@@ -14,15 +14,15 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lada_lab.worlds.federation import (
+from lada_lab.worlds.medical import SPECIALITIES, diagnosis_topics
+from lada_lab.worlds.multiple_choice import Choice, Topic, limit_answers, with_options
+from lada_lab.worlds.sites import (
     FederationData,
     SiteData,
     check_sites,
     site_letter,
     unit_names,
 )
-from lada_lab.worlds.medical import SPECIALITIES, diagnosis_topics
-from lada_lab.worlds.multiple_choice import Choice, Topic, limit_answers, with_options
 from lada_lab.worlds.wordnet import read_nouns
 from lada_lab.worlds.wordnet_topics import condition_topics, possession_topics
 

@@ -33,8 +33,6 @@ from lada_lab.worlds.character_models import (
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.errors import ParameterError
 
-_VERSION = 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyPretraining(Pretraining):
@@ -63,12 +61,12 @@ def pretraining_of(role: str, *, sites: int, steps: int | None = None) -> TinyPr
 def build_tiny_model(cache_dir: Path, role: str, *, seed: int, sites: int) -> Path:
     """Train one of the two models, some seconds of one thread, or find it in the cache.
 
-    Returns: its folder. `load_language_model("tiny-ROLE-SITES-SEED")` does the same and loads it.
+    Returns: its folder, "tiny-ROLE-SITES-SEED" in the cache.
     Raises: ParameterError: unknown role, sites out of range, or a cache that cannot be written.
     """
     settings = pretraining_of(role, sites=sites)
     world = build_world(sites=sites, seed=seed)
-    name = f"tiny-{role}-{sites}-{seed}-v{_VERSION}"
+    name = f"tiny-{role}-{sites}-{seed}"
     return kept_model(cache_dir, name, lambda: pretrain(world, settings, seed=seed))
 
 
