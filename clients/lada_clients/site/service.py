@@ -71,7 +71,7 @@ class Site:
     )
     _opening: SiteOpening = field(init=False)
     _scoring: SiteScoring = field(init=False)
-    _learner: SiteLearner | None = field(default=None, init=False)
+    _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
         me, secrets = self.participant, self.secrets

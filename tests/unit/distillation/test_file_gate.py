@@ -329,6 +329,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     participant: Any = SimpleNamespace(
         plan=learner.plan,
         roster=None,
+        index=(),
         party="site-a",
         certificate="",
         post=post,
