@@ -97,8 +97,8 @@ faults: setup
 	$(BIN)/python -m tests.faults $(FAULTS)
 
 proto: setup
-	$(BIN)/python -m grpc_tools.protoc -Ilada_protocol=protocol --python_out=protocol \
-	  --pyi_out=protocol --grpc_python_out=protocol lada_protocol/lada.proto
+	$(BIN)/python -m grpc_tools.protoc -Ilada_protocol/wire=protocol --python_out=protocol \
+	  --pyi_out=protocol --grpc_python_out=protocol lada_protocol/wire/lada.proto
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -19,11 +19,11 @@ from typing import Any, Final
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.frames import Part, numbers, read_numbers
 from lada_secure.encryption.native import Ring, opening_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
 from lada_secure.encryption.parsing import pack
-from lada_secure.encryption.worker_loop import run
+from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
+from lada_secure.encryption.workers.loop import run
 
 _MAX_ENCRYPTORS: Final = 8
 

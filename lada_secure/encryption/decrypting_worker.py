@@ -1,4 +1,4 @@
-"""Worker that makes keys and decrypts, for `opening_key` and `scoring_key` alone.
+"""Worker that makes keys and decrypts, for `aggregate_key` and `scoring_key` alone.
 
 It keeps nothing: a secret key comes with each request, so a worker that died took none along and
 a restart needs no state. Entry: `python -m` with a byte limit.
@@ -23,11 +23,11 @@ from typing import Final
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.frames import Part, read_numbers
 from lada_secure.encryption.native import opening_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE
 from lada_secure.encryption.parsing import pack, unpack
-from lada_secure.encryption.worker_loop import run
+from lada_secure.encryption.workers.frames import Part, read_numbers
+from lada_secure.encryption.workers.loop import run
 
 _ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import zstandard
 from tenseal import sealapi
 
-from lada_secure.encryption.frames import Part
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
+from lada_secure.encryption.workers.frames import Part
 
 Coefficients = npt.NDArray[np.uint64]
 

@@ -13,7 +13,6 @@ from typing import Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.encryption.frames import numbers
 from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     SCORING_COEFFICIENT_BYTES,
@@ -27,7 +26,8 @@ from lada_secure.encryption.parsing import (
     pack,
     scores_coefficients,
 )
-from lada_secure.encryption.worker import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.frames import numbers
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"

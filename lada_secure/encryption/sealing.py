@@ -19,7 +19,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.encryption.frames import Part, numbers
 from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, OpeningParameters
 from lada_secure.encryption.parsing import (
     SEALED_MAGIC,
@@ -29,7 +28,8 @@ from lada_secure.encryption.parsing import (
     sealed_body,
     sealed_chunk,
 )
-from lada_secure.encryption.worker import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.frames import Part, numbers
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import ParameterError, PeerError
 
 # Chunks per request to the worker: bounds memory on both sides and keeps the time limit

@@ -13,7 +13,7 @@ import typer
 from lada_secure.errors import ParameterError
 
 if TYPE_CHECKING:
-    from lada_secure.privacy.planning import PlanCost
+    from lada_secure.privacy.accounting.planning import PlanCost
 
 app = typer.Typer(
     help="Privacy accounting: epsilon, calibration, and the cost of a whole study.",
@@ -55,7 +55,7 @@ def epsilon(
     Example: lada privacy epsilon --noise-multiplier 1 --sampling-probability 0.02 --steps 500
     --delta 1e-5 --json
     """
-    from lada_secure.privacy import accounting, events
+    from lada_secure.privacy.accounting import accountant, events
 
     _quiet_accountant()
     event = events.dpsgd_event(
@@ -63,11 +63,11 @@ def epsilon(
         sampling_probability=sampling_probability,
         steps=steps,
     )
-    value = _finite(accounting.epsilon([event], target_delta=delta))
+    value = _finite(accountant.epsilon([event], target_delta=delta))
     if as_json:
         typer.echo(json.dumps({"epsilon": value}))
         return
-    by_rdp = accounting.epsilon_rdp([event], target_delta=delta)
+    by_rdp = accountant.epsilon_rdp([event], target_delta=delta)
     typer.echo(f"epsilon {value:.4f} at delta {delta:g} (RDP cross-check: {by_rdp:.4f})")
 
 
@@ -84,7 +84,7 @@ def calibrate(
     Example: lada privacy calibrate --epsilon 1 --delta 1e-5 --sampling-probability 0.02
     --steps 500
     """
-    from lada_secure.privacy import accounting, calibration, events
+    from lada_secure.privacy.accounting import accountant, calibration, events
 
     _quiet_accountant()
     noise_multiplier = calibration.calibrate_noise_multiplier(
@@ -98,7 +98,7 @@ def calibrate(
         sampling_probability=sampling_probability,
         steps=steps,
     )
-    reached = accounting.epsilon([event], target_delta=delta)
+    reached = accountant.epsilon([event], target_delta=delta)
     if as_json:
         typer.echo(json.dumps({"epsilon": reached, "noise_multiplier": noise_multiplier}))
         return
@@ -135,7 +135,7 @@ def plan(
         steps = 30
         sampling_probability = 0.05
     """
-    from lada_secure.privacy import planning
+    from lada_secure.privacy.accounting import planning
 
     _quiet_accountant()
     cost = planning.cost_plan(planning.read_plan(path))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from lada_protocol.tasks import Wait
+from lada_protocol.rounds.tasks import Wait
 from lada_secure.canonical import Json, canonical_json
 
 WAITING_INTERVAL_S = 10.0

@@ -16,7 +16,9 @@ from typing import Annotated, Final, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from lada_protocol.credentials import (
+from lada_protocol.events import EventLog
+from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
+from lada_protocol.identity.credentials import (
     MAX_PASSPHRASE_BYTES,
     UNLOCK_VARIABLE,
     Credentials,
@@ -25,16 +27,14 @@ from lada_protocol.credentials import (
     parse_passphrase,
     parse_signing_key,
 )
-from lada_protocol.events import EventLog
-from lada_protocol.identity import MAX_CERTIFICATE_BYTES
-from lada_protocol.renewal import LiveIdentity
-from lada_protocol.roster import Roster, parse_roster
+from lada_protocol.identity.renewal import LiveIdentity
+from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.settings import Settings, parse_settings
-from lada_protocol.transport import TransportSettings
+from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import LadaError, ParameterError, PeerError
-from lada_secure.identity_folder import IdentityFolder
-from lada_secure.line_file import open_line_file
 from lada_secure.logs import LogSettings
+from lada_secure.storage.identity_folder import IdentityFolder
+from lada_secure.storage.line_file import open_line_file
 
 LOG = logging.getLogger(__name__)
 EVENTS_FILE: Final = "events.jsonl"

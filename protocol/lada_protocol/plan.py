@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lada_protocol.envelope import Digest, PartyId, StudyId
+from lada_protocol.wire.envelope import Digest, PartyId, StudyId
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.encryption.parameters import MAX_CELLS, MAX_LENGTH
 from lada_secure.errors import PeerError

@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lada_protocol.plan import STATISTICS, TRAINING, TRIALS, GuidePlan, StudyPlan
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.selection import AllocationSettings
+from lada_secure.allocation.statistics_parameters import StatisticsParameters
+from lada_secure.allocation.valuation_gains import TrialParameters
 from lada_secure.errors import ParameterError
-from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.choice import AllocationSettings
-from lada_secure.learnability.statistics_parameters import StatisticsParameters
-from lada_secure.learnability.trial_gains import TrialParameters
-from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.events import DpSgdEvent, GaussianEvent, PrivacyEvent
+from lada_secure.privacy.accounting.accountant import epsilon
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
 
 if TYPE_CHECKING:
-    from lada_secure.distillation.loss import LossSettings
-    from lada_secure.distillation.parameters import DpSgdParameters
+    from lada_secure.dpsgd.parameters import DpSgdParameters
+    from lada_secure.models.loss import LossSettings
 
 
 def statistics_parameters(plan: StudyPlan) -> StatisticsParameters:
@@ -49,7 +49,7 @@ def trial_parameters(plan: StudyPlan) -> TrialParameters | None:
 def privacy_parameters(plan: StudyPlan) -> DpSgdParameters:
     """Sampling, clipping, noise and steps of one round's DP-SGD."""
     # Imported here: it brings torch, which a refusal should not wait for.
-    from lada_secure.distillation.parameters import DpSgdParameters
+    from lada_secure.dpsgd.parameters import DpSgdParameters
 
     training = plan.training
     return DpSgdParameters(
@@ -64,7 +64,7 @@ def privacy_parameters(plan: StudyPlan) -> DpSgdParameters:
 
 def loss_settings(plan: StudyPlan) -> LossSettings:
     """The loss of distillation. Raises: ParameterError: an unknown contrastive form."""
-    from lada_secure.distillation.loss import CONTRASTIVE_FORMS, LossSettings
+    from lada_secure.models.loss import CONTRASTIVE_FORMS, LossSettings
 
     wanted = plan.distillation.contrastive_form
     form = next((one for one in CONTRASTIVE_FORMS if one == wanted), None)

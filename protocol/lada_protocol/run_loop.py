@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from lada_protocol.events import EventLog
-from lada_protocol.tasks import Done, Finish, Wait
+from lada_protocol.rounds.tasks import Done, Finish, Wait
 from lada_secure.errors import LadaError
 
 Task = TypeVar("Task")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lada_server.status import Status
+    from lada_server.study.status import Status
 
 app = typer.Typer(help="The coordinator: proposes a study and serves it.", no_args_is_help=True)
 

@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import TypeVar
 
 from lada_protocol.events import EventLog
-from lada_protocol.identity import certificate_pem
-from lada_protocol.renewal import LiveIdentity
-from lada_protocol.roster import Roster, parse_roster
+from lada_protocol.identity.certificates import certificate_pem
+from lada_protocol.identity.renewal import LiveIdentity
+from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.settings import Settings, parse_settings
 from lada_secure.data.records import pool_bytes, read_pool
 from lada_secure.errors import LadaError, ParameterError, PeerError
-from lada_secure.line_file import open_line_file
 from lada_secure.logs import configure_logs
-from lada_secure.state_folder import held_state_folder
-from lada_server.coordinator import Coordinator
-from lada_server.credentials import live_identity, read_passphrase
-from lada_server.llm_files import LlmFiles
-from lada_server.llm_looks import LlmLooks
-from lada_server.monitor import Monitored, start_monitor
-from lada_server.pool_gate import check_study
-from lada_server.service import RunningServer, start_server
+from lada_secure.storage.line_file import open_line_file
+from lada_secure.storage.state_folder import held_state_folder
+from lada_server.board.store import BoardStore
+from lada_server.rpc.credentials import live_identity, read_passphrase
+from lada_server.rpc.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.status import EVENTS_FILE, Status, read_status
-from lada_server.status_file import STATUS_FILE, StatusFile
-from lada_server.store import BoardStore
-from lada_server.study import keep_plan, prepare_study
-from lada_server.teacher import Teacher
+from lada_server.study.coordinator import Coordinator
+from lada_server.study.inference_cache import LlmLooks
+from lada_server.study.llm_files import LlmFiles
+from lada_server.study.monitor import Monitored, start_monitor
+from lada_server.study.pool_gate import check_study
+from lada_server.study.proposal import keep_plan, prepare_study
+from lada_server.study.status import EVENTS_FILE, Status, read_status
+from lada_server.study.status_file import STATUS_FILE, StatusFile
+from lada_server.study.teacher import Teacher
 
 S = TypeVar("S", bound=Settings)
 

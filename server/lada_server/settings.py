@@ -7,7 +7,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lada_protocol.envelope import StudyId
 from lada_protocol.plan import (
     AllocationPlan,
     DistillationPlan,
@@ -19,7 +18,8 @@ from lada_protocol.plan import (
     UplinkPlan,
 )
 from lada_protocol.settings import Settings
-from lada_protocol.transport import TransportSettings
+from lada_protocol.wire.envelope import StudyId
+from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.logs import LogSettings
 
 

@@ -19,18 +19,15 @@ from typing import Any
 import numpy as np
 
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.ledger_store import open_ledger_reader
+from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.memory import KnownPath, SiteMemory
 from lada_clients.site.runner import read_site_settings
-from lada_protocol.envelope import Envelope, parse_envelope
-from lada_protocol.index import MessageIndex
+from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import OpenedBody, parse_body
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan, parse_plan
 from lada_protocol.plan_mechanisms import statistics_parameters
-from lada_protocol.roster import Roster, parse_roster
-from lada_protocol.settings import parse_settings
-from lada_protocol.uplink import (
+from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.rounds.llm_transfer import (
     NO_ADAPTERS,
     SitePath,
     inquiry_bytes,
@@ -39,22 +36,25 @@ from lada_protocol.uplink import (
     split_pool,
     uplink_of,
 )
+from lada_protocol.settings import parse_settings
+from lada_protocol.wire.envelope import Envelope, parse_envelope
+from lada_protocol.wire.messages import OpenedBody, parse_body
+from lada_secure.allocation.confidence_excess import advantages
+from lada_secure.allocation.explanation import explain_cells
+from lada_secure.allocation.gap import cell_rewards, probability
+from lada_secure.allocation.reward_model import observations
+from lada_secure.allocation.statistics import NoisedStatistics, parse_noised_statistics
+from lada_secure.arrays import FloatArray
 from lada_secure.data.records import inspect_records, pool_bytes, read_pool
-from lada_secure.distillation.adapters import AdapterWeights, load_adapters
-from lada_secure.learnability.advantage import advantages
-from lada_secure.learnability.arrays import FloatArray
-from lada_secure.learnability.data_filter import observations
-from lada_secure.learnability.explanation import explain_cells
-from lada_secure.learnability.gap import cell_rewards, probability
-from lada_secure.learnability.statistics import NoisedStatistics, parse_noised_statistics
-from lada_secure.privacy.ledger import ReleaseKey
-from lada_secure.privacy.private_records import PrivateRecords
-from lada_secure.privacy.units import bound_units
-from lada_server.llm_files import LlmFiles
+from lada_secure.models.adapters import AdapterWeights, load_adapters
+from lada_secure.privacy.ledger.book import ReleaseKey
+from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.release.units import bound_units
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.study import Study, prepare_study
-from lada_server.teacher import Teacher, written_paths
-from lada_server.uplink import CoordinatorUplink, update_body
+from lada_server.study.llm_files import LlmFiles
+from lada_server.study.llm_transfer import CoordinatorUplink, update_body
+from lada_server.study.proposal import Study, prepare_study
+from lada_server.study.teacher import Teacher, written_paths
 
 from .federation import Federation
 from .sight import reading

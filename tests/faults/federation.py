@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lada_clients.mock.layout import RunLayout
-from lada_clients.mock.preparation import (
+from lada_lab.mock.layout import RunLayout
+from lada_lab.mock.preparation import (
     child_environment,
     free_port,
     make_identities,
@@ -15,10 +15,10 @@ from lada_clients.mock.preparation import (
     write_data,
     write_settings,
 )
-from lada_clients.mock.presets import Preset, preset_for
-from lada_clients.mock.supervisor import Child, Supervisor
-from lada_clients.mock.weights import default_cache_dir, prepare_missing
-from lada_secure.data.federation import FederationData, SiteData, build_federation
+from lada_lab.mock.presets import Preset, preset_for
+from lada_lab.mock.supervisor import Child, Supervisor
+from lada_lab.mock.weights import default_cache_dir, prepare_missing
+from lada_lab.worlds.federation import FederationData, SiteData, build_federation
 
 POOL = 48
 RECORDS = 60

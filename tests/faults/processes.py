@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from lada_clients.mock.supervisor import last_message
+from lada_lab.mock.supervisor import last_message
 
 from .federation import Federation
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lada_clients.mock.layout import RunLayout
+from lada_lab.mock.layout import RunLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

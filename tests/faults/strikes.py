@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from lada_clients.transport import BoardClient, RefusedByBoard
-from lada_protocol.envelope import Envelope, parse_envelope
-from lada_protocol.roster import parse_roster
+from lada_clients.net.transport import BoardClient, RefusedByBoard
+from lada_protocol.identity.roster import parse_roster
+from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_secure.errors import TransportError
 
 from .federation import Federation

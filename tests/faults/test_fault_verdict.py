@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lada_clients.mock.layout import RunLayout
+from lada_lab.mock.layout import RunLayout
 
 from .__main__ import CLOCK
 from .sight import Sight, ledger_lines

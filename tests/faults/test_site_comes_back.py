@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from lada_clients.audit.folder import read_evidence
-from lada_protocol.envelope import envelope_from_line
-from lada_protocol.evidence import verify_evidence
+from lada_protocol.evidence.study import verify_evidence
+from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import CohortBody, parse_body
-from lada_protocol.roster import parse_roster
+from lada_protocol.wire.envelope import envelope_from_line
+from lada_protocol.wire.messages import CohortBody, parse_body
 
 from .federation import Federation, prepare
 from .processes import Processes

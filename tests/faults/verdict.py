@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from lada_clients.mock.preparation import lada_command
+from lada_lab.mock.preparation import lada_command
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import ContributionBody, parse_body
+from lada_protocol.wire.messages import ContributionBody, parse_body
 from lada_secure.errors import LedgerError
 
 from .drive import Driven

@@ -17,15 +17,15 @@ from fuzz_loopback import CallRefused, RealBoard, Row
 from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 
-from lada_protocol import lada_pb2
-from lada_protocol.coordinator_round import next_coordinator_task
-from lada_protocol.tasks import Done, Wait
-from lada_protocol.wire import CHUNK_BYTES
+from lada_protocol.rounds.coordinator import next_coordinator_task
+from lada_protocol.rounds.tasks import Done, Wait
+from lada_protocol.wire import lada_pb2
+from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import PeerError
-from lada_server import schema
-from lada_server.calls import BoardCalls
-from lada_server.coordinator import StudyFailed as StudyGivenUp
-from lada_server.store import BoardStore
+from lada_server.board import schema
+from lada_server.board.store import BoardStore
+from lada_server.rpc.calls import BoardCalls
+from lada_server.study.coordinator import StudyFailed as StudyGivenUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,18 +15,18 @@ from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 
 from lada_clients.auditor.service import REFUSED_BY_KEY
-from lada_protocol.auditor_round import next_auditor_task
-from lada_protocol.envelope import Envelope
-from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.messages import FaultBody, parse_body
+from lada_protocol.rounds.auditor import next_auditor_task
+from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.rounds.site import next_site_task
+from lada_protocol.rounds.tasks import Done, Wait
 from lada_protocol.run_loop import StudyFailed
-from lada_protocol.site_round import next_site_task
-from lada_protocol.tasks import Done, Wait
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import FaultBody, parse_body
+from lada_secure.allocation.cells import parse_clusters
 from lada_secure.canonical import parse_canonical_json
 from lada_secure.encryption.sealing import add_sealed
 from lada_secure.errors import LadaError, PeerError
-from lada_secure.learnability.cells import parse_clusters
 
 
 class ClientTarget(Target):

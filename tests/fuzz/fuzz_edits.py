@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fuzz_loopback import Row
 
-from lada_protocol.envelope import SIGNATURE_CONTEXT, Envelope
 from lada_protocol.kinds import Kind
+from lada_protocol.wire.envelope import SIGNATURE_CONTEXT, Envelope
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.entries import SIGNATURE_DOMAIN
+from lada_secure.privacy.ledger.entries import SIGNATURE_DOMAIN
 
 _Item = TypeVar("_Item")
 

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from lada_clients.transport import BoardClient
-from lada_protocol import lada_pb2
-from lada_protocol.lada_pb2_grpc import BoardStub
-from lada_protocol.roster import Roster
-from lada_protocol.wire import CHUNK_BYTES, REASON_KEY
-from lada_server.calls import BoardCalls
+from lada_clients.net.transport import BoardClient
+from lada_protocol.identity.roster import Roster
+from lada_protocol.wire import lada_pb2
+from lada_protocol.wire.lada_pb2_grpc import BoardStub
+from lada_protocol.wire.limits import CHUNK_BYTES, REASON_KEY
+from lada_server.rpc.calls import BoardCalls
 
 _Result = TypeVar("_Result")
 _Message = TypeVar("_Message", bound=Message)

@@ -9,29 +9,29 @@ from typing import cast
 import numpy as np
 from protocol_world import training_spec
 
+from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.public_material import read_public_material
 from lada_clients.site.received_paths import ReceivedPath
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
-from lada_protocol.uplink import SitePath
-from lada_secure.canonical import canonical_json
-from lada_secure.data.records import PoolSample
-from lada_secure.distillation.adapters import AdapterWeights
-from lada_secure.distillation.certainty import Answers
-from lada_secure.learnability.cells import CellGrid, Clusters
-from lada_secure.learnability.statistics import (
+from lada_protocol.rounds.llm_transfer import SitePath
+from lada_secure.allocation.cells import CellGrid, Clusters
+from lada_secure.allocation.statistics import (
     NoisedStatistics,
     UnitStatistics,
     release_statistics,
     statistics_spec,
 )
-from lada_secure.learnability.statistics_parameters import StatisticsParameters
-from lada_secure.privacy.ledger import LedgerBook
-from lada_secure.privacy.released import Released
-from lada_server.study import Study
-from lada_server.teacher import PoolView, Teacher, WrittenPaths
+from lada_secure.allocation.statistics_parameters import StatisticsParameters
+from lada_secure.canonical import canonical_json
+from lada_secure.data.records import PoolSample
+from lada_secure.models.adapters import AdapterWeights
+from lada_secure.models.confidence import Answers
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.release.released import Released
+from lada_server.study.proposal import Study
+from lada_server.study.teacher import PoolView, Teacher, WrittenPaths
 
 
 class TeacherWithoutModel(Teacher):

@@ -12,16 +12,16 @@ from typing import cast
 from fuzz_loopback import Idle, LoopbackClient, Row, ScriptedBoard
 from fuzz_study import RecordedStudy, silent
 
-from lada_clients.participant import Participant
-from lada_clients.study_folder import Outbox
-from lada_protocol.envelope import Envelope
-from lada_protocol.index import Attempt, MessageIndex
+from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import Outbox
 from lada_protocol.kinds import Kind, may_read
-from lada_protocol.opening import purpose_parameters
+from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.run_loop import StudyFailed
+from lada_protocol.wire.envelope import Envelope
 from lada_secure.encryption.parameters import OpeningParameters
 from lada_secure.errors import LadaError, LocalProtocolError, ParameterError, PeerError
-from lada_secure.privacy.memory_ledger import MemoryLedger
+from lada_secure.privacy.ledger.memory import MemoryLedger
 
 _FIRST_NEW = 1_000
 

@@ -23,40 +23,40 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
-from lada_clients.participant import Participant
-from lada_clients.site.file_gate import SiteFiles
+from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import Outbox, SecretFolder
+from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.gates.record_files import RecordFiles, file_digests
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.record_files import RecordFiles, file_digests
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_clients.study_folder import Outbox, SecretFolder
-from lada_protocol.auditor_round import next_auditor_task
-from lada_protocol.coordinator_round import next_coordinator_task
-from lada_protocol.credentials import Credentials
-from lada_protocol.envelope import Envelope
 from lada_protocol.events import EventLog
-from lada_protocol.identity import PartyName, certificate_pem
+from lada_protocol.identity.certificates import PartyName, certificate_pem
+from lada_protocol.identity.credentials import Credentials
+from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, Role
 from lada_protocol.party_files import load_credentials
 from lada_protocol.plan import StudyPlan
-from lada_protocol.roster import Roster
-from lada_protocol.site_round import next_site_task
-from lada_protocol.tasks import Done, StartAttempt, Wait
+from lada_protocol.rounds.auditor import next_auditor_task
+from lada_protocol.rounds.coordinator import next_coordinator_task
+from lada_protocol.rounds.site import next_site_task
+from lada_protocol.rounds.tasks import Done, StartAttempt, Wait
+from lada_protocol.wire.envelope import Envelope
+from lada_secure.allocation.cells import fit_clusters
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, RecordFile, pool_bytes, pool_hash
-from lada_secure.learnability.cells import fit_clusters
-from lada_secure.learnability.embedding import embedder
-from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.memory_ledger import MemoryLedger
-from lada_server.callers import Callers
-from lada_server.calls import BoardCalls
-from lada_server.coordinator import Coordinator
-from lada_server.credentials import live_identity
-from lada_server.limits import CallGate, PeerLimits
-from lada_server.presence import Presence
-from lada_server.store import BoardStore
-from lada_server.study import Study
-from lada_server.teacher import PoolView
-from lada_server.uploads import Uploads
+from lada_secure.models.embedding import embedder
+from lada_secure.privacy.ledger.entries import LedgerIdentity
+from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_server.board.store import BoardStore
+from lada_server.board.uploads import Uploads
+from lada_server.rpc.callers import Callers
+from lada_server.rpc.calls import BoardCalls
+from lada_server.rpc.credentials import live_identity
+from lada_server.rpc.limits import CallGate, PeerLimits
+from lada_server.rpc.presence import Presence
+from lada_server.study.coordinator import Coordinator
+from lada_server.study.proposal import Study
+from lada_server.study.teacher import PoolView
 
 SITES = ("site-a", "site-b", "site-c")
 SITE = SITES[0]

@@ -21,8 +21,8 @@ from fuzz_edits import EDITS, Dice, Draft, bind_ledger, bind_plan
 from fuzz_loopback import Row
 from fuzz_study import RecordedStudy, Recording
 
-from lada_protocol.envelope import Envelope
 from lada_protocol.kinds import Kind, may_read
+from lada_protocol.wire.envelope import Envelope
 
 TIME_LIMIT_S: Final = 20.0
 MOST_STEPS: Final = 12

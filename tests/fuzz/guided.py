@@ -13,12 +13,12 @@ from pathlib import Path
 import atheris
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "unit" / "protocol")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "doubles")]
 
 with atheris.instrument_imports(
     include=["lada_protocol", "lada_secure", "lada_clients", "lada_server"],
     # Code of workers does not run here; models are not loaded.
-    exclude=["lada_secure.distillation"],
+    exclude=["lada_secure.dpsgd", "lada_secure.models"],
 ):
     from fuzz_memory import Growth
     from fuzz_parties import TARGETS

@@ -28,8 +28,8 @@ from fuzz_targets import FindingError, Target, stages_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lada_protocol import lada_pb2
 from lada_protocol.kinds import Kind
+from lada_protocol.wire import lada_pb2
 
 PARTIES = sorted(TARGETS)
 SCRIPTS = Path(__file__).parent / "corpus" / "scripts"
@@ -148,8 +148,8 @@ def test_a_property_that_does_not_hold_is_reported_with_its_input(
 def test_edits_change_what_they_should_and_a_rebound_ledger_is_whole(
     study: RecordedStudy,
 ) -> None:
-    from lada_secure.privacy.ledger_lines import parse_ledger_lines
-    from lada_secure.privacy.verification import verify_ledger
+    from lada_secure.privacy.ledger.lines import parse_ledger_lines
+    from lada_secure.privacy.ledger.verification import verify_ledger
 
     assert edit_json({"a": 1}, Dice(bytes((0, 0)))) == {}
     assert edit_json([1, 2], Dice(bytes((0, 1)))) == [1, 1, 2]

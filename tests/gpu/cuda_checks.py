@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lada_secure.distillation.engine_choice import open_engine
-from lada_secure.distillation.examples import encode_row
-from lada_secure.distillation.scoring import PathScorer
+from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.models.examples import encode_row
+from lada_secure.models.path_scoring import PathScorer
 
 CUDA = torch.device("cuda")
 

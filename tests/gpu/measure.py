@@ -23,9 +23,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers import __version__ as transformers_version
 
-from lada_secure.bench.dpsgd_variants import BenchPlace, make_step, make_tokens
-from lada_secure.distillation.clipping import DEFAULT_STD_STEPS
-from lada_secure.distillation.noise import DiscreteGaussian
+from lada_lab.micro.dpsgd_variants import BenchPlace, make_step, make_tokens
+from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS
+from lada_secure.dpsgd.noise import DiscreteGaussian
 
 VARIANTS = ("plain", "fused_nonprivate", "fused")
 SHAPES = ((128, 16), (128, 32), (256, 16), (256, 32))

@@ -34,25 +34,25 @@ from trainer_doubles import (
     units_of_sizes,
 )
 
-from lada_secure.bench.dpsgd import run_dpsgd
-from lada_secure.bench.dpsgd_variants import (
+from lada_lab.micro.dpsgd import run_dpsgd
+from lada_lab.micro.dpsgd_variants import (
     BenchModel,
     BenchPlace,
     build_model,
     make_step,
     make_tokens,
 )
-from lada_secure.distillation import trainer as trainer_module
-from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
-from lada_secure.distillation.batching import physical_batches
-from lada_secure.distillation.clipping import DEFAULT_STD_STEPS, ClippedSum
-from lada_secure.distillation.engine_fused import _float_products
-from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.noise import DiscreteGaussian
-from lada_secure.distillation.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.distillation.token_scores import token_scores
-from lada_secure.distillation.trainer import noised_gradient
-from lada_secure.distillation.training import distil, training_spec
+from lada_secure.dpsgd import trainer as trainer_module
+from lada_secure.dpsgd.batching import physical_batches
+from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS, ClippedSum
+from lada_secure.dpsgd.distillation import distil, training_spec
+from lada_secure.dpsgd.engine_fused import _float_products
+from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.trainer import noised_gradient
+from lada_secure.models.adapters import AdapterSettings, attach_adapters
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.token_scores import token_scores
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,13 +15,13 @@ pytest.importorskip("pydantic")
 
 from trainer_doubles import example, small_model
 
+from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.valuation_gains import TrialParameters
 from lada_secure.data.records import Record
-from lada_secure.distillation.adapters import AdapterSettings, adapter_weights, attach_adapters
-from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.public_tuning import TuningSettings
-from lada_secure.learnability.measured_trials import measured_trials, trial_student
-from lada_secure.learnability.trial_gains import TrialParameters
-from lada_secure.privacy.units import Unit
+from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.tuning import TuningSettings
+from lada_secure.privacy.release.units import Unit
 
 pytestmark = [
     pytest.mark.gpu,

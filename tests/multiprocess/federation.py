@@ -3,8 +3,8 @@
 import os
 import subprocess
 
-from lada_clients.mock.layout import RunLayout
-from lada_clients.mock.preparation import (
+from lada_lab.mock.layout import RunLayout
+from lada_lab.mock.preparation import (
     child_environment,
     free_port,
     make_identities,
@@ -12,10 +12,10 @@ from lada_clients.mock.preparation import (
     write_data,
     write_settings,
 )
-from lada_clients.mock.presets import preset_for
-from lada_clients.mock.supervisor import Supervisor
-from lada_clients.mock.weights import default_cache_dir, prepare_model
-from lada_secure.data.federation import build_federation
+from lada_lab.mock.presets import preset_for
+from lada_lab.mock.supervisor import Supervisor
+from lada_lab.mock.weights import default_cache_dir, prepare_model
+from lada_lab.worlds.federation import build_federation
 
 
 class PreparedFederation:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from federation import PreparedFederation
 
 from lada_clients.ca.authority import issue_party, make_roster
-from lada_clients.mock.preparation import free_port, lada_command
-from lada_clients.mock.weights import default_cache_dir, prepare_model
-from lada_protocol.identity import PartyName
+from lada_lab.mock.preparation import free_port, lada_command
+from lada_lab.mock.weights import default_cache_dir, prepare_model
+from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Role
 
 PARTIES = ("coordinator", "auditor", "site-a", "site-b", "site-c")

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 import grpc
 import pytest
 
-from lada_clients.transport import LOG, BoardClient
-from lada_protocol import lada_pb2
-from lada_protocol.identity import role_host
+from lada_clients.net.transport import LOG, BoardClient
+from lada_protocol.identity.certificates import role_host
 from lada_protocol.kinds import Role
-from lada_protocol.lada_pb2_grpc import BoardStub
-from lada_protocol.wire import REASON_KEY
-from lada_server.credentials import live_identity
-from lada_server.service import start_server
-from lada_server.store import BoardStore
+from lada_protocol.wire import lada_pb2
+from lada_protocol.wire.lada_pb2_grpc import BoardStub
+from lada_protocol.wire.limits import REASON_KEY
+from lada_server.board.store import BoardStore
+from lada_server.rpc.credentials import live_identity
+from lada_server.rpc.service import start_server
 
 HOSTS = ("localhost", "127.0.0.1")
 COORDINATOR_HOST = role_host(Role.COORDINATOR)

@@ -17,8 +17,8 @@ import pytest
 LADA = str(Path(sys.executable).with_name("lada"))
 PAGE = Path(__file__).parents[2] / "docs" / "audit-empirically.md"
 FAULTY = """
-from lada_secure.distillation import trainer
-from lada_secure.distillation.noise import DiscreteGaussian
+from lada_secure.dpsgd import trainer
+from lada_secure.dpsgd.noise import DiscreteGaussian
 trainer.DiscreteGaussian = lambda std: DiscreteGaussian(std / 8)
 from lada_secure.cli import main
 main()

@@ -13,8 +13,8 @@ import pytest
 from federation import PreparedFederation
 
 from lada_clients.audit.folder import read_evidence
-from lada_clients.mock.supervisor import Supervisor
-from lada_protocol.evidence import verify_evidence
+from lada_lab.mock.supervisor import Supervisor
+from lada_protocol.evidence.study import verify_evidence
 
 SEED = 20
 SITE = "site-b"

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from lada_clients.audit.folder import read_evidence
-from lada_clients.study_folder import find_study_folder
-from lada_protocol.envelope import envelope_from_line
-from lada_protocol.evidence import verify_evidence
+from lada_clients.net.study_folder import find_study_folder
+from lada_protocol.evidence.study import verify_evidence
+from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import LlmUpdateBody, parse_body
 from lada_protocol.plan import parse_plan
-from lada_protocol.roster import parse_roster
-from lada_protocol.uplink import NO_ADAPTERS, split_pool
-from lada_secure.privacy.entries import CommitEntry
-from lada_secure.privacy.ledger_lines import parse_ledger_lines
+from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, split_pool
+from lada_protocol.wire.envelope import envelope_from_line
+from lada_protocol.wire.messages import LlmUpdateBody, parse_body
+from lada_secure.privacy.ledger.entries import CommitEntry
+from lada_secure.privacy.ledger.lines import parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
 SITES = 3

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from lada_clients.mock.process_usage import process_usage
-from lada_clients.mock.scale import GROWING, dealt_data, run_scale
+from lada_lab.mock.process_usage import process_usage
+from lada_lab.mock.scale import GROWING, dealt_data, run_scale
 from lada_secure.errors import ParameterError
 
 LADA = (sys.executable, "-c", "from lada_secure.cli import main; main()")
@@ -43,7 +43,7 @@ def test_a_site_that_fails_ends_the_others_and_is_named(tmp_path):
     folder.mkdir()
     (folder / "site.toml").write_text("party = 1")
     done = subprocess.run(
-        [sys.executable, "-m", "lada_clients.mock.many_sites", folder / "site.toml"],
+        [sys.executable, "-m", "lada_lab.mock.many_sites", folder / "site.toml"],
         capture_output=True,
         text=True,
         check=False,

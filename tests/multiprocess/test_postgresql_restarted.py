@@ -13,7 +13,7 @@ from postgresql_server import name_of
 from served_board import serving
 
 from lada_clients.audit.folder import read_evidence
-from lada_protocol.evidence import verify_evidence
+from lada_protocol.evidence.study import verify_evidence
 
 # Generous: the steps themselves take a minute on two idle cores.
 DEADLINE_S = 900

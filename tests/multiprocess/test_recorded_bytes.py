@@ -16,19 +16,19 @@ from alpha import ALPHA
 from federation import PreparedFederation
 from scipy import stats
 
-from lada_clients import connection
 from lada_clients.auditor.runner import run_auditor
-from lada_clients.mock.supervisor import Supervisor
-from lada_protocol.envelope import envelope_from_line
+from lada_clients.net import connection
+from lada_lab.mock.supervisor import Supervisor
+from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Kind
-from lada_protocol.opening import purpose_parameters
 from lada_protocol.plan import parse_plan
-from lada_protocol.roster import parse_roster
+from lada_protocol.rounds.secure_aggregation import purpose_parameters
+from lada_protocol.wire.envelope import envelope_from_line
 from lada_secure.data.records import inspect_records, read_pool
-from lada_secure.encryption.opening_key import OpeningKey
-from lada_secure.privacy.entries import CommitEntry
-from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_server import service
+from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.privacy.ledger.entries import CommitEntry
+from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_server.rpc import service
 from lada_server.runner import run_server
 
 

@@ -11,7 +11,7 @@ import pytest
 from federation import PreparedFederation
 
 from lada_clients.ca.authority import init_ca, issue_party
-from lada_protocol.identity import PartyName
+from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Role
 
 LADA = str(Path(sys.executable).with_name("lada"))

@@ -16,14 +16,14 @@ from served_board import chunk, coordinator_identity, raw_stub, refusal, serving
 from typer.testing import CliRunner
 
 from lada_protocol.events import EventLog
-from lada_protocol.tasks import Wait
+from lada_protocol.rounds.tasks import Wait
 from lada_secure.errors import ParameterError
 from lada_server.commands import app
-from lada_server.monitor import Monitored, start_monitor
-from lada_server.presence import Presence
+from lada_server.rpc.presence import Presence
 from lada_server.settings import ServerSettings
-from lada_server.status import EVENTS_FILE, Status, read_status
-from lada_server.status_file import STATUS_FILE, StatusFile
+from lada_server.study.monitor import Monitored, start_monitor
+from lada_server.study.status import EVENTS_FILE, Status, read_status
+from lada_server.study.status_file import STATUS_FILE, StatusFile
 
 
 def settings_of(study, folder):
@@ -65,7 +65,7 @@ def test_status_folds_in_the_log_of_a_board_that_its_process_could_not_close(stu
     board = tmp_path / "board.sqlite"
     change = "lambda connection: connection.exec_driver_sql('create table t (x integer)')"
     ends_in_the_middle = (
-        "import os; from lada_server.database import Database; "
+        "import os; from lada_server.board.database import Database; "
         f"Database('sqlite:///{board}').write('test', {change}); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", ends_in_the_middle], check=True)

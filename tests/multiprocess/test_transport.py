@@ -18,14 +18,14 @@ from served_board import (
 )
 from tunnel import connect_proxy
 
-from lada_clients import connection
-from lada_clients.transport import BoardClient, RefusedByBoard
-from lada_protocol.roster import parse_roster
+from lada_clients.net import connection
+from lada_clients.net.transport import BoardClient, RefusedByBoard
+from lada_protocol.identity.roster import parse_roster
 from lada_secure.errors import TransportError
-from lada_server.credentials import live_identity
-from lada_server.limits import PeerLimits
-from lada_server.service import start_server
-from lada_server.store import BoardStore
+from lada_server.board.store import BoardStore
+from lada_server.rpc.credentials import live_identity
+from lada_server.rpc.limits import PeerLimits
+from lada_server.rpc.service import start_server
 
 
 @pytest.fixture

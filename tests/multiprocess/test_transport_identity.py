@@ -11,12 +11,12 @@ from served_board import HOSTS, coordinator_identity, opening, raw_stub, refusal
 
 from lada_clients.ca.authority import issue_party, renew_party, revoke
 from lada_clients.ca.enrolment import install
-from lada_clients.transport import BoardClient, RefusedByBoard
-from lada_protocol import lada_pb2
-from lada_protocol.credentials import Passphrase
-from lada_protocol.identity import PartyName, certificate_fingerprint
-from lada_protocol.issuance import issue_tls_certificate
+from lada_clients.net.transport import BoardClient, RefusedByBoard
+from lada_protocol.identity.certificates import PartyName, certificate_fingerprint
+from lada_protocol.identity.credentials import Passphrase
+from lada_protocol.identity.issuance import issue_tls_certificate
 from lada_protocol.kinds import Role
+from lada_protocol.wire import lada_pb2
 from lada_secure.errors import TransportError
 
 SOON_S = 5.0
@@ -196,7 +196,7 @@ def issued(study, folder, *, party, begins, ends):
     from cryptography.hazmat.primitives import serialization
 
     from lada_clients.ca.authority import Authority
-    from lada_protocol.identity import certificate_pem
+    from lada_protocol.identity.certificates import certificate_pem
 
     shutil.copytree(study.identity("bank"), folder)
     ca = Authority.open(study.folder / "ca")
@@ -287,7 +287,7 @@ def test_a_key_that_the_roster_does_not_list_is_refused_even_for_a_listed_name(s
 def test_encrypted_keys_serve_a_connection(study, tmp_path):
     from cryptography.hazmat.primitives import serialization
 
-    from lada_protocol.credentials import private_key_pem
+    from lada_protocol.identity.credentials import private_key_pem
 
     passphrase = Passphrase(b"a long enough passphrase")
     folder = tmp_path / "bank"

@@ -23,16 +23,16 @@ from served_board import (
 )
 from tunnel import Tunnel
 
-from lada_clients import back_off
 from lada_clients.ca.authority import issue_party
-from lada_clients.transport import BoardClient, RefusedByBoard
-from lada_protocol import lada_pb2
-from lada_protocol.lada_pb2_grpc import BoardStub
-from lada_protocol.wire import CHUNK_BYTES
+from lada_clients.net import back_off
+from lada_clients.net.transport import BoardClient, RefusedByBoard
+from lada_protocol.wire import lada_pb2
+from lada_protocol.wire.lada_pb2_grpc import BoardStub
+from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
-from lada_server.credentials import live_identity
-from lada_server.limits import PeerLimits
-from lada_server.service import start_server
+from lada_server.rpc.credentials import live_identity
+from lada_server.rpc.limits import PeerLimits
+from lada_server.rpc.service import start_server
 
 
 @pytest.fixture

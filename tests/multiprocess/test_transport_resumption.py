@@ -10,12 +10,12 @@ import pytest
 from served_board import FIVE_MB, chunk, opening, raw_stub, refusal, serving
 from tunnel import Tunnel
 
-from lada_clients.transport import BoardClient
-from lada_protocol import lada_pb2
+from lada_clients.net.transport import BoardClient
 from lada_protocol.kinds import RULES, Kind, KindRules
-from lada_protocol.transport import TransportSettings
-from lada_protocol.wire import CHUNK_BYTES, WINDOW_BYTES
-from lada_server.limits import PeerLimits
+from lada_protocol.wire import lada_pb2
+from lada_protocol.wire.limits import CHUNK_BYTES, WINDOW_BYTES
+from lada_protocol.wire.transport_settings import TransportSettings
+from lada_server.rpc.limits import PeerLimits
 
 MB = 1_000_000
 CUTS = 5

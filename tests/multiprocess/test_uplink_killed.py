@@ -7,7 +7,7 @@ import pytest
 from federation import PreparedFederation
 
 from lada_clients.audit.folder import read_evidence
-from lada_protocol.evidence import verify_evidence
+from lada_protocol.evidence.study import verify_evidence
 
 DEADLINE_S = 300
 

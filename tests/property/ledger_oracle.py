@@ -8,13 +8,13 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.privacy.accounting import epsilon
-from lada_secure.privacy.carried_budget import grant_restart
-from lada_secure.privacy.entries import LedgerIdentity
-from lada_secure.privacy.events import PrivacyEvent, gaussian_event
-from lada_secure.privacy.ledger import BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger_keeper import granted_identity
-from lada_secure.privacy.memory_ledger import MemoryLedger
+from lada_secure.privacy.accounting.accountant import epsilon
+from lada_secure.privacy.accounting.events import PrivacyEvent, gaussian_event
+from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec
+from lada_secure.privacy.ledger.carried_budget import grant_restart
+from lada_secure.privacy.ledger.entries import LedgerIdentity
+from lada_secure.privacy.ledger.keeper import granted_identity
+from lada_secure.privacy.ledger.memory import MemoryLedger
 
 SITE_KEYS = tuple(
     Ed25519PrivateKey.from_private_bytes(b"site key number %d for tests only" % number)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
-from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
     POLY_MODULUS_DEGREE,
@@ -25,10 +26,9 @@ from lada_secure.encryption.parsing import (
     scores_coefficients,
     unpack,
 )
-from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import check_sealed, parse_public_key, seal
-from lada_secure.encryption.worker import shared_worker
+from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import PeerError
 
 OPENING = opening_parameters(length=3, sum_bound=100)

@@ -24,9 +24,9 @@ from ledger_oracle import (
 )
 
 from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
-from lada_secure.privacy.entries import CommitEntry, ReserveEntry
-from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_secure.privacy.verification import verify_ledger
+from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry
+from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.verification import verify_ledger
 
 STUDIES = st.sampled_from(["a", "b"])
 ROUNDS = st.integers(0, 3)

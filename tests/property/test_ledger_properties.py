@@ -10,19 +10,19 @@ from ledger_oracle import SITE_KEYS, approved_ledger, restarted, statistics
 
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.events import (
+from lada_secure.privacy.accounting.events import (
     PrivacyEvent,
     composed_event,
     dpsgd_event,
     gaussian_event,
     parse_event,
 )
-from lada_secure.privacy.ledger_lines import (
+from lada_secure.privacy.ledger.lines import (
     format_ledger_lines,
     parse_entry,
     parse_ledger_lines,
 )
-from lada_secure.privacy.restart import parse_grant
+from lada_secure.privacy.ledger.restart import parse_grant
 
 JSON = st.recursive(
     st.none()

@@ -9,18 +9,18 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lada_protocol.envelope import (
+from lada_protocol.identity.roster import parse_roster
+from lada_protocol.kinds import Kind
+from lada_protocol.plan import parse_plan
+from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.rounds.transcript import parse_transcript
+from lada_protocol.wire.envelope import (
     SIGNATURE_CONTEXT,
     envelope_from_line,
     envelope_to_line,
     parse_envelope,
 )
-from lada_protocol.index import MessageIndex
-from lada_protocol.kinds import Kind
-from lada_protocol.messages import check_body
-from lada_protocol.plan import parse_plan
-from lada_protocol.roster import parse_roster
-from lada_protocol.transcript import parse_transcript
+from lada_protocol.wire.messages import check_body
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.encryption.masks import MaskKey, pairwise_mask
 from lada_secure.errors import PeerError

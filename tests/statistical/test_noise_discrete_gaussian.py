@@ -10,7 +10,7 @@ import pytest
 from alpha import ALPHA
 from scipy import stats
 
-from lada_secure.distillation.noise import (
+from lada_secure.dpsgd.noise import (
     MAX_STD_STEPS,
     MAX_TOTAL_VARIATION,
     DiscreteGaussian,
@@ -19,7 +19,7 @@ from lada_secure.distillation.noise import (
     system_words,
 )
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.mechanisms import discrete_gaussian_vector
+from lada_secure.privacy.release.discrete_gaussian import discrete_gaussian_vector
 
 MASS = 1 << 128
 

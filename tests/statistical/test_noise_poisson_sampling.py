@@ -7,7 +7,7 @@ import pytest
 from alpha import ALPHA
 from scipy import stats
 
-from lada_secure.distillation.batching import PoissonSampler
+from lada_secure.dpsgd.batching import PoissonSampler
 from lada_secure.errors import ParameterError
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lada_clients.mock.layout import RunLayout
-from lada_clients.mock.preparation import settings_tables
-from lada_clients.mock.presets import preset_for
-from lada_clients.mock.toml_text import toml_text
+from lada_lab.mock.layout import RunLayout
+from lada_lab.mock.preparation import settings_tables
+from lada_lab.mock.presets import preset_for
+from lada_lab.mock.toml_text import toml_text
 
 LADA = Path(sys.executable).with_name("lada")
 

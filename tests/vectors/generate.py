@@ -33,11 +33,11 @@ from generate_world import (
     the_roster,
 )
 
-from lada_protocol.envelope import SIGNATURE_CONTEXT
-from lada_protocol.index import MessageIndex
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import STATISTICS
-from lada_protocol.transcript import FIRST, build_transcript
+from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.rounds.transcript import FIRST, build_transcript
+from lada_protocol.wire.envelope import SIGNATURE_CONTEXT
 from lada_secure.canonical import canonical_json
 
 

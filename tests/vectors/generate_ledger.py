@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from generate_world import Vectors, digest_of, signing_key
 
 from lada_protocol.plan import STATISTICS
-from lada_secure.privacy.entries import (
+from lada_secure.privacy.accounting.events import composed_event, dpsgd_event, gaussian_event
+from lada_secure.privacy.ledger.entries import (
     CommitEntry,
     DecisionEntry,
     KeyEntry,
@@ -26,8 +27,7 @@ from lada_secure.privacy.entries import (
     sign_entry,
     sign_with_new_key,
 )
-from lada_secure.privacy.events import composed_event, dpsgd_event, gaussian_event
-from lada_secure.privacy.restart import RestartGrant
+from lada_secure.privacy.ledger.restart import RestartGrant
 
 PEOPLE: dict[str, Any] = {"site": "site-a", "population": "patients"}
 STUDY: dict[str, Any] = {"study_id": "vectors-1", "plan_hash": digest_of("plan")}

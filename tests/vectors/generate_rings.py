@@ -17,7 +17,8 @@ from generate_world import (
     the_roster,
 )
 
-from lada_protocol.opening import (
+from lada_protocol.plan import DEMAND, STATISTICS
+from lada_protocol.rounds.secure_aggregation import (
     keys_digest,
     mask_context,
     purpose_length,
@@ -25,16 +26,15 @@ from lada_protocol.opening import (
     site_bound_of,
     sum_bound_of,
 )
-from lada_protocol.plan import DEMAND, STATISTICS
+from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.masks import masked, pairwise_mask
 from lada_secure.encryption.matrix import encode_matrix
-from lada_secure.encryption.opening_key import OpeningKey
 from lada_secure.encryption.parameters import (
     OpeningParameters,
     opening_parameters,
     scoring_parameters,
 )
-from lada_secure.encryption.scoring import PoolMatrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 

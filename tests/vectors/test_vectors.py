@@ -18,9 +18,9 @@ from check_rings import blake2b
 from check_text import WrongVectorError
 from generate import FILES, RANDOMISED, render
 
-from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_secure.privacy.replay import LedgerReplay
-from lada_secure.privacy.verification import ledger_identity
+from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.replay import LedgerReplay
+from lada_secure.privacy.ledger.verification import ledger_identity
 
 FOLDER = Path(__file__).parents[2] / "protocol" / "vectors"
 # Labels for people; everything else in a file is checked.

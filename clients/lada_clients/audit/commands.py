@@ -39,8 +39,8 @@ def verify(
     spent on it over all of them is told at the end.
     """
     from lada_clients.audit.folder import read_evidence
-    from lada_clients.audit.verdict_words import verdict_json, verdict_lines
-    from lada_protocol.joint_evidence import verify_exports
+    from lada_clients.reports.audit.verdict_words import verdict_json, verdict_lines
+    from lada_protocol.evidence.joint import verify_exports
 
     found = verify_exports({str(folder): read_evidence(folder) for folder in folders})
     if as_json:
@@ -65,8 +65,8 @@ def report(
     Example: lada audit report runs/first --out reports/first
     """
     from lada_clients.audit.folder import evidence_root, read_evidence
-    from lada_clients.audit.report import build_report
-    from lada_clients.audit.report_files import check_out, write_report
+    from lada_clients.reports.audit.report import build_report
+    from lada_clients.reports.audit.report_files import check_out, write_report
 
     root = evidence_root(folder)
     check_out(out, root)

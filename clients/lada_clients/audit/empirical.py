@@ -11,19 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from lada_clients.audit.folder import MOCK_EXPORT
-from lada_clients.site.file_gate import check_files
-from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_clients.site.training import adapter_settings, private_units, trainer_settings
-from lada_protocol.exported_study import PLAN_FILE
-from lada_protocol.party_files import read_settings
-from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.plan_mechanisms import privacy_parameters
-from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.data.prompts import path_of, prompt_of
-from lada_secure.data.records import PoolSample, pool_hash, read_pool
-from lada_secure.distillation.adapters import AdapterSettings, attach_adapters
-from lada_secure.distillation.canary_audit import (
+from lada_clients.audit.canary_audit import (
     ATTACKS,
     Attack,
     AuditSize,
@@ -32,11 +20,23 @@ from lada_secure.distillation.canary_audit import (
     audit_training,
     auditable_rounds,
 )
-from lada_secure.distillation.examples import PathExample, PrivateUnit
-from lada_secure.distillation.models import LanguageModel, load_language_model
-from lada_secure.distillation.parameters import DpSgdParameters
+from lada_clients.audit.folder import MOCK_EXPORT
+from lada_clients.site.gates.files import check_files
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.training import adapter_settings, private_units, trainer_settings
+from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.party_files import read_settings
+from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.plan_mechanisms import privacy_parameters
+from lada_secure.canonical import Json, canonical_json, sha256_hex
+from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.records import PoolSample, pool_hash, read_pool
+from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
-from lada_secure.privacy.units import Unit
+from lada_secure.models.adapters import AdapterSettings, attach_adapters
+from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.privacy.release.units import Unit
 
 SCHEMA_VERSION: Final = 1
 Records: TypeAlias = Literal["site", "public"]

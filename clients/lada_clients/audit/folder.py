@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lada_protocol.exported_study import PLAN_FILE
+from lada_protocol.evidence.export import PLAN_FILE
 from lada_secure.errors import ParameterError
 
 MAX_FILE_BYTES = 1 << 30

@@ -51,7 +51,7 @@ def grant_restart(
     the site has spent after the last entry here is lost. Every later report shows the restart.
     """
     from lada_clients.auditor.restarts import grant_restart as sign
-    from lada_clients.ledger_history import restart_facts, restart_sentence
+    from lada_clients.reports.ledger_history import restart_facts, restart_sentence
 
     grant = sign(
         settings, site=site, population=population, requested_by=requested_by, by=by, out=out

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.participant import Participant
-from lada_protocol.envelope import envelope_to_line
-from lada_protocol.exported_study import (
+from lada_clients.net.participant import Participant
+from lada_protocol.evidence.export import (
     CA_FILE,
     MESSAGES_FILE,
     PLAN_FILE,
@@ -17,8 +16,9 @@ from lada_protocol.exported_study import (
     transcript_file,
 )
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import AcceptanceBody, parse_body
 from lada_protocol.plan import StudyPlan
+from lada_protocol.wire.envelope import envelope_to_line
+from lada_protocol.wire.messages import AcceptanceBody, parse_body
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.whole_files import write_atomically
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lada_secure.errors import TransportError
-from lada_secure.privacy.restart import RestartGrant, parse_grant
+from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
 from lada_secure.whole_files import write_atomically
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lada_clients.auditor.grants import RestartGrants
-from lada_protocol.admission import check_accepted_head
-from lada_protocol.messages import AcceptanceBody, LedgerBody
-from lada_protocol.roster import Party
+from lada_protocol.identity.roster import Party
+from lada_protocol.rounds.admission import check_accepted_head
+from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
 from lada_secure.errors import LedgerError, PeerError, TransportError
-from lada_secure.privacy.entries import LedgerEntry, RestartEntry
-from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_secure.privacy.verification import ledger_identity, verify_ledger
+from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry
+from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.verification import ledger_identity, verify_ledger
 from lada_secure.whole_files import write_atomically
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from lada_protocol.index import Attempt
+from lada_protocol.rounds.index import Attempt
 from lada_secure.errors import PeerError, TransportError
 
 

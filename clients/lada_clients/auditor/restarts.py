@@ -11,11 +11,11 @@ from lada_clients.auditor.settings import AuditorSettings
 from lada_protocol.kinds import Role
 from lada_protocol.party_files import load_credentials, read_passphrase, read_roster, read_settings
 from lada_secure.errors import ParameterError
-from lada_secure.privacy import carried_budget
-from lada_secure.privacy.entries import LedgerEntry, ReserveEntry, RestartEntry
-from lada_secure.privacy.fields import check_name
-from lada_secure.privacy.restart import RestartGrant
-from lada_secure.state_folder import held_state_folder
+from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger import carried_budget
+from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
+from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.storage.state_folder import held_state_folder
 from lada_secure.whole_files import write_atomically
 
 # Where nothing was ever reserved, nothing is carried over, at any delta.

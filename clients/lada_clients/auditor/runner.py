@@ -11,11 +11,11 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.auditor.settings import AuditorSettings
-from lada_clients.participant import Participant, joined_study
+from lada_clients.net.participant import Participant, joined_study
 from lada_protocol.party_files import read_settings
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
-from lada_secure.state_folder import held_state_folder
+from lada_secure.storage.state_folder import held_state_folder
 from lada_secure.whole_files import sweep_parts
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lada_clients.participant import Participant
-from lada_protocol.envelope import Envelope
-from lada_protocol.index import Attempt
-from lada_protocol.scoring import ScoredQuery, check_scored_round, scoring_parameters_of
+from lada_clients.net.participant import Participant
+from lada_protocol.rounds.blind_scoring import (
+    ScoredQuery,
+    check_scored_round,
+    scoring_parameters_of,
+)
+from lada_protocol.rounds.index import Attempt
+from lada_protocol.wire.envelope import Envelope
+from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import parse_matrix
-from lada_secure.encryption.scoring import PoolMatrix
-from lada_secure.encryption.worker import shared_worker
+from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import PeerError
 
 

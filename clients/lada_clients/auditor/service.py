@@ -12,31 +12,31 @@ from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.scores import ScoreCheck
-from lada_clients.participant import Participant
-from lada_protocol.admission import admission_of, check_ledger_claim, shown_with_acceptance
-from lada_protocol.auditor_round import next_auditor_task
-from lada_protocol.envelope import Envelope
-from lada_protocol.index import Attempt
+from lada_clients.net.participant import Participant
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
-from lada_protocol.opening import (
+from lada_protocol.plan import DEMAND
+from lada_protocol.rounds.admission import admission_of, check_ledger_claim, shown_with_acceptance
+from lada_protocol.rounds.auditor import next_auditor_task
+from lada_protocol.rounds.index import Attempt
+from lada_protocol.rounds.payments import check_payment
+from lada_protocol.rounds.secure_aggregation import (
     OpeningRequest,
     check_opened_range,
     check_opening_request,
     purpose_parameters,
     sum_bound_of,
 )
-from lada_protocol.payments import check_payment
-from lada_protocol.plan import DEMAND
+from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
 from lada_protocol.run_loop import RunLoop, StudyFailed, handles
-from lada_protocol.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_secure.canonical import canonical_json
-from lada_secure.encryption.opening_key import OpeningKey
+from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
-from lada_secure.privacy.entries import LedgerEntry
-from lada_secure.privacy.ledger_lines import parse_ledger_lines
-from lada_secure.privacy.verification import ledger_identity
+from lada_secure.privacy.ledger.entries import LedgerEntry
+from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.verification import ledger_identity
 from lada_secure.whole_files import write_atomically
 
 LOG = logging.getLogger(__name__)

@@ -24,7 +24,13 @@ from lada_clients.ca.folder import (
     read_file,
     write_new_files,
 )
-from lada_protocol.credentials import (
+from lada_protocol.identity.certificates import (
+    PartyName,
+    certificate_pem,
+    verify_certificate,
+    verify_party,
+)
+from lada_protocol.identity.credentials import (
     CA_CERTIFICATE,
     REVOCATIONS,
     SIGNING_CERTIFICATE,
@@ -34,20 +40,19 @@ from lada_protocol.credentials import (
     Passphrase,
     private_key_pem,
 )
-from lada_protocol.enrolment import (
+from lada_protocol.identity.enrolment import (
     MAX_REQUEST_BYTES,
     SIGNING_REQUEST,
     TLS_REQUEST,
     parse_requests,
 )
-from lada_protocol.identity import PartyName, certificate_pem, verify_certificate, verify_party
-from lada_protocol.issuance import (
+from lada_protocol.identity.issuance import (
     build_ca_certificate,
     issue_signing_certificate,
     issue_tls_certificate,
 )
-from lada_protocol.revocation import build_revocation_list
-from lada_protocol.roster import Party, Roster, build_roster, party_of_certificates
+from lada_protocol.identity.revocation import build_revocation_list
+from lada_protocol.identity.roster import Party, Roster, build_roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.whole_files import write_atomically
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from lada_protocol.kinds import Role
 
 if TYPE_CHECKING:
-    from lada_protocol.credentials import Passphrase
-    from lada_protocol.roster import Party
+    from lada_protocol.identity.credentials import Passphrase
+    from lada_protocol.identity.roster import Party
 
 app = typer.Typer(
     help="Certificates of a study: its own CA, one identity folder per party, and the roster.",
@@ -48,7 +48,7 @@ def init(
     from datetime import UTC, datetime
 
     from lada_clients.ca.authority import init_ca
-    from lada_protocol.identity import certificate_fingerprint
+    from lada_protocol.identity.certificates import certificate_fingerprint
 
     certificate = init_ca(
         folder,
@@ -92,7 +92,7 @@ def issue(
     from datetime import UTC, datetime
 
     from lada_clients.ca.authority import issue_party, sign_requests
-    from lada_protocol.identity import PartyName
+    from lada_protocol.identity.certificates import PartyName
     from lada_secure.errors import ParameterError
 
     name, now = PartyName(role=role, id=party_id), datetime.now(UTC)
@@ -176,7 +176,7 @@ def revoke(
     from datetime import UTC, datetime
 
     from lada_clients.ca.authority import revoke as revoke_certificates
-    from lada_protocol.credentials import REVOCATIONS
+    from lada_protocol.identity.credentials import REVOCATIONS
 
     count = revoke_certificates(
         folder,
@@ -272,7 +272,7 @@ def request_certificates(
 ) -> None:
     """What `enroll` does under `lada ca`, `lada site` and `lada auditor`."""
     from lada_clients.ca.enrolment import enroll as make_requests
-    from lada_protocol.identity import PartyName
+    from lada_protocol.identity.certificates import PartyName
 
     requests = make_requests(
         out,

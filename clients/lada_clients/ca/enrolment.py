@@ -13,7 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.ca.folder import read_certificate, read_file, write_new_files
-from lada_protocol.credentials import (
+from lada_protocol.identity.certificates import (
+    MAX_CERTIFICATE_BYTES,
+    PartyName,
+    certificate_fingerprint,
+)
+from lada_protocol.identity.credentials import (
     CA_CERTIFICATE,
     SIGNING_CERTIFICATE,
     SIGNING_KEY,
@@ -24,8 +29,7 @@ from lada_protocol.credentials import (
     parse_credentials,
     private_key_pem,
 )
-from lada_protocol.enrolment import SIGNING_REQUEST, TLS_REQUEST, build_requests
-from lada_protocol.identity import MAX_CERTIFICATE_BYTES, PartyName, certificate_fingerprint
+from lada_protocol.identity.enrolment import SIGNING_REQUEST, TLS_REQUEST, build_requests
 from lada_secure.errors import ParameterError
 from lada_secure.whole_files import write_atomically
 

@@ -11,20 +11,20 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from lada_protocol.credentials import (
-    CA_CERTIFICATE,
-    REVOCATIONS,
-    Passphrase,
-    load_private_key,
-)
-from lada_protocol.identity import (
+from lada_protocol.identity.certificates import (
     MAX_CERTIFICATE_BYTES,
     PartyName,
     certificate_pem,
     parse_certificate,
     party_name_of,
 )
-from lada_protocol.revocation import MAX_REVOCATION_BYTES
+from lada_protocol.identity.credentials import (
+    CA_CERTIFICATE,
+    REVOCATIONS,
+    Passphrase,
+    load_private_key,
+)
+from lada_protocol.identity.revocation import MAX_REVOCATION_BYTES
 from lada_secure.errors import ParameterError, PeerError, TransportError
 
 CA_KEY: Final = "ca.key"

@@ -12,13 +12,13 @@ import numpy as np
 
 from lada_clients.site.memory import SiteMemory
 from lada_protocol.plan import StudyPlan
-from lada_secure.learnability.agreement import cell_agreement
-from lada_secure.learnability.allocation import CellView, cell_utilities, path_screen
-from lada_secure.learnability.arrays import BoolArray, FloatArray, IntArray
-from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.choice import AllocationSettings, PoolMap, cell_view, choose
-from lada_secure.learnability.statistics import NoisedStatistics
-from lada_secure.learnability.trials import ClusterUsefulness, cell_usefulness, usefulness
+from lada_secure.allocation.agreement import cell_agreement
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
+from lada_secure.allocation.selection import AllocationSettings, PoolMap, cell_view, choose
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.allocation.strategies import CellView, cell_utilities, path_screen
+from lada_secure.arrays import BoolArray, FloatArray, IntArray
 
 
 def tried_clusters(plan: StudyPlan, memory: SiteMemory, grid: CellGrid) -> ClusterUsefulness:

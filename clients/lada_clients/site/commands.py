@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lada_secure.cli import JsonFlag, answer
-from lada_secure.privacy.entries import Decision
+from lada_secure.privacy.ledger.entries import Decision
 
 app = typer.Typer(help="A site: takes part in studies with its own records.", no_args_is_help=True)
 
@@ -60,7 +60,7 @@ def ledger(
 
     Works while the site runs, without network. Exit status 1 if the ledger is damaged.
     """
-    from lada_clients.site.budget import export_ledger, read_budget
+    from lada_clients.site.ledger.budget import export_ledger, read_budget
 
     budget = read_budget(settings)
     if out is not None:
@@ -106,7 +106,7 @@ def renew_key(
 
     Needs no network. Put the new identity and roster into the settings first.
     """
-    from lada_clients.site.own_ledger import renew_key as renew
+    from lada_clients.site.ledger.population import renew_key as renew
 
     key = renew(settings, old_identity=old_identity, by=by)
     said = (
@@ -132,8 +132,8 @@ def restart_ledger(
 
     Needs no network. Every later report shows the restart. Refused where a ledger is there.
     """
-    from lada_clients.ledger_history import restart_facts, restart_sentence
-    from lada_clients.site.own_ledger import restart
+    from lada_clients.reports.ledger_history import restart_facts, restart_sentence
+    from lada_clients.site.ledger.population import restart
 
     found = restart(settings, grant_file=grant, by=by)
     said = (

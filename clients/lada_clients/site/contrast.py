@@ -8,9 +8,9 @@ from dataclasses import replace
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.prompts import answer_of, path_of
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.evaluation import choose, greedy_paths
-from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.models import LanguageModel
+from lada_secure.models.evaluation import choose, greedy_paths
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel
 
 
 def with_own_paths(

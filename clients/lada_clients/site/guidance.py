@@ -1,8 +1,8 @@
 """A site's guide: which received paths agree with the private records.
 
 The guide is what DP-SGD released. Judging and teaching with it are post-processing, on public texts
-alone (`lada_secure.distillation.guide`, `lada_secure.learnability.agreement`). Private records come
-in as what the next DP-SGD reads, and in no other way.
+alone (`lada_secure.models.reference_model`, `lada_secure.allocation.agreement`). Private records
+come in as what the next DP-SGD reads, and in no other way.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from lada_clients.site.memory import JudgedPath, SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
 from lada_protocol.plan import GuidePlan, StudyPlan
 from lada_protocol.plan_mechanisms import trial_parameters
+from lada_secure.allocation.agreement import agreeing_paths
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.data_valuation import (
+    groups_to_try,
+    trials_of,
+    useful_paths,
+)
+from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.strategies import path_screen
+from lada_secure.allocation.valuation_gains import release_trials, trials_spec
+from lada_secure.arrays import FloatArray
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
-from lada_secure.distillation.adapters import AdapterWeights, load_adapters
-from lada_secure.distillation.examples import PathExample
-from lada_secure.distillation.guide import (
+from lada_secure.models.adapters import AdapterWeights, load_adapters
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.reference_model import (
     ContrastedPath,
     lead_gains,
     own_paths,
     scaled_adapters,
 )
-from lada_secure.distillation.loss import LossSettings
-from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.public_tuning import TuningSettings, tune_on_paths
-from lada_secure.learnability.agreement import agreeing_paths
-from lada_secure.learnability.allocation import path_screen
-from lada_secure.learnability.arrays import FloatArray
-from lada_secure.learnability.cells import CellGrid
-from lada_secure.learnability.measured_trials import measured_trials, trial_student
-from lada_secure.learnability.trial_gains import release_trials, trials_spec
-from lada_secure.learnability.trials import (
-    groups_to_try,
-    trials_of,
-    useful_paths,
-)
-from lada_secure.privacy.ledger import LedgerBook
-from lada_secure.privacy.private_records import PrivateRecords
+from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.release.private_records import PrivateRecords
 
 # The number of steps is the plan's, however few paths there are.
 _MANY_EPOCHS = 10**6

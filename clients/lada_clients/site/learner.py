@@ -21,45 +21,45 @@ from lada_clients.site.settings import SiteSettings
 from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.plan_mechanisms import privacy_parameters, statistics_parameters
-from lada_protocol.uplink import MAX_PATH_CHARACTERS, SitePath
-from lada_secure.canonical import Json
-from lada_secure.data.prompts import prompt_of
-from lada_secure.data.records import PoolSample, Record
-from lada_secure.distillation.adapters import (
-    AdapterWeights,
-    adapter_weights,
-    attach_adapters,
-    load_adapters,
-)
-from lada_secure.distillation.certainty import answer_pool
-from lada_secure.distillation.evaluation import (
-    accuracy,
-    path_losses,
-)
-from lada_secure.distillation.examples import PathExample, PrivateUnit
-from lada_secure.distillation.models import LanguageModel, load_language_model
-from lada_secure.distillation.outlook import TrainingOutlook
-from lada_secure.distillation.paths import generate_paths
-from lada_secure.distillation.released_adapters import released_adapters
-from lada_secure.distillation.training import Distilled, StepReport, distil, training_spec
-from lada_secure.learnability.arrays import FloatArray
-from lada_secure.learnability.cells import CellGrid, Clusters
-from lada_secure.learnability.data_filter import (
+from lada_protocol.rounds.llm_transfer import MAX_PATH_CHARACTERS, SitePath
+from lada_secure.allocation.cells import CellGrid, Clusters
+from lada_secure.allocation.explanation import explain_cells
+from lada_secure.allocation.gap import cell_rewards, probability
+from lada_secure.allocation.measured_statistics import measured_statistics
+from lada_secure.allocation.reward_model import (
     observations,
 )
-from lada_secure.learnability.embedding import embedder
-from lada_secure.learnability.explanation import explain_cells
-from lada_secure.learnability.gap import cell_rewards, probability
-from lada_secure.learnability.measured_statistics import measured_statistics
-from lada_secure.learnability.statistics import (
+from lada_secure.allocation.statistics import (
     NoisedStatistics,
     UnitStatistics,
     release_statistics,
     statistics_spec,
 )
-from lada_secure.privacy.ledger import LedgerBook, ReleaseSpec, Reservation
-from lada_secure.privacy.private_records import PrivateRecords
-from lada_secure.privacy.released import Released
+from lada_secure.arrays import FloatArray
+from lada_secure.canonical import Json
+from lada_secure.data.prompts import prompt_of
+from lada_secure.data.records import PoolSample, Record
+from lada_secure.dpsgd.distillation import Distilled, StepReport, distil, training_spec
+from lada_secure.dpsgd.released_adapters import released_adapters
+from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.models.adapters import (
+    AdapterWeights,
+    adapter_weights,
+    attach_adapters,
+    load_adapters,
+)
+from lada_secure.models.confidence import answer_pool
+from lada_secure.models.embedding import embedder
+from lada_secure.models.evaluation import (
+    accuracy,
+    path_losses,
+)
+from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.models.rationales import generate_paths
+from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.release.released import Released
 
 Distilling: TypeAlias = Callable[..., Distilled]
 

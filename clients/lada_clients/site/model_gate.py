@@ -9,18 +9,18 @@ import logging
 from collections.abc import Iterator
 from typing import Final
 
-from lada_clients.site.file_gate import SiteFiles
+from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.settings import SitePolicy
 from lada_clients.site.training import trainer_settings
 from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.distillation.engine_choice import open_engine
-from lada_secure.distillation.evaluation import ANSWER_TOKENS
-from lada_secure.distillation.model_probe import probe_model
-from lada_secure.distillation.text_lengths import needed_tokens
-from lada_secure.privacy.unit_by_unit import for_each_unit
+from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.models.evaluation import ANSWER_TOKENS
+from lada_secure.models.probe import probe_model
+from lada_secure.models.text_lengths import needed_tokens
+from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.uplink import MAX_PATH_CHARACTERS
+from lada_protocol.rounds.llm_transfer import MAX_PATH_CHARACTERS
 from lada_secure.canonical import parse_canonical_json
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import PeerError

@@ -9,29 +9,34 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lada_clients.participant import Participant, joined_study
-from lada_clients.site.file_gate import SiteFiles, check_files
-from lada_clients.site.ledger_store import SqliteLedger
-from lada_clients.site.memory import SiteMemory
-from lada_clients.site.own_ledger import (
+from lada_clients.net.participant import Participant, joined_study
+from lada_clients.net.study_folder import SecretFolder
+from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.policy import (
+    describe_budget,
+    describe_plan,
+    plan_faults,
+    planned_budget,
+)
+from lada_clients.site.gates.record_files import RecordFiles, file_digests
+from lada_clients.site.ledger.population import (
     ledger_path,
     new_ledger_sentence,
     open_own_ledger,
     read_spending,
     spending,
 )
-from lada_clients.site.policy import describe_budget, describe_plan, plan_faults, planned_budget
-from lada_clients.site.record_files import RecordFiles, file_digests
+from lada_clients.site.ledger.store import SqliteLedger
+from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
-from lada_clients.study_folder import SecretFolder
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
-from lada_secure.privacy.entries import Decision
-from lada_secure.privacy.fields import check_name
-from lada_secure.privacy.units import population_fingerprint
-from lada_secure.state_folder import check_state_folder, held_state_folder
+from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.entries import Decision
+from lada_secure.privacy.release.units import population_fingerprint
+from lada_secure.storage.state_folder import check_state_folder, held_state_folder
 from lada_secure.whole_files import sweep_parts
 
 LOG = logging.getLogger(__name__)

@@ -11,30 +11,27 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from lada_clients.participant import Participant
-from lada_clients.site.file_gate import SiteFiles
+from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import SecretFolder
+from lada_clients.site.aggregation import SiteOpening
+from lada_clients.site.blind_scores import SiteScoring
+from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
+from lada_clients.site.gates.public_material import read_public_material
+from lada_clients.site.gates.record_files import RecordFiles
 from lada_clients.site.learner import SiteLearner
+from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
+from lada_clients.site.llm_transfer import SiteUplink
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.model_gate import check_with_model
-from lada_clients.site.opening import SiteOpening
-from lada_clients.site.own_ledger import check_shown, is_new, reused_name_faults, spending
-from lada_clients.site.policy import describe_plan, plan_faults, planned_budget
-from lada_clients.site.public_material import read_public_material
-from lada_clients.site.record_files import RecordFiles
-from lada_clients.site.scores import SiteScoring
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
-from lada_clients.site.uplink import SiteUplink
-from lada_clients.study_folder import SecretFolder
-from lada_protocol.admission import WITH_ACCEPTANCE
-from lada_protocol.envelope import Envelope
-from lada_protocol.index import Attempt
 from lada_protocol.kinds import Kind
-from lada_protocol.messages import LedgerBody, parse_body
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, StudyPlan, parse_time
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
-from lada_protocol.site_round import next_site_task
-from lada_protocol.tasks import (
+from lada_protocol.rounds.admission import WITH_ACCEPTANCE
+from lada_protocol.rounds.index import Attempt
+from lada_protocol.rounds.site import next_site_task
+from lada_protocol.rounds.tasks import (
     AnswerInquiry,
     AskScores,
     CloseRound,
@@ -43,14 +40,17 @@ from lada_protocol.tasks import (
     PostMaskKey,
     ReviewPlan,
 )
-from lada_secure.distillation.training import StepReport
+from lada_protocol.run_loop import RunLoop, StudyFailed, handles
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import LedgerBody, parse_body
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
-from lada_secure.learnability.statistics import NoisedStatistics
-from lada_secure.privacy.entries import DecisionEntry, LedgerEntry, ReserveEntry
-from lada_secure.privacy.ledger import LedgerBook
-from lada_secure.privacy.ledger_lines import format_ledger_lines
-from lada_secure.privacy.private_records import PrivateRecords
-from lada_secure.privacy.released import Released, post_process
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, ReserveEntry
+from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.release.released import Released, post_process
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_protocol.plan import LEDGER_TIME_STEP_S
 from lada_protocol.settings import Settings
-from lada_secure.privacy.units import MissingLike, Spellings
+from lada_secure.privacy.release.units import MissingLike, Spellings
 
 
 class SiteSettings(DiallingSettings):

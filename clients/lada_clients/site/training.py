@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from lada_clients.site.settings import SiteSettings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.plan_mechanisms import loss_settings
-from lada_secure.distillation.adapters import AdapterSettings
-from lada_secure.distillation.examples import PrivateUnit
-from lada_secure.distillation.models import LanguageModel
-from lada_secure.distillation.own_reasons import written_reasons
-from lada_secure.distillation.parameters import TrainerSettings
-from lada_secure.distillation.private_examples import private_unit
-from lada_secure.privacy.units import Unit
+from lada_secure.dpsgd.parameters import TrainerSettings
+from lada_secure.dpsgd.private_examples import private_unit
+from lada_secure.models.adapters import AdapterSettings
+from lada_secure.models.examples import PrivateUnit
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.self_rationales import written_reasons
+from lada_secure.privacy.release.units import Unit
 
 
 def adapter_settings(plan: StudyPlan, *, layers: int) -> AdapterSettings:

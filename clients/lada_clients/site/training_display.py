@@ -12,8 +12,8 @@ from typing import Final, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from lada_secure.distillation.outlook import TrainingOutlook
-from lada_secure.distillation.training import StepReport
+from lada_secure.dpsgd.distillation import StepReport
+from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
 
 _LINES_PER_ROUND = 10
 

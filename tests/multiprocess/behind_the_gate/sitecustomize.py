@@ -13,8 +13,8 @@ if _SITE and any(_SITE in argument for argument in sys.orig_argv):
     from hostile_records import hostile_units
 
     from lada_secure.data.records import Record
-    from lada_secure.privacy import private_records
-    from lada_secure.privacy.units import Unit
+    from lada_secure.privacy.release import private_records
+    from lada_secure.privacy.release.units import Unit
 
     _plain = private_records.PrivateRecords.__init__
 

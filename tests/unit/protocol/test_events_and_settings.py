@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, EventLog, Patience
-from lada_protocol.index import Attempt
+from lada_protocol.rounds.index import Attempt
+from lada_protocol.rounds.tasks import Wait
 from lada_protocol.settings import MAX_SETTINGS_BYTES, Settings, parse_settings
-from lada_protocol.tasks import Wait
 from lada_secure.errors import ParameterError
 
 

@@ -1,0 +1,309 @@
+"""Canary units: privacy units that are no records, to attack the trainer's own guarantee.
+
+A canary's gradient is a fixed direction in place of one that the model computes (Steinke, Nasr,
+Jagielski 2023, section 6, "white-box" with gradient canaries). Everything after that is the
+shipped trainer: Poisson sampling, clipping, cutting to the grid, summation, noise, optimiser.
+Adding one canary is adding one privacy unit, so the guarantee covers it like any other.
+
+The attacker of `updates` sees what DP-SGD's guarantee covers: the noised sum of every step. It
+knows all directions and not who takes part in a step. Directions are the rows of Hadamard
+matrices over random blocks of coordinates with random signs: orthogonal, so canaries do not hide
+each other, and spread over many coordinates, so that one heavy coordinate of the real gradients
+does not hide any.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import hadamard
+from torch import Tensor
+
+from lada_secure.dpsgd.batching import PhysicalBatch
+from lada_secure.dpsgd.engine import trainable_parameters
+from lada_secure.dpsgd.gradient import GradientSource
+from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.trainer import Trainer
+from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.loading import LanguageModel
+
+_Floats: TypeAlias = "NDArray[np.float64]"
+_Flags: TypeAlias = "NDArray[np.bool_]"
+
+# Directions without a canary, from which the attacker reads how strong the noise is.
+FREE_DIRECTIONS = 256
+# Before clipping, in clip norms: a canary that needs no clipping would not notice a trainer that
+# does not clip.
+RAW_NORM = 8.0
+_MAX_BLOCK = 1024
+_MIN_SPREAD = 1e-9
+_MEDIAN_TO_STD = 1.4826
+
+
+class CanaryDirections:
+    """`capacity` orthonormal vectors in R^d, each non-zero in one block of coordinates."""
+
+    def __init__(self, dimension: int, *, seed: int) -> None:
+        """Args: dimension: d >= 1. seed: directions are public, so a seed is enough."""
+        if dimension < 1:
+            raise ParameterError(f"dimension: expected at least 1, got {dimension}")
+        self.dimension = dimension
+        self._block = min(_MAX_BLOCK, 1 << (dimension.bit_length() - 1))
+        self._blocks = dimension // self._block
+        self.capacity = self._blocks * self._block
+        rng = np.random.default_rng(seed)
+        self._places = rng.permutation(dimension)[: self.capacity].reshape(self._blocks, -1)
+        signs = rng.choice(np.array([-1.0, 1.0]), size=(self._blocks, self._block))
+        self._signs = signs / math.sqrt(self._block)
+        self._rows = hadamard(self._block).astype(np.float64)
+
+    def vectors(self, numbers: Sequence[int], *, norm: float) -> Tensor:
+        """The directions with these numbers, scaled. Returns: (len(numbers), d) float32."""
+        found = np.zeros((len(numbers), self.dimension), dtype=np.float32)
+        for at, number in enumerate(numbers):
+            row, block = divmod(number, self._blocks)
+            found[at, self._places[block]] = self._rows[row] * self._signs[block] * norm
+        return torch.from_numpy(found)
+
+    def project(self, vector: _Floats) -> _Floats:
+        """Inner products of (d,) with all directions, (capacity,) in the order of numbers."""
+        inner: _Floats = (vector[self._places] * self._signs) @ self._rows
+        return inner.T.ravel()
+
+
+@dataclass(slots=True, kw_only=True)
+class StepWatcher:
+    """The attacker: reads noised sums step by step and keeps each canary's log-odds.
+
+    With x a canary's share of a step's noised sum in clip norms, s the noise in the same units
+    and q the sampling probability, the coin's log-odds grow by
+    log(1 - q + q exp((x - 1/2) / s^2)): a canary that has joined is in the step with probability
+    q and adds 1, one that has not adds nothing. s is measured on directions without a canary, and
+    so takes in what the real gradients add and what the trainer really does, not what it claims.
+    """
+
+    canaries: int
+    sampling_probability: float
+    log_odds: _Floats = field(init=False)
+    spreads: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.log_odds = np.zeros(self.canaries, dtype=np.float64)
+
+    def see(self, shares: _Floats) -> None:
+        """Take one step in. Args: shares: (capacity,), canaries first."""
+        free = shares[self.canaries :]
+        spread = max(_MEDIAN_TO_STD * float(np.median(np.abs(free))), _MIN_SPREAD)
+        self.spreads.append(spread)
+        evidence = (shares[: self.canaries] - 0.5) / spread**2
+        # Squares of tiny spreads pass what sums of exponents can hold; nobody is that sure.
+        evidence = np.clip(evidence, -1e9, 1e9)
+        if self.sampling_probability == 1.0:
+            self.log_odds += evidence
+            return
+        self.log_odds += np.logaddexp(
+            math.log1p(-self.sampling_probability), math.log(self.sampling_probability) + evidence
+        )
+
+    @property
+    def noise_seen(self) -> float:
+        """Noise of a typical step in clip norms, real gradients included; claimed: multiplier."""
+        return float(np.sqrt(np.mean(np.square(self.spreads))))
+
+
+class CanarySource(GradientSource):
+    """Unit gradients of the model, and a canary's direction where the unit is a canary."""
+
+    canaries: CanaryRun | None = None
+
+    def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
+        """See `GradientSource.unit_gradients`."""
+        run = self.canaries
+        if run is None:
+            raise LocalProtocolError("a canary source was used before it got its canaries")
+        numbers = {
+            unit: run.number(example.example_id)
+            for example, unit in zip(batch.examples, batch.unit_of_example, strict=True)
+        }
+        planted = {unit: number for unit, number in numbers.items() if number is not None}
+        if not planted:
+            return super().unit_gradients(batch)
+        real = [unit for unit in range(batch.units) if unit not in planted]
+        parameters = self.engine.parameters
+        found = [one.new_zeros((batch.units, *one.shape)).float() for one in parameters]
+        if real:
+            places = torch.tensor(real, device=parameters[0].device)
+            own = super().unit_gradients(_only(batch, real))
+            for whole, part in zip(found, own, strict=True):
+                whole[places] = part
+        vectors = run.directions.vectors(list(planted.values()), norm=run.raw_norm)
+        places = torch.tensor(list(planted), device=parameters[0].device)
+        parts = torch.split_with_sizes(vectors, [one.numel() for one in parameters], dim=1)
+        for whole, part in zip(found, parts, strict=True):
+            whole.flatten(1)[places] = part.to(whole.device)
+        return found
+
+
+def _only(batch: PhysicalBatch, units: Sequence[int]) -> PhysicalBatch:
+    """The batch without all other units."""
+    renumbered = {unit: at for at, unit in enumerate(units)}
+    kept = [at for at, unit in enumerate(batch.unit_of_example) if unit in renumbered]
+    return PhysicalBatch(
+        examples=tuple(batch.examples[at] for at in kept),
+        unit_of_example=tuple(renumbered[batch.unit_of_example[at]] for at in kept),
+        units=len(units),
+    )
+
+
+class AuditedTrainer(Trainer):
+    """The shipped trainer with canaries among its units and an attacker at its noised sums."""
+
+    source_class = CanarySource
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        pool: Sequence[PathExample],
+        privacy: DpSgdParameters,
+        settings: TrainerSettings,
+        canaries: CanaryRun,
+    ) -> None:
+        super().__init__(lm, pool=pool, privacy=privacy, settings=settings)
+        if not isinstance(self.source, CanarySource):
+            raise LocalProtocolError("the trainer did not take the audit's gradient source")
+        self.source.canaries = self._canaries = canaries
+        self._to_clip_norms = privacy.expected_units / (
+            privacy.l2_clip_norm * settings.private_weight
+        )
+
+    def take_units(self, units: Sequence[PrivateUnit]) -> None:
+        """See `Trainer.take_units`; the canaries that have joined come after the real units."""
+        super().take_units([*units, *self._canaries.units()])
+
+    def update(self, private_gradient: Tensor) -> float | None:
+        """Show the step's noised sum to the attacker, then go on as always."""
+        self._canaries.see(private_gradient.detach() * self._to_clip_norms)
+        return super().update(private_gradient)
+
+
+class CanaryRun:
+    """Canaries of one audited training run, over any number of rounds with the same model.
+
+    Args:
+        lm: with its adapters, as they are before the first round.
+        joined: (m,) bool, the coins. privacy: of every round.
+        text: a public example whose text the canaries carry; it is encoded, never read.
+        seed: of the directions.
+    Raises: ParameterError: more canaries than the model has directions for.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        joined: _Flags,
+        privacy: DpSgdParameters,
+        text: PathExample,
+        seed: int,
+    ) -> None:
+        self._parameters = trainable_parameters(lm.model)
+        self.directions = CanaryDirections(parameter_count(lm), seed=seed)
+        room = canary_room(lm)
+        if not 1 <= len(joined) <= room:
+            raise ParameterError(
+                f"canaries: expected 1 to {room} for this model's "
+                f"{self.directions.dimension} trainable parameters, got {len(joined)}"
+            )
+        self.raw_norm = RAW_NORM * privacy.l2_clip_norm
+        self._joined = joined
+        self._text = text
+        # No record can have an id with this prefix but by a miracle.
+        self._prefix = f"canary-{os.urandom(16).hex()}:"
+        self._before = self._weights()
+        self._watcher = StepWatcher(
+            canaries=len(joined), sampling_probability=privacy.sampling_probability
+        )
+
+    def open_trainer(
+        self,
+        lm: LanguageModel,
+        *,
+        pool: Sequence[PathExample],
+        privacy: DpSgdParameters,
+        settings: TrainerSettings,
+    ) -> Trainer:
+        """A `TrainerFactory` for `distil`.
+
+        Raises: ParameterError: private_weight is 0, so no private gradient is used at all.
+        """
+        if settings.private_weight == 0.0:
+            raise ParameterError(
+                "private_weight is 0: this training does not use private records, so there is "
+                "nothing to audit"
+            )
+        return AuditedTrainer(lm, pool=pool, privacy=privacy, settings=settings, canaries=self)
+
+    def units(self) -> tuple[PrivateUnit, ...]:
+        """The canaries whose coin says that they join, as privacy units."""
+        names = [f"{self._prefix}{number}" for number in np.flatnonzero(self._joined)]
+        return tuple(
+            PrivateUnit(
+                unit_id=name,
+                examples=(
+                    PathExample(
+                        example_id=name,
+                        prompt=self._text.prompt,
+                        path=self._text.path,
+                        own_path=None,
+                    ),
+                ),
+            )
+            for name in names
+        )
+
+    def number(self, example_id: str) -> int | None:
+        """Which canary an example is; None for a real one."""
+        name = example_id.removeprefix(self._prefix)
+        return None if name == example_id else int(name)
+
+    def see(self, noised_sum: Tensor) -> None:
+        """Hand a step's noised sum in clip norms, (d,), to the attacker."""
+        self._watcher.see(self.directions.project(noised_sum.double().cpu().numpy()))
+
+    def log_odds_of_updates(self) -> _Floats:
+        """What the noised sums of all steps say of each coin, (m,)."""
+        return self._watcher.log_odds
+
+    def scores_of_adapters(self) -> _Floats:
+        """How far the adapters have moved against each canary's gradient, (m,), unit-free."""
+        moved = self._before - self._weights()
+        return self.directions.project(moved)[: len(self._joined)]
+
+    @property
+    def noise_seen(self) -> float:
+        """See `StepWatcher.noise_seen`."""
+        return self._watcher.noise_seen
+
+    def _weights(self) -> _Floats:
+        parts = [one.detach().double().cpu().flatten() for one in self._parameters]
+        weights: _Floats = torch.cat(parts).numpy()
+        return weights
+
+
+def parameter_count(lm: LanguageModel) -> int:
+    """Trainable parameters of a model, d."""
+    return sum(one.numel() for one in trainable_parameters(lm.model))
+
+
+def canary_room(lm: LanguageModel) -> int:
+    """How many canaries a model has directions for."""
+    return max(0, CanaryDirections(parameter_count(lm), seed=0).capacity - FREE_DIRECTIONS)

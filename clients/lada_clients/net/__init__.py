@@ -1,0 +1,1 @@
+"""A party's connection to the board, its credentials, outbox and study folder."""

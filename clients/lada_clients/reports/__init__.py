@@ -1,0 +1,1 @@
+"""Pages and documents for people: charts, web pages, reports of an audit."""

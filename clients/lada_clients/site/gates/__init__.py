@@ -1,0 +1,1 @@
+"""What a site checks before it takes part: files, records, plan, policy."""

@@ -1,0 +1,211 @@
+"""A site's review of a study plan: every bound of its own policy, before a record is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from lada_clients.site.settings import SitePolicy
+from lada_protocol.identity.roster import Roster
+from lada_protocol.plan import (
+    ADVANTAGE,
+    DEMAND,
+    STATISTICS,
+    TRAINING,
+    TRIALS,
+    StudyPlan,
+    parse_time,
+)
+from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
+from lada_secure.privacy.accounting.accountant import epsilon
+from lada_secure.privacy.accounting.events import PrivacyEvent
+from lada_secure.privacy.accounting.planning import delta_warnings
+from lada_secure.privacy.ledger.book import BudgetCaps
+
+
+def study_caps(plan: StudyPlan, policy: SitePolicy) -> BudgetCaps:
+    """What the ledger enforces while this plan runs: the stricter of the plan and the policy.
+
+    Epsilon is counted at the smaller delta. At the policy's, where that is the larger one, the
+    ledger would prove less than the plan promises, and the auditor would refuse every
+    contribution. At the plan's, epsilon is never smaller than at the policy's, so whatever stays
+    below the policy's caps there stays below them at its own delta as well. A plan whose delta is
+    the larger one promises less than the site asks for: `plan_faults` refuses it before anything
+    is reserved.
+    """
+    return BudgetCaps(
+        target_delta=min(plan.privacy.target_delta, policy.target_delta),
+        total_epsilon=policy.epsilon_cap_total,
+        study_epsilon=policy.epsilon_cap_per_study,
+        study_overrides={
+            plan.study_id: min(plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
+        },
+    )
+
+
+def plan_faults(
+    plan: StudyPlan, policy: SitePolicy, *, roster: Roster, now: datetime
+) -> tuple[str, ...]:
+    """Everything in which a plan passes the site's policy; empty where it may be accepted."""
+    privacy = plan.privacy
+    checks: Sequence[tuple[bool, str]] = (
+        (
+            parse_time(plan.expires) > now,
+            f"it expired at {plan.expires}",
+        ),
+        (
+            plan.min_cohort >= policy.min_cohort,
+            f"min_cohort is {plan.min_cohort}, the policy asks for {policy.min_cohort}",
+        ),
+        (
+            plan.max_cohort <= max(len(roster.sites), policy.min_cohort),
+            f"max_cohort is {plan.max_cohort}, the roster has {len(roster.sites)} sites",
+        ),
+        (
+            privacy.target_delta <= policy.target_delta,
+            f"delta is {privacy.target_delta}, the policy allows {policy.target_delta}",
+        ),
+        (
+            privacy.epsilon_cap <= policy.epsilon_cap_per_study,
+            f"its epsilon cap is {privacy.epsilon_cap}, the policy allows "
+            f"{policy.epsilon_cap_per_study} per study",
+        ),
+        (
+            privacy.max_records_per_unit <= policy.max_records_per_unit,
+            f"max_records_per_unit is {privacy.max_records_per_unit}, the policy allows "
+            f"{policy.max_records_per_unit}",
+        ),
+        (
+            # The coordinator sets it; with a second, a ledger would say how long records take.
+            privacy.ledger_time_step_s >= policy.min_ledger_time_step_s,
+            f"ledger_time_step_s is {privacy.ledger_time_step_s}, the policy asks for "
+            f"{policy.min_ledger_time_step_s}",
+        ),
+        (
+            plan.training.pool_gradients in policy.pool_gradients,
+            f"pool_gradients is {plan.training.pool_gradients!r}, the policy allows "
+            f"{', '.join(policy.pool_gradients)}",
+        ),
+    )
+    faults = [message for good, message in checks if not good]
+    if not faults:
+        needed = planned_epsilon(plan)
+        if needed > privacy.epsilon_cap:
+            faults.append(
+                f"its {plan.rounds} rounds would spend epsilon {needed:.3f}, above its own cap of "
+                f"{privacy.epsilon_cap}"
+            )
+    return tuple(faults)
+
+
+def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
+    """What would leave the site, at what cost, until when, in plain words."""
+    privacy = plan.privacy
+    alone = {
+        purpose: epsilon([event], target_delta=privacy.target_delta)
+        for purpose, event in planned_events(plan).items()
+    }
+    sentences = [
+        f"Study {plan.study_id}: {plan.title}.",
+        f"It runs for {plan.rounds} rounds and ends at {plan.expires} at the latest.",
+        f"Protected is every single {privacy.unit}: with or without one of them, whatever leaves "
+        f"here looks almost the same (epsilon at most {privacy.epsilon_cap}, "
+        f"delta {privacy.target_delta}).",
+        f"Every round leaves here: a noised count of records and of their losses per topic "
+        f"({STATISTICS}; sealed, opened only as a sum over at least {plan.min_cohort} sites), "
+        f"which public questions this site wants ({DEMAND}; likewise), and that it has trained.",
+    ]
+    if plan.uplink is None:
+        sentences.append(
+            f"The model trained here ({TRAINING}) stays here; it is protected all the same."
+        )
+    else:
+        sentences.append(
+            f"Also by how much the model trained here knows public questions better "
+            f"({ADVANTAGE}; likewise), and, for at most {plan.uplink.budget} of them, what that "
+            f"model writes; only the coordinator reads it. The model itself ({TRAINING}) stays "
+            "here."
+        )
+    if TRIALS in alone:
+        sentences.append(
+            f"Which of the LLM's paths suit the records is decided by noised sums over them "
+            f"({TRIALS}); they stay here, and what this site then asks for follows from them."
+        )
+    costs = ", ".join(f"{purpose} alone {cost:.3f}" for purpose, cost in alone.items())
+    sentences.append(
+        f"Planned cost: epsilon {planned_epsilon(plan):.3f} of the cap ({costs}; everything else "
+        "is computed from these and costs nothing more)."
+    )
+    return tuple(sentences)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedBudget:
+    """Epsilon of a population over all studies at `target_delta`, without and with a whole plan."""
+
+    population: str
+    before: float
+    after: float
+    cap: float
+    target_delta: float
+
+    def sentence(self) -> str:
+        """The figures in words."""
+        return (
+            f"Budget of {self.population} over all studies: epsilon {self.before:.3f} of "
+            f"{self.cap:g} is spent; with the whole of this study it would be {self.after:.3f} "
+            f"(at delta {self.target_delta:g})."
+        )
+
+    def fault(self) -> str:
+        """Why the plan cannot be carried out to its end here; empty where it can."""
+        # Not `after > cap`: what is not a number must refuse.
+        if self.after <= self.cap:
+            return ""
+        return (
+            f"epsilon {self.before:.3f} of {self.cap:g} over all studies is spent on "
+            f"{self.population}, and with the whole of this study it would be {self.after:.3f} (at "
+            f"delta {self.target_delta:g})"
+        )
+
+
+def planned_budget(
+    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
+) -> PlannedBudget:
+    """What a plan would make of the site's budget if it ran to its end.
+
+    Args: spent: (plan hash, event) of all that the population's ledger counts, this plan's
+        included if the study has begun.
+    """
+    delta = study_caps(plan, policy).target_delta
+    before = epsilon([event for _, event in spent], target_delta=delta)
+    others = [event for plan_hash, event in spent if plan_hash != plan.hash]
+    whole = epsilon([*others, *planned_events(plan).values()], target_delta=delta)
+    return PlannedBudget(
+        population=policy.population,
+        before=before,
+        # What was paid for and not planned, a release under an older spec say, is in `before`.
+        after=max(before, whole),
+        cap=policy.epsilon_cap_total,
+        target_delta=delta,
+    )
+
+
+def describe_budget(
+    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
+) -> tuple[str, ...]:
+    """What this plan would leave of the site's own budget, in plain words; see `planned_budget`."""
+    budget = planned_budget(plan, policy, spent=spent)
+    sentences = [
+        budget.sentence(),
+        f"This site's policy allows epsilon {policy.epsilon_cap_per_study:g} per study.",
+    ]
+    if budget.fault():
+        sentences.append(
+            f"That is more than {budget.cap:g}: this site refuses the plan, because the study "
+            "could not be finished here."
+        )
+    delta = budget.target_delta
+    sentences += delta_warnings(target_delta=delta, units=plan.privacy.max_units)
+    return tuple(sentences)

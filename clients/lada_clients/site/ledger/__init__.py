@@ -1,0 +1,1 @@
+"""A site's privacy ledger on disk, its populations and their budgets."""

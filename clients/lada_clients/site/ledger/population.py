@@ -1,0 +1,242 @@
+"""The ledger of a site's population: opened for a study, continued with a new key, restarted.
+
+It is one file in the state folder, whatever study, state folder or key: the budget of people.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_clients.site.gates.policy import study_caps
+from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader, restart_ledger
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_protocol.kinds import Kind
+from lada_protocol.party_files import (
+    load_credentials,
+    load_signing_key,
+    read_passphrase,
+    read_roster,
+    read_settings,
+)
+from lada_protocol.plan import LEDGER_TIME_STEP_S, StudyPlan
+from lada_protocol.rounds.index import MessageIndex
+from lada_secure.errors import LedgerError, ParameterError
+from lada_secure.privacy.accounting.events import PrivacyEvent
+from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.book import BudgetCaps
+from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
+from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
+from lada_secure.storage.state_folder import held_state_folder
+
+LOG = logging.getLogger(__name__)
+
+
+def ledger_path(settings: SiteSettings, policy: SitePolicy) -> Path:
+    """Where the ledger of the policy's population is kept."""
+    return settings.state_dir / f"ledger-{policy.population}.sqlite"
+
+
+@contextmanager
+def open_own_ledger(
+    settings: SiteSettings,
+    policy: SitePolicy,
+    plan: StudyPlan,
+    *,
+    signing_key: Ed25519PrivateKey,
+) -> Iterator[SqliteLedger]:
+    """The population's ledger, held to the stricter of the plan and the policy.
+
+    Where there is none, one begins with the whole budget, and a warning says so.
+    """
+    path = ledger_path(settings, policy)
+    with SqliteLedger(
+        path,
+        site=settings.party,
+        population=policy.population,
+        signing_key=signing_key,
+        caps=study_caps(plan, policy),
+        clock=_now,
+        time_step_s=plan.privacy.ledger_time_step_s,
+    ) as ledger:
+        if ledger.started_now:
+            LOG.warning("%s", new_ledger_sentence(path, policy))
+        yield ledger
+
+
+def new_ledger_sentence(path: Path, policy: SitePolicy) -> str:
+    """What it means that there was no ledger."""
+    return (
+        f"A NEW LEDGER starts for the population {policy.population} in {path}, with the whole "
+        f"budget of epsilon {policy.epsilon_cap_total:g}. If any of these people were in an "
+        "earlier study, stop and put their ledger file back; the auditor refuses a site whose "
+        "older ledger it knows"
+    )
+
+
+def is_new(entries: Sequence[LedgerEntry]) -> bool:
+    """Whether a ledger says that nothing was spent on its people so far."""
+    return not any(isinstance(one, ReserveEntry | RestartEntry) for one in entries)
+
+
+def spending(entries: Sequence[LedgerEntry]) -> tuple[tuple[str, PrivacyEvent], ...]:
+    """Plan hash and event of all reservations; what a restart carried over is of no known plan."""
+    spent: list[tuple[str, PrivacyEvent]] = []
+    for one in entries:
+        if isinstance(one, ReserveEntry):
+            spent.append((one.plan_hash, one.event))
+        elif isinstance(one, RestartEntry) and one.grant.carried is not None:
+            spent.append(("", one.grant.carried))
+    return tuple(spent)
+
+
+def read_spending(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
+    """The same of a ledger file; nothing where there is none yet."""
+    if not path.exists():
+        return ()
+    with open_ledger_reader(path) as ledger:
+        return spending(ledger.entries())
+
+
+def reused_name_faults(entries: Sequence[LedgerEntry], plan: StudyPlan) -> tuple[str, ...]:
+    """Whether another plan has spent under this study's name; the ledger would pay no second one.
+
+    Found here, before the acceptance: a round of one study has one output, and one name.
+    """
+    others = {
+        one.plan_hash
+        for one in entries
+        if isinstance(one, ReserveEntry) and one.study_id == plan.study_id
+    } - {plan.hash}
+    if not others:
+        return ()
+    return (
+        f"the name {plan.study_id} was used for another plan ({min(others)[:12]}...), which this "
+        "site's ledger has paid for; give the new study another study_id",
+    )
+
+
+def check_shown(entries: Sequence[LedgerEntry], index: MessageIndex, *, party: str) -> None:
+    """Check that the ledger still holds what this site has shown of it in the study.
+
+    Raises: LedgerError: it was put back to an older copy, or is another one, while the study ran.
+    """
+    for message in index:
+        shows = message.kind in (Kind.ACCEPTANCE, Kind.LEDGER)
+        if not shows or message.header.sender != party:
+            continue
+        head = int(message.header.body["head_index"])
+        found = entries[head].entry_hash if head < len(entries) else ""
+        if found != message.header.body["head_hash"]:
+            raise LedgerError(
+                f"the ledger here has {len(entries)} entries and not the entry {head} that this "
+                "site has shown in this study; an old copy was put back. Nothing was spent; put "
+                "the newest ledger file back and start again"
+            )
+
+
+def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
+    """Continue the population's ledger with the key of the identity that the settings name.
+
+    Args: old_identity: the folder with the key that has signed so far; its certificates may have
+        expired. by: who decides; stands in the ledger.
+    Returns: the new key, hex. Raises: ParameterError, LedgerError: says what is wrong.
+    """
+    settings, policy = _read(settings_path)
+    check_name("--by", by)
+    path = ledger_path(settings, policy)
+    if not path.exists():
+        raise ParameterError(f"no ledger of population {policy.population} at {path}")
+    passphrase = read_passphrase(settings.passphrase_file)
+    new = load_credentials(settings.identity, expected_id=settings.party, passphrase=passphrase)
+    old = load_signing_key(old_identity, passphrase=passphrase)
+    with (
+        held_state_folder(settings.state_dir, party=settings.party, role="site"),
+        SqliteLedger(
+            path,
+            site=settings.party,
+            population=policy.population,
+            signing_key=old,
+            caps=_caps(policy),
+            clock=_now,
+            time_step_s=LEDGER_TIME_STEP_S,
+        ) as ledger,
+    ):
+        return ledger.renew_key(new.signing_key, decided_by=by).new_public_key
+
+
+def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
+    """Begin the ledger that the auditor has granted in place of one that is lost for good.
+
+    Args: by: the person at this site who has asked for it.
+    Raises: ParameterError: there is a ledger, or the grant is for somebody else. LedgerError: it
+        was not signed by the roster's auditor, or is for another key.
+    """
+    settings, policy = _read(settings_path)
+    check_name("--by", by)
+    path = ledger_path(settings, policy)
+    if path.exists():
+        raise ParameterError(
+            f"there is a ledger of population {policy.population} at {path}; a restart is only for "
+            "one that is lost for good. If this file is damaged or older than what the auditor "
+            "has seen, and there is no newer copy, move it away first and keep it"
+        )
+    try:
+        grant = parse_grant(grant_file.read_bytes())
+    except OSError as error:
+        raise ParameterError(f"cannot read {grant_file}: {error.strerror}") from error
+    _check_is_ours(grant, settings, policy, by=by)
+    roster = read_roster(settings.roster, pinned=policy.roster_sha256)
+    credentials = load_credentials(
+        settings.identity,
+        expected_id=settings.party,
+        passphrase=read_passphrase(settings.passphrase_file),
+    )
+    with held_state_folder(settings.state_dir, party=settings.party, role="site"):
+        restart_ledger(
+            path,
+            grant=grant,
+            auditor_key=bytes.fromhex(roster.auditor.signing_key),
+            signing_key=credentials.signing_key,
+            clock=_now,
+            time_step_s=LEDGER_TIME_STEP_S,
+        )
+    return grant
+
+
+def _check_is_ours(
+    grant: RestartGrant, settings: SiteSettings, policy: SitePolicy, *, by: str
+) -> None:
+    for what, found, expected in (
+        ("site", grant.site, settings.party),
+        ("population", grant.population, policy.population),
+        ("person at the site (--by)", grant.requested_by, by),
+    ):
+        if found != expected:
+            raise ParameterError(
+                f"the grant is for another {what}: expected {expected}, it says {found}; ask the "
+                "auditor for a grant of your own. Nothing was written"
+            )
+
+
+def _read(settings_path: Path) -> tuple[SiteSettings, SitePolicy]:
+    settings = read_settings(settings_path, SiteSettings)
+    return settings, read_settings(settings.policy, SitePolicy)
+
+
+def _caps(policy: SitePolicy) -> BudgetCaps:
+    """Caps while no study is under way; nothing can be reserved then."""
+    return BudgetCaps(
+        target_delta=policy.target_delta,
+        total_epsilon=policy.epsilon_cap_total,
+        study_epsilon=policy.epsilon_cap_per_study,
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

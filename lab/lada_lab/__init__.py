@@ -1,0 +1,1 @@
+"""The laboratory: worlds, baselines, benchmarks and the mock federation; no site installs it."""

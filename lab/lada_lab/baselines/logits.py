@@ -1,0 +1,110 @@
+"""Top-k logits along whole paths: what FedMKT and FedCoLLM send, and the loss against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lada_lab.baselines.baseline import TopLogits
+from lada_lab.baselines.token_alignment import TokenAlignment
+from lada_secure.errors import ParameterError
+from lada_secure.models.examples import TokenRow, encode_row
+from lada_secure.models.loading import LanguageModel
+
+
+def path_logits(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
+    """Logits about every target token.
+
+    Args: rows: at least one.
+    Returns: (sum of target lengths, vocabulary) float32, and the targets, (sum,) int64. Rows one
+        after the other.
+    """
+    width = max(len(row.tokens) for row in rows)
+    ids = torch.tensor(
+        [[*row.tokens, *([lm.end_token] * (width - len(row.tokens)))] for row in rows]
+    )
+    ids = ids.to(lm.model.device)
+    causal: Any = lm.model
+    # No attention mask: under causal attention nothing sees the padding that follows it.
+    logits: Tensor = causal(input_ids=ids, use_cache=False).logits
+    parts = [logits[at, row.target_start - 1 : len(row.tokens) - 1] for at, row in enumerate(rows)]
+    targets = [ids[at, row.target_start : len(row.tokens)] for at, row in enumerate(rows)]
+    return torch.cat(parts).float(), torch.cat(targets)
+
+
+def top_logits(
+    lm: LanguageModel, rows: Sequence[TokenRow], *, k: int, batch_size: int
+) -> list[TopLogits]:
+    """The k likeliest tokens at every target place, one entry per row.
+
+    Raises: ParameterError: k below 1.
+    """
+    if k < 1:
+        raise ParameterError(f"top logits: expected k of at least 1, got {k}")
+    found: list[TopLogits] = []
+    for first in range(0, len(rows), batch_size):
+        part = rows[first : first + batch_size]
+        with torch.no_grad():
+            logits, _ = path_logits(lm, part)
+        values, tokens = logits.topk(min(k, logits.shape[-1]), dim=-1)
+        shares = values.softmax(-1)
+        lengths = [row.target_length for row in part]
+        found += [
+            TopLogits(tokens=one.clone(), probabilities=two.clone())
+            for one, two in zip(
+                torch.split(tokens, lengths), torch.split(shares, lengths), strict=True
+            )
+        ]
+    return found
+
+
+def taught_rows(
+    teacher: LanguageModel,
+    learner: LanguageModel,
+    texts: Sequence[tuple[str, str]],
+    alignment: TokenAlignment,
+    *,
+    k: int,
+    batch_size: int,
+) -> list[tuple[TokenRow, TopLogits]]:
+    """What a teacher thinks of (prompt, path) pairs, in the learner's tokens.
+
+    Args: alignment: of this pair of models.
+    """
+    rows = [encode_row(teacher, *one) for one in texts]
+    tops = top_logits(teacher, rows, k=k, batch_size=batch_size)
+    if alignment.same:
+        return list(zip(rows, tops, strict=True))
+    own = [encode_row(learner, *one) for one in texts]
+    return [
+        (
+            row,
+            alignment.carried(
+                top, told.tokens[told.target_start :], row.tokens[row.target_start :]
+            ),
+        )
+        for row, told, top in zip(own, rows, tops, strict=True)
+    ]
+
+
+def logit_loss(
+    lm: LanguageModel, rows: Sequence[TokenRow], tops: Sequence[TopLogits], *, weight: float
+) -> Tensor:
+    """Mean over rows of (1 - weight) x cross-entropy + weight x KL(teacher || learner).
+
+    Both are means over a row's target tokens. The teacher's distribution is the one over its k
+    tokens, the learner's is over all of its own, so that what it gives to other tokens counts.
+    """
+    logits, targets = path_logits(lm, rows)
+    log_q = logits.log_softmax(-1)
+    entropy = functional.nll_loss(log_q, targets, reduction="none")
+    tokens = torch.cat([one.tokens for one in tops])
+    teacher = torch.cat([one.probabilities for one in tops])
+    divergence = (torch.xlogy(teacher, teacher) - teacher * log_q.gather(-1, tokens)).sum(-1)
+    mixed = (1.0 - weight) * entropy + weight * divergence
+    lengths = [row.target_length for row in rows]
+    return torch.stack([one.mean() for one in torch.split(mixed, lengths)]).mean()

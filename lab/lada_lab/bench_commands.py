@@ -1,0 +1,152 @@
+"""`lada bench`: measured beside the baselines, in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from lada_lab.arms.command import allocation
+
+app = typer.Typer(
+    help="Measure cost against the usual way of doing it, in the same run.", no_args_is_help=True
+)
+
+app.command(
+    epilog="Example:  lada bench allocation --preset tiny --seeds 2 "
+    "--conditions random,lada-secure --json"
+)(allocation)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+
+
+@app.command(epilog="Example:  lada bench opening --entries 100000 --sites 10 --json")
+def opening(
+    entries: Annotated[int, typer.Option(help="Length of each site's vector.")] = 100_000,
+    sites: Annotated[int, typer.Option(help="Sites whose vectors are added.")] = 10,
+    repetitions: Annotated[int, typer.Option(help="Interleaved repetitions; medians.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Masked encrypted sum against CKKS under one key that every client holds.
+
+    Ratios are ours over the baseline's, CPU time; below 1 is better.
+    """
+    from lada_lab.micro.opening import run_opening
+
+    _show(
+        run_opening(entries=entries, sites=sites, repetitions=repetitions),
+        title=f"Opening: {entries} entries, {sites} sites",
+        as_json=as_json,
+    )
+
+
+@app.command(epilog="Example:  lada bench scores --pool 10000 --cells 64 --json")
+def scores(
+    pool: Annotated[int, typer.Option(help="Pool samples, the matrix's rows.")] = 10_000,
+    cells: Annotated[int, typer.Option(help="Cells, the matrix's columns.")] = 64,
+    repetitions: Annotated[int, typer.Option(help="Interleaved repetitions; medians.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Blind scores against TenSEAL's encrypted vector times plain matrix.
+
+    Ratios are ours over the baseline's, CPU time; below 1 is better.
+    """
+    from lada_lab.micro.scores import run_scores
+
+    _show(
+        run_scores(pool=pool, cells=cells, repetitions=repetitions),
+        title=f"Blind scores: {pool} samples, {cells} cells",
+        as_json=as_json,
+    )
+
+
+@app.command(
+    epilog="Example:  lada bench dpsgd --sequence 128 --sequence 256 --batch 16 --batch 32 --json"
+)
+def dpsgd(
+    sequence: Annotated[
+        list[int] | None, typer.Option(help="Sequence length; repeat for several [128, 256].")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Batch size; repeat for several [16, 32].")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(help="Interleaved repetitions; medians.")] = 5,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A real model, as smollm2-135m, instead of a small Llama by shape."),
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 8,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this way beside plain; repeat for several. Default: all five."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="Forward passes: auto, float32 or bfloat16.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads of each way.")] = 1,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="LADA_CACHE_DIR",
+            help="Where --model is looked for. Default: lada-secure in the user's cache.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """DP-SGD on low-rank adapters against opacus and against training without privacy.
+
+    Ratios are plain LoRA's time over the others', so above 1 is faster; memory is the others'
+    over plain's, so below 1 is less.
+    """
+    from rich.console import Console
+
+    from lada_lab.micro.dpsgd import run_dpsgd
+    from lada_lab.micro.dpsgd_variants import VARIANTS, BenchModel, BenchPlace
+
+    console = Console(stderr=True)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    _show(
+        run_dpsgd(
+            sequence_lengths=tuple(sequence or (128, 256)),
+            batch_sizes=tuple(batch or (16, 32)),
+            repetitions=repetitions,
+            model=BenchModel(
+                rank=rank, reference=model, cache_dir=cache_dir or base / "lada-secure"
+            ),
+            variants=[cast(Any, one) for one in variant] if variant else VARIANTS,
+            place=BenchPlace(device=device, precision=cast(Any, precision), threads=threads),
+            report_case=lambda case: console.print(f"measuring {case} ...", highlight=False),
+        ),
+        title="DP-SGD step",
+        as_json=as_json,
+    )
+
+
+def _show(report: Mapping[str, Any], *, title: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, sort_keys=True))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in _flat(report):
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)
+
+
+def _flat(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in report.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows

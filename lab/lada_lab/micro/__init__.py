@@ -1,0 +1,1 @@
+"""Micro-benchmarks that run their baselines beside them, in the same minute."""

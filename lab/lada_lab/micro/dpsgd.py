@@ -1,0 +1,270 @@
+"""`lada bench dpsgd`: what a DP-SGD step costs beside plain LoRA training.
+
+Every variant runs in a process of its own, and the processes take turns, one step at a time, so
+that whatever the machine does besides meets all of them. Seconds are medians of CPU time (on a GPU:
+of wall time between synchronisations). Noise, clipping and the optimiser are part of every private
+step.
+
+Peak memory of a CPU is measured apart, in processes whose C allocator gives large blocks back as
+soon as they are freed: left to itself it keeps them in an order that depends on all steps before,
+and the same step of the same variant differs by a fifth. Then it is the resident memory at the
+step's peak above the idle process. On a GPU it is torch's own count of the timed steps.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lada_lab.micro.dpsgd_variants import (
+    VARIANTS,
+    BenchModel,
+    BenchPlace,
+    Measured,
+    Variant,
+    serve,
+)
+from lada_secure.errors import ParameterError
+
+_START_TIMEOUT_S = 300.0
+_STEP_TIMEOUT_S = 1800.0
+
+# glibc's names (mallopt(3)); other C libraries do not know them. From this size on a block is
+# mapped for itself and unmapped when it is freed; by default glibc raises the size as it goes.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+_FIRST_STEP = (8, 2)
+
+
+@contextmanager
+def _blocks_given_back() -> Iterator[None]:
+    """Processes started meanwhile give large freed blocks back to the system at once."""
+    before = {name: os.environ.get(name) for name in _ALLOCATOR}
+    os.environ.update(_ALLOCATOR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _Worker:
+    """One variant in its own process."""
+
+    def __init__(self, variant: Variant, shape: BenchModel, place: BenchPlace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.variant = variant
+        self._pipe: Connection
+        self._pipe, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(
+            target=serve, args=(theirs, variant, shape, place), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def wait_until_ready(self) -> int:
+        """Returns: how many parameters are trained."""
+        return int(self._answer(_START_TIMEOUT_S))
+
+    def step(self, sequence_length: int, batch_size: int) -> Measured:
+        self._pipe.send((sequence_length, batch_size))
+        answer = self._answer(_STEP_TIMEOUT_S)
+        if not isinstance(answer, Measured):
+            raise ParameterError(f"bench: process {self.variant!r} answered out of turn")
+        return answer
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            try:
+                self._pipe.send(None)
+            except OSError:
+                self._process.kill()
+        self._process.join(10.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _answer(self, timeout_s: float) -> Any:
+        try:
+            if self._pipe.poll(timeout_s):
+                return self._pipe.recv()
+        except EOFError as error:
+            raise ParameterError(
+                f"bench: process {self.variant!r} ended early; is there enough memory?"
+            ) from error
+        raise ParameterError(f"bench: process {self.variant!r} gave no answer in {timeout_s:.0f} s")
+
+
+def run_dpsgd(
+    *,
+    sequence_lengths: Sequence[int] = (128, 256),
+    batch_sizes: Sequence[int] = (16, 32),
+    repetitions: int = 5,
+    model: BenchModel | None = None,
+    variants: Sequence[Variant] = VARIANTS,
+    place: BenchPlace | None = None,
+    report_case: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure all variants on all shapes, interleaved.
+
+    Args: sequence_lengths: tokens per row, >= 2. batch_sizes: rows per step, >= 1.
+    repetitions: >= 1, after one step of each shape that is not counted.
+    variants: "plain" is always among them. place: CPU with one thread unless given.
+    report_case: told the name of every shape before it is timed, and "peak memory" before that is
+    measured.
+    Returns: a JSON object: "ratio" (median over shapes of plain's time over the variant's; above 1
+    is faster than plain), "ratio_to_fused_nonprivate", "memory_ratio" (the variant's peak over
+    plain's; below 1 is less), "noise_share" (drawing the noise over the whole step), all with
+    their "worst" shape, and "cases" with seconds and bytes for "<length>x<batch>".
+    Raises: ParameterError: a value out of range, no such device, no Linux /proc, or a worker that
+    died.
+    """
+    if repetitions < 1 or min(sequence_lengths, default=0) < 2 or min(batch_sizes, default=0) < 1:
+        raise ParameterError(
+            "bench dpsgd: expected repetitions >= 1, sequence lengths >= 2 and batch sizes >= 1, "
+            f"got {repetitions}, {tuple(sequence_lengths)} and {tuple(batch_sizes)}"
+        )
+    shape, where = model or BenchModel(), place or BenchPlace()
+    shapes = list(dict.fromkeys((a, b) for a in sequence_lengths for b in batch_sizes))
+    tell = report_case or (lambda _: None)
+    device = where.torch_device()
+    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise ParameterError("bench dpsgd: peak memory is read from Linux's /proc; none here")
+    unknown = sorted(set(variants) - set(VARIANTS))
+    if unknown:
+        raise ParameterError(
+            f"bench dpsgd: no variant is called {', '.join(unknown)}; there are "
+            f"{', '.join(VARIANTS)}"
+        )
+    names: tuple[Variant, ...] = tuple(dict.fromkeys(("plain", *variants)))
+    workers: list[_Worker] = []
+    try:
+        for name in names:
+            workers.append(_Worker(name, shape, where))
+        trainable = [worker.wait_until_ready() for worker in workers]
+        cases: dict[str, dict[str, dict[str, float]]] = {}
+        for length, batch in shapes:
+            tell(f"{length}x{batch}")
+            cases[f"{length}x{batch}"] = _case(workers, length, batch, repetitions)
+    finally:
+        for worker in workers:
+            worker.close()
+    if device.type == "cpu":
+        tell("peak memory")
+        peaks = {name: _peaks(name, shape, where, shapes) for name in names}
+        for at, case in enumerate(cases.values()):
+            case["peak_bytes"] = {name: float(found[at]) for name, found in peaks.items()}
+    for case in cases.values():
+        plain = case["peak_bytes"]["plain"]
+        case["memory_ratio"] = {name: one / plain for name, one in case["peak_bytes"].items()}
+    return {
+        "model": {
+            "layers": shape.layers,
+            "hidden_size": shape.hidden_size,
+            "vocabulary": shape.vocabulary,
+            "rank": shape.rank,
+            "trainable_parameters": trainable[0],
+        }
+        if shape.reference is None
+        else {
+            "reference": shape.reference,
+            "rank": shape.rank,
+            "trainable_parameters": trainable[0],
+        },
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": "bfloat16" if where.settings().autocast_dtype() else "float32",
+        "clock": "wall" if device.type == "cuda" else "cpu",
+        "threads": where.threads,
+        "repetitions": repetitions,
+        "cases": cases,
+        **_summary(cases),
+    }
+
+
+def _peaks(
+    variant: Variant, model: BenchModel, place: BenchPlace, shapes: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Peak bytes of one step of every shape, in a process of its own."""
+    with _blocks_given_back():
+        worker = _Worker(variant, model, place)
+    try:
+        worker.wait_until_ready()
+        # The first step makes what stays: the optimiser's moments, the noise's tables.
+        worker.step(*_FIRST_STEP)
+        return [worker.step(length, batch).peak_bytes for length, batch in shapes]
+    finally:
+        worker.close()
+
+
+def _case(
+    workers: Sequence[_Worker], length: int, batch: int, repetitions: int
+) -> dict[str, dict[str, float]]:
+    found: dict[str, list[Measured]] = {worker.variant: [] for worker in workers}
+    for repetition in range(repetitions + 1):
+        # Turn the order around: whoever comes second meets warmer caches of the machine.
+        for worker in workers if repetition % 2 else reversed(workers):
+            measured = worker.step(length, batch)
+            if repetition:
+                found[worker.variant].append(measured)
+    seconds = {name: statistics.median(one.step_s for one in some) for name, some in found.items()}
+    peaks = {
+        name: float(statistics.median(one.peak_bytes for one in some))
+        for name, some in found.items()
+    }
+    case: dict[str, dict[str, float]] = {
+        "step_s": seconds,
+        "peak_bytes": peaks,
+        "process_bytes": {
+            name: float(max(one.process_bytes for one in some)) for name, some in found.items()
+        },
+        "noise_share": {
+            name: statistics.median(one.noise_s for one in some) / seconds[name]
+            for name, some in found.items()
+        },
+        "ratio": {name: seconds["plain"] / one for name, one in seconds.items()},
+    }
+    if "fused_nonprivate" in seconds:
+        harder = seconds["fused_nonprivate"]
+        case["ratio_to_fused_nonprivate"] = {name: harder / one for name, one in seconds.items()}
+    return case
+
+
+# Whether the worst shape is the smallest or the largest figure.
+_WORST = {
+    "ratio": min,
+    "ratio_to_fused_nonprivate": min,
+    "memory_ratio": max,
+    "noise_share": max,
+}
+
+
+def _summary(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    first = next(iter(cases.values()))
+    kinds = [kind for kind in _WORST if kind in first]
+    medians = {
+        kind: {
+            name: round(statistics.median(case[kind][name] for case in cases.values()), 4)
+            for name in first[kind]
+        }
+        for kind in kinds
+    }
+    worst = {
+        kind: {
+            name: round(_WORST[kind](case[kind][name] for case in cases.values()), 4)
+            for name in first[kind]
+        }
+        for kind in kinds
+    }
+    return {**medians, "worst": worst}

@@ -1,0 +1,349 @@
+"""The five ways of one training step that `lada bench dpsgd` compares, each in its own process.
+
+All take the same model, the same rows and the same loss (mean cross-entropy of every token but the
+first, per row) and end with AdamW on the adapters:
+
+| name | step |
+|---|---|
+| plain | peft LoRA, autograd, no privacy |
+| fused_nonprivate | the fused engine's backward pass, summed, no clipping, no noise |
+| fused | per-unit gradients by the fused engine, clipping, discrete Gaussian noise |
+| opacus | the same by the opacus engine |
+| ghost | opacus ghost clipping with its own optimiser and float noise |
+
+On a GPU all forward passes run in the same type (bfloat16 where the device is good at it).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS
+from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.dpsgd.gradient import GradientSource
+from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.trainer import noised_gradient
+from lada_secure.errors import ParameterError
+from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
+from lada_secure.models.loading import load_language_model
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.path_scoring import PathScorer
+
+Variant: TypeAlias = Literal["plain", "fused_nonprivate", "fused", "opacus", "ghost"]
+VARIANTS: tuple[Variant, ...] = ("plain", "fused_nonprivate", "fused", "opacus", "ghost")
+
+_LEARNING_RATE = 1e-3
+_CLIP = 1.0
+_NOISE_MULTIPLIER = 1.0
+
+
+# A GPU's step is short beside the clock's noise, so several are timed at once.
+_GPU_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchModel:
+    """A model with LoRA on query and value of every layer.
+
+    A Llama model of the given shape, or the real one that `reference` names
+    (`load_language_model`, looked for in `cache_dir`).
+    """
+
+    layers: int = 4
+    hidden_size: int = 256
+    vocabulary: int = 4096
+    rank: int = 8
+    reference: str | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlace:
+    """Where the steps run. threads: of the CPU. device, precision: as in `TrainerSettings`."""
+
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 1
+
+    def settings(self) -> TrainerSettings:
+        """The trainer's own choice of device and type. Raises: ParameterError."""
+        return TrainerSettings(device=self.device, precision=self.precision, threads=self.threads)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The type of forward passes."""
+        dtype = self.settings().autocast_dtype()
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.torch_device().type, dtype=dtype)
+
+    def torch_device(self) -> torch.device:
+        """Raises: ParameterError: unknown, or CUDA where there is none."""
+        return self.settings().torch_device()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One step.
+
+    step_s: CPU seconds of the process; wall seconds on a GPU. noise_s: of which drawing noise.
+    peak_bytes: above the idle state; resident memory, or torch's own on a GPU.
+    process_bytes: the most that the process ever held in a step, weights and libraries included.
+    """
+
+    step_s: float
+    noise_s: float
+    peak_bytes: int
+    process_bytes: int
+
+
+def build_model(shape: BenchModel) -> Any:
+    """The model with adapters; the same weights for the same shape."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        torch.manual_seed(0)
+        lora = LoraConfig(
+            r=shape.rank,
+            lora_alpha=2 * shape.rank,
+            target_modules=["q_proj", "v_proj"],
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(_base_model(shape), lora)
+
+
+def _base_model(shape: BenchModel) -> Any:
+    if shape.reference is not None:
+        if shape.cache_dir is None:
+            raise ParameterError("bench dpsgd: a named model needs a cache folder")
+        return load_language_model(shape.reference, cache_dir=shape.cache_dir).model
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden_size,
+            intermediate_size=4 * shape.hidden_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.hidden_size // 64,
+            num_key_value_heads=shape.hidden_size // 64,
+            max_position_embeddings=4096,
+        )
+    )
+
+
+def make_tokens(vocabulary: int, *, sequence_length: int, batch_size: int) -> torch.Tensor:
+    """(batch_size, sequence_length) int64 on the CPU, the same for the same arguments."""
+    generator = torch.Generator().manual_seed(sequence_length * 1000 + batch_size)
+    return torch.randint(vocabulary, (batch_size, sequence_length), generator=generator)
+
+
+def _row_losses(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none"
+    )
+    return losses.view(tokens.shape[0], -1).mean(1)
+
+
+def _trained(model: Any) -> list[torch.nn.Parameter]:
+    return [one for one in model.parameters() if one.requires_grad]
+
+
+def _plain_step(model: Any, place: BenchPlace) -> Callable[[torch.Tensor], None]:
+    model.eval()
+    device = place.torch_device()
+    optimizer = torch.optim.AdamW(_trained(model), lr=_LEARNING_RATE)
+
+    def step(tokens: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with place.autocast():
+            loss = _row_losses(model, tokens.to(device)).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _ghost_step(model: Any, place: BenchPlace) -> Callable[[torch.Tensor], None]:
+    from opacus.grad_sample import GradSampleHooksFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+
+    model.train()
+    device = place.torch_device()
+    hooks = GradSampleHooksFastGradientClipping(
+        model, max_grad_norm=_CLIP, use_ghost_clipping=True, strict=False
+    )
+    optimizers: dict[int, Any] = {}
+    adamw = torch.optim.AdamW(_trained(model), lr=_LEARNING_RATE)
+
+    def step(tokens: torch.Tensor) -> None:
+        size = tokens.shape[0]
+        if size not in optimizers:
+            optimizers[size] = DPOptimizerFastGradientClipping(
+                adamw,
+                noise_multiplier=_NOISE_MULTIPLIER,
+                max_grad_norm=_CLIP,
+                expected_batch_size=size,
+            )
+        optimizer = optimizers[size]
+        optimizer.zero_grad()
+        with place.autocast():
+            losses = _row_losses(model, tokens.to(device))
+        loss = DPTensorFastGradientClipping(hooks, optimizer, losses, "mean")
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[torch.Tensor], None]:
+    device = place.torch_device()
+    engine = open_engine(model, "opacus" if variant == "opacus" else "fused")
+    optimizer = torch.optim.AdamW(engine.parameters, lr=_LEARNING_RATE)
+    source = GradientSource(
+        engine=engine,
+        scorer=PathScorer(model, device=device, autocast_dtype=place.settings().autocast_dtype()),
+        loss=LossSettings(contrastive_weight=0.0),
+        physical_batch_size=2**20,
+    )
+
+    def step(tokens: torch.Tensor) -> None:
+        rows = [TokenRow(tokens=tuple(row), target_start=1) for row in tokens.tolist()]
+        examples = [
+            EncodedExample(example_id=str(at), path=row, own_path=None)
+            for at, row in enumerate(rows)
+        ]
+        if variant == "fused_nonprivate":
+            parts = source.public_gradient(examples, count=len(examples)).gradients
+        else:
+            privacy = DpSgdParameters(
+                noise_multiplier=_NOISE_MULTIPLIER,
+                l2_clip_norm=_CLIP,
+                sampling_probability=1.0,
+                expected_units=float(len(examples)),
+                steps=1,
+                pool_gradients="public",
+            )
+            units = [EncodedUnit(unit_id=one.example_id, examples=(one,)) for one in examples]
+            total = source.clipped_sum(units, l2_clip_norm=_CLIP, grid=privacy.grid())
+            sizes = [one.numel() for one in engine.parameters]
+            parts = torch.split_with_sizes(noised_gradient(total, privacy), sizes)
+        for one, part in zip(engine.parameters, parts, strict=True):
+            one.grad = part.view_as(one).to(one.dtype)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def make_step(
+    variant: Variant, model: Any, place: BenchPlace | None = None
+) -> Callable[[torch.Tensor], None]:
+    """A function that takes one training step on (rows, length) int64 tokens of the CPU.
+
+    The model is moved to the place's device.
+    """
+    where = place or BenchPlace()
+    model.to(where.torch_device())
+    if variant == "plain":
+        return _plain_step(model, where)
+    if variant == "ghost":
+        return _ghost_step(model, where)
+    return _engine_step(model, variant, where)
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class _CpuMeter:
+    """CPU seconds and resident bytes of this process."""
+
+    def __init__(self) -> None:
+        self._idle = _status_bytes("VmRSS")
+
+    def measure(self, work: Callable[[], None]) -> tuple[float, int, int]:
+        # "5" resets the peak of the resident set to what is resident now (Linux, proc(5)).
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = time.process_time()
+        work()
+        seconds = time.process_time() - before
+        peak = _status_bytes("VmHWM")
+        return seconds, peak - self._idle, peak
+
+
+class _GpuMeter:
+    """Wall seconds between two synchronisations, and bytes of torch's own allocations."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._idle = torch.cuda.memory_allocated(device)
+
+    def measure(self, work: Callable[[], None]) -> tuple[float, int, int]:
+        torch.cuda.reset_peak_memory_stats(self._device)
+        torch.cuda.synchronize(self._device)
+        before = time.perf_counter()
+        for _ in range(_GPU_STEPS):
+            work()
+        torch.cuda.synchronize(self._device)
+        seconds = (time.perf_counter() - before) / _GPU_STEPS
+        peak = torch.cuda.max_memory_allocated(self._device)
+        return seconds, peak - self._idle, peak
+
+
+def _noise_seconds(variant: Variant, model: Any, device: torch.device) -> float:
+    """What drawing a step's discrete noise takes, on the clock of the step."""
+    if variant not in ("fused", "opacus"):
+        return 0.0
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    count = sum(one.numel() for one in _trained(model))
+    before = clock()
+    DiscreteGaussian(Fraction(DEFAULT_STD_STEPS)).sample(count)
+    return clock() - before
+
+
+def serve(pipe: Connection, variant: Variant, shape: BenchModel, place: BenchPlace) -> None:
+    """Body of a worker: builds one variant, then takes a step for every (length, batch) asked.
+
+    Answers each with `Measured`; None ends it.
+    """
+    torch.set_num_threads(place.threads)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    device = place.torch_device()
+    model = build_model(shape)
+    step = make_step(variant, model, place)
+    vocabulary = int(model.config.vocab_size)
+    with torch.no_grad():
+        # Weights from a file are read when they are first used: that is no part of a step.
+        for one in model.parameters():
+            one.sum()
+    meter = _GpuMeter(device) if device.type == "cuda" else _CpuMeter()
+    pipe.send(sum(one.numel() for one in _trained(model)))
+    while (asked := pipe.recv()) is not None:
+        tokens = make_tokens(vocabulary, sequence_length=asked[0], batch_size=asked[1])
+        seconds, peak, process = meter.measure(partial(step, tokens))
+        pipe.send(
+            Measured(
+                step_s=seconds,
+                noise_s=_noise_seconds(variant, model, device),
+                peak_bytes=peak,
+                process_bytes=process,
+            )
+        )
+    pipe.close()

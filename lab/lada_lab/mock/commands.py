@@ -1,0 +1,202 @@
+"""`lada mock`: a whole federation on one machine, every party a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Run a whole federation on this machine, with every privacy mechanism real.",
+    no_args_is_help=True,
+)
+
+PresetName = Annotated[
+    str,
+    typer.Option(
+        "--preset",
+        help="demo: SmolLM2-135M, minutes. tiny: arithmetic, a minute. guided: tiny with guides.",
+    ),
+]
+Sites = Annotated[int, typer.Option("--sites", help="Number of sites, at least 3.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", help="For data and initial weights only; never for privacy noise or keys."
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        help="Where model weights are kept. Default: $LADA_CACHE_DIR, else the user's cache.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Option("--out", help="New or empty folder for the whole run.")],
+    preset: PresetName = "demo",
+    sites: Sites = 3,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", help="Rounds of the study. Default: the preset's."),
+    ] = None,
+    seed: Seed = 0,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            help="How samples are allocated: lada, guided, band, domain, paper or random. "
+            "Default: the preset's.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", help="Loopback port of the coordinator; 0 takes a free one.")
+    ] = 0,
+    cache_dir: CacheDir = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report, and nothing else, on stdout.")
+    ] = False,
+) -> None:
+    """Run coordinator, auditor and sites as separate processes over mutual TLS on loopback.
+
+    Progress goes to stderr. DIR ends up with one folder per party, the auditor's export,
+    report.json and report.html. Exit status: 0 done, 1 the run failed, 2 wrong request.
+    """
+    import os
+
+    from lada_lab.mock.federation import Request, RunFailed, run_federation
+    from lada_lab.mock.view import print_summary, summary_console
+    from lada_lab.mock.weights import default_cache_dir
+
+    progress = Console(stderr=True)
+    request = Request(
+        preset=preset,
+        sites=sites,
+        rounds=rounds,
+        seed=seed,
+        out=out,
+        port=port,
+        cache_dir=cache_dir or default_cache_dir(os.environ),
+        strategy=strategy,
+    )
+    with _ending_cleanly(progress):
+        layout, report = run_federation(request, console=progress)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        print_summary(
+            summary_console(),
+            report,
+            files={
+                "report": str(layout.report_html),
+                "figures": str(layout.report_json),
+                "check": f"lada audit verify {out}",
+            },
+        )
+    if report.run.outcome == "failed":
+        raise RunFailed(report.run.failure)
+
+
+@app.command()
+def prepare(
+    preset: PresetName = "demo",
+    sites: Sites = 3,
+    seed: Seed = 0,
+    cache_dir: CacheDir = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Only this model reference; repeatable.", show_default=False),
+    ] = None,
+) -> None:
+    """Make or convert the model weights of a preset, so that a later run starts at once."""
+    import os
+
+    from lada_lab.mock.weights import default_cache_dir, prepare_model, prepare_preset
+
+    where = (cache_dir or default_cache_dir(os.environ)).absolute()
+    if model:
+        for reference in model:
+            typer.echo(f"{reference}: {prepare_model(reference, cache_dir=where)}")
+    else:
+        with _ending_cleanly(Console(stderr=True)):
+            made = prepare_preset(preset, sites=sites, seed=seed, cache_dir=where)
+        typer.echo(f"{', '.join(made) or 'nothing'} made in {where}; preset {preset} is ready")
+
+
+@app.command(epilog="Example:  lada mock scale --sites 10 --sites 50 --out runs/scale --json")
+def scale(
+    out: Annotated[Path, typer.Option("--out", help="New or empty folder for all runs.")],
+    sites: Annotated[
+        list[int] | None,
+        typer.Option("--sites", help="A number of sites, 3 to 200; repeatable. Default 10 and 50."),
+    ] = None,
+    seed: Seed = 0,
+    cache_dir: CacheDir = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, nothing else.")
+    ] = False,
+) -> None:
+    """One round with as little training as a plan allows, at several numbers of sites.
+
+    Says what each size costs: messages and bytes per site, the coordinator's memory, time. Growth
+    is the exponent between the smallest and the largest size: 1 is linear, below it is better.
+    """
+    import os
+
+    from rich.table import Table
+
+    from lada_lab.mock.scale import run_scale
+    from lada_lab.mock.weights import default_cache_dir
+
+    progress = Console(stderr=True)
+    with _ending_cleanly(progress):
+        report = run_scale(
+            sites or (10, 50),
+            out=out,
+            cache_dir=(cache_dir or default_cache_dir(os.environ)).absolute(),
+            seed=seed,
+            say=lambda text: progress.print(text, style="dim", highlight=False),
+        )
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    table = Table("figure", *(f"{one.sites} sites" for one in report.sizes), "growth", box=None)
+    for name in type(report.sizes[0]).model_fields:
+        values = (getattr(one, name) for one in report.sizes)
+        table.add_row(name, *(f"{value}" for value in values), str(report.growth.get(name, "")))
+    Console().print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of report.json."""
+    import json
+
+    from lada_lab.mock.report import Report
+
+    typer.echo(json.dumps(Report.model_json_schema(), indent=2, sort_keys=True))
+
+
+@contextlib.contextmanager
+def _ending_cleanly(console: Console) -> Iterator[None]:
+    """Signals end the block by an exception, so that children are stopped, and then the command."""
+    from lada_lab.mock.supervisor import Interrupted, signals_as_exceptions
+
+    try:
+        with signals_as_exceptions():
+            yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        number = stop.signal_number if isinstance(stop, Interrupted) else signal.SIGINT
+        name = signal.Signals(number).name
+        console.print(f"stopped by {name}; no process is left", style="bold red")
+        raise typer.Exit(128 + number) from None

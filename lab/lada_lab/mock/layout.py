@@ -1,0 +1,121 @@
+"""Where everything of a mock run lies: one folder per party, as if each were a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from lada_clients.net.study_folder import STUDIES, find_study_folder
+from lada_lab.mock.events import EVENTS_FILE
+
+COORDINATOR: Final = "coordinator"
+AUDITOR: Final = "auditor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartyFolder:
+    """One party's folder: identity, settings, state, and the log of its process."""
+
+    root: Path
+    settings_name: str
+
+    @property
+    def identity(self) -> Path:
+        """Certificates and keys, as `lada ca issue` writes them."""
+        return self.root / "identity"
+
+    @property
+    def settings(self) -> Path:
+        """The settings file that the party's command reads."""
+        return self.root / self.settings_name
+
+    @property
+    def state(self) -> Path:
+        """Everything the party's process writes."""
+        return self.root / "state"
+
+    @property
+    def events(self) -> Path:
+        """Progress events of the party."""
+        return self.state / EVENTS_FILE
+
+    @property
+    def log(self) -> Path:
+        """Standard output and error of the party's process."""
+        return self.root / "log.txt"
+
+    @property
+    def study(self) -> Path:
+        """What the party keeps of the run's one study.
+
+        Raises: ParameterError: it has joined none yet.
+        """
+        return find_study_folder(self.state, None)
+
+    def allocations(self, rounds: int) -> list[Path]:
+        """What a site allocated, in the rounds that it reached. It stays in the site's folder."""
+        names = (f"{STUDIES}/*/allocation-round-{number}.json" for number in range(rounds))
+        return [path for name in names for path in self.state.glob(name)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLayout:
+    """The folder of a run. Site ids come from the data."""
+
+    root: Path
+    site_ids: tuple[str, ...]
+
+    @property
+    def ca(self) -> Path:
+        """The study CA, made for this run only."""
+        return self.root / "ca"
+
+    @property
+    def roster(self) -> Path:
+        """Fingerprints of all parties; in real life agreed out of band."""
+        return self.root / "roster.json"
+
+    @property
+    def export(self) -> Path:
+        """What the auditor exports for `lada audit verify`."""
+        return self.root / "export"
+
+    @property
+    def report_json(self) -> Path:
+        """The report for programs."""
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"
+
+    @property
+    def coordinator(self) -> PartyFolder:
+        """The coordinator's folder."""
+        return PartyFolder(root=self.root / COORDINATOR, settings_name="server.toml")
+
+    @property
+    def auditor(self) -> PartyFolder:
+        """The auditor's folder."""
+        return PartyFolder(root=self.root / AUDITOR, settings_name="auditor.toml")
+
+    def site(self, site_id: str) -> PartyFolder:
+        """One site's folder."""
+        return PartyFolder(root=self.root / site_id, settings_name="site.toml")
+
+    @property
+    def parties(self) -> dict[str, PartyFolder]:
+        """Folders by party id: coordinator, auditor, then the sites."""
+        return {
+            COORDINATOR: self.coordinator,
+            AUDITOR: self.auditor,
+            **{site_id: self.site(site_id) for site_id in self.site_ids},
+        }
+
+    def role(self, party: str) -> Literal["coordinator", "auditor", "site"]:
+        """`coordinator`, `auditor` or `site`."""
+        if party == COORDINATOR:
+            return COORDINATOR
+        return AUDITOR if party == AUDITOR else "site"

@@ -1,0 +1,1 @@
+"""Synthetic worlds, demo data and the small models that are trained for them."""

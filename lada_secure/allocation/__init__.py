@@ -1,0 +1,1 @@
+"""Which pool samples a site should learn from, from released values alone."""

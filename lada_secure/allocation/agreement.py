@@ -1,0 +1,84 @@
+"""From gains of single paths to what a site believes of cells and of each path.
+
+A single gain is noisy (`lada_secure.models.reference_model`); paths of one cell are alike. So a
+path is judged by its own gain together with its cell's, and a cell by its mean gain against that
+mean's standard error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.allocation.gap import CellMeans, cell_means
+from lada_secure.arrays import BoolArray, FloatArray, float_vector, index_vector
+from lada_secure.errors import ParameterError
+
+_PRIOR_PATHS = 2.0
+
+
+def cell_agreement(
+    gains: npt.ArrayLike, cell_of_path: npt.ArrayLike, *, cells: int, least_share: float = 0.5
+) -> FloatArray:
+    """How sure it is that a cell's paths agree with the private records, (d,) in [0, 1].
+
+    The normal probability that the cell's mean gain is above `least_share` of the best cell's mean.
+    The spread of a gain is estimated over all paths; two paths at the bound are counted in, so an
+    unseen cell has 1/2.
+
+    Args: gains: (m,) nats per token. cell_of_path: (m,) in [0, cells). least_share: in [0, 1].
+    """
+    from scipy.special import ndtr
+
+    values = float_vector("gains", gains)
+    seen = cell_means(values, cell_of_path, cells=cells)
+    bound = _bound(seen, least_share)
+    counted = seen.count + _PRIOR_PATHS
+    excess = (seen.mean - bound) * seen.count / counted
+    certainty: FloatArray = np.asarray(
+        ndtr(excess * np.sqrt(counted) / _spread(values, seen, cell_of_path)), dtype=np.float64
+    )
+    return certainty
+
+
+def agreeing_paths(
+    gains: npt.ArrayLike,
+    cell_of_path: npt.ArrayLike,
+    *,
+    cells: int,
+    least_share: float = 0.5,
+    cell_weight: float = 4.0,
+) -> BoolArray:
+    """Which paths to train on: those that gain enough beside the cell that gains most.
+
+    A path's gain leans on its cell's mean, and must be above `least_share` of the best cell's mean
+    (which leans on 0) and above 0. Noise raises and lowers all texts together, so what counts is a
+    path's place among the others.
+
+    Args: least_share: in [0, 1]. cell_weight: >= 0, how many paths the cell's mean counts for.
+    Returns: (m,) bool.
+    """
+    values = float_vector("gains", gains)
+    places = index_vector("cells of paths", cell_of_path, below=cells, length=len(values))
+    if not cell_weight >= 0.0:
+        raise ParameterError(f"cell_weight: expected at least 0, got {cell_weight}")
+    seen = cell_means(values, places, cells=cells)
+    leaning: FloatArray = (values + cell_weight * seen.mean[places]) / (1.0 + cell_weight)
+    verdict: BoolArray = leaning > _bound(seen, least_share)
+    return verdict
+
+
+def _bound(seen: CellMeans, least_share: float) -> float:
+    if not 0.0 <= least_share <= 1.0:
+        raise ParameterError(f"least_share: expected 0 to 1, got {least_share}")
+    leaning = seen.mean * seen.count / (seen.count + _PRIOR_PATHS)
+    return least_share * max(float(leaning.max(initial=0.0)), 0.0)
+
+
+def _spread(values: FloatArray, seen: CellMeans, cell_of_path: npt.ArrayLike) -> float:
+    """Standard deviation of gains around their cells' means, never 0."""
+    if not len(values):
+        return 1.0
+    away = values - seen.mean[np.asarray(cell_of_path)]
+    free = max(len(values) - len(seen.seen), 1)
+    return max(float(np.sqrt(np.sum(away**2) / free)), 1e-3)

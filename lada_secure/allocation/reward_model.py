@@ -1,0 +1,393 @@
+"""The data filter: what training on a cell will bring, and how far off that forecast may be.
+
+Two small networks as in EE-Net (Ban et al., ICLR 2022): the exploitation network f1 predicts the
+reward of a cell from its features; the exploration network f2 predicts the residual r - f1(x)
+from the gradient of f1 at x. EE-Net pools that gradient by a convolution, which needs 48 features
+or more; here it is averaged in blocks and normalised, which works at any width.
+
+Histories are tiny (2 to 60 observations), so both networks start as the zero function around a
+shrunken mean and are pulled back to it: no history gives the prior, little history stays near it.
+
+Inputs are released statistics and losses of DP-trained models on public samples. The filter is
+then post-processing and costs no privacy; whoever calls it must feed it nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.gap import CellMeans, band
+from lada_secure.allocation.reward_networks import ZeroStartNetwork, pooled_unit_rows
+from lada_secure.arrays import FloatArray, IntArray, float_vector, frozen, index_vector
+from lada_secure.canonical import Json
+from lada_secure.errors import ParameterError
+
+# Rounds beyond this many are learned from together, which bounds the time of a fit.
+_SEPARATE_ROUNDS = 6
+_SMALLEST_SPREAD = 0.01
+_FEATURES_BEFORE_CLUSTERS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CellBeliefs:
+    """What a site believes of every cell before it allocates; all arrays are (d,) float64.
+
+    | field | meaning | range |
+    |---|---|---|
+    | mass_share | share of the site's own noised mass in the cell's cluster | [0, 1] |
+    | mean_loss | noised mean loss of that cluster over the loss clip | [0, 1] |
+    | probability | mean p = exp(-loss) of the SLM on pool samples of the cell | [0, 1] |
+    | last_reward | reward when last trained on, 0 if never | [-1, 1] |
+    | picks | samples of the cell trained on so far | >= 0 |
+    """
+
+    grid: CellGrid
+    mass_share: FloatArray
+    mean_loss: FloatArray
+    probability: FloatArray
+    last_reward: FloatArray
+    picks: FloatArray
+
+    def __post_init__(self) -> None:
+        """Check shapes and ranges.
+
+        Raises: ParameterError: an array of the wrong length, not finite, or out of range.
+        """
+        ranges = {
+            "mass_share": (0.0, 1.0),
+            "mean_loss": (0.0, 1.0),
+            "probability": (0.0, 1.0),
+            "last_reward": (-1.0, 1.0),
+            "picks": (0.0, np.inf),
+        }
+        for name, (low, high) in ranges.items():
+            values = float_vector(name, getattr(self, name), length=self.grid.cells)
+            if (values < low).any() or (values > high).any():
+                raise ParameterError(f"{name}: expected entries in [{low}, {high}]")
+            object.__setattr__(self, name, frozen(values))
+
+    @property
+    def band(self) -> FloatArray:
+        """Learnability band of the mean p, (d,) in [0, 1]."""
+        return band(self.probability)
+
+    def features(self) -> FloatArray:
+        """Inputs of the filter, (d, `feature_count(grid)`) float64, all in [-1, 1].
+
+        Columns: mass over the largest mass, mean loss, p, band, last reward over 0.1 (clipped),
+        log of picks, 1 where the cell was ever trained on, difficulty, one-hot cluster.
+        """
+        grid = self.grid
+        cluster = np.zeros((grid.cells, grid.clusters), dtype=np.float64)
+        cluster[np.arange(grid.cells), grid.clusters_of_cells()] = 1.0
+        columns = (
+            self.mass_share / max(float(self.mass_share.max()), 1e-12),
+            self.mean_loss,
+            self.probability,
+            self.band,
+            np.clip(self.last_reward / 0.1, -1.0, 1.0),
+            np.minimum(np.log1p(self.picks) / np.log1p(1000.0), 1.0),
+            (self.picks > 0).astype(np.float64),
+            grid.bins_of_cells() / max(grid.bins - 1, 1),
+        )
+        return np.concatenate([np.stack(columns, axis=1), cluster], axis=1)
+
+
+def feature_count(grid: CellGrid) -> int:
+    """Width of `CellBeliefs.features`."""
+    return _FEATURES_BEFORE_CLUSTERS + grid.clusters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoundObservations:
+    """What one round taught: features before training, rewards after it.
+
+    cells (m,) int64; features (m, F) float64 as they stood when the cells were chosen; rewards
+    (m,) in [-1, 1]; samples (m,) >= 1, the number of samples behind each reward.
+    """
+
+    round_id: int
+    cells: IntArray
+    features: FloatArray
+    rewards: FloatArray
+    samples: FloatArray
+
+    def __post_init__(self) -> None:
+        """Check shapes and ranges.
+
+        Raises: ParameterError: shapes that differ, or values out of range.
+        """
+        cells = index_vector("cells", self.cells, below=2**31)
+        features = np.asarray(self.features, dtype=np.float64)
+        if features.ndim != 2 or len(features) != len(cells) or not np.isfinite(features).all():
+            raise ParameterError(
+                f"features: expected ({len(cells)}, F), finite, got shape {features.shape}"
+            )
+        rewards = float_vector("rewards", self.rewards, length=len(cells))
+        samples = float_vector("samples", self.samples, length=len(cells))
+        if (np.abs(rewards) > 1.0).any() or (samples < 1.0).any():
+            raise ParameterError("rewards must lie in [-1, 1] and samples be at least 1")
+        for name, values in (("features", features), ("rewards", rewards), ("samples", samples)):
+            object.__setattr__(self, name, frozen(values))
+        object.__setattr__(self, "cells", frozen(cells))
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON form for the site's own state."""
+        return {
+            "round_id": self.round_id,
+            "cells": self.cells.tolist(),
+            "features": self.features.tolist(),
+            "rewards": self.rewards.tolist(),
+            "samples": self.samples.tolist(),
+        }
+
+
+def observations(beliefs: CellBeliefs, rewards: CellMeans, *, round_id: int) -> RoundObservations:
+    """Keep what a round taught about the cells that were trained on.
+
+    Args: beliefs: as they stood before the round. rewards: from `cell_rewards`.
+    """
+    seen = rewards.seen
+    return RoundObservations(
+        round_id=round_id,
+        cells=seen,
+        features=beliefs.features()[seen],
+        rewards=rewards.mean[seen],
+        samples=rewards.count[seen].astype(np.float64),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterHistory:
+    """All observations of a site so far, oldest round first."""
+
+    rounds: tuple[RoundObservations, ...] = ()
+
+    def with_round(self, observed: RoundObservations) -> FilterHistory:
+        """The history with one more round.
+
+        Raises: ParameterError: the round is not later than the last one.
+        """
+        if self.rounds and observed.round_id <= self.rounds[-1].round_id:
+            raise ParameterError(
+                f"filter history: round {observed.round_id} after {self.rounds[-1].round_id}; "
+                "rounds must be added once and in order"
+            )
+        return FilterHistory(rounds=(*self.rounds, observed))
+
+    def picks(self, cells: int) -> FloatArray:
+        """Samples trained on so far per cell, (cells,) float64."""
+        total = np.zeros(cells, dtype=np.float64)
+        for one in self.rounds:
+            np.add.at(total, one.cells, one.samples)
+        return total
+
+    def last_rewards(self, cells: int) -> FloatArray:
+        """Reward of each cell when it was last trained on, 0 if never, (cells,) float64."""
+        last = np.zeros(cells, dtype=np.float64)
+        for one in self.rounds:
+            last[one.cells] = one.rewards
+        return last
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON form for the site's own state; `parse_history` reads it back."""
+        return {"version": 1, "rounds": [one.to_json() for one in self.rounds]}
+
+
+def parse_history(value: Json) -> FilterHistory:
+    """Read a history from the site's own state.
+
+    Raises: ParameterError: not what `FilterHistory.to_json` writes.
+    """
+    if not isinstance(value, Mapping) or set(value) != {"version", "rounds"}:
+        raise ParameterError("filter history: expected the keys 'version' and 'rounds'")
+    rounds = value["rounds"]
+    if value["version"] != 1 or not isinstance(rounds, Sequence) or isinstance(rounds, str):
+        raise ParameterError("filter history: expected version 1 and a list of rounds")
+    history = FilterHistory()
+    for row in rounds:
+        history = history.with_round(_parse_observations(row))
+    return history
+
+
+def _parse_observations(row: Json) -> RoundObservations:
+    wanted = {"round_id", "cells", "features", "rewards", "samples"}
+    if not isinstance(row, Mapping) or set(row) != wanted or not isinstance(row["round_id"], int):
+        raise ParameterError(f"filter history: a round must have the keys {sorted(wanted)}")
+    try:
+        features = np.array(row["features"], dtype=np.float64)
+        return RoundObservations(
+            round_id=row["round_id"],
+            cells=np.array(row["cells"], dtype=np.int64),
+            features=features if features.size else features.reshape(0, 0),
+            rewards=np.array(row["rewards"], dtype=np.float64),
+            samples=np.array(row["samples"], dtype=np.float64),
+        )
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"filter history: round {row['round_id']}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterSettings:
+    """Shape and training of the filter; none of it touches the privacy guarantee.
+
+    hidden: width of both networks. gradient_features: width of the pooled gradient.
+    iterations: most conjugate-gradient iterations per fit. pull: strength of the pull to the
+    prior, as a number of observations. prior_reward: reward expected of a cell before anything is
+    known. prior_samples: weight of that prior, in samples. seed: initial weights.
+    """
+
+    hidden: int = 16
+    gradient_features: int = 24
+    iterations: int = 60
+    pull: float = 0.5
+    prior_reward: float = 0.05
+    prior_samples: float = 8.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises: ParameterError: a value out of range.
+        """
+        checks = {
+            "hidden": 1 <= self.hidden <= 256,
+            "gradient_features": 1 <= self.gradient_features <= 512,
+            "iterations": 1 <= self.iterations <= 5000,
+            "pull": self.pull >= 0.0,
+            "prior_reward": -1.0 <= self.prior_reward <= 1.0,
+            "prior_samples": self.prior_samples > 0.0,
+        }
+        wrong = [name for name, good in checks.items() if not good]
+        if wrong:
+            raise ParameterError(f"filter settings out of range: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Forecast:
+    """Per cell, (d,) float64 in units of reward: f1's prediction and f2's correction of it."""
+
+    exploitation: FloatArray
+    exploration: FloatArray
+
+
+class DataFilter:
+    """A fitted pair of networks; made by `fit_filter`."""
+
+    def __init__(
+        self,
+        *,
+        exploitation: ZeroStartNetwork,
+        exploration: ZeroStartNetwork,
+        centre: float,
+        spread: float,
+    ) -> None:
+        """Take fitted networks; rewards are centre + spread x network output."""
+        self._exploitation = exploitation
+        self._exploration = exploration
+        self._centre = centre
+        self._spread = spread
+
+    def forecast(self, features: npt.ArrayLike) -> Forecast:
+        """Predict the rewards of cells.
+
+        Args: features: (d, F), the width that the filter was fitted with.
+        Raises: ParameterError: another width.
+        """
+        inputs = np.asarray(features, dtype=np.float64)
+        if inputs.ndim != 2 or inputs.shape[1] != self._exploitation.width:
+            raise ParameterError(
+                f"features: expected (d, {self._exploitation.width}), got {inputs.shape}"
+            )
+        first = self._exploitation.outputs(inputs)
+        gradients = pooled_unit_rows(self._exploitation.gradients(inputs), self._exploration.width)
+        second = self._exploration.outputs(gradients)
+        # A correction of more than two spreads is beyond anything that was observed.
+        bounded = self._spread * np.clip(second, -2.0, 2.0)
+        return Forecast(
+            exploitation=np.clip(self._centre + self._spread * first, -1.0, 1.0),
+            exploration=np.clip(bounded, -1.0, 1.0),
+        )
+
+
+def fit_filter(history: FilterHistory, settings: FilterSettings, *, width: int) -> DataFilter:
+    """Fit both networks to a site's history; no history gives the prior for every cell.
+
+    f2 learns from residuals as they stood when each round was chosen: round t's observations
+    against the f1 of rounds before t, with the gradients of that f1. Residuals of a network on
+    its own training data would say that nothing is uncertain.
+
+    Args: width: number of features F, `feature_count(grid)`.
+    Raises: ParameterError: a round whose features have another width.
+    """
+    generator = np.random.default_rng(settings.seed)
+    first = ZeroStartNetwork(width, settings.hidden, generator)
+    second = ZeroStartNetwork(settings.gradient_features, settings.hidden, generator)
+    rounds = [one for one in history.rounds if len(one.cells)]
+    for one in rounds:
+        if one.features.shape[1] != width:
+            raise ParameterError(
+                f"filter history: round {one.round_id} has {one.features.shape[1]} features per "
+                f"cell, expected {width}; the cell grid changed, start a new history"
+            )
+    centre, spread = _centre_and_spread(rounds, settings)
+    gradients: list[FloatArray] = []
+    residuals: list[FloatArray] = []
+    early = max(len(rounds) - _SEPARATE_ROUNDS, 0)
+    for end in range(early, len(rounds)):
+        chunk = rounds[: end + 1] if end == early else rounds[end : end + 1]
+        inputs, targets, _ = _examples(chunk, centre, spread)
+        gradients.append(pooled_unit_rows(first.gradients(inputs), settings.gradient_features))
+        residuals.append(targets - first.outputs(inputs))
+        first.fit(
+            *_examples(rounds[: end + 1], centre, spread),
+            iterations=settings.iterations,
+            pull=settings.pull,
+        )
+    if rounds:
+        weights = _examples(rounds, centre, spread)[2]
+        second.fit(
+            np.concatenate(gradients),
+            np.concatenate(residuals),
+            weights,
+            iterations=settings.iterations,
+            pull=settings.pull,
+        )
+    return DataFilter(exploitation=first, exploration=second, centre=centre, spread=spread)
+
+
+def _centre_and_spread(
+    rounds: Sequence[RoundObservations], settings: FilterSettings
+) -> tuple[float, float]:
+    """Mean reward, shrunken to the prior, and the deviation around it in units of reward."""
+    if not rounds:
+        return settings.prior_reward, _SMALLEST_SPREAD
+    rewards = np.concatenate([one.rewards for one in rounds])
+    samples = np.concatenate([one.samples for one in rounds])
+    total = float((samples * rewards).sum()) + settings.prior_samples * settings.prior_reward
+    centre = total / (float(samples.sum()) + settings.prior_samples)
+    variance = float((samples * (rewards - centre) ** 2).sum() / samples.sum())
+    return centre, max(float(np.sqrt(variance)), _SMALLEST_SPREAD)
+
+
+def _examples(
+    rounds: Sequence[RoundObservations], centre: float, spread: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Features (m, F), standardised rewards (m,), and weights (m,) below 1.
+
+    A mean over n samples is less noisy the larger n is, but never free of noise, hence
+    n / (n + 4) rather than n.
+    """
+    features = np.concatenate([one.features for one in rounds])
+    rewards = np.concatenate([one.rewards for one in rounds])
+    samples = np.concatenate([one.samples for one in rounds])
+    return (
+        features,
+        (rewards - centre) / spread,
+        samples / (samples + 4.0),
+    )

@@ -1,0 +1,354 @@
+"""Allocation: strategies that value cells, and the picks that follow from decrypted scores.
+
+All strategies stand behind one function, `cell_utilities`, so that an experiment changes one name.
+The utilities leave the site only encrypted under its own key; the scores come back encrypted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.reward_model import CellBeliefs, Forecast
+from lada_secure.arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    float_vector,
+    index_vector,
+)
+from lada_secure.errors import ParameterError
+
+# Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
+SMALLEST_SCORE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CellView:
+    """All that a strategy may look at: the site's beliefs and its filter's forecast.
+
+    agreement: (d,) in [0, 1], how sure it is that a cell's paths agree with the private records
+    (`lada_secure.allocation.agreement`); None where nothing was measured.
+    """
+
+    beliefs: CellBeliefs
+    forecast: Forecast
+    agreement: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        """Check that both speak of the same cells.
+
+        Raises: ParameterError: lengths that differ, or a forecast that is not finite.
+        """
+        cells = self.beliefs.grid.cells
+        float_vector("exploitation", self.forecast.exploitation, length=cells)
+        float_vector("exploration", self.forecast.exploration, length=cells)
+        if self.agreement is not None:
+            shares = float_vector("agreement", self.agreement, length=cells)
+            if (shares < 0.0).any() or (shares > 1.0).any():
+                raise ParameterError("agreement: expected entries in [0, 1]")
+
+    def promise(self, alpha: float) -> FloatArray:
+        """Exploitation + alpha x exploration, (d,), in units of reward."""
+        return self.forecast.exploitation + alpha * self.forecast.exploration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """A named way to value cells.
+
+    `worth` maps a view and alpha to (d,) float64 of any scale. `sample_order` says how samples
+    rank that pass the threshold: by their scores, or at random. `by_cluster`: the quota is split
+    over clusters by worth in every round, not only in the first by mass.
+    """
+
+    name: str
+    summary: str
+    worth: Callable[[CellView, float], FloatArray]
+    sample_order: str = "scores"
+    by_cluster: bool = False
+
+
+def _worth_lada(view: CellView, alpha: float) -> FloatArray:
+    # A cell that is predicted to do harm is worth 0 however much mass lies on it; without the
+    # floor, the least relevant of the harmful cells would rank highest among them.
+    promise = np.maximum(view.promise(alpha), 0.0)
+    if not promise.any():
+        # Noisy training can lower every p at once. Then rewards tell no cells apart, and band and
+        # mass still do.
+        promise = np.ones_like(promise)
+    return view.beliefs.band * view.beliefs.mass_share * promise
+
+
+def _worth_guided(view: CellView, alpha: float) -> FloatArray:
+    worth = _worth_lada(view, alpha)
+    return worth if view.agreement is None else worth * view.agreement
+
+
+def _worth_band(view: CellView, _alpha: float) -> FloatArray:
+    return view.beliefs.band * view.beliefs.mass_share
+
+
+def _worth_paper(view: CellView, alpha: float) -> FloatArray:
+    return view.promise(alpha)
+
+
+def _worth_domain(view: CellView, _alpha: float) -> FloatArray:
+    return view.beliefs.mass_share.copy()
+
+
+def _worth_random(view: CellView, _alpha: float) -> FloatArray:
+    return np.ones(view.beliefs.grid.cells, dtype=np.float64)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy(
+            name="lada",
+            summary="learnability band x noised mass x (exploitation + alpha exploration)",
+            worth=_worth_lada,
+        ),
+        Strategy(
+            name="paper",
+            summary="largest change of exp(-loss): exploitation + alpha exploration alone",
+            worth=_worth_paper,
+        ),
+        Strategy(
+            name="band",
+            summary="learnability band x noised mass, without the data filter",
+            worth=_worth_band,
+        ),
+        Strategy(
+            name="guided",
+            summary="lada x how surely the cell's paths agree with the private records",
+            worth=_worth_guided,
+            by_cluster=True,
+        ),
+        Strategy(name="domain", summary="noised mass alone", worth=_worth_domain, by_cluster=True),
+        Strategy(
+            name="random",
+            summary="any sample whose path is right, at random",
+            worth=_worth_random,
+            sample_order="random",
+        ),
+    )
+}
+
+
+def strategy(name: str) -> Strategy:
+    """Look a strategy up by name.
+
+    Raises: ParameterError: unknown name.
+    """
+    try:
+        return STRATEGIES[name]
+    except KeyError:
+        raise ParameterError(
+            f"allocation strategy: expected one of {', '.join(sorted(STRATEGIES))}, got {name!r}"
+        ) from None
+
+
+def cell_utilities(name: str, view: CellView, *, alpha: float) -> FloatArray:
+    """Value every cell; this vector is what a site encrypts.
+
+    Args: name: a key of `STRATEGIES`. alpha: weight of exploration, >= 0; 0 switches it off.
+    Returns: (d,) float64 in [-1, 1]; the largest magnitude is 1, so a threshold on scores is
+        relative to the best cell. All zeros where no cell is worth anything.
+    Raises: ParameterError: unknown name, alpha < 0 or not finite.
+    """
+    if not (np.isfinite(alpha) and alpha >= 0.0):
+        raise ParameterError(f"alpha: expected a finite number >= 0, got {alpha}")
+    worth = float_vector("worth of cells", strategy(name).worth(view, alpha))
+    largest = float(np.abs(worth).max())
+    if largest == 0.0:
+        return np.zeros_like(worth)
+    return np.clip(worth / largest, -1.0, 1.0)
+
+
+def sample_priorities(name: str, scores: npt.ArrayLike, *, seed: int) -> FloatArray:
+    """In which order samples are picked: by score, or at random for a random strategy, (n,)."""
+    values = float_vector("scores", scores)
+    if strategy(name).sample_order == "random":
+        return np.random.default_rng(seed).random(len(values))
+    return values
+
+
+def pick(
+    scores: npt.ArrayLike,
+    *,
+    quota: int,
+    threshold: float,
+    available: npt.ArrayLike | None = None,
+    priorities: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> BoolArray:
+    """Pick up to `quota` samples whose score reaches the threshold, the best first.
+
+    Args:
+        scores: (n,) decrypted scores, M u.
+        quota: largest number of picks, >= 0.
+        threshold: smallest score that may be picked; at least `SMALLEST_SCORE` makes sense.
+        available: (n,) bool, False for samples that must not be picked again; None for all.
+        priorities: (n,) order of picking where it is not by score; see `sample_priorities`.
+        seed: breaks ties, by a fixed shuffle rather than by position: a pool is often sorted by
+            topic.
+    Returns: (n,) bool with at most quota True; fewer where fewer qualify.
+    """
+    values = float_vector("scores", scores)
+    if quota < 0:
+        raise ParameterError(f"quota: expected at least 0, got {quota}")
+    allowed = _allowed(values, threshold, available)
+    order_by = (
+        values if priorities is None else float_vector("priorities", priorities, length=len(values))
+    )
+    shuffle = np.random.default_rng(seed).permutation(len(values))
+    order = np.lexsort((shuffle, -order_by))
+    chosen = order[allowed[order]][:quota]
+    picked = np.zeros(len(values), dtype=np.bool_)
+    picked[chosen] = True
+    return picked
+
+
+def pick_by_cluster(
+    scores: npt.ArrayLike,
+    cluster_of_sample: npt.ArrayLike,
+    quotas: npt.ArrayLike,
+    *,
+    threshold: float,
+    available: npt.ArrayLike | None = None,
+    priorities: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> BoolArray:
+    """Pick within a quota per cluster, the clustering start of round 0.
+
+    Args: quotas: (C,) whole numbers >= 0, from `cluster_quotas`. The rest as in `pick`.
+    Returns: (n,) bool.
+    """
+    values = float_vector("scores", scores)
+    wanted = index_vector("cluster quotas", quotas, below=2**31)
+    clusters = index_vector(
+        "clusters of samples", cluster_of_sample, below=len(wanted), length=len(values)
+    )
+    allowed = _allowed(values, threshold, available)
+    picked = np.zeros(len(values), dtype=np.bool_)
+    for cluster in range(len(wanted)):
+        picked |= pick(
+            values,
+            quota=int(wanted[cluster]),
+            threshold=threshold,
+            available=allowed & (clusters == cluster),
+            priorities=priorities,
+            seed=seed,
+        )
+    return picked
+
+
+def pick_in_turn(
+    scores: npt.ArrayLike,
+    groups: Sequence[npt.ArrayLike],
+    *,
+    quota: int,
+    threshold: float,
+    priorities: npt.ArrayLike | None = None,
+    seed: int = 0,
+) -> BoolArray:
+    """Pick from the first group; what is left of the quota goes to the next, and so on.
+
+    Args: groups: of (n,) bool, disjoint. threshold: as a share of the best score in any group,
+        in [0, 1], because the cell that it was set by may have no samples left. The rest as in
+        `pick`; scores below 0.01 are never picked, whatever the best is.
+    Returns: (n,) bool with at most quota True.
+    Raises: ParameterError: threshold outside [0, 1], or no group.
+    """
+    values = float_vector("scores", scores)
+    if not groups or not 0.0 <= threshold <= 1.0:
+        raise ParameterError(
+            f"expected at least one group and a threshold in [0, 1], got {len(groups)} groups and "
+            f"{threshold}"
+        )
+    allowed = [_allowed(values, SMALLEST_SCORE, group) for group in groups]
+    best = max((float(values[group].max()) for group in allowed if group.any()), default=0.0)
+    picked = np.zeros(len(values), dtype=np.bool_)
+    for group in allowed:
+        picked |= pick(
+            values,
+            quota=quota - int(picked.sum()),
+            threshold=max(threshold * best, SMALLEST_SCORE),
+            available=group,
+            priorities=priorities,
+            seed=seed,
+        )
+    return picked
+
+
+def cluster_quotas(shares: npt.ArrayLike, quota: int, *, available: npt.ArrayLike) -> IntArray:
+    """Split a quota over clusters in proportion to their shares (largest remainders).
+
+    Args: shares: (C,) >= 0, any scale; all zero counts as equal. quota: samples to split, >= 0.
+        available: (C,) samples that each cluster has.
+    Returns: (C,) int64, at most `available` each; what a full cluster cannot take goes to the
+        others with a share, then to any. Sums to min(quota, samples available).
+    """
+    weights = float_vector("cluster shares", shares)
+    rooms = index_vector("available per cluster", available, below=2**31, length=len(weights))
+    if quota < 0 or (weights < 0.0).any():
+        raise ParameterError("cluster quotas: quota and shares must be at least 0")
+    given = np.zeros(len(weights), dtype=np.int64)
+    left = min(quota, int(rooms.sum()))
+    while left > 0:
+        room = rooms - given
+        active = np.where(room > 0, weights, 0.0)
+        if active.sum() <= 0.0:
+            active = (room > 0).astype(np.float64)
+        exact = left * active / active.sum()
+        step = np.floor(exact).astype(np.int64)
+        by_remainder = np.lexsort((np.arange(len(weights)), -(exact - step)))
+        step[by_remainder[: left - int(step.sum())]] += 1
+        step = np.minimum(step, room)
+        given += step
+        left -= int(step.sum())
+    return given
+
+
+def cluster_worths(utilities: npt.ArrayLike, grid: CellGrid) -> FloatArray:
+    """What each public cluster is worth, (C,) >= 0: the mean of its cells' positive utilities.
+
+    Shares for `cluster_quotas`: a site that is not sure splits its quota, and one that is sure does
+    not. Picking by score alone would give everything to whichever cell is ahead by a hair.
+    """
+    values = np.maximum(float_vector("utilities", utilities, length=grid.cells), 0.0)
+    worths: FloatArray = values.reshape(grid.clusters, grid.bins).mean(axis=1)
+    return worths
+
+
+def path_screen(probabilities: npt.ArrayLike, low: float, high: float) -> BoolArray:
+    """Which received paths to train on: those whose p under the SLM lies in [low, high], (n,).
+
+    Below, the SLM cannot follow the path (or the path is bad); above, it knows it already.
+
+    Raises: ParameterError: not 0 <= low < high <= 1.
+    """
+    values = float_vector("probabilities", probabilities)
+    if not 0.0 <= low < high <= 1.0:
+        raise ParameterError(f"path screen: expected 0 <= low < high <= 1, got {low} and {high}")
+    return (values >= low) & (values <= high)
+
+
+def _allowed(scores: FloatArray, threshold: float, available: npt.ArrayLike | None) -> BoolArray:
+    if not np.isfinite(threshold):
+        raise ParameterError(f"score threshold: expected a finite number, got {threshold}")
+    allowed: BoolArray = scores >= threshold
+    if available is None:
+        return allowed
+    mask = np.asarray(available)
+    if mask.dtype != np.bool_ or mask.shape != scores.shape:
+        raise ParameterError(
+            f"available: expected ({len(scores)},) of bool, got {mask.shape} of {mask.dtype}"
+        )
+    both: BoolArray = allowed & mask
+    return both

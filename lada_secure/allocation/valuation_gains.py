@@ -1,0 +1,221 @@
+"""Noised gains of path trials: how much each group of public paths helps with a site's records.
+
+A *trial student* is the reference model after some training on the received paths of one public
+cluster alone. Its *gain* on a private record is by how much likelier it makes the record's own
+reasons than the reference does, in nats per token: below 0, the cluster's paths contradict the
+record. Summed over all records, gains say which clusters to learn from, and to which no path is
+worth a place in training (`lada_secure.allocation.data_valuation`).
+
+Models and paths are released or public, so that a gain depends on one record beside them. Every
+privacy unit adds one vector: a mean gain per cluster, clipped to one clip and then divided by it,
+and a weight of 1. A unit whose records have no reasons adds zeros: who has reasons is private.
+
+Sensitivity under add/remove of one unit: its vector is scaled down to an L2 norm of at most 2 and
+rounded towards zero in whole-number steps, so that no unit changes the sum by more than 2 steps'
+scale. A clip on the norm, not sqrt(C + 1): few clusters of a site have paths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lada_secure.allocation.cells import MAX_CLUSTERS
+from lada_secure.allocation.statistics_parameters import check_clip_and_scale, statistics_scale
+from lada_secure.arrays import FloatArray, IntArray, frozen
+from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
+from lada_secure.privacy.release.released import Released
+from lada_secure.privacy.release.stored_vectors import parse_vector, vector_bytes
+
+PURPOSE = "trials"
+# Most L2 norm of a unit's vector, in clips. Beside the weight of 1, three clusters may be full.
+MOST_NORM = 2.0
+# Far beyond any sum of clipped vectors and noise; floats hold every whole number up to here.
+_LARGEST_ENTRY = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialParameters:
+    """Public parameters of the gains; one object fixes clipping, noise and event.
+
+    clusters: C. gain_clip: > 0, nats per token. noise_multiplier: noise std / L2 sensitivity.
+    """
+
+    clusters: int
+    gain_clip: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises: ParameterError: a value out of range."""
+        if not 1 <= self.clusters <= MAX_CLUSTERS:
+            raise ParameterError(
+                f"trials: clusters: expected 1 to {MAX_CLUSTERS}, got {self.clusters}"
+            )
+        # Checks the noise, too.
+        check_clip_and_scale(self.gain_clip, self.scale)
+
+    @property
+    def scale(self) -> int:
+        """Whole-number steps per clip; the noise has at least as many steps as it must have."""
+        return statistics_scale(self.noise_multiplier)
+
+    @property
+    def length(self) -> int:
+        """Entries of the vector: C gains, then the weight."""
+        return self.clusters + 1
+
+    @property
+    def l2_sensitivity(self) -> float:
+        """Under add/remove of one unit, in steps, never rounded down."""
+        return math.nextafter(MOST_NORM * self.scale, math.inf)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the noise per entry, in steps."""
+        return math.nextafter(self.noise_multiplier * self.l2_sensitivity, math.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UnitGains:
+    """Exact sums over private units, before noise. Never leave the site; no repr of values."""
+
+    vector: IntArray = field(repr=False)
+    parameters: TrialParameters
+
+
+def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> UnitGains:
+    """Add up what every privacy unit says of each cluster's trial student.
+
+    Args: gains: per unit of `bound_units` (records with reasons, C), nats per token, 0 for clusters
+        without a trial. A unit without rows adds zero: none of its records has reasons, or it could
+        not be measured. NaN counts as 0: refusing it would let one record stop a release.
+    Returns: (C + 1,) in steps, all zeros for no units.
+    Raises: ParameterError: rows of another length.
+    """
+    total = np.zeros(parameters.length, dtype=np.int64)
+    for rows in gains:
+        if len(rows):
+            total += _contribution(rows, parameters)
+    return UnitGains(vector=frozen(total), parameters=parameters)
+
+
+def _contribution(rows: FloatArray, parameters: TrialParameters) -> IntArray:
+    if rows.shape[1:] != (parameters.clusters,):
+        raise ParameterError(
+            f"trials: expected {parameters.clusters} gains per record, got shape {rows.shape[1:]}"
+        )
+    clip = parameters.gain_clip
+    clipped = np.clip(np.nan_to_num(rows, nan=0.0), -clip, clip) / clip
+    says = np.append(clipped.mean(axis=0), 1.0)
+    shrunk = says * min(1.0, MOST_NORM / float(np.linalg.norm(says)))
+    steps: IntArray = np.trunc(parameters.scale * shrunk).astype(np.int64)
+    # In whole numbers, so that no rounding above can pass the bound that the noise is sized for.
+    while int(np.dot(steps, steps)) > (MOST_NORM * parameters.scale) ** 2:
+        steps -= np.sign(steps)
+    return steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NoisedGains:
+    """Gains after noise: free to use. vector: (C + 1,) int64."""
+
+    vector: IntArray
+    parameters: TrialParameters
+
+    def __post_init__(self) -> None:
+        """Raises: ParameterError: another shape."""
+        if self.vector.shape != (self.parameters.length,):
+            raise ParameterError(
+                f"trials: expected {self.parameters.length} numbers, got {self.vector.shape}"
+            )
+        object.__setattr__(self, "vector", frozen(self.vector))
+
+    @property
+    def counts(self) -> bool:
+        """Whether the weight is beyond one standard deviation of its noise; else gains are noise.
+
+        So is a mass of the statistics, see `ClusterEstimates`.
+        """
+        return float(self.vector[-1]) > self.parameters.std
+
+    @property
+    def weight(self) -> float:
+        """About how many units have reasons; at least the noise's standard deviation."""
+        return max(float(self.vector[-1]), self.parameters.std) / self.parameters.scale
+
+    @property
+    def means(self) -> FloatArray:
+        """Mean gain per cluster over units with reasons, (C,), in clips: about -1 to 1."""
+        sums: FloatArray = self.vector[:-1] / self.parameters.scale
+        return sums / self.weight
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the noise in each of `means`, as if the weight were exact."""
+        return self.parameters.std / self.parameters.scale / self.weight
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes, the output that the ledger hashes and keeps for retries."""
+        return vector_bytes(self.vector)
+
+
+def parse_noised_gains(raw: bytes, parameters: TrialParameters) -> NoisedGains:
+    """Read the stored output of a release.
+
+    Raises: LedgerError: not what `NoisedGains.to_bytes` writes for these parameters.
+    """
+    vector = parse_vector(raw, what=PURPOSE, length=parameters.length, bound=_LARGEST_ENTRY)
+    return NoisedGains(vector=vector, parameters=parameters)
+
+
+def trials_spec(
+    parameters: TrialParameters,
+    *,
+    study_id: str,
+    plan_hash: str,
+    round_id: int,
+    unit: str = "unit",
+) -> ReleaseSpec:
+    """The ledger's description of one round's gains, built from the same parameters."""
+    return vector_spec(
+        PURPOSE, parameters, study_id=study_id, plan_hash=plan_hash, round_id=round_id, unit=unit
+    )
+
+
+def release_trials(
+    compute: Callable[[Reservation], UnitGains],
+    *,
+    parameters: TrialParameters,
+    book: LedgerBook,
+    spec: ReleaseSpec,
+) -> Released[NoisedGains]:
+    """Pay, compute, add discrete Gaussian noise, commit: the only way out for gains.
+
+    Args: compute: called only once the ledger has the reservation, and not at all where this
+        round's output is stored already. spec: from `trials_spec` with the same parameters.
+    Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
+        `spec` or the computed gains belong to other parameters. LedgerError: see
+        `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
+    """
+
+    def exact(paid: Reservation) -> IntArray:
+        found = compute(paid)
+        if found.parameters != parameters or found.vector.shape != (parameters.length,):
+            raise LocalProtocolError("trials: the gains were made with other parameters")
+        return found.vector
+
+    return release_vector(
+        exact,
+        purpose=PURPOSE,
+        noise=parameters,
+        finish=lambda vector: NoisedGains(vector=vector, parameters=parameters),
+        encode=NoisedGains.to_bytes,
+        decode=lambda raw: parse_noised_gains(raw, parameters),
+        book=book,
+        spec=spec,
+    )

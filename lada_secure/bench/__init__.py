@@ -1,1 +1,0 @@
-"""Benchmarks that run their baselines beside them, in the same process and the same minute."""

@@ -1,1 +1,0 @@
-"""Reasoning paths, the distillation loss, and the DP-SGD trainer over privacy units."""

@@ -1,0 +1,1 @@
+"""DP-SGD over privacy units: sampling, clipping, noise, engines, the trainer."""

@@ -1,0 +1,121 @@
+"""Per-unit gradients of any layer that Opacus knows, from its per-row hooks.
+
+Opacus clips rows; a privacy unit is several rows. So only its gradient samples are used here
+(`GradSampleHooks`, what `PrivacyEngine.make_private(wrap_model=False)` attaches), and rows are
+added up per unit before anything is clipped.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lada_secure.dpsgd.engine import trainable_parameters
+from lada_secure.errors import LocalProtocolError, ParameterError
+
+
+def _grad_sample_hooks() -> Any:
+    # Imported when it is used: most models never need it, and it takes a second.
+    from opacus.grad_sample.grad_sample_module import GradSampleHooks
+
+    return GradSampleHooks
+
+
+def opacus_obstacle(model: nn.Module) -> str | None:
+    """Why Opacus cannot give gradient samples of a model, naming the module; None if it can."""
+    samplers = _grad_sample_hooks().GRAD_SAMPLERS
+    for name, module in model.named_modules():
+        trained = [one for one in module.parameters(recurse=False) if one.requires_grad]
+        if not trained:
+            continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"{name}: {type(module).__name__} mixes the rows of a batch"
+        if type(module) not in samplers:
+            return f"{name}: no gradient sampler for {type(module).__name__}"
+    return None
+
+
+class OpacusEngine:
+    """`GradientEngine` for every module type with a gradient sampler in Opacus."""
+
+    name = "opacus"
+
+    def __init__(self, model: nn.Module) -> None:
+        obstacle = opacus_obstacle(model)
+        if obstacle is not None:
+            raise ParameterError(f"engine 'opacus' cannot train this model: {obstacle}")
+        self.parameters = trainable_parameters(model)
+        self._units = 0
+        self._unit_of_row: tuple[int, ...] | None = None
+        # Opacus records modules in training mode only. The rest of the model stays as it is, so
+        # that no dropout of the base model comes on.
+        self._modules = [
+            one
+            for one in model.modules()
+            if any(own.requires_grad for own in one.parameters(recurse=False))
+        ]
+        self._modes = [one.training for one in self._modules]
+        for one in self._modules:
+            one.train()
+        self._hooks = _grad_sample_hooks()(model, loss_reduction="sum", strict=False)
+
+    def begin(self, units: int) -> None:
+        self._units = units
+        self._unit_of_row = None
+        for module in self._modules:
+            # What an interrupted backward pass (out of memory) left behind would be added to
+            # the next batch's units.
+            for name in ("activations", "max_batch_len"):
+                module.__dict__.pop(name, None)
+        for one in self.parameters:
+            one.grad = None
+            one.__dict__["grad_sample"] = None
+            one.__dict__["_forward_counter"] = 0
+            one.__dict__.pop("_current_grad_sample", None)
+
+    @contextmanager
+    def rows(self, unit_of_row: Sequence[int]) -> Iterator[None]:
+        rows = tuple(unit_of_row)
+        if self._unit_of_row not in (None, rows):
+            # Opacus adds up samples by their place in the batch, whatever unit they belong to.
+            raise LocalProtocolError(
+                "opacus engine: forward passes of one batch must have the same rows; got "
+                f"{len(rows)} rows after {len(self._unit_of_row or ())}"
+            )
+        self._unit_of_row = rows
+        with warnings.catch_warnings():
+            # The first adapted layer's input needs no gradient, and its hook says so every step.
+            warnings.filterwarnings("ignore", message=".*backward hook.*", category=UserWarning)
+            yield
+
+    def take(self) -> list[Tensor]:
+        if self._unit_of_row is None:
+            return [
+                one.new_zeros((self._units, *one.shape), dtype=torch.float32)
+                for one in self.parameters
+            ]
+        unit_of_row = torch.tensor(self._unit_of_row, device=self.parameters[0].device)
+        found: list[Tensor] = []
+        for one in self.parameters:
+            sample: Tensor | list[Tensor] | None = one.__dict__["grad_sample"]
+            parts = sample if isinstance(sample, list) else [] if sample is None else [sample]
+            total = one.new_zeros((self._units, *one.shape), dtype=torch.float32)
+            for part in parts:
+                total.index_add_(0, unit_of_row, part.float())
+            found.append(total)
+            one.__dict__["grad_sample"] = None
+            one.grad = None
+        self._unit_of_row = None
+        return found
+
+    def close(self) -> None:
+        self._hooks.cleanup()
+        for module, mode in zip(self._modules, self._modes, strict=True):
+            module.train(mode)
+        for one in self.parameters:
+            one.grad = None

@@ -1,1 +1,0 @@
-"""Learnability: which pool samples a small model can learn from now, found without showing why."""

@@ -1,1 +1,0 @@
-"""Hosts: methods that transfer knowledge between an LLM and SLMs, with LaDa in front or without."""

@@ -1,0 +1,215 @@
+"""LoRA adapters: attaching, counting, and their byte form."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lada_secure.canonical import sha256_hex
+from lada_secure.errors import ParameterError
+from lada_secure.models.loading import LanguageModel
+
+_FORMAT: Final = "lada-adapters/1"
+# First match wins: the projections of query and value, as in Hu et al. 2022, section 7.1.
+_USUAL_TARGETS: Final = (
+    ("q_proj", "v_proj"),
+    ("c_attn",),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("query", "value"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """Which low-rank adapters to train. Fewer parameters mean less noise in total.
+
+    rank: 1 or more. alpha: the update is scaled by alpha / rank.
+    target_modules: names of linear layers; empty picks the attention's query and value.
+    last_layers: adapt this many layers at the top only, None for all; layers below run once per
+    example and cost no backward pass.
+    train_a: False keeps the random A of every adapter and trains B alone (Sun et al. 2024,
+    FFA-LoRA): half the parameters, and the update is linear in what is noised.
+    seed: of the initial A; public.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] = ()
+    last_layers: int | None = None
+    train_a: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ParameterError(f"rank: expected at least 1, got {self.rank}")
+        if not 0.0 < self.alpha < float("inf"):
+            raise ParameterError(f"alpha: expected a finite number above 0, got {self.alpha}")
+        if self.last_layers is not None and self.last_layers < 1:
+            raise ParameterError(f"last_layers: expected at least 1, got {self.last_layers}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterWeights:
+    """Adapter weights in safetensors form: plain bytes, no code, float32."""
+
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the bytes, 64 hexadecimal digits."""
+        return sha256_hex(self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainableSummary:
+    """What would be trained, to be shown before anything is spent."""
+
+    parameters: int
+    tensors: int
+    layers: tuple[str, ...]
+
+
+def adapter_targets(model: nn.Module, wanted: tuple[str, ...]) -> list[str]:
+    """Names of the linear layers to adapt: the wanted ones, or the usual ones of attention.
+
+    Raises: ParameterError: the model has no linear layer of such a name.
+    """
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    if wanted:
+        unknown = sorted(set(wanted) - linear)
+        if unknown:
+            raise ParameterError(
+                f"target_modules: no linear layer is called {', '.join(unknown)}; "
+                f"the model has {', '.join(sorted(linear))}"
+            )
+        return list(wanted)
+    for usual in _USUAL_TARGETS:
+        if set(usual) <= linear:
+            return list(usual)
+    raise ParameterError(
+        "target_modules: found no attention projections by their usual names; name some of "
+        f"{', '.join(sorted(linear))}"
+    )
+
+
+def attach_adapters(lm: LanguageModel, settings: AdapterSettings) -> LanguageModel:
+    """Put fresh LoRA adapters on a model; everything else is frozen.
+
+    B starts at zero, so the model still answers as before; A is drawn from `seed` alone.
+    Raises: ParameterError: unknown target modules, more layers than there are, or a model that
+    has adapters already.
+    """
+    model: Any = lm.model
+    if callable(getattr(model, "get_base_model", None)):
+        raise ParameterError(f"model {lm.name!r} has adapters already")
+    count = int(model.config.num_hidden_layers)
+    layers: list[int] | None = None
+    if settings.last_layers is not None:
+        if settings.last_layers > count:
+            raise ParameterError(
+                f"last_layers: the model has {count} layers, got {settings.last_layers}"
+            )
+        layers = list(range(count - settings.last_layers, count))
+    targets = adapter_targets(model, settings.target_modules)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        layers_to_transform=layers,
+        fan_in_fan_out="c_attn" in targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers for a property that transformers has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        torch.manual_seed(settings.seed)
+        adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name and not settings.train_a:
+            parameter.requires_grad_(False)
+    adapted.eval()
+    return replace(lm, model=adapted)
+
+
+def trainable_summary(lm: LanguageModel) -> TrainableSummary:
+    """Count what is trainable, by module."""
+    named = [(name, one) for name, one in lm.model.named_parameters() if one.requires_grad]
+    layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name, _ in named}
+    return TrainableSummary(
+        parameters=sum(one.numel() for _, one in named),
+        tensors=len(named),
+        layers=tuple(sorted(layers)),
+    )
+
+
+def _adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        name: one for name, one in model.named_parameters() if "lora_" in name or one.requires_grad
+    }
+
+
+def adapter_weights(lm: LanguageModel) -> AdapterWeights:
+    """The model's adapters as bytes. Not yet a release: `distil` makes it one."""
+    tensors = {
+        name: one.detach().to(torch.float32).cpu().contiguous().clone()
+        for name, one in _adapter_tensors(lm.model).items()
+    }
+    if not tensors:
+        raise ParameterError(f"model {lm.name!r} has no adapters")
+    return AdapterWeights(data=save_safetensors(tensors, metadata={"format": _FORMAT}))
+
+
+def parse_adapter_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
+    """Tensors of adapter bytes, all float32 and finite.
+
+    Raises: ParameterError: no safetensors, another type, NaN or infinity.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_safetensors(weights.data)
+    except SafetensorError as error:
+        raise ParameterError(f"adapter weights are no safetensors file: {error}") from error
+    for name, one in tensors.items():
+        if one.dtype != torch.float32:
+            raise ParameterError(f"adapter weights: {name} is {one.dtype}, expected float32")
+        if not bool(torch.isfinite(one).all()):
+            raise ParameterError(f"adapter weights: {name} holds NaN or infinity")
+    return tensors
+
+
+def load_adapters(lm: LanguageModel, weights: AdapterWeights) -> None:
+    """Overwrite the model's adapters; all or nothing.
+
+    Raises: ParameterError: bytes that are no adapters, or adapters of another model or settings.
+    """
+    tensors = parse_adapter_tensors(weights)
+    own = _adapter_tensors(lm.model)
+    if set(tensors) != set(own):
+        odd = sorted(set(tensors) ^ set(own))[0]
+        raise ParameterError(
+            f"adapter weights are for another model or other settings: {odd} is on one side only"
+        )
+    for name, one in own.items():
+        if tensors[name].shape != one.shape:
+            raise ParameterError(
+                f"adapter weights: {name} has shape {tuple(tensors[name].shape)}, "
+                f"expected {tuple(one.shape)}"
+            )
+    with torch.no_grad():
+        for name, one in own.items():
+            one.copy_(tensors[name])

@@ -1,0 +1,126 @@
+"""Text embeddings that place private records and public samples among the same clusters.
+
+Every party computes embeddings for itself, so an embedder must give the same vectors everywhere:
+no weights that differ, no download, no random state.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lada_secure.errors import ParameterError
+
+FloatVectors = npt.NDArray[np.float32]
+
+HASHED_NGRAMS = "hashed-ngrams"
+MINILM = "minilm"
+
+_DIGITS = re.compile(r"\d+")
+_SPACES = re.compile(r"\s+")
+
+
+class Embedder(Protocol):
+    """Turns texts into unit vectors; near vectors mean near topics."""
+
+    @property
+    def reference(self) -> str:
+        """Name that `embedder` accepts; a study plan pins it."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """Width e of every vector."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> FloatVectors:
+        """Embed texts.
+
+        Args: texts: n strings; empty ones are allowed.
+        Returns: (n, e) float32, every row of L2 norm 1 up to rounding.
+        """
+        ...
+
+
+class HashedNgramEmbedder:
+    """Signed feature hashing of character n-grams (Weinberger et al., ICML 2009); no weights.
+
+    For made-up languages, where a pretrained encoder knows nothing; case counts, because symbols
+    may differ by it. Every run of digits counts as one mark, because a topic does not depend on the
+    numbers in a question. Counts enter as their square roots, so that one repeated letter does not
+    drown the rest.
+    """
+
+    def __init__(self, *, dimensions: int = 128, longest: int = 3) -> None:
+        """Args: dimensions: 8 to 4096. longest: longest n-gram in characters, 1 to 5."""
+        if not 8 <= dimensions <= 4096:
+            raise ParameterError(f"embedding dimensions: expected 8 to 4096, got {dimensions}")
+        if not 1 <= longest <= 5:
+            raise ParameterError(f"longest n-gram: expected 1 to 5 characters, got {longest}")
+        self._dimensions = dimensions
+        self._longest = longest
+
+    @property
+    def reference(self) -> str:
+        """Name that `embedder` accepts."""
+        return HASHED_NGRAMS
+
+    @property
+    def dimensions(self) -> int:
+        """Width of every vector."""
+        return self._dimensions
+
+    def embed(self, texts: Sequence[str]) -> FloatVectors:
+        """Embed texts; see `Embedder.embed`."""
+        vectors = np.zeros((len(texts), self._dimensions), dtype=np.float64)
+        for row, text in enumerate(texts):
+            for gram, count in self._grams(text).items():
+                # CRC-32, not hash(): Python salts hash() per process, and all parties must agree.
+                code = zlib.crc32(gram.encode("utf-8", "surrogatepass"))
+                sign = 1.0 if code & 1 else -1.0
+                vectors[row, (code >> 1) % self._dimensions] += sign * float(np.sqrt(count))
+        return _unit_rows(vectors)
+
+    def _grams(self, text: str) -> Counter[str]:
+        plain = _SPACES.sub(" ", _DIGITS.sub("0", text)).strip()
+        # Marks for start and end give even an empty text one n-gram, hence a direction.
+        marked = f"\x02{plain}\x03"
+        return Counter(
+            marked[start : start + length]
+            for length in range(1, self._longest + 1)
+            for start in range(len(marked) - length + 1)
+        )
+
+
+def embedder(reference: str) -> Embedder:
+    """Make the embedder that a study plan names.
+
+    Args: reference: "hashed-ngrams" or "minilm".
+    Raises: ParameterError: unknown name, or the weights of "minilm" are not installed.
+    """
+    if reference == HASHED_NGRAMS:
+        return HashedNgramEmbedder()
+    if reference == MINILM:
+        # Imported late: it pulls in torch and transformers, which hashed n-grams do without.
+        from lada_secure.models.minilm import MiniLmEmbedder
+
+        return MiniLmEmbedder()
+    raise ParameterError(
+        f"embedder: expected {HASHED_NGRAMS!r} or {MINILM!r}, got {reference!r}; "
+        "correct the study plan"
+    )
+
+
+def _unit_rows(vectors: npt.NDArray[np.float64]) -> FloatVectors:
+    """Scale rows to norm 1; a row of zeros (signs that cancel) becomes the first axis."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    empty = norms[:, 0] == 0.0
+    scaled = vectors / np.where(norms == 0.0, 1.0, norms)
+    scaled[empty, 0] = 1.0
+    return scaled.astype(np.float32)

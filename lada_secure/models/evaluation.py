@@ -1,0 +1,353 @@
+"""How well a model answers, and how probable it finds a path.
+
+Batches are padded on the left, so that the positions that matter are the last ones of every row and
+only their logits are computed: the output layer of a small model costs as much as many layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lada_secure.data.prompts import answer_of, option_text, prompt_of
+from lada_secure.data.records import PoolSample, Record
+from lada_secure.errors import ParameterError
+from lada_secure.models.examples import PathExample, encode_row
+from lada_secure.models.loading import LanguageModel
+from lada_secure.privacy.release.unit_by_unit import for_each_unit
+
+# What a model may write to answer an open question, path and answer together.
+ANSWER_TOKENS: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paths:
+    """Joint log-probabilities of paths.
+
+    `total`: (n,) float64, natural logarithm of the whole path's probability, end token included,
+    <= 0. `tokens`: (n,) int64, how many tokens that is, >= 1.
+    """
+
+    total: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Log-probability per token, so that paths of different lengths compare."""
+        return self.total / self.tokens
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Nats per token, >= 0 whatever rounding does."""
+        found: NDArray[np.float64] = np.maximum(-self.mean, 0.0)
+        return found
+
+
+def accuracy(
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int = ANSWER_TOKENS,
+) -> float:
+    """Share of questions answered rightly.
+
+    Args: batch_size: >= 1. max_new_tokens: for open questions, path and answer together.
+    Returns: in [0, 1].
+    Raises: ParameterError: no records.
+    """
+    return float(
+        np.mean(correct(lm, records, batch_size=batch_size, max_new_tokens=max_new_tokens))
+    )
+
+
+def correct(
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int = ANSWER_TOKENS,
+) -> NDArray[np.bool_]:
+    """Which questions are answered rightly: (n,) bool.
+
+    Multiple choice: the option whose text is the most probable, see `choose`.
+    Open questions: greedy generation, then the answer is read from the path.
+    A record that the model cannot be asked about, whatever it holds, counts as answered wrongly.
+
+    Raises: ParameterError: no records, or a batch size below 1.
+    """
+    if not records:
+        raise ParameterError("accuracy needs at least one record")
+    if batch_size < 1:
+        raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
+    found = for_each_unit(
+        records,
+        lambda part: list(_correct(lm, part, batch_size=batch_size, max_new_tokens=max_new_tokens)),
+        otherwise=np.False_,
+        what="held-out accuracy",
+    )
+    return np.array(found, dtype=np.bool_)
+
+
+def _correct(
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> NDArray[np.bool_]:
+    right = np.zeros(len(records), dtype=np.bool_)
+    chosen = [index for index, record in enumerate(records) if record.choices]
+    opened = [index for index, record in enumerate(records) if not record.choices]
+    if chosen:
+        subset = [records[index] for index in chosen]
+        picks = choose(lm, subset, batch_size=batch_size)
+        right[chosen] = [
+            record.choices[pick] == record.answer
+            for record, pick in zip(subset, picks, strict=True)
+        ]
+    if opened:
+        prompts = [prompt_of(records[index].question, ()) for index in opened]
+        paths = greedy_paths(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        right[opened] = [
+            answer_of(path, ()) == records[index].answer
+            for index, path in zip(opened, paths, strict=True)
+        ]
+    return right
+
+
+def choose(
+    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+) -> NDArray[np.int64]:
+    """The option that the model prefers for each multiple-choice question: its place, (n,).
+
+    The option whose text has the highest log-probability per token; without the division, short
+    options would win by being short. The prompt is read once and its keys and values serve all
+    options.
+
+    Args: batch_size: questions at a time; four times as many options.
+    Raises: ParameterError: a question without options.
+    """
+    scores = _all_option_scores(lm, records, batch_size=batch_size)
+    return np.array([int(np.argmax(values)) for values in scores], dtype=np.int64)
+
+
+def option_probabilities(
+    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+) -> list[NDArray[np.float64]]:
+    """How probable the model finds each option of a multiple-choice question, among its options.
+
+    A softmax over the log-probabilities per token that `choose` compares.
+
+    Returns: one array per question, entries in [0, 1] that sum to 1.
+    Raises: ParameterError: a question without options.
+    """
+    found = []
+    for values in _all_option_scores(lm, records, batch_size=batch_size):
+        weights = np.exp(values - values.max())
+        found.append(weights / weights.sum())
+    return found
+
+
+def _all_option_scores(
+    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+) -> list[NDArray[np.float64]]:
+    if not all(record.choices for record in records):
+        raise ParameterError("choosing an option needs options, got an open question")
+    # Options of more than half of what the model takes lose their ends, and a prompt its start.
+    most = lm.max_tokens // 2
+    options = [
+        [lm.encode_prompt(option_text(choice))[:most] for choice in record.choices]
+        for record in records
+    ]
+    prompts = [
+        lm.encode_prompt(prompt_of(record.question, record.choices))[
+            -(lm.max_tokens - max(len(one) for one in own)) :
+        ]
+        for record, own in zip(records, options, strict=True)
+    ]
+    found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
+    for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+        scores = _option_scores(lm, [prompts[row] for row in rows], [options[row] for row in rows])
+        for row, values in zip(rows, scores, strict=True):
+            found[row] = values
+    return found
+
+
+def _option_scores(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+) -> list[NDArray[np.float64]]:
+    """Log-probability per token of every option after its prompt, one array per question."""
+    ids, mask, positions = _left_padded(lm, prompts)
+    owner = [row for row, texts in enumerate(options) for _ in texts]
+    texts = [text for group in options for text in group]
+    longest = max(len(text) for text in texts)
+    # Padded on the right: what stands behind an option's end cannot change its probability.
+    tail = torch.full((len(texts), longest), lm.end_token, dtype=torch.long)
+    for number, text in enumerate(texts):
+        tail[number, : len(text)] = torch.tensor(text, dtype=torch.long)
+    tail = tail.to(ids.device)
+    with torch.inference_mode():
+        read = lm.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = read.past_key_values
+        cache.batch_select_indices(torch.tensor(owner, device=ids.device))
+        steps = torch.arange(1, longest, device=ids.device)
+        rest = lm.model(
+            input_ids=tail[:, :-1],
+            attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
+            # Behind an option's own end only padding can come to the model's last position.
+            position_ids=(positions[owner, -1:] + steps).clamp(max=lm.max_tokens - 1),
+            past_key_values=cache,
+        ).logits
+        logits = torch.cat([read.logits[owner], rest], dim=1)
+        chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
+        log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
+    scores = [float(log_p[row, : len(text)].mean()) for row, text in enumerate(texts)]
+    return [
+        np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
+        for row in range(len(prompts))
+    ]
+
+
+def path_log_probabilities(
+    lm: LanguageModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
+) -> Paths:
+    """Joint log-probability of each path, end token included, after its prompt.
+
+    What is longer than the model takes is cut as in training, see `encode_row`.
+
+    Args: prompts, paths: the same number. batch_size: >= 1.
+    Raises: ParameterError: different numbers.
+    """
+    if len(prompts) != len(paths):
+        raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
+    rows_of_text = [
+        encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)
+    ]
+    heads = [list(row.tokens[: row.target_start]) for row in rows_of_text]
+    tails = [list(row.tokens[row.target_start :]) for row in rows_of_text]
+    total = np.zeros(len(paths), dtype=np.float64)
+    tokens = np.array([len(tail) for tail in tails], dtype=np.int64)
+    lengths = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
+    for rows in batches_by_length(lengths, batch_size):
+        ids, mask, positions = _left_padded(lm, [heads[row] + tails[row] for row in rows])
+        keep = max(len(tails[row]) for row in rows)
+        with torch.inference_mode():
+            logits = lm.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep + 1
+            ).logits[:, :-1]
+            targets = ids[:, -keep:]
+            # log p = logit - logsumexp, without a second tensor of the logits' size.
+            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+            log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
+        for row, values in zip(rows, log_p, strict=True):
+            total[row] = values[-len(tails[row]) :].sum()
+    return Paths(total=total, tokens=tokens)
+
+
+def greedy_paths(
+    lm: LanguageModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
+) -> list[str]:
+    """The path that the model writes after each prompt, most probable token by token."""
+    return generate_texts(
+        lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=0.0, seed=0
+    )
+
+
+def path_losses(
+    lm: LanguageModel, examples: Sequence[PathExample], *, batch_size: int
+) -> NDArray[np.float64]:
+    """Losses of the examples' paths under a model as it is now, (n,), see `Paths.losses`."""
+    return path_log_probabilities(
+        lm,
+        [one.prompt for one in examples],
+        [one.path for one in examples],
+        batch_size=batch_size,
+    ).losses
+
+
+def generate_texts(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[str]:
+    """Let the model continue each prompt up to its end token.
+
+    A prompt that leaves no room for `max_new_tokens` loses its start.
+
+    Args: temperature: 0 is greedy. seed: of the sampling; public data only, it is not for privacy.
+    Raises: ParameterError: negative temperature, sizes below 1, or more new tokens than the model
+        takes.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ParameterError(
+            f"generation needs temperature >= 0 and max_new_tokens >= 1, got {temperature} and "
+            f"{max_new_tokens}"
+        )
+    if max_new_tokens >= lm.max_tokens:
+        raise ParameterError(
+            f"max_new_tokens is {max_new_tokens}, {lm.name} takes {lm.max_tokens} with the prompt"
+        )
+    room = lm.max_tokens - max_new_tokens
+    encoded = [lm.encode_prompt(prompt)[-room:] for prompt in prompts]
+    texts = [""] * len(prompts)
+    how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(seed)
+        for rows in batches_by_length([len(one) for one in encoded], batch_size):
+            ids, mask, _ = _left_padded(lm, [encoded[row] for row in rows])
+            written = lm.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=lm.end_token,
+                eos_token_id=lm.end_token,
+                **how,
+            )[:, ids.shape[1] :]
+            for row, tokens in zip(rows, written.tolist(), strict=True):
+                end = tokens.index(lm.end_token) if lm.end_token in tokens else len(tokens)
+                texts[row] = lm.decode(tokens[:end])
+    return texts
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, so that little is padded."""
+    if batch_size < 1:
+        raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    for first in range(0, len(order), batch_size):
+        yield order[first : first + batch_size]
+
+
+def _left_padded(
+    lm: LanguageModel, rows: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, attention mask and positions, each (batch, longest) int64."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), lm.end_token, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[number, longest - len(row) :] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    device = lm.model.device
+    return ids.to(device), mask.to(device), positions.to(device)

@@ -1,0 +1,125 @@
+"""What the trainer learns from: examples, privacy units of examples, and their token rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lada_secure.models.loading import LanguageModel
+from lada_secure.privacy.release.unit_by_unit import for_each_unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathExample:
+    """One thing to learn: after `prompt`, write `path`, rather than `own_path`.
+
+    `path` is the LLM's reasoning path (pool) or the record's own rationale or answer (private);
+    `own_path` is what the small model wrote before, or None, which leaves cross-entropy alone.
+    """
+
+    example_id: str
+    prompt: str
+    path: str
+    own_path: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateUnit:
+    """All examples of one privacy unit (a patient, a customer), in a fixed order.
+
+    The caller bounds their number by a rule that looks at this unit alone
+    (`lada_secure.privacy.release.units.bound_units`).
+    """
+
+    unit_id: str
+    examples: tuple[PathExample, ...]
+
+    def __repr__(self) -> str:
+        """Without content: a representation ends up in messages and tracebacks."""
+        return f"PrivateUnit(..., {len(self.examples)} examples)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """Prompt and target tokens of one sequence; the target starts at `target_start` >= 1."""
+
+    tokens: tuple[int, ...]
+    target_start: int
+
+    @property
+    def target_length(self) -> int:
+        """Number of tokens that are scored, >= 1."""
+        return len(self.tokens) - self.target_start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedExample:
+    """A `PathExample` in tokens; `own_path` is None where there is none to contrast with."""
+
+    example_id: str
+    path: TokenRow
+    own_path: TokenRow | None
+
+    @property
+    def rows(self) -> tuple[TokenRow, ...]:
+        """The one or two sequences of the example."""
+        return (self.path,) if self.own_path is None else (self.path, self.own_path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedUnit:
+    """A `PrivateUnit` in tokens."""
+
+    unit_id: str
+    examples: tuple[EncodedExample, ...]
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the unit's longest sequence."""
+        return max((len(row.tokens) for one in self.examples for row in one.rows), default=0)
+
+
+def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
+    """Tokenize prompt and target as generation and evaluation do, and join them.
+
+    A row longer than `lm.max_tokens` loses the start of its prompt first, then the end of its
+    target: a rule on lengths alone. A text without tokens is replaced by the end token.
+    """
+    tail = lm.encode_path(target)
+    head = lm.encode_prompt(prompt)[-(lm.max_tokens - len(tail)) :]
+    return TokenRow(tokens=(*head, *tail), target_start=len(head))
+
+
+def encode_example(lm: LanguageModel, example: PathExample, *, contrast: bool) -> EncodedExample:
+    """Encode an example; `contrast` False or an own path equal to the path drops the own path."""
+    own = example.own_path if contrast and example.own_path != example.path else None
+    return EncodedExample(
+        example_id=example.example_id,
+        path=encode_row(lm, example.prompt, example.path),
+        own_path=encode_row(lm, example.prompt, own) if own else None,
+    )
+
+
+def encode_units(
+    lm: LanguageModel, units: Sequence[PrivateUnit], *, contrast: bool
+) -> tuple[EncodedUnit, ...]:
+    """Encode units in the given order; one that cannot be encoded stays, without examples.
+
+    Units with one id become one: apart, their joint influence would pass the bound of one.
+    """
+    examples: dict[str, list[PathExample]] = {}
+    for unit in units:
+        examples.setdefault(unit.unit_id, []).extend(unit.examples)
+
+    def encoded(part: Sequence[str]) -> list[tuple[EncodedExample, ...]]:
+        return [
+            tuple(encode_example(lm, one, contrast=contrast) for one in examples[unit_id])
+            for unit_id in part
+        ]
+
+    nothing: tuple[EncodedExample, ...] = ()
+    found = for_each_unit(tuple(examples), encoded, otherwise=nothing, what="encoding")
+    return tuple(
+        EncodedUnit(unit_id=unit_id, examples=kept)
+        for unit_id, kept in zip(examples, found, strict=True)
+    )

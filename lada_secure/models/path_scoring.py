@@ -1,0 +1,263 @@
+"""Joint log-probabilities of whole paths, with gradients, at the least work.
+
+Three savings over calling the model with `labels=`:
+
+* The head (vocabulary x width, often a third of a small model) runs at target positions only, and
+  over a few of them at a time (`token_scores`).
+* Rows are padded on the right. Under causal attention no position sees what follows it, so no
+  attention mask is needed and padding gets a gradient of exactly zero.
+* Layers below the first trainable one never change during training. Their output is computed
+  once per row and kept (`FrozenPrefix`), up to a limit in bytes.
+
+The second and third rely on how a model is built, so each is checked on the model at hand against
+the model's own plain forward pass, and not used where it differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lada_secure.errors import ParameterError
+from lada_secure.models.examples import TokenRow
+from lada_secure.models.token_scores import can_score_tokens, token_scores
+
+_PROBE_LENGTHS: Final = (7, 4)
+_PROBE_TOLERANCE: Final = 2e-3
+
+
+class _ReachedBoundary(Exception):
+    """Ends a forward pass at the first trainable layer; carries that layer's input."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+@contextmanager
+def _forward_replaced(modules: Sequence[nn.Module], forward: Any) -> Iterator[None]:
+    """Give modules another `forward` for a while; it shadows the class's method."""
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            if old is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = old
+
+
+def decoder_layers(body: nn.Module, count: int) -> nn.ModuleList | None:
+    """The list of `count` decoder layers of a transformer body, or None if there is none."""
+    for module in body.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    return None
+
+
+class FrozenPrefix:
+    """Outputs of the layers below the first trainable one, one entry per row.
+
+    An entry is a function of one row and of frozen weights alone: keeping it couples no examples
+    and changes no gradient. Rows beyond `cache_bytes` are computed again every time.
+    """
+
+    def __init__(self, body: nn.Module, layers: nn.ModuleList, boundary: int, cache_bytes: int):
+        self._body = body
+        self._layers = layers
+        self._boundary = boundary
+        self._left_bytes = cache_bytes
+        self._kept: dict[TokenRow, Tensor] = {}
+        self._returns_tuple = False
+
+    def _capture(self, ids: Tensor) -> Tensor:
+        def stop(hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+            raise _ReachedBoundary(hidden_states)
+
+        below: nn.Module = self._layers[self._boundary - 1]
+
+        def note(_: nn.Module, __: object, output: object) -> None:
+            self._returns_tuple = isinstance(output, tuple)
+
+        handle = below.register_forward_hook(note)
+        try:
+            with torch.no_grad(), _forward_replaced([self._layers[self._boundary]], stop):
+                self._body(input_ids=ids, use_cache=False)
+        except _ReachedBoundary as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise ParameterError("the model's forward pass never reached its first trainable layer")
+
+    def states(self, rows: Sequence[TokenRow], ids: Tensor) -> Tensor:
+        """(rows, length, width) input of the first trainable layer; zeros where padded."""
+        missing = [at for at, row in enumerate(rows) if row not in self._kept]
+        fresh: dict[int, Tensor] = {}
+        if missing:
+            length = max(len(rows[at].tokens) for at in missing)
+            captured = self._capture(ids[missing, :length])
+            for place, at in enumerate(missing):
+                state = captured[place, : len(rows[at].tokens)].clone()
+                size = state.numel() * state.element_size()
+                if size <= self._left_bytes and rows[at] not in self._kept:
+                    self._kept[rows[at]] = state
+                    self._left_bytes -= size
+                fresh[at] = state
+        known = [fresh[at] if at in fresh else self._kept[row] for at, row in enumerate(rows)]
+        hidden = known[0].new_zeros((len(rows), ids.shape[1], known[0].shape[-1]))
+        for at, state in enumerate(known):
+            hidden[at, : state.shape[0]] = state
+        return hidden
+
+    def injected(self, hidden: Tensor) -> AbstractContextManager[None]:
+        """While active, the frozen layers do no work and hand `hidden` to the first trainable."""
+        result = (hidden,) if self._returns_tuple else hidden
+
+        def skip(*_: object, **__: object) -> object:
+            return result
+
+        return _forward_replaced(list(self._layers[: self._boundary]), skip)
+
+
+class PathScorer:
+    """Joint log-probabilities of the targets of token rows under a causal language model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        cache_bytes: int = 0,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Find body, head and frozen layers, and check each saving on made-up tokens.
+
+        Args: model: a transformers causal language model, with or without peft adapters, on
+        `device`. cache_bytes: >= 0, room for outputs of frozen layers.
+        autocast_dtype: type of the forward pass, None for the weights' own. With one, outputs of
+        frozen layers are not kept: they were computed next to other rows, and in short types that
+        shows.
+        """
+        self._device = device
+        # Whether forward passes run in float32: then a row's company changes rounding alone.
+        self.is_float32 = autocast_dtype is None and all(
+            one.dtype == torch.float32 for one in model.parameters()
+        )
+        if not self.is_float32:
+            cache_bytes = 0
+        self._autocast_dtype = autocast_dtype
+        wrapped: Any = model
+        self._causal: Any = (
+            wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+        )
+        self._body: Any = getattr(self._causal, "base_model", self._causal)
+        self._head: Any = self._causal.get_output_embeddings()
+        self._prefix: FrozenPrefix | None = None
+        self._split = False
+        # Whether made-up tokens got a finite probability; if not, the weights are broken.
+        self.finite_at_first = True
+        with torch.no_grad():
+            self._probe(model, cache_bytes)
+
+    @property
+    def caches_frozen_layers(self) -> bool:
+        """Whether the layers below the first trainable one run once per row only."""
+        return self._prefix is not None
+
+    def _probe(self, model: nn.Module, cache_bytes: int) -> None:
+        vocabulary = int(self._causal.config.vocab_size)
+        tokens = [(5 + 11 * at) % vocabulary for at in range(max(_PROBE_LENGTHS))]
+        rows = [TokenRow(tokens=tuple(tokens[:n]), target_start=2) for n in _PROBE_LENGTHS]
+        plain = self(rows)
+        self.finite_at_first = bool(torch.isfinite(plain).all())
+        if self._body is not self._causal and self._head is not None:
+            self._split = True
+            self._split = self._agrees(plain, rows)
+        prefix = self._frozen_prefix(model, cache_bytes) if cache_bytes > 0 else None
+        if prefix is not None:
+            self._prefix = prefix
+            if not self._agrees(plain, rows) or not self._agrees(plain, rows):
+                self._prefix = None
+
+    def _agrees(self, plain: Tensor, rows: Sequence[TokenRow]) -> bool:
+        try:
+            return torch.allclose(self(rows), plain, rtol=_PROBE_TOLERANCE, atol=_PROBE_TOLERANCE)
+        except (ParameterError, TypeError, RuntimeError, AttributeError):
+            # A model of another build; the plain forward pass serves it.
+            return False
+
+    def _frozen_prefix(self, model: nn.Module, cache_bytes: int) -> FrozenPrefix | None:
+        layers = decoder_layers(self._body, int(self._causal.config.num_hidden_layers))
+        if layers is None:
+            return None
+        trainable = {id(one) for one in model.parameters() if one.requires_grad}
+        in_layers = [
+            {id(one) for one in layer.parameters() if id(one) in trainable} for layer in layers
+        ]
+        # A trainable embedding or norm outside the layers would make cached outputs stale.
+        if not trainable or set().union(*in_layers) != trainable:
+            return None
+        boundary = next(at for at, found in enumerate(in_layers) if found)
+        return FrozenPrefix(self._body, layers, boundary, cache_bytes) if boundary else None
+
+    def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
+        """Joint log-probability of each row's target. Returns: (rows,) float32, nats."""
+        ids, flat, targets = self._layout(rows)
+        with self._autocast():
+            scores = self._token_scores(rows, ids, flat, targets)
+        # One row's tokens side by side, zeros elsewhere: a sum in a fixed order on every device.
+        return scores.new_zeros(ids.numel()).index_copy(0, flat, scores).view(ids.shape).sum(1)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self._autocast_dtype)
+
+    def _layout(self, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, Tensor]:
+        """ids (rows, length); and, per scored token, its logit's flat place and the target."""
+        length = max(len(row.tokens) for row in rows)
+        ids = torch.zeros((len(rows), length), dtype=torch.int64)
+        flat: list[int] = []
+        targets: list[int] = []
+        for at, row in enumerate(rows):
+            ids[at, : len(row.tokens)] = torch.tensor(row.tokens)
+            # The logits at position p are about token p + 1.
+            first, last = row.target_start - 1, len(row.tokens) - 1
+            flat.extend(range(at * length + first, at * length + last))
+            targets.extend(row.tokens[row.target_start :])
+        wanted = torch.tensor([flat, targets], dtype=torch.int64).to(self._device)
+        return ids.to(self._device), wanted[0], wanted[1]
+
+    def _token_scores(
+        self, rows: Sequence[TokenRow], ids: Tensor, flat: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Log-probability of every scored token, (n,) float32."""
+        context: AbstractContextManager[None] = nullcontext()
+        if self._prefix is not None:
+            context = self._prefix.injected(self._prefix.states(rows, ids))
+        with context:
+            if not self._split:
+                logits: Tensor = self._causal(input_ids=ids, use_cache=False).logits
+                return _scores_of(logits.flatten(0, 1).index_select(0, flat), targets)
+            hidden: Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = hidden.flatten(0, 1).index_select(0, flat)
+        if can_score_tokens(self._head):
+            return token_scores(hidden, self._head, targets)
+        return _scores_of(self._head(hidden), targets)
+
+
+def _scores_of(logits: Tensor, targets: Tensor) -> Tensor:
+    return -functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def per_token(scores: Tensor, rows: Sequence[TokenRow]) -> Tensor:
+    """Divide joint log-probabilities by target lengths. Returns: (rows,) nats a token."""
+    return scores / scores.new_tensor([float(row.target_length) for row in rows])

@@ -1,0 +1,1 @@
+"""The signed ledger: entries, what may follow what, and its checks."""

@@ -1,0 +1,140 @@
+"""What a lost ledger had cost, as far as somebody knows it, and the grant that carries it over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_secure.errors import LedgerError
+from lada_secure.privacy.accounting.accountant import epsilon, merged_parts
+from lada_secure.privacy.accounting.events import (
+    MAX_PARTS,
+    DpSgdEvent,
+    EventPart,
+    GaussianEvent,
+    PrivacyEvent,
+    composed_event,
+)
+from lada_secure.privacy.accounting.fields import check_name, format_time
+from lada_secure.privacy.ledger.entries import (
+    LedgerEntry,
+    ReserveEntry,
+    RestartEntry,
+    StartEntry,
+    new_ledger_id,
+)
+from lada_secure.privacy.ledger.restart import RestartGrant
+
+
+def spent_events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:
+    """The events of all reservations, before them what an earlier restart had carried over."""
+    events: list[PrivacyEvent] = []
+    for entry in entries:
+        if isinstance(entry, RestartEntry) and entry.grant.carried is not None:
+            events.append(entry.grant.carried)
+        elif isinstance(entry, ReserveEntry):
+            events.append(entry.event)
+    return events
+
+
+def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
+    """One event that costs at least what all of them cost together; None for none.
+
+    Equal settings are counted together, which is exact. Where more than 64 different ones are
+    left, all Gaussian parts become one of the same total precision, and the DP-SGD parts with
+    the most noise become one of the least noise and the highest sampling probability among them,
+    which costs more, never less.
+    """
+    if not events:
+        return None
+    counts: dict[float, int] = {}
+    sampled: list[DpSgdEvent] = []
+    for part in merged_parts(events):
+        if isinstance(part, GaussianEvent):
+            counts[part.noise_multiplier] = counts.get(part.noise_multiplier, 0) + part.count
+        else:
+            sampled.append(part)
+    gaussian = [GaussianEvent(noise_multiplier=s, count=n) for s, n in sorted(counts.items())]
+    if len(gaussian) + len(sampled) > MAX_PARTS:
+        gaussian = _one_gaussian(gaussian)
+        sampled = _fewer(sampled, MAX_PARTS - len(gaussian))
+    parts: list[EventPart] = [*gaussian, *sampled]
+    return composed_event(parts)
+
+
+def _one_gaussian(parts: Sequence[GaussianEvent]) -> list[GaussianEvent]:
+    if not parts:
+        return []
+    precision = math.fsum(one.count / one.noise_multiplier**2 for one in parts)
+    # A hair less noise than exact, so that rounding never claims more of it.
+    return [GaussianEvent(noise_multiplier=(1 - 1e-12) / math.sqrt(precision))]
+
+
+def _fewer(parts: Sequence[DpSgdEvent], most: int) -> list[DpSgdEvent]:
+    ordered = sorted(parts, key=lambda one: (one.noise_multiplier, one.sampling_probability))
+    kept, rest = ordered[: most - 1], ordered[most - 1 :]
+    if len(rest) < 2:
+        return ordered
+    folded = DpSgdEvent(
+        noise_multiplier=min(one.noise_multiplier for one in rest),
+        sampling_probability=max(one.sampling_probability for one in rest),
+        steps=sum(one.steps for one in rest),
+    )
+    return [*kept, folded]
+
+
+def grant_restart(
+    known: Sequence[LedgerEntry],
+    *,
+    public_key: bytes,
+    target_delta: float,
+    requested_by: str,
+    auditor: str,
+    granted_by: str,
+    signing_key: Ed25519PrivateKey,
+    time: datetime,
+) -> RestartGrant:
+    """Let a site begin a ledger in place of the one whose entries are known up to here.
+
+    What the site spent in the lost ledger after the last known entry is not in it; the caller
+    has asked.
+
+    Args:
+        known: the auditor's verified copy, from the first entry on.
+        public_key: the site's Ed25519 key from its certificate, 32 raw bytes.
+        target_delta: at which `carried_epsilon` is stated.
+        requested_by: the person at the site. auditor: party id. granted_by: the person there.
+        signing_key: the auditor's. time: the auditor's clock, with a zone.
+    Raises: LedgerError: nothing is known. ParameterError: a name, delta or time is wrong.
+    """
+    if not known or not isinstance(known[0], StartEntry | RestartEntry):
+        raise LedgerError(
+            "restart: no entry of the lost ledger is known, so nothing can be carried"
+        )
+    carried = merged_event(spent_events(known))
+    studies = {one.study_id for one in known if isinstance(one, ReserveEntry)}
+    if isinstance(known[0], RestartEntry):
+        studies.update(known[0].grant.studies)
+    grant = RestartGrant(
+        site=known[0].site,
+        population=known[0].population,
+        ledger_id=new_ledger_id(),
+        public_key=public_key.hex(),
+        previous_ledger_id=known[0].ledger_id,
+        previous_index=known[-1].index,
+        previous_hash=known[-1].entry_hash,
+        carried=carried,
+        studies=tuple(sorted(studies)),
+        target_delta=float(target_delta),
+        carried_epsilon=epsilon([carried] if carried else [], target_delta=target_delta),
+        requested_by=check_name("requested_by", requested_by),
+        auditor=check_name("auditor", auditor),
+        auditor_key="",
+        granted_by=check_name("granted_by", granted_by),
+        time=format_time(time),
+        signature="",
+    )
+    return grant.signed(signing_key)

@@ -1,0 +1,1 @@
+"""From private records to a released value: units, noise, release."""

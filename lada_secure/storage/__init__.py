@@ -1,0 +1,1 @@
+"""Folders and files that outlive a process: locks, line files, schema versions."""

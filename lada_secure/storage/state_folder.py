@@ -1,0 +1,105 @@
+"""Whose a state folder is, in which version, and that one process at a time works in it.
+
+A settings file that names another party's folder would mix two parties' keys, messages and
+budgets; two processes in one folder would send two different messages in one place. Both are
+refused before anything is written. The lock dies with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from lada_secure.canonical import canonical_json
+from lada_secure.errors import ParameterError, TransportError
+from lada_secure.storage.schema_versions import versions_to_migrate
+
+STATE_VERSION: Final = 1
+OWNER_FILE: Final = "owner.json"
+LOCK_FILE: Final = "lock"
+_MAX_OWNER_BYTES: Final = 4096
+
+
+@contextmanager
+def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
+    """Work in a state folder as its owner, alone; it becomes ours where nobody's name is on it.
+
+    Raises: ParameterError: another party's, of a newer version, or another process works in it.
+        TransportError: the folder cannot be written.
+    """
+    lock = _locked(folder)
+    try:
+        if not check_state_folder(folder, party=party, role=role):
+            _write_owner(folder / OWNER_FILE, party=party, role=role)
+        yield
+    finally:
+        lock.close()
+
+
+def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
+    """Whether this party's name is on the folder; False where nobody's is.
+
+    Raises: ParameterError: another party's, of a newer version, or the note is damaged.
+    """
+    path = folder / OWNER_FILE
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(_MAX_OWNER_BYTES))
+        owner, version = (found["party"], found["role"]), str(found["version"])
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise TransportError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ParameterError(
+            f"{path} is damaged ({error!r}); restore the folder from its backup, or, if you are "
+            f"sure that it is the one of {party}, delete this one file"
+        ) from error
+    versions_to_migrate(version, current=STATE_VERSION, where=str(path), refusal=ParameterError)
+    if owner != (party, role):
+        raise ParameterError(
+            f"{folder} is the state of {owner[1]} {owner[0]}, the settings are those of {role} "
+            f"{party}; name this party's own state_dir. Nothing was changed"
+        )
+    return True
+
+
+def _locked(folder: Path) -> BinaryIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("ab")
+    except OSError as error:
+        raise TransportError(f"cannot write {folder / LOCK_FILE}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ParameterError(
+            f"{folder} is in use by another process of this party; stop it first. Two at once "
+            "would send two different messages in one place"
+        ) from error
+    except OSError as error:
+        lock.close()
+        # Without a lock nobody could tell whether another process works here.
+        raise TransportError(
+            f"{folder / LOCK_FILE} cannot be locked: {error.strerror}; put state_dir on a file "
+            "system that has locks (a local disk, or a network share mounted with them)"
+        ) from error
+    return lock
+
+
+def _write_owner(path: Path, *, party: str, role: str) -> None:
+    part = path.with_name(f".{path.name}")
+    try:
+        with part.open("wb") as file:
+            file.write(canonical_json({"party": party, "role": role, "version": STATE_VERSION}))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise TransportError(f"cannot write {path}: {error.strerror}") from error

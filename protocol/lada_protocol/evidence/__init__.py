@@ -1,0 +1,1 @@
+"""Checks of a finished study, by whoever was not there."""

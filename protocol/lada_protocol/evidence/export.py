@@ -1,0 +1,56 @@
+"""The exported study: which files there are, and where faults in them are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lada_protocol.identity.roster import Roster
+from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.index import MessageIndex
+from lada_secure.errors import LadaError
+
+CA_FILE = "ca.crt"
+ROSTER_FILE = "roster.json"
+PLAN_FILE = "plan.json"
+MESSAGES_FILE = "messages.jsonl"
+
+
+def ledger_file(site: str) -> str:
+    """Where a site's ledger stands."""
+    return f"ledgers/{site}.jsonl"
+
+
+def opening_file(round_id: int, purpose: str) -> str:
+    """Where an opened sum stands."""
+    return f"openings/{round_id}-{purpose}.json"
+
+
+def transcript_file(round_id: int) -> str:
+    """Where a round's transcript stands."""
+    return f"transcripts/{round_id}.json"
+
+
+class Faults:
+    """Collects what is wrong; one bad file does not hide another."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def check(self, where: str, error: LadaError) -> None:
+        """Note an error found in a file."""
+        self.found.append(f"{where}: {error}")
+
+    def add(self, where: str, sentence: str) -> None:
+        """Note a fault of a file in words."""
+        self.found.append(f"{where}: {sentence}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedStudy:
+    """All files by their path in the export, and what was read from them."""
+
+    files: Mapping[str, bytes]
+    roster: Roster
+    plan: StudyPlan
+    index: MessageIndex

@@ -1,0 +1,1 @@
+"""Who is who: certificates, enrolment, renewal, revocation, the roster."""

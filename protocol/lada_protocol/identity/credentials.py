@@ -1,0 +1,235 @@
+"""The files of a party's identity folder, checked against each other.
+
+Reading the files is the caller's part (`read`), so the same checks serve sites, auditor and
+coordinator, whatever holds their keys.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, NoReturn
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from lada_protocol.identity.certificates import (
+    PartyName,
+    certificate_pem,
+    parse_certificate,
+    verify_certificate,
+    verify_party,
+)
+from lada_protocol.identity.roster import Party, Roster, party_of_certificates
+from lada_secure.errors import LadaError, ParameterError
+
+CA_CERTIFICATE: Final = "ca.crt"
+TLS_CERTIFICATE: Final = "tls.crt"
+TLS_KEY: Final = "tls.key"
+SIGNING_CERTIFICATE: Final = "sign.crt"
+SIGNING_KEY: Final = "sign.key"
+# Only there once the study CA has revoked something.
+REVOCATIONS: Final = "ca.crl"
+# Where an operator may put the passphrase instead of into a file.
+UNLOCK_VARIABLE: Final = "LADA_KEY_PASSPHRASE"
+# PKCS 8 as OpenSSL writes it stretches a passphrase only a little, so it must be long itself.
+MIN_PASSPHRASE_BYTES: Final = 16
+MAX_PASSPHRASE_BYTES: Final = 1024
+CREDENTIAL_FILES: Final = (
+    CA_CERTIFICATE,
+    TLS_CERTIFICATE,
+    TLS_KEY,
+    SIGNING_CERTIFICATE,
+    SIGNING_KEY,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Passphrase:
+    """What private keys at rest are encrypted with. Not printable and not picklable."""
+
+    value: bytes = field(repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a passphrase is not pickled")
+
+
+def parse_passphrase(raw: bytes, *, where: str) -> Passphrase:
+    """The passphrase in a file or variable; white space around it does not count.
+
+    Raises: ParameterError: shorter than 16 or longer than 1,024 bytes.
+    """
+    if raw.startswith(codecs.BOM_UTF8):
+        raise ParameterError(
+            f"passphrase in {where}: it starts with a byte-order mark, which would be taken for "
+            "a part of it; save the file as UTF-8 without one"
+        )
+    value = raw.strip()
+    if not MIN_PASSPHRASE_BYTES <= len(value) <= MAX_PASSPHRASE_BYTES:
+        raise ParameterError(
+            f"passphrase in {where}: expected {MIN_PASSPHRASE_BYTES} to {MAX_PASSPHRASE_BYTES} "
+            f"bytes, got {len(value)}; `openssl rand -base64 24` makes a good one"
+        )
+    return Passphrase(value)
+
+
+def private_key_pem(
+    key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey, passphrase: Passphrase | None
+) -> bytes:
+    """PKCS 8 in PEM, encrypted (PBES2, AES-256) where there is a passphrase."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption()
+        if passphrase is None
+        else serialization.BestAvailableEncryption(passphrase.value),
+    )
+
+
+def load_private_key(file: str, pem: bytes, passphrase: Passphrase | None) -> PrivateKeyTypes:
+    """Read a private key in PKCS 8; a passphrase is used where the key is encrypted.
+
+    Raises: ParameterError: not a key, encrypted and no passphrase given, or another passphrase.
+    """
+    encrypted = b"ENCRYPTED PRIVATE KEY" in pem[:64]
+    if encrypted and passphrase is None:
+        raise ParameterError(
+            f"{file} is encrypted and no passphrase was given; set {UNLOCK_VARIABLE}, or name "
+            "a file that holds it as passphrase_file"
+        )
+    try:
+        return serialization.load_pem_private_key(
+            pem, password=passphrase.value if passphrase is not None and encrypted else None
+        )
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # The reason of the library is dropped: it may quote the key's text.
+        what = "a key under another passphrase" if encrypted else "something else"
+        raise ParameterError(f"{file}: expected a PEM private key, found {what}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """Certificates and private keys of one party; build with `parse_credentials`.
+
+    Not printable and not picklable as far as the keys go: they stay in this process.
+    `tls_key_pem` is the key without encryption, whatever lies on disk.
+    """
+
+    name: PartyName
+    ca: x509.Certificate
+    tls_certificate: x509.Certificate
+    signing_certificate: x509.Certificate
+    tls_key_pem: bytes = field(repr=False)
+    signing_key: Ed25519PrivateKey = field(repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("credentials hold private keys and are not pickled")
+
+    @property
+    def ca_pem(self) -> bytes:
+        """The study CA's certificate."""
+        return certificate_pem(self.ca)
+
+    @property
+    def tls_certificate_pem(self) -> bytes:
+        """This party's TLS certificate."""
+        return certificate_pem(self.tls_certificate)
+
+    def party(self) -> Party:
+        """The roster entry that belongs to these credentials."""
+        return party_of_certificates(
+            self.name, tls=self.tls_certificate, signing=self.signing_certificate
+        )
+
+    def check_roster(self, roster: Roster) -> None:
+        """Check that the roster lists exactly these credentials.
+
+        Raises: ParameterError: the party is missing, or listed with another key or role.
+        """
+        own = self.party()
+        listed = next((one for one in roster.parties if one.id == own.id), None)
+        if listed is None:
+            raise ParameterError(
+                f"{own.id} is not in the roster {roster.hash[:16]}..., which lists "
+                f"{', '.join(one.id for one in roster.parties)}; use the study's roster file"
+            )
+        if listed != own:
+            raise ParameterError(
+                f"roster {roster.hash[:16]}... lists {listed.name.uri} with TLS key "
+                f"{listed.tls_fingerprint[:16]}... and signing key "
+                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.name.uri} with "
+                f"{own.tls_fingerprint[:16]}... and {own.signing_fingerprint[:16]}...; use the "
+                "identity folder that the roster was made from"
+            )
+
+
+def parse_credentials(
+    read: Callable[[str], bytes],
+    *,
+    at: datetime,
+    expected_id: str | None = None,
+    passphrase: Passphrase | None = None,
+) -> Credentials:
+    """Read and check an identity folder: one CA, one name, keys that fit their certificates.
+
+    Args: read: returns the content of a file of `CREDENTIAL_FILES`. at: now, with time zone.
+      expected_id: the id that the settings name, if they do. passphrase: of encrypted keys.
+    Raises: ParameterError: any check fails; says which file.
+    """
+    try:
+        ca = parse_certificate(read(CA_CERTIFICATE))
+        tls = parse_certificate(read(TLS_CERTIFICATE))
+        signing = parse_certificate(read(SIGNING_CERTIFICATE))
+        name = verify_certificate(tls, ca=ca, at=at, usage="tls")
+        verify_party(signing, ca=ca, at=at, usage="signing", expected=name)
+    except ParameterError:
+        raise
+    except LadaError as error:
+        raise ParameterError(str(error)) from error
+    if expected_id is not None and name.id != expected_id:
+        raise ParameterError(
+            f"settings say party {expected_id!r}, the certificates name {name.uri}; use the "
+            f"identity folder of {expected_id}"
+        )
+    tls_key = _load_key(TLS_KEY, read(TLS_KEY), tls, passphrase)
+    if not isinstance(tls_key, ec.EllipticCurvePrivateKey):
+        raise ParameterError(f"{TLS_KEY}: expected an ECDSA key")
+    signing_key = _load_key(SIGNING_KEY, read(SIGNING_KEY), signing, passphrase)
+    if not isinstance(signing_key, Ed25519PrivateKey):
+        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
+    return Credentials(
+        name=name,
+        ca=ca,
+        tls_certificate=tls,
+        signing_certificate=signing,
+        tls_key_pem=private_key_pem(tls_key, None),
+        signing_key=signing_key,
+    )
+
+
+def parse_signing_key(
+    read: Callable[[str], bytes], *, passphrase: Passphrase | None = None
+) -> Ed25519PrivateKey:
+    """The signing key of an identity folder alone, whatever became of its certificates.
+
+    Raises: ParameterError: not an Ed25519 key, or it cannot be decrypted.
+    """
+    key = load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
+    return key
+
+
+def _load_key(
+    file: str, pem: bytes, certificate: x509.Certificate, passphrase: Passphrase | None
+) -> PrivateKeyTypes:
+    key = load_private_key(file, pem, passphrase)
+    if key.public_key() != certificate.public_key():
+        raise ParameterError(f"{file} does not belong to the certificate beside it")
+    return key

@@ -1,0 +1,141 @@
+"""Certificates and revocation lists that change while a process runs.
+
+Disk and clock are the caller's part, so both ends of a connection keep one rule: what cannot be
+used never replaces what can.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
+from lada_protocol.identity.credentials import (
+    CREDENTIAL_FILES,
+    REVOCATIONS,
+    Credentials,
+    Passphrase,
+    parse_credentials,
+)
+from lada_protocol.identity.revocation import (
+    MAX_REVOCATION_BYTES,
+    RevocationList,
+    parse_revocations,
+)
+from lada_protocol.identity.roster import Roster
+from lada_secure.errors import LadaError, ParameterError, PeerError
+
+T = TypeVar("T")
+
+
+class IdentityFiles(Protocol):
+    """An identity folder as its adapter shows it."""
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Content of a file, at most one byte more than allowed. Raises: ParameterError."""
+
+    def stamp(self, name: str) -> Hashable:
+        """Changes whenever the file does; None where there is none."""
+
+
+class Renewed(Generic[T]):
+    """The newest usable value of some files. Thread-safe.
+
+    Args: stamp: changes when the files do; asked on every look, so it must be cheap. load: reads
+      the files, given the value so far (None at first). refused: told once of every change that
+      could not be used.
+    Raises: LadaError: the first value cannot be read.
+    """
+
+    def __init__(
+        self,
+        stamp: Callable[[], Hashable],
+        load: Callable[[T | None], T],
+        refused: Callable[[LadaError], None],
+    ) -> None:
+        self._stamp = stamp
+        self._load = load
+        self._refused = refused
+        self._lock = threading.Lock()
+        self._seen = stamp()
+        self._value = load(None)
+
+    def current(self) -> T:
+        """The value, read again if the files changed since the last look."""
+        with self._lock:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._seen = stamp
+                try:
+                    self._value = self._load(self._value)
+                except LadaError as error:
+                    self._refused(error)
+            return self._value
+
+
+class LiveIdentity:
+    """A party's certificates and keys, and what the CA has revoked, as they stand now.
+
+    Args: files: the identity folder. clock: aware UTC time. party_id: who we must be.
+      refused: told of a changed file that cannot be used; the old content stays in force.
+    Raises: ParameterError: the folder cannot be used, or the roster does not list its keys.
+    """
+
+    def __init__(
+        self,
+        files: IdentityFiles,
+        *,
+        roster: Roster,
+        clock: Callable[[], datetime],
+        refused: Callable[[LadaError], None],
+        party_id: str | None = None,
+        passphrase: Passphrase | None = None,
+    ) -> None:
+        self.passphrase = passphrase
+
+        def load(_: Credentials | None) -> Credentials:
+            loaded = parse_credentials(
+                lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
+                at=clock(),
+                expected_id=party_id,
+                passphrase=passphrase,
+            )
+            loaded.check_roster(roster)
+            return loaded
+
+        self._credentials = Renewed(
+            lambda: tuple(files.stamp(name) for name in CREDENTIAL_FILES), load, refused
+        )
+        ca = self._credentials.current().ca
+
+        def load_revocations(known: RevocationList | None) -> RevocationList | None:
+            if files.stamp(REVOCATIONS) is None:
+                if known is None:
+                    return None
+                raise ParameterError(
+                    f"{REVOCATIONS} is gone; list {known.number} stays in force until a newer one"
+                )
+            try:
+                found = parse_revocations(files.read(REVOCATIONS, MAX_REVOCATION_BYTES), ca=ca)
+            except PeerError as error:
+                raise ParameterError(f"{REVOCATIONS}: {error}") from error
+            if known is not None and found.number < known.number:
+                raise ParameterError(
+                    f"{REVOCATIONS}: list {found.number} is older than list {known.number}, which "
+                    "stays in force"
+                )
+            return found
+
+        self._revocations: Renewed[RevocationList | None] = Renewed(
+            lambda: files.stamp(REVOCATIONS), load_revocations, refused
+        )
+
+    def credentials(self) -> Credentials:
+        """The newest usable certificates and keys."""
+        return self._credentials.current()
+
+    def revocations(self) -> RevocationList | None:
+        """The newest list of revoked certificates; None where there never was one."""
+        return self._revocations.current()

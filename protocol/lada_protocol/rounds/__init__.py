@@ -1,0 +1,1 @@
+"""What each party does next, from the signed messages so far."""

@@ -1,0 +1,325 @@
+"""Collective opening (DESIGN section 3, steps 2 to 5): what is bound, and what is checked.
+
+Pure checks over signed messages. The arithmetic lives in `lada_secure.encryption`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lada_protocol.identity.roster import Roster
+from lada_protocol.kinds import Kind
+from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.llm_transfer import split_pool, uplink_of
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import (
+    CohortBody,
+    ContributionBody,
+    MaskKeyBody,
+    SumBody,
+    parse_body,
+)
+from lada_secure.allocation.statistics_parameters import site_bound
+from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
+from lada_secure.errors import PeerError
+
+MAX_OPENED_BYTES = 32 * 1024 * 1024
+
+
+def purposes_of(plan: StudyPlan) -> tuple[str, ...]:
+    """What is opened collectively in a study, in the order of a round."""
+    return (STATISTICS, DEMAND) if plan.uplink is None else (STATISTICS, DEMAND, ADVANTAGE)
+
+
+def purpose_length(plan: StudyPlan, purpose: str) -> int:
+    """Entries of the vector that is summed for this purpose."""
+    return 2 * plan.allocation.clusters if purpose == STATISTICS else plan.pool_size
+
+
+def site_bound_of(plan: StudyPlan, purpose: str) -> int:
+    """Largest absolute value of one entry of one site's vector, public and proven.
+
+    Statistics: the noised vector is clamped to it. Demand: a site wants a sample or not.
+    Advantage: the clip at the plan's scale.
+    """
+    if purpose == DEMAND:
+        return 1
+    if purpose == ADVANTAGE:
+        return uplink_of(plan).site_bound
+    return site_bound(
+        scale=plan.statistics.integer_scale,
+        max_units=plan.privacy.max_units,
+        noise_multiplier=plan.statistics.noise_multiplier,
+    )
+
+
+def sum_bound_of(plan: StudyPlan, purpose: str) -> int:
+    """Largest absolute value of one entry of the sum over the largest cohort."""
+    return plan.max_cohort * site_bound_of(plan, purpose)
+
+
+def purpose_parameters(plan: StudyPlan, purpose: str) -> OpeningParameters:
+    """BFV parameters of a purpose; a function of the plan, so no party sends any."""
+    return opening_parameters(
+        length=purpose_length(plan, purpose), sum_bound=sum_bound_of(plan, purpose)
+    )
+
+
+def check_opened_range(values: Sequence[int], plan: StudyPlan, purpose: str, sites: int) -> None:
+    """Check an opened sum against what its sites can honestly have sent.
+
+    Raises: PeerError(reason="out_of_range"): masks that do not cancel, values that wrapped, an
+        advantage at a sample that is no candidate. PeerError(reason="over_quota"): a demand above
+        the quota.
+    """
+    bound = sites * site_bound_of(plan, purpose)
+    low = -bound if purpose == STATISTICS else 0
+    outside = sum(1 for value in values if not low <= value <= bound)
+    if outside:
+        raise PeerError(
+            f"{purpose}: {outside} of {len(values)} opened entries lie outside [{low}, {bound}]; "
+            "masks did not cancel or a site sent values out of range",
+            reason="out_of_range",
+        )
+    if purpose == ADVANTAGE:
+        elsewhere = set(range(len(values))) - set(split_pool(plan).candidates)
+        if any(values[one] for one in elsewhere):
+            raise PeerError(
+                "advantage: an opened entry belongs to a sample that is no candidate",
+                reason="out_of_range",
+            )
+    quota = sites * plan.allocation.quota
+    if purpose == DEMAND and sum(values) > quota:
+        raise PeerError(
+            f"demand: {sum(values)} samples wanted in all, {sites} sites may want {quota}",
+            reason="over_quota",
+        )
+
+
+def opened_values(raw: bytes, plan: StudyPlan, purpose: str) -> list[int]:
+    """Read the payload of `opened`: one integer per entry.
+
+    Raises: PeerError(reason="malformed").
+    """
+    value = parse_canonical_json(raw, max_bytes=MAX_OPENED_BYTES)
+    length = purpose_length(plan, purpose)
+    if not isinstance(value, list) or len(value) != length:
+        raise PeerError(f"opened {purpose}: expected a list of {length} integers")
+    if any(type(entry) is not int for entry in value):
+        raise PeerError(f"opened {purpose}: expected integers only")
+    return value
+
+
+def keys_digest(keys: Mapping[str, Envelope]) -> str:
+    """Hash over the mask keys that a site was shown.
+
+    Contributions built on different key sets carry different digests, so two rosters shown to
+    two sites are found before anything is opened.
+    """
+    return sha256_hex(canonical_json({site: keys[site].message_hash for site in sorted(keys)}))
+
+
+def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str) -> bytes:
+    """What the pairwise masks are derived for: study, plan, roster, round, attempt, purpose."""
+    return canonical_json(
+        {
+            "protocol": "lada/2/mask",
+            "study_id": plan.study_id,
+            "plan_hash": plan.hash,
+            "roster_hash": roster.hash,
+            "round_id": attempt.round_id,
+            "purpose": attempt.purpose,
+            "attempt": attempt.number,
+            "keys_digest": digest,
+        }
+    )
+
+
+def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster) -> Envelope:
+    """What a site's vector of this purpose is computed from, of all that the coordinator sent it.
+
+    Statistics: the clusters. Demand: this site's blind scores. Advantage: the round's paths.
+
+    Raises: PeerError: missing_scores, missing_message.
+    """
+    coordinator, round_id = roster.coordinator.id, attempt.round_id
+    if attempt.purpose == DEMAND:
+        found = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
+    elif attempt.purpose == ADVANTAGE:
+        found = index.find(Kind.PATHS, sender=coordinator, round_id=round_id)
+    else:
+        found = index.find(Kind.CLUSTERS, sender=coordinator)
+    if found is None:
+        raise PeerError(
+            f"round {round_id}, {attempt.purpose}: {coordinator} has sent nothing that {site} "
+            "could have computed its vector from",
+            reason="missing_scores" if attempt.purpose == DEMAND else "missing_message",
+            peer=coordinator,
+            round_id=round_id,
+        )
+    return found
+
+
+def check_cohort(cohort: Envelope, *, plan: StudyPlan, roster: Roster) -> tuple[str, ...]:
+    """The sites of an attempt, sorted.
+
+    Raises: PeerError: unknown_party, cohort_too_small, cohort_too_large, malformed.
+    """
+    sites = parse_body(cohort, CohortBody).sites
+    head = cohort.header
+    if sites != sorted(set(sites)):
+        raise PeerError("cohort is not a sorted list of different sites", reason="malformed")
+    known = {party.id for party in roster.sites}
+    strangers = [site for site in sites if site not in known]
+    if strangers:
+        raise PeerError(
+            f"round {head.round_id}: cohort names {strangers[0]}, which is not in the roster",
+            reason="unknown_party",
+            peer=head.sender,
+            round_id=head.round_id,
+        )
+    if len(sites) < plan.min_cohort:
+        raise PeerError(
+            f"round {head.round_id}: cohort of {len(sites)} sites, at least {plan.min_cohort} "
+            "needed; the round must wait for more sites",
+            reason="cohort_too_small",
+            peer=head.sender,
+            round_id=head.round_id,
+        )
+    if len(sites) > plan.max_cohort:
+        raise PeerError(
+            f"round {head.round_id}: cohort of {len(sites)} sites, at most {plan.max_cohort}",
+            reason="cohort_too_large",
+            peer=head.sender,
+            round_id=head.round_id,
+        )
+    return tuple(sites)
+
+
+def check_mask_keys(
+    cohort: tuple[str, ...], keys: Mapping[str, Envelope], attempt: Attempt
+) -> dict[str, bytes]:
+    """Raw X25519 keys of the whole cohort.
+
+    Raises: PeerError: missing_key, repeated_key (one key for two sites would cancel its mask).
+    """
+    missing = [site for site in cohort if site not in keys]
+    if missing:
+        raise PeerError(
+            f"round {attempt.round_id}, {attempt.purpose}: no mask key of {missing[0]}",
+            reason="missing_key",
+            round_id=attempt.round_id,
+        )
+    raw = {site: bytes.fromhex(parse_body(keys[site], MaskKeyBody).public_key) for site in cohort}
+    if len(set(raw.values())) != len(raw):
+        raise PeerError(
+            f"round {attempt.round_id}, {attempt.purpose}: two sites show the same mask key",
+            reason="repeated_key",
+            round_id=attempt.round_id,
+        )
+    return raw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpeningRequest:
+    """What the auditor has verified before it touches a key."""
+
+    attempt: Attempt
+    cohort: tuple[str, ...]
+    contributions: Mapping[str, Envelope]
+    paid_by: Mapping[str, str]
+    sum_message: Envelope
+
+
+def check_opening_request(
+    index: MessageIndex,
+    attempt: Attempt,
+    *,
+    plan: StudyPlan,
+    roster: Roster,
+    parameters_digest: str,
+) -> OpeningRequest:
+    """Check everything about an opening that messages alone can show.
+
+    The caller still checks ledgers, recomputes the sum, and makes sure that nothing was opened
+    for this round and purpose before.
+
+    Raises: PeerError with the codes of SPEC.md, "Opening".
+    """
+    where = f"round {attempt.round_id}, {attempt.purpose}, attempt {attempt.number}"
+
+    def only(kind: Kind) -> Envelope:
+        found = index.at(kind, attempt, sender=roster.coordinator.id)
+        if found is None:
+            raise PeerError(f"{where}: no {kind} message", reason="missing_message")
+        return found
+
+    cohort = check_cohort(only(Kind.COHORT), plan=plan, roster=roster)
+    keys = index.all_at(Kind.MASK_KEY, attempt)
+    check_mask_keys(cohort, keys, attempt)
+    digest = keys_digest({site: keys[site] for site in cohort})
+    sent = index.all_at(Kind.CONTRIBUTION, attempt)
+    named = parse_body(only(Kind.SUM), SumBody).contributions
+    if tuple(sorted(named)) != cohort:
+        raise PeerError(
+            f"{where}: the sum names {sorted(named)}, the cohort is {list(cohort)}",
+            reason="wrong_cohort",
+            peer=roster.coordinator.id,
+            round_id=attempt.round_id,
+        )
+    shown = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
+    if shown is None:
+        raise PeerError(f"{where}: no {Kind.OPENING_KEY} message", reason="missing_message")
+    paid_by: dict[str, str] = {}
+    for site in cohort:
+        contribution = sent.get(site)
+        if contribution is None or contribution.message_hash != named[site]:
+            raise PeerError(
+                f"{where}: no signed contribution of {site} behind the sum",
+                reason="missing_contribution",
+                peer=site,
+                round_id=attempt.round_id,
+            )
+        body = parse_body(contribution, ContributionBody)
+        if body.keys_digest != digest:
+            raise PeerError(
+                f"{where}: {site} was shown other mask keys than the auditor",
+                reason="different_keys",
+                peer=site,
+                round_id=attempt.round_id,
+            )
+        if body.parameters_digest != parameters_digest:
+            raise PeerError(
+                f"{where}: {site} sealed under other parameters than the plan's",
+                reason="wrong_parameters",
+                peer=site,
+                round_id=attempt.round_id,
+            )
+        if body.opening_key != shown.message_hash:
+            raise PeerError(
+                f"{where}: {site} sealed under another key than the auditor's, message "
+                f"{shown.message_hash[:16]}; got {body.opening_key[:16]}",
+                reason="wrong_opening_key",
+                peer=site,
+                round_id=attempt.round_id,
+            )
+        basis = basis_of(index, attempt, site=site, roster=roster)
+        if body.rests_on != basis.message_hash:
+            raise PeerError(
+                f"{where}: {site} was shown another {basis.kind} message by "
+                f"{roster.coordinator.id} than the auditor",
+                reason="wrong_basis",
+                peer=roster.coordinator.id,
+                round_id=attempt.round_id,
+            )
+        paid_by[site] = body.paid_by
+    return OpeningRequest(
+        attempt=attempt,
+        cohort=cohort,
+        contributions={site: sent[site] for site in cohort},
+        paid_by=paid_by,
+        sum_message=only(Kind.SUM),
+    )

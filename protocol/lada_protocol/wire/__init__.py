@@ -1,0 +1,1 @@
+"""Bytes: envelopes, kinds of messages, their payloads, sizes and limits."""

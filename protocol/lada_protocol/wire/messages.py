@@ -1,0 +1,307 @@
+"""Bodies of messages as frozen types: parsed once, never checked again inside.
+
+SPEC.md, "Messages", lists every field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lada_protocol.kinds import Kind
+from lada_protocol.wire.envelope import Digest, Envelope, PartyId
+from lada_secure.errors import PeerError
+
+ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
+Sentence = Annotated[str, Field(max_length=1000)]
+Certificate = Annotated[str, Field(max_length=8192)]
+Index = Annotated[int, Field(ge=0)]
+
+
+class Body(BaseModel):
+    """Base of all bodies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class EmptyBody(Body):
+    """For kinds whose payload says everything: pool, clusters."""
+
+
+class CertifiedBody(Body):
+    """plan: the coordinator's signing certificate (PEM), so that exports prove who signed."""
+
+    certificate: Certificate
+
+
+class OpeningKeyBody(Body):
+    """opening_key: the auditor's BFV public key for one purpose is the payload."""
+
+    parameters_digest: Digest
+    certificate: Certificate
+
+
+class AcceptanceBody(Body):
+    """acceptance: the site's signature over the plan hash, and the ledger that it will pay from.
+
+    ledger_id, head_index, head_hash: the population's ledger with the decision on this plan.
+    new_ledger: whether nothing was ever reserved in it and nothing carried into it.
+    """
+
+    certificate: Certificate
+    population: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    ledger_id: Digest
+    head_index: Index
+    head_hash: Digest
+    new_ledger: bool
+
+
+class AdmissionBody(Body):
+    """admission: the auditor has compared the ledger with its copy; the site may spend.
+
+    acceptance: the message hash of what is admitted. known_entries: how many entries of this ledger
+    the auditor had seen, in all studies; 0 where it had no copy.
+    """
+
+    acceptance: Digest
+    known_entries: Index
+
+
+class FaultBody(Body):
+    """refusal, opening_refused, abort, failed: a stable code and a sentence for people."""
+
+    code: ErrorCode
+    message: Sentence
+
+
+class CohortBody(Body):
+    """cohort: the sites of one attempt; at least the plan's min_cohort."""
+
+    sites: Annotated[list[PartyId], Field(min_length=1)]
+
+
+class MaskKeyBody(Body):
+    """mask_key: a fresh X25519 public key, 32 bytes in hexadecimal."""
+
+    public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @field_validator("public_key")
+    @classmethod
+    def _key_is_usable(cls, value: str) -> str:
+        # With a point of small order the "shared" secret is zero, whatever the other key is, so
+        # any private key shows it (RFC 7748, section 6.1).
+        probe = X25519PrivateKey.from_private_bytes(bytes(32))
+        try:
+            probe.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(value)))
+        except ValueError:
+            raise ValueError("a point of small order is no mask key") from None
+        return value
+
+
+class LedgerBody(Body):
+    """ledger: entries first_index to head_index are the payload, as canonical JSON Lines."""
+
+    first_index: Index
+    head_index: Index
+    head_hash: Digest
+
+
+class ReceiptBody(Body):
+    """receipt: the auditor's countersignature over a ledger head; the chain ends there or later."""
+
+    head_index: Index
+    head_hash: Digest
+
+
+class ContributionBody(Body):
+    """contribution: the sealed vector is the payload.
+
+    opening_key: message hash of the opening key that it is sealed under. BFV ciphertexts don't tell
+    one key from another, so this is how a swapped key is found before anything is opened.
+    rests_on: message hash of what the coordinator gave this site to compute the vector from. A
+    coordinator that shows the auditor other scores than the site is found by it.
+    """
+
+    keys_digest: Digest
+    opening_key: Digest
+    paid_by: Digest
+    parameters_digest: Digest
+    rests_on: Digest
+
+
+class SumBody(Body):
+    """sum: message hashes of the contributions that were added, by site."""
+
+    contributions: dict[PartyId, Digest]
+
+
+class OpenedBody(Body):
+    """opened: the opened sum is the payload, as a canonical JSON list of integers."""
+
+    contributions: dict[PartyId, Digest]
+    sum_message: Digest
+    largest: Index
+
+
+class MatrixBody(Body):
+    """matrix: the private feature matrix that the coordinator commits to is the payload."""
+
+    parameters_digest: Digest
+
+
+class QueryBody(Body):
+    """query: one CKKS ciphertext per cell is the payload."""
+
+    cells: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class ScoresBody(Body):
+    """scores: one CKKS ciphertext per block of the pool is the payload.
+
+    query, matrix: message hashes of what was multiplied.
+    """
+
+    matrix: Digest
+    query: Digest
+    pool_size: Annotated[int, Field(ge=1)]
+
+
+class PathsBody(Body):
+    """paths: counts of what the LLM wrote; the paths themselves are the payload."""
+
+    demanded: Index
+    written: Index
+    wrong: Index
+    dropped: Index
+
+
+class TrainedBody(Body):
+    """trained: the ledger entry that paid for this round's DP-SGD."""
+
+    paid_by: Digest
+
+
+class InquiryBody(Body):
+    """inquiry: the samples that sites are asked about are the payload, 0 or more."""
+
+    opened: Digest
+    samples: Index
+
+
+class SitePathsBody(Body):
+    """site_paths: what the site's released SLM writes on an inquiry's samples is the payload."""
+
+    inquiry: Digest
+    written: Index
+
+
+class LlmUpdateBody(Body):
+    """llm_update: what was tried, what the public hold-out said, and which LLM the study uses now.
+
+    Certainties are sums over the hold-out in steps of 1 / integer_scale. An LLM is named by the
+    SHA-256 of its adapters, 64 zeros for the one without any.
+    """
+
+    inquiry: Digest
+    received: Index
+    used: Index
+    holdout: Annotated[int, Field(ge=1)]
+    right_before: Index
+    right_after: Index
+    certainty_before: Index
+    certainty_after: Index
+    accepted: bool
+    llm_before: Digest
+    llm_after: Digest
+
+
+class TranscriptBody(Body):
+    """transcript: the list of all messages of the round is the payload."""
+
+    messages: Index
+
+
+class CloseBody(Body):
+    """close: signature over the transcript of the round."""
+
+    transcript_sha256: Digest
+
+
+class FinishedBody(Body):
+    """finished: the study is over."""
+
+    rounds: Index
+
+
+BODIES: Mapping[Kind, type[Body]] = {
+    Kind.PLAN: CertifiedBody,
+    Kind.POOL: EmptyBody,
+    Kind.CLUSTERS: EmptyBody,
+    Kind.OPENING_KEY: OpeningKeyBody,
+    Kind.ACCEPTANCE: AcceptanceBody,
+    Kind.ADMISSION: AdmissionBody,
+    Kind.REFUSAL: FaultBody,
+    Kind.COHORT: CohortBody,
+    Kind.MASK_KEY: MaskKeyBody,
+    Kind.LEDGER: LedgerBody,
+    Kind.RECEIPT: ReceiptBody,
+    Kind.CONTRIBUTION: ContributionBody,
+    Kind.SUM: SumBody,
+    Kind.OPENED: OpenedBody,
+    Kind.OPENING_REFUSED: FaultBody,
+    Kind.ABORT: FaultBody,
+    Kind.MATRIX: MatrixBody,
+    Kind.QUERY: QueryBody,
+    Kind.SCORES: ScoresBody,
+    Kind.PATHS: PathsBody,
+    Kind.TRAINED: TrainedBody,
+    Kind.INQUIRY: InquiryBody,
+    Kind.SITE_PATHS: SitePathsBody,
+    Kind.LLM_UPDATE: LlmUpdateBody,
+    Kind.TRANSCRIPT: TranscriptBody,
+    Kind.CLOSE: CloseBody,
+    Kind.FINISHED: FinishedBody,
+    Kind.FAILED: FaultBody,
+}
+
+B = TypeVar("B", bound=Body)
+
+
+def check_body(envelope: Envelope) -> None:
+    """Check that the body has the fields of its kind.
+
+    Raises: PeerError(reason="malformed") naming kind, sender and field.
+    """
+    parse_body(envelope, BODIES[envelope.kind])
+
+
+def fault_of(envelope: Envelope) -> str:
+    """The sentence for people in a refusal or failure; never raises.
+
+    Whoever refuses with a body that cannot be read has refused all the same.
+    """
+    try:
+        return parse_body(envelope, FaultBody).message
+    except PeerError:
+        return f"{envelope.header.sender} gave no reason that can be read"
+
+
+def parse_body(envelope: Envelope, model: type[B]) -> B:
+    """The body of a message in its type.
+
+    Raises: PeerError(reason="malformed") naming kind, sender and field.
+    """
+    try:
+        return model.model_validate(envelope.header.body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise PeerError(
+            f"{envelope.kind} of {envelope.header.sender}, {where}: {first['msg']}",
+            reason="malformed",
+            peer=envelope.header.sender,
+            round_id=envelope.header.round_id,
+        ) from error

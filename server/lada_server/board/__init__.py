@@ -1,0 +1,1 @@
+"""The message board's storage: schema, payloads, uploads, the store."""

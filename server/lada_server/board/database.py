@@ -1,0 +1,248 @@
+"""The board's database, SQLite or PostgreSQL: reads from any thread, one write at a time.
+
+One process at a time may hold it for writing. The lock dies with the process: for a file it is a
+lock on a file beside it, for PostgreSQL an advisory lock of the very session that writes, so
+that a write can never follow the loss of the lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from lada_secure.errors import ParameterError, TransportError
+from lada_server.board.storage_errors import StorageUnavailable, database_errors
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_MS: Final = 15_000
+# A transaction to be repeated, a connection that was cut: the second try mostly succeeds.
+RETRY_PAUSES_S: Final = (0.05, 0.2, 0.5)
+# The server notices within milliseconds that a killed coordinator's connection is gone.
+LOCK_WAIT_S: Final = 5.0
+# First half of the advisory lock's key ("LADA"); the second is the schema's name.
+LOCK_CLASS: Final = 0x4C414441
+# Seconds and milliseconds; a server that vanished from the network is noticed within a minute.
+_POSTGRESQL_OPTIONS: Final = {
+    "application_name": "lada-coordinator",
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
+
+class _LockTaken(Exception):
+    """Another session holds the advisory lock."""
+
+
+class Database:
+    """Connections to one database. Thread-safe.
+
+    Args: url: SQLAlchemy URL of a SQLite file or a PostgreSQL database.
+    Raises: ParameterError: the URL cannot be used, or the driver is missing.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = _checked(url)
+        self._lock_file: BinaryIO | None = None
+        self._write_lock = threading.Lock()
+        try:
+            self.reader = _engine(self._url)
+            # One connection: on PostgreSQL it is the one that holds the lock.
+            self.writer = _engine(self._url, pool_size=1, max_overflow=0)
+        except ImportError as error:
+            raise ParameterError(
+                f"database: the driver of PostgreSQL is not installed ({error}); run "
+                "pip install 'lada-secure[postgres]'"
+            ) from error
+        if self.is_sqlite:
+            for engine, begin in ((self.reader, "BEGIN"), (self.writer, "BEGIN IMMEDIATE")):
+                sa.event.listen(engine, "connect", _set_up_sqlite)
+                sa.event.listen(engine, "begin", _beginning(begin))
+        else:
+            sa.event.listen(self.writer, "connect", _set_up_writing_session)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is a file."""
+        return self._url.get_backend_name() == "sqlite"
+
+    def hold(self) -> None:
+        """Become the one process that may write, until `close` or the end of the process.
+
+        Raises: ParameterError: another process has it. TransportError: it cannot be reached.
+        """
+        if self.is_sqlite:
+            self._lock_file = _locked(Path(f"{self._url.database}.lock"))
+            return
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                with database_errors("open the board"), self.writer.connect():
+                    return
+            except _LockTaken:
+                if time.monotonic() > deadline:
+                    raise ParameterError(
+                        "the board's database is in use by another coordinator process; stop it "
+                        "first, or give this one a database of its own"
+                    ) from None
+                time.sleep(0.1)
+
+    def read(self, what: str, query: Callable[[Connection], T]) -> T:
+        """Run a query that may be run again; `what` says in messages what it is for.
+
+        Raises: StorageUnavailable, TransportError: see `database_errors`.
+        """
+        return self._patiently(what, self.reader, query)
+
+    def write(self, what: str, change: Callable[[Connection], T]) -> T:
+        """Run a change in one transaction, on disk when this returns.
+
+        After a lost connection nobody knows whether the change was committed, and it is run
+        again: it must look first whether it is there already.
+
+        Raises: StorageUnavailable, TransportError: see `database_errors`.
+        """
+        with self._write_lock:
+            return self._patiently(what, self.writer, change)
+
+    def close(self) -> None:
+        """Close all connections and let another process have it."""
+        self.reader.dispose()
+        self.writer.dispose()
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    def _patiently(self, what: str, engine: Engine, work: Callable[[Connection], T]) -> T:
+        pauses_s = iter(RETRY_PAUSES_S)
+        while True:
+            try:
+                with database_errors(what), engine.begin() as connection:
+                    return work(connection)
+            except _LockTaken as error:
+                raise StorageUnavailable(
+                    f"cannot {what}: another session holds the board's database; a second "
+                    "coordinator runs, or the server has not noticed yet that our last connection "
+                    "broke"
+                ) from error
+            except StorageUnavailable as error:
+                pause_s = next(pauses_s, None)
+                if pause_s is None or not error.brief:
+                    raise
+                time.sleep(pause_s)
+
+
+def _checked(url: str) -> URL:
+    """A URL that names a SQLite file or a PostgreSQL database, with our driver."""
+    try:
+        parsed = make_url(url)
+    except sa.exc.ArgumentError:
+        # The URL may hold a password, so it is not quoted.
+        raise ParameterError(
+            "database: expected an SQLAlchemy URL such as sqlite:////var/lib/lada/board.sqlite "
+            "or postgresql://lada@db.example/lada"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise ParameterError("database: a board in memory would not survive; name a file")
+        return parsed
+    if backend != "postgresql":
+        raise ParameterError(f"database: expected sqlite or postgresql, got {backend!r}")
+    if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise ParameterError(
+            f"database: expected a URL that begins with postgresql://, got {parsed.drivername}://"
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _engine(url: URL, **pool: int) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        # Transactions begin where we say, not where the driver thinks.
+        return sa.create_engine(url, connect_args={"isolation_level": None}, **pool)
+    options = {name: value for name, value in _POSTGRESQL_OPTIONS.items() if name not in url.query}
+    # pre_ping: a database that was restarted between two calls is reconnected, not reported.
+    return sa.create_engine(url, pool_pre_ping=True, connect_args=options, **pool)
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
+    """WAL lets readers go on while one writes; FULL makes a receipt survive a power cut."""
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _beginning(statement: str) -> Callable[[Connection], None]:
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+    return begin
+
+
+def _set_up_writing_session(connection: Any, _record: ConnectionPoolEntry) -> None:
+    """Take the lock for this session; a session without it never writes.
+
+    Raises: _LockTaken: another session has it. ParameterError: there is no such schema.
+    """
+    try:
+        with connection.cursor() as cursor:
+            # The server's own look at whether we are still there; a receipt means "on disk".
+            for name, value in (("idle", 30), ("interval", 10), ("count", 3)):
+                cursor.execute(f"SET tcp_keepalives_{name} = {value}")
+            cursor.execute("SHOW synchronous_commit")
+            if cursor.fetchone()[0] == "off":
+                cursor.execute("SET synchronous_commit = on")
+            cursor.execute(
+                "SELECT current_schema(), pg_try_advisory_lock(%s, hashtext(current_schema()))",
+                (LOCK_CLASS,),
+            )
+            schema, held = cursor.fetchone()
+        connection.commit()
+        if schema is None:
+            raise ParameterError(
+                "database: the schema that the URL's search_path names does not exist; make it "
+                "with CREATE SCHEMA, or leave the option out"
+            )
+        if not held:
+            raise _LockTaken
+    except (_LockTaken, ParameterError):
+        connection.close()
+        raise
+    except Exception as error:
+        connection.close()
+        # Errors of the driver pass through here as they are; callers know SQLAlchemy's.
+        raise sa.exc.DBAPIError("set up a session", None, error) from error
+
+
+def _locked(path: Path) -> BinaryIO:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise TransportError(f"{path}: cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ParameterError(
+            f"{path} says that the database is in use by another coordinator process; stop it "
+            "first, or give this one a database of its own"
+        ) from error
+    return file

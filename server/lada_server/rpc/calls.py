@@ -1,0 +1,295 @@
+"""The four calls of the board. Nothing but this module sees a gRPC context.
+
+Faults of a caller end its call with a status, a text and the reason code in the trailing metadata
+`lada-reason`; they never end anybody else's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final, NoReturn, TypeVar
+
+import grpc
+
+from lada_protocol.identity.roster import Roster
+from lada_protocol.wire import lada_pb2
+from lada_protocol.wire.envelope import Envelope, parse_envelope
+from lada_protocol.wire.limits import CHUNK_BYTES, MAX_WAIT_S, REASON_KEY
+from lada_protocol.wire.messages import check_body
+from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
+from lada_server.board.store import BoardStore
+from lada_server.board.uploads import Upload, Uploads
+from lada_server.rpc.callers import Caller, Callers
+from lada_server.rpc.limits import CallGate
+from lada_server.rpc.presence import Presence
+
+LOG = logging.getLogger(__name__)
+
+_SIGNATURE_BYTES: Final = 64
+_DIGEST_BYTES: Final = 32
+
+_STATUS: Final = {
+    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
+    "unknown_party": grpc.StatusCode.UNAUTHENTICATED,
+    "bad_certificate": grpc.StatusCode.UNAUTHENTICATED,
+    "expired": grpc.StatusCode.UNAUTHENTICATED,
+    "revoked": grpc.StatusCode.UNAUTHENTICATED,
+    "bad_signature": grpc.StatusCode.UNAUTHENTICATED,
+    "wrong_sender": grpc.StatusCode.PERMISSION_DENIED,
+    "wrong_role": grpc.StatusCode.PERMISSION_DENIED,
+    "cut_off": grpc.StatusCode.PERMISSION_DENIED,
+    "wrong_roster": grpc.StatusCode.FAILED_PRECONDITION,
+    "equivocation": grpc.StatusCode.ALREADY_EXISTS,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "superseded": grpc.StatusCode.ABORTED,
+    "rate_limited": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "quota": grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+_Result = TypeVar("_Result")
+
+
+class BoardCalls:
+    """Answers the calls of one board."""
+
+    def __init__(
+        self,
+        *,
+        store: BoardStore,
+        roster: Roster,
+        callers: Callers,
+        gate: CallGate,
+        uploads: Uploads,
+        presence: Presence,
+    ) -> None:
+        self._store = store
+        self._roster = roster
+        self._callers = callers
+        self._gate = gate
+        self._uploads = uploads
+        self._presence = presence
+
+    def post(
+        self, frames: Iterator[lada_pb2.PostFrame], context: grpc.ServicerContext
+    ) -> lada_pb2.Receipt:
+        """One message with its payload, or the rest of it."""
+
+        def answer(caller: Caller) -> lada_pb2.Receipt:
+            envelope = self._opening(frames, caller)
+            sequence = self._store.admit(envelope)
+            if sequence is None and envelope.header.payload_bytes <= CHUNK_BYTES:
+                chunks = (data for _, data in self._chunks(frames, caller))
+                sequence = self._store.receive(envelope, chunks)
+            elif sequence is None:
+                with self._uploads.begin(caller.party.id, envelope) as upload:
+                    sequence = self._take_in(upload, envelope, frames, caller, context)
+            else:
+                # A process killed between taking the message over and dropping its upload.
+                self._uploads.forget(caller.party.id, envelope.message_hash)
+            return lada_pb2.Receipt(
+                sequence=sequence, message_sha256=bytes.fromhex(envelope.message_hash)
+            )
+
+        return self._answer(context, "Post", answer)
+
+    def progress(
+        self, request: lada_pb2.ProgressRequest, context: grpc.ServicerContext
+    ) -> lada_pb2.ProgressReply:
+        """How much of a payload of the caller's has arrived."""
+
+        def answer(caller: Caller) -> lada_pb2.ProgressReply:
+            message_hash = _message_hash(request.message_sha256, caller)
+            try:
+                self._store.payload_chunks(message_hash, reader=caller.party.id, offset=0)
+            except PeerError:
+                arrived = self._uploads.progress(caller.party.id, message_hash)
+                return lada_pb2.ProgressReply(on_board=False, offset=arrived)
+            return lada_pb2.ProgressReply(on_board=True)
+
+        return self._answer(context, "Progress", answer)
+
+    def list(
+        self, request: lada_pb2.ListRequest, context: grpc.ServicerContext
+    ) -> lada_pb2.ListReply:
+        """Messages after a sequence; waits for the first."""
+
+        def answer(caller: Caller) -> lada_pb2.ListReply:
+            # A caller that hangs up gives its thread back at once.
+            context.add_callback(self._store.wake)
+            found = self._store.entries(
+                caller.party.id,
+                request.after_sequence,
+                wait_s=min(request.wait_ms / 1000, MAX_WAIT_S),
+                gone=lambda: not context.is_active() or not self._callers.welcome(caller),
+            )
+            # Revoked while it waited: it gets the reason and not the messages.
+            self._callers.check(caller)
+            return lada_pb2.ListReply(
+                entries=[
+                    lada_pb2.Entry(
+                        sequence=one.sequence, header=one.header_bytes, signature=one.signature
+                    )
+                    for one in found
+                ]
+            )
+
+        return self._answer(context, "List", answer)
+
+    def fetch(
+        self, request: lada_pb2.FetchRequest, context: grpc.ServicerContext
+    ) -> Iterable[lada_pb2.Chunk]:
+        """A payload from an offset on."""
+        try:
+            with self._call(context, "Fetch") as caller:
+                offset = request.offset
+                for data in self._store.payload_chunks(
+                    _message_hash(request.message_sha256, caller),
+                    reader=caller.party.id,
+                    offset=offset,
+                ):
+                    self._callers.check(caller)
+                    self._account(caller, down_bytes=len(data))
+                    yield lada_pb2.Chunk(
+                        offset=offset, data=data, sha256=hashlib.sha256(data).digest()
+                    )
+                    offset += len(data)
+        except LadaError as error:
+            self._abort(context, error)
+
+    @contextmanager
+    def _call(self, context: grpc.ServicerContext, method: str) -> Iterator[Caller]:
+        caller = self._callers.identify(context, method)
+        party = caller.party.id
+        with self._gate.call(party):
+            self._presence.began(party)
+            try:
+                yield caller
+            finally:
+                self._presence.ended(party)
+
+    def _answer(
+        self, context: grpc.ServicerContext, method: str, answer: Callable[[Caller], _Result]
+    ) -> _Result:
+        try:
+            with self._call(context, method) as caller:
+                return answer(caller)
+        except LadaError as error:
+            self._abort(context, error)
+
+    def _opening(self, frames: Iterator[lada_pb2.PostFrame], caller: Caller) -> Envelope:
+        party, frame = caller.party, next(frames, None)
+        if frame is None or frame.WhichOneof("frame") != "opening":
+            raise PeerError("the first frame of a post must be its opening", peer=party.id)
+        if len(frame.opening.signature) != _SIGNATURE_BYTES:
+            raise PeerError("signature: expected 64 bytes", reason="bad_signature", peer=party.id)
+        envelope = parse_envelope(
+            frame.opening.header, frame.opening.signature, roster=self._roster
+        )
+        if envelope.header.sender != party.id:
+            raise PeerError(
+                f"message of {envelope.header.sender} was sent over the connection of {party.id}; "
+                "every party posts its own messages",
+                reason="wrong_sender",
+                peer=party.id,
+                round_id=envelope.header.round_id,
+            )
+        # Before it is on the board: one unreadable message there stops whoever reads it.
+        check_body(envelope)
+        return envelope
+
+    def _take_in(
+        self,
+        upload: Upload,
+        envelope: Envelope,
+        frames: Iterator[lada_pb2.PostFrame],
+        caller: Caller,
+        context: grpc.ServicerContext,
+    ) -> int:
+        """The rest of a payload of more than one chunk, which may come in several posts."""
+        for offset, data in self._chunks(frames, caller, after=upload.received_bytes):
+            upload.write(offset, data)
+        if upload.received_bytes < envelope.header.payload_bytes and not context.is_active():
+            raise TransportError(
+                f"the connection of {caller.party.id} broke after {upload.received_bytes} bytes"
+            )
+        try:
+            sequence = self._store.receive(envelope, upload.read())
+        except PeerError:
+            # A link that breaks can look like a stream that ended early, so a part that is merely
+            # too short is kept for the next post.
+            if upload.received_bytes == envelope.header.payload_bytes:
+                upload.discard()
+            raise
+        upload.discard()
+        return sequence
+
+    def _chunks(
+        self, frames: Iterator[lada_pb2.PostFrame], caller: Caller, *, after: int = 0
+    ) -> Iterator[tuple[int, bytes]]:
+        """Offset and data of every chunk, in order, each as its hash says.
+
+        The first chunk begins at 0, or where the ones of an earlier post ended (`after`).
+        """
+        party, expected = caller.party.id, {0, after}
+        for frame in frames:
+            chunk = frame.chunk
+            self._callers.check(caller)
+            if frame.WhichOneof("frame") != "chunk" or chunk.offset not in expected:
+                raise PeerError(f"expected the chunk at offset {max(expected)}", peer=party)
+            if not 0 < len(chunk.data) <= CHUNK_BYTES:
+                raise PeerError(
+                    f"chunk of {len(chunk.data)} bytes, expected 1 to {CHUNK_BYTES}", peer=party
+                )
+            if hashlib.sha256(chunk.data).digest() != chunk.sha256:
+                raise PeerError(
+                    f"chunk at offset {chunk.offset} does not have the hash that it states",
+                    reason="payload_mismatch",
+                    peer=party,
+                )
+            expected = {chunk.offset + len(chunk.data)}
+            self._account(caller, up_bytes=len(chunk.data))
+            yield chunk.offset, chunk.data
+
+    def _account(self, caller: Caller, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
+        self._presence.moved(caller.party.id, up_bytes=up_bytes, down_bytes=down_bytes)
+        pause_s = self._gate.pause_s(caller.party.id, up_bytes + down_bytes)
+        if pause_s > 0:
+            # In the party's own thread: HTTP/2 flow control passes the pause on to its sender.
+            time.sleep(pause_s)
+
+    def _abort(self, context: grpc.ServicerContext, error: LadaError) -> NoReturn:
+        """End the call with a status that tells the caller what to do."""
+        reason, status = error.code, grpc.StatusCode.INTERNAL
+        if isinstance(error, PeerError):
+            reason = error.reason
+            status = _STATUS.get(reason, grpc.StatusCode.INVALID_ARGUMENT)
+            self._presence.refused(error.peer, reason)
+            LOG.warning(
+                "refused a call of %s: %s (%s)",
+                error.peer or "an unknown peer",
+                error,
+                reason,
+                extra={"peer": error.peer, "reason": reason},
+            )
+        elif isinstance(error, TransportError):
+            # Our disk or database: the caller keeps its message and tries again.
+            status = grpc.StatusCode.UNAVAILABLE
+            LOG.error("a call failed: %s", error, extra={"reason": reason})
+        context.set_trailing_metadata(((REASON_KEY, reason),))
+        context.abort(status, _ascii(str(error)))
+        raise LocalProtocolError("gRPC went on after a call was aborted")
+
+
+def _message_hash(digest: bytes, caller: Caller) -> str:
+    if len(digest) != _DIGEST_BYTES:
+        raise PeerError("message_sha256: expected 32 bytes", peer=caller.party.id)
+    return digest.hex()
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode("ascii")[:2000]

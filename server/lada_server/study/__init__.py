@@ -1,0 +1,1 @@
+"""The coordinator's own part in a study: proposal, rounds, the LLM, status."""

@@ -1,0 +1,121 @@
+"""What the LLM has said of the public pool, on disk, so that a restart need not ask it again.
+
+Looking at the pool is the coordinator's longest computation and everything after it needs the
+result. A look is a function of the plan, the LLM and its adapters, so it is named by all of them;
+one that is missing or damaged is simply taken again. Files stay with the coordinator: what its LLM
+knows is its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lada_secure.canonical import Json, canonical_json, sha256_hex
+
+if TYPE_CHECKING:
+    from lada_secure.arrays import FloatArray, IntArray
+    from lada_secure.models.confidence import Answers
+
+LOG = logging.getLogger(__name__)
+
+_DIGEST_BYTES: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PoolView:
+    """What the coordinator knows of its pool and keeps to itself.
+
+    features: (n, d) float64 in [0, 1], the private matrix of blind scoring.
+    cells: (n,) int64, each sample's own cell.
+    """
+
+    features: FloatArray
+    cells: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmLooks:
+    """A folder with one file per look. Writing may fail: then the next process looks again."""
+
+    folder: Path
+
+    def view(self, about: Json) -> PoolView | None:
+        """The kept view of the pool under a plan and an LLM; None where there is none."""
+        raw = self._read("view", about)
+        if raw is None:
+            return None
+        with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
+            return PoolView(features=arrays["features"], cells=arrays["cells"])
+
+    def keep_view(self, about: Json, view: PoolView) -> None:
+        """Remember a view."""
+        into = io.BytesIO()
+        np.savez(into, features=view.features, cells=view.cells)
+        self._write("view", about, into.getvalue())
+
+    def answers(self, about: Json) -> Answers | None:
+        """The kept answers to some pool samples; None where there are none."""
+        from lada_secure.models.confidence import Answers
+
+        raw = self._read("answers", about)
+        if raw is None:
+            return None
+        value = json.loads(raw)
+        return Answers(
+            paths=tuple(value["paths"]),
+            right=np.array(value["right"], dtype=np.bool_),
+            certainty=np.array(value["certainty"], dtype=np.float64),
+        )
+
+    def keep_answers(self, about: Json, answers: Answers) -> None:
+        """Remember answers, every number exactly."""
+        value: Json = {
+            "paths": list(answers.paths),
+            "right": [bool(one) for one in answers.right],
+            "certainty": [float(one) for one in answers.certainty],
+        }
+        self._write("answers", about, canonical_json(value))
+
+    def _path(self, what: str, about: Json) -> Path:
+        return self.folder / f"{what}-{sha256_hex(canonical_json(about))[:32]}"
+
+    def _read(self, what: str, about: Json) -> bytes | None:
+        """The content, if it is what was written."""
+        path = self._path(what, about)
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            LOG.warning("cannot read %s: %s; computing it again", path, error.strerror)
+            return None
+        digest, content = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+        if sha256_hex(content).encode("ascii") != digest:
+            LOG.warning("%s is damaged; computing it again", path)
+            return None
+        return content
+
+    def _write(self, what: str, about: Json, content: bytes) -> None:
+        path = self._path(what, about)
+        part = path.with_suffix(".part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(sha256_hex(content).encode("ascii") + content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            LOG.warning("cannot keep %s: %s; a restart computes it again", path, error.strerror)
+            with contextlib.suppress(OSError):
+                part.unlink()

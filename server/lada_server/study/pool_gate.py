@@ -1,0 +1,69 @@
+"""The coordinator's own gate: pool, plan and LLM, before a new study is proposed to anybody.
+
+A sample that the LLM cannot read, or a plan that a mechanism refuses, would otherwise be found by
+the sites, after they have promised and paid. Everything here is public but the LLM, so samples are
+named by line and id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lada_protocol.plan import StudyPlan
+from lada_protocol.plan_mechanisms import plan_inconsistencies
+from lada_secure.data.record_faults import Fault, refuse
+from lada_secure.errors import ParameterError
+from lada_server.study.proposal import Study
+
+if TYPE_CHECKING:
+    from lada_secure.models.loading import LanguageModel
+    from lada_server.study.teacher import Teacher
+
+
+def check_plan(plan: StudyPlan) -> None:
+    """Raises: ParameterError: all that a plan's own mechanisms would refuse, here or at a site."""
+    refuse([("the study", Fault(line=None, what=one)) for one in plan_inconsistencies(plan)])
+
+
+def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
+    """Check a study that is about to be proposed; loads the LLM and calls it once.
+
+    `read_pool` has checked the pool's form, and `prepare_study` has embedded every sample.
+
+    Raises: ParameterError: all faults; nothing was proposed and no plan is kept.
+    """
+    check_plan(study.plan)
+    lm = teacher.model
+    _call_once(lm, study.plan)
+    refuse([(str(pool_file), one) for one in _length_faults(study, lm)])
+
+
+def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
+    """The plan's sizes and adapters on the LLM, and a call of it."""
+    from lada_secure.models.adapters import adapter_targets
+    from lada_secure.models.probe import probe_model
+
+    if plan.paths.max_new_tokens >= lm.max_tokens:
+        raise ParameterError(
+            f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the LLM {lm.name!r} takes "
+            f"{lm.max_tokens} tokens with the prompt"
+        )
+    if plan.uplink is not None:
+        adapter_targets(lm.model, plan.uplink.adapter_targets)
+    probe_model(lm, what="the LLM")
+
+
+def _length_faults(study: Study, lm: LanguageModel) -> Iterator[Fault]:
+    from lada_secure.models.text_lengths import needed_tokens
+
+    new_tokens = study.plan.paths.max_new_tokens
+    needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))
+    for line, (sample, tokens) in enumerate(zip(study.pool, needed, strict=True), start=1):
+        if tokens > lm.max_tokens:
+            yield Fault(
+                line=line,
+                what=f"sample {sample.sample_id!r} is too long for the LLM: needs {tokens} tokens "
+                f"with its path, at most {lm.max_tokens}",
+            )

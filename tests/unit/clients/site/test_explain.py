@@ -1,0 +1,113 @@
+"""`lada explain`: what it finds, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lada_clients.site.explain.commands import app
+from lada_clients.site.explain.folder import read_rounds, site_study
+from lada_secure.errors import ParameterError
+
+
+def cell(number: int, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "cell": number, "cluster": number // 2, "difficulty": number % 2, "mass": 0.5, "band": 0.9,
+        "probability": 0.6, "exploitation": 0.05, "exploration": 0.02, "utility": 1.0,
+        "picked": 0, "trained": 0, "reward": None,
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+def study(run: Path, name: str = "first") -> Path:
+    return run / "site-a" / "state" / "studies" / f"{name}-{'0' * 16}"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of two sites; site-a has one round in which two of four cells got samples."""
+    for name in ("site-a", "site-b"):
+        (tmp_path / name / "state").mkdir(parents=True)
+        (tmp_path / name / "site.toml").touch()
+    study(tmp_path).mkdir(parents=True)
+    (study(tmp_path) / "plan.json").touch()
+    cells = [
+        cell(0, picked=3, trained=2, reward=0.04, agreement=0.97),
+        cell(1),
+        cell(2, picked=9, mass=0.0, band=0.1, probability=0.98, agreement=0.02),
+        cell(3),
+    ]
+    path = study(tmp_path) / "allocation-round-1.json"
+    path.write_text(json.dumps({"round": 1, "cells": cells}))
+    return tmp_path
+
+
+def test_cells_with_samples_are_told_with_reasons_and_outcome(run: Path) -> None:
+    done = CliRunner().invoke(app, [str(run), "--site", "site-a", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["site"] == "site-a"
+    first, second = told["rounds"][0]["cells"]
+    assert (first["cell"], first["picked"], second["cell"], second["picked"]) == (2, 9, 0, 3)
+    assert "none of the site's data" in first["why"]
+    assert "almost known (p 0.98)" in first["why"]
+    assert first["brought"] == "nothing trained: no path passed the screen"
+    assert "its paths contradict the site's records (98% sure)" in first["why"]
+    assert "within reach (p 0.60)" in second["why"]
+    assert "its paths agree with the site's records (97% sure)" in second["why"]
+    assert "expects +0.050" in second["why"]
+    assert second["brought"] == "p rose by 0.040"
+
+
+def test_the_table_names_site_and_round(run: Path) -> None:
+    done = CliRunner().invoke(app, [str(run), "--site", "site-a"])
+    assert done.exit_code == 0, done.output
+    assert "site-a, round 1: 12 samples from 2 of 4 cells" in done.stdout
+
+
+def test_a_site_s_own_folder_needs_no_name(run: Path) -> None:
+    assert site_study(run / "site-a", None, None) == ("site-a", study(run))
+
+
+def test_of_two_studies_one_is_named(run: Path) -> None:
+    second = study(run, "second")
+    second.mkdir()
+    (second / "plan.json").touch()
+    with pytest.raises(ParameterError, match=r"several studies; name one: first-0+, second-0+"):
+        site_study(run, "site-a", None)
+    assert site_study(run, "site-a", "second") == ("site-a", second)
+    with pytest.raises(ParameterError, match="no study third here yet"):
+        site_study(run, "site-a", "third")
+
+
+@pytest.mark.parametrize(
+    ("folder", "site", "message"),
+    [
+        ("", None, "several sites"),
+        ("", "site-c", "has site-a, site-b"),
+        ("nowhere", None, "no such folder"),
+        ("site-b", None, "no run and no site"),
+        ("site-a", "site-b", "is the folder of site-a alone"),
+    ],
+)
+def test_what_is_no_run_is_refused(run: Path, folder: str, site: str | None, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        site_study(run / folder, site, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"round": 0, "cells": []}', '{"round": 1, "cells": 3}']
+)
+def test_a_damaged_file_is_named(run: Path, text: str) -> None:
+    (study(run) / "allocation-round-1.json").write_text(text)
+    with pytest.raises(ParameterError, match=r"allocation-round-1\.json.*damaged"):
+        read_rounds(study(run), None)
+
+
+def test_a_round_that_is_not_there_is_refused(run: Path) -> None:
+    with pytest.raises(ParameterError, match="has rounds 1"):
+        read_rounds(study(run), 4)

@@ -1,0 +1,307 @@
+"""Records that got past the gate: no release fails, changes its form, or moves what others add.
+
+Hostile records are generated (sizes, characters, choices, units) and put among good ones, behind
+the gate. Every step of a round runs on them, on the real code around a small model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from guidance_doubles import BAD, GOOD, GUIDE, ledger, received
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from site_doubles import file_of, record, site_learner, site_plan, site_policy
+from trainer_doubles import opened_trainer, small_model
+
+from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.training import private_units, trainer_settings
+from lada_protocol.plan import StudyPlan, TrialsPlan
+from lada_protocol.plan_mechanisms import privacy_parameters
+from lada_secure.allocation.cells import fit_clusters
+from lada_secure.allocation.measured_statistics import measured_statistics
+from lada_secure.allocation.measured_valuation import measured_trials
+from lada_secure.allocation.valuation_gains import TrialParameters
+from lada_secure.data.records import Record
+from lada_secure.dpsgd.trainer import Trainer
+from lada_secure.models import evaluation
+from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
+from lada_secure.models.embedding import HashedNgramEmbedder
+from lada_secure.models.loading import LanguageModel
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.entries import CommitEntry, DecisionEntry, ReserveEntry
+from lada_secure.privacy.release.units import Unit
+
+ORDINARY = tuple(record(at) for at in range(6))
+ODD = (
+    "",
+    " ",
+    "\n",
+    "\r\n\u2028",
+    "\ud800",
+    "\udfff\ud800",
+    "\x00\x07\x1b",
+    "<end><pad>",
+    "\ufeff",
+)
+TEXTS = st.one_of(
+    st.sampled_from(ODD),
+    st.text(st.characters(codec=None), max_size=12),
+    st.integers(60, 3000).map(lambda size: "x1 " * (size // 3)),
+)
+CHOICES = st.one_of(
+    st.just(()),
+    st.tuples(TEXTS),
+    TEXTS.map(lambda text: (text, text)),
+    st.integers(2, 30).map(lambda count: tuple(f"c{at}" for at in range(count))),
+)
+HOSTILE = st.lists(
+    st.builds(
+        Record,
+        # Ids and units of good records among them, and the same id many times.
+        record_id=st.sampled_from(["", "r0", "h", "\ud800"]),
+        unit=st.sampled_from(["", "nan", "h", "H ", "h\u200b", "\ud800"]),
+        question=TEXTS,
+        choices=CHOICES,
+        answer=TEXTS,
+        rationale=st.one_of(st.none(), TEXTS),
+    ),
+    min_size=1,
+    max_size=20,
+)
+FEW = settings(
+    max_examples=12,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+GUIDED = GUIDE.model_copy(
+    update={
+        "own_reasons": True,
+        "own_paths": 1,
+        "trials": TrialsPlan(noise_multiplier=4.0, gain_clip=0.5, least_gain=-1.0),
+    }
+)
+PLANS = {
+    "together": site_plan(),
+    "private pool": site_plan(
+        training=site_plan().training.model_copy(update={"pool_gradients": "private"})
+    ),
+    "guided": site_plan(guide=GUIDED),
+}
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return attach_adapters(small_model(), AdapterSettings(rank=2))
+
+
+def units_of(records: Sequence[Record]) -> tuple[Unit, ...]:
+    files = SiteFiles(records=file_of("records.jsonl", records), held_out=None)
+    return files.units(site_policy(), max_records_per_unit=4)
+
+
+def kinds(book: LedgerBook) -> list[tuple[object, ...]]:
+    """What a ledger says of a round, without hashes and times."""
+    told: list[tuple[object, ...]] = []
+    for entry in book.entries():
+        match entry:
+            case DecisionEntry():
+                told.append(("decision", entry.decision))
+            case ReserveEntry():
+                told.append(("reserve", entry.round_id, entry.purpose, entry.chunk, entry.event))
+            case CommitEntry():
+                told.append(("commit", entry.round_id, entry.purpose, entry.chunk))
+    return told
+
+
+def two_rounds(
+    folder: Path, records: Sequence[Record], plan: StudyPlan
+) -> tuple[list[tuple[object, ...]], list[int]]:
+    """All that a site computes on records in two rounds. Returns: ledger and sizes sent."""
+    learner = site_learner(folder, records, held_out=records, study=plan)
+    book, sizes = ledger(plan), []
+    for round_id in range(2):
+        noised = learner.release_statistics(round_id, book)
+        sizes.append(len(noised.value.vector))
+        learner.memory.keep_picks(round_id, [0, 1, 2, 3, 4, 5])
+        paths = [*received(GOOD, cell=0), *received(BAD, cell=1)]
+        learner.train(round_id, noised.value, paths, book=book, progress=lambda _: None)
+        sizes.append(len(learner.released_adapters(round_id, book).value.data))
+        accuracy = learner.held_out_accuracy()
+        assert accuracy is not None
+        assert 0.0 <= accuracy <= 1.0
+    return kinds(book), sizes
+
+
+BASELINE: dict[str, tuple[list[tuple[object, ...]], list[int]]] = {}
+
+
+@pytest.mark.parametrize("kind", PLANS)
+@settings(FEW, max_examples=5)
+@given(hostile=HOSTILE)
+def test_a_site_with_hostile_records_sends_and_pays_the_same_as_one_without(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, hostile: list[Record]
+) -> None:
+    plan = PLANS[kind]
+    if kind not in BASELINE:
+        BASELINE[kind] = two_rounds(tmp_path_factory.mktemp("good"), ORDINARY, plan)
+    found = two_rounds(tmp_path_factory.mktemp("hostile"), (*ORDINARY, *hostile), plan)
+    assert found == BASELINE[kind]
+
+
+CLUSTERS = fit_clusters(HashedNgramEmbedder().embed([one.question for one in ORDINARY]), 2, 0)
+
+
+def exact_statistics(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
+    return measured_statistics(
+        lm,
+        units,
+        clusters=CLUSTERS,
+        embedder=HashedNgramEmbedder(),
+        loss_clip=4.0,
+        scale=120,
+        batch_size=4,
+    ).vector
+
+
+def exact_trials(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
+    reference = adapter_weights(lm)
+    return measured_trials(
+        lm,
+        units,
+        {0: reference},
+        reference=reference,
+        parameters=TrialParameters(clusters=2, gain_clip=0.5, noise_multiplier=4.0),
+        batch_size=4,
+    ).vector
+
+
+@FEW
+@given(hostile=HOSTILE)
+def test_what_good_units_add_to_the_vectors_is_what_they_add_without_hostile_ones(
+    lm: LanguageModel, hostile: list[Record]
+) -> None:
+    good, odd = units_of(ORDINARY), units_of(hostile)
+    for exact in (exact_statistics, exact_trials):
+        alone = sum(exact(lm, [one]) for one in odd)
+        together, without = exact(lm, [*good, *odd]), exact(lm, good)
+        # A loss next to another rounding may fall on the other side of a step, per unit.
+        assert np.abs(together - without - alone).max() <= len(good) + len(odd)
+
+
+def trainer_over(lm: LanguageModel, units: Sequence[Unit]) -> Trainer:
+    plan = PLANS["together"]
+    folder = Path("nowhere")
+    options: Any = site_learner(folder, ORDINARY, model=lm).settings
+    return opened_trainer(
+        lm,
+        private_units(plan, lm, units, round_id=0, batch_size=4),
+        pool=(),
+        privacy=privacy_parameters(plan),
+        settings=trainer_settings(plan, options, round_id=0),
+    )
+
+
+@FEW
+@given(hostile=HOSTILE)
+def test_what_good_units_add_to_a_training_step_is_what_they_add_without_hostile_ones(
+    lm: LanguageModel, hostile: list[Record]
+) -> None:
+    privacy = privacy_parameters(PLANS["together"])
+    grid = privacy.grid()
+    assert grid is not None
+    sums = []
+    for units in (units_of(ORDINARY), units_of((*ORDINARY, *hostile))):
+        trainer = trainer_over(lm, units)
+        total = trainer.source.clipped_sum(
+            trainer._units or (), l2_clip_norm=privacy.l2_clip_norm, grid=grid
+        )
+        trainer.close()
+        sums.append(total.integers().double() / grid.clip_steps)
+    assert float((sums[1] - sums[0]).norm()) <= len(units_of(hostile)) * (1.0 + 1e-3)
+
+
+def provoked(question: str, error: BaseException) -> Callable[..., Any]:
+    """A tokenizer's call that fails on one record, as libraries do, quoting it."""
+    real = LanguageModel.tokens_of
+
+    def tokens_of(self: LanguageModel, text: str) -> list[int]:
+        if question in text:
+            raise error
+        return real(self, text)
+
+    return tokens_of
+
+
+ERRORS = [
+    RuntimeError("SENTINEL in a message of a library"),
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    UnicodeEncodeError("utf-8", "SENTINEL", 0, 1, "surrogates not allowed"),
+    KeyError("SENTINEL"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("kind", PLANS)
+def test_an_error_that_one_record_provokes_ends_nothing_and_says_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    kind: str,
+    error: BaseException,
+) -> None:
+    plan = PLANS[kind]
+    expected = two_rounds(tmp_path / "good", ORDINARY, plan)
+    monkeypatch.setattr(LanguageModel, "tokens_of", provoked("SENTINEL-question", error))
+    odd = record(9, unit="SENTINEL-unit", record_id="SENTINEL-id", question="SENTINEL-question")
+    with caplog.at_level(logging.DEBUG):
+        assert two_rounds(tmp_path / "odd", (*ORDINARY, odd), plan) == expected
+    assert "1 of 7 units could not be measured and add nothing" in caplog.text
+    printed, said = capfd.readouterr()
+    assert "SENTINEL" not in caplog.text + printed + said
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda one: type(one).__name__)
+def test_the_unit_that_fails_adds_zero_and_the_others_what_they_add(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    good = units_of(ORDINARY)
+    odd = units_of([record(9, question="SENTINEL-question"), record(10, unit="u9")])
+    expected = [exact(lm, good) for exact in (exact_statistics, exact_trials)]
+    monkeypatch.setattr(LanguageModel, "tokens_of", provoked("SENTINEL-question", error))
+    for exact, without in zip((exact_statistics, exact_trials), expected, strict=True):
+        assert np.abs(exact(lm, [*odd, *good]) - without).max() <= len(good)
+
+
+def test_a_person_can_still_end_a_measurement(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LanguageModel, "tokens_of", provoked("riddle", KeyboardInterrupt()))
+    for exact in (exact_statistics, exact_trials):
+        with pytest.raises(KeyboardInterrupt):
+            exact(lm, units_of(ORDINARY))
+
+
+def test_memory_that_one_unit_needs_too_much_of_is_asked_for_record_by_record(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = units_of([*ORDINARY, *(record(20 + at, unit="large") for at in range(4))])
+    expected = exact_statistics(lm, units)
+    real = evaluation._left_padded
+
+    def limited(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Any:
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, rows)
+
+    monkeypatch.setattr(evaluation, "_left_padded", limited)
+    assert np.abs(exact_statistics(lm, units) - expected).max() <= len(units)

@@ -1,0 +1,161 @@
+"""The site's own uplink code on a real board: what it sends, what paid for it, what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from protocol_world import UPLINK, make_plan, training_spec
+from simulated_parties import World, make_world
+
+from lada_clients.net.study_folder import SecretFolder
+from lada_clients.site.aggregation import SiteOpening
+from lada_clients.site.learner import SiteLearner
+from lada_clients.site.llm_transfer import SiteUplink
+from lada_clients.site.memory import SiteMemory
+from lada_protocol.kinds import Kind
+from lada_protocol.plan import ADVANTAGE, TRAINING, StudyPlan
+from lada_protocol.rounds.llm_transfer import SitePath, parse_site_paths, split_pool
+from lada_protocol.rounds.tasks import ImproveModel, Inquire
+from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
+from lada_secure.arrays import FloatArray
+from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.release.released import Released, require_released
+
+PLAN = make_plan(uplink=UPLINK)
+
+
+@dataclass
+class LearnerWithoutModel:
+    """What the uplink asks of the learner; counts how often the model would have run."""
+
+    plan: StudyPlan
+    memory: SiteMemory
+    runs: int = 0
+    asked: list[int] = field(default_factory=list)
+
+    def released_adapters(self, round_id: int, book: LedgerBook) -> Released[bytes]:
+        """The release that the simulated training committed."""
+        return book.release(
+            training_spec(self.plan, round_id),
+            compute=lambda _paid: b"never",
+            encode=lambda raw: raw,
+            decode=lambda raw: raw,
+        )
+
+    def certainty(self, places: tuple[int, ...]) -> FloatArray:
+        """Surer of every further candidate; differs from run to run."""
+        self.runs += 1
+        return np.linspace(0.2, 0.9, len(places)) + 0.01 * self.runs
+
+    def solved(self, places: tuple[int, ...]) -> list[SitePath]:
+        """The last of the samples only."""
+        self.asked = list(places)
+        return [SitePath(sample=places[-1], path="because 7")]
+
+
+def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteUplink:
+    """The real uplink of a simulated site."""
+    site = world.sites[name]
+    site.me.sync()
+    learner = LearnerWithoutModel(plan=PLAN, memory=SiteMemory(folder=folder))
+    return SiteUplink(
+        participant=site.me,
+        opening=SiteOpening(participant=site.me, secrets=SecretFolder(folder=folder / "secrets")),
+        learner=cast(SiteLearner, learner),
+        book=site.book,
+    )
+
+
+def at_the_inquiry(tmp_path: Path) -> World:
+    """A study in which the coordinator is about to ask."""
+    world = make_world(tmp_path, plan=PLAN)
+    world.run(until=lambda one: isinstance(one.coordinator.next(), Inquire))
+    return world
+
+
+def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
+    tmp_path: Path,
+) -> None:
+    world = at_the_inquiry(tmp_path)
+    uplink = uplink_of_site(world, tmp_path / "memory")
+    spent = uplink.book.epsilon_spent(1e-5)
+
+    first = uplink.advantages(0)
+    # A restart computes nothing again, and a retry of the opening sends the same.
+    again = uplink_of_site(world, tmp_path / "memory").advantages(0)
+
+    require_released(first, what="advantages")
+    assert first.paid_by == world.sites["site-a"].reservation(0, TRAINING).entry_hash
+    assert first.value.tolist() == again.value.tolist()
+    candidates = split_pool(PLAN).candidates
+    assert first.value[list(candidates)].tolist() == [0, 1, 3, 4, 5]
+    assert first.value.sum() == 13
+    assert uplink.book.epsilon_spent(1e-5) == spent
+
+
+def test_a_damaged_memory_is_refused(tmp_path: Path) -> None:
+    world = at_the_inquiry(tmp_path)
+    uplink = uplink_of_site(world, tmp_path / "memory")
+    uplink.advantages(0)
+    (tmp_path / "memory" / "advantages-round-0.json").write_text('["1"]')
+    with pytest.raises(ParameterError, match="damaged"):
+        uplink.advantages(0)
+
+
+def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
+    world = at_the_inquiry(tmp_path)
+    inquiry = world.coordinator.inquire(0)
+    uplink = uplink_of_site(world, tmp_path / "memory")
+
+    uplink.answer(0)
+
+    asked = parse_body(inquiry, InquiryBody).samples
+    learner = cast(LearnerWithoutModel, uplink.learner)
+    assert len(learner.asked) == asked == UPLINK.budget
+    world.coordinator.sync()
+    sent = world.coordinator.index.find(
+        Kind.SITE_PATHS, sender="site-a", to="coordinator", round_id=0
+    )
+    assert sent is not None
+    body = parse_body(sent, SitePathsBody)
+    assert (body.inquiry, body.written) == (inquiry.message_hash, 1)
+    paths = parse_site_paths(world.board.payload(sent.message_hash), asked=learner.asked)
+    assert paths == (SitePath(sample=learner.asked[-1], path="because 7"),)
+    uplink.answer(0)
+    world.run(until=lambda one: isinstance(one.coordinator.next(), ImproveModel))
+
+
+def test_it_writes_nothing_for_an_inquiry_outside_the_plan(tmp_path: Path) -> None:
+    world = at_the_inquiry(tmp_path)
+    world.coordinator.inquire(0, samples=[split_pool(PLAN).holdout[0]])
+    uplink = uplink_of_site(world, tmp_path / "memory")
+
+    with pytest.raises(PeerError) as caught:
+        uplink.answer(0)
+
+    assert caught.value.reason == "bad_inquiry"
+    assert cast(LearnerWithoutModel, uplink.learner).asked == []
+
+
+def test_it_computes_on_no_sum_that_leaves_it_out(tmp_path: Path) -> None:
+    world = at_the_inquiry(tmp_path)
+    world.coordinator.inquire(0)
+    uplink = uplink_of_site(world, tmp_path / "memory")
+    opened = uplink.participant.index.opened(0, ADVANTAGE, auditor="auditor")
+    opened.header.body["contributions"]["site-a"] = "5" * 64
+
+    with pytest.raises(PeerError) as caught:
+        uplink.answer(0)
+
+    assert caught.value.reason == "not_in_opening"
+
+
+def test_an_answer_before_the_inquiry_is_our_own_mistake(tmp_path: Path) -> None:
+    uplink = uplink_of_site(at_the_inquiry(tmp_path), tmp_path / "memory")
+    with pytest.raises(LocalProtocolError):
+        uplink.answer(0)

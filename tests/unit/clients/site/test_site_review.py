@@ -1,0 +1,211 @@
+"""A site's review: what it accepts with, and what it refuses before anything is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from protocol_world import (
+    NOW,
+    Cast,
+    MemoryBoard,
+    make_cast,
+    make_ledger,
+    make_participant,
+    make_plan,
+    signed,
+    statistics_spec,
+)
+
+from lada_clients.net.study_folder import SecretFolder
+from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.gates.policy import planned_epsilon
+from lada_clients.site.gates.record_files import RecordFiles, RecordsChanged, file_digests
+from lada_clients.site.memory import SiteMemory
+from lada_clients.site.service import Site
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_protocol.kinds import Kind
+from lada_protocol.plan import STATISTICS, StudyPlan
+from lada_protocol.rounds.index import Attempt
+from lada_protocol.run_loop import StudyFailed
+from lada_protocol.wire.messages import AcceptanceBody, FaultBody, parse_body
+from lada_secure.data.records import RecordFile
+from lada_secure.privacy.ledger.entries import DecisionEntry, ReserveEntry
+from lada_secure.privacy.ledger.memory import MemoryLedger
+
+PLAN = make_plan(max_cohort=3)
+ATTEMPT = Attempt(round_id=0, purpose=STATISTICS, number=0)
+
+
+class SiteWithoutModel(Site):
+    """The real service; nothing is measured with a model."""
+
+    def _check_with_model(self) -> None:
+        """The gate's second half has its own tests."""
+
+
+@dataclass(kw_only=True)
+class Reviewing:
+    """A site that has joined a study, with a ledger that earlier studies have used."""
+
+    site: SiteWithoutModel
+    book: MemoryLedger
+    board: MemoryBoard
+
+    def posted(self, kind: Kind) -> dict[str, object] | None:
+        """The body of what the site has posted of a kind."""
+        found = self.site.participant.index.find(kind, sender="site-a")
+        return None if found is None else dict(found.header.body)
+
+    def reservations(self) -> int:
+        """Payments in the ledger."""
+        return sum(isinstance(one, ReserveEntry) for one in self.book.entries())
+
+
+def _spend(book: MemoryLedger, plan: StudyPlan, rounds: int) -> None:
+    book.decide(
+        "approve",
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        expires=NOW + timedelta(days=30),
+        decided_by="policy",
+    )
+    for round_id in range(rounds):
+        book.commit(book.reserve(statistics_spec(plan, round_id)), b"noised")
+
+
+def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewing:
+    cast: Cast = make_cast()
+    board = MemoryBoard(cast.roster)
+    body = {"certificate": cast.certificates["coordinator"]}
+    raw = PLAN.to_bytes()
+    key = cast.keys["coordinator"]
+    board.post(signed(cast.roster, key, PLAN, Kind.PLAN, "coordinator", body, raw), raw)
+    me = make_participant(cast, board, "site-a", folder)
+    me.join(wait_s=5.0)
+    folder.mkdir(exist_ok=True)
+    (folder / "records.jsonl").write_text("{}\n")
+    settings = SiteSettings(
+        party="site-a",
+        coordinator="localhost:1",
+        identity=folder,
+        roster=folder,
+        policy=folder,
+        state_dir=folder,
+        records=folder / "records.jsonl",
+        cache_dir=folder,
+    )
+    book = make_ledger(cast, "site-a")
+    if earlier_rounds:
+        _spend(book, make_plan(study_id="earlier", rounds=earlier_rounds), earlier_rounds)
+    site = SiteWithoutModel(
+        participant=me,
+        settings=settings,
+        policy=SitePolicy(
+            roster_sha256=cast.roster.hash,
+            population="patients",
+            target_delta=1e-5,
+            epsilon_cap_per_study=8.0,
+            epsilon_cap_total=cap,
+            max_records_per_unit=4,
+        ),
+        files=SiteFiles(
+            records=RecordFile(name="records.jsonl", records=(), lines=(), faults=()),
+            held_out=None,
+        ),
+        record_files=RecordFiles(
+            settings=settings,
+            digests=file_digests(settings),
+            folder=me.open_folder(),
+            key=b"k" * 32,
+        ),
+        book=book,
+        secrets=SecretFolder(folder=folder / "secrets"),
+        memory=SiteMemory(folder=me.open_folder()),
+        now=lambda: NOW,
+    )
+    return Reviewing(site=site, book=book, board=board)
+
+
+def test_a_new_site_accepts_with_the_head_of_its_new_ledger(tmp_path: Path) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+    found.site._review()
+    head = found.book.head()
+    body = found.posted(Kind.ACCEPTANCE)
+    assert body is not None
+    assert AcceptanceBody.model_validate(body) == AcceptanceBody(
+        certificate=found.site.participant.certificate,
+        population="patients",
+        ledger_id=head.ledger_id,
+        head_index=1,
+        head_hash=head.entry_hash,
+        new_ledger=True,
+    )
+    assert isinstance(found.book.entries()[-1], DecisionEntry)
+
+
+def test_a_site_that_has_spent_does_not_say_that_its_ledger_is_new(tmp_path: Path) -> None:
+    found = _reviewing(tmp_path, cap=8.0, earlier_rounds=1)
+    found.site._review()
+    body = found.posted(Kind.ACCEPTANCE)
+    assert body is not None
+    assert body["new_ledger"] is False
+
+
+def test_a_plan_that_would_pass_the_budget_over_all_studies_is_refused_with_the_numbers(
+    tmp_path: Path,
+) -> None:
+    alone = planned_epsilon(PLAN)
+    fits = _reviewing(tmp_path / "fits", cap=alone + 1e-6)
+    fits.site._review()
+    assert fits.posted(Kind.ACCEPTANCE) is not None
+
+    spent = _reviewing(tmp_path / "spent", cap=alone + 1e-6, earlier_rounds=1)
+    paid = spent.reservations()
+    with pytest.raises(StudyFailed) as caught:
+        spent.site._review()
+
+    assert spent.posted(Kind.ACCEPTANCE) is None
+    message = spent.site.participant.index.find(Kind.REFUSAL, sender="site-a")
+    assert message is not None
+    fault = parse_body(message, FaultBody)
+    assert fault.code == "over_budget"
+    before = spent.book.epsilon_spent(1e-5)
+    assert f"epsilon {before:.3f} of {alone + 1e-6:g} over all studies is spent on patients" in (
+        fault.message
+    )
+    assert "with the whole of this study it would be" in fault.message
+    assert fault.message == str(caught.value)
+    assert spent.reservations() == paid
+    decision = spent.book.entries()[-1]
+    assert isinstance(decision, DecisionEntry)
+    assert decision.decision == "refuse"
+
+
+def test_a_policy_s_own_faults_come_before_the_budget(tmp_path: Path) -> None:
+    found = _reviewing(tmp_path, cap=0.1)
+    found.site.policy = found.site.policy.model_copy(update={"epsilon_cap_per_study": 1.0})
+    with pytest.raises(StudyFailed, match=r"its epsilon cap is 8\.0"):
+        found.site._review()
+    body = found.posted(Kind.REFUSAL)
+    assert body is not None
+    assert body["code"] == "policy"
+
+
+def test_records_that_change_pause_the_site_before_it_reserves_anything(tmp_path: Path) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+    found.site._review()
+    records = tmp_path / "records.jsonl"
+    kept = records.read_bytes()
+    records.write_bytes(kept + b"{}\n")
+    posted = len(found.board.rows)
+
+    with pytest.raises(RecordsChanged):
+        found.site._contribute(ATTEMPT, ("site-a",))
+
+    assert found.reservations() == 0
+    assert len(found.board.rows) == posted
+    records.write_bytes(kept)
+    found.site.record_files.check()

@@ -1,0 +1,44 @@
+"""The tiny preset's models, trained once per test session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from lada_clients.site.guidance import Guidance
+    from lada_secure.models.loading import LanguageModel
+
+SITES, SEED = 3, 0
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    # Two threads on a busy machine wait for each other longer than these models compute.
+    torch.set_num_threads(1)
+    return tmp_path_factory.mktemp("tiny-models")
+
+
+@pytest.fixture(scope="session")
+def tiny_slm(tiny_cache: Path) -> LanguageModel:
+    from lada_secure.models.loading import load_language_model
+
+    return load_language_model(f"tiny-slm-{SITES}-{SEED}", cache_dir=tiny_cache)
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_cache: Path) -> LanguageModel:
+    from lada_secure.models.loading import load_language_model
+
+    return load_language_model(f"tiny-llm-{SITES}-{SEED}", cache_dir=tiny_cache)
+
+
+@pytest.fixture
+def guidance(tmp_path: Path) -> Guidance:
+    from guidance_doubles import guided_site
+
+    return guided_site(tmp_path)

@@ -1,0 +1,164 @@
+"""Presets are studies that an operator could have written."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lada_clients.auditor.settings import AuditorSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_lab.mock.layout import RunLayout
+from lada_lab.mock.preparation import (
+    child_environment,
+    free_port,
+    party_children,
+    policy_table,
+    study_table,
+    write_data,
+    write_settings,
+)
+from lada_lab.mock.presets import PRESETS, preset_for
+from lada_lab.mock.progress import PartyProgress, bytes_text
+from lada_lab.mock.toml_text import toml_text
+from lada_lab.worlds.federation import build_federation
+from lada_protocol.plan import StudyPlan
+from lada_protocol.settings import parse_settings
+from lada_secure.errors import ParameterError
+from lada_server.settings import ServerSettings, StudySettings
+
+DIGEST = "ab" * 32
+
+
+def test_a_run_may_allocate_by_another_strategy_than_its_presets() -> None:
+    preset = preset_for("demo", sites=3, rounds=None, seed=0, strategy="random")
+    assert study_table(preset, seed=0)["allocation"]["strategy"] == "random"
+    usual = preset_for("demo", sites=3, rounds=None, seed=0)
+    assert study_table(usual, seed=0)["allocation"]["strategy"] == "lada"
+    with pytest.raises(ParameterError, match=r"expected one of .*domain.*, got 'best'"):
+        preset_for("demo", sites=3, rounds=None, seed=0, strategy="best")
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_study_file_of_a_preset_is_a_study(name: str) -> None:
+    preset = preset_for(name, sites=3, rounds=None, seed=0)
+    text = toml_text(study_table(preset, seed=0))
+    study = parse_settings(text.encode(), StudySettings, where="study.toml")
+    parts = ("privacy", "statistics", "training", "distillation", "allocation", "paths")
+    for part in (*parts, "uplink", "guide"):
+        assert getattr(study, part) == getattr(preset, part)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_makes_a_valid_plan_within_its_sites_policy(name: str) -> None:
+    preset = preset_for(name, sites=3, rounds=None, seed=0)
+    plan = StudyPlan(
+        study_id="mock",
+        title=preset.title,
+        coordinator="coordinator",
+        expires="2030-01-01T00:00:00Z",
+        rounds=preset.rounds,
+        min_cohort=3,
+        max_cohort=3,
+        slm=preset.slm,
+        embedder=preset.embedder,
+        seed=0,
+        pool_sha256=DIGEST,
+        pool_size=100,
+        clusters_sha256=DIGEST,
+        phase_timeout_s=preset.phase_timeout_s,
+        privacy=preset.privacy,
+        statistics=preset.statistics,
+        training=preset.training,
+        distillation=preset.distillation,
+        allocation=preset.allocation,
+        paths=preset.paths,
+        uplink=preset.uplink,
+        guide=preset.guide,
+    )
+    text = toml_text(policy_table(preset, roster_sha256=DIGEST, population="site-a.records"))
+    policy = parse_settings(text.encode(), SitePolicy, where="policy.toml")
+    assert plan.privacy.epsilon_cap <= policy.epsilon_cap_per_study <= policy.epsilon_cap_total
+    assert plan.privacy.target_delta <= policy.target_delta
+    assert plan.privacy.max_records_per_unit <= policy.max_records_per_unit
+    assert plan.training.pool_gradients in policy.pool_gradients
+    # A sum of sigma below 16 integer steps is refused (discrete Gaussian, accounted as Gaussian).
+    assert plan.statistics.noise_multiplier * plan.statistics.integer_scale * 2**0.5 >= 16
+
+
+@pytest.mark.parametrize(
+    ("name", "sites", "rounds", "seed", "message"),
+    [
+        ("huge", 3, None, 0, "--preset"),
+        ("tiny", 2, None, 0, "--sites"),
+        ("tiny", 0, None, 0, "--sites"),
+        ("tiny", 1_000, None, 0, "--sites"),
+        ("tiny", 3, 0, 0, "--rounds"),
+        ("tiny", 3, None, -1, "--seed"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_name(
+    name: str, sites: int, rounds: int | None, seed: int, message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        preset_for(name, sites=sites, rounds=rounds, seed=seed)
+
+
+def test_every_party_gets_settings_that_its_own_command_reads(tmp_path: Path) -> None:
+    data = build_federation("tiny", sites=3, seed=0)
+    preset = preset_for("tiny", sites=3, rounds=None, seed=0)
+    layout = RunLayout(root=tmp_path / "run", site_ids=tuple(data.sites))
+    write_data(layout, data)
+    write_settings(
+        layout,
+        preset,
+        port=free_port(0),
+        roster_sha256=DIGEST,
+        cache_dir=tmp_path / "cache",
+        seed=0,
+    )
+    models = {"coordinator": ServerSettings, "auditor": AuditorSettings}
+    for child in party_children(layout, environment=child_environment({})):
+        path = Path(child.arguments[-1])
+        model = models.get(child.name, SiteSettings)
+        settings = parse_settings(path.read_bytes(), model, where=str(path))
+        assert settings.party == child.name
+        assert (path.parent / settings.roster).resolve() == layout.roster
+    for site_id in layout.site_ids:
+        raw = (layout.site(site_id).root / "policy.toml").read_bytes()
+        assert parse_settings(raw, SitePolicy, where="policy").population == f"{site_id}.records"
+
+
+def test_toml_text_reads_back() -> None:
+    table = {
+        "text": 'quote " backslash \\ newline \n umlaut ü del \x7f',
+        "path": Path("a b/c"),
+        "yes": True,
+        "no": False,
+        "whole": -3,
+        "small": 1e-5,
+        "large": 1e16,
+        "list": ["a", "b"],
+        "inner": {"x": 1.5, "list": [1, 2]},
+    }
+    read = tomllib.loads(toml_text(table, comment="one\ntwo"))
+    assert read == {**table, "path": "a b/c"}
+    assert isinstance(read["large"], float)
+    assert isinstance(read["yes"], bool)
+
+
+@pytest.mark.parametrize("bad", [{"a b": 1}, {"": 1}, {"a": float("nan")}, {"a": float("inf")}])
+def test_toml_text_refuses_what_it_cannot_write(bad: dict[str, float]) -> None:
+    with pytest.raises(ParameterError):
+        toml_text(bad)
+
+
+def test_bytes_have_decimal_units() -> None:
+    sizes = (0, 999, 1_000, 1_500_000, 2_100_000_000, 5e12)
+    texts = ["0 B", "999 B", "1.0 kB", "1.5 MB", "2.1 GB", "5000.0 GB"]
+    assert [bytes_text(size) for size in sizes] == texts
+
+
+def test_a_party_without_events_is_starting() -> None:
+    assert PartyProgress(party="site-a").phase == "starting"

@@ -1,0 +1,254 @@
+"""Strategies, picks, quotas, the path screen, and the explanation of a round."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.explanation import explain_cells
+from lada_secure.allocation.gap import cell_rewards
+from lada_secure.allocation.reward_model import CellBeliefs, Forecast
+from lada_secure.allocation.strategies import (
+    STRATEGIES,
+    CellView,
+    cell_utilities,
+    cluster_quotas,
+    path_screen,
+    pick,
+    pick_by_cluster,
+    pick_in_turn,
+    sample_priorities,
+    strategy,
+)
+from lada_secure.arrays import BoolArray
+from lada_secure.canonical import canonical_json
+from lada_secure.errors import ParameterError
+
+GRID = CellGrid(clusters=2, bins=2)
+
+
+def view(
+    *,
+    mass: tuple[float, float] = (0.8, 0.2),
+    p: tuple[float, ...] = (0.5, 0.9, 0.5, 0.1),
+    exploitation: tuple[float, ...] = (0.1, 0.2, 0.1, 0.3),
+    exploration: tuple[float, ...] = (0.0, 0.0, 0.1, 0.0),
+) -> CellView:
+    zeros = np.zeros(4)
+    return CellView(
+        beliefs=CellBeliefs(
+            grid=GRID,
+            mass_share=GRID.spread(mass),
+            mean_loss=zeros,
+            probability=np.array(p),
+            last_reward=zeros,
+            picks=zeros,
+        ),
+        forecast=Forecast(exploitation=np.array(exploitation), exploration=np.array(exploration)),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_utilities_lie_within_one_and_reach_it(name: str) -> None:
+    utilities = cell_utilities(name, view(), alpha=1.0)
+    assert utilities.dtype == np.float64
+    assert utilities.shape == (4,)
+    assert np.abs(utilities).max() == 1.0
+
+
+def test_lada_multiplies_band_mass_and_promise() -> None:
+    worth = np.array([1.0 * 0.8 * 0.1, 0.36 * 0.8 * 0.2, 1.0 * 0.2 * 0.2, 0.36 * 0.2 * 0.3])
+    np.testing.assert_allclose(cell_utilities("lada", view(), alpha=1.0), worth / worth.max())
+
+
+def test_alpha_zero_switches_exploration_off() -> None:
+    with_it = cell_utilities("paper", view(), alpha=1.0)
+    without = cell_utilities("paper", view(), alpha=0.0)
+    np.testing.assert_allclose(with_it, np.array([0.1, 0.2, 0.2, 0.3]) / 0.3)
+    np.testing.assert_allclose(without, np.array([0.1, 0.2, 0.1, 0.3]) / 0.3)
+
+
+def test_lada_gives_harmful_cells_nothing_and_paper_gives_them_less() -> None:
+    harmful = view(exploitation=(0.1, -0.2, 0.1, 0.3))
+    assert cell_utilities("lada", harmful, alpha=0.0)[1] == 0.0
+    assert cell_utilities("paper", harmful, alpha=0.0)[1] < 0.0
+
+
+def test_lada_falls_back_to_band_and_mass_where_no_cell_promises_a_gain() -> None:
+    gloomy = view(exploitation=(-0.1, -0.2, -0.1, -0.3), exploration=(0.0,) * 4)
+    np.testing.assert_allclose(
+        cell_utilities("lada", gloomy, alpha=1.0), cell_utilities("band", gloomy, alpha=1.0)
+    )
+
+
+def test_mastered_and_hopeless_cells_are_worth_nothing_to_lada() -> None:
+    utilities = cell_utilities("lada", view(p=(1.0, 0.0, 1.0, 0.0)), alpha=1.0)
+    np.testing.assert_array_equal(utilities, 0.0)
+
+
+def test_domain_follows_the_mass_alone() -> None:
+    np.testing.assert_allclose(cell_utilities("domain", view(), alpha=1.0), [1.0, 1.0, 0.25, 0.25])
+
+
+@pytest.mark.parametrize("alpha", [-0.1, np.nan, np.inf])
+def test_alpha_out_of_range_is_refused(alpha: float) -> None:
+    with pytest.raises(ParameterError, match="alpha"):
+        cell_utilities("lada", view(), alpha=alpha)
+
+
+def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ParameterError, match="lada, paper, random, got 'best'"):
+        strategy("best")
+
+
+def test_a_forecast_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ParameterError, match="exploitation"):
+        view(exploitation=(np.nan, 0.0, 0.0, 0.0))
+
+
+def test_picks_are_the_best_that_pass_the_threshold() -> None:
+    scores = [0.1, 0.9, 0.5, 0.3, 0.7]
+    assert pick(scores, quota=2, threshold=0.0).tolist() == [False, True, False, False, True]
+    assert pick(scores, quota=9, threshold=0.4).tolist() == [False, True, True, False, True]
+    assert pick(scores, quota=0, threshold=0.0).sum() == 0
+    assert pick([], quota=3, threshold=0.0).shape == (0,)
+
+
+def test_a_score_equal_to_the_threshold_is_picked() -> None:
+    assert pick([0.25, 0.2499], quota=5, threshold=0.25).tolist() == [True, False]
+
+
+def test_the_second_group_gets_what_the_first_leaves_of_the_quota() -> None:
+    scores = [0.9, 0.8, 0.7, 1.0, 0.6]
+    fresh = np.array([True, True, False, False, False])
+    again = np.array([False, False, True, True, False])
+    for quota, expected in ((1, [0]), (2, [0, 1]), (3, [0, 1, 3]), (9, [0, 1, 2, 3])):
+        picked = pick_in_turn(scores, (fresh, again), quota=quota, threshold=0.1)
+        assert np.flatnonzero(picked).tolist() == expected
+
+
+def test_the_threshold_follows_the_best_sample_that_is_left() -> None:
+    # The cell that scored 1 has no samples left; a tenth of 0.3 is what counts then.
+    scores = [1.0, 0.3, 0.05, 0.02, 0.005]
+    left = np.array([False, True, True, True, True])
+    picked = pick_in_turn(scores, (left,), quota=9, threshold=0.1)
+    assert np.flatnonzero(picked).tolist() == [1, 2]
+
+
+def test_a_score_of_nothing_is_never_picked_in_turn() -> None:
+    scores = [1e-5, -1e-5, 0.0]
+    assert not pick_in_turn(scores, (np.ones(3, dtype=np.bool_),), quota=3, threshold=0.0).any()
+
+
+@pytest.mark.parametrize(("groups", "threshold"), [((), 0.1), ((np.ones(1, dtype=np.bool_),), 1.5)])
+def test_picking_in_turn_refuses_bad_input(groups: tuple[BoolArray, ...], threshold: float) -> None:
+    with pytest.raises(ParameterError):
+        pick_in_turn([0.5], groups, quota=1, threshold=threshold)
+
+
+def test_samples_that_are_not_available_are_left_out() -> None:
+    available = np.array([True, False, True])
+    picked = pick([0.1, 0.9, 0.5], quota=2, threshold=0.0, available=available)
+    assert picked.tolist() == [True, False, True]
+
+
+def test_ties_are_broken_the_same_way_every_time_and_not_by_position() -> None:
+    scores = np.full(1000, 0.5)
+    first = pick(scores, quota=100, threshold=0.1, seed=1)
+    np.testing.assert_array_equal(first, pick(scores, quota=100, threshold=0.1, seed=1))
+    assert first.sum() == 100
+    # By position all 100 would lie in the first half; the chance of that here is below 1e-30.
+    assert 20 < first[:500].sum() < 80
+    assert (first != pick(scores, quota=100, threshold=0.1, seed=2)).any()
+
+
+def test_the_random_strategy_orders_by_chance_but_keeps_the_threshold() -> None:
+    scores = np.concatenate([np.zeros(50), np.linspace(0.5, 1.0, 50)])
+    priorities = sample_priorities("random", scores, seed=3)
+    picked = pick(scores, quota=20, threshold=0.01, priorities=priorities)
+    assert picked.sum() == 20
+    assert picked[:50].sum() == 0
+    assert (picked != pick(scores, quota=20, threshold=0.01)).any()
+    np.testing.assert_array_equal(sample_priorities("lada", scores, seed=3), scores)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"quota": -1, "threshold": 0.0},
+        {"quota": 1, "threshold": np.nan},
+        {"quota": 1, "threshold": 0.0, "available": [True]},
+        {"quota": 1, "threshold": 0.0, "available": [1, 0]},
+    ],
+)
+def test_picks_refuse_bad_input(bad: dict[str, object]) -> None:
+    with pytest.raises(ParameterError):
+        pick([0.1, 0.2], **bad)  # type: ignore[arg-type]
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ParameterError, match="scores"):
+        pick([0.1, np.nan], quota=1, threshold=0.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "quota", "available", "expected"),
+    [
+        pytest.param([3, 1], 8, [50, 50], [6, 2], id="proportional"),
+        pytest.param([1, 1, 1], 10, [50] * 3, [4, 3, 3], id="remainders go to the first"),
+        pytest.param([9, 1], 10, [4, 50], [4, 6], id="a full cluster passes its part on"),
+        pytest.param([1, 0], 10, [4, 50], [4, 6], id="beyond all shares any cluster serves"),
+        pytest.param([0, 0], 4, [50, 50], [2, 2], id="no mass anywhere means equal parts"),
+        pytest.param([1, 1], 100, [3, 4], [3, 4], id="the pool is smaller than the quota"),
+        pytest.param([1.0], 5, [9], [5], id="one cluster takes all"),
+        pytest.param([1, 1], 0, [3, 4], [0, 0], id="no quota"),
+    ],
+)
+def test_quotas_follow_the_masses(
+    shares: list[float], quota: int, available: list[int], expected: list[int]
+) -> None:
+    assert cluster_quotas(shares, quota, available=available).tolist() == expected
+
+
+def test_picks_by_cluster_keep_every_quota() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.uniform(0.1, 1.0, 300)
+    clusters = generator.integers(0, 3, 300)
+    picked = pick_by_cluster(scores, clusters, [20, 5, 0], threshold=0.0)
+    assert np.bincount(clusters[picked], minlength=3).tolist() == [20, 5, 0]
+    for cluster in (0, 1):
+        mine = clusters == cluster
+        assert scores[picked & mine].min() > scores[~picked & mine].max()
+
+
+def test_the_screen_keeps_the_band_with_its_ends() -> None:
+    kept = path_screen([0.1, 0.2, 0.5, 0.9, 0.95], 0.2, 0.9)
+    assert kept.tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.9, 0.1)])
+def test_a_screen_that_is_no_range_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ParameterError, match="path screen"):
+        path_screen([0.5], low, high)
+
+
+def test_explanations_hold_every_cell_and_are_json() -> None:
+    seen = view()
+    utilities = cell_utilities("lada", seen, alpha=1.0)
+    rewards = cell_rewards([np.log(4.0)], [np.log(2.0)], [2], cells=4)
+    explained = explain_cells(seen, utilities, picked_cells=[2, 2, 0], rewards=rewards)
+    assert [one.cell for one in explained] == [0, 1, 2, 3]
+    assert [one.picked for one in explained] == [1, 0, 2, 0]
+    assert explained[2].reward == pytest.approx(0.25)
+    assert explained[2].trained == 1
+    assert explained[0].reward is None
+    assert (explained[3].cluster, explained[3].difficulty) == (1, 1)
+    assert explained[0].mass == pytest.approx(0.8)
+    assert b'"exploitation":0.1' in canonical_json([one.to_json() for one in explained])
+    assert explained[0].agreement is None
+    judged = replace(seen, agreement=np.array([0.5, 0.25, 1.0, 0.0]))
+    told = explain_cells(judged, utilities, picked_cells=[], rewards=rewards)
+    assert [one.agreement for one in told] == [0.5, 0.25, 1.0, 0.0]

@@ -1,0 +1,394 @@
+"""Per-unit gradients of both engines against autograd on each unit alone, and plain training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+from trainer_doubles import (
+    ARCHITECTURES,
+    example,
+    opened_trainer,
+    small_model,
+    stir_adapters,
+    units_of_sizes,
+)
+
+from lada_secure.dpsgd.clipping import ClippedSum
+from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.models.adapters import AdapterSettings, attach_adapters
+from lada_secure.models.examples import encode_row
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.path_scoring import PathScorer
+
+ENGINES = ("fused", "opacus")
+EXPECTED_UNITS = 5.0
+
+
+def plain_log_probability(lm, prompt, target):
+    """Mean log-probability per token, one sequence at a time, from the model's own forward."""
+    row = encode_row(lm, prompt, target)
+    tokens = torch.tensor([row.tokens])
+    scores = functional.log_softmax(lm.model(input_ids=tokens).logits[0].float(), dim=-1)
+    places = range(row.target_start, len(row.tokens))
+    return torch.stack([scores[at - 1, row.tokens[at]] for at in places]).mean()
+
+
+def plain_loss(lm, one, settings, lead):
+    path = plain_log_probability(lm, one.prompt, one.path)
+    loss = -path
+    if one.own_path is not None and settings.contrastive_weight:
+        own = plain_log_probability(lm, one.prompt, one.own_path)
+        if settings.contrastive_form == "dpo":
+            margin = settings.beta * ((path - own) - lead)
+            loss = loss - settings.contrastive_weight * functional.logsigmoid(margin)
+        else:
+            short = settings.margin - (path - own)
+            loss = loss + settings.contrastive_weight * torch.clamp(short, min=0.0)
+    return loss
+
+
+def reference_leads(lm, examples):
+    with torch.no_grad():
+        return {
+            one.example_id: float(
+                plain_log_probability(lm, one.prompt, one.path)
+                - plain_log_probability(lm, one.prompt, one.own_path)
+            )
+            for one in examples
+            if one.own_path is not None
+        }
+
+
+def adapted(architecture, **settings):
+    lm = attach_adapters(small_model(architecture), AdapterSettings(rank=3, **settings))
+    stir_adapters(lm)
+    return lm
+
+
+def assert_same_vector(got, want):
+    assert float(want.norm()) > 0.0
+    assert float((got - want).norm()) <= 1e-5 * float(want.norm())
+
+
+def trainable(lm):
+    return [one for one in lm.model.parameters() if one.requires_grad]
+
+
+def train_plainly(lm, batches, loss, learning_rate):
+    """Ten ordinary AdamW steps of peft's own LoRA under autograd, example by example."""
+    leads = reference_leads(lm, [one for units in batches for u in units for one in u.examples])
+    optimizer = torch.optim.AdamW(trainable(lm), lr=learning_rate, weight_decay=0.0)
+    for units in batches:
+        optimizer.zero_grad()
+        losses = [
+            plain_loss(lm, one, loss, leads.get(one.example_id))
+            for unit in units
+            for one in unit.examples
+        ]
+        (torch.stack(losses).sum() / EXPECTED_UNITS).backward()
+        optimizer.step()
+
+
+def train_without_noise(lm, units, batches, loss, learning_rate, engine, cache_bytes):
+    """The trainer's own steps, but for the noise: the un-noised sum goes to `update` directly."""
+    privacy = DpSgdParameters(
+        noise_multiplier=1.0,
+        l2_clip_norm=1e6,
+        sampling_probability=0.5,
+        expected_units=EXPECTED_UNITS,
+        steps=len(batches),
+        pool_gradients="public",
+    )
+    settings = TrainerSettings(
+        engine=engine,
+        physical_batch_size=9,
+        learning_rate=learning_rate,
+        loss=loss,
+        frozen_cache_bytes=cache_bytes,
+    )
+    trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
+    by_id = {unit.unit_id: unit for unit in trainer._units}
+    for joined in batches:
+        total = trainer.source.clipped_sum(
+            [by_id[one.unit_id] for one in joined], l2_clip_norm=privacy.l2_clip_norm, grid=None
+        )
+        trainer.update(total.values() / EXPECTED_UNITS)
+    assert trainer.engine.name == engine
+    caches = trainer.source._scorer.caches_frozen_layers
+    trainer.close()
+    return caches
+
+
+# Units of 1 to 8 examples of different lengths, with and without own paths; other units join
+# every step, in several padded physical batches.
+UNITS = units_of_sizes(1, 2, 8, 4)
+BATCHES = tuple(tuple(u for at, u in enumerate(UNITS) if (at + step) % 3) for step in range(10))
+CASES = {
+    "all layers, margin": ("margin", {}, 0),
+    "last layer, dpo, cached": ("dpo", {"last_layers": 1}, 2**24),
+    "two layers, frozen A, small cache": ("dpo", {"last_layers": 2, "train_a": False}, 9000),
+}
+
+
+@functools.cache
+def plainly_trained(architecture, case):
+    """What peft's own LoRA, autograd and AdamW make of it, and how far the weights moved."""
+    form, settings, _ = CASES[case]
+    lm = adapted(architecture, **settings)
+    start = [one.detach().clone() for one in trainable(lm)]
+    loss = LossSettings(contrastive_form=form, contrastive_weight=0.5)
+    train_plainly(lm, BATCHES, loss, 1e-3)
+    end = [one.detach().clone() for one in trainable(lm)]
+    return end, max(float((a - b).abs().max()) for a, b in zip(start, end, strict=True))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("architecture", "case"),
+    [
+        *((architecture, "all layers, margin") for architecture in ARCHITECTURES),
+        *((architecture, "last layer, dpo, cached") for architecture in ("llama", "gpt2")),
+        ("llama", "two layers, frozen A, small cache"),
+    ],
+)
+def test_without_noise_and_clipping_ten_steps_equal_plain_training(engine, architecture, case):
+    form, settings, cache_bytes = CASES[case]
+    expected, moved = plainly_trained(architecture, case)
+    assert moved > 5e-3
+    ours = adapted(architecture, **settings)
+    loss = LossSettings(contrastive_form=form, contrastive_weight=0.5)
+    caches = train_without_noise(ours, UNITS, BATCHES, loss, 1e-3, engine, cache_bytes)
+    assert caches == (cache_bytes > 0)
+    for want, got in zip(expected, trainable(ours), strict=True):
+        torch.testing.assert_close(got, want, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engine, architecture):
+    lm = adapted(architecture)
+    units = units_of_sizes(2, 1, 4, own=False)
+    unit_of_row = [at for at, unit in enumerate(units) for _ in unit.examples]
+    rows = [encode_row(lm, one.prompt, one.path) for unit in units for one in unit.examples]
+    second = [encode_row(lm, one.path, one.prompt) for unit in units for one in unit.examples]
+
+    expected = []
+    for unit in range(len(units)):
+        for one in trainable(lm):
+            one.grad = None
+        scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        mine = [at for at, owner in enumerate(unit_of_row) if owner == unit]
+        lead = scorer([rows[at] for at in mine]) - scorer([second[at] for at in mine])
+        functional.softplus(lead).sum().backward()
+        expected.append([one.grad.clone() for one in trainable(lm)])
+
+    opened = open_engine(lm.model, engine)
+    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    opened.begin(len(units))
+    with opened.rows(unit_of_row):
+        functional.softplus(scorer(rows) - scorer(second)).sum().backward()
+    taken = opened.take()
+    opened.close()
+    for at, gradient in enumerate(taken):
+        for unit in range(len(units)):
+            assert_same_vector(gradient[unit], expected[unit][at])
+
+
+def batched_losses(lm, units, passes):
+    """One loss per example: of its path, and with two passes also of the way back."""
+    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    there = [encode_row(lm, one.prompt, one.path) for unit in units for one in unit.examples]
+    back = [encode_row(lm, one.path, one.prompt) for unit in units for one in unit.examples]
+    if passes == 1:
+        return -scorer(there)
+    return functional.softplus(scorer(back) - scorer(there))
+
+
+@functools.cache
+def plainly_trained_in_batches(architecture, passes):
+    """Ten AdamW steps of autograd over whole padded batches, and how far the weights moved."""
+    lm = adapted(architecture)
+    start = [one.detach().clone() for one in trainable(lm)]
+    optimizer = torch.optim.AdamW(trainable(lm), lr=1e-3)
+    for units in EIGHT_BATCHES:
+        optimizer.zero_grad()
+        (batched_losses(lm, units, passes).sum() / EXPECTED_UNITS).backward()
+        optimizer.step()
+    end = [one.detach().clone() for one in trainable(lm)]
+    return end, max(float((a - b).abs().max()) for a, b in zip(start, end, strict=True))
+
+
+# Units of every size from 1 to 8, of which three or so join each step.
+EIGHT = units_of_sizes(*range(1, 9), own=False)
+EIGHT_BATCHES = tuple(
+    tuple(unit for at, unit in enumerate(EIGHT) if (at + step) % 3 == 0) for step in range(10)
+)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("passes", [1, 2], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ten_steps_over_padded_batches_equal_plain_training(architecture, passes, engine):
+    expected, moved = plainly_trained_in_batches(architecture, passes)
+    assert moved > 5e-3
+    lm = adapted(architecture)
+    opened = open_engine(lm.model, engine)
+    optimizer = torch.optim.AdamW(opened.parameters, lr=1e-3)
+    for units in EIGHT_BATCHES:
+        unit_of_row = [at for at, unit in enumerate(units) for _ in unit.examples]
+        opened.begin(len(units))
+        with opened.rows(unit_of_row):
+            batched_losses(lm, units, passes).sum().backward()
+        total = ClippedSum(opened.parameters, l2_clip_norm=1e6, grid=None)
+        total.add(opened.take())
+        assert total.units == len(units)
+        parts = torch.split_with_sizes(total.values(), [one.numel() for one in opened.parameters])
+        for one, part in zip(opened.parameters, parts, strict=True):
+            one.grad = (part / EXPECTED_UNITS).view_as(one).float()
+        optimizer.step()
+    opened.close()
+    for want, got in zip(expected, trainable(lm), strict=True):
+        torch.testing.assert_close(got, want, rtol=0.0, atol=1e-5)
+
+
+def test_fused_forward_passes_may_have_different_rows_in_any_order():
+    lm = adapted("llama")
+    rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(5)]
+    passes = [([rows[0], rows[3], rows[1]], [2, 0, 2]), ([rows[4], rows[2]], [1, 0])]
+    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    expected = []
+    for unit in range(3):
+        for one in trainable(lm):
+            one.grad = None
+        mine = [
+            row
+            for some, owners in passes
+            for row, owner in zip(some, owners, strict=True)
+            if owner == unit
+        ]
+        scorer(mine).sum().backward()
+        expected.append([one.grad.clone() for one in trainable(lm)])
+    engine = open_engine(lm.model, "fused")
+    engine.begin(3)
+    total = torch.zeros(())
+    for some, owners in passes:
+        with engine.rows(owners):
+            total = total + scorer(some).sum()
+    total.backward()
+    for at, gradient in enumerate(engine.take()):
+        for unit in range(3):
+            assert_same_vector(gradient[unit], expected[unit][at])
+    engine.close()
+
+
+def test_opacus_refuses_forward_passes_with_different_rows():
+    lm = adapted("llama")
+    engine = open_engine(lm.model, "opacus")
+    engine.begin(2)
+    with engine.rows([0, 1]):
+        pass
+    with pytest.raises(LocalProtocolError, match="same rows"), engine.rows([0]):
+        pass
+    engine.close()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_closed_engine_leaves_the_model_as_it_was(engine):
+    lm = adapted("llama")
+    row = encode_row(lm, "abc", "def")
+    before = lm.model(input_ids=torch.tensor([row.tokens])).logits
+    opened = open_engine(lm.model, engine)
+    opened.close()
+    after = lm.model(input_ids=torch.tensor([row.tokens])).logits
+    assert torch.equal(before, after)
+    assert not any("grad_sample" in vars(one) for one in lm.model.parameters())
+    assert not any("forward" in vars(one) for one in lm.model.modules())
+    after.sum().backward()
+    assert all(one.grad is not None for one in trainable(lm))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_an_interrupted_batch_left_does_not_reach_the_next(engine):
+    lm = adapted("llama")
+    rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(3)]
+    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    opened = open_engine(lm.model, engine)
+
+    def gradients():
+        opened.begin(3)
+        with opened.rows([0, 1, 2]):
+            scorer(rows).sum().backward()
+        return opened.take()
+
+    clean = gradients()
+    opened.begin(2)
+    with opened.rows([0, 1]):
+        scorer(rows[:2])  # the backward pass never comes
+    opened.begin(3)
+    with opened.rows([1, 0, 2]):
+        scorer(rows).sum().backward()  # never taken
+    for expected, got in zip(clean, gradients(), strict=True):
+        assert torch.equal(expected, got)
+    opened.close()
+
+
+class TestChoice:
+    def test_auto_takes_the_fused_engine_for_plain_lora(self):
+        lm = adapted("llama")
+        engine = open_engine(lm.model, "auto")
+        assert engine.name == "fused"
+        engine.close()
+
+    def test_auto_takes_opacus_where_a_norm_is_trained_too(self):
+        lm = adapted("gpt2")
+        for name, one in lm.model.named_parameters():
+            if "ln_1" in name:
+                one.requires_grad_(True)
+        engine = open_engine(lm.model, "auto")
+        assert engine.name == "opacus"
+        engine.close()
+
+    def test_naming_fused_there_says_which_parameter_stands_in_the_way(self):
+        lm = adapted("gpt2")
+        lm.model.base_model.model.transformer.h[1].ln_1.weight.requires_grad_(True)
+        with pytest.raises(ParameterError, match=r"h\.1\.ln_1\.weight"):
+            open_engine(lm.model, "fused")
+
+    def test_dora_is_no_plain_lora(self):
+        lm = small_model("llama")
+        config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+        lm = dataclasses.replace(lm, model=get_peft_model(lm.model, config))
+        with pytest.raises(ParameterError, match="q_proj"):
+            open_engine(lm.model, "fused")
+
+    def test_a_module_that_neither_engine_supports_is_named(self):
+        class Scale(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.by = torch.nn.Parameter(torch.ones(3))
+
+            def forward(self, x):
+                return x * self.by
+
+        model = torch.nn.Sequential(torch.nn.Linear(3, 3), Scale())
+        with pytest.raises(ParameterError, match="1: no gradient sampler for Scale"):
+            open_engine(model, "auto")
+
+    def test_batch_norm_is_refused_because_it_couples_rows(self):
+        model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+        with pytest.raises(ParameterError, match="mixes the rows"):
+            open_engine(model, "auto")
+
+    def test_a_model_without_adapters_has_nothing_to_train(self):
+        lm = small_model("llama")
+        for one in lm.model.parameters():
+            one.requires_grad_(False)
+        with pytest.raises(ParameterError, match="attach_adapters"):
+            open_engine(lm.model, "auto")

@@ -1,0 +1,654 @@
+"""`distil`: what is paid and when, interruption and resumption, and refusals before spending."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from trainer_doubles import (
+    PLAN_HASH,
+    approved_ledger,
+    example,
+    opened_trainer,
+    paid,
+    small_model,
+    units_of_sizes,
+)
+
+from lada_secure.dpsgd.batching import PoissonSampler
+from lada_secure.dpsgd.clipping import ClippedSum
+from lada_secure.dpsgd.distillation import distil, training_spec
+from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.signal_to_noise import TimeLeft
+from lada_secure.errors import ParameterError, PrivacyBudgetExceeded, TrainingFailed
+from lada_secure.models.adapters import (
+    AdapterSettings,
+    AdapterWeights,
+    adapter_weights,
+    attach_adapters,
+    load_adapters,
+)
+from lada_secure.models.memory_limit import is_out_of_memory
+from lada_secure.privacy.accounting.events import DpSgdEvent
+from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry
+from lada_secure.privacy.release.released import Released
+
+POOL = tuple(example(at) for at in range(50, 57))
+UNITS = units_of_sizes(1, 2, 3, 1)
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process in the middle of a step's report."""
+
+
+def parameters(**changes):
+    values = {
+        "noise_multiplier": 2.0,
+        "l2_clip_norm": 0.5,
+        "sampling_probability": 0.25,
+        "expected_units": 2.0,
+        "steps": 7,
+        "pool_gradients": "public",
+    }
+    return DpSgdParameters(**{**values, **changes})
+
+
+def settings(**changes):
+    values = {"pool_batch_size": 3, "physical_batch_size": 6, "steps_per_reservation": 3}
+    return TrainerSettings(**{**values, **changes})
+
+
+def adapted(**changes):
+    return attach_adapters(small_model(), AdapterSettings(**{"rank": 2, **changes}))
+
+
+def run(lm, book, *, privacy=None, tuned=None, units=UNITS, read=None, pool=POOL, progress=None):
+    privacy = privacy or parameters()
+    return distil(
+        lm,
+        units=read or paid(units),
+        pool=pool,
+        privacy=privacy,
+        settings=tuned or settings(),
+        book=book,
+        spec=training_spec(privacy, study_id="study", plan_hash=PLAN_HASH, round_id=1),
+        progress=progress,
+    )
+
+
+def reserved(book):
+    return [one for one in book.entries() if isinstance(one, ReserveEntry)]
+
+
+def committed(book):
+    return [one for one in book.entries() if isinstance(one, CommitEntry)]
+
+
+def test_steps_are_paid_in_chunks_each_before_its_first_step():
+    book, seen = approved_ledger(), []
+    run(adapted(), book, progress=lambda one: seen.append((one.step, len(reserved(book)))))
+    assert seen == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2), (7, 3)]
+    assert [one.event for one in reserved(book)] == [
+        DpSgdEvent(noise_multiplier=2.0, sampling_probability=0.25, steps=steps)
+        for steps in (3, 3, 1)
+    ]
+    assert [one.mechanism for one in reserved(book)] == ["dp_sgd"] * 3
+    assert [one.chunk for one in committed(book)] == [0, 1, 2]
+
+
+def test_progress_tells_step_public_loss_and_the_epsilon_of_the_ledger():
+    book, reports = approved_ledger(), []
+    run(adapted(), book, progress=reports.append)
+    assert [one.step for one in reports] == list(range(1, 8))
+    assert {one.steps for one in reports} == {7}
+    # Paid for in chunks of 3 steps; a step that is not committed yet shows nothing of its own.
+    assert [one.public_loss for one in reports[:3]] == [None] * 3
+    assert len({one.public_loss for one in reports[3:6]}) == 1
+    assert all(math.isfinite(one.public_loss) for one in reports[3:])
+    epsilons = [one.epsilon for one in reports]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == pytest.approx(book.epsilon_spent(1e-5))
+    assert epsilons[0] == pytest.approx(reserved(book)[0].epsilon_after)
+
+
+def test_the_result_is_released_and_is_what_the_model_holds():
+    book = approved_ledger()
+    lm = adapted()
+    before = adapter_weights(lm)
+    result = run(lm, book)
+    assert type(result.adapters) is Released
+    assert result.adapters.paid_by_all == tuple(one.entry_hash for one in reserved(book))
+    assert result.adapters.value.data == adapter_weights(lm).data != before.data
+    fresh = adapted()
+    load_adapters(fresh, AdapterWeights(data=result.adapters.value.data))
+    assert adapter_weights(fresh) == result.adapters.value
+    assert result.log.engine == "fused"
+    assert result.log.trainable_parameters == sum(
+        one.numel() for one in lm.model.parameters() if one.requires_grad
+    )
+
+
+def test_a_finished_run_gives_the_same_bytes_again_and_spends_nothing():
+    book = approved_ledger()
+    first = run(adapted(), book)
+    spent = len(book.entries())
+    again = run(adapted(), book)
+    assert again.adapters.value == first.adapters.value
+    assert again.log.public_losses == first.log.public_losses
+    assert len(book.entries()) == spent
+
+
+@pytest.mark.parametrize("crash_after", [1, 2, 4, 6])
+def test_an_interrupted_run_goes_on_from_the_last_commit_and_pays_for_each_step_once(crash_after):
+    book = approved_ledger()
+
+    def crash(report):
+        if report.step == crash_after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(adapted(), book, progress=crash)
+    chunk, steps = (crash_after - 1) // 3, []
+    result = run(adapted(), book, progress=lambda one: steps.append(one.step))
+    assert steps == list(range(3 * chunk + 1, 8))
+    assert result.log.resumed_at_step == 3 * chunk
+    assert len(result.log.public_losses) == 7
+    # Nothing of the first try left, so the second uses its reservation, and the ledger says so.
+    assert sum(one.event.steps for one in reserved(book)) == 7
+    assert [one.attempt for one in reserved(book) if one.chunk == chunk] == [0]
+    assert [one.kind for one in book.entries()].count("resume") == 1
+    assert len(committed(book)) == 3
+
+
+def test_a_resumed_run_draws_fresh_randomness():
+    weights = set()
+    for _ in range(3):
+        book = approved_ledger()
+
+        def crash(report):
+            if report.step == 2:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            run(adapted(), book, progress=crash)
+        weights.add(run(adapted(), book).adapters.value.data)
+    assert len(weights) == 3
+
+
+def test_an_interrupted_model_can_be_used_and_trained_on():
+    lm = adapted()
+
+    def crash(_):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(lm, approved_ledger(), progress=crash)
+    assert not any("forward" in vars(one) for one in lm.model.modules())
+    assert lm.model(input_ids=torch.tensor([[5, 6]])).logits.shape == (1, 2, 40)
+
+
+def test_restored_moments_make_the_next_step_the_same():
+    privacy, tuned = parameters(), settings(schedule="linear", weight_decay=0.1)
+    one, other = (
+        opened_trainer(adapted(), UNITS, pool=POOL, privacy=privacy, settings=tuned)
+        for _ in range(2)
+    )
+    size = sum(part.numel() for part in one.parameters)
+    pushes = [torch.randn(size, generator=torch.Generator().manual_seed(at)) for at in range(5)]
+    for push in pushes[:3]:
+        one.update(push)
+    other.restore(one.state("binding"))
+    for push in pushes[3:]:
+        assert one.update(push) == other.update(push)
+    for a, b in zip(one.parameters, other.parameters, strict=True):
+        assert torch.equal(a, b)
+    one.close()
+    other.close()
+
+
+def test_a_stored_state_of_another_run_is_refused():
+    book = approved_ledger()
+
+    def crash(report):
+        if report.step == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(adapted(), book, progress=crash)
+    with pytest.raises(ParameterError, match="another run"):
+        run(adapted(seed=5), book)
+    with pytest.raises(ParameterError, match="another run"):
+        run(adapted(), book, tuned=settings(learning_rate=0.5))
+    # Speed may change: it has no part in the result.
+    run(adapted(), book, tuned=settings(physical_batch_size=4, engine="opacus"))
+
+
+def test_a_chunk_over_the_cap_stops_before_its_first_step():
+    steps = []
+    book = approved_ledger(cap=reserved_epsilon(chunks=2) + 1e-6)
+    with pytest.raises(PrivacyBudgetExceeded):
+        run(adapted(), book, progress=lambda one: steps.append(one.step))
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def reserved_epsilon(*, chunks):
+    book = approved_ledger()
+    run(adapted(), book)
+    return reserved(book)[chunks - 1].epsilon_after
+
+
+def test_training_on_public_paths_lowers_their_loss():
+    tuned = settings(
+        pool_batch_size=len(POOL), physical_batch_size=8, learning_rate=0.02, private_weight=0.0
+    )
+    result = run(adapted(rank=4), approved_ledger(), privacy=parameters(steps=25), tuned=tuned)
+    losses = result.log.public_losses
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_private_pool_samples_are_units_of_their_own_and_have_no_exact_gradient():
+    privacy = parameters(pool_gradients="private")
+    trainer = opened_trainer(adapted(), UNITS, pool=POOL, privacy=privacy, settings=settings())
+    assert len(trainer._units) == len(UNITS) + len(POOL)
+    assert trainer.step() is None
+    trainer.close()
+    result = run(adapted(), approved_ledger(), privacy=privacy)
+    assert result.log.public_losses == (None,) * 7
+
+
+@pytest.mark.parametrize("units", [UNITS, ()], ids=["no pool", "no units"])
+@pytest.mark.parametrize("pool", [POOL, ()], ids=["pool", "no pool"])
+def test_either_stream_may_be_empty_and_both(units, pool):
+    book = approved_ledger()
+    result = run(adapted(), book, units=units, pool=pool)
+    assert len(result.log.public_losses) == 7
+    assert len(reserved(book)) == len(committed(book)) == 3
+
+
+def test_no_unit_is_read_before_its_steps_are_paid_for_and_none_where_all_is_stored():
+    book, read = approved_ledger(), []
+
+    def units(reservation):
+        read.append((reservation.entry.chunk, len(reserved(book)), reservation.stored_output))
+        return UNITS
+
+    run(adapted(), book, read=units)
+    assert read == [(0, 1, None)]
+    run(adapted(), book, read=units)
+    assert len(read) == 1
+
+
+def test_a_budget_that_is_spent_reads_no_unit():
+    with pytest.raises(PrivacyBudgetExceeded):
+        run(adapted(), approved_ledger(cap=0.01), read=lambda _: pytest.fail("a record was read"))
+
+
+def test_a_resumed_run_reads_its_units_under_the_weights_of_its_first_step():
+    book, weights = approved_ledger(), []
+    lm = adapted()
+    first = adapter_weights(lm)
+
+    def crash(report):
+        if report.step == 4:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(lm, book, progress=crash)
+    again = adapted()
+
+    def units(_):
+        weights.append(adapter_weights(again))
+        return UNITS
+
+    run(again, book, read=units)
+    assert weights == [first]
+
+
+def test_twins_of_one_unit_id_are_one_unit():
+    trainer = opened_trainer(
+        adapted(), (*UNITS, UNITS[0]), pool=(), privacy=parameters(), settings=settings()
+    )
+    trainer.close()
+    assert len(trainer._units) == len(UNITS)
+    assert len(trainer._units[0].examples) == 2 * len(UNITS[0].examples)
+
+
+@pytest.mark.parametrize("noise", ["discrete_gaussian", "float_gaussian"])
+def test_noise_alone_has_the_stated_standard_deviation(noise):
+    # d = 672 of 7 steps' first: catches a 25% error; the sampler itself is tested elsewhere.
+    privacy = parameters(noise=noise, sampling_probability=1e-12)
+    trainer = opened_trainer(adapted(), UNITS, pool=(), privacy=privacy, settings=settings())
+    pushed = []
+    trainer.update = pushed.append
+    for _ in range(5):
+        trainer.step()
+    trainer.close()
+    std = float(torch.stack(pushed).std())
+    assert std == pytest.approx(2.0 * 0.5 / 2.0, rel=0.1)
+
+
+def test_the_number_of_parameters_is_told_before_anything_is_spent():
+    book, told = approved_ledger(), []
+
+    def announce(outlook):
+        told.append((outlook.parameters, outlook.hint, len(reserved(book))))
+
+    privacy = parameters(noise_multiplier=500.0)
+    distil(
+        adapted(),
+        units=paid(UNITS),
+        pool=(),
+        privacy=privacy,
+        settings=settings(),
+        book=book,
+        spec=training_spec(privacy, study_id="study", plan_hash=PLAN_HASH, round_id=1),
+        announce=announce,
+    )
+    ((count, hint, before),) = told
+    assert (count, before) == (672, 0)
+    assert "noise would drown" in hint
+
+
+def test_time_left_follows_the_pace_of_the_latest_steps():
+    pace = TimeLeft(started_s=100.0)
+    assert pace.after_step(104.0, steps_left=5) == pytest.approx(20.0)
+    assert pace.after_step(105.0, steps_left=4) == pytest.approx(10.0)
+    for second in range(40):
+        left = pace.after_step(106.0 + second, steps_left=3)
+    assert left == pytest.approx(3.0)
+    assert pace.after_step(146.0, steps_left=0) == 0.0
+
+
+def test_a_run_whose_weights_break_stops_before_the_next_chunk_is_paid_for():
+    lm, book = adapted(), approved_ledger()
+
+    def breaks(report):
+        if report.step == 2:
+            with torch.no_grad():
+                next(one for one in lm.model.parameters() if one.requires_grad).fill_(math.inf)
+
+    with pytest.raises(TrainingFailed, match=r"steps 1 to 3.*before more privacy is spent"):
+        run(lm, book, progress=breaks)
+    assert len(reserved(book)) == 1
+
+
+def test_a_run_whose_public_losses_are_all_broken_stops_as_well():
+    lm, book = adapted(), approved_ledger()
+
+    def breaks(report):
+        if report.step == 3:
+            with torch.no_grad():
+                lm.model.get_input_embeddings().weight.fill_(math.nan)
+
+    with pytest.raises(TrainingFailed, match="steps 4 to 6: every public loss"):
+        run(lm, book, progress=breaks)
+    assert len(reserved(book)) == 2
+
+
+OUT_OF_MEMORY = {
+    "a GPU's": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "a CPU's": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "a CUDA library's": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."),
+    "Python's": MemoryError(),
+}
+
+
+def short_of_memory(trainer, limit, error, *, after_backward=False):
+    """Make every pass over more than `limit` examples end as if memory were full."""
+    collect = trainer.source._backward
+
+    def limited(batch):
+        if len(batch.examples) <= limit:
+            return collect(batch)
+        if after_backward:
+            collect(batch)
+        raise error
+
+    trainer.source._backward = limited
+
+
+def open_trainer(pool=()):
+    return opened_trainer(adapted(), UNITS, pool=pool, privacy=parameters(), settings=settings())
+
+
+def test_the_cpu_s_own_error_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("after_backward", [False, True], ids=["before", "after backward"])
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_physical_batch_and_changes_nothing_else(
+    kind, after_backward, caplog
+):
+    def total(limit):
+        trainer = open_trainer()
+        short_of_memory(trainer, limit, OUT_OF_MEMORY[kind], after_backward=after_backward)
+        found = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+        # The next step starts with the smaller size, and units larger than it still fit.
+        again = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+        trainer.close()
+        torch.testing.assert_close(found.values(), again.values(), rtol=1e-4, atol=1e-6)
+        return found, trainer.source.physical_batch_size
+
+    (full, size), (halved, smaller) = total(99), total(3)
+    assert full.units == halved.units == 4
+    assert (size, smaller) == (6, 2)
+    torch.testing.assert_close(full.values(), halved.values(), rtol=1e-4, atol=1e-6)
+    assert "going on with" in caplog.text
+    # Not even the unit of three fits: it goes record by record.
+    alone, _ = total(2)
+    assert (alone.units, alone.left_out) == (4, 0)
+    torch.testing.assert_close(full.values(), alone.values(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_counts_once_though_memory_ran_out_while_it_was_clipped(monkeypatch):
+    trainer = open_trainer()
+    expected = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+    cut, calls = ClippedSum._cut_to_grid, []
+
+    def runs_out_once(self, flat, factor, grid):
+        found = cut(self, flat, factor, grid)
+        calls.append(len(factor))
+        if len(calls) == 1:
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(ClippedSum, "_cut_to_grid", runs_out_once)
+    privacy = parameters()
+    total = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=privacy.grid())
+    trainer.close()
+    assert len(calls) > 2
+    assert total.units == 4
+    scaled = total.values() * (0.5 / privacy.grid().clip_steps)
+    torch.testing.assert_close(scaled, expected.values(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_out_of_memory_in_the_pool_s_stream_halves_as_well(kind, caplog):
+    def gradient(limit):
+        trainer = open_trainer(POOL)
+        short_of_memory(trainer, limit, OUT_OF_MEMORY[kind])
+        found = trainer.source.public_gradient(trainer._public, count=7)
+        trainer.close()
+        return found, trainer.source.physical_batch_size
+
+    (full, _), (halved, size) = gradient(99), gradient(2)
+    assert size == 1
+    assert "going on with" in caplog.text
+    assert halved.loss == pytest.approx(full.loss, rel=1e-5)
+    for a, b in zip(full.gradients, halved.gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ParameterError, match=r"one example of .* tokens does not fit"):
+        gradient(0)
+
+
+def test_out_of_memory_before_training_halves_as_well():
+    trainer = open_trainer(POOL)
+    expected = trainer.source.losses(trainer._public)
+    score = trainer.source._scores
+
+    def limited(batch):
+        if len(batch.examples) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return score(batch)
+
+    trainer.source._scores = limited
+    found = trainer.source.losses(trainer._public)
+    trainer.close()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes do not fit"), KeyError("a name"), OverflowError(), MemoryError()]
+)
+def test_whatever_one_unit_provokes_the_others_add_what_they_add_and_it_adds_zero(error):
+    trainer = open_trainer()
+    hostile, others = trainer._units[2], [trainer._units[at] for at in (0, 1, 3)]
+    expected = trainer.source.clipped_sum(others, l2_clip_norm=0.5, grid=None)
+    collect = trainer.source._backward
+
+    def fails(batch):
+        if set(batch.examples) & set(hostile.examples):
+            raise error
+        return collect(batch)
+
+    trainer.source._backward = fails
+    total = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+    # And a whole step: nothing ends it.
+    trainer._sampler = PoissonSampler(4, sampling_probability=1.0)
+    trainer.step()
+    trainer.close()
+    assert (total.units, total.left_out) == (4, 1)
+    assert trainer.left_out_units == 1
+    torch.testing.assert_close(total.values(), expected.values(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_whose_sum_fails_as_a_whole_is_noise_alone(monkeypatch):
+    trainer = open_trainer()
+
+    def fails(*_args, **_options):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(trainer.source, "clipped_sum", fails)
+    pushed = []
+    trainer.update = pushed.append
+    for _ in range(5):
+        trainer.step()
+    trainer.close()
+    assert float(torch.stack(pushed).std()) == pytest.approx(2.0 * 0.5 / 2.0, rel=0.1)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_person_can_still_end_a_step(stop):
+    trainer = open_trainer()
+
+    def ends(_batch):
+        raise stop
+
+    trainer.source._backward = ends
+    with pytest.raises(stop):
+        trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+    trainer.close()
+
+
+def test_a_gradient_that_stays_too_long_on_the_grid_is_zeroed_and_ends_nothing(monkeypatch):
+    # As if rounding never helped: every length is measured far too long.
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda one, other: (one * other).sum(1) * 1e30)
+    grid = parameters().grid()
+    weight = torch.nn.Parameter(torch.zeros(3))
+    total = ClippedSum([weight], l2_clip_norm=0.5, grid=grid)
+    total.add([torch.ones(2, 3)])
+    assert (total.units, total.non_finite) == (2, 2)
+    assert not bool(total.integers().any())
+
+
+class TestRefusedBeforeAnythingIsSpent:
+    def refuse(self, message, **changes):
+        book = approved_ledger()
+        with pytest.raises(ParameterError, match=message):
+            run(changes.pop("lm", None) or adapted(), book, **changes)
+        assert not reserved(book)
+
+    def test_a_model_whose_public_loss_is_not_a_number(self):
+        lm = adapted()
+        letter = lm.encode_prompt(POOL[0].prompt)[0]
+        with torch.no_grad():
+            next(lm.model.parameters())[letter] = float("nan")
+        self.refuse("NaN or infinity before training; nothing was spent", lm=lm)
+
+    def test_a_model_whose_weights_are_not_numbers_without_any_pool(self):
+        lm = adapted()
+        with torch.no_grad():
+            next(lm.model.parameters()).fill_(float("nan"))
+        self.refuse("made-up tokens is NaN", lm=lm, pool=())
+
+    def test_a_module_that_neither_engine_supports(self):
+        lm = adapted()
+        norm = lm.model.base_model.model.model.layers[1].input_layernorm
+        norm.weight.requires_grad_(True)
+        norm.register_parameter("shift", torch.nn.Parameter(torch.zeros(1)))
+        self.refuse(r"layers\.1\.input_layernorm.*no gradient sampler", lm=lm)
+
+    def test_a_model_without_adapters(self):
+        lm = small_model()
+        for one in lm.model.parameters():
+            one.requires_grad_(False)
+        self.refuse("adapters", lm=lm)
+
+    def test_cuda_where_there_is_none(self):
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a CUDA device")
+        self.refuse("sees no CUDA device", tuned=settings(device="cuda"))
+
+    def test_an_unknown_device(self):
+        self.refuse("not known to torch", tuned=settings(device="abacus"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("noise_multiplier", 0.0),
+        ("noise_multiplier", float("nan")),
+        ("noise_multiplier", 5000.0),
+        ("l2_clip_norm", 0.0),
+        ("l2_clip_norm", float("inf")),
+        ("sampling_probability", 0.0),
+        ("sampling_probability", 1.5),
+        ("expected_units", 0.0),
+        ("steps", 0),
+        ("pool_gradients", "both"),
+        ("noise", "laplace"),
+        ("std_steps", 15),
+    ],
+)
+def test_privacy_parameters_out_of_range_are_refused(field, value):
+    with pytest.raises(ParameterError):
+        parameters(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("engine", "fast"),
+        ("precision", "float16"),
+        ("precision", "auto"),
+        ("schedule", "cosine"),
+        ("physical_batch_size", 0),
+        ("pool_batch_size", -1),
+        ("steps_per_reservation", 0),
+        ("private_weight", -1.0),
+        ("learning_rate", 0.0),
+        ("weight_decay", float("nan")),
+        ("threads", 0),
+    ],
+)
+def test_trainer_settings_out_of_range_are_refused(field, value):
+    with pytest.raises(ParameterError, match=field):
+        settings(**{field: value})

@@ -1,0 +1,134 @@
+"""The coordinator's gate: pool, plan and LLM are checked before a plan is kept or posted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from site_doubles import POOL, site_plan
+from trainer_doubles import small_model
+
+from lada_protocol.plan import StudyPlan
+from lada_secure.allocation.cells import fit_clusters
+from lada_secure.canonical import canonical_json
+from lada_secure.data.records import PoolSample, pool_bytes
+from lada_secure.errors import ParameterError
+from lada_secure.models.embedding import HashedNgramEmbedder
+from lada_server.settings import StudySettings
+from lada_server.study.pool_gate import check_study
+from lada_server.study.proposal import Study, keep_plan, prepare_study
+
+VECTORS = HashedNgramEmbedder().embed([one.question for one in POOL])
+POOL_FILE = Path("pool.jsonl")
+
+
+def study_of(plan: StudyPlan | None = None, *, pool: tuple[PoolSample, ...] = POOL) -> Study:
+    clusters = fit_clusters(VECTORS, 2, 0)
+    return Study(
+        plan=plan or site_plan(),
+        is_new=True,
+        pool=pool,
+        pool_bytes=pool_bytes(pool),
+        clusters=clusters,
+        clusters_bytes=canonical_json(clusters.to_json()),
+        embeddings=VECTORS,
+    )
+
+
+def teacher(**changes: object) -> Any:
+    return SimpleNamespace(model=replace(small_model(), **changes))  # type: ignore[arg-type]
+
+
+def test_a_pool_that_fits_its_llm_passes() -> None:
+    check_study(study_of(), teacher(), pool_file=POOL_FILE)
+
+
+def test_samples_that_are_too_long_for_the_llm_are_named_by_line_and_id() -> None:
+    long = replace(POOL[0], sample_id="pool-0006", question="x" * 80)
+    with pytest.raises(ParameterError) as refused:
+        check_study(study_of(pool=(*POOL, long)), teacher(), pool_file=POOL_FILE)
+    assert str(refused.value) == (
+        "pool.jsonl:7: sample 'pool-0006' is too long for the LLM: needs 89 tokens with its path, "
+        "at most 64"
+    )
+
+
+def test_a_plan_that_a_site_would_refuse_is_refused_here_first() -> None:
+    plan = site_plan()
+    plan = plan.model_copy(
+        update={
+            "allocation": plan.allocation.model_copy(update={"strategy": "magic"}),
+            "statistics": plan.statistics.model_copy(update={"integer_scale": 1}),
+            "privacy": plan.privacy.model_copy(update={"epsilon_cap": 0.01}),
+        }
+    )
+    with pytest.raises(ParameterError) as refused:
+        check_study(study_of(plan), teacher(), pool_file=POOL_FILE)
+    lines = str(refused.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["statistics", "allocation", "privacy"]
+
+
+@pytest.mark.parametrize("max_new_tokens", [64, 200])
+def test_a_plan_whose_paths_the_llm_cannot_hold_is_refused(max_new_tokens: int) -> None:
+    plan = site_plan()
+    plan = plan.model_copy(
+        update={"paths": plan.paths.model_copy(update={"max_new_tokens": max_new_tokens})}
+    )
+    with pytest.raises(ParameterError, match="takes 64 tokens with the prompt"):
+        check_study(study_of(plan), teacher(), pool_file=POOL_FILE)
+
+
+def test_an_llm_that_cannot_be_called_is_refused() -> None:
+    broken = teacher()
+    with torch.no_grad():
+        next(broken.model.model.parameters()).fill_(float("nan"))
+    with pytest.raises(ParameterError, match="its weights are broken"):
+        check_study(study_of(), broken, pool_file=POOL_FILE)
+
+    def fails(*_args: object, **_options: object) -> None:
+        raise IndexError("no such layer")
+
+    broken = teacher()
+    broken.model.model.forward = fails
+    with pytest.raises(ParameterError, match="cannot be called: IndexError: no such layer"):
+        check_study(study_of(), broken, pool_file=POOL_FILE)
+
+
+def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path) -> None:
+    plan, kept = site_plan(), tmp_path / "plan.json"
+    settings = StudySettings(
+        study_id="guided",
+        title="t",
+        valid_days=1.0,
+        rounds=2,
+        slm="small",
+        embedder="hashed-ngrams",
+        privacy=plan.privacy,
+        statistics=plan.statistics,
+        training=plan.training,
+        distillation=plan.distillation,
+        allocation=plan.allocation,
+        paths=plan.paths.model_copy(update={"budget": 2}),
+    )
+    roster: Any = SimpleNamespace(coordinator=SimpleNamespace(id="coordinator"), sites=())
+
+    def prepared() -> Study:
+        return prepare_study(
+            settings,
+            pool=POOL,
+            pool_bytes=pool_bytes(POOL),
+            roster=roster,
+            now=datetime(2026, 1, 1, tzinfo=UTC),
+            kept_plan=kept,
+        )
+
+    study = prepared()
+    assert study.is_new
+    assert not kept.exists()
+    keep_plan(kept, study.plan)
+    assert not prepared().is_new
