@@ -16,7 +16,7 @@ from lada_protocol.party_files import read_settings
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.storage.state_folder import held_state_folder
-from lada_secure.whole_files import sweep_parts
+from lada_secure.storage.whole_files import sweep_parts
 
 
 def ledger_copies(settings: AuditorSettings) -> LedgerCopies:

@@ -19,6 +19,7 @@ from lada_protocol.rounds.admission import admission_of, check_ledger_claim, sho
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
+from lada_protocol.rounds.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.rounds.secure_aggregation import (
     OpeningRequest,
     check_opened_range,
@@ -27,7 +28,6 @@ from lada_protocol.rounds.secure_aggregation import (
     sum_bound_of,
 )
 from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_secure.canonical import canonical_json
@@ -37,7 +37,7 @@ from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, Trans
 from lada_secure.privacy.ledger.entries import LedgerEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 LOG = logging.getLogger(__name__)
 

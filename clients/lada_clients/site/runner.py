@@ -30,14 +30,14 @@ from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.plan import StudyPlan, parse_time
-from lada_protocol.run_loop import StudyFailed
+from lada_protocol.rounds.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder
-from lada_secure.whole_files import sweep_parts
+from lada_secure.storage.whole_files import sweep_parts
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32

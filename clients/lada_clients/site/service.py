@@ -16,6 +16,7 @@ from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.aggregation import SiteOpening
 from lada_clients.site.blind_scores import SiteScoring
 from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.gates.record_files import RecordFiles
@@ -23,13 +24,13 @@ from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
 from lada_clients.site.llm_transfer import SiteUplink
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.model_gate import check_with_model
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
+from lada_protocol.rounds.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import (
     AnswerInquiry,
@@ -40,7 +41,6 @@ from lada_protocol.rounds.tasks import (
     PostMaskKey,
     ReviewPlan,
 )
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
