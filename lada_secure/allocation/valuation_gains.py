@@ -29,8 +29,8 @@ from lada_secure.arrays import FloatArray, IntArray, frozen
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
-from lada_secure.privacy.release.released import Released
 from lada_secure.privacy.release.stored_vectors import parse_vector, vector_bytes
+from lada_secure.privacy.released import Released
 
 PURPOSE = "trials"
 # Most L2 norm of a unit's vector, in clips. Beside the weight of 1, three clusters may be full.

@@ -44,30 +44,6 @@ class PoissonSampler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublicOrder:
-    """Which pool samples a step reads: epochs of permutations, a function of seed and step alone.
-
-    The pool is public, so a seed is enough here, and a resumed run goes on where it was.
-    """
-
-    count: int
-    batch_size: int
-    seed: int
-
-    def batch(self, step: int) -> tuple[int, ...]:
-        """Indices of step `step` (from 0), exactly `batch_size` of them."""
-        if self.count == 0 or self.batch_size == 0:
-            return ()
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
-        epochs = range(first // self.count, (last - 1) // self.count + 1)
-        order = np.concatenate(
-            [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
-        )
-        start = first - epochs[0] * self.count
-        return tuple(int(one) for one in order[start : start + self.batch_size])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PhysicalBatch:
     """Whole units that share forward passes.
 

@@ -32,7 +32,7 @@ from lada_secure.privacy.ledger.book import (
     ReleaseSpec,
     Reservation,
 )
-from lada_secure.privacy.release.released import Released, post_process
+from lada_secure.privacy.released import Released, post_process
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from lada_secure.errors import LedgerError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec
-from lada_secure.privacy.release.released import Released, post_process
+from lada_secure.privacy.released import Released, post_process
 
 
 def released_adapters(

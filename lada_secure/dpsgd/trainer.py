@@ -25,10 +25,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lada_secure.dpsgd.batching import (
-    PoissonSampler,
-    PublicOrder,
-)
+from lada_secure.dpsgd.batching import PoissonSampler
 from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.engine_choice import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
@@ -41,6 +38,7 @@ from lada_secure.models.examples import (
     EncodedUnit,
     PathExample,
     PrivateUnit,
+    PublicOrder,
     encode_example,
     encode_units,
 )

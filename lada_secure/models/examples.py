@@ -1,9 +1,11 @@
-"""What the trainer learns from: examples, privacy units of examples, and their token rows."""
+"""What a trainer learns from: examples, units of examples, their token rows, and their order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
@@ -77,6 +79,30 @@ class EncodedUnit:
     def longest_row(self) -> int:
         """Tokens of the unit's longest sequence."""
         return max((len(row.tokens) for one in self.examples for row in one.rows), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicOrder:
+    """Which pool samples a step reads: epochs of permutations, a function of seed and step alone.
+
+    The pool is public, so a seed is enough here, and a resumed run goes on where it was.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> tuple[int, ...]:
+        """Indices of step `step` (from 0), exactly `batch_size` of them."""
+        if self.count == 0 or self.batch_size == 0:
+            return ()
+        first, last = step * self.batch_size, (step + 1) * self.batch_size
+        epochs = range(first // self.count, (last - 1) // self.count + 1)
+        order = np.concatenate(
+            [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
+        )
+        start = first - epochs[0] * self.count
+        return tuple(int(one) for one in order[start : start + self.batch_size])
 
 
 def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lada_secure.dpsgd.batching import PublicOrder
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
-from lada_secure.models.examples import EncodedExample, PathExample, encode_example
+from lada_secure.models.examples import EncodedExample, PathExample, PublicOrder, encode_example
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings, example_losses
 from lada_secure.models.path_scoring import PathScorer, per_token

@@ -18,7 +18,8 @@ from lada_lab.mock.preparation import (
 from lada_lab.mock.presets import Preset, preset_for
 from lada_lab.mock.supervisor import Child, Supervisor
 from lada_lab.mock.weights import default_cache_dir, prepare_missing
-from lada_lab.worlds.federation import FederationData, SiteData, build_federation
+from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.sites import FederationData, SiteData
 
 POOL = 48
 RECORDS = 60

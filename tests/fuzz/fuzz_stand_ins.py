@@ -29,7 +29,7 @@ from lada_secure.data.records import PoolSample
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.release.released import Released
+from lada_secure.privacy.released import Released
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import PoolView, Teacher, WrittenPaths
 

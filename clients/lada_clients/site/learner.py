@@ -59,7 +59,7 @@ from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.rationales import generate_paths
 from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
 from lada_secure.privacy.release.private_records import PrivateRecords
-from lada_secure.privacy.release.released import Released
+from lada_secure.privacy.released import Released
 
 Distilling: TypeAlias = Callable[..., Distilled]
 

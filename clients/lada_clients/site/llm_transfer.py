@@ -27,7 +27,7 @@ from lada_secure.allocation.confidence_excess import advantages
 from lada_secure.arrays import IntArray
 from lada_secure.errors import LocalProtocolError
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.release.released import Released, post_process, require_released
+from lada_secure.privacy.released import Released, post_process, require_released
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

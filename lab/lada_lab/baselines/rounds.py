@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from lada_lab.baselines.baseline import Host, HostState, Payload
-from lada_secure.dpsgd.batching import PublicOrder
 from lada_secure.errors import ParameterError
+from lada_secure.models.examples import PublicOrder
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.tuning import MAX_GRADIENT_NORM
 

@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from lada_lab.worlds.federation import MAX_SITES, MIN_SITES
+from lada_lab.worlds.sites import MAX_SITES, MIN_SITES
 from lada_secure.allocation.strategies import strategy as allocation_strategy
 from lada_secure.errors import ParameterError
 from lada_server.settings import StudySettings

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lada_lab.worlds.federation import (
+from lada_lab.worlds.sites import (
     FederationData,
     SiteData,
     check_sites,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lada_lab.worlds.arithmetic import COMMON, DOMAIN_SYMBOLS, MODULUS, Operator
-from lada_lab.worlds.federation import check_sites, shuffled, site_letter, unit_names
+from lada_lab.worlds.sites import check_sites, shuffled, site_letter, unit_names
 from lada_lab.worlds.study_data import BenchData, BenchSite
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError

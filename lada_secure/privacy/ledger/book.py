@@ -32,7 +32,7 @@ from lada_secure.privacy.ledger.entries import (
     ReserveEntry,
 )
 from lada_secure.privacy.ledger.lines import format_ledger_lines, parse_ledger_lines
-from lada_secure.privacy.release.released import Released, post_process, released_by
+from lada_secure.privacy.released import Released, post_process, released_output
 
 __all__ = [
     "ADJACENCY",
@@ -315,7 +315,13 @@ class LedgerBook(Protocol):
             after: earlier releases that the output builds on, such as earlier chunks.
         Raises: LedgerError: see `keep`.
         """
-        return released_by(self, paid, output, after=after)
+        return released_output(
+            output,
+            keep=lambda: self.keep(paid, output),
+            paid_by=paid.entry_hash,
+            label=paid.entry.purpose,
+            after=after,
+        )
 
     def decide(
         self,

@@ -24,7 +24,7 @@ from lada_secure.privacy.ledger.book import (
     Reservation,
     numeric_parameter,
 )
-from lada_secure.privacy.release.released import Released
+from lada_secure.privacy.released import Released
 
 Integers: TypeAlias = "NDArray[np.int64]"
 

@@ -13,7 +13,7 @@ from lada_secure.errors import LadaError, LocalProtocolError
 from lada_secure.privacy.accounting.events import gaussian_event
 from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, LedgerBook, ReleaseSpec, Reservation
 from lada_secure.privacy.release.discrete_gaussian import discrete_gaussian_vector
-from lada_secure.privacy.release.released import Released
+from lada_secure.privacy.released import Released
 
 T = TypeVar("T")
 

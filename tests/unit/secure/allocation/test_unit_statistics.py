@@ -43,7 +43,7 @@ from lada_secure.errors import (
 from lada_secure.privacy.ledger.book import BudgetCaps, LedgerBook, Reservation, ReserveEntry
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.release.released import Released
+from lada_secure.privacy.released import Released
 
 ALPHA = 1e-6
 PLAN_HASH = "ab" * 32

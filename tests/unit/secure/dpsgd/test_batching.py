@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lada_secure.dpsgd.batching import PublicOrder, physical_batches, single_units
-from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
+from lada_secure.dpsgd.batching import physical_batches, single_units
+from lada_secure.models.examples import EncodedExample, EncodedUnit, PublicOrder, TokenRow
 
 
 def unit(name, *lengths, own=False):

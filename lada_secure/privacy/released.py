@@ -8,14 +8,11 @@ released values by `post_process` and `combine`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar
+from typing import Final, Generic, NoReturn, TypeVar
 
 import numpy as np
 
 from lada_secure.errors import LocalProtocolError, ParameterError
-
-if TYPE_CHECKING:
-    from lada_secure.privacy.ledger.book import LedgerBook, Reservation
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -154,16 +151,20 @@ def combine(
     return Released(_SEAL, _own_copy(compute(values)), paid_by_all, label)
 
 
-def released_by(
-    book: LedgerBook, paid: Reservation, output: bytes, *, after: Sequence[Released[object]]
+def released_output(
+    output: bytes,
+    *,
+    keep: Callable[[], object],
+    paid_by: str,
+    label: str,
+    after: Sequence[Released[object]],
 ) -> Released[bytes]:
-    """Let the book keep an output, and only then hand it out: `LedgerBook.commit` calls this.
+    """Let the ledger keep an output, and only then hand it out: `LedgerBook.commit` calls this.
 
-    See there for the arguments.
+    Args: keep: stores it, or raises. paid_by: hash of its reserve entry. after: see there.
     """
-    for one in after:
-        require_released(one, what="after")
-    book.keep(paid, output)
-    earlier = tuple(entry for one in after for entry in one.paid_by_all)
-    paid_by_all = tuple(dict.fromkeys((*earlier, paid.entry_hash)))
-    return Released(_SEAL, output, paid_by_all, paid.entry.purpose)
+    for earlier in after:
+        require_released(earlier, what="after")
+    keep()
+    paid_by_all = dict.fromkeys(entry for earlier in after for entry in earlier.paid_by_all)
+    return Released(_SEAL, output, tuple({**paid_by_all, paid_by: None}), label)
