@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from lada_protocol.events import EventLog
+from lada_protocol.events import EVENTS_FILE, EventLog, Failed
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster, parse_roster
@@ -29,7 +29,7 @@ from lada_server.study.llm_files import LlmFiles
 from lada_server.study.monitor import Monitored, start_monitor
 from lada_server.study.pool_gate import check_study
 from lada_server.study.proposal import keep_plan, prepare_study
-from lada_server.study.status import EVENTS_FILE, Status, read_status
+from lada_server.study.status import Status, read_status
 from lada_server.study.status_file import STATUS_FILE, StatusFile
 from lada_server.study.teacher import Teacher
 
@@ -123,7 +123,7 @@ def _serve(
                 )
                 time.sleep(LINGER_S)
     except LadaError as error:
-        events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+        events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
         raise
     finally:
         store.close()

@@ -13,6 +13,7 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.net.participant import Participant
+from lada_protocol.events import NewLedger
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import DEMAND
 from lada_protocol.rounds.admission import admission_of, check_ledger_claim, shown_with_acceptance
@@ -174,7 +175,7 @@ class Auditor:
         also = f"; it has shown ledgers of {', '.join(others)} before" if others else ""
         LOG.warning("%s %s, population %s%s", site, how, claim.population, also)
         self.participant.events.write(
-            "new_ledger",
+            NewLedger,
             round_id=0,
             step="plan",
             site=site,

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.net.study_folder import Outbox, study_folder
 from lada_clients.net.transport import BoardClient
-from lada_protocol.events import EventLog, Patience
+from lada_protocol.events import EventLog, Failed, Patience
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.roster import Roster
@@ -212,7 +212,7 @@ class Participant:
 
     def say_failed(self, error: LadaError) -> None:
         """Tell the operator why this party ends."""
-        self.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+        self.events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
 
     def say_goodbye(self) -> None:
         """Tell the board that everything was read and done, so that the coordinator may leave.

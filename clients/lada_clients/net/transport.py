@@ -23,7 +23,7 @@ from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import kind_rules, may_read
 from lada_protocol.party_files import live_identity
-from lada_protocol.rounds.run_loop import Traffic
+from lada_protocol.rounds.run_loop import ByteCounts
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
@@ -104,7 +104,7 @@ class BoardClient:
         self._opened_with: _Standing | None = None
         self._closed = threading.Event()
         self._was_served = False
-        self._traffic = Traffic(up_bytes=0, down_bytes=0)
+        self._traffic = ByteCounts(up_bytes=0, down_bytes=0)
 
     def __enter__(self) -> BoardClient:
         return self
@@ -121,7 +121,7 @@ class BoardClient:
             channel.close()
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> ByteCounts:
         """Bytes sent and received so far, repetitions included."""
         return self._traffic
 
@@ -384,7 +384,7 @@ class BoardClient:
     def _count(self, *, up: int = 0, down: int = 0) -> None:
         with self._lock:
             so_far = self._traffic
-            self._traffic = Traffic(so_far.up_bytes + up, so_far.down_bytes + down)
+            self._traffic = ByteCounts(so_far.up_bytes + up, so_far.down_bytes + down)
 
 
 def _reason(error: grpc.RpcError) -> str | None:

@@ -29,6 +29,7 @@ from lada_clients.site.ledger.population import (
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
+from lada_protocol.events import Traffic
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
@@ -108,7 +109,7 @@ def _tell_traffic(participant: Participant) -> None:
     traffic = participant.client.traffic
     sent = sum(one.header.sender == participant.party for one in participant.index)
     participant.events.write(
-        "traffic",
+        Traffic,
         round_id=participant.plan.rounds - 1,
         step="close",
         messages_up=sent,

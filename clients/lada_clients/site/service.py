@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from lada_clients.site.llm_transfer import SiteUplink
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
+from lada_protocol.events import Accuracy, Epsilon, Progress
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
@@ -292,7 +294,7 @@ class Site:
         def report(one: StepReport) -> None:
             self.display.show(round_id, one)
             self.participant.events.write(
-                "progress",
+                Progress,
                 round_id=round_id,
                 step="distillation",
                 done=one.step,
@@ -310,14 +312,14 @@ class Site:
         if spent is None:
             spent = self.book.epsilon_spent(plan.privacy.target_delta, study_id=plan.study_id)
         self.participant.events.write(
-            "epsilon",
+            Epsilon,
             round_id=round_id,
             step=step,
             epsilon=round(spent, 6),
             cap=plan.privacy.epsilon_cap,
         )
 
-    def _tell_accuracy(self, when: str, *, round_id: int) -> None:
+    def _tell_accuracy(self, when: Literal["before", "after"], *, round_id: int) -> None:
         """Held-out accuracy for the site's own screen; it goes to its own folder only."""
         if self.settings.held_out is None:
             return
@@ -325,7 +327,7 @@ class Site:
         found = self.learner.held_out_accuracy()
         if found is not None:
             self.participant.events.write(
-                "accuracy",
+                Accuracy,
                 round_id=round_id,
                 step="evaluation",
                 when=when,

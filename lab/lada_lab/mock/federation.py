@@ -14,7 +14,6 @@ from rich.console import Console
 
 from lada_lab.machine import machine
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.page import report_page
 from lada_lab.mock.preparation import (
     check_out,
     child_environment,
@@ -168,6 +167,9 @@ def _report(
 
 
 def _write_report(layout: RunLayout, report: Report) -> None:
+    # Imported here: a run that is refused should not wait for what draws.
+    from lada_lab.mock.page import report_page
+
     files: Mapping[Path, str] = {
         layout.report_json: report.model_dump_json(indent=2) + "\n",
         layout.report_html: report_page(report),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from lada_clients.net.study_folder import STUDIES, find_study_folder
-from lada_lab.mock.events import EVENTS_FILE
+from lada_protocol.events import EVENTS_FILE
 
 COORDINATOR: Final = "coordinator"
 AUDITOR: Final = "auditor"

@@ -10,15 +10,18 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import tomli_w
 
 from lada_lab.mock.layout import AUDITOR, COORDINATOR, PartyFolder, RunLayout
 from lada_lab.mock.presets import Preset
 from lada_lab.mock.supervisor import Child, Supervisor
-from lada_lab.mock.toml_text import Table, toml_text
 from lada_secure.canonical import sha256_hex
 from lada_secure.data.records import write_json_lines
 from lada_secure.errors import ParameterError, TransportError
+
+Table: TypeAlias = Mapping[str, Any]
 
 if TYPE_CHECKING:
     from lada_lab.worlds.sites import FederationData
@@ -166,7 +169,7 @@ def write_settings(
     )
     try:
         for path, table in tables.items():
-            path.write_text(toml_text(table), encoding="utf-8")
+            path.write_text(tomli_w.dumps(table), encoding="utf-8")
     except OSError as error:
         raise TransportError(f"cannot write {error.filename}: {error.strerror}") from error
 
@@ -190,7 +193,7 @@ def settings_tables(
             "study": "study.toml",
             "pool": "pool.jsonl",
             "llm": preset.llm,
-            "cache_dir": cache_dir,
+            "cache_dir": str(cache_dir),
             "threads": preset.coordinator_threads,
         },
         coordinator.root / "study.toml": study_table(preset, seed=seed),
@@ -198,7 +201,7 @@ def settings_tables(
             **_common(auditor, AUDITOR, layout),
             "coordinator": address,
             "roster_sha256": roster_sha256,
-            "export_dir": Path(os.path.relpath(layout.export, auditor.root)),
+            "export_dir": os.path.relpath(layout.export, auditor.root),
             "epsilon_cap": preset.privacy.epsilon_cap,
             "wait_s": WAIT_S,
         },
@@ -211,7 +214,7 @@ def settings_tables(
             "policy": "policy.toml",
             "records": "records.jsonl",
             "held_out": "held-out.jsonl",
-            "cache_dir": cache_dir,
+            "cache_dir": str(cache_dir),
             "threads": preset.threads,
             "device": "cpu",
             "physical_batch_size": preset.physical_batch_size,
@@ -286,10 +289,10 @@ def party_children(layout: RunLayout, *, environment: Mapping[str, str]) -> list
     ]
 
 
-def _common(folder: PartyFolder, party: str, layout: RunLayout) -> dict[str, str | Path]:
+def _common(folder: PartyFolder, party: str, layout: RunLayout) -> dict[str, str]:
     return {
         "party": party,
         "identity": "identity",
-        "roster": Path(os.path.relpath(layout.roster, folder.root)),
+        "roster": os.path.relpath(layout.roster, folder.root),
         "state_dir": "state",
     }

@@ -6,22 +6,22 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
 
-from lada_lab.mock.events import Event, EventTail
+from lada_lab.machine import PeakMemory
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.memory import group_memory_bytes
 from lada_lab.mock.progress import PartyProgress, event_line
 from lada_lab.mock.report import Allocation, parse_allocation
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text
 from lada_lab.mock.view import live_table
+from lada_protocol.events import Event, parse_event
 from lada_secure.errors import ParameterError
 
 TICK_S = 0.2
-MEMORY_SAMPLE_S = 1.0
 MAX_ALLOCATION_BYTES = 16 * 1024 * 1024
 
 
@@ -43,14 +43,39 @@ class Outcome:
 
 
 @dataclass(slots=True, kw_only=True)
+class EventTail:
+    """Follows one event file that another process appends to."""
+
+    path: Path
+    _offset: int = field(default=0, init=False)
+
+    def read_new(self) -> tuple[Event, ...]:
+        """Events in the complete lines since the last call; nothing while there is no file.
+
+        Raises: ParameterError: a complete line that is not an event.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                chunk = file.read()
+        except FileNotFoundError:
+            return ()
+        # The last line may still be in the writer's hands.
+        complete, _, _ = chunk.rpartition(b"\n")
+        if not complete:
+            return ()
+        self._offset += len(complete) + 1
+        return tuple(parse_event(line) for line in complete.split(b"\n") if line.strip())
+
+
+@dataclass(slots=True, kw_only=True)
 class _Watch:
     """Follows the event files of all parties."""
 
     tails: Mapping[str, EventTail]
     parties: dict[str, PartyProgress]
     events: dict[str, list[Event]]
-    peak_memory_bytes: int | None = None
-    _sampled_s: float = field(default=float("-inf"), init=False)
+    memory: PeakMemory = field(default_factory=PeakMemory)
 
     def read(self) -> tuple[Event, ...]:
         news: list[Event] = []
@@ -60,14 +85,6 @@ class _Watch:
                 self.events[party].append(event)
                 news.append(event)
         return tuple(sorted(news, key=lambda event: event.time_s))
-
-    def sample_memory(self, groups: Sequence[int]) -> None:
-        now = time.monotonic()
-        if now - self._sampled_s >= MEMORY_SAMPLE_S:
-            self._sampled_s = now
-            used = group_memory_bytes(groups)
-            if used is not None:
-                self.peak_memory_bytes = max(used, self.peak_memory_bytes or 0)
 
 
 def run_parties(
@@ -91,14 +108,14 @@ def run_parties(
         time.sleep(TICK_S)
         failures = [failure_text(one) for one in supervisor.poll() if one.status != 0]
         failure = failures[0] if failures else ""
-        watch.sample_memory(tuple(supervisor.groups.values()))
+        watch.memory.sample(supervisor.groups.values())
         screen.show(tuple(watch.parties.values()), watch.read())
     supervisor.stop()
     screen.show(tuple(watch.parties.values()), watch.read())
     return Outcome(
         failure=failure,
         wall_s=time.monotonic() - started,
-        peak_memory_bytes=watch.peak_memory_bytes,
+        peak_memory_bytes=watch.memory.bytes,
         events={name: tuple(events) for name, events in watch.events.items()},
     )
 

@@ -7,7 +7,6 @@ is the protocol: messages, bytes, the coordinator's memory and time.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -17,15 +16,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from lada_clients.audit.folder import read_evidence
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
-from lada_lab.machine import machine
+from lada_lab.machine import PeakMemory, machine, process_usage
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.memory import group_memory_bytes
 from lada_lab.mock.preparation import (
     HOST,
     LOOPBACK,
@@ -37,16 +35,17 @@ from lada_lab.mock.preparation import (
     write_settings,
 )
 from lada_lab.mock.presets import TINY, Preset
-from lada_lab.mock.process_usage import Usage, process_usage
-from lada_lab.mock.runner import MEMORY_SAMPLE_S
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text
 from lada_lab.mock.weights import prepare_missing
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.sites import FederationData, SiteData
+from lada_protocol.events import Event, Finished, StepStarted, Traffic, parse_event
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Role
 from lada_secure.errors import ParameterError, TransportError
+
+E = TypeVar("E", bound=Event)
 
 MIN_SITES: Final = 3
 MAX_SITES: Final = 200
@@ -72,7 +71,8 @@ class SizeFigures(BaseModel):
 
     messages_*, bytes_*: of one site, mean over the sites, headers, signatures and payloads; TLS
     and HTTP/2 come on top. round_s: from the first cohort to the end, all sites on this machine.
-    coordinator_*: of the coordinator's process. memory_bytes: all processes, shared pages once.
+    coordinator_*: of its process, memory looked at every 0.1 s. memory_bytes: all processes,
+    shared pages once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -185,12 +185,12 @@ def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path, seed: i
         seed=seed,
     )
     began = time.monotonic()
-    usage, memory = _run_parties(layout)
+    peak_bytes, cpu_s, memory = _run_parties(layout)
     wall_s = time.monotonic() - began
     verdict = verify_evidence(read_evidence(layout.export))
     if verdict.faults:
         raise TransportError(f"{sites} sites: the evidence does not hold: {verdict.faults[0]}")
-    traffic = [_events(layout.site(one).events, "traffic")[-1] for one in layout.site_ids]
+    traffic = [_events(layout.site(one).events, Traffic)[-1] for one in layout.site_ids]
     return SizeFigures(
         sites=sites,
         wall_s=round(wall_s, 1),
@@ -199,9 +199,9 @@ def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path, seed: i
         messages_down=_mean(traffic, "messages_down"),
         bytes_up=_mean(traffic, "bytes_up"),
         bytes_down=_mean(traffic, "bytes_down"),
-        coordinator_peak_bytes=usage.peak_bytes,
-        coordinator_cpu_s=round(usage.cpu_s, 1),
-        memory_bytes=memory,
+        coordinator_peak_bytes=peak_bytes,
+        coordinator_cpu_s=round(cpu_s, 1),
+        memory_bytes=memory.bytes,
         openings=verdict.openings,
     )
 
@@ -223,8 +223,8 @@ def make_identities(layout: RunLayout) -> str:
     return make_roster(layout.ca, parties=folders, out=layout.roster, now=now).hash
 
 
-def _run_parties(layout: RunLayout) -> tuple[Usage, int | None]:
-    """Run all parties to their end; the coordinator's usage, and the most memory of all."""
+def _run_parties(layout: RunLayout) -> tuple[int, float, PeakMemory]:
+    """Run all parties; the coordinator's most memory and its time, and the most memory of all."""
     environment = child_environment(os.environ)
     coordinator, auditor, *_ = party_children(layout, environment=environment)
     settings = [str(layout.site(one).settings) for one in layout.site_ids]
@@ -234,37 +234,35 @@ def _run_parties(layout: RunLayout) -> tuple[Usage, int | None]:
         log=layout.root / "sites.txt",
         environment=environment,
     )
-    usage, memory, sampled_s = Usage(peak_bytes=0, cpu_s=0.0), None, float("-inf")
+    peak_bytes, cpu_s, memory = 0, 0.0, PeakMemory()
     with Supervisor() as supervisor:
         for child in (coordinator, auditor, many):
             supervisor.start(child)
         groups = supervisor.groups
         while supervisor.running:
             time.sleep(TICK_S)
-            usage = process_usage(groups[coordinator.name]) or usage
-            if time.monotonic() - sampled_s >= MEMORY_SAMPLE_S:
-                sampled_s = time.monotonic()
-                memory = max(group_memory_bytes(groups.values()) or 0, memory or 0) or None
+            if (usage := process_usage(groups[coordinator.name])) is not None:
+                peak_bytes, cpu_s = max(usage.resident_bytes, peak_bytes), usage.cpu_s
+            memory.sample(groups.values())
             for ended in supervisor.poll():
                 if ended.status != 0:
                     raise TransportError(failure_text(ended))
-    return usage, memory
+    return peak_bytes, cpu_s, memory
 
 
-def _events(path: Path, kind: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    return [row for row in rows if row["event"] == kind]
+def _events(path: Path, kind: type[E]) -> list[E]:
+    events = (parse_event(line) for line in path.read_bytes().splitlines())
+    return [event for event in events if isinstance(event, kind)]
 
 
 def _round_s(layout: RunLayout) -> float:
     events = layout.coordinator.events
-    opened = [one for one in _events(events, "step_started") if one["step"] == "opening"]
-    end: float = _events(events, "finished")[-1]["time_s"]
-    return end - float(opened[0]["time_s"])
+    opened = next(event for event in _events(events, StepStarted) if event.step == "opening")
+    return _events(events, Finished)[-1].time_s - opened.time_s
 
 
-def _mean(rows: Sequence[dict[str, Any]], key: str) -> float:
-    return round(fmean(row[key] for row in rows), 1)
+def _mean(traffic: Sequence[Traffic], name: str) -> float:
+    return round(fmean(getattr(event, name) for event in traffic), 1)
 
 
 def _growth(figures: Sequence[SizeFigures]) -> dict[str, float]:

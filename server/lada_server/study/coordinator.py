@@ -10,7 +10,16 @@ from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_protocol.events import EventLog, Patience
+from lada_protocol.events import (
+    EventLog,
+    Failed,
+    Finished,
+    LlmUpdate,
+    Patience,
+    Progress,
+    StepFinished,
+    StepStarted,
+)
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
@@ -132,7 +141,7 @@ class Coordinator:
             if isinstance(task, Done):
                 if task.failure is not None:
                     raise StudyFailed(task.failure)
-                self.events.write("finished", round_id=self._last_round, step="close")
+                self.events.write(Finished, round_id=self._last_round, step="close")
                 return
             if isinstance(task, Wait):
                 self._wait(task)
@@ -178,10 +187,10 @@ class Coordinator:
         began = time.monotonic()
         up, down = self.board.sent_bytes, self.board.read_bytes
         self.board.place = round_id, step
-        self.events.write("step_started", round_id=round_id, step=step)
+        self.events.write(StepStarted, round_id=round_id, step=step)
         self._dispatch(task)
         self.events.write(
-            "step_finished",
+            StepFinished,
             round_id=round_id,
             step=step,
             seconds=round(time.monotonic() - began, 3),
@@ -230,7 +239,7 @@ class Coordinator:
 
     def _fail(self, code: str, message: str) -> NoReturn:
         self.board.post(Kind.FAILED, {"code": code, "message": message})
-        self.events.write("failed", round_id=0, step="close", message=message)
+        self.events.write(Failed, round_id=0, step="close", message=message)
         raise StudyFailed(message)
 
     def _propose(self) -> None:
@@ -248,7 +257,7 @@ class Coordinator:
 
     def _look_at_pool(self, round_id: int) -> PoolView:
         if self._view is None or self._view_is_stale(round_id):
-            self.events.write("step_started", round_id=round_id, step="filter")
+            self.events.write(StepStarted, round_id=round_id, step="filter")
             began = time.monotonic()
             version = self._llm(round_id)
             if version != NO_ADAPTERS:
@@ -256,7 +265,7 @@ class Coordinator:
             self._view = self.teacher.view_pool(self.study)
             self._view_of = version
             self.events.write(
-                "step_finished",
+                StepFinished,
                 round_id=round_id,
                 step="filter",
                 seconds=round(time.monotonic() - began, 3),
@@ -379,7 +388,7 @@ class Coordinator:
         )
         self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
         figures = {key: value for key, value in body.items() if key != "inquiry"}
-        self.events.write("llm_update", round_id=round_id, step="uplink", asked=asked, **figures)
+        self.events.write(LlmUpdate, round_id=round_id, step="uplink", asked=asked, **figures)
 
     def _site_paths(self, round_id: int, inquiry: Envelope) -> dict[str, tuple[SitePath, ...]]:
         """What each site wrote; an answer that cannot be used is left out, with a warning."""
@@ -412,7 +421,7 @@ class Coordinator:
 
     def _progress(self, round_id: int, step: str) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:
-            self.events.write("progress", round_id=round_id, step=step, done=done, total=total)
+            self.events.write(Progress, round_id=round_id, step=step, done=done, total=total)
 
         return report
 

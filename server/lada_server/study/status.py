@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import Connection
 
+from lada_protocol.events import EVENTS_FILE, Event, Failed, Finished, Waiting, parse_event
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import parse_plan
-from lada_secure.errors import PeerError
+from lada_secure.errors import ParameterError, PeerError
 from lada_server.board import schema
 from lada_server.board.database import Database
 from lada_server.board.metadata import check_version, stored_facts
@@ -23,7 +23,6 @@ from lada_server.rpc.presence import AWAY_AFTER_S
 from lada_server.settings import ServerSettings
 from lada_server.study.status_file import STATUS_FILE, KnownProcess, read_status_file
 
-EVENTS_FILE: Final = "events.jsonl"
 # The newest events stand at the end; a waiting coordinator writes one line in ten seconds.
 TAIL_BYTES: Final = 256 * 1024
 
@@ -32,7 +31,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Waiting(_Model):
+class AwaitedParties(_Model):
     """For whom the coordinator waits, since when and why."""
 
     parties: tuple[str, ...]
@@ -75,7 +74,7 @@ class Status(_Model):
     rounds: int | None
     step: str | None
     since: str | None
-    waiting: Waiting | None
+    waiting: AwaitedParties | None
     failure: str | None
     storage_failure: str | None
     parties: tuple[PartyStatus, ...]
@@ -100,12 +99,14 @@ def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> St
         listen=None if process is None else process.listen,
         study_id=None if plan is None else plan[0],
         state=_state(event),
-        round=None if event is None else event["round"],
+        round=None if event is None else event.round_id,
         rounds=None if plan is None else plan[1],
-        step=None if event is None else event["step"],
-        since=None if event is None else _time(event["time_s"] - event.get("since_s", 0.0)),
-        waiting=_waiting(event),
-        failure=event["message"] if event is not None and event["event"] == "failed" else None,
+        step=None if event is None else event.step,
+        since=None if event is None else _since(event),
+        waiting=AwaitedParties(parties=event.awaited, since=_since(event), because=event.because)
+        if isinstance(event, Waiting)
+        else None,
+        failure=event.message if isinstance(event, Failed) else None,
         storage_failure=storage_failure,
         parties=tuple(
             _party(one.id, one.role, process, said, now_s=now_s)
@@ -115,7 +116,7 @@ def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> St
     )
 
 
-def newest_event(path: Path) -> dict[str, Any] | None:
+def newest_event(path: Path) -> Event | None:
     """The last event that says where the study is; None where there is none yet."""
     try:
         with path.open("rb") as file:
@@ -126,38 +127,23 @@ def newest_event(path: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         try:
-            event = json.loads(line)
-        except ValueError:
+            return parse_event(line)
+        except ParameterError:
             # A line cut by a crash, or by the start of what was read.
             continue
-        if isinstance(event, dict) and {"event", "round", "step", "time_s"} <= event.keys():
-            return event
     return None
 
 
 def _state(
-    event: dict[str, Any] | None,
+    event: Event | None,
 ) -> Literal["not started", "working", "waiting", "finished", "failed"]:
     if event is None:
         return "not started"
-    match event["event"]:
-        case "waiting":
-            return "waiting"
-        case "finished":
-            return "finished"
-        case "failed":
-            return "failed"
-    return "working"
+    return event.event if isinstance(event, Waiting | Finished | Failed) else "working"
 
 
-def _waiting(event: dict[str, Any] | None) -> Waiting | None:
-    if event is None or event["event"] != "waiting":
-        return None
-    return Waiting(
-        parties=tuple(event["for"]),
-        since=_time(event["time_s"] - event["since_s"]),
-        because=event["because"],
-    )
+def _since(event: Event) -> str:
+    return _time(event.time_s - (event.waited_s if isinstance(event, Waiting) else 0.0))
 
 
 def _plan(path: Path) -> tuple[str, int] | None:

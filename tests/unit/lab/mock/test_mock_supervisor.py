@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from lada_lab.mock.memory import group_memory_bytes
+from lada_lab.machine import group_memory_bytes
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text, last_message
 from lada_secure.errors import TransportError
 
@@ -59,11 +60,10 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 def is_alive(process_id: int) -> bool:
     try:
-        state = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii")
-    except OSError:
+        # An orphan's zombie waits for init; it runs no code any more.
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    # An orphan's zombie waits for init; it runs no code any more.
-    return state.rpartition(")")[2].split()[0] != "Z"
 
 
 def process_ids(path: Path) -> list[int]:
