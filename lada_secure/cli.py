@@ -22,8 +22,10 @@ JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON obje
 
 HELP = """Private federation of one large and several small language models.
 
-First run, everything on this machine:  lada mock run --preset tiny --out runs/first
-Then check what was released:           lada audit verify runs/first
+First run, everything on this machine (with the package lada-lab):
+  lada mock run --preset tiny --out runs/first
+Then check what was released:
+  lada audit verify runs/first
 """
 
 
