@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.storage.schema_versions import check_schema_version
-from lada_secure.whole_files import sweep_parts, write_atomically
+from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 STATE_VERSION: Final = 1
 OWNER_FILE: Final = "owner.json"

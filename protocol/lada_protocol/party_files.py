@@ -11,12 +11,12 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from lada_protocol.events import EventLog
+from lada_protocol.events import EVENTS_FILE, EventLog
 from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
 from lada_protocol.identity.credentials import (
     MAX_PASSPHRASE_BYTES,
@@ -37,7 +37,6 @@ from lada_secure.storage.identity_folder import IdentityFolder
 from lada_secure.storage.line_file import open_line_file
 
 LOG = logging.getLogger(__name__)
-EVENTS_FILE: Final = "events.jsonl"
 S = TypeVar("S", bound=Settings)
 
 

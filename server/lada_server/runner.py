@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lada_protocol.events import EVENTS_FILE, Failed
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_files import (
-    EVENTS_FILE,
     live_identity,
     open_event_log,
     read_roster,
@@ -123,7 +123,7 @@ def _serve(
                 )
                 time.sleep(LINGER_S)
     except LadaError as error:
-        events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+        events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
         raise
     finally:
         store.close()

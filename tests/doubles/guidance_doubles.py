@@ -12,7 +12,7 @@ from trainer_doubles import example, small_model
 from lada_clients.site.guidance import Guidance
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.received_paths import ReceivedPath
-from lada_lab.mock.presets import GUIDED
+from lada_lab.mock.presets import read_preset
 from lada_protocol.plan import GuidePlan, StudyPlan
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.data.records import PoolSample
@@ -28,6 +28,7 @@ from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
+GUIDED = read_preset("guided")
 POOL = tuple(
     PoolSample(sample_id=f"s{at}", question=f"question {at}", choices=(), answer="9")
     for at in range(6)

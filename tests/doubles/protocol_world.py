@@ -45,7 +45,7 @@ from lada_protocol.plan import (
     UplinkPlan,
 )
 from lada_protocol.rounds.index import slot_of
-from lada_protocol.run_loop import Traffic
+from lada_protocol.rounds.run_loop import ByteCounts
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.errors import PeerError
@@ -268,9 +268,9 @@ class MemoryClient:
     party: Party
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> ByteCounts:
         """Bytes are not counted here."""
-        return Traffic(up_bytes=0, down_bytes=0)
+        return ByteCounts(up_bytes=0, down_bytes=0)
 
     def post(self, envelope: Envelope, payload: bytes = b"") -> int:
         """Post our own message."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from psutil import process_iter
 
 from lada_clients.audit.folder import read_evidence
 from lada_clients.net.study_folder import find_study_folder
@@ -246,16 +247,9 @@ def test_private_keys_and_ledgers_are_readable_by_their_owner_only(finished):
 
 def test_no_process_of_the_run_is_left(finished):
     out, _ = finished
-    left = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(out).encode() in command:
-                left.append(command)
-    assert left == []
+    commands = {one.pid: " ".join(one.info["cmdline"] or ()) for one in process_iter(["cmdline"])}
+    own = os.getpid()
+    assert [line for pid, line in commands.items() if str(out) in line and pid != own] == []
 
 
 def test_masks_are_forgotten_once_the_study_is_over(finished):

@@ -20,7 +20,7 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
 from lada_protocol.wire.messages import AcceptanceBody, parse_body
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 
 def check_export_folder(folder: Path, plan: StudyPlan) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lada_secure.errors import TransportError
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

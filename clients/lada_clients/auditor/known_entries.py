@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from lada_secure.errors import LedgerError, PeerError, TransportError
 from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity, verify_ledger
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024
 _REPLACED = "replaced"

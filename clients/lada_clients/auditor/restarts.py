@@ -16,7 +16,7 @@ from lada_secure.privacy.ledger import carried_budget
 from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.storage.state_folder import held_state_folder
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 # Where nothing was ever reserved, nothing is carried over, at any delta.
 _DELTA_OF_NOTHING: Final = 1e-6

@@ -16,7 +16,7 @@ from lada_protocol.party_files import read_settings
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.storage.state_folder import held_state_folder
-from lada_secure.whole_files import sweep_parts
+from lada_secure.storage.whole_files import sweep_parts
 
 
 def ledger_copies(settings: AuditorSettings) -> LedgerCopies:
@@ -37,7 +37,8 @@ def run_auditor(settings_path: Path) -> None:
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
     with held_state_folder(settings.state_dir, party=settings.party, role="auditor"):
-        sweep_parts(settings.export_dir)
+        for folder in (settings.state_dir, settings.export_dir):
+            sweep_parts(folder)
         with joined_study(settings, pinned=settings.roster_sha256) as participant:
             _serve(settings, participant)
 

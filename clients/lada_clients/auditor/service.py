@@ -13,12 +13,14 @@ from lada_clients.auditor.ledgers import LedgerCopies
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.net.participant import Participant
+from lada_protocol.events import NewLedger
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import DEMAND
 from lada_protocol.rounds.admission import admission_of, check_ledger_claim, shown_with_acceptance
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
+from lada_protocol.rounds.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.rounds.secure_aggregation import (
     OpeningRequest,
     check_opened_range,
@@ -27,7 +29,6 @@ from lada_protocol.rounds.secure_aggregation import (
     sum_bound_of,
 )
 from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_secure.canonical import canonical_json
@@ -37,7 +38,7 @@ from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, Trans
 from lada_secure.privacy.ledger.entries import LedgerEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 LOG = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Auditor:
         also = f"; it has shown ledgers of {', '.join(others)} before" if others else ""
         LOG.warning("%s %s, population %s%s", site, how, claim.population, also)
         self.participant.events.write(
-            "new_ledger",
+            NewLedger,
             round_id=0,
             step="plan",
             site=site,

@@ -31,7 +31,7 @@ from lada_protocol.identity.credentials import (
 )
 from lada_protocol.identity.enrolment import SIGNING_REQUEST, TLS_REQUEST, build_requests
 from lada_secure.errors import ParameterError
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 _ANSWER: Final = (CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
 

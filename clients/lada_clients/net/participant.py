@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.net.study_folder import Outbox, study_folder
 from lada_clients.net.transport import BoardClient
-from lada_protocol.events import EventLog, Patience
+from lada_protocol.events import EventLog, Failed, Patience
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.roster import Roster
@@ -23,13 +23,13 @@ from lada_protocol.party_files import DiallingSettings, open_event_log, read_ros
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.llm_transfer import check_uplink
+from lada_protocol.rounds.run_loop import Handler, RunLoop
 from lada_protocol.rounds.tasks import Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
-from lada_protocol.run_loop import Handler, RunLoop
 from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 LOG = logging.getLogger(__name__)
 LONG_POLL_S = 15.0
@@ -212,7 +212,7 @@ class Participant:
 
     def say_failed(self, error: LadaError) -> None:
         """Tell the operator why this party ends."""
-        self.events.write("failed", round_id=0, step="close", message=str(error)[:1000])
+        self.events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
 
     def say_goodbye(self) -> None:
         """Tell the board that everything was read and done, so that the coordinator may leave.

@@ -18,7 +18,7 @@ from lada_protocol.rounds.index import Slot, slot_of
 from lada_protocol.wire.envelope import Envelope, envelope_from_line, envelope_to_line
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 STUDIES: Final = "studies"
 

@@ -13,7 +13,7 @@ from lada_secure.allocation.data_valuation import ClusterTrial
 from lada_secure.allocation.reward_model import FilterHistory, parse_history
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 _TRIALS = TypeAdapter(list[ClusterTrial])
 

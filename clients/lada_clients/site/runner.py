@@ -29,14 +29,16 @@ from lada_clients.site.ledger.population import (
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
+from lada_protocol.events import Traffic
 from lada_protocol.plan import StudyPlan, parse_time
-from lada_protocol.run_loop import StudyFailed
+from lada_protocol.rounds.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder
+from lada_secure.storage.whole_files import sweep_parts
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32
@@ -54,18 +56,17 @@ def run_site(settings_path: Path) -> None:
     files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
-    with (
-        held_state_folder(settings.state_dir, party=settings.party, role="site"),
-        _joined(settings, policy) as participant,
-    ):
-        try:
-            _take_part(participant, settings, policy, files, digests)
-        except LadaError as error:
-            participant.say_failed(error)
-            if isinstance(error, StudyFailed):
-                participant.say_goodbye()
-            raise
-        participant.say_goodbye()
+    with held_state_folder(settings.state_dir, party=settings.party, role="site"):
+        sweep_parts(settings.state_dir)
+        with _joined(settings, policy) as participant:
+            try:
+                _take_part(participant, settings, policy, files, digests)
+            except LadaError as error:
+                participant.say_failed(error)
+                if isinstance(error, StudyFailed):
+                    participant.say_goodbye()
+                raise
+            participant.say_goodbye()
 
 
 def _take_part(
@@ -108,7 +109,7 @@ def _tell_traffic(participant: Participant) -> None:
     traffic = participant.client.traffic
     sent = sum(one.header.sender == participant.party for one in participant.index)
     participant.events.write(
-        "traffic",
+        Traffic,
         round_id=participant.plan.rounds - 1,
         step="close",
         messages_up=sent,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.aggregation import SiteOpening
 from lada_clients.site.blind_scores import SiteScoring
 from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.gates.record_files import RecordFiles
@@ -23,13 +25,14 @@ from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
 from lada_clients.site.llm_transfer import SiteUplink
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.model_gate import check_with_model
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
+from lada_protocol.events import Accuracy, Epsilon, Progress
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
+from lada_protocol.rounds.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import (
     AnswerInquiry,
@@ -40,7 +43,6 @@ from lada_protocol.rounds.tasks import (
     PostMaskKey,
     ReviewPlan,
 )
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
@@ -71,7 +73,7 @@ class Site:
     )
     _opening: SiteOpening = field(init=False)
     _scoring: SiteScoring = field(init=False)
-    _learner: SiteLearner | None = field(default=None, init=False)
+    _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
         me, secrets = self.participant, self.secrets
@@ -292,7 +294,7 @@ class Site:
         def report(one: StepReport) -> None:
             self.display.show(round_id, one)
             self.participant.events.write(
-                "progress",
+                Progress,
                 round_id=round_id,
                 step="distillation",
                 done=one.step,
@@ -310,14 +312,14 @@ class Site:
         if spent is None:
             spent = self.book.epsilon_spent(plan.privacy.target_delta, study_id=plan.study_id)
         self.participant.events.write(
-            "epsilon",
+            Epsilon,
             round_id=round_id,
             step=step,
             epsilon=round(spent, 6),
             cap=plan.privacy.epsilon_cap,
         )
 
-    def _tell_accuracy(self, when: str, *, round_id: int) -> None:
+    def _tell_accuracy(self, when: Literal["before", "after"], *, round_id: int) -> None:
         """Held-out accuracy for the site's own screen; it goes to its own folder only."""
         if self.settings.held_out is None:
             return
@@ -325,7 +327,7 @@ class Site:
         found = self.learner.held_out_accuracy()
         if found is not None:
             self.participant.events.write(
-                "accuracy",
+                Accuracy,
                 round_id=round_id,
                 step="evaluation",
                 when=when,

@@ -72,7 +72,6 @@ def allocation(
 
     Simulates federations in one process each and measures students on held-out records.
     """
-    from lada_lab.arms.plot import accuracy_plot
     from lada_lab.arms.presets import bench_settings
     from lada_lab.arms.results import csv_text
     from lada_lab.arms.run import run_allocation
@@ -99,6 +98,8 @@ def allocation(
     keep(outcomes)
     report = {"preset": preset, **_provenance(), **report}
     if plot is not None:
+        from lada_lab.arms.plot import accuracy_plot
+
         title = f"{preset}: accuracy on held-out records, {harmful:.0%} of the pool harmful"
         plot.write_text(accuracy_plot(report["accuracy"], title=title), encoding="utf-8")
     if as_json:

@@ -43,7 +43,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
 from lada_secure.models.loading import load_folder
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 
 Variant: TypeAlias = Literal["plain", "fused_nonprivate", "fused", "opacus", "ghost"]
 VARIANTS: tuple[Variant, ...] = ("plain", "fused_nonprivate", "fused", "opacus", "ghost")

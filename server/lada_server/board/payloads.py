@@ -12,7 +12,7 @@ from typing import Final
 from lada_protocol.wire.envelope import Envelope, Header
 from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import ParameterError, PeerError, TransportError
-from lada_secure.whole_files import replace_file, sync
+from lada_secure.storage.whole_files import replace_file, sync
 from lada_server.board.storage_errors import StorageUnavailable
 
 _INCOMING: Final = "incoming"

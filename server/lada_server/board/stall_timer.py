@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from lada_protocol.events import WAITING_INTERVAL_S, EventLog
+from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Waiting
 from lada_server.board.storage_errors import StorageUnavailable
 
 LOG = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ class StorageStallTimer:
                     said = now
                     LOG.warning("waiting for the storage: %s", error)
                     self.events.write(
-                        "waiting",
+                        Waiting,
                         round_id=round_id,
                         step=step,
-                        since_s=round(now - began, 3),
+                        awaited=("storage",),
+                        waited_s=round(now - began, 3),
                         because=str(error)[:300],
-                        **{"for": ["storage"]},
                     )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

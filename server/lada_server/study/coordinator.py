@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_protocol.events import EventLog, Patience
+from lada_protocol.events import (
+    EventLog,
+    Failed,
+    LlmUpdate,
+    Patience,
+    Progress,
+)
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
@@ -23,6 +29,7 @@ from lada_protocol.rounds.llm_transfer import (
     llm_version,
     parse_site_paths,
 )
+from lada_protocol.rounds.run_loop import ByteCounts, Handler, RunLoop, StudyFailed, handles
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.rounds.tasks import (
     AbortAttempt,
@@ -42,7 +49,6 @@ from lada_protocol.rounds.tasks import (
     WritePaths,
 )
 from lada_protocol.rounds.transcript import FIRST, build_transcript
-from lada_protocol.run_loop import Handler, RunLoop, StudyFailed, Traffic, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.canonical import parse_canonical_json
@@ -99,7 +105,7 @@ class Coordinator:
             next_task=self._next_task,
             wait=self._wait,
             handlers=dict(self._handlers()),
-            traffic=lambda: Traffic(self.board.sent_bytes, self.board.read_bytes),
+            traffic=lambda: ByteCounts(self.board.sent_bytes, self.board.read_bytes),
             clock=time.monotonic,
             entered=self.board.enter,
         )
@@ -283,7 +289,7 @@ class Coordinator:
         )
         self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
         figures = {key: value for key, value in body.items() if key != "inquiry"}
-        self.events.write("llm_update", round_id=round_id, step="uplink", asked=asked, **figures)
+        self.events.write(LlmUpdate, round_id=round_id, step="uplink", asked=asked, **figures)
 
     def _site_paths(self, round_id: int, inquiry: Envelope) -> dict[str, tuple[SitePath, ...]]:
         """What each site wrote; an answer that cannot be used is left out, with a warning."""
@@ -320,7 +326,7 @@ class Coordinator:
 
     def _give_up(self, task: GiveUp) -> None:
         self.board.post(Kind.FAILED, {"code": task.code, "message": task.message})
-        self.events.write("failed", round_id=0, step="close", message=task.message)
+        self.events.write(Failed, round_id=0, step="close", message=task.message)
         raise StudyFailed(task.message)
 
     def _previous(self, round_id: int) -> str:
@@ -338,6 +344,6 @@ class Coordinator:
 
     def _progress(self, round_id: int, step: str) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:
-            self.events.write("progress", round_id=round_id, step=step, done=done, total=total)
+            self.events.write(Progress, round_id=round_id, step=step, done=done, total=total)
 
         return report

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.whole_files import replace_file
+from lada_secure.storage.whole_files import replace_file
 
 if TYPE_CHECKING:
     from lada_secure.arrays import FloatArray, IntArray

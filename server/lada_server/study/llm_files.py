@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import TransportError
-from lada_secure.whole_files import replace_file, sync
+from lada_secure.storage.whole_files import replace_file, sync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

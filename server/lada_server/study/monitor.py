@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lada_protocol.events import Waiting
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.wire.limits import join_address, split_address
 from lada_secure.errors import LadaError, ParameterError
@@ -88,14 +89,15 @@ class Monitored:
         event = newest_event(self.events)
         if event is None:
             return
-        yield GaugeMetricFamily("lada_round", "Round of the study.", value=event["round"])
+        yield GaugeMetricFamily("lada_round", "Round of the study.", value=event.round_id)
         waiting = GaugeMetricFamily(
             "lada_waiting_since_timestamp_seconds",
             "Since when the coordinator waits for a party.",
             labels=["party"],
         )
-        for party in event["for"] if event["event"] == "waiting" else ():
-            waiting.add_metric([party], event["time_s"] - event["since_s"])
+        if isinstance(event, Waiting):
+            for party in event.awaited:
+                waiting.add_metric([party], event.time_s - event.waited_s)
         yield waiting
 
 

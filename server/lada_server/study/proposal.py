@@ -12,7 +12,7 @@ from lada_protocol.plan import StudyPlan, format_time, parse_plan
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, pool_hash
 from lada_secure.errors import ParameterError, PeerError, TransportError
-from lada_secure.whole_files import replace_file
+from lada_secure.storage.whole_files import replace_file
 from lada_server.settings import StudySettings
 
 if TYPE_CHECKING:

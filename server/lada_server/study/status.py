@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +12,10 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import Connection
 
+from lada_protocol.events import EVENTS_FILE, Event, Failed, Finished, Waiting, parse_event
 from lada_protocol.identity.roster import Party, Roster
-from lada_protocol.party_files import EVENTS_FILE
 from lada_protocol.plan import parse_plan
-from lada_secure.errors import PeerError
+from lada_secure.errors import ParameterError, PeerError
 from lada_server.board.database import Database
 from lada_server.board.metadata import checked_metadata
 from lada_server.board.schema import messages
@@ -33,7 +32,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Waiting(_Model):
+class AwaitedParties(_Model):
     """For whom the coordinator waits, since when and why."""
 
     parties: tuple[str, ...]
@@ -76,7 +75,7 @@ class Status(_Model):
     rounds: int | None = None
     step: str | None = None
     since: str | None = None
-    waiting: Waiting | None = None
+    waiting: AwaitedParties | None = None
     failure: str | None = None
     storage_failure: str | None = None
     parties: tuple[PartyStatus, ...]
@@ -110,7 +109,7 @@ def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> St
     return Status(**found)
 
 
-def newest_event(path: Path) -> dict[str, Any] | None:
+def newest_event(path: Path) -> Event | None:
     """The last event that says where the study is; None where there is none yet."""
     try:
         with path.open("rb") as file:
@@ -121,25 +120,28 @@ def newest_event(path: Path) -> dict[str, Any] | None:
         return None
     for line in reversed(lines):
         try:
-            event = json.loads(line)
-        except ValueError:
+            return parse_event(line)
+        except ParameterError:
             # A line cut by a crash, or by the start of what was read.
             continue
-        if isinstance(event, dict) and {"event", "round", "step", "time_s"} <= event.keys():
-            return event
     return None
 
 
-def _said_by(event: dict[str, Any]) -> dict[str, Any]:
+def _said_by(event: Event) -> dict[str, Any]:
     """Fields of `Status`: where the study is."""
-    state = event["event"] if event["event"] in ("waiting", "finished", "failed") else "working"
-    since = _time(event["time_s"] - event.get("since_s", 0.0))
-    found = {"state": state, "round": event["round"], "step": event["step"], "since": since}
-    if state == "waiting":
-        parties = tuple(event["for"])
-        found["waiting"] = Waiting(parties=parties, since=since, because=event["because"])
-    if state == "failed":
-        found["failure"] = event["message"]
+    known = isinstance(event, Waiting | Finished | Failed)
+    waited_s = event.waited_s if isinstance(event, Waiting) else 0.0
+    since = _time(event.time_s - waited_s)
+    found: dict[str, Any] = {
+        "state": event.event if known else "working",
+        "round": event.round_id,
+        "step": event.step,
+        "since": since,
+    }
+    if isinstance(event, Waiting):
+        found["waiting"] = AwaitedParties(parties=event.awaited, since=since, because=event.because)
+    if isinstance(event, Failed):
+        found["failure"] = event.message
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, EventLog, Patience
+from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, Epsilon, EventLog, Patience
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.tasks import Wait
 from lada_protocol.settings import MAX_SETTINGS_BYTES, Settings, parse_settings
@@ -32,7 +32,7 @@ def _wait(awaited: str = "keys") -> Wait:
 def test_an_event_is_one_canonical_line() -> None:
     lines: list[bytes] = []
     log = EventLog(party="site-a", sink=lines.append, clock=lambda: 1.5)
-    log.write("epsilon", round_id=2, step="statistics", epsilon=0.25, cap=8.0)
+    log.write(Epsilon, round_id=2, step="statistics", epsilon=0.25, cap=8.0)
     assert lines == [
         b'{"cap":8.0,"epsilon":0.25,"event":"epsilon","party":"site-a","round":2,'
         b'"step":"statistics","time_s":1.5}\n'

@@ -1,4 +1,4 @@
-"""The file gate: what a site's own files say, first of all; `model_gate` is its second half.
+"""The file gate: what a site's own files say, first of all; `model` is its second half.
 
 A record that stops a release tells that it is there, and every restart would pay again. So all
 faults of the files are found here, at once and before anything is promised or spent. This is the

@@ -17,7 +17,7 @@ from typing import Final
 from lada_clients.site.settings import SiteSettings
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import LadaError, ParameterError
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 NOTE_FILE: Final = "record-files.json"
 _DOMAIN: Final = b"lada/2/record-file/"

@@ -16,7 +16,7 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.party_files import read_settings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
-from lada_secure.whole_files import write_atomically
+from lada_secure.storage.whole_files import write_atomically
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from guidance_doubles import ledger
 from site_doubles import (
@@ -25,11 +26,10 @@ from site_doubles import (
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
 from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.record_files import RecordFiles, file_digests
-from lada_clients.site.model_gate import check_with_model
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
-from lada_lab.mock.toml_text import toml_text
 from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
@@ -154,7 +154,7 @@ def test_a_bad_line_ends_the_command_before_any_connection_and_nothing_of_it_is_
     """No coordinator, no certificates and no roster are there: the file comes first."""
     written(tmp_path, line)
     (tmp_path / "policy.toml").write_text(
-        toml_text(
+        tomli_w.dumps(
             {
                 "roster_sha256": "ab" * 32,
                 "population": "people",
@@ -166,7 +166,7 @@ def test_a_bad_line_ends_the_command_before_any_connection_and_nothing_of_it_is_
         )
     )
     (tmp_path / "site.toml").write_text(
-        toml_text(
+        tomli_w.dumps(
             {
                 "party": "site-a",
                 "coordinator": "127.0.0.1:1",
@@ -329,6 +329,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     participant: Any = SimpleNamespace(
         plan=learner.plan,
         roster=None,
+        index=(),
         party="site-a",
         certificate="",
         post=post,

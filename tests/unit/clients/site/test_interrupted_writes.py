@@ -10,7 +10,7 @@ import pytest
 
 from lada_clients.site.memory import SiteMemory
 from lada_protocol.party_files import open_event_log
-from lada_secure.whole_files import sweep_parts, write_atomically
+from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_part_that_a_killed_writer_leaves_is_one_that_is_swept(tmp_path):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from lada_secure import whole_files\n"
+        "from lada_secure.storage import whole_files\n"
         "whole_files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "whole_files.write_atomically(Path(sys.argv[1]), b'half')\n"
     )

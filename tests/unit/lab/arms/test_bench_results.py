@@ -109,5 +109,8 @@ def test_the_plot_has_a_bar_and_a_name_for_every_condition() -> None:
     texts = [one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert "a < b" in texts
     assert set(accuracy) <= set(texts)
-    # One for the ground, one for every condition.
-    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}rect"))) == 1 + len(accuracy)
+    groups = {one.get("id") for one in drawn.iter("{http://www.w3.org/2000/svg}g")}
+    assert {f"condition {name}" for name in accuracy} <= groups
+    means = [f"{found['mean']:.1%}" for found in accuracy.values()]
+    assert [text for text in texts if text in means] == means
+    assert accuracy_plot(accuracy, title="a < b") == accuracy_plot(accuracy, title="a < b")

@@ -1,6 +1,6 @@
 """The file gate's second half: plan and model against a site's settings and every text's length.
 
-As in `file_gate`, messages name files and lines on the site's own screen, never what a record says.
+As in `files`, messages name files and lines on the site's own screen, never what a record says.
 """
 
 from __future__ import annotations

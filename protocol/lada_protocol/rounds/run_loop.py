@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from lada_protocol.events import EventLog
+from lada_protocol.events import EventLog, Finished, StepFinished, StepStarted
 from lada_protocol.rounds.tasks import Done, Finish, Wait
 from lada_secure.errors import LadaError
 
@@ -23,7 +23,7 @@ class StudyFailed(LadaError):
     code = "study_failed"
 
 
-class Traffic(NamedTuple):
+class ByteCounts(NamedTuple):
     """Bytes of headers, signatures and payloads so far; TLS and HTTP/2 come on top."""
 
     up_bytes: int
@@ -58,7 +58,7 @@ class RunLoop:
     next_task: Callable[[], object]
     wait: Callable[[Wait], None]
     handlers: Mapping[type[object], Handler]
-    traffic: Callable[[], Traffic]
+    traffic: Callable[[], ByteCounts]
     clock: Callable[[], float]
     entered: Callable[[int, str], None] = lambda _round_id, _step: None
 
@@ -72,7 +72,7 @@ class RunLoop:
             if isinstance(task, Done):
                 if task.failure is not None:
                     raise StudyFailed(task.failure)
-                self.events.write("finished", round_id=self.rounds - 1, step="close")
+                self.events.write(Finished, round_id=self.rounds - 1, step="close")
                 return
             if isinstance(task, Wait):
                 self.wait(task)
@@ -95,11 +95,11 @@ class RunLoop:
     def step(self, round_id: int, step: str) -> Iterator[None]:
         """Tell of one piece of work, with its seconds and bytes; one that fails has no end."""
         began, before = self.clock(), self.traffic()
-        self.events.write("step_started", round_id=round_id, step=step)
+        self.events.write(StepStarted, round_id=round_id, step=step)
         yield
         after = self.traffic()
         self.events.write(
-            "step_finished",
+            StepFinished,
             round_id=round_id,
             step=step,
             seconds=round(self.clock() - began, 3),
