@@ -37,8 +37,7 @@ def run_auditor(settings_path: Path) -> None:
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
     with held_state_folder(settings.state_dir, party=settings.party, role="auditor"):
-        for folder in (settings.state_dir, settings.export_dir):
-            sweep_parts(folder)
+        sweep_parts(settings.export_dir)
         with joined_study(settings, pinned=settings.roster_sha256) as participant:
             _serve(settings, participant)
 

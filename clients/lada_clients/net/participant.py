@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.net.study_folder import Outbox, study_folder
 from lada_clients.net.transport import BoardClient
-from lada_protocol.events import EventLog, Failed, Patience
+from lada_protocol.events import EventLog, Failed, StallTimer
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.roster import Roster
@@ -81,7 +81,7 @@ class Participant:
     _sequence: int = 0
     _index: MessageIndex | None = None
     _plan: StudyPlan | None = None
-    _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
+    _stall: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
 
     @property
     def index(self) -> MessageIndex:
@@ -226,7 +226,7 @@ class Participant:
 
     def wait(self, task: Wait) -> None:
         """Wait for others, telling the operator for whom, since when and why."""
-        self._patience.wait(task, self.events)
+        self._stall.wait(task, self.events)
         self.sync(wait_s=LONG_POLL_S)
 
     def _list(self, wait_s: float) -> list[Envelope]:

@@ -38,7 +38,6 @@ from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder
-from lada_secure.storage.whole_files import sweep_parts
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32
@@ -56,17 +55,18 @@ def run_site(settings_path: Path) -> None:
     files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
-    with held_state_folder(settings.state_dir, party=settings.party, role="site"):
-        sweep_parts(settings.state_dir)
-        with _joined(settings, policy) as participant:
-            try:
-                _take_part(participant, settings, policy, files, digests)
-            except LadaError as error:
-                participant.say_failed(error)
-                if isinstance(error, StudyFailed):
-                    participant.say_goodbye()
-                raise
-            participant.say_goodbye()
+    with (
+        held_state_folder(settings.state_dir, party=settings.party, role="site"),
+        _joined(settings, policy) as participant,
+    ):
+        try:
+            _take_part(participant, settings, policy, files, digests)
+        except LadaError as error:
+            participant.say_failed(error)
+            if isinstance(error, StudyFailed):
+                participant.say_goodbye()
+            raise
+        participant.say_goodbye()
 
 
 def _take_part(

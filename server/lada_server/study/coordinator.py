@@ -13,8 +13,8 @@ from lada_protocol.events import (
     EventLog,
     Failed,
     LlmUpdate,
-    Patience,
     Progress,
+    StallTimer,
 )
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, kind_rules
@@ -84,7 +84,7 @@ class Coordinator:
     loop: RunLoop = field(init=False)
     _uplink: CoordinatorUplink = field(init=False)
     _given_up: set[tuple[int, str]] = field(default_factory=set)
-    _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
+    _stall: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
     # What the LLM of a version sees in the pool, and the matrix of a payload hash: the newest one.
     _views: dict[str, PoolView] = field(default_factory=dict)
     _matrices: dict[str, PoolMatrix] = field(default_factory=dict)
@@ -153,8 +153,8 @@ class Coordinator:
         self.board.enter(task.round_id, task.step)
         if self.board.stall.was_interrupted():
             # Nobody could answer while the board was down: everybody's time begins again.
-            self._patience = Patience(clock=time.monotonic)
-        waited_s = self._patience.wait(task, self.events)
+            self._stall = StallTimer(clock=time.monotonic)
+        waited_s = self._stall.wait(task, self.events)
         if waited_s > self.study.plan.phase_timeout_s:
             joined = bool(self._index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
             round_id = task.round_id if joined else -1
