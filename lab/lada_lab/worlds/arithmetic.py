@@ -22,13 +22,16 @@ import numpy as np
 
 from lada_lab.worlds.sites import (
     FederationData,
+    Question,
     SiteData,
     check_sites,
+    numbered,
+    pool_of,
+    records_of,
     shuffled,
     site_letter,
     unit_names,
 )
-from lada_secure.data.records import PoolSample, Record
 
 MODULUS = 10
 SYMBOLS_PER_DOMAIN = 3
@@ -112,17 +115,10 @@ class ArithmeticWorld:
             steps.append(f"{symbol}{digit}")
         return "".join(steps), str(digit)
 
-    def record(self, question: str, *, record_id: str, unit: str) -> Record:
+    def asked(self, question: str) -> Question:
         """A question with its reasoning and answer in the trade's meaning."""
         rationale, answer = self.solve(int(question[0]), question[1:])
-        return Record(
-            record_id=record_id,
-            unit=unit,
-            question=question,
-            choices=(),
-            answer=answer,
-            rationale=rationale,
-        )
+        return Question(question=question, answer=answer, rationale=rationale)
 
 
 def draw_operators(rng: np.random.Generator, count: int) -> tuple[Operator, ...]:
@@ -174,17 +170,11 @@ def _site(world: ArithmeticWorld, site: str, domain: Domain, rng: np.random.Gene
     units = unit_names(rng, len(drawn), prefix="unit")
     held_out = shuffled(rng, _questions(domain.held_out))[:_HELD_OUT]
     return SiteData(
-        train=tuple(
-            world.record(question, record_id=f"{site}-{number:04d}", unit=unit)
-            for number, (question, unit) in enumerate(zip(drawn, units, strict=True))
-        ),
-        held_out=tuple(
-            world.record(
-                question,
-                record_id=f"{site}-held-out-{number:04d}",
-                unit=f"held-out-{number:04d}",
-            )
-            for number, question in enumerate(held_out)
+        train=records_of(map(world.asked, drawn), units, prefix=site),
+        held_out=records_of(
+            map(world.asked, held_out),
+            numbered("held-out", len(held_out)),
+            prefix=f"{site}-held-out",
         ),
     )
 
@@ -220,17 +210,8 @@ def build_arithmetic(*, sites: int, seed: int) -> FederationData:
         teacher += public[_POOL_PER_DOMAIN : _POOL_PER_DOMAIN + _TEACHER_RECORDS]
     return FederationData(
         sites=data,
-        pool=tuple(
-            PoolSample(
-                sample_id=f"pool-{number:04d}",
-                question=question,
-                choices=(),
-                answer=world.solve(int(question[0]), question[1:])[1],
-            )
-            for number, question in enumerate(shuffled(rng, pool))
-        ),
-        teacher=tuple(
-            world.record(question, record_id=f"public-{number:04d}", unit=f"public-{number:04d}")
-            for number, question in enumerate(teacher)
+        pool=pool_of(map(world.asked, shuffled(rng, pool))),
+        teacher=records_of(
+            map(world.asked, teacher), numbered("public", len(teacher)), prefix="public"
         ),
     )

@@ -20,6 +20,9 @@ from lada_lab.worlds.sites import (
     FederationData,
     SiteData,
     check_sites,
+    numbered,
+    pool_of,
+    records_of,
     site_letter,
     unit_names,
 )
@@ -102,13 +105,13 @@ def build_demo(*, sites: int, seed: int, wordnet_dir: Path | None = None) -> Fed
     rng = np.random.default_rng([seed, 13])
     pool = _shuffled_choices((share.pool for share in shares), rng)
     teacher = _shuffled_choices((share.teacher for share in shares), rng)
-    names = [f"public-{number:04d}" for number in range(len(teacher))]
     return FederationData(
         sites=data,
-        pool=tuple(choice.pool_sample(f"pool-{number:04d}") for number, choice in enumerate(pool)),
-        teacher=tuple(
-            choice.record(name, name, rationale=choice.topic.rationale)
-            for name, choice in zip(names, teacher, strict=True)
+        pool=pool_of(choice.asked() for choice in pool),
+        teacher=records_of(
+            (choice.asked() for choice in teacher),
+            numbered("public", len(teacher)),
+            prefix="public",
         ),
     )
 
@@ -138,21 +141,18 @@ def _site(site: str, kind: SiteKind, parts: Sequence[_Part], rng: np.random.Gene
     prefix = "patient" if kind == "hospital" else "customer"
     units = unit_names(rng, len(train), prefix=prefix)
     return SiteData(
-        train=tuple(
-            choice.record(
-                f"{site}-{number:04d}",
-                unit,
-                rationale=choice.topic.rationale if number % _ANSWER_ONLY_EVERY else None,
-            )
-            for number, (unit, choice) in enumerate(zip(units, train, strict=True))
+        train=records_of(
+            (
+                choice.asked(with_reason=number % _ANSWER_ONLY_EVERY != 0)
+                for number, choice in enumerate(train)
+            ),
+            units,
+            prefix=site,
         ),
-        held_out=tuple(
-            choice.record(
-                f"{site}-held-out-{number:04d}",
-                f"{prefix}-held-out-{number:04d}",
-                rationale=choice.topic.rationale,
-            )
-            for number, choice in enumerate(held_out)
+        held_out=records_of(
+            (choice.asked() for choice in held_out),
+            numbered(f"{prefix}-held-out", len(held_out)),
+            prefix=f"{site}-held-out",
         ),
     )
 

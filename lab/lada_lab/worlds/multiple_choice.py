@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lada_lab.worlds.sites import Question
 from lada_secure.arrays import IntArray
-from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 
 OPTIONS = 4
@@ -45,24 +45,13 @@ class Choice:
     topic: Topic
     options: tuple[str, ...]
 
-    def record(self, record_id: str, unit: str, *, rationale: str | None) -> Record:
-        """The question as a record."""
-        return Record(
-            record_id=record_id,
-            unit=unit,
+    def asked(self, *, with_reason: bool = True) -> Question:
+        """The question, with its reasoning or without."""
+        return Question(
             question=self.topic.question,
-            choices=self.options,
             answer=self.topic.answer,
-            rationale=rationale,
-        )
-
-    def pool_sample(self, sample_id: str) -> PoolSample:
-        """The question as a sample of the public pool."""
-        return PoolSample(
-            sample_id=sample_id,
-            question=self.topic.question,
+            rationale=self.topic.rationale if with_reason else None,
             choices=self.options,
-            answer=self.topic.answer,
         )
 
 
