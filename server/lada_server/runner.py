@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from lada_protocol.events import EVENTS_FILE, Failed
-from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_files import (
@@ -18,27 +16,16 @@ from lada_protocol.party_files import (
     read_roster,
     read_settings,
 )
-from lada_secure.data.records import pool_bytes, read_pool
+from lada_secure.data.records import read_pool
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.storage.state_folder import held_state_folder
 from lada_server.board.store import BoardStore
 from lada_server.rpc.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.study.coordinator import Coordinator
-from lada_server.study.inference_cache import InferenceCache
-from lada_server.study.llm_files import LlmFiles
 from lada_server.study.monitor import Monitored, start_monitor
-from lada_server.study.pool_gate import check_study
-from lada_server.study.proposal import keep_plan, prepare_study
 from lada_server.study.status import Status, read_status
 from lada_server.study.status_file import STATUS_FILE, StatusFile
-from lada_server.study.teacher import Teacher
-
-# How long the board stays up at most after the study, so that everybody reads the last message.
-FAREWELL_S = 60.0
-# gRPC has handed the last reply to the network by then.
-LINGER_S = 0.5
 
 
 def run_server(settings_path: Path) -> None:
@@ -67,7 +54,6 @@ def _serve(
     credentials = identity.credentials()
     pool = read_pool(settings.pool)
     events = open_event_log(settings.party, settings.state_dir)
-    kept_plan = settings.state_dir / "plan.json"
     store = BoardStore(
         settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}",
         payload_dir=settings.state_dir / "payloads",
@@ -85,43 +71,12 @@ def _serve(
             ) as running,
             _observed(settings, running, identity, store),
         ):
-            study = prepare_study(
-                study_settings,
-                pool=pool,
-                pool_bytes=pool_bytes(pool),
-                roster=roster,
-                now=datetime.now(UTC),
-                kept_plan=kept_plan,
+            # Imported here: libraries of models take seconds, and callers are heard by now.
+            from lada_server.study.session import run_study
+
+            run_study(
+                settings, study_settings, pool, store=store, credentials=credentials, events=events
             )
-            teacher = Teacher(
-                settings.llm,
-                cache_dir=settings.cache_dir,
-                threads=settings.threads,
-                files=LlmFiles(folder=settings.state_dir / "llm"),
-                looks=InferenceCache(folder=settings.state_dir / "llm"),
-            )
-            if study.is_new:
-                check_study(study, teacher, pool_file=settings.pool)
-                keep_plan(kept_plan, study.plan)
-            coordinator = Coordinator(
-                study=study,
-                roster=roster,
-                store=store,
-                signing_key=credentials.signing_key,
-                certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
-                teacher=teacher,
-                events=events,
-            )
-            try:
-                coordinator.run()
-            finally:
-                store.wait_until_read(
-                    coordinator.board.last_sequence,
-                    timeout_s=FAREWELL_S,
-                    expected=coordinator.board.participants(),
-                    without=coordinator.board.refusers(),
-                )
-                time.sleep(LINGER_S)
     except LadaError as error:
         events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
         raise

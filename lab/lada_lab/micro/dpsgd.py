@@ -199,17 +199,17 @@ def _case(
             if repetition:
                 found[worker.variant].append(measured)
 
-    def over(fold: Callable[[Iterable[float]], float], figure: str) -> dict[str, float]:
-        return {
-            name: float(fold(getattr(measured, figure) for measured in steps))
-            for name, steps in found.items()
-        }
+    def over(
+        fold: Callable[[Iterable[float]], float], figure: Callable[[Measured], float]
+    ) -> dict[str, float]:
+        return {name: float(fold(map(figure, steps))) for name, steps in found.items()}
 
-    seconds, noise = over(statistics.median, "step_s"), over(statistics.median, "noise_s")
+    seconds = over(statistics.median, lambda step: step.step_s)
+    noise = over(statistics.median, lambda step: step.noise_s)
     case: dict[str, dict[str, float]] = {
         "step_s": seconds,
-        "peak_bytes": over(statistics.median, "peak_bytes"),
-        "process_bytes": over(max, "process_bytes"),
+        "peak_bytes": over(statistics.median, lambda step: step.peak_bytes),
+        "process_bytes": over(max, lambda step: step.process_bytes),
         "noise_share": {name: noise[name] / step_s for name, step_s in seconds.items()},
         "ratio": {name: seconds["plain"] / step_s for name, step_s in seconds.items()},
     }

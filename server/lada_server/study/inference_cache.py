@@ -13,16 +13,14 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
+from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.canonical import Json, canonical_json, sha256_hex
+from lada_secure.models.confidence import Answers
 from lada_secure.storage.whole_files import replace_file
-
-if TYPE_CHECKING:
-    from lada_secure.arrays import FloatArray, IntArray
-    from lada_secure.models.confidence import Answers
 
 LOG = logging.getLogger(__name__)
 
@@ -63,8 +61,6 @@ class InferenceCache:
 
     def answers(self, about: Json) -> Answers | None:
         """The kept answers to some pool samples; None where there are none."""
-        from lada_secure.models.confidence import Answers
-
         raw = self._read("answers", about)
         if raw is None:
             return None
@@ -79,8 +75,8 @@ class InferenceCache:
         """Remember answers, every number exactly."""
         value: Json = {
             "paths": list(answers.paths),
-            "right": [bool(one) for one in answers.right],
-            "certainty": [float(one) for one in answers.certainty],
+            "right": answers.right.tolist(),
+            "certainty": answers.certainty.tolist(),
         }
         self._write("answers", about, canonical_json(value))
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, format_time, parse_plan
+from lada_secure.allocation.cells import Clusters, fit_clusters
+from lada_secure.arrays import Float32Array
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, pool_hash
 from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.models.embedding import embedder
 from lada_secure.storage.whole_files import replace_file
 from lada_server.settings import StudySettings
-
-if TYPE_CHECKING:
-    from lada_secure.allocation.cells import Clusters
-    from lada_secure.arrays import Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +48,6 @@ def prepare_study(
         read back and never made again.
     Raises: ParameterError: the pool does not fit the study, or the kept plan is another study's.
     """
-    from lada_secure.allocation.cells import fit_clusters
-    from lada_secure.models.embedding import embedder
-
     if settings.paths.budget > len(pool):
         raise ParameterError(
             f"paths.budget is {settings.paths.budget}, the pool has {len(pool)} samples; "
