@@ -25,14 +25,12 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_slm(tiny_cache: Path) -> LanguageModel:
-    from lada_secure.models.loading import load_language_model
 
     return _tiny_model("slm", tiny_cache)
 
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_cache: Path) -> LanguageModel:
-    from lada_secure.models.loading import load_language_model
 
     return _tiny_model("llm", tiny_cache)
 
