@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import BinaryIO, Final
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.storage.schema_versions import versions_to_migrate
+from lada_secure.storage.whole_files import write_atomically
 
 STATE_VERSION: Final = 1
 OWNER_FILE: Final = "owner.json"
@@ -35,7 +35,8 @@ def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
     lock = _locked(folder)
     try:
         if not check_state_folder(folder, party=party, role=role):
-            _write_owner(folder / OWNER_FILE, party=party, role=role)
+            owner = canonical_json({"party": party, "role": role, "version": STATE_VERSION})
+            write_atomically(folder / OWNER_FILE, owner)
         yield
     finally:
         lock.close()
@@ -91,15 +92,3 @@ def _locked(folder: Path) -> BinaryIO:
             "system that has locks (a local disk, or a network share mounted with them)"
         ) from error
     return lock
-
-
-def _write_owner(path: Path, *, party: str, role: str) -> None:
-    part = path.with_name(f".{path.name}")
-    try:
-        with part.open("wb") as file:
-            file.write(canonical_json({"party": party, "role": role, "version": STATE_VERSION}))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise TransportError(f"cannot write {path}: {error.strerror}") from error
