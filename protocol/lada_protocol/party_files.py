@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -31,7 +32,7 @@ from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.settings import Settings, parse_settings
 from lada_protocol.wire.transport_settings import TransportSettings
-from lada_secure.errors import LadaError, ParameterError, PeerError
+from lada_secure.errors import ParameterError, PeerError
 from lada_secure.logs import LogSettings
 from lada_secure.storage.identity_folder import IdentityFolder
 from lada_secure.storage.line_file import open_line_file
@@ -126,9 +127,8 @@ def load_credentials(
     Args: passphrase: of encrypted keys; by default what LADA_KEY_PASSPHRASE holds, if anything.
     Raises: ParameterError: a file is missing, too long, expired or does not fit the others.
     """
-    files = IdentityFolder(folder)
     return parse_credentials(
-        lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
+        partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
         at=datetime.now(UTC),
         expected_id=expected_id,
         passphrase=passphrase or read_passphrase(None),
@@ -140,9 +140,8 @@ def load_signing_key(folder: Path, *, passphrase: Passphrase | None = None) -> E
 
     Raises: ParameterError: missing, encrypted under another passphrase, or no such key.
     """
-    files = IdentityFolder(folder)
     return parse_signing_key(
-        lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
+        partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
         passphrase=passphrase or read_passphrase(None),
     )
 
@@ -154,15 +153,11 @@ def live_identity(
 
     Raises: ParameterError: as `load_credentials`, or the roster lists other keys.
     """
-
-    def refused(error: LadaError) -> None:
-        LOG.error("%s: a changed file is not used: %s", folder, error)
-
     return LiveIdentity(
         IdentityFolder(folder),
         roster=roster,
         clock=lambda: datetime.now(UTC),
-        refused=refused,
+        refused=partial(LOG.error, "%s: a changed file is not used: %s", folder),
         party_id=party_id,
         passphrase=passphrase or read_passphrase(None),
     )

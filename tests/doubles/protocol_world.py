@@ -45,7 +45,7 @@ from lada_protocol.plan import (
     UplinkPlan,
 )
 from lada_protocol.rounds.index import slot_of
-from lada_protocol.rounds.run_loop import ByteCounts
+from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.errors import PeerError

@@ -18,9 +18,9 @@ from lada_clients.auditor.service import REFUSED_BY_KEY
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import MessageIndex
-from lada_protocol.rounds.run_loop import StudyFailed
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done, Wait
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.allocation.cells import parse_clusters

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificates
+from lada_protocol.kinds import Role
 from lada_secure.cli import JsonFlag, answer
 
 app = typer.Typer(
@@ -66,18 +68,12 @@ def grant_restart(
 
 @app.command()
 def enroll(
-    party_id: Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")],
+    party_id: PartyId,
     out: Annotated[Path, typer.Option(help="New identity folder of the auditor.")],
-    passphrase_file: Annotated[
-        Path | None,
-        typer.Option(help="Encrypt the keys with the passphrase in this file."),
-    ] = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make the auditor's keys here, and two requests for certificates to send to the study CA.
 
     Example: lada auditor enroll --id auditor --out auditor/identity
     """
-    from lada_clients.ca.commands import request_certificates
-    from lada_protocol.kinds import Role
-
     request_certificates(Role.AUDITOR, party_id, out, passphrase_file)

@@ -20,7 +20,6 @@ from lada_protocol.rounds.admission import admission_of, check_ledger_claim, sho
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
-from lada_protocol.rounds.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.rounds.secure_aggregation import (
     OpeningRequest,
     check_opened_range,
@@ -29,6 +28,7 @@ from lada_protocol.rounds.secure_aggregation import (
     sum_bound_of,
 )
 from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
+from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_secure.canonical import canonical_json

@@ -23,9 +23,9 @@ from lada_protocol.party_files import DiallingSettings, open_event_log, read_ros
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.llm_transfer import check_uplink
-from lada_protocol.rounds.run_loop import Handler, RunLoop
 from lada_protocol.rounds.tasks import Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
+from lada_protocol.run_loop import Handler, RunLoop
 from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError

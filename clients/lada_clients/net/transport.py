@@ -23,7 +23,7 @@ from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import kind_rules, may_read
 from lada_protocol.party_files import live_identity
-from lada_protocol.rounds.run_loop import ByteCounts
+from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.lada_pb2_grpc import BoardStub

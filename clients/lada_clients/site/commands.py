@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificates
+from lada_protocol.kinds import Role
 from lada_secure.cli import JsonFlag, answer
 from lada_secure.privacy.ledger.entries import Decision
 
@@ -146,18 +148,12 @@ def restart_ledger(
 
 @app.command()
 def enroll(
-    party_id: Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")],
+    party_id: PartyId,
     out: Annotated[Path, typer.Option(help="New identity folder of the site.")],
-    passphrase_file: Annotated[
-        Path | None,
-        typer.Option(help="Encrypt the keys with the passphrase in this file."),
-    ] = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make the site's keys here, and two requests for certificates to send to the study CA.
 
     Example: lada site enroll --id hospital-a --out hospital-a/identity
     """
-    from lada_clients.ca.commands import request_certificates
-    from lada_protocol.kinds import Role
-
     request_certificates(Role.SITE, party_id, out, passphrase_file)

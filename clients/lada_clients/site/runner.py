@@ -31,7 +31,7 @@ from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.events import Traffic
 from lada_protocol.plan import StudyPlan, parse_time
-from lada_protocol.rounds.run_loop import StudyFailed
+from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.accounting.fields import check_name

@@ -32,7 +32,6 @@ from lada_protocol.kinds import Kind
 from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
-from lada_protocol.rounds.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import (
     AnswerInquiry,
@@ -43,6 +42,7 @@ from lada_protocol.rounds.tasks import (
     PostMaskKey,
     ReviewPlan,
 )
+from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics

@@ -95,11 +95,8 @@ def lada_command(*arguments: str | Path) -> tuple[str, ...]:
     return (*start, *(str(one) for one in arguments))
 
 
-def write_data(layout: RunLayout, data: FederationData) -> None:
-    """Write every site's private records and the coordinator's public pool.
-
-    Raises: TransportError: the disk refuses.
-    """
+def _write_data(layout: RunLayout, data: FederationData) -> None:
+    """Every site's private records and the coordinator's public pool."""
     try:
         for folder in layout.parties.values():
             folder.root.mkdir(parents=True)
@@ -117,16 +114,19 @@ def write_data(layout: RunLayout, data: FederationData) -> None:
 def write_run(
     layout: RunLayout, preset: Preset, data: FederationData, *, port: int, cache_dir: Path
 ) -> None:
-    """Write everything that a run's parties start from.
+    """Write everything that a run's parties start from: data, identities, settings.
 
     Raises: TransportError: the disk refuses.
     """
-    write_data(layout, data)
-    roster_sha256 = make_identities(layout)
-    write_settings(layout, preset, port=port, roster_sha256=roster_sha256, cache_dir=cache_dir)
+    _write_data(layout, data)
+    tables = settings_tables(
+        layout, preset, port=port, roster_sha256=_make_identities(layout), cache_dir=cache_dir
+    )
+    for path, table in tables.items():
+        write_atomically(path, tomli_w.dumps(table).encode("utf-8"))
 
 
-def make_identities(layout: RunLayout) -> str:
+def _make_identities(layout: RunLayout) -> str:
     """CA, certificates and roster, by what stands behind `lada ca`.
 
     Returns: the roster's SHA-256, which every site's policy and the auditor's settings pin.
@@ -144,20 +144,6 @@ def make_identities(layout: RunLayout) -> str:
         )
     folders = [folder.identity for folder in parties.values()]
     return make_roster(layout.ca, parties=folders, out=layout.roster, now=now).hash
-
-
-def write_settings(
-    layout: RunLayout, preset: Preset, *, port: int, roster_sha256: str, cache_dir: Path
-) -> None:
-    """Write every party's settings, the study file and the sites' policies.
-
-    Raises: TransportError: the disk refuses.
-    """
-    tables = settings_tables(
-        layout, preset, port=port, roster_sha256=roster_sha256, cache_dir=cache_dir
-    )
-    for path, table in tables.items():
-        write_atomically(path, tomli_w.dumps(table).encode("utf-8"))
 
 
 def settings_tables(

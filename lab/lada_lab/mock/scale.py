@@ -92,12 +92,7 @@ class ScaleReport(BaseModel):
 
 
 def run_scale(
-    sizes: Sequence[int],
-    *,
-    out: Path,
-    cache_dir: Path,
-    seed: int,
-    say: Callable[[str], None],
+    sizes: Sequence[int], *, out: Path, cache_dir: Path, seed: int, say: Callable[[str], None]
 ) -> ScaleReport:
     """Run one study per size, the smallest first; every run's folder stays under `out`.
 
@@ -114,9 +109,7 @@ def run_scale(
     figures = []
     for sites in wanted:
         say(f"{sites} sites ...")
-        figures.append(
-            _run_size(sites, out=out.absolute(), preset=preset, cache_dir=cache_dir, seed=seed)
-        )
+        figures.append(_run_size(sites, out=out.absolute(), preset=preset, cache_dir=cache_dir))
         say(f"{sites} sites: a round in {figures[-1].round_s:.0f} s")
     cpus, platform, python = machine()
     return ScaleReport(
@@ -160,8 +153,8 @@ def dealt_data(sites: int, *, seed: int) -> FederationData:
     return FederationData(sites=dealt, pool=world.pool, teacher=())
 
 
-def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path, seed: int) -> SizeFigures:
-    data = dealt_data(sites, seed=seed)
+def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path) -> SizeFigures:
+    data = dealt_data(sites, seed=preset.seed)
     layout = RunLayout(root=out / f"{sites}-sites", site_ids=tuple(data.sites))
     write_run(layout, preset, data, port=free_port(0), cache_dir=cache_dir)
     began = time.monotonic()
@@ -170,11 +163,14 @@ def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path, seed: i
     verdict = verify_evidence(read_evidence(layout.export))
     if verdict.faults:
         raise TransportError(f"{sites} sites: the evidence does not hold: {verdict.faults[0]}")
+    told = layout.coordinator.events
+    opened = next(event for event in _events(told, StepStarted) if event.step == "opening")
+    ended = _events(told, Finished)[-1]
     traffic = [_events(layout.site(site).events, Traffic)[-1] for site in layout.site_ids]
     return SizeFigures(
         sites=sites,
         wall_s=round(wall_s, 1),
-        round_s=round(_round_s(layout), 1),
+        round_s=round(ended.time_s - opened.time_s, 1),
         **{
             name: round(fmean(getattr(told, name) for told in traffic), 1)
             for name in ("messages_up", "messages_down", "bytes_up", "bytes_down")
@@ -213,12 +209,6 @@ def _run_parties(layout: RunLayout) -> tuple[int, float, PeakMemory]:
 def _events(path: Path, kind: type[E]) -> list[E]:
     events = (parse_event(line) for line in path.read_bytes().splitlines())
     return [event for event in events if isinstance(event, kind)]
-
-
-def _round_s(layout: RunLayout) -> float:
-    events = layout.coordinator.events
-    opened = next(event for event in _events(events, StepStarted) if event.step == "opening")
-    return _events(events, Finished)[-1].time_s - opened.time_s
 
 
 def _growth(figures: Sequence[SizeFigures]) -> dict[str, float]:
