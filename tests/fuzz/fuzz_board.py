@@ -17,8 +17,8 @@ from fuzz_loopback import CallRefused, RealBoard, Row
 from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 
-from lada_protocol.rounds.run_loop import StudyFailed
 from lada_protocol.rounds.tasks import Done, Wait
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import PeerError

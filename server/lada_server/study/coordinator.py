@@ -29,7 +29,6 @@ from lada_protocol.rounds.llm_transfer import (
     llm_version,
     parse_site_paths,
 )
-from lada_protocol.rounds.run_loop import ByteCounts, Handler, RunLoop, StudyFailed, handles
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.rounds.tasks import (
     AbortAttempt,
@@ -49,6 +48,7 @@ from lada_protocol.rounds.tasks import (
     WritePaths,
 )
 from lada_protocol.rounds.transcript import FIRST, build_transcript
+from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.canonical import parse_canonical_json
