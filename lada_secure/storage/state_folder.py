@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from lada_secure.canonical import canonical_json
+from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.storage.schema_versions import check_schema_version
 from lada_secure.storage.whole_files import sweep_parts, write_atomically
@@ -37,7 +37,7 @@ def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
     lock = _locked(folder)
     try:
         if not check_state_folder(folder, party=party, role=role):
-            owner = {"party": party, "role": role, "version": STATE_VERSION}
+            owner: Json = {"party": party, "role": role, "version": STATE_VERSION}
             write_atomically(folder / OWNER_FILE, canonical_json(owner))
         sweep_parts(folder)
         yield

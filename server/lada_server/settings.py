@@ -8,7 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from lada_protocol.party_files import PartySettings
-from lada_protocol.plan import (
+from lada_protocol.settings import Settings
+from lada_protocol.wire.envelope import StudyId
+from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
     GuidePlan,
@@ -18,8 +20,6 @@ from lada_protocol.plan import (
     TrainingPlan,
     UplinkPlan,
 )
-from lada_protocol.settings import Settings
-from lada_protocol.wire.envelope import StudyId
 
 
 class ServerSettings(PartySettings):

@@ -31,7 +31,13 @@ from lada_protocol.identity.certificates import (
 from lada_protocol.identity.issuance import build_ca_certificate, issue_signing_certificate
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Kind, Role, may_read
-from lada_protocol.plan import (
+from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.index import slot_of
+from lada_protocol.run_loop import ByteCounts
+from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
+from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
+from lada_secure.errors import PeerError
+from lada_secure.method.plan import (
     STATISTICS,
     TRAINING,
     AllocationPlan,
@@ -40,15 +46,9 @@ from lada_protocol.plan import (
     PathsPlan,
     PrivacyPlan,
     StatisticsPlan,
-    StudyPlan,
     TrainingPlan,
     UplinkPlan,
 )
-from lada_protocol.rounds.index import slot_of
-from lada_protocol.run_loop import ByteCounts
-from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
-from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
-from lada_secure.errors import PeerError
 from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
 from lada_secure.privacy.ledger.entries import LedgerIdentity

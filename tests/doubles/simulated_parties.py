@@ -32,13 +32,7 @@ from lada_clients.auditor.service import Auditor
 from lada_clients.net.participant import Participant, checked_transcript
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import (
-    ADVANTAGE,
-    DEMAND,
-    STATISTICS,
-    TRAINING,
-    StudyPlan,
-)
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.blind_scoring import ROW_BOUND
 from lada_protocol.rounds.coordinator import next_coordinator_task
@@ -49,8 +43,6 @@ from lada_protocol.rounds.llm_transfer import (
     llm_version,
     parse_inquiry,
     site_paths_bytes,
-    split_pool,
-    uplink_of,
 )
 from lada_protocol.rounds.secure_aggregation import (
     basis_of,
@@ -97,6 +89,7 @@ from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, split_pool, uplink_of
 from lada_secure.privacy.ledger.entries import ReserveEntry
 from lada_secure.privacy.ledger.lines import format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger

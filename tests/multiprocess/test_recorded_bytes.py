@@ -192,7 +192,9 @@ def test_no_statistic_stands_in_the_clear_but_the_opened_sum(recorded):
 def test_picks_of_a_site_stand_nowhere(recorded):
     layout, at_coordinator, at_auditor = recorded
     for site_id in layout.site_ids:
-        picks = json.loads((layout.site(site_id).study / "picks-round-0.json").read_text())
+        picks = json.loads((layout.site(site_id).study / "site-state.json").read_text())["picks"][
+            "0"
+        ]
         plan = parse_plan((layout.export / "plan.json").read_bytes())
         wanted = np.zeros(plan.pool_size, dtype=np.int64)
         wanted[picks] = 1

@@ -11,7 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from generate_world import Vectors, digest_of, signing_key
 
-from lada_protocol.plan import STATISTICS
+from lada_secure.method.plan import STATISTICS
 from lada_secure.privacy.accounting.events import composed_event, dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,

@@ -23,16 +23,16 @@ from lada_clients.audit.canary_audit import (
 from lada_clients.audit.folder import MOCK_EXPORT
 from lada_clients.site.gates.files import check_files
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.party_files import read_settings
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.plan_mechanisms import privacy_parameters
 from lada_secure.canonical import Json, canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.data.records import PoolSample, pool_hash, read_pool
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.mechanisms import privacy_parameters
+from lada_secure.method.training import adapter_settings, private_units, trainer_settings
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.loading import LanguageModel, load_language_model
@@ -220,7 +220,9 @@ def audit_site(
         ),
         pool_of=lambda round_id: _pool(site, round_id),
         privacy=privacy,
-        settings_of=lambda round_id: trainer_settings(plan, site.settings, round_id=round_id),
+        settings_of=lambda round_id: trainer_settings(
+            plan, site.settings.execution, round_id=round_id
+        ),
         rounds=rounds,
         delta=plan.privacy.target_delta,
         size=size,
@@ -278,7 +280,7 @@ def _check_recipe(plan: StudyPlan, rounds: int) -> None:
 def _settings_hash(
     site: AuditedSite, shape: AdapterSettings, privacy: DpSgdParameters, *, rounds: int
 ) -> str:
-    trainer = asdict(trainer_settings(site.plan, site.settings, round_id=0))
+    trainer = asdict(trainer_settings(site.plan, site.settings.execution, round_id=0))
     guide = site.plan.guide
     return sha256_hex(
         canonical_json(

@@ -15,7 +15,6 @@ from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.net.participant import Participant
 from lada_protocol.events import NewLedger
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND
 from lada_protocol.rounds.admission import admission_of, check_ledger_claim, shown_with_acceptance
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import Attempt
@@ -35,6 +34,7 @@ from lada_secure.canonical import canonical_json
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
+from lada_secure.method.plan import DEMAND
 from lada_secure.privacy.ledger.entries import LedgerEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity

@@ -29,7 +29,7 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import Accuracy, Epsilon, Progress
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, StudyPlan, parse_time
+from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
@@ -48,6 +48,8 @@ from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING
+from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, ReserveEntry
 from lada_secure.privacy.ledger.lines import format_ledger_lines
@@ -185,7 +187,7 @@ class Site:
         self._opening.send(attempt, cohort, vector)
 
     def _statistics(self, round_id: int) -> Released[NoisedStatistics]:
-        released = self.learner.release_statistics(round_id, self.book)
+        released = self.learner.release_statistics(round_id)
         self._tell_epsilon(round_id, "statistics")
         return released
 
@@ -197,7 +199,7 @@ class Site:
         def wanted(noised: NoisedStatistics) -> npt.NDArray[np.int64]:
             vector = np.zeros(me.plan.pool_size, dtype=np.int64)
             if scores is not None:
-                vector[self.learner.picks(round_id, noised, scores)] = 1
+                vector[list(self.learner.picks(round_id, noised, scores))] = 1
             return vector
 
         return post_process(self._statistics(round_id), wanted, label=DEMAND)
@@ -206,16 +208,14 @@ class Site:
         """Steps 6 and 7: one encrypted query per round."""
         self._opening.check_own_contribution(round_id, STATISTICS)
         noised = self._statistics(round_id)
-        utilities = post_process(
-            noised, lambda one: self.learner.utilities(round_id, one), label="cell utilities"
-        )
+        utilities = post_process(noised, self.learner.utilities, label="cell utilities")
         self._scoring.ask(round_id, utilities)
 
     def _distil(self, round_id: int) -> None:
         """Step 9, and what may be computed afterwards for free."""
         me = self.participant
         self._opening.check_own_contribution(round_id, DEMAND)
-        if self.memory.adapters(round_id) is None:
+        if not self.learner.trained(round_id):
             self.record_files.check()
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
             if paths is None:
@@ -224,9 +224,10 @@ class Site:
                 round_id,
                 self._statistics(round_id).value,
                 self.learner.parse_paths(me.payload(paths)),
-                book=self.book,
-                progress=self._training_progress(round_id),
-                announce=lambda outlook: self.display.begin(round_id, outlook),
+                RoundReports(
+                    progress=self._training_progress(round_id),
+                    announce=lambda outlook: self.display.begin(round_id, outlook),
+                ),
             )
         self._tell_epsilon(round_id, "distillation")
         self._tell_accuracy("after", round_id=round_id)
@@ -266,7 +267,6 @@ class Site:
             participant=self.participant,
             opening=self._opening,
             learner=self.learner,
-            book=self.book,
         )
 
     @property
@@ -286,6 +286,7 @@ class Site:
                     )
                 ),
                 held_out=() if self.files.held_out is None else self.files.held_out.records,
+                book=self.book,
                 memory=self.memory,
             )
         return self._learner

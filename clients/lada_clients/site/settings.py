@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lada_protocol.party_files import DiallingSettings, read_settings
-from lada_protocol.plan import LEDGER_TIME_STEP_S
 from lada_protocol.settings import Settings
+from lada_secure.method.execution import Execution
+from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.release.units import MissingLike, Spellings
 
 
@@ -25,6 +26,13 @@ class SiteSettings(DiallingSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     physical_batch_size: Annotated[int, Field(ge=1)] = 16
+
+    @property
+    def execution(self) -> Execution:
+        """How this machine computes."""
+        return Execution(
+            device=self.device, threads=self.threads, batch_size=self.physical_batch_size
+        )
 
 
 class UnitRules(BaseModel):

@@ -13,18 +13,7 @@ import typer
 if TYPE_CHECKING:
     from lada_lab.arms.simulation import Outcome
 
-DEFAULT_CONDITIONS = (
-    "no-pool",
-    "random",
-    "random-screen",
-    "domain-screen",
-    "whole-pool",
-    "loss-based",
-    "paper",
-    "lada-secure",
-    "lada-nonprivate",
-    "random-nonprivate",
-)
+DEFAULT_CONDITIONS = ("lada-secure", "mass-valuation", "topic-quotas", "random", "no-pool", "paper")
 _CACHE_VARIABLE = "LADA_CACHE_DIR"
 
 

@@ -1,24 +1,19 @@
-"""What a method must offer for LaDa to choose its samples.
+"""What a distillation baseline must offer for the method to choose its samples.
 
-A host transfers knowledge between an LLM and SLMs over public pool samples, in its own way. LaDa
-decides which samples: `allocator.allocate` picks, the LLM's owner writes checked paths for the
-picks, and `rounds.transfer` has the host carry the round out: both sides' losses, the host's own
-selection among the picks, its payload, its distillation loss, its reward. The rewards go back to
-LaDa, which learns from them what to pick next. Without LaDa, the picks are the host's own.
+A host transfers knowledge between an LLM and SLMs over public pool samples, in its own way. The
+method decides which samples and which rationales pass; `rounds.transfer` has the host carry the
+training out: both sides' losses, the host's own selection, its payload, its distillation loss.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 from torch import Tensor
 
-from lada_lab.baselines.allocator import AllocationState
-from lada_secure.allocation.gap import reward
 from lada_secure.arrays import BoolArray, FloatArray, float_vector
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
@@ -69,18 +64,6 @@ class Payload:
     top: TopLogits
 
 
-@dataclass(slots=True, kw_only=True)
-class HostState:
-    """What is remembered of one site between rounds.
-
-    paths: all that were sent to it so far, by pool index. allocation: LaDa's memory of its picks
-    and of what they brought.
-    """
-
-    paths: dict[int, str] = field(default_factory=dict)
-    allocation: AllocationState = field(default_factory=AllocationState)
-
-
 class Host(Protocol):
     """One method with one LLM; an instance serves all sites of a study."""
 
@@ -107,15 +90,6 @@ class Host(Protocol):
     def loss(self, learner: LanguageModel, batch: Sequence[Payload]) -> Tensor:
         """The distillation loss of a batch, a scalar with gradients of the learner's adapters."""
         ...
-
-    def reward(self, before: DualLosses, after: DualLosses) -> FloatArray:
-        """What training brought per sample, (n,) in [-1, 1]."""
-        ...
-
-
-def exp_loss_reward(before: DualLosses, after: DualLosses) -> FloatArray:
-    """LaDa's reward: change of exp(-loss) of the SLM (Guo et al. 2026), (n,) in [-1, 1]."""
-    return reward(np.maximum(before.slm, 0.0), np.maximum(after.slm, 0.0))
 
 
 def check_pool(pool: Sequence[PoolSample]) -> tuple[PoolSample, ...]:

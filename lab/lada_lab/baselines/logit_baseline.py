@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from lada_lab.baselines.baseline import DualLosses, Payload, check_pool, exp_loss_reward
+from lada_lab.baselines.baseline import DualLosses, Payload, check_pool
 from lada_lab.baselines.logits import logit_loss, taught_rows
 from lada_lab.baselines.rounds import HostTraining, train_host
 from lada_lab.baselines.token_alignment import TokenAlignment
@@ -97,10 +97,6 @@ class LogitHost(ABC):
             [one.top for one in batch],
             weight=self._settings.weight,
         )
-
-    def reward(self, before: DualLosses, after: DualLosses) -> FloatArray:
-        """See `Host.reward`."""
-        return exp_loss_reward(before, after)
 
     def teach_llm(
         self,

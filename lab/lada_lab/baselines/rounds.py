@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from lada_lab.baselines.baseline import Host, HostState, Payload
+from lada_lab.baselines.baseline import Host, Payload
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import PublicOrder
 from lada_secure.models.loading import LanguageModel
@@ -32,53 +32,27 @@ class HostTraining:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transferred:
-    """What a round did.
-
-    sent: pool indices that the host's own selection let through. rewards: by pool index, of all
-    that were kept, in [-1, 1].
-    """
-
-    sent: tuple[int, ...]
-    rewards: Mapping[int, float]
-
-
 def transfer(
-    host: Host,
-    slm: LanguageModel,
-    state: HostState,
-    received: Mapping[int, str],
-    training: HostTraining,
-    *,
-    keep: Callable[[int], bool] | None = None,
-) -> Transferred:
-    """Train a site on what was ever sent to it, by the host's method, and reward it.
+    host: Host, slm: LanguageModel, received: Mapping[int, str], training: HostTraining
+) -> tuple[int, ...]:
+    """Train a student on what it was sent, by the host's own selection, payload and loss.
 
-    The host's selection is made anew every round among everything so far, because both models
-    have changed.
+    The selection is made anew every round among everything so far, because both models have
+    changed.
 
-    Args: slm: with adapters, trained in place. received: the LLM's checked paths of the samples
-        that were picked for this round, by pool index; the picks are LaDa's or the host's own.
-        state: the paths are added to it. keep: LaDa's verdict on each path known so far, asked
-        anew every round; None keeps all.
+    Args: slm: with adapters, trained in place. received: the LLM's checked rationales by pool
+        index.
+    Returns: pool indices that the host's selection let through.
     Raises: ParameterError: a sample that the pool does not have, or a path that does not fit.
     """
     unknown = [place for place in received if not 0 <= place < len(host.pool)]
     if unknown:
         raise ParameterError(f"host {host.name}: the pool has no sample {unknown[0]}")
-    state.paths.update(received)
-    kept = {place: path for place, path in state.paths.items() if keep is None or keep(place)}
-    if not kept:
-        return Transferred(sent=(), rewards={})
-    before = host.losses(slm, kept)
-    payloads = host.payload(slm, kept, before)
+    if not received:
+        return ()
+    payloads = host.payload(slm, received, host.losses(slm, received))
     train_host(host, slm, payloads, training)
-    rewards = host.reward(before, host.losses(slm, kept))
-    return Transferred(
-        sent=tuple(one.place for one in payloads),
-        rewards=dict(zip(kept, rewards.tolist(), strict=True)),
-    )
+    return tuple(payload.place for payload in payloads)
 
 
 def train_host(

@@ -13,7 +13,6 @@ from lada_protocol.evidence.export import (
     transcript_file,
 )
 from lada_protocol.kinds import Kind, Role, may_read
-from lada_protocol.plan import ADVANTAGE, DEMAND
 from lada_protocol.rounds.blind_scoring import check_scored_round
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.llm_transfer import check_uplink
@@ -30,6 +29,7 @@ from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import CloseBody, OpenedBody, TrainedBody, parse_body
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND
 from lada_secure.privacy.ledger.entries import LedgerEntry
 
 

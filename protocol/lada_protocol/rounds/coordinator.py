@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
 from lada_protocol.rounds.index import Attempt, MessageIndex
@@ -30,6 +30,7 @@ from lada_protocol.rounds.tasks import (
     WritePaths,
 )
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 
 
 def next_coordinator_task(

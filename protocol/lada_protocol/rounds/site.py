@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.admission import admission_of, refused_admission
 from lada_protocol.rounds.completion import ending_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
@@ -23,6 +23,7 @@ from lada_protocol.rounds.tasks import (
 )
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 
 
 def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> SiteTask:

@@ -18,7 +18,6 @@ from lada_protocol.events import (
 )
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.index import MessageIndex
@@ -57,13 +56,14 @@ from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, PeerError
+from lada_secure.method.llm_round import PoolView
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_server.board.client import LocalBoardClient
 from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.store import BoardStore
-from lada_server.study.inference_cache import PoolView
 from lada_server.study.llm_transfer import CoordinatorUplink, update_body
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import Teacher, written_paths
+from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
 LOG = logging.getLogger(__name__)
 POLL_S = 5.0
@@ -250,14 +250,15 @@ class Coordinator:
         view = self._look_at_pool(round_id)
         demand = self.board.opened_sum(round_id, DEMAND)
         progress = self._progress(round_id, "paths")
-        written = self.teacher.write_paths(self.study, view, demand, progress=progress)
+        written = self.teacher.write(self.study, demand, progress=progress)
         body = {
             "demanded": written.demanded,
-            "written": written.written,
+            "written": len(written.texts),
             "wrong": written.wrong,
             "dropped": written.dropped,
         }
-        self.board.post(Kind.PATHS, body, payload=written.payload, round_id=round_id)
+        payload = rationales_payload(self.study, written.texts, view.cells)
+        self.board.post(Kind.PATHS, body, payload=payload, round_id=round_id)
 
     def _inquire(self, task: Inquire) -> None:
         """Ask the sites about samples on which, as the opened sum says, they know more."""
@@ -275,7 +276,7 @@ class Coordinator:
         before = self._llm(round_id)
         decision = self._uplink.improve(
             self._site_paths(round_id, inquiry),
-            written_paths(self.board.read(written.message_hash), self.study),
+            parse_rationales(self.board.read(written.message_hash), self.study),
             version=before,
             seed=self.study.plan.seed + round_id,
             progress=self._progress(round_id, "uplink"),

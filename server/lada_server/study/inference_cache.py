@@ -17,26 +17,14 @@ from typing import Final
 
 import numpy as np
 
-from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.canonical import Json, canonical_json, sha256_hex
+from lada_secure.method.llm_round import PoolView
 from lada_secure.models.confidence import Answers
 from lada_secure.storage.whole_files import replace_file
 
 LOG = logging.getLogger(__name__)
 
 _DIGEST_BYTES: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PoolView:
-    """What the coordinator knows of its pool and keeps to itself.
-
-    features: (n, d) float64 in [0, 1], the private matrix of blind scoring.
-    cells: (n,) int64, each sample's own cell.
-    """
-
-    features: FloatArray
-    cells: IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lada_protocol.plan import StudyPlan
-from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.errors import ParameterError
+from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.models.adapters import adapter_targets
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.probe import probe_model

@@ -12,11 +12,11 @@ from typing import Final
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.settings import SitePolicy
-from lada_clients.site.training import trainer_settings
-from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.method.mechanisms import plan_inconsistencies
+from lada_secure.method.training import trainer_settings
 from lada_secure.models.evaluation import ANSWER_TOKENS
 from lada_secure.models.probe import probe_model
 from lada_secure.models.text_lengths import needed_tokens
@@ -45,12 +45,12 @@ def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy)
 
 def _size_faults(learner: SiteLearner) -> Iterator[str]:
     """Sizes of the plan against this site's settings and model; no record is looked at."""
-    plan, settings, most = learner.plan, learner.settings, learner.model.max_tokens
-    bound = plan.privacy.max_records_per_unit
-    if bound > settings.physical_batch_size:
+    plan, most = learner.plan, learner.model.max_tokens
+    batch_size, bound = learner.context.execution.batch_size, plan.privacy.max_records_per_unit
+    if bound > batch_size:
         yield (
             f"max_records_per_unit is {bound}, physical_batch_size of the site's settings is "
-            f"{settings.physical_batch_size}; raise physical_batch_size to {bound} or more"
+            f"{batch_size}; raise physical_batch_size to {bound} or more"
         )
     if plan.paths.max_new_tokens >= most:
         yield (
@@ -64,7 +64,7 @@ def _call_once(learner: SiteLearner) -> None:
 
     Raises: ParameterError: the model cannot be used as the plan would.
     """
-    trainer = trainer_settings(learner.plan, learner.settings, round_id=0)
+    trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
     trainer.torch_device()
     open_engine(learner.model.model, trainer.engine).close()
     probe_model(learner.model, what="the model")
@@ -84,7 +84,7 @@ def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str
         logger.warning("counting the tokens of %d records, once before the study ...", len(rows))
     rows += [
         ("the coordinator's pool", line, sample, new_tokens)
-        for line, sample in enumerate(learner.pool, start=1)
+        for line, sample in enumerate(learner.context.pool, start=1)
     ]
     if held_out is not None:
         rows += [

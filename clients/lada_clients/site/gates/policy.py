@@ -8,16 +8,9 @@ from datetime import datetime
 
 from lada_clients.site.settings import SitePolicy
 from lada_protocol.identity.roster import Roster
-from lada_protocol.plan import (
-    ADVANTAGE,
-    DEMAND,
-    STATISTICS,
-    TRAINING,
-    TRIALS,
-    StudyPlan,
-    parse_time,
-)
-from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
+from lada_protocol.plan import StudyPlan, parse_time
+from lada_secure.method.mechanisms import planned_epsilon, planned_events
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, TRIALS
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.planning import delta_warnings

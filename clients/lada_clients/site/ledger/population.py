@@ -24,9 +24,10 @@ from lada_protocol.party_files import (
     read_roster,
     read_settings,
 )
-from lada_protocol.plan import LEDGER_TIME_STEP_S, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
+from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.book import BudgetCaps

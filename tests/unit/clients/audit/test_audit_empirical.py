@@ -23,13 +23,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lada_clients.audit import canary_audit
-from lada_clients.site import training
 from lada_lab.mock.presets import preset_for
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.cli import main
 from lada_secure.data.records import PoolSample, Record, pool_hash, write_json_lines
 from lada_secure.dpsgd import trainer
 from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.method import training
+from lada_secure.method.plan import GuidePlan
 from lada_secure.privacy.empirical import commitment_of
 
 POOL = tuple(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from guidance_doubles import ledger
+from method_doubles import ledger
 from site_doubles import (
     POOL,
     file_of,
@@ -30,10 +30,10 @@ from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.record_files import RecordFiles, file_digests
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
-from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
 from lada_secure.errors import ParameterError
+from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.models.loading import LanguageModel
 
 GOOD = tuple(record(at) for at in range(4))
@@ -315,8 +315,9 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = (*GOOD, record(4, question=LONG))
-    learner = site_learner(tmp_path, records)
-    book = ledger(learner.plan)
+    study, place = site_plan(), site_settings(tmp_path)
+    book = ledger(study)
+    learner = site_learner(tmp_path, records, study=study, book=book)
     before = book.entries()
     posted: list[object] = []
     monkeypatch.setattr(service, "plan_faults", lambda *_plan, **_options: ())
@@ -337,16 +338,16 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     )
 
     def site(kept: tuple[Record, ...]) -> Site:
-        write_json_lines(learner.settings.records, kept)
+        write_json_lines(place.records, kept)
         files = SiteFiles(records=file_of("records.jsonl", kept), held_out=None)
         return Site(
             participant=participant,
-            settings=learner.settings,
+            settings=place,
             policy=site_policy(),
             files=files,
             record_files=RecordFiles(
-                settings=learner.settings,
-                digests=file_digests(learner.settings),
+                settings=place,
+                digests=file_digests(place),
                 folder=tmp_path / "study",
                 key=bytes(32),
             ),

@@ -18,9 +18,9 @@ from lada_clients.site.gates.policy import (
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.settings import SitePolicy
 from lada_protocol.plan import StudyPlan, parse_time
-from lada_protocol.plan_mechanisms import planned_epsilon, planned_events
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
+from lada_secure.method.mechanisms import planned_epsilon, planned_events
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import gaussian_event
 from lada_secure.privacy.ledger.book import ReleaseSpec
@@ -281,7 +281,12 @@ def test_the_longest_plan_still_fits_into_the_ledgers_statement() -> None:
 
 
 def test_the_description_names_the_cost_of_each_purpose_and_the_uplink() -> None:
-    plain, with_uplink, tried = _plan(), _plan(uplink=UPLINK), _plan(guide=TRIED)
+    plain, with_uplink = _plan(), _plan(uplink=UPLINK)
+    tried = _plan(guide=TRIED, allocation__strategy="guided")
+    # A strategy without judges releases nothing of the kind; an unknown one is feared to.
+    assert set(planned_events(_plan(guide=TRIED))) == {"statistics", "training"}
+    unknown = _plan(guide=TRIED, allocation__strategy="ladaa")
+    assert set(planned_events(unknown)) == {"statistics", "training", "trials"}
     assert set(planned_events(tried)) == {"statistics", "training", "trials"}
     assert planned_epsilon(tried) > planned_epsilon(plain)
     assert "decided by noised sums over them (trials)" in " ".join(describe_plan(tried))

@@ -27,11 +27,12 @@ from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, parse_body
 from lada_secure.data.records import RecordFile
+from lada_secure.method.plan import STATISTICS
 from lada_secure.privacy.ledger.entries import DecisionEntry, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
 

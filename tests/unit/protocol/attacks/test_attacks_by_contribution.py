@@ -26,7 +26,6 @@ from simulated_parties import (
 )
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (
     purpose_length,
@@ -40,6 +39,7 @@ from lada_secure.encryption.masks import MaskKey
 from lada_secure.encryption.parameters import opening_parameters
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def _with_payload(world: World, site: str, make: Any) -> None:

@@ -26,12 +26,12 @@ from simulated_parties import (
 )
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.tasks import Contribute, PostMaskKey
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def test_a_contribution_of_another_attempt_is_refused(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from simulated_parties import (
 )
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.wire.messages import FaultBody, parse_body
+from lada_secure.method.plan import DEMAND, STATISTICS
 from lada_secure.privacy.accounting.events import gaussian_event
 from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import sign_entry

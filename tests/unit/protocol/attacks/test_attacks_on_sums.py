@@ -28,11 +28,11 @@ from simulated_parties import (
 
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import read_roster
-from lada_protocol.plan import STATISTICS
 from lada_protocol.rounds.tasks import PostMaskKey
 from lada_protocol.wire.envelope import parse_envelope
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.plan import STATISTICS
 
 
 def test_one_site_s_ciphertext_presented_as_the_sum_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from simulated_parties import FOUR, Outgoing, World, make_world, refusal
 from lada_clients.auditor.export import write_export
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, STATISTICS
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, llm_version
 from lada_protocol.rounds.secure_aggregation import opened_values
@@ -29,6 +28,7 @@ from lada_protocol.rounds.tasks import (
 from lada_protocol.rounds.transcript import parse_transcript
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, STATISTICS
 
 PLAN = make_plan(uplink=UPLINK)
 SUM = Attempt(round_id=0, purpose=ADVANTAGE, number=0)

@@ -15,10 +15,11 @@ from protocol_world import (
     training_spec,
 )
 
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
