@@ -86,11 +86,9 @@ def tune_on_paths(
     contrast = settings.loss.contrastive_weight > 0.0
     learned = [encode_example(lm, one, contrast=contrast) for one in examples]
     kept = [encode_example(lm, one, contrast=contrast) for one in replay]
-    trained = [one for one in lm.model.parameters() if one.requires_grad]
     lm.model.eval()
     scorer = PathScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
     reference = _reference_leads(scorer, [*learned, *kept], settings)
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     steps = settings.steps_for(len(learned))
     orders = (
         (
@@ -104,19 +102,42 @@ def tune_on_paths(
             ),
         ),
     )
-    for step in range(steps):
+
+    def loss_at(step: int) -> Tensor:
         batch = [rows[at] for rows, order in orders for at in order.batch(step)]
+        return _losses(scorer, batch, reference, settings.loss).mean()
+
+    train_adapters(
+        lm, loss_at, steps=steps, learning_rate=settings.learning_rate, progress=progress
+    )
+    return adapter_weights(lm)
+
+
+def train_adapters(
+    lm: LanguageModel,
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Descend with AdamW on what is trained of a model, in place; the rate falls to 0.
+
+    Args: loss_at: of a step, a scalar with gradients. progress: steps done, all.
+    """
+    trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    lm.model.eval()
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1.0 - step / steps)
+            group["lr"] = learning_rate * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = _losses(scorer, batch, reference, settings.loss).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss_at(step).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
         optimizer.step()
         if progress is not None:
             progress(step + 1, steps)
     optimizer.zero_grad(set_to_none=True)
-    return adapter_weights(lm)
 
 
 def _losses(

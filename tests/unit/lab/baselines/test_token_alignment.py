@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_baselines import END, lm_with_tokens
 
-from lada_lab.baselines.baseline import TopLogits
 from lada_lab.baselines.token_alignment import (
     TokenAlignment,
+    TopLogits,
     edit_distance,
     warping,
 )
