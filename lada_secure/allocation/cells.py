@@ -13,13 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.arrays import (
-    FloatArray,
-    IntArray,
-    float_vector,
-    frozen,
-    index_vector,
-)
+from lada_secure.arrays import FloatArray, IntArray, float_vector, frozen, index_vector
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError, PeerError
 

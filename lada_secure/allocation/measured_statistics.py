@@ -8,11 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lada_secure.allocation.cells import Clusters
-from lada_secure.allocation.statistics import (
-    MeasuredRecord,
-    UnitStatistics,
-    unit_statistics,
-)
+from lada_secure.allocation.statistics import MeasuredRecord, UnitStatistics, unit_statistics
 from lada_secure.dpsgd.private_examples import record_example
 from lada_secure.models.embedding import Embedder
 from lada_secure.models.evaluation import path_losses

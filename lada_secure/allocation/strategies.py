@@ -14,13 +14,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.reward_model import CellBeliefs, Forecast
-from lada_secure.arrays import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    float_vector,
-    index_vector,
-)
+from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
 
 # Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.

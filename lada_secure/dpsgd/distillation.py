@@ -25,14 +25,9 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.ledger.book import (
-    DP_SGD,
-    LedgerBook,
-    MechanismParameters,
-    ReleaseSpec,
-    Reservation,
-)
-from lada_secure.privacy.released import Released, post_process
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.released import Released, post_process
+from lada_secure.privacy.ledger.terms import DP_SGD, MechanismParameters, ReleaseSpec, Reservation
 
 logger = logging.getLogger(__name__)
 

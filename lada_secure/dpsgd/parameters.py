@@ -12,7 +12,7 @@ from lada_secure.dpsgd.engine import EngineName
 from lada_secure.dpsgd.noise import NoiseKind
 from lada_secure.errors import ParameterError
 from lada_secure.models.loss import LossSettings
-from lada_secure.privacy.accounting.events import DpSgdEvent, dpsgd_event
+from lada_secure.privacy.accounting.events import DpSgdEvent
 
 MAX_STEPS = 10**6
 
@@ -70,7 +70,7 @@ class DpSgdParameters:
 
     def event(self, steps: int) -> DpSgdEvent:
         """The accounted event of so many steps."""
-        return dpsgd_event(
+        return DpSgdEvent(
             noise_multiplier=self.noise_multiplier,
             sampling_probability=self.sampling_probability,
             steps=steps,

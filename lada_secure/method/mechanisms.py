@@ -19,7 +19,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.method.plan import STATISTICS, TRAINING, TRIALS, MethodPlan
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
-from lada_secure.privacy.ledger.book import ReleaseSpec
+from lada_secure.privacy.ledger.terms import ReleaseSpec
 
 if TYPE_CHECKING:
     from lada_secure.dpsgd.parameters import DpSgdParameters

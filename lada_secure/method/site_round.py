@@ -23,17 +23,12 @@ from lada_secure.method.plan import split_pool, uplink_of
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import SiteState
-from lada_secure.method.training import (
-    trainer_settings,
-    training_release,
-)
-from lada_secure.models.adapters import (
-    AdapterWeights,
-)
+from lada_secure.method.training import trainer_settings, training_release
+from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import answer_pool
 from lada_secure.models.rationales import generate_paths
-from lada_secure.privacy.ledger.book import Reservation
-from lada_secure.privacy.released import Released
+from lada_secure.privacy.ledger.released import Released
+from lada_secure.privacy.ledger.terms import Reservation
 
 
 def site_statistics(

@@ -17,11 +17,7 @@ from lada_secure.canonical import Json
 from lada_secure.dpsgd.distillation import Distilled, StepReport, distil
 from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
 from lada_secure.method.judges import agreeing, drawn_beside, judge, release_valuation
-from lada_secure.method.mechanisms import (
-    cell_grid,
-    loss_settings,
-    privacy_parameters,
-)
+from lada_secure.method.mechanisms import cell_grid, loss_settings, privacy_parameters
 from lada_secure.method.plan import GuidePlan
 from lada_secure.method.rejected import with_rejected
 from lada_secure.method.site_allocation import CellChoice, choose_cells, screened
@@ -33,14 +29,11 @@ from lada_secure.method.training import (
     trainer_settings,
     training_release,
 )
-from lada_secure.models.adapters import (
-    adapter_weights,
-    load_adapters,
-)
+from lada_secure.models.adapters import adapter_weights, load_adapters
 from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.reference_model import scaled_adapters
 from lada_secure.models.tuning import tune_on_paths
-from lada_secure.privacy.ledger.book import Reservation
+from lada_secure.privacy.ledger.terms import Reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

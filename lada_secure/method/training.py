@@ -12,11 +12,7 @@ from lada_secure.dpsgd.distillation import training_spec
 from lada_secure.dpsgd.parameters import TrainerSettings
 from lada_secure.dpsgd.private_examples import private_unit
 from lada_secure.method.execution import Execution
-from lada_secure.method.mechanisms import (
-    loss_settings,
-    privacy_parameters,
-    private_learning_rate,
-)
+from lada_secure.method.mechanisms import loss_settings, privacy_parameters, private_learning_rate
 from lada_secure.method.plan import GuidePlan, MethodPlan
 from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.examples import PrivateUnit
@@ -24,7 +20,7 @@ from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.self_rationales import written_reasons
 from lada_secure.models.tuning import TuningSettings
-from lada_secure.privacy.ledger.book import ReleaseSpec
+from lada_secure.privacy.ledger.terms import ReleaseSpec
 from lada_secure.privacy.release.units import Unit
 
 # The number of steps is the plan's, however few samples there are.

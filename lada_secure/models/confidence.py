@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 
 from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample
-from lada_secure.models.evaluation import (
-    greedy_paths,
-    option_probabilities,
-    path_log_probabilities,
-)
+from lada_secure.models.evaluation import greedy_paths, option_probabilities, path_log_probabilities
 from lada_secure.models.loading import LanguageModel
 
 

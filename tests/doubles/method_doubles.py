@@ -26,9 +26,10 @@ from lada_secure.models.adapters import (
 from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
-from lada_secure.privacy.ledger.book import BudgetCaps, LedgerBook
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit
 

@@ -28,7 +28,7 @@ from lada_protocol.identity.certificates import (
     certificate_pem,
     key_fingerprint,
 )
-from lada_protocol.identity.issuance import build_ca_certificate, issue_signing_certificate
+from lada_protocol.identity.issuance import build_ca_certificate, issue_certificate
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.plan import StudyPlan
@@ -49,10 +49,10 @@ from lada_secure.method.plan import (
     TrainingPlan,
     UplinkPlan,
 )
-from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
 
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 CAPS = BudgetCaps(target_delta=1e-5, total_epsilon=50.0, study_epsilon=8.0)
@@ -170,8 +170,7 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
         key=ca_key,
         name="test CA",
         serial=1,
-        not_before=NOW - timedelta(days=1),
-        not_after=NOW + timedelta(days=365),
+        period=(NOW - timedelta(days=1), NOW + timedelta(days=365)),
     )
     names = [
         PartyName(role=Role.COORDINATOR, id="coordinator"),
@@ -183,14 +182,13 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
     parties = []
     for serial, name in enumerate(names, start=2):
         key = keys[name.id] = Ed25519PrivateKey.generate()
-        certificate = issue_signing_certificate(
+        certificate = issue_certificate(
             ca=ca,
             ca_key=ca_key,
             party=name,
             public_key=key.public_key(),
             serial=serial,
-            not_before=NOW,
-            not_after=NOW + timedelta(days=100),
+            period=(NOW, NOW + timedelta(days=100)),
         )
         pems[name.id] = certificate_pem(certificate).decode("ascii")
         parties.append(
@@ -322,7 +320,7 @@ def statistics_spec(plan: StudyPlan, round_id: int, **changes: Any) -> ReleaseSp
         "round_id": round_id,
         "purpose": STATISTICS,
         "mechanism": DISCRETE_GAUSSIAN,
-        "event": gaussian_event(noise),
+        "event": GaussianEvent(noise),
         "parameters": {
             "l2_sensitivity": l2_sensitivity(scale),
             "std": noise_std(scale=scale, noise_multiplier=noise),
@@ -341,7 +339,7 @@ def training_spec(plan: StudyPlan, round_id: int) -> ReleaseSpec:
         round_id=round_id,
         purpose=TRAINING,
         mechanism=DP_SGD,
-        event=dpsgd_event(
+        event=DpSgdEvent(
             noise_multiplier=training.noise_multiplier,
             sampling_probability=training.sampling_probability,
             steps=training.steps_per_round,

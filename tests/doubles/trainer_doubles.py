@@ -20,9 +20,10 @@ from transformers import (
 from lada_secure.dpsgd.trainer import Trainer
 from lada_secure.models.examples import PathExample, PrivateUnit
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.ledger.book import BudgetCaps, LedgerBook
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 # Two threads on a busy machine wait for each other longer than these models compute.
 torch.set_num_threads(1)

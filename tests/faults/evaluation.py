@@ -21,7 +21,7 @@ import numpy as np
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.received_paths import parse_received_paths
-from lada_clients.site.runner import read_site_settings
+from lada_clients.site.settings import read_site_settings
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_plan
@@ -36,7 +36,7 @@ from lada_protocol.rounds.llm_transfer import (
 from lada_protocol.settings import parse_settings
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
-from lada_secure.allocation.statistics import NoisedStatistics, parse_noised_statistics
+from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
 from lada_secure.data.records import pool_bytes, read_pool
 from lada_secure.method.mechanisms import cell_grid, statistics_parameters
@@ -49,7 +49,9 @@ from lada_secure.method.site_training import TrainedRound, close, consider
 from lada_secure.models.adapters import AdapterWeights, load_adapters
 from lada_secure.models.embedding import embedder
 from lada_secure.models.loading import load_language_model
-from lada_secure.privacy.ledger.book import LedgerBook, ReleaseKey
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.entries import ReleaseKey
+from lada_secure.privacy.release.noised_vectors import parse_vector
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.llm_files import LlmFiles
@@ -266,7 +268,9 @@ class SiteAgain:
     def noised(self, round_id: int) -> NoisedStatistics:
         """The statistics that the site released."""
         raw = self.record.released(self.site, round_id, STATISTICS)
-        return parse_noised_statistics(raw, statistics_parameters(self.record.plan))
+        public = statistics_parameters(self.record.plan)
+        vector = parse_vector(raw, what=STATISTICS, length=public.length, bound=public.site_bound)
+        return NoisedStatistics(vector=vector, parameters=public)
 
     def faults(self, round_id: int, features: FloatArray) -> Iterator[str]:
         """Where the site's choices of a round are not what follows from its releases.

@@ -218,9 +218,9 @@ class PartyStates:
         book = self._study.recording.book(self._party.id)
         if joined:
             kept = self._study.books[self._party.id]
-            book._identity, book._kept = kept.identity, type(book._kept)(kept.identity)
+            book.identity, book._kept = kept.identity, type(book._kept)(kept.identity)
             with kept._transaction() as old, book._transaction() as new:
                 for entry in old.entries():
                     paid_by = getattr(entry, "reserve_hash", "")
-                    new.append(entry, old.output(paid_by))
+                    new.append(entry, old.output(paid_by), written=entry.time)
         return book

@@ -17,9 +17,7 @@ from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
@@ -44,6 +42,7 @@ from lada_protocol.wire.envelope import Envelope
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, RecordFile, pool_bytes, pool_hash
+from lada_secure.method.llm_round import PoolView
 from lada_secure.models.embedding import embedder
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -55,7 +54,6 @@ from lada_server.rpc.limits import CallGate, PeerLimits
 from lada_server.rpc.presence import Presence
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import PoolView
 
 SITES = ("site-a", "site-b", "site-c")
 SITE = SITES[0]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -33,12 +33,11 @@ from lada_secure.privacy.empirical import (
     largest_bound,
     seal_coins,
 )
-from lada_secure.privacy.ledger.book import MAX_CAP, BudgetCaps, Reservation
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import MAX_CAP, BudgetCaps, Reservation
 
 Attack: TypeAlias = Literal["updates", "adapters"]
-ATTACKS: Final[tuple[Attack, ...]] = ("updates", "adapters")
 
 # Of the canaries that a sharp-eyed attacker could be sure of, this share is guessed.
 _GUESSED_SHARE = 0.75

@@ -61,19 +61,16 @@ def empirical(
     Spends nothing of the site's budget, sends nothing and keeps no model. The result is computed
     from private records without noise: it stays at the site, unless --records public.
     """
-    from lada_clients.audit.empirical import AuditWishes, audit_site
+    from lada_clients.audit.empirical import audit_site
 
     started = time.monotonic()
-    wishes = AuditWishes(
+    result = audit_site(
+        _read(folder, site, plan, settings, pool),
         attack=attack,
         records=records,
         canaries=canaries,
         guesses=guesses,
         rounds=rounds,
-    )
-    result = audit_site(
-        _read(folder, site, plan, settings, pool),
-        wishes,
         say=lambda line: typer.echo(line, err=True),
         progress=_Progress(),
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lada_clients.auditor.export import check_export_folder, write_export
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.auditor.settings import AuditorSettings

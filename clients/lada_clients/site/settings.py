@@ -77,7 +77,7 @@ class SitePolicy(Settings):
 
 
 def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
-    """The settings of a site and the policy that they name.
+    """The settings and policy files of a site; `check_files` reads the records they name.
 
     Raises: ParameterError: naming file, key, what was expected and what was found.
     """

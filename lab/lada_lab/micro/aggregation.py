@@ -20,10 +20,14 @@ from lada_lab.micro.cpu_time import BASELINE_DEGREE, Stopwatch, baseline_context
 from lada_secure.arrays import IntArray
 from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
-from lada_secure.encryption.parsing import sealed_body, sealed_chunk
+from lada_secure.encryption.parameters import (
+    POLY_MODULUS_DEGREE,
+    OpeningParameters,
+    opening_parameters,
+)
+from lada_secure.encryption.parsing import sealed_chunks
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 40, 60]
@@ -38,7 +42,6 @@ class _Ours:
     key: OpeningKey
     sealing_key: SealingKey
     mask_keys: dict[str, MaskKey]
-    sealer: WorkerProcess
 
     def contribution(self, site: str, values: IntArray) -> bytes:
         """What one site does: masks against all others, encryption, serialisation."""
@@ -52,7 +55,7 @@ class _Ours:
             modulus=self.params.plain_modulus,
         )
         hidden = masked(values, mask, bound=SITE_BOUND, modulus=self.params.plain_modulus)
-        return seal(self.sealing_key, self.params, hidden, worker=self.sealer)
+        return seal(self.sealing_key, self.params, hidden)
 
 
 class _Baseline:
@@ -96,11 +99,7 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
             f"sites must be 2 to 100 and repetitions 1 to 1000, got {sites} and {repetitions}"
         )
     params = opening_parameters(length=entries, sum_bound=sites * SITE_BOUND)
-    with (
-        contextlib.closing(WorkerProcess(BLIND_WORKER)) as sealer,
-        contextlib.closing(WorkerProcess(DECRYPTING_WORKER)) as opener,
-    ):
-        return _run(params, sites, repetitions, sealer, opener)
+    return _run(params, sites, repetitions, shared_worker(), shared_worker(DECRYPTING_WORKER))
 
 
 def _run(
@@ -110,14 +109,13 @@ def _run(
     sealer: WorkerProcess,
     opener: WorkerProcess,
 ) -> dict[str, Any]:
-    key = OpeningKey.generate(params, worker=opener)
+    key = OpeningKey.generate(params)
     names = [f"site-{index}" for index in range(sites)]
     ours = _Ours(
         params=params,
         key=key,
         sealing_key=parse_public_key(key.public_bytes, params),
         mask_keys={name: MaskKey.generate() for name in names},
-        sealer=sealer,
     )
     baseline = _Baseline()
     rng = np.random.default_rng(0)
@@ -138,7 +136,7 @@ def _run(
         baseline_total = watch.measure("baseline_add", baseline.add, encrypted)
         watch.measure("add_arithmetic", _added, parsed, params)
         watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
-        opened = watch.measure("open", key.open_sum, total, params.sum_bound)
+        opened = watch.measure("open", key.open_sum, total)
         floats = watch.measure("baseline_open", baseline.open, baseline_total)
         if not (opened == plain_sum).all():
             raise LocalProtocolError("the opened sum differs from the sum of the vectors")
@@ -148,8 +146,7 @@ def _run(
 
 
 def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:
-    body = sealed_body(raw, params)
-    return np.stack([sealed_chunk(body, index, params) for index in range(params.chunks)])
+    return np.stack(list(sealed_chunks(raw, params)))
 
 
 def _added(
@@ -187,8 +184,8 @@ def _report(
             "mask_key": 32,
         },
         "parameters": {
-            "poly_modulus_degree": params.poly_modulus_degree,
-            "coeff_modulus_bits": [params.coeff_modulus_bits],
+            "poly_modulus_degree": POLY_MODULUS_DEGREE,
+            "coeff_modulus_bits": [params.coeff_modulus.bit_length()],
             "plain_modulus": params.plain_modulus,
             "sum_bound": params.sum_bound,
         },

@@ -26,14 +26,7 @@ from typing import Any
 
 import torch
 
-from lada_lab.micro.dpsgd_variants import (
-    VARIANTS,
-    BenchModel,
-    BenchPlace,
-    Measured,
-    Variant,
-    serve,
-)
+from lada_lab.micro.dpsgd_variants import VARIANTS, BenchModel, BenchPlace, Measured, Variant, serve
 from lada_secure.errors import ParameterError
 
 _START_TIMEOUT_S = 300.0

@@ -16,7 +16,7 @@ from lada_secure.arrays import FloatArray
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.scoring_key import DECRYPTING_WORKER, ScoringKey
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess, shared_worker
 from lada_secure.errors import ParameterError
 
 BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 60]
@@ -76,10 +76,9 @@ def run_scores(*, pool: int = 10_000, cells: int = 64, repetitions: int = 3) -> 
     utilities = rng.uniform(-1.0, 1.0, cells)
     with (
         contextlib.closing(WorkerProcess(BLIND_WORKER)) as server,
-        contextlib.closing(WorkerProcess(DECRYPTING_WORKER)) as site,
         contextlib.closing(WorkerProcess(BLIND_WORKER)) as auditor,
     ):
-        return _run(features, utilities, repetitions, server, site, auditor)
+        return _run(features, utilities, repetitions, server, auditor)
 
 
 def _run(
@@ -87,15 +86,14 @@ def _run(
     utilities: FloatArray,
     repetitions: int,
     server: WorkerProcess,
-    site: WorkerProcess,
     auditor: WorkerProcess,
 ) -> dict[str, Any]:
     pool, cells = features.shape
     true = features @ utilities
     span = float(np.ptp(true)) or 1.0
-    key = ScoringKey.generate(cells, worker=site)
+    key = ScoringKey.generate(cells)
     baseline = _Baseline(features)
-    watch = Stopwatch(workers=[server, site, auditor])
+    watch = Stopwatch(workers=[server, shared_worker(DECRYPTING_WORKER), auditor])
     query, baseline_query = key.encrypt(utilities), baseline.encrypt(utilities)
     # The coordinator commits to bytes, and scores from what it has committed to.
     committed = watch.measure("commit", lambda: encode_matrix(features).to_bytes())

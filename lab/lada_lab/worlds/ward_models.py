@@ -16,12 +16,7 @@ import torch
 
 from lada_lab.worlds.model_cache import cached_folder
 from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
-from lada_lab.worlds.wards import (
-    Reader,
-    WardSettings,
-    build_ward_world,
-    public_text,
-)
+from lada_lab.worlds.wards import Reader, WardSettings, build_ward_world, public_text
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.models.adapters import AdapterSettings, attach_adapters

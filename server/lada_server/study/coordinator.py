@@ -33,7 +33,6 @@ from lada_protocol.rounds.tasks import (
     AbortAttempt,
     AddUp,
     CloseRound,
-    CoordinatorTask,
     Finish,
     GiveUp,
     ImproveModel,
@@ -43,6 +42,7 @@ from lada_protocol.rounds.tasks import (
     ProposePlan,
     Score,
     StartAttempt,
+    Task,
     Wait,
     WritePaths,
 )
@@ -140,7 +140,7 @@ class Coordinator:
     def _me(self) -> str:
         return self.roster.coordinator.id
 
-    def _next_task(self) -> CoordinatorTask:
+    def _next_task(self) -> Task:
         self.board.sync(wait_s=0.0)
         return next_coordinator_task(
             self._index,

@@ -14,7 +14,7 @@ from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, TRI
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.planning import delta_warnings
-from lada_secure.privacy.ledger.book import BudgetCaps
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
 def study_caps(plan: StudyPlan, policy: SitePolicy) -> BudgetCaps:

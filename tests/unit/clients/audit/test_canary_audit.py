@@ -16,11 +16,7 @@ import pytest
 from alpha import ALPHA
 from trainer_doubles import small_model, units_of_sizes
 
-from lada_clients.audit.canary_audit import (
-    audit_size,
-    audit_training,
-    auditable_rounds,
-)
+from lada_clients.audit.canary_audit import audit_size, audit_training, auditable_rounds
 from lada_secure.dpsgd import clipping, trainer
 from lada_secure.dpsgd.noise import DiscreteGaussian
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings

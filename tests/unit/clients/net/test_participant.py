@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from protocol_world import (
-    MemoryBoard,
-    make_cast,
-    make_participant,
-    make_plan,
-    signed,
-)
+from protocol_world import MemoryBoard, make_cast, make_participant, make_plan, signed
 from simulated_parties import make_world
 
 from lada_clients.net.participant import Participant, checked_transcript

@@ -13,15 +13,7 @@ import pytest
 import tomli_w
 import torch
 from method_doubles import ledger
-from site_doubles import (
-    POOL,
-    file_of,
-    record,
-    site_learner,
-    site_plan,
-    site_policy,
-    site_settings,
-)
+from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service

@@ -21,7 +21,6 @@ from protocol_world import (
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.policy import planned_epsilon
 from lada_clients.site.gates.record_files import RecordFiles, RecordsChanged, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
@@ -32,6 +31,7 @@ from lada_protocol.rounds.index import Attempt
 from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, parse_body
 from lada_secure.data.records import RecordFile
+from lada_secure.method.mechanisms import planned_epsilon
 from lada_secure.method.plan import STATISTICS
 from lada_secure.privacy.ledger.entries import DecisionEntry, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger

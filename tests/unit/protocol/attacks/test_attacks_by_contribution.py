@@ -7,11 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from protocol_world import (
-    make_cast,
-    make_participant,
-    make_plan,
-)
+from protocol_world import make_cast, make_participant, make_plan
 from simulated_parties import (
     ROUND_0,
     THREE,

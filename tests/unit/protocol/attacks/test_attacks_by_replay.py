@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from protocol_world import (
-    make_cast,
-    make_plan,
-    signed,
-)
+from protocol_world import make_cast, make_plan, signed
 from simulated_parties import (
     FOUR,
     ROUND_0,

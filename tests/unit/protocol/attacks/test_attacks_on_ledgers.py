@@ -25,10 +25,10 @@ from simulated_parties import (
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.method.plan import DEMAND, STATISTICS
-from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps
+from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.entries import sign_entry
 from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
 def _tampered_ledger(world: World, site: str, change: Any) -> None:
@@ -238,7 +238,7 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"event": gaussian_event(1.0), "parameters": None}, "wrong_noise"),
+        ({"event": GaussianEvent(1.0), "parameters": None}, "wrong_noise"),
         ({"parameters": {"l2_sensitivity": 1.0, "std": 16.0}}, "wrong_noise"),
     ],
     ids=["less noise", "smaller sensitivity"],
@@ -275,7 +275,7 @@ def test_a_ledger_over_the_plan_s_budget_does_not_pay(tmp_path: Path, caps: Budg
 
     def spend_first(round_id: int) -> str:
         if caps.study_epsilon > 8.0:
-            much = {"event": gaussian_event(0.5), "purpose": "something_else"}
+            much = {"event": GaussianEvent(0.5), "purpose": "something_else"}
             parameters = {"l2_sensitivity": 100.0, "std": 50.0}
             site.book.reserve(statistics_spec(world.plan, round_id, parameters=parameters, **much))
         return pay(round_id)

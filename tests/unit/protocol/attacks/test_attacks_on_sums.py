@@ -8,11 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from protocol_world import (
-    make_cast,
-    make_plan,
-    signed,
-)
+from protocol_world import make_cast, make_plan, signed
 from simulated_parties import (
     FOUR,
     ROUND_0,

@@ -223,7 +223,7 @@ def test_every_party_stands_where_it_was_in_the_uplink_after_reading_again(tmp_p
 def test_a_site_refuses_to_be_asked_about_other_samples(
     tmp_path: Path, samples: str, reason: str
 ) -> None:
-    from lada_protocol.rounds.llm_transfer import split_pool
+    from lada_secure.method.plan import split_pool
 
     world = world_at(tmp_path, Inquire)
     split = split_pool(PLAN)
@@ -345,7 +345,7 @@ def test_the_auditor_refuses_advantages_out_of_range(
 ) -> None:
     from simulated_parties import SimulatedSite
 
-    from lada_protocol.rounds.llm_transfer import split_pool
+    from lada_secure.method.plan import split_pool
 
     world = make_world(tmp_path, plan=PLAN)
     split = split_pool(PLAN)

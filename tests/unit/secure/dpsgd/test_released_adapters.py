@@ -9,11 +9,7 @@ from lada_secure.dpsgd.distillation import distil, training_spec
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.released_adapters import released_adapters
 from lada_secure.errors import LedgerError
-from lada_secure.models.adapters import (
-    AdapterSettings,
-    attach_adapters,
-    load_adapters,
-)
+from lada_secure.models.adapters import AdapterSettings, attach_adapters, load_adapters
 
 PRIVACY = DpSgdParameters(
     noise_multiplier=2.0,

@@ -20,12 +20,7 @@ from trainer_doubles import (
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import (
-    EncodedExample,
-    EncodedUnit,
-    PrivateUnit,
-    TokenRow,
-)
+from lada_secure.models.examples import EncodedExample, EncodedUnit, PrivateUnit, TokenRow
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.rationale_scoring import PathScorer, per_token
 

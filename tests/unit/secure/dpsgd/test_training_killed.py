@@ -18,8 +18,8 @@ from lada_secure.dpsgd import distillation as training
 from lada_secure.dpsgd import trainer
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry, ResumeEntry
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 STEPS = 40

@@ -15,12 +15,7 @@ from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.tiny_models import build_tiny_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import greedy_paths
-from lada_secure.models.loading import (
-    LanguageModel,
-    load_folder,
-    load_language_model,
-    wrap_model,
-)
+from lada_secure.models.loading import LanguageModel, load_folder, load_language_model, wrap_model
 
 TINY = build_federation("tiny", sites=3, seed=0)
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lada_secure.cli import build_app
 from lada_secure.dpsgd.noise import MAX_TOTAL_VARIATION
-from lada_secure.privacy.ledger.book import MIN_STD_STEPS
+from lada_secure.privacy.ledger.terms import MIN_STD_STEPS
 
 ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")

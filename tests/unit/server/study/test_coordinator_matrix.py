@@ -18,10 +18,11 @@ from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.matrix import parse_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import PeerError
+from lada_secure.method.llm_round import PoolView
 from lada_server.board.store import BoardStore
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import PoolView, Teacher
+from lada_server.study.teacher import Teacher
 
 PLAN = STUDY.plan
 CELLS = PLAN.allocation.cells

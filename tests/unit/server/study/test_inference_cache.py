@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from lada_secure.method.llm_round import PoolView
 from lada_secure.models.confidence import Answers
-from lada_server.study.inference_cache import InferenceCache, PoolView
+from lada_server.study.inference_cache import InferenceCache
 
 ABOUT = ["plan", "tiny-llm", "0" * 64, []]
 VIEW = PoolView(
