@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
@@ -77,7 +78,6 @@ def tune_on_paths(
     contrast = settings.loss.contrastive_weight > 0.0
     learned = [encode_example(lm, one, contrast=contrast) for one in examples]
     kept = [encode_example(lm, one, contrast=contrast) for one in replay]
-    trained = [one for one in lm.model.parameters() if one.requires_grad]
     lm.model.eval()
     scorer = PathScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
     loss_of = ExampleLoss(scorer, settings.loss)
@@ -85,7 +85,6 @@ def tune_on_paths(
     size = settings.batch_size + settings.replay_batch_size
     for first in range(0, len(contrasted), size):
         loss_of.reference.update(loss_of.leads(contrasted[first : first + size]))
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     steps = settings.steps_for(len(learned))
     orders = [
         (rows, PublicOrder(count=len(rows), batch_size=size, seed=settings.seed + number))
@@ -93,16 +92,38 @@ def tune_on_paths(
             ((learned, settings.batch_size), (kept, settings.replay_batch_size))
         )
     ]
+
+    def loss_at(step: int) -> Tensor:
+        return loss_of([rows[at] for rows, order in orders for at in order.batch(step)]).mean()
+
+    train_adapters(
+        lm, loss_at, steps=steps, learning_rate=settings.learning_rate, progress=progress
+    )
+    return adapter_weights(lm)
+
+
+def train_adapters(
+    lm: LanguageModel,
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Descend with AdamW on what is trained of a model, in place; the rate falls to 0.
+
+    Args: loss_at: of a step, a scalar with gradients. progress: steps done, all.
+    """
+    trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    lm.model.eval()
     for step in range(steps):
-        batch = [rows[at] for rows, order in orders for at in order.batch(step)]
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1.0 - step / steps)
+            group["lr"] = learning_rate * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(batch).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss_at(step).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
         optimizer.step()
         if progress is not None:
             progress(step + 1, steps)
     optimizer.zero_grad(set_to_none=True)
-    return adapter_weights(lm)

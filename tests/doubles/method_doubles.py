@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trainer_doubles import small_model
 
-from lada_lab.mock.presets import GUIDED
+from lada_lab.mock.presets import read_preset
 from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.data.records import PoolSample
@@ -37,6 +37,7 @@ POOL = tuple(
     PoolSample(sample_id=f"s{at}", question=f"{topic} {at}", choices=(), answer="9")
     for at, topic in enumerate(["question"] * 3 + ["riddle me"] * 3)
 )
+GUIDED = read_preset("guided")
 # The records agree with these, and contradict the others.
 GOOD = {place: f"good {place}" for place in (0, 1, 2)}
 BAD = {place: f"evil {place}" for place in (3, 4, 5)}

@@ -18,9 +18,9 @@ from typing import Any, cast
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.net.outbox import Outbox
 from lada_clients.net.participant import Participant
-from lada_clients.net.transport import BoardClient, Traffic
+from lada_clients.net.study_folder import Outbox
+from lada_clients.net.transport import BoardClient
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import (
     PartyName,
@@ -33,6 +33,7 @@ from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import slot_of
+from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.errors import PeerError
@@ -265,9 +266,9 @@ class MemoryClient:
     party: Party
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> ByteCounts:
         """Bytes are not counted here."""
-        return Traffic(up_bytes=0, down_bytes=0)
+        return ByteCounts(up_bytes=0, down_bytes=0)
 
     def post(self, envelope: Envelope, payload: bytes = b"") -> int:
         """Post our own message."""

@@ -27,7 +27,7 @@ from lada_clients.auditor.export import write_export
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
-from lada_clients.net.participant import Outgoing, Participant, checked_transcript
+from lada_clients.net.participant import Participant, checked_transcript
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -101,6 +101,14 @@ def scores_of(features: np.ndarray, query: bytes) -> bytes:
     """Blind scores of any matrix."""
     matrix = encode_matrix(features, row_bound=ROW_BOUND)
     return PoolMatrix(matrix, worker=shared_worker()).score(query)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """Body and payload of a message that is about to be signed."""
+
+    body: Mapping[str, Any]
+    payload: bytes = b""
 
 
 @dataclass(kw_only=True)
@@ -317,7 +325,7 @@ class SimulatedSite:
         self, kind: Kind, body: dict[str, Any], payload: bytes = b"", **place: Any
     ) -> Envelope:
         outgoing = self.tamper(kind, Outgoing(body=body, payload=payload))
-        return self.me.post(kind, lambda: outgoing, **place)
+        return self.me.post(kind, outgoing.body, lambda: outgoing.payload, **place)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -542,7 +550,7 @@ class World:
         me.sync()
         task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
         if not isinstance(task, Wait | Done):
-            self.auditor._carry_out(task)
+            self.auditor.loop.carry_out(task)
         return task
 
     def step_all(self) -> bool:

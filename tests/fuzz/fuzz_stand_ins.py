@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 from protocol_world import training_spec
 
+from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.received_paths import parse_received_paths
 from lada_clients.site.service import Site
@@ -162,7 +163,7 @@ class SiteWithoutModel(Site):
         """Made once pool and clusters were read, as the real one."""
         if self._learner is None:
             plan = self.participant.plan
-            pool, clusters = self._public_material()
+            pool, clusters = read_public_material(self.participant)
             made = LearnerWithoutModel(
                 plan=plan,
                 pool=pool,

@@ -24,11 +24,13 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_slm(tiny_cache: Path) -> LanguageModel:
+
     return _tiny_model("slm", tiny_cache)
 
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_cache: Path) -> LanguageModel:
+
     return _tiny_model("llm", tiny_cache)
 
 

@@ -20,10 +20,10 @@ from lada_clients.audit.canary_audit import (
     auditable_rounds,
 )
 from lada_clients.audit.folder import MOCK_EXPORT
-from lada_clients.net.settings_file import read_settings
 from lada_clients.site.gates.files import check_files
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.party_files import read_settings
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_secure.canonical import Json, canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.net.outbox import write_atomically
 from lada_clients.net.participant import Participant
 from lada_protocol.evidence.export import (
     CA_FILE,
@@ -21,6 +20,7 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
 from lada_protocol.wire.messages import AcceptanceBody, parse_body
 from lada_secure.errors import ParameterError, TransportError
+from lada_secure.storage.whole_files import write_atomically
 
 
 def check_export_folder(folder: Path, plan: StudyPlan) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lada_clients.net.outbox import write_atomically
 from lada_protocol.identity.roster import Party
 from lada_protocol.rounds.admission import check_accepted_head
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
@@ -18,6 +17,7 @@ from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
 from lada_secure.privacy.ledger.verification import ledger_identity, verify_ledger
+from lada_secure.storage.whole_files import write_atomically
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024
 _REPLACED = "replaced"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lada_clients.net.participant import Outgoing, Participant
+from lada_clients.net.participant import Participant
 from lada_clients.site.aggregation import SiteOpening
 from lada_clients.site.learner import SiteLearner
 from lada_protocol.kinds import Kind
@@ -64,10 +64,8 @@ class SiteUplink:
         require_released(paths, what="site paths")
         me.post(
             Kind.SITE_PATHS,
-            lambda: Outgoing(
-                body={"inquiry": inquiry.message_hash, "written": len(paths.value)},
-                payload=site_paths_bytes(paths.value),
-            ),
+            {"inquiry": inquiry.message_hash, "written": len(paths.value)},
+            lambda: site_paths_bytes(paths.value),
             round_id=round_id,
             to=me.roster.coordinator.id,
         )

@@ -72,6 +72,17 @@ class BenchModel:
     reference: str | None = None
     cache_dir: Path | None = None
 
+    def described(self) -> dict[str, Any]:
+        """What a report says of it."""
+        if self.reference is not None:
+            return {"reference": self.reference, "rank": self.rank}
+        return {
+            "layers": self.layers,
+            "hidden_size": self.hidden_size,
+            "vocabulary": self.vocabulary,
+            "rank": self.rank,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlace:

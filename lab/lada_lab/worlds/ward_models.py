@@ -95,11 +95,11 @@ def _tuned(lm: LanguageModel, settings: WardSettings, tuning: WardTuning, *, see
             [
                 PathExample(
                     example_id=f"public-{number:04d}",
-                    prompt=prompt_of(question, ()),
-                    path=path_of(answer, (), rationale),
+                    prompt=prompt_of(text.question, ()),
+                    path=path_of(text.answer, (), text.rationale),
                     own_path=None,
                 )
-                for number, (question, rationale, answer) in enumerate(texts)
+                for number, text in enumerate(texts)
             ],
             (),
             TuningSettings(

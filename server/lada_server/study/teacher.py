@@ -32,7 +32,7 @@ from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.examples import PathExample
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
-from lada_server.study.inference_cache import LlmLooks
+from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
 
@@ -51,7 +51,7 @@ class Teacher:
         cache_dir: Path,
         threads: int,
         files: LlmFiles,
-        looks: LlmLooks | None = None,
+        looks: InferenceCache | None = None,
     ) -> None:
         self._looks = looks
         self._reference = reference

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lada_clients.net.outbox import write_atomically
 from lada_clients.reports.ledger_history import LedgerHistory, history_of
 from lada_clients.site.ledger.population import ledger_path
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.settings import SitePolicy, read_site_settings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
+from lada_secure.storage.whole_files import write_atomically
 
 _TOLD_OF_STUDIES = ("study_id", "epsilon", "reservations", "commits", "decision")
 

@@ -13,12 +13,16 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.net.credentials import load_credentials, load_signing_key, read_passphrase
-from lada_clients.net.participant import read_roster
 from lada_clients.site.gates.policy import study_caps
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader, restart_ledger
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import (
+    load_credentials,
+    load_signing_key,
+    read_passphrase,
+    read_roster,
+)
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError

@@ -10,11 +10,11 @@ import pytest
 from protocol_world import UPLINK, make_plan, training_spec
 from simulated_parties import World, make_world
 
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.aggregation import SiteOpening
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.llm_transfer import SiteUplink
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.secrets import SecretFolder
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SitePath, parse_site_paths

@@ -11,6 +11,7 @@ from protocol_world import make_cast, make_participant, make_plan
 from simulated_parties import (
     ROUND_0,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_auditor,
@@ -20,7 +21,6 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (

@@ -13,6 +13,7 @@ from simulated_parties import (
     ROUND_0,
     ROUND_0_AGAIN,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_world,
@@ -20,7 +21,6 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.tasks import Contribute, PostMaskKey

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from protocol_world import NOW, make_ledger, statistics_spec
-from simulated_parties import ROUND_0, World, make_world, never_opened, refusal
+from simulated_parties import ROUND_0, Outgoing, World, make_world, never_opened, refusal
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.method.plan import DEMAND, STATISTICS
@@ -208,7 +207,8 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
     body = {"first_index": 0, "head_index": 1, "head_hash": entries[1].entry_hash}
     site.me.post(
         Kind.LEDGER,
-        lambda: Outgoing(body=body, payload=format_ledger_lines(entries)),
+        body,
+        lambda: format_ledger_lines(entries),
         round_id=0,
         purpose="training",
     )

@@ -22,8 +22,8 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import read_roster
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import read_roster
 from lada_protocol.rounds.tasks import PostMaskKey
 from lada_protocol.wire.envelope import parse_envelope
 from lada_secure.encryption.masks import MaskKey

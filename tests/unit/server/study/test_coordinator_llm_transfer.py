@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lada_lab.worlds.arithmetic import ArithmeticWorld, build_world
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import pretrain, pretraining_of, tiny_tokenizer
+from lada_lab.worlds.tiny_models import pretrain, pretraining_of
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SitePath
 from lada_secure.allocation.cells import Clusters
@@ -165,7 +166,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
     model = pretrain(world, pretraining_of("llm", sites=SITES, steps=150), seed=SEED)
     with quiet_transformers():
         model.save_pretrained(folder)
-        tiny_tokenizer().save_pretrained(folder)
+        character_tokenizer().save_pretrained(folder)
     return Llm(folder=folder, world=world)
 
 
