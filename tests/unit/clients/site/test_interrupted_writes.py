@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from lada_clients.site.memory import SiteMemory
+from lada_protocol.events import StepStarted
 from lada_protocol.party_files import open_event_log
 from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
@@ -70,12 +71,12 @@ def test_events_on_a_full_disk_are_left_out_and_do_not_spoil_the_next_one(tmp_pa
     disk = FullDisk(room=1000)
     monkeypatch.setattr(type(tmp_path), "open", lambda *_, **__: disk)
     log = open_event_log("site-a", tmp_path)
-    log.write("step_started", round_id=0, step="plan")
+    log.write(StepStarted, round_id=0, step="plan")
     disk.room = 10
     for _ in range(3):
-        log.write("step_started", round_id=1, step="demand")
+        log.write(StepStarted, round_id=1, step="demand")
     disk.room = 1000
-    log.write("step_started", round_id=2, step="close")
+    log.write(StepStarted, round_id=2, step="close")
     told = []
     for line in disk.content.splitlines():
         try:
