@@ -43,8 +43,7 @@ def run(
     preset: PresetName = "demo",
     sites: Sites = 3,
     rounds: Annotated[
-        int | None,
-        typer.Option("--rounds", help="Rounds of the study. Default: the preset's."),
+        int | None, typer.Option("--rounds", help="Rounds of the study. Default: the preset's.")
     ] = None,
     seed: Seed = 0,
     strategy: Annotated[

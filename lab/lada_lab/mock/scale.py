@@ -20,12 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from lada_clients.audit.folder import read_evidence
 from lada_lab.machine import PeakMemory, machine, process_usage
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.preparation import (
-    check_out,
-    free_port,
-    party_children,
-    write_run,
-)
+from lada_lab.mock.preparation import check_out, free_port, party_children, write_run
 from lada_lab.mock.presets import Preset, preset_for
 from lada_lab.mock.supervisor import Child, Supervisor
 from lada_lab.mock.weights import prepare_missing
