@@ -25,11 +25,10 @@ from lada_secure.encryption.parsing import (
     frame,
     pack,
     public_key_coefficients,
-    sealed_body,
-    sealed_chunk,
+    sealed_chunks,
 )
 from lada_secure.encryption.workers.frames import Part, numbers
-from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import ParameterError, PeerError
 
 # Chunks per request to the worker: bounds memory on both sides and keeps the time limit
@@ -61,36 +60,34 @@ def parse_public_key(raw: bytes, params: OpeningParameters) -> SealingKey:
     return SealingKey(parameters=params, coefficients=coefficients.tobytes())
 
 
-def seal(
-    key: SealingKey,
-    params: OpeningParameters,
-    values: npt.NDArray[np.integer],
-    *,
-    worker: WorkerProcess | None = None,
-) -> bytes:
+def seal(key: SealingKey, params: OpeningParameters, values: npt.NDArray[np.integer]) -> bytes:
     """Encrypt a masked vector, chunk by chunk.
 
-    Args:
-        key: parsed under the same parameters.
-        values: (length,) integers in [0, t), from `masks.masked`.
-        worker: the process that encrypts; None means the one this process shares.
+    Args: key: parsed under the same parameters. values: (length,) integers in [0, t), from
+        `masks.masked`.
     Returns: exactly `params.sealed_bytes` bytes.
     Raises: ParameterError: wrong length, not integers, outside [0, t), key of other parameters.
     """
     if key.parameters != params:
         raise ParameterError("sealing key was parsed under other parameters than the vector's")
-    entries = _entries(values, params)
-    width = params.coefficient_bytes
-    which = numbers([params.coeff_modulus, params.plain_modulus, width])
-    process = worker or shared_worker()
+    array = np.asarray(values)
+    if array.shape != (params.length,):
+        raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")
+    if array.dtype.kind not in "iu":
+        raise ParameterError(f"vector must hold integers, got {array.dtype}")
+    if int(array.min()) < 0 or int(array.max()) >= params.plain_modulus:
+        raise ParameterError(
+            f"an entry is outside [0, {params.plain_modulus}); mask the vector first"
+        )
+    # Slots behind the last entry hold zero at every site; the opener checks that they do.
+    padded = np.zeros(params.chunks * POLY_MODULUS_DEGREE, dtype="<u8")
+    padded[: params.length] = array
+    which = numbers([params.coeff_modulus, params.plain_modulus, params.coefficient_bytes])
     sealed: list[Part] = []
-    for start in range(0, params.chunks, CHUNKS_PER_REQUEST):
-        count = min(CHUNKS_PER_REQUEST, params.chunks - start)
-        # Slots behind the last entry hold zero at every site; the opener checks that they do.
-        block = np.zeros(count * POLY_MODULUS_DEGREE, dtype="<u8")
-        part = entries[start * POLY_MODULUS_DEGREE :][: block.size]
-        block[: part.size] = part
-        sealed += process.call("seal", [which, key.coefficients, block.data], foreign="opening key")
+    step = CHUNKS_PER_REQUEST * POLY_MODULUS_DEGREE
+    for start in range(0, padded.size, step):
+        parts = [which, key.coefficients, padded[start : start + step].tobytes()]
+        sealed += shared_worker().call("seal", parts, foreign="opening key")
     return frame(SEALED_MAGIC, params.digest, *sealed)
 
 
@@ -100,9 +97,8 @@ def check_sealed(raw: bytes, params: OpeningParameters) -> None:
     Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range,
         transparent.
     """
-    body = sealed_body(raw, params)
-    for index in range(params.chunks):
-        sealed_chunk(body, index, params)
+    for _ in sealed_chunks(raw, params):
+        pass
 
 
 class SealedSum:
@@ -118,11 +114,6 @@ class SealedSum:
         self._count = 0
         self._total = np.zeros((params.chunks, 2, POLY_MODULUS_DEGREE), dtype=np.uint64)
 
-    @property
-    def count(self) -> int:
-        """Vectors added so far."""
-        return self._count
-
     def add(self, raw: bytes) -> None:
         """Check one sealed vector and add it.
 
@@ -131,8 +122,7 @@ class SealedSum:
         """
         if self._count >= MAX_SITES:
             raise ParameterError(f"at most {MAX_SITES} sealed vectors can be added exactly")
-        body = sealed_body(raw, self._params)
-        chunks = [sealed_chunk(body, index, self._params) for index in range(self._params.chunks)]
+        chunks = list(sealed_chunks(raw, self._params))
         modulus = np.uint64(self._params.coeff_modulus)
         for total, chunk in zip(self._total, chunks, strict=True):
             # Both are below q < 2^60, so the sum fits; where it is below q already, the
@@ -166,16 +156,3 @@ def add_sealed(params: OpeningParameters, sealed: Sequence[bytes]) -> bytes:
     for raw in sealed:
         total.add(raw)
     return total.to_bytes()
-
-
-def _entries(values: npt.NDArray[np.integer], params: OpeningParameters) -> npt.NDArray[np.uint64]:
-    array = np.asarray(values)
-    if array.shape != (params.length,):
-        raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")
-    if array.dtype.kind not in "iu":
-        raise ParameterError(f"vector must hold integers, got {array.dtype}")
-    if int(array.min()) < 0 or int(array.max()) >= params.plain_modulus:
-        raise ParameterError(
-            f"an entry is outside [0, {params.plain_modulus}); mask the vector first"
-        )
-    return array.astype(np.uint64)

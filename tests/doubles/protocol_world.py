@@ -28,7 +28,7 @@ from lada_protocol.identity.certificates import (
     certificate_pem,
     key_fingerprint,
 )
-from lada_protocol.identity.issuance import build_ca_certificate, issue_signing_certificate
+from lada_protocol.identity.issuance import build_ca_certificate, issue_certificate
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.plan import (
@@ -170,8 +170,7 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
         key=ca_key,
         name="test CA",
         serial=1,
-        not_before=NOW - timedelta(days=1),
-        not_after=NOW + timedelta(days=365),
+        period=(NOW - timedelta(days=1), NOW + timedelta(days=365)),
     )
     names = [
         PartyName(role=Role.COORDINATOR, id="coordinator"),
@@ -183,14 +182,13 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
     parties = []
     for serial, name in enumerate(names, start=2):
         key = keys[name.id] = Ed25519PrivateKey.generate()
-        certificate = issue_signing_certificate(
+        certificate = issue_certificate(
             ca=ca,
             ca_key=ca_key,
             party=name,
             public_key=key.public_key(),
             serial=serial,
-            not_before=NOW,
-            not_after=NOW + timedelta(days=100),
+            period=(NOW, NOW + timedelta(days=100)),
         )
         pems[name.id] = certificate_pem(certificate).decode("ascii")
         parties.append(

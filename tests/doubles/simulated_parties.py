@@ -70,7 +70,6 @@ from lada_protocol.rounds.tasks import (
     AskScores,
     CloseRound,
     Contribute,
-    CoordinatorTask,
     Distil,
     Done,
     Finish,
@@ -83,8 +82,8 @@ from lada_protocol.rounds.tasks import (
     ProposePlan,
     ReviewPlan,
     Score,
-    SiteTask,
     StartAttempt,
+    Task,
     Wait,
     WritePaths,
 )
@@ -136,7 +135,7 @@ class SimulatedSite:
     utilities: dict[int, np.ndarray] = field(default_factory=dict)
     tamper: Callable[[Kind, Outgoing], Outgoing] = lambda _kind, outgoing: outgoing
 
-    def step(self) -> SiteTask:
+    def step(self) -> Task:
         """Read the board and carry out one task."""
         me = self.me
         me.sync()
@@ -144,7 +143,7 @@ class SimulatedSite:
         self.carry_out(task)
         return task
 
-    def carry_out(self, task: SiteTask) -> None:
+    def carry_out(self, task: Task) -> None:
         """Carry out a task."""
         match task:
             case ReviewPlan():
@@ -369,20 +368,20 @@ class SimulatedCoordinator:
             self._seen = number
             self.index.add(envelope)
 
-    def next(self) -> CoordinatorTask:
+    def next(self) -> Task:
         """The next task after reading the board."""
         self.sync()
         return next_coordinator_task(
             self.index, plan=self.plan, roster=self.roster, given_up=frozenset(self.given_up)
         )
 
-    def step(self) -> CoordinatorTask:
+    def step(self) -> Task:
         """Read the board and carry out one task."""
         task = self.next()
         self.carry_out(task)
         return task
 
-    def carry_out(self, task: CoordinatorTask) -> None:
+    def carry_out(self, task: Task) -> None:
         """Carry out a task."""
         match task:
             case ProposePlan():
@@ -581,10 +580,10 @@ class World:
                 return
         raise AssertionError("the study did not come to rest")
 
-    def to_sum(self, purpose: str = STATISTICS, round_id: int = 0) -> CoordinatorTask:
+    def to_sum(self, purpose: str = STATISTICS, round_id: int = 0) -> Task:
         """Run until the coordinator is about to post the sum of this round and purpose."""
 
-        def ready() -> CoordinatorTask | None:
+        def ready() -> Task | None:
             task = self.coordinator.next()
             fits = isinstance(task, AddUp) and (
                 (task.attempt.round_id, task.attempt.purpose) == (round_id, purpose)

@@ -24,7 +24,6 @@ from lada_protocol.rounds.secure_aggregation import (
     purpose_length,
     purpose_parameters,
     site_bound_of,
-    sum_bound_of,
 )
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.blind_scores import PoolMatrix
@@ -63,7 +62,7 @@ def plan_vectors() -> Vectors:
             purpose: {
                 "length": purpose_length(plan, purpose),
                 "site_bound": site_bound_of(plan, purpose),
-                "sum_bound": sum_bound_of(plan, purpose),
+                "sum_bound": purpose_parameters(plan, purpose).sum_bound,
                 "parameters_digest": purpose_parameters(plan, purpose).digest,
             }
             for purpose in (STATISTICS, DEMAND)
@@ -171,7 +170,7 @@ def sealed_vectors() -> Vectors:
         },
         "vectors": {site: one.tolist() for site, one in vectors.items()},
         "sum_sha256": hashlib.sha256(total).hexdigest(),
-        "opened": [int(one) for one in key.open_sum(total, bound=300)],
+        "opened": [int(one) for one in key.open_sum(total)],
     }
 
 
@@ -185,8 +184,8 @@ def score_vectors() -> Vectors:
     key = ScoringKey.generate(2, row_bound=1)
     query = key.encrypt(utilities)
     committed = encode_matrix(matrix, row_bound=1)
-    with PoolMatrix(committed) as pool:
-        scores = pool.score(query)
+    pool = PoolMatrix(committed)
+    scores = pool.score(query)
     return {
         "cells": 2,
         "row_bound": 1,

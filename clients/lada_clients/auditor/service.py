@@ -25,7 +25,6 @@ from lada_protocol.rounds.secure_aggregation import (
     check_opened_range,
     check_opening_request,
     purpose_parameters,
-    sum_bound_of,
 )
 from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
 from lada_protocol.run_loop import RunLoop, StudyFailed, handles
@@ -225,8 +224,7 @@ class Auditor:
             if attempt.purpose == DEMAND:
                 self._scores.check(attempt, request.cohort)
             self.registry.claim(me.plan.study_id, attempt, request.sum_message.message_hash)
-            key, bound = self._key(attempt.purpose), sum_bound_of(me.plan, attempt.purpose)
-            values = [int(value) for value in key.open_sum(sealed, bound=bound)]
+            values = [int(value) for value in self._key(attempt.purpose).open_sum(sealed)]
             check_opened_range(values, me.plan, attempt.purpose, len(request.cohort))
         except PeerError as error:
             me.post_at(Kind.OPENING_REFUSED, attempt, _fault(error))

@@ -28,7 +28,7 @@ from lada_protocol.identity.certificates import (
     role_host,
     verify_party,
 )
-from lada_protocol.identity.credentials import TLS_CERTIFICATE, TLS_KEY, Credentials
+from lada_protocol.identity.credentials import Credentials, IdentityFile
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Role
@@ -168,8 +168,8 @@ def _tls_context(endpoint: Endpoint, credentials: Credentials) -> ssl.SSLContext
     try:
         # An empty password instead of none: the library must never ask at a terminal.
         context.load_cert_chain(
-            folder / TLS_CERTIFICATE,
-            folder / TLS_KEY,
+            folder / IdentityFile.TLS,
+            folder / IdentityFile.TLS_KEY,
             password="" if passphrase is None else passphrase.value,
         )
     except OSError as error:

@@ -17,10 +17,14 @@ import numpy.typing as npt
 from lada_lab.micro.cpu_time import Stopwatch
 from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
-from lada_secure.encryption.parsing import sealed_body, sealed_chunk
+from lada_secure.encryption.parameters import (
+    POLY_MODULUS_DEGREE,
+    OpeningParameters,
+    opening_parameters,
+)
+from lada_secure.encryption.parsing import sealed_chunks
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError
 
 BASELINE_DEGREE: Final = 8192
@@ -37,7 +41,6 @@ class _Ours:
     key: OpeningKey
     sealing_key: SealingKey
     mask_keys: dict[str, MaskKey]
-    sealer: WorkerProcess
 
     def contribution(self, site: str, values: npt.NDArray[np.int64]) -> bytes:
         """What one site does: masks against all others, encryption, serialisation."""
@@ -51,7 +54,7 @@ class _Ours:
             modulus=self.params.plain_modulus,
         )
         hidden = masked(values, mask, bound=SITE_BOUND, modulus=self.params.plain_modulus)
-        return seal(self.sealing_key, self.params, hidden, worker=self.sealer)
+        return seal(self.sealing_key, self.params, hidden)
 
 
 class _Baseline:
@@ -105,7 +108,7 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
             f"sites must be 2 to 100 and repetitions 1 to 1000, got {sites} and {repetitions}"
         )
     params = opening_parameters(length=entries, sum_bound=sites * SITE_BOUND)
-    sealer, opener = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
+    sealer, opener = shared_worker(), shared_worker(DECRYPTING_WORKER)
     try:
         return _run(params, sites, repetitions, sealer, opener)
     finally:
@@ -120,14 +123,13 @@ def _run(
     sealer: WorkerProcess,
     opener: WorkerProcess,
 ) -> dict[str, Any]:
-    key = OpeningKey.generate(params, worker=opener)
+    key = OpeningKey.generate(params)
     names = [f"site-{index}" for index in range(sites)]
     ours = _Ours(
         params=params,
         key=key,
         sealing_key=parse_public_key(key.public_bytes, params),
         mask_keys={name: MaskKey.generate() for name in names},
-        sealer=sealer,
     )
     baseline = _Baseline()
     rng = np.random.default_rng(0)
@@ -148,7 +150,7 @@ def _run(
         baseline_total = watch.measure("baseline_add", baseline.add, encrypted)
         watch.measure("add_arithmetic", _added, parsed, params)
         watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
-        opened = watch.measure("open", key.open_sum, total, params.sum_bound)
+        opened = watch.measure("open", key.open_sum, total)
         floats = watch.measure("baseline_open", baseline.open, baseline_total)
         exact = exact and bool((opened == plain_sum).all())
         error = np.abs(np.asarray(floats) * SITE_BOUND - plain_sum).max()
@@ -159,8 +161,7 @@ def _run(
 
 
 def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:
-    body = sealed_body(raw, params)
-    return np.stack([sealed_chunk(body, index, params) for index in range(params.chunks)])
+    return np.stack(list(sealed_chunks(raw, params)))
 
 
 def _added(
@@ -198,8 +199,8 @@ def _report(
             "mask_key": 32,
         },
         "parameters": {
-            "poly_modulus_degree": params.poly_modulus_degree,
-            "coeff_modulus_bits": [params.coeff_modulus_bits],
+            "poly_modulus_degree": POLY_MODULUS_DEGREE,
+            "coeff_modulus_bits": [params.coeff_modulus.bit_length()],
             "plain_modulus": params.plain_modulus,
             "sum_bound": params.sum_bound,
         },

@@ -15,7 +15,7 @@ from lada_lab.micro.cpu_time import Stopwatch
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.scoring_key import DECRYPTING_WORKER, ScoringKey
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess, shared_worker
 from lada_secure.errors import ParameterError
 
 BASELINE_DEGREE: Final = 8192
@@ -81,7 +81,11 @@ def run_scores(*, pool: int = 10_000, cells: int = 64, repetitions: int = 3) -> 
     rng = np.random.default_rng(0)
     features = rng.uniform(0.0, 1.0, (pool, cells))
     utilities = rng.uniform(-1.0, 1.0, cells)
-    workers = [WorkerProcess(one) for one in (BLIND_WORKER, DECRYPTING_WORKER, BLIND_WORKER)]
+    workers = [
+        WorkerProcess(BLIND_WORKER),
+        shared_worker(DECRYPTING_WORKER),
+        WorkerProcess(BLIND_WORKER),
+    ]
     try:
         return _run(features, utilities, repetitions, workers)
     finally:
@@ -95,11 +99,11 @@ def _run(
     repetitions: int,
     workers: list[WorkerProcess],
 ) -> dict[str, Any]:
-    server, site, auditor = workers
+    server, _, auditor = workers
     pool, cells = features.shape
     true = features @ utilities
     span = float(np.ptp(true)) or 1.0
-    key = ScoringKey.generate(cells, worker=site)
+    key = ScoringKey.generate(cells)
     baseline = _Baseline(features)
     watch = Stopwatch(workers=workers)
     query, baseline_query = key.encrypt(utilities), baseline.encrypt(utilities)

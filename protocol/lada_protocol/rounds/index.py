@@ -23,6 +23,11 @@ class Attempt:
     purpose: str
     number: int
 
+    def fault(self, message: str, *, reason: str, peer: str | None = None) -> PeerError:
+        """An error for what is wrong with the opening."""
+        message = f"round {self.round_id}, {self.purpose}: {message}"
+        return PeerError(message, reason=reason, peer=peer, round_id=self.round_id)
+
 
 class Slot(NamedTuple):
     """Where a message belongs; a sender may fill a slot once and never with other bytes."""
@@ -55,27 +60,21 @@ class MessageIndex:
 
         Raises: PeerError: wrong_study, wrong_plan, equivocation (two messages in one slot).
         """
-        head = envelope.header
+        head, slot = envelope.header, slot_of(envelope)
         if head.study_id != self.study_id:
-            raise PeerError(
+            raise envelope.fault(
                 f"{envelope!r} belongs to study {head.study_id}, not {self.study_id}",
                 reason="wrong_study",
-                peer=head.sender,
             )
         if head.plan_hash != self.plan_hash:
-            raise PeerError(
+            raise envelope.fault(
                 f"{envelope!r} is bound to another plan; ask {head.sender} which plan it was shown",
                 reason="wrong_plan",
-                peer=head.sender,
             )
-        slot = slot_of(envelope)
         known = self._by_slot.get(slot)
         if known is not None and known.message_hash != envelope.message_hash:
-            raise PeerError(
-                f"{head.sender} sent two different messages for {envelope!r}",
-                reason="equivocation",
-                peer=head.sender,
-                round_id=head.round_id,
+            raise envelope.fault(
+                f"{head.sender} sent two different messages for {envelope!r}", reason="equivocation"
             )
         self._by_slot[slot] = envelope
         self._by_hash[envelope.message_hash] = envelope
@@ -93,50 +92,34 @@ class MessageIndex:
         """The message in a slot, or None."""
         return self._by_slot.get(Slot(kind, round_id, purpose, attempt, sender, to))
 
-    def at(self, kind: Kind, attempt: Attempt, *, sender: str) -> Envelope | None:
+    def at(self, kind: Kind, attempt: Attempt, *, sender: str, to: str = "") -> Envelope | None:
         """The message of a sender within an attempt, or None."""
-        return self.find(
-            kind,
-            sender=sender,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
+        place = attempt.round_id, attempt.purpose, attempt.number
+        return self._by_slot.get(Slot(kind, *place, sender, to))
 
     def all_at(self, kind: Kind, attempt: Attempt) -> dict[str, Envelope]:
         """Messages of a kind within an attempt, by sender."""
-        return self.all(
-            kind, round_id=attempt.round_id, purpose=attempt.purpose, attempt=attempt.number
-        )
+        place = kind, attempt.round_id, attempt.purpose, attempt.number
+        return {slot.sender: one for slot, one in self._by_slot.items() if slot[:4] == place}
+
+    def all(self, kind: Kind, *, round_id: int) -> dict[str, Envelope]:
+        """Messages of a kind in a round, outside of attempts, by sender."""
+        return self.all_at(kind, Attempt(round_id=round_id, purpose="", number=0))
 
     def by_hash(self, message_hash: str) -> Envelope | None:
         """The message of that name, or None."""
         return self._by_hash.get(message_hash)
-
-    def all(
-        self, kind: Kind, *, round_id: int | None = None, purpose: str = "", attempt: int = 0
-    ) -> dict[str, Envelope]:
-        """Messages of a kind by sender, for one round (any round where None)."""
-        return {
-            slot.sender: envelope
-            for slot, envelope in self._by_slot.items()
-            if slot.kind is kind
-            and (round_id is None or slot.round_id == round_id)
-            and slot.purpose == purpose
-            and slot.attempt == attempt
-        }
 
     def opened(self, round_id: int, purpose: str, *, auditor: str) -> Envelope:
         """The one opened sum of a round and purpose.
 
         Raises: PeerError: none (missing_message), or two of them (already_opened).
         """
+        place = Kind.OPENED, round_id, purpose
         found = [
-            one
-            for one in self.of_round(round_id)
-            if one.kind is Kind.OPENED
-            and one.header.purpose == purpose
-            and one.header.sender == auditor
+            envelope
+            for slot, envelope in self._by_slot.items()
+            if slot[:3] == place and slot.sender == auditor
         ]
         if len(found) != 1:
             raise PeerError(
@@ -149,13 +132,8 @@ class MessageIndex:
 
     def attempts(self, kind: Kind, *, round_id: int, purpose: str) -> list[int]:
         """Attempts of a (round, purpose) for which a message of this kind is there, ascending."""
-        return sorted(
-            {
-                slot.attempt
-                for slot in self._by_slot
-                if slot.kind is kind and slot.round_id == round_id and slot.purpose == purpose
-            }
-        )
+        place = kind, round_id, purpose
+        return sorted({slot.attempt for slot in self._by_slot if slot[:3] == place})
 
     def of_round(self, round_id: int) -> Iterator[Envelope]:
         """All messages of one round."""

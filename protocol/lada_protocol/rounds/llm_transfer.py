@@ -5,15 +5,14 @@ Pure checks. What a site's advantage is, `lada_secure.allocation.confidence_exce
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import ADVANTAGE, StudyPlan, UplinkPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
-from lada_secure.canonical import canonical_json, parse_canonical_json
+from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import LocalProtocolError, PeerError
 
 NO_ADAPTERS = "0" * 64
@@ -55,8 +54,7 @@ def split_pool(plan: StudyPlan) -> PoolSplit:
     uplink = uplink_of(plan)
 
     def rank(index: int) -> str:
-        text = f"lada/1/uplink/{plan.pool_sha256}/{index}"
-        return hashlib.sha256(text.encode("ascii")).hexdigest()
+        return sha256_hex(f"lada/1/uplink/{plan.pool_sha256}/{index}".encode("ascii"))
 
     order = sorted(range(plan.pool_size), key=rank)
     last = uplink.holdout + uplink.candidates
@@ -81,24 +79,20 @@ def parse_inquiry(
         as the body says. PeerError(reason="bad_inquiry"): more than the budget, a sample that is
         no candidate, or one on which no site has an advantage.
     """
-    value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes)
-    if not isinstance(value, list):
-        raise PeerError("inquiry: expected a list of pool indices", reason="malformed")
-    samples = [one for one in value if type(one) is int]
-    if len(samples) != len(value) or samples != sorted(set(samples)):
-        raise PeerError("inquiry: expected different pool indices, ascending", reason="malformed")
+    samples = parse_canonical_json(raw, max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes)
+    if not isinstance(samples, list):
+        raise PeerError("inquiry: expected a list of pool indices")
+    if any(type(sample) is not int for sample in samples) or samples != sorted(set(samples)):
+        raise PeerError("inquiry: expected different pool indices, ascending")
     if len(samples) != body.samples:
+        raise PeerError(f"inquiry: {len(samples)} samples, its body says {body.samples}")
+    budget = uplink_of(plan).budget
+    if len(samples) > budget:
         raise PeerError(
-            f"inquiry: {len(samples)} samples, its body says {body.samples}", reason="malformed"
-        )
-    uplink = uplink_of(plan)
-    if len(samples) > uplink.budget:
-        raise PeerError(
-            f"inquiry: {len(samples)} samples, the plan allows {uplink.budget}",
-            reason="bad_inquiry",
+            f"inquiry: {len(samples)} samples, the plan allows {budget}", reason="bad_inquiry"
         )
     candidates = set(split_pool(plan).candidates)
-    wrong = [one for one in samples if one not in candidates or opened[one] < 1]
+    wrong = [sample for sample in samples if sample not in candidates or opened[sample] < 1]
     if wrong:
         raise PeerError(
             f"inquiry: sample {wrong[0]} is no candidate, or no site has an advantage on it",
@@ -109,8 +103,7 @@ def parse_inquiry(
 
 def site_paths_bytes(paths: Sequence[SitePath]) -> bytes:
     """The payload of `site_paths`."""
-    ordered = sorted(paths, key=lambda one: one.sample)
-    return canonical_json([{"sample": one.sample, "path": one.path} for one in ordered])
+    return canonical_json([asdict(path) for path in sorted(paths, key=lambda path: path.sample)])
 
 
 def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...]:
@@ -120,25 +113,22 @@ def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...
     Raises: PeerError(reason="malformed"): another form, a sample that was not asked about or
         comes twice, or a path that is empty or longer than 8,192 characters.
     """
-    value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.SITE_PATHS).max_payload_bytes)
-    if not isinstance(value, list):
-        raise PeerError("site_paths: expected a list", reason="malformed")
+    rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.SITE_PATHS).max_payload_bytes)
+    if not isinstance(rows, list):
+        raise PeerError("site_paths: expected a list")
     found: list[SitePath] = []
-    for row in value:
+    for row in rows:
         if not isinstance(row, dict) or set(row) != {"sample", "path"}:
-            raise PeerError("site_paths: expected objects with sample and path", reason="malformed")
+            raise PeerError("site_paths: expected objects with sample and path")
         sample, path = row["sample"], row["path"]
         if type(sample) is not int or sample not in asked:
-            raise PeerError("site_paths: a sample that was not asked about", reason="malformed")
+            raise PeerError("site_paths: a sample that was not asked about")
         if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS:
-            raise PeerError(
-                f"site_paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters",
-                reason="malformed",
-            )
+            raise PeerError(f"site_paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters")
         found.append(SitePath(sample=sample, path=path))
-    order = [one.sample for one in found]
+    order = [path.sample for path in found]
     if order != sorted(set(order)):
-        raise PeerError("site_paths: samples out of order, or one twice", reason="malformed")
+        raise PeerError("site_paths: samples out of order, or one twice")
     return tuple(found)
 
 
@@ -176,32 +166,26 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
     """
     inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
     update = index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id)
-
-    def fault(message: str, reason: str) -> PeerError:
-        return PeerError(
-            f"round {round_id}: {message}", reason=reason, peer=coordinator, round_id=round_id
-        )
-
     uplink = plan.uplink_in(round_id)
+
+    def fault(message: str, *, reason: str = "wrong_update") -> PeerError:
+        message = f"round {round_id}: {message}"
+        return PeerError(message, reason=reason, peer=coordinator, round_id=round_id)
+
     if uplink is None and (inquiry is not None or update is not None):
-        raise fault("the plan has no uplink in this round", "wrong_update")
+        raise fault("the plan has no uplink in this round")
     if inquiry is not None:
         opened = index.by_hash(parse_body(inquiry, InquiryBody).opened)
-        if opened is None or (opened.kind, opened.header.round_id, opened.header.purpose) != (
-            Kind.OPENED,
-            round_id,
-            ADVANTAGE,
-        ):
-            raise fault("the inquiry names no opened advantages of this round", "bad_inquiry")
+        place = opened and (opened.kind, opened.header.round_id, opened.header.purpose)
+        if place != (Kind.OPENED, round_id, ADVANTAGE):
+            names_none = "the inquiry names no opened advantages of this round"
+            raise fault(names_none, reason="bad_inquiry")
     if update is None or uplink is None:
         return
     body = parse_body(update, LlmUpdateBody)
-    if inquiry is None or body.inquiry != inquiry.message_hash:
-        raise fault("the update names another inquiry than the round's", "wrong_update")
-    if body.llm_before != llm_version(index, coordinator=coordinator, before_round=round_id):
-        raise fault("the update starts from another LLM than the study uses", "wrong_update")
     before = HoldoutScore(right=body.right_before, certainty=body.certainty_before)
     after = HoldoutScore(right=body.right_after, certainty=body.certainty_after)
+    known = llm_version(index, coordinator=coordinator, before_round=round_id)
     sizes = (
         body.holdout == uplink.holdout,
         body.used <= body.received,
@@ -209,9 +193,19 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
         max(before.certainty, after.certainty) <= body.holdout * uplink.integer_scale,
         body.used > 0 or before == after,
     )
-    if not all(sizes):
-        raise fault("the update's figures contradict the plan or each other", "wrong_update")
-    if body.accepted != (body.used > 0 and holdout_agrees(before, after)):
-        raise fault("the update was decided against the hold-out's rule", "wrong_update")
-    if body.accepted == (body.llm_after == body.llm_before):
-        raise fault("the LLM changes exactly where an update was accepted", "wrong_update")
+    checks = {
+        "the update names another inquiry than the round's": (
+            inquiry is not None and body.inquiry == inquiry.message_hash
+        ),
+        "the update starts from another LLM than the study uses": body.llm_before == known,
+        "the update's figures contradict the plan or each other": all(sizes),
+        "the update was decided against the hold-out's rule": (
+            body.accepted == (body.used > 0 and holdout_agrees(before, after))
+        ),
+        "the LLM changes exactly where an update was accepted": (
+            body.accepted == (body.llm_after != body.llm_before)
+        ),
+    }
+    for message, holds in checks.items():
+        if not holds:
+            raise fault(message)

@@ -184,7 +184,7 @@ def _watch(identity: LiveIdentity, store: BoardStore, stopped: threading.Event) 
             LOG.warning(
                 "revocation list %d with %d certificates is in force",
                 newest.number,
-                len(newest.serials),
+                len(newest.revoked),
             )
             store.wake()
 

@@ -38,7 +38,6 @@ from lada_protocol.rounds.tasks import (
     AbortAttempt,
     AddUp,
     CloseRound,
-    CoordinatorTask,
     Done,
     Finish,
     GiveUp,
@@ -49,6 +48,7 @@ from lada_protocol.rounds.tasks import (
     ProposePlan,
     Score,
     StartAttempt,
+    Task,
     Wait,
     WritePaths,
 )
@@ -181,7 +181,7 @@ class Coordinator:
     def _me(self) -> str:
         return self.roster.coordinator.id
 
-    def _carry_out(self, task: CoordinatorTask) -> None:
+    def _carry_out(self, task: Task) -> None:
         round_id = self._last_round if isinstance(task, Finish) else _round_of(task)
         step = STEPS[type(task)]
         began = time.monotonic()
@@ -198,7 +198,7 @@ class Coordinator:
             bytes_down=self.board.read_bytes - down,
         )
 
-    def _dispatch(self, task: CoordinatorTask) -> None:
+    def _dispatch(self, task: Task) -> None:
         match task:
             case ProposePlan():
                 self._propose()
@@ -426,7 +426,7 @@ class Coordinator:
         return report
 
 
-def _round_of(task: CoordinatorTask) -> int:
+def _round_of(task: Task) -> int:
     match task:
         case StartAttempt(attempt=attempt) | AbortAttempt(attempt=attempt) | AddUp(attempt=attempt):
             return attempt.round_id

@@ -97,7 +97,7 @@ def test_revocation_names_all_certificates_of_a_party_and_grows(ca, tmp_path):
     assert json.loads(run("revoke", ca, "--id", "new", "--json"))["revoked"] == 4
     assert json.loads(run("revoke", ca, "--id", "new", "--json"))["revoked"] == 0
     listed = parse_revocations((ca / "ca.crl").read_bytes(), ca=certificate)
-    assert (listed.number, len(listed.serials)) == (3, 5)
+    assert (listed.number, len(listed.revoked)) == (3, 5)
 
 
 def test_revoked_keys_get_no_new_certificates(ca, tmp_path):

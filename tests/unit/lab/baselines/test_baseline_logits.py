@@ -15,11 +15,10 @@ from lada_lab.baselines.adapter_sums import (
 )
 from lada_lab.baselines.logits import logit_loss, path_logits, taught_rows, top_logits
 from lada_lab.baselines.token_alignment import TokenAlignment
-from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
+from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.parameters import opening_parameters
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import adapter_weights, parse_adapter_tensors
 from lada_secure.models.examples import encode_row
@@ -120,26 +119,21 @@ def test_adapters_are_added_up_through_masks_encryption_and_one_opening() -> Non
     bound = SETTINGS.sum_bound(sites=3)
     params = opening_parameters(length=length, sum_bound=bound)
     keys = {name: MaskKey.generate() for name in vectors}
-    sealer, opener = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
-    try:
-        key = OpeningKey.generate(params, worker=opener)
-        sealing_key = parse_public_key(key.public_bytes, params)
-        sealed = []
-        for name, vector in vectors.items():
-            mask = pairwise_mask(
-                keys[name],
-                name,
-                {other: one.public_bytes for other, one in keys.items() if other != name},
-                context=b"adapters",
-                length=length,
-                modulus=params.plain_modulus,
-            )
-            hidden = masked(vector, mask, bound=SETTINGS.site_bound, modulus=params.plain_modulus)
-            sealed.append(seal(sealing_key, params, hidden, worker=sealer))
-        opened = key.open_sum(add_sealed(params, sealed), bound)
-    finally:
-        sealer.close()
-        opener.close()
+    key = OpeningKey.generate(params)
+    sealing_key = parse_public_key(key.public_bytes, params)
+    sealed = []
+    for name, vector in vectors.items():
+        mask = pairwise_mask(
+            keys[name],
+            name,
+            {other: one.public_bytes for other, one in keys.items() if other != name},
+            context=b"adapters",
+            length=length,
+            modulus=params.plain_modulus,
+        )
+        hidden = masked(vector, mask, bound=SETTINGS.site_bound, modulus=params.plain_modulus)
+        sealed.append(seal(sealing_key, params, hidden))
+    opened = key.open_sum(add_sealed(params, sealed))
     assert (opened == np.sum(list(vectors.values()), axis=0)).all()
 
 

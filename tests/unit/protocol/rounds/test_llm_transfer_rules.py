@@ -30,9 +30,9 @@ from lada_protocol.rounds.llm_transfer import (
 from lada_protocol.rounds.secure_aggregation import (
     check_opened_range,
     purpose_length,
+    purpose_parameters,
     purposes_of,
     site_bound_of,
-    sum_bound_of,
 )
 from lada_protocol.wire.messages import InquiryBody
 from lada_secure.canonical import canonical_json, parse_canonical_json
@@ -137,7 +137,7 @@ def test_a_small_pool_gives_all_that_is_left_as_candidates() -> None:
 def test_the_bounds_of_advantages_follow_from_the_plan() -> None:
     assert purpose_length(PLAN, ADVANTAGE) == PLAN.pool_size
     assert site_bound_of(PLAN, ADVANTAGE) == 5
-    assert sum_bound_of(PLAN, ADVANTAGE) == 5 * PLAN.max_cohort
+    assert purpose_parameters(PLAN, ADVANTAGE).sum_bound == 5 * PLAN.max_cohort
 
 
 def opened_with(**values: int) -> list[int]:

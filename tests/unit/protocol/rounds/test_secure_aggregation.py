@@ -21,7 +21,6 @@ from lada_protocol.rounds.secure_aggregation import (
     purpose_length,
     purpose_parameters,
     site_bound_of,
-    sum_bound_of,
 )
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.canonical import canonical_json
@@ -194,8 +193,8 @@ def test_bounds_and_lengths_follow_the_plan() -> None:
     assert purpose_length(PLAN, STATISTICS) == 12
     assert purpose_length(PLAN, DEMAND) == 9
     assert site_bound_of(PLAN, DEMAND) == 1
-    assert sum_bound_of(PLAN, DEMAND) == 6
-    assert sum_bound_of(PLAN, STATISTICS) == 6 * site_bound_of(PLAN, STATISTICS)
+    assert purpose_parameters(PLAN, DEMAND).sum_bound == 6
+    assert purpose_parameters(PLAN, STATISTICS).sum_bound == 6 * site_bound_of(PLAN, STATISTICS)
 
 
 @pytest.mark.parametrize("edge", [1, -1])

@@ -11,7 +11,7 @@ import pytest
 
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.parameters import HEADER_BYTES, opening_parameters
-from lada_secure.encryption.parsing import frame, pack, sealed_body, sealed_chunk
+from lada_secure.encryption.parsing import frame, pack, sealed_chunks
 from lada_secure.encryption.sealing import (
     SealedSum,
     add_sealed,
@@ -41,7 +41,7 @@ def test_the_opened_sum_is_exact(make: Make, sites: int, length: int, site_bound
     opening = make(sites, length, site_bound)
     total = add_sealed(opening.params, opening.sealed)
     assert len(total) == opening.params.sealed_bytes
-    opened = opening.key.open_sum(total, sites * site_bound)
+    opened = opening.key.open_sum(total)
     assert opened.dtype == np.int64
     assert (opened == opening.total).all()
 
@@ -51,7 +51,7 @@ def test_the_opened_sum_is_exact(make: Make, sites: int, length: int, site_bound
 @pytest.mark.parametrize("length", [4097, 100_000])
 def test_the_opened_sum_of_long_vectors_is_exact(make: Make, sites: int, length: int) -> None:
     opening = make(sites, length, 2**14)
-    opened = opening.key.open_sum(add_sealed(opening.params, opening.sealed), sites * 2**14)
+    opened = opening.key.open_sum(add_sealed(opening.params, opening.sealed))
     assert (opened == opening.total).all()
 
 
@@ -63,13 +63,13 @@ def test_addition_is_seals_addition_bit_for_bit(small: Any) -> None:
 
     params = small.params
     ring = opening_ring(params.coeff_modulus, params.plain_modulus)
-    chunks = [sealed_chunk(sealed_body(raw, params), 0, params) for raw in small.sealed]
+    chunks = [next(sealed_chunks(raw, params)) for raw in small.sealed]
     total = ring.ciphertext(chunks[0], ntt=False, scale=1.0)
     for chunk in chunks[1:]:
         ring.evaluator.add_inplace(total, ring.ciphertext(chunk, ntt=False, scale=1.0))
     assert isinstance(total, sealapi.Ciphertext)
     ours = add_sealed(params, small.sealed)
-    assert (sealed_chunk(sealed_body(ours, params), 0, params) == ring.coefficients(total)).all()
+    assert (next(sealed_chunks(ours, params)) == ring.coefficients(total)).all()
 
 
 def test_the_sum_does_not_depend_on_the_order(small: Any) -> None:
@@ -93,7 +93,6 @@ def test_a_refused_contribution_leaves_the_sum_unchanged(small: Any) -> None:
     with pytest.raises(PeerError):
         total.add(small.sealed[1][:-1])
     assert total.to_bytes() == before
-    assert total.count == 1
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_nothing_has_no_sum(small: Any) -> None:
 
 def test_contributions_that_cancel_are_not_encrypted_any_more(small: Any) -> None:
     params = small.params
-    body = sealed_chunk(sealed_body(small.sealed[0], params), 0, params)
+    body = next(sealed_chunks(small.sealed[0], params))
     negated = (np.uint64(params.coeff_modulus) - body) % np.uint64(params.coeff_modulus)
     opposite = frame(b"LSV1", params.digest, pack(negated, params.coefficient_bytes))
     with pytest.raises(PeerError) as caught:
@@ -214,5 +213,5 @@ def test_a_vector_under_another_key_opens_to_garbage_and_is_refused(small: Any) 
     foreign = seal(key, small.params, np.zeros(50, dtype=np.int64))
     total = add_sealed(small.params, [*small.sealed[:2], foreign])
     with pytest.raises(PeerError) as caught:
-        small.key.open_sum(total, 3000)
+        small.key.open_sum(total)
     assert caught.value.reason == "out_of_range"
