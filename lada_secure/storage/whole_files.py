@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process that writes them."""
+"""Files that are read whole, and written whole or not at all, whatever kills the writer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,30 @@ import re
 from pathlib import Path
 from typing import Final
 
-from lada_secure.errors import TransportError
+from lada_secure.errors import LadaError, ParameterError, TransportError
 
 # As `replace_file` names its parts: the number is that of the writing process.
 _PART: Final = re.compile(r"\..+\.([1-9][0-9]{0,9})")
+
+
+def read_file(path: Path, *, what: str = "", refusal: type[LadaError] = ParameterError) -> bytes:
+    """The content of a file that must be there. Raises: refusal, naming `what` it is and where."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise refusal(f"cannot read {what}{path}: {error.strerror}") from error
+
+
+def read_if_there(
+    path: Path, *, what: str = "", refusal: type[LadaError] = TransportError
+) -> bytes | None:
+    """The content of a file, None where there is none. Raises: refusal: it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refusal(f"cannot read {what}{path}: {error.strerror}") from error
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:

@@ -36,6 +36,7 @@ from lada_secure.errors import ParameterError, PeerError
 from lada_secure.logs import LogSettings
 from lada_secure.storage.identity_folder import IdentityFolder
 from lada_secure.storage.line_file import open_line_file
+from lada_secure.storage.whole_files import read_file
 
 LOG = logging.getLogger(__name__)
 S = TypeVar("S", bound=Settings)
@@ -78,11 +79,7 @@ def read_settings(path: Path, model: type[S]) -> S:
 
     Raises: ParameterError: unreadable, not TOML, unknown or missing keys.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
-    return parse_settings(raw, model, where=str(path)).beside(path.resolve().parent)
+    return parse_settings(read_file(path), model, where=str(path)).beside(path.resolve().parent)
 
 
 def read_roster(path: Path, *, pinned: str | None = None) -> Roster:
@@ -91,9 +88,7 @@ def read_roster(path: Path, *, pinned: str | None = None) -> Roster:
     Raises: ParameterError: missing, malformed, or another roster than agreed.
     """
     try:
-        roster = parse_roster(path.read_bytes())
-    except OSError as error:
-        raise ParameterError(f"cannot read roster {path}: {error.strerror}") from error
+        roster = parse_roster(read_file(path, what="roster "))
     except PeerError as error:
         raise ParameterError(f"roster {path}: {error}") from error
     if pinned not in (None, roster.hash):

@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import child_environment, free_port, party_children, write_run
 from lada_lab.mock.presets import Preset, preset_for
 from lada_lab.mock.supervisor import Child, Supervisor
-from lada_lab.mock.weights import default_cache_dir, prepare_missing
+from lada_lab.mock.weights import prepare_missing
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.sites import FederationData, SiteData
 

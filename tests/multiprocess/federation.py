@@ -4,10 +4,10 @@ import os
 import subprocess
 from dataclasses import replace
 
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import child_environment, free_port, party_children, write_run
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.weights import default_cache_dir
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.named_models import make_model
 

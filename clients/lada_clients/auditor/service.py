@@ -31,12 +31,12 @@ from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, p
 from lada_secure.canonical import canonical_json
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.sealing import SealedSum
-from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
+from lada_secure.errors import LedgerError, LocalProtocolError, PeerError
 from lada_secure.method.plan import DEMAND
 from lada_secure.privacy.ledger.entries import LedgerEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity
-from lada_secure.storage.whole_files import write_atomically
+from lada_secure.storage.whole_files import read_if_there, write_atomically
 
 LOG = logging.getLogger(__name__)
 
@@ -101,16 +101,14 @@ class Auditor:
         plan = self.participant.plan
         parameters = purpose_parameters(plan, purpose)
         path = self.state_dir / "keys" / f"{plan.study_id}-{plan.hash[:16]}-{purpose}.key"
-        try:
-            if path.exists():
-                kept = OpeningKey.from_bytes(path.read_bytes())
-                if kept.parameters != parameters:
-                    raise LocalProtocolError(f"{path} holds a key for other parameters")
-                return kept
-        except OSError as error:
-            raise TransportError(f"cannot read {path}: {error.strerror}") from error
-        key = OpeningKey.generate(parameters)
-        write_atomically(path, key.to_bytes(), mode=0o600)
+        kept = read_if_there(path)
+        if kept is None:
+            key = OpeningKey.generate(parameters)
+            write_atomically(path, key.to_bytes(), mode=0o600)
+        else:
+            key = OpeningKey.from_bytes(kept)
+        if key.parameters != parameters:
+            raise LocalProtocolError(f"{path} holds a key for other parameters")
         return key
 
     def _post_key(self, purpose: str) -> None:

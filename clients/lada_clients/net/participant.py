@@ -136,9 +136,7 @@ class Participant:
         return folder
 
     def run_loop(
-        self,
-        next_task: Callable[[], object],
-        handlers: Iterable[tuple[type[object], Handler]],
+        self, next_task: Callable[[], object], handlers: Iterable[tuple[type[object], Handler]]
     ) -> RunLoop:
         """The study from this party's side. next_task: from the index, which is new by then."""
 

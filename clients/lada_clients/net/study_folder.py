@@ -18,7 +18,7 @@ from lada_protocol.rounds.index import Slot, slot_of
 from lada_protocol.wire.envelope import Envelope, envelope_from_line, envelope_to_line
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.storage.whole_files import write_atomically
+from lada_secure.storage.whole_files import read_if_there, write_atomically
 
 STUDIES: Final = "studies"
 
@@ -97,13 +97,10 @@ class SecretFolder:
     def once(self, name: str, make: Callable[[], bytes]) -> bytes:
         """The secret of that name, made and written (0600) at the first call."""
         path = self.folder / name
-        try:
-            if path.exists():
-                return path.read_bytes()
-        except OSError as error:
-            raise TransportError(f"cannot read key file {path}: {error.strerror}") from error
-        secret = make()
-        write_atomically(path, secret, mode=0o600)
+        secret = read_if_there(path, what="key file ")
+        if secret is None:
+            secret = make()
+            write_atomically(path, secret, mode=0o600)
         return secret
 
     def forget(self, prefix: str) -> None:

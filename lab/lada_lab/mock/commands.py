@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +12,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lada_lab.cache_folder import CacheDir
+
 app = typer.Typer(
     help="Run a whole federation on this machine, with every privacy mechanism real.",
     no_args_is_help=True,
 )
-
-
-def _cache_dir() -> Path:
-    from lada_lab.mock.weights import default_cache_dir
-
-    return default_cache_dir(os.environ)
 
 
 PresetName = Annotated[
@@ -39,15 +34,6 @@ Seed = Annotated[
         "--seed", help="For data and initial weights only; never for privacy noise or keys."
     ),
 ]
-CacheDir = Annotated[
-    Path,
-    typer.Option(
-        "--cache-dir",
-        help="Where model weights are kept. Default: $LADA_CACHE_DIR, else the user's cache.",
-        default_factory=_cache_dir,
-        show_default=False,
-    ),
-]
 
 
 @app.command()
@@ -57,8 +43,7 @@ def run(
     preset: PresetName = "demo",
     sites: Sites = 3,
     rounds: Annotated[
-        int | None,
-        typer.Option("--rounds", help="Rounds of the study. Default: the preset's."),
+        int | None, typer.Option("--rounds", help="Rounds of the study. Default: the preset's.")
     ] = None,
     seed: Seed = 0,
     strategy: Annotated[

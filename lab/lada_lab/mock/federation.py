@@ -66,12 +66,7 @@ def run_federation(
 
 
 def _report(
-    preset: Preset,
-    data: FederationData,
-    layout: RunLayout,
-    outcome: Outcome,
-    *,
-    started: datetime,
+    preset: Preset, data: FederationData, layout: RunLayout, outcome: Outcome, *, started: datetime
 ) -> Report:
     cpus, platform, python = machine()
     privacy, allocation = preset.privacy, preset.allocation

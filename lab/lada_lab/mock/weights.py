@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from lada_lab.mock.preparation import child_environment, lada_command
@@ -16,17 +15,6 @@ from lada_lab.mock.presets import Preset
 from lada_lab.mock.supervisor import Child, ChildFailed, Supervisor, failure_text
 from lada_lab.worlds.named_models import TUNED, is_made
 from lada_secure.errors import ParameterError
-
-CACHE_VARIABLE = "LADA_CACHE_DIR"
-
-
-def default_cache_dir(environment: Mapping[str, str]) -> Path:
-    """$LADA_CACHE_DIR, else `lada-secure` in the user's cache folder (XDG)."""
-    named = environment.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    base = environment.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lada-secure"
 
 
 def missing_models(preset: Preset, cache_dir: Path) -> tuple[str, ...]:

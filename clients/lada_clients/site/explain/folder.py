@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lada_clients.net.study_folder import STUDIES, find_study_folder
 from lada_secure.errors import ParameterError
+from lada_secure.storage.whole_files import read_file
 
 _FILE = re.compile(r"allocation-round-(\d{1,6})\.json")
 _STATE = "state"
@@ -113,9 +114,7 @@ def read_rounds(study: Path, wanted: int | None) -> list[ExplainedRound]:
 
 def _read(path: Path, number: int) -> ExplainedRound:
     try:
-        found = ExplainedRound.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
+        found = ExplainedRound.model_validate_json(read_file(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
