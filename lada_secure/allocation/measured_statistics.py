@@ -17,7 +17,7 @@ from lada_secure.dpsgd.private_examples import record_example
 from lada_secure.models.embedding import Embedder
 from lada_secure.models.evaluation import path_losses
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
 

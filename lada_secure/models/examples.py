@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

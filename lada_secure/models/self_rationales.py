@@ -14,7 +14,7 @@ from lada_secure.data.prompts import answer_of, path_of, prompt_of
 from lada_secure.data.records import Record
 from lada_secure.models.evaluation import greedy_paths
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
 

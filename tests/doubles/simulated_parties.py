@@ -95,8 +95,7 @@ from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker
-from lada_secure.privacy.ledger.entries import ReserveEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.entries import ReserveEntry, format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
 FOUR = ("site-a", "site-b", "site-c", "site-d")

@@ -23,8 +23,7 @@ from lada_protocol.plan import parse_plan
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, split_pool
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import LlmUpdateBody, parse_body
-from lada_secure.privacy.ledger.entries import CommitEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import CommitEntry, parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
 SITES = 3

@@ -42,8 +42,7 @@ from lada_secure.canonical import canonical_json
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
-from lada_secure.privacy.ledger.entries import LedgerEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import LedgerEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity
 
 LOG = logging.getLogger(__name__)

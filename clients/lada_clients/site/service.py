@@ -49,8 +49,7 @@ from lada_secure.data.records import PoolSample
 from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.entries import ReserveEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.entries import ReserveEntry, format_ledger_lines
 from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.release.private_records import PrivateRecords
 

@@ -31,10 +31,10 @@ from lada_secure.privacy.ledger.entries import (
     ReserveEntry,
     ResumeEntry,
     commit_to_output,
+    format_ledger_lines,
     sign_entry,
     sign_with_new_key,
 )
-from lada_secure.privacy.ledger.lines import format_ledger_lines
 from lada_secure.privacy.ledger.proposals import (
     propose_commit,
     propose_decision,

@@ -17,7 +17,7 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.data.record_faults import Fault, lines_text, refuse, too_long_faults
 from lada_secure.data.records import PoolSample, Record, RecordFile, inspect_records
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit, bound_units, canonical_unit, unit_faults
 
 if TYPE_CHECKING:
