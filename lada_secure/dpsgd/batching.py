@@ -44,30 +44,6 @@ class PoissonSampler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublicOrder:
-    """Which pool samples a step reads: epochs of permutations, a function of seed and step alone.
-
-    The pool is public, so a seed is enough here, and a resumed run goes on where it was.
-    """
-
-    count: int
-    batch_size: int
-    seed: int
-
-    def batch(self, step: int) -> tuple[int, ...]:
-        """Indices of step `step` (from 0), exactly `batch_size` of them."""
-        if self.count == 0 or self.batch_size == 0:
-            return ()
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
-        epochs = range(first // self.count, (last - 1) // self.count + 1)
-        order = np.concatenate(
-            [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
-        )
-        start = first - epochs[0] * self.count
-        return tuple(int(one) for one in order[start : start + self.batch_size])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PhysicalBatch:
     """Whole units that share forward passes.
 
@@ -80,9 +56,9 @@ class PhysicalBatch:
 
     def rows(self) -> tuple[tuple[TokenRow, ...], tuple[int, ...]]:
         """All sequences, paths first and own paths after them, and the unit of each."""
-        own = [number for number, one in enumerate(self.examples) if one.own_path is not None]
+        own = [number for number, one in enumerate(self.examples) if one.rejected is not None]
         rows = [one.path for one in self.examples]
-        rows += [one.own_path for one in self.examples if one.own_path is not None]
+        rows += [one.rejected for one in self.examples if one.rejected is not None]
         unit_of_row = (*self.unit_of_example, *(self.unit_of_example[number] for number in own))
         return tuple(rows), unit_of_row
 

@@ -9,8 +9,8 @@ from lada_secure.errors import LedgerError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.ledger.terms import ReleaseSpec
+from lada_secure.privacy.released import Released, post_process
 
 
 def released_adapters(

@@ -15,9 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lada_secure.arrays import Float32Array
 from lada_secure.errors import ParameterError
-
-FloatVectors = npt.NDArray[np.float32]
 
 HASHED_NGRAMS = "hashed-ngrams"
 MINILM = "minilm"
@@ -39,7 +38,7 @@ class Embedder(Protocol):
         """Width e of every vector."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> FloatVectors:
+    def embed(self, texts: Sequence[str]) -> Float32Array:
         """Embed texts.
 
         Args: texts: n strings; empty ones are allowed.
@@ -76,7 +75,7 @@ class HashedNgramEmbedder:
         """Width of every vector."""
         return self._dimensions
 
-    def embed(self, texts: Sequence[str]) -> FloatVectors:
+    def embed(self, texts: Sequence[str]) -> Float32Array:
         """Embed texts; see `Embedder.embed`."""
         vectors = np.zeros((len(texts), self._dimensions), dtype=np.float64)
         for row, text in enumerate(texts):
@@ -117,7 +116,7 @@ def embedder(reference: str) -> Embedder:
     )
 
 
-def _unit_rows(vectors: npt.NDArray[np.float64]) -> FloatVectors:
+def _unit_rows(vectors: npt.NDArray[np.float64]) -> Float32Array:
     """Scale rows to norm 1; a row of zeros (signs that cancel) becomes the first axis."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     empty = norms[:, 0] == 0.0

@@ -1,26 +1,28 @@
-"""What the trainer learns from: examples, privacy units of examples, and their token rows."""
+"""What a trainer learns from: examples, units of examples, their token rows, and their order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.private_records import for_each_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PathExample:
-    """One thing to learn: after `prompt`, write `path`, rather than `own_path`.
+class RationaleExample:
+    """One thing to learn: after `prompt`, write `path`, rather than `rejected`.
 
-    `path` is the LLM's reasoning path (pool) or the record's own rationale or answer (private);
-    `own_path` is what the small model wrote before, or None, which leaves cross-entropy alone.
+    `path` is the LLM's rationale (pool) or the record's own rationale or answer (private);
+    `rejected` is what the small model wrote before, or None, which leaves cross-entropy alone.
     """
 
     example_id: str
     prompt: str
     path: str
-    own_path: str | None
+    rejected: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class PrivateUnit:
     """
 
     unit_id: str
-    examples: tuple[PathExample, ...]
+    examples: tuple[RationaleExample, ...]
 
     def __repr__(self) -> str:
         """Without content: a representation ends up in messages and tracebacks."""
@@ -54,16 +56,16 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedExample:
-    """A `PathExample` in tokens; `own_path` is None where there is none to contrast with."""
+    """A `RationaleExample` in tokens; `rejected` is None where there is none to contrast with."""
 
     example_id: str
     path: TokenRow
-    own_path: TokenRow | None
+    rejected: TokenRow | None
 
     @property
     def rows(self) -> tuple[TokenRow, ...]:
         """The one or two sequences of the example."""
-        return (self.path,) if self.own_path is None else (self.path, self.own_path)
+        return (self.path,) if self.rejected is None else (self.path, self.rejected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,24 +81,50 @@ class EncodedUnit:
         return max((len(row.tokens) for one in self.examples for row in one.rows), default=0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicOrder:
+    """Which pool samples a step reads: epochs of permutations, a function of seed and step alone.
+
+    The pool is public, so a seed is enough here, and a resumed run goes on where it was.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> tuple[int, ...]:
+        """Indices of step `step` (from 0), exactly `batch_size` of them."""
+        if self.count == 0 or self.batch_size == 0:
+            return ()
+        first, last = step * self.batch_size, (step + 1) * self.batch_size
+        epochs = range(first // self.count, (last - 1) // self.count + 1)
+        order = np.concatenate(
+            [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
+        )
+        start = first - epochs[0] * self.count
+        return tuple(int(one) for one in order[start : start + self.batch_size])
+
+
 def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
     """Tokenize prompt and target as generation and evaluation do, and join them.
 
     A row longer than `lm.max_tokens` loses the start of its prompt first, then the end of its
     target: a rule on lengths alone. A text without tokens is replaced by the end token.
     """
-    tail = lm.encode_path(target)
+    tail = lm.encode_rationale(target)
     head = lm.encode_prompt(prompt)[-(lm.max_tokens - len(tail)) :]
     return TokenRow(tokens=(*head, *tail), target_start=len(head))
 
 
-def encode_example(lm: LanguageModel, example: PathExample, *, contrast: bool) -> EncodedExample:
+def encode_example(
+    lm: LanguageModel, example: RationaleExample, *, contrast: bool
+) -> EncodedExample:
     """Encode an example; `contrast` False or an own path equal to the path drops the own path."""
-    own = example.own_path if contrast and example.own_path != example.path else None
+    own = example.rejected if contrast and example.rejected != example.path else None
     return EncodedExample(
         example_id=example.example_id,
         path=encode_row(lm, example.prompt, example.path),
-        own_path=encode_row(lm, example.prompt, own) if own else None,
+        rejected=encode_row(lm, example.prompt, own) if own else None,
     )
 
 
@@ -107,7 +135,7 @@ def encode_units(
 
     Units with one id become one: apart, their joint influence would pass the bound of one.
     """
-    examples: dict[str, list[PathExample]] = {}
+    examples: dict[str, list[RationaleExample]] = {}
     for unit in units:
         examples.setdefault(unit.unit_id, []).extend(unit.examples)
 

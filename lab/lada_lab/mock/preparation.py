@@ -21,7 +21,7 @@ from lada_secure.data.records import write_json_lines
 from lada_secure.errors import ParameterError, TransportError
 
 if TYPE_CHECKING:
-    from lada_lab.worlds.federation import FederationData
+    from lada_lab.worlds.sites import FederationData
 
 HOST = "localhost"
 LOOPBACK = "127.0.0.1"

@@ -41,7 +41,8 @@ from lada_lab.mock.process_usage import Usage, process_usage
 from lada_lab.mock.runner import MEMORY_SAMPLE_S
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text
 from lada_lab.mock.weights import prepare_missing
-from lada_lab.worlds.federation import FederationData, SiteData, build_federation
+from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.sites import FederationData, SiteData
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Role
@@ -136,7 +137,7 @@ def run_scale(
 
 
 def scale_preset(seed: int) -> Preset:
-    """The tiny preset with one step of training, few paths, no contrast and no uplink."""
+    """The tiny preset with one step of training, few paths, no contrast and no LLM transfer."""
     return replace(
         TINY,
         name="scale",

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lada_lab.worlds.arithmetic import COMMON, DOMAIN_SYMBOLS, MODULUS, Operator
-from lada_lab.worlds.federation import check_sites, shuffled, site_letter, unit_names
+from lada_lab.worlds.sites import check_sites, shuffled, site_letter, unit_names
 from lada_lab.worlds.study_data import BenchData, BenchSite
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
@@ -115,7 +115,7 @@ class BenchWorld:
         return frozenset(one for house in self.houses for one in house.train + house.held_out)
 
     def solve(self, start: int, template: str, sense: Sequence[int]) -> tuple[str, str]:
-        """Reasoning path and answer; `sense` has one entry per step (common symbols have one).
+        """Rationale and answer; `sense` has one entry per step (common symbols have one).
 
         Returns: for example ("f9g7", "7").
         """

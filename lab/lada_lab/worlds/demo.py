@@ -14,16 +14,16 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lada_lab.worlds.federation import (
+from lada_lab.worlds.finance import possession_topics
+from lada_lab.worlds.medical import SPECIALITIES, condition_topics, diagnosis_topics
+from lada_lab.worlds.multiple_choice import Choice, Topic, limit_answers, with_options
+from lada_lab.worlds.sites import (
     FederationData,
     SiteData,
     check_sites,
     site_letter,
     unit_names,
 )
-from lada_lab.worlds.finance import possession_topics
-from lada_lab.worlds.medical import SPECIALITIES, condition_topics, diagnosis_topics
-from lada_lab.worlds.multiple_choice import Choice, Topic, limit_answers, with_options
 from lada_lab.worlds.wordnet import read_nouns
 from lada_secure.data.records import PoolSample, Record
 

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lada_lab.worlds.federation import check_sites, shuffled, site_letter, unit_names
+from lada_lab.worlds.sites import check_sites, shuffled, site_letter, unit_names
 from lada_lab.worlds.study_data import BenchData, BenchSite
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError

@@ -41,11 +41,11 @@ from lada_secure.privacy.ledger.proposals import (
     propose_first,
     propose_reserve,
 )
-from lada_secure.privacy.ledger.released import Released, post_process, released_output
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead, ReleaseSpec, Reservation
 from lada_secure.privacy.ledger.times import LedgerClock, Moment
+from lada_secure.privacy.released import Released, post_process, released_output
 
 T = TypeVar("T")
 

@@ -27,13 +27,13 @@ from lada_secure.errors import (
 )
 from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.ledger.terms import (
     DISCRETE_GAUSSIAN,
     MIN_STD_STEPS,
     ReleaseSpec,
     Reservation,
 )
+from lada_secure.privacy.released import Released, post_process
 
 # Sign, digits and comma of a number below 2^63.
 _ENTRY_BYTES = 21

@@ -44,7 +44,7 @@ class ProgressReply(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     on_board: bool
     offset: int
-    def __init__(self, on_board: _Optional[bool] = ..., offset: _Optional[int] = ...) -> None: ...
+    def __init__(self, on_board: bool = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Receipt(_message.Message):
     __slots__ = ("sequence", "message_sha256")

@@ -5,7 +5,7 @@ import warnings
 
 from lada_protocol.wire import lada_pb2 as lada__protocol_dot_wire_dot_lada__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class BoardStub:
+class BoardStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -56,7 +56,7 @@ class BoardStub:
                 _registered_method=True)
 
 
-class BoardServicer:
+class BoardServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Post(self, request_iterator, context):
@@ -123,7 +123,7 @@ def add_BoardServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Board:
+class Board(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

@@ -17,7 +17,7 @@ from lada_server.settings import StudySettings
 
 if TYPE_CHECKING:
     from lada_secure.allocation.cells import Clusters
-    from lada_secure.models.embedding import FloatVectors
+    from lada_secure.arrays import Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Study:
     pool_bytes: bytes
     clusters: Clusters
     clusters_bytes: bytes
-    embeddings: FloatVectors
+    embeddings: Float32Array
 
 
 def prepare_study(

@@ -14,7 +14,7 @@ from lada_lab.worlds.arithmetic import (
     build_arithmetic,
     build_world,
 )
-from lada_lab.worlds.federation import FederationData
+from lada_lab.worlds.sites import FederationData
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lada_lab.worlds.federation import build_federation, shuffled, unit_names
+from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.sites import shuffled, unit_names
 from lada_secure.errors import ParameterError
 
 

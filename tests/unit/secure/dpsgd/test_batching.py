@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lada_secure.dpsgd.batching import PublicOrder, physical_batches, single_units
-from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
+from lada_secure.dpsgd.batching import physical_batches, single_units
+from lada_secure.models.examples import EncodedExample, EncodedUnit, PublicOrder, TokenRow
 
 
 def unit(name, *lengths, own=False):
@@ -13,7 +13,7 @@ def unit(name, *lengths, own=False):
     return EncodedUnit(
         unit_id=name,
         examples=tuple(
-            EncodedExample(example_id=f"{name}{at}", path=row, own_path=row if own else None)
+            EncodedExample(example_id=f"{name}{at}", path=row, rejected=row if own else None)
             for at, row in enumerate(rows)
         ),
     )

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lada_lab.mock.presets import DEMO
-from lada_lab.mock.teacher import TUNED, Tuning, build_tuned_llm, tune
-from lada_lab.mock.weights import missing_models, model_location
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.tiny_models import tiny_tokenizer
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_lab.worlds.tuned_llm import Tuning, tune
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import path_log_probabilities
+from lada_secure.models.evaluation import rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel, wrap_model
 
 SETTINGS = Tuning(steps=30, batch_size=8, learning_rate=1e-2, last_layers=2, threads=1)
@@ -43,11 +38,11 @@ def small_model() -> LanguageModel:
 def test_tuning_raises_the_probability_of_the_public_paths() -> None:
     records = build_federation("tiny", sites=3, seed=0).teacher[:64]
     prompts = [prompt_of(one.question, one.choices) for one in records]
-    paths = [path_of(one.answer, one.choices, one.rationale) for one in records]
+    paths = [rationale_of(one.answer, one.choices, one.rationale) for one in records]
     lm = small_model()
-    before = path_log_probabilities(lm, prompts, paths, batch_size=32).mean.mean()
+    before = rationale_log_probabilities(lm, prompts, paths, batch_size=32).mean.mean()
     tuned = wrap_model(tune(lm, records, SETTINGS, seed=1), lm.tokenizer, name="tuned")
-    after = path_log_probabilities(tuned, prompts, paths, batch_size=32).mean.mean()
+    after = rationale_log_probabilities(tuned, prompts, paths, batch_size=32).mean.mean()
     assert after > before + 0.1
     assert not any("lora" in name for name, _ in tuned.model.named_parameters())
 
@@ -63,29 +58,3 @@ def test_tuning_twice_gives_the_same_weights() -> None:
 def test_tuning_without_records_is_refused() -> None:
     with pytest.raises(ParameterError, match="public records"):
         tune(small_model(), [], SETTINGS, seed=0)
-
-
-def test_a_tuned_model_is_named_by_its_folder_once_it_is_there(tmp_path: Path) -> None:
-    reference = DEMO.llm.format(sites=3, seed=0)
-    assert TUNED.fullmatch(reference)
-    with pytest.raises(ParameterError, match="lada mock prepare"):
-        model_location(reference, tmp_path)
-    stamp = tmp_path / "prepared" / reference
-    stamp.parent.mkdir()
-    stamp.write_text(f"{tmp_path}\n", encoding="utf-8")
-    assert model_location(reference, tmp_path) == str(tmp_path)
-    assert model_location("smollm2-135m", tmp_path) == "smollm2-135m"
-
-
-def test_a_stamp_without_its_folder_counts_as_missing(tmp_path: Path) -> None:
-    stamp = tmp_path / "prepared" / DEMO.slm
-    stamp.parent.mkdir()
-    stamp.write_text(f"{tmp_path / 'gone'}\n", encoding="utf-8")
-    assert missing_models(DEMO, tmp_path) == (DEMO.slm, DEMO.llm)
-    stamp.write_text(f"{tmp_path}\n", encoding="utf-8")
-    assert missing_models(DEMO, tmp_path) == (DEMO.llm,)
-
-
-def test_another_reference_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=re.escape("smollm2-135m-tuned-SITES-SEED")):
-        build_tuned_llm("smollm2-135m-tuned", cache_dir=tmp_path)
