@@ -10,7 +10,7 @@ import numpy as np
 from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
 

@@ -94,8 +94,7 @@ from lada_secure.method.plan import (
     split_pool,
     transfer_of,
 )
-from lada_secure.privacy.ledger.entries import ReserveEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.entries import ReserveEntry, format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
 FOUR = ("site-a", "site-b", "site-c", "site-d")

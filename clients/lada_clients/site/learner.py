@@ -34,8 +34,8 @@ from lada_secure.models.embedding import embedder
 from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.released import Released
 
 
 @dataclass(slots=True, kw_only=True)

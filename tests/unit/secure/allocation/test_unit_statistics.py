@@ -42,9 +42,9 @@ from lada_secure.errors import (
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.ledger.terms import BudgetCaps, Reservation
 from lada_secure.privacy.release.noised_vectors import parse_vector, vector_bytes
+from lada_secure.privacy.released import Released
 
 ALPHA = 1e-6
 PLAN_HASH = "ab" * 32
