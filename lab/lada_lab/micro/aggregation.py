@@ -23,7 +23,7 @@ from lada_secure.encryption.parameters import (
     opening_parameters,
 )
 from lada_secure.encryption.parsing import sealed_chunks
-from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import SealedSum, SealingKey, parse_public_key, seal
 from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError
 
@@ -146,7 +146,7 @@ def _run(
         name = names[repetition % sites]
         watch.measure("encrypt", ours.contribution, name, vectors[name])
         watch.measure("baseline_encrypt", baseline.contribution, as_floats[name])
-        total = watch.measure("add", add_sealed, params, sealed)
+        total = watch.measure("add", _sum, params, sealed)
         baseline_total = watch.measure("baseline_add", baseline.add, encrypted)
         watch.measure("add_arithmetic", _added, parsed, params)
         watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
@@ -158,6 +158,13 @@ def _run(
     if not exact:
         raise LocalProtocolError("the opened sum differs from the sum of the vectors")
     return _report(watch, params, sites, repetitions, len(encrypted[0]), baseline_error)
+
+
+def _sum(params: OpeningParameters, sealed: list[bytes]) -> bytes:
+    total = SealedSum(params)
+    for raw in sealed:
+        total.add(raw)
+    return total.to_bytes()
 
 
 def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:

@@ -12,6 +12,7 @@ from protocol_world import (
     make_participant,
     make_plan,
 )
+from sealed_sums import add_sealed
 from simulated_parties import (
     ROUND_0,
     THREE,
@@ -38,7 +39,7 @@ from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.encryption.parameters import opening_parameters
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import ParameterError, PeerError
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sealed_sums import add_sealed
 
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.parameters import HEADER_BYTES, opening_parameters
 from lada_secure.encryption.parsing import frame, pack, sealed_chunks
 from lada_secure.encryption.sealing import (
     SealedSum,
-    add_sealed,
     check_sealed,
     parse_public_key,
     seal,
