@@ -15,24 +15,26 @@ from lada_secure.arrays import BoolArray, FloatArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
 
 _PRIOR_PATHS = 2.0
+# How many paths a cell's mean counts for beside one of its own.
+_CELL_WEIGHT = 4.0
+# Of the best cell's mean gain, for a cell to be one that agrees.
+_LEAST_SHARE = 0.5
 
 
-def cell_agreement(
-    gains: npt.ArrayLike, cell_of_path: npt.ArrayLike, *, cells: int, least_share: float = 0.5
-) -> FloatArray:
+def cell_agreement(gains: npt.ArrayLike, cell_of_path: npt.ArrayLike, *, cells: int) -> FloatArray:
     """How sure it is that a cell's paths agree with the private records, (d,) in [0, 1].
 
-    The normal probability that the cell's mean gain is above `least_share` of the best cell's mean.
-    The spread of a gain is estimated over all paths; two paths at the bound are counted in, so an
+    The normal probability that the cell's mean gain is above half of the best cell's mean. The
+    spread of a gain is estimated over all paths; two paths at the bound are counted in, so an
     unseen cell has 1/2.
 
-    Args: gains: (m,) nats per token. cell_of_path: (m,) in [0, cells). least_share: in [0, 1].
+    Args: gains: (m,) nats per token. cell_of_path: (m,) in [0, cells).
     """
     from scipy.special import ndtr
 
     values = float_vector("gains", gains)
     seen = cell_means(values, cell_of_path, cells=cells)
-    bound = _bound(seen, least_share)
+    bound = _bound(seen, _LEAST_SHARE)
     counted = seen.count + _PRIOR_PATHS
     excess = (seen.mean - bound) * seen.count / counted
     certainty: FloatArray = np.asarray(
@@ -46,8 +48,7 @@ def agreeing_paths(
     cell_of_path: npt.ArrayLike,
     *,
     cells: int,
-    least_share: float = 0.5,
-    cell_weight: float = 4.0,
+    least_share: float,
 ) -> BoolArray:
     """Which paths to train on: those that gain enough beside the cell that gains most.
 
@@ -55,15 +56,13 @@ def agreeing_paths(
     (which leans on 0) and above 0. Noise raises and lowers all texts together, so what counts is a
     path's place among the others.
 
-    Args: least_share: in [0, 1]. cell_weight: >= 0, how many paths the cell's mean counts for.
+    Args: least_share: in [0, 1].
     Returns: (m,) bool.
     """
     values = float_vector("gains", gains)
     places = index_vector("cells of paths", cell_of_path, below=cells, length=len(values))
-    if not cell_weight >= 0.0:
-        raise ParameterError(f"cell_weight: expected at least 0, got {cell_weight}")
     seen = cell_means(values, places, cells=cells)
-    leaning: FloatArray = (values + cell_weight * seen.mean[places]) / (1.0 + cell_weight)
+    leaning: FloatArray = (values + _CELL_WEIGHT * seen.mean[places]) / (1.0 + _CELL_WEIGHT)
     verdict: BoolArray = leaning > _bound(seen, least_share)
     return verdict
 

@@ -24,6 +24,7 @@ LEAST_PATHS = 3
 # A trial student is not the student: how far a gain may be off, beside the noise, in clips.
 _TRIAL_STD = 0.1
 _UNSURE = 0.5
+_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,17 +121,15 @@ def usefulness(
     )
 
 
-def cell_usefulness(
-    found: ClusterUsefulness, grid: CellGrid, *, least_share: float = 0.5
-) -> FloatArray:
+def cell_usefulness(found: ClusterUsefulness, grid: CellGrid) -> FloatArray:
     """How sure it is that a cell's cluster is useful enough, (d,) in [0, 1]; 1/2 if not tried.
 
-    The normal probability that its usefulness reaches `ClusterUsefulness.bound`.
+    The normal probability that its usefulness reaches half of the best, `ClusterUsefulness.bound`.
     """
     from scipy.special import ndtr
 
     spread = np.hypot(found.std, _TRIAL_STD / 2.0)
-    sure = ndtr((found.value - found.bound(least_share)) / spread)
+    sure = ndtr((found.value - found.bound(_LEAST_SHARE)) / spread)
     return grid.spread(np.where(found.tried, sure, _UNSURE))
 
 

@@ -1,7 +1,7 @@
 """One site's choice in one round: what it believes of every cell, and which samples follow.
 
 The same two steps in the whole protocol, where the scores between them come back encrypted, and in
-front of any host in one process. Both read released statistics and released models' losses on
+the laboratory in one process. Both read released statistics and released models' losses on
 public paths, and nothing else, so that the choice is post-processing.
 """
 
@@ -18,21 +18,24 @@ from lada_secure.allocation.gap import cell_means, probability, smoothed
 from lada_secure.allocation.reward_model import (
     CellBeliefs,
     FilterHistory,
-    FilterSettings,
     feature_count,
     fit_filter,
 )
 from lada_secure.allocation.strategies import (
+    SMALLEST_SCORE,
     CellView,
     cluster_quotas,
     cluster_worths,
+    pick,
     pick_by_cluster,
-    pick_in_turn,
     sample_priorities,
     strategy,
 )
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.errors import ParameterError
+
+# Scores are read in steps of this size: wider than the error that decryption leaves.
+SCORE_STEP = 2.0**-10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +44,14 @@ class AllocationSettings:
 
     strategy: a key of `learnability.allocation.STRATEGIES`. quota: most picks in a round, >= 1.
     threshold: least score of a pick, in [0, 1]. exploration_weight: >= 0, 0 switches it off.
-    clustering_start: quotas by noised mass in round 0, but for picks at random, which that would
-    make the strategy "domain". loss_clip: of the statistics, nats per token. seed: breaks ties and
-    starts the filter's networks.
+    loss_clip: of the statistics, nats per token. seed: breaks ties and starts the reward model's
+    networks.
     """
 
     strategy: str = "lada"
     quota: int = 30
     threshold: float = 0.1
     exploration_weight: float = 0.1
-    clustering_start: bool = True
     loss_clip: float = 4.0
     seed: int = 0
 
@@ -105,7 +106,7 @@ def cell_view(
         last_reward=history.last_rewards(grid.cells),
         picks=history.picks(grid.cells),
     )
-    fitted = fit_filter(history, FilterSettings(seed=settings.seed), width=feature_count(grid))
+    fitted = fit_filter(history, width=feature_count(grid), seed=settings.seed)
     return CellView(
         beliefs=beliefs, forecast=fitted.forecast(beliefs.features()), agreement=agreement
     )
@@ -116,41 +117,46 @@ def choose(
     estimates: ClusterEstimates,
     utilities: FloatArray,
     scores: FloatArray,
-    groups: Sequence[BoolArray],
+    available: BoolArray,
     settings: AllocationSettings,
     *,
     round_id: int,
 ) -> BoolArray:
     """Pick within the quota.
 
-    Round 0 splits the quota over clusters by noised mass, and some strategies do so by worth in
-    every round; the others pick by score over the whole pool.
+    Round 0 splits the quota over clusters by noised mass, but for picks at random, which that would
+    make the strategy "domain"; some strategies split it by utility in every round; the others pick
+    by score over the whole pool.
 
-    Args: utilities: (d,) of `cell_utilities`. scores: (n,) that came back for them. groups: of (n,)
-        bool, disjoint, the samples that were never picked first; what these leave of the quota may
-        go to the later groups, but a quota by cluster is for the first alone.
+    Args: utilities: (d,) of `cell_utilities`. scores: (n,) that came back for them; rounded here to
+        `SCORE_STEP`, so that decryption, which is off by less, decides no tie. available: (n,)
+        samples that may be picked.
     Returns: (n,) bool with at most quota True.
     """
-    start = round_id == 0 and settings.clustering_start and settings.strategy != "random"
-    priorities = sample_priorities(settings.strategy, scores, seed=settings.seed + round_id)
-    if start or strategy(settings.strategy).by_cluster:
+    rule = strategy(settings.strategy)
+    exact = np.round(scores / SCORE_STEP) * SCORE_STEP
+    start = round_id == 0 and rule.sample_order == "scores"
+    order = sample_priorities(settings.strategy, exact, seed=settings.seed + round_id)
+    if start or rule.by_cluster:
         shares = estimates.shares if start else cluster_worths(utilities, pool.grid)
-        good = groups[0] & (scores >= settings.threshold)
+        good = available & (exact >= settings.threshold)
         rooms = np.bincount(pool.clusters[good], minlength=pool.grid.clusters)
         return pick_by_cluster(
-            scores,
+            exact,
             pool.clusters,
             cluster_quotas(shares, settings.quota, available=rooms),
             threshold=settings.threshold,
-            available=groups[0],
-            priorities=priorities,
+            available=available,
+            priorities=order,
             seed=settings.seed,
         )
-    return pick_in_turn(
-        scores,
-        groups,
+    # A share of the best score that is left, because the cell that it was set by may be used up.
+    best = float(exact[available].max(initial=0.0))
+    return pick(
+        exact,
         quota=settings.quota,
-        threshold=settings.threshold,
-        priorities=priorities,
+        threshold=max(settings.threshold * best, SMALLEST_SCORE),
+        available=available,
+        priorities=order,
         seed=settings.seed + round_id,
     )

@@ -6,7 +6,7 @@ The utilities leave the site only encrypted under its own key; the scores come b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.reward_model import CellBeliefs, Forecast
-from lada_secure.arrays import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    float_vector,
-    index_vector,
-)
+from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
 
 # Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
@@ -63,7 +57,9 @@ class Strategy:
 
     `worth` maps a view and alpha to (d,) float64 of any scale. `sample_order` says how samples
     rank that pass the threshold: by their scores, or at random. `by_cluster`: the quota is split
-    over clusters by worth in every round, not only in the first by mass.
+    over clusters by worth in every round, not only in the first by mass. `judged`: rationales are
+    judged by the DP reference model and by data valuation, where the plan has them, and those that
+    contradict the private records are not trained on; without it nothing is judged or paid for.
     """
 
     name: str
@@ -71,6 +67,7 @@ class Strategy:
     worth: Callable[[CellView, float], FloatArray]
     sample_order: str = "scores"
     by_cluster: bool = False
+    judged: bool = False
 
 
 def _worth_lada(view: CellView, alpha: float) -> FloatArray:
@@ -87,6 +84,11 @@ def _worth_lada(view: CellView, alpha: float) -> FloatArray:
 def _worth_guided(view: CellView, alpha: float) -> FloatArray:
     worth = _worth_lada(view, alpha)
     return worth if view.agreement is None else worth * view.agreement
+
+
+def _worth_valuation(view: CellView, _alpha: float) -> FloatArray:
+    mass = view.beliefs.mass_share
+    return mass.copy() if view.agreement is None else mass * view.agreement
 
 
 def _worth_band(view: CellView, _alpha: float) -> FloatArray:
@@ -128,6 +130,14 @@ STRATEGIES: dict[str, Strategy] = {
             summary="lada x how surely the cell's paths agree with the private records",
             worth=_worth_guided,
             by_cluster=True,
+            judged=True,
+        ),
+        Strategy(
+            name="valuation",
+            summary="noised mass x how surely the cell's paths agree with the private records",
+            worth=_worth_valuation,
+            by_cluster=True,
+            judged=True,
         ),
         Strategy(name="domain", summary="noised mass alone", worth=_worth_domain, by_cluster=True),
         Strategy(
@@ -242,44 +252,6 @@ def pick_by_cluster(
             quota=int(wanted[cluster]),
             threshold=threshold,
             available=allowed & (clusters == cluster),
-            priorities=priorities,
-            seed=seed,
-        )
-    return picked
-
-
-def pick_in_turn(
-    scores: npt.ArrayLike,
-    groups: Sequence[npt.ArrayLike],
-    *,
-    quota: int,
-    threshold: float,
-    priorities: npt.ArrayLike | None = None,
-    seed: int = 0,
-) -> BoolArray:
-    """Pick from the first group; what is left of the quota goes to the next, and so on.
-
-    Args: groups: of (n,) bool, disjoint. threshold: as a share of the best score in any group,
-        in [0, 1], because the cell that it was set by may have no samples left. The rest as in
-        `pick`; scores below 0.01 are never picked, whatever the best is.
-    Returns: (n,) bool with at most quota True.
-    Raises: ParameterError: threshold outside [0, 1], or no group.
-    """
-    values = float_vector("scores", scores)
-    if not groups or not 0.0 <= threshold <= 1.0:
-        raise ParameterError(
-            f"expected at least one group and a threshold in [0, 1], got {len(groups)} groups and "
-            f"{threshold}"
-        )
-    allowed = [_allowed(values, SMALLEST_SCORE, group) for group in groups]
-    best = max((float(values[group].max()) for group in allowed if group.any()), default=0.0)
-    picked = np.zeros(len(values), dtype=np.bool_)
-    for group in allowed:
-        picked |= pick(
-            values,
-            quota=quota - int(picked.sum()),
-            threshold=max(threshold * best, SMALLEST_SCORE),
-            available=group,
             priorities=priorities,
             seed=seed,
         )

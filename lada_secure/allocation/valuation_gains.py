@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -27,10 +28,10 @@ from lada_secure.allocation.cells import MAX_CLUSTERS
 from lada_secure.allocation.statistics_parameters import check_clip_and_scale, statistics_scale
 from lada_secure.arrays import FloatArray, IntArray, frozen
 from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.released import Released, post_process
+from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
-from lada_secure.privacy.release.stored_vectors import parse_vector, vector_bytes
-from lada_secure.privacy.released import Released
 
 PURPOSE = "trials"
 # Most L2 norm of a unit's vector, in clips. Beside the weight of 1, three clusters may be full.
@@ -159,32 +160,9 @@ class NoisedGains:
         """Standard deviation of the noise in each of `means`, as if the weight were exact."""
         return self.parameters.std / self.parameters.scale / self.weight
 
-    def to_bytes(self) -> bytes:
-        """Canonical bytes, the output that the ledger hashes and keeps for retries."""
-        return vector_bytes(self.vector)
 
-
-def parse_noised_gains(raw: bytes, parameters: TrialParameters) -> NoisedGains:
-    """Read the stored output of a release.
-
-    Raises: LedgerError: not what `NoisedGains.to_bytes` writes for these parameters.
-    """
-    vector = parse_vector(raw, what=PURPOSE, length=parameters.length, bound=_LARGEST_ENTRY)
-    return NoisedGains(vector=vector, parameters=parameters)
-
-
-def trials_spec(
-    parameters: TrialParameters,
-    *,
-    study_id: str,
-    plan_hash: str,
-    round_id: int,
-    unit: str = "unit",
-) -> ReleaseSpec:
-    """The ledger's description of one round's gains, built from the same parameters."""
-    return vector_spec(
-        PURPOSE, parameters, study_id=study_id, plan_hash=plan_hash, round_id=round_id, unit=unit
-    )
+# The ledger's description of one round's gains, built from their parameters.
+trials_spec = partial(vector_spec, PURPOSE)
 
 
 def release_trials(
@@ -209,13 +187,7 @@ def release_trials(
             raise LocalProtocolError("trials: the gains were made with other parameters")
         return found.vector
 
-    return release_vector(
-        exact,
-        purpose=PURPOSE,
-        noise=parameters,
-        finish=lambda vector: NoisedGains(vector=vector, parameters=parameters),
-        encode=NoisedGains.to_bytes,
-        decode=lambda raw: parse_noised_gains(raw, parameters),
-        book=book,
-        spec=spec,
+    noised = release_vector(
+        exact, purpose=PURPOSE, noise=parameters, bound=_LARGEST_ENTRY, book=book, spec=spec
     )
+    return post_process(noised, lambda vector: NoisedGains(vector=vector, parameters=parameters))

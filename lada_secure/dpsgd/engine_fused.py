@@ -14,8 +14,7 @@ and x A' and no other activation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lada_secure.dpsgd.engine import trainable_parameters
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.errors import LocalProtocolError
+from lada_secure.models.adapters import trainable_parameters
 
 
 def _float_products(left: Tensor, right: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ def _float_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _UnitSums:
-    """Buffers of per-unit gradients and the rows that the running forward pass is about."""
+    """Per-unit gradients of the batch at hand, and which unit each row belongs to."""
 
     def __init__(self) -> None:
         self.units = 0
@@ -48,31 +47,19 @@ class _UnitSums:
         self.one_row_each = False
         self.buffers: dict[nn.Parameter, Tensor] = {}
 
-    def add(
-        self,
-        parameter: nn.Parameter,
-        left: Tensor,
-        right: Tensor,
-        rows: Tensor,
-        *,
-        one_row_each: bool,
-    ) -> None:
+    def add(self, parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
         """Add left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
-        found = self.buffers.get(parameter)
         if self.units == 1:
-            whole = _float_products(
-                left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
-            )
-            self.buffers[parameter] = whole if found is None else found.add_(whole)
-            return
+            left, right = left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
         each = _float_products(left, right)
-        if found is None and one_row_each:
-            self.buffers[parameter] = each
+        found = self.buffers.get(parameter)
+        if self.one_row_each:
+            self.buffers[parameter] = each if found is None else found.add_(each)
             return
         if found is None:
-            found = each.new_zeros((self.units, *parameter.shape))
-            self.buffers[parameter] = found
-        found.index_add_(0, rows, each)
+            found = self.buffers[parameter] = each.new_zeros((self.units, *parameter.shape))
+        if self.unit_of_row is not None:
+            found.index_add_(0, self.unit_of_row, each)
 
 
 class _FusedLoraLinear(torch.autograd.Function):
@@ -93,7 +80,7 @@ class _FusedLoraLinear(torch.autograd.Function):
         if rows is None or x.dim() != 3 or x.shape[0] != rows.numel():
             raise LocalProtocolError(
                 f"fused engine: layer input of shape {tuple(x.shape)}, expected (rows, tokens, "
-                "width) inside GradientEngine.rows"
+                "width) inside GradientEngine.gradients"
             )
         result = functional.linear(x, weight, bias)
         hidden = functional.linear(x, lora_a)
@@ -103,8 +90,7 @@ class _FusedLoraLinear(torch.autograd.Function):
             alpha=scaling,
         )
         ctx.save_for_backward(x, weight, lora_a, lora_b, hidden)
-        ctx.scaling, ctx.sums, ctx.rows, ctx.one_row_each = scaling, sums, rows, sums.one_row_each
-        ctx.parameters = (lora_a, lora_b)
+        ctx.scaling, ctx.sums, ctx.parameters = scaling, sums, (lora_a, lora_b)
         return result
 
     @staticmethod
@@ -112,13 +98,12 @@ class _FusedLoraLinear(torch.autograd.Function):
         x, weight, lora_a, lora_b, hidden = ctx.saved_tensors
         parameter_a, parameter_b = ctx.parameters
         sums: _UnitSums = ctx.sums
-        place: dict[str, Any] = {"rows": ctx.rows, "one_row_each": ctx.one_row_each}
         grad = grads[0]
         through = (grad @ lora_b.to(grad.dtype)) * ctx.scaling
         if parameter_a.requires_grad:
-            sums.add(parameter_a, through, x.to(grad.dtype), **place)
+            sums.add(parameter_a, through, x.to(grad.dtype))
         if parameter_b.requires_grad:
-            sums.add(parameter_b, grad, hidden.to(grad.dtype) * ctx.scaling, **place)
+            sums.add(parameter_b, grad, hidden.to(grad.dtype) * ctx.scaling)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ weight.to(grad.dtype)
@@ -175,14 +160,11 @@ def fused_obstacle(model: nn.Module) -> str | None:
 
 
 class FusedEngine:
-    """`GradientEngine` for models whose trainable parameters are all in plain LoRA linears."""
+    """`GradientEngine` for models without a `fused_obstacle`."""
 
     name = "fused"
 
     def __init__(self, model: nn.Module) -> None:
-        obstacle = fused_obstacle(model)
-        if obstacle is not None:
-            raise ParameterError(f"engine 'fused' cannot train this model: {obstacle}")
         self.parameters = trainable_parameters(model)
         self._sums = _UnitSums()
         self._patched: list[LoraLinear] = []
@@ -209,31 +191,26 @@ class FusedEngine:
 
         return forward
 
-    def begin(self, units: int) -> None:
-        self._sums.units = units
-        self._sums.buffers.clear()
-
-    @contextmanager
-    def rows(self, unit_of_row: Sequence[int]) -> Iterator[None]:
-        self._sums.unit_of_row = torch.tensor(
-            list(unit_of_row), dtype=torch.int64, device=self.parameters[0].device
-        )
-        self._sums.one_row_each = list(unit_of_row) == list(range(self._sums.units))
-        try:
-            yield
-        finally:
-            self._sums.unit_of_row = None
-
-    def take(self) -> list[Tensor]:
+    def gradients(
+        self, units: int, unit_of_row: Sequence[int], summed_loss: Callable[[], Tensor]
+    ) -> tuple[list[Tensor], float]:
         sums = self._sums
-        found = [
-            sums.buffers.pop(one)
-            if one in sums.buffers
-            else one.new_zeros((sums.units, *one.shape), dtype=torch.float32)
-            for one in self.parameters
-        ]
-        sums.buffers.clear()
-        return found
+        sums.units = units
+        sums.one_row_each = units == 1 or list(unit_of_row) == list(range(units))
+        sums.unit_of_row = torch.tensor(list(unit_of_row), device=self.parameters[0].device)
+        try:
+            loss = summed_loss()
+            loss.backward()  # type: ignore[no-untyped-call]
+            found = [
+                sums.buffers[one]
+                if one in sums.buffers
+                else one.new_zeros((units, *one.shape), dtype=torch.float32)
+                for one in self.parameters
+            ]
+            return found, float(loss.detach())
+        finally:
+            sums.unit_of_row = None
+            sums.buffers.clear()
 
     def close(self) -> None:
         for layer in self._patched:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.records import Record
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.units import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,42 @@ class PrivateUnit:
         return f"PrivateUnit(..., {len(self.examples)} examples)"
 
 
+def record_example(record: Record, *, path: str | None = None) -> PathExample:
+    """A private record as something to learn: a path, or its own answer with what reasons it has.
+
+    Args: path: stands in for the record's own.
+    """
+    return PathExample(
+        example_id=record.record_id,
+        prompt=prompt_of(record.question, record.choices),
+        path=path_of(record.answer, record.choices, record.rationale) if path is None else path,
+        own_path=None,
+    )
+
+
+def private_unit(
+    unit: Unit, *, with_reasons_only: bool = False, written: Sequence[str | None] = ()
+) -> PrivateUnit:
+    """A bounded privacy unit with all its records, or those that have reasons.
+
+    A bare answer can teach a model to skip its reasoning. A unit without any reasons stays a unit,
+    with nothing to add to a sum: who has reasons is private, too.
+
+    Args: written: paths by the records' places that stand in for those of records without reasons,
+        see `own_reasons.written_reasons`; empty for none.
+    """
+    return PrivateUnit(
+        unit_id=unit.unit_id,
+        examples=tuple(
+            record_example(record, path=path)
+            for record, path in zip(
+                unit.records, written or (None,) * len(unit.records), strict=True
+            )
+            if not with_reasons_only or record.rationale is not None or path is not None
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
     """Prompt and target tokens of one sequence; the target starts at `target_start` >= 1."""
@@ -68,6 +107,12 @@ class EncodedExample:
         return (self.path,) if self.own_path is None else (self.path, self.own_path)
 
 
+def rows_of(examples: Sequence[EncodedExample]) -> list[TokenRow]:
+    """All sequences of examples: the paths, and the own paths after them."""
+    own_paths = [example.own_path for example in examples if example.own_path is not None]
+    return [example.path for example in examples] + own_paths
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedUnit:
     """A `PrivateUnit` in tokens."""
@@ -78,7 +123,7 @@ class EncodedUnit:
     @property
     def longest_row(self) -> int:
         """Tokens of the unit's longest sequence."""
-        return max((len(row.tokens) for one in self.examples for row in one.rows), default=0)
+        return max((len(row.tokens) for row in rows_of(self.examples)), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +147,7 @@ class PublicOrder:
             [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
         )
         start = first - epochs[0] * self.count
-        return tuple(int(one) for one in order[start : start + self.batch_size])
+        return tuple(order[start : start + self.batch_size].tolist())
 
 
 def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:

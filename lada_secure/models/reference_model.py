@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.torch import save as save_safetensors
 
 from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import (
     AdapterWeights,
-    adapter_weights,
+    adapters_kept,
     load_adapters,
     parse_adapter_tensors,
+    weights_of,
 )
 from lada_secure.models.evaluation import generate_texts, path_log_probabilities
 from lada_secure.models.loading import LanguageModel
@@ -82,18 +82,15 @@ def lead_gains(
 
     Args: lm: with adapters. reference, guide: of this model.
     """
-    before = adapter_weights(lm)
     prompts = [one.prompt for one in paths for _ in range(1 + len(one.own_paths))]
     texts = [text for one in paths for text in (one.path, *one.own_paths)]
     if not texts:
         return np.zeros(0, dtype=np.float64)
-    try:
-        scores = []
+    scores = []
+    with adapters_kept(lm):
         for weights in (reference, guide):
             load_adapters(lm, weights)
             scores.append(path_log_probabilities(lm, prompts, texts, batch_size=batch_size).mean)
-    finally:
-        load_adapters(lm, before)
     change = scores[1] - scores[0]
     gains = np.zeros(len(paths), dtype=np.float64)
     first = 0
@@ -115,9 +112,6 @@ def scaled_adapters(weights: AdapterWeights, share: float) -> AdapterWeights:
     tensors = parse_adapter_tensors(weights)
     if not any("lora_B" in name for name in tensors):
         raise ParameterError("scaling adapters needs low-rank ones with a B")
-    return AdapterWeights(
-        data=save_safetensors(
-            {name: one * share if "lora_B" in name else one for name, one in tensors.items()},
-            metadata={"format": "lada-adapters/1"},
-        )
+    return weights_of(
+        {name: one * share if "lora_B" in name else one for name, one in tensors.items()}
     )

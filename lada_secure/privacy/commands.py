@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,11 +28,6 @@ Delta = Annotated[float, typer.Option(help="Target delta; far below 1 / number o
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def _quiet_accountant() -> None:
-    # While it searches, the RDP accountant warns about orders that it leaves out anyway.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-
-
 def _finite(value: float) -> float:
     if value == float("inf"):
         raise ParameterError(
@@ -57,8 +51,7 @@ def epsilon(
     """
     from lada_secure.privacy.accounting import accountant, events
 
-    _quiet_accountant()
-    event = events.dpsgd_event(
+    event = events.DpSgdEvent(
         noise_multiplier=noise_multiplier,
         sampling_probability=sampling_probability,
         steps=steps,
@@ -86,14 +79,13 @@ def calibrate(
     """
     from lada_secure.privacy.accounting import accountant, calibration, events
 
-    _quiet_accountant()
     noise_multiplier = calibration.calibrate_noise_multiplier(
         target_epsilon=epsilon,
         target_delta=delta,
         sampling_probability=sampling_probability,
         steps=steps,
     )
-    event = events.dpsgd_event(
+    event = events.DpSgdEvent(
         noise_multiplier=noise_multiplier,
         sampling_probability=sampling_probability,
         steps=steps,
@@ -137,7 +129,6 @@ def plan(
     """
     from lada_secure.privacy.accounting import planning
 
-    _quiet_accountant()
     cost = planning.cost_plan(planning.read_plan(path))
     _finite(cost.epsilon)
     if as_json:

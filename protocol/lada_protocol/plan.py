@@ -5,227 +5,29 @@ A site's policy bounds every field of it; nothing in a round may exceed the plan
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lada_protocol.wire.envelope import Digest, PartyId, StudyId
-from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.canonical import parse_canonical_json
 from lada_secure.encryption.parameters import MAX_CELLS, MAX_LENGTH
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import MethodPlan, Positive
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 MAX_PLAN_BYTES = 64 * 1024
-LEDGER_TIME_STEP_S = 3600
-STATISTICS = "statistics"
-DEMAND = "demand"
-TRAINING = "training"
-ADVANTAGE = "advantage"
-TRIALS = "trials"
 
 # Of a committed matrix (SPEC.md, "Blind scoring"): 2048 samples a block, 8 KiB a column, 256 MiB
 # less a header in all.
 MATRIX_BLOCK = 2048
 MAX_MATRIX_COLUMNS = 32_767
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-def _with_tuple(value: object, name: str) -> object:
-    """JSON has lists only; strict models take tuples."""
-    if isinstance(value, dict) and isinstance(value.get(name), list):
-        return {**value, name: tuple(value[name])}
-    return value
-
-
-class PrivacyPlan(_Part):
-    """The guarantee of the whole study, per site: (epsilon_cap, target_delta)-DP.
-
-    ledger_time_step_s: the times of ledger entries are whole multiples of it, so that they do not
-    say how long the work on some person's records took.
-    """
-
-    adjacency: Literal["add_or_remove_one_unit"] = "add_or_remove_one_unit"
-    unit: Annotated[str, Field(min_length=1, max_length=40)]
-    target_delta: Annotated[float, Field(gt=0, lt=1)]
-    epsilon_cap: Positive
-    max_records_per_unit: Count
-    max_units: Count
-    ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = LEDGER_TIME_STEP_S
-
-
-class StatisticsPlan(_Part):
-    """Step 3: what the histogram of clusters costs and how it is scaled to integers."""
-
-    loss_clip: Positive
-    integer_scale: Count
-    noise_multiplier: Positive
-
-
-class TrainingPlan(_Part):
-    """Step 9: DP-SGD. Probability and denominator are public and never come from the data."""
-
-    noise_multiplier: Positive
-    l2_clip_norm: Positive
-    sampling_probability: Annotated[float, Field(gt=0, le=1)]
-    expected_units: Positive
-    steps_per_round: Count
-    pool_gradients: Literal["public", "private"]
-
-
-class DistillationPlan(_Part):
-    """Step 9: adapters, loss and optimiser."""
-
-    adapter_rank: Count
-    adapter_layers: Count
-    adapter_targets: tuple[str, ...]
-    train_a: bool
-    learning_rate: Positive
-    pool_batch_size: Count
-    private_weight: Annotated[float, Field(ge=0)]
-    contrastive_weight: Annotated[float, Field(ge=0)]
-    contrastive_form: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, value: object) -> object:
-        return _with_tuple(value, "adapter_targets")
-
-
-class TrialsPlan(_Part):
-    """Path trials: a second judge of the paths beside the guide, by a release of its own per round.
-
-    For every cluster with received paths, a model that is trained on these alone; released is how
-    much likelier it makes the private records, summed over units. gain_clip: nats per token.
-    least_gain: in clips; clusters whose mean gain is below are neither asked for nor trained on,
-    -1 for no such bound.
-    """
-
-    noise_multiplier: Positive
-    gain_clip: Positive
-    least_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
-
-
-class GuidePlan(_Part):
-    """Step 9 in two parts: DP-SGD on private records alone, then public training on pool paths.
-
-    What DP-SGD releases is a guide. It judges the paths, and the SLM is trained on those that agree
-    with it, from a share of the guide's update; both are post-processing of the release.
-    records_with_reasons: whether records without reasons are left out of the guide, by a rule per
-    record. own_paths: what the SLM draws per sample, to compare a path with. least_share: of the
-    best cell's gain that a path must reach. pool_steps, last_pool_steps: on pool paths in a round
-    and in the last. pool_learning_rate: of those. `distillation.learning_rate` is the guide's in
-    the first round, and rate_decay the factor on it from one round to the next. finish: whether the
-    last round's DP-SGD goes on from the SLM after its pool paths, instead of from the guide.
-    own_reasons: whether records without reasons take part, from the second round on, with what the
-    model itself writes for them where it reaches their answer. trials: None, and left out of the
-    bytes, where the guide alone judges.
-    """
-
-    records_with_reasons: bool
-    own_paths: Annotated[int, Field(ge=1, le=64)]
-    least_share: Share
-    rate_decay: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-    private_share: Share
-    pool_steps: Count
-    last_pool_steps: Count
-    pool_learning_rate: Positive
-    finish: bool
-    own_reasons: bool
-    trials: TrialsPlan | None = None
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        if self.own_reasons and not self.records_with_reasons:
-            raise ValueError(
-                "guide.own_reasons needs records_with_reasons: without it bare answers take part"
-            )
-        return self
-
-
-class AllocationPlan(_Part):
-    """Steps 6 to 8: cells, filter and quota."""
-
-    strategy: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
-    clusters: Count
-    difficulty_bins: Count
-    quota: Count
-    threshold: Annotated[float, Field(ge=0, le=1)]
-    exploration_weight: Annotated[float, Field(ge=0)]
-    screen_low: Share
-    screen_high: Share
-
-    @property
-    def cells(self) -> int:
-        """Clusters by difficulty bins: columns of the private matrix."""
-        return self.clusters * self.difficulty_bins
-
-
-class PathsPlan(_Part):
-    """Step 8: how many reasoning paths the LLM writes, and how long they may be."""
-
-    budget: Count
-    max_new_tokens: Count
-    attempts: Count
-
-
-class UplinkPlan(_Part):
-    """Step 10: what the sites' models may teach the LLM, and when it is allowed to learn it.
-
-    bar: certainty above which a model counts as knowing a sample. clip, integer_scale: how its
-    excess over the bar becomes a whole number. holdout: pool samples that the LLM is never trained
-    on and that judge every update. candidates: other pool samples that advantages are computed
-    for, at most. budget: samples that sites are asked about in a round, at most. steps: at most;
-    0 replay samples leave rehearsal out. first_round: rounds before it have no uplink; sites know
-    little then. last_round: whether the last round has one, though no round follows to use it.
-    """
-
-    bar: Annotated[float, Field(ge=0, lt=1)]
-    clip: Annotated[float, Field(gt=0, le=1)]
-    integer_scale: Annotated[int, Field(ge=1, le=1_000_000)]
-    holdout: Count
-    candidates: Count
-    budget: Count
-    first_round: Annotated[int, Field(ge=0)]
-    last_round: bool
-    adapter_rank: Count
-    adapter_layers: Count
-    adapter_targets: tuple[str, ...]
-    steps: Count
-    batch_size: Count
-    replay_batch_size: Annotated[int, Field(ge=0)]
-    learning_rate: Positive
-    contrastive_weight: Annotated[float, Field(ge=0)]
-    contrastive_form: Literal["dpo", "margin"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, value: object) -> object:
-        return _with_tuple(value, "adapter_targets")
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        if self.site_bound < 1:
-            raise ValueError("integer_scale x clip is below 1: every advantage would be 0")
-        return self
-
-    @property
-    def site_bound(self) -> int:
-        """Largest entry of one site's advantages."""
-        return math.floor(self.integer_scale * self.clip)
-
-
-class StudyPlan(_Part):
+class StudyPlan(MethodPlan):
     """A whole study. Times are ISO 8601 in UTC with a trailing Z.
 
     A plan without `uplink` or `guide` has none; the field is left out of its bytes, never null.
@@ -236,32 +38,18 @@ class StudyPlan(_Part):
     title: Annotated[str, Field(max_length=200)]
     coordinator: PartyId
     expires: str
-    rounds: Annotated[int, Field(ge=1, le=1000)]
     min_cohort: Annotated[int, Field(ge=3)]
     max_cohort: Annotated[int, Field(ge=3, le=1000)]
     slm: Annotated[str, Field(max_length=200)]
-    embedder: Annotated[str, Field(max_length=200)]
-    seed: Annotated[int, Field(ge=0)]
     pool_sha256: Digest
-    pool_size: Count
     clusters_sha256: Digest
     phase_timeout_s: Positive
-    privacy: PrivacyPlan
-    statistics: StatisticsPlan
-    training: TrainingPlan
-    distillation: DistillationPlan
-    allocation: AllocationPlan
-    paths: PathsPlan
-    uplink: UplinkPlan | None = None
-    guide: GuidePlan | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         parse_time(self.expires)
         if self.max_cohort < self.min_cohort:
             raise ValueError("max_cohort is below min_cohort")
-        if self.allocation.screen_low > self.allocation.screen_high:
-            raise ValueError("screen_low is above screen_high")
         blocks = -(-self.pool_size // MATRIX_BLOCK)
         if self.allocation.cells > MAX_CELLS or self.pool_size > MAX_LENGTH:
             raise ValueError(
@@ -274,30 +62,7 @@ class StudyPlan(_Part):
                 f"more than the {MAX_MATRIX_COLUMNS} columns that a matrix may have; take fewer "
                 "clusters or a smaller pool"
             )
-        if self.uplink is not None and self.uplink.holdout >= self.pool_size:
-            raise ValueError("uplink.holdout takes the whole pool; leave samples to learn from")
-        if self.guide is not None and self.training.pool_gradients != "public":
-            raise ValueError("a guide is trained without the pool: pool_gradients must be public")
-        if self.guide is not None and self.guide.finish and self.rounds < 2:
-            raise ValueError("guide.finish needs rounds >= 2: the rounds before it make the guide")
         return self
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON, the form that is hashed and signed."""
-        return canonical_json(self.model_dump(mode="json", exclude_none=True))
-
-    def uplink_in(self, round_id: int) -> UplinkPlan | None:
-        """The uplink's settings where this round has one."""
-        if self.uplink is None or round_id < self.uplink.first_round:
-            return None
-        if round_id == self.rounds - 1 and not self.uplink.last_round:
-            return None
-        return self.uplink
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return sha256_hex(self.to_bytes())
 
 
 def parse_plan(raw: bytes) -> StudyPlan:

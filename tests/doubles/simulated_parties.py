@@ -25,21 +25,13 @@ from protocol_world import (
 from sealed_sums import add_sealed
 
 from lada_clients.auditor.export import write_export
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_clients.auditor.registry import OpeningRegistry
 from lada_clients.auditor.service import Auditor
-from lada_clients.net.participant import Outgoing, Participant, checked_transcript
+from lada_clients.net.participant import Participant, checked_transcript
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import (
-    ADVANTAGE,
-    DEMAND,
-    STATISTICS,
-    TRAINING,
-    StudyPlan,
-)
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.blind_scoring import ROW_BOUND
 from lada_protocol.rounds.coordinator import next_coordinator_task
@@ -50,8 +42,6 @@ from lada_protocol.rounds.llm_transfer import (
     llm_version,
     parse_inquiry,
     site_paths_bytes,
-    split_pool,
-    uplink_of,
 )
 from lada_protocol.rounds.secure_aggregation import (
     basis_of,
@@ -97,6 +87,7 @@ from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, split_pool, uplink_of
 from lada_secure.privacy.ledger.entries import ReserveEntry
 from lada_secure.privacy.ledger.lines import format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -111,6 +102,14 @@ def scores_of(features: np.ndarray, query: bytes) -> bytes:
     """Blind scores of any matrix."""
     matrix = encode_matrix(features, row_bound=ROW_BOUND)
     return PoolMatrix(matrix, worker=shared_worker()).score(query)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """Body and payload of a message that is about to be signed."""
+
+    body: Mapping[str, Any]
+    payload: bytes = b""
 
 
 @dataclass(kw_only=True)
@@ -327,7 +326,7 @@ class SimulatedSite:
         self, kind: Kind, body: dict[str, Any], payload: bytes = b"", **place: Any
     ) -> Envelope:
         outgoing = self.tamper(kind, Outgoing(body=body, payload=payload))
-        return self.me.post(kind, lambda: outgoing, **place)
+        return self.me.post(kind, outgoing.body, lambda: outgoing.payload, **place)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -552,7 +551,7 @@ class World:
         me.sync()
         task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
         if not isinstance(task, Wait | Done):
-            self.auditor._carry_out(task)
+            self.auditor.loop.carry_out(task)
         return task
 
     def step_all(self) -> bool:

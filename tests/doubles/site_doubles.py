@@ -6,22 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from guidance_doubles import plan
+from method_doubles import plan, site_context
 from trainer_doubles import small_model
 
-from lada_clients.site.allocator import SiteAllocator
 from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.guidance import Guidance
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_protocol.plan import GuidePlan, StudyPlan
-from lada_secure.allocation.cells import CellGrid, fit_clusters
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import PoolSample, Record, RecordFile
-from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
-from lada_secure.models.embedding import HashedNgramEmbedder
+from lada_secure.method.plan import GuidePlan
+from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.ledger.book import LedgerBook
 
 TOPICS = ("question", "riddle me")
 POOL = tuple(
@@ -113,40 +110,24 @@ def site_learner(
     settings: SiteSettings | None = None,
     model: LanguageModel | None = None,
     pool: tuple[PoolSample, ...] = POOL,
+    book: LedgerBook | None = None,
 ) -> SiteLearner:
     """A site's learner over records that no gate has seen."""
     study = study or site_plan()
     settings = settings or site_settings(folder)
-    lm = model or attach_adapters(small_model(), AdapterSettings(rank=2))
-    vectors = HashedNgramEmbedder().embed([one.question for one in POOL])
-    clusters = fit_clusters(vectors, 2, 0)
-    grid = CellGrid(clusters=2, bins=1)
-    memory = SiteMemory(folder=folder / "memory")
     files = SiteFiles(records=file_of("records.jsonl", records), held_out=None)
-    units = files.units(site_policy(), max_records_per_unit=study.privacy.max_records_per_unit)
+    memory = SiteMemory(folder=folder / "memory")
     return SiteLearner(
         plan=study,
-        settings=settings,
-        pool=pool,
-        clusters=clusters,
-        records=PrivateRecords(units),
-        held_out=tuple(held_out),
-        memory=memory,
-        model=lm,
-        grid=grid,
-        allocator=SiteAllocator(
-            plan=study, grid=grid, pool_clusters=clusters.assign(vectors), memory=memory
-        ),
-        guidance=None
-        if study.guide is None
-        else Guidance(
-            plan=study,
-            settings=study.guide,
+        context=site_context(
+            study,
+            files.units(site_policy(), max_records_per_unit=study.privacy.max_records_per_unit),
+            lm=model or attach_adapters(small_model(), AdapterSettings(rank=2)),
             pool=pool,
-            memory=memory,
-            model=lm,
-            reference=adapter_weights(lm),
+            book=book,
             batch_size=settings.physical_batch_size,
-            grid=grid,
         ),
+        memory=memory,
+        state=memory.load(),
+        held_out=tuple(held_out),
     )

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.store import open_ledger_reader
-from lada_clients.site.memory import KnownPath, SiteMemory
-from lada_clients.site.runner import read_site_settings
+from lada_clients.site.memory import SiteMemory
+from lada_clients.site.received_paths import parse_received_paths
+from lada_clients.site.settings import read_site_settings
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan, parse_plan
-from lada_protocol.plan_mechanisms import statistics_parameters
+from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.llm_transfer import (
     NO_ADAPTERS,
@@ -33,28 +32,32 @@ from lada_protocol.rounds.llm_transfer import (
     inquiry_bytes,
     llm_version,
     parse_site_paths,
-    split_pool,
-    uplink_of,
 )
 from lada_protocol.settings import parse_settings
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
-from lada_secure.allocation.confidence_excess import advantages
-from lada_secure.allocation.explanation import explain_cells
-from lada_secure.allocation.gap import cell_rewards, probability
-from lada_secure.allocation.reward_model import observations
-from lada_secure.allocation.statistics import NoisedStatistics, parse_noised_statistics
+from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
-from lada_secure.data.records import pool_bytes, read_pool, read_records
+from lada_secure.data.records import pool_bytes, read_pool
+from lada_secure.method.mechanisms import cell_grid, statistics_parameters
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, uplink_of
+from lada_secure.method.site_allocation import choose_cells
+from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_round import confidence_excess, pick
+from lada_secure.method.site_state import SiteState
+from lada_secure.method.site_training import TrainedRound, close, consider
 from lada_secure.models.adapters import AdapterWeights, load_adapters
-from lada_secure.privacy.ledger.book import ReleaseKey
+from lada_secure.models.embedding import embedder
+from lada_secure.models.loading import load_language_model
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.entries import ReleaseKey
+from lada_secure.privacy.release.noised_vectors import parse_vector
 from lada_secure.privacy.release.private_records import PrivateRecords
-from lada_secure.privacy.release.units import bound_units
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import CoordinatorUplink, update_body
 from lada_server.study.proposal import Study, prepare_study
-from lada_server.study.teacher import Teacher, written_paths
+from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
 from .federation import Federation
 from .sight import reading
@@ -199,9 +202,9 @@ class CoordinatorAgain:
         record, where = self.record, f"round {round_id}"
         teacher, view = self._view(round_id)
         _, demand = record.opened(round_id, DEMAND)
-        written = teacher.write_paths(self.study, view, demand, progress=lambda *_: None)
+        written = teacher.write(self.study, demand, progress=lambda *_: None)
         paths = record.payload(record.find(Kind.PATHS, round_id))
-        if written.payload != paths:
+        if rationales_payload(self.study, written.texts, view.cells) != paths:
             yield f"{where}: the paths on the board are not those of the opened demand"
         uplink = CoordinatorUplink(study=self.study, teacher=self.teacher())
         version = self._version(round_id)
@@ -213,7 +216,7 @@ class CoordinatorAgain:
             return
         decision = uplink.improve(
             self._site_paths(round_id, asked),
-            written_paths(paths, self.study),
+            parse_rationales(paths, self.study),
             version=version,
             seed=self.study.plan.seed + round_id,
             progress=lambda *_: None,
@@ -237,119 +240,85 @@ class CoordinatorAgain:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class SiteAgain:
     """One site, computed again from its releases; its state folder is not written."""
 
     record: Record
     coordinator: CoordinatorAgain
     site: str
-    scratch: Path
+    state: SiteState = field(default_factory=SiteState)
 
     @cached_property
-    def learner(self) -> SiteLearner:
-        """The site's model as it was before the first round, with an empty memory."""
-        settings, _ = read_site_settings(self.record.federation.layout.site(self.site).settings)
+    def context(self) -> SiteContext:
+        """What the site computes with; nothing here asks for a release."""
+        settings = read_site_settings(self.record.federation.layout.site(self.site).settings)[0]
         study, plan = self.coordinator.study, self.record.plan
-        return SiteLearner.load(
-            plan=plan,
-            settings=settings,
+        return SiteContext.open(
+            plan,
+            load_language_model(plan.slm, cache_dir=settings.cache_dir),
             pool=study.pool,
             clusters=study.clusters,
-            records=PrivateRecords(
-                bound_units(
-                    read_records(settings.records),
-                    max_records_per_unit=plan.privacy.max_records_per_unit,
-                )
-            ),
-            held_out=(),
-            memory=SiteMemory(folder=self.scratch),
+            embedder=embedder(plan.embedder),
+            records=PrivateRecords(()),
+            book=cast(LedgerBook, None),
+            execution=settings.execution,
         )
 
     def noised(self, round_id: int) -> NoisedStatistics:
         """The statistics that the site released."""
         raw = self.record.released(self.site, round_id, STATISTICS)
-        return parse_noised_statistics(raw, statistics_parameters(self.record.plan))
+        public = statistics_parameters(self.record.plan)
+        vector = parse_vector(raw, what=STATISTICS, length=public.length, bound=public.site_bound)
+        return NoisedStatistics(vector=vector, parameters=public)
 
     def faults(self, round_id: int, features: FloatArray) -> Iterator[str]:
         """Where the site's choices of a round are not what follows from its releases.
 
         Rounds must come in order: what was learned in one is what the next one starts from.
         """
-        learner, record = self.learner, self.record
+        record, plan = self.record, self.record.plan
         where = f"round {round_id}, {self.site}"
-        noised = self.noised(round_id)
-        scores = features @ learner.utilities(round_id, noised)
-        picks = learner.picks(round_id, noised, scores)
-        if picks != record.kept(self.site, f"picks-round-{round_id}.json"):
+        noised, kept = self.noised(round_id), record.kept(self.site, "site-state.json")
+        scores = features @ choose_cells(plan, self.state, noised).utilities
+        state = pick(self.context, self.state, round_id, noised, scores)
+        picked = tuple(kept["picks"][str(round_id)])
+        if state.picks[round_id] != picked:
             yield f"{where}: it picked other samples than its releases lead to"
-            learner.memory.keep_picks(
-                round_id, record.kept(self.site, f"picks-round-{round_id}.json") or []
-            )
-        self._learn(round_id, noised)
-        for name in ("filter-history.json", "known-paths.json"):
-            if round_id == record.plan.rounds - 1 and not self._same(name):
-                yield f"{where}: {name} is not what its releases lead to"
-        if not self._same(f"allocation-round-{round_id}.json"):
+            state = state.with_picks(round_id, picked)
+        done = self._trained(state, round_id, noised)
+        excess = [int(value) for value in confidence_excess(self.context, done.state)]
+        self.state = done.state.with_excess(round_id, excess)
+        if round_id == plan.rounds - 1:
+            for name in ("history", "rationales"):
+                if self._document()[name] != kept[name]:
+                    yield f"{where}: its {name} is not what its releases lead to"
+        if {"round": round_id, "cells": list(done.cells)} != record.kept(
+            self.site, f"allocation-round-{round_id}.json"
+        ):
             yield f"{where}: its explanation of the allocation is not that of its releases"
-        if self._advantages() != record.kept(self.site, f"advantages-round-{round_id}.json"):
+        if excess != kept["excess"][str(round_id)]:
             yield f"{where}: its advantages are not those of the released model"
 
-    def _same(self, name: str) -> bool:
-        """Whether the site's file says what the new one says."""
-        again = self.learner.memory.folder / name
-        theirs = self.record.federation.layout.site(self.site).study / name
-        return theirs.exists() and again.read_bytes() == theirs.read_bytes()
+    def _trained(self, state: SiteState, round_id: int, noised: NoisedStatistics) -> TrainedRound:
+        """The round's training, with the released adapters in place of its steps."""
+        pool, plan = self.context.pool, self.record.plan
+        received = parse_received_paths(
+            self.record.payload(self.record.find(Kind.PATHS, round_id)),
+            pool=pool,
+            cells=cell_grid(plan).cells,
+        )
+        considered = consider(self.context, state, round_id, noised, received)
+        folder = self.record.federation.layout.site(self.site).study
+        weights = (folder / f"adapters-round-{round_id}.safetensors").read_bytes()
+        load_adapters(self.context.lm, AdapterWeights(data=weights))
+        return close(self.context, considered, round_id)
 
-    def _learn(self, round_id: int, noised: NoisedStatistics) -> None:
-        """What `SiteLearner.train` notes, with the released adapters in place of training."""
-        learner, memory = self.learner, self.learner.memory
-        received = learner.parse_paths(self.record.payload(self.record.find(Kind.PATHS, round_id)))
-        view, worth = learner.allocator.view(round_id, noised)
-        wanted = set(memory.picks(round_id) or ())
-        mine = [one for one in received if one.sample in wanted]
-        examples = [learner._path_example(one) for one in mine]
-        before = learner._losses(examples)
-        kept = learner.allocator.screen(probability(before))
-        weights = (
-            self.record.federation.layout.site(self.site).study
-            / f"adapters-round-{round_id}.safetensors"
-        ).read_bytes()
-        load_adapters(learner.model, AdapterWeights(data=weights))
-        after = learner._losses(examples)
-        # A round counts as trained in by its adapters; what was picked in it is not picked again.
-        memory.keep_adapters(round_id, weights)
-        cells = np.array([one.cell for one in mine], dtype=np.int64)
-        rewards = cell_rewards(before[kept], after[kept], cells[kept], cells=learner.grid.cells)
-        memory.keep_history(
-            memory.history().with_round(observations(view.beliefs, rewards, round_id=round_id))
-        )
-        memory.keep_known_paths(
-            [
-                KnownPath(sample=one.sample, cell=one.cell, p=float(p))
-                for one, p in zip(mine, probability(after), strict=True)
-            ]
-        )
-        memory.keep_allocation(
-            round_id,
-            [
-                one.to_json()
-                for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
-            ],
-        )
-
-    def _advantages(self) -> list[int]:
-        plan = self.record.plan
-        uplink, candidates = uplink_of(plan), split_pool(plan).candidates
-        found = advantages(
-            self.learner.certainty(candidates),
-            candidates,
-            pool_size=plan.pool_size,
-            bar=uplink.bar,
-            clip=uplink.clip,
-            scale=uplink.integer_scale,
-        )
-        return [int(one) for one in found]
+    def _document(self) -> Any:
+        """The state as the site's memory would write it."""
+        memory = SiteMemory(folder=self.coordinator.scratch / self.site)
+        memory.keep(self.state)
+        return json.loads((memory.folder / "site-state.json").read_bytes())
 
 
 def sums_are_exact(record: Record) -> Iterator[str]:
@@ -369,9 +338,9 @@ def _vector(record: Record, site: str, round_id: int, purpose: str) -> Any:
         vector = json.loads(record.released(site, round_id, STATISTICS))["vector"]
     elif purpose == DEMAND:
         vector = np.zeros(record.plan.pool_size, dtype=np.int64)
-        vector[record.kept(site, f"picks-round-{round_id}.json")] = 1
+        vector[record.kept(site, "site-state.json")["picks"][str(round_id)]] = 1
     else:
-        vector = record.kept(site, f"advantages-round-{round_id}.json")
+        vector = record.kept(site, "site-state.json")["excess"][str(round_id)]
     return np.array(vector, dtype=np.int64)
 
 
@@ -385,7 +354,8 @@ def evaluated_again(record: Record, scratch: Path) -> Iterator[str]:
         folder.mkdir(parents=True)
     coordinator = CoordinatorAgain(record, folders["coordinator"])
     sites = [
-        SiteAgain(record, coordinator, site, folders[site]) for site in record.federation.sites
+        SiteAgain(record=record, coordinator=coordinator, site=site)
+        for site in record.federation.sites
     ]
     for round_id in range(record.plan.rounds):
         features = coordinator.features(round_id)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from lada_lab.mock.supervisor import last_message
 
 from .federation import Federation
@@ -108,20 +110,13 @@ class Processes:
 
     def left(self, party: str | None = None) -> list[int]:
         """Process ids that carry this run's mark: of one party, or of all."""
-        wanted = f"{MARK}={self._mark}".encode()
-        named = None if party is None else f"{PARTY}={party}".encode()
-        found = []
-        for entry in os.scandir("/proc"):
-            if not entry.name.isdigit():
-                continue
-            try:
-                environment = Path(entry.path, "environ").read_bytes().split(b"\0")
-                state = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                continue
-            if wanted in environment and (named is None or named in environment) and state != "Z":
-                found.append(int(entry.name))
-        return found
+        wanted = {MARK: self._mark} | ({} if party is None else {PARTY: party})
+        return [
+            one.pid
+            for one in psutil.process_iter(["environ", "status"])
+            if wanted.items() <= (one.info["environ"] or {}).items()
+            and one.info["status"] != psutil.STATUS_ZOMBIE
+        ]
 
     def end_all(self) -> None:
         """Kill whatever carries the mark."""

@@ -316,7 +316,7 @@ class ClockJump(Interrupting):
     def begin(self) -> None:
         layout = self.world.federation.layout
         by_s = 3600.0
-        if layout.role(self.party) == "site":
+        if layout.parties[self.party].role == "site":
             by_s = -3600.0 if self.party == layout.site_ids[0] else -120.0
         clock_file(self.world.processes, self.party).write_text(str(by_s))
 

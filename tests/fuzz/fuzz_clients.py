@@ -16,12 +16,12 @@ from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 from sealed_sums import add_sealed
 
 from lada_clients.auditor.service import REFUSED_BY_KEY
-from lada_clients.net.participant import StudyFailed
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done, Wait
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.allocation.cells import parse_clusters
@@ -137,7 +137,7 @@ class AuditorTarget(ClientTarget):
             kept = state.files("ledgers"), state.files("opened")
             asked = len(me.index)
             try:
-                auditor._carry_out(task)
+                auditor.loop.carry_out(task)
             except PeerError as error:
                 if row.header_bytes and stage.envelope.header.sender in self.sites:
                     raise FindingError(f"a site ended the auditor's work: {error}") from error
@@ -189,7 +189,7 @@ class SiteTarget(ClientTarget):
                 return type(task).__name__.lower()
             sent = len(state.board.posted)
             try:
-                site._carry_out(task)
+                site.loop.carry_out(task)
             except LadaError as error:
                 after = [one for one in state.posted_kinds()[sent:] if one is not Kind.LEDGER]
                 if after and not isinstance(error, StudyFailed):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
 from protocol_world import training_spec
 
+from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import ReceivedPath
+from lada_clients.site.received_paths import parse_received_paths
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SitePath
-from lada_secure.allocation.cells import CellGrid, Clusters
+from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import (
     NoisedStatistics,
     UnitStatistics,
@@ -23,14 +23,16 @@ from lada_secure.allocation.statistics import (
     statistics_spec,
 )
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
-from lada_secure.canonical import canonical_json
 from lada_secure.data.records import PoolSample
+from lada_secure.method.llm_round import PoolView, WrittenRationales
+from lada_secure.method.plan import split_pool, uplink_of
+from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.released import Released
+from lada_secure.privacy.ledger.released import Released
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import PoolView, Teacher, WrittenPaths
+from lada_server.study.teacher import Teacher
 
 
 class TeacherWithoutModel(Teacher):
@@ -60,27 +62,15 @@ class TeacherWithoutModel(Teacher):
         """Learns nothing."""
         return AdapterWeights(data=b"adapters")
 
-    def write_paths(
-        self,
-        study: Study,
-        view: PoolView,
-        demand: list[int],
-        *,
-        progress: Callable[[int, int], None],
-    ) -> WrittenPaths:
-        """The same words for every sample in demand."""
-        lines = [
-            {"sample_id": study.pool[one].sample_id, "path": "so yes", "cell": int(view.cells[one])}
-            for one, count in enumerate(demand)
-            if count > 0
-        ]
-        return WrittenPaths(
-            payload=canonical_json(lines),
-            demanded=len(lines),
-            written=len(lines),
-            wrong=0,
-            dropped=0,
-        )
+    def write(
+        self, study: Study, demand: Sequence[int], *, progress: Callable[[int, int], None]
+    ) -> WrittenRationales:
+        """One rationale for every sample in demand, most wanted first."""
+        order = sorted(range(len(demand)), key=lambda index: (-demand[index], index))
+        wanted = [index for index in order if demand[index] > 0]
+        chosen = wanted[: study.plan.paths.budget]
+        texts = {index: f"so {study.pool[index].answer}" for index in chosen}
+        return WrittenRationales(texts=texts, demanded=len(wanted), wrong=0, dropped=0)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,11 +80,11 @@ class LearnerWithoutModel:
     plan: StudyPlan
     pool: tuple[PoolSample, ...]
     clusters: Clusters
-    memory: SiteMemory
-    grid: CellGrid
+    book: LedgerBook
+    state: SiteState = field(default_factory=SiteState)
     held_out: tuple[()] = ()
 
-    def release_statistics(self, round_id: int, book: LedgerBook) -> Released[NoisedStatistics]:
+    def release_statistics(self, round_id: int) -> Released[NoisedStatistics]:
         """Noised zeros, paid for."""
         plan = self.plan
         parameters = StatisticsParameters(
@@ -118,45 +108,44 @@ class LearnerWithoutModel:
             unit=plan.privacy.unit,
         )
         return release_statistics(
-            lambda _paid: nothing, parameters=parameters, book=book, spec=spec
+            lambda _paid: nothing, parameters=parameters, book=self.book, spec=spec
         )
 
-    def utilities(self, round_id: int, noised: NoisedStatistics) -> np.ndarray:
-        """Every cell is worth half."""
-        return np.full(self.grid.cells, 0.5)
+    def utilities(self, noised: NoisedStatistics) -> np.ndarray:
+        """Half for every cell."""
+        return np.full(self.plan.allocation.cells, 0.5)
 
     def picks(self, round_id: int, noised: NoisedStatistics, scores: np.ndarray) -> list[int]:
         """The best samples."""
         return [int(one) for one in np.argsort(-scores)[: self.plan.allocation.quota]]
 
-    def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
+    def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
         """The real parser."""
-        return SiteLearner.parse_paths(cast(SiteLearner, self), raw)
+        return parse_received_paths(raw, pool=self.pool, cells=self.plan.allocation.cells)
 
-    def train(
-        self,
-        round_id: int,
-        noised: NoisedStatistics,
-        received: Sequence[ReceivedPath],
-        *,
-        book: LedgerBook,
-        **_watchers: Callable[..., None],
-    ) -> None:
-        """Pay, and keep what stands for adapters."""
-        self.memory.keep_adapters(round_id, self.released_adapters(round_id, book).value)
+    def trained(self, round_id: int) -> bool:
+        """Whether a round was paid for."""
+        return round_id in self.state.trained
 
-    def released_adapters(self, round_id: int, book: LedgerBook) -> Released[bytes]:
+    def train(self, round_id: int, *_inputs: object) -> None:
+        """Pay, and remember it."""
+        self.released_adapters(round_id)
+        self.state = replace(self.state, trained=(*self.state.trained, round_id))
+
+    def released_adapters(self, round_id: int) -> Released[bytes]:
         """What stands for adapters, paid for once."""
-        return book.release(
+        return self.book.release(
             training_spec(self.plan, round_id),
             compute=lambda _paid: b"adapters",
             encode=bytes,
             decode=bytes,
         )
 
-    def certainty(self, places: Sequence[int]) -> np.ndarray:
-        """Sure of everything."""
-        return np.ones(len(places))
+    def confidence_excess(self, round_id: int) -> list[int]:
+        """Sure of every candidate."""
+        excess = np.zeros(self.plan.pool_size, dtype=np.int64)
+        excess[list(split_pool(self.plan).candidates)] = uplink_of(self.plan).site_bound
+        return [int(value) for value in excess]
 
     def solved(self, places: Sequence[int]) -> list[SitePath]:
         """Knows every answer."""
@@ -174,15 +163,12 @@ class SiteWithoutModel(Site):
         """Made once pool and clusters were read, as the real one."""
         if self._learner is None:
             plan = self.participant.plan
-            pool, clusters = self._public_material()
+            pool, clusters = read_public_material(self.participant)
             made = LearnerWithoutModel(
                 plan=plan,
                 pool=pool,
                 clusters=clusters,
-                memory=self.memory,
-                grid=CellGrid(
-                    clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins
-                ),
+                book=self.book,
             )
             self._learner = cast(SiteLearner, made)
         return cast(SiteLearner, self._learner)

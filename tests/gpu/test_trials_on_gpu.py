@@ -15,7 +15,7 @@ pytest.importorskip("pydantic")
 
 from trainer_doubles import example, small_model
 
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.measurement import measured_trials, trial_student
 from lada_secure.allocation.valuation_gains import TrialParameters
 from lada_secure.data.records import Record
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters

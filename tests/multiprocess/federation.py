@@ -2,19 +2,12 @@
 
 import os
 import subprocess
+from dataclasses import replace
 
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.preparation import (
-    child_environment,
-    free_port,
-    make_identities,
-    party_children,
-    write_data,
-    write_settings,
-)
+from lada_lab.mock.preparation import child_environment, free_port, party_children, write_run
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.supervisor import Supervisor
-from lada_lab.mock.weights import default_cache_dir
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.named_models import make_model
 
@@ -31,22 +24,13 @@ class PreparedFederation:
                 make_model(reference, cache_dir=cache)
         self.environment = child_environment(os.environ)
         self.layout = RunLayout(root=root, site_ids=tuple(data.sites))
-        write_data(self.layout, data)
-        with Supervisor() as supervisor:
-            roster = make_identities(self.layout, supervisor, environment=self.environment)
-        write_settings(
-            self.layout,
-            preset,
-            port=free_port(0),
-            roster_sha256=roster,
-            cache_dir=cache,
-            seed=seed,
-        )
+        write_run(self.layout, preset, data, port=free_port(0), cache_dir=cache)
 
     def child(self, party):
         """The command that runs one party."""
-        children = party_children(self.layout, environment=self.environment)
-        return next(one for one in children if one.name == party)
+        children = party_children(self.layout)
+        child = next(one for one in children if one.name == party)
+        return replace(child, environment=self.environment)
 
     def start(self, party):
         """Start one party; its output is captured."""

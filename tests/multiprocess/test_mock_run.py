@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from psutil import process_iter
 
 from lada_clients.audit.folder import read_evidence
 from lada_clients.net.study_folder import find_study_folder
@@ -20,9 +21,10 @@ from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import parse_plan
-from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, split_pool
+from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import LlmUpdateBody, parse_body
+from lada_secure.method.plan import split_pool
 from lada_secure.privacy.ledger.entries import CommitEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
 
@@ -92,7 +94,8 @@ def test_every_opened_sum_is_exactly_the_sum_of_the_noised_vectors(finished):
         )
         assert opened == np.sum(noised, axis=0).tolist()
         picks = [
-            json.loads((kept(site) / f"picks-round-{round_id}.json").read_text()) for site in sites
+            json.loads((kept(site) / "site-state.json").read_text())["picks"][str(round_id)]
+            for site in sites
         ]
         demand = json.loads((out / "export" / "openings" / f"{round_id}-demand.json").read_text())
         assert (
@@ -120,7 +123,7 @@ def test_the_opened_advantages_are_exactly_the_sum_of_what_the_sites_computed(fi
     plan = parse_plan((out / "export" / "plan.json").read_bytes())
     for round_id in range(2):
         sent = [
-            json.loads((kept(site) / f"advantages-round-{round_id}.json").read_text())
+            json.loads((kept(site) / "site-state.json").read_text())["excess"][str(round_id)]
             for site in sorted(out.glob("site-*"))
         ]
         opened = json.loads(
@@ -246,16 +249,9 @@ def test_private_keys_and_ledgers_are_readable_by_their_owner_only(finished):
 
 def test_no_process_of_the_run_is_left(finished):
     out, _ = finished
-    left = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(out).encode() in command:
-                left.append(command)
-    assert left == []
+    commands = {one.pid: " ".join(one.info["cmdline"] or ()) for one in process_iter(["cmdline"])}
+    own = os.getpid()
+    assert [line for pid, line in commands.items() if str(out) in line and pid != own] == []
 
 
 def test_masks_are_forgotten_once_the_study_is_over(finished):
@@ -289,12 +285,16 @@ def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_p
     assert plan.guide.trials is not None
     for site in json.loads(done.stdout)["sites"]:
         state = kept(out / site["party"])
-        judged = json.loads((state / "judged-paths.json").read_bytes())
+        judged = json.loads((state / "site-state.json").read_bytes())["rationales"]
         assert len({one["gain"] for one in judged}) > len(judged) // 2
         # The last round goes on from the student, with the guide of the round before as judge.
-        assert not (state / f"guide-round-{plan.rounds - 1}.safetensors").exists()
-        for round_id in range(plan.rounds - 1):
-            guide = (state / f"guide-round-{round_id}.safetensors").read_bytes()
+        references = [
+            (state / f"dp-reference-round-{round_id}.safetensors").read_bytes()
+            for round_id in range(plan.rounds)
+        ]
+        assert references[-1] == references[-2]
+        assert len(set(references)) == plan.rounds - 1
+        for round_id, guide in enumerate(references):
             student = (state / f"adapters-round-{round_id}.safetensors").read_bytes()
             assert guide != student
         # Every round's trials are paid for, and say from then on which cells suit the records.

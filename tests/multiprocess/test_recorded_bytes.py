@@ -24,7 +24,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.plan import parse_plan
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.wire.envelope import envelope_from_line
-from lada_secure.data.records import read_pool, read_records
+from lada_secure.data.records import inspect_records, read_pool
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.privacy.ledger.entries import CommitEntry
 from lada_secure.privacy.ledger.lines import parse_ledger_lines
@@ -166,7 +166,7 @@ def test_no_private_text_and_no_unit_reaches_coordinator_or_auditor(recorded):
     for site_id in layout.site_ids:
         folder = layout.site(site_id)
         for name in ("records.jsonl", "held-out.jsonl"):
-            for record in read_records(folder.root / name):
+            for record in inspect_records(folder.root / name).records:
                 # Questions of this preset are a few letters long: in quotes, as JSON spells
                 # them, they cannot occur in a ciphertext by chance.
                 secrets = [json.dumps(record.record_id), json.dumps(record.unit)]
@@ -192,7 +192,9 @@ def test_no_statistic_stands_in_the_clear_but_the_opened_sum(recorded):
 def test_picks_of_a_site_stand_nowhere(recorded):
     layout, at_coordinator, at_auditor = recorded
     for site_id in layout.site_ids:
-        picks = json.loads((layout.site(site_id).study / "picks-round-0.json").read_text())
+        picks = json.loads((layout.site(site_id).study / "site-state.json").read_text())["picks"][
+            "0"
+        ]
         plan = parse_plan((layout.export / "plan.json").read_bytes())
         wanted = np.zeros(plan.pool_size, dtype=np.int64)
         wanted[picks] = 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from federation import PreparedFederation
+from psutil import process_iter
 
 from lada_clients.ca.authority import init_ca, issue_party
 from lada_protocol.identity.certificates import PartyName
@@ -35,15 +36,8 @@ def prepared(template, tmp_path, monkeypatch):
 
 
 def processes_with(text):
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-        except OSError:
-            continue
-        if text.encode() in command:
-            found.append(command)
-    return found
+    commands = (" ".join(one.info["cmdline"] or ()) for one in process_iter(["cmdline"]))
+    return [command for command in commands if text in command]
 
 
 def test_a_plan_over_a_sites_policy_ends_the_study_with_its_reason(prepared):

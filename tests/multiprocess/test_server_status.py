@@ -15,14 +15,14 @@ import pytest
 from served_board import chunk, coordinator_identity, raw_stub, refusal, serving
 from typer.testing import CliRunner
 
-from lada_protocol.events import EventLog
+from lada_protocol.events import EVENTS_FILE, EventLog, Failed, Finished, StepFinished, StepStarted
 from lada_protocol.rounds.tasks import Wait
 from lada_secure.errors import ParameterError
 from lada_server.commands import app
 from lada_server.rpc.presence import Presence
 from lada_server.settings import ServerSettings
 from lada_server.study.monitor import Monitored, start_monitor
-from lada_server.study.status import EVENTS_FILE, Status, read_status
+from lada_server.study.status import Status, read_status
 from lada_server.study.status_file import STATUS_FILE, StatusFile
 
 
@@ -148,12 +148,13 @@ def test_a_killed_process_does_not_count_as_running(study, tmp_path):
 
 @pytest.mark.parametrize(
     ("event", "state"),
-    [("step_started", "working"), ("finished", "finished"), ("failed", "failed")],
+    [(StepStarted, "working"), (Finished, "finished"), (Failed, "failed")],
 )
 def test_the_newest_whole_event_decides_even_after_a_torn_line(study, tmp_path, event, state):
     log = events_in(tmp_path)
-    log.write("step_finished", round_id=0, step="plan")
-    log.write(event, round_id=0, step="opening", message="too few sites")
+    log.write(StepFinished, round_id=0, step="plan", seconds=1.0, bytes_up=0, bytes_down=0)
+    said = {"message": "too few sites"} if event is Failed else {}
+    log.write(event, round_id=0, step="opening", **said)
     with (tmp_path / EVENTS_FILE).open("ab") as file:
         file.write(b'{"event": "step_sta')
     found = status_of(study, tmp_path)

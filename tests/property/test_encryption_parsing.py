@@ -20,12 +20,7 @@ from lada_secure.encryption.parameters import (
     opening_parameters,
     scoring_parameters,
 )
-from lada_secure.encryption.parsing import (
-    pack,
-    query_parts,
-    scores_coefficients,
-    unpack,
-)
+from lada_secure.encryption.parsing import pack, query_parts, scores_coefficients, unpack
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import check_sealed, parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker

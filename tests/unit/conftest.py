@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from lada_clients.site.guidance import Guidance
     from lada_secure.models.loading import LanguageModel
 
 SITES, SEED = 3, 0
@@ -25,11 +24,13 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_slm(tiny_cache: Path) -> LanguageModel:
+
     return _tiny_model("slm", tiny_cache)
 
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_cache: Path) -> LanguageModel:
+
     return _tiny_model("llm", tiny_cache)
 
 
@@ -39,10 +40,3 @@ def _tiny_model(role: str, cache_dir: Path) -> LanguageModel:
 
     folder = build_tiny_model(cache_dir, role, sites=SITES, seed=SEED)
     return load_language_model(folder.name, cache_dir=cache_dir)
-
-
-@pytest.fixture
-def guidance(tmp_path: Path) -> Guidance:
-    from guidance_doubles import guided_site
-
-    return guided_site(tmp_path)

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import settings_tables
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.toml_text import toml_text
 
 LADA = Path(sys.executable).with_name("lada")
 
@@ -73,12 +73,11 @@ def complete_settings(party: str) -> str:
         port=7000,
         roster_sha256="ab" * 32,
         cache_dir=Path("cache"),
-        seed=0,
     )
     folder = {"site": layout.site("site-a"), "auditor": layout.auditor}.get(
         party, layout.coordinator
     )
-    return toml_text(tables[folder.settings])
+    return tomli_w.dumps(tables[folder.settings])
 
 
 def _busy_port() -> tuple[socket.socket, int]:

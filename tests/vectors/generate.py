@@ -34,11 +34,11 @@ from generate_world import (
 )
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import STATISTICS
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import SIGNATURE_CONTEXT
 from lada_secure.canonical import canonical_json
+from lada_secure.method.plan import STATISTICS
 
 
 def canonical_json_vectors() -> Vectors:

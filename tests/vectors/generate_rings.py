@@ -17,7 +17,6 @@ from generate_world import (
     the_roster,
 )
 
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.secure_aggregation import (
     keys_digest,
     mask_context,
@@ -36,6 +35,7 @@ from lada_secure.encryption.parameters import (
 )
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import SealedSum, parse_public_key, seal
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def _opening_numbers(parameters: OpeningParameters) -> Vectors:

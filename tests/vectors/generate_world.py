@@ -10,11 +10,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.plan import STATISTICS, StudyPlan, parse_plan
+from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_secure.canonical import canonical_json
 from lada_secure.encryption.masks import MaskKey
+from lada_secure.method.plan import STATISTICS
 
 SITES = ("site-a", "site-b", "site-c")
 ATTEMPT = Attempt(round_id=0, purpose=STATISTICS, number=1)

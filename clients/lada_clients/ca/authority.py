@@ -24,7 +24,6 @@ from lada_clients.ca.folder import (
     read_file,
     write_new_files,
 )
-from lada_clients.net.outbox import write_atomically
 from lada_protocol.identity.certificates import (
     PartyName,
     certificate_fingerprint,
@@ -45,6 +44,7 @@ from lada_protocol.identity.issuance import (
 from lada_protocol.identity.revocation import build_revocation_list
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.storage.whole_files import write_atomically
 
 # Clocks of two machines differ; a certificate must not be refused in its first minutes.
 CLOCK_SKEW: Final = timedelta(minutes=5)

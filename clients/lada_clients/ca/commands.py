@@ -243,7 +243,7 @@ def request_certificates(
 
 
 def _passphrase(file: Path | None) -> Passphrase | None:
-    from lada_clients.net.credentials import read_passphrase
+    from lada_protocol.party_files import read_passphrase
 
     return read_passphrase(file)
 

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.ca.folder import read_certificate, read_file, write_new_files
-from lada_clients.net.outbox import write_atomically
 from lada_protocol.identity.certificates import (
     MAX_CERTIFICATE_BYTES,
     PartyName,
@@ -28,6 +27,7 @@ from lada_protocol.identity.credentials import (
 )
 from lada_protocol.identity.issuance import SIGNING_REQUEST, TLS_REQUEST, build_requests
 from lada_secure.errors import ParameterError
+from lada_secure.storage.whole_files import write_atomically
 
 _ANSWER: Final = (IdentityFile.CA, IdentityFile.TLS, IdentityFile.SIGNING)
 

@@ -1,24 +1,64 @@
-"""Plots as inline SVG: pure functions from figures to text.
+"""Plots as inline SVG, drawn by matplotlib.
 
-Colours are CSS variables of the page (`--series-0` to `--series-9`), so one drawing serves light
-and dark. No plot tells by colour alone: lines carry their name and a marker shape of their own,
-cells and bars carry numbers or a title. Every plot has a title and a description for readers that
-do not see it.
+Plots are drawn in the colours of the light page; in the SVG each becomes its CSS variable, so one
+drawing serves light and dark. No plot tells by colour alone: lines carry a marker shape of their
+own, points and bars a title with name and number. Every plot has a title and a description for
+readers that do not see it. Nothing is loaded, and the same figures give the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from math import ceil, floor, log10
+from typing import Any, Final, Literal
+from xml.etree import ElementTree
 
-SERIES_COLOURS = 10
-_LABEL_GAP = 15.0
-_FONT = 12
-# Widths of a line plot: for a screen and for a telephone.
-WIDE = 760.0
-NARROW = 400.0
+from cycler import cycler
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+LIGHT: Final[Mapping[str, str]] = {
+    "paper": "#ffffff", "panel": "#f6f7f9", "ink": "#1b2430", "soft": "#5c6773",
+    "rule": "#dde2e8", "alarm": "#b3261e", "series-0": "#0062b1", "series-1": "#c9470c",
+    "series-2": "#007a56", "series-3": "#914a8e", "series-4": "#946800", "series-5": "#2f7fa6",
+    "series-6": "#7a4a2b", "series-7": "#56606b", "series-8": "#b0124f", "series-9": "#5d7500",
+}  # fmt: skip
+DARK: Final[Mapping[str, str]] = {
+    "paper": "#14181d", "panel": "#1d2329", "ink": "#e8ecf1", "soft": "#a3aeba",
+    "rule": "#343c45", "alarm": "#ff8a80", "series-0": "#6cb4ff", "series-1": "#ff9a70",
+    "series-2": "#46d3a3", "series-3": "#dc9dd9", "series-4": "#e9bb52", "series-5": "#86cfef",
+    "series-6": "#cfa07e", "series-7": "#b1bac5", "series-8": "#ff8fb4", "series-9": "#b6cf4f",
+}  # fmt: skip
+_VARIABLES: Final = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
+_COLOUR: Final = re.compile("#[0-9a-f]{6}")
+_DECIMALS: Final = re.compile(r"(\.\d\d)\d+")
+_LINK: Final = "{http://www.w3.org/1999/xlink}href"
+SERIES: Final = tuple(colour for name, colour in LIGHT.items() if name.startswith("series"))
+# Widths of a line plot in its own pixels: for a screen and for a telephone.
+WIDE: Final = 760.0
+NARROW: Final = 400.0
+
+_STYLE: Final[dict[Any, Any]] = {
+    "axes.axisbelow": True,
+    "axes.labelcolor": LIGHT["soft"],
+    # From the eleventh line on colours come again, dashed.
+    "axes.prop_cycle": cycler(linestyle=["-", "--"])
+    * (cycler(color=SERIES) + cycler(marker=list("os^Dv<>PX*"))),
+    "font.size": 11,
+    "grid.color": LIGHT["rule"],
+    "legend.frameon": False,
+    "lines.linewidth": 2.25,
+    "lines.markersize": 8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lada",
+    "text.color": LIGHT["ink"],
+    "text.parse_math": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,29 +70,6 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Axis:
-    """One axis: its range, and its ticks as (value, text)."""
-
-    low: float
-    high: float
-    ticks: tuple[tuple[float, str], ...]
-    label: str
-
-    def position(self, value: float, start: float, end: float) -> float:
-        """Map a value of the axis to [start, end]."""
-        span = self.high - self.low or 1.0
-        return start + (value - self.low) / span * (end - start)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """A level drawn across the plot, as a budget's cap."""
-
-    value: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
     """One part of a stacked bar. `series` is the index of its colour."""
 
@@ -61,258 +78,139 @@ class Bar:
     tooltip: str
 
 
-def axis(high: float, *, low: float = 0.0, label: str, text: Callable[[float], str]) -> Axis:
-    """An axis from `low` to at least `high` with about six round ticks."""
-    step = _round_step((high - low) / 5 if high > low else 1.0)
-    first, last = floor(low / step), ceil(high / step - 1e-9)
-    last = max(last, first + 1)
-    ticks = tuple((number * step, text(number * step)) for number in range(first, last + 1))
-    return Axis(low=first * step, high=last * step, ticks=ticks, label=label)
-
-
 def line_plot(
     series: Sequence[Series],
     *,
-    x: Axis,
-    y: Axis,
+    x: tuple[float, float],
+    y_high: float,
+    x_label: str,
+    y_label: str,
     title: str,
     description: str,
+    x_ticks: Mapping[float, str] | None = None,
+    limits: Mapping[float, str] | None = None,
     stairs: bool = False,
-    limits: Sequence[Limit] = (),
     width: float = WIDE,
-) -> str:
-    """Lines with markers and their names at the right end.
+) -> Markup:
+    """Lines with markers, and a legend above.
 
-    Args: stairs: draw a value as holding until the next point, for amounts that only jump.
-    width: in the drawing's own pixels, `WIDE` or `NARROW`; it is scaled to the page.
+    Args: x: lowest and highest. x_ticks: texts by place; round numbers without. limits: names of
+    levels drawn across the plot, as a budget's cap. stairs: draw a value as holding until the next
+    point, for amounts that only jump. width: `WIDE` or `NARROW`; it is scaled to the page.
     """
-    height = 320.0
-    room = 130.0 if width >= WIDE else 92.0
-    left, right, top, bottom = 58.0, width - room, 16.0, height - 46.0
-    parts = [_grid(x, y, left, right, top, bottom)]
-    for limit in limits:
-        level = y.position(limit.value, bottom, top)
-        parts.append(
-            f'<line class="limit" x1="{left:.1f}" x2="{right:.1f}" y1="{level:.1f}" '
-            f'y2="{level:.1f}"/><text class="limit-text" x="{left + 6:.1f}" y="{level - 6:.1f}">'
-            f"{escape(limit.label)}</text>"
-        )
-    ends: list[tuple[float, int, str]] = []
-    for index, one in enumerate(series):
-        if not one.points:
-            continue
-        spots = [
-            (x.position(a, left, right), y.position(b, bottom, top), tip)
-            for a, b, tip in one.points
-        ]
-        parts.append(_line(spots, index=index, stairs=stairs, until=right if stairs else None))
-        ends.append((spots[-1][1], index, one.name))
-    parts += _end_labels(ends, x=right + 10, top=top, bottom=bottom)
-    return _svg(parts, width=width, height=height, title=title, description=description)
-
-
-def heat_map(
-    values: Sequence[Sequence[float]],
-    *,
-    tooltips: Sequence[Sequence[str]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    row_label: str,
-    column_label: str,
-    highest: float,
-    title: str,
-    description: str,
-) -> str:
-    """A grid of numbers, darker where larger. `highest` is the value of the full colour."""
-    cell_width, cell_height, left, top = 28.0, 24.0, 52.0, 22.0
-    width = left + cell_width * len(columns) + 6
-    height = top + cell_height * len(rows) + 24
-    parts = [
-        f'<text class="tick" x="{left + cell_width * (index + 0.5):.1f}" y="{top - 7:.1f}" '
-        f'text-anchor="middle">{escape(name)}</text>'
-        for index, name in enumerate(columns)
-    ]
-    for row, name in enumerate(rows):
-        y = top + cell_height * row
-        parts.append(
-            f'<text class="tick" x="{left - 8:.1f}" y="{y + cell_height / 2 + 4:.1f}" '
-            f'text-anchor="end">{escape(name)}</text>'
-        )
-        for column, value in enumerate(values[row]):
-            share = min(1.0, value / highest) if highest > 0 else 0.0
-            x = left + cell_width * column
-            parts.append(_cell(x, y, cell_width, cell_height, value, share, tooltips[row][column]))
-    parts.append(
-        f'<text class="axis" x="{left + cell_width * len(columns) / 2:.1f}" '
-        f'y="{height - 7:.1f}" text-anchor="middle">{escape(column_label)}</text>'
-        f'<text class="axis" transform="translate(11 {top + cell_height * len(rows) / 2:.1f}) '
-        f'rotate(-90)" text-anchor="middle">{escape(row_label)}</text>'
-    )
-    return _svg(parts, width=width, height=height, title=title, description=description, fixed=True)
+    columns = 4 if width >= WIDE else 2
+    height = 290.0 + 18 * -(-len(series) // columns)
+    with rc_context(_STYLE):
+        figure, axes = _plot(width, height, grid="y", x_label=x_label, y_label=y_label)
+        # A point outside would have no marker, and its tooltip would be another's.
+        points = [point for line in series for point in line.points]
+        places_seen = [*x, *(place for place, _, _ in points)]
+        low, high = min(places_seen), max(places_seen)
+        top = max([y_high, *(value for _, value, _ in points)])
+        tooltips = {}
+        for index, line in enumerate(series):
+            if line.points:
+                places, values, tooltips[f"line {index}"] = zip(*line.points, strict=True)
+                marked = list(range(len(places)))
+                if stairs:
+                    places, values = (*places, high), (*values, values[-1])
+                style = "steps-post" if stairs else "default"
+                axes.plot(
+                    places, values, label=line.name, drawstyle=style, markevery=marked,
+                    gid=f"line {index}",
+                )  # fmt: skip
+        for value, name in (limits or {}).items():
+            axes.axhline(value, color=LIGHT["alarm"], linestyle="--", linewidth=1.5)
+            place = (low, value)
+            axes.annotate(name, place, (6, 5), textcoords="offset points", color=LIGHT["alarm"])
+        axes.set(xlim=(low, high), ylim=(0.0, top))
+        if x_ticks is not None:
+            axes.set_xticks(list(x_ticks), list(x_ticks.values()))
+        if tooltips:
+            figure.legend(loc="outside upper left", ncols=columns)
+        return _inline(figure, title=title, description=description, tooltips=tooltips)
 
 
 def stacked_bars(
-    rows: Sequence[tuple[str, Sequence[Bar]]],
+    rows: Mapping[str, Sequence[Bar]],
     *,
     text: Callable[[float], str],
     label: str,
     title: str,
     description: str,
-) -> str:
+) -> Markup:
     """Horizontal stacked bars, one a row, with the row's total at its end."""
-    bar, gap, left, top = 20.0, 10.0, 110.0, 8.0
-    width, right = 760.0, 670.0
-    height = top + (bar + gap) * len(rows) + 42
-    bottom = top + (bar + gap) * len(rows)
-    totals = [sum(one.value for one in bars) for _, bars in rows]
-    x = axis(max(totals, default=1.0) or 1.0, label=label, text=text)
-    parts = [
-        f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
-        f'<text class="tick" x="{at:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">'
-        f"{escape(tick)}</text>"
-        for value, tick in x.ticks
-        for at in (x.position(value, left, right),)
-    ]
-    for index, (name, bars) in enumerate(rows):
-        y = top + gap / 2 + (bar + gap) * index
-        parts.append(
-            f'<text class="name" x="{left - 10:.1f}" y="{y + bar / 2 + 4:.1f}" '
-            f'text-anchor="end">{escape(name)}</text>'
-        )
-        at = left
-        for one in bars:
-            end = at + (x.position(one.value, left, right) - left)
-            # A hair of space between neighbours, but never a part that cannot be seen.
-            parts.append(
-                f'<rect class="fill-{one.series % SERIES_COLOURS}" x="{at:.1f}" y="{y:.1f}" '
-                f'width="{max(end - at - 0.8, 0.4):.1f}" height="{bar:.1f}">'
-                f"<title>{escape(one.tooltip)}</title></rect>"
-            )
-            at = end
-        parts.append(
-            f'<text class="value" x="{at + 6:.1f}" y="{y + bar / 2 + 4:.1f}">'
-            f"{escape(text(totals[index]))}</text>"
-        )
-    parts.append(
-        f'<text class="axis" x="{(left + right) / 2:.1f}" y="{height - 6:.1f}" '
-        f'text-anchor="middle">{escape(label)}</text>'
-    )
-    return _svg(parts, width=width, height=height, title=title, description=description)
+    with rc_context(_STYLE):
+        figure, axes = _plot(WIDE, 30.0 * len(rows) + 50, grid="x", x_label=label)
+        tooltips = {}
+        for row, bars in enumerate(rows.values()):
+            end = 0.0
+            for bar in bars:
+                colour, group = SERIES[bar.series % len(SERIES)], f"bar {row} {bar.series}"
+                axes.barh(row, bar.value, left=end, height=0.66, color=colour, gid=group)
+                tooltips[group] = (bar.tooltip,)
+                end += bar.value
+            axes.annotate(text(end), (end, row), (6, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(rows)), list(rows), color=LIGHT["ink"])
+        axes.margins(x=0.12)
+        axes.set(xlim=(0.0, None), ylim=(len(rows) - 0.5, -0.5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+        return _inline(figure, title=title, description=description, tooltips=tooltips)
 
 
-def _round_step(rough: float) -> float:
-    power = 10.0 ** floor(log10(rough))
-    for factor in (1.0, 2.0, 2.5, 5.0):
-        if rough <= factor * power * (1 + 1e-9):
-            return factor * power
-    return 10.0 * power
+def _plot(
+    width: float, height: float, *, grid: Literal["x", "y"], x_label: str, y_label: str = ""
+) -> tuple[Figure, Axes]:
+    """An empty plot. Args: width, height: pixels. grid: the axis whose ticks have lines."""
+    figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[:].set_visible(False)
+    axes.grid(axis=grid)
+    axes.tick_params(colors=LIGHT["soft"], length=0, pad=7)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return figure, axes
 
 
-def _grid(x: Axis, y: Axis, left: float, right: float, top: float, bottom: float) -> str:
-    lines = [
-        f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        f'<text class="tick" x="{left - 8:.1f}" y="{at + 4:.1f}" text-anchor="end">'
-        f"{escape(text)}</text>"
-        for value, text in y.ticks
-        for at in (y.position(value, bottom, top),)
-    ]
-    lines += [
-        f'<text class="tick" x="{x.position(value, left, right):.1f}" y="{bottom + 18:.1f}" '
-        f'text-anchor="middle">{escape(text)}</text>'
-        for value, text in x.ticks
-    ]
-    lines.append(
-        f'<text class="axis" x="{(left + right) / 2:.1f}" y="{bottom + 38:.1f}" '
-        f'text-anchor="middle">{escape(x.label)}</text>'
-        f'<text class="axis" transform="translate(13 {(top + bottom) / 2:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y.label)}</text>'
-    )
-    return "".join(lines)
+def _inline(
+    figure: Figure, *, title: str, description: str, tooltips: Mapping[str, Sequence[str]]
+) -> Markup:
+    """The drawing as an element of a page, with the page's font and colours.
 
+    Ids and links go, for they would have to be unique on a page: a marker becomes its own shape.
 
-def _line(
-    spots: Sequence[tuple[float, float, str]], *, index: int, stairs: bool, until: float | None
-) -> str:
-    colour = index % SERIES_COLOURS
-    path = f"M{spots[0][0]:.1f} {spots[0][1]:.1f}"
-    for a, b, _ in spots[1:]:
-        path += f"H{a:.1f}V{b:.1f}" if stairs else f"L{a:.1f} {b:.1f}"
-    if until is not None:
-        path += f"H{until:.1f}"
-    marks = "".join(
-        f'<g transform="translate({a:.1f} {b:.1f})"><title>{escape(tip)}</title>'
-        f"{_marker(index)}</g>"
-        for a, b, tip in spots
-    )
-    # From the eleventh line on colours come again, dashed.
-    dash = ' stroke-dasharray="6 4"' if index >= SERIES_COLOURS else ""
-    return (
-        f'<path class="line stroke-{colour}" d="{path}"{dash}/><g class="fill-{colour}">{marks}</g>'
-    )
-
-
-def _marker(index: int) -> str:
-    shapes = (
-        '<circle r="4.5"/>',
-        '<rect x="-4" y="-4" width="8" height="8"/>',
-        '<path d="M0 -5.5L5 4H-5Z"/>',
-        '<path d="M0 -6L6 0L0 6L-6 0Z"/>',
-        '<path d="M0 5.5L5 -4H-5Z"/>',
-        '<path d="M-5 -2H-2V-5H2V-2H5V2H2V5H-2V2H-5Z"/>',
-        '<rect x="-5.5" y="-3" width="11" height="6"/>',
-        '<rect x="-3" y="-5.5" width="6" height="11"/>',
-        '<path d="M-5 -5H5L-5 5H5Z"/>',
-        '<path d="M-5 -5V5L5 -5V5Z"/>',
-    )
-    return shapes[index % len(shapes)]
-
-
-def _end_labels(
-    ends: Sequence[tuple[float, int, str]], *, x: float, top: float, bottom: float
-) -> list[str]:
-    """Names beside the lines' ends, pushed apart so that none covers another."""
-    placed: list[tuple[float, int, str]] = []
-    for level, index, name in sorted(ends):
-        floor_level = placed[-1][0] + _LABEL_GAP if placed else top
-        placed.append((max(level, floor_level), index, name))
-    # What was pushed below the plot pushes the others back up.
-    ceiling = bottom + 4
-    settled: list[tuple[float, int, str]] = []
-    for level, index, name in reversed(placed):
-        settled.append((min(level, ceiling), index, name))
-        ceiling = settled[-1][0] - _LABEL_GAP
-    return [
-        f'<text class="name fill-{index % SERIES_COLOURS}" x="{x:.1f}" y="{level + 4:.1f}">'
-        f"{escape(name)}</text>"
-        for level, index, name in settled
-    ]
-
-
-def _cell(
-    x: float, y: float, width: float, height: float, value: float, share: float, tooltip: str
-) -> str:
-    on_dark = " on-dark" if share > 0.5 else ""
-    number = f"{value:g}" if value else ""
-    return (
-        f"<g><title>{escape(tooltip)}</title>"
-        f'<rect class="cell" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" '
-        f'height="{height - 2:.1f}" rx="2" fill-opacity="{0.06 + 0.94 * share:.2f}"/>'
-        f'<text class="cell-text{on_dark}" x="{x + width / 2:.1f}" y="{y + height / 2 + 4:.1f}" '
-        f'text-anchor="middle">{number}</text></g>'
-    )
-
-
-def _svg(
-    parts: Sequence[str],
-    *,
-    width: float,
-    height: float,
-    title: str,
-    description: str,
-    fixed: bool = False,
-) -> str:
-    size = f'width="{width:.0f}" height="{height:.0f}"' if fixed else 'width="100%"'
-    return (
-        f'<svg role="img" viewBox="0 0 {width:.0f} {height:.0f}" {size} font-size="{_FONT}">'
-        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(parts)}</svg>"
-    )
+    Args: tooltips: by the group id of a line, one a marker, or of a bar.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = ElementTree.fromstring(file.getvalue())  # noqa: S314 (our own)
+    for element in svg.iter():
+        element.tag, element.tail = element.tag.rpartition("}")[2], None
+    shapes = {shape.get("id"): shape.get("d", "") for shape in svg.iterfind(".//defs/path")}
+    for group in svg.iterfind(".//g[@id]"):
+        tips = tooltips.get(group.get("id", ""), ())
+        marks = [*group.iter("use")] or [*group.iter("path")]
+        for mark, tip in zip(marks, tips, strict=bool(tips)):
+            ElementTree.SubElement(mark, "title").text = tip
+    for element in list(svg.iter()):
+        for unused in (*element.findall("defs"), *element.findall("metadata")):
+            element.remove(unused)
+        found = element.attrib
+        if element.tag == "use":
+            element.tag, place = "path", f"translate({found.pop('x')} {found.pop('y')})"
+            found |= {"d": shapes[found[_LINK][1:]], "transform": place}
+        element.attrib = {
+            name: _DECIMALS.sub(r"\1", found[name])
+            for name in ("d", "transform", "x", "y")
+            if name in found
+        }
+        if style := re.sub(r"font-family:[^;]*;? ?", "", found.get("style", "")):
+            element.attrib["style"] = _COLOUR.sub(lambda hit: _VARIABLES[hit[0]], style)
+    width, height = figure.get_size_inches() * 72
+    svg.attrib = {"role": "img", "viewBox": f"0 0 {width:.0f} {height:.0f}", "width": "100%"}
+    for index, (tag, told) in enumerate((("title", title), ("desc", description))):
+        svg.insert(index, ElementTree.Element(tag))
+        svg[index].text = told
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))  # noqa: S704 (escaped by it)

@@ -33,12 +33,12 @@ class LedgerHistory:
             "restart": None if grant is None else restart_facts(grant),
             "key_renewals": [
                 {
-                    "index": one.index,
-                    "time": one.time,
-                    "decided_by": one.decided_by,
-                    "public_key": one.new_public_key,
+                    "index": key.index,
+                    "time": key.time,
+                    "decided_by": key.decided_by,
+                    "public_key": key.new_public_key,
                 }
-                for one in self.keys
+                for key in self.keys
             ],
             "resumes": self.resumes,
         }
@@ -49,9 +49,9 @@ class LedgerHistory:
         if self.restart is not None:
             said.append(restart_sentence(self.restart))
         said += [
-            f"Its signing key was renewed on {_day(one.time)} by {one.decided_by}, who held the "
-            f"old key; it is {one.new_public_key[:12]} since then."
-            for one in self.keys
+            f"Its signing key was renewed on {_day(key.time)} by {key.decided_by}, who held the "
+            f"old key; it is {key.new_public_key[:12]} since then."
+            for key in self.keys
         ]
         if self.resumes:
             said.append(
@@ -75,18 +75,11 @@ def history_of(entries: Sequence[LedgerEntry]) -> LedgerHistory:
 
 def restart_facts(grant: RestartGrant) -> dict[str, Any]:
     """A restart for machines."""
-    return {
-        "ledger_id": grant.ledger_id,
-        "previous_ledger_id": grant.previous_ledger_id,
-        "previous_index": grant.previous_index,
-        "carried_epsilon": grant.carried_epsilon,
-        "target_delta": grant.target_delta,
-        "studies": list(grant.studies),
-        "requested_by": grant.requested_by,
-        "auditor": grant.auditor,
-        "granted_by": grant.granted_by,
-        "time": grant.time,
-    }
+    told = (
+        *("ledger_id", "previous_ledger_id", "previous_index", "carried_epsilon", "target_delta"),
+        *("requested_by", "auditor", "granted_by", "time"),
+    )
+    return {"studies": list(grant.studies), **{name: getattr(grant, name) for name in told}}
 
 
 def restart_sentence(grant: RestartGrant) -> str:

@@ -1,84 +1,52 @@
-"""The site's small model and what it computes with it: statistics, utilities, picks, training.
+"""The site's SLM in one study: the method's steps, with a state that survives restarts.
 
 Everything here stays on this machine. What may leave is `Released`; the service sends nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeAlias
 
-import numpy as np
-
-from lada_clients.site.allocator import SiteAllocator
-from lada_clients.site.contrast import with_own_paths
-from lada_clients.site.guidance import Guidance
-from lada_clients.site.memory import JudgedPath, KnownPath, SiteMemory
-from lada_clients.site.received_paths import ReceivedPath, parse_received_paths
+from lada_clients.site.memory import SiteMemory
+from lada_clients.site.received_paths import parse_received_paths
 from lada_clients.site.settings import SiteSettings
-from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.plan import StudyPlan
-from lada_protocol.plan_mechanisms import privacy_parameters, statistics_parameters
 from lada_protocol.rounds.llm_transfer import MAX_PATH_CHARACTERS, SitePath
-from lada_secure.allocation.cells import CellGrid, Clusters
-from lada_secure.allocation.explanation import explain_cells
-from lada_secure.allocation.gap import cell_rewards, probability
-from lada_secure.allocation.measured_statistics import measured_statistics
-from lada_secure.allocation.reward_model import (
-    observations,
-)
-from lada_secure.allocation.statistics import (
-    NoisedStatistics,
-    UnitStatistics,
-    release_statistics,
-    statistics_spec,
-)
+from lada_secure.allocation.cells import Clusters
+from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
-from lada_secure.canonical import Json
-from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.dpsgd.distillation import Distilled, StepReport, distil, training_spec
-from lada_secure.dpsgd.released_adapters import released_adapters
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
-from lada_secure.models.adapters import (
-    AdapterWeights,
-    adapter_weights,
-    attach_adapters,
-    load_adapters,
+from lada_secure.method.mechanisms import cell_grid
+from lada_secure.method.site_allocation import choose_cells
+from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_round import (
+    confidence_excess,
+    pick,
+    site_adapters,
+    site_statistics,
+    solved,
 )
-from lada_secure.models.confidence import answer_pool
+from lada_secure.method.site_state import ReceivedRationale, SiteState
+from lada_secure.method.site_training import RoundReports, train
+from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.embedding import embedder
-from lada_secure.models.evaluation import (
-    accuracy,
-    path_losses,
-)
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import LanguageModel, load_language_model
-from lada_secure.models.rationales import generate_paths
-from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.release.private_records import PrivateRecords
-from lada_secure.privacy.released import Released
-
-Distilling: TypeAlias = Callable[..., Distilled]
 
 
 @dataclass(slots=True, kw_only=True)
 class SiteLearner:
-    """One site's model during one study; `load` first."""
+    """One site's model during one study; `load` first. state: what `memory` holds."""
 
     plan: StudyPlan
-    settings: SiteSettings
-    pool: tuple[PoolSample, ...]
-    clusters: Clusters
-    records: PrivateRecords
-    held_out: tuple[Record, ...]
+    context: SiteContext
     memory: SiteMemory
-    model: LanguageModel
-    grid: CellGrid
-    allocator: SiteAllocator
-    guidance: Guidance | None = None
+    state: SiteState
+    held_out: tuple[Record, ...]
 
     @classmethod
     def load(
@@ -90,296 +58,91 @@ class SiteLearner:
         clusters: Clusters,
         records: PrivateRecords,
         held_out: tuple[Record, ...],
+        book: LedgerBook,
         memory: SiteMemory,
     ) -> SiteLearner:
-        """Load the SLM, attach its adapters, and go on from the last round that was trained."""
+        """Load the SLM, attach its adapters, and go on from the state that was kept last."""
         import torch
 
         torch.set_num_threads(settings.threads)
-        model = load_language_model(plan.slm, cache_dir=settings.cache_dir)
-        layers = int(model.model.config.num_hidden_layers)
-        attach_adapters(model, adapter_settings(plan, layers=layers))
-        reference = adapter_weights(model)
-        for round_id in reversed(range(plan.rounds)):
-            kept = memory.adapters(round_id)
-            if kept is not None:
-                load_adapters(model, AdapterWeights(data=kept))
-                break
-        vectors = embedder(plan.embedder).embed([one.question for one in pool])
-        grid = CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins)
-        return cls(
-            plan=plan,
-            settings=settings,
+        context = SiteContext.open(
+            plan,
+            load_language_model(plan.slm, cache_dir=settings.cache_dir),
             pool=pool,
             clusters=clusters,
+            embedder=embedder(plan.embedder),
             records=records,
-            held_out=held_out,
-            memory=memory,
-            model=model,
-            grid=grid,
-            allocator=SiteAllocator(
-                plan=plan, grid=grid, pool_clusters=clusters.assign(vectors), memory=memory
-            ),
-            guidance=None
-            if plan.guide is None
-            else Guidance(
-                plan=plan,
-                settings=plan.guide,
-                pool=pool,
-                memory=memory,
-                model=model,
-                reference=reference,
-                batch_size=settings.physical_batch_size,
-                grid=grid,
-            ),
-        )
-
-    def release_statistics(self, round_id: int, book: LedgerBook) -> Released[NoisedStatistics]:
-        """This round's noised statistics; paid for once, the same value at every call."""
-        parameters = statistics_parameters(self.plan)
-        return release_statistics(
-            self._exact_statistics,
-            parameters=parameters,
             book=book,
-            spec=statistics_spec(
-                parameters,
-                study_id=self.plan.study_id,
-                plan_hash=self.plan.hash,
-                round_id=round_id,
-                unit=self.plan.privacy.unit,
-            ),
+            execution=settings.execution,
+        )
+        return cls(
+            plan=plan, context=context, memory=memory, state=memory.load(), held_out=held_out
         )
 
-    def _exact_statistics(self, paid: Reservation) -> UnitStatistics:
-        return measured_statistics(
-            self.model,
-            self.records.units(paid),
-            clusters=self.clusters,
-            embedder=embedder(self.plan.embedder),
-            loss_clip=self.plan.statistics.loss_clip,
-            scale=self.plan.statistics.integer_scale,
-            batch_size=self.settings.physical_batch_size,
-        )
+    @property
+    def model(self) -> LanguageModel:
+        """The SLM; which adapters it wears is the last step's choice."""
+        return self.context.lm
 
-    def utilities(self, round_id: int, noised: NoisedStatistics) -> FloatArray:
-        """See `SiteAllocator.utilities`."""
-        return self.allocator.utilities(round_id, noised)
+    def release_statistics(self, round_id: int) -> Released[NoisedStatistics]:
+        """This round's noised statistics; paid for once, the same value at every call."""
+        return site_statistics(self.context, self.state, round_id)
 
-    def picks(self, round_id: int, noised: NoisedStatistics, scores: FloatArray) -> list[int]:
-        """See `SiteAllocator.picks`."""
-        return self.allocator.picks(round_id, noised, scores)
+    def utilities(self, noised: NoisedStatistics) -> FloatArray:
+        """The utility of every cell, (d,) in [-1, 1]."""
+        return choose_cells(self.plan, self.state, noised).utilities
 
-    def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
+    def picks(self, round_id: int, noised: NoisedStatistics, scores: FloatArray) -> tuple[int, ...]:
+        """Pool indices that this site asks for in a round; chosen once."""
+        if round_id not in self.state.picks:
+            self._keep(pick(self.context, self.state, round_id, noised, scores))
+        return self.state.picks[round_id]
+
+    def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
         """See `parse_received_paths`."""
-        return parse_received_paths(raw, pool=self.pool, cells=self.grid.cells)
+        return parse_received_paths(raw, pool=self.context.pool, cells=cell_grid(self.plan).cells)
+
+    def trained(self, round_id: int) -> bool:
+        """Whether a round's training is behind this site."""
+        return round_id in self.state.trained
 
     def train(
         self,
         round_id: int,
         noised: NoisedStatistics,
-        received: Sequence[ReceivedPath],
-        *,
-        book: LedgerBook,
-        progress: Callable[[StepReport], None],
-        announce: Callable[[TrainingOutlook], None] | None = None,
-    ) -> Distilled:
-        """Distil the picked paths and the private records, then learn what each cell brought.
+        received: Sequence[ReceivedRationale],
+        reports: RoundReports,
+    ) -> None:
+        """Distil what was picked and the private records; see `site_training.train`."""
+        done = train(self.context, self.state, round_id, noised, received, reports)
+        self.memory.keep_allocation(round_id, done.cells)
+        self._keep(done.state)
 
-        With a guide, DP-SGD reads the private records alone, and the paths that agree with what it
-        released are learned from afterwards.
-        """
-        view, worth = self.allocator.view(round_id, noised)
-        wanted = set(self.memory.picks(round_id) or ())
-        mine = [one for one in received if one.sample in wanted]
-        examples = [self._path_example(one) for one in mine]
-        before = self._losses(examples)
-        distilling = partial(
-            distil,
-            self.model,
-            privacy=privacy_parameters(self.plan),
-            book=book,
-            spec=self._training_spec(round_id),
-            progress=progress,
-            announce=announce,
-        )
-        judged: list[JudgedPath] = []
-        if self.guidance is None:
-            kept = self.allocator.screen(probability(before))
-            result = self._trained_together(
-                [mine[number] for number in kept], distilling, round_id=round_id
-            )
-        else:
-            judged, places, result = self._guided(
-                self.guidance, mine, distilling, book=book, round_id=round_id
-            )
-            trained_on = {judged[place].sample for place in places}
-            kept = [number for number, one in enumerate(mine) if one.sample in trained_on]
-        after = self._losses(examples)
-        cells = np.array([one.cell for one in mine], dtype=np.int64)
-        rewards = cell_rewards(before[kept], after[kept], cells[kept], cells=self.grid.cells)
-        rows: list[Json] = [
-            one.to_json() for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
-        ]
-        # First, and once: after a crash below, the view would know of this round's own rewards.
-        self.memory.keep_allocation(round_id, rows)
-        history = self.memory.history()
-        if not history.rounds or history.rounds[-1].round_id < round_id:
-            history = history.with_round(observations(view.beliefs, rewards, round_id=round_id))
-            self.memory.keep_history(history)
-        self.memory.keep_known_paths(
-            [
-                KnownPath(sample=one.sample, cell=one.cell, p=float(p))
-                for one, p in zip(mine, probability(after), strict=True)
-            ]
-        )
-        if judged:
-            self.memory.keep_judged_paths(judged)
-        self.memory.keep_adapters(round_id, adapter_weights(self.model).data)
-        return result
+    def released_adapters(self, round_id: int) -> Released[AdapterWeights]:
+        """This round's adapters, after training. Raises: LedgerError: it was not trained."""
+        return site_adapters(self.context, self.state, round_id)
 
-    def _trained_together(
-        self, paths: Sequence[ReceivedPath], distilling: Distilling, *, round_id: int
-    ) -> Distilled:
-        """One training of private records and pool paths, DESIGN step 9."""
-        return distilling(
-            units=partial(self._private_units, round_id),
-            pool=self._contrasted(
-                [self._path_example(one) for one in paths], [one.sample for one in paths]
-            ),
-            settings=trainer_settings(self.plan, self.settings, round_id=round_id),
-        )
+    def confidence_excess(self, round_id: int) -> tuple[int, ...]:
+        """What this site's SLM knows better than the plan's bar; the same at every call."""
+        if round_id not in self.state.excess:
+            found = confidence_excess(self.context, self.state)
+            self._keep(self.state.with_excess(round_id, [int(entry) for entry in found]))
+        return self.state.excess[round_id]
 
-    def _guided(
-        self,
-        guidance: Guidance,
-        received: Sequence[ReceivedPath],
-        distilling: Distilling,
-        *,
-        book: LedgerBook,
-        round_id: int,
-    ) -> tuple[list[JudgedPath], list[int], Distilled]:
-        """Train the guide, then a student on the paths that agree with it.
-
-        In a round that finishes, the guide is the newest one before, and the student is what the
-        private steps go on from.
-
-        Returns: all paths so far as the guide judges them, the places among them of those that
-        were trained on, and what DP-SGD released.
-        """
-        student = adapter_weights(self.model)
-        paths = guidance.take(received)
-        load_adapters(self.model, student)
-        examples = [self._path_example(one) for one in paths]
-        probabilities = probability(self._losses(examples))
-        guide = guidance.guide_before(round_id)
-        load_adapters(self.model, guide)
-        settings = trainer_settings(self.plan, self.settings, round_id=round_id)
-
-        def private_steps() -> Distilled:
-            return distilling(
-                units=partial(self._private_units, round_id),
-                pool=(),
-                settings=settings,
-            )
-
-        result = None if guidance.finishes(round_id) else private_steps()
-        if result is not None:
-            guide = result.adapters.value
-            self.memory.keep_guide(round_id, guide.data)
-        judged = guidance.judge(paths, guide)
-        guidance.try_out(judged, examples, self.records, book=book, round_id=round_id)
-        places = guidance.passing(judged, probabilities)
-        guidance.start(guide)
-        guidance.teach(
-            self._contrasted(
-                [examples[place] for place in places], [paths[place].sample for place in places]
-            ),
-            round_id=round_id,
-            loss=settings.loss,
-        )
-        return judged, places, private_steps() if result is None else result
-
-    def _private_units(self, round_id: int, paid: Reservation) -> list[PrivateUnit]:
-        return private_units(
-            self.plan,
-            self.model,
-            self.records.units(paid),
-            round_id=round_id,
-            batch_size=self.settings.physical_batch_size,
-        )
-
-    def _training_spec(self, round_id: int) -> ReleaseSpec:
-        return training_spec(
-            privacy_parameters(self.plan),
-            study_id=self.plan.study_id,
-            plan_hash=self.plan.hash,
-            round_id=round_id,
-            unit=self.plan.privacy.unit,
-        )
-
-    def released_adapters(self, round_id: int, book: LedgerBook) -> Released[AdapterWeights]:
-        """This round's adapters, after training; the same release at every call, also later.
-
-        Raises: LedgerError: the round was not trained.
-        """
-        return released_adapters(
-            self.model,
-            privacy=privacy_parameters(self.plan),
-            settings=trainer_settings(self.plan, self.settings, round_id=round_id),
-            book=book,
-            spec=self._training_spec(round_id),
-        )
-
-    def certainty(self, places: Sequence[int]) -> FloatArray:
-        """How sure the released SLM is of the gold answers of pool samples, (m,) in [0, 1]."""
-        return answer_pool(
-            self.model,
-            [self.pool[place] for place in places],
-            batch_size=self.settings.physical_batch_size,
-            max_new_tokens=self.plan.paths.max_new_tokens,
-        ).certainty
-
-    def solved(self, places: Sequence[int]) -> list[SitePath]:
-        """Greedy paths of the released SLM on pool samples, where they reach the gold answer."""
-        numbers = {self.pool[place].sample_id: place for place in places}
-        written = generate_paths(
-            self.model,
-            [self.pool[place] for place in places],
-            max_new_tokens=self.plan.paths.max_new_tokens,
-            attempts=1,
-            batch_size=self.settings.physical_batch_size,
-        )
+    def solved(self, pool_indices: Sequence[int]) -> list[SitePath]:
+        """Rationales of the SLM on pool samples, where they reach the gold answer."""
         return [
-            SitePath(sample=numbers[one.sample_id], path=one.path[:MAX_PATH_CHARACTERS])
-            for one in written.paths
+            SitePath(sample=index, path=text[:MAX_PATH_CHARACTERS])
+            for index, text in solved(self.context, self.state, pool_indices).items()
         ]
 
     def held_out_accuracy(self) -> float | None:
         """Share of right answers on the site's own held-out records; never leaves the site."""
         if not self.held_out:
             return None
-        return accuracy(self.model, self.held_out, batch_size=self.settings.physical_batch_size)
+        self.context.wear(self.state)
+        return accuracy(self.model, self.held_out, batch_size=self.context.execution.batch_size)
 
-    def _losses(self, examples: Sequence[PathExample]) -> FloatArray:
-        """Loss of each path under the present model, nats per token, (n,)."""
-        return path_losses(self.model, examples, batch_size=self.settings.physical_batch_size)
-
-    def _path_example(self, received: ReceivedPath | JudgedPath) -> PathExample:
-        sample = self.pool[received.sample]
-        return PathExample(
-            example_id=sample.sample_id,
-            prompt=prompt_of(sample.question, sample.choices),
-            path=received.path,
-            own_path=None,
-        )
-
-    def _contrasted(
-        self, examples: Sequence[PathExample], places: Sequence[int]
-    ) -> list[PathExample]:
-        return with_own_paths(
-            self.model,
-            self.plan,
-            examples,
-            [self.pool[place] for place in places],
-            batch_size=self.settings.physical_batch_size,
-        )
+    def _keep(self, state: SiteState) -> None:
+        self.memory.keep(state)
+        self.state = state

@@ -10,24 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lada_clients.net.participant import Outgoing, Participant
+from lada_clients.net.participant import Participant
 from lada_clients.site.aggregation import SiteOpening
 from lada_clients.site.learner import SiteLearner
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE
-from lada_protocol.rounds.llm_transfer import (
-    SitePath,
-    parse_inquiry,
-    site_paths_bytes,
-    split_pool,
-    uplink_of,
-)
+from lada_protocol.rounds.llm_transfer import SitePath, parse_inquiry, site_paths_bytes
 from lada_protocol.wire.messages import InquiryBody, parse_body
-from lada_secure.allocation.confidence_excess import advantages
 from lada_secure.arrays import IntArray
 from lada_secure.errors import LocalProtocolError
-from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.released import Released, post_process, require_released
+from lada_secure.method.plan import ADVANTAGE
+from lada_secure.privacy.ledger.released import Released, post_process, require_released
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,30 +29,15 @@ class SiteUplink:
     participant: Participant
     opening: SiteOpening
     learner: SiteLearner
-    book: LedgerBook
 
     def advantages(self, round_id: int) -> Released[IntArray]:
         """The vector of the round, one entry per pool sample; the same at every call."""
-        adapters = self.learner.released_adapters(round_id, self.book)
-        return post_process(adapters, lambda _: self._vector(round_id), label=ADVANTAGE)
+        adapters = self.learner.released_adapters(round_id)
 
-    def _vector(self, round_id: int) -> IntArray:
-        memory, plan = self.learner.memory, self.participant.plan
-        kept = memory.advantages(round_id)
-        if kept is None:
-            uplink = uplink_of(plan)
-            candidates = split_pool(plan).candidates
-            found = advantages(
-                self.learner.certainty(candidates),
-                candidates,
-                pool_size=plan.pool_size,
-                bar=uplink.bar,
-                clip=uplink.clip,
-                scale=uplink.integer_scale,
-            )
-            kept = [int(one) for one in found]
-            memory.keep_advantages(round_id, kept)
-        return np.array(kept, dtype=np.int64)
+        def vector(_: object) -> IntArray:
+            return np.array(self.learner.confidence_excess(round_id), dtype=np.int64)
+
+        return post_process(adapters, vector, label=ADVANTAGE)
 
     def answer(self, round_id: int) -> None:
         """Send the paths that reach the gold answer on what the coordinator asks about.
@@ -80,17 +57,15 @@ class SiteUplink:
             plan=me.plan,
             opened=self.opening.opened(round_id, ADVANTAGE),
         )
-        adapters = self.learner.released_adapters(round_id, self.book)
+        adapters = self.learner.released_adapters(round_id)
         paths: Released[list[SitePath]] = post_process(
             adapters, lambda _: self.learner.solved(samples), label="site paths"
         )
         require_released(paths, what="site paths")
         me.post(
             Kind.SITE_PATHS,
-            lambda: Outgoing(
-                body={"inquiry": inquiry.message_hash, "written": len(paths.value)},
-                payload=site_paths_bytes(paths.value),
-            ),
+            {"inquiry": inquiry.message_hash, "written": len(paths.value)},
+            lambda: site_paths_bytes(paths.value),
             round_id=round_id,
             to=me.roster.coordinator.id,
         )

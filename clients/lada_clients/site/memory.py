@@ -1,4 +1,4 @@
-"""What a site keeps between rounds, all of it released values or public: picks, cells, history."""
+"""A site's state between steps on disk: one small JSON file, and adapters beside it."""
 
 from __future__ import annotations
 
@@ -7,179 +7,114 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lada_clients.net.outbox import write_atomically
 from lada_secure.allocation.data_valuation import ClusterTrial
-from lada_secure.allocation.reward_model import FilterHistory, parse_history
+from lada_secure.allocation.reward_model import parse_history
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
+from lada_secure.method.site_state import KnownRationale, SiteState
+from lada_secure.models.adapters import AdapterWeights
+from lada_secure.storage.whole_files import write_atomically
 
-_TRIALS = TypeAdapter(list[ClusterTrial])
-
-
-class KnownPath(BaseModel):
-    """What a site knows of a path it was given: p under its released SLM, after training.
-
-    sample: pool index. cell: cell of the grid. p: exp(-loss) in [0, 1].
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    sample: int = Field(ge=0)
-    cell: int = Field(ge=0)
-    p: float = Field(ge=0.0, le=1.0)
+_STATE = "site-state.json"
 
 
-class JudgedPath(BaseModel):
-    """A path that the site's guide has judged.
-
-    sample: pool index. cell: cell of the grid. path: the LLM's text. own_paths: what the SLM drew
-    before any training. gain: by how much the newest guide favours the path, nats per token.
-    """
+class _StoredState(BaseModel):
+    """`site-state.json`. student, dp_reference: SHA-256 of the adapters beside it, or None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    sample: int = Field(ge=0)
-    cell: int = Field(ge=0)
-    path: str
-    own_paths: list[str]
-    gain: float = Field(allow_inf_nan=False)
+    picks: dict[int, tuple[int, ...]]
+    trained: tuple[int, ...]
+    rationales: tuple[KnownRationale, ...]
+    history: object
+    valuations: tuple[ClusterTrial, ...]
+    excess: dict[int, tuple[int, ...]]
+    student: str | None
+    dp_reference: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteMemory:
-    """Small JSON files in the site's folder of one study."""
+    """The site's folder of one study. All of it is released values or public."""
 
     folder: Path
 
-    def history(self) -> FilterHistory:
-        """Observations of the data filter so far."""
-        value = self._read("filter-history.json")
-        return FilterHistory() if value is None else parse_history(value)
+    def load(self) -> SiteState:
+        """The state that was kept last; an empty one before that.
 
-    def keep_history(self, history: FilterHistory) -> None:
-        """Replace the history."""
-        self._write("filter-history.json", history.to_json())
-
-    def picks(self, round_id: int) -> list[int] | None:
-        """Pool indices picked in a round, or None where it has not picked yet."""
-        value = self._read(f"picks-round-{round_id}.json")
-        if value is None:
-            return None
-        if not isinstance(value, list) or any(type(one) is not int for one in value):
-            raise ParameterError(f"{self.folder}: picks of round {round_id} are damaged")
-        return [one for one in value if isinstance(one, int)]
-
-    def keep_picks(self, round_id: int, picks: Sequence[int]) -> None:
-        """Remember the picks of a round."""
-        self._write(f"picks-round-{round_id}.json", list(picks))
-
-    def picked_before(self, round_id: int) -> set[int]:
-        """Pool indices picked in earlier rounds that this site has trained in.
-
-        Only there was the demand opened with this site in it, and so the scores checked. Picks by
-        other scores must not be seen in what is asked for later: a coordinator that sent a ladder,
-        and then left this site out of the sum, would read them there.
+        Raises: ParameterError: the file or the adapters that it names are damaged.
         """
-        trained = (one for one in range(round_id) if self._adapters(one).exists())
-        return {pick for earlier in trained for pick in self.picks(earlier) or []}
-
-    def known_paths(self) -> tuple[KnownPath, ...]:
-        """All paths received so far, by sample, with p as last measured."""
-        value = self._read("known-paths.json")
-        if value is None:
-            return ()
+        path = self.folder / _STATE
         try:
-            rows = value if isinstance(value, list) else [value]
-            return tuple(KnownPath.model_validate(row) for row in rows)
-        except ValidationError as error:
-            raise ParameterError(f"{self.folder}: known-paths.json is damaged: {error}") from error
+            stored = _StoredState.model_validate_json(path.read_bytes())
+            history = parse_history(json.loads(json.dumps(stored.history)))
+        except FileNotFoundError:
+            return SiteState()
+        except (OSError, ValidationError, ParameterError) as error:
+            raise ParameterError(f"{path} is damaged or cannot be read: {error}") from error
+        last = stored.trained[-1] if stored.trained else None
+        return SiteState(
+            picks=stored.picks,
+            trained=stored.trained,
+            rationales=stored.rationales,
+            history=history,
+            valuations=stored.valuations,
+            excess=stored.excess,
+            student=self._weights("adapters", last, stored.student),
+            dp_reference=self._weights("dp-reference", last, stored.dp_reference),
+        )
 
-    def keep_known_paths(self, found: Sequence[KnownPath]) -> None:
-        """Add paths; one of a sample that is known already replaces what was known of it."""
-        known = {one.sample: one for one in (*self.known_paths(), *found)}
-        self._write("known-paths.json", [known[sample].model_dump() for sample in sorted(known)])
+    def keep(self, state: SiteState) -> None:
+        """Replace what was kept; adapters first, so that what a state names is there.
 
-    def judged_paths(self) -> tuple[JudgedPath, ...]:
-        """All paths that guides have judged, by sample, with the newest gain."""
-        value = self._read("judged-paths.json")
-        if value is None:
-            return ()
-        try:
-            rows = value if isinstance(value, list) else [value]
-            return tuple(JudgedPath.model_validate(row) for row in rows)
-        except ValidationError as error:
-            raise ParameterError(f"{self.folder}: judged-paths.json is damaged: {error}") from error
-
-    def keep_judged_paths(self, judged: Sequence[JudgedPath]) -> None:
-        """Replace what is known of judged paths."""
-        rows = sorted(judged, key=lambda one: one.sample)
-        self._write("judged-paths.json", [one.model_dump() for one in rows])
-
-    def trials(self) -> tuple[ClusterTrial, ...]:
-        """What the path trials of all rounds so far said."""
-        found: list[ClusterTrial] = []
-        for path in sorted(self.folder.glob("trials-round-*.json")):
-            try:
-                found += _TRIALS.validate_python(self._read(path.name))
-            except ValidationError as error:
-                raise ParameterError(f"{path} is damaged: {error}") from error
-        return tuple(found)
-
-    def keep_trials(self, round_id: int, trials: Sequence[ClusterTrial]) -> None:
-        """Remember the trials of a round."""
-        self._write(f"trials-round-{round_id}.json", [asdict(one) for one in trials])
-
-    def guide(self, round_id: int) -> bytes | None:
-        """The guide's adapter weights after a round, as DP-SGD released them."""
-        path = self.folder / f"guide-round-{round_id}.safetensors"
-        return path.read_bytes() if path.exists() else None
-
-    def keep_guide(self, round_id: int, weights: bytes) -> None:
-        """Keep the guide's weights after a round."""
-        write_atomically(self.folder / f"guide-round-{round_id}.safetensors", weights)
+        A round's adapters keep their file: `adapters-round-N.safetensors`.
+        """
+        if state.trained:
+            for name, weights in (
+                ("adapters", state.student),
+                ("dp-reference", state.dp_reference),
+            ):
+                path = self._path(name, state.trained[-1])
+                if weights is not None and not _holds(path, weights):
+                    write_atomically(path, weights.data)
+        document: Json = {
+            "picks": {str(number): list(picks) for number, picks in state.picks.items()},
+            "trained": list(state.trained),
+            "rationales": [asdict(known) for known in state.rationales],
+            "history": state.history.to_json(),
+            "valuations": [asdict(trial) for trial in state.valuations],
+            "excess": {str(number): list(vector) for number, vector in state.excess.items()},
+            "student": None if state.student is None else state.student.sha256,
+            "dp_reference": None if state.dp_reference is None else state.dp_reference.sha256,
+        }
+        write_atomically(self.folder / _STATE, canonical_json(document) + b"\n")
 
     def keep_allocation(self, round_id: int, cells: Sequence[Json]) -> None:
-        """Explain a round's allocation, for reports and `lada explain`; the first one stays."""
-        name = f"allocation-round-{round_id}.json"
-        if not (self.folder / name).exists():
-            self._write(name, {"round": round_id, "cells": list(cells)})
+        """Explain a round's allocation, for reports and `lada explain`."""
+        write_atomically(
+            self.folder / f"allocation-round-{round_id}.json",
+            canonical_json({"round": round_id, "cells": list(cells)}) + b"\n",
+        )
 
-    def advantages(self, round_id: int) -> list[int] | None:
-        """The advantages of a round, one per pool sample, or None where there are none yet."""
-        value = self._read(f"advantages-round-{round_id}.json")
-        if value is None:
+    def _weights(
+        self, name: str, round_id: int | None, digest: str | None
+    ) -> AdapterWeights | None:
+        if digest is None or round_id is None:
             return None
-        if not isinstance(value, list) or any(type(one) is not int for one in value):
-            raise ParameterError(f"{self.folder}: advantages of round {round_id} are damaged")
-        return [one for one in value if isinstance(one, int)]
-
-    def keep_advantages(self, round_id: int, vector: Sequence[int]) -> None:
-        """Remember them: a retry of the opening sends the same vector."""
-        self._write(f"advantages-round-{round_id}.json", list(vector))
-
-    def adapters(self, round_id: int) -> bytes | None:
-        """Adapter weights after a round."""
-        path = self._adapters(round_id)
-        return path.read_bytes() if path.exists() else None
-
-    def keep_adapters(self, round_id: int, weights: bytes) -> None:
-        """Keep the adapter weights after a round."""
-        write_atomically(self._adapters(round_id), weights)
-
-    def _adapters(self, round_id: int) -> Path:
-        return self.folder / f"adapters-round-{round_id}.safetensors"
-
-    def _read(self, name: str) -> Json:
-        path = self.folder / name
+        path = self._path(name, round_id)
         try:
-            value: Json = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
+            weights = AdapterWeights(data=path.read_bytes())
+        except OSError as error:
             raise ParameterError(f"cannot read {path}: {error}") from error
-        return value
+        if weights.sha256 != digest:
+            raise ParameterError(f"{path} is not what {_STATE} speaks of; restore both")
+        return weights
 
-    def _write(self, name: str, value: Json) -> None:
-        write_atomically(self.folder / name, canonical_json(value) + b"\n")
+    def _path(self, name: str, round_id: int) -> Path:
+        return self.folder / f"{name}-round-{round_id}.safetensors"
+
+
+def _holds(path: Path, weights: AdapterWeights) -> bool:
+    return path.exists() and path.read_bytes() == weights.data

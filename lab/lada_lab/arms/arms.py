@@ -1,199 +1,180 @@
-"""The conditions that are compared: what each arm may know and how it chooses."""
+"""The conditions that are compared: what each changes in the plan that all share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from lada_lab.arms.study import ALL_LINEAR
+from lada_secure.allocation.strategies import STRATEGIES
+from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError
 
-Privacy: TypeAlias = Literal["dp", "none"]
-HostName: TypeAlias = Literal["fedmkt", "fedcollm"]
-HOSTS: tuple[HostName, ...] = ("fedmkt", "fedcollm")
+BaselineName: TypeAlias = Literal["fedmkt", "fedcollm"]
+BASELINES: tuple[BaselineName, ...] = ("fedmkt", "fedcollm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """One condition.
 
-    strategy: a key of `learnability.allocation.STRATEGIES`, "loss-based" (dual minimum
-    cross-entropy, Fan et al. 2024), "all" (every pool sample) or "none" (no pool at all).
-    screened: drop received paths outside the band of p. guided: drop received paths that disagree
-    with the private records by the guide, and value cells by it. trials: decide by path trials,
-    and by the guide only where there was none. clustering_start: quotas by
-    noised mass in round 0. exploration, contrast: whether the term takes part. private_share: of
-    the guide's update that students start from, None for the study's. late: no guide; students
-    start from the reference model and take all private steps at the end. joint: no guide; private
-    records and pool paths train one model, pool gradients exact or through DP-SGD. uplink: the LLM
-    learns from the sites. ablation: run at the largest epsilon alone. host: whose payload and loss
-    train the student; None: distillation of paths.
+    changes: to the shared plan, by dotted name. asks: who chooses samples: the method by the plan's
+    strategy; "loss-based" for the largest gap of losses (dual minimum cross-entropy, Fan et al.
+    2024), which sees every sample's loss; "all" for every pool sample at once; "none" for no pool.
+    baseline: whose payload and loss train the student; None for the method's own. ablation: run at
+    the largest epsilon alone.
     """
 
     name: str
     summary: str
-    strategy: str
-    screened: bool = False
-    guided: bool = False
-    trials: bool = False
-    clustering_start: bool = True
-    exploration: bool = True
-    contrast: bool = False
-    privacy: Privacy = "dp"
-    joint: Literal["public", "private"] | None = None
-    uplink: bool = False
-    private_share: float | None = None
-    late: bool = False
+    changes: Mapping[str, Json] = field(default_factory=dict)
+    asks: Literal["method", "loss-based", "all", "none"] = "method"
+    baseline: BaselineName | None = None
     ablation: bool = False
-    host: HostName | None = None
 
     @property
     def teaches_llm(self) -> bool:
-        """Whether the LLM changes in this arm; both hosts are mutual."""
-        return self.uplink or self.host is not None
+        """Whether the LLM changes in this arm; both baselines are mutual."""
+        return self.baseline is not None or self.changes.get("uplink") is not None
 
 
-_LADA = Arm(
-    name="lada-secure",
-    summary="the full method under differential privacy",
-    strategy="guided",
-    screened=True,
-    guided=True,
-    trials=True,
-)
+_UNSCREENED: Mapping[str, Json] = {"allocation.screen_low": 0.0, "allocation.screen_high": 1.0}
+_RANDOM: Mapping[str, Json] = {"allocation.strategy": "random", **_UNSCREENED}
+# Records and pool samples train one model; such a study releases every round's model.
+_JOINT: Mapping[str, Json] = {
+    "guide": None,
+    "training.steps_per_round": 60,
+    "distillation.private_weight": 0.3,
+    "distillation.learning_rate": 1e-2,
+}
+_POOL_PRIVATE: Mapping[str, Json] = {**_JOINT, "training.pool_gradients": "private"}
+_TRANSFER: Json = {
+    # One digit is right by luck one time in ten, and below 0.9 half of what was offered was.
+    "bar": 0.9,
+    "clip": 0.1,
+    "integer_scale": 1000,
+    # Both are shares of the pool, see below.
+    "holdout": 1,
+    "candidates": 1,
+    "budget": 60,
+    "first_round": 0,
+    "last_round": True,
+    "adapter_rank": 8,
+    "adapter_layers": 2,
+    "adapter_targets": list(ALL_LINEAR),
+    "steps": 60,
+    "batch_size": 16,
+    "replay_batch_size": 48,
+    "learning_rate": 5e-4,
+    "contrastive_weight": 0.1,
+    "contrastive_form": "margin",
+}
+
+POOL_SHARES = {"holdout": 0.15, "candidates": 0.6}
 
 _ALL = (
-    Arm(name="no-pool", summary="private records alone", strategy="none"),
-    Arm(name="random", summary="samples at random", strategy="random"),
+    Arm(name="lada-secure", summary="the full method: strategy guided, as the plan has it"),
+    Arm(
+        name="mass-valuation",
+        summary="noised mass x data valuation, without learnability band and reward model",
+        changes={"allocation.strategy": "valuation"},
+    ),
+    Arm(
+        name="topic-quotas",
+        summary="quotas by noised mass, rationales screened by p",
+        changes={"allocation.strategy": "domain"},
+    ),
+    Arm(name="random", summary="samples at random", changes=_RANDOM),
     Arm(
         name="random-screen",
-        summary="samples at random, paths screened by p",
-        strategy="random",
-        screened=True,
+        summary="samples at random, rationales screened by p",
+        changes={"allocation.strategy": "random"},
     ),
     Arm(
-        name="domain-screen",
-        summary="quotas by noised mass, paths screened by p",
-        strategy="domain",
-        screened=True,
+        name="no-pool",
+        summary="private records alone",
+        changes={**_RANDOM, "guide.private_share": 1.0},
+        asks="none",
     ),
-    Arm(
-        name="domain-late",
-        summary="domain-screen without a guide, all private steps at the end",
-        strategy="domain",
-        screened=True,
-        late=True,
-    ),
-    Arm(name="whole-pool", summary="every pool sample, same steps", strategy="all"),
+    Arm(name="whole-pool", summary="every pool sample, same steps", changes=_RANDOM, asks="all"),
     Arm(
         name="loss-based",
         summary="largest gap of losses where the LLM is better (dual minimum cross-entropy)",
-        strategy="loss-based",
-    ),
-    Arm(name="paper", summary="largest predicted change of exp(-loss)", strategy="paper"),
-    Arm(
-        name="band",
-        summary="learnability band x noised mass x filter, paths screened by p, no guide",
-        strategy="lada",
-        screened=True,
-    ),
-    _LADA,
-    replace(
-        _LADA,
-        name="lada-nonprivate",
-        summary="the full method without privacy",
-        privacy="none",
+        changes=_RANDOM,
+        asks="loss-based",
     ),
     Arm(
-        name="random-nonprivate",
-        summary="samples at random, without privacy",
-        strategy="random",
-        privacy="none",
+        name="paper",
+        summary="largest predicted change of exp(-loss)",
+        changes={"allocation.strategy": "paper", **_UNSCREENED},
     ),
-    replace(
-        _LADA,
-        name="no-trials",
-        summary="the guide alone decides, without path trials",
+    Arm(
+        name="no-valuation",
+        summary="the DP reference model alone judges, without data valuation",
+        changes={"guide.trials": None},
         ablation=True,
-        trials=False,
     ),
-    replace(
-        _LADA,
+    Arm(
         name="no-exploration",
         summary="without exploration",
+        changes={"allocation.exploration_weight": 0.0},
         ablation=True,
-        exploration=False,
     ),
-    replace(
-        _LADA,
+    Arm(
         name="with-contrast",
         summary="with the contrastive term beside cross-entropy",
+        changes={"distillation.contrastive_weight": 0.1},
         ablation=True,
-        contrast=True,
     ),
-    replace(
-        _LADA,
-        name="no-clustering",
-        summary="without the clustering start",
-        ablation=True,
-        clustering_start=False,
-    ),
-    replace(
-        _LADA, name="no-screen", summary="without both path screens", ablation=True, screened=False
+    Arm(name="no-screen", summary="without the screen by p", changes=_UNSCREENED, ablation=True),
+    *(
+        Arm(
+            name=f"{name}-{how}",
+            summary=f"{name}, records and pool samples train one model, {summary}",
+            changes={**joint, **changes},
+            ablation=True,
+        )
+        for how, summary, joint in (
+            ("joint", "pool gradients exact", _JOINT),
+            ("pool-private", "pool samples through DP-SGD as well", _POOL_PRIVATE),
+        )
+        for name, changes in (("lada", {"allocation.strategy": "lada"}), ("random", _RANDOM))
     ),
     Arm(
-        name="lada-joint",
-        summary="band, both gradient streams in one model, pool gradients exact",
-        strategy="lada",
-        screened=True,
-        joint="public",
-        ablation=True,
+        name="lada-transfer",
+        summary="lada-secure, and the LLM learns from the sites",
+        changes={"uplink": _TRANSFER},
     ),
-    Arm(
-        name="random-joint",
-        summary="random, both gradient streams in one model, pool gradients exact",
-        strategy="random",
-        joint="public",
-        ablation=True,
-    ),
-    Arm(
-        name="lada-pool-private",
-        summary="band, pool samples through DP-SGD as well",
-        strategy="lada",
-        screened=True,
-        joint="private",
-        ablation=True,
-    ),
-    Arm(
-        name="random-pool-private",
-        summary="random, pool samples through DP-SGD as well",
-        strategy="random",
-        joint="private",
-        ablation=True,
-    ),
-    replace(_LADA, name="lada-uplink", summary="with the uplink to the LLM", uplink=True),
-)
-
-_HOSTED = (
     *(
         arm
-        for host in HOSTS
+        for baseline in BASELINES
         for arm in (
             Arm(
-                name=host, summary=f"{host} alone, samples at random", strategy="random", host=host
+                name=baseline,
+                summary=f"{baseline} alone, samples at random",
+                changes=_RANDOM,
+                baseline=baseline,
             ),
-            replace(_LADA, name=f"lada-{host}", summary=f"LaDa in front of {host}", host=host),
+            Arm(name=f"lada-{baseline}", summary=f"LaDa in front of {baseline}", baseline=baseline),
         )
     ),
     Arm(
         name="fedmkt-gap",
         summary="fedmkt alone, samples with the largest gap of losses",
-        strategy="loss-based",
-        host="fedmkt",
+        changes=_RANDOM,
+        asks="loss-based",
+        baseline="fedmkt",
+    ),
+    # Every strategy as the plan has the rest, so that a new one can be run at once.
+    *(
+        Arm(name=one.name, summary=one.summary, changes={"allocation.strategy": one.name})
+        for one in STRATEGIES.values()
+        if one.name not in ("random", "paper")
     ),
 )
 
-ARMS = {arm.name: arm for arm in (*_ALL, *_HOSTED)}
+ARMS = {arm.name: arm for arm in _ALL}
 
 
 def arms_named(names: Sequence[str]) -> tuple[Arm, ...]:

@@ -1,138 +1,178 @@
-"""Rounds of the two hosts in the simulation, beyond what one site does alone."""
+"""Rounds in which a distillation baseline trains the students: FedMKT and FedCoLLM.
+
+The method chooses and judges samples as ever; the baseline decides what is sent of those that
+passed, and how students and LLM learn from it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from lada_lab.arms.coordinator import Coordinator
-from lada_lab.arms.party import Party
-from lada_lab.baselines.adapter_sums import (
-    AdapterSumSettings,
-    adapter_vector,
-    mean_adapters,
+from lada_lab.arms.llm import LabLlm
+from lada_lab.baselines.adapter_sums import AdapterSumSettings, adapter_vector, mean_adapters
+from lada_lab.baselines.logit_baseline import BaselineTraining, LogitBaseline
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.errors import ParameterError
+from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_state import ReceivedRationale, SiteState
+from lada_secure.method.site_training import (
+    ConsideredRound,
+    TrainedRound,
+    close,
+    consider,
+    finish,
+    wear_start,
 )
-from lada_lab.baselines.baseline import HostState
-from lada_lab.baselines.fedcollm import FedCoLlmHost
-from lada_lab.baselines.fedmkt import FedMktHost
-from lada_lab.baselines.logit_baseline import LogitHost
-from lada_lab.baselines.rounds import HostTraining, transfer
 from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.models.loading import LanguageModel
 
-_HOSTS: dict[str, type[LogitHost]] = {"fedmkt": FedMktHost, "fedcollm": FedCoLlmHost}
+_LLM_STEPS = 60
+_LLM_LEARNING_RATE = 5e-4
 
 
-def open_host(name: str, coordinator: Coordinator, slm: LanguageModel) -> LogitHost:
-    """The host of one arm. Raises: ParameterError: tokenizers without a common token."""
-    return _HOSTS[name](coordinator.data.pool, llm=coordinator.llm, slm=slm)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRounds:
+    """One baseline with one LLM during one arm."""
 
+    baseline: LogitBaseline
+    llm: LabLlm
 
-def separate_rounds(
-    host: LogitHost,
-    coordinator: Coordinator,
-    parties: Sequence[Party],
-    received: Sequence[Mapping[int, str]],
-    *,
-    round_id: int,
-) -> None:
-    """FedMKT: each site learns from the LLM, and the LLM from the best site per sample.
+    @classmethod
+    def open(cls, name: str, llm: LabLlm, sites: Sequence[SiteContext]) -> BaselineRounds:
+        """Raises: ParameterError: an unknown name, or tokenizers without a common token."""
+        baseline = LogitBaseline(name, llm.data.pool, llm=llm.lm, slm=sites[0].lm)
+        return cls(baseline=baseline, llm=llm)
 
-    The LLM's owner sends what is in demand to all, so that every site answers for every sample
-    and none shows what it asked for.
-    """
-    for party, paths in zip(parties, received, strict=True):
-        party.train(round_id, paths)
-    paths = {place: one.path for party in parties for place, one in party.book.known.items()}
-    _teach(
-        host,
-        coordinator,
-        [partial(_ready, party.lm, party.student) for party in parties],
-        paths,
-        parties[0],
-        round_id=round_id,
-    )
+    def train(
+        self,
+        sites: Sequence[tuple[SiteContext, SiteState]],
+        noised: Sequence[NoisedStatistics],
+        received: Sequence[ReceivedRationale],
+        round_id: int,
+    ) -> list[TrainedRound]:
+        """One round of all sites, and of the LLM."""
+        considered = [
+            consider(site, state, round_id, statistics, received)
+            for (site, state), statistics in zip(sites, noised, strict=True)
+        ]
+        contexts = [site for site, _ in sites]
+        if self.baseline.name == "fedcollm":
+            return self._shared(contexts, considered, round_id)
+        return self._separate(contexts, considered, round_id)
 
+    def _separate(
+        self, sites: Sequence[SiteContext], considered: Sequence[ConsideredRound], round_id: int
+    ) -> list[TrainedRound]:
+        """FedMKT: each site learns from the LLM, and the LLM from the best site per sample.
 
-def shared_round(
-    host: LogitHost,
-    coordinator: Coordinator,
-    parties: Sequence[Party],
-    received: Sequence[Mapping[int, str]],
-    *,
-    round_id: int,
-) -> None:
-    """FedCoLLM: the sum of the sites' adapters, distilled mutually with the LLM.
+        The LLM's owner sends what is in demand to all, so that every site answers for every sample
+        and none shows what it asked for.
+        """
+        trained = []
+        for site, one in zip(sites, considered, strict=True):
+            wear_start(site, one.state)
+            self.baseline.teach(site.lm, _passing(one), _training(site, round_id))
+            finish(site, one, round_id)
+            trained.append(close(site, one, round_id))
+        ready = [
+            partial(_ready, site, done.state) for site, done in zip(sites, trained, strict=True)
+        ]
+        self._teach(
+            ready,
+            {index: text for one in considered for index, text in _known(one).items()},
+            sites[0],
+            round_id,
+        )
+        return trained
 
-    A path is used where at least half of the sites that know it would train on it. Only these
-    counts are needed, so they can come from an opened sum as demand does.
-    """
-    kept = [party.consider(round_id, paths) for party, paths in zip(parties, received, strict=True)]
-    knowing = Counter(place for party in parties for place in party.book.known)
-    votes = Counter(place for places in kept for place in places)
-    paths = {
-        place: one.path
-        for party in parties
-        for place, one in party.book.known.items()
-        if 2 * votes[place] >= knowing[place]
-    }
-    lm = parties[0].lm
-    load_adapters(lm, added_up([party.start(round_id) for party in parties]))
-    training = parties[0].host_training(round_id)
-    done = transfer(
-        host,
-        lm,
-        HostState(),
-        paths,
-        HostTraining(
-            # As many steps as all sites together take on their own.
-            steps=training.steps * len(parties),
-            batch_size=training.batch_size,
-            learning_rate=training.learning_rate,
-            seed=training.seed,
-        ),
-    )
-    shared = adapter_weights(lm)
-    _teach(host, coordinator, [partial(_ready, lm, shared)], paths, parties[0], round_id=round_id)
-    for party, places, new in zip(parties, kept, received, strict=True):
-        party.student = shared
-        party.close(round_id, new, places, by_host=done.rewards)
+    def _shared(
+        self, sites: Sequence[SiteContext], considered: Sequence[ConsideredRound], round_id: int
+    ) -> list[TrainedRound]:
+        """FedCoLLM: the sum of the sites' adapters, distilled mutually with the LLM.
+
+        A sample is used where at least half of the sites that know it would learn from it. Only
+        these counts are needed, so they can come from an aggregate as demand does.
+        """
+        knowing = Counter(index for one in considered for index in _known(one))
+        votes = Counter(index for one in considered for index in _passing(one))
+        texts = {
+            index: text
+            for one in considered
+            for index, text in _known(one).items()
+            if 2 * votes[index] >= knowing[index]
+        }
+        starts = []
+        for site, one in zip(sites, considered, strict=True):
+            wear_start(site, one.state)
+            starts.append(adapter_weights(site.lm))
+        first = sites[0]
+        load_adapters(first.lm, added_up(starts))
+        training = _training(first, round_id)
+        # As many steps as all sites together take on their own.
+        self.baseline.teach(first.lm, texts, replace(training, steps=training.steps * len(sites)))
+        shared = adapter_weights(first.lm)
+        self._teach(
+            [partial(_ready, first, replace(considered[0].state, student=shared))],
+            texts,
+            first,
+            round_id,
+        )
+        trained = []
+        for site, one in zip(sites, considered, strict=True):
+            load_adapters(site.lm, shared)
+            finish(site, one, round_id)
+            trained.append(close(site, one, round_id))
+        return trained
+
+    def _teach(
+        self,
+        students: Sequence[Callable[[], LanguageModel]],
+        texts: Mapping[int, str],
+        site: SiteContext,
+        round_id: int,
+    ) -> None:
+        training = replace(
+            _training(site, round_id), steps=_LLM_STEPS, learning_rate=_LLM_LEARNING_RATE
+        )
+        if self.baseline.teach_llm(students, texts, training):
+            self.llm.forget()
 
 
 def added_up(shares: Sequence[AdapterWeights]) -> AdapterWeights:
-    """The mean of the sites' adapters, through the whole numbers that an opening would add up."""
+    """The mean of the sites' adapters, through the whole numbers that an aggregate would hold."""
     settings = AdapterSumSettings()
-    total = np.sum([adapter_vector(one, settings) for one in shares], axis=0)
+    total = np.sum([adapter_vector(share, settings) for share in shares], axis=0)
     return mean_adapters(total, sites=len(shares), like=shares[0], settings=settings)
 
 
-def _ready(lm: LanguageModel, student: AdapterWeights) -> LanguageModel:
-    load_adapters(lm, student)
-    return lm
+def _known(considered: ConsideredRound) -> dict[int, str]:
+    return {known.pool_index: known.text for known in considered.state.rationales}
 
 
-def _teach(
-    host: LogitHost,
-    coordinator: Coordinator,
-    students: Sequence[Callable[[], LanguageModel]],
-    paths: Mapping[int, str],
-    party: Party,
-    *,
-    round_id: int,
-) -> None:
-    training = party.host_training(round_id)
-    taught = host.teach_llm(
-        students,
-        paths,
-        HostTraining(
-            steps=party.settings.uplink_steps,
-            batch_size=training.batch_size,
-            learning_rate=party.settings.uplink_learning_rate,
-            seed=training.seed,
-        ),
+def _passing(considered: ConsideredRound) -> dict[int, str]:
+    rationales = considered.state.rationales
+    return {rationales[at].pool_index: rationales[at].text for at in considered.passing}
+
+
+def _training(site: SiteContext, round_id: int) -> BaselineTraining:
+    """Steps, batch size and rate as the method's own students have them."""
+    plan, guide = site.plan, site.plan.guide
+    if guide is None:
+        raise ParameterError("baselines start from what DP-SGD released: the plan needs a guide")
+    last = round_id + 1 == plan.rounds
+    return BaselineTraining(
+        steps=guide.last_pool_steps if last else guide.pool_steps,
+        batch_size=plan.distillation.pool_batch_size,
+        learning_rate=guide.pool_learning_rate,
+        seed=plan.seed + round_id,
     )
-    if taught:
-        coordinator.forget()
+
+
+def _ready(site: SiteContext, state: SiteState) -> LanguageModel:
+    site.wear(state)
+    return site.lm

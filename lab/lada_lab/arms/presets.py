@@ -7,76 +7,88 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from lada_lab.arms.study import StudySettings
+from lada_lab.arms.study import TINY_PLAN, LabSettings, changed_plan
 from lada_lab.worlds.wards import WardSettings
+from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError
 
 # A study in some ten minutes of one core: fewer records, two rounds, adapters at the top alone.
-_SMOLLM2 = StudySettings(
-    rounds=2,
-    quota=24,
-    private_steps=(6, 6),
-    pool_steps=15,
-    final_steps=30,
-    expected_units=80.0,
-    private_learning_rate=2e-3,
+_SMOLLM2 = LabSettings(
+    plan=changed_plan(
+        TINY_PLAN,
+        {
+            "rounds": 2,
+            "statistics.loss_clip": 8.0,
+            "training.steps_per_round": 6,
+            "training.expected_units": 80.0,
+            "distillation.adapter_layers": 6,
+            "distillation.adapter_targets": ["q_proj", "v_proj"],
+            "distillation.learning_rate": 2e-3,
+            "distillation.pool_batch_size": 8,
+            "allocation.quota": 24,
+            "paths.budget": 72,
+            "paths.max_new_tokens": 32,
+            "paths.attempts": 1,
+            "guide.own_paths": 2,
+            "guide.rate_decay": 1.0,
+            "guide.pool_steps": 15,
+            "guide.last_pool_steps": 30,
+            "guide.pool_learning_rate": 2e-3,
+            # These students learn little from a few paths, but what suits the records raises them.
+            "guide.trials.gain_clip": 0.05,
+            "guide.trials.least_gain": 0.3,
+        },
+    ),
     noise_rate=1.0,
-    rate_decay=1.0,
-    pool_batch_size=8,
-    learning_rate=2e-3,
-    own_paths=2,
-    adapter_targets=("q_proj", "v_proj"),
-    adapter_layers=6,
-    loss_clip=8.0,
-    # These students learn little from a few paths, but what suits the records raises them.
-    trial_gain_clip=0.05,
-    trial_least_gain=0.3,
-    max_new_tokens=32,
-    attempts=1,
     batch_size=32,
     world=WardSettings(),
 )
-PRESETS: Mapping[str, StudySettings] = {"tiny": StudySettings(), "smollm2": _SMOLLM2}
+PRESETS: Mapping[str, LabSettings] = {"tiny": LabSettings(), "smollm2": _SMOLLM2}
 
 
 def bench_settings(
     preset: str, *, harmful: float, held_out: int | None, changes: Sequence[str] = ()
-) -> StudySettings:
+) -> LabSettings:
     """The settings of a preset with the caller's sizes and changes.
 
-    Args: held_out: None for the preset's own number. changes: "NAME=JSON" for a field of
-        `StudySettings`, or "world.NAME=JSON".
+    Args: held_out: None for the preset's own number. changes: "NAME=JSON" for a field of the plan
+        by dotted name, for "noise_rate" and "batch_size", or for "world.NAME".
     Raises: ParameterError: unknown preset or name, or a value of the wrong type.
     """
     if preset not in PRESETS:
         raise ParameterError(f"--preset: expected {' or '.join(PRESETS)}, got {preset!r}")
     settings = PRESETS[preset]
     size = settings.world.held_out if held_out is None else held_out
-    settings = replace(settings, world=replace(settings.world, harmful=harmful, held_out=size))
+    world: dict[str, Any] = {"harmful": harmful, "held_out": size}
     own: dict[str, Any] = {}
-    world: dict[str, Any] = {}
+    plan: dict[str, Json] = {}
     for change in changes:
-        name, value = _parsed(settings, change)
-        inner = name.removeprefix("world.")
-        (own if inner == name else world)[inner] = value
-    # All at once, because some settings only fit each other.
-    return replace(settings, **own, world=replace(settings.world, **world))
-
-
-def _parsed(settings: StudySettings, change: str) -> tuple[str, Any]:
-    name, equals, text = change.partition("=")
+        name, _, text = change.partition("=")
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise ParameterError(f"--set {change}: expected NAME=JSON") from error
+        if name.startswith("world."):
+            world[name.removeprefix("world.")] = _checked(name, value, settings.world)
+        elif name in ("noise_rate", "batch_size"):
+            own[name] = _checked(name, value, settings)
+        else:
+            plan[name] = value
     try:
-        value: Any = json.loads(text)
-    except ValueError as error:
-        raise ParameterError(f"--set {change}: expected NAME=JSON") from error
-    inner = name.removeprefix("world.")
-    target: Any = settings.world if inner != name else settings
-    known = {one.name: getattr(target, one.name) for one in fields(target) if one.name != "world"}
-    if not equals or inner not in known:
+        changed = changed_plan(settings.plan, plan)
+    except ParameterError as error:
+        raise ParameterError(f"--set {error}") from error
+    # All at once, because some settings only fit each other.
+    return replace(settings, **own, plan=changed, world=replace(settings.world, **world))
+
+
+def _checked(name: str, value: Any, target: Any) -> Any:
+    """A value that is like the one it replaces."""
+    known = {one.name: getattr(target, one.name) for one in fields(target)}
+    inner = name.rpartition(".")[2]
+    if inner not in known:
         raise ParameterError(f"--set {name}: expected one of {', '.join(sorted(known))}")
-    if isinstance(known[inner], tuple):
-        value = tuple(value) if isinstance(value, list) else value
     wanted = (int, float) if isinstance(known[inner], float) else type(known[inner])
     if not isinstance(value, wanted) or isinstance(value, bool):
-        raise ParameterError(f"--set {name}: expected a value like {known[inner]!r}, got {text}")
-    return name, value
+        raise ParameterError(f"--set {name}: expected a value like {known[inner]!r}, got {value}")
+    return value

@@ -15,13 +15,13 @@ from lada_lab.arms.simulation import Outcome
 
 CONFIDENCE = 0.95
 # What is compared with every baseline.
-OURS = ("lada-secure", "lada-nonprivate")
+OURS = ("lada-secure",)
 _COUNTS = ("asked", "received", "received_harmful", "trained", "trained_harmful")
 
 
-def label(condition: str, epsilon: float | None, largest: float) -> str:
+def label(condition: str, epsilon: float, largest: float) -> str:
     """How a condition is called in results: with its epsilon where that is not the largest."""
-    if epsilon is None or epsilon == largest:
+    if epsilon == largest:
         return condition
     return f"{condition}@{epsilon:g}"
 
@@ -53,10 +53,11 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
 
     accuracy.<condition>: over seeds, of the mean over sites. llm_accuracy: the same of the LLM.
     difference.<ours>.<other>: paired by seed, ours less the other, in shares (0.1 is ten points);
-    intervals are paired t over seeds. Ours: LaDa-secure against all, and LaDa before each host
-    against that host. llm_gain.<condition>: where the LLM learns, after the study less before it.
-    samples.<condition>: per site, over a study. uplink.<condition>: over all rounds with an uplink.
-    cpu_s.<condition>: of one study, without what its arms share. by_seed.<condition>: accuracies.
+    intervals are paired t over seeds. Ours: LaDa-secure against all, and LaDa before each baseline
+    against that baseline. llm_gain.<condition>: where the LLM learns, after less before.
+    samples.<condition>: per site, over a study. transfer.<condition>: over all its rounds.
+    cpu_s.<condition>: of one study, less what earlier arms had computed.
+    spent.<condition>: largest epsilon in a ledger. by_seed.<condition>: accuracies.
     """
     groups: dict[str, list[Outcome]] = {}
     for one in outcomes:
@@ -84,7 +85,12 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
             if ARMS[found[0].condition].teaches_llm
         },
         "samples": {name: _samples(found) for name, found in groups.items()},
-        "uplink": {name: _uplinks(found) for name, found in groups.items() if found[0].uplinks},
+        "transfer": {
+            name: _transfers(found) for name, found in groups.items() if found[0].transfers
+        },
+        "spent": {
+            name: round(max(one.spent for one in found), 4) for name, found in groups.items()
+        },
         "cpu_s": {
             name: round(float(np.mean([one.cpu_s for one in found])), 1)
             for name, found in groups.items()
@@ -101,10 +107,12 @@ def _compared_with(ours: str, names: Iterable[str]) -> list[str]:
     if condition in OURS:
         return [name for name in names if name != ours]
     arm = ARMS[condition]
-    if arm.host is None or not arm.guided:
+    if arm.baseline is None or arm.name != f"lada-{arm.baseline}":
         return []
     alone = {
-        name + at + epsilon for name, one in ARMS.items() if one.host == arm.host and one != arm
+        name + at + epsilon
+        for name, one in ARMS.items()
+        if one.baseline == arm.baseline and one != arm
     }
     return [name for name in names if name in alone]
 
@@ -118,8 +126,8 @@ def _samples(outcomes: Sequence[Outcome]) -> dict[str, float]:
     }
 
 
-def _uplinks(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    rounds = [report for one in outcomes for report in one.uplinks]
+def _transfers(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    rounds = [report for one in outcomes for report in one.transfers]
     return {
         name: round(float(np.mean([report[name] for report in rounds])), 3) for name in rounds[0]
     }
@@ -149,7 +157,7 @@ def csv_text(outcomes: Sequence[Outcome], *, largest: float) -> str:
             writer.writerow(
                 [
                     label(one.condition, one.epsilon, largest),
-                    "" if one.epsilon is None else f"{one.epsilon:g}",
+                    f"{one.epsilon:g}",
                     one.seed,
                     site,
                     f"{accuracy:.4f}",

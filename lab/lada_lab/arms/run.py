@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from lada_lab.arms.arms import Arm, arms_named
 from lada_lab.arms.results import tabulate
 from lada_lab.arms.simulation import Laboratory, Outcome, prepare
-from lada_lab.arms.study import StudySettings
+from lada_lab.arms.study import LabSettings
 from lada_secure.errors import ParameterError
 
 # Worlds from here on are for choosing settings; results are reported from worlds below.
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTask:
-    """Arms that share one world's releases: those of one seed and one epsilon (None: exact)."""
+    """Arms that share one world's releases: those of one seed and one epsilon."""
 
     seed: int
-    epsilon: float | None
+    epsilon: float
     arms: tuple[Arm, ...]
-    settings: StudySettings
+    settings: LabSettings
     cache_dir: Path
 
 
@@ -40,7 +40,7 @@ def plan_tasks(
     *,
     seeds: Sequence[int],
     epsilons: Sequence[float],
-    settings: StudySettings,
+    settings: LabSettings,
     cache_dir: Path,
 ) -> list[BenchTask]:
     """One task per seed and epsilon; ablations at the largest epsilon alone.
@@ -54,18 +54,10 @@ def plan_tasks(
             f"epsilon: expected at least one number, all above 0, got {list(epsilons)}"
         )
     largest = max(epsilons)
-    groups: list[tuple[float | None, tuple[Arm, ...]]] = [
-        (
-            epsilon,
-            tuple(
-                arm
-                for arm in arms
-                if arm.privacy == "dp" and (epsilon == largest or not arm.ablation)
-            ),
-        )
-        for epsilon in sorted(set(epsilons), reverse=True)
+    groups = [
+        (budget, tuple(arm for arm in arms if budget == largest or not arm.ablation))
+        for budget in sorted(set(epsilons), reverse=True)
     ]
-    groups.append((None, tuple(arm for arm in arms if arm.privacy == "none")))
     return [
         BenchTask(seed=seed, epsilon=epsilon, arms=some, settings=settings, cache_dir=cache_dir)
         for seed in seeds
@@ -78,9 +70,7 @@ def run_task(task: BenchTask) -> list[Outcome]:
     """Simulate the arms of one task, one after the other; a line of progress per round."""
     prepared = prepare(task.settings, seed=task.seed, cache_dir=task.cache_dir)
     laboratory = Laboratory.open(prepared, task.settings)
-    return [
-        laboratory.simulate(arm, epsilon=task.epsilon or 1.0, progress=_tell) for arm in task.arms
-    ]
+    return [laboratory.simulate(arm, epsilon=task.epsilon, progress=_tell) for arm in task.arms]
 
 
 def _tell(text: str) -> None:
@@ -104,7 +94,7 @@ def _each(
             yield done.result()
 
 
-def _prepare(settings: StudySettings, seed: int, cache_dir: Path) -> int:
+def _prepare(settings: LabSettings, seed: int, cache_dir: Path) -> int:
     prepare(settings, seed=seed, cache_dir=cache_dir)
     return seed
 
@@ -114,7 +104,7 @@ def run_allocation(
     conditions: Sequence[str],
     seeds: Sequence[int],
     epsilons: Sequence[float],
-    settings: StudySettings,
+    settings: LabSettings,
     cache_dir: Path,
     jobs: int,
     progress: Callable[[str], None],
@@ -145,17 +135,22 @@ def run_allocation(
         outcomes += found
         keep(outcomes)
         told = ", ".join(f"{one.condition} {one.accuracy:.1%}" for one in found)
-        at = "no privacy" if found[0].epsilon is None else f"epsilon {found[0].epsilon:g}"
-        progress(f"seed {found[0].seed}, {at} ({number} of {len(tasks)}): {told}")
+        at = f"seed {found[0].seed}, epsilon {found[0].epsilon:g}"
+        progress(f"{at} ({number} of {len(tasks)}): {told}")
     order = {name: number for number, name in enumerate(conditions)}
-    outcomes.sort(key=lambda one: (-(one.epsilon or 0.0), order[one.condition], one.seed))
+    outcomes.sort(key=lambda one: (-one.epsilon, order[one.condition], one.seed))
     outcomes.sort(key=lambda one: order[one.condition])
     report = {
         "seeds": sorted(seeds),
         "validation": min(seeds) >= FIRST_VALIDATION_SEED,
         "epsilons": sorted(set(epsilons)),
-        "settings": asdict(settings),
-        "total_cpu_s": round(sum(one.cpu_s + one.shared_cpu_s for one in outcomes), 1),
+        "settings": {
+            "plan": settings.plan.model_dump(mode="json"),
+            "noise_rate": settings.noise_rate,
+            "batch_size": settings.batch_size,
+            "world": asdict(settings.world),
+        },
+        "total_cpu_s": round(sum(one.cpu_s for one in outcomes), 1),
         **tabulate(outcomes, largest=max(epsilons)),
     }
     return outcomes, report

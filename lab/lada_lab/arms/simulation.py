@@ -1,37 +1,49 @@
-"""One arm in one world: a whole study in one process, without sockets and without encryption.
+"""One arm in one world: a whole study in one process, by the very functions that parties run.
 
-Sums and blind scores are computed in the clear here. Under encryption they are the same numbers
-(sums exactly, scores up to 1e-5), so the allocation is the same.
+Left out are messages, signatures and encryption. Sums are whole numbers either way; scores are
+computed in the clear from the matrix in its committed form, and read in the same steps.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from lada_lab.arms.arms import Arm
-from lada_lab.arms.baseline_rounds import open_host, separate_rounds, shared_round
-from lada_lab.arms.coordinator import Coordinator
-from lada_lab.arms.guides import SiteReleases
-from lada_lab.arms.party import Party
-from lada_lab.arms.study import StudySettings, study_noise
-from lada_lab.arms.uplink import uplink
-from lada_lab.worlds.bench_models import (
-    LLM_PRETRAINING,
-    SLM_PRETRAINING,
-    bench_model,
-)
+from lada_lab.arms.arms import POOL_SHARES, Arm
+from lada_lab.arms.baseline_rounds import BaselineRounds
+from lada_lab.arms.ledgers import ArmLedger, SharedReleases
+from lada_lab.arms.llm import LabLlm
+from lada_lab.arms.study import LabSettings, study_plan
+from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
 from lada_lab.worlds.chain_world import build_data
-from lada_lab.worlds.study_data import BenchData
+from lada_lab.worlds.study_data import BenchData, check_pool
 from lada_lab.worlds.ward_models import LLM_TUNING, SLM_TUNING, ward_model
 from lada_lab.worlds.wards import WardSettings, build_ward_data
-from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.loading import LanguageModel, load_folder
-from lada_secure.privacy.release.units import bound_units
+from lada_secure.allocation.cells import Clusters, fit_clusters
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.allocation.strategies import pick
+from lada_secure.arrays import Float32Array
+from lada_secure.canonical import Json, canonical_json
+from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.errors import ParameterError
+from lada_secure.method.execution import Execution
+from lada_secure.method.plan import MethodPlan
+from lada_secure.method.site_allocation import choose_cells
+from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_round import confidence_excess, site_statistics, solved
+from lada_secure.method.site_round import pick as pick_by_plan
+from lada_secure.method.site_state import SiteState
+from lada_secure.method.site_training import train
+from lada_secure.models.embedding import Embedder, embedder
+from lada_secure.models.evaluation import accuracy, path_log_probabilities
+from lada_secure.models.loading import load_folder
+from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.release.units import Unit, bound_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +52,22 @@ class Outcome:
 
     accuracy: mean over sites of their students, by_site: each. llm_before, llm_accuracy: of the LLM
     on the sites' held-out records that are in the public's manner, before and after the study.
-    details: per site, one report a round. uplinks: one report a round, without an uplink none.
-    cpu_s: of this arm alone; shared_cpu_s: spent meanwhile on releases that other arms use, too.
+    epsilon: the study's; spent: what the ledgers say, the largest. details: per site, one report a
+    round. transfers: one report a round of SLM-to-LLM transfer. cpu_s: of this arm, less what
+    another arm had computed before it.
     """
 
     condition: str
-    epsilon: float | None
+    epsilon: float
     seed: int
     accuracy: float
     by_site: tuple[float, ...]
     llm_before: float
     llm_accuracy: float
+    spent: float
     cpu_s: float
-    shared_cpu_s: float
     details: dict[str, list[dict[str, int]]]
-    uplinks: tuple[dict[str, int | bool], ...] = ()
+    transfers: tuple[dict[str, int | bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +80,7 @@ class PreparedWorld:
     seed: int
 
 
-def prepare(settings: StudySettings, *, seed: int, cache_dir: Path) -> PreparedWorld:
+def prepare(settings: LabSettings, *, seed: int, cache_dir: Path) -> PreparedWorld:
     """Build the data, and train the two models where the cache does not have them."""
     world = settings.world
     if isinstance(world, WardSettings):
@@ -85,128 +98,279 @@ def prepare(settings: StudySettings, *, seed: int, cache_dir: Path) -> PreparedW
     )
 
 
-def open_coordinator(prepared: PreparedWorld, settings: StudySettings) -> Coordinator:
-    """Load the LLM, with adapters that change nothing yet, and cluster the pool."""
-    llm = attach_adapters(
-        load_folder(prepared.llm, name="bench-llm"), _adapters(prepared, settings)
-    )
-    return Coordinator.open(prepared.data, settings, llm)
+@dataclass(slots=True, kw_only=True)
+class SimulatedSite:
+    """One site during one arm: what its steps are computed with, and its state."""
+
+    name: str
+    context: SiteContext
+    state: SiteState
+    ledger: ArmLedger
+    reports: list[dict[str, int]] = field(default_factory=list)
+
+    def report(self, trained_on: Sequence[int], harmful: frozenset[int]) -> None:
+        """Note what was asked for, received and learned from so far."""
+        received = [known.pool_index for known in self.state.rationales]
+        self.reports.append(
+            {
+                "asked": sum(len(picks) for picks in self.state.picks.values()),
+                "received": len(received),
+                "received_harmful": sum(index in harmful for index in received),
+                "trained": len(trained_on),
+                "trained_harmful": sum(index in harmful for index in trained_on),
+            }
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class Laboratory:
-    """One world with everything that its arms share: coordinator, releases, one SLM."""
+    """One world with everything that its arms share."""
 
     prepared: PreparedWorld
-    settings: StudySettings
-    coordinator: Coordinator
-    lm: LanguageModel
-    _releases: dict[float | None, tuple[SiteReleases, ...]] = field(default_factory=dict)
+    settings: LabSettings
+    embedder: Embedder
+    embeddings: Float32Array
+    clusters: Clusters
+    units: tuple[tuple[Unit, ...], ...]
+    _models: dict[bytes, SiteContext] = field(default_factory=dict)
+    _shared: dict[str, SharedReleases] = field(default_factory=dict)
+    _llm: LabLlm | None = None
 
     @classmethod
-    def open(cls, prepared: PreparedWorld, settings: StudySettings) -> Laboratory:
-        """Load both models and look at the pool."""
+    def open(cls, prepared: PreparedWorld, settings: LabSettings) -> Laboratory:
+        """Cluster the pool and bound the records.
+
+        Raises: ParameterError: a pool that `check_pool` refuses, or a site without records.
+        """
         torch.set_num_threads(1)
-        coordinator = open_coordinator(prepared, settings)
-        coordinator.look()
+        plan, data = settings.plan, prepared.data
+        check_pool(data.pool)
+        for site in data.sites:
+            if not site.train:
+                raise ParameterError(f"{site.name}: expected at least one record, got none")
+        texts = embedder(plan.embedder)
+        embeddings = texts.embed([sample.question for sample in data.pool])
         return cls(
             prepared=prepared,
             settings=settings,
-            coordinator=coordinator,
-            lm=_fresh_slm(prepared, settings),
+            embedder=texts,
+            embeddings=embeddings,
+            clusters=fit_clusters(embeddings, plan.allocation.clusters, prepared.seed),
+            units=tuple(
+                bound_units(site.train, max_records_per_unit=plan.privacy.max_records_per_unit)
+                for site in data.sites
+            ),
         )
-
-    def releases(self, epsilon: float | None) -> tuple[SiteReleases, ...]:
-        """All sites' releases at one epsilon; None: without privacy."""
-        if epsilon not in self._releases:
-            settings = self.settings
-            found = []
-            for number, site in enumerate(self.prepared.data.sites):
-                units = bound_units(site.train, max_records_per_unit=settings.max_records_per_unit)
-                found.append(
-                    SiteReleases.open(
-                        site,
-                        settings,
-                        None
-                        if epsilon is None
-                        else study_noise(settings, epsilon=epsilon, units=len(units)),
-                        _fresh_slm(self.prepared, settings),
-                        self.coordinator,
-                        seed=1000 * self.prepared.seed + 10 * number,
-                    )
-                )
-            self._releases[epsilon] = tuple(found)
-        return self._releases[epsilon]
-
-    @property
-    def _release_cpu_s(self) -> float:
-        return sum(one.cpu_s for found in self._releases.values() for one in found)
 
     def simulate(
         self, arm: Arm, *, epsilon: float, progress: Callable[[str], None] | None = None
     ) -> Outcome:
         """Run all rounds of one arm and measure it on held-out records."""
-        started, shared = time.process_time(), self._release_cpu_s
-        spent = epsilon if arm.privacy == "dp" else None
-        # An LLM that learns serves its own arm alone.
-        coordinator = (
-            open_coordinator(self.prepared, self.settings) if arm.teaches_llm else self.coordinator
-        )
-        llm_before = coordinator.accuracy()
-        host = None if arm.host is None else open_host(arm.host, coordinator, self.lm)
-        parties = [
-            Party.open(
-                arm, self.settings, releases, coordinator, self.lm, epsilon=epsilon, host=host
-            )
-            for releases in self.releases(spent)
-        ]
-        uplinks: list[dict[str, int | bool]] = []
-        for round_id in range(self.settings.rounds):
-            received = [coordinator.write(party.choose(round_id)) for party in parties]
-            if host is not None:
-                carry_out = shared_round if arm.host == "fedcollm" else separate_rounds
-                carry_out(host, coordinator, parties, received, round_id=round_id)
-            else:
-                for party, paths in zip(parties, received, strict=True):
-                    party.train(round_id, paths)
-            if round_id + 1 == self.settings.rounds:
-                for party in parties:
-                    party.finish()
-            if arm.uplink and self.settings.uplink_in(round_id):
-                report = uplink(coordinator, parties, self.settings, seed=self.prepared.seed)
-                uplinks.append(report.to_json())
+        started = time.process_time()
+        plan = self._plan(arm, epsilon)
+        llm = self._llm_for(arm, plan)
+        llm_before = llm.accuracy()
+        sites = self._sites(plan, epsilon)
+        baseline = None
+        if arm.baseline is not None:
+            baseline = BaselineRounds.open(arm.baseline, llm, [one.context for one in sites])
+        transfers: list[dict[str, int | bool]] = []
+        for round_id in range(plan.rounds):
+            self._round(arm, plan, llm, sites, baseline, round_id)
+            if plan.uplink_in(round_id) is not None:
+                transfers.append(_transfer(llm, sites, seed=plan.seed + round_id))
             if progress is not None:
                 progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
-        by_site = tuple(party.accuracy() for party in parties)
-        accuracy = sum(by_site) / len(by_site)
-        if progress is not None:
-            progress(f"seed {self.prepared.seed}, {arm.name}: {accuracy:.1%}")
+        by_site = tuple(self._accuracy(site, number) for number, site in enumerate(sites))
         return Outcome(
             condition=arm.name,
-            epsilon=spent,
+            epsilon=epsilon,
             seed=self.prepared.seed,
-            accuracy=accuracy,
+            accuracy=sum(by_site) / len(by_site),
             by_site=by_site,
             llm_before=llm_before,
-            llm_accuracy=coordinator.accuracy(),
-            cpu_s=time.process_time() - started - (self._release_cpu_s - shared),
-            shared_cpu_s=self._release_cpu_s - shared,
-            details={party.releases.site.name: party.reports for party in parties},
-            uplinks=tuple(uplinks),
+            llm_accuracy=llm.accuracy(),
+            spent=max(site.ledger.epsilon_spent(plan.privacy.target_delta) for site in sites),
+            cpu_s=time.process_time() - started,
+            details={site.name: site.reports for site in sites},
+            transfers=tuple(transfers),
+        )
+
+    def _plan(self, arm: Arm, epsilon: float) -> MethodPlan:
+        data = self.prepared.data
+        changes: dict[str, Json] = dict(arm.changes)
+        if arm.asks == "all":
+            changes |= {"paths.budget": len(data.pool), "allocation.quota": len(data.pool)}
+        if isinstance(transfer := changes.get("uplink"), dict):
+            # Students know what their records say when they have ended on them.
+            last = self.settings.plan.rounds - 1
+            sizes = {name: round(share * len(data.pool)) for name, share in POOL_SHARES.items()}
+            changes["uplink"] = {**transfer, **sizes, "first_round": last}
+        return study_plan(
+            self.settings,
+            changes,
+            data,
+            clusters=self.clusters.count,
+            units=round(sum(len(units) for units in self.units) / len(self.units)),
+            epsilon=epsilon,
+            seed=self.prepared.seed,
+        )
+
+    def _llm_for(self, arm: Arm, plan: MethodPlan) -> LabLlm:
+        """The LLM; one that learns serves its own arm alone."""
+        if not arm.teaches_llm and self._llm is not None:
+            return replace(self._llm, plan=plan)
+        llm = LabLlm.open(
+            plan,
+            load_folder(self.prepared.llm, name="bench-llm"),
+            self.prepared.data,
+            self.clusters,
+            self.embeddings,
+            learns=arm.teaches_llm,
+        )
+        if not arm.teaches_llm:
+            self._llm = llm
+        return llm
+
+    def _sites(self, plan: MethodPlan, epsilon: float) -> list[SimulatedSite]:
+        found = []
+        for data, units in zip(self.prepared.data.sites, self.units, strict=True):
+            shared = self._shared.setdefault(data.name, SharedReleases())
+            ledger = ArmLedger(plan, site=data.name, shared=shared, group=_group(plan))
+            context = replace(
+                self._context(plan),
+                plan=plan,
+                records=PrivateRecords(units),
+                book=ledger,
+                execution=Execution(device="cpu", threads=1, batch_size=self.settings.batch_size),
+            )
+            found.append(
+                SimulatedSite(name=data.name, context=context, state=SiteState(), ledger=ledger)
+            )
+        return found
+
+    def _context(self, plan: MethodPlan) -> SiteContext:
+        """One SLM for all sites and arms with the same adapters: every step sets its weights."""
+        shape = canonical_json([plan.distillation.model_dump(mode="json"), plan.seed])
+        if shape not in self._models:
+            self._models[shape] = SiteContext.open(
+                plan,
+                load_folder(self.prepared.slm, name="bench-slm"),
+                pool=self.prepared.data.pool,
+                clusters=self.clusters,
+                embedder=self.embedder,
+                records=PrivateRecords(()),
+                book=ArmLedger(plan, site="nobody", shared=SharedReleases(), group=""),
+                execution=Execution(),
+            )
+        return self._models[shape]
+
+    def _round(
+        self,
+        arm: Arm,
+        plan: MethodPlan,
+        llm: LabLlm,
+        sites: Sequence[SimulatedSite],
+        baseline: BaselineRounds | None,
+        round_id: int,
+    ) -> None:
+        noised = [site_statistics(site.context, site.state, round_id).value for site in sites]
+        demand = [0] * plan.pool_size
+        for site, statistics in zip(sites, noised, strict=True):
+            site.state = self._asked(arm, llm, site, round_id, statistics)
+            for index in site.state.picks[round_id]:
+                demand[index] += 1
+        received = llm.write(demand)
+        if baseline is not None:
+            trained = baseline.train(
+                [(site.context, site.state) for site in sites], noised, received, round_id
+            )
+        else:
+            trained = [
+                train(site.context, site.state, round_id, statistics, received)
+                for site, statistics in zip(sites, noised, strict=True)
+            ]
+        for site, done in zip(sites, trained, strict=True):
+            site.state = done.state
+            site.report(done.trained_on, self.prepared.data.harmful)
+
+    def _asked(
+        self,
+        arm: Arm,
+        llm: LabLlm,
+        site: SimulatedSite,
+        round_id: int,
+        noised: NoisedStatistics,
+    ) -> SiteState:
+        """What a site asks for, by the plan's strategy or by the arm's own rule."""
+        plan, state = site.context.plan, site.state
+        if arm.asks == "none" or (arm.asks == "all" and round_id > 0):
+            return state.with_picks(round_id, ())
+        if arm.asks == "all":
+            return state.with_picks(round_id, [int(at) for at in np.flatnonzero(llm.solved)])
+        if arm.asks == "loss-based":
+            return state.with_picks(round_id, _largest_gap(llm, site, round_id))
+        scores = llm.scores(choose_cells(plan, state, noised).utilities)
+        return pick_by_plan(site.context, state, round_id, noised, scores)
+
+    def _accuracy(self, site: SimulatedSite, number: int) -> float:
+        """Share of right answers of the student on the site's held-out records."""
+        site.context.wear(site.state)
+        return accuracy(
+            site.context.lm,
+            self.prepared.data.sites[number].held_out,
+            batch_size=self.settings.batch_size,
+            max_new_tokens=site.context.plan.paths.max_new_tokens,
         )
 
 
-def _fresh_slm(prepared: PreparedWorld, settings: StudySettings) -> LanguageModel:
-    return attach_adapters(
-        load_folder(prepared.slm, name="bench-slm"), _adapters(prepared, settings)
-    )
+def _group(plan: MethodPlan) -> str:
+    """All that decides the releases that arms may share."""
+    guide = plan.guide
+    return canonical_json(
+        [
+            plan.privacy.model_dump(mode="json"),
+            plan.statistics.model_dump(mode="json"),
+            plan.training.model_dump(mode="json"),
+            plan.distillation.model_dump(mode="json"),
+            plan.allocation.clusters,
+            plan.rounds,
+            plan.seed,
+            None
+            if guide is None
+            else [guide.records_with_reasons, guide.own_reasons, guide.rate_decay, guide.finish],
+        ]
+    ).decode()
 
 
-def _adapters(prepared: PreparedWorld, settings: StudySettings) -> AdapterSettings:
-    return AdapterSettings(
-        rank=settings.adapter_rank,
-        alpha=2.0 * settings.adapter_rank,
-        target_modules=settings.adapter_targets,
-        last_layers=settings.adapter_layers or None,
-        seed=prepared.seed,
+def _largest_gap(llm: LabLlm, site: SimulatedSite, round_id: int) -> list[int]:
+    """Samples whose gold answer the LLM finds likelier than the SLM, by the most."""
+    context, pool = site.context, site.context.pool
+    context.wear(site.state)
+    own = path_log_probabilities(
+        context.lm,
+        [prompt_of(sample.question, sample.choices) for sample in pool],
+        [path_of(sample.answer, sample.choices, None) for sample in pool],
+        batch_size=context.execution.batch_size,
+    ).losses
+    # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
+    available = llm.solved.copy()
+    available[sorted(site.state.picked_before(round_id))] = False
+    chosen = pick(
+        own - llm.answer_losses(),
+        quota=context.plan.allocation.quota,
+        threshold=1e-9,
+        available=available,
+        seed=context.plan.seed,
     )
+    return [int(at) for at in np.flatnonzero(chosen)]
+
+
+def _transfer(llm: LabLlm, sites: Sequence[SimulatedSite], *, seed: int) -> dict[str, int | bool]:
+    """One round of SLM-to-LLM transfer: the sum of all excesses, and what sites are asked for."""
+    opened = np.sum([confidence_excess(one.context, one.state) for one in sites], axis=0)
+    asked = llm.inquire([int(value) for value in opened])
+    written: Mapping[str, Mapping[int, str]] = {
+        site.name: solved(site.context, site.state, asked) for site in sites
+    }
+    return {"asked": len(asked), **llm.improve(written, seed=seed)}

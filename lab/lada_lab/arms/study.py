@@ -1,180 +1,141 @@
-"""Settings of the simulated study, and the noise that a target epsilon asks for."""
+"""A simulated study's plan: the method's own settings, and the noise that an epsilon asks for."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
 
 from lada_lab.worlds.chain_world import WorldSettings
+from lada_lab.worlds.study_data import BenchData
 from lada_lab.worlds.wards import WardSettings
-from lada_secure.allocation.statistics_parameters import StatisticsParameters, statistics_scale
-from lada_secure.allocation.valuation_gains import TrialParameters
-from lada_secure.dpsgd.parameters import DpSgdParameters
+from lada_secure.allocation.statistics_parameters import statistics_scale
+from lada_secure.canonical import Json
+from lada_secure.data.records import pool_hash
 from lada_secure.errors import ParameterError
-from lada_secure.models.loss import LossSettings
-from lada_secure.privacy.accounting.planning import (
-    DpSgdRelease,
-    GaussianRelease,
+from lada_secure.method.plan import (
+    AllocationPlan,
+    DistillationPlan,
+    GuidePlan,
+    MethodPlan,
+    PathsPlan,
     PrivacyPlan,
-    cost_plan,
+    StatisticsPlan,
+    TrainingPlan,
+    TrialsPlan,
 )
+from lada_secure.models.embedding import HASHED_NGRAMS
+from lada_secure.privacy.accounting.planning import DpSgdRelease, GaussianRelease, cost_plan
+from lada_secure.privacy.accounting.planning import PrivacyPlan as Budget
 
-MAX_ROUNDS = 5
-# Noise multiplier of the training over that of one statistics release.
+# Noise multipliers over that of one statistics release: of DP-SGD, and of one data valuation.
 _TRAINING_RELATIVE_NOISE = 1.0 / 6.0
-# The same of one release of path trials.
-_TRIALS_RELATIVE_NOISE = 0.5
-_NEXT_TO_NO_NOISE = 1e-4
-_ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_VALUATION_RELATIVE_NOISE = 0.5
+# Replaced for every study: what is calibrated, and what the data decide.
+_CALIBRATED = 1.0
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+TINY_PLAN = MethodPlan(
+    study_id="bench",
+    rounds=4,
+    embedder=HASHED_NGRAMS,
+    seed=0,
+    pool_sha256="00" * 32,
+    pool_size=10,
+    privacy=PrivacyPlan(
+        unit="unit", target_delta=1e-5, epsilon_cap=8.0, max_records_per_unit=4, max_units=2_000
+    ),
+    statistics=StatisticsPlan(loss_clip=4.0, integer_scale=64, noise_multiplier=_CALIBRATED),
+    training=TrainingPlan(
+        noise_multiplier=_CALIBRATED,
+        l2_clip_norm=1.0,
+        sampling_probability=_CALIBRATED,
+        expected_units=200.0,
+        steps_per_round=18,
+        pool_gradients="public",
+    ),
+    distillation=DistillationPlan(
+        adapter_rank=8,
+        adapter_layers=2,
+        adapter_targets=ALL_LINEAR,
+        train_a=True,
+        learning_rate=2e-2,
+        pool_batch_size=16,
+        private_weight=1.0,
+        contrastive_weight=0.0,
+        contrastive_form="margin",
+    ),
+    allocation=AllocationPlan(
+        strategy="guided",
+        clusters=8,
+        difficulty_bins=2,
+        quota=30,
+        threshold=0.1,
+        exploration_weight=0.1,
+        screen_low=0.02,
+        screen_high=1.0,
+    ),
+    paths=PathsPlan(budget=90, max_new_tokens=12, attempts=2),
+    guide=GuidePlan(
+        records_with_reasons=True,
+        own_paths=5,
+        least_share=0.25,
+        rate_decay=0.5,
+        private_share=0.5,
+        pool_steps=60,
+        last_pool_steps=160,
+        pool_learning_rate=1e-2,
+        finish=True,
+        own_reasons=True,
+        trials=TrialsPlan(noise_multiplier=_CALIBRATED, gain_clip=0.5, least_gain=-1.0),
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudySettings:
-    """Everything that all arms share; frozen before fresh seeds are run.
+class LabSettings:
+    """What all arms share; frozen before fresh seeds are run.
 
-    quota: samples that a site may ask for in a round. private_steps: DP-SGD steps on private
-    records, per round. guide_rounds: how many rounds' private steps make the guide; those of later
-    rounds are taken at the end, on top of the student. own_reasons: whether records without reasons
-    take part with what the model itself writes, see `own_reasons.written_reasons`. pool_steps:
-    steps on pool paths in a round, final_steps in the last.
-    joint_steps, joint_weight, joint_learning_rate: steps in a round of arms without a guide, factor
-    on their private gradient, and their rate. private_learning_rate: of the guide, largest.
-    rate_decay: factor on it from one round to the next; noise_rate: largest product of the rate
-    and the noise per expected unit, see `private_rate`.
-    private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
-    least_share: of the best cell's gain that a path must reach, see `agreement` and `trials`.
-    trial_gain_clip: nats per token, see `trial_gains`; trial_least_gain: in clips, see
-    `trials.usefulness`. uplink_bar: how sure a student must be of an answer to offer it; one digit
-    is right by luck one time in ten, and below 0.9 more than half of the offered paths were.
-    uplink_first_round: the first round with an uplink, at most the last; students know what their
-    records say when they have ended on them.
-    contrastive_form, contrastive_weight: of the uplink and of arms with a contrast; all others
-    train on cross-entropy alone.
-    adapter_layers: how many layers at the top have adapters, 0 for all. batch_size: texts at a
-    time, as memory allows.
+    plan: its noise, sampling probability and learning rate are set for each epsilon, the pool and
+    the seed for each world. noise_rate: largest product of the learning rate of DP-SGD and its
+    noise per expected unit, see `study_plan`. batch_size: texts at a time, as memory allows.
     """
 
-    rounds: int = 4
-    quota: int = 30
-    private_steps: tuple[int, ...] = (36, 12, 12, 12)
-    guide_rounds: int = 1
-    own_reasons: bool = True
-    pool_steps: int = 60
-    final_steps: int = 160
-    expected_units: float = 200.0
-    l2_clip_norm: float = 1.0
-    target_delta: float = 1e-5
-    max_records_per_unit: int = 4
-    joint_steps: int = 60
-    joint_weight: float = 0.3
-    joint_learning_rate: float = 1e-2
-    private_learning_rate: float = 2e-2
+    plan: MethodPlan = TINY_PLAN
     noise_rate: float = 2.4e-4
-    rate_decay: float = 0.5
-    private_share: float = 0.5
-    pool_batch_size: int = 16
-    learning_rate: float = 1e-2
-    own_paths: int = 5
-    adapter_rank: int = 8
-    adapter_targets: tuple[str, ...] = _ALL_LINEAR
-    adapter_layers: int = 0
-    clusters: int = 8
-    difficulty_bins: int = 2
-    threshold: float = 0.1
-    exploration_weight: float = 0.1
-    screen_low: float = 0.02
-    screen_high: float = 0.98
-    least_share: float = 0.25
-    trial_gain_clip: float = 0.5
-    trial_least_gain: float = -1.0
-    contrastive_form: str = "margin"
-    contrastive_weight: float = 0.1
-    loss_clip: float = 4.0
-    max_new_tokens: int = 12
-    attempts: int = 2
-    uplink_first_round: int = 3
-    uplink_bar: float = 0.9
-    uplink_budget: int = 60
-    uplink_steps: int = 60
-    uplink_learning_rate: float = 5e-4
     batch_size: int = 256
     world: WorldSettings | WardSettings = field(default_factory=WorldSettings)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rounds <= MAX_ROUNDS:
-            raise ParameterError(f"rounds: expected 1 to {MAX_ROUNDS}, got {self.rounds}")
-        if len(self.private_steps) != self.rounds or min(self.private_steps) < 1:
-            raise ParameterError(
-                f"private_steps: expected {self.rounds} numbers >= 1, got {self.private_steps}"
-            )
-        if self.guide_rounds < 1:
-            raise ParameterError(f"guide_rounds: expected at least 1, got {self.guide_rounds}")
-        if self.quota < 1:
-            raise ParameterError(f"quota: expected at least 1, got {self.quota}")
-        if not (self.private_learning_rate > 0.0 and self.noise_rate > 0.0):
-            raise ParameterError(
-                "private_learning_rate and noise_rate: expected above 0, got "
-                f"{self.private_learning_rate} and {self.noise_rate}"
-            )
-        if not 0.0 < self.rate_decay <= 1.0:
-            raise ParameterError(f"rate_decay: expected above 0 to 1, got {self.rate_decay}")
-        if self.uplink_first_round < 0:
-            raise ParameterError(
-                f"uplink_first_round: expected at least 0, got {self.uplink_first_round}"
-            )
-        if not 0.0 <= self.uplink_bar < 1.0:
-            raise ParameterError(f"uplink_bar: expected 0 to below 1, got {self.uplink_bar}")
-        if self.contrastive_form not in ("dpo", "margin"):
-            raise ParameterError(
-                f"contrastive_form: expected 'dpo' or 'margin', got {self.contrastive_form!r}"
-            )
-
-    def guide_round(self, round_id: int) -> int:
-        """The round whose private steps were the last that the guide of a round is made of."""
-        return min(round_id, self.guide_rounds - 1)
-
-    def uplink_in(self, round_id: int) -> bool:
-        """Whether a round ends with an uplink, in arms that have any."""
-        return round_id >= min(self.uplink_first_round, self.rounds - 1)
-
-    def pool_steps_of(self, round_id: int) -> int:
-        """Steps on pool paths in a round, the same in every arm that trains on any."""
-        return self.final_steps if round_id + 1 == self.rounds else self.pool_steps
+        if not self.noise_rate > 0.0:
+            raise ParameterError(f"noise_rate: expected above 0, got {self.noise_rate}")
 
 
-def loss_settings(settings: StudySettings, *, contrast: bool) -> LossSettings:
-    """The loss of path distillation; without `contrast`, cross-entropy alone."""
-    return LossSettings(
-        contrastive_form="dpo" if settings.contrastive_form == "dpo" else "margin",
-        contrastive_weight=settings.contrastive_weight if contrast else 0.0,
-    )
+def changed_plan(plan: MethodPlan, changes: Mapping[str, Json]) -> MethodPlan:
+    """A plan with other values of some fields, by dotted name as `allocation.quota`.
 
+    A field may be None where the plan has no such part.
 
-def private_rate(settings: StudySettings, noise: Noise | None, *, round_id: int) -> float:
-    """Learning rate of a guide: it falls from round to round, and stays small where noise is high.
-
-    AdamW moves every weight by about the rate, whatever the gradient's size. Where noise makes most
-    of the gradient, a rate that is right without noise carries the model far off in a few steps,
-    and what it then says of paths is no longer what the records say. Small steps stay where the
-    signal adds up step by step and the noise only as its root. Later rounds go on from what the
-    earlier ones found: large steps would only shake it. Noise and rounds are public.
+    Raises: ParameterError: an unknown name, or a value that the plan refuses.
     """
-    rate = settings.private_learning_rate * settings.rate_decay**round_id
-    if noise is None:
-        return float(rate)
-    return float(min(rate, settings.noise_rate * settings.expected_units / noise.training))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """Noise multipliers for one target epsilon; `epsilon` is what they cost in all."""
-
-    training: float
-    statistics: float
-    trials: float
-    sampling_probability: float
-    epsilon: float
+    document: dict[str, Any] = plan.model_dump()
+    for name, value in changes.items():
+        *parts, last = name.split(".")
+        inner: Any = document
+        for part in parts:
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or last not in inner:
+            raise ParameterError(f"{name}: a study's plan has no such field")
+        inner[last] = value
+    try:
+        return MethodPlan.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or ", ".join(changes)
+        raise ParameterError(f"{where}: {first['msg']}") from error
 
 
 @lru_cache(maxsize=32)
@@ -185,29 +146,22 @@ def calibrated_noise(
     rounds: int,
     steps: int,
     sampling_probability: float,
-    trials: bool = True,
-) -> Noise:
-    """The least noise for which all releases of a study together cost at most `epsilon`.
-
-    `Noise.trials` is infinite where no trials are paid for.
-    """
-    tried = GaussianRelease(
+    valuation: bool,
+) -> Mapping[str, float]:
+    """The least noise multipliers, by purpose, for which a study costs at most `epsilon`."""
+    valued = GaussianRelease(
         mechanism="gaussian",
         purpose="trials",
         times=rounds,
-        relative_noise=_TRIALS_RELATIVE_NOISE,
+        relative_noise=_VALUATION_RELATIVE_NOISE,
     )
     found = cost_plan(
-        PrivacyPlan(
+        Budget(
             target_epsilon=epsilon,
             target_delta=delta,
             units=1,
             release=[
-                GaussianRelease(
-                    mechanism="gaussian",
-                    purpose="statistics",
-                    times=rounds,
-                ),
+                GaussianRelease(mechanism="gaussian", purpose="statistics", times=rounds),
                 DpSgdRelease(
                     mechanism="dpsgd",
                     purpose="training",
@@ -215,70 +169,64 @@ def calibrated_noise(
                     sampling_probability=sampling_probability,
                     relative_noise=_TRAINING_RELATIVE_NOISE,
                 ),
-                *([tried] if trials else []),
+                *([valued] if valuation else []),
             ],
         )
     )
-    by_purpose = {one.purpose: one.noise_multiplier for one in found.releases}
-    return Noise(
-        training=by_purpose["training"],
-        statistics=by_purpose["statistics"],
-        trials=by_purpose.get("trials", math.inf),
-        sampling_probability=sampling_probability,
-        epsilon=found.epsilon,
-    )
+    return {release.purpose: release.noise_multiplier for release in found.releases}
 
 
-def study_noise(
-    settings: StudySettings, *, epsilon: float, units: int, joint: bool = False
-) -> Noise:
-    """Noise for a site with about `units` units; the number is public and rounded to tens."""
-    steps = settings.joint_steps * settings.rounds if joint else sum(settings.private_steps)
+def study_plan(
+    settings: LabSettings,
+    changes: Mapping[str, Json],
+    data: BenchData,
+    *,
+    clusters: int,
+    units: int,
+    epsilon: float,
+    seed: int,
+) -> MethodPlan:
+    """The plan of one arm in one world at one epsilon.
+
+    Noise is calibrated for every release that the plan allows, whether its strategy makes it or
+    not, so that arms with the same releases otherwise have the same noise.
+
+    AdamW moves every weight by about the learning rate, whatever the gradient's size. Where noise
+    makes most of the gradient, a rate that is right without noise carries the model far off in a
+    few steps. Small steps stay where the signal adds up step by step and the noise only as its
+    root. Noise is public.
+
+    Args: clusters: of the pool. units: of a site, about; public and rounded to tens.
+    """
+    samples = len(data.pool)
+    plan = changed_plan(settings.plan, {"pool_size": samples, **changes})
     rounded = max(10, 10 * round(units / 10))
-    probability = min(1.0, round(settings.expected_units / rounded, 4))
-    return calibrated_noise(
+    expected = plan.training.expected_units
+    probability = min(1.0, round(expected / rounded, 4))
+    trials = None if plan.guide is None else plan.guide.trials
+    noise = calibrated_noise(
         epsilon=epsilon,
-        delta=settings.target_delta,
-        rounds=settings.rounds,
-        steps=steps,
+        delta=plan.privacy.target_delta,
+        rounds=plan.rounds,
+        steps=plan.training.steps_per_round * plan.rounds,
         sampling_probability=probability,
-        trials=not joint,
+        valuation=trials is not None,
     )
-
-
-def training_parameters(
-    settings: StudySettings, noise: Noise, *, steps: int, pool_gradients: str
-) -> DpSgdParameters:
-    """DP-SGD of so many steps."""
-    return DpSgdParameters(
-        noise_multiplier=noise.training,
-        l2_clip_norm=settings.l2_clip_norm,
-        sampling_probability=noise.sampling_probability,
-        expected_units=settings.expected_units,
-        steps=steps,
-        pool_gradients="private" if pool_gradients == "private" else "public",
-    )
-
-
-def statistics_parameters(
-    settings: StudySettings, noise: Noise, *, clusters: int, units: int
-) -> StatisticsParameters:
-    """The statistics release of a round."""
-    return StatisticsParameters(
-        clusters=clusters,
-        loss_clip=settings.loss_clip,
-        noise_multiplier=noise.statistics,
-        max_units=max(units, 1) * 2,
-        scale=statistics_scale(noise.statistics),
-    )
-
-
-def trial_parameters(
-    settings: StudySettings, noise: Noise | None, *, clusters: int
-) -> TrialParameters:
-    """The release of path trials of a round; without noise, those of the finest steps."""
-    return TrialParameters(
-        clusters=clusters,
-        gain_clip=settings.trial_gain_clip,
-        noise_multiplier=_NEXT_TO_NO_NOISE if noise is None else noise.trials,
-    )
+    rate = plan.distillation.learning_rate
+    if plan.guide is not None:
+        rate = min(rate, settings.noise_rate * expected / noise["training"])
+    calibrated: dict[str, Json] = {
+        "seed": seed,
+        "pool_sha256": pool_hash(data.pool),
+        "privacy.epsilon_cap": epsilon * 1.001,  # a hair above, for the calibration's rounding
+        "privacy.max_units": 2 * max(units, 1),
+        "statistics.noise_multiplier": noise["statistics"],
+        "statistics.integer_scale": statistics_scale(noise["statistics"]),
+        "training.noise_multiplier": noise["training"],
+        "training.sampling_probability": probability,
+        "distillation.learning_rate": rate,
+        "allocation.clusters": clusters,
+    }
+    if trials is not None:
+        calibrated["guide.trials.noise_multiplier"] = noise["trials"]
+    return changed_plan(plan, calibrated)

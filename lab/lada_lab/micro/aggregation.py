@@ -7,14 +7,17 @@ homomorphic aggregation sets it up, on the same vector.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import operator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lada_lab.micro.cpu_time import Stopwatch
+from lada_lab.micro.cpu_time import BASELINE_DEGREE, Stopwatch, baseline_context
+from lada_secure.arrays import IntArray
 from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.parameters import (
@@ -27,9 +30,7 @@ from lada_secure.encryption.sealing import SealedSum, SealingKey, parse_public_k
 from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError
 
-BASELINE_DEGREE: Final = 8192
 BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 40, 60]
-BASELINE_SCALE: Final = 2.0**40
 # A bound of 2^14 per site is what noised statistics at sigma of 16 steps and more come to.
 SITE_BOUND: Final = 2**14
 _CONTEXT: Final = b'{"bench":"opening"}'
@@ -42,7 +43,7 @@ class _Ours:
     sealing_key: SealingKey
     mask_keys: dict[str, MaskKey]
 
-    def contribution(self, site: str, values: npt.NDArray[np.int64]) -> bytes:
+    def contribution(self, site: str, values: IntArray) -> bytes:
         """What one site does: masks against all others, encryption, serialisation."""
         peers = {name: key.public_bytes for name, key in self.mask_keys.items() if name != site}
         mask = pairwise_mask(
@@ -62,33 +63,23 @@ class _Baseline:
         import tenseal
 
         self._tenseal: Any = tenseal
-        self.context: Any = tenseal.context(
-            tenseal.SCHEME_TYPE.CKKS,
-            BASELINE_DEGREE,
-            coeff_mod_bit_sizes=BASELINE_COEFF_MODULUS_BITS,
-            n_threads=1,
-        )
-        self.context.global_scale = BASELINE_SCALE
+        self._context = baseline_context(BASELINE_COEFF_MODULUS_BITS)
 
     def contribution(self, values: list[float]) -> bytes:
         # TenSEAL prints a warning for vectors of more than one ciphertext.
         with contextlib.redirect_stdout(io.StringIO()):
-            return bytes(self._tenseal.ckks_vector(self.context, values).serialize())
+            return bytes(self._tenseal.ckks_vector(self._context, values).serialize())
 
     def load(self, raw: bytes) -> Any:
-        return self._tenseal.ckks_vector_from(self.context, raw)
+        return self._tenseal.ckks_vector_from(self._context, raw)
 
     def add(self, contributions: list[bytes]) -> bytes:
-        total = self.load(contributions[0])
-        for raw in contributions[1:]:
-            total += self.load(raw)
+        total = functools.reduce(operator.iadd, map(self.load, contributions))
         return bytes(total.serialize())
 
     def add_loaded(self, contributions: list[Any]) -> Any:
-        total = contributions[0] + contributions[1]
-        for one in contributions[2:]:
-            total += one
-        return total
+        first, second, *rest = contributions
+        return functools.reduce(operator.iadd, rest, first + second)
 
     def open(self, raw: bytes) -> list[float]:
         return list(self.load(raw).decrypt())
@@ -108,12 +99,7 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
             f"sites must be 2 to 100 and repetitions 1 to 1000, got {sites} and {repetitions}"
         )
     params = opening_parameters(length=entries, sum_bound=sites * SITE_BOUND)
-    sealer, opener = shared_worker(), shared_worker(DECRYPTING_WORKER)
-    try:
-        return _run(params, sites, repetitions, sealer, opener)
-    finally:
-        sealer.close()
-        opener.close()
+    return _run(params, sites, repetitions, shared_worker(), shared_worker(DECRYPTING_WORKER))
 
 
 def _run(
@@ -141,7 +127,7 @@ def _run(
     loaded = [baseline.load(raw) for raw in encrypted]
     parsed = [_parsed(raw, params) for raw in sealed]
     watch = Stopwatch(workers=[sealer, opener])
-    exact, baseline_error = True, 0.0
+    baseline_error = 0.0
     for repetition in range(repetitions):
         name = names[repetition % sites]
         watch.measure("encrypt", ours.contribution, name, vectors[name])
@@ -152,11 +138,10 @@ def _run(
         watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
         opened = watch.measure("open", key.open_sum, total)
         floats = watch.measure("baseline_open", baseline.open, baseline_total)
-        exact = exact and bool((opened == plain_sum).all())
+        if not (opened == plain_sum).all():
+            raise LocalProtocolError("the opened sum differs from the sum of the vectors")
         error = np.abs(np.asarray(floats) * SITE_BOUND - plain_sum).max()
         baseline_error = max(baseline_error, float(error))
-    if not exact:
-        raise LocalProtocolError("the opened sum differs from the sum of the vectors")
     return _report(watch, params, sites, repetitions, len(encrypted[0]), baseline_error)
 
 
@@ -176,8 +161,8 @@ def _added(
 ) -> npt.NDArray[np.uint64]:
     modulus = np.uint64(params.coeff_modulus)
     total = parsed[0].copy()
-    for one in parsed[1:]:
-        total += one
+    for contribution in parsed[1:]:
+        total += contribution
         np.minimum(total, total - modulus, out=total)
     return total
 

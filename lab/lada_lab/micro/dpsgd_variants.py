@@ -33,11 +33,11 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lada_lab.worlds.named_models import make_model
-from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS
-from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.dpsgd.clipping import ClippedSum
+from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
 from lada_secure.dpsgd.noise import DiscreteGaussian
-from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
@@ -71,6 +71,17 @@ class BenchModel:
     rank: int = 8
     reference: str | None = None
     cache_dir: Path | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What a report says of it."""
+        if self.reference is not None:
+            return {"reference": self.reference, "rank": self.rank}
+        return {
+            "layers": self.layers,
+            "hidden_size": self.hidden_size,
+            "vocabulary": self.vocabulary,
+            "rank": self.rank,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +240,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
             for at, row in enumerate(rows)
         ]
         if variant == "fused_nonprivate":
-            parts = source.public_gradient(examples, count=len(examples)).gradients
+            parts = source.public_gradient(examples).gradients
         else:
             privacy = DpSgdParameters(
                 noise_multiplier=_NOISE_MULTIPLIER,
@@ -240,7 +251,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
                 pool_gradients="public",
             )
             units = [EncodedUnit(unit_id=one.example_id, examples=(one,)) for one in examples]
-            total = source.clipped_sum(units, l2_clip_norm=_CLIP, grid=privacy.grid())
+            total = source.clipped_sum(units, ClippedSum(engine.parameters, privacy))
             sizes = [one.numel() for one in engine.parameters]
             parts = torch.split_with_sizes(noised_gradient(total, privacy), sizes)
         for one, part in zip(engine.parameters, parts, strict=True):
@@ -316,7 +327,7 @@ def _noise_seconds(variant: Variant, model: Any, device: torch.device) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     count = sum(one.numel() for one in _trained(model))
     before = clock()
-    DiscreteGaussian(Fraction(DEFAULT_STD_STEPS)).sample(count)
+    DiscreteGaussian(Fraction(STD_STEPS)).sample(count)
     return clock() - before
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lada_lab.mock.events import (
+from lada_protocol.events import (
     Accuracy,
     Epsilon,
     Event,
@@ -24,15 +24,6 @@ Phase = Literal["starting", "working", "waiting", "finished", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
-    """Whom a party waits for, since when (Unix time) and why."""
-
-    awaited: tuple[str, ...]
-    since_s: float
-    because: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PartyProgress:
     """The latest state of one party. `done` of `total` is 0 of 0 where a step does not count."""
 
@@ -47,48 +38,29 @@ class PartyProgress:
     bytes_up: int = 0
     bytes_down: int = 0
     accuracies: tuple[float, ...] = ()
-    wait: Wait | None = None
+    wait: Waiting | None = None
 
     def after(self, event: Event) -> PartyProgress:
         """The state once `event` has happened."""
         match event:
             case StepStarted():
-                return replace(
-                    self,
-                    phase="working",
-                    round_id=event.round_id,
-                    step=event.step,
-                    done=0,
-                    total=0,
-                    wait=None,
-                )
+                now = replace(self, round_id=event.round_id, step=event.step, done=0, total=0)
+                return replace(now, phase="working", wait=None)
             case StepFinished():
-                return replace(
-                    self,
-                    phase="working",
-                    bytes_up=self.bytes_up + event.bytes_up,
-                    bytes_down=self.bytes_down + event.bytes_down,
-                    wait=None,
-                )
+                up, down = self.bytes_up + event.bytes_up, self.bytes_down + event.bytes_down
+                return replace(self, phase="working", bytes_up=up, bytes_down=down, wait=None)
             case Progress():
                 return replace(self, phase="working", done=event.done, total=event.total, wait=None)
             case Epsilon():
                 return replace(self, epsilon=event.epsilon, cap=event.cap)
             case Accuracy():
                 return replace(self, accuracies=(*self.accuracies, event.accuracy))
-            case LlmUpdate():
-                return self
             case Waiting():
-                wait = Wait(
-                    awaited=event.awaited,
-                    since_s=event.time_s - event.waited_s,
-                    because=event.because,
-                )
-                return replace(self, phase="waiting", wait=wait)
-            case Finished():
-                return replace(self, phase="finished", wait=None)
-            case Failed():
-                return replace(self, phase="failed", wait=None)
+                return replace(self, phase="waiting", wait=event)
+            case Finished() | Failed():
+                return replace(self, phase=event.event, wait=None)
+            case _:
+                return self
 
 
 def event_line(event: Event, *, started_s: float) -> str | None:
@@ -110,17 +82,19 @@ def event_line(event: Event, *, started_s: float) -> str | None:
             # Short waits are the rule; one that goes on is told again now and then.
             if event.waited_s < LONG_WAIT_S:
                 return None
-            what = (
-                f"waits for {', '.join(event.awaited)} since {event.waited_s:.0f} s: "
-                f"{event.because}"
-            )
+            what = waiting_text(event, waited_s=event.waited_s)
         case Finished():
             what = "finished"
         case Failed():
             what = f"failed: {event.message}"
-        case StepStarted() | Progress() | Epsilon():
+        case _:
             return None
     return f"{event.time_s - started_s:7.1f} s  {event.party:<12}  {what}"
+
+
+def waiting_text(event: Waiting, *, waited_s: float) -> str:
+    """For whom a party waits, since when and why."""
+    return f"waits for {', '.join(event.awaited)} since {waited_s:.0f} s: {event.because}"
 
 
 def bytes_text(count: float) -> str:

@@ -7,11 +7,12 @@ accuracies and allocations below exist only at the site that they are about.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lada_lab.mock.events import Accuracy, Epsilon, Event, LlmUpdate, StepFinished
+from lada_protocol.events import Accuracy, Epsilon, Event, LlmUpdate, StepFinished
 from lada_secure.errors import ParameterError
 
 SCHEMA_VERSION: Final = 1
@@ -122,13 +123,18 @@ class Allocation(_Part):
     cells: tuple[Cell, ...]
 
 
-class SiteReport(_Part):
-    """One site. `gain` is last minus first accuracy; null where fewer than two were measured."""
+class SiteFacts(_Part):
+    """What the mock knows of a site before the run."""
 
     party: str
     records: int
     units: int
     held_out: int
+
+
+class SiteReport(SiteFacts):
+    """One site. `gain` is last minus first accuracy; null where fewer than two were measured."""
+
     accuracy: tuple[AccuracyPoint, ...]
     gain: float | None
     epsilon: tuple[EpsilonPoint, ...]
@@ -189,15 +195,6 @@ class Report(_Part):
     notes: tuple[str, ...]
 
 
-class SiteFacts(_Part):
-    """What the mock knows of a site before the run."""
-
-    party: str
-    records: int
-    units: int
-    held_out: int
-
-
 def build_report(
     *,
     run: Run,
@@ -220,13 +217,13 @@ def build_report(
         study=study,
         sites=tuple(
             _site(
-                one,
-                events=events.get(one.party, ()),
-                allocations=allocations.get(one.party, ()),
+                site,
+                events=events.get(site.party, ()),
+                allocations=allocations.get(site.party, ()),
                 cap=study.epsilon_cap,
                 started_s=started_s,
             )
-            for one in facts
+            for site in facts
         ),
         uplink=tuple(_uplink(events, scale=uplink_scale)),
         steps=tuple(_steps(roles, events)),
@@ -266,70 +263,69 @@ def _site(
     cap: float,
     started_s: float,
 ) -> SiteReport:
-    accuracy = tuple(_accuracy_points([one for one in events if isinstance(one, Accuracy)]))
-    told = [one for one in events if isinstance(one, Epsilon)]
-    epsilon = tuple(_epsilon_points(told, started_s=started_s))
+    accuracy = tuple(_accuracy_points(events))
+    epsilon = tuple(_epsilon_points(events, started_s=started_s))
     return SiteReport(
-        party=facts.party,
-        records=facts.records,
-        units=facts.units,
-        held_out=facts.held_out,
+        **facts.model_dump(),
         accuracy=accuracy,
         gain=accuracy[-1].accuracy - accuracy[0].accuracy if len(accuracy) > 1 else None,
         epsilon=epsilon,
-        epsilon_spent=max((one.epsilon for one in epsilon), default=0.0),
+        epsilon_spent=max((point.epsilon for point in epsilon), default=0.0),
         epsilon_cap=cap,
-        allocation=tuple(sorted(allocations, key=lambda one: one.round)),
+        allocation=tuple(sorted(allocations, key=lambda allocation: allocation.round)),
     )
 
 
-def _accuracy_points(measured: Sequence[Accuracy]) -> list[AccuracyPoint]:
+def _accuracy_points(events: Sequence[Event]) -> list[AccuracyPoint]:
     # A resumed site measures a round again: the later value counts.
     points = {
-        (one.round_id, one.when): AccuracyPoint(
-            round=one.round_id, when=one.when, accuracy=one.accuracy, n=one.n
+        (event.round_id, event.when): AccuracyPoint(
+            round=event.round_id, when=event.when, accuracy=event.accuracy, n=event.n
         )
-        for one in measured
+        for event in events
+        if isinstance(event, Accuracy)
     }
     return sorted(points.values(), key=lambda point: (point.when == "after", point.round))
 
 
-def _epsilon_points(told: Sequence[Epsilon], *, started_s: float) -> list[EpsilonPoint]:
+def _epsilon_points(events: Sequence[Event], *, started_s: float) -> list[EpsilonPoint]:
     # Sites repeat the value with every step of training; a point is a change of it.
-    points: list[EpsilonPoint] = []
-    for one in told:
-        if not points or one.epsilon != points[-1].epsilon:
-            points.append(
-                EpsilonPoint(
-                    elapsed_s=round(one.time_s - started_s, 3),
-                    round=one.round_id,
-                    step=one.step,
-                    epsilon=one.epsilon,
-                )
-            )
-    return points
+    told = (event for event in events if isinstance(event, Epsilon))
+    return [
+        EpsilonPoint(
+            elapsed_s=round(first.time_s - started_s, 3),
+            round=first.round_id,
+            step=first.step,
+            epsilon=spent,
+        )
+        for spent, same in groupby(told, key=lambda event: event.epsilon)
+        for first in (next(same),)
+    ]
 
 
 def _uplink(events: Mapping[str, Sequence[Event]], *, scale: int) -> list[UplinkRound]:
     # A coordinator that resumes may decide a round again; its board holds the last decision.
     decided = {
-        one.round_id: one for told in events.values() for one in told if isinstance(one, LlmUpdate)
+        event.round_id: event
+        for told in events.values()
+        for event in told
+        if isinstance(event, LlmUpdate)
     }
     return [
         UplinkRound(
-            round=one.round_id,
-            asked=one.asked,
-            received=one.received,
-            used=one.used,
-            holdout=one.holdout,
-            right_before=one.right_before,
-            right_after=one.right_after,
-            certainty_before=round(one.certainty_before / scale / one.holdout, 4),
-            certainty_after=round(one.certainty_after / scale / one.holdout, 4),
-            accepted=one.accepted,
-            llm=one.llm_after,
+            round=update.round_id,
+            asked=update.asked,
+            received=update.received,
+            used=update.used,
+            holdout=update.holdout,
+            right_before=update.right_before,
+            right_after=update.right_after,
+            certainty_before=round(update.certainty_before / scale / update.holdout, 4),
+            certainty_after=round(update.certainty_after / scale / update.holdout, 4),
+            accepted=update.accepted,
+            llm=update.llm_after,
         )
-        for _, one in sorted(decided.items())
+        for _, update in sorted(decided.items())
     ]
 
 
@@ -341,22 +337,22 @@ def _steps(
         StepCost(
             party=party,
             role=role,
-            round=one.round_id,
-            step=one.step,
-            seconds=round(one.seconds, 4),
-            bytes_up=one.bytes_up,
-            bytes_down=one.bytes_down,
+            round=event.round_id,
+            step=event.step,
+            seconds=round(event.seconds, 4),
+            bytes_up=event.bytes_up,
+            bytes_down=event.bytes_down,
         )
         for party, role in roles.items()
-        for one in events.get(party, ())
-        if isinstance(one, StepFinished)
+        for event in events.get(party, ())
+        if isinstance(event, StepFinished)
     ]
 
 
 def _total(events: Sequence[Event]) -> PartyTotal:
-    steps = [one for one in events if isinstance(one, StepFinished)]
+    steps = [event for event in events if isinstance(event, StepFinished)]
     return PartyTotal(
-        seconds=round(sum(one.seconds for one in steps), 4),
-        bytes_up=sum(one.bytes_up for one in steps),
-        bytes_down=sum(one.bytes_down for one in steps),
+        seconds=round(sum(step.seconds for step in steps), 4),
+        bytes_up=sum(step.bytes_up for step in steps),
+        bytes_down=sum(step.bytes_down for step in steps),
     )

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lada_lab.mock.progress import PartyProgress, bytes_text
+from lada_lab.mock.progress import PartyProgress, bytes_text, waiting_text
 from lada_lab.mock.report import Report
 
 _PHASE_STYLE = {
@@ -26,48 +26,40 @@ def live_table(
 ) -> RenderableType:
     """One line a party: round, step, progress, epsilon against the cap, bytes, accuracy."""
     table = Table(title=title, title_justify="left", expand=True, box=None, pad_edge=False)
-    table.add_column("party", no_wrap=True)
-    table.add_column("round", no_wrap=True)
-    table.add_column("step", no_wrap=True, ratio=3)
-    table.add_column("progress", ratio=2)
-    table.add_column("epsilon", ratio=2)
-    table.add_column("", no_wrap=True)
-    table.add_column("up", justify="right", no_wrap=True)
-    table.add_column("down", justify="right", no_wrap=True)
-    table.add_column("accuracy", justify="right", no_wrap=True)
+    ratios = {"step": 3, "progress": 2, "epsilon": 2}
+    for name in ("party", "round", "step", "progress", "epsilon", ""):
+        table.add_column(name, no_wrap=ratios.get(name) != 2, ratio=ratios.get(name))
+    for name in ("up", "down", "accuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
     waits: list[Text] = []
-    for one in parties:
-        table.add_row(*_live_row(one, rounds=rounds))
-        if one.wait is not None:
-            waits.append(
-                Text(
-                    f"{one.party} waits for {', '.join(one.wait.awaited)} since "
-                    f"{max(0.0, now_s - one.wait.since_s):.0f} s: {one.wait.because}",
-                    style="yellow",
-                )
-            )
+    for party in parties:
+        table.add_row(*_live_row(party, rounds=rounds))
+        if party.wait is not None:
+            since_s = party.wait.time_s - party.wait.waited_s
+            told = waiting_text(party.wait, waited_s=max(0.0, now_s - since_s))
+            waits.append(Text(f"{party.party} {told}", style="yellow"))
     return Group(table, *waits)
 
 
-def _live_row(one: PartyProgress, *, rounds: int) -> tuple[RenderableType, ...]:
+def _live_row(party: PartyProgress, *, rounds: int) -> tuple[RenderableType, ...]:
     accuracy = ""
-    if one.accuracies:
-        accuracy = f"{one.accuracies[0]:.0%} -> {one.accuracies[-1]:.0%}"
+    if party.accuracies:
+        accuracy = f"{party.accuracies[0]:.0%} -> {party.accuracies[-1]:.0%}"
     return (
-        Text(one.party, style=_PHASE_STYLE[one.phase]),
-        f"{min(one.round_id + 1, rounds)}/{rounds}" if one.step else "",
-        one.step or one.phase if one.phase in ("starting", "working") else _step_text(one),
-        _bar(one.done, one.total) if one.total else "",
-        _bar(one.epsilon, one.cap) if one.cap else "",
-        f"{one.epsilon:.2f}/{one.cap:g}" if one.cap else "",
-        bytes_text(one.bytes_up),
-        bytes_text(one.bytes_down),
+        Text(party.party, style=_PHASE_STYLE[party.phase]),
+        f"{min(party.round_id + 1, rounds)}/{rounds}" if party.step else "",
+        party.step or party.phase if party.phase in ("starting", "working") else _step_text(party),
+        _bar(party.done, party.total) if party.total else "",
+        _bar(party.epsilon, party.cap) if party.cap else "",
+        f"{party.epsilon:.2f}/{party.cap:g}" if party.cap else "",
+        bytes_text(party.bytes_up),
+        bytes_text(party.bytes_down),
         accuracy,
     )
 
 
-def _step_text(one: PartyProgress) -> str:
-    return one.phase if one.phase in ("finished", "failed") else f"{one.step} ({one.phase})"
+def _step_text(party: PartyProgress) -> str:
+    return party.phase if party.phase in ("finished", "failed") else f"{party.step} ({party.phase})"
 
 
 def _bar(done: float, total: float) -> ProgressBar:
@@ -83,14 +75,12 @@ def summary_console() -> Console:
 def print_summary(console: Console, report: Report, *, files: Mapping[str, str]) -> None:
     """The table at the end of a run, and where its files are."""
     table = Table(title="Sites", title_justify="left", box=None, pad_edge=False)
-    for name in ("site", "records", "units"):
-        table.add_column(name, justify="left" if name == "site" else "right")
-    table.add_column("held-out accuracy", justify="right")
-    table.add_column("gain", justify="right")
-    table.add_column("epsilon of cap", justify="right")
-    table.add_column("picked", justify="right")
-    table.add_column("up", justify="right")
-    table.add_column("down", justify="right")
+    table.add_column("site")
+    for name in (
+        *("records", "units", "held-out accuracy", "gain"),
+        *("epsilon of cap", "picked", "up", "down"),
+    ):
+        table.add_column(name, justify="right")
     for site in report.sites:
         cost = report.totals[site.party]
         table.add_row(
@@ -100,17 +90,17 @@ def print_summary(console: Console, report: Report, *, files: Mapping[str, str])
             " -> ".join(f"{point.accuracy:.1%}" for point in site.accuracy) or "not measured",
             "" if site.gain is None else f"{100 * site.gain:+.1f}",
             f"{site.epsilon_spent:.2f} of {site.epsilon_cap:g}",
-            str(sum(one.picked for one in site.allocation)),
+            str(sum(allocation.picked for allocation in site.allocation)),
             bytes_text(cost.bytes_up),
             bytes_text(cost.bytes_down),
         )
     console.print()
     console.print(table)
-    for one in report.uplink:
+    for update in report.uplink:
         console.print(
-            f"LLM, round {one.round + 1}: asked about {one.asked} samples, trained on {one.used} "
-            f"paths, hold-out {one.right_before} to {one.right_after} of {one.holdout}, update "
-            f"{'kept' if one.accepted else 'dropped'}",
+            f"LLM, round {update.round + 1}: asked about {update.asked} samples, trained on "
+            f"{update.used} paths, hold-out {update.right_before} to {update.right_after} of "
+            f"{update.holdout}, update {'kept' if update.accepted else 'dropped'}",
             highlight=False,
         )
     console.print(

@@ -16,12 +16,7 @@ import torch
 
 from lada_lab.worlds.model_cache import cached_folder
 from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
-from lada_lab.worlds.wards import (
-    Reader,
-    WardSettings,
-    build_ward_world,
-    public_text,
-)
+from lada_lab.worlds.wards import Reader, WardSettings, build_ward_world, public_text
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
@@ -100,11 +95,11 @@ def _tuned(lm: LanguageModel, settings: WardSettings, tuning: WardTuning, *, see
             [
                 PathExample(
                     example_id=f"public-{number:04d}",
-                    prompt=prompt_of(question, ()),
-                    path=path_of(answer, (), rationale),
+                    prompt=prompt_of(text.question, ()),
+                    path=path_of(text.answer, (), text.rationale),
                     own_path=None,
                 )
-                for number, (question, rationale, answer) in enumerate(texts)
+                for number, text in enumerate(texts)
             ],
             (),
             TuningSettings(

@@ -13,12 +13,11 @@ from lada_secure.privacy.accounting.accountant import (
     check_target_epsilon,
     merged_parts,
 )
-from lada_secure.privacy.accounting.composition import empty_composition
+from lada_secure.privacy.accounting.composition import Composition
 from lada_secure.privacy.accounting.events import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     DpSgdEvent,
-    GaussianEvent,
     PrivacyEvent,
     check_sampling_probability,
 )
@@ -47,24 +46,20 @@ def calibrate_noise_multiplier(
     check_target_delta(target_delta)
     check_sampling_probability(sampling_probability)
 
-    def event_of(noise_multiplier: float) -> PrivacyEvent:
-        if sampling_probability == 1.0:
-            return GaussianEvent(noise_multiplier=noise_multiplier, count=steps)
-        return DpSgdEvent(
+    def composed(noise_multiplier: float) -> Composition:
+        event = DpSgdEvent(
             noise_multiplier=noise_multiplier,
             sampling_probability=sampling_probability,
             steps=steps,
         )
+        return Composition().plus(merged_parts([*other_events, event]))
 
-    def cost(noise_multiplier: float) -> float:
-        # The search asks PLD alone: cross-checking every candidate would double its time.
-        parts = merged_parts([*other_events, event_of(noise_multiplier)])
-        return empty_composition().plus(parts).epsilon(target_delta)
-
-    found = least_noise(cost, target_epsilon=target_epsilon)
-    empty_composition().plus(merged_parts([*other_events, event_of(found)])).checked_epsilon(
-        target_delta
+    # The search asks PLD alone: cross-checking every candidate would double its time.
+    found = least_noise(
+        lambda noise_multiplier: composed(noise_multiplier).epsilon(target_delta),
+        target_epsilon=target_epsilon,
     )
+    composed(found).checked_epsilon(target_delta)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,11 +17,7 @@ from lada_secure.privacy.accounting.accountant import (
     epsilon_rdp,
 )
 from lada_secure.privacy.accounting.calibration import least_noise
-from lada_secure.privacy.accounting.events import (
-    PrivacyEvent,
-    dpsgd_event,
-    gaussian_event,
-)
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_TIMES = 100_000
@@ -38,39 +33,46 @@ class _Model(BaseModel):
 _Noise = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
-class GaussianRelease(_Model):
-    """A noised statistic, released `times` times (usually once a round).
+class _Release(_Model):
+    """What is released `times` times, usually once a round.
 
     Without `noise_multiplier` it is calibrated: all calibrated releases get a common factor
     times their own `relative_noise`.
     """
 
-    mechanism: Literal["gaussian"]
     purpose: str
     times: Annotated[int, Field(ge=1, le=MAX_TIMES)] = 1
     noise_multiplier: _Noise | None = None
     relative_noise: _Noise = 1.0
 
-    def event(self, noise_multiplier: float) -> PrivacyEvent:
+    def noise(self, factor: float) -> float:
+        """The noise multiplier where this is the common factor."""
+        return (
+            factor * self.relative_noise if self.noise_multiplier is None else self.noise_multiplier
+        )
+
+
+class GaussianRelease(_Release):
+    """A noised statistic."""
+
+    mechanism: Literal["gaussian"]
+
+    def event(self, factor: float) -> PrivacyEvent:
         """All `times` releases as one event."""
-        return gaussian_event(noise_multiplier, count=self.times)
+        return GaussianEvent(self.noise(factor), count=self.times)
 
 
-class DpSgdRelease(_Model):
-    """DP-SGD of `steps` steps, run `times` times (usually once a round)."""
+class DpSgdRelease(_Release):
+    """DP-SGD of `steps` steps."""
 
     mechanism: Literal["dpsgd"]
-    purpose: str
-    times: Annotated[int, Field(ge=1, le=MAX_TIMES)] = 1
     steps: Annotated[int, Field(ge=1, le=10**6)]
     sampling_probability: Annotated[float, Field(gt=0, le=1)]
-    noise_multiplier: _Noise | None = None
-    relative_noise: _Noise = 1.0
 
-    def event(self, noise_multiplier: float) -> PrivacyEvent:
+    def event(self, factor: float) -> PrivacyEvent:
         """All `times` runs as one event."""
-        return dpsgd_event(
-            noise_multiplier=noise_multiplier,
+        return DpSgdEvent(
+            noise_multiplier=self.noise(factor),
             sampling_probability=self.sampling_probability,
             steps=self.steps * self.times,
         )
@@ -140,15 +142,6 @@ def read_plan(path: Path) -> PrivacyPlan:
         raise ParameterError(f"{path}: {where}: {first['msg']}") from error
 
 
-def _events(plan: PrivacyPlan, factor: float) -> list[PrivacyEvent]:
-    return [
-        one.event(
-            factor * one.relative_noise if one.noise_multiplier is None else one.noise_multiplier
-        )
-        for one in plan.release
-    ]
-
-
 def delta_warnings(*, target_delta: float, units: int) -> tuple[str, ...]:
     """A warning where delta is not far below 1/units, else nothing."""
     if target_delta * units <= DELTA_TIMES_UNITS:
@@ -169,13 +162,27 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
     target_epsilon = check_target_epsilon(plan.target_epsilon)
     target_delta = check_target_delta(plan.target_delta)
     factor = 1.0
-    if any(one.noise_multiplier is None for one in plan.release):
+    if any(release.noise_multiplier is None for release in plan.release):
         factor = least_noise(
-            lambda noise: epsilon(_events(plan, noise), target_delta=target_delta),
+            lambda noise: epsilon(
+                [release.event(noise) for release in plan.release], target_delta=target_delta
+            ),
             target_epsilon=target_epsilon,
         )
-    events = _events(plan, factor)
-    total = epsilon(events, target_delta=target_delta)
+    events = [release.event(factor) for release in plan.release]
+    rows = tuple(
+        ReleaseCost(
+            purpose=release.purpose,
+            mechanism=release.mechanism,
+            times=release.times,
+            noise_multiplier=release.noise(factor),
+            calibrated=release.noise_multiplier is None,
+            epsilon_alone=epsilon(events[at : at + 1], target_delta=target_delta),
+            epsilon_so_far=epsilon(events[: at + 1], target_delta=target_delta),
+        )
+        for at, release in enumerate(plan.release)
+    )
+    total = rows[-1].epsilon_so_far
     return PlanCost(
         target_epsilon=target_epsilon,
         target_delta=target_delta,
@@ -183,27 +190,6 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
         epsilon=total,
         epsilon_rdp=epsilon_rdp(events, target_delta=target_delta),
         holds=total <= target_epsilon,
-        releases=_rows(plan, events, factor, target_delta),
+        releases=rows,
         warnings=delta_warnings(target_delta=target_delta, units=plan.units),
     )
-
-
-def _rows(
-    plan: PrivacyPlan, events: Sequence[PrivacyEvent], factor: float, target_delta: float
-) -> tuple[ReleaseCost, ...]:
-    rows: list[ReleaseCost] = []
-    for position, (one, event) in enumerate(zip(plan.release, events, strict=True)):
-        fixed = one.noise_multiplier
-        so_far = events[: position + 1]
-        rows.append(
-            ReleaseCost(
-                purpose=one.purpose,
-                mechanism=one.mechanism,
-                times=one.times,
-                noise_multiplier=factor * one.relative_noise if fixed is None else fixed,
-                calibrated=fixed is None,
-                epsilon_alone=epsilon([event], target_delta=target_delta),
-                epsilon_so_far=epsilon(so_far, target_delta=target_delta),
-            )
-        )
-    return tuple(rows)

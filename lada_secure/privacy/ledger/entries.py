@@ -1,7 +1,7 @@
-"""Ledger entries: their canonical JSON form, hash chain and signatures.
+"""Ledger entries: their fields, canonical JSON form, hash chain and signatures.
 
 The hash of an entry is the SHA-256 of its line, signature included, so every byte of a ledger is
-covered by the next entry's `previous_hash` and by its own signature. `ledger_lines` reads them.
+covered by the next entry's `previous_hash` and by its own signature. `lines` reads them.
 """
 
 from __future__ import annotations
@@ -9,21 +9,32 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
+from functools import partial
+from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.errors import ParameterError
+from lada_secure.privacy.accounting.events import PrivacyEvent, parse_event
+from lada_secure.privacy.accounting.fields import (
+    Count,
+    Digest,
+    Form,
+    Name,
+    Number,
+    Parameters,
+    Signature,
+    check_hash,
+    check_name,
+    check_signed,
+    integer,
+    text,
+    written_fields,
 )
-
-from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.events import PrivacyEvent
-from lada_secure.privacy.accounting.fields import check_hash, check_name
-from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.restart import RestartGrant, grant_from_json
+from lada_secure.privacy.ledger.times import Time, WholeSeconds
 
 VERSION = 2
 ADJACENCY = "add_or_remove_one_unit"
@@ -34,9 +45,7 @@ OUTPUT_DOMAIN = b"lada/ledger-output/2/"
 SALT_BYTES = 32
 
 Decision: TypeAlias = Literal["approve", "refuse", "withdraw"]
-DECISIONS: tuple[Decision, ...] = ("approve", "refuse", "withdraw")
-# Numbers, and as text only which noise was added.
-MechanismParameters: TypeAlias = "Mapping[str, float | str]"
+_DECISIONS: Final[tuple[Decision, ...]] = ("approve", "refuse", "withdraw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +91,7 @@ class LedgerIdentity:
     @property
     def genesis_hash(self) -> str:
         """`previous_hash` of the first entry."""
-        return sha256_hex(
-            canonical_json(
-                {
-                    "ledger_version": VERSION,
-                    "population": self.population,
-                    "site": self.site,
-                    "ledger_id": self.ledger_id,
-                }
-            )
-        )
+        return sha256_hex(canonical_json({"ledger_version": VERSION, **written_fields(self)}))
 
 
 def new_ledger_id() -> str:
@@ -109,37 +109,24 @@ class LedgerEntry:
 
     kind: ClassVar[str] = ""
 
-    index: int
-    previous_hash: str
-    site: str
-    population: str
-    time: str
-    signature: str
+    index: Count
+    previous_hash: Digest
+    site: Name
+    population: Name
+    time: WholeSeconds
+    signature: Signature
 
-    def body(self) -> dict[str, Json]:
-        """The fields of this kind of entry."""
-        raise NotImplementedError
-
-    def unsigned(self) -> dict[str, Json]:
-        """Everything but the signature."""
-        return {
-            "version": VERSION,
-            "kind": self.kind,
-            "index": self.index,
-            "previous_hash": self.previous_hash,
-            "site": self.site,
-            "population": self.population,
-            "time": self.time,
-            **self.body(),
-        }
+    def _signed(self, domain: bytes, *without: str) -> bytes:
+        content = {"version": VERSION, "kind": self.kind, **written_fields(self)}
+        return domain + canonical_json({n: v for n, v in content.items() if n not in without})
 
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        return SIGNATURE_DOMAIN + canonical_json(self.unsigned())
+        return self._signed(SIGNATURE_DOMAIN, "signature")
 
     def line(self) -> bytes:
         """The entry's one byte form, without a line feed."""
-        return canonical_json({**self.unsigned(), "signature": self.signature})
+        return self._signed(b"")
 
     @property
     def entry_hash(self) -> str:
@@ -153,12 +140,8 @@ class StartEntry(LedgerEntry):
 
     kind: ClassVar[str] = "start"
 
-    ledger_id: str
-    public_key: str
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a start."""
-        return {"ledger_id": self.ledger_id, "public_key": self.public_key}
+    ledger_id: Digest
+    public_key: Digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +150,7 @@ class RestartEntry(LedgerEntry):
 
     kind: ClassVar[str] = "restart"
 
-    grant: RestartGrant
+    grant: Annotated[RestartGrant, partial(grant_from_json, where="grant")]
 
     @property
     def ledger_id(self) -> str:
@@ -179,9 +162,8 @@ class RestartEntry(LedgerEntry):
         """The site's, hex; the grant is for this key."""
         return self.grant.public_key
 
-    def body(self) -> dict[str, Json]:
-        """The fields of a restart."""
-        return {"grant": self.grant.to_json()}
+
+FirstEntry: TypeAlias = StartEntry | RestartEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,37 +175,21 @@ class KeyEntry(LedgerEntry):
 
     kind: ClassVar[str] = "key"
 
-    new_public_key: str
-    decided_by: str
-    new_signature: str
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a key's renewal."""
-        return {
-            "new_public_key": self.new_public_key,
-            "decided_by": self.decided_by,
-            "new_signature": self.new_signature,
-        }
+    new_public_key: Digest
+    decided_by: Name
+    new_signature: Signature
 
     def new_signed_bytes(self) -> bytes:
         """What the new key signs."""
-        content = self.unsigned()
-        del content["new_signature"]
-        return NEW_KEY_DOMAIN + canonical_json(content)
+        return self._signed(NEW_KEY_DOMAIN, "signature", "new_signature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyEntry(LedgerEntry):
     """What entries about a study share."""
 
-    study_id: str
-    plan_hash: str
-
-    def unsigned(self) -> dict[str, Json]:
-        """Everything but the signature."""
-        # Not super(): a dataclass with slots is another class than the one that `super` knows.
-        common = LedgerEntry.unsigned(self)
-        return {**common, "study_id": self.study_id, "plan_hash": self.plan_hash}
+    study_id: Name
+    plan_hash: Digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,23 +201,32 @@ class DecisionEntry(StudyEntry):
 
     kind: ClassVar[str] = "decision"
 
-    decision: Decision
-    expires: str
-    decided_by: str
-    statement: str
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a decision."""
-        return {
-            "decision": self.decision,
-            "expires": self.expires,
-            "decided_by": self.decided_by,
-            "statement": self.statement,
-        }
+    decision: Annotated[
+        Decision, text(), Form(f"one of {_DECISIONS}", _DECISIONS.__contains__, shown=40)
+    ]
+    expires: Time
+    decided_by: Name
+    statement: Annotated[str, text(MAX_STATEMENT)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveEntry(StudyEntry):
+class _KeyedEntry(StudyEntry):
+    """What entries about one release share."""
+
+    round_id: Count
+    purpose: Name
+    chunk: Count
+
+    @property
+    def key(self) -> ReleaseKey:
+        """What the release is for."""
+        return ReleaseKey(
+            study_id=self.study_id, round_id=self.round_id, purpose=self.purpose, chunk=self.chunk
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveEntry(_KeyedEntry):
     """Privacy spent, written before a record is touched; spent whatever happens next.
 
     `attempt` counts the reservations of the key that were paid for before this one.
@@ -259,53 +234,19 @@ class ReserveEntry(StudyEntry):
 
     kind: ClassVar[str] = "reserve"
 
-    round_id: int
-    purpose: str
-    chunk: int
-    attempt: int
-    mechanism: str
-    parameters: MechanismParameters
-    event: PrivacyEvent
-    unit: str
-    adjacency: str
-    target_delta: float
-    epsilon_after: float
-    epsilon_rdp_after: float
-    study_epsilon_after: float
-    study_epsilon_rdp_after: float
-    total_cap: float
-    study_cap: float
-
-    @property
-    def key(self) -> ReleaseKey:
-        """What the release is for."""
-        return ReleaseKey(
-            study_id=self.study_id,
-            round_id=self.round_id,
-            purpose=self.purpose,
-            chunk=self.chunk,
-        )
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a reservation."""
-        return {
-            "round_id": self.round_id,
-            "purpose": self.purpose,
-            "chunk": self.chunk,
-            "attempt": self.attempt,
-            "mechanism": self.mechanism,
-            "parameters": dict(self.parameters),
-            "event": self.event.to_json(),
-            "unit": self.unit,
-            "adjacency": self.adjacency,
-            "target_delta": self.target_delta,
-            "epsilon_after": self.epsilon_after,
-            "epsilon_rdp_after": self.epsilon_rdp_after,
-            "study_epsilon_after": self.study_epsilon_after,
-            "study_epsilon_rdp_after": self.study_epsilon_rdp_after,
-            "total_cap": self.total_cap,
-            "study_cap": self.study_cap,
-        }
+    attempt: Count
+    mechanism: Name
+    parameters: Parameters
+    event: Annotated[PrivacyEvent, parse_event]
+    unit: Name
+    adjacency: Name
+    target_delta: Number
+    epsilon_after: Number
+    epsilon_rdp_after: Number
+    study_epsilon_after: Number
+    study_epsilon_rdp_after: Number
+    total_cap: Number
+    study_cap: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,16 +258,12 @@ class ResumeEntry(StudyEntry):
 
     kind: ClassVar[str] = "resume"
 
-    reserve_hash: str
-    attempt: int
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a resumption."""
-        return {"reserve_hash": self.reserve_hash, "attempt": self.attempt}
+    reserve_hash: Digest
+    attempt: Annotated[int, integer(low=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommitEntry(StudyEntry):
+class CommitEntry(_KeyedEntry):
     """A reservation has led to an output, which a salted commitment names.
 
     Its `time` is that of the reservation's newest try: one of its own would publish how long the
@@ -336,31 +273,8 @@ class CommitEntry(StudyEntry):
 
     kind: ClassVar[str] = "commit"
 
-    round_id: int
-    purpose: str
-    chunk: int
-    reserve_hash: str
-    output_commitment: str
-
-    @property
-    def key(self) -> ReleaseKey:
-        """What the release is for."""
-        return ReleaseKey(
-            study_id=self.study_id,
-            round_id=self.round_id,
-            purpose=self.purpose,
-            chunk=self.chunk,
-        )
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a commit."""
-        return {
-            "round_id": self.round_id,
-            "purpose": self.purpose,
-            "chunk": self.chunk,
-            "reserve_hash": self.reserve_hash,
-            "output_commitment": self.output_commitment,
-        }
+    reserve_hash: Digest
+    output_commitment: Digest
 
 
 def commit_to_output(output: bytes, *, salt: bytes) -> str:
@@ -385,27 +299,27 @@ def sign_entry(entry: Entry, key: Ed25519PrivateKey) -> Entry:
     return replace(entry, signature=key.sign(entry.signed_bytes()).hex())
 
 
-def check_signature(entry: LedgerEntry, key: Ed25519PublicKey) -> None:
-    """Raises: LedgerError: the signature is not the site's over this entry."""
-    try:
-        key.verify(bytes.fromhex(entry.signature), entry.signed_bytes())
-    except InvalidSignature as error:
-        raise LedgerError(
-            f"entry {entry.index}: the signature is not the site's over this entry; the entry "
-            "was changed or written by somebody else"
-        ) from error
-
-
 def sign_with_new_key(entry: KeyEntry, key: Ed25519PrivateKey) -> KeyEntry:
     """The entry with the new key's signature; sign it with the old key afterwards."""
     return replace(entry, new_signature=key.sign(entry.new_signed_bytes()).hex())
 
 
-def check_new_signature(entry: KeyEntry, key: Ed25519PublicKey) -> None:
+def check_signature(entry: LedgerEntry, key: str) -> None:
+    """Args: key: hex. Raises: LedgerError: the signature is not the site's over this entry."""
+    check_signed(
+        entry.signed_bytes(),
+        entry.signature,
+        by=key,
+        fault=f"entry {entry.index}: the signature is not the site's over this entry; the entry "
+        "was changed or written by somebody else",
+    )
+
+
+def check_new_signature(entry: KeyEntry) -> None:
     """Raises: LedgerError: the new key has not agreed to this entry."""
-    try:
-        key.verify(bytes.fromhex(entry.new_signature), entry.new_signed_bytes())
-    except InvalidSignature as error:
-        raise LedgerError(
-            f"entry {entry.index}: new_signature is not the new key's over this entry"
-        ) from error
+    check_signed(
+        entry.new_signed_bytes(),
+        entry.new_signature,
+        by=entry.new_public_key,
+        fault=f"entry {entry.index}: new_signature is not the new key's over this entry",
+    )

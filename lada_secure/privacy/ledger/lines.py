@@ -6,17 +6,13 @@ Every entry has one spelling; any other is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from lada_secure.canonical import parse_canonical_json
 from lada_secure.errors import LedgerError, PeerError
-from lada_secure.privacy.accounting.events import parse_event
-from lada_secure.privacy.accounting.fields import HEX_64, HEX_128, NAME, Fields
+from lada_secure.privacy.accounting.fields import Form, Reader, forms_of, read_fields, text, version
 from lada_secure.privacy.ledger.entries import (
-    DECISIONS,
-    MAX_STATEMENT,
     VERSION,
     CommitEntry,
     DecisionEntry,
@@ -27,136 +23,21 @@ from lada_secure.privacy.ledger.entries import (
     ResumeEntry,
     StartEntry,
 )
-from lada_secure.privacy.ledger.restart import grant_from_json
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_LEDGER_BYTES = 2**30
 
-
-class _Common(TypedDict):
-    """The fields that every entry has."""
-
-    index: int
-    previous_hash: str
-    site: str
-    population: str
-    time: str
-    signature: str
-
-
-def _common(fields: Fields) -> _Common:
-    return {
-        "index": fields.integer("index"),
-        "previous_hash": fields.matching("previous_hash", HEX_64),
-        "site": fields.matching("site", NAME),
-        "population": fields.matching("population", NAME),
-        "time": fields.whole_seconds("time"),
-        "signature": fields.matching("signature", HEX_128),
-    }
-
-
-class _Study(TypedDict):
-    """The fields that every entry about a study has as well."""
-
-    study_id: str
-    plan_hash: str
-
-
-def _study(fields: Fields) -> _Study:
-    return {
-        "study_id": fields.matching("study_id", NAME),
-        "plan_hash": fields.matching("plan_hash", HEX_64),
-    }
-
-
-def _start(fields: Fields, where: str) -> StartEntry:
-    return StartEntry(
-        **_common(fields),
-        ledger_id=fields.matching("ledger_id", HEX_64),
-        public_key=fields.matching("public_key", HEX_64),
+_KINDS: Final[Mapping[str, type[LedgerEntry]]] = {
+    entry.kind: entry
+    for entry in (
+        *(StartEntry, RestartEntry, KeyEntry, DecisionEntry),
+        *(ReserveEntry, ResumeEntry, CommitEntry),
     )
-
-
-def _restart(fields: Fields, where: str) -> RestartEntry:
-    grant = grant_from_json(fields.raw("grant"), where=f"{where}: grant")
-    return RestartEntry(**_common(fields), grant=grant)
-
-
-def _key(fields: Fields, where: str) -> KeyEntry:
-    return KeyEntry(
-        **_common(fields),
-        new_public_key=fields.matching("new_public_key", HEX_64),
-        decided_by=fields.matching("decided_by", NAME),
-        new_signature=fields.matching("new_signature", HEX_128),
-    )
-
-
-def _decision(fields: Fields, where: str) -> DecisionEntry:
-    decision = fields.text("decision")
-    if decision not in DECISIONS:
-        raise LedgerError(f"{where}: decision: expected one of {DECISIONS}, got {decision[:40]!r}")
-    return DecisionEntry(
-        **_common(fields),
-        **_study(fields),
-        decision=decision,
-        expires=fields.time("expires"),
-        decided_by=fields.matching("decided_by", NAME),
-        statement=fields.text("statement", max_length=MAX_STATEMENT),
-    )
-
-
-def _reserve(fields: Fields, where: str) -> ReserveEntry:
-    return ReserveEntry(
-        **_common(fields),
-        **_study(fields),
-        round_id=fields.integer("round_id"),
-        purpose=fields.matching("purpose", NAME),
-        chunk=fields.integer("chunk"),
-        attempt=fields.integer("attempt"),
-        mechanism=fields.matching("mechanism", NAME),
-        parameters=MappingProxyType(dict(fields.parameters("parameters"))),
-        event=parse_event(fields.raw("event"), where=f"{where}: event"),
-        unit=fields.matching("unit", NAME),
-        adjacency=fields.matching("adjacency", NAME),
-        target_delta=fields.number("target_delta"),
-        epsilon_after=fields.number("epsilon_after"),
-        epsilon_rdp_after=fields.number("epsilon_rdp_after"),
-        study_epsilon_after=fields.number("study_epsilon_after"),
-        study_epsilon_rdp_after=fields.number("study_epsilon_rdp_after"),
-        total_cap=fields.number("total_cap"),
-        study_cap=fields.number("study_cap"),
-    )
-
-
-def _resume(fields: Fields, where: str) -> ResumeEntry:
-    return ResumeEntry(
-        **_common(fields),
-        **_study(fields),
-        reserve_hash=fields.matching("reserve_hash", HEX_64),
-        attempt=fields.integer("attempt", low=1),
-    )
-
-
-def _commit(fields: Fields, where: str) -> CommitEntry:
-    return CommitEntry(
-        **_common(fields),
-        **_study(fields),
-        round_id=fields.integer("round_id"),
-        purpose=fields.matching("purpose", NAME),
-        chunk=fields.integer("chunk"),
-        reserve_hash=fields.matching("reserve_hash", HEX_64),
-        output_commitment=fields.matching("output_commitment", HEX_64),
-    )
-
-
-_KINDS: Mapping[str, Callable[[Fields, str], LedgerEntry]] = {
-    StartEntry.kind: _start,
-    RestartEntry.kind: _restart,
-    KeyEntry.kind: _key,
-    DecisionEntry.kind: _decision,
-    ReserveEntry.kind: _reserve,
-    ResumeEntry.kind: _resume,
-    CommitEntry.kind: _commit,
+}
+_FORMS: Final = {name: forms_of(kind) for name, kind in _KINDS.items()}
+_HEAD: Final[Mapping[str, Sequence[Reader]]] = {
+    "version": (version(VERSION),),
+    "kind": (text(), Form(f"one of {', '.join(_KINDS)}", _KINDS.__contains__, shown=40)),
 }
 
 
@@ -169,14 +50,10 @@ def parse_entry(raw: bytes, *, where: str) -> LedgerEntry:
         value = parse_canonical_json(raw, max_bytes=MAX_LINE_BYTES)
     except PeerError as error:
         raise LedgerError(f"{where}: {error}") from error
-    fields = Fields(value, where=where)
-    if fields.integer("version") != VERSION:
-        raise LedgerError(f"{where}: version: this software reads version {VERSION}")
-    kind = fields.text("kind")
-    if kind not in _KINDS:
-        raise LedgerError(f"{where}: kind: expected one of {', '.join(_KINDS)}, got {kind[:40]!r}")
-    entry = _KINDS[kind](fields, where)
-    fields.done()
+    named = str(value.get("kind")) if isinstance(value, dict) else ""
+    # Of an unknown kind the head alone is looked at, and refused.
+    found = read_fields(value, {**_HEAD, **_FORMS.get(named, {})}, where=where)
+    entry = _KINDS[named](**{name: found[name] for name in _FORMS[named]})
     if entry.line() != raw:
         raise LedgerError(f"{where}: not the one spelling of this entry")
     return entry

@@ -1,4 +1,4 @@
-"""Noise: the exact discrete Gaussian of OpenDP, and its ledgered release.
+"""Noise: the exact discrete Gaussian of OpenDP.
 
 The sampler works in exact rational arithmetic on the operating system's randomness (Canonne,
 Kamath, Steinke 2020, Alg. 3), so the attacks on floating-point noise (Mironov 2012) have nothing
@@ -15,16 +15,8 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger.book import (
-    DISCRETE_GAUSSIAN,
-    MIN_STD_STEPS,
-    LedgerBook,
-    ReleaseSpec,
-    Reservation,
-    numeric_parameter,
-)
-from lada_secure.privacy.released import Released
+from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.privacy.ledger.terms import MIN_STD_STEPS
 
 Integers: TypeAlias = "NDArray[np.int64]"
 
@@ -48,18 +40,6 @@ def _measurement(std: float) -> Callable[[list[int]], list[int]]:
     )
 
 
-def check_std_steps(std: float) -> float:
-    """Refuse a noise std that is not finite or outside [16, 2^40] integer steps."""
-    std = float(std)
-    if not math.isfinite(std) or not MIN_STD_STEPS <= std <= MAX_STD_STEPS:
-        raise ParameterError(
-            f"sigma: expected {MIN_STD_STEPS:g} to 2^40 integer steps, got {std}; below 16 the "
-            "discrete Gaussian costs more than the Gaussian that it is accounted as. Scale the "
-            "statistic up before rounding"
-        )
-    return std
-
-
 def discrete_gaussian_vector(values: Integers, *, sigma: float) -> Integers:
     """Add independent discrete Gaussian noise to integers. Canonne et al. 2020, Def. 1.
 
@@ -74,7 +54,13 @@ def discrete_gaussian_vector(values: Integers, *, sigma: float) -> Integers:
         a factor of order exp(-2 pi^2 sigma^2). The randomness is the operating system's.
     Raises: ParameterError: other dtype or shape, values too large, sigma out of range.
     """
-    std = check_std_steps(sigma)
+    std = float(sigma)
+    if not math.isfinite(std) or not MIN_STD_STEPS <= std <= MAX_STD_STEPS:
+        raise ParameterError(
+            f"sigma: expected {MIN_STD_STEPS:g} to 2^40 integer steps, got {std}; below 16 the "
+            "discrete Gaussian costs more than the Gaussian that it is accounted as. Scale the "
+            "statistic up before rounding"
+        )
     if not isinstance(values, np.ndarray) or values.dtype != np.int64 or values.ndim != 1:
         raise ParameterError(
             "values: expected a one-dimensional int64 array, got "
@@ -90,40 +76,3 @@ def discrete_gaussian_vector(values: Integers, *, sigma: float) -> Integers:
     if noised.shape != values.shape:
         raise LocalProtocolError("discrete Gaussian: OpenDP returned a vector of another length")
     return noised
-
-
-def encode_integers(values: Integers) -> bytes:
-    """(n,) int64 as little-endian bytes, 8 per entry."""
-    return values.astype("<i8").tobytes()
-
-
-def decode_integers(raw: bytes) -> Integers:
-    """The inverse of `encode_integers`. Raises: LedgerError: not whole entries."""
-    if len(raw) % 8:
-        raise LedgerError(f"stored output: expected whole 8-byte integers, got {len(raw)} bytes")
-    return np.frombuffer(raw, dtype="<i8").astype(np.int64)
-
-
-def release_discrete_gaussian(
-    book: LedgerBook, spec: ReleaseSpec, *, compute: Callable[[Reservation], Integers]
-) -> Released[Integers]:
-    """Pay for, noise and release an integer statistic; the noise comes from `spec` alone.
-
-    Args:
-        spec: mechanism "discrete_gaussian"; `parameters["std"]` is the noise in integer steps.
-        compute: reads the records; (n,) int64 with n >= 1, L2 sensitivity at most
-            `parameters["l2_sensitivity"]`, which the caller ensures. Called after the budget
-            was spent, and not at all where an output is stored already.
-    Raises: ParameterError: another mechanism. Whatever `LedgerBook.release` raises.
-    """
-    if spec.mechanism != DISCRETE_GAUSSIAN:
-        raise ParameterError(
-            f"mechanism: expected {DISCRETE_GAUSSIAN}, the spec says {spec.mechanism!r}"
-        )
-    std = check_std_steps(numeric_parameter(spec.parameters, "std"))
-    return book.release(
-        spec,
-        compute=lambda paid: discrete_gaussian_vector(compute(paid), sigma=std),
-        encode=encode_integers,
-        decode=decode_integers,
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from lada_secure.errors import LocalProtocolError
-from lada_secure.privacy.ledger.book import Reservation
+from lada_secure.privacy.ledger.terms import Reservation
 from lada_secure.privacy.release.units import Unit
 
 

@@ -18,11 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from lada_protocol.identity.certificates import (
-    PartyName,
-    key_fingerprint,
-    parse_role,
-)
+from lada_protocol.identity.certificates import PartyName, key_fingerprint, parse_role
 from lada_protocol.kinds import Role
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import ParameterError, PeerError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds import tasks
 from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
@@ -16,6 +16,7 @@ from lada_protocol.rounds.secure_aggregation import purposes_of
 from lada_protocol.rounds.tasks import Task
 from lada_protocol.rounds.view import RoundView
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 
 # Stands in `given_up` for the time before the first round.
 BEFORE_ROUNDS = -1

@@ -9,22 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.plan import ADVANTAGE, StudyPlan, UplinkPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
-from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
-from lada_secure.errors import LocalProtocolError, PeerError
+from lada_secure.canonical import canonical_json, parse_canonical_json
+from lada_secure.errors import PeerError
+from lada_secure.method.holdout import HoldoutScore, holdout_agrees
+from lada_secure.method.plan import ADVANTAGE, split_pool, uplink_of
 
 NO_ADAPTERS = "0" * 64
 MAX_PATH_CHARACTERS = 8192
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSplit:
-    """Pool indices, ascending, that judge updates and that may be learned from; disjoint."""
-
-    holdout: tuple[int, ...]
-    candidates: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,35 +27,6 @@ class SitePath:
 
     sample: int
     path: str
-
-
-def uplink_of(plan: StudyPlan) -> UplinkPlan:
-    """The plan's uplink settings.
-
-    Raises: LocalProtocolError: the plan has none; the caller asked too much.
-    """
-    if plan.uplink is None:
-        raise LocalProtocolError(f"the plan of study {plan.study_id} has no uplink")
-    return plan.uplink
-
-
-def split_pool(plan: StudyPlan) -> PoolSplit:
-    """Hold-out and candidates: a public function of the plan, the same at every party.
-
-    Samples in the order of SHA-256("lada/1/uplink/" pool_sha256 "/" index): the first are held
-    out, the next are candidates.
-    """
-    uplink = uplink_of(plan)
-
-    def rank(index: int) -> str:
-        return sha256_hex(f"lada/1/uplink/{plan.pool_sha256}/{index}".encode("ascii"))
-
-    order = sorted(range(plan.pool_size), key=rank)
-    last = uplink.holdout + uplink.candidates
-    return PoolSplit(
-        holdout=tuple(sorted(order[: uplink.holdout])),
-        candidates=tuple(sorted(order[uplink.holdout : last])),
-    )
 
 
 def inquiry_bytes(samples: Sequence[int]) -> bytes:
@@ -130,22 +95,6 @@ def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...
     if order != sorted(set(order)):
         raise PeerError("site_paths: samples out of order, or one twice")
     return tuple(found)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldoutScore:
-    """How well an LLM does on the hold-out.
-
-    right: samples answered rightly. certainty: sum over them of floor(integer_scale x certainty).
-    """
-
-    right: int
-    certainty: int
-
-
-def holdout_agrees(before: HoldoutScore, after: HoldoutScore) -> bool:
-    """The one rule: surer of the right answers than before, and no fewer of them."""
-    return after.right >= before.right and after.certainty > before.certainty
 
 
 def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> str:

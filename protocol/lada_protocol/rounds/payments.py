@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lada_protocol.plan import ADVANTAGE, STATISTICS, TRAINING, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt
 from lada_secure.allocation.statistics_parameters import l2_sensitivity
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, STATISTICS, TRAINING
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
-from lada_secure.privacy.ledger.book import numeric_parameter
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, ReserveEntry
+from lada_secure.privacy.ledger.terms import numeric_parameter
 
 
 def check_payment(

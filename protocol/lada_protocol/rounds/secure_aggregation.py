@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt, MessageIndex
-from lada_protocol.rounds.llm_transfer import split_pool, uplink_of
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import (
     CohortBody,
@@ -25,6 +24,7 @@ from lada_secure.allocation.statistics_parameters import site_bound
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, split_pool, uplink_of
 
 
 def purposes_of(plan: StudyPlan) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds import tasks
 from lada_protocol.rounds.admission import admission_of, refused_admission
 from lada_protocol.rounds.index import Attempt, MessageIndex
@@ -14,6 +14,7 @@ from lada_protocol.rounds.secure_aggregation import check_cohort
 from lada_protocol.rounds.tasks import Task
 from lada_protocol.rounds.view import RoundView
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 
 
 def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> Task:

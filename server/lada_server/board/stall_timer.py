@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from lada_protocol.events import WAITING_INTERVAL_S, EventLog
+from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Waiting
 from lada_server.board.storage_errors import StorageUnavailable
 
 LOG = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ LONGEST_PAUSE_S: Final = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
-class StoragePatience:
+class StorageStallTimer:
     """Tries the coordinator's own work on its board again while the storage refuses.
 
     Args: limit_s: how long in one go; after it the refusal is raised, and a restart of the
@@ -31,7 +31,7 @@ class StoragePatience:
     limit_s: float
     _interrupted: bool = False
 
-    def insist(self, action: Callable[[], T], *, round_id: int, step: str) -> T:
+    def retry(self, action: Callable[[], T], *, round_id: int, step: str) -> T:
         """Carry out an action that may be repeated; round and step are for the live view.
 
         Raises: StorageUnavailable: for longer than `limit_s`. Anything else at once.
@@ -50,12 +50,12 @@ class StoragePatience:
                     said = now
                     LOG.warning("waiting for the storage: %s", error)
                     self.events.write(
-                        "waiting",
+                        Waiting,
                         round_id=round_id,
                         step=step,
-                        since_s=round(now - began, 3),
+                        awaited=("storage",),
+                        waited_s=round(now - began, 3),
                         because=str(error)[:300],
-                        **{"for": ["storage"]},
                     )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -1,28 +1,22 @@
-"""The coordinator's uplink: whom to ask about what, and whether the LLM has learned from it."""
+"""The coordinator's SLM-to-LLM transfer: the method's decision, made durable and told to all."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from lada_protocol.plan import UplinkPlan
-from lada_protocol.rounds.llm_transfer import (
-    HoldoutScore,
-    SitePath,
-    holdout_agrees,
-    split_pool,
-    uplink_of,
-)
-from lada_secure.data.prompts import answer_of, prompt_of
+from lada_protocol.rounds.llm_transfer import SitePath
+from lada_secure.method.holdout import HoldoutScore
+from lada_secure.method.llm_transfer import improve, samples_to_inquire
+from lada_secure.method.plan import UplinkPlan, split_pool, uplink_of
+from lada_secure.models.adapters import AdapterWeights
+from lada_secure.models.confidence import Answers
+from lada_secure.models.examples import PathExample
+from lada_secure.models.tuning import TuningSettings
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
-
-if TYPE_CHECKING:
-    from lada_secure.models.confidence import Answers
-    from lada_secure.models.examples import PathExample
-    from lada_secure.models.tuning import TuningSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -49,21 +43,13 @@ class CoordinatorUplink:
 
     @property
     def settings(self) -> UplinkPlan:
-        """The plan's uplink."""
+        """The plan's settings of the transfer."""
         return uplink_of(self.study.plan)
 
     def samples_to_ask(self, opened: Sequence[int], *, version: str) -> list[int]:
         """Candidates on which the sites know more than the LLM of this version."""
-        import numpy as np
-
-        from lada_secure.allocation.confidence_excess import samples_to_ask
-
         candidates = split_pool(self.study.plan).candidates
-        own = np.zeros(len(opened), dtype=np.float64)
-        own[list(candidates)] = self._look(version, candidates).certainty
-        return samples_to_ask(
-            opened, own, candidates, bar=self.settings.bar, budget=self.settings.budget
-        )
+        return samples_to_inquire(self.study.plan, opened, self.answers(version, candidates))
 
     def improve(
         self,
@@ -74,123 +60,70 @@ class CoordinatorUplink:
         seed: int,
         progress: Callable[[int, int], None],
     ) -> Decision:
-        """Train the LLM of this version on the sites' paths, and decide by the hold-out.
+        """Train the LLM of this version on the sites' rationales, and decide by the hold-out.
 
-        Where the hold-out does not agree, it is tried once more with smaller steps.
         Where the update is kept, its adapters are on disk before this returns; where it is not,
         the LLM is what it was.
 
-        Args: site_paths: by site. written: the LLM's own checked paths by pool index, replayed so
-            that they are not forgotten; those of held-out samples are left out.
+        Args: site_paths: by site. written: the LLM's own checked rationales by pool index.
         """
-        from lada_secure.models.tuning import RATE_SHARES
-
-        split = split_pool(self.study.plan)
-        before = self._score(self._look(version, split.holdout))
-        received = sum(len(paths) for paths in site_paths.values())
-        examples = self._examples(site_paths, version)
-        if not examples:
-            return Decision(
-                received=received,
-                used=0,
-                before=before,
-                after=before,
-                accepted=False,
-                version=version,
-            )
-        held_out = set(split.holdout)
-        replay = [
-            self._example(sample, path, own=None)
-            for sample, path in sorted(written.items())
-            if sample not in held_out
-        ]
-        tuning = self._tuning(seed)
-        for share in RATE_SHARES:
-            gentle = replace(tuning, learning_rate=share * tuning.learning_rate)
-            weights = self.teacher.tune(
-                self.study, version, examples, replay, gentle, progress=progress
-            )
-            after = self._score(self.teacher.answer(self.study, split.holdout))
-            accepted = holdout_agrees(before, after)
-            if accepted:
-                break
-        if accepted:
-            kept = self.teacher.keep(weights)
+        llm = _TunableVersion(self, version, progress)
+        received = {
+            site: {one.sample: one.path for one in paths} for site, paths in site_paths.items()
+        }
+        found = improve(llm, self.study.plan, self.study.pool, received, written, seed=seed)
+        accepted = found.weights is not None
+        if found.weights is not None:
+            kept = self.teacher.keep(found.weights)
         else:
             kept = version
             self.teacher.use(self.study, version)
-        LOG.info("update of the LLM %s: %s to %s", "kept" if accepted else "dropped", before, after)
+        LOG.info(
+            "update of the LLM %s: %s to %s",
+            "kept" if accepted else "dropped",
+            found.before,
+            found.after,
+        )
         return Decision(
-            received=received,
-            used=len(examples),
-            before=before,
-            after=after,
+            received=found.received,
+            used=found.used,
+            before=found.before,
+            after=found.after,
             accepted=accepted,
             version=kept,
         )
 
-    def _look(self, version: str, places: tuple[int, ...]) -> Answers:
+    def answers(self, version: str, pool_indices: Sequence[int]) -> Answers:
         """The answers of the LLM of a version on pool samples, computed once."""
-        key = (version, places)
+        key = (version, tuple(pool_indices))
         if key not in self._answers:
             self.teacher.use(self.study, version)
-            self._answers[key] = self.teacher.answer(self.study, places)
+            self._answers[key] = self.teacher.answer(self.study, pool_indices)
         return self._answers[key]
 
-    def _score(self, answers: Answers) -> HoldoutScore:
-        from lada_secure.allocation.confidence_excess import scaled_certainty
 
-        steps = scaled_certainty(answers.certainty, self.settings.integer_scale)
-        return HoldoutScore(right=int(answers.right.sum()), certainty=int(steps.sum()))
+@dataclass(frozen=True, slots=True)
+class _TunableVersion:
+    """A version of the LLM as `improve` wants it."""
 
-    def _examples(
-        self, site_paths: Mapping[str, Sequence[SitePath]], version: str
-    ) -> list[PathExample]:
-        """Different paths that reach the gold answer, each against what the LLM would say."""
-        candidates = split_pool(self.study.plan).candidates
-        said = self._look(version, candidates)
-        own = {
-            sample: path
-            for sample, path, right in zip(candidates, said.paths, said.right, strict=True)
-            if path and not right
-        }
-        pool = self.study.pool
-        found: dict[tuple[int, str], PathExample] = {}
-        for site in sorted(site_paths):
-            for one in site_paths[site]:
-                sample = pool[one.sample]
-                if answer_of(one.path, sample.choices) == sample.answer:
-                    found[one.sample, one.path] = self._example(
-                        one.sample, one.path, own=own.get(one.sample)
-                    )
-        return [found[key] for key in sorted(found)]
+    transfer: CoordinatorUplink
+    version: str
+    progress: Callable[[int, int], None]
 
-    def _example(self, place: int, path: str, *, own: str | None) -> PathExample:
-        from lada_secure.models.examples import PathExample
+    def answer(self, pool_indices: Sequence[int]) -> Answers:
+        return self.transfer.answers(self.version, pool_indices)
 
-        sample = self.study.pool[place]
-        return PathExample(
-            example_id=sample.sample_id,
-            prompt=prompt_of(sample.question, sample.choices),
-            path=path,
-            own_path=own,
-        )
+    def answer_tuned(self, pool_indices: Sequence[int]) -> Answers:
+        return self.transfer.teacher.answer(self.transfer.study, pool_indices)
 
-    def _tuning(self, seed: int) -> TuningSettings:
-        from lada_secure.models.loss import LossSettings
-        from lada_secure.models.tuning import TuningSettings
-
-        uplink = self.settings
-        return TuningSettings(
-            steps=uplink.steps,
-            batch_size=uplink.batch_size,
-            replay_batch_size=uplink.replay_batch_size,
-            learning_rate=uplink.learning_rate,
-            seed=seed,
-            loss=LossSettings(
-                contrastive_form=uplink.contrastive_form,
-                contrastive_weight=uplink.contrastive_weight,
-            ),
+    def tune(
+        self,
+        examples: Sequence[PathExample],
+        replay: Sequence[PathExample],
+        settings: TuningSettings,
+    ) -> AdapterWeights:
+        return self.transfer.teacher.tune(
+            self.transfer.study, self.version, examples, replay, settings, progress=self.progress
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lada_protocol.events import Waiting
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.wire.limits import join_address, split_address
 from lada_secure.errors import LadaError, ParameterError
@@ -62,13 +63,13 @@ class Monitored:
         last = GaugeMetricFamily(
             "lada_last_call_timestamp_seconds", "Last call; 0 for never.", labels=["party"]
         )
-        for party, one in self.presence.parties().items():
-            calls.add_metric([party], one.calls)
-            moved.add_metric([party, "up"], one.up_bytes)
-            moved.add_metric([party, "down"], one.down_bytes)
-            opened.add_metric([party], one.open_calls)
-            last.add_metric([party], one.last_call_s)
-            for reason, count in one.refusals.items():
+        for party, activity in self.presence.parties().items():
+            calls.add_metric([party], activity.calls)
+            moved.add_metric([party, "up"], activity.up_bytes)
+            moved.add_metric([party, "down"], activity.down_bytes)
+            opened.add_metric([party], activity.open_calls)
+            last.add_metric([party], activity.last_call_s)
+            for reason, count in activity.refusals.items():
                 refusals.add_metric([party, reason], count)
         for reason, count in self.presence.strangers().items():
             refusals.add_metric(["", reason], count)
@@ -85,23 +86,18 @@ class Monitored:
             "Number of the revocation list in force; 0 for none.",
             value=0 if listed is None else listed.number,
         )
-        yield from self._study()
-
-    def _study(self) -> Iterator[Metric]:
-        from prometheus_client.core import GaugeMetricFamily
-
         event = newest_event(self.events)
         if event is None:
             return
-        yield GaugeMetricFamily("lada_round", "Round of the study.", value=event["round"])
+        yield GaugeMetricFamily("lada_round", "Round of the study.", value=event.round_id)
         waiting = GaugeMetricFamily(
             "lada_waiting_since_timestamp_seconds",
             "Since when the coordinator waits for a party.",
             labels=["party"],
         )
-        if event["event"] == "waiting":
-            for party in event["for"]:
-                waiting.add_metric([party], event["time_s"] - event["since_s"])
+        if isinstance(event, Waiting):
+            for party in event.awaited:
+                waiting.add_metric([party], event.time_s - event.waited_s)
         yield waiting
 
 

@@ -1,50 +1,46 @@
-"""The LLM side of a study: private pool features, and reasoning paths for samples in demand."""
+"""The coordinator's LLM in one study: loaded once, in one of its versions, with what it remembers.
+
+What it computes, `lada_secure.method.llm_round` says; here are versions, caches and payloads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, uplink_of
+from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
+from lada_secure.arrays import IntArray
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
-from lada_secure.data.prompts import answer_of, path_of, prompt_of
-from lada_server.study.inference_cache import LlmLooks, PoolView
+from lada_secure.method.llm_round import (
+    GENERATION_BATCH_SIZE,
+    PoolView,
+    WrittenRationales,
+    llm_adapters,
+    view_pool,
+    write_rationales,
+)
+from lada_secure.models.adapters import (
+    AdapterWeights,
+    adapter_weights,
+    attach_adapters,
+    load_adapters,
+)
+from lada_secure.models.confidence import Answers, answer_pool
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
 
-if TYPE_CHECKING:
-    from lada_secure.arrays import FloatArray
-    from lada_secure.models.adapters import AdapterWeights
-    from lada_secure.models.confidence import Answers
-    from lada_secure.models.examples import PathExample
-    from lada_secure.models.loading import LanguageModel
-    from lada_secure.models.tuning import TuningSettings
-
-BATCH_SIZE = 16
-GENERATION_BATCH_SIZE = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenPaths:
-    """Reasoning paths of one round, as the payload of `paths`, with counts for its body."""
-
-    payload: bytes
-    demanded: int
-    written: int
-    wrong: int
-    dropped: int
-
 
 class Teacher:
-    """The LLM, loaded once; everything here is computed on public samples only.
+    """The LLM; everything here is computed on public samples only.
 
-    It starts without adapters. `files` holds those of every version that an uplink has left;
+    It starts without adapters. `files` holds those of every version that a transfer has left;
     `looks` what was computed before a restart, where it is kept.
     """
 
@@ -55,7 +51,7 @@ class Teacher:
         cache_dir: Path,
         threads: int,
         files: LlmFiles,
-        looks: LlmLooks | None = None,
+        looks: InferenceCache | None = None,
     ) -> None:
         self._looks = looks
         self._reference = reference
@@ -71,10 +67,6 @@ class Teacher:
     def model(self) -> LanguageModel:
         """The loaded LLM."""
         if self._model is None:
-            import torch
-
-            from lada_secure.models.loading import load_language_model
-
             torch.set_num_threads(self._threads)
             self._model = load_language_model(self._reference, cache_dir=self._cache_dir)
         return self._model
@@ -86,8 +78,6 @@ class Teacher:
         """
         if version == self._version:
             return
-        from lada_secure.models.adapters import AdapterWeights, load_adapters
-
         fresh = self._with_adapters(study)
         weights = (
             fresh if version == NO_ADAPTERS else AdapterWeights(data=self._files.read(version))
@@ -106,8 +96,6 @@ class Teacher:
         progress: Callable[[int, int], None],
     ) -> AdapterWeights:
         """Train the LLM of a version; it is the trained one until `use` says otherwise."""
-        from lada_secure.models.tuning import tune_on_paths
-
         self._with_adapters(study)
         self.use(study, version)
         self._version = None
@@ -118,17 +106,15 @@ class Teacher:
         self._version = self._files.keep(weights.data)
         return self._version
 
-    def answer(self, study: Study, places: Sequence[int]) -> Answers:
+    def answer(self, study: Study, pool_indices: Sequence[int]) -> Answers:
         """What the LLM as it is now answers on pool samples, and how sure it is."""
-        about = self._about(study, list(places))
+        about = self._about(study, list(pool_indices))
         kept = None if self._looks is None or about is None else self._looks.answers(about)
         if kept is not None:
             return kept
-        from lada_secure.models.confidence import answer_pool
-
         answers = answer_pool(
             self.model,
-            [study.pool[place] for place in places],
+            [study.pool[index] for index in pool_indices],
             batch_size=GENERATION_BATCH_SIZE,
             max_new_tokens=study.plan.paths.max_new_tokens,
         )
@@ -136,144 +122,57 @@ class Teacher:
             self._looks.keep_answers(about, answers)
         return answers
 
-    def _about(self, study: Study, places: list[Json]) -> Json | None:
-        """Names a look by all that decides it; None while the LLM is none of its versions."""
-        if self._version is None:
-            return None
-        return [study.plan.hash, self._reference, self._version, places]
-
-    def _with_adapters(self, study: Study) -> AdapterWeights:
-        """Attach adapters where there are none yet. Returns: the ones that change nothing."""
-        if self._fresh is None:
-            from lada_secure.models.adapters import (
-                AdapterSettings,
-                adapter_weights,
-                attach_adapters,
-            )
-
-            uplink = uplink_of(study.plan)
-            attach_adapters(
-                self.model,
-                AdapterSettings(
-                    rank=uplink.adapter_rank,
-                    alpha=2.0 * uplink.adapter_rank,
-                    target_modules=uplink.adapter_targets,
-                    last_layers=min(
-                        uplink.adapter_layers, int(self.model.model.config.num_hidden_layers)
-                    ),
-                    seed=study.plan.seed,
-                ),
-            )
-            self._fresh = adapter_weights(self.model)
-        return self._fresh
-
     def view_pool(self, study: Study) -> PoolView:
-        """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026).
-
-        Difficulty is the LLM's loss on the path it would write or choose. Confidence says how
-        likely that path is right: for open questions whether its greedy answer is the gold one;
-        1 for multiple choice, where a wrong choice is found and dropped when the path is written.
-        """
+        """What the LLM as it is now thinks of every pool sample."""
         about = self._about(study, [])
         kept = None if self._looks is None or about is None else self._looks.view(about)
         if kept is not None:
             return kept
-        view = self._viewed(study)
+        view = view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings)
         if self._looks is not None and about is not None:
             self._looks.keep_view(about, view)
         return view
 
-    def _viewed(self, study: Study) -> PoolView:
-        from lada_secure.allocation.cells import CellGrid, difficulty_bins, pool_features
+    def write(
+        self, study: Study, demand: Sequence[int], *, progress: Callable[[int, int], None]
+    ) -> WrittenRationales:
+        """What the LLM as it is now writes for the samples in demand."""
+        return write_rationales(self.model, study.plan, study.pool, demand, progress=progress)
 
-        plan = study.plan
-        grid = CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins)
-        losses, confidence = self._judge(study)
-        bins = difficulty_bins(losses, plan.allocation.difficulty_bins)
-        features = pool_features(
-            grid,
-            membership=study.clusters.membership(study.embeddings),
-            difficulty=bins,
-            confidence=confidence,
-        )
-        cells = grid.index(study.clusters.assign(study.embeddings), bins)
-        return PoolView(features=features, cells=cells)
+    def _about(self, study: Study, pool_indices: list[Json]) -> Json | None:
+        """Names a look by all that decides it; None while the LLM is none of its versions."""
+        if self._version is None:
+            return None
+        return [study.plan.hash, self._reference, self._version, pool_indices]
 
-    def _judge(self, study: Study) -> tuple[FloatArray, FloatArray]:
-        """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
-        from lada_secure.allocation.gap import length_normalised
-        from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
-
-        pool = study.pool
-        prompts = [prompt_of(one.question, one.choices) for one in pool]
-        open_questions = [number for number, one in enumerate(pool) if not one.choices]
-        paths = [path_of(one.answer, one.choices, None) for one in pool]
-        written = greedy_paths(
-            self.model,
-            [prompts[number] for number in open_questions],
-            batch_size=GENERATION_BATCH_SIZE,
-            max_new_tokens=study.plan.paths.max_new_tokens,
-        )
-        for number, path in zip(open_questions, written, strict=True):
-            paths[number] = path or paths[number]
-        scored = path_log_probabilities(self.model, prompts, paths, batch_size=BATCH_SIZE)
-        losses = -length_normalised(scored.total, scored.tokens)
-        confidence = np.ones(len(pool), dtype=np.float64)
-        for number in open_questions:
-            right = answer_of(paths[number], pool[number].choices) == pool[number].answer
-            confidence[number] = float(right)
-        return losses, confidence
-
-    def write_paths(
-        self,
-        study: Study,
-        view: PoolView,
-        demand: list[int],
-        *,
-        progress: Callable[[int, int], None],
-    ) -> WrittenPaths:
-        """Write paths for the samples in demand, most wanted first, within the plan's budget.
-
-        Args: demand: how many sites want each pool sample, in pool order.
-        """
-        from lada_secure.models.rationales import generate_paths
-
-        plan: StudyPlan = study.plan
-        order = np.lexsort((np.arange(len(demand)), -np.asarray(demand)))
-        wanted = [int(one) for one in order if demand[one] > 0]
-        chosen = wanted[: plan.paths.budget]
-        lines: list[Json] = []
-        wrong = dropped = 0
-        for start in range(0, len(chosen), BATCH_SIZE):
-            batch = {study.pool[one].sample_id: one for one in chosen[start : start + BATCH_SIZE]}
-            generated = generate_paths(
-                self.model,
-                [study.pool[one] for one in batch.values()],
-                max_new_tokens=plan.paths.max_new_tokens,
-                attempts=plan.paths.attempts,
-                batch_size=BATCH_SIZE,
-            )
-            wrong += generated.wrong + generated.unreadable
-            dropped += len(generated.dropped)
-            for one in generated.paths:
-                cell = int(view.cells[batch[one.sample_id]])
-                lines.append({"sample_id": one.sample_id, "path": one.path, "cell": cell})
-            progress(min(start + BATCH_SIZE, len(chosen)), len(chosen))
-        return WrittenPaths(
-            payload=canonical_json(lines),
-            demanded=len(wanted),
-            written=len(lines),
-            wrong=wrong,
-            dropped=dropped,
-        )
+    def _with_adapters(self, study: Study) -> AdapterWeights:
+        """Attach adapters where there are none yet. Returns: the ones that change nothing."""
+        if self._fresh is None:
+            layers = int(self.model.model.config.num_hidden_layers)
+            attach_adapters(self.model, llm_adapters(study.plan, layers=layers))
+            self._fresh = adapter_weights(self.model)
+        return self._fresh
 
 
-def written_paths(raw: bytes, study: Study) -> dict[int, str]:
-    """The paths of a payload that `write_paths` made, by pool index."""
-    places = {sample.sample_id: number for number, sample in enumerate(study.pool)}
+def rationales_payload(study: Study, texts: Mapping[int, str], cells: IntArray) -> bytes:
+    """The payload of `paths`.
+
+    Args: texts: by pool index, in the order of writing. cells: (n,) of the pool.
+    """
+    return canonical_json(
+        [
+            {"sample_id": study.pool[index].sample_id, "path": text, "cell": int(cells[index])}
+            for index, text in texts.items()
+        ]
+    )
+
+
+def parse_rationales(raw: bytes, study: Study) -> dict[int, str]:
+    """The rationales of a payload that `rationales_payload` made, by pool index."""
+    indices = {sample.sample_id: index for index, sample in enumerate(study.pool)}
     rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
     return {
-        places[str(row["sample_id"])]: str(row["path"])
+        indices[str(row["sample_id"])]: str(row["path"])
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict)
     }

@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lada_clients.audit import canary_audit
-from lada_clients.site import training
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.toml_text import toml_text
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import StudyPlan
 from lada_secure.cli import main
 from lada_secure.data.records import PoolSample, Record, pool_hash, write_json_lines
 from lada_secure.dpsgd import trainer
 from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.method import training
+from lada_secure.method.plan import GuidePlan
 from lada_secure.privacy.empirical import commitment_of
 
 POOL = tuple(
@@ -49,7 +50,7 @@ RECORDS = tuple(
 )
 
 
-POLICY = toml_text(
+POLICY = tomli_w.dumps(
     {
         "roster_sha256": "ab" * 32,
         "population": "patients",
@@ -127,7 +128,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json_lines(root / name / "records.jsonl", RECORDS)
         (root / name / "policy.toml").write_text(POLICY)
         (root / name / "site.toml").write_text(
-            toml_text(
+            tomli_w.dumps(
                 {
                     "party": name,
                     "coordinator": "localhost:1",
@@ -136,7 +137,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "policy": "policy.toml",
                     "state_dir": "state",
                     "records": "records.jsonl",
-                    "cache_dir": root / "cache",
+                    "cache_dir": str(root / "cache"),
                     "device": "cpu",
                     "physical_batch_size": 64,
                 }

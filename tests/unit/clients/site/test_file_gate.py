@@ -10,29 +10,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
-from guidance_doubles import ledger
-from site_doubles import (
-    POOL,
-    file_of,
-    record,
-    site_learner,
-    site_plan,
-    site_policy,
-    site_settings,
-)
+from method_doubles import ledger
+from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
 
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
-from lada_clients.site.gates.files import SiteFiles, check_files, check_with_model
+from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.record_files import RecordFiles, file_digests
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
-from lada_lab.mock.toml_text import toml_text
-from lada_protocol.plan_mechanisms import plan_inconsistencies
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
 from lada_secure.errors import ParameterError
+from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.models.loading import LanguageModel
 
 GOOD = tuple(record(at) for at in range(4))
@@ -153,7 +146,7 @@ def test_a_bad_line_ends_the_command_before_any_connection_and_nothing_of_it_is_
     """No coordinator, no certificates and no roster are there: the file comes first."""
     written(tmp_path, line)
     (tmp_path / "policy.toml").write_text(
-        toml_text(
+        tomli_w.dumps(
             {
                 "roster_sha256": "ab" * 32,
                 "population": "people",
@@ -165,7 +158,7 @@ def test_a_bad_line_ends_the_command_before_any_connection_and_nothing_of_it_is_
         )
     )
     (tmp_path / "site.toml").write_text(
-        toml_text(
+        tomli_w.dumps(
             {
                 "party": "site-a",
                 "coordinator": "127.0.0.1:1",
@@ -314,8 +307,9 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = (*GOOD, record(4, question=LONG))
-    learner = site_learner(tmp_path, records)
-    book = ledger(learner.plan)
+    study, place = site_plan(), site_settings(tmp_path)
+    book = ledger(study)
+    learner = site_learner(tmp_path, records, study=study, book=book)
     before = book.entries()
     posted: list[object] = []
     monkeypatch.setattr(service, "plan_faults", lambda *_plan, **_options: ())
@@ -328,6 +322,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     participant: Any = SimpleNamespace(
         plan=learner.plan,
         roster=None,
+        index=(),
         party="site-a",
         certificate="",
         post=post,
@@ -335,16 +330,16 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     )
 
     def site(kept: tuple[Record, ...]) -> Site:
-        write_json_lines(learner.settings.records, kept)
+        write_json_lines(place.records, kept)
         files = SiteFiles(records=file_of("records.jsonl", kept), held_out=None)
         return Site(
             participant=participant,
-            settings=learner.settings,
+            settings=place,
             policy=site_policy(),
             files=files,
             record_files=RecordFiles(
-                settings=learner.settings,
-                digests=file_digests(learner.settings),
+                settings=place,
+                digests=file_digests(place),
                 folder=tmp_path / "study",
                 key=bytes(32),
             ),
@@ -352,7 +347,6 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
             now=lambda: None,  # type: ignore[arg-type, return-value]
-            approved=lambda _study, _plan: True,
             _learner=learner,
         )
 

@@ -14,22 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from guidance_doubles import BAD, GOOD, GUIDE, ledger, received
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from method_doubles import BAD, GOOD, GUIDE, ledger, received
 from site_doubles import file_of, record, site_learner, site_plan, site_policy
-from trainer_doubles import opened_trainer, small_model
+from trainer_doubles import grid_sum, opened_trainer, small_model
 
 from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.training import private_units, trainer_settings
-from lada_protocol.plan import StudyPlan, TrialsPlan
-from lada_protocol.plan_mechanisms import privacy_parameters
+from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.allocation.measured_statistics import measured_statistics
-from lada_secure.allocation.measured_valuation import measured_trials
+from lada_secure.allocation.measurement import measured_statistics, measured_trials
 from lada_secure.allocation.valuation_gains import TrialParameters
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer
+from lada_secure.method.mechanisms import privacy_parameters
+from lada_secure.method.plan import TrialsPlan
+from lada_secure.method.site_training import RoundReports
+from lada_secure.method.training import private_units, trainer_settings
 from lada_secure.models import evaluation
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
 from lada_secure.models.embedding import HashedNgramEmbedder
@@ -125,15 +126,15 @@ def two_rounds(
     folder: Path, records: Sequence[Record], plan: StudyPlan
 ) -> tuple[list[tuple[object, ...]], list[int]]:
     """All that a site computes on records in two rounds. Returns: ledger and sizes sent."""
-    learner = site_learner(folder, records, held_out=records, study=plan)
     book, sizes = ledger(plan), []
-    for round_id in range(2):
-        noised = learner.release_statistics(round_id, book)
+    learner = site_learner(folder, records, held_out=records, study=plan, book=book)
+    for round_id, picks in enumerate(((0, 1, 2, 3), (4, 5))):
+        noised = learner.release_statistics(round_id)
         sizes.append(len(noised.value.vector))
-        learner.memory.keep_picks(round_id, [0, 1, 2, 3, 4, 5])
-        paths = [*received(GOOD, cell=0), *received(BAD, cell=1)]
-        learner.train(round_id, noised.value, paths, book=book, progress=lambda _: None)
-        sizes.append(len(learner.released_adapters(round_id, book).value.data))
+        learner.state = learner.state.with_picks(round_id, picks)
+        rationales = [*received(GOOD, cell=0), *received(BAD, cell=1)]
+        learner.train(round_id, noised.value, rationales, RoundReports())
+        sizes.append(len(learner.released_adapters(round_id).value.data))
         accuracy = learner.held_out_accuracy()
         assert accuracy is not None
         assert 0.0 <= accuracy <= 1.0
@@ -198,14 +199,13 @@ def test_what_good_units_add_to_the_vectors_is_what_they_add_without_hostile_one
 
 def trainer_over(lm: LanguageModel, units: Sequence[Unit]) -> Trainer:
     plan = PLANS["together"]
-    folder = Path("nowhere")
-    options: Any = site_learner(folder, ORDINARY, model=lm).settings
+    execution = site_learner(Path("nowhere"), ORDINARY, model=lm).context.execution
     return opened_trainer(
         lm,
         private_units(plan, lm, units, round_id=0, batch_size=4),
         pool=(),
         privacy=privacy_parameters(plan),
-        settings=trainer_settings(plan, options, round_id=0),
+        settings=trainer_settings(plan, execution, round_id=0),
     )
 
 
@@ -214,17 +214,13 @@ def trainer_over(lm: LanguageModel, units: Sequence[Unit]) -> Trainer:
 def test_what_good_units_add_to_a_training_step_is_what_they_add_without_hostile_ones(
     lm: LanguageModel, hostile: list[Record]
 ) -> None:
-    privacy = privacy_parameters(PLANS["together"])
-    grid = privacy.grid()
-    assert grid is not None
+    clip_steps = privacy_parameters(PLANS["together"]).clip_steps
     sums = []
     for units in (units_of(ORDINARY), units_of((*ORDINARY, *hostile))):
         trainer = trainer_over(lm, units)
-        total = trainer.source.clipped_sum(
-            trainer._units or (), l2_clip_norm=privacy.l2_clip_norm, grid=grid
-        )
+        total = grid_sum(trainer)
         trainer.close()
-        sums.append(total.integers().double() / grid.clip_steps)
+        sums.append(total.integers().double() / clip_steps)
     assert float((sums[1] - sums[0]).norm()) <= len(units_of(hostile)) * (1.0 + 1e-3)
 
 

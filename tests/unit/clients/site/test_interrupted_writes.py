@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from lada_clients.net.event_file import open_event_log
-from lada_clients.net.outbox import sweep_parts, write_atomically
-from lada_clients.site.memory import SiteMemory
+from lada_protocol.events import StepStarted
+from lada_protocol.party_files import open_event_log
+from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_a_part_that_a_killed_writer_leaves_is_one_that_is_swept(tmp_path):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from lada_clients.net import outbox\n"
-        "outbox.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "outbox.write_atomically(Path(sys.argv[1]), b'half')\n"
+        "from lada_secure.storage import whole_files\n"
+        "whole_files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "whole_files.write_atomically(Path(sys.argv[1]), b'half')\n"
     )
     path = tmp_path / "picks-round-0.json"
     write_atomically(path, b"old")
@@ -70,12 +70,12 @@ def test_events_on_a_full_disk_are_left_out_and_do_not_spoil_the_next_one(tmp_pa
     disk = FullDisk(room=1000)
     monkeypatch.setattr(type(tmp_path), "open", lambda *_, **__: disk)
     log = open_event_log("site-a", tmp_path)
-    log.write("step_started", round_id=0, step="plan")
+    log.write(StepStarted, round_id=0, step="plan")
     disk.room = 10
     for _ in range(3):
-        log.write("step_started", round_id=1, step="demand")
+        log.write(StepStarted, round_id=1, step="demand")
     disk.room = 1000
-    log.write("step_started", round_id=2, step="close")
+    log.write(StepStarted, round_id=2, step="close")
     told = []
     for line in disk.content.splitlines():
         try:
@@ -83,10 +83,3 @@ def test_events_on_a_full_disk_are_left_out_and_do_not_spoil_the_next_one(tmp_pa
         except ValueError:
             told.append("torn")
     assert told == [0, "torn", 2]
-
-
-def test_the_explanation_of_an_allocation_stays_what_it_was_first(tmp_path):
-    memory = SiteMemory(folder=tmp_path)
-    memory.keep_allocation(0, [{"cell": 1}])
-    memory.keep_allocation(0, [{"cell": 2}])
-    assert json.loads((tmp_path / "allocation-round-0.json").read_bytes())["cells"] == [{"cell": 1}]

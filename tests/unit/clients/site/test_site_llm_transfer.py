@@ -6,25 +6,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import pytest
 from protocol_world import UPLINK, make_plan, training_spec
 from simulated_parties import World, make_world
 
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.aggregation import SiteOpening
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.llm_transfer import SiteUplink
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.secrets import SecretFolder
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, TRAINING, StudyPlan
-from lada_protocol.rounds.llm_transfer import SitePath, parse_site_paths, split_pool
+from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.llm_transfer import SitePath, parse_site_paths
 from lada_protocol.rounds.tasks import ImproveModel, Inquire
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
-from lada_secure.arrays import FloatArray
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
+from lada_secure.method.plan import ADVANTAGE, TRAINING, split_pool
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.released import Released, require_released
+from lada_secure.privacy.ledger.released import Released, require_released
 
 PLAN = make_plan(uplink=UPLINK)
 
@@ -34,23 +33,28 @@ class LearnerWithoutModel:
     """What the uplink asks of the learner; counts how often the model would have run."""
 
     plan: StudyPlan
+    book: LedgerBook
     memory: SiteMemory
     runs: int = 0
     asked: list[int] = field(default_factory=list)
 
-    def released_adapters(self, round_id: int, book: LedgerBook) -> Released[bytes]:
+    def released_adapters(self, round_id: int) -> Released[bytes]:
         """The release that the simulated training committed."""
-        return book.release(
+        return self.book.release(
             training_spec(self.plan, round_id),
             compute=lambda _paid: b"never",
             encode=lambda raw: raw,
             decode=lambda raw: raw,
         )
 
-    def certainty(self, places: tuple[int, ...]) -> FloatArray:
-        """Surer of every further candidate; differs from run to run."""
-        self.runs += 1
-        return np.linspace(0.2, 0.9, len(places)) + 0.01 * self.runs
+    def confidence_excess(self, round_id: int) -> tuple[int, ...]:
+        """As the real one keeps it; differs from run to run of the model."""
+        state = self.memory.load()
+        if round_id not in state.excess:
+            self.runs += 1
+            state = state.with_excess(round_id, [self.runs] * self.plan.pool_size)
+            self.memory.keep(state)
+        return state.excess[round_id]
 
     def solved(self, places: tuple[int, ...]) -> list[SitePath]:
         """The last of the samples only."""
@@ -62,12 +66,11 @@ def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteUpli
     """The real uplink of a simulated site."""
     site = world.sites[name]
     site.me.sync()
-    learner = LearnerWithoutModel(plan=PLAN, memory=SiteMemory(folder=folder))
+    learner = LearnerWithoutModel(plan=PLAN, book=site.book, memory=SiteMemory(folder=folder))
     return SiteUplink(
         participant=site.me,
         opening=SiteOpening(participant=site.me, secrets=SecretFolder(folder=folder / "secrets")),
         learner=cast(SiteLearner, learner),
-        book=site.book,
     )
 
 
@@ -83,7 +86,7 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
 ) -> None:
     world = at_the_inquiry(tmp_path)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    spent = uplink.book.epsilon_spent(1e-5)
+    spent = world.sites["site-a"].book.epsilon_spent(1e-5)
 
     first = uplink.advantages(0)
     # A restart computes nothing again, and a retry of the opening sends the same.
@@ -92,17 +95,15 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
     require_released(first, what="advantages")
     assert first.paid_by == world.sites["site-a"].reservation(0, TRAINING).entry_hash
     assert first.value.tolist() == again.value.tolist()
-    candidates = split_pool(PLAN).candidates
-    assert first.value[list(candidates)].tolist() == [0, 1, 3, 4, 5]
-    assert first.value.sum() == 13
-    assert uplink.book.epsilon_spent(1e-5) == spent
+    assert first.value.tolist() == [1] * PLAN.pool_size
+    assert world.sites["site-a"].book.epsilon_spent(1e-5) == spent
 
 
 def test_a_damaged_memory_is_refused(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     uplink = uplink_of_site(world, tmp_path / "memory")
     uplink.advantages(0)
-    (tmp_path / "memory" / "advantages-round-0.json").write_text('["1"]')
+    (tmp_path / "memory" / "site-state.json").write_text("{}")
     with pytest.raises(ParameterError, match="damaged"):
         uplink.advantages(0)
 

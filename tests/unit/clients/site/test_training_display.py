@@ -9,11 +9,11 @@ from rich.console import Console
 
 from lada_clients.site.training_display import TrainingDisplay, time_text
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.parameters import TrainingOutlook
 
 
 def report(step: int, steps: int = 40, **changes: float | None) -> StepReport:
-    values = {"public_loss": 1.25, "epsilon": 3.0, "study_epsilon": 1.5, "seconds_left": 75.0}
+    values = {"public_loss": 1.25, "study_epsilon": 1.5, "seconds_left": 75.0}
     return StepReport(step=step, steps=steps, **{**values, **changes})  # type: ignore[arg-type]
 
 

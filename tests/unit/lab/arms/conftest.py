@@ -7,42 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_study import CHANGES, SEED
 
+from lada_lab.arms.presets import bench_settings
 from lada_lab.arms.simulation import Laboratory, PreparedWorld
-from lada_lab.arms.study import StudySettings
+from lada_lab.arms.study import LabSettings
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
 from lada_lab.worlds.chain_world import WorldSettings, build_data
 
 # Two threads on a busy machine wait for each other longer than these models compute.
 torch.set_num_threads(1)
 
-SEED = 7
-
 
 @pytest.fixture(scope="session")
-def small_settings() -> StudySettings:
-    """One round of three picks per site, on 36 records a site and 60 pool samples."""
-    return StudySettings(
-        rounds=1,
-        quota=3,
-        private_steps=(2,),
-        pool_steps=2,
-        final_steps=3,
-        joint_steps=2,
-        # Every unit in every step: its noise is quick to calibrate.
-        expected_units=60.0,
-        pool_batch_size=4,
-        own_paths=1,
-        adapter_rank=2,
-        adapter_targets=("q_proj", "v_proj"),
-        contrastive_weight=0.0,
-        attempts=1,
-        clusters=4,
-        threshold=0.01,
-        uplink_budget=6,
-        uplink_steps=2,
-        world=WorldSettings(private=36, held_out=10, pool=50),
-    )
+def small_settings() -> LabSettings:
+    return bench_settings("tiny", harmful=0.3, held_out=10, changes=CHANGES)
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +37,9 @@ def small_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def prepared(small_settings: StudySettings, small_models: tuple[Path, Path]) -> PreparedWorld:
+def prepared(small_settings: LabSettings, small_models: tuple[Path, Path]) -> PreparedWorld:
     """Data and models of one seed."""
+    assert isinstance(small_settings.world, WorldSettings)
     return PreparedWorld(
         data=build_data(small_settings.world, seed=SEED),
         slm=small_models[0],
@@ -69,6 +49,6 @@ def prepared(small_settings: StudySettings, small_models: tuple[Path, Path]) -> 
 
 
 @pytest.fixture(scope="session")
-def laboratory(prepared: PreparedWorld, small_settings: StudySettings) -> Laboratory:
+def laboratory(prepared: PreparedWorld, small_settings: LabSettings) -> Laboratory:
     """All arms' common ground."""
     return Laboratory.open(prepared, small_settings)

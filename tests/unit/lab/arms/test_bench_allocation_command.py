@@ -8,23 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_study import CHANGES, SEED
 from typer.testing import CliRunner
 
 from lada_lab.arms import run
 from lada_lab.arms.simulation import Outcome
-from lada_lab.arms.study import StudySettings
+from lada_lab.arms.study import LabSettings
 from lada_lab.bench_commands import app
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, model_name
 from lada_secure.errors import ParameterError
-
-SEED = 7
 
 
 @pytest.fixture(scope="module")
 def cache(
     tmp_path_factory: pytest.TempPathFactory,
     small_models: tuple[Path, Path],
-    small_settings: StudySettings,
+    small_settings: LabSettings,
 ) -> Path:
     """The small models under the names of the usual ones."""
     folder = tmp_path_factory.mktemp("cache")
@@ -33,21 +32,16 @@ def cache(
     return folder
 
 
-def arguments(settings: StudySettings, cache: Path) -> list[str]:
+def arguments(settings: LabSettings, cache: Path) -> list[str]:
     """The small study's settings on the command line."""
     found = ["allocation", "--first-seed", str(SEED), "--cache-dir", str(cache)]
-    usual = StudySettings()
-    for name in StudySettings.__slots__:
-        value = getattr(settings, name)
-        if name != "world" and value != getattr(usual, name):
-            found += ["--set", f"{name}={json.dumps(value)}"]
-    for name in ("private", "pool"):
-        found += ["--set", f"world.{name}={getattr(settings.world, name)}"]
+    for change in CHANGES:
+        found += ["--set", change]
     return [*found, "--held-out", str(settings.world.held_out)]
 
 
 def test_the_json_answers_with_means_per_condition_and_the_files_are_written(
-    small_settings: StudySettings, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_settings: LabSettings, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What the shell would have handed over; the runner below does not set it.
     monkeypatch.setattr(sys, "argv", ["/usr/bin/lada", "bench", "allocation", "--csv", "a b.csv"])
@@ -55,18 +49,18 @@ def test_the_json_answers_with_means_per_condition_and_the_files_are_written(
         app,
         [
             *arguments(small_settings, cache),
-            *("--seeds", "1", "--conditions", "random-nonprivate,lada-nonprivate", "--json"),
+            *("--seeds", "1", "--conditions", "random,lada-secure", "--json"),
             *("--csv", str(tmp_path / "runs.csv"), "--plot", str(tmp_path / "plot.svg")),
         ],
     )
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert (report["preset"], report["seeds"], report["validation"]) == ("tiny", [SEED], False)
-    for name in ("random-nonprivate", "lada-nonprivate"):
+    for name in ("random", "lada-secure"):
         assert 0.0 <= report["accuracy"][name]["mean"] <= 1.0
-        assert report["samples"][name]["asked"] <= 3.0
+        assert report["samples"][name]["asked"] <= 6.0
     assert report["settings"]["world"]["pool"] == small_settings.world.pool
-    assert report["settings"]["quota"] == small_settings.quota
+    assert report["settings"]["plan"]["allocation"]["quota"] == 3
     assert report["machine"]["cores"] >= 1
     assert report["command"] == "lada bench allocation --csv 'a b.csv'"
     assert "round 1 done" in done.stderr
@@ -75,7 +69,7 @@ def test_the_json_answers_with_means_per_condition_and_the_files_are_written(
 
 
 def test_worlds_that_ended_are_in_the_csv_when_a_later_one_fails(
-    small_settings: StudySettings,
+    small_settings: LabSettings,
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -83,7 +77,7 @@ def test_worlds_that_ended_are_in_the_csv_when_a_later_one_fails(
     real = run.run_task
 
     def fails_later(task: run.BenchTask) -> list[Outcome]:
-        if task.epsilon is None:
+        if task.epsilon == 1.0:
             raise OSError("the power went")
         return real(task)
 
@@ -93,7 +87,7 @@ def test_worlds_that_ended_are_in_the_csv_when_a_later_one_fails(
         app,
         [
             *arguments(small_settings, cache),
-            *("--seeds", "1", "--conditions", "random,random-nonprivate", "--csv", str(csv)),
+            *("--seeds", "1", "--conditions", "random", "--epsilon", "8,1", "--csv", str(csv)),
         ],
     )
     assert "the power went" in str(done.exception)
@@ -108,7 +102,7 @@ def test_worlds_that_ended_are_in_the_csv_when_a_later_one_fails(
         (["--epsilon", "eight"], "expected numbers"),
         (["--epsilon", "-1"], "epsilon"),
         (["--preset", "huge"], "--preset"),
-        (["--set", "quota=0"], "quota"),
+        (["--set", "allocation.quota=0"], "quota"),
         (["--csv", "/nonexistent/folder/runs.csv"], "cannot write"),
     ],
 )

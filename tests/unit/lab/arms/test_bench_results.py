@@ -18,9 +18,9 @@ def outcome(
     seed: int,
     accuracy: float,
     *,
-    epsilon: float | None = 8.0,
+    epsilon: float = 8.0,
     llm: tuple[float, float] = (0.7, 0.7),
-    uplinks: tuple[dict[str, int | bool], ...] = (),
+    transfers: tuple[dict[str, int | bool], ...] = (),
 ) -> Outcome:
     report = {
         "asked": 12, "received": 11, "received_harmful": 3, "trained": 8, "trained_harmful": 2,
@@ -33,10 +33,10 @@ def outcome(
         by_site=(accuracy - 0.1, accuracy + 0.1),
         llm_before=llm[0],
         llm_accuracy=llm[1],
+        spent=7.9,
         cpu_s=10.0,
-        shared_cpu_s=1.0,
         details={"site-a": [report], "site-b": [report]},
-        uplinks=uplinks,
+        transfers=transfers,
     )
 
 
@@ -46,11 +46,10 @@ STUDY = [
     outcome("lada-secure", 1, 0.7),
     outcome("lada-secure", 2, 0.8),
     outcome("lada-secure", 2, 0.5, epsilon=1.0),
-    outcome("lada-nonprivate", 1, 0.9, epsilon=None),
     outcome("fedmkt", 1, 0.3, llm=(0.7, 0.6)),
     outcome("lada-fedmkt", 1, 0.6, llm=(0.7, 0.75)),
-    outcome("lada-uplink", 1, 0.7, llm=(0.7, 0.8), uplinks=({"asked": 4, "accepted": True},)),
-    outcome("lada-uplink", 2, 0.7, llm=(0.6, 0.8), uplinks=({"asked": 6, "accepted": False},)),
+    outcome("lada-transfer", 1, 0.7, llm=(0.7, 0.8), transfers=({"asked": 4, "accepted": True},)),
+    outcome("lada-transfer", 2, 0.7, llm=(0.6, 0.8), transfers=({"asked": 6, "accepted": False},)),
 ]
 
 
@@ -73,17 +72,17 @@ def test_the_report_has_the_fields_that_readers_rely_on() -> None:
     assert found["accuracy"]["random"]["mean"] == pytest.approx(0.3)
     assert found["accuracy"]["lada-secure@1"]["mean"] == 0.5
     assert found["difference"]["lada-secure"]["random"]["mean"] == pytest.approx(0.45)
-    assert found["difference"]["lada-nonprivate"]["random"]["seeds"] == 1
-    assert found["llm_gain"]["lada-uplink"]["mean"] == pytest.approx(0.15)
+    assert found["llm_gain"]["lada-transfer"]["mean"] == pytest.approx(0.15)
     assert found["llm_gain"]["lada-fedmkt"]["mean"] == pytest.approx(0.05)
-    assert set(found["llm_gain"]) == {"lada-uplink", "fedmkt", "lada-fedmkt"}
-    assert found["uplink"] == {"lada-uplink": {"asked": 5.0, "accepted": 0.5}}
+    assert set(found["llm_gain"]) == {"lada-transfer", "fedmkt", "lada-fedmkt"}
+    assert found["transfer"] == {"lada-transfer": {"asked": 5.0, "accepted": 0.5}}
     assert found["samples"]["random"]["trained_harmful"] == 2.0
     assert found["cpu_s"]["random"] == 10.0
+    assert found["spent"]["random"] == 7.9
     assert found["by_seed"]["random"] == {"1": 0.2, "2": 0.4}
 
 
-def test_lada_in_front_of_a_host_is_compared_with_that_host_alone() -> None:
+def test_lada_in_front_of_a_baseline_is_compared_with_that_baseline_alone() -> None:
     found = tabulate(STUDY, largest=8.0)["difference"]
     assert set(found["lada-fedmkt"]) == {"fedmkt"}
     assert found["lada-fedmkt"]["fedmkt"]["mean"] == pytest.approx(0.3)
@@ -100,7 +99,6 @@ def test_csv_has_a_line_per_run_and_site() -> None:
         "asked": "12", "received": "11", "received_harmful": "3", "trained": "8",
         "trained_harmful": "2",
     }  # fmt: skip
-    assert {one["epsilon"] for one in rows if one["condition"] == "lada-nonprivate"} == {""}
 
 
 def test_the_plot_has_a_bar_and_a_name_for_every_condition() -> None:
@@ -109,5 +107,8 @@ def test_the_plot_has_a_bar_and_a_name_for_every_condition() -> None:
     texts = [one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert "a < b" in texts
     assert set(accuracy) <= set(texts)
-    # One for the ground, one for every condition.
-    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}rect"))) == 1 + len(accuracy)
+    groups = {one.get("id") for one in drawn.iter("{http://www.w3.org/2000/svg}g")}
+    assert {f"condition {name}" for name in accuracy} <= groups
+    means = [f"{found['mean']:.1%}" for found in accuracy.values()]
+    assert [text for text in texts if text in means] == means
+    assert accuracy_plot(accuracy, title="a < b") == accuracy_plot(accuracy, title="a < b")

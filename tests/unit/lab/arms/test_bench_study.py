@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,54 +9,51 @@ import pytest
 from lada_lab.arms.arms import ARMS, arms_named
 from lada_lab.arms.presets import bench_settings
 from lada_lab.arms.run import plan_tasks
-from lada_lab.arms.study import (
-    StudySettings,
-    calibrated_noise,
-    private_rate,
-    study_noise,
-)
+from lada_lab.arms.simulation import PreparedWorld
+from lada_lab.arms.study import LabSettings, calibrated_noise, changed_plan, study_plan
+from lada_secure.allocation.strategies import STRATEGIES
 from lada_secure.errors import ParameterError
+from lada_secure.method.mechanisms import plan_inconsistencies, planned_epsilon
+from lada_secure.method.plan import MethodPlan
 
 
-def settings(*changes: str) -> StudySettings:
+def settings(*changes: str) -> LabSettings:
     return bench_settings("tiny", harmful=0.3, held_out=100, changes=changes)
 
 
 def test_a_preset_takes_sizes_and_changes() -> None:
-    found = settings("quota=7", "world.senses=4", "private_steps=[1, 2, 3, 4]", "threshold=0")
-    assert (found.quota, found.world.senses, found.private_steps) == (7, 4, (1, 2, 3, 4))
-    assert (found.world.held_out, found.threshold) == (100, 0)
+    found = settings(
+        "allocation.quota=7", "world.senses=4", "allocation.threshold=0.0", "noise_rate=1"
+    )
+    allocation = found.plan.allocation
+    assert (allocation.quota, allocation.threshold, found.noise_rate) == (7, 0.0, 1)
+    assert (found.world.senses, found.world.held_out) == (4, 100)  # type: ignore[union-attr]
 
 
 def test_changes_that_only_fit_together_are_made_at_once() -> None:
-    found = settings("rounds=2", "private_steps=[5, 6]")
-    assert (found.rounds, found.private_steps) == (2, (5, 6))
-
-
-def test_the_uplink_comes_in_the_last_round_unless_asked_for_earlier() -> None:
-    usual, early = settings(), settings("uplink_first_round=1")
-    assert [usual.uplink_in(at) for at in range(4)] == [False, False, False, True]
-    assert [early.uplink_in(at) for at in range(4)] == [False, True, True, True]
-    # A study with fewer rounds has one all the same.
-    short = settings("rounds=2", "private_steps=[5, 6]")
-    assert [short.uplink_in(at) for at in range(2)] == [False, True]
+    found = settings("rounds=1", "guide.finish=false")
+    assert found.plan.rounds == 1
+    with pytest.raises(ParameterError, match="needs rounds >= 2"):
+        settings("rounds=1")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("quota", "NAME=JSON"),
-        ("quota=many", "NAME=JSON"),
-        ("quota=1.5", "expected a value like"),
-        ("quota=true", "expected a value like"),
-        ("quotas=3", "expected one of"),
+        ("allocation.quota", "NAME=JSON"),
+        ("allocation.quota=many", "NAME=JSON"),
+        ("allocation.quota=1.5", "allocation.quota"),
+        ("allocation.quota=true", "allocation.quota"),
+        ("quotas=3", "--set quotas: a study's plan has no such field"),
+        ("allocation.quotas=3", "no such field"),
+        ("rounds.many=3", "no such field"),
         ("world.harmful=0.9", "harmful"),
-        ("world=3", "expected one of"),
-        ("rounds=9", "rounds"),
-        ("private_steps=[1]", "private_steps"),
-        ("guide_rounds=0", "guide_rounds"),
-        ("uplink_first_round=-1", "uplink_first_round"),
-        ('contrastive_form="sum"', "contrastive_form"),
+        ("world.held=3", "expected one of"),
+        ("world=3", "no such field"),
+        ("rounds=0", "rounds"),
+        ("batch_size=1.5", "expected a value like"),
+        ("guide.rate_decay=1.5", "rate_decay"),
+        ("noise_rate=-0.1", "noise_rate: expected above 0"),
     ],
 )
 def test_a_wrong_change_is_refused_by_name(change: str, message: str) -> None:
@@ -79,50 +74,70 @@ def test_unknown_conditions_are_refused_and_doubles_taken_once() -> None:
         arms_named([])
 
 
-def test_every_condition_of_the_study_has_an_arm_with_a_summary() -> None:
-    wanted = {
-        *("no-pool", "random", "random-screen", "domain-screen", "domain-late", "whole-pool"),
-        *("loss-based", "paper", "lada-secure", "lada-nonprivate", "random-nonprivate"),
-        *("no-exploration", "with-contrast", "no-clustering", "no-screen", "lada-joint"),
-        *("random-joint", "lada-pool-private", "random-pool-private", "lada-uplink"),
-        *("fedmkt", "lada-fedmkt", "fedcollm", "lada-fedcollm"),
-    }
-    assert wanted <= set(ARMS)
+def test_every_strategy_has_an_arm_and_every_arm_a_summary() -> None:
+    assert set(STRATEGIES) <= set(ARMS)
     assert all(one.summary and name == one.name for name, one in ARMS.items())
 
 
-def test_an_ablation_differs_from_the_full_method_in_one_thing() -> None:
-    full = ARMS["lada-secure"]
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_a_plan_that_its_own_mechanisms_can_run(
+    name: str, prepared: PreparedWorld
+) -> None:
+    plan = arm_plan(name, prepared)
+    assert plan_inconsistencies(plan) == ()
+    assert planned_epsilon(plan) <= 8.0 * 1.001
+
+
+def arm_plan(name: str, prepared: PreparedWorld, *, epsilon: float = 8.0) -> MethodPlan:
+    return study_plan(
+        settings("uplink=null", "paths.budget=9"),
+        ARMS[name].changes
+        if name != "lada-transfer"
+        else {},  # its hold-out is for a pool of the usual size
+        prepared.data,
+        clusters=4,
+        units=600,
+        epsilon=epsilon,
+        seed=7,
+    )
+
+
+def test_arms_have_the_same_noise_where_they_have_the_same_releases(
+    prepared: PreparedWorld,
+) -> None:
+    full, topics = arm_plan("lada-secure", prepared), arm_plan("topic-quotas", prepared)
+    assert full.training == topics.training
+    assert full.statistics == topics.statistics
+    # What a strategy does not release, it does not spend.
+    assert planned_epsilon(topics) < planned_epsilon(full)
+
+
+def test_an_ablation_differs_from_the_full_method_in_one_thing(prepared: PreparedWorld) -> None:
+    full = arm_plan("lada-secure", prepared)
     for name, change in (
-        ("no-exploration", {"exploration": False}),
-        ("with-contrast", {"contrast": True}),
-        ("no-clustering", {"clustering_start": False}),
-        ("no-screen", {"screened": False}),
-        ("lada-nonprivate", {"privacy": "none"}),
-        ("lada-uplink", {"uplink": True}),
-        ("lada-fedmkt", {"host": "fedmkt"}),
-        ("lada-fedcollm", {"host": "fedcollm"}),
+        ("no-exploration", {"allocation.exploration_weight": 0.0}),
+        ("with-contrast", {"distillation.contrastive_weight": 0.1}),
+        ("mass-valuation", {"allocation.strategy": "valuation"}),
+        ("no-screen", {"allocation.screen_low": 0.0}),
+        ("lada-fedmkt", {}),
     ):
-        arm = ARMS[name]
-        same = replace(arm, name=full.name, summary=full.summary, ablation=full.ablation)
-        assert same == replace(full, **change)
+        assert arm_plan(name, prepared) == changed_plan(full, change)
 
 
 def test_tasks_share_releases_and_ablations_run_at_the_largest_epsilon_alone(
     tmp_path: Path,
 ) -> None:
     tasks = plan_tasks(
-        arms_named(["random", "lada-secure", "no-screen", "lada-nonprivate"]),
+        arms_named(["random", "lada-secure", "no-screen"]),
         seeds=[4, 5],
         epsilons=[1.0, 8.0],
-        settings=StudySettings(),
+        settings=LabSettings(),
         cache_dir=tmp_path,
     )
     found = {(one.seed, one.epsilon): [arm.name for arm in one.arms] for one in tasks}
     assert found[5, 8.0] == ["random", "lada-secure", "no-screen"]
     assert found[5, 1.0] == ["random", "lada-secure"]
-    assert found[5, None] == ["lada-nonprivate"]
-    assert len(found) == len(tasks) == 6
+    assert len(found) == len(tasks) == 4
 
 
 @pytest.mark.parametrize(
@@ -137,71 +152,40 @@ def test_no_seed_or_no_epsilon_is_refused(
             arms_named(["random"]),
             seeds=seeds,
             epsilons=epsilons,
-            settings=StudySettings(),
+            settings=LabSettings(),
             cache_dir=tmp_path,
         )
 
 
-def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together(
-    small_settings: StudySettings,
+def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together() -> None:
+    def noise(**changes: object) -> dict[str, float]:
+        usual = {
+            "epsilon": 8.0,
+            "delta": 1e-5,
+            "rounds": 1,
+            "steps": 2,
+            "sampling_probability": 1.0,
+            "valuation": True,
+        }
+        return dict(calibrated_noise(**{**usual, **changes}))  # type: ignore[arg-type]
+
+    found, longer, without = noise(), noise(steps=5), noise(valuation=False)
+    assert longer["training"] > found["training"]
+    # Valuation is cheap beside the training, and is not paid for where there is none.
+    assert without["training"] < found["training"] < 1.05 * without["training"]
+    assert "trials" not in without
+    assert found["trials"] == pytest.approx(found["statistics"] / 2, rel=1e-3)
+
+
+def test_the_private_learning_rate_falls_with_noise_and_is_never_above_the_one_without(
+    prepared: PreparedWorld,
 ) -> None:
-    noise = study_noise(small_settings, epsilon=8.0, units=38)
-    assert 7.5 < noise.epsilon <= 8.0
-    # The number of units is rounded, because it may be public only so far.
-    assert noise == study_noise(small_settings, epsilon=8.0, units=42)
-    assert noise.sampling_probability == 1.0
-    longer = replace(small_settings, joint_steps=5)
-    joint = study_noise(longer, epsilon=8.0, units=38, joint=True)
-    assert joint.training > noise.training
-    assert joint == calibrated_noise(
-        epsilon=8.0,
-        delta=small_settings.target_delta,
-        rounds=1,
-        steps=5,
-        sampling_probability=1.0,
-        trials=False,
+    plans = [arm_plan("lada-secure", prepared, epsilon=one) for one in (100.0, 4.0, 1.0)]
+    rates = [plan.distillation.learning_rate for plan in plans]
+    usual = settings()
+    assert rates[0] == usual.plan.distillation.learning_rate
+    assert rates[0] > rates[1] > rates[2]
+    training = plans[-1].training
+    assert rates[2] * training.noise_multiplier / training.expected_units == pytest.approx(
+        usual.noise_rate
     )
-    # Trials are cheap beside the training, and are not paid for where there are none.
-    without = calibrated_noise(
-        epsilon=8.0,
-        delta=small_settings.target_delta,
-        rounds=1,
-        steps=sum(small_settings.private_steps),
-        sampling_probability=1.0,
-        trials=False,
-    )
-    assert without.training < noise.training < 1.05 * without.training
-    assert math.isinf(without.trials)
-    assert noise.trials == pytest.approx(noise.statistics / 2, rel=1e-3)
-
-
-def test_the_guides_rate_falls_with_noise_and_is_never_above_the_one_without() -> None:
-    study = settings()
-    noises = [study_noise(study, epsilon=epsilon, units=610) for epsilon in (100.0, 4.0, 1.0)]
-    rates = [private_rate(study, noise, round_id=0) for noise in (None, *noises)]
-    assert rates[0] == rates[1] == study.private_learning_rate
-    assert rates[1] > rates[2] > rates[3]
-    assert rates[3] * noises[-1].training / study.expected_units == pytest.approx(study.noise_rate)
-
-
-def test_the_guides_rate_falls_from_round_to_round_where_noise_does_not_keep_it_lower() -> None:
-    study = settings()
-    first, second, third = (private_rate(study, None, round_id=number) for number in range(3))
-    assert second == study.rate_decay * first < first
-    assert third == study.rate_decay * second
-    loud = study_noise(study, epsilon=1.0, units=610)
-    rates = [private_rate(study, loud, round_id=number) for number in range(3)]
-    assert max(rates) < third
-    assert rates[0] == rates[1] == rates[2]
-
-
-@pytest.mark.parametrize("change", ["rate_decay=0.0", "rate_decay=1.5"])
-def test_a_decay_out_of_range_is_refused(change: str) -> None:
-    with pytest.raises(ParameterError, match="rate_decay: expected above 0 to 1"):
-        settings(change)
-
-
-@pytest.mark.parametrize("change", ["private_learning_rate=0.0", "noise_rate=-0.1"])
-def test_a_rate_that_is_not_above_0_is_refused(change: str) -> None:
-    with pytest.raises(ParameterError, match="noise_rate: expected above 0"):
-        settings(change)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lada_lab.arms.study import StudySettings
+from lada_lab.arms.study import LabSettings
 from lada_lab.worlds.arithmetic import COMMON
 from lada_lab.worlds.chain_world import (
     LONGEST,
@@ -151,11 +151,11 @@ def test_a_house_s_plain_and_marked_questions_share_no_cluster(seed: int) -> Non
     """Four starts of k-means put some hundred of both into one cluster on each of these worlds."""
     data = build_data(WorldSettings(), seed=seed)
     vectors = embedder(HASHED_NGRAMS).embed([one.question for one in data.pool])
-    clusters = fit_clusters(vectors, StudySettings().clusters, seed=0).assign(vectors)
+    clusters = fit_clusters(vectors, LabSettings().plan.allocation.clusters, seed=0).assign(vectors)
     marked = np.zeros(len(data.pool), dtype=np.bool_)
     marked[sorted(data.harmful)] = True
     mixed = [
         min(int((marked & (clusters == one)).sum()), int((~marked & (clusters == one)).sum()))
-        for one in range(StudySettings().clusters)
+        for one in range(LabSettings().plan.allocation.clusters)
     ]
     assert sum(mixed) == 0

@@ -9,12 +9,8 @@ from sealed_sums import add_sealed
 from tiny_baselines import CHARACTERS, lm_with_tokens
 from torch.nn import functional
 
-from lada_lab.baselines.adapter_sums import (
-    AdapterSumSettings,
-    adapter_vector,
-    mean_adapters,
-)
-from lada_lab.baselines.logits import logit_loss, path_logits, taught_rows, top_logits
+from lada_lab.baselines.adapter_sums import AdapterSumSettings, adapter_vector, mean_adapters
+from lada_lab.baselines.logits import TaughtRow, logit_loss, path_logits, taught_rows, top_logits
 from lada_lab.baselines.token_alignment import TokenAlignment
 from lada_secure.encryption.aggregate_key import OpeningKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
@@ -53,7 +49,8 @@ def test_logits_in_a_padded_batch_are_those_of_one_token_after_the_other() -> No
 def test_the_loss_is_cross_entropy_and_divergence_as_written(weight: float) -> None:
     rows = [encode_row(TEACHER, *one) for one in TEXTS]
     tops = top_logits(TEACHER, rows, k=3, batch_size=2)
-    found = logit_loss(LEARNER, rows, tops, weight=weight).item()
+    taught = [TaughtRow(*both) for both in zip(rows, tops, strict=True)]
+    found = logit_loss(LEARNER, taught, weight=weight).item()
     losses = []
     for prompt, path in TEXTS:
         per_token = []
@@ -77,7 +74,8 @@ def test_the_divergence_from_itself_is_zero_with_all_tokens() -> None:
     size = len(TEACHER.tokenizer.get_vocab())
     tops = top_logits(TEACHER, rows, k=size + 5, batch_size=8)
     assert all(one.tokens.shape[1] == size for one in tops)
-    assert logit_loss(TEACHER, rows, tops, weight=1.0).item() == pytest.approx(0.0, abs=1e-5)
+    taught = [TaughtRow(*both) for both in zip(rows, tops, strict=True)]
+    assert logit_loss(TEACHER, taught, weight=1.0).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_learner_with_other_tokens_gets_rows_of_its_own() -> None:
@@ -87,7 +85,7 @@ def test_a_learner_with_other_tokens_gets_rows_of_its_own() -> None:
         assert list(row.tokens) == pairs.encode_prompt(prompt) + pairs.encode_path(path)
         assert len(top.tokens) == row.target_length
         assert torch.allclose(top.probabilities.sum(-1), torch.ones(row.target_length))
-    loss = logit_loss(pairs, [row for row, _ in taught], [top for _, top in taught], weight=0.5)
+    loss = logit_loss(pairs, taught, weight=0.5)
     assert torch.isfinite(loss)
 
 

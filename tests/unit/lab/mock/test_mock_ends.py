@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from psutil import process_iter
 
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.weights import default_cache_dir, missing_models
+from lada_lab.mock.weights import missing_models
 from lada_lab.worlds.named_models import make_model
 
 LADA = Path(sys.executable).with_name("lada")
@@ -55,16 +57,8 @@ def run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def processes_of(folder: Path) -> dict[int, str]:
     """Processes that name a folder on their command line."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if str(folder) in line:
-                found[int(entry.name)] = line
-    return found
+    lines = {one.pid: " ".join(one.info["cmdline"] or ()) for one in process_iter(["cmdline"])}
+    return {pid: line for pid, line in lines.items() if str(folder) in line}
 
 
 def test_ctrl_c_leaves_no_process_and_no_report(run: subprocess.Popen[str], tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lada_lab.mock.presets import DEMO
+from lada_lab.mock.presets import read_preset
 from lada_lab.mock.weights import missing_models
 from lada_lab.worlds import smollm2
-from lada_lab.worlds.named_models import SMOLLM2, TUNED, is_made, make_model
+from lada_lab.worlds.named_models import TUNED, is_made, make_model
+from lada_lab.worlds.smollm2 import SMOLLM2
 from lada_lab.worlds.tiny_models import build_tiny_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import load_folder
+
+DEMO = read_preset("demo")
 
 
 @pytest.mark.parametrize(

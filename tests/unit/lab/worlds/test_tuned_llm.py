@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import tiny_tokenizer
 from lada_lab.worlds.tuned_llm import Tuning, tune
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.errors import ParameterError
@@ -18,7 +18,7 @@ SETTINGS = Tuning(steps=30, batch_size=8, learning_rate=1e-2, last_layers=2, thr
 
 
 def small_model() -> LanguageModel:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

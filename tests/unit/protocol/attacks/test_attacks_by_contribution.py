@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from protocol_world import (
-    make_cast,
-    make_participant,
-    make_plan,
-)
+from protocol_world import make_cast, make_participant, make_plan
 from sealed_sums import add_sealed
 from simulated_parties import (
     ROUND_0,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_auditor,
@@ -25,9 +22,7 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (
     purpose_length,
@@ -41,6 +36,7 @@ from lada_secure.encryption.masks import MaskKey
 from lada_secure.encryption.parameters import opening_parameters
 from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def _with_payload(world: World, site: str, make: Any) -> None:

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from protocol_world import (
-    make_cast,
-    make_plan,
-    signed,
-)
+from protocol_world import make_cast, make_plan, signed
 from simulated_parties import (
     FOUR,
     ROUND_0,
     ROUND_0_AGAIN,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_world,
@@ -24,14 +21,13 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.tasks import Contribute, PostMaskKey
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def test_a_contribution_of_another_attempt_is_refused(tmp_path: Path) -> None:

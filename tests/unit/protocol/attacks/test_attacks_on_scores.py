@@ -34,13 +34,12 @@ from simulated_parties import (
 
 from lada_clients.auditor.export import write_export
 from lada_clients.auditor.scores import ScoreCheck
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.blind_scores import SiteScoring
-from lada_clients.site.secrets import SecretFolder
 from lada_protocol.evidence.export import MESSAGES_FILE
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS, AllocationPlan
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import opened_values
@@ -58,7 +57,8 @@ from lada_secure.encryption.parameters import (
 )
 from lada_secure.encryption.parsing import pack, unpack
 from lada_secure.errors import PeerError
-from lada_secure.privacy.released import post_process
+from lada_secure.method.plan import DEMAND, STATISTICS, AllocationPlan
+from lada_secure.privacy.ledger.released import post_process
 
 CELLS, THRESHOLD, STEP = 12, 0.2, 0.03
 LEVELS = np.arange(THRESHOLD, 1.0, STEP)

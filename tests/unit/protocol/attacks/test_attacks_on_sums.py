@@ -8,11 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from protocol_world import (
-    make_cast,
-    make_plan,
-    signed,
-)
+from protocol_world import make_cast, make_plan, signed
 from simulated_parties import (
     FOUR,
     ROUND_0,
@@ -26,13 +22,13 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import read_roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import STATISTICS
+from lada_protocol.party_files import read_roster
 from lada_protocol.rounds.tasks import PostMaskKey
 from lada_protocol.wire.envelope import parse_envelope
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.plan import STATISTICS
 
 
 def test_one_site_s_ciphertext_presented_as_the_sum_is_refused(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from scipy import stats
 from simulated_parties import FOUR, ROUND_0, ROUND_0_AGAIN, THREE, World, bring_together, make_world
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import STATISTICS
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import keys_digest, mask_context, purpose_parameters
 from lada_protocol.wire.messages import MaskKeyBody, parse_body
 from lada_secure.encryption.masks import MaskKey, pairwise_mask
+from lada_secure.method.plan import STATISTICS
 
 # Chance of a false alarm of each statistical test here.
 ALPHA = 1e-6

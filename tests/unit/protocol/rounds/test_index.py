@@ -8,10 +8,10 @@ import pytest
 from protocol_world import make_cast, make_plan, signed
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, slot_of
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 CAST, PLAN = make_cast(), make_plan()
 ATTEMPT = Attempt(round_id=1, purpose=STATISTICS, number=2)

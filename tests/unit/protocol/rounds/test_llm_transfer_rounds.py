@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from protocol_world import UPLINK, make_cast, make_plan
-from simulated_parties import FOUR, World, make_world, refusal
+from simulated_parties import FOUR, Outgoing, World, make_world, refusal
 
 from lada_clients.auditor.export import write_export
-from lada_clients.net.participant import Outgoing
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, STATISTICS
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, llm_version
 from lada_protocol.rounds.secure_aggregation import opened_values
@@ -30,6 +28,7 @@ from lada_protocol.rounds.tasks import (
 from lada_protocol.rounds.transcript import parse_transcript
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, STATISTICS
 
 PLAN = make_plan(uplink=UPLINK)
 SUM = Attempt(round_id=0, purpose=ADVANTAGE, number=0)
@@ -224,7 +223,7 @@ def test_every_party_stands_where_it_was_in_the_uplink_after_reading_again(tmp_p
 def test_a_site_refuses_to_be_asked_about_other_samples(
     tmp_path: Path, samples: str, reason: str
 ) -> None:
-    from lada_protocol.rounds.llm_transfer import split_pool
+    from lada_secure.method.plan import split_pool
 
     world = world_at(tmp_path, Inquire)
     split = split_pool(PLAN)
@@ -346,7 +345,7 @@ def test_the_auditor_refuses_advantages_out_of_range(
 ) -> None:
     from simulated_parties import SimulatedSite
 
-    from lada_protocol.rounds.llm_transfer import split_pool
+    from lada_secure.method.plan import split_pool
 
     world = make_world(tmp_path, plan=PLAN)
     split = split_pool(PLAN)

@@ -7,25 +7,13 @@ from typing import Any
 import pytest
 from protocol_world import UPLINK, make_plan
 
-from lada_protocol.plan import (
-    ADVANTAGE,
-    DEMAND,
-    MAX_PLAN_BYTES,
-    STATISTICS,
-    StudyPlan,
-    UplinkPlan,
-    parse_plan,
-)
+from lada_protocol.plan import MAX_PLAN_BYTES, StudyPlan, parse_plan
 from lada_protocol.rounds.llm_transfer import (
-    HoldoutScore,
     SitePath,
-    holdout_agrees,
     inquiry_bytes,
     parse_inquiry,
     parse_site_paths,
     site_paths_bytes,
-    split_pool,
-    uplink_of,
 )
 from lada_protocol.rounds.secure_aggregation import (
     check_opened_range,
@@ -37,6 +25,8 @@ from lada_protocol.rounds.secure_aggregation import (
 from lada_protocol.wire.messages import InquiryBody
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LocalProtocolError, PeerError
+from lada_secure.method.holdout import HoldoutScore, holdout_agrees
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, UplinkPlan, split_pool, uplink_of
 
 PLAN = make_plan(uplink=UPLINK)
 SPLIT = split_pool(PLAN)

@@ -12,11 +12,11 @@ from simulated_parties import FOUR, ROUND_0, World, make_world
 from lada_clients.auditor.export import write_export
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import opened_values
 from lada_protocol.rounds.tasks import Done, GiveUp, StartAttempt, Wait
 from lada_protocol.wire.messages import CohortBody, MaskKeyBody, parse_body
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 
 def _sum_of(world: World, attempt: Attempt, sites: tuple[str, ...]) -> list[int]:

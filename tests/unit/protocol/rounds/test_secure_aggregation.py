@@ -8,7 +8,6 @@ import pytest
 from protocol_world import make_cast, make_plan, signed
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import (
     check_cohort,
@@ -26,6 +25,7 @@ from lada_protocol.wire.envelope import Envelope
 from lada_secure.canonical import canonical_json
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import DEMAND, STATISTICS
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
 CAST, PLAN = make_cast(SITES), make_plan()

@@ -16,7 +16,6 @@ import pytest
 from protocol_world import UPLINK, make_cast, make_plan, signed
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
 from lada_protocol.rounds import tasks
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.coordinator import next_coordinator_task
@@ -26,6 +25,7 @@ from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Task
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
 
 SPEC = Path(__file__).parents[4] / "protocol" / "SPEC.md"
 PLAN = make_plan(uplink=UPLINK, max_cohort=4)

@@ -8,7 +8,6 @@ import pytest
 from protocol_world import make_cast, make_plan, signed
 
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import STATISTICS
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.transcript import (
     FIRST,
@@ -21,6 +20,7 @@ from lada_protocol.rounds.transcript import (
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import PeerError
+from lada_secure.method.plan import STATISTICS
 
 CAST, PLAN = make_cast(), make_plan()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from trainer_doubles import example, small_model
 
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
+from lada_secure.allocation.measurement import measured_trials, trial_student
 from lada_secure.allocation.valuation_gains import TrialParameters
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.data.records import Record

@@ -19,11 +19,9 @@ from lada_secure.allocation.strategies import (
     path_screen,
     pick,
     pick_by_cluster,
-    pick_in_turn,
     sample_priorities,
     strategy,
 )
-from lada_secure.arrays import BoolArray
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError
 
@@ -100,7 +98,7 @@ def test_alpha_out_of_range_is_refused(alpha: float) -> None:
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ParameterError, match="lada, paper, random, got 'best'"):
+    with pytest.raises(ParameterError, match="paper, random, valuation, got 'best'"):
         strategy("best")
 
 
@@ -119,34 +117,6 @@ def test_picks_are_the_best_that_pass_the_threshold() -> None:
 
 def test_a_score_equal_to_the_threshold_is_picked() -> None:
     assert pick([0.25, 0.2499], quota=5, threshold=0.25).tolist() == [True, False]
-
-
-def test_the_second_group_gets_what_the_first_leaves_of_the_quota() -> None:
-    scores = [0.9, 0.8, 0.7, 1.0, 0.6]
-    fresh = np.array([True, True, False, False, False])
-    again = np.array([False, False, True, True, False])
-    for quota, expected in ((1, [0]), (2, [0, 1]), (3, [0, 1, 3]), (9, [0, 1, 2, 3])):
-        picked = pick_in_turn(scores, (fresh, again), quota=quota, threshold=0.1)
-        assert np.flatnonzero(picked).tolist() == expected
-
-
-def test_the_threshold_follows_the_best_sample_that_is_left() -> None:
-    # The cell that scored 1 has no samples left; a tenth of 0.3 is what counts then.
-    scores = [1.0, 0.3, 0.05, 0.02, 0.005]
-    left = np.array([False, True, True, True, True])
-    picked = pick_in_turn(scores, (left,), quota=9, threshold=0.1)
-    assert np.flatnonzero(picked).tolist() == [1, 2]
-
-
-def test_a_score_of_nothing_is_never_picked_in_turn() -> None:
-    scores = [1e-5, -1e-5, 0.0]
-    assert not pick_in_turn(scores, (np.ones(3, dtype=np.bool_),), quota=3, threshold=0.0).any()
-
-
-@pytest.mark.parametrize(("groups", "threshold"), [((), 0.1), ((np.ones(1, dtype=np.bool_),), 1.5)])
-def test_picking_in_turn_refuses_bad_input(groups: tuple[BoolArray, ...], threshold: float) -> None:
-    with pytest.raises(ParameterError):
-        pick_in_turn([0.5], groups, quota=1, threshold=threshold)
 
 
 def test_samples_that_are_not_available_are_left_out() -> None:

@@ -16,7 +16,6 @@ from lada_secure.allocation.valuation_gains import (
     NoisedGains,
     TrialParameters,
     UnitGains,
-    parse_noised_gains,
     release_trials,
     trials_spec,
     unit_gains,
@@ -28,9 +27,10 @@ from lada_secure.errors import (
     ParameterError,
     PrivacyBudgetExceeded,
 )
-from lada_secure.privacy.ledger.book import BudgetCaps, ReserveEntry
-from lada_secure.privacy.ledger.entries import LedgerIdentity
+from lada_secure.privacy.ledger.entries import LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
+from lada_secure.privacy.release.noised_vectors import parse_vector
 
 ALPHA = 1e-6
 PLAN_HASH = "ab" * 32
@@ -218,7 +218,7 @@ def test_parameters_out_of_range_are_named(changes: dict[str, float], message: s
 )
 def test_damaged_stored_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(LedgerError, match="stored trials"):
-        parse_noised_gains(raw, PUBLIC)
+        parse_vector(raw, what="trials", length=PUBLIC.length, bound=2**53 - 1)
 
 
 def test_means_are_over_the_noised_number_of_units_with_reasons() -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from trainer_doubles import (
     PLAN_HASH,
     approved_ledger,
+    grid_sum,
     opened_trainer,
     paid,
     small_model,
@@ -92,11 +93,9 @@ def train_with_little_memory():
     )
 
     def total():
-        return trainer.source.clipped_sum(
-            trainer._units, l2_clip_norm=0.5, grid=PRIVACY.grid()
-        ).values()
+        return grid_sum(trainer).integers().double()
 
-    trainer.source.clipped_sum(trainer._units[:2], l2_clip_norm=0.5, grid=PRIVACY.grid())
+    grid_sum(trainer, trainer._units[:2])
     before = status_bytes("VmSize")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     idle = status_bytes("VmRSS")

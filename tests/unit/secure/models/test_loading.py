@@ -10,16 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
 
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import build_tiny_model, tiny_tokenizer
+from lada_lab.worlds.tiny_models import build_tiny_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import greedy_paths
-from lada_secure.models.loading import (
-    LanguageModel,
-    load_folder,
-    load_language_model,
-    wrap_model,
-)
+from lada_secure.models.loading import LanguageModel, load_folder, load_language_model, wrap_model
 
 TINY = build_federation("tiny", sites=3, seed=0)
 
@@ -107,7 +103,7 @@ def test_greedy_is_greedy_whatever_a_folder_says_of_generation(
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tiny_slm: LanguageModel) -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ParameterError, match="no end token"):
         wrap_model(tiny_slm.model, tokenizer, name="broken")

@@ -19,8 +19,8 @@ BOTH = torch.tensor([True, True])
 NO_LEAD = torch.zeros(2)
 
 
-def losses(settings, *, has_own=BOTH, lead=NO_LEAD):
-    return example_losses(PATH, OWN, has_own, lead, settings).tolist()
+def losses(settings, *, own=OWN, has_own=BOTH, lead=NO_LEAD):
+    return example_losses(PATH, own, has_own, lead, settings).tolist()
 
 
 def test_without_weight_the_loss_is_cross_entropy_per_token():
@@ -28,17 +28,17 @@ def test_without_weight_the_loss_is_cross_entropy_per_token():
 
 
 def test_margin_adds_what_is_missing_to_the_lead():
-    found = losses(LossSettings(contrastive_weight=0.5, margin=0.75))
-    # Leads are 0.5 and -1.5.
-    assert found == pytest.approx([1.0 + 0.5 * 0.25, 2.0 + 0.5 * 2.25])
+    # Leads are 0.25 and -1.5.
+    found = losses(LossSettings(contrastive_weight=0.5), own=torch.tensor([-1.25, -0.5]))
+    assert found == pytest.approx([1.0 + 0.5 * 0.25, 2.0 + 0.5 * 2.0])
 
 
 def test_margin_is_silent_once_the_path_leads():
-    assert losses(LossSettings(contrastive_weight=0.5, margin=0.25))[0] == pytest.approx(1.0)
+    assert losses(LossSettings(contrastive_weight=0.5), own=torch.tensor([-1.75, -0.5]))[0] == 1.0
 
 
 def test_dpo_is_relative_to_the_reference():
-    settings = LossSettings(contrastive_form="dpo", contrastive_weight=1.0, beta=2.0)
+    settings = LossSettings(contrastive_form="dpo", contrastive_weight=1.0)
     found = losses(settings, lead=torch.tensor([0.5, -0.5]))
     expected = [1.0 + math.log(2.0), 2.0 + math.log1p(math.exp(2.0))]
     assert found == pytest.approx(expected)
@@ -46,17 +46,19 @@ def test_dpo_is_relative_to_the_reference():
 
 @pytest.mark.parametrize("form", ["dpo", "margin"])
 def test_an_example_without_own_path_has_cross_entropy_alone(form):
-    settings = LossSettings(contrastive_form=form, contrastive_weight=0.5, margin=2.0)
-    found = losses(settings, has_own=torch.tensor([True, False]))
+    settings = LossSettings(contrastive_form=form, contrastive_weight=0.5)
+    has_own = torch.tensor([True, False])
+    found = losses(settings, own=torch.tensor([-0.5, -0.5]), has_own=has_own)
     assert found[1] == 2.0
     assert found[0] > 1.0
 
 
 @pytest.mark.parametrize("form", ["dpo", "margin"])
 def test_the_gradient_of_an_example_s_loss_is_zero_in_every_other_example(form):
-    path = torch.randn(5, requires_grad=True)
-    own = torch.randn(5, requires_grad=True)
-    settings = LossSettings(contrastive_form=form, contrastive_weight=1.0, margin=3.0)
+    # Own paths lead, so that the margin is never reached.
+    path = torch.linspace(-5.0, -4.0, 5, requires_grad=True)
+    own = torch.linspace(-3.0, -2.0, 5, requires_grad=True)
+    settings = LossSettings(contrastive_form=form, contrastive_weight=1.0)
     found = example_losses(path, own, torch.ones(5, dtype=torch.bool), torch.zeros(5), settings)
     for at in range(5):
         for gradient in torch.autograd.grad(found[at], (path, own), retain_graph=True):
@@ -69,8 +71,6 @@ def test_the_gradient_of_an_example_s_loss_is_zero_in_every_other_example(form):
         ("contrastive_form", "triplet"),
         ("contrastive_weight", -0.1),
         ("contrastive_weight", float("nan")),
-        ("beta", 0.0),
-        ("margin", -1.0),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value):

@@ -10,10 +10,15 @@ from lada_lab.worlds.federation import build_federation
 from lada_secure.data.prompts import answer_of
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationales import generate_paths
+from lada_secure.models.rationales import GeneratedPaths
+from lada_secure.models.rationales import generate_paths as generated
 
 POOL = build_federation("tiny", sites=3, seed=0).pool
 MAX_NEW_TOKENS = 12
+
+
+def generate_paths(lm: LanguageModel, samples: object, **options: int) -> GeneratedPaths:
+    return generated(lm, samples, batch_size=16, **options)  # type: ignore[arg-type]
 
 
 def test_every_sample_is_either_solved_or_dropped(tiny_slm: LanguageModel) -> None:
@@ -23,7 +28,7 @@ def test_every_sample_is_either_solved_or_dropped(tiny_slm: LanguageModel) -> No
     assert [one.sample_id for one in POOL if one.sample_id not in set(solved)] == list(
         found.dropped
     )
-    assert found.wrong + found.unreadable == len(found.dropped) > 0
+    assert found.wrong == len(found.dropped) > 0
     assert solved
 
 
@@ -33,18 +38,11 @@ def test_every_kept_path_reaches_the_gold_answer(tiny_slm: LanguageModel) -> Non
     assert all(answer_of(one.path, ()) == gold[one.sample_id] for one in found.paths)
 
 
-def test_further_attempts_add_paths_and_say_which_attempt_they_are_from(
-    tiny_slm: LanguageModel,
-) -> None:
+def test_further_attempts_add_paths_to_those_of_the_first(tiny_slm: LanguageModel) -> None:
     one = generate_paths(tiny_slm, POOL, max_new_tokens=MAX_NEW_TOKENS, attempts=1)
-    three = generate_paths(
-        tiny_slm, POOL, max_new_tokens=MAX_NEW_TOKENS, attempts=3, temperature=1.0
-    )
-    assert {path.attempt for path in one.paths} == {1}
-    assert {path.attempt for path in three.paths} == {1, 2, 3}
-    assert [path for path in three.paths if path.attempt == 1] == list(one.paths)
-    attempts = one.wrong + one.unreadable
-    assert three.wrong + three.unreadable > attempts
+    three = generate_paths(tiny_slm, POOL, max_new_tokens=MAX_NEW_TOKENS, attempts=3)
+    assert set(one.paths) < set(three.paths)
+    assert three.wrong > one.wrong
 
 
 def test_a_gold_answer_that_nobody_can_reach_is_dropped(tiny_llm: LanguageModel) -> None:
@@ -64,7 +62,7 @@ def test_the_tiny_llm_writes_right_paths_for_nearly_the_whole_pool(
 
 def test_no_samples_give_no_paths(tiny_slm: LanguageModel) -> None:
     found = generate_paths(tiny_slm, [], max_new_tokens=4, attempts=1)
-    assert (found.paths, found.dropped, found.wrong, found.unreadable) == ((), (), 0, 0)
+    assert (found.paths, found.dropped, found.wrong) == ((), (), 0)
 
 
 def test_no_attempts_and_doubled_samples_are_refused(tiny_slm: LanguageModel) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lada_secure.data.records import Record
-from lada_secure.dpsgd.private_examples import private_unit
-from lada_secure.models import self_rationales as own_reasons
+from lada_secure.models import rationales as own_reasons
 from lada_secure.models.evaluation import greedy_paths
+from lada_secure.models.examples import private_unit
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.rationales import written_reasons
 from lada_secure.privacy.release.units import Unit
 
 

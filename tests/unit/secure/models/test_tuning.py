@@ -73,7 +73,7 @@ def test_the_contrast_widens_the_lead_over_the_own_path(form: str) -> None:
     leads = []
     for weight in (0.0, 2.0):
         lm = adapted()
-        loss = LossSettings(contrastive_form=form, contrastive_weight=weight, margin=5.0)
+        loss = LossSettings(contrastive_form=form, contrastive_weight=weight)
         tune_on_paths(lm, contrasted, [], settings(loss=loss))
         leads.append(mean_log_p(lm, contrasted) - mean_log_p(lm, contrasted, own=True))
     assert leads[1] > leads[0]

@@ -10,23 +10,26 @@ import pytest
 import torch
 
 from lada_lab.worlds.arithmetic import ArithmeticWorld, build_world
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import pretrain, pretraining_of, tiny_tokenizer
-from lada_protocol.plan import (
+from lada_lab.worlds.tiny_models import pretrain, pretraining_of
+from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SitePath
+from lada_secure.allocation.cells import Clusters
+from lada_secure.data.prompts import path_of
+from lada_secure.data.records import pool_bytes, pool_hash
+from lada_secure.errors import TransportError
+from lada_secure.method.holdout import holdout_agrees
+from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
     PathsPlan,
     PrivacyPlan,
     StatisticsPlan,
-    StudyPlan,
     TrainingPlan,
     UplinkPlan,
+    split_pool,
 )
-from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SitePath, holdout_agrees, split_pool
-from lada_secure.allocation.cells import Clusters
-from lada_secure.data.prompts import path_of
-from lada_secure.data.records import pool_bytes, pool_hash
-from lada_secure.errors import TransportError
 from lada_secure.models.loading import quiet_transformers
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import CoordinatorUplink, Decision, update_body
@@ -163,7 +166,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
     model = pretrain(world, pretraining_of("llm", sites=SITES, steps=150), seed=SEED)
     with quiet_transformers():
         model.save_pretrained(folder)
-        tiny_tokenizer().save_pretrained(folder)
+        character_tokenizer().save_pretrained(folder)
     return Llm(folder=folder, world=world)
 
 

@@ -1,0 +1,218 @@
+"""The LLM of a simulated study, by the functions that a coordinator runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lada_lab.worlds.study_data import BenchData
+from lada_secure.allocation.cells import Clusters
+from lada_secure.arrays import BoolArray, Float32Array, FloatArray
+from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.encryption.matrix import encode_matrix
+from lada_secure.errors import ParameterError
+from lada_secure.method.llm_round import (
+    BATCH_SIZE,
+    GENERATION_BATCH_SIZE,
+    PoolView,
+    llm_adapters,
+    view_pool,
+    write_rationales,
+)
+from lada_secure.method.llm_transfer import improve, samples_to_inquire
+from lada_secure.method.plan import MethodPlan, split_pool
+from lada_secure.method.site_state import ReceivedRationale
+from lada_secure.method.training import adapter_settings
+from lada_secure.models.adapters import (
+    AdapterWeights,
+    adapter_weights,
+    attach_adapters,
+    load_adapters,
+)
+from lada_secure.models.confidence import Answers, answer_pool
+from lada_secure.models.evaluation import accuracy, path_log_probabilities
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.preflight import needed_tokens
+from lada_secure.models.tuning import TuningSettings, tune_on_paths
+
+# As the protocol has it: a row of the matrix adds up to 1 at most.
+_ROW_BOUND = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class _Looks:
+    """What follows from the LLM as it is; computed at first use, forgotten when it changes."""
+
+    view: PoolView | None = None
+    rows: FloatArray | None = None
+    accuracy: float | None = None
+    answer_losses: FloatArray | None = None
+    written: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class LabLlm:
+    """One LLM with its pool. written: the checked rationales of the newest round."""
+
+    plan: MethodPlan
+    lm: LanguageModel
+    data: BenchData
+    clusters: Clusters
+    embeddings: Float32Array
+    _looks: _Looks = field(default_factory=_Looks)
+
+    @classmethod
+    def open(
+        cls,
+        plan: MethodPlan,
+        lm: LanguageModel,
+        data: BenchData,
+        clusters: Clusters,
+        embeddings: Float32Array,
+        *,
+        learns: bool,
+    ) -> LabLlm:
+        """Attach adapters, which change nothing yet, where the LLM will learn.
+
+        Raises: ParameterError: a question that is too long for the LLM.
+        """
+        needed = max(needed_tokens(lm, data.pool, written=[0] * len(data.pool)))
+        if needed > lm.max_tokens:
+            raise ParameterError(
+                f"the pool's longest question needs {needed} tokens, at most {lm.max_tokens}"
+            )
+        if learns:
+            layers = int(lm.model.config.num_hidden_layers)
+            settings = adapter_settings if plan.uplink is None else llm_adapters
+            attach_adapters(lm, settings(plan, layers=layers))
+        return cls(plan=plan, lm=lm, data=data, clusters=clusters, embeddings=embeddings)
+
+    def forget(self) -> None:
+        """The LLM has changed."""
+        self._looks = _Looks()
+
+    @property
+    def view(self) -> PoolView:
+        """What the LLM as it is now thinks of every pool sample."""
+        if self._looks.view is None:
+            self._looks.view = view_pool(
+                self.lm, self.plan, self.data.pool, self.clusters, self.embeddings
+            )
+        return self._looks.view
+
+    @property
+    def solved(self) -> BoolArray:
+        """(n,) samples that the LLM's greedy rationale solves."""
+        right: BoolArray = self.view.features.sum(axis=1) > 0.0
+        return right
+
+    def scores(self, utilities: FloatArray) -> FloatArray:
+        """(n,) scores, from the matrix in the form that a coordinator commits to."""
+        if self._looks.rows is None:
+            matrix = encode_matrix(self.view.features, row_bound=_ROW_BOUND)
+            blocks = [matrix.rows(block) for block in range(len(matrix.columns))]
+            self._looks.rows = np.concatenate(blocks)[: len(self.data.pool)]
+        found: FloatArray = self._looks.rows @ utilities
+        return found
+
+    def write(self, demand: Sequence[int]) -> list[ReceivedRationale]:
+        """What all sites are sent for a round's demand."""
+        texts = write_rationales(self.lm, self.plan, self.data.pool, demand).texts
+        self._looks.written = dict(texts)
+        cells = self.view.cells
+        return [
+            ReceivedRationale(pool_index=index, cell=int(cells[index]), text=text)
+            for index, text in texts.items()
+        ]
+
+    def answer_losses(self) -> FloatArray:
+        """(n,) losses on the gold answers alone, nats per token."""
+        if self._looks.answer_losses is None:
+            self._looks.answer_losses = path_log_probabilities(
+                self.lm,
+                [prompt_of(sample.question, sample.choices) for sample in self.data.pool],
+                [path_of(sample.answer, sample.choices, None) for sample in self.data.pool],
+                batch_size=BATCH_SIZE,
+            ).losses
+        return self._looks.answer_losses
+
+    def accuracy(self) -> float:
+        """Share of right answers on all sites' held-out records in the public's manner.
+
+        Marked questions mean another thing to the public than to the house; they are left out.
+        """
+        if self._looks.accuracy is None:
+            self._looks.accuracy = accuracy(
+                self.lm,
+                [
+                    record
+                    for site in self.data.sites
+                    for record in site.held_out
+                    if not record.question.startswith(self.data.mark)
+                ],
+                batch_size=GENERATION_BATCH_SIZE,
+                max_new_tokens=self.plan.paths.max_new_tokens,
+            )
+        return self._looks.accuracy
+
+    # SLM-to-LLM transfer
+
+    def inquire(self, opened: Sequence[int]) -> list[int]:
+        """Pool indices to ask the sites about."""
+        candidates = split_pool(self.plan).candidates
+        return samples_to_inquire(self.plan, opened, self.answer(candidates))
+
+    def improve(
+        self, received: Mapping[str, Mapping[int, str]], *, seed: int
+    ) -> dict[str, int | bool]:
+        """Learn from the sites, or stay; a report for the benchmark."""
+        kept = adapter_weights(self.lm)
+        written = self._looks.written
+        decision = improve(
+            _Tunable(self, kept), self.plan, self.data.pool, received, written, seed=seed
+        )
+        load_adapters(self.lm, decision.weights or kept)
+        if decision.weights is not None:
+            self.forget()
+        return {
+            "used": decision.used,
+            "before": decision.before.right,
+            "after": decision.after.right,
+            "accepted": decision.weights is not None,
+        }
+
+    def answer(self, pool_indices: Sequence[int]) -> Answers:
+        """What the LLM answers as it is now."""
+        return answer_pool(
+            self.lm,
+            [self.data.pool[index] for index in pool_indices],
+            batch_size=GENERATION_BATCH_SIZE,
+            max_new_tokens=self.plan.paths.max_new_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tunable:
+    """See `TunableLlm`."""
+
+    llm: LabLlm
+    before: AdapterWeights
+
+    def answer(self, pool_indices: Sequence[int]) -> Answers:
+        load_adapters(self.llm.lm, self.before)
+        return self.llm.answer(pool_indices)
+
+    def answer_tuned(self, pool_indices: Sequence[int]) -> Answers:
+        return self.llm.answer(pool_indices)
+
+    def tune(
+        self,
+        examples: Sequence[PathExample],
+        replay: Sequence[PathExample],
+        settings: TuningSettings,
+    ) -> AdapterWeights:
+        load_adapters(self.llm.lm, self.before)
+        return tune_on_paths(self.llm.lm, examples, replay, settings)

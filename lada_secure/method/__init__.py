@@ -1,0 +1,1 @@
+"""One round of a site and of the LLM, as states and functions; product and laboratory run it."""

@@ -1,0 +1,18 @@
+"""How a machine computes a site's part; light to import, for settings files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a site's machine computes; nothing here changes a guarantee.
+
+    batch_size: texts at a time, as memory allows. threads: CPU threads, None leaves them.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = 1
+    batch_size: int = 16

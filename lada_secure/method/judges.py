@@ -1,0 +1,146 @@
+"""Which received rationales agree with the private records: a DP reference model, and valuation.
+
+The DP reference model (`guide` on the wire) is what DP-SGD released. Judging with it is
+post-processing, on public texts alone. Data valuation (`trials` on the wire) is a release of its
+own: what students of each cluster's rationales make of the private records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lada_secure.allocation.agreement import agreeing_paths
+from lada_secure.allocation.data_valuation import (
+    ClusterTrial,
+    groups_to_try,
+    trials_of,
+    useful_paths,
+)
+from lada_secure.allocation.measurement import measured_trials, trial_student
+from lada_secure.allocation.valuation_gains import release_trials
+from lada_secure.arrays import BoolArray
+from lada_secure.method.mechanisms import cell_grid, trial_parameters, valuation_release
+from lada_secure.method.plan import GuidePlan, MethodPlan
+from lada_secure.method.site_allocation import valued_clusters
+from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_state import KnownRationale, SiteState
+from lada_secure.method.training import pool_tuning
+from lada_secure.models.adapters import AdapterWeights
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.reference_model import ContrastedPath, lead_gains, own_paths
+
+
+def drawn_beside(
+    site: SiteContext, guide: GuidePlan, rationales: Sequence[KnownRationale]
+) -> tuple[KnownRationale, ...]:
+    """Let the model as it is now write beside each rationale that was not judged yet.
+
+    The model wears the adapters from before any training.
+    """
+    new = [at for at, known in enumerate(rationales) if known.gain is None]
+    found = list(rationales)
+    if new:
+        drawn = own_paths(
+            site.lm,
+            [site.prompt(rationales[at].pool_index) for at in new],
+            count=guide.own_paths,
+            max_new_tokens=site.plan.paths.max_new_tokens,
+            batch_size=site.execution.batch_size,
+            seed=site.plan.seed,
+        )
+        for at, texts in zip(new, drawn, strict=True):
+            found[at] = replace(rationales[at], drawn=tuple(texts))
+    return tuple(found)
+
+
+def judge(
+    site: SiteContext, rationales: Sequence[KnownRationale], dp_reference: AdapterWeights
+) -> tuple[KnownRationale, ...]:
+    """Measure all rationales against the DP reference model, in their order."""
+    gains = lead_gains(
+        site.lm,
+        [
+            ContrastedPath(
+                prompt=site.prompt(known.pool_index), path=known.text, own_paths=known.drawn
+            )
+            for known in rationales
+        ],
+        reference=site.reference,
+        guide=dp_reference,
+        batch_size=site.execution.batch_size,
+    )
+    return tuple(
+        replace(known, gain=float(gain)) for known, gain in zip(rationales, gains, strict=True)
+    )
+
+
+def release_valuation(
+    site: SiteContext,
+    guide: GuidePlan,
+    rationales: Sequence[KnownRationale],
+    examples: Sequence[PathExample],
+    round_id: int,
+) -> list[ClusterTrial]:
+    """Release what students of each cluster's rationales make of the records.
+
+    Nothing happens, and nothing is paid, where the study has no valuation or no cluster has enough
+    rationales. Training the students reads no private record.
+
+    Args: examples: of the same rationales.
+    """
+    plan, parameters = site.plan, trial_parameters(site.plan)
+    groups = groups_to_try(_clusters(plan, rationales), clusters=plan.allocation.clusters)
+    if parameters is None or not groups:
+        return []
+    tuning = pool_tuning(
+        plan,
+        guide,
+        round_id=round_id,
+        steps=guide.pool_steps,
+        loss=LossSettings(contrastive_weight=0.0),
+    )
+    students = {
+        cluster: trial_student(
+            site.lm, [examples[at] for at in members], reference=site.reference, tuning=tuning
+        )
+        for cluster, members in groups.items()
+    }
+    noised = release_trials(
+        lambda paid: measured_trials(
+            site.lm,
+            site.records.units(paid),
+            students,
+            reference=site.reference,
+            parameters=parameters,
+            batch_size=site.execution.batch_size,
+        ),
+        parameters=parameters,
+        book=site.book,
+        spec=valuation_release(plan, parameters, round_id),
+    ).value
+    return trials_of(noised, {cluster: len(members) for cluster, members in groups.items()})
+
+
+def agreeing(plan: MethodPlan, guide: GuidePlan, state: SiteState) -> BoolArray:
+    """(m,) rationales of the state that agree with the records.
+
+    By the DP reference model, and where a rationale's cluster was valued by that.
+    """
+    verdicts = agreeing_paths(
+        [0.0 if known.gain is None else known.gain for known in state.rationales],
+        [known.cell for known in state.rationales],
+        cells=cell_grid(plan).cells,
+        least_share=guide.least_share,
+    )
+    return useful_paths(
+        valued_clusters(plan, state),
+        _clusters(plan, state.rationales),
+        verdicts,
+        least_share=guide.least_share,
+    )
+
+
+def _clusters(plan: MethodPlan, rationales: Sequence[KnownRationale]) -> list[int]:
+    return [known.cell // plan.allocation.difficulty_bins for known in rationales]

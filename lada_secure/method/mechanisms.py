@@ -1,0 +1,191 @@
+"""A plan in the mechanisms' own terms: what each would be given, what it spends, what it refuses.
+
+One place for the coordinator, which checks a plan before it proposes it, and for the sites, which
+run it. The mechanisms themselves say what they refuse; nothing is checked twice here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.selection import AllocationSettings
+from lada_secure.allocation.statistics import statistics_spec
+from lada_secure.allocation.statistics_parameters import StatisticsParameters
+from lada_secure.allocation.strategies import STRATEGIES
+from lada_secure.allocation.valuation_gains import TrialParameters, trials_spec
+from lada_secure.errors import ParameterError
+from lada_secure.method.plan import STATISTICS, TRAINING, TRIALS, MethodPlan
+from lada_secure.privacy.accounting.accountant import epsilon
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
+from lada_secure.privacy.ledger.terms import ReleaseSpec
+
+if TYPE_CHECKING:
+    from lada_secure.dpsgd.parameters import DpSgdParameters
+    from lada_secure.models.loss import LossSettings
+
+
+def cell_grid(plan: MethodPlan) -> CellGrid:
+    """The cells of the plan: public clusters by difficulty for the LLM."""
+    return CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins)
+
+
+def allocation_settings(plan: MethodPlan) -> AllocationSettings:
+    """Strategy, quota and threshold of the allocation."""
+    allocation = plan.allocation
+    return AllocationSettings(
+        strategy=allocation.strategy,
+        quota=allocation.quota,
+        threshold=allocation.threshold,
+        exploration_weight=allocation.exploration_weight,
+        loss_clip=plan.statistics.loss_clip,
+        seed=plan.seed,
+    )
+
+
+def statistics_parameters(plan: MethodPlan) -> StatisticsParameters:
+    """Clipping, scale, noise and bound of the statistics."""
+    return StatisticsParameters(
+        clusters=plan.allocation.clusters,
+        loss_clip=plan.statistics.loss_clip,
+        noise_multiplier=plan.statistics.noise_multiplier,
+        max_units=plan.privacy.max_units,
+        scale=plan.statistics.integer_scale,
+    )
+
+
+def trial_parameters(plan: MethodPlan) -> TrialParameters | None:
+    """Clipping and noise of DP data valuation; None where the plan or its strategy has none."""
+    trials = None if plan.guide is None else plan.guide.trials
+    # A strategy that nobody knows is refused elsewhere; here it is taken to cost what it may.
+    rule = STRATEGIES.get(plan.allocation.strategy)
+    if trials is None or (rule is not None and not rule.judged):
+        return None
+    return TrialParameters(
+        clusters=plan.allocation.clusters,
+        gain_clip=trials.gain_clip,
+        noise_multiplier=trials.noise_multiplier,
+    )
+
+
+def privacy_parameters(plan: MethodPlan) -> DpSgdParameters:
+    """Sampling, clipping, noise and steps of one round's DP-SGD."""
+    # Imported here: it brings torch, which a refusal should not wait for.
+    from lada_secure.dpsgd.parameters import DpSgdParameters
+
+    training = plan.training
+    return DpSgdParameters(
+        noise_multiplier=training.noise_multiplier,
+        l2_clip_norm=training.l2_clip_norm,
+        sampling_probability=training.sampling_probability,
+        expected_units=training.expected_units,
+        steps=training.steps_per_round,
+        pool_gradients=training.pool_gradients,
+    )
+
+
+def loss_settings(plan: MethodPlan) -> LossSettings:
+    """The loss of distillation. Raises: ParameterError: an unknown contrastive form."""
+    from lada_secure.models.loss import CONTRASTIVE_FORMS, LossSettings
+
+    wanted = plan.distillation.contrastive_form
+    form = next((one for one in CONTRASTIVE_FORMS if one == wanted), None)
+    if form is None:
+        raise ParameterError(
+            f"contrastive_form: expected one of {', '.join(CONTRASTIVE_FORMS)}, got {wanted!r}"
+        )
+    return LossSettings(
+        contrastive_form=form, contrastive_weight=plan.distillation.contrastive_weight
+    )
+
+
+def private_learning_rate(plan: MethodPlan, round_id: int) -> float:
+    """Of a round's DP-SGD; with a DP reference model it falls from round to round.
+
+    Later rounds go on from what the earlier ones found: large steps would only shake it.
+    """
+    decay = 1.0 if plan.guide is None else plan.guide.rate_decay**round_id
+    return plan.distillation.learning_rate * decay
+
+
+def statistics_release(plan: MethodPlan, round_id: int) -> ReleaseSpec:
+    """What a round's statistics cost, as the ledger says it."""
+    return statistics_spec(
+        statistics_parameters(plan),
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        round_id=round_id,
+        unit=plan.privacy.unit,
+    )
+
+
+def valuation_release(plan: MethodPlan, parameters: TrialParameters, round_id: int) -> ReleaseSpec:
+    """What a round's data valuation costs, as the ledger says it."""
+    return trials_spec(
+        parameters,
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        round_id=round_id,
+        unit=plan.privacy.unit,
+    )
+
+
+def planned_events(plan: MethodPlan) -> Mapping[str, PrivacyEvent]:
+    """Everything that a study spends if it runs to its end, by purpose."""
+    events: dict[str, PrivacyEvent] = {
+        STATISTICS: GaussianEvent(
+            noise_multiplier=plan.statistics.noise_multiplier, count=plan.rounds
+        ),
+        TRAINING: DpSgdEvent(
+            noise_multiplier=plan.training.noise_multiplier,
+            sampling_probability=plan.training.sampling_probability,
+            steps=plan.training.steps_per_round * plan.rounds,
+        ),
+    }
+    valuation = trial_parameters(plan)
+    if valuation is not None:
+        events[TRIALS] = GaussianEvent(
+            noise_multiplier=valuation.noise_multiplier, count=plan.rounds
+        )
+    return events
+
+
+def planned_epsilon(plan: MethodPlan) -> float:
+    """Epsilon of the whole study at the plan's delta, by PLD, before anything is spent."""
+    return epsilon([*planned_events(plan).values()], target_delta=plan.privacy.target_delta)
+
+
+def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
+    """Everything in a plan that one of its own mechanisms would refuse; empty where it can run."""
+    checks: dict[str, Callable[[], object]] = {
+        "statistics": lambda: statistics_parameters(plan),
+        "training": lambda: privacy_parameters(plan),
+        "distillation": lambda: loss_settings(plan),
+        "allocation": lambda: (cell_grid(plan), allocation_settings(plan)),
+        "guide.trials": lambda: trial_parameters(plan),
+        "privacy": lambda: _within_cap(plan),
+    }
+    if plan.guide is not None:
+        checks["guide"] = lambda: _rates(plan)
+    faults: list[str] = []
+    for part, check in checks.items():
+        try:
+            check()
+        except ParameterError as error:
+            faults.append(f"{part}: {error}")
+    return tuple(faults)
+
+
+def _rates(plan: MethodPlan) -> None:
+    if not private_learning_rate(plan, plan.rounds - 1) > 0.0:
+        raise ParameterError("rate_decay: the last round's learning rate is 0; raise it")
+
+
+def _within_cap(plan: MethodPlan) -> None:
+    needed = planned_epsilon(plan)
+    if not needed <= plan.privacy.epsilon_cap:
+        raise ParameterError(
+            f"epsilon_cap: its {plan.rounds} rounds would spend epsilon {needed:.3f}, above its "
+            f"own cap of {plan.privacy.epsilon_cap}"
+        )

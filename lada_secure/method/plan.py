@@ -1,0 +1,308 @@
+"""The method's part of a study plan: everything that decides what sites and LLM compute.
+
+A study plan (`lada_protocol.plan`) adds parties, times and the identity of the pool. Fields here
+are named as on the wire; docs/glossary.md says what the field calls them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.errors import LocalProtocolError
+
+# Purposes of releases and of collective sums, as ledger entries and messages name them.
+STATISTICS = "statistics"
+DEMAND = "demand"
+TRAINING = "training"
+ADVANTAGE = "advantage"
+TRIALS = "trials"
+
+LEDGER_TIME_STEP_S = 3600
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class PlanPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _with_tuple(value: object, name: str) -> object:
+    """JSON has lists only; strict models take tuples."""
+    if isinstance(value, dict) and isinstance(value.get(name), list):
+        return {**value, name: tuple(value[name])}
+    return value
+
+
+class PrivacyPlan(PlanPart):
+    """The guarantee of the whole study, per site: (epsilon_cap, target_delta)-DP.
+
+    ledger_time_step_s: the times of ledger entries are whole multiples of it, so that they do not
+    say how long the work on some person's records took.
+    """
+
+    adjacency: Literal["add_or_remove_one_unit"] = "add_or_remove_one_unit"
+    unit: Annotated[str, Field(min_length=1, max_length=40)]
+    target_delta: Annotated[float, Field(gt=0, lt=1)]
+    epsilon_cap: Positive
+    max_records_per_unit: Count
+    max_units: Count
+    ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = LEDGER_TIME_STEP_S
+
+
+class StatisticsPlan(PlanPart):
+    """Step 3: what the histogram of clusters costs and how it is scaled to integers."""
+
+    loss_clip: Positive
+    integer_scale: Count
+    noise_multiplier: Positive
+
+
+class TrainingPlan(PlanPart):
+    """Step 9: DP-SGD. Probability and denominator are public and never come from the data."""
+
+    noise_multiplier: Positive
+    l2_clip_norm: Positive
+    sampling_probability: Annotated[float, Field(gt=0, le=1)]
+    expected_units: Positive
+    steps_per_round: Count
+    pool_gradients: Literal["public", "private"]
+
+
+class DistillationPlan(PlanPart):
+    """Step 9: adapters, loss and optimiser."""
+
+    adapter_rank: Count
+    adapter_layers: Count
+    adapter_targets: tuple[str, ...]
+    train_a: bool
+    learning_rate: Positive
+    pool_batch_size: Count
+    private_weight: Annotated[float, Field(ge=0)]
+    contrastive_weight: Annotated[float, Field(ge=0)]
+    contrastive_form: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        return _with_tuple(value, "adapter_targets")
+
+
+class TrialsPlan(PlanPart):
+    """Path trials: a second judge of the paths beside the guide, by a release of its own per round.
+
+    For every cluster with received paths, a model that is trained on these alone; released is how
+    much likelier it makes the private records, summed over units. gain_clip: nats per token.
+    least_gain: in clips; clusters whose mean gain is below are neither asked for nor trained on,
+    -1 for no such bound.
+    """
+
+    noise_multiplier: Positive
+    gain_clip: Positive
+    least_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+
+
+class GuidePlan(PlanPart):
+    """Step 9 in two parts: DP-SGD on private records alone, then public training on pool paths.
+
+    What DP-SGD releases is a guide. It judges the paths, and the SLM is trained on those that agree
+    with it, from a share of the guide's update; both are post-processing of the release.
+    records_with_reasons: whether records without reasons are left out of the guide, by a rule per
+    record. own_paths: what the SLM draws per sample, to compare a path with. least_share: of the
+    best cell's gain that a path must reach. pool_steps, last_pool_steps: on pool paths in a round
+    and in the last. pool_learning_rate: of those. `distillation.learning_rate` is the guide's in
+    the first round, and rate_decay the factor on it from one round to the next. finish: whether the
+    last round's DP-SGD goes on from the SLM after its pool paths, instead of from the guide.
+    own_reasons: whether records without reasons take part, from the second round on, with what the
+    model itself writes for them where it reaches their answer. trials: None, and left out of the
+    bytes, where the guide alone judges.
+    """
+
+    records_with_reasons: bool
+    own_paths: Annotated[int, Field(ge=1, le=64)]
+    least_share: Share
+    rate_decay: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    private_share: Share
+    pool_steps: Count
+    last_pool_steps: Count
+    pool_learning_rate: Positive
+    finish: bool
+    own_reasons: bool
+    trials: TrialsPlan | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.own_reasons and not self.records_with_reasons:
+            raise ValueError(
+                "guide.own_reasons needs records_with_reasons: without it bare answers take part"
+            )
+        return self
+
+
+class AllocationPlan(PlanPart):
+    """Steps 6 to 8: cells, filter and quota."""
+
+    strategy: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
+    clusters: Count
+    difficulty_bins: Count
+    quota: Count
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    exploration_weight: Annotated[float, Field(ge=0)]
+    screen_low: Share
+    screen_high: Share
+
+    @property
+    def cells(self) -> int:
+        """Clusters by difficulty bins: columns of the private matrix."""
+        return self.clusters * self.difficulty_bins
+
+
+class PathsPlan(PlanPart):
+    """Step 8: how many reasoning paths the LLM writes, and how long they may be."""
+
+    budget: Count
+    max_new_tokens: Count
+    attempts: Count
+
+
+class UplinkPlan(PlanPart):
+    """Step 10: what the sites' models may teach the LLM, and when it is allowed to learn it.
+
+    bar: certainty above which a model counts as knowing a sample. clip, integer_scale: how its
+    excess over the bar becomes a whole number. holdout: pool samples that the LLM is never trained
+    on and that judge every update. candidates: other pool samples that advantages are computed
+    for, at most. budget: samples that sites are asked about in a round, at most. steps: at most;
+    0 replay samples leave rehearsal out. first_round: rounds before it have no uplink; sites know
+    little then. last_round: whether the last round has one, though no round follows to use it.
+    """
+
+    bar: Annotated[float, Field(ge=0, lt=1)]
+    clip: Annotated[float, Field(gt=0, le=1)]
+    integer_scale: Annotated[int, Field(ge=1, le=1_000_000)]
+    holdout: Count
+    candidates: Count
+    budget: Count
+    first_round: Annotated[int, Field(ge=0)]
+    last_round: bool
+    adapter_rank: Count
+    adapter_layers: Count
+    adapter_targets: tuple[str, ...]
+    steps: Count
+    batch_size: Count
+    replay_batch_size: Annotated[int, Field(ge=0)]
+    learning_rate: Positive
+    contrastive_weight: Annotated[float, Field(ge=0)]
+    contrastive_form: Literal["dpo", "margin"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        return _with_tuple(value, "adapter_targets")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.site_bound < 1:
+            raise ValueError("integer_scale x clip is below 1: every advantage would be 0")
+        return self
+
+    @property
+    def site_bound(self) -> int:
+        """Largest entry of one site's advantages."""
+        return math.floor(self.integer_scale * self.clip)
+
+
+class MethodPlan(PlanPart):
+    """What one study computes. Fields that are None are left out of the bytes, never null."""
+
+    study_id: str
+    rounds: Annotated[int, Field(ge=1, le=1000)]
+    embedder: Annotated[str, Field(max_length=200)]
+    seed: Annotated[int, Field(ge=0)]
+    pool_sha256: str
+    pool_size: Count
+    privacy: PrivacyPlan
+    statistics: StatisticsPlan
+    training: TrainingPlan
+    distillation: DistillationPlan
+    allocation: AllocationPlan
+    paths: PathsPlan
+    uplink: UplinkPlan | None = None
+    guide: GuidePlan | None = None
+
+    @model_validator(mode="after")
+    def _method_agrees(self) -> Self:
+        if self.allocation.screen_low > self.allocation.screen_high:
+            raise ValueError("screen_low is above screen_high")
+        if self.uplink is not None and self.uplink.holdout >= self.pool_size:
+            raise ValueError("uplink.holdout takes the whole pool; leave samples to learn from")
+        if self.guide is not None and self.training.pool_gradients != "public":
+            raise ValueError("a guide is trained without the pool: pool_gradients must be public")
+        if self.guide is not None and self.guide.finish and self.rounds < 2:
+            raise ValueError("guide.finish needs rounds >= 2: the rounds before it make the guide")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, the form that is hashed and signed."""
+        return canonical_json(self.model_dump(mode="json", exclude_none=True))
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return sha256_hex(self.to_bytes())
+
+    def uplink_in(self, round_id: int) -> UplinkPlan | None:
+        """The SLM-to-LLM transfer's settings where this round has one."""
+        if self.uplink is None or round_id < self.uplink.first_round:
+            return None
+        if round_id == self.rounds - 1 and not self.uplink.last_round:
+            return None
+        return self.uplink
+
+    def finishes(self, round_id: int) -> bool:
+        """Whether this round's DP-SGD comes after its pool samples, on top of the SLM."""
+        return self.guide is not None and self.guide.finish and round_id + 1 == self.rounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSplit:
+    """Pool indices, ascending, that judge updates and that may be learned from; disjoint."""
+
+    holdout: tuple[int, ...]
+    candidates: tuple[int, ...]
+
+
+def uplink_of(plan: MethodPlan) -> UplinkPlan:
+    """The plan's settings of the SLM-to-LLM transfer.
+
+    Raises: LocalProtocolError: the plan has none; the caller asked too much.
+    """
+    if plan.uplink is None:
+        raise LocalProtocolError(f"the plan of study {plan.study_id} has no uplink")
+    return plan.uplink
+
+
+def split_pool(plan: MethodPlan) -> PoolSplit:
+    """Hold-out and candidates: a public function of the plan, the same at every party.
+
+    Samples in the order of SHA-256("lada/1/uplink/" pool_sha256 "/" index): the first are held
+    out, the next are candidates.
+    """
+    uplink = uplink_of(plan)
+
+    def rank(index: int) -> str:
+        text = f"lada/1/uplink/{plan.pool_sha256}/{index}"
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    order = sorted(range(plan.pool_size), key=rank)
+    last = uplink.holdout + uplink.candidates
+    return PoolSplit(
+        holdout=tuple(sorted(order[: uplink.holdout])),
+        candidates=tuple(sorted(order[uplink.holdout : last])),
+    )

@@ -1,0 +1,53 @@
+"""The other side of the contrast: what a site's SLM says today, where that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lada_secure.data.prompts import answer_of, path_of
+from lada_secure.data.records import PoolSample
+from lada_secure.method.plan import MethodPlan
+from lada_secure.models.evaluation import choose, greedy_paths
+from lada_secure.models.examples import PathExample
+from lada_secure.models.loading import LanguageModel
+
+
+def with_rejected(
+    lm: LanguageModel,
+    plan: MethodPlan,
+    examples: Sequence[PathExample],
+    samples: Sequence[PoolSample],
+    *,
+    batch_size: int,
+) -> list[PathExample]:
+    """Add the SLM's wrong responses to examples of pool samples, one sample each.
+
+    For multiple choice that is the option it would choose, for open questions its own greedy
+    rationale. A right one has nothing to be told apart from. Nothing is added where the plan has no
+    contrastive term.
+    """
+    if plan.distillation.contrastive_weight == 0.0 or not examples:
+        return list(examples)
+    if all(sample.choices for sample in samples):
+        said = choose(lm, samples, batch_size=batch_size)
+        own = [
+            path_of(sample.choices[int(letter)], sample.choices, None)
+            for sample, letter in zip(samples, said, strict=True)
+        ]
+    else:
+        own = greedy_paths(
+            lm,
+            [example.prompt for example in examples],
+            batch_size=batch_size,
+            max_new_tokens=plan.paths.max_new_tokens,
+        )
+    return [
+        replace(example, own_path=text if text and _is_wrong(text, sample) else None)
+        for example, text, sample in zip(examples, own, samples, strict=True)
+    ]
+
+
+def _is_wrong(text: str, sample: PoolSample) -> bool:
+    """Whether a rationale ends in another answer than the public gold answer."""
+    return answer_of(text, sample.choices) != sample.answer

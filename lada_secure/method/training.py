@@ -1,0 +1,109 @@
+"""What a site trains with: the plan in the trainer's own terms, and what DP-SGD reads of a unit.
+
+One place for the site and for the audit of its training, so that both train the same private
+stream: the same records of each unit, with the same rationales, at the same rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lada_secure.dpsgd.distillation import training_spec
+from lada_secure.dpsgd.parameters import TrainerSettings
+from lada_secure.method.execution import Execution
+from lada_secure.method.mechanisms import loss_settings, privacy_parameters, private_learning_rate
+from lada_secure.method.plan import GuidePlan, MethodPlan
+from lada_secure.models.adapters import AdapterSettings
+from lada_secure.models.examples import PrivateUnit, private_unit
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loss import LossSettings
+from lada_secure.models.rationales import written_reasons
+from lada_secure.models.tuning import TuningSettings
+from lada_secure.privacy.ledger.terms import ReleaseSpec
+from lada_secure.privacy.release.units import Unit
+
+# The number of steps is the plan's, however few samples there are.
+_MANY_EPOCHS = 10**6
+
+
+def adapter_settings(plan: MethodPlan, *, layers: int) -> AdapterSettings:
+    """The adapters of the plan on a model of so many layers."""
+    shape = plan.distillation
+    return AdapterSettings(
+        rank=shape.adapter_rank,
+        alpha=2.0 * shape.adapter_rank,
+        target_modules=shape.adapter_targets,
+        last_layers=min(shape.adapter_layers, layers),
+        train_a=shape.train_a,
+        seed=plan.seed,
+    )
+
+
+def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -> TrainerSettings:
+    """Optimiser, loss, speed and memory of a round's DP-SGD.
+
+    With a DP reference model it reads private records alone.
+    """
+    shape = plan.distillation
+    return TrainerSettings(
+        device=execution.device,
+        threads=execution.threads,
+        physical_batch_size=execution.batch_size,
+        pool_batch_size=shape.pool_batch_size if plan.guide is None else 0,
+        private_weight=shape.private_weight,
+        learning_rate=private_learning_rate(plan, round_id),
+        seed=plan.seed + round_id,
+        loss=loss_settings(plan),
+    )
+
+
+def training_release(plan: MethodPlan, round_id: int) -> ReleaseSpec:
+    """What a round's DP-SGD costs, as the ledger says it."""
+    return training_spec(
+        privacy_parameters(plan),
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        round_id=round_id,
+        unit=plan.privacy.unit,
+    )
+
+
+def pool_tuning(
+    plan: MethodPlan, guide: GuidePlan, *, round_id: int, steps: int, loss: LossSettings
+) -> TuningSettings:
+    """How models learn from pool samples alone, after or beside a DP reference model."""
+    return TuningSettings(
+        steps=steps,
+        batch_size=plan.distillation.pool_batch_size,
+        replay_batch_size=0,
+        learning_rate=guide.pool_learning_rate,
+        max_epochs=_MANY_EPOCHS,
+        seed=plan.seed + round_id,
+        loss=loss,
+    )
+
+
+def private_units(
+    plan: MethodPlan, lm: LanguageModel, units: Sequence[Unit], *, round_id: int, batch_size: int
+) -> list[PrivateUnit]:
+    """What a round's DP-SGD reads of each unit, with the model as it is when the round starts.
+
+    With a DP reference model and the plan's `records_with_reasons`, bare answers take no part, but
+    for those that the model itself writes rationales for (`own_reasons`, from the second round on).
+    That model is public or released, so that a rationale depends on one record beside it, and a
+    unit's part in a step stays bounded by the clipping norm. Total: whatever a record holds, it
+    gives something or nothing, and ends nothing.
+    """
+    guide = plan.guide
+    if guide is None:
+        return [private_unit(unit) for unit in units]
+    written: Sequence[Sequence[str | None]] = [()] * len(units)
+    if guide.own_reasons and round_id > 0:
+        written = written_reasons(
+            lm, units, batch_size=batch_size, max_new_tokens=plan.paths.max_new_tokens
+        )
+    only = guide.records_with_reasons
+    return [
+        private_unit(unit, with_reasons_only=only, written=own)
+        for unit, own in zip(units, written, strict=True)
+    ]
