@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_secure.encryption.parameters import OpeningParameters
+from lada_secure.encryption.parameters import AggregationParameters
 from lada_secure.encryption.sealing import SealedSum
 
 
-def add_sealed(params: OpeningParameters, sealed: Sequence[bytes]) -> bytes:
+def add_sealed(params: AggregationParameters, sealed: Sequence[bytes]) -> bytes:
     """Check and add them, in their order."""
     total = SealedSum(params)
     for raw in sealed:
