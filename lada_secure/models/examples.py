@@ -66,7 +66,7 @@ def private_unit(
     with nothing to add to a sum: who has reasons is private, too.
 
     Args: written: paths by the records' places that stand in for those of records without reasons,
-        see `own_reasons.written_reasons`; empty for none.
+        see `rationales.written_reasons`; empty for none.
     """
     return PrivateUnit(
         unit_id=unit.unit_id,
@@ -100,11 +100,6 @@ class EncodedExample:
     example_id: str
     path: TokenRow
     own_path: TokenRow | None
-
-    @property
-    def rows(self) -> tuple[TokenRow, ...]:
-        """The one or two sequences of the example."""
-        return (self.path,) if self.own_path is None else (self.path, self.own_path)
 
 
 def rows_of(examples: Sequence[EncodedExample]) -> list[TokenRow]:

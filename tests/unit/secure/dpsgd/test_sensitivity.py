@@ -27,6 +27,7 @@ from lada_secure.models.examples import (
     EncodedUnit,
     PrivateUnit,
     TokenRow,
+    rows_of,
 )
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.rationale_scoring import PathScorer, per_token
@@ -159,7 +160,7 @@ class Fault:
         total = torch.zeros(1, dtype=torch.float64)
         for unit in units:
             for one in unit.examples:
-                for sign, row in zip((-1.0, 1.0), one.rows, strict=False):
+                for sign, row in zip((-1.0, 1.0), rows_of([one]), strict=False):
                     total = total + self.clipped(sign * self.scores([row]).sum())
         return total
 
