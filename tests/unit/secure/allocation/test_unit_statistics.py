@@ -371,7 +371,7 @@ def test_estimates_of_noise_alone_are_equal_shares_and_losses_within_the_clip() 
 )
 def test_sums_that_cannot_be_are_refused(vector: IntArray) -> None:
     with pytest.raises(ParameterError, match="statistics"):
-        cluster_estimates(vector, parameters(), sites=3)
+        cluster_estimates(vector, parameters())
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.02, 0.1, 1.0, 5.0, 40.0])
