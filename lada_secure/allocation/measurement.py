@@ -1,6 +1,6 @@
 """What a site's model makes of its records, before any noise.
 
-None of it leaves the site but through `release_statistics` and `release_trials`. Models are public
+None of it leaves the site but through `release_statistics` and `release_gains`. Models are public
 or released, so that what is measured of a record depends on that record alone beside them.
 
 Total: a unit that cannot be measured, whatever its records hold, adds zero, which is within the
@@ -17,16 +17,16 @@ import torch
 
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import MeasuredRecord, UnitStatistics, unit_statistics
-from lada_secure.allocation.valuation_gains import TrialParameters, UnitGains, unit_gains
+from lada_secure.allocation.valuation_gains import UnitGains, ValuationParameters, unit_gains
 from lada_secure.arrays import FloatArray
-from lada_secure.data.prompts import path_of
+from lada_secure.data.prompts import rationale_of
 from lada_secure.models.adapters import AdapterWeights, adapters_kept, load_adapters
 from lada_secure.models.embedding import Embedder
-from lada_secure.models.evaluation import batches_by_length, path_losses
-from lada_secure.models.examples import PathExample, TokenRow, encode_row, record_example
+from lada_secure.models.evaluation import batches_by_length, rationale_losses
+from lada_secure.models.examples import RationaleExample, TokenRow, encode_row, record_example
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationale_scoring import PathScorer, per_token
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
@@ -57,10 +57,10 @@ def measured_statistics(
         records = [record for unit in part for record in unit.records]
         placed = clusters.assign(embedder.embed([record.question for record in records]))
         stated = [
-            record_example(record, path=path_of(record.answer, record.choices, None))
+            record_example(record, path=rationale_of(record.answer, record.choices, None))
             for record in records
         ]
-        losses = path_losses(lm, stated, batch_size=batch)
+        losses = rationale_losses(lm, stated, batch_size=batch)
         found = iter(
             MeasuredRecord(cluster=int(cluster), loss=float(loss))
             for cluster, loss in zip(placed, losses, strict=True)
@@ -75,9 +75,9 @@ def measured_statistics(
     )
 
 
-def trial_student(
+def valuation_student(
     lm: LanguageModel,
-    paths: Sequence[PathExample],
+    paths: Sequence[RationaleExample],
     *,
     reference: AdapterWeights,
     tuning: TuningSettings,
@@ -88,16 +88,16 @@ def trial_student(
     """
     with adapters_kept(lm):
         load_adapters(lm, reference)
-        return tune_on_paths(lm, paths, (), tuning)
+        return tune_on_rationales(lm, paths, (), tuning)
 
 
-def measured_trials(
+def measured_gains(
     lm: LanguageModel,
     units: Sequence[Unit],
     students: Mapping[int, AdapterWeights],
     *,
     reference: AdapterWeights,
-    parameters: TrialParameters,
+    parameters: ValuationParameters,
     batch_size: int,
 ) -> UnitGains:
     """By how much each student makes the records' own reasons likelier than the reference does.
@@ -117,7 +117,7 @@ def measured_trials(
         if rows:
             # Layers below the adapters run once per record, not once per student.
             lm.model.eval()
-            scorer = PathScorer(lm.model, device=lm.model.device, cache_bytes=_CACHE_BYTES)
+            scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=_CACHE_BYTES)
             load_adapters(lm, reference)
             base = _path_scores(scorer, rows, batch_size=batch)
             for cluster, student in students.items():
@@ -132,7 +132,9 @@ def measured_trials(
 
 
 @torch.no_grad()
-def _path_scores(scorer: PathScorer, rows: Sequence[TokenRow], *, batch_size: int) -> FloatArray:
+def _path_scores(
+    scorer: RationaleScorer, rows: Sequence[TokenRow], *, batch_size: int
+) -> FloatArray:
     """Log-probabilities in nats per token under the present adapters, (n,)."""
     found: FloatArray = np.zeros(len(rows), dtype=np.float64)
     for places in batches_by_length([len(row.tokens) for row in rows], batch_size):

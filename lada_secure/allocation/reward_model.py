@@ -1,4 +1,4 @@
-"""The data filter: what training on a cell will bring, and how far off that forecast may be.
+"""The reward model: what training on a cell will bring, and how far off that forecast may be.
 
 Two small networks as in EE-Net (Ban et al., ICLR 2022): the exploitation network f1 predicts the
 reward of a cell from its features; the exploration network f2 predicts the residual r - f1(x)
@@ -155,12 +155,12 @@ def observations(beliefs: CellBeliefs, rewards: CellMeans, *, round_id: int) -> 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilterHistory:
+class RewardHistory:
     """All observations of a site so far, oldest round first."""
 
     rounds: tuple[RoundObservations, ...] = ()
 
-    def with_round(self, observed: RoundObservations) -> FilterHistory:
+    def with_round(self, observed: RoundObservations) -> RewardHistory:
         """The history with one more round.
 
         Raises: ParameterError: the round is not later than the last one.
@@ -170,7 +170,7 @@ class FilterHistory:
                 f"filter history: round {observed.round_id} after {self.rounds[-1].round_id}; "
                 "rounds must be added once and in order"
             )
-        return FilterHistory(rounds=(*self.rounds, observed))
+        return RewardHistory(rounds=(*self.rounds, observed))
 
     def picks(self, cells: int) -> FloatArray:
         """Samples trained on so far per cell, (cells,) float64."""
@@ -218,10 +218,10 @@ class _StoredHistory(BaseModel):
     rounds: list[_StoredRound]
 
 
-def parse_history(value: Json) -> FilterHistory:
+def parse_history(value: Json) -> RewardHistory:
     """Read a history from the site's own state.
 
-    Raises: ParameterError: not what `FilterHistory.to_json` writes.
+    Raises: ParameterError: not what `RewardHistory.to_json` writes.
     """
     try:
         stored = _StoredHistory.model_validate(value)
@@ -229,7 +229,7 @@ def parse_history(value: Json) -> FilterHistory:
         fault = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise ParameterError(f"filter history: {where}: {fault['msg']}") from error
-    history = FilterHistory()
+    history = RewardHistory()
     for row in stored.rounds:
         history = history.with_round(
             RoundObservations(
@@ -258,7 +258,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class DataFilter:
+class RewardModel:
     """A fitted pair of networks; rewards are centre + spread x their outputs."""
 
     exploitation: ZeroStartNetwork
@@ -287,7 +287,7 @@ class DataFilter:
         )
 
 
-def fit_filter(history: FilterHistory, *, width: int, seed: int) -> DataFilter:
+def fit_reward_model(history: RewardHistory, *, width: int, seed: int) -> RewardModel:
     """Fit both networks to a site's history; no history gives the prior for every cell.
 
     f2 learns from residuals as they stood when each round was chosen: round t's observations
@@ -320,7 +320,7 @@ def fit_filter(history: FilterHistory, *, width: int, seed: int) -> DataFilter:
     if rounds:
         weights = _examples(rounds, centre, spread)[2]
         second.fit(np.concatenate(gradients), np.concatenate(residuals), weights)
-    return DataFilter(exploitation=first, exploration=second, centre=centre, spread=spread)
+    return RewardModel(exploitation=first, exploration=second, centre=centre, spread=spread)
 
 
 def _centre_and_spread(rounds: Sequence[RoundObservations]) -> tuple[float, float]:

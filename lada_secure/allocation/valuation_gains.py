@@ -1,6 +1,6 @@
-"""Noised gains of path trials: how much each group of public paths helps with a site's records.
+"""Noised gains of data valuation: how much each group of public paths helps a site's records.
 
-A *trial student* is the reference model after some training on the received paths of one public
+A *valuation student* is the reference model after some training on the received paths of one public
 cluster alone. Its *gain* on a private record is by how much likelier it makes the record's own
 reasons than the reference does, in nats per token: below 0, the cluster's paths contradict the
 record. Summed over all records, gains say which clusters to learn from, and to which no path is
@@ -41,7 +41,7 @@ _LARGEST_ENTRY = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialParameters:
+class ValuationParameters:
     """Public parameters of the gains; one object fixes clipping, noise and event.
 
     clusters: C. gain_clip: > 0, nats per token. noise_multiplier: noise std / L2 sensitivity.
@@ -86,15 +86,15 @@ class UnitGains:
     """Exact sums over private units, before noise. Never leave the site; no repr of values."""
 
     vector: IntArray = field(repr=False)
-    parameters: TrialParameters
+    parameters: ValuationParameters
 
 
-def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> UnitGains:
-    """Add up what every privacy unit says of each cluster's trial student.
+def unit_gains(gains: Sequence[FloatArray], *, parameters: ValuationParameters) -> UnitGains:
+    """Add up what every privacy unit says of each cluster's valuation student.
 
     Args: gains: per unit of `bound_units` (records with reasons, C), nats per token, 0 for clusters
-        without a trial. A unit without rows adds zero: none of its records has reasons, or it could
-        not be measured. NaN counts as 0: refusing it would let one record stop a release.
+        without a valuation. A unit without rows adds zero: none of its records has reasons, or it
+        could not be measured. NaN counts as 0: refusing it would let one record stop a release.
     Returns: (C + 1,) in steps, all zeros for no units.
     Raises: ParameterError: rows of another length.
     """
@@ -105,7 +105,7 @@ def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> U
     return UnitGains(vector=frozen(total), parameters=parameters)
 
 
-def _contribution(rows: FloatArray, parameters: TrialParameters) -> IntArray:
+def _contribution(rows: FloatArray, parameters: ValuationParameters) -> IntArray:
     if rows.shape[1:] != (parameters.clusters,):
         raise ParameterError(
             f"trials: expected {parameters.clusters} gains per record, got shape {rows.shape[1:]}"
@@ -126,7 +126,7 @@ class NoisedGains:
     """Gains after noise: free to use. vector: (C + 1,) int64."""
 
     vector: IntArray
-    parameters: TrialParameters
+    parameters: ValuationParameters
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: another shape."""
@@ -162,20 +162,20 @@ class NoisedGains:
 
 
 # The ledger's description of one round's gains, built from their parameters.
-trials_spec = partial(vector_spec, PURPOSE)
+valuation_spec = partial(vector_spec, PURPOSE)
 
 
-def release_trials(
+def release_gains(
     compute: Callable[[Reservation], UnitGains],
     *,
-    parameters: TrialParameters,
+    parameters: ValuationParameters,
     book: LedgerBook,
     spec: ReleaseSpec,
 ) -> Released[NoisedGains]:
     """Pay, compute, add discrete Gaussian noise, commit: the only way out for gains.
 
     Args: compute: called only once the ledger has the reservation, and not at all where this
-        round's output is stored already. spec: from `trials_spec` with the same parameters.
+        round's output is stored already. spec: from `valuation_spec` with the same parameters.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
         `spec` or the computed gains belong to other parameters. LedgerError: see
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.

@@ -57,7 +57,7 @@ class PhysicalBatch:
         own = (
             unit
             for example, unit in zip(self.examples, self.unit_of_example, strict=True)
-            if example.own_path is not None
+            if example.rejected is not None
         )
         return (*self.unit_of_example, *own)
 

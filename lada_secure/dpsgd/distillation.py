@@ -19,9 +19,9 @@ import torch
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.dpsgd.parameters import (
     DpSgdParameters,
+    SignalToNoiseEstimate,
     TrainerSettings,
-    TrainingOutlook,
-    training_outlook,
+    estimate_signal_to_noise,
 )
 from lada_secure.dpsgd.state import TrainingState, decode_state, encode_state
 from lada_secure.dpsgd.trainer import Trainer, TrainerFactory
@@ -32,7 +32,7 @@ from lada_secure.models.adapters import (
     adapters_kept,
     load_adapters,
 )
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.released import Released, post_process
@@ -90,14 +90,14 @@ def distil(
     lm: LanguageModel,
     *,
     units: PaidUnits,
-    pool: Sequence[PathExample],
+    pool: Sequence[RationaleExample],
     privacy: DpSgdParameters,
     settings: TrainerSettings,
     book: LedgerBook,
     spec: ReleaseSpec,
     progress: Callable[[StepReport], None] | None = None,
     open_trainer: TrainerFactory = Trainer,
-    announce: Callable[[TrainingOutlook], None] | None = None,
+    announce: Callable[[SignalToNoiseEstimate], None] | None = None,
 ) -> Distilled:
     """Train the model's adapters in place on private units and pool samples, and release them.
 
@@ -133,7 +133,7 @@ def distil(
         count = sum(parameter.numel() for parameter in trainer.parameters)
         try:
             if announce is not None:
-                announce(training_outlook(privacy, parameters=count))
+                announce(estimate_signal_to_noise(privacy, parameters=count))
             run = _Run(
                 lm=lm,
                 trainer=trainer,
@@ -310,7 +310,7 @@ def training_spec(
 
 def _binding(
     first: AdapterWeights,
-    pool: Sequence[PathExample],
+    pool: Sequence[RationaleExample],
     privacy: DpSgdParameters,
     settings: TrainerSettings,
 ) -> str:

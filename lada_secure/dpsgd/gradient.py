@@ -17,7 +17,7 @@ from lada_secure.dpsgd.engine import GradientEngine
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, rows_of
 from lada_secure.models.loss import ExampleLoss, LossSettings
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class GradientSource:
         self,
         *,
         engine: GradientEngine,
-        scorer: PathScorer,
+        scorer: RationaleScorer,
         loss: LossSettings,
         physical_batch_size: int,
     ) -> None:

@@ -98,7 +98,7 @@ def signal_to_noise(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingOutlook:
+class SignalToNoiseEstimate:
     """What a run can achieve at best, told from public settings before anything is spent.
 
     parameters: how many numbers are trained. signal_to_noise: best case over the whole run. hint:
@@ -110,7 +110,7 @@ class TrainingOutlook:
     hint: str | None
 
 
-def training_outlook(privacy: DpSgdParameters, *, parameters: int) -> TrainingOutlook:
+def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> SignalToNoiseEstimate:
     """Judge privacy parameters against the number of trainable parameters, > 0."""
     ratio = signal_to_noise(
         expected_units=privacy.expected_units,
@@ -126,7 +126,7 @@ def training_outlook(privacy: DpSgdParameters, *, parameters: int) -> TrainingOu
             "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
             "or lower private_weight"
         )
-    return TrainingOutlook(parameters=parameters, signal_to_noise=ratio, hint=hint)
+    return SignalToNoiseEstimate(parameters=parameters, signal_to_noise=ratio, hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

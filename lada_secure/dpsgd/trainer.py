@@ -35,14 +35,14 @@ from lada_secure.dpsgd.state import TrainingState, gather_state, restore_state
 from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFailed
 from lada_secure.models.examples import (
     EncodedUnit,
-    PathExample,
     PrivateUnit,
     PublicOrder,
+    RationaleExample,
     encode_example,
     encode_units,
 )
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Trainer:
         self,
         lm: LanguageModel,
         *,
-        pool: Sequence[PathExample],
+        pool: Sequence[RationaleExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
     ) -> None:
@@ -110,7 +110,7 @@ class Trainer:
         )
         self.public_losses: list[float | None] = []
         try:
-            scorer = PathScorer(
+            scorer = RationaleScorer(
                 lm.model,
                 device=self.device,
                 cache_bytes=_FROZEN_CACHE_BYTES,

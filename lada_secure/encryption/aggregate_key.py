@@ -3,10 +3,10 @@
 What may be opened is the caller's decision (one sum per round and purpose, ever); this module
 makes sure that what is opened is a vector in range, and says so where it is not.
 
-One key should serve few openings. BFV is not secure against an adversary who sees decryptions of
-ciphertexts of its own making: a site or coordinator that adds a crafted ciphertext and learns
-whether the attempt aborted gets about one bit on the secret key. A key per round, and a new one
-after each aborted attempt, leaves nothing to collect.
+One key should open few sums. BFV is not secure against an adversary who sees
+decryptions of ciphertexts of its own making: a site or coordinator that adds a crafted ciphertext
+and learns whether the attempt aborted gets about one bit on the secret key. A key per round, and a
+new one after each aborted attempt, leaves nothing to collect.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy.typing as npt
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
     POLY_MODULUS_DEGREE,
-    OpeningParameters,
-    opening_parameters,
+    AggregationParameters,
+    aggregation_parameters,
 )
 from lada_secure.encryption.parsing import (
     PUBLIC_KEY_MAGIC,
@@ -42,21 +42,21 @@ _SECRET_BYTES: Final = POLY_MODULUS_DEGREE * 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OpeningKey:
+class AggregateKey:
     """A BFV key pair for one parameter set. Never printed, never pickled.
 
     public_bytes: exactly `parameters.public_key_bytes` bytes, for `parse_public_key`.
     """
 
-    parameters: OpeningParameters
+    parameters: AggregationParameters
     public_bytes: bytes
     _secret: bytes
 
     @classmethod
-    def generate(cls, params: OpeningParameters) -> OpeningKey:
+    def generate(cls, params: AggregationParameters) -> AggregateKey:
         """A new key pair from the operating system's generator (SEAL's BLAKE2xb, seeded by it)."""
         which = numbers([params.coeff_modulus, params.plain_modulus])
-        public, secret = shared_worker(DECRYPTING_WORKER).call("opening_generate", [which])
+        public, secret = shared_worker(DECRYPTING_WORKER).call("aggregate_generate", [which])
         body = pack(np.frombuffer(public, dtype="<u8"), params.coefficient_bytes)
         return cls(params, frame(PUBLIC_KEY_MAGIC, params.digest, body), secret)
 
@@ -113,7 +113,7 @@ class OpeningKey:
         return with_checksum(_MAGIC, *sizes, self.public_bytes, self._secret)
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> OpeningKey:
+    def from_bytes(cls, raw: bytes) -> AggregateKey:
         """Read a key that `to_bytes` wrote.
 
         Raises: ParameterError: not such a file, damaged, or of a version with other parameters.
@@ -122,7 +122,7 @@ class OpeningKey:
         if body is None:
             raise ParameterError("opening key file is damaged or is not one; restore a copy")
         length, sum_bound = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:16], "big")
-        params = opening_parameters(length=length, sum_bound=sum_bound)
+        params = aggregation_parameters(length=length, sum_bound=sum_bound)
         public, secret = body[16:-_SECRET_BYTES], body[-_SECRET_BYTES:]
         try:
             parse_public_key(public, params)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.native import Ring, opening_ring, scoring_ring
+from lada_secure.encryption.native import Ring, aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
 from lada_secure.encryption.parsing import pack
 from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
@@ -28,7 +28,7 @@ from lada_secure.encryption.workers.loop import run
 
 @lru_cache(maxsize=8)
 def _encryptor(prime: int, plain_modulus: int, key: bytes) -> tuple[Ring, Any, Any]:
-    ring = opening_ring(prime, plain_modulus)
+    ring = aggregation_ring(prime, plain_modulus)
     coefficients = np.frombuffer(key, dtype="<u8").reshape(2, POLY_MODULUS_DEGREE)
     encryptor = sealapi.Encryptor(ring.context, ring.public_key(coefficients))
     return ring, sealapi.BatchEncoder(ring.context), encryptor

@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.native import opening_ring, scoring_ring
+from lada_secure.encryption.native import aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE
 from lada_secure.encryption.parsing import pack, unpack
 from lada_secure.encryption.workers.frames import Part, read_numbers
@@ -32,8 +32,8 @@ from lada_secure.encryption.workers.loop import run
 _ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
 
 
-def _opening_generate(parts: list[bytes]) -> list[Part]:
-    ring = opening_ring(*read_numbers(parts[0]))
+def _aggregate_generate(parts: list[bytes]) -> list[Part]:
+    ring = aggregation_ring(*read_numbers(parts[0]))
     generator = sealapi.KeyGenerator(ring.context)
     public = sealapi.PublicKey()
     generator.create_public_key(public)
@@ -44,7 +44,7 @@ def _opening_generate(parts: list[bytes]) -> list[Part]:
 def _open(parts: list[bytes]) -> list[Part]:
     which, secret, packed = parts
     prime, plain_modulus, width = read_numbers(which)
-    ring = opening_ring(prime, plain_modulus)
+    ring = aggregation_ring(prime, plain_modulus)
     decryptor = sealapi.Decryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.BatchEncoder(ring.context)
     plain = sealapi.Plaintext()
@@ -97,7 +97,7 @@ def _scoring_decrypt(parts: list[bytes]) -> list[Part]:
 if __name__ == "__main__":
     run(
         {
-            "opening_generate": _opening_generate,
+            "aggregate_generate": _aggregate_generate,
             "open": _open,
             "scoring_generate": _scoring_generate,
             "scoring_encrypt": _scoring_encrypt,

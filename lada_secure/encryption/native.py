@@ -164,7 +164,7 @@ def _head(parms_id: Any, *, ntt: bool, scale: float) -> bytes:
 
 
 @cache
-def opening_ring(prime: int, plain_modulus: int) -> Ring:
+def aggregation_ring(prime: int, plain_modulus: int) -> Ring:
     """BFV over one prime."""
     return Ring(sealapi.SCHEME_TYPE.BFV, prime, plain_modulus)
 

@@ -25,7 +25,7 @@ from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     SCORING_COEFFICIENT_BYTES,
     SCORING_MODULUS,
-    OpeningParameters,
+    AggregationParameters,
     ScoringParameters,
 )
 from lada_secure.errors import LocalProtocolError, PeerError
@@ -111,7 +111,7 @@ def _polynomials(body: memoryview, width: int, modulus: int, what: str) -> Coeff
     return flat.reshape(-1, POLY_MODULUS_DEGREE)
 
 
-def sealed_chunks(raw: bytes, parameters: OpeningParameters) -> Iterator[Coefficients]:
+def sealed_chunks(raw: bytes, parameters: AggregationParameters) -> Iterator[Coefficients]:
     """The chunks of a sealed vector as (2, N) coefficients below q, each checked when it comes.
 
     Raises: PeerError: as `unframe`, coefficient_range; transparent: a second polynomial of zeros.
@@ -128,8 +128,8 @@ def sealed_chunks(raw: bytes, parameters: OpeningParameters) -> Iterator[Coeffic
         yield chunk
 
 
-def public_key_coefficients(raw: bytes, parameters: OpeningParameters) -> Coefficients:
-    """Public opening key as (2, N) coefficients in NTT form.
+def public_key_coefficients(raw: bytes, parameters: AggregationParameters) -> Coefficients:
+    """Public aggregate key as (2, N) coefficients in NTT form.
 
     Raises: PeerError: anything but exactly that; a polynomial of zeros is refused, because a
         vector encrypted under it could be read by anyone.

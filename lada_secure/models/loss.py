@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, rows_of
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 from lada_secure.ranges import zero_or_more
 
 ContrastiveForm: TypeAlias = Literal["dpo", "margin"]
@@ -86,7 +86,7 @@ class ExampleLoss:
     `leads` before training; an example that is missing has 0.
     """
 
-    def __init__(self, scorer: PathScorer, settings: LossSettings) -> None:
+    def __init__(self, scorer: RationaleScorer, settings: LossSettings) -> None:
         self._scorer = scorer
         self._settings = settings
         self.reference: dict[EncodedExample, float] = {}
@@ -101,7 +101,7 @@ class ExampleLoss:
         """The examples whose loss needs a reference."""
         if self._settings.contrastive_form != "dpo" or self._settings.contrastive_weight == 0.0:
             return []
-        return [example for example in examples if example.own_path is not None]
+        return [example for example in examples if example.rejected is not None]
 
     @torch.no_grad()
     def leads(self, examples: Sequence[EncodedExample]) -> dict[EncodedExample, float]:
@@ -114,7 +114,7 @@ class ExampleLoss:
         rows = rows_of(examples)
         scores = per_token(self._scorer(rows), rows)
         path = scores[: len(examples)]
-        holders = [at for at, example in enumerate(examples) if example.own_path is not None]
+        holders = [at for at, example in enumerate(examples) if example.rejected is not None]
         where = torch.tensor(holders, dtype=torch.int64, device=scores.device)
         own = torch.zeros_like(path).index_copy(0, where, scores[len(examples) :])
         has_own = torch.zeros_like(path, dtype=torch.bool).index_fill(0, where, True)

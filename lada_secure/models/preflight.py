@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
-from lada_secure.data.prompts import option_text, path_of, prompt_of
+from lada_secure.data.prompts import option_text, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
+from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 
 # Any tokenizer has tokens for digits.
@@ -30,8 +30,8 @@ def probe_model(lm: LanguageModel, *, what: str) -> None:
     Raises: ParameterError: it cannot be called, or its weights are broken.
     """
     try:
-        scored = path_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
-        greedy_paths(lm, [_PROBE], batch_size=1, max_new_tokens=1)
+        scored = rationale_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
+        greedy_rationales(lm, [_PROBE], batch_size=1, max_new_tokens=1)
     except ParameterError:
         raise
     except Exception as error:
@@ -67,7 +67,9 @@ def _needed(
     prompts = lm.token_counts([prompt_of(one.question, one.choices) for one in records])
     paths = lm.token_counts(
         [
-            path_of(one.answer, one.choices, one.rationale if isinstance(one, Record) else None)
+            rationale_of(
+                one.answer, one.choices, one.rationale if isinstance(one, Record) else None
+            )
             for one in records
         ]
     )

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lada_secure.data.prompts import answer_of, option_text, path_of, prompt_of
+from lada_secure.data.prompts import answer_of, option_text, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import choose, generate_texts, greedy_paths
+from lada_secure.models.evaluation import choose, generate_texts, greedy_rationales
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 from lada_secure.privacy.release.units import Unit
@@ -19,7 +19,7 @@ _TEMPERATURE: Final = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedPath:
+class GeneratedRationale:
     """A path that ended in the right answer."""
 
     sample_id: str
@@ -27,26 +27,26 @@ class GeneratedPath:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedPaths:
+class GeneratedRationales:
     """Paths for the samples that were solved, in the samples' order, and what was dropped.
 
     `dropped`: ids of the samples that no attempt solved. `wrong`: attempts that ended in another
     answer or in none that can be read.
     """
 
-    paths: tuple[GeneratedPath, ...]
+    paths: tuple[GeneratedRationale, ...]
     dropped: tuple[str, ...]
     wrong: int
 
 
-def generate_paths(
+def generate_rationales(
     lm: LanguageModel,
     samples: Sequence[PoolSample],
     *,
     max_new_tokens: int,
     attempts: int,
     batch_size: int,
-) -> GeneratedPaths:
+) -> GeneratedRationales:
     """Have the model write a path for each sample and keep those that reach the gold answer.
 
     Open questions: the first attempt is greedy; samples that it missed are drawn again at a
@@ -80,8 +80,10 @@ def generate_paths(
             else:
                 wrong += 1
     ids = [sample.sample_id for sample in samples]
-    return GeneratedPaths(
-        paths=tuple(GeneratedPath(sample_id=one, path=found[one]) for one in ids if one in found),
+    return GeneratedRationales(
+        paths=tuple(
+            GeneratedRationale(sample_id=one, path=found[one]) for one in ids if one in found
+        ),
         dropped=tuple(one for one in ids if one not in found),
         wrong=wrong,
     )
@@ -120,7 +122,7 @@ def _written(
     return texts
 
 
-def written_reasons(
+def self_generated_rationales(
     lm: LanguageModel, units: Sequence[Unit], *, batch_size: int, max_new_tokens: int
 ) -> list[tuple[str | None, ...]]:
     """What the model as it is now writes for each record without reasons, if that answers it.
@@ -145,7 +147,7 @@ def written_reasons(
             for record in unit.records
             if record.rationale is None
         ]
-        written = greedy_paths(lm, prompts, batch_size=batch, max_new_tokens=max_new_tokens)
+        written = greedy_rationales(lm, prompts, batch_size=batch, max_new_tokens=max_new_tokens)
         paths = iter(written)
         return [
             tuple(
@@ -165,6 +167,6 @@ def written_reasons(
 
 
 def _reasons(path: str, record: Record) -> str | None:
-    stated = path_of(record.answer, record.choices, None)
+    stated = rationale_of(record.answer, record.choices, None)
     right = answer_of(path, record.choices) == record.answer
     return path if right and path.strip() != stated.strip() else None

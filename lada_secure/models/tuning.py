@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
-from lada_secure.models.examples import PathExample, PublicOrder, encode_example
+from lada_secure.models.examples import PublicOrder, RationaleExample, encode_example
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import ExampleLoss, LossSettings
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 from lada_secure.ranges import above_zero, at_least
 
 MAX_GRADIENT_NORM = 1.0
@@ -55,10 +55,10 @@ class TuningSettings:
         return max(1, min(self.steps, self.max_epochs * examples // self.batch_size))
 
 
-def tune_on_paths(
+def tune_on_rationales(
     lm: LanguageModel,
-    examples: Sequence[PathExample],
-    replay: Sequence[PathExample],
+    examples: Sequence[RationaleExample],
+    replay: Sequence[RationaleExample],
     settings: TuningSettings,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -79,7 +79,7 @@ def tune_on_paths(
     learned = [encode_example(lm, one, contrast=contrast) for one in examples]
     kept = [encode_example(lm, one, contrast=contrast) for one in replay]
     lm.model.eval()
-    scorer = PathScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
+    scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
     loss_of = ExampleLoss(scorer, settings.loss)
     contrasted = loss_of.with_reference([*learned, *kept])
     size = settings.batch_size + settings.replay_batch_size

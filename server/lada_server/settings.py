@@ -13,12 +13,12 @@ from lada_protocol.wire.envelope import StudyId
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
-    GuidePlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
+    ReferenceModelPlan,
     StatisticsPlan,
     TrainingPlan,
-    UplinkPlan,
+    TransferPlan,
 )
 
 
@@ -56,6 +56,6 @@ class StudySettings(Settings):
     training: TrainingPlan
     distillation: DistillationPlan
     allocation: AllocationPlan
-    paths: PathsPlan
-    uplink: UplinkPlan | None = None
-    guide: GuidePlan | None = None
+    paths: RationalesPlan
+    uplink: TransferPlan | None = None
+    guide: ReferenceModelPlan | None = None

@@ -25,7 +25,7 @@ from protocol_world import (
 
 from lada_clients.auditor.export import write_export
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.net.participant import Participant, checked_transcript
 from lada_protocol.identity.roster import Roster
@@ -36,11 +36,11 @@ from lada_protocol.rounds.blind_scoring import ROW_BOUND
 from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.llm_transfer import (
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     llm_version,
     parse_inquiry,
-    site_paths_bytes,
+    site_rationales_bytes,
 )
 from lada_protocol.rounds.secure_aggregation import (
     basis_of,
@@ -75,7 +75,7 @@ from lada_protocol.rounds.tasks import (
     StartAttempt,
     Task,
     Wait,
-    WritePaths,
+    WriteRationales,
 )
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
@@ -86,7 +86,14 @@ from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, split_pool, uplink_of
+from lada_secure.method.plan import (
+    CONFIDENCE_EXCESS,
+    DEMAND,
+    STATISTICS,
+    TRAINING,
+    split_pool,
+    transfer_of,
+)
 from lada_secure.privacy.ledger.entries import ReserveEntry
 from lada_secure.privacy.ledger.lines import format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -172,11 +179,11 @@ class SimulatedSite:
             wanted = np.zeros(plan.pool_size, dtype=np.int64)
             wanted[: plan.allocation.quota] = 1
             return wanted
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             known = np.zeros(plan.pool_size, dtype=np.int64)
             # Sites differ, and no site is below what the first candidate is worth to it.
-            known[list(split_pool(plan).candidates)] = np.arange(uplink_of(plan).candidates)
-            return np.minimum(known + 1, site_bound_of(plan, ADVANTAGE)) * (known > 0)
+            known[list(split_pool(plan).candidates)] = np.arange(transfer_of(plan).candidates)
+            return np.minimum(known + 1, site_bound_of(plan, CONFIDENCE_EXCESS)) * (known > 0)
         if attempt.round_id not in self.noised:
             bound = site_bound_of(plan, STATISTICS)
             drawn = np.random.default_rng(attempt.round_id + len(self.me.party))
@@ -251,7 +258,7 @@ class SimulatedSite:
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         paid_by = self.pay(attempt.round_id)
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             paid_by = self.reservation(attempt.round_id, TRAINING).entry_hash
         if attempt.purpose == STATISTICS:
             self.post_ledger(attempt.round_id, STATISTICS)
@@ -288,17 +295,17 @@ class SimulatedSite:
         inquiry = me.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
         if inquiry is None:
             raise AssertionError("asked to answer without an inquiry")
-        opened = me.index.opened(round_id, ADVANTAGE, auditor="auditor")
+        opened = me.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
         samples = parse_inquiry(
             me.payload(inquiry),
             parse_body(inquiry, InquiryBody),
             plan=me.plan,
-            opened=opened_values(me.payload(opened), me.plan, ADVANTAGE),
+            opened=opened_values(me.payload(opened), me.plan, CONFIDENCE_EXCESS),
         )
-        paths = [SitePath(sample=one, path=f"{me.party} says {one}") for one in samples]
+        paths = [SiteRationale(sample=one, path=f"{me.party} says {one}") for one in samples]
         body = {"inquiry": inquiry.message_hash, "written": len(paths)}
         self._post(
-            Kind.SITE_PATHS, body, site_paths_bytes(paths), round_id=round_id, to="coordinator"
+            Kind.SITE_PATHS, body, site_rationales_bytes(paths), round_id=round_id, to="coordinator"
         )
 
     def reservation(self, round_id: int, purpose: str = STATISTICS) -> ReserveEntry:
@@ -391,7 +398,7 @@ class SimulatedCoordinator:
                 self.commit(round_id)
             case Score(round_id=round_id, site=site):
                 self.score(round_id, site)
-            case WritePaths(round_id=round_id):
+            case WriteRationales(round_id=round_id):
                 body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
                 self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
             case Inquire(round_id=round_id):
@@ -446,8 +453,10 @@ class SimulatedCoordinator:
 
     def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
         """Ask about the samples with the largest sums, or about those that a test wants."""
-        opened = self.index.opened(round_id, ADVANTAGE, auditor="auditor")
-        values = opened_values(self.board.payload(opened.message_hash), self.plan, ADVANTAGE)
+        opened = self.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        values = opened_values(
+            self.board.payload(opened.message_hash), self.plan, CONFIDENCE_EXCESS
+        )
         if samples is None:
             known = [one for one in range(len(values)) if values[one] > 0]
             samples = sorted(sorted(known, key=lambda one: -values[one])[: self.budget])
@@ -457,7 +466,7 @@ class SimulatedCoordinator:
     @property
     def budget(self) -> int:
         """Most samples of an inquiry."""
-        return uplink_of(self.plan).budget
+        return transfer_of(self.plan).budget
 
     def improve(self, round_id: int, **changes: Any) -> Envelope:
         """Publish a decision: kept in even rounds, dropped in odd ones, unless changed."""
@@ -470,7 +479,7 @@ class SimulatedCoordinator:
             "inquiry": inquiry.message_hash,
             "received": 6,
             "used": 4,
-            "holdout": uplink_of(self.plan).holdout,
+            "holdout": transfer_of(self.plan).holdout,
             "right_before": 1,
             "right_after": 2 if kept else 1,
             "certainty_before": 9,
@@ -653,7 +662,7 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
             folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
         ),
         known_entries=KnownEntries(folder=me.open_folder()),
-        registry=OpeningRegistry(folder=folder / "opened"),
+        registry=AggregationRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,
     )

@@ -32,7 +32,7 @@ from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import Trainer
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import parameter_count, trainable_parameters
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 
 _Floats: TypeAlias = "NDArray[np.float64]"
@@ -47,7 +47,7 @@ _MAX_BLOCK = 1024
 _MIN_SPREAD = 1e-9
 _MEDIAN_TO_STD = 1.4826
 # Any tokenizer has tokens for digits; no model ever reads them.
-_TEXT = PathExample(example_id="canary", prompt="1", path="1", own_path=None)
+_TEXT = RationaleExample(example_id="canary", prompt="1", path="1", rejected=None)
 
 
 class CanaryDirections:

@@ -22,7 +22,7 @@ from lada_secure.dpsgd.distillation import StepReport, distil, training_spec
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import parameter_count
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.accounting.accountant import epsilon as composed_epsilon
 from lada_secure.privacy.empirical import (
@@ -215,7 +215,7 @@ def audit_training(
     steps: AuditedSteps,
     *,
     units_of: Callable[[int], Sequence[PrivateUnit]],
-    pool_of: Callable[[int], Sequence[PathExample]],
+    pool_of: Callable[[int], Sequence[RationaleExample]],
     settings_of: Callable[[int], TrainerSettings],
     size: AuditSize,
     attack: Attack,

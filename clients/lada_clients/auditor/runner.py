@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lada_clients.auditor.export import check_export_folder, write_export
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.auditor.settings import AuditorSettings
 from lada_clients.net.participant import Participant, joined_study
@@ -48,7 +48,7 @@ def _serve(settings: AuditorSettings, participant: Participant) -> None:
         state_dir=settings.state_dir,
         ledgers=ledgers,
         known_entries=KnownEntries(folder=participant.open_folder()),
-        registry=OpeningRegistry(folder=settings.state_dir / "opened"),
+        registry=AggregationRegistry(folder=settings.state_dir / "opened"),
         min_cohort=settings.min_cohort,
         epsilon_cap=settings.epsilon_cap,
     )

@@ -11,7 +11,7 @@ from lada_protocol.party_files import DiallingSettings
 
 
 class AuditorSettings(DiallingSettings):
-    """`auditor.toml`. `state_dir` keeps opening keys and the ledgers of all sites."""
+    """`auditor.toml`. `state_dir` keeps aggregate keys and the ledgers of all sites."""
 
     roster_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     export_dir: Annotated[Path, Field(description="where the files for `lada audit verify` go")]

@@ -22,7 +22,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, open_event_log, read_roster
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
-from lada_protocol.rounds.llm_transfer import check_uplink
+from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.tasks import Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
 from lada_protocol.run_loop import Handler, RunLoop
@@ -240,7 +240,7 @@ class Participant:
 
 
 def checked_transcript(me: Participant, round_id: int) -> str:
-    """Check the transcript and the uplink of a round against what `me` has seen; its hash.
+    """Check the transcript and the LLM transfer of a round against what `me` has seen; its hash.
 
     Raises: PeerError: bad_transcript, bad_inquiry, wrong_update.
     """
@@ -252,5 +252,5 @@ def checked_transcript(me: Participant, round_id: int) -> str:
     previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
     transcript = parse_transcript(me.payload(message))
     check_transcript(transcript, me.index, round_id=round_id, previous=previous, reader=me.party)
-    check_uplink(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
+    check_transfer(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
     return message.header.payload_sha256

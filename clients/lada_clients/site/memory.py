@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lada_secure.allocation.data_valuation import ClusterTrial
+from lada_secure.allocation.data_valuation import ClusterValuation
 from lada_secure.allocation.reward_model import parse_history
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
@@ -29,7 +29,7 @@ class _StoredState(BaseModel):
     trained: tuple[int, ...]
     rationales: tuple[KnownRationale, ...]
     history: object
-    valuations: tuple[ClusterTrial, ...]
+    valuations: tuple[ClusterValuation, ...]
     excess: dict[int, tuple[int, ...]]
     student: str | None
     dp_reference: str | None

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.aggregation import SiteOpening
+from lada_clients.site.aggregation import SiteAggregation
 from lada_clients.site.blind_scores import SiteScoring
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.gates.model import check_with_model
@@ -23,7 +23,7 @@ from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.gates.record_files import RecordFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
-from lada_clients.site.llm_transfer import SiteUplink
+from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
@@ -48,7 +48,7 @@ from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, ReserveEntry
@@ -73,13 +73,13 @@ class Site:
     display: TrainingDisplay = field(
         default_factory=lambda: TrainingDisplay(Console(quiet=True), epsilon_cap=0.0)
     )
-    _opening: SiteOpening = field(init=False)
+    _opening: SiteAggregation = field(init=False)
     _scoring: SiteScoring = field(init=False)
     _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
         me, secrets = self.participant, self.secrets
-        self._opening = SiteOpening(participant=me, secrets=secrets)
+        self._opening = SiteAggregation(participant=me, secrets=secrets)
         self._scoring = SiteScoring(participant=me, secrets=secrets)
 
     def run(self) -> None:
@@ -107,7 +107,7 @@ class Site:
                 handles(Contribute, None, lambda t: self._contribute(t.attempt, t.cohort)),
                 handles(AskScores, "filter", lambda t: self._ask_scores(t.round_id)),
                 handles(Distil, "distillation", lambda t: self._distil(t.round_id)),
-                handles(AnswerInquiry, "uplink", lambda t: self._uplink.answer(t.round_id)),
+                handles(AnswerInquiry, "uplink", lambda t: self._llm_transfer.answer(t.round_id)),
                 handles(CloseRound, "close", lambda t: me.close_round(t.round_id)),
             ),
         )
@@ -174,9 +174,9 @@ class Site:
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
         vector: Released[npt.NDArray[np.int64]]
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             self._opening.check_own_contribution(attempt.round_id, DEMAND)
-            vector = self._uplink.advantages(attempt.round_id)
+            vector = self._llm_transfer.excess_over_threshold(attempt.round_id)
         elif attempt.purpose == STATISTICS:
             self.record_files.check()
             noised = self._statistics(attempt.round_id)
@@ -226,7 +226,7 @@ class Site:
                 self.learner.parse_paths(me.payload(paths)),
                 RoundReports(
                     progress=self._training_progress(round_id),
-                    announce=lambda outlook: self.display.begin(round_id, outlook),
+                    announce=lambda estimate: self.display.begin(round_id, estimate),
                 ),
             )
         self._tell_epsilon(round_id, "distillation")
@@ -262,8 +262,8 @@ class Site:
         )
 
     @property
-    def _uplink(self) -> SiteUplink:
-        return SiteUplink(
+    def _llm_transfer(self) -> SiteTransfer:
+        return SiteTransfer(
             participant=self.participant,
             opening=self._opening,
             learner=self.learner,

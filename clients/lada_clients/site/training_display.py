@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.dpsgd.parameters import TrainingOutlook
+from lada_secure.dpsgd.parameters import SignalToNoiseEstimate
 
 _LINES_PER_ROUND = 10
 
@@ -41,14 +41,14 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def begin(self, round_id: int, outlook: TrainingOutlook) -> None:
+    def begin(self, round_id: int, estimate: SignalToNoiseEstimate) -> None:
         """Say how much would be trained, and warn where noise would drown it."""
         self._line(
-            f"round {round_id}, training: {outlook.parameters:,} trainable parameters, best-case "
-            f"signal-to-noise {outlook.signal_to_noise:.2g} over the round"
+            f"round {round_id}, training: {estimate.parameters:,} trainable parameters, best-case "
+            f"signal-to-noise {estimate.signal_to_noise:.2g} over the round"
         )
-        if outlook.hint is not None:
-            self._line(f"warning: {outlook.hint}")
+        if estimate.hint is not None:
+            self._line(f"warning: {estimate.hint}")
 
     def show(self, round_id: int, report: StepReport) -> None:
         """Show one step of a round."""

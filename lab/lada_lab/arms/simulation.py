@@ -29,7 +29,7 @@ from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import pick
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import Json, canonical_json
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.errors import ParameterError
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import MethodPlan
@@ -40,7 +40,7 @@ from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import train
 from lada_secure.models.embedding import Embedder, embedder
-from lada_secure.models.evaluation import accuracy, path_log_probabilities
+from lada_secure.models.evaluation import accuracy, rationale_log_probabilities
 from lada_secure.models.loading import load_folder
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit, bound_units
@@ -177,7 +177,7 @@ class Laboratory:
         transfers: list[dict[str, int | bool]] = []
         for round_id in range(plan.rounds):
             self._round(arm, plan, llm, sites, baseline, round_id)
-            if plan.uplink_in(round_id) is not None:
+            if plan.transfer_in(round_id) is not None:
                 transfers.append(_transfer(llm, sites, seed=plan.seed + round_id))
             if progress is not None:
                 progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
@@ -347,10 +347,10 @@ def _largest_gap(llm: LabLlm, site: SimulatedSite, round_id: int) -> list[int]:
     """Samples whose gold answer the LLM finds likelier than the SLM, by the most."""
     context, pool = site.context, site.context.pool
     context.wear(site.state)
-    own = path_log_probabilities(
+    own = rationale_log_probabilities(
         context.lm,
         [prompt_of(sample.question, sample.choices) for sample in pool],
-        [path_of(sample.answer, sample.choices, None) for sample in pool],
+        [rationale_of(sample.answer, sample.choices, None) for sample in pool],
         batch_size=context.execution.batch_size,
     ).losses
     # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.

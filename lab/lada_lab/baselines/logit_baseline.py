@@ -26,7 +26,7 @@ from lada_secure.arrays import BoolArray, FloatArray
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import path_log_probabilities
+from lada_secure.models.evaluation import rationale_log_probabilities
 from lada_secure.models.examples import PublicOrder
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.tuning import train_adapters
@@ -112,7 +112,7 @@ class LogitBaseline:
 
     def losses(self, lm: LanguageModel, paths: Mapping[int, str]) -> FloatArray:
         """Cross-entropies of paths by pool index, (n,) nats per token of the model's own, >= 0."""
-        return path_log_probabilities(
+        return rationale_log_probabilities(
             lm, self._prompts(paths), list(paths.values()), batch_size=self._settings.batch_size
         ).losses
 

@@ -22,7 +22,7 @@ class TaughtRow(NamedTuple):
     top: TopLogits
 
 
-def path_logits(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
+def rationale_logits(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
     """Logits about every target token.
 
     Args: rows: at least one.
@@ -55,7 +55,7 @@ def top_logits(
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]
         with torch.no_grad():
-            logits, _ = path_logits(lm, part)
+            logits, _ = rationale_logits(lm, part)
         values, tokens = logits.topk(min(k, logits.shape[-1]), dim=-1)
         lengths = [row.target_length for row in part]
         found += [
@@ -101,7 +101,7 @@ def logit_loss(lm: LanguageModel, taught: Sequence[TaughtRow], *, weight: float)
     tokens, the learner's is over all of its own, so that what it gives to other tokens counts.
     """
     rows = [row for row, _ in taught]
-    logits, targets = path_logits(lm, rows)
+    logits, targets = rationale_logits(lm, rows)
     log_q = logits.log_softmax(-1)
     entropy = functional.nll_loss(log_q, targets, reduction="none")
     tokens = torch.cat([top.tokens for _, top in taught])

@@ -101,7 +101,7 @@ class TokenAlignment:
         firsts = Counter(first for first, _ in pairs)
         seconds = Counter(second for _, second in pairs)
         alone = {second: first for first, second in pairs if firsts[first] == seconds[second] == 1}
-        return [alone.get(place) for place in range(len(learner))]
+        return [alone.get(pool_index) for pool_index in range(len(learner))]
 
     def carried(self, top: TopLogits, teacher: Sequence[int], learner: Sequence[int]) -> TopLogits:
         """A teacher's logits about its own target tokens as logits about the learner's.
@@ -127,10 +127,10 @@ class TokenAlignment:
         device = top.tokens.device
         return TopLogits(tokens=tokens.to(device), probabilities=shares.to(device))
 
-    def _row(self, top: TopLogits, place: int, width: int) -> dict[int, float]:
+    def _row(self, top: TopLogits, pool_index: int, width: int) -> dict[int, float]:
         found: dict[int, float] = {}
-        tokens: list[int] = top.tokens[place].tolist()
-        shares: list[float] = top.probabilities[place].tolist()
+        tokens: list[int] = top.tokens[pool_index].tolist()
+        shares: list[float] = top.probabilities[pool_index].tolist()
         for token, share in zip(tokens, shares, strict=True):
             mapped = self.learner_token(token)
             if mapped is not None and share > 0.0:
@@ -153,8 +153,10 @@ def edit_distance(first: str, second: str) -> int:
     row = list(range(len(second) + 1))
     for number, one in enumerate(first, start=1):
         above, row = row, [number]
-        for place, other in enumerate(second, start=1):
-            row.append(min(above[place] + 1, row[-1] + 1, above[place - 1] + (one != other)))
+        for pool_index, other in enumerate(second, start=1):
+            row.append(
+                min(above[pool_index] + 1, row[-1] + 1, above[pool_index - 1] + (one != other))
+            )
     return row[-1]
 
 

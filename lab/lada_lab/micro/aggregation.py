@@ -1,4 +1,4 @@
-"""Collective opening beside the usual way: CKKS under one key that every client holds.
+"""Secure aggregation beside the usual way: CKKS under one key that every client holds.
 
 Baseline: TenSEAL CKKS, N = 8192, coefficient modulus [60, 40, 40, 60], scale 2^40, as NVFlare's
 homomorphic aggregation sets it up, on the same vector.
@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from lada_lab.micro.cpu_time import BASELINE_DEGREE, Stopwatch, baseline_context
 from lada_secure.arrays import IntArray
-from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
+from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, AggregateKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
-    OpeningParameters,
-    opening_parameters,
+    AggregationParameters,
+    aggregation_parameters,
 )
 from lada_secure.encryption.parsing import sealed_chunks
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
@@ -38,8 +38,8 @@ _CONTEXT: Final = b'{"bench":"opening"}'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ours:
-    params: OpeningParameters
-    key: OpeningKey
+    params: AggregationParameters
+    key: AggregateKey
     sealing_key: SealingKey
     mask_keys: dict[str, MaskKey]
 
@@ -85,8 +85,10 @@ class _Baseline:
         return list(self.load(raw).decrypt())
 
 
-def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5) -> dict[str, Any]:
-    """Measure one site's contribution, the server's addition and the opening.
+def run_aggregation(
+    *, entries: int = 100_000, sites: int = 10, repetitions: int = 5
+) -> dict[str, Any]:
+    """Measure one site's contribution, the server's addition and the secure aggregation.
 
     Returns: JSON-ready: `ratio.encrypt`, `ratio.bytes`, `ratio.add`, `ratio.open` (ours over the
         baseline's, medians of CPU time; add and open from received bytes to bytes or numbers),
@@ -98,18 +100,18 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
         raise ParameterError(
             f"sites must be 2 to 100 and repetitions 1 to 1000, got {sites} and {repetitions}"
         )
-    params = opening_parameters(length=entries, sum_bound=sites * SITE_BOUND)
+    params = aggregation_parameters(length=entries, sum_bound=sites * SITE_BOUND)
     return _run(params, sites, repetitions, shared_worker(), shared_worker(DECRYPTING_WORKER))
 
 
 def _run(
-    params: OpeningParameters,
+    params: AggregationParameters,
     sites: int,
     repetitions: int,
     sealer: WorkerProcess,
     opener: WorkerProcess,
 ) -> dict[str, Any]:
-    key = OpeningKey.generate(params)
+    key = AggregateKey.generate(params)
     names = [f"site-{index}" for index in range(sites)]
     ours = _Ours(
         params=params,
@@ -145,12 +147,12 @@ def _run(
     return _report(watch, params, sites, repetitions, len(encrypted[0]), baseline_error)
 
 
-def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:
+def _parsed(raw: bytes, params: AggregationParameters) -> npt.NDArray[np.uint64]:
     return np.stack(list(sealed_chunks(raw, params)))
 
 
 def _added(
-    parsed: list[npt.NDArray[np.uint64]], params: OpeningParameters
+    parsed: list[npt.NDArray[np.uint64]], params: AggregationParameters
 ) -> npt.NDArray[np.uint64]:
     modulus = np.uint64(params.coeff_modulus)
     total = parsed[0].copy()
@@ -162,7 +164,7 @@ def _added(
 
 def _report(
     watch: Stopwatch,
-    params: OpeningParameters,
+    params: AggregationParameters,
     sites: int,
     repetitions: int,
     baseline_bytes: int,

@@ -113,7 +113,7 @@ def run_scale(
 
 
 def scale_preset(seed: int) -> Preset:
-    """The tiny preset with one step of training, few paths, no contrast and no uplink."""
+    """The tiny preset with one step of training, few paths, no contrast and no LLM transfer."""
     tiny = preset_for("tiny", sites=DOMAINS, rounds=1, seed=seed)
     return tiny.model_copy(
         update={

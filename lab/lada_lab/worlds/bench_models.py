@@ -32,7 +32,7 @@ from lada_lab.worlds.character_models import (
     train_model,
 )
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 
 _VERSION = 1
 _IGNORED = -100
@@ -101,7 +101,7 @@ def _batch(
         sense = _senses_read(world, settings.role, plain[1:], marked, rng)
         rationale, answer = world.solve(int(plain[0]), plain[1:], sense)
         prompt = prompt_of(question, ())
-        text = prompt + path_of(answer, (), rationale)
+        text = prompt + rationale_of(answer, (), rationale)
         rows.append([*(vocabulary[character] for character in text), end])
         starts.append(len(prompt))
     width = max(len(row) for row in rows)

@@ -1,6 +1,6 @@
 """Medical topics: diagnoses of ICD-10-CM with their groups.
 
-A diagnosis' chain of ancestors is its reasoning path.
+A diagnosis' chain of ancestors is its rationale.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from lada_lab.worlds.character_models import (
     kept_model,
     train_model,
 )
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.errors import ParameterError
 
 
@@ -105,7 +105,7 @@ def _batch(
         prompt = prompt_of(f"{start}{template}", ())
         prompt_length = len(prompt)
         # Character by character; calling the tokenizer would take half of the training's time.
-        text = prompt + path_of(answer, (), rationale)
+        text = prompt + rationale_of(answer, (), rationale)
         rows.append([*(vocabulary[character] for character in text), vocabulary[END]])
     return torch.tensor(rows), prompt_length
 

@@ -1,4 +1,4 @@
-"""Offline verification of a study's rounds: opened sums, uplinks, transcripts."""
+"""Offline verification of a study's rounds: opened sums, LLM transfers, transcripts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from lada_protocol.evidence.export import (
     MESSAGES_FILE,
     ExportedStudy,
     Faults,
+    aggregate_file,
     ledger_file,
     need,
-    opening_file,
     transcript_file,
 )
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.rounds.blind_scoring import check_scored_round
 from lada_protocol.rounds.index import Attempt
-from lada_protocol.rounds.llm_transfer import check_uplink
+from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.payments import check_payment, check_training_payment
 from lada_protocol.rounds.secure_aggregation import (
+    check_aggregate_request,
     check_opened_range,
-    check_opening_request,
     opened_values,
     purpose_parameters,
     purposes_of,
@@ -29,26 +29,26 @@ from lada_protocol.rounds.transcript import FIRST, Transcript, check_transcript,
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import CloseBody, OpenedBody, TrainedBody, parse_body
 from lada_secure.canonical import sha256_hex
-from lada_secure.method.plan import ADVANTAGE, DEMAND
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND
 from lada_secure.privacy.ledger.entries import LedgerEntry
 
 
-def check_openings(
+def check_aggregates(
     study: ExportedStudy, ledgers: Mapping[str, tuple[LedgerEntry, ...]], faults: Faults
 ) -> None:
     """Every opened sum: who contributed, what paid, which bytes, and none opened twice."""
     seen: set[tuple[int, str]] = set()
     for opened in study.sent(Kind.OPENED):
         key = (opened.header.round_id, opened.header.purpose)
-        name = opening_file(*key)
+        name = aggregate_file(*key)
         if key in seen:
             faults.add(name, "two sums were opened for one round and purpose")
         seen.add(key)
         with faults.of(name):
-            _check_opening(study, opened, study.files.get(name, b""), ledgers)
+            _check_aggregate(study, opened, study.files.get(name, b""), ledgers)
 
 
-def _check_opening(
+def _check_aggregate(
     study: ExportedStudy,
     opened: Envelope,
     raw: bytes,
@@ -56,10 +56,10 @@ def _check_opening(
 ) -> None:
     head, plan = opened.header, study.plan
     need(head.purpose in purposes_of(plan), f"unknown purpose {head.purpose!r}")
-    if head.purpose == ADVANTAGE:
-        need(plan.uplink_in(head.round_id) is not None, "the plan has no uplink in this round")
+    if head.purpose == CONFIDENCE_EXCESS:
+        need(plan.transfer_in(head.round_id) is not None, "the plan has no uplink in this round")
     attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=head.attempt)
-    request = check_opening_request(
+    request = check_aggregate_request(
         study.index,
         attempt,
         plan=plan,
@@ -100,12 +100,12 @@ def check_trainings(
                 )
 
 
-def check_uplinks(study: ExportedStudy, faults: Faults) -> None:
+def check_transfers(study: ExportedStudy, faults: Faults) -> None:
     """Every inquiry and every decision about the LLM, by the plan and the hold-out's rule."""
     coordinator = study.roster.coordinator.id
     for round_id in range(study.plan.rounds):
         with faults.of(MESSAGES_FILE):
-            check_uplink(study.index, plan=study.plan, coordinator=coordinator, round_id=round_id)
+            check_transfer(study.index, plan=study.plan, coordinator=coordinator, round_id=round_id)
 
 
 def check_transcripts(study: ExportedStudy, faults: Faults) -> None:

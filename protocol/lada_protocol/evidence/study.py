@@ -5,7 +5,7 @@
 | ca.crt, roster.json, plan.json | who took part, and what was agreed |
 | messages.jsonl | every signed message that the auditor could read, sorted by hash |
 | ledgers/SITE.jsonl | the auditor's copy of each site's privacy ledger |
-| openings/ROUND-PURPOSE.json | opened sums |
+| secure aggregations/ROUND-PURPOSE.json | opened sums |
 | transcripts/ROUND.json | the list of all messages of a round |
 
 Every file but ca.crt has one canonical spelling, and every byte of it is bound by a signature or
@@ -27,16 +27,16 @@ from lada_protocol.evidence.export import (
     ROSTER_FILE,
     ExportedStudy,
     Faults,
+    aggregate_file,
     ledger_file,
-    opening_file,
     transcript_file,
 )
 from lada_protocol.evidence.ledgers import check_ledgers
 from lada_protocol.evidence.rounds import (
-    check_openings,
+    check_aggregates,
     check_trainings,
     check_transcripts,
-    check_uplinks,
+    check_transfers,
 )
 from lada_protocol.identity.certificates import (
     certificate_fingerprint,
@@ -117,9 +117,9 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     _check_file_names(study, faults)
     _check_certificates(study, faults)
     entries, summaries = check_ledgers(study, faults)
-    check_openings(study, entries, faults)
+    check_aggregates(study, entries, faults)
     check_trainings(study, entries, faults)
-    check_uplinks(study, faults)
+    check_transfers(study, faults)
     check_transcripts(study, faults)
     ending = ending_of(study.index, plan=study.plan, roster=study.roster)
     if ending.outcome != "finished":
@@ -162,7 +162,7 @@ def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
     for message in study.index:
         head = message.header
         if message.kind is Kind.OPENED:
-            expected.add(opening_file(head.round_id, head.purpose))
+            expected.add(aggregate_file(head.round_id, head.purpose))
         elif message.kind is Kind.TRANSCRIPT:
             expected.add(transcript_file(head.round_id))
         elif message.kind is Kind.ADMISSION:

@@ -16,7 +16,7 @@ from lada_protocol.rounds.secure_aggregation import purposes_of
 from lada_protocol.rounds.tasks import Task
 from lada_protocol.rounds.view import RoundView
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 # Stands in `given_up` for the time before the first round.
 BEFORE_ROUNDS = -1
@@ -95,7 +95,7 @@ class _CoordinatorView(RoundView):
             or self.until(Kind.MATRIX, me, tasks.PostMatrix(round_id=round_id))
             or self.scoring(asking)
             or self.opening(DEMAND, asking)
-            or self.until(Kind.PATHS, me, tasks.WritePaths(round_id=round_id))
+            or self.until(Kind.PATHS, me, tasks.WriteRationales(round_id=round_id))
             or self.before_transcript()
             or self.until(Kind.CLOSE, me, tasks.CloseRound(round_id=round_id))
             or self.after_transcript()
@@ -121,7 +121,7 @@ class _CoordinatorView(RoundView):
         if len(cohort) - len(self.silent(Kind.TRAINED, cohort)) < self.plan.min_cohort:
             # What was paid for is spent, and nobody may take it for a study that was carried out.
             return tasks.GiveUp(code=TOO_FEW, message=self.missing())
-        task = self.uplink(present) if self.plan.uplink_in(self.round_id) is not None else None
+        task = self.uplink(present) if self.plan.transfer_in(self.round_id) is not None else None
         return task or tasks.PostTranscript(round_id=self.round_id)
 
     def after_transcript(self) -> Task | None:
@@ -135,12 +135,12 @@ class _CoordinatorView(RoundView):
         return tasks.GiveUp(code=TOO_FEW, message=missing) if missing else None
 
     def uplink(self, trained: tuple[str, ...]) -> Task | None:
-        """The coordinator's task in the uplink; None once it is over, or where it cannot be.
+        """The coordinator's task in the LLM transfer; None once it is over, or where it cannot be.
 
-        The round is complete without it, so too few sites for a sum end the uplink and not the
-        study.
+        The round is complete without it, so too few sites for a sum end the LLM transfer and not
+        the study.
         """
-        task = self.opening(ADVANTAGE, trained)
+        task = self.opening(CONFIDENCE_EXCESS, trained)
         if task is not None:
             too_few = isinstance(task, tasks.GiveUp) and task.code == TOO_FEW
             return None if too_few else task
@@ -150,14 +150,14 @@ class _CoordinatorView(RoundView):
         if inquiry is None:
             return tasks.Inquire(round_id=self.round_id)
         if parse_body(inquiry, InquiryBody).samples:
-            asked = self.present(self.opened_cohort(ADVANTAGE))
+            asked = self.present(self.opened_cohort(CONFIDENCE_EXCESS))
             late = self.silent(Kind.SITE_PATHS, asked, to=self.coordinator)
             if late:
                 return self.wait("uplink", "site paths", *late)
         return tasks.ImproveModel(round_id=self.round_id)
 
     def opening(self, purpose: str, alive: tuple[str, ...]) -> Task | None:
-        """The coordinator's task in a collective opening; None once it is opened."""
+        """The coordinator's task in a secure aggregation; None once it is opened."""
         coordinator, auditor, index = self.coordinator, self.auditor, self.index
         attempts = self.attempts(Kind.COHORT, purpose)
         attempt = attempts[-1] if attempts else self.attempt(purpose, -1)

@@ -22,14 +22,14 @@ from lada_secure.errors import PeerError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try at one collective opening; everything in it is fresh but the noised vectors."""
+    """One try at one secure aggregation; everything in it is fresh but the noised vectors."""
 
     round_id: int
     purpose: str
     number: int
 
     def fault(self, message: str, *, reason: str, peer: str | None = None) -> PeerError:
-        """An error for what is wrong with the opening."""
+        """An error for what is wrong with the secure aggregation."""
         message = f"round {self.round_id}, {self.purpose}: {message}"
         return PeerError(message, reason=reason, peer=peer, round_id=self.round_id)
 

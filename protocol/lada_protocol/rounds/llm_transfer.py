@@ -1,6 +1,6 @@
 """Uplink (DESIGN section 3, step 10): which samples, what is asked and answered, when it counts.
 
-Pure checks. What a site's advantage is, `lada_secure.allocation.confidence_excess` says.
+Pure checks. What a site's confidence excess is, `lada_secure.allocation.confidence_excess` says.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import PeerError
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
-from lada_secure.method.plan import ADVANTAGE, split_pool, uplink_of
+from lada_secure.method.plan import CONFIDENCE_EXCESS, split_pool, transfer_of
 
 NO_ADAPTERS = "0" * 64
-MAX_PATH_CHARACTERS = 8192
+MAX_RATIONALE_CHARACTERS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SitePath:
+class SiteRationale:
     """One path of a site's SLM; `sample` is a pool index."""
 
     sample: int
@@ -39,10 +39,10 @@ def parse_inquiry(
 ) -> tuple[int, ...]:
     """The pool indices that sites are asked about.
 
-    Args: opened: the opened advantages of the round.
+    Args: opened: the opened confidence excesses of the round.
     Raises: PeerError(reason="malformed"): not a sorted list of different indices, or not as many
         as the body says. PeerError(reason="bad_inquiry"): more than the budget, a sample that is
-        no candidate, or one on which no site has an advantage.
+        no candidate, or one on which no site has a confidence excess.
     """
     samples = parse_canonical_json(raw, max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes)
     if not isinstance(samples, list):
@@ -51,7 +51,7 @@ def parse_inquiry(
         raise PeerError("inquiry: expected different pool indices, ascending")
     if len(samples) != body.samples:
         raise PeerError(f"inquiry: {len(samples)} samples, its body says {body.samples}")
-    budget = uplink_of(plan).budget
+    budget = transfer_of(plan).budget
     if len(samples) > budget:
         raise PeerError(
             f"inquiry: {len(samples)} samples, the plan allows {budget}", reason="bad_inquiry"
@@ -66,12 +66,12 @@ def parse_inquiry(
     return tuple(samples)
 
 
-def site_paths_bytes(paths: Sequence[SitePath]) -> bytes:
+def site_rationales_bytes(paths: Sequence[SiteRationale]) -> bytes:
     """The payload of `site_paths`."""
     return canonical_json([asdict(path) for path in sorted(paths, key=lambda path: path.sample)])
 
 
-def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...]:
+def parse_site_rationales(raw: bytes, *, asked: Sequence[int]) -> tuple[SiteRationale, ...]:
     """Read the payload of `site_paths`.
 
     Args: asked: the samples of the inquiry that it answers.
@@ -81,16 +81,18 @@ def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...
     rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.SITE_PATHS).max_payload_bytes)
     if not isinstance(rows, list):
         raise PeerError("site_paths: expected a list")
-    found: list[SitePath] = []
+    found: list[SiteRationale] = []
     for row in rows:
         if not isinstance(row, dict) or set(row) != {"sample", "path"}:
             raise PeerError("site_paths: expected objects with sample and path")
         sample, path = row["sample"], row["path"]
         if type(sample) is not int or sample not in asked:
             raise PeerError("site_paths: a sample that was not asked about")
-        if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS:
-            raise PeerError(f"site_paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters")
-        found.append(SitePath(sample=sample, path=path))
+        if not isinstance(path, str) or not 0 < len(path) <= MAX_RATIONALE_CHARACTERS:
+            raise PeerError(
+                f"site_paths: expected texts of 1 to {MAX_RATIONALE_CHARACTERS} characters"
+            )
+        found.append(SiteRationale(sample=sample, path=path))
     order = [path.sample for path in found]
     if order != sorted(set(order)):
         raise PeerError("site_paths: samples out of order, or one twice")
@@ -106,7 +108,9 @@ def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> 
     return NO_ADAPTERS
 
 
-def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int) -> None:
+def check_transfer(
+    index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int
+) -> None:
     """Check a round's inquiry and update, where there are any, against the plan and each other.
 
     Raises: PeerError(reason="bad_inquiry"): an inquiry without the opened sum that it rests on.
@@ -115,7 +119,7 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
     """
     inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
     update = index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id)
-    uplink = plan.uplink_in(round_id)
+    uplink = plan.transfer_in(round_id)
 
     def fault(message: str, *, reason: str = "wrong_update") -> PeerError:
         message = f"round {round_id}: {message}"
@@ -126,20 +130,20 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
     if inquiry is not None:
         opened = index.by_hash(parse_body(inquiry, InquiryBody).opened)
         place = opened and (opened.kind, opened.header.round_id, opened.header.purpose)
-        if place != (Kind.OPENED, round_id, ADVANTAGE):
+        if place != (Kind.OPENED, round_id, CONFIDENCE_EXCESS):
             names_none = "the inquiry names no opened advantages of this round"
             raise fault(names_none, reason="bad_inquiry")
     if update is None or uplink is None:
         return
     body = parse_body(update, LlmUpdateBody)
-    before = HoldoutScore(right=body.right_before, certainty=body.certainty_before)
-    after = HoldoutScore(right=body.right_after, certainty=body.certainty_after)
+    before = HoldoutScore(right=body.right_before, confidence=body.certainty_before)
+    after = HoldoutScore(right=body.right_after, confidence=body.certainty_after)
     known = llm_version(index, coordinator=coordinator, before_round=round_id)
     sizes = (
         body.holdout == uplink.holdout,
         body.used <= body.received,
         max(before.right, after.right) <= body.holdout,
-        max(before.certainty, after.certainty) <= body.holdout * uplink.integer_scale,
+        max(before.confidence, after.confidence) <= body.holdout * uplink.integer_scale,
         body.used > 0 or before == after,
     )
     checks = {

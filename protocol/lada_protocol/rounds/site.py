@@ -14,7 +14,7 @@ from lada_protocol.rounds.secure_aggregation import check_cohort
 from lada_protocol.rounds.tasks import Task
 from lada_protocol.rounds.view import RoundView
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 
 def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> Task:
@@ -63,13 +63,13 @@ class _SiteView(RoundView):
             or self.opening(DEMAND)
             or self.until(Kind.PATHS, coordinator, paths)
             or self.until(Kind.TRAINED, site, tasks.Distil(round_id=round_id))
-            or (self.uplink() if self.plan.uplink_in(round_id) is not None else None)
+            or (self.uplink() if self.plan.transfer_in(round_id) is not None else None)
             or self.wait("close", "the transcript", coordinator)
         )
 
     def uplink(self) -> Task | None:
-        """The site's task in the uplink; None once it has answered, or nothing is asked."""
-        task = self.opening(ADVANTAGE)
+        """The site's task in the LLM transfer; None once it has answered, or nothing is asked."""
+        task = self.opening(CONFIDENCE_EXCESS)
         if task is not None:
             return task
         inquiry = self.find(Kind.INQUIRY, self.coordinator)
@@ -81,7 +81,7 @@ class _SiteView(RoundView):
         return self.until(Kind.SITE_PATHS, self.site, answer, to=self.coordinator)
 
     def opening(self, purpose: str) -> Task | None:
-        """The site's task in a collective opening; None once it is opened with the site inside."""
+        """The site's task in a secure aggregation; None once it is opened with the site inside."""
         site, coordinator, index = self.site, self.coordinator, self.index
         attempts = self.attempts(Kind.COHORT, purpose)
         if not attempts:
@@ -109,7 +109,8 @@ class _SiteView(RoundView):
         return self.wait("opening", "the opened sum", self.auditor)
 
     def check_not_opened_before(self, attempt: Attempt) -> None:
-        """A new attempt after an opening would open a second subset: their difference is a site.
+        """A new attempt after a sum was opened would open a second subset: their difference is
+        a site.
 
         Raises: PeerError(reason="already_opened").
         """

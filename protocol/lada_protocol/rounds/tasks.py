@@ -27,7 +27,7 @@ class RoundTask(Task):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptTask(Task):
-    """Work on one attempt at a collective opening."""
+    """Work on one attempt at a secure aggregation."""
 
     attempt: Attempt
 
@@ -48,7 +48,8 @@ class CohortTask(AttemptTask):
 class Wait(Task):
     """Nothing to do until others have sent something; shown to the operator.
 
-    attempt: of an opening, where the wait is for its messages: the next attempt is another wait.
+    attempt: of a secure aggregation, where the wait is for its messages: the next attempt is
+    another wait.
     """
 
     step: str
@@ -86,7 +87,7 @@ class Contribute(CohortTask):
 
 
 class AskScores(RoundTask):
-    """Site: train the data filter, encrypt the cell utilities, ask for blind scores."""
+    """Site: train the reward model, encrypt the cell utilities, ask for blind scores."""
 
 
 class Distil(RoundTask):
@@ -156,8 +157,8 @@ class Score(RoundTask):
     site: str
 
 
-class WritePaths(RoundTask):
-    """Coordinator: let the LLM write reasoning paths for the samples in demand."""
+class WriteRationales(RoundTask):
+    """Coordinator: let the LLM write rationales for the samples in demand."""
 
 
 class Inquire(RoundTask):

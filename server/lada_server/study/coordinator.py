@@ -17,10 +17,10 @@ from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.llm_transfer import (
     NO_ADAPTERS,
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     llm_version,
-    parse_site_paths,
+    parse_site_rationales,
 )
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.rounds.tasks import (
@@ -38,7 +38,7 @@ from lada_protocol.rounds.tasks import (
     StartAttempt,
     Task,
     Wait,
-    WritePaths,
+    WriteRationales,
 )
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed, handles
@@ -52,11 +52,11 @@ from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, PeerError
 from lada_secure.method.llm_round import PoolView
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 from lada_server.board.client import LocalBoardClient
 from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.store import BoardStore
-from lada_server.study.llm_transfer import CoordinatorUplink, update_body
+from lada_server.study.llm_transfer import CoordinatorTransfer, update_body
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
@@ -77,7 +77,7 @@ class Coordinator:
     events: EventLog
     board: LocalBoardClient = field(init=False)
     loop: RunLoop = field(init=False)
-    _uplink: CoordinatorUplink = field(init=False)
+    _llm_transfer: CoordinatorTransfer = field(init=False)
     _given_up: set[tuple[int, str]] = field(default_factory=set)
     _stall: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
     # What the LLM of a version sees in the pool, and the matrix of a payload hash: the newest one.
@@ -93,7 +93,7 @@ class Coordinator:
             signing_key=self.signing_key,
             stall=StorageStallTimer(events=self.events, limit_s=plan.phase_timeout_s),
         )
-        self._uplink = CoordinatorUplink(study=self.study, teacher=self.teacher)
+        self._llm_transfer = CoordinatorTransfer(study=self.study, teacher=self.teacher)
         self.loop = RunLoop(
             events=self.events,
             rounds=plan.rounds,
@@ -112,7 +112,7 @@ class Coordinator:
         yield handles(AddUp, "opening", self._add_up)
         yield handles(PostMatrix, "scoring", self._post_matrix)
         yield handles(Score, "scoring", self._score)
-        yield handles(WritePaths, "paths", self._write_paths)
+        yield handles(WriteRationales, "paths", self._write_rationales)
         yield handles(Inquire, "uplink", self._inquire)
         yield handles(ImproveModel, "uplink", self._improve)
         yield handles(PostTranscript, "close", self._post_transcript)
@@ -241,7 +241,7 @@ class Coordinator:
         LOG.warning("round %d: %s is left out (%s): %s", round_id, site, error.reason, error)
         self._given_up.add((round_id, site))
 
-    def _write_paths(self, task: WritePaths) -> None:
+    def _write_rationales(self, task: WriteRationales) -> None:
         round_id = task.round_id
         view = self._look_at_pool(round_id)
         demand = self.board.opened_sum(round_id, DEMAND)
@@ -259,9 +259,9 @@ class Coordinator:
     def _inquire(self, task: Inquire) -> None:
         """Ask the sites about samples on which, as the opened sum says, they know more."""
         round_id = task.round_id
-        opened = self._index.opened(round_id, ADVANTAGE, auditor=self.roster.auditor.id)
-        values = self.board.opened_sum(round_id, ADVANTAGE)
-        samples = self._uplink.samples_to_ask(values, version=self._llm(round_id))
+        opened = self._index.opened(round_id, CONFIDENCE_EXCESS, auditor=self.roster.auditor.id)
+        values = self.board.opened_sum(round_id, CONFIDENCE_EXCESS)
+        samples = self._llm_transfer.samples_to_ask(values, version=self._llm(round_id))
         body = {"opened": opened.message_hash, "samples": len(samples)}
         self.board.post(Kind.INQUIRY, body, payload=inquiry_bytes(samples), round_id=round_id)
 
@@ -270,8 +270,8 @@ class Coordinator:
         round_id = task.round_id
         inquiry, written = self._mine(Kind.INQUIRY, round_id), self._mine(Kind.PATHS, round_id)
         before = self._llm(round_id)
-        decision = self._uplink.improve(
-            self._site_paths(round_id, inquiry),
+        decision = self._llm_transfer.improve(
+            self._site_rationales(round_id, inquiry),
             parse_rationales(self.board.read(written.message_hash), self.study),
             version=before,
             seed=self.study.plan.seed + round_id,
@@ -281,21 +281,23 @@ class Coordinator:
         body = update_body(
             decision,
             inquiry=inquiry.message_hash,
-            holdout=self._uplink.settings.holdout,
+            holdout=self._llm_transfer.settings.holdout,
             before=before,
         )
         self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
         figures = {key: value for key, value in body.items() if key != "inquiry"}
         self.events.write(LlmUpdate, round_id=round_id, step="uplink", asked=asked, **figures)
 
-    def _site_paths(self, round_id: int, inquiry: Envelope) -> dict[str, tuple[SitePath, ...]]:
+    def _site_rationales(
+        self, round_id: int, inquiry: Envelope
+    ) -> dict[str, tuple[SiteRationale, ...]]:
         """What each site wrote; an answer that cannot be used is left out, with a warning."""
         asked = parse_canonical_json(
             self.board.read(inquiry.message_hash),
             max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes,
         )
         indices = [at for at in asked if type(at) is int] if isinstance(asked, list) else []
-        found: dict[str, tuple[SitePath, ...]] = {}
+        found: dict[str, tuple[SiteRationale, ...]] = {}
         for site in sorted(party.id for party in self.roster.sites):
             answer = self._index.find(Kind.SITE_PATHS, sender=site, to=self._me, round_id=round_id)
             if answer is None:
@@ -303,7 +305,9 @@ class Coordinator:
             try:
                 if parse_body(answer, SitePathsBody).inquiry != inquiry.message_hash:
                     raise PeerError("it answers another inquiry", reason="malformed")
-                found[site] = parse_site_paths(self.board.read(answer.message_hash), asked=indices)
+                found[site] = parse_site_rationales(
+                    self.board.read(answer.message_hash), asked=indices
+                )
             except PeerError as error:
                 LOG.warning("round %d: paths of %s are left out: %s", round_id, site, error)
         return found

@@ -56,7 +56,7 @@ class InferenceCache:
         return Answers(
             paths=tuple(value["paths"]),
             right=np.array(value["right"], dtype=np.bool_),
-            certainty=np.array(value["certainty"], dtype=np.float64),
+            confidence=np.array(value["certainty"], dtype=np.float64),
         )
 
     def keep_answers(self, about: Json, answers: Answers) -> None:
@@ -64,7 +64,7 @@ class InferenceCache:
         value: Json = {
             "paths": list(answers.paths),
             "right": answers.right.tolist(),
-            "certainty": answers.certainty.tolist(),
+            "certainty": answers.confidence.tolist(),
         }
         self._write("answers", about, canonical_json(value))
 

@@ -29,9 +29,9 @@ from lada_secure.models.adapters import (
     load_adapters,
 )
 from lada_secure.models.confidence import Answers, answer_pool
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
@@ -89,8 +89,8 @@ class Teacher:
         self,
         study: Study,
         version: str,
-        examples: Sequence[PathExample],
-        replay: Sequence[PathExample],
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
         settings: TuningSettings,
         *,
         progress: Callable[[int, int], None],
@@ -99,7 +99,7 @@ class Teacher:
         self._with_adapters(study)
         self.use(study, version)
         self._version = None
-        return tune_on_paths(self.model, examples, replay, settings, progress=progress)
+        return tune_on_rationales(self.model, examples, replay, settings, progress=progress)
 
     def keep(self, weights: AdapterWeights) -> str:
         """Make what `tune` returned a version, durably. Returns: its name."""

@@ -40,11 +40,11 @@ def test_losses_are_the_cross_entropy_of_the_same_texts_under_both_models() -> N
     baseline, llm, slm = opened("fedmkt")
     for lm in (llm, slm):
         losses = baseline.losses(lm, PATHS)
-        for loss, (place, path) in zip(losses, PATHS.items(), strict=True):
+        for loss, (pool_index, path) in zip(losses, PATHS.items(), strict=True):
             ids = torch.tensor(
-                [lm.encode_prompt(POOL[place].question + "\n") + lm.encode_path(path)]
+                [lm.encode_prompt(POOL[pool_index].question + "\n") + lm.encode_rationale(path)]
             )
-            kept = len(lm.encode_path(path))
+            kept = len(lm.encode_rationale(path))
             with torch.no_grad():
                 logits = lm.model(input_ids=ids).logits[0, -kept - 1 : -1]
             expected = torch.nn.functional.cross_entropy(logits, ids[0, -kept:])
@@ -66,7 +66,7 @@ def test_a_round_trains_the_site_on_what_was_sent_and_nobody_else(name: str) -> 
     sent = baseline.teach(slm, PATHS, TRAINING)
     assert set(sent) == set(PATHS) if name == "fedcollm" else set(sent) <= set(PATHS)
     after = baseline.losses(slm, PATHS)
-    assert all(after[place] < before[place] for place in sent)
+    assert all(after[pool_index] < before[pool_index] for pool_index in sent)
     assert adapter_weights(llm) == teacher
 
 

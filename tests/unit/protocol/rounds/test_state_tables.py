@@ -25,7 +25,7 @@ from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Task
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import PeerError
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 SPEC = Path(__file__).parents[4] / "protocol" / "SPEC.md"
 PLAN = make_plan(uplink=UPLINK, max_cohort=4)
@@ -87,7 +87,7 @@ def a_round(round_id: int) -> Iterator[Envelope]:
     yield from an_opening(DEMAND, round_id)
     yield message(Kind.PATHS, C, **here)
     yield from (message(Kind.TRAINED, site, **here) for site in COHORT)
-    yield from an_opening(ADVANTAGE, round_id)
+    yield from an_opening(CONFIDENCE_EXCESS, round_id)
     yield message(Kind.INQUIRY, C, {"opened": "0" * 64, "samples": 1}, **here)
     yield from (message(Kind.SITE_PATHS, site, to=C, **here) for site in COHORT)
     yield message(Kind.LLM_UPDATE, C, **here)
@@ -177,7 +177,7 @@ SITE = [
     line(cut(Kind.SCORES), waits("scoring", "blind scores", C)),
     line(cut(Kind.PATHS), waits("paths", "reasoning paths", C)),
     line(cut(Kind.TRAINED), tasks.Distil(round_id=0)),
-    line(cut(Kind.COHORT, ADVANTAGE), waits("opening", "the cohort", C)),
+    line(cut(Kind.COHORT, CONFIDENCE_EXCESS), waits("opening", "the cohort", C)),
     line(cut(Kind.INQUIRY), waits("uplink", "the inquiry", C)),
     line(cut(Kind.SITE_PATHS), tasks.AnswerInquiry(round_id=0)),
     line(cut(Kind.TRANSCRIPT), waits("close", "the transcript", C)),
@@ -221,12 +221,14 @@ COORDINATOR = [
         cut(Kind.COHORT, DEMAND),
         tasks.StartAttempt(attempt=Attempt(round_id=0, purpose=DEMAND, number=0), sites=COHORT),
     ),
-    line(cut(Kind.PATHS), tasks.WritePaths(round_id=0)),
+    line(cut(Kind.PATHS), tasks.WriteRationales(round_id=0)),
     line(cut(Kind.TRAINED), waits("distillation", "training", *COHORT)),
     line(UNTRAINED, TOO_FEW, given_up=GONE),
     line(
-        cut(Kind.COHORT, ADVANTAGE),
-        tasks.StartAttempt(attempt=Attempt(round_id=0, purpose=ADVANTAGE, number=0), sites=COHORT),
+        cut(Kind.COHORT, CONFIDENCE_EXCESS),
+        tasks.StartAttempt(
+            attempt=Attempt(round_id=0, purpose=CONFIDENCE_EXCESS, number=0), sites=COHORT
+        ),
     ),
     line(cut(Kind.INQUIRY), tasks.Inquire(round_id=0)),
     line(cut(Kind.SITE_PATHS), waits("uplink", "site paths", *COHORT)),

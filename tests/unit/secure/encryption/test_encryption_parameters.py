@@ -11,8 +11,8 @@ from lada_secure.encryption.parameters import (
     MAX_SUM_BOUND,
     POLY_MODULUS_DEGREE,
     SCORING_MODULUS,
+    aggregation_parameters,
     is_prime,
-    opening_parameters,
     scoring_parameters,
 )
 from lada_secure.errors import ParameterError
@@ -28,7 +28,7 @@ BOUNDS = [1, 10, 2**9, 2**10, 2**17, 2**18 - 1, 2**18, 2**25, 2**26, 2**29, MAX_
 def test_every_opening_set_keeps_128_bits_and_leaves_room_for_range_and_noise(
     sum_bound: int,
 ) -> None:
-    params = opening_parameters(length=1, sum_bound=sum_bound)
+    params = aggregation_parameters(length=1, sum_bound=sum_bound)
     assert params.coeff_modulus.bit_length() <= STANDARD_128[POLY_MODULUS_DEGREE]
     assert params.plain_modulus >= 2**12 * sum_bound
     assert params.plain_modulus % (2 * POLY_MODULUS_DEGREE) == 1
@@ -60,7 +60,7 @@ def test_own_primality_agrees_with_sympy() -> None:
 
 def test_every_public_number_changes_the_digest() -> None:
     digests = {
-        opening_parameters(length=length, sum_bound=bound).digest
+        aggregation_parameters(length=length, sum_bound=bound).digest
         for length in (1, 2, 4096, 4097)
         for bound in (100, 101, 2**20)
     }
@@ -74,7 +74,9 @@ def test_every_public_number_changes_the_digest() -> None:
 
 
 def test_parameters_are_derived_the_same_every_time() -> None:
-    assert opening_parameters(length=5, sum_bound=9) == opening_parameters(length=5, sum_bound=9)
+    assert aggregation_parameters(length=5, sum_bound=9) == aggregation_parameters(
+        length=5, sum_bound=9
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,13 +85,13 @@ def test_parameters_are_derived_the_same_every_time() -> None:
 )
 def test_opening_numbers_out_of_range_are_refused(length: int, sum_bound: int) -> None:
     with pytest.raises(ParameterError, match="must be between"):
-        opening_parameters(length=length, sum_bound=sum_bound)
+        aggregation_parameters(length=length, sum_bound=sum_bound)
 
 
 @pytest.mark.parametrize("wrong", [1.0, True, "1", None])
 def test_opening_numbers_that_are_no_integers_are_refused(wrong: object) -> None:
     with pytest.raises(ParameterError, match="must be an integer"):
-        opening_parameters(length=wrong, sum_bound=1)  # type: ignore[arg-type]
+        aggregation_parameters(length=wrong, sum_bound=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("cells", "row_bound"), [(0, None), (1025, None), (4, 5), (4, 0)])

@@ -14,7 +14,7 @@ VIEW = PoolView(
 ANSWERS = Answers(
     paths=("1 + 2 = 3", "", "\u00e4"),
     right=np.array([True, False, True]),
-    certainty=np.array([1 / 3, 0.0, 1.0]),
+    confidence=np.array([1 / 3, 0.0, 1.0]),
 )
 
 
@@ -37,7 +37,7 @@ def test_views_and_answers_come_back_bit_by_bit(looks):
     assert view.cells.tobytes() == VIEW.cells.tobytes()
     assert answers.paths == ANSWERS.paths
     assert answers.right.tolist() == ANSWERS.right.tolist()
-    assert answers.certainty.tobytes() == ANSWERS.certainty.tobytes()
+    assert answers.confidence.tobytes() == ANSWERS.confidence.tobytes()
 
 
 @pytest.mark.parametrize("place", range(4))
