@@ -38,7 +38,7 @@ from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
-from lada_secure.data.records import pool_bytes, read_pool
+from lada_secure.data.records import read_pool
 from lada_secure.method.mechanisms import cell_grid, statistics_parameters
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, transfer_of
 from lada_secure.method.site_allocation import choose_cells
@@ -158,7 +158,6 @@ class CoordinatorAgain:
         return prepare_study(
             settings,
             pool=pool,
-            pool_bytes=pool_bytes(pool),
             roster=self.record.roster,
             now=datetime.now(UTC),
             kept_plan=kept,

@@ -41,7 +41,7 @@ from lada_protocol.rounds.tasks import Done, StartAttempt, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.records import PoolSample, RecordFile, pool_bytes, pool_hash
+from lada_secure.data.records import PoolSample, RecordFile, pool_hash
 from lada_secure.method.llm_round import PoolView
 from lada_secure.models.embedding import embedder
 from lada_secure.privacy.ledger.entries import LedgerIdentity
@@ -276,9 +276,7 @@ def _prepare(folder: Path) -> Recording:
         plan=plan,
         is_new=True,
         pool=POOL,
-        pool_bytes=pool_bytes(POOL),
         clusters=clusters,
-        clusters_bytes=raw_clusters,
         embeddings=vectors,
     )
     view = TeacherWithoutModel().view_pool(study)

@@ -21,12 +21,12 @@ from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, open_event_log, read_roster
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
 from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.tasks import Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
 from lada_protocol.run_loop import Handler, RunLoop
-from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
+from lada_protocol.wire.envelope import Envelope
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
 from lada_secure.storage.whole_files import write_atomically
@@ -122,7 +122,8 @@ class Participant:
         if plan.coordinator != header.sender:
             raise PeerError("the plan names another coordinator", reason="bad_plan")
         self._plan, self._index = plan, MessageIndex(plan.study_id, plan.hash)
-        self._take(early)
+        for message in early:
+            self._index.take(message)
 
     def open_folder(self) -> Path:
         """This party's own folder of the study, with the plan in it. Only after `join`.
@@ -156,7 +157,8 @@ class Participant:
 
     def sync(self, *, wait_s: float = 0.0) -> None:
         """Read what is new on the board."""
-        self._take(self._list(wait_s))
+        for message in self._list(wait_s):
+            self.index.take(message)
 
     def post(
         self,
@@ -176,7 +178,10 @@ class Participant:
         slot = Slot(kind, round_id, purpose, attempt, self.party, to)
         kept = self.outbox.load(slot, study_id=self.plan.study_id, plan_hash=self.plan.hash)
         if kept is None:
-            kept = self._sign(slot, body, payload())
+            content = payload()
+            key = self.signing_key
+            signed = sign_message(slot, body, content, plan=self.plan, roster=self.roster, key=key)
+            kept = signed, content
             self.outbox.store(*kept)
         self.client.post(*kept)
         self.index.add(kept[0])
@@ -232,30 +237,6 @@ class Participant:
         if rows:
             self._sequence = rows[-1][0]
         return [envelope for _, envelope in rows]
-
-    def _take(self, messages: Iterable[Envelope]) -> None:
-        """Note what belongs to this study; a board may hold others."""
-        for envelope in messages:
-            head = envelope.header
-            if (head.study_id, head.plan_hash) == (self.plan.study_id, self.plan.hash):
-                self.index.add(envelope)
-
-    def _sign(self, slot: Slot, body: Mapping[str, Any], payload: bytes) -> tuple[Envelope, bytes]:
-        header = Header(
-            kind=slot.kind.value,
-            study_id=self.plan.study_id,
-            plan_hash=self.plan.hash,
-            roster_hash=self.roster.hash,
-            round_id=slot.round_id,
-            attempt=slot.attempt,
-            purpose=slot.purpose,
-            sender=self.party,
-            to=slot.to,
-            body=dict(body),
-            payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
-            payload_bytes=len(payload),
-        )
-        return sign_envelope(header, self.signing_key), payload
 
 
 def checked_transcript(me: Participant, round_id: int) -> str:

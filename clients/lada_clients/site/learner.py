@@ -29,9 +29,7 @@ from lada_secure.method.site_round import (
 )
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import RoundReports, train
-from lada_secure.models.adapters import (
-    AdapterWeights,
-)
+from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.embedding import embedder
 from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import LanguageModel, load_language_model

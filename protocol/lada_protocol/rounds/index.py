@@ -6,12 +6,17 @@ stands exactly where it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.wire.envelope import Envelope
+from lada_protocol.plan import StudyPlan
+from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
+from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError
 
 
@@ -46,6 +51,33 @@ def slot_of(envelope: Envelope) -> Slot:
     return Slot(envelope.kind, head.round_id, head.purpose, head.attempt, head.sender, head.to)
 
 
+def sign_message(
+    slot: Slot,
+    body: Mapping[str, Any],
+    payload: bytes,
+    *,
+    plan: StudyPlan,
+    roster: Roster,
+    key: Ed25519PrivateKey,
+) -> Envelope:
+    """The message for a slot, bound to plan and roster and signed by its sender."""
+    header = Header(
+        kind=slot.kind.value,
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        roster_hash=roster.hash,
+        round_id=slot.round_id,
+        attempt=slot.attempt,
+        purpose=slot.purpose,
+        sender=slot.sender,
+        to=slot.to,
+        body=dict(body),
+        payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
+        payload_bytes=len(payload),
+    )
+    return sign_envelope(header, key)
+
+
 @dataclass(slots=True)
 class MessageIndex:
     """Messages of one study and plan, by slot and by hash."""
@@ -54,6 +86,12 @@ class MessageIndex:
     plan_hash: str
     _by_slot: dict[Slot, Envelope] = field(default_factory=dict)
     _by_hash: dict[str, Envelope] = field(default_factory=dict)
+
+    def take(self, envelope: Envelope) -> None:
+        """Add a message if it belongs to this study; a board may hold others."""
+        head = envelope.header
+        if (head.study_id, head.plan_hash) == (self.study_id, self.plan_hash):
+            self.add(envelope)
 
     def add(self, envelope: Envelope) -> None:
         """Add a message; the same message twice is fine.

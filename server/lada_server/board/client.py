@@ -11,11 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
 from lada_protocol.rounds.secure_aggregation import opened_values
-from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
+from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
-from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError
 from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.store import BoardStore
@@ -59,11 +58,9 @@ class LocalBoardClient:
         rows = self._retry(lambda: self.store.visible(self.me, self._sequence, wait_s=wait_s))
         for sequence, envelope in rows:
             self._sequence = sequence
-            head = envelope.header
-            if head.sender == self.me:
+            if envelope.header.sender == self.me:
                 self.last_sequence = sequence
-            if (head.study_id, head.plan_hash) == (self.index.study_id, self.index.plan_hash):
-                self.index.add(envelope)
+            self.index.take(envelope)
 
     def participants(self) -> tuple[str, ...]:
         """Everybody else who has taken part: the auditor, and the sites that accepted the plan."""
@@ -114,22 +111,11 @@ class LocalBoardClient:
 
         Args: attempt: that it belongs to, instead of a round alone.
         """
-        place = attempt or Attempt(round_id=round_id, purpose="", number=0)
-        header = Header(
-            kind=kind.value,
-            study_id=self.plan.study_id,
-            plan_hash=self.plan.hash,
-            roster_hash=self.roster.hash,
-            round_id=place.round_id,
-            attempt=place.number,
-            purpose=place.purpose,
-            sender=self.me,
-            to=to,
-            body=dict(body),
-            payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
-            payload_bytes=len(payload),
+        at = attempt or Attempt(round_id=round_id, purpose="", number=0)
+        slot = Slot(kind, at.round_id, at.purpose, at.number, self.me, to)
+        envelope = sign_message(
+            slot, body, payload, plan=self.plan, roster=self.roster, key=self.signing_key
         )
-        envelope = sign_envelope(header, self.signing_key)
         self.last_sequence = self._retry(lambda: self.store.post(envelope, payload))
         self.sent_bytes += len(envelope.header_bytes) + len(payload)
         self.index.add(envelope)

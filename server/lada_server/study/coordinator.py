@@ -44,7 +44,8 @@ from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
-from lada_secure.canonical import parse_canonical_json
+from lada_secure.canonical import canonical_json, parse_canonical_json
+from lada_secure.data.records import pool_bytes
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.sealing import SealedSum
@@ -164,8 +165,9 @@ class Coordinator:
     def _propose(self, _: ProposePlan) -> None:
         study = self.study
         self.board.post(Kind.PLAN, {"certificate": self.certificate}, payload=study.plan.to_bytes())
-        self.board.post(Kind.POOL, {}, payload=study.pool_bytes)
-        self.board.post(Kind.CLUSTERS, {}, payload=study.clusters_bytes)
+        self.board.post(Kind.POOL, {}, payload=pool_bytes(study.pool))
+        clusters = canonical_json(study.clusters.to_json())
+        self.board.post(Kind.CLUSTERS, {}, payload=clusters)
 
     def _start_attempt(self, task: StartAttempt) -> None:
         self.board.post(Kind.COHORT, {"sites": list(task.sites)}, attempt=task.attempt)

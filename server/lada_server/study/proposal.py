@@ -25,9 +25,7 @@ class Study:
     plan: StudyPlan
     is_new: bool
     pool: tuple[PoolSample, ...]
-    pool_bytes: bytes
     clusters: Clusters
-    clusters_bytes: bytes
     embeddings: Float32Array
 
 
@@ -35,7 +33,6 @@ def prepare_study(
     settings: StudySettings,
     *,
     pool: tuple[PoolSample, ...],
-    pool_bytes: bytes,
     roster: Roster,
     now: datetime,
     kept_plan: Path,
@@ -61,7 +58,6 @@ def prepare_study(
         )
     embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
-    clusters_bytes = canonical_json(clusters.to_json())
     kept = _kept(kept_plan)
     plan = kept or _plan(settings, roster, now, pool=pool, clusters=clusters)
     if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
@@ -69,15 +65,13 @@ def prepare_study(
             f"{kept_plan} holds the plan of study {plan.study_id} over another pool or id; "
             "give a new study a state folder of its own"
         )
-    if plan.clusters_sha256 != sha256_hex(clusters_bytes):
+    if plan.clusters_sha256 != sha256_hex(canonical_json(clusters.to_json())):
         raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
     return Study(
         plan=plan,
         is_new=kept is None,
         pool=pool,
-        pool_bytes=pool_bytes,
         clusters=clusters,
-        clusters_bytes=clusters_bytes,
         embeddings=embeddings,
     )
 

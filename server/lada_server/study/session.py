@@ -12,7 +12,7 @@ from typing import Final
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.credentials import Credentials
-from lada_secure.data.records import PoolSample, pool_bytes
+from lada_secure.data.records import PoolSample
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.coordinator import Coordinator
@@ -46,7 +46,6 @@ def run_study(
     study = prepare_study(
         study_settings,
         pool=pool,
-        pool_bytes=pool_bytes(pool),
         roster=store.roster,
         now=datetime.now(UTC),
         kept_plan=kept_plan,

@@ -17,7 +17,7 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SiteRationale
 from lada_secure.allocation.cells import Clusters
 from lada_secure.data.prompts import rationale_of
-from lada_secure.data.records import pool_bytes, pool_hash
+from lada_secure.data.records import pool_hash
 from lada_secure.errors import TransportError
 from lada_secure.method.holdout import holdout_agrees
 from lada_secure.method.plan import (
@@ -120,9 +120,7 @@ def make_study(uplink: TransferPlan = UPLINK) -> Study:
         is_new=True,
         plan=plan,
         pool=pool,
-        pool_bytes=pool_bytes(pool),
         clusters=Clusters(centroids=np.zeros((1, 2))),
-        clusters_bytes=b"",
         embeddings=np.zeros((len(pool), 2)),
     )
 
