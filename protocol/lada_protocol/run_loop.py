@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from lada_protocol.events import EventLog, Finished, StepFinished, StepStarted
-from lada_protocol.rounds.tasks import Done, Finish, Wait
+from lada_protocol.rounds.tasks import AttemptTask, Done, Finish, Task, Wait
 from lada_secure.errors import LadaError
 
-Task = TypeVar("Task")
+T = TypeVar("T", bound=Task)
 
 
 class StudyFailed(LadaError):
@@ -38,8 +38,8 @@ class Handler(NamedTuple):
 
 
 def handles(
-    kind: type[Task], step: str | None, carry_out: Callable[[Task], None]
-) -> tuple[type[object], Handler]:
+    kind: type[T], step: str | None, carry_out: Callable[[T], None]
+) -> tuple[type[Task], Handler]:
     """One line of a party's table of handlers; ties the handler's type to the task's."""
     return kind, Handler(step, carry_out)
 
@@ -55,9 +55,9 @@ class RunLoop:
 
     events: EventLog
     rounds: int
-    next_task: Callable[[], object]
+    next_task: Callable[[], Task]
     wait: Callable[[Wait], None]
-    handlers: Mapping[type[object], Handler]
+    handlers: Mapping[type[Task], Handler]
     traffic: Callable[[], ByteCounts]
     clock: Callable[[], float]
     entered: Callable[[int, str], None] = lambda _round_id, _step: None
@@ -79,14 +79,13 @@ class RunLoop:
             else:
                 self.carry_out(task)
 
-    def carry_out(self, task: object) -> None:
+    def carry_out(self, task: Task) -> None:
         """Carry out one task by its handler."""
         handler = self.handlers[type(task)]
-        attempt = getattr(task, "attempt", None)
-        step = attempt.purpose if handler.step is None and attempt else str(handler.step)
+        step = handler.step or (task.attempt.purpose if isinstance(task, AttemptTask) else "")
         # A task of no round, but for the last one, comes before the first.
         outside = self.rounds - 1 if isinstance(task, Finish) else 0
-        round_id = getattr(attempt or task, "round_id", outside)
+        round_id = getattr(task, "round_id", outside)
         self.entered(round_id, step)
         with self.step(round_id, step):
             handler.carry_out(task)

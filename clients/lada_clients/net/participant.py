@@ -23,7 +23,7 @@ from lada_protocol.party_files import DiallingSettings, open_event_log, read_ros
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
 from lada_protocol.rounds.llm_transfer import check_transfer
-from lada_protocol.rounds.tasks import Wait
+from lada_protocol.rounds.tasks import Task, Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
 from lada_protocol.run_loop import Handler, RunLoop
 from lada_protocol.wire.envelope import Envelope
@@ -137,11 +137,11 @@ class Participant:
         return folder
 
     def run_loop(
-        self, next_task: Callable[[], object], handlers: Iterable[tuple[type[object], Handler]]
+        self, next_task: Callable[[], Task], handlers: Iterable[tuple[type[Task], Handler]]
     ) -> RunLoop:
         """The study from this party's side. next_task: from the index, which is new by then."""
 
-        def after_sync() -> object:
+        def after_sync() -> Task:
             self.sync()
             return next_task()
 

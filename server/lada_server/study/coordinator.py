@@ -105,7 +105,7 @@ class Coordinator:
             entered=self.board.enter,
         )
 
-    def _handlers(self) -> Iterator[tuple[type[object], Handler]]:
+    def _handlers(self) -> Iterator[tuple[type[Task], Handler]]:
         yield handles(ProposePlan, "plan", self._propose)
         yield handles(StartAttempt, "opening", self._start_attempt)
         yield handles(AbortAttempt, "opening", self._abort_attempt)
