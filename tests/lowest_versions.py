@@ -1,6 +1,6 @@
 """The constraints of `make test-lowest`: every lower bound of a pyproject.toml as an exact version.
 
-    python tests/lowest_versions.py pyproject.toml > constraints
+    python tests/lowest_versions.py pyproject.toml lab/pyproject.toml > constraints
 
 A requirement with a lower bound becomes `name==bound`. Packages that nobody here asks for by name
 keep their exact version of constraints.txt, so that a run of today is the run of tomorrow; all but

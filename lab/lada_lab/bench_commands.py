@@ -35,7 +35,7 @@ def opening(
 
     Ratios are ours over the baseline's, CPU time; below 1 is better.
     """
-    from lada_lab.micro.opening import run_opening
+    from lada_lab.micro.aggregation import run_opening
 
     _show(
         run_opening(entries=entries, sites=sites, repetitions=repetitions),

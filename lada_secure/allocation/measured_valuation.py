@@ -20,7 +20,7 @@ from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_ad
 from lada_secure.models.evaluation import batches_by_length
 from lada_secure.models.examples import PathExample, TokenRow, encode_row
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.path_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import PathScorer, per_token
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 from lada_secure.privacy.release.units import Unit

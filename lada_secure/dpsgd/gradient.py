@@ -23,7 +23,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit
 from lada_secure.models.loss import LossSettings, example_losses
 from lada_secure.models.memory_limit import is_out_of_memory, release_cached_memory
-from lada_secure.models.path_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import PathScorer, per_token
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
 logger = logging.getLogger(__name__)

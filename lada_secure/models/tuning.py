@@ -16,7 +16,7 @@ from lada_secure.models.adapters import AdapterWeights, adapter_weights
 from lada_secure.models.examples import EncodedExample, PathExample, PublicOrder, encode_example
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings, example_losses
-from lada_secure.models.path_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import PathScorer, per_token
 
 MAX_GRADIENT_NORM = 1.0
 _PREFIX_CACHE_BYTES = 256 * 2**20

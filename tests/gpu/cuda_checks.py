@@ -6,7 +6,7 @@ import torch
 
 from lada_secure.dpsgd.engine_choice import open_engine
 from lada_secure.models.examples import encode_row
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 
 CUDA = torch.device("cuda")
 

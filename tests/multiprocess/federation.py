@@ -14,8 +14,9 @@ from lada_lab.mock.preparation import (
 )
 from lada_lab.mock.presets import preset_for
 from lada_lab.mock.supervisor import Supervisor
-from lada_lab.mock.weights import default_cache_dir, prepare_model
+from lada_lab.mock.weights import default_cache_dir
 from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.named_models import make_model
 
 
 class PreparedFederation:
@@ -27,7 +28,7 @@ class PreparedFederation:
         cache = default_cache_dir(os.environ)
         if weights:
             for reference in (preset.slm, preset.llm):
-                prepare_model(reference, cache_dir=cache)
+                make_model(reference, cache_dir=cache)
         self.environment = child_environment(os.environ)
         self.layout = RunLayout(root=root, site_ids=tuple(data.sites))
         write_data(self.layout, data)

@@ -10,7 +10,8 @@ from federation import PreparedFederation
 
 from lada_clients.ca.authority import issue_party, make_roster
 from lada_lab.mock.preparation import free_port, lada_command
-from lada_lab.mock.weights import default_cache_dir, prepare_model
+from lada_lab.mock.weights import default_cache_dir
+from lada_lab.worlds.named_models import make_model
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Role
 
@@ -27,7 +28,7 @@ class NextStudies:
 
     def propose(self, *, rounds=1, slm="tiny-slm-3-7"):
         """Settings of the next study, as its operators would write them."""
-        prepare_model(slm, cache_dir=default_cache_dir(os.environ))
+        make_model(slm, cache_dir=default_cache_dir(os.environ))
         self.number += 1
         study = self.layout.coordinator.root / "study.toml"
         set_value(study, "study_id", f"study-{self.number}")

@@ -25,16 +25,20 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_slm(tiny_cache: Path) -> LanguageModel:
-    from lada_secure.models.loading import load_language_model
-
-    return load_language_model(f"tiny-slm-{SITES}-{SEED}", cache_dir=tiny_cache)
+    return _tiny_model("slm", tiny_cache)
 
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_cache: Path) -> LanguageModel:
+    return _tiny_model("llm", tiny_cache)
+
+
+def _tiny_model(role: str, cache_dir: Path) -> LanguageModel:
+    from lada_lab.worlds.tiny_models import build_tiny_model
     from lada_secure.models.loading import load_language_model
 
-    return load_language_model(f"tiny-llm-{SITES}-{SEED}", cache_dir=tiny_cache)
+    folder = build_tiny_model(cache_dir, role, sites=SITES, seed=SEED)
+    return load_language_model(folder.name, cache_dir=cache_dir)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lada_lab.worlds.named_models import make_model
 from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS
 from lada_secure.dpsgd.engine_choice import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
@@ -40,9 +41,9 @@ from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
-from lada_secure.models.loading import load_language_model
+from lada_secure.models.loading import load_folder
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 
 Variant: TypeAlias = Literal["plain", "fused_nonprivate", "fused", "opacus", "ghost"]
 VARIANTS: tuple[Variant, ...] = ("plain", "fused_nonprivate", "fused", "opacus", "ghost")
@@ -61,7 +62,7 @@ class BenchModel:
     """A model with LoRA on query and value of every layer.
 
     A Llama model of the given shape, or the real one that `reference` names
-    (`load_language_model`, looked for in `cache_dir`).
+    (`make_model`, looked for in `cache_dir`).
     """
 
     layers: int = 4
@@ -129,7 +130,8 @@ def _base_model(shape: BenchModel) -> Any:
     if shape.reference is not None:
         if shape.cache_dir is None:
             raise ParameterError("bench dpsgd: a named model needs a cache folder")
-        return load_language_model(shape.reference, cache_dir=shape.cache_dir).model
+        folder = make_model(shape.reference, cache_dir=shape.cache_dir)
+        return load_folder(folder, name=shape.reference).model
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocabulary,

@@ -121,12 +121,13 @@ def prepare(
     """Make or convert the model weights of a preset, so that a later run starts at once."""
     import os
 
-    from lada_lab.mock.weights import default_cache_dir, prepare_model, prepare_preset
+    from lada_lab.mock.weights import default_cache_dir, prepare_preset
+    from lada_lab.worlds.named_models import make_model
 
     where = (cache_dir or default_cache_dir(os.environ)).absolute()
     if model:
         for reference in model:
-            typer.echo(f"{reference}: {prepare_model(reference, cache_dir=where)}")
+            typer.echo(f"{reference}: {make_model(reference, cache_dir=where)}")
     else:
         with _ending_cleanly(Console(stderr=True)):
             made = prepare_preset(preset, sites=sites, seed=seed, cache_dir=where)

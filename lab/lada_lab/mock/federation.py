@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from lada_lab.mock.presets import Preset, preset_for
 from lada_lab.mock.report import Report, Run, SiteFacts, Study, build_report
 from lada_lab.mock.runner import Outcome, open_screen, read_allocations, run_parties
 from lada_lab.mock.supervisor import Supervisor
-from lada_lab.mock.weights import missing_models, model_location, prepare_missing
+from lada_lab.mock.weights import missing_models, prepare_missing
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.sites import FederationData
 from lada_secure.errors import LadaError, TransportError
@@ -90,7 +90,7 @@ def run_federation(request: Request, *, console: Console) -> tuple[RunLayout, Re
         roster_sha256 = make_identities(layout, supervisor, environment=environment)
         write_settings(
             layout,
-            replace(preset, llm=model_location(preset.llm, cache_dir)),
+            preset,
             port=port,
             roster_sha256=roster_sha256,
             cache_dir=cache_dir,

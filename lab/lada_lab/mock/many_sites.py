@@ -19,7 +19,7 @@ from typing import Final
 _LIBRARIES: Final = (
     "lada_clients.site.service",
     "lada_clients.site.training_display",
-    "lada_lab.worlds.tiny_models",
+    "lada_secure.models.loading",
     "lada_secure.dpsgd.trainer",
     "lada_secure.encryption.scoring_key",
     "lada_secure.privacy.accounting.accountant",

@@ -1,7 +1,7 @@
 """Model weights of a mock run: made or converted once, in child processes, into a cache folder.
 
-The process that starts a run never loads torch. A stamp beside the cached weights says that they
-are complete, so that a second run starts at once.
+The process that starts a run never loads torch. A folder in the cache is complete, so that a
+second run starts at once.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from pathlib import Path
 from lada_lab.mock.preparation import child_environment, lada_command
 from lada_lab.mock.presets import Preset, preset_for
 from lada_lab.mock.supervisor import Child, Supervisor, failure_text
+from lada_lab.worlds.named_models import TUNED, is_made
 from lada_secure.errors import ParameterError
 
 CACHE_VARIABLE = "LADA_CACHE_DIR"
-_STAMPS = "prepared"
-# Prefix of the references that `teacher` makes.
-_TUNED = "smollm2-135m-tuned-"
 
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path:
@@ -34,33 +32,7 @@ def default_cache_dir(environment: Mapping[str, str]) -> Path:
 def missing_models(preset: Preset, cache_dir: Path) -> tuple[str, ...]:
     """References of the preset's models that are not in the cache yet."""
     wanted = dict.fromkeys((preset.slm, preset.llm))
-    return tuple(one for one in wanted if not _is_there(_stamp(cache_dir, one)))
-
-
-def prepare_model(reference: str, *, cache_dir: Path) -> Path:
-    """Load one model, which makes or converts its weights where needed, and stamp it.
-
-    Returns: the folder of its weights.
-    Raises: ParameterError: the weights or what they are made from are missing.
-    """
-    folder = _make(reference, cache_dir)
-    stamp = _stamp(cache_dir, reference)
-    try:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(f"{folder.absolute()}\n", encoding="utf-8")
-    except OSError as error:
-        raise ParameterError(f"{stamp}: cannot be written: {error.strerror}") from error
-    return folder
-
-
-def model_location(reference: str, cache_dir: Path) -> str:
-    """What a settings file names: the reference, or the folder of a model that only we can make."""
-    if not reference.startswith(_TUNED):
-        return reference
-    try:
-        return _stamp(cache_dir, reference).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ParameterError(f"{reference} is not prepared; run `lada mock prepare`") from error
+    return tuple(one for one in wanted if not is_made(one, cache_dir=cache_dir))
 
 
 def prepare_missing(
@@ -75,7 +47,7 @@ def prepare_missing(
     missing = missing_models(preset, cache_dir)
     for derived in (False, True):
         _make_all(
-            [one for one in missing if one.startswith(_TUNED) is derived],
+            [one for one in missing if (TUNED.fullmatch(one) is not None) is derived],
             supervisor,
             cache_dir=cache_dir,
             environment=environment,
@@ -120,25 +92,3 @@ def prepare_preset(name: str, *, sites: int, seed: int, cache_dir: Path) -> tupl
             preset, supervisor, cache_dir=cache_dir, environment=child_environment(os.environ)
         )
     return missing
-
-
-def _make(reference: str, cache_dir: Path) -> Path:
-    # Imported here: torch takes seconds, and only the preparing child process needs it.
-    if reference.startswith(_TUNED):
-        from lada_lab.mock.teacher import build_tuned_llm
-
-        return build_tuned_llm(reference, cache_dir=cache_dir)
-    from lada_secure.models.loading import load_language_model
-
-    return Path(load_language_model(reference, cache_dir=cache_dir).model.name_or_path)
-
-
-def _stamp(cache_dir: Path, reference: str) -> Path:
-    return cache_dir / _STAMPS / reference.replace(os.sep, "_")
-
-
-def _is_there(stamp: Path) -> bool:
-    try:
-        return Path(stamp.read_text(encoding="utf-8").strip()).is_dir()
-    except OSError:
-        return False

@@ -23,11 +23,12 @@ from lada_lab.worlds.chain_world import (
     build_world,
     general_question,
 )
+from lada_lab.worlds.model_cache import cached_folder
 from lada_lab.worlds.tiny_models import tiny_tokenizer
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.errors import ParameterError
-from lada_secure.models.folders import cached_folder, quiet_transformers
+from lada_secure.models.loading import quiet_transformers
 
 _VERSION = 1
 _MAX_POSITIONS = 64

@@ -26,21 +26,13 @@ from lada_lab.worlds.arithmetic import (
     Speech,
     build_world,
 )
+from lada_lab.worlds.model_cache import cached_folder
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.errors import ParameterError
-from lada_secure.models.folders import cached_folder, quiet_transformers
+from lada_secure.models.loading import quiet_transformers
 
-_VERSION = 1
 _PAD, _END, _UNKNOWN = "<pad>", "<end>", "<unk>"
 _MAX_POSITIONS = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TinyModels:
-    """Folders of the two trained models, in the transformers format."""
-
-    slm: Path
-    llm: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,22 +96,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_tiny_models(cache_dir: Path, *, seed: int, sites: int = 3) -> TinyModels:
-    """Train the tiny SLM and LLM of one world one after the other, or find them in the cache.
-
-    Args: seed, sites: as given to `build_federation`.
-    Raises: ParameterError: sites out of range, or a cache that cannot be written.
-    """
-    return TinyModels(
-        slm=build_tiny_model(cache_dir, "slm", seed=seed, sites=sites),
-        llm=build_tiny_model(cache_dir, "llm", seed=seed, sites=sites),
-    )
-
-
 def build_tiny_model(cache_dir: Path, role: str, *, seed: int, sites: int) -> Path:
     """Train one of the two models, some seconds of one thread, or find it in the cache.
 
-    Returns: its folder. `load_language_model("tiny-ROLE-SITES-SEED")` does the same and loads it.
+    Returns: its folder, "tiny-ROLE-SITES-SEED" in the cache.
     Raises: ParameterError: unknown role, sites out of range, or a cache that cannot be written.
     """
     settings = pretraining_of(role, sites=sites)
@@ -131,7 +111,7 @@ def build_tiny_model(cache_dir: Path, role: str, *, seed: int, sites: int) -> Pa
             model.save_pretrained(folder)
             tiny_tokenizer().save_pretrained(folder)
 
-    return cached_folder(cache_dir, f"tiny-{role}-{sites}-{seed}-v{_VERSION}", build)
+    return cached_folder(cache_dir, f"tiny-{role}-{sites}-{seed}", build)
 
 
 def pretrain(world: ArithmeticWorld, settings: Pretraining, *, seed: int) -> LlamaForCausalLM:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lada_lab.worlds.model_cache import cached_folder
+from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
 from lada_lab.worlds.wards import (
     Reader,
     WardSettings,
@@ -24,8 +26,7 @@ from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import PathExample
-from lada_secure.models.folders import cached_folder, quiet_transformers
-from lada_secure.models.loading import SMOLLM2, LanguageModel, load_language_model
+from lada_secure.models.loading import LanguageModel, load_folder, quiet_transformers
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.tuning import TuningSettings, tune_on_paths
 
@@ -55,7 +56,7 @@ def ward_model(settings: WardSettings, tuning: WardTuning, *, seed: int, cache_d
     """The folder of one model, tuned where it is not in the cache yet."""
 
     def build(folder: Path) -> None:
-        lm = load_language_model(SMOLLM2, cache_dir=cache_dir)
+        lm = load_folder(export_smollm2(cache_dir), name=SMOLLM2)
         merged = _tuned(lm, settings, tuning, seed=seed)
         with quiet_transformers():
             merged.save_pretrained(folder)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import grpc
 
-from lada_protocol.lada_pb2 import (
+from lada_protocol.wire.lada_pb2 import (
     Chunk,
     FetchRequest,
     ListReply,

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lada_lab.bench_commands import app
-from lada_lab.micro.opening import run_opening
+from lada_lab.micro.aggregation import run_opening
 from lada_lab.micro.scores import run_scores
 from lada_secure.errors import ParameterError
 

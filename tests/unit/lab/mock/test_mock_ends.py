@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.weights import default_cache_dir, missing_models, prepare_model
+from lada_lab.mock.weights import default_cache_dir, missing_models
+from lada_lab.worlds.named_models import make_model
 
 LADA = Path(sys.executable).with_name("lada")
 START_S = 120.0
@@ -27,7 +28,7 @@ def weights() -> None:
     cache = default_cache_dir(os.environ)
     preset = preset_for("tiny", sites=3, rounds=None, seed=0)
     for reference in missing_models(preset, cache):
-        prepare_model(reference, cache_dir=cache)
+        make_model(reference, cache_dir=cache)
 
 
 @pytest.fixture

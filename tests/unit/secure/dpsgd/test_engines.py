@@ -25,7 +25,7 @@ from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import encode_row
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 
 ENGINES = ("fused", "opacus")
 EXPECTED_UNITS = 5.0

@@ -27,7 +27,7 @@ from lada_secure.models.examples import (
     TokenRow,
 )
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.path_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import PathScorer, per_token
 
 CLIP = 0.05
 LIMIT = 1.0 + 1e-6

@@ -11,7 +11,7 @@ from trainer_doubles import example, small_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import TokenRow, encode_example, encode_row
 from lada_secure.models.loss import LossSettings, example_losses
-from lada_secure.models.path_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import PathScorer, per_token
 
 PATH = torch.tensor([-1.0, -2.0])
 OWN = torch.tensor([-1.5, -0.5])

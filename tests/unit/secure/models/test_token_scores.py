@@ -12,7 +12,7 @@ from lada_lab.micro.dpsgd_variants import BenchModel, build_model, make_step, ma
 from lada_secure.models import token_scores as module
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import encode_row
-from lada_secure.models.path_scoring import PathScorer
+from lada_secure.models.rationale_scoring import PathScorer
 from lada_secure.models.token_scores import can_score_tokens, token_scores
 
 TOKENS, WIDTH, VOCABULARY = 300, 24, 90
@@ -132,11 +132,11 @@ def test_the_scorer_uses_it_and_gives_the_same_gradients_as_without(monkeypatch,
         calls.append(len(args[0]))
         return token_scores(*args)
 
-    monkeypatch.setattr("lada_secure.models.path_scoring.token_scores", noted)
+    monkeypatch.setattr("lada_secure.models.rationale_scoring.token_scores", noted)
     found = []
     for allowed in (True, False):
         monkeypatch.setattr(
-            "lada_secure.models.path_scoring.can_score_tokens",
+            "lada_secure.models.rationale_scoring.can_score_tokens",
             can_score_tokens if allowed else lambda _: False,
         )
         lm = attach_adapters(small_model(architecture), AdapterSettings(rank=2))

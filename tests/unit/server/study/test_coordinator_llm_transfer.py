@@ -27,7 +27,7 @@ from lada_secure.allocation.cells import Clusters
 from lada_secure.data.prompts import path_of
 from lada_secure.data.records import pool_bytes, pool_hash
 from lada_secure.errors import TransportError
-from lada_secure.models.folders import quiet_transformers
+from lada_secure.models.loading import quiet_transformers
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import CoordinatorUplink, Decision, update_body
 from lada_server.study.proposal import Study

@@ -1,15 +1,15 @@
-"""Folders of models on disk: made once, complete or not at all, and read quietly."""
+"""Folders of models on disk: made once, complete or not at all.
+
+Whoever changes how a model is made empties the cache, or gives the model another name.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import transformers
 
 from lada_secure.errors import ParameterError
 
@@ -41,15 +41,3 @@ def cached_folder(cache_dir: Path, name: str, build: Callable[[Path], None]) -> 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal for a while, then restore the setting."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()

@@ -8,7 +8,6 @@ privacy, and it is done once and kept in the cache.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.model_cache import cached_folder
+from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.data.records import Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.folders import cached_folder, quiet_transformers
-from lada_secure.models.loading import SMOLLM2, LanguageModel, load_language_model
-
-TUNED = re.compile(r"smollm2-135m-tuned-(\d{1,2})-(\d{1,18})")
-_VERSION = 3
+from lada_secure.models.loading import LanguageModel, load_folder, quiet_transformers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,27 +47,23 @@ class _Example:
     path: tuple[int, ...]
 
 
-def build_tuned_llm(reference: str, *, cache_dir: Path) -> Path:
+def build_tuned_llm(cache_dir: Path, *, sites: int, seed: int) -> Path:
     """Tune SmolLM2 on a study's public material, or find the result in the cache.
 
-    Args: reference: "smollm2-135m-tuned-SITES-SEED"; sites and seed as in `build_federation`.
-    Returns: a model folder in the transformers format.
-    Raises: ParameterError: another reference, or weights or data are missing.
+    Args: sites, seed: as in `build_federation`.
+    Returns: its folder, "smollm2-135m-tuned-SITES-SEED" in the cache.
+    Raises: ParameterError: weights or data are missing.
     """
-    found = TUNED.fullmatch(reference)
-    if found is None:
-        raise ParameterError(f"expected smollm2-135m-tuned-SITES-SEED, got {reference!r}")
-    sites, seed = int(found.group(1)), int(found.group(2))
 
     def build(folder: Path) -> None:
         data = build_federation("demo", sites=sites, seed=seed)
-        lm = load_language_model(SMOLLM2, cache_dir=cache_dir)
+        lm = load_folder(export_smollm2(cache_dir), name=SMOLLM2)
         merged = tune(lm, data.teacher, Tuning(), seed=seed)
         with quiet_transformers():
             merged.save_pretrained(folder)
             lm.tokenizer.save_pretrained(folder)
 
-    return cached_folder(cache_dir, f"{reference}-v{_VERSION}", build)
+    return cached_folder(cache_dir, f"{SMOLLM2}-tuned-{sites}-{seed}", build)
 
 
 def tune(lm: LanguageModel, records: Sequence[Record], settings: Tuning, *, seed: int) -> Any:

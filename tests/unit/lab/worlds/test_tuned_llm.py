@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lada_lab.mock.presets import DEMO
-from lada_lab.mock.teacher import TUNED, Tuning, build_tuned_llm, tune
-from lada_lab.mock.weights import missing_models, model_location
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.tiny_models import tiny_tokenizer
+from lada_lab.worlds.tuned_llm import Tuning, tune
 from lada_secure.data.prompts import path_of, prompt_of
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import path_log_probabilities
@@ -63,29 +58,3 @@ def test_tuning_twice_gives_the_same_weights() -> None:
 def test_tuning_without_records_is_refused() -> None:
     with pytest.raises(ParameterError, match="public records"):
         tune(small_model(), [], SETTINGS, seed=0)
-
-
-def test_a_tuned_model_is_named_by_its_folder_once_it_is_there(tmp_path: Path) -> None:
-    reference = DEMO.llm.format(sites=3, seed=0)
-    assert TUNED.fullmatch(reference)
-    with pytest.raises(ParameterError, match="lada mock prepare"):
-        model_location(reference, tmp_path)
-    stamp = tmp_path / "prepared" / reference
-    stamp.parent.mkdir()
-    stamp.write_text(f"{tmp_path}\n", encoding="utf-8")
-    assert model_location(reference, tmp_path) == str(tmp_path)
-    assert model_location("smollm2-135m", tmp_path) == "smollm2-135m"
-
-
-def test_a_stamp_without_its_folder_counts_as_missing(tmp_path: Path) -> None:
-    stamp = tmp_path / "prepared" / DEMO.slm
-    stamp.parent.mkdir()
-    stamp.write_text(f"{tmp_path / 'gone'}\n", encoding="utf-8")
-    assert missing_models(DEMO, tmp_path) == (DEMO.slm, DEMO.llm)
-    stamp.write_text(f"{tmp_path}\n", encoding="utf-8")
-    assert missing_models(DEMO, tmp_path) == (DEMO.llm,)
-
-
-def test_another_reference_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=re.escape("smollm2-135m-tuned-SITES-SEED")):
-        build_tuned_llm("smollm2-135m-tuned", cache_dir=tmp_path)

