@@ -35,10 +35,10 @@ def opening(
 
     Ratios are ours over the baseline's, CPU time; below 1 is better.
     """
-    from lada_lab.micro.aggregation import run_opening
+    from lada_lab.micro.aggregation import run_aggregation
 
     _show(
-        run_opening(entries=entries, sites=sites, repetitions=repetitions),
+        run_aggregation(entries=entries, sites=sites, repetitions=repetitions),
         title=f"Opening: {entries} entries, {sites} sites",
         as_json=as_json,
     )

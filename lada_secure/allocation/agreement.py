@@ -18,7 +18,7 @@ _PRIOR_PATHS = 2.0
 
 
 def cell_agreement(
-    gains: npt.ArrayLike, cell_of_path: npt.ArrayLike, *, cells: int, least_share: float = 0.5
+    gains: npt.ArrayLike, cell_of_rationale: npt.ArrayLike, *, cells: int, least_share: float = 0.5
 ) -> FloatArray:
     """How sure it is that a cell's paths agree with the private records, (d,) in [0, 1].
 
@@ -26,24 +26,24 @@ def cell_agreement(
     The spread of a gain is estimated over all paths; two paths at the bound are counted in, so an
     unseen cell has 1/2.
 
-    Args: gains: (m,) nats per token. cell_of_path: (m,) in [0, cells). least_share: in [0, 1].
+    Args: gains: (m,) nats per token. cell_of_rationale: (m,) in [0, cells). least_share: in [0, 1].
     """
     from scipy.special import ndtr
 
     values = float_vector("gains", gains)
-    seen = cell_means(values, cell_of_path, cells=cells)
+    seen = cell_means(values, cell_of_rationale, cells=cells)
     bound = _bound(seen, least_share)
     counted = seen.count + _PRIOR_PATHS
     excess = (seen.mean - bound) * seen.count / counted
-    certainty: FloatArray = np.asarray(
-        ndtr(excess * np.sqrt(counted) / _spread(values, seen, cell_of_path)), dtype=np.float64
+    confidence: FloatArray = np.asarray(
+        ndtr(excess * np.sqrt(counted) / _spread(values, seen, cell_of_rationale)), dtype=np.float64
     )
-    return certainty
+    return confidence
 
 
-def agreeing_paths(
+def agreeing_rationales(
     gains: npt.ArrayLike,
-    cell_of_path: npt.ArrayLike,
+    cell_of_rationale: npt.ArrayLike,
     *,
     cells: int,
     least_share: float = 0.5,
@@ -59,7 +59,7 @@ def agreeing_paths(
     Returns: (m,) bool.
     """
     values = float_vector("gains", gains)
-    places = index_vector("cells of paths", cell_of_path, below=cells, length=len(values))
+    places = index_vector("cells of paths", cell_of_rationale, below=cells, length=len(values))
     if not cell_weight >= 0.0:
         raise ParameterError(f"cell_weight: expected at least 0, got {cell_weight}")
     seen = cell_means(values, places, cells=cells)
@@ -75,10 +75,10 @@ def _bound(seen: CellMeans, least_share: float) -> float:
     return least_share * max(float(leaning.max(initial=0.0)), 0.0)
 
 
-def _spread(values: FloatArray, seen: CellMeans, cell_of_path: npt.ArrayLike) -> float:
+def _spread(values: FloatArray, seen: CellMeans, cell_of_rationale: npt.ArrayLike) -> float:
     """Standard deviation of gains around their cells' means, never 0."""
     if not len(values):
         return 1.0
-    away = values - seen.mean[np.asarray(cell_of_path)]
+    away = values - seen.mean[np.asarray(cell_of_rationale)]
     free = max(len(values) - len(seen.seen), 1)
     return max(float(np.sqrt(np.sum(away**2) / free)), 1e-3)

@@ -37,9 +37,9 @@ def learnability_gap(
     llm_totals: npt.ArrayLike,
     llm_lengths: npt.ArrayLike,
 ) -> FloatArray:
-    """How much better the LLM predicts each reasoning path than the SLM does, (n,) nats.
+    """How much better the LLM predicts each rationale than the SLM does, (n,) nats.
 
-    Positive: the LLM has something to teach. Negative: the SLM knows more (the uplink's
+    Positive: the LLM has something to teach. Negative: the SLM knows more (the LLM transfer's
     direction). Tokens are never aligned: only log-probabilities of whole paths are compared
     (Guo et al. 2026, arXiv 2602.18749).
     """

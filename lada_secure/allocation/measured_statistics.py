@@ -15,7 +15,7 @@ from lada_secure.allocation.statistics import (
 )
 from lada_secure.dpsgd.private_examples import record_example
 from lada_secure.models.embedding import Embedder
-from lada_secure.models.evaluation import path_losses
+from lada_secure.models.evaluation import rationale_losses
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 from lada_secure.privacy.release.units import Unit
@@ -45,7 +45,7 @@ def measured_statistics(
     def measured(part: Sequence[Unit], batch: int) -> list[tuple[MeasuredRecord, ...]]:
         records = [one for unit in part for one in unit.records]
         placed = clusters.assign(embedder.embed([one.question for one in records]))
-        losses = path_losses(
+        losses = rationale_losses(
             lm, [record_example(one, reasons=False) for one in records], batch_size=batch
         )
         found = iter(

@@ -1,7 +1,7 @@
-"""Trains trial students on public paths, and measures what each makes of a site's records.
+"""Trains valuation students on public paths, and measures what each makes of a site's records.
 
 Training reads released adapters and public text alone. The gains are private; they leave through
-`lada_secure.allocation.valuation_gains.release_trials` and in no other way.
+`lada_secure.allocation.valuation_gains.release_gains` and in no other way.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lada_secure.allocation.valuation_gains import TrialParameters, UnitGains, unit_gains
+from lada_secure.allocation.valuation_gains import UnitGains, ValuationParameters, unit_gains
 from lada_secure.arrays import FloatArray
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.private_examples import record_example
 from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.models.evaluation import batches_by_length
-from lada_secure.models.examples import PathExample, TokenRow, encode_row
+from lada_secure.models.examples import RationaleExample, TokenRow, encode_row
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationale_scoring import PathScorer, per_token
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
 _CACHE_BYTES = 256 * 2**20
 
 
-def trial_student(
+def valuation_student(
     lm: LanguageModel,
-    paths: Sequence[PathExample],
+    paths: Sequence[RationaleExample],
     *,
     reference: AdapterWeights,
     tuning: TuningSettings,
@@ -42,18 +42,18 @@ def trial_student(
     before = adapter_weights(lm)
     try:
         load_adapters(lm, reference)
-        return tune_on_paths(lm, paths, (), tuning)
+        return tune_on_rationales(lm, paths, (), tuning)
     finally:
         load_adapters(lm, before)
 
 
-def measured_trials(
+def measured_gains(
     lm: LanguageModel,
     units: Sequence[Unit],
     students: Mapping[int, AdapterWeights],
     *,
     reference: AdapterWeights,
-    parameters: TrialParameters,
+    parameters: ValuationParameters,
     batch_size: int,
 ) -> UnitGains:
     """By how much each student makes the records' own reasons likelier than the reference does.
@@ -100,7 +100,7 @@ class _RecordScores:
 
     lm: LanguageModel
     rows: tuple[TokenRow, ...]
-    scorer: PathScorer
+    scorer: RationaleScorer
     batch_size: int
 
     @classmethod
@@ -112,7 +112,7 @@ class _RecordScores:
         return cls(
             lm=lm,
             rows=tuple(encode_row(lm, one.prompt, one.path) for one in examples),
-            scorer=PathScorer(lm.model, device=lm.model.device, cache_bytes=_CACHE_BYTES),
+            scorer=RationaleScorer(lm.model, device=lm.model.device, cache_bytes=_CACHE_BYTES),
             batch_size=batch_size,
         )
 

@@ -1,4 +1,4 @@
-"""The data filter: what training on a cell will bring, and how far off that forecast may be.
+"""The reward model: what training on a cell will bring, and how far off that forecast may be.
 
 Two small networks as in EE-Net (Ban et al., ICLR 2022): the exploitation network f1 predicts the
 reward of a cell from its features; the exploration network f2 predicts the residual r - f1(x)
@@ -163,12 +163,12 @@ def observations(beliefs: CellBeliefs, rewards: CellMeans, *, round_id: int) -> 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilterHistory:
+class RewardHistory:
     """All observations of a site so far, oldest round first."""
 
     rounds: tuple[RoundObservations, ...] = ()
 
-    def with_round(self, observed: RoundObservations) -> FilterHistory:
+    def with_round(self, observed: RoundObservations) -> RewardHistory:
         """The history with one more round.
 
         Raises: ParameterError: the round is not later than the last one.
@@ -178,7 +178,7 @@ class FilterHistory:
                 f"filter history: round {observed.round_id} after {self.rounds[-1].round_id}; "
                 "rounds must be added once and in order"
             )
-        return FilterHistory(rounds=(*self.rounds, observed))
+        return RewardHistory(rounds=(*self.rounds, observed))
 
     def picks(self, cells: int) -> FloatArray:
         """Samples trained on so far per cell, (cells,) float64."""
@@ -199,17 +199,17 @@ class FilterHistory:
         return {"version": 1, "rounds": [one.to_json() for one in self.rounds]}
 
 
-def parse_history(value: Json) -> FilterHistory:
+def parse_history(value: Json) -> RewardHistory:
     """Read a history from the site's own state.
 
-    Raises: ParameterError: not what `FilterHistory.to_json` writes.
+    Raises: ParameterError: not what `RewardHistory.to_json` writes.
     """
     if not isinstance(value, Mapping) or set(value) != {"version", "rounds"}:
         raise ParameterError("filter history: expected the keys 'version' and 'rounds'")
     rounds = value["rounds"]
     if value["version"] != 1 or not isinstance(rounds, Sequence) or isinstance(rounds, str):
         raise ParameterError("filter history: expected version 1 and a list of rounds")
-    history = FilterHistory()
+    history = RewardHistory()
     for row in rounds:
         history = history.with_round(_parse_observations(row))
     return history
@@ -233,7 +233,7 @@ def _parse_observations(row: Json) -> RoundObservations:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilterSettings:
+class RewardModelSettings:
     """Shape and training of the filter; none of it touches the privacy guarantee.
 
     hidden: width of both networks. gradient_features: width of the pooled gradient.
@@ -276,8 +276,8 @@ class Forecast:
     exploration: FloatArray
 
 
-class DataFilter:
-    """A fitted pair of networks; made by `fit_filter`."""
+class RewardModel:
+    """A fitted pair of networks; made by `fit_reward_model`."""
 
     def __init__(
         self,
@@ -315,7 +315,9 @@ class DataFilter:
         )
 
 
-def fit_filter(history: FilterHistory, settings: FilterSettings, *, width: int) -> DataFilter:
+def fit_reward_model(
+    history: RewardHistory, settings: RewardModelSettings, *, width: int
+) -> RewardModel:
     """Fit both networks to a site's history; no history gives the prior for every cell.
 
     f2 learns from residuals as they stood when each round was chosen: round t's observations
@@ -358,11 +360,11 @@ def fit_filter(history: FilterHistory, settings: FilterSettings, *, width: int) 
             iterations=settings.iterations,
             pull=settings.pull,
         )
-    return DataFilter(exploitation=first, exploration=second, centre=centre, spread=spread)
+    return RewardModel(exploitation=first, exploration=second, centre=centre, spread=spread)
 
 
 def _centre_and_spread(
-    rounds: Sequence[RoundObservations], settings: FilterSettings
+    rounds: Sequence[RoundObservations], settings: RewardModelSettings
 ) -> tuple[float, float]:
     """Mean reward, shrunken to the prior, and the deviation around it in units of reward."""
     if not rounds:

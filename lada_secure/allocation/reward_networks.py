@@ -1,4 +1,4 @@
-"""The small networks of the data filter, and the pooling of their gradients."""
+"""The small networks of the reward model, and the pooling of their gradients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One site's choice in one round: what it believes of every cell, and which samples follow.
 
 The same two steps in the whole protocol, where the scores between them come back encrypted, and in
-front of any host in one process. Both read released statistics and released models' losses on
+front of any baseline in one process. Both read released statistics and released models' losses on
 public paths, and nothing else, so that the choice is post-processing.
 """
 
@@ -17,19 +17,19 @@ from lada_secure.allocation.cluster_estimates import ClusterEstimates
 from lada_secure.allocation.gap import cell_means, probability, smoothed
 from lada_secure.allocation.reward_model import (
     CellBeliefs,
-    FilterHistory,
-    FilterSettings,
+    RewardHistory,
+    RewardModelSettings,
     feature_count,
-    fit_filter,
+    fit_reward_model,
 )
 from lada_secure.allocation.strategies import (
     CellView,
     cluster_quotas,
-    cluster_worths,
+    cluster_utilities,
     pick_by_cluster,
     pick_in_turn,
-    sample_priorities,
     strategy,
+    utilities_of_samples,
 )
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.errors import ParameterError
@@ -39,7 +39,7 @@ from lada_secure.errors import ParameterError
 class AllocationSettings:
     """How a site chooses.
 
-    strategy: a key of `learnability.allocation.STRATEGIES`. quota: most picks in a round, >= 1.
+    strategy: a key of `strategies.STRATEGIES`. quota: most picks in a round, >= 1.
     threshold: least score of a pick, in [0, 1]. exploration_weight: >= 0, 0 switches it off.
     clustering_start: quotas by noised mass in round 0, but for picks at random, which that would
     make the strategy "domain". loss_clip: of the statistics, nats per token. seed: breaks ties and
@@ -78,18 +78,18 @@ class PoolMap:
 
 def cell_view(
     paths: Sequence[tuple[int, float]],
-    history: FilterHistory,
+    history: RewardHistory,
     estimates: ClusterEstimates,
     grid: CellGrid,
     settings: AllocationSettings,
     *,
     agreement: FloatArray | None = None,
 ) -> CellView:
-    """What the site believes of every cell, and what its data filter forecasts.
+    """What the site believes of every cell, and what its reward model forecasts.
 
     Args: paths: cell and p = exp(-loss) under the site's SLM of the paths that came so far; before
         any came, the noised losses stand in. history: what training on cells brought. estimates:
-        the site's own released statistics. agreement: (d,) of `learnability.agreement`.
+        the site's own released statistics. agreement: (d,) of `allocation.agreement`.
     """
     prior = probability(estimates.mean_losses)
     known = smoothed(
@@ -105,7 +105,9 @@ def cell_view(
         last_reward=history.last_rewards(grid.cells),
         picks=history.picks(grid.cells),
     )
-    fitted = fit_filter(history, FilterSettings(seed=settings.seed), width=feature_count(grid))
+    fitted = fit_reward_model(
+        history, RewardModelSettings(seed=settings.seed), width=feature_count(grid)
+    )
     return CellView(
         beliefs=beliefs, forecast=fitted.forecast(beliefs.features()), agreement=agreement
     )
@@ -132,9 +134,11 @@ def choose(
     Returns: (n,) bool with at most quota True.
     """
     start = round_id == 0 and settings.clustering_start and settings.strategy != "random"
-    priorities = sample_priorities(settings.strategy, scores, seed=settings.seed + round_id)
+    sample_utilities = utilities_of_samples(
+        settings.strategy, scores, seed=settings.seed + round_id
+    )
     if start or strategy(settings.strategy).by_cluster:
-        shares = estimates.shares if start else cluster_worths(utilities, pool.grid)
+        shares = estimates.shares if start else cluster_utilities(utilities, pool.grid)
         good = groups[0] & (scores >= settings.threshold)
         rooms = np.bincount(pool.clusters[good], minlength=pool.grid.clusters)
         return pick_by_cluster(
@@ -143,7 +147,7 @@ def choose(
             cluster_quotas(shares, settings.quota, available=rooms),
             threshold=settings.threshold,
             available=groups[0],
-            priorities=priorities,
+            sample_utilities=sample_utilities,
             seed=settings.seed,
         )
     return pick_in_turn(
@@ -151,6 +155,6 @@ def choose(
         groups,
         quota=settings.quota,
         threshold=settings.threshold,
-        priorities=priorities,
+        sample_utilities=sample_utilities,
         seed=settings.seed + round_id,
     )

@@ -59,7 +59,7 @@ def site_bound(*, scale: int, max_units: int, noise_multiplier: float) -> int:
 
 
 def sum_bound(bound: int, *, sites: int) -> int:
-    """Bound on the magnitude of every entry of the sum over `sites`, for the opening."""
+    """Bound on the magnitude of every entry of the sum over `sites`, for the secure aggregation."""
     if bound < 1 or sites < 1:
         raise ParameterError(f"sum bound: expected positive numbers, got {bound} and {sites}")
     return bound * sites

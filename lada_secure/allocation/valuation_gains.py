@@ -1,6 +1,6 @@
-"""Noised gains of path trials: how much each group of public paths helps with a site's records.
+"""Noised gains of data valuation: how much each group of public paths helps a site's records.
 
-A *trial student* is the reference model after some training on the received paths of one public
+A *valuation student* is the reference model after some training on the received paths of one public
 cluster alone. Its *gain* on a private record is by how much likelier it makes the record's own
 reasons than the reference does, in nats per token: below 0, the cluster's paths contradict the
 record. Summed over all records, gains say which clusters to learn from, and to which no path is
@@ -40,7 +40,7 @@ _LARGEST_ENTRY = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialParameters:
+class ValuationParameters:
     """Public parameters of the gains; one object fixes clipping, noise and event.
 
     clusters: C. gain_clip: > 0, nats per token. noise_multiplier: noise std / L2 sensitivity.
@@ -85,15 +85,15 @@ class UnitGains:
     """Exact sums over private units, before noise. Never leave the site; no repr of values."""
 
     vector: IntArray = field(repr=False)
-    parameters: TrialParameters
+    parameters: ValuationParameters
 
 
-def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> UnitGains:
-    """Add up what every privacy unit says of each cluster's trial student.
+def unit_gains(gains: Sequence[FloatArray], *, parameters: ValuationParameters) -> UnitGains:
+    """Add up what every privacy unit says of each cluster's valuation student.
 
     Args: gains: per unit of `bound_units` (records with reasons, C), nats per token, 0 for clusters
-        without a trial. A unit without rows adds zero: none of its records has reasons, or it could
-        not be measured. NaN counts as 0: refusing it would let one record stop a release.
+        without a valuation. A unit without rows adds zero: none of its records has reasons, or it
+        could not be measured. NaN counts as 0: refusing it would let one record stop a release.
     Returns: (C + 1,) in steps, all zeros for no units.
     Raises: ParameterError: rows of another length.
     """
@@ -104,7 +104,7 @@ def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> U
     return UnitGains(vector=frozen(total), parameters=parameters)
 
 
-def _contribution(rows: FloatArray, parameters: TrialParameters) -> IntArray:
+def _contribution(rows: FloatArray, parameters: ValuationParameters) -> IntArray:
     if rows.shape[1:] != (parameters.clusters,):
         raise ParameterError(
             f"trials: expected {parameters.clusters} gains per record, got shape {rows.shape[1:]}"
@@ -125,7 +125,7 @@ class NoisedGains:
     """Gains after noise: free to use. vector: (C + 1,) int64."""
 
     vector: IntArray
-    parameters: TrialParameters
+    parameters: ValuationParameters
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: another shape."""
@@ -164,7 +164,7 @@ class NoisedGains:
         return vector_bytes(self.vector)
 
 
-def parse_noised_gains(raw: bytes, parameters: TrialParameters) -> NoisedGains:
+def parse_noised_gains(raw: bytes, parameters: ValuationParameters) -> NoisedGains:
     """Read the stored output of a release.
 
     Raises: LedgerError: not what `NoisedGains.to_bytes` writes for these parameters.
@@ -173,8 +173,8 @@ def parse_noised_gains(raw: bytes, parameters: TrialParameters) -> NoisedGains:
     return NoisedGains(vector=vector, parameters=parameters)
 
 
-def trials_spec(
-    parameters: TrialParameters,
+def valuation_spec(
+    parameters: ValuationParameters,
     *,
     study_id: str,
     plan_hash: str,
@@ -187,17 +187,17 @@ def trials_spec(
     )
 
 
-def release_trials(
+def release_gains(
     compute: Callable[[Reservation], UnitGains],
     *,
-    parameters: TrialParameters,
+    parameters: ValuationParameters,
     book: LedgerBook,
     spec: ReleaseSpec,
 ) -> Released[NoisedGains]:
     """Pay, compute, add discrete Gaussian noise, commit: the only way out for gains.
 
     Args: compute: called only once the ledger has the reservation, and not at all where this
-        round's output is stored already. spec: from `trials_spec` with the same parameters.
+        round's output is stored already. spec: from `valuation_spec` with the same parameters.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
         `spec` or the computed gains belong to other parameters. LedgerError: see
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.

@@ -56,9 +56,9 @@ class PhysicalBatch:
 
     def rows(self) -> tuple[tuple[TokenRow, ...], tuple[int, ...]]:
         """All sequences, paths first and own paths after them, and the unit of each."""
-        own = [number for number, one in enumerate(self.examples) if one.own_path is not None]
+        own = [number for number, one in enumerate(self.examples) if one.rejected is not None]
         rows = [one.path for one in self.examples]
-        rows += [one.own_path for one in self.examples if one.own_path is not None]
+        rows += [one.rejected for one in self.examples if one.rejected is not None]
         unit_of_row = (*self.unit_of_example, *(self.unit_of_example[number] for number in own))
         return tuple(rows), unit_of_row
 

@@ -18,12 +18,16 @@ import torch
 
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.dpsgd.signal_to_noise import TimeLeft, TrainingOutlook, training_outlook
+from lada_secure.dpsgd.signal_to_noise import (
+    SignalToNoiseEstimate,
+    TimeLeft,
+    estimate_signal_to_noise,
+)
 from lada_secure.dpsgd.state import TrainingState, decode_state, encode_state
 from lada_secure.dpsgd.trainer import Trainer, TrainerFactory
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import (
     DP_SGD,
@@ -92,14 +96,14 @@ def distil(
     lm: LanguageModel,
     *,
     units: PaidUnits,
-    pool: Sequence[PathExample],
+    pool: Sequence[RationaleExample],
     privacy: DpSgdParameters,
     settings: TrainerSettings,
     book: LedgerBook,
     spec: ReleaseSpec,
     progress: Callable[[StepReport], None] | None = None,
     open_trainer: TrainerFactory = Trainer,
-    announce: Callable[[TrainingOutlook], None] | None = None,
+    announce: Callable[[SignalToNoiseEstimate], None] | None = None,
 ) -> Distilled:
     """Train the model's adapters in place on private units and pool samples, and release them.
 
@@ -135,7 +139,7 @@ def distil(
         try:
             if announce is not None:
                 count = sum(one.numel() for one in trainer.parameters)
-                announce(training_outlook(privacy, parameters=count))
+                announce(estimate_signal_to_noise(privacy, parameters=count))
             run = _Run(
                 lm=lm,
                 trainer=trainer,
@@ -286,7 +290,7 @@ def training_spec(
 
 def _binding(
     first: AdapterWeights,
-    pool: Sequence[PathExample],
+    pool: Sequence[RationaleExample],
     privacy: DpSgdParameters,
     settings: TrainerSettings,
 ) -> str:

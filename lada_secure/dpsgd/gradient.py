@@ -23,7 +23,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit
 from lada_secure.models.loss import LossSettings, example_losses
 from lada_secure.models.memory_limit import is_out_of_memory, release_cached_memory
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class GradientSource:
         self,
         *,
         engine: GradientEngine,
-        scorer: PathScorer,
+        scorer: RationaleScorer,
         loss: LossSettings,
         physical_batch_size: int,
     ) -> None:
@@ -92,7 +92,7 @@ class GradientSource:
     def _contrasted(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
         if self._loss.contrastive_form != "dpo" or self._loss.contrastive_weight == 0.0:
             return []
-        return [one for one in examples if one.own_path is not None]
+        return [one for one in examples if one.rejected is not None]
 
     def _leads(self, batch: PhysicalBatch) -> list[tuple[EncodedExample, float]]:
         with torch.no_grad():
@@ -246,7 +246,7 @@ class GradientSource:
         rows, _ = batch.rows()
         scores = per_token(self._scorer(rows), rows)
         path = scores[: len(examples)]
-        holders = [at for at, one in enumerate(examples) if one.own_path is not None]
+        holders = [at for at, one in enumerate(examples) if one.rejected is not None]
         where = torch.tensor(holders, dtype=torch.int64, device=scores.device)
         own = torch.zeros_like(path).index_copy(0, where, scores[len(examples) :])
         has_own = torch.zeros_like(path, dtype=torch.bool).index_fill(0, where, True)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.privacy.release.units import Unit
 
 
-def record_example(record: Record, *, reasons: bool = True) -> PathExample:
+def record_example(record: Record, *, reasons: bool = True) -> RationaleExample:
     """A private record as something to learn, with its reasons where it has some."""
-    return PathExample(
+    return RationaleExample(
         example_id=record.record_id,
         prompt=prompt_of(record.question, record.choices),
-        path=path_of(record.answer, record.choices, record.rationale if reasons else None),
-        own_path=None,
+        path=rationale_of(record.answer, record.choices, record.rationale if reasons else None),
+        rejected=None,
     )
 
 
@@ -30,7 +30,7 @@ def private_unit(
     with nothing to add to a sum: who has reasons is private, too.
 
     Args: written: paths by the records' places that stand in for those of records without reasons,
-        see `own_reasons.written_reasons`; empty for none.
+        see `own_reasons.self_generated_rationales`; empty for none.
     """
     paths = written or (None,) * len(unit.records)
     return PrivateUnit(

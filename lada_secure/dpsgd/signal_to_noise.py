@@ -15,7 +15,7 @@ _DROWNED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingOutlook:
+class SignalToNoiseEstimate:
     """signal_to_noise: best case over the whole run; `hint` is None where it looks fine."""
 
     parameters: int
@@ -35,7 +35,7 @@ def signal_to_noise(
     return math.sqrt(steps) * expected_units / (noise_multiplier * math.sqrt(parameters))
 
 
-def training_outlook(privacy: DpSgdParameters, *, parameters: int) -> TrainingOutlook:
+def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> SignalToNoiseEstimate:
     """Judge privacy parameters against the number of trainable parameters.
 
     Args: parameters: > 0, of `trainable_summary`.
@@ -54,7 +54,7 @@ def training_outlook(privacy: DpSgdParameters, *, parameters: int) -> TrainingOu
             "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
             "or lower private_weight"
         )
-    return TrainingOutlook(parameters=parameters, signal_to_noise=ratio, hint=hint)
+    return SignalToNoiseEstimate(parameters=parameters, signal_to_noise=ratio, hint=hint)
 
 
 @dataclass(slots=True, kw_only=True)

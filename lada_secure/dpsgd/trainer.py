@@ -36,14 +36,14 @@ from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFaile
 from lada_secure.models.examples import (
     EncodedExample,
     EncodedUnit,
-    PathExample,
     PrivateUnit,
     PublicOrder,
+    RationaleExample,
     encode_example,
     encode_units,
 )
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Trainer:
         self,
         lm: LanguageModel,
         *,
-        pool: Sequence[PathExample],
+        pool: Sequence[RationaleExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
     ) -> None:
@@ -120,7 +120,7 @@ class Trainer:
         self.left_out_units = 0
         self.non_finite_public_steps = 0
         try:
-            scorer = PathScorer(
+            scorer = RationaleScorer(
                 lm.model,
                 device=self.device,
                 cache_bytes=settings.frozen_cache_bytes,
@@ -277,7 +277,7 @@ class TrainerFactory(Protocol):
         self,
         lm: LanguageModel,
         *,
-        pool: Sequence[PathExample],
+        pool: Sequence[RationaleExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
     ) -> Trainer: ...

@@ -3,10 +3,10 @@
 What may be opened is the caller's decision (one sum per round and purpose, ever); this module
 makes sure that what is opened is a vector in range, and says so where it is not.
 
-One key should serve few openings. BFV is not secure against an adversary who sees decryptions of
-ciphertexts of its own making: a site or coordinator that adds a crafted ciphertext and learns
-whether the attempt aborted gets about one bit on the secret key. A key per round, and a new one
-after each aborted attempt, leaves nothing to collect.
+One key should open few sums. BFV is not secure against an adversary who sees
+decryptions of ciphertexts of its own making: a site or coordinator that adds a crafted ciphertext
+and learns whether the attempt aborted gets about one bit on the secret key. A key per round, and a
+new one after each aborted attempt, leaves nothing to collect.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy.typing as npt
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
     POLY_MODULUS_DEGREE,
-    OpeningParameters,
-    opening_parameters,
+    AggregationParameters,
+    aggregation_parameters,
 )
 from lada_secure.encryption.parsing import PUBLIC_KEY_MAGIC, frame, pack
 from lada_secure.encryption.sealing import CHUNKS_PER_REQUEST, check_sealed, parse_public_key
@@ -37,14 +37,14 @@ _SECRET_BYTES: Final = POLY_MODULUS_DEGREE * 8
 _CHECKSUM_BYTES: Final = 32
 
 
-class OpeningKey:
+class AggregateKey:
     """A BFV key pair for one parameter set. Never printed, never pickled."""
 
     __slots__ = ("_public", "_secret", "_worker", "parameters")
 
     def __init__(
         self,
-        parameters: OpeningParameters,
+        parameters: AggregationParameters,
         public: bytes,
         secret: bytes,
         worker: WorkerProcess | None,
@@ -56,12 +56,12 @@ class OpeningKey:
 
     @classmethod
     def generate(
-        cls, params: OpeningParameters, *, worker: WorkerProcess | None = None
-    ) -> OpeningKey:
+        cls, params: AggregationParameters, *, worker: WorkerProcess | None = None
+    ) -> AggregateKey:
         """A new key pair from the operating system's generator (SEAL's BLAKE2xb, seeded by it)."""
         process = worker or shared_worker(DECRYPTING_WORKER)
         which = numbers([params.coeff_modulus, params.plain_modulus])
-        raw_public, secret = process.call("opening_generate", [which])
+        raw_public, secret = process.call("aggregate_generate", [which])
         coefficients = np.frombuffer(raw_public, dtype="<u8")
         body = pack(coefficients, params.coefficient_bytes)
         return cls(params, frame(PUBLIC_KEY_MAGIC, params.digest, body), bytes(secret), worker)
@@ -136,7 +136,7 @@ class OpeningKey:
         return body + hashlib.sha256(body).digest()
 
     @classmethod
-    def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> OpeningKey:
+    def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> AggregateKey:
         """Read a key that `to_bytes` wrote.
 
         Raises: ParameterError: not such a file, damaged, or of a version with other parameters.
@@ -145,7 +145,7 @@ class OpeningKey:
         intact = hmac.compare_digest(hashlib.sha256(body).digest(), checksum)
         if not raw.startswith(_MAGIC) or not intact:
             raise ParameterError("opening key file is damaged or is not one; restore a copy")
-        params = opening_parameters(
+        params = aggregation_parameters(
             length=int.from_bytes(body[4:8], "big"), sum_bound=int.from_bytes(body[8:16], "big")
         )
         public, secret = body[16:-_SECRET_BYTES], body[-_SECRET_BYTES:]

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.native import Ring, opening_ring, scoring_ring
+from lada_secure.encryption.native import Ring, aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
 from lada_secure.encryption.parsing import pack
 from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
@@ -50,7 +50,7 @@ class _Sealer:
         known = self._encryptors.get((which, key))
         if known is None:
             prime, plain_modulus, _ = read_numbers(which)
-            ring = opening_ring(prime, plain_modulus)
+            ring = aggregation_ring(prime, plain_modulus)
             coefficients = np.frombuffer(key, dtype="<u8").reshape(2, POLY_MODULUS_DEGREE)
             encryptor = sealapi.Encryptor(ring.context, ring.public_key(coefficients))
             known = ring, sealapi.BatchEncoder(ring.context), encryptor

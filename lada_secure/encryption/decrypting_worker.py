@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.native import opening_ring, scoring_ring
+from lada_secure.encryption.native import aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE
 from lada_secure.encryption.parsing import pack, unpack
 from lada_secure.encryption.workers.frames import Part, read_numbers
@@ -32,9 +32,9 @@ from lada_secure.encryption.workers.loop import run
 _ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
 
 
-def _opening_generate(parts: list[memoryview]) -> list[Part]:
+def _aggregate_generate(parts: list[memoryview]) -> list[Part]:
     prime, plain_modulus = read_numbers(parts[0])
-    ring = opening_ring(prime, plain_modulus)
+    ring = aggregation_ring(prime, plain_modulus)
     generator = sealapi.KeyGenerator(ring.context)
     public = sealapi.PublicKey()
     generator.create_public_key(public)
@@ -47,7 +47,7 @@ def _opening_generate(parts: list[memoryview]) -> list[Part]:
 def _open(parts: list[memoryview]) -> list[Part]:
     which, secret, packed = parts
     prime, plain_modulus, width = read_numbers(which)
-    ring = opening_ring(prime, plain_modulus)
+    ring = aggregation_ring(prime, plain_modulus)
     key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
     decryptor = sealapi.Decryptor(ring.context, key)
     encoder = sealapi.BatchEncoder(ring.context)
@@ -106,7 +106,7 @@ def main() -> None:
     """Serve until the parent closes the pipe."""
     run(
         {
-            "opening_generate": _opening_generate,
+            "aggregate_generate": _aggregate_generate,
             "open": _open,
             "scoring_generate": _scoring_generate,
             "scoring_encrypt": _scoring_encrypt,

@@ -194,7 +194,7 @@ class Ring:
 
 
 @cache
-def opening_ring(prime: int, plain_modulus: int) -> Ring:
+def aggregation_ring(prime: int, plain_modulus: int) -> Ring:
     """BFV over one prime."""
     return Ring(sealapi.SCHEME_TYPE.BFV, prime, plain_modulus)
 

@@ -154,8 +154,8 @@ def _require_int(name: str, value: object, low: int, high: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpeningParameters:
-    """Everything public about one collective opening; made by `opening_parameters` only.
+class AggregationParameters:
+    """Everything public about one secure aggregation; made by `aggregation_parameters` only.
 
     Attributes:
         length: entries of the vector.
@@ -207,11 +207,11 @@ class OpeningParameters:
 
     @property
     def public_key_bytes(self) -> int:
-        """Exact size of the opening key's public half: two polynomials modulo q."""
+        """Exact size of the aggregate key's public half: two polynomials modulo q."""
         return HEADER_BYTES + self.chunk_bytes
 
 
-def opening_parameters(*, length: int, sum_bound: int) -> OpeningParameters:
+def aggregation_parameters(*, length: int, sum_bound: int) -> AggregationParameters:
     """The smallest parameter set at 128-bit security that opens sums up to `sum_bound` exactly.
 
     Args:
@@ -228,7 +228,7 @@ def opening_parameters(*, length: int, sum_bound: int) -> OpeningParameters:
     modulus = next(
         one for one in _COEFFICIENT_MODULI if plain_modulus.bit_length() <= one.max_plain_bits
     )
-    return OpeningParameters(
+    return AggregationParameters(
         length=length,
         sum_bound=sum_bound,
         poly_modulus_degree=POLY_MODULUS_DEGREE,

@@ -24,7 +24,7 @@ from lada_secure.encryption.parameters import (
     SCORING_COEFFICIENT_BYTES,
     SCORING_MODULUS,
     SEED_BYTES,
-    OpeningParameters,
+    AggregationParameters,
     ScoringParameters,
 )
 from lada_secure.errors import LocalProtocolError, PeerError
@@ -101,7 +101,7 @@ def checked(coefficients: Coefficients, modulus: int, what: str) -> Coefficients
     return coefficients
 
 
-def sealed_body(raw: bytes, parameters: OpeningParameters) -> memoryview:
+def sealed_body(raw: bytes, parameters: AggregationParameters) -> memoryview:
     """Check the header of a sealed vector; coefficients are checked chunk by chunk."""
     return unframe(
         raw,
@@ -112,7 +112,7 @@ def sealed_body(raw: bytes, parameters: OpeningParameters) -> memoryview:
     )
 
 
-def sealed_chunk(body: memoryview, index: int, parameters: OpeningParameters) -> Coefficients:
+def sealed_chunk(body: memoryview, index: int, parameters: AggregationParameters) -> Coefficients:
     """Chunk `index` of a sealed vector as (2, N) coefficients below q.
 
     Raises: PeerError: a coefficient out of range, or a second polynomial of zeros: such a
@@ -127,8 +127,8 @@ def sealed_chunk(body: memoryview, index: int, parameters: OpeningParameters) ->
     return both
 
 
-def public_key_coefficients(raw: bytes, parameters: OpeningParameters) -> Coefficients:
-    """Public opening key as (2, N) coefficients in NTT form.
+def public_key_coefficients(raw: bytes, parameters: AggregationParameters) -> Coefficients:
+    """Public aggregate key as (2, N) coefficients in NTT form.
 
     Raises: PeerError: anything but exactly that; a polynomial of zeros is refused, because a
         vector encrypted under it could be read by anyone.

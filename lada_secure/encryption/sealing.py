@@ -1,6 +1,6 @@
 """Encrypting, checking and adding masked vectors (BFV); nothing here can decrypt.
 
-Property: a sealed vector tells nobody but the holder of the opening key anything, and it tells
+Property: a sealed vector tells nobody but the holder of the aggregate key anything, and it tells
 that holder no more than the masked vector inside. BFV (Fan and Vercauteren 2012) through
 TenSEAL's SEAL interface.
 
@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, OpeningParameters
+from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, AggregationParameters
 from lada_secure.encryption.parsing import (
     SEALED_MAGIC,
     frame,
@@ -39,18 +39,18 @@ CHUNKS_PER_REQUEST: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKey:
-    """An opening key's public half that passed every check; made by `parse_public_key` only.
+    """An aggregate key's public half that passed every check; made by `parse_public_key` only.
 
     Attributes:
         parameters: derived by us, never taken from the peer.
         coefficients: (2, N) uint64 as bytes.
     """
 
-    parameters: OpeningParameters
+    parameters: AggregationParameters
     coefficients: bytes
 
 
-def parse_public_key(raw: bytes, params: OpeningParameters) -> SealingKey:
+def parse_public_key(raw: bytes, params: AggregationParameters) -> SealingKey:
     """Parse the auditor's public key strictly against our own parameters.
 
     The caller must have checked who signed it: any well-formed key encrypts.
@@ -63,7 +63,7 @@ def parse_public_key(raw: bytes, params: OpeningParameters) -> SealingKey:
 
 def seal(
     key: SealingKey,
-    params: OpeningParameters,
+    params: AggregationParameters,
     values: npt.NDArray[np.integer],
     *,
     worker: WorkerProcess | None = None,
@@ -94,7 +94,7 @@ def seal(
     return frame(SEALED_MAGIC, params.digest, *sealed)
 
 
-def check_sealed(raw: bytes, params: OpeningParameters) -> None:
+def check_sealed(raw: bytes, params: AggregationParameters) -> None:
     """Raise unless `raw` is a well-formed sealed vector under exactly these parameters.
 
     Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range,
@@ -113,7 +113,7 @@ class SealedSum:
 
     __slots__ = ("_count", "_params", "_total")
 
-    def __init__(self, params: OpeningParameters) -> None:
+    def __init__(self, params: AggregationParameters) -> None:
         self._params = params
         self._count = 0
         self._total = np.zeros((params.chunks, 2, POLY_MODULUS_DEGREE), dtype=np.uint64)
@@ -155,7 +155,7 @@ class SealedSum:
         return frame(SEALED_MAGIC, self._params.digest, body)
 
 
-def add_sealed(params: OpeningParameters, sealed: Sequence[bytes]) -> bytes:
+def add_sealed(params: AggregationParameters, sealed: Sequence[bytes]) -> bytes:
     """Add sealed vectors; each is checked first, and one bad one refuses them all.
 
     Returns: exactly `params.sealed_bytes` bytes; the same for every order of the same vectors,
@@ -168,7 +168,9 @@ def add_sealed(params: OpeningParameters, sealed: Sequence[bytes]) -> bytes:
     return total.to_bytes()
 
 
-def _entries(values: npt.NDArray[np.integer], params: OpeningParameters) -> npt.NDArray[np.uint64]:
+def _entries(
+    values: npt.NDArray[np.integer], params: AggregationParameters
+) -> npt.NDArray[np.uint64]:
     array = np.asarray(values)
     if array.shape != (params.length,):
         raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
-from lada_secure.models.examples import PathExample, encode_row
+from lada_secure.models.examples import RationaleExample, encode_row
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
@@ -113,7 +113,7 @@ def _correct(
         ]
     if opened:
         prompts = [prompt_of(records[index].question, ()) for index in opened]
-        paths = greedy_paths(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        paths = greedy_rationales(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens)
         right[opened] = [
             answer_of(path, ()) == records[index].answer
             for index, path in zip(opened, paths, strict=True)
@@ -222,7 +222,7 @@ def _option_scores(
     ]
 
 
-def path_log_probabilities(
+def rationale_log_probabilities(
     lm: LanguageModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
 ) -> Paths:
     """Joint log-probability of each path, end token included, after its prompt.
@@ -258,7 +258,7 @@ def path_log_probabilities(
     return Paths(total=total, tokens=tokens)
 
 
-def greedy_paths(
+def greedy_rationales(
     lm: LanguageModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
 ) -> list[str]:
     """The path that the model writes after each prompt, most probable token by token."""
@@ -267,11 +267,11 @@ def greedy_paths(
     )
 
 
-def path_losses(
-    lm: LanguageModel, examples: Sequence[PathExample], *, batch_size: int
+def rationale_losses(
+    lm: LanguageModel, examples: Sequence[RationaleExample], *, batch_size: int
 ) -> NDArray[np.float64]:
     """Losses of the examples' paths under a model as it is now, (n,), see `Paths.losses`."""
-    return path_log_probabilities(
+    return rationale_log_probabilities(
         lm,
         [one.prompt for one in examples],
         [one.path for one in examples],

@@ -12,17 +12,17 @@ from lada_secure.privacy.release.unit_by_unit import for_each_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PathExample:
-    """One thing to learn: after `prompt`, write `path`, rather than `own_path`.
+class RationaleExample:
+    """One thing to learn: after `prompt`, write `path`, rather than `rejected`.
 
-    `path` is the LLM's reasoning path (pool) or the record's own rationale or answer (private);
-    `own_path` is what the small model wrote before, or None, which leaves cross-entropy alone.
+    `path` is the LLM's rationale (pool) or the record's own rationale or answer (private);
+    `rejected` is what the small model wrote before, or None, which leaves cross-entropy alone.
     """
 
     example_id: str
     prompt: str
     path: str
-    own_path: str | None
+    rejected: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class PrivateUnit:
     """
 
     unit_id: str
-    examples: tuple[PathExample, ...]
+    examples: tuple[RationaleExample, ...]
 
     def __repr__(self) -> str:
         """Without content: a representation ends up in messages and tracebacks."""
@@ -56,16 +56,16 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedExample:
-    """A `PathExample` in tokens; `own_path` is None where there is none to contrast with."""
+    """A `RationaleExample` in tokens; `rejected` is None where there is none to contrast with."""
 
     example_id: str
     path: TokenRow
-    own_path: TokenRow | None
+    rejected: TokenRow | None
 
     @property
     def rows(self) -> tuple[TokenRow, ...]:
         """The one or two sequences of the example."""
-        return (self.path,) if self.own_path is None else (self.path, self.own_path)
+        return (self.path,) if self.rejected is None else (self.path, self.rejected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,18 +111,20 @@ def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
     A row longer than `lm.max_tokens` loses the start of its prompt first, then the end of its
     target: a rule on lengths alone. A text without tokens is replaced by the end token.
     """
-    tail = lm.encode_path(target)
+    tail = lm.encode_rationale(target)
     head = lm.encode_prompt(prompt)[-(lm.max_tokens - len(tail)) :]
     return TokenRow(tokens=(*head, *tail), target_start=len(head))
 
 
-def encode_example(lm: LanguageModel, example: PathExample, *, contrast: bool) -> EncodedExample:
+def encode_example(
+    lm: LanguageModel, example: RationaleExample, *, contrast: bool
+) -> EncodedExample:
     """Encode an example; `contrast` False or an own path equal to the path drops the own path."""
-    own = example.own_path if contrast and example.own_path != example.path else None
+    own = example.rejected if contrast and example.rejected != example.path else None
     return EncodedExample(
         example_id=example.example_id,
         path=encode_row(lm, example.prompt, example.path),
-        own_path=encode_row(lm, example.prompt, own) if own else None,
+        rejected=encode_row(lm, example.prompt, own) if own else None,
     )
 
 
@@ -133,7 +135,7 @@ def encode_units(
 
     Units with one id become one: apart, their joint influence would pass the bound of one.
     """
-    examples: dict[str, list[PathExample]] = {}
+    examples: dict[str, list[RationaleExample]] = {}
     for unit in units:
         examples.setdefault(unit.unit_id, []).extend(unit.examples)
 

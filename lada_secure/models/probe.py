@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
+from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 
 # Any tokenizer has tokens for digits.
@@ -21,8 +21,8 @@ def probe_model(lm: LanguageModel, *, what: str) -> None:
     Raises: ParameterError: it cannot be called, or its weights are broken.
     """
     try:
-        scored = path_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
-        greedy_paths(lm, [_PROBE], batch_size=1, max_new_tokens=1)
+        scored = rationale_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
+        greedy_rationales(lm, [_PROBE], batch_size=1, max_new_tokens=1)
     except ParameterError:
         raise
     except Exception as error:

@@ -127,7 +127,7 @@ class FrozenPrefix:
         return _forward_replaced(list(self._layers[: self._boundary]), skip)
 
 
-class PathScorer:
+class RationaleScorer:
     """Joint log-probabilities of the targets of token rows under a causal language model."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Reasoning paths that a model writes for public pool samples, checked against the gold answers."""
+"""Rationales that a model writes for public pool samples, checked against the gold answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lada_secure.models.loading import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedPath:
+class GeneratedRationale:
     """A path that ended in the right answer; `attempt` counts from 1."""
 
     sample_id: str
@@ -22,20 +22,20 @@ class GeneratedPath:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedPaths:
+class GeneratedRationales:
     """Paths for the samples that were solved, in the samples' order, and what was dropped.
 
     `dropped`: ids of the samples that no attempt solved. `wrong`: attempts that ended in another
     answer. `unreadable`: attempts without a readable answer.
     """
 
-    paths: tuple[GeneratedPath, ...]
+    paths: tuple[GeneratedRationale, ...]
     dropped: tuple[str, ...]
     wrong: int
     unreadable: int
 
 
-def generate_paths(
+def generate_rationales(
     lm: LanguageModel,
     samples: Sequence[PoolSample],
     *,
@@ -44,7 +44,7 @@ def generate_paths(
     batch_size: int = 16,
     temperature: float = 0.7,
     seed: int = 0,
-) -> GeneratedPaths:
+) -> GeneratedRationales:
     """Have the model write a path for each sample and keep those that reach the gold answer.
 
     Open questions: the first attempt is greedy; samples that it missed are drawn again at
@@ -61,7 +61,7 @@ def generate_paths(
         raise ParameterError(f"attempts: expected 1 or more, got {attempts}")
     if len({sample.sample_id for sample in samples}) != len(samples):
         raise ParameterError("a sample_id appears twice among the samples to solve")
-    found: dict[str, GeneratedPath] = {}
+    found: dict[str, GeneratedRationale] = {}
     wrong = unreadable = 0
     for attempt in range(1, attempts + 1):
         left = [
@@ -86,10 +86,10 @@ def generate_paths(
             elif answer != sample.answer:
                 wrong += 1
             else:
-                found[sample.sample_id] = GeneratedPath(
+                found[sample.sample_id] = GeneratedRationale(
                     sample_id=sample.sample_id, path=text, attempt=attempt
                 )
-    return GeneratedPaths(
+    return GeneratedRationales(
         paths=tuple(found[one.sample_id] for one in samples if one.sample_id in found),
         dropped=tuple(one.sample_id for one in samples if one.sample_id not in found),
         wrong=wrong,

@@ -1,8 +1,8 @@
-"""A guide: adapters trained on private records alone, to judge which pool paths agree with them.
+"""A DP reference model: adapters of private records alone, to judge which pool paths agree.
 
 DP-SGD on a site's records releases adapters. On their own they may be too noisy to answer well,
 yet they tell what the records favour: over many paths, noise averages out. A path *agrees* where
-the guide raised its log-probability more than that of what the model would say by itself. (A
+the model raised its log-probability more than that of what the model would say by itself. (A
 contrast of two models for selecting data: Moore and Lewis 2010; with a private one: Yu et al.
 2023, arXiv 2305.13865.) The contrast removes whatever noise did to all texts alike.
 
@@ -25,12 +25,12 @@ from lada_secure.models.adapters import (
     load_adapters,
     parse_adapter_tensors,
 )
-from lada_secure.models.evaluation import generate_texts, path_log_probabilities
+from lada_secure.models.evaluation import generate_texts, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastedPath:
+class ContrastedRationale:
     """A received path, and paths that the reference model drew by itself for the same prompt."""
 
     prompt: str
@@ -38,7 +38,7 @@ class ContrastedPath:
     own_paths: tuple[str, ...]
 
 
-def own_paths(
+def sampled_responses(
     lm: LanguageModel,
     prompts: Sequence[str],
     *,
@@ -69,7 +69,7 @@ def own_paths(
 
 def lead_gains(
     lm: LanguageModel,
-    paths: Sequence[ContrastedPath],
+    paths: Sequence[ContrastedRationale],
     *,
     reference: AdapterWeights,
     guide: AdapterWeights,
@@ -91,7 +91,9 @@ def lead_gains(
         scores = []
         for weights in (reference, guide):
             load_adapters(lm, weights)
-            scores.append(path_log_probabilities(lm, prompts, texts, batch_size=batch_size).mean)
+            scores.append(
+                rationale_log_probabilities(lm, prompts, texts, batch_size=batch_size).mean
+            )
     finally:
         load_adapters(lm, before)
     change = scores[1] - scores[0]

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_secure.data.prompts import answer_of, prompt_of, rationale_of
 from lada_secure.data.records import Record
-from lada_secure.models.evaluation import greedy_paths
+from lada_secure.models.evaluation import greedy_rationales
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.unit_by_unit import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
 
-def written_reasons(
+def self_generated_rationales(
     lm: LanguageModel, units: Sequence[Unit], *, batch_size: int, max_new_tokens: int
 ) -> list[tuple[str | None, ...]]:
     """What the model as it is now writes for each record without reasons, if that answers it.
@@ -34,7 +34,7 @@ def written_reasons(
     def write(part: Sequence[Unit], batch: int) -> list[tuple[str | None, ...]]:
         bare = [one for unit in part for one in unit.records if one.rationale is None]
         paths = iter(
-            greedy_paths(
+            greedy_rationales(
                 lm,
                 [prompt_of(one.question, one.choices) for one in bare],
                 batch_size=batch,
@@ -59,6 +59,6 @@ def written_reasons(
 
 
 def _reasons(path: str, record: Record) -> str | None:
-    stated = path_of(record.answer, record.choices, None)
+    stated = rationale_of(record.answer, record.choices, None)
     right = answer_of(path, record.choices) == record.answer
     return path if right and path.strip() != stated.strip() else None

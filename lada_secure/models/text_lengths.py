@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lada_secure.data.prompts import option_text, path_of, prompt_of
+from lada_secure.data.prompts import option_text, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.models.loading import LanguageModel
 
@@ -38,7 +38,9 @@ def _needed(
     prompts = lm.token_counts([prompt_of(one.question, one.choices) for one in records])
     paths = lm.token_counts(
         [
-            path_of(one.answer, one.choices, one.rationale if isinstance(one, Record) else None)
+            rationale_of(
+                one.answer, one.choices, one.rationale if isinstance(one, Record) else None
+            )
             for one in records
         ]
     )

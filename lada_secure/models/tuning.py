@@ -13,10 +13,15 @@ from torch import Tensor
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
-from lada_secure.models.examples import EncodedExample, PathExample, PublicOrder, encode_example
+from lada_secure.models.examples import (
+    EncodedExample,
+    PublicOrder,
+    RationaleExample,
+    encode_example,
+)
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings, example_losses
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 
 MAX_GRADIENT_NORM = 1.0
 _PREFIX_CACHE_BYTES = 256 * 2**20
@@ -63,10 +68,10 @@ class TuningSettings:
         return max(1, min(self.steps, self.max_epochs * examples // self.batch_size))
 
 
-def tune_on_paths(
+def tune_on_rationales(
     lm: LanguageModel,
-    examples: Sequence[PathExample],
-    replay: Sequence[PathExample],
+    examples: Sequence[RationaleExample],
+    replay: Sequence[RationaleExample],
     settings: TuningSettings,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -88,7 +93,7 @@ def tune_on_paths(
     kept = [encode_example(lm, one, contrast=contrast) for one in replay]
     trained = [one for one in lm.model.parameters() if one.requires_grad]
     lm.model.eval()
-    scorer = PathScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
+    scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
     reference = _reference_leads(scorer, [*learned, *kept], settings)
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     steps = settings.steps_for(len(learned))
@@ -120,7 +125,7 @@ def tune_on_paths(
 
 
 def _losses(
-    scorer: PathScorer,
+    scorer: RationaleScorer,
     examples: Sequence[EncodedExample],
     reference: dict[EncodedExample, float],
     settings: LossSettings,
@@ -131,12 +136,12 @@ def _losses(
 
 
 def _scores(
-    scorer: PathScorer, examples: Sequence[EncodedExample]
+    scorer: RationaleScorer, examples: Sequence[EncodedExample]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities per token of paths and own paths, (n,), and which have an own path."""
-    holders = [at for at, one in enumerate(examples) if one.own_path is not None]
+    holders = [at for at, one in enumerate(examples) if one.rejected is not None]
     rows = [one.path for one in examples]
-    rows += [one.own_path for one in examples if one.own_path is not None]
+    rows += [one.rejected for one in examples if one.rejected is not None]
     scores = per_token(scorer(rows), rows)
     path = scores[: len(examples)]
     where = torch.tensor(holders, dtype=torch.int64, device=scores.device)
@@ -146,10 +151,10 @@ def _scores(
 
 
 def _reference_leads(
-    scorer: PathScorer, examples: Sequence[EncodedExample], settings: TuningSettings
+    scorer: RationaleScorer, examples: Sequence[EncodedExample], settings: TuningSettings
 ) -> dict[EncodedExample, float]:
     """Lead of path over own path under the model before training; read by "dpo" only."""
-    contrasted = [one for one in examples if one.own_path is not None]
+    contrasted = [one for one in examples if one.rejected is not None]
     leads: dict[EncodedExample, float] = {}
     if settings.loss.contrastive_form != "dpo":
         return leads

@@ -24,8 +24,8 @@ LEDGER_TIME_STEP_S = 3600
 STATISTICS = "statistics"
 DEMAND = "demand"
 TRAINING = "training"
-ADVANTAGE = "advantage"
-TRIALS = "trials"
+CONFIDENCE_EXCESS = "advantage"
+VALUATION = "trials"
 
 # Of a committed matrix (SPEC.md, "Blind scoring"): 2048 samples a block, 8 KiB a column, 256 MiB
 # less a header in all.
@@ -102,8 +102,9 @@ class DistillationPlan(_Part):
         return _with_tuple(value, "adapter_targets")
 
 
-class TrialsPlan(_Part):
-    """Path trials: a second judge of the paths beside the guide, by a release of its own per round.
+class ValuationPlan(_Part):
+    """Data valuations: a second judge of the paths beside the guide, by a release of its own per
+    round.
 
     For every cluster with received paths, a model that is trained on these alone; released is how
     much likelier it makes the private records, summed over units. gain_clip: nats per token.
@@ -116,7 +117,7 @@ class TrialsPlan(_Part):
     least_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
 
-class GuidePlan(_Part):
+class ReferenceModelPlan(_Part):
     """Step 9 in two parts: DP-SGD on private records alone, then public training on pool paths.
 
     What DP-SGD releases is a guide. It judges the paths, and the SLM is trained on those that agree
@@ -142,7 +143,7 @@ class GuidePlan(_Part):
     pool_learning_rate: Positive
     finish: bool
     own_reasons: bool
-    trials: TrialsPlan | None = None
+    trials: ValuationPlan | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -171,23 +172,24 @@ class AllocationPlan(_Part):
         return self.clusters * self.difficulty_bins
 
 
-class PathsPlan(_Part):
-    """Step 8: how many reasoning paths the LLM writes, and how long they may be."""
+class RationalesPlan(_Part):
+    """Step 8: how many rationales the LLM writes, and how long they may be."""
 
     budget: Count
     max_new_tokens: Count
     attempts: Count
 
 
-class UplinkPlan(_Part):
+class TransferPlan(_Part):
     """Step 10: what the sites' models may teach the LLM, and when it is allowed to learn it.
 
-    bar: certainty above which a model counts as knowing a sample. clip, integer_scale: how its
+    bar: confidence above which a model counts as knowing a sample. clip, integer_scale: how its
     excess over the bar becomes a whole number. holdout: pool samples that the LLM is never trained
-    on and that judge every update. candidates: other pool samples that advantages are computed
-    for, at most. budget: samples that sites are asked about in a round, at most. steps: at most;
-    0 replay samples leave rehearsal out. first_round: rounds before it have no uplink; sites know
-    little then. last_round: whether the last round has one, though no round follows to use it.
+    on and that judge every update. candidates: other pool samples that confidence excesses are
+    computed for, at most. budget: samples that sites are asked about in a round, at most. steps: at
+    most; 0 replay samples leave rehearsal out. first_round: rounds before it have no LLM transfer;
+    sites know little then. last_round: whether the last round has one, though no round follows to
+    use it.
     """
 
     bar: Annotated[float, Field(ge=0, lt=1)]
@@ -221,7 +223,7 @@ class UplinkPlan(_Part):
 
     @property
     def site_bound(self) -> int:
-        """Largest entry of one site's advantages."""
+        """Largest entry of one site's confidence excesses."""
         return math.floor(self.integer_scale * self.clip)
 
 
@@ -251,9 +253,9 @@ class StudyPlan(_Part):
     training: TrainingPlan
     distillation: DistillationPlan
     allocation: AllocationPlan
-    paths: PathsPlan
-    uplink: UplinkPlan | None = None
-    guide: GuidePlan | None = None
+    paths: RationalesPlan
+    uplink: TransferPlan | None = None
+    guide: ReferenceModelPlan | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -286,8 +288,8 @@ class StudyPlan(_Part):
         """Canonical JSON, the form that is hashed and signed."""
         return canonical_json(self.model_dump(mode="json", exclude_none=True))
 
-    def uplink_in(self, round_id: int) -> UplinkPlan | None:
-        """The uplink's settings where this round has one."""
+    def transfer_in(self, round_id: int) -> TransferPlan | None:
+        """The LLM transfer's settings where this round has one."""
         if self.uplink is None or round_id < self.uplink.first_round:
             return None
         if round_id == self.rounds - 1 and not self.uplink.last_round:

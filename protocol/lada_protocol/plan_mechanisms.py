@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from lada_protocol.plan import STATISTICS, TRAINING, TRIALS, GuidePlan, StudyPlan
+from lada_protocol.plan import STATISTICS, TRAINING, VALUATION, ReferenceModelPlan, StudyPlan
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.selection import AllocationSettings
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
-from lada_secure.allocation.valuation_gains import TrialParameters
+from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
@@ -34,12 +34,12 @@ def statistics_parameters(plan: StudyPlan) -> StatisticsParameters:
     )
 
 
-def trial_parameters(plan: StudyPlan) -> TrialParameters | None:
-    """Clipping and noise of path trials; None where the plan has none."""
+def valuation_parameters(plan: StudyPlan) -> ValuationParameters | None:
+    """Clipping and noise of data valuations; None where the plan has none."""
     trials = None if plan.guide is None else plan.guide.trials
     if trials is None:
         return None
-    return TrialParameters(
+    return ValuationParameters(
         clusters=plan.allocation.clusters,
         gain_clip=trials.gain_clip,
         noise_multiplier=trials.noise_multiplier,
@@ -90,7 +90,7 @@ def planned_events(plan: StudyPlan) -> Mapping[str, PrivacyEvent]:
         ),
     }
     if plan.guide is not None and plan.guide.trials is not None:
-        events[TRIALS] = GaussianEvent(
+        events[VALUATION] = GaussianEvent(
             noise_multiplier=plan.guide.trials.noise_multiplier, count=plan.rounds
         )
     return events
@@ -108,7 +108,7 @@ def plan_inconsistencies(plan: StudyPlan) -> tuple[str, ...]:
         "training": lambda: privacy_parameters(plan),
         "distillation": lambda: loss_settings(plan),
         "allocation": lambda: _allocation(plan),
-        "guide.trials": lambda: trial_parameters(plan),
+        "guide.trials": lambda: valuation_parameters(plan),
         "privacy": lambda: _within_cap(plan),
     }
     if plan.guide is not None:
@@ -135,7 +135,7 @@ def _allocation(plan: StudyPlan) -> None:
     )
 
 
-def _rates(plan: StudyPlan, guide: GuidePlan | None) -> None:
+def _rates(plan: StudyPlan, guide: ReferenceModelPlan | None) -> None:
     last = plan.distillation.learning_rate * (
         1.0 if guide is None else guide.rate_decay ** (plan.rounds - 1)
     )

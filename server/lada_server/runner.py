@@ -24,7 +24,7 @@ from lada_server.rpc.credentials import live_identity, read_passphrase
 from lada_server.rpc.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.coordinator import Coordinator
-from lada_server.study.inference_cache import LlmLooks
+from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.monitor import Monitored, start_monitor
 from lada_server.study.pool_gate import check_study
@@ -98,7 +98,7 @@ def _serve(
                 cache_dir=settings.cache_dir,
                 threads=settings.threads,
                 files=LlmFiles(folder=settings.state_dir / "llm"),
-                looks=LlmLooks(folder=settings.state_dir / "llm"),
+                looks=InferenceCache(folder=settings.state_dir / "llm"),
             )
             if study.is_new:
                 check_study(study, teacher, pool_file=settings.pool)

@@ -10,12 +10,12 @@ from pydantic import Field
 from lada_protocol.plan import (
     AllocationPlan,
     DistillationPlan,
-    GuidePlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
+    ReferenceModelPlan,
     StatisticsPlan,
     TrainingPlan,
-    UplinkPlan,
+    TransferPlan,
 )
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
@@ -68,6 +68,6 @@ class StudySettings(Settings):
     training: TrainingPlan
     distillation: DistillationPlan
     allocation: AllocationPlan
-    paths: PathsPlan
-    uplink: UplinkPlan | None = None
-    guide: GuidePlan | None = None
+    paths: RationalesPlan
+    uplink: TransferPlan | None = None
+    guide: ReferenceModelPlan | None = None

@@ -11,9 +11,9 @@ from trainer_doubles import example, small_model
 
 from lada_clients.site.guidance import Guidance
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import ReceivedPath
+from lada_clients.site.received_paths import ReceivedRationale
 from lada_lab.mock.presets import GUIDED
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import ReferenceModelPlan, StudyPlan
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.data.records import PoolSample
 from lada_secure.models.adapters import (
@@ -23,7 +23,7 @@ from lada_secure.models.adapters import (
     attach_adapters,
     load_adapters,
 )
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -35,7 +35,7 @@ POOL = tuple(
 # The records agree with these, and contradict the others.
 GOOD = {place: f"good {place}" for place in (0, 1, 2)}
 BAD = {place: f"evil {place}" for place in (3, 4, 5)}
-GUIDE = GuidePlan(
+GUIDE = ReferenceModelPlan(
     records_with_reasons=True,
     own_paths=2,
     least_share=0.25,
@@ -91,8 +91,8 @@ def guided_site(folder: Path) -> Guidance:
     )
 
 
-def received(paths: dict[int, str], *, cell: int) -> list[ReceivedPath]:
-    return [ReceivedPath(sample=place, cell=cell, path=path) for place, path in paths.items()]
+def received(paths: dict[int, str], *, cell: int) -> list[ReceivedRationale]:
+    return [ReceivedRationale(sample=place, cell=cell, path=path) for place, path in paths.items()]
 
 
 def trained_on_good(guidance: Guidance) -> AdapterWeights:
@@ -102,10 +102,10 @@ def trained_on_good(guidance: Guidance) -> AdapterWeights:
         steps=30, batch_size=3, replay_batch_size=0, learning_rate=1e-2, max_epochs=100
     )
     examples = [
-        replace(example(place), prompt=f"question {place}\n", path=path, own_path=None)
+        replace(example(place), prompt=f"question {place}\n", path=path, rejected=None)
         for place, path in GOOD.items()
     ]
-    weights = tune_on_paths(guidance.model, examples, (), settings)
+    weights = tune_on_rationales(guidance.model, examples, (), settings)
     load_adapters(guidance.model, before)
     return weights
 

@@ -36,13 +36,13 @@ from lada_protocol.plan import (
     TRAINING,
     AllocationPlan,
     DistillationPlan,
-    GuidePlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
+    ReferenceModelPlan,
     StatisticsPlan,
     StudyPlan,
     TrainingPlan,
-    UplinkPlan,
+    TransferPlan,
 )
 from lada_protocol.rounds.index import slot_of
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
@@ -57,7 +57,7 @@ NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 CAPS = BudgetCaps(target_delta=1e-5, total_epsilon=50.0, study_epsilon=8.0)
 
 
-UPLINK = UplinkPlan(
+UPLINK = TransferPlan(
     bar=0.25,
     clip=0.5,
     integer_scale=10,
@@ -78,7 +78,7 @@ UPLINK = UplinkPlan(
 )
 
 
-GUIDE = GuidePlan(
+GUIDE = ReferenceModelPlan(
     records_with_reasons=True,
     own_paths=2,
     least_share=0.25,
@@ -146,7 +146,7 @@ def make_plan(**changes: Any) -> StudyPlan:
             screen_low=0.0,
             screen_high=1.0,
         ),
-        "paths": PathsPlan(budget=5, max_new_tokens=8, attempts=1),
+        "paths": RationalesPlan(budget=5, max_new_tokens=8, attempts=1),
     }
     return StudyPlan(**{**base, **changes})
 

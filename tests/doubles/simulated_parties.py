@@ -27,13 +27,13 @@ from lada_clients.auditor.export import write_export
 from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.net.participant import Outgoing, Participant, checked_transcript
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import (
-    ADVANTAGE,
+    CONFIDENCE_EXCESS,
     DEMAND,
     STATISTICS,
     TRAINING,
@@ -44,13 +44,13 @@ from lada_protocol.rounds.blind_scoring import ROW_BOUND
 from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.llm_transfer import (
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     llm_version,
     parse_inquiry,
-    site_paths_bytes,
+    site_rationales_bytes,
     split_pool,
-    uplink_of,
+    transfer_of,
 )
 from lada_protocol.rounds.secure_aggregation import (
     basis_of,
@@ -86,7 +86,7 @@ from lada_protocol.rounds.tasks import (
     SiteTask,
     StartAttempt,
     Wait,
-    WritePaths,
+    WriteRationales,
 )
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
@@ -174,11 +174,11 @@ class SimulatedSite:
             wanted = np.zeros(plan.pool_size, dtype=np.int64)
             wanted[: plan.allocation.quota] = 1
             return wanted
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             known = np.zeros(plan.pool_size, dtype=np.int64)
             # Sites differ, and no site is below what the first candidate is worth to it.
-            known[list(split_pool(plan).candidates)] = np.arange(uplink_of(plan).candidates)
-            return np.minimum(known + 1, site_bound_of(plan, ADVANTAGE)) * (known > 0)
+            known[list(split_pool(plan).candidates)] = np.arange(transfer_of(plan).candidates)
+            return np.minimum(known + 1, site_bound_of(plan, CONFIDENCE_EXCESS)) * (known > 0)
         if attempt.round_id not in self.noised:
             bound = site_bound_of(plan, STATISTICS)
             drawn = np.random.default_rng(attempt.round_id + len(self.me.party))
@@ -253,7 +253,7 @@ class SimulatedSite:
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         paid_by = self.pay(attempt.round_id)
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             paid_by = self.reservation(attempt.round_id, TRAINING).entry_hash
         if attempt.purpose == STATISTICS:
             self.post_ledger(attempt.round_id, STATISTICS)
@@ -290,17 +290,17 @@ class SimulatedSite:
         inquiry = me.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
         if inquiry is None:
             raise AssertionError("asked to answer without an inquiry")
-        opened = me.index.opened(round_id, ADVANTAGE, auditor="auditor")
+        opened = me.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
         samples = parse_inquiry(
             me.payload(inquiry),
             parse_body(inquiry, InquiryBody),
             plan=me.plan,
-            opened=opened_values(me.payload(opened), me.plan, ADVANTAGE),
+            opened=opened_values(me.payload(opened), me.plan, CONFIDENCE_EXCESS),
         )
-        paths = [SitePath(sample=one, path=f"{me.party} says {one}") for one in samples]
+        paths = [SiteRationale(sample=one, path=f"{me.party} says {one}") for one in samples]
         body = {"inquiry": inquiry.message_hash, "written": len(paths)}
         self._post(
-            Kind.SITE_PATHS, body, site_paths_bytes(paths), round_id=round_id, to="coordinator"
+            Kind.SITE_PATHS, body, site_rationales_bytes(paths), round_id=round_id, to="coordinator"
         )
 
     def reservation(self, round_id: int, purpose: str = STATISTICS) -> ReserveEntry:
@@ -393,7 +393,7 @@ class SimulatedCoordinator:
                 self.commit(round_id)
             case Score(round_id=round_id, site=site):
                 self.score(round_id, site)
-            case WritePaths(round_id=round_id):
+            case WriteRationales(round_id=round_id):
                 body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
                 self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
             case Inquire(round_id=round_id):
@@ -448,8 +448,10 @@ class SimulatedCoordinator:
 
     def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
         """Ask about the samples with the largest sums, or about those that a test wants."""
-        opened = self.index.opened(round_id, ADVANTAGE, auditor="auditor")
-        values = opened_values(self.board.payload(opened.message_hash), self.plan, ADVANTAGE)
+        opened = self.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        values = opened_values(
+            self.board.payload(opened.message_hash), self.plan, CONFIDENCE_EXCESS
+        )
         if samples is None:
             known = [one for one in range(len(values)) if values[one] > 0]
             samples = sorted(sorted(known, key=lambda one: -values[one])[: self.budget])
@@ -459,7 +461,7 @@ class SimulatedCoordinator:
     @property
     def budget(self) -> int:
         """Most samples of an inquiry."""
-        return uplink_of(self.plan).budget
+        return transfer_of(self.plan).budget
 
     def improve(self, round_id: int, **changes: Any) -> Envelope:
         """Publish a decision: kept in even rounds, dropped in odd ones, unless changed."""
@@ -472,7 +474,7 @@ class SimulatedCoordinator:
             "inquiry": inquiry.message_hash,
             "received": 6,
             "used": 4,
-            "holdout": uplink_of(self.plan).holdout,
+            "holdout": transfer_of(self.plan).holdout,
             "right_before": 1,
             "right_after": 2 if kept else 1,
             "certainty_before": 9,
@@ -655,7 +657,7 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
             folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
         ),
         known_entries=KnownEntries(folder=me.open_folder()),
-        registry=OpeningRegistry(folder=folder / "opened"),
+        registry=AggregationRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,
     )

@@ -15,7 +15,7 @@ from lada_clients.site.guidance import Guidance
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_protocol.plan import GuidePlan, StudyPlan
+from lada_protocol.plan import ReferenceModelPlan, StudyPlan
 from lada_secure.allocation.cells import CellGrid, fit_clusters
 from lada_secure.data.records import PoolSample, Record, RecordFile
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
@@ -43,7 +43,7 @@ def record(number: int, **changes: object) -> Record:
     return replace(ordinary, **changes)  # type: ignore[arg-type]
 
 
-def site_plan(*, guide: GuidePlan | None = None, **changes: object) -> StudyPlan:
+def site_plan(*, guide: ReferenceModelPlan | None = None, **changes: object) -> StudyPlan:
     """A study of two rounds with few steps."""
     base = plan()
     return base.model_copy(

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from lada_secure.dpsgd.trainer import Trainer
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import BudgetCaps, LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity
@@ -90,12 +90,12 @@ def text(seed: int, length: int) -> str:
     return "".join(LETTERS[(seed * 31 + at * at * 7 + at * seed) % 26] for at in range(length))
 
 
-def example(seed: int, *, own: bool = True) -> PathExample:
-    return PathExample(
+def example(seed: int, *, own: bool = True) -> RationaleExample:
+    return RationaleExample(
         example_id=f"e{seed}",
         prompt=text(seed, 4 + seed % 9),
         path=text(seed + 100, 3 + (seed * 5) % 11),
-        own_path=text(seed + 200, 2 + (seed * 3) % 8) if own and seed % 3 else None,
+        rejected=text(seed + 200, 2 + (seed * 3) % 8) if own and seed % 3 else None,
     )
 
 

@@ -20,26 +20,26 @@ import numpy as np
 
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.store import open_ledger_reader
-from lada_clients.site.memory import KnownPath, SiteMemory
+from lada_clients.site.memory import KnownRationale, SiteMemory
 from lada_clients.site.runner import read_site_settings
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan, parse_plan
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, StudyPlan, parse_plan
 from lada_protocol.plan_mechanisms import statistics_parameters
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.llm_transfer import (
     NO_ADAPTERS,
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     llm_version,
-    parse_site_paths,
+    parse_site_rationales,
     split_pool,
-    uplink_of,
+    transfer_of,
 )
 from lada_protocol.settings import parse_settings
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
-from lada_secure.allocation.confidence_excess import advantages
+from lada_secure.allocation.confidence_excess import excess_over_threshold
 from lada_secure.allocation.explanation import explain_cells
 from lada_secure.allocation.gap import cell_rewards, probability
 from lada_secure.allocation.reward_model import observations
@@ -52,9 +52,9 @@ from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import bound_units
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.llm_files import LlmFiles
-from lada_server.study.llm_transfer import CoordinatorUplink, update_body
+from lada_server.study.llm_transfer import CoordinatorTransfer, update_body
 from lada_server.study.proposal import Study, prepare_study
-from lada_server.study.teacher import Teacher, written_paths
+from lada_server.study.teacher import Teacher, written_rationales
 
 from .federation import Federation
 from .sight import reading
@@ -105,7 +105,7 @@ class Record:
         raise LookupError(f"round {round_id}: no {kind.value} of {sender} on the board")
 
     def opened(self, round_id: int, purpose: str) -> tuple[tuple[str, ...], list[int]]:
-        """The cohort of an opening, and the sum."""
+        """The cohort of a secure aggregation, and the sum."""
         message = self.index.opened(round_id, purpose, auditor=self.roster.auditor.id)
         sites = tuple(sorted(parse_body(message, OpenedBody).contributions))
         return sites, [int(one) for one in json.loads(self.payload(message))]
@@ -199,21 +199,21 @@ class CoordinatorAgain:
         record, where = self.record, f"round {round_id}"
         teacher, view = self._view(round_id)
         _, demand = record.opened(round_id, DEMAND)
-        written = teacher.write_paths(self.study, view, demand, progress=lambda *_: None)
+        written = teacher.write_rationales(self.study, view, demand, progress=lambda *_: None)
         paths = record.payload(record.find(Kind.PATHS, round_id))
         if written.payload != paths:
             yield f"{where}: the paths on the board are not those of the opened demand"
-        uplink = CoordinatorUplink(study=self.study, teacher=self.teacher())
+        uplink = CoordinatorTransfer(study=self.study, teacher=self.teacher())
         version = self._version(round_id)
-        _, known = record.opened(round_id, ADVANTAGE)
+        _, known = record.opened(round_id, CONFIDENCE_EXCESS)
         asked = uplink.samples_to_ask(known, version=version)
         inquiry = record.find(Kind.INQUIRY, round_id)
         if inquiry_bytes(asked) != record.payload(inquiry):
             yield f"{where}: the inquiry is not that of the opened advantages"
             return
         decision = uplink.improve(
-            self._site_paths(round_id, asked),
-            written_paths(paths, self.study),
+            self._site_rationales(round_id, asked),
+            written_rationales(paths, self.study),
             version=version,
             seed=self.study.plan.seed + round_id,
             progress=lambda *_: None,
@@ -221,7 +221,7 @@ class CoordinatorAgain:
         expected = update_body(
             decision,
             inquiry=inquiry.message_hash,
-            holdout=uplink_of(record.plan).holdout,
+            holdout=transfer_of(record.plan).holdout,
             before=version,
         )
         found = dict(record.find(Kind.LLM_UPDATE, round_id).header.body)
@@ -229,9 +229,11 @@ class CoordinatorAgain:
             differing = sorted(key for key in expected if found.get(key) != expected[key])
             yield f"{where}: the update of the LLM differs in {', '.join(differing)}"
 
-    def _site_paths(self, round_id: int, asked: list[int]) -> dict[str, tuple[SitePath, ...]]:
+    def _site_rationales(
+        self, round_id: int, asked: list[int]
+    ) -> dict[str, tuple[SiteRationale, ...]]:
         return {
-            one.header.sender: parse_site_paths(self.record.payload(one), asked=asked)
+            one.header.sender: parse_site_rationales(self.record.payload(one), asked=asked)
             for one in self.record.index
             if (one.kind, one.header.round_id) == (Kind.SITE_PATHS, round_id)
         }
@@ -305,7 +307,7 @@ class SiteAgain:
         """What `SiteLearner.train` notes, with the released adapters in place of training."""
         learner, memory = self.learner, self.learner.memory
         received = learner.parse_paths(self.record.payload(self.record.find(Kind.PATHS, round_id)))
-        view, worth = learner.allocator.view(round_id, noised)
+        view, utility = learner.allocator.view(round_id, noised)
         wanted = set(memory.picks(round_id) or ())
         mine = [one for one in received if one.sample in wanted]
         examples = [learner._path_example(one) for one in mine]
@@ -326,7 +328,7 @@ class SiteAgain:
         )
         memory.keep_known_paths(
             [
-                KnownPath(sample=one.sample, cell=one.cell, p=float(p))
+                KnownRationale(sample=one.sample, cell=one.cell, p=float(p))
                 for one, p in zip(mine, probability(after), strict=True)
             ]
         )
@@ -334,18 +336,18 @@ class SiteAgain:
             round_id,
             [
                 one.to_json()
-                for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
+                for one in explain_cells(view, utility, picked_cells=cells, rewards=rewards)
             ],
         )
 
     def _advantages(self) -> list[int]:
         plan = self.record.plan
-        uplink, candidates = uplink_of(plan), split_pool(plan).candidates
-        found = advantages(
-            self.learner.certainty(candidates),
+        uplink, candidates = transfer_of(plan), split_pool(plan).candidates
+        found = excess_over_threshold(
+            self.learner.confidence(candidates),
             candidates,
             pool_size=plan.pool_size,
-            bar=uplink.bar,
+            threshold=uplink.bar,
             clip=uplink.clip,
             scale=uplink.integer_scale,
         )
@@ -355,7 +357,7 @@ class SiteAgain:
 def sums_are_exact(record: Record) -> Iterator[str]:
     """Where an opened sum is not the sum of what the sites' ledgers and memories hold."""
     for round_id in range(record.plan.rounds):
-        for purpose in (STATISTICS, DEMAND, ADVANTAGE):
+        for purpose in (STATISTICS, DEMAND, CONFIDENCE_EXCESS):
             sites, total = record.opened(round_id, purpose)
             added = np.zeros(len(total), dtype=np.int64)
             for site in sites:

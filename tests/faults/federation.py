@@ -65,7 +65,7 @@ def light_preset(*, sites: int, rounds: int, seed: int, phase_timeout_s: float) 
                 "replay_batch_size": 4,
             }
         ),
-        # A weak LLM: the sites come to know more in places, so that the uplink has work.
+        # A weak LLM: the sites come to know more in places, so that the LLM transfer has work.
         llm=tiny.slm,
         phase_timeout_s=phase_timeout_s,
     )

@@ -172,7 +172,7 @@ class AuditorTarget(ClientTarget):
 
 
 class SiteTarget(ClientTarget):
-    """Plan, pool, keys, openings, scores, paths and transcripts at the real site."""
+    """Plan, pool, keys, secure aggregations, scores, paths and transcripts at the real site."""
 
     party = "site-a"
 

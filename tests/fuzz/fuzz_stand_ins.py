@@ -11,10 +11,10 @@ from protocol_world import training_spec
 
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import ReceivedPath
+from lada_clients.site.received_paths import ReceivedRationale
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.llm_transfer import SitePath
+from lada_protocol.rounds.llm_transfer import SiteRationale
 from lada_secure.allocation.cells import CellGrid, Clusters
 from lada_secure.allocation.statistics import (
     NoisedStatistics,
@@ -30,7 +30,7 @@ from lada_secure.models.confidence import Answers
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.released import Released
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import PoolView, Teacher, WrittenPaths
+from lada_server.study.teacher import PoolView, Teacher, WrittenRationales
 
 
 class TeacherWithoutModel(Teacher):
@@ -53,28 +53,28 @@ class TeacherWithoutModel(Teacher):
         """Knows nothing."""
         count = len(places)
         return Answers(
-            paths=("no",) * count, right=np.zeros(count, dtype=np.bool_), certainty=np.zeros(count)
+            paths=("no",) * count, right=np.zeros(count, dtype=np.bool_), confidence=np.zeros(count)
         )
 
     def tune(self, *_study: object, **_progress: object) -> AdapterWeights:
         """Learns nothing."""
         return AdapterWeights(data=b"adapters")
 
-    def write_paths(
+    def write_rationales(
         self,
         study: Study,
         view: PoolView,
         demand: list[int],
         *,
         progress: Callable[[int, int], None],
-    ) -> WrittenPaths:
+    ) -> WrittenRationales:
         """The same words for every sample in demand."""
         lines = [
             {"sample_id": study.pool[one].sample_id, "path": "so yes", "cell": int(view.cells[one])}
             for one, count in enumerate(demand)
             if count > 0
         ]
-        return WrittenPaths(
+        return WrittenRationales(
             payload=canonical_json(lines),
             demanded=len(lines),
             written=len(lines),
@@ -129,7 +129,7 @@ class LearnerWithoutModel:
         """The best samples."""
         return [int(one) for one in np.argsort(-scores)[: self.plan.allocation.quota]]
 
-    def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
+    def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
         """The real parser."""
         return SiteLearner.parse_paths(cast(SiteLearner, self), raw)
 
@@ -137,7 +137,7 @@ class LearnerWithoutModel:
         self,
         round_id: int,
         noised: NoisedStatistics,
-        received: Sequence[ReceivedPath],
+        received: Sequence[ReceivedRationale],
         *,
         book: LedgerBook,
         **_watchers: Callable[..., None],
@@ -154,13 +154,13 @@ class LearnerWithoutModel:
             decode=bytes,
         )
 
-    def certainty(self, places: Sequence[int]) -> np.ndarray:
+    def confidence(self, places: Sequence[int]) -> np.ndarray:
         """Sure of everything."""
         return np.ones(len(places))
 
-    def solved(self, places: Sequence[int]) -> list[SitePath]:
+    def solved(self, places: Sequence[int]) -> list[SiteRationale]:
         """Knows every answer."""
-        return [SitePath(sample=one, path="so yes") for one in places]
+        return [SiteRationale(sample=one, path="so yes") for one in places]
 
 
 class SiteWithoutModel(Site):

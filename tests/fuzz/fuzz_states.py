@@ -18,7 +18,7 @@ from lada_protocol.kinds import Kind, may_read
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.wire.envelope import Envelope
-from lada_secure.encryption.parameters import OpeningParameters
+from lada_secure.encryption.parameters import AggregationParameters
 from lada_secure.errors import LadaError, LocalProtocolError, ParameterError, PeerError
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
@@ -124,7 +124,7 @@ class PartyStates:
         )
         self._folders: dict[int, KeptFolder] = {}
 
-    def parameters(self, purpose: str) -> OpeningParameters:
+    def parameters(self, purpose: str) -> AggregationParameters:
         """Of the honest plan."""
         return purpose_parameters(self._study.recording.plan, purpose)
 

@@ -20,7 +20,7 @@ from protocol_world import CAPS, UPLINK, make_plan
 from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.net.credentials import load_credentials
@@ -178,7 +178,7 @@ class Recording:
                 folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
             ),
             known_entries=KnownEntries(folder=folder / "known"),
-            registry=OpeningRegistry(folder=folder / "opened"),
+            registry=AggregationRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,
         )

@@ -297,7 +297,7 @@ def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_p
             guide = (state / f"guide-round-{round_id}.safetensors").read_bytes()
             student = (state / f"adapters-round-{round_id}.safetensors").read_bytes()
             assert guide != student
-        # Every round's trials are paid for, and say from then on which cells suit the records.
+        # Every round's valuations are paid for, and say from then on which cells suit the records.
         lines = (out / "export" / "ledgers" / f"{site['party']}.jsonl").read_text(encoding="utf-8")
         paid = [json.loads(line) for line in lines.splitlines()]
         assert [

@@ -26,20 +26,20 @@ from lada_protocol.rounds.secure_aggregation import (
     site_bound_of,
     sum_bound_of,
 )
-from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.masks import masked, pairwise_mask
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
-    OpeningParameters,
-    opening_parameters,
+    AggregationParameters,
+    aggregation_parameters,
     scoring_parameters,
 )
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
 
 
-def _opening_numbers(parameters: OpeningParameters) -> Vectors:
+def _opening_numbers(parameters: AggregationParameters) -> Vectors:
     return {
         "length": parameters.length,
         "sum_bound": parameters.sum_bound,
@@ -72,12 +72,12 @@ def plan_vectors() -> Vectors:
 
 
 def parameter_vectors() -> Vectors:
-    """Parameter sets of openings and of blind scoring."""
+    """Parameter sets of secure aggregations and of blind scoring."""
     openings = [(1, 1), (4096, 16), (4097, 1000), (100_000, 2**20), (1_000_000, 10**9), (10, 77)]
     scorings = [(1, 1), (64, 1), (64, 64), (100, 7), (1024, 1024)]
     return {
         "opening": [
-            _opening_numbers(opening_parameters(length=length, sum_bound=bound))
+            _opening_numbers(aggregation_parameters(length=length, sum_bound=bound))
             for length, bound in openings
         ],
         "scoring": [
@@ -136,15 +136,15 @@ def mask_vectors() -> Vectors:
 
 
 def sealed_vectors() -> Vectors:
-    """Three sealed contributions, the opening key's halves, and what their sum opens to."""
-    parameters = opening_parameters(length=10, sum_bound=300)
+    """Three sealed contributions, the aggregate key's halves, and what their sum opens to."""
+    parameters = aggregation_parameters(length=10, sum_bound=300)
     context = b"vector of a sealed sum"
     masks = _masks(parameters.length, parameters.plain_modulus, context)
     vectors = {
         site: np.array([(7 * number + 31 * entry) % 201 - 100 for entry in range(10)])
         for number, site in enumerate(SITES)
     }
-    key = OpeningKey.generate(parameters)
+    key = AggregateKey.generate(parameters)
     sealed = {
         site: seal(
             parse_public_key(key.public_bytes, parameters),

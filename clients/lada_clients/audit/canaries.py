@@ -32,7 +32,7 @@ from lada_secure.dpsgd.gradient import GradientSource
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import Trainer
 from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 
 _Floats: TypeAlias = "NDArray[np.float64]"
@@ -172,7 +172,7 @@ class AuditedTrainer(Trainer):
         self,
         lm: LanguageModel,
         *,
-        pool: Sequence[PathExample],
+        pool: Sequence[RationaleExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
         canaries: CanaryRun,
@@ -212,7 +212,7 @@ class CanaryRun:
         *,
         joined: _Flags,
         privacy: DpSgdParameters,
-        text: PathExample,
+        text: RationaleExample,
         seed: int,
     ) -> None:
         self._parameters = trainable_parameters(lm.model)
@@ -237,7 +237,7 @@ class CanaryRun:
         self,
         lm: LanguageModel,
         *,
-        pool: Sequence[PathExample],
+        pool: Sequence[RationaleExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
     ) -> Trainer:
@@ -259,11 +259,11 @@ class CanaryRun:
             PrivateUnit(
                 unit_id=name,
                 examples=(
-                    PathExample(
+                    RationaleExample(
                         example_id=name,
                         prompt=self._text.prompt,
                         path=self._text.path,
-                        own_path=None,
+                        rejected=None,
                     ),
                 ),
             )

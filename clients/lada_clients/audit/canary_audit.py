@@ -21,7 +21,7 @@ from lada_secure.canonical import Json, sha256_hex
 from lada_secure.dpsgd.distillation import Distilled, StepReport, distil, training_spec
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import ParameterError
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.accounting.accountant import epsilon as composed_epsilon
 from lada_secure.privacy.empirical import (
@@ -46,7 +46,7 @@ _GUESSED_SHARE = 0.75
 _LEAST_GUESSES = 100
 _STUDY = "audit"
 # Any tokenizer has tokens for digits; no model ever reads them.
-_TEXT = PathExample(example_id="canary", prompt="1", path="1", own_path=None)
+_TEXT = RationaleExample(example_id="canary", prompt="1", path="1", rejected=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +222,7 @@ def audit_training(
     lm: LanguageModel,
     *,
     units_of: Callable[[int], Sequence[PrivateUnit]],
-    pool_of: Callable[[int], Sequence[PathExample]],
+    pool_of: Callable[[int], Sequence[RationaleExample]],
     privacy: DpSgdParameters,
     settings_of: Callable[[int], TrainerSettings],
     rounds: int,

@@ -29,12 +29,12 @@ from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.plan_mechanisms import privacy_parameters
 from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, pool_hash, read_pool
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.privacy.release.units import Unit
 
@@ -316,7 +316,7 @@ def _units(site: AuditedSite, records: Records) -> list[Unit] | tuple[PrivateUni
     )
 
 
-def _pool(site: AuditedSite, round_id: int) -> Sequence[PathExample]:
+def _pool(site: AuditedSite, round_id: int) -> Sequence[RationaleExample]:
     """As many public samples as a round allocates, each with its gold answer for a path.
 
     None with a guide: DP-SGD reads private records alone there.
@@ -327,10 +327,10 @@ def _pool(site: AuditedSite, round_id: int) -> Sequence[PathExample]:
     return [_example(site.pool[(round_id * count + at) % len(site.pool)]) for at in range(count)]
 
 
-def _example(sample: PoolSample) -> PathExample:
-    return PathExample(
+def _example(sample: PoolSample) -> RationaleExample:
+    return RationaleExample(
         example_id=sample.sample_id,
         prompt=prompt_of(sample.question, sample.choices),
-        path=path_of(sample.answer, sample.choices, None),
-        own_path=None,
+        path=rationale_of(sample.answer, sample.choices, None),
+        rejected=None,
     )

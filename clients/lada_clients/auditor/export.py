@@ -12,8 +12,8 @@ from lada_protocol.evidence.export import (
     MESSAGES_FILE,
     PLAN_FILE,
     ROSTER_FILE,
+    aggregate_file,
     ledger_file,
-    opening_file,
     transcript_file,
 )
 from lada_protocol.kinds import Kind
@@ -57,7 +57,7 @@ def write_export(
     for envelope in ordered:
         head = envelope.header
         if envelope.kind is Kind.OPENED:
-            name = opening_file(head.round_id, head.purpose)
+            name = aggregate_file(head.round_id, head.purpose)
         elif envelope.kind is Kind.TRANSCRIPT:
             name = transcript_file(head.round_id)
         else:

@@ -8,7 +8,7 @@ from lada_clients.auditor.export import check_export_folder, write_export
 from lada_clients.auditor.grants import RestartGrants
 from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.auditor.settings import AuditorSettings
 from lada_clients.net.credentials import load_credentials, read_passphrase
@@ -65,7 +65,7 @@ def run_auditor(settings_path: Path) -> None:
             state_dir=settings.state_dir,
             ledgers=ledgers,
             known_entries=KnownEntries(folder=folder),
-            registry=OpeningRegistry(folder=settings.state_dir / "opened"),
+            registry=AggregationRegistry(folder=settings.state_dir / "opened"),
             min_cohort=settings.min_cohort,
             epsilon_cap=settings.epsilon_cap,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lada_clients.auditor.known_entries import KnownEntries
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.scores import ScoreCheck
 from lada_clients.net.outbox import write_atomically
 from lada_clients.net.participant import Outgoing, Participant, StudyFailed, checked_transcript
@@ -21,9 +21,9 @@ from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
 from lada_protocol.rounds.secure_aggregation import (
-    OpeningRequest,
+    AggregateRequest,
+    check_aggregate_request,
     check_opened_range,
-    check_opening_request,
     purpose_parameters,
     sum_bound_of,
 )
@@ -40,7 +40,7 @@ from lada_protocol.rounds.tasks import (
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_secure.canonical import canonical_json
-from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
 from lada_secure.privacy.ledger.entries import LedgerEntry
@@ -62,13 +62,13 @@ REFUSED_BY_KEY = frozenset({"out_of_range", "over_quota", "native_failure"})
 
 @dataclass(slots=True, kw_only=True)
 class Auditor:
-    """One study at the auditor. Opening keys never leave `state_dir`."""
+    """One study at the auditor. Aggregate keys never leave `state_dir`."""
 
     participant: Participant
     state_dir: Path
     ledgers: LedgerCopies
     known_entries: KnownEntries
-    registry: OpeningRegistry
+    registry: AggregationRegistry
     min_cohort: int
     epsilon_cap: float
     _scores: ScoreCheck = field(init=False)
@@ -137,20 +137,20 @@ class Auditor:
             bytes_down=after.down_bytes - before.down_bytes,
         )
 
-    def _key(self, purpose: str) -> OpeningKey:
+    def _key(self, purpose: str) -> AggregateKey:
         """The BFV key of a purpose: one per study, made at its first use, kept on disk."""
         plan = self.participant.plan
         parameters = purpose_parameters(plan, purpose)
         path = self.state_dir / "keys" / f"{plan.study_id}-{plan.hash[:16]}-{purpose}.key"
         try:
             if path.exists():
-                kept = OpeningKey.from_bytes(path.read_bytes())
+                kept = AggregateKey.from_bytes(path.read_bytes())
                 if kept.parameters != parameters:
                     raise LocalProtocolError(f"{path} holds a key for other parameters")
                 return kept
         except OSError as error:
             raise TransportError(f"cannot read {path}: {error.strerror}") from error
-        key = OpeningKey.generate(parameters)
+        key = AggregateKey.generate(parameters)
         write_atomically(path, key.to_bytes(), mode=0o600)
         return key
 
@@ -310,11 +310,11 @@ class Auditor:
             purpose=attempt.purpose,
         )
 
-    def _verified(self, attempt: Attempt) -> OpeningRequest:
+    def _verified(self, attempt: Attempt) -> AggregateRequest:
         """Every check that comes before the key is touched."""
         me = self.participant
         self._check_key_is_fresh(attempt)
-        request = check_opening_request(
+        request = check_aggregate_request(
             me.index,
             attempt,
             plan=me.plan,
@@ -350,7 +350,7 @@ class Auditor:
                     round_id=attempt.round_id,
                 )
 
-    def _recomputed_sum(self, request: OpeningRequest) -> bytes:
+    def _recomputed_sum(self, request: AggregateRequest) -> bytes:
         """The sum as the auditor adds it up itself; the coordinator's must be the same bytes."""
         me = self.participant
         parameters = purpose_parameters(me.plan, request.attempt.purpose)

@@ -16,7 +16,7 @@ from lada_clients.net.credentials import load_credentials
 from lada_clients.net.outbox import Outbox, write_atomically
 from lada_clients.net.study_folder import study_folder
 from lada_clients.net.transport import BoardClient
-from lada_protocol.events import EventLog, Patience
+from lada_protocol.events import EventLog, StallTimer
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.credentials import Passphrase
@@ -24,7 +24,7 @@ from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import MessageIndex, Slot
-from lada_protocol.rounds.llm_transfer import check_uplink
+from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.tasks import Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
 from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
@@ -127,7 +127,7 @@ class Participant:
     _early: list[Envelope] = field(default_factory=list)
     _index: MessageIndex | None = None
     _plan: StudyPlan | None = None
-    _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
+    _stall_timer: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
 
     @property
     def index(self) -> MessageIndex:
@@ -226,7 +226,7 @@ class Participant:
 
     def wait(self, task: Wait) -> None:
         """Wait for others, telling the operator for whom, since when and why."""
-        self._patience.wait(task, self.events)
+        self._stall_timer.wait(task, self.events)
         self.sync(wait_s=LONG_POLL_S)
 
     def say_goodbye(self) -> None:
@@ -265,7 +265,7 @@ class Participant:
 
 
 def checked_transcript(me: Participant, round_id: int) -> str:
-    """Check the transcript and the uplink of a round against what `me` has seen; its hash.
+    """Check the transcript and the LLM transfer of a round against what `me` has seen; its hash.
 
     Raises: PeerError: bad_transcript, bad_inquiry, wrong_update.
     """
@@ -277,5 +277,5 @@ def checked_transcript(me: Participant, round_id: int) -> str:
     previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
     transcript = parse_transcript(me.payload(message))
     check_transcript(transcript, me.index, round_id=round_id, previous=previous, reader=me.party)
-    check_uplink(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
+    check_transfer(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
     return message.header.payload_sha256

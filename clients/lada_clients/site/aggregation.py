@@ -1,4 +1,4 @@
-"""A site's part in a collective opening: fresh keys, masks, sealing, and its own contribution.
+"""A site's part in a secure aggregation: fresh keys, masks, sealing, and its own contribution.
 
 What goes in is `Released`; nothing else is masked or sent.
 """
@@ -33,7 +33,7 @@ from lada_secure.privacy.released import Released, require_released
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SiteOpening:
+class SiteAggregation:
     """Steps 2 and 4 for any purpose, and the site's own check of step 5."""
 
     participant: Participant
@@ -65,7 +65,7 @@ class SiteOpening:
     ) -> None:
         """Step 4: mask for this attempt, seal, send.
 
-        Raises: PeerError: missing or repeated mask keys, or no opening key.
+        Raises: PeerError: missing or repeated mask keys, or no aggregate key.
         """
         require_released(vector, what=f"contribution to {attempt.purpose}")
         me = self.participant
@@ -116,9 +116,9 @@ class SiteOpening:
         )
 
     def check_own_contribution(self, round_id: int, purpose: str) -> Envelope:
-        """Step 5, the site's side: the signed opening must hold this site's own contribution.
+        """Step 5, the site's side: the signed sum must hold this site's own contribution.
 
-        Returns: the opening.
+        Returns: the secure aggregation.
         Raises: PeerError(reason="not_in_opening").
         """
         me = self.participant

@@ -17,12 +17,12 @@ from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
 from lada_secure.allocation.selection import AllocationSettings, PoolMap, cell_view, choose
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.allocation.strategies import CellView, cell_utilities, path_screen
+from lada_secure.allocation.strategies import CellView, cell_utilities, rationale_screen
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
 
 
 def tried_clusters(plan: StudyPlan, memory: SiteMemory, grid: CellGrid) -> ClusterUsefulness:
-    """What the site's path trials so far say; no cluster is tried where the plan has no trials."""
+    """What the site's data valuations so far say; nothing where the plan has none."""
     trials = None if plan.guide is None else plan.guide.trials
     if trials is None:
         return usefulness((), clusters=grid.clusters)
@@ -40,7 +40,7 @@ class SiteAllocator:
     _views: dict[int, tuple[CellView, FloatArray]] = field(default_factory=dict)
 
     def utilities(self, round_id: int, noised: NoisedStatistics) -> FloatArray:
-        """Fit the data filter and value every cell, (d,) in [-1, 1].
+        """Fit the reward model and value every cell, (d,) in [-1, 1].
 
         Reads released statistics and losses of the released model on public paths, nothing else.
         """
@@ -58,8 +58,8 @@ class SiteAllocator:
                 settings,
                 agreement=self._agreement(),
             )
-            worth = cell_utilities(settings.strategy, view, alpha=settings.exploration_weight)
-            self._views[round_id] = (view, worth)
+            utility = cell_utilities(settings.strategy, view, alpha=settings.exploration_weight)
+            self._views[round_id] = (view, utility)
         return self._views[round_id]
 
     def picks(self, round_id: int, noised: NoisedStatistics, scores: FloatArray) -> list[int]:
@@ -94,7 +94,7 @@ class SiteAllocator:
     def _agreement(self) -> FloatArray | None:
         """How surely each cell's paths agree with the records; None where none was judged yet.
 
-        By path trials where the study has them, else by the guide.
+        By data valuations where the study has them, else by the guide.
         """
         tried = tried_clusters(self.plan, self.memory, self.grid)
         if tried.tried.any():
@@ -119,5 +119,5 @@ class SiteAllocator:
     def screen(self, probabilities: FloatArray) -> list[int]:
         """Places of the paths that this model can follow and does not know by heart yet."""
         allocation = self.plan.allocation
-        inside = path_screen(probabilities, allocation.screen_low, allocation.screen_high)
+        inside = rationale_screen(probabilities, allocation.screen_low, allocation.screen_high)
         return [int(one) for one in np.flatnonzero(inside)]

@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lada_protocol.plan import StudyPlan
-from lada_secure.data.prompts import answer_of, path_of
+from lada_secure.data.prompts import answer_of, rationale_of
 from lada_secure.data.records import PoolSample
-from lada_secure.models.evaluation import choose, greedy_paths
-from lada_secure.models.examples import PathExample
+from lada_secure.models.evaluation import choose, greedy_rationales
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
 
 
 def with_own_paths(
     lm: LanguageModel,
     plan: StudyPlan,
-    examples: Sequence[PathExample],
+    examples: Sequence[RationaleExample],
     samples: Sequence[PoolSample],
     *,
     batch_size: int,
-) -> list[PathExample]:
+) -> list[RationaleExample]:
     """Add the SLM's wrong paths to examples of pool samples, one sample each.
 
     For multiple choice that is the option it would choose, for open questions its own greedy path.
@@ -32,18 +32,18 @@ def with_own_paths(
     if all(one.choices for one in samples):
         said = choose(lm, samples, batch_size=batch_size)
         own = [
-            path_of(one.choices[int(letter)], one.choices, None)
+            rationale_of(one.choices[int(letter)], one.choices, None)
             for one, letter in zip(samples, said, strict=True)
         ]
     else:
-        own = greedy_paths(
+        own = greedy_rationales(
             lm,
             [one.prompt for one in examples],
             batch_size=batch_size,
             max_new_tokens=plan.paths.max_new_tokens,
         )
     return [
-        replace(example, own_path=text if text and _is_wrong(text, sample) else None)
+        replace(example, rejected=text if text and _is_wrong(text, sample) else None)
         for example, text, sample in zip(examples, own, samples, strict=True)
     ]
 

@@ -11,34 +11,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_clients.site.allocator import tried_clusters
-from lada_clients.site.memory import JudgedPath, SiteMemory
-from lada_clients.site.received_paths import ReceivedPath
-from lada_protocol.plan import GuidePlan, StudyPlan
-from lada_protocol.plan_mechanisms import trial_parameters
-from lada_secure.allocation.agreement import agreeing_paths
+from lada_clients.site.memory import JudgedRationale, SiteMemory
+from lada_clients.site.received_paths import ReceivedRationale
+from lada_protocol.plan import ReferenceModelPlan, StudyPlan
+from lada_protocol.plan_mechanisms import valuation_parameters
+from lada_secure.allocation.agreement import agreeing_rationales
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.data_valuation import (
-    groups_to_try,
-    trials_of,
-    useful_paths,
+    cluster_valuations,
+    groups_to_value,
+    useful_rationales,
 )
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
-from lada_secure.allocation.strategies import path_screen
-from lada_secure.allocation.valuation_gains import release_trials, trials_spec
+from lada_secure.allocation.measured_valuation import measured_gains, valuation_student
+from lada_secure.allocation.strategies import rationale_screen
+from lada_secure.allocation.valuation_gains import release_gains, valuation_spec
 from lada_secure.arrays import FloatArray
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.models.adapters import AdapterWeights, load_adapters
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.reference_model import (
-    ContrastedPath,
+    ContrastedRationale,
     lead_gains,
-    own_paths,
+    sampled_responses,
     scaled_adapters,
 )
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.release.private_records import PrivateRecords
 
@@ -51,7 +51,7 @@ class Guidance:
     """What one site's guide says. reference: the model's adapters before any training."""
 
     plan: StudyPlan
-    settings: GuidePlan
+    settings: ReferenceModelPlan
     pool: tuple[PoolSample, ...]
     memory: SiteMemory
     model: LanguageModel
@@ -71,7 +71,7 @@ class Guidance:
         """Whether this round's DP-SGD comes after its pool paths."""
         return self.settings.finish and round_id + 1 == self.plan.rounds
 
-    def take(self, received: Sequence[ReceivedPath]) -> list[JudgedPath]:
+    def take(self, received: Sequence[ReceivedRationale]) -> list[JudgedRationale]:
         """All paths so far, new ones with own paths of the reference beside them and no gain yet.
 
         Leaves the reference in the model. Nothing is drawn for paths that memory holds.
@@ -80,7 +80,7 @@ class Guidance:
         new = [one for one in received if one.sample not in known]
         load_adapters(self.model, self.reference)
         drawn = (
-            own_paths(
+            sampled_responses(
                 self.model,
                 [self._prompt(one.sample) for one in new],
                 count=self.settings.own_paths,
@@ -92,17 +92,19 @@ class Guidance:
             else []
         )
         for one, own in zip(new, drawn, strict=True):
-            known[one.sample] = JudgedPath(
+            known[one.sample] = JudgedRationale(
                 sample=one.sample, cell=one.cell, path=one.path, own_paths=list(own), gain=0.0
             )
         return [known[sample] for sample in sorted(known)]
 
-    def judge(self, paths: Sequence[JudgedPath], guide: AdapterWeights) -> list[JudgedPath]:
+    def judge(
+        self, paths: Sequence[JudgedRationale], guide: AdapterWeights
+    ) -> list[JudgedRationale]:
         """Measure all paths against a guide, in their order."""
         gains = lead_gains(
             self.model,
             [
-                ContrastedPath(
+                ContrastedRationale(
                     prompt=self._prompt(one.sample), path=one.path, own_paths=tuple(one.own_paths)
                 )
                 for one in paths
@@ -118,8 +120,8 @@ class Guidance:
 
     def try_out(
         self,
-        paths: Sequence[JudgedPath],
-        examples: Sequence[PathExample],
+        paths: Sequence[JudgedRationale],
+        examples: Sequence[RationaleExample],
         records: PrivateRecords,
         *,
         book: LedgerBook,
@@ -127,14 +129,14 @@ class Guidance:
     ) -> None:
         """Release what students of each cluster's paths make of the records, and remember it.
 
-        Nothing happens, and nothing is paid, where the study has no trials or no cluster has enough
-        paths. Training the students reads no private record. After a crash the ledger gives out the
-        same release.
+        Nothing happens, and nothing is paid, where the study has no valuations or no cluster has
+        enough paths. Training the students reads no private record. After a crash the ledger gives
+        out the same release.
 
         Args: paths: all so far; examples: the same as something to learn.
         """
-        parameters = trial_parameters(self.plan)
-        groups = groups_to_try(self._clusters(paths), clusters=self.grid.clusters)
+        parameters = valuation_parameters(self.plan)
+        groups = groups_to_value(self._clusters(paths), clusters=self.grid.clusters)
         if parameters is None or not groups:
             return
         tuning = self._tuning(
@@ -143,7 +145,7 @@ class Guidance:
             loss=LossSettings(contrastive_weight=0.0),
         )
         students = {
-            cluster: trial_student(
+            cluster: valuation_student(
                 self.model,
                 [examples[at] for at in found],
                 reference=self.reference,
@@ -151,8 +153,8 @@ class Guidance:
             )
             for cluster, found in groups.items()
         }
-        noised = release_trials(
-            lambda paid: measured_trials(
+        noised = release_gains(
+            lambda paid: measured_gains(
                 self.model,
                 records.units(paid),
                 students,
@@ -162,7 +164,7 @@ class Guidance:
             ),
             parameters=parameters,
             book=book,
-            spec=trials_spec(
+            spec=valuation_spec(
                 parameters,
                 study_id=self.plan.study_id,
                 plan_hash=self.plan.hash,
@@ -172,28 +174,28 @@ class Guidance:
         ).value
         self.memory.keep_trials(
             round_id,
-            trials_of(noised, {cluster: len(found) for cluster, found in groups.items()}),
+            cluster_valuations(noised, {cluster: len(found) for cluster, found in groups.items()}),
         )
 
-    def _clusters(self, paths: Sequence[JudgedPath]) -> list[int]:
+    def _clusters(self, paths: Sequence[JudgedRationale]) -> list[int]:
         return [one.cell // self.grid.bins for one in paths]
 
-    def passing(self, judged: Sequence[JudgedPath], probabilities: FloatArray) -> list[int]:
+    def passing(self, judged: Sequence[JudgedRationale], probabilities: FloatArray) -> list[int]:
         """Places of the paths to train on: inside the band of p, and agreeing with the records.
 
-        By the guide, and where a path's cluster had a trial by that.
+        By the guide, and where a path's cluster had a valuation by that.
 
         Args: probabilities: (n,) exp(-loss) under the student before this round.
         """
         allocation = self.plan.allocation
-        good = path_screen(probabilities, allocation.screen_low, allocation.screen_high)
-        agreeing = agreeing_paths(
+        good = rationale_screen(probabilities, allocation.screen_low, allocation.screen_high)
+        agreeing = agreeing_rationales(
             [one.gain for one in judged],
             [one.cell for one in judged],
             cells=self.grid.cells,
             least_share=self.settings.least_share,
         )
-        good &= useful_paths(
+        good &= useful_rationales(
             tried_clusters(self.plan, self.memory, self.grid),
             self._clusters(judged),
             agreeing,
@@ -205,13 +207,17 @@ class Guidance:
         """Put into the model what a student starts from: a share of the guide's update."""
         load_adapters(self.model, scaled_adapters(guide, self.settings.private_share))
 
-    def teach(self, examples: Sequence[PathExample], *, round_id: int, loss: LossSettings) -> None:
+    def teach(
+        self, examples: Sequence[RationaleExample], *, round_id: int, loss: LossSettings
+    ) -> None:
         """Train the model as it is now on pool paths; nothing happens without any."""
         if not examples:
             return
         last = round_id + 1 == self.plan.rounds
         steps = self.settings.last_pool_steps if last else self.settings.pool_steps
-        tune_on_paths(self.model, examples, (), self._tuning(steps, round_id=round_id, loss=loss))
+        tune_on_rationales(
+            self.model, examples, (), self._tuning(steps, round_id=round_id, loss=loss)
+        )
 
     def _tuning(self, steps: int, *, round_id: int, loss: LossSettings) -> TuningSettings:
         return TuningSettings(

@@ -15,13 +15,13 @@ import numpy as np
 from lada_clients.site.allocator import SiteAllocator
 from lada_clients.site.contrast import with_own_paths
 from lada_clients.site.guidance import Guidance
-from lada_clients.site.memory import JudgedPath, KnownPath, SiteMemory
-from lada_clients.site.received_paths import ReceivedPath, parse_received_paths
+from lada_clients.site.memory import JudgedRationale, KnownRationale, SiteMemory
+from lada_clients.site.received_paths import ReceivedRationale, parse_received_rationales
 from lada_clients.site.settings import SiteSettings
 from lada_clients.site.training import adapter_settings, private_units, trainer_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.plan_mechanisms import privacy_parameters, statistics_parameters
-from lada_protocol.rounds.llm_transfer import MAX_PATH_CHARACTERS, SitePath
+from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS, SiteRationale
 from lada_secure.allocation.cells import CellGrid, Clusters
 from lada_secure.allocation.explanation import explain_cells
 from lada_secure.allocation.gap import cell_rewards, probability
@@ -41,7 +41,7 @@ from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.dpsgd.distillation import Distilled, StepReport, distil, training_spec
 from lada_secure.dpsgd.released_adapters import released_adapters
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.signal_to_noise import SignalToNoiseEstimate
 from lada_secure.models.adapters import (
     AdapterWeights,
     adapter_weights,
@@ -52,11 +52,11 @@ from lada_secure.models.confidence import answer_pool
 from lada_secure.models.embedding import embedder
 from lada_secure.models.evaluation import (
     accuracy,
-    path_losses,
+    rationale_losses,
 )
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
-from lada_secure.models.rationales import generate_paths
+from lada_secure.models.rationales import generate_rationales
 from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.released import Released
@@ -169,26 +169,26 @@ class SiteLearner:
         """See `SiteAllocator.picks`."""
         return self.allocator.picks(round_id, noised, scores)
 
-    def parse_paths(self, raw: bytes) -> tuple[ReceivedPath, ...]:
-        """See `parse_received_paths`."""
-        return parse_received_paths(raw, pool=self.pool, cells=self.grid.cells)
+    def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
+        """See `parse_received_rationales`."""
+        return parse_received_rationales(raw, pool=self.pool, cells=self.grid.cells)
 
     def train(
         self,
         round_id: int,
         noised: NoisedStatistics,
-        received: Sequence[ReceivedPath],
+        received: Sequence[ReceivedRationale],
         *,
         book: LedgerBook,
         progress: Callable[[StepReport], None],
-        announce: Callable[[TrainingOutlook], None] | None = None,
+        announce: Callable[[SignalToNoiseEstimate], None] | None = None,
     ) -> Distilled:
         """Distil the picked paths and the private records, then learn what each cell brought.
 
         With a guide, DP-SGD reads the private records alone, and the paths that agree with what it
         released are learned from afterwards.
         """
-        view, worth = self.allocator.view(round_id, noised)
+        view, utility = self.allocator.view(round_id, noised)
         wanted = set(self.memory.picks(round_id) or ())
         mine = [one for one in received if one.sample in wanted]
         examples = [self._path_example(one) for one in mine]
@@ -202,7 +202,7 @@ class SiteLearner:
             progress=progress,
             announce=announce,
         )
-        judged: list[JudgedPath] = []
+        judged: list[JudgedRationale] = []
         if self.guidance is None:
             kept = self.allocator.screen(probability(before))
             result = self._trained_together(
@@ -218,7 +218,8 @@ class SiteLearner:
         cells = np.array([one.cell for one in mine], dtype=np.int64)
         rewards = cell_rewards(before[kept], after[kept], cells[kept], cells=self.grid.cells)
         rows: list[Json] = [
-            one.to_json() for one in explain_cells(view, worth, picked_cells=cells, rewards=rewards)
+            one.to_json()
+            for one in explain_cells(view, utility, picked_cells=cells, rewards=rewards)
         ]
         # First, and once: after a crash below, the view would know of this round's own rewards.
         self.memory.keep_allocation(round_id, rows)
@@ -228,7 +229,7 @@ class SiteLearner:
             self.memory.keep_history(history)
         self.memory.keep_known_paths(
             [
-                KnownPath(sample=one.sample, cell=one.cell, p=float(p))
+                KnownRationale(sample=one.sample, cell=one.cell, p=float(p))
                 for one, p in zip(mine, probability(after), strict=True)
             ]
         )
@@ -238,7 +239,7 @@ class SiteLearner:
         return result
 
     def _trained_together(
-        self, paths: Sequence[ReceivedPath], distilling: Distilling, *, round_id: int
+        self, paths: Sequence[ReceivedRationale], distilling: Distilling, *, round_id: int
     ) -> Distilled:
         """One training of private records and pool paths, DESIGN step 9."""
         return distilling(
@@ -252,12 +253,12 @@ class SiteLearner:
     def _guided(
         self,
         guidance: Guidance,
-        received: Sequence[ReceivedPath],
+        received: Sequence[ReceivedRationale],
         distilling: Distilling,
         *,
         book: LedgerBook,
         round_id: int,
-    ) -> tuple[list[JudgedPath], list[int], Distilled]:
+    ) -> tuple[list[JudgedRationale], list[int], Distilled]:
         """Train the guide, then a student on the paths that agree with it.
 
         In a round that finishes, the guide is the newest one before, and the student is what the
@@ -330,19 +331,19 @@ class SiteLearner:
             spec=self._training_spec(round_id),
         )
 
-    def certainty(self, places: Sequence[int]) -> FloatArray:
+    def confidence(self, places: Sequence[int]) -> FloatArray:
         """How sure the released SLM is of the gold answers of pool samples, (m,) in [0, 1]."""
         return answer_pool(
             self.model,
             [self.pool[place] for place in places],
             batch_size=self.settings.physical_batch_size,
             max_new_tokens=self.plan.paths.max_new_tokens,
-        ).certainty
+        ).confidence
 
-    def solved(self, places: Sequence[int]) -> list[SitePath]:
+    def solved(self, places: Sequence[int]) -> list[SiteRationale]:
         """Greedy paths of the released SLM on pool samples, where they reach the gold answer."""
         numbers = {self.pool[place].sample_id: place for place in places}
-        written = generate_paths(
+        written = generate_rationales(
             self.model,
             [self.pool[place] for place in places],
             max_new_tokens=self.plan.paths.max_new_tokens,
@@ -350,7 +351,7 @@ class SiteLearner:
             batch_size=self.settings.physical_batch_size,
         )
         return [
-            SitePath(sample=numbers[one.sample_id], path=one.path[:MAX_PATH_CHARACTERS])
+            SiteRationale(sample=numbers[one.sample_id], path=one.path[:MAX_RATIONALE_CHARACTERS])
             for one in written.paths
         ]
 
@@ -360,22 +361,22 @@ class SiteLearner:
             return None
         return accuracy(self.model, self.held_out, batch_size=self.settings.physical_batch_size)
 
-    def _losses(self, examples: Sequence[PathExample]) -> FloatArray:
+    def _losses(self, examples: Sequence[RationaleExample]) -> FloatArray:
         """Loss of each path under the present model, nats per token, (n,)."""
-        return path_losses(self.model, examples, batch_size=self.settings.physical_batch_size)
+        return rationale_losses(self.model, examples, batch_size=self.settings.physical_batch_size)
 
-    def _path_example(self, received: ReceivedPath | JudgedPath) -> PathExample:
+    def _path_example(self, received: ReceivedRationale | JudgedRationale) -> RationaleExample:
         sample = self.pool[received.sample]
-        return PathExample(
+        return RationaleExample(
             example_id=sample.sample_id,
             prompt=prompt_of(sample.question, sample.choices),
             path=received.path,
-            own_path=None,
+            rejected=None,
         )
 
     def _contrasted(
-        self, examples: Sequence[PathExample], places: Sequence[int]
-    ) -> list[PathExample]:
+        self, examples: Sequence[RationaleExample], places: Sequence[int]
+    ) -> list[RationaleExample]:
         return with_own_paths(
             self.model,
             self.plan,

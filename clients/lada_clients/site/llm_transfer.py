@@ -11,19 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from lada_clients.net.participant import Outgoing, Participant
-from lada_clients.site.aggregation import SiteOpening
+from lada_clients.site.aggregation import SiteAggregation
 from lada_clients.site.learner import SiteLearner
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE
+from lada_protocol.plan import CONFIDENCE_EXCESS
 from lada_protocol.rounds.llm_transfer import (
-    SitePath,
+    SiteRationale,
     parse_inquiry,
-    site_paths_bytes,
+    site_rationales_bytes,
     split_pool,
-    uplink_of,
+    transfer_of,
 )
 from lada_protocol.wire.messages import InquiryBody, parse_body
-from lada_secure.allocation.confidence_excess import advantages
+from lada_secure.allocation.confidence_excess import excess_over_threshold
 from lada_secure.arrays import IntArray
 from lada_secure.errors import LocalProtocolError
 from lada_secure.privacy.ledger.book import LedgerBook
@@ -31,42 +31,42 @@ from lada_secure.privacy.released import Released, post_process, require_release
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SiteUplink:
+class SiteTransfer:
     """Step 10 at a site, during one study."""
 
     participant: Participant
-    opening: SiteOpening
+    opening: SiteAggregation
     learner: SiteLearner
     book: LedgerBook
 
-    def advantages(self, round_id: int) -> Released[IntArray]:
+    def excess_over_threshold(self, round_id: int) -> Released[IntArray]:
         """The vector of the round, one entry per pool sample; the same at every call."""
         adapters = self.learner.released_adapters(round_id, self.book)
-        return post_process(adapters, lambda _: self._vector(round_id), label=ADVANTAGE)
+        return post_process(adapters, lambda _: self._vector(round_id), label=CONFIDENCE_EXCESS)
 
     def _vector(self, round_id: int) -> IntArray:
         memory, plan = self.learner.memory, self.participant.plan
-        kept = memory.advantages(round_id)
+        kept = memory.excess_over_threshold(round_id)
         if kept is None:
-            uplink = uplink_of(plan)
+            uplink = transfer_of(plan)
             candidates = split_pool(plan).candidates
-            found = advantages(
-                self.learner.certainty(candidates),
+            found = excess_over_threshold(
+                self.learner.confidence(candidates),
                 candidates,
                 pool_size=plan.pool_size,
-                bar=uplink.bar,
+                threshold=uplink.bar,
                 clip=uplink.clip,
                 scale=uplink.integer_scale,
             )
             kept = [int(one) for one in found]
-            memory.keep_advantages(round_id, kept)
+            memory.keep_confidence_excess(round_id, kept)
         return np.array(kept, dtype=np.int64)
 
     def answer(self, round_id: int) -> None:
         """Send the paths that reach the gold answer on what the coordinator asks about.
 
-        Every site of the sum answers, whatever its own advantages: who knows a sample shows in
-        the answer only through the released model, never through staying away.
+        Every site of the sum answers, whatever its own confidence excesses: who knows a sample
+        shows in the answer only through the released model, never through staying away.
 
         Raises: PeerError: not_in_opening, malformed, bad_inquiry.
         """
@@ -78,10 +78,10 @@ class SiteUplink:
             me.payload(inquiry),
             parse_body(inquiry, InquiryBody),
             plan=me.plan,
-            opened=self.opening.opened(round_id, ADVANTAGE),
+            opened=self.opening.opened(round_id, CONFIDENCE_EXCESS),
         )
         adapters = self.learner.released_adapters(round_id, self.book)
-        paths: Released[list[SitePath]] = post_process(
+        paths: Released[list[SiteRationale]] = post_process(
             adapters, lambda _: self.learner.solved(samples), label="site paths"
         )
         require_released(paths, what="site paths")
@@ -89,7 +89,7 @@ class SiteUplink:
             Kind.SITE_PATHS,
             lambda: Outgoing(
                 body={"inquiry": inquiry.message_hash, "written": len(paths.value)},
-                payload=site_paths_bytes(paths.value),
+                payload=site_rationales_bytes(paths.value),
             ),
             round_id=round_id,
             to=me.roster.coordinator.id,

@@ -10,15 +10,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from lada_clients.net.outbox import write_atomically
-from lada_secure.allocation.data_valuation import ClusterTrial
-from lada_secure.allocation.reward_model import FilterHistory, parse_history
+from lada_secure.allocation.data_valuation import ClusterValuation
+from lada_secure.allocation.reward_model import RewardHistory, parse_history
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 
-_TRIALS = TypeAdapter(list[ClusterTrial])
+_TRIALS = TypeAdapter(list[ClusterValuation])
 
 
-class KnownPath(BaseModel):
+class KnownRationale(BaseModel):
     """What a site knows of a path it was given: p under its released SLM, after training.
 
     sample: pool index. cell: cell of the grid. p: exp(-loss) in [0, 1].
@@ -31,7 +31,7 @@ class KnownPath(BaseModel):
     p: float = Field(ge=0.0, le=1.0)
 
 
-class JudgedPath(BaseModel):
+class JudgedRationale(BaseModel):
     """A path that the site's guide has judged.
 
     sample: pool index. cell: cell of the grid. path: the LLM's text. own_paths: what the SLM drew
@@ -53,12 +53,12 @@ class SiteMemory:
 
     folder: Path
 
-    def history(self) -> FilterHistory:
-        """Observations of the data filter so far."""
+    def history(self) -> RewardHistory:
+        """Observations of the reward model so far."""
         value = self._read("filter-history.json")
-        return FilterHistory() if value is None else parse_history(value)
+        return RewardHistory() if value is None else parse_history(value)
 
-    def keep_history(self, history: FilterHistory) -> None:
+    def keep_history(self, history: RewardHistory) -> None:
         """Replace the history."""
         self._write("filter-history.json", history.to_json())
 
@@ -85,41 +85,41 @@ class SiteMemory:
         trained = (one for one in range(round_id) if self._adapters(one).exists())
         return {pick for earlier in trained for pick in self.picks(earlier) or []}
 
-    def known_paths(self) -> tuple[KnownPath, ...]:
+    def known_paths(self) -> tuple[KnownRationale, ...]:
         """All paths received so far, by sample, with p as last measured."""
         value = self._read("known-paths.json")
         if value is None:
             return ()
         try:
             rows = value if isinstance(value, list) else [value]
-            return tuple(KnownPath.model_validate(row) for row in rows)
+            return tuple(KnownRationale.model_validate(row) for row in rows)
         except ValidationError as error:
             raise ParameterError(f"{self.folder}: known-paths.json is damaged: {error}") from error
 
-    def keep_known_paths(self, found: Sequence[KnownPath]) -> None:
+    def keep_known_paths(self, found: Sequence[KnownRationale]) -> None:
         """Add paths; one of a sample that is known already replaces what was known of it."""
         known = {one.sample: one for one in (*self.known_paths(), *found)}
         self._write("known-paths.json", [known[sample].model_dump() for sample in sorted(known)])
 
-    def judged_paths(self) -> tuple[JudgedPath, ...]:
+    def judged_paths(self) -> tuple[JudgedRationale, ...]:
         """All paths that guides have judged, by sample, with the newest gain."""
         value = self._read("judged-paths.json")
         if value is None:
             return ()
         try:
             rows = value if isinstance(value, list) else [value]
-            return tuple(JudgedPath.model_validate(row) for row in rows)
+            return tuple(JudgedRationale.model_validate(row) for row in rows)
         except ValidationError as error:
             raise ParameterError(f"{self.folder}: judged-paths.json is damaged: {error}") from error
 
-    def keep_judged_paths(self, judged: Sequence[JudgedPath]) -> None:
+    def keep_judged_paths(self, judged: Sequence[JudgedRationale]) -> None:
         """Replace what is known of judged paths."""
         rows = sorted(judged, key=lambda one: one.sample)
         self._write("judged-paths.json", [one.model_dump() for one in rows])
 
-    def trials(self) -> tuple[ClusterTrial, ...]:
-        """What the path trials of all rounds so far said."""
-        found: list[ClusterTrial] = []
+    def trials(self) -> tuple[ClusterValuation, ...]:
+        """What the data valuations of all rounds so far said."""
+        found: list[ClusterValuation] = []
         for path in sorted(self.folder.glob("trials-round-*.json")):
             try:
                 found += _TRIALS.validate_python(self._read(path.name))
@@ -127,8 +127,8 @@ class SiteMemory:
                 raise ParameterError(f"{path} is damaged: {error}") from error
         return tuple(found)
 
-    def keep_trials(self, round_id: int, trials: Sequence[ClusterTrial]) -> None:
-        """Remember the trials of a round."""
+    def keep_trials(self, round_id: int, trials: Sequence[ClusterValuation]) -> None:
+        """Remember the valuations of a round."""
         self._write(f"trials-round-{round_id}.json", [asdict(one) for one in trials])
 
     def guide(self, round_id: int) -> bytes | None:
@@ -146,8 +146,8 @@ class SiteMemory:
         if not (self.folder / name).exists():
             self._write(name, {"round": round_id, "cells": list(cells)})
 
-    def advantages(self, round_id: int) -> list[int] | None:
-        """The advantages of a round, one per pool sample, or None where there are none yet."""
+    def excess_over_threshold(self, round_id: int) -> list[int] | None:
+        """A round's confidence excesses, one per pool sample, or None before there are any."""
         value = self._read(f"advantages-round-{round_id}.json")
         if value is None:
             return None
@@ -155,8 +155,8 @@ class SiteMemory:
             raise ParameterError(f"{self.folder}: advantages of round {round_id} are damaged")
         return [one for one in value if isinstance(one, int)]
 
-    def keep_advantages(self, round_id: int, vector: Sequence[int]) -> None:
-        """Remember them: a retry of the opening sends the same vector."""
+    def keep_confidence_excess(self, round_id: int, vector: Sequence[int]) -> None:
+        """Remember them: a retry of the secure aggregation sends the same vector."""
         self._write(f"advantages-round-{round_id}.json", list(vector))
 
     def adapters(self, round_id: int) -> bytes | None:

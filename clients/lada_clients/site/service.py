@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_clients.net.participant import Outgoing, Participant, StudyFailed, checked_transcript
-from lada_clients.site.aggregation import SiteOpening
+from lada_clients.site.aggregation import SiteAggregation
 from lada_clients.site.blind_scores import SiteScoring
 from lada_clients.site.gates.files import SiteFiles, check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
@@ -19,13 +19,13 @@ from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.gates.record_files import RecordFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
-from lada_clients.site.llm_transfer import SiteUplink
+from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, parse_time
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
@@ -124,7 +124,7 @@ class Site:
             case Distil(round_id=round_id):
                 self._distil(round_id)
             case AnswerInquiry(round_id=round_id):
-                self._uplink.answer(round_id)
+                self._llm_transfer.answer(round_id)
             case CloseRound(round_id=round_id):
                 digest = checked_transcript(self.participant, round_id)
                 self.participant.post(
@@ -204,9 +204,9 @@ class Site:
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
         vector: Released[npt.NDArray[np.int64]]
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             self._opening.check_own_contribution(attempt.round_id, DEMAND)
-            vector = self._uplink.advantages(attempt.round_id)
+            vector = self._llm_transfer.excess_over_threshold(attempt.round_id)
         elif attempt.purpose == STATISTICS:
             self.record_files.check()
             noised = self._statistics(attempt.round_id)
@@ -258,7 +258,7 @@ class Site:
                 self.learner.parse_paths(me.payload(paths)),
                 book=self.book,
                 progress=self._training_progress(round_id),
-                announce=lambda outlook: self.watcher.begin(round_id, outlook),
+                announce=lambda estimate: self.watcher.begin(round_id, estimate),
             )
         self._tell_epsilon(round_id, "distillation")
         self._tell_accuracy("after", round_id=round_id)
@@ -305,16 +305,16 @@ class Site:
         return max(shown, default=0)
 
     @property
-    def _opening(self) -> SiteOpening:
-        return SiteOpening(participant=self.participant, secrets=self.secrets)
+    def _opening(self) -> SiteAggregation:
+        return SiteAggregation(participant=self.participant, secrets=self.secrets)
 
     @property
     def _scoring(self) -> SiteScoring:
         return SiteScoring(participant=self.participant, secrets=self.secrets)
 
     @property
-    def _uplink(self) -> SiteUplink:
-        return SiteUplink(
+    def _llm_transfer(self) -> SiteTransfer:
+        return SiteTransfer(
             participant=self.participant,
             opening=self._opening,
             learner=self.learner,

@@ -16,7 +16,7 @@ from lada_secure.dpsgd.private_examples import private_unit
 from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.examples import PrivateUnit
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.self_rationales import self_generated_rationales
 from lada_secure.privacy.release.units import Unit
 
 
@@ -67,7 +67,7 @@ def private_units(
         return [private_unit(unit) for unit in units]
     written: Sequence[Sequence[str | None]] = [()] * len(units)
     if guide.own_reasons and round_id > 0:
-        written = written_reasons(
+        written = self_generated_rationales(
             lm, units, batch_size=batch_size, max_new_tokens=plan.paths.max_new_tokens
         )
     only = guide.records_with_reasons

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.signal_to_noise import SignalToNoiseEstimate
 
 _LINES_PER_ROUND = 10
 
@@ -21,7 +21,7 @@ _LINES_PER_ROUND = 10
 class TrainingWatcher(Protocol):
     """Whoever wants to see a site train."""
 
-    def begin(self, round_id: int, outlook: TrainingOutlook) -> None:
+    def begin(self, round_id: int, estimate: SignalToNoiseEstimate) -> None:
         """What a round would train, before anything is spent on it."""
 
     def show(self, round_id: int, report: StepReport) -> None:
@@ -31,7 +31,7 @@ class TrainingWatcher(Protocol):
 class Unwatched:
     """Nobody looks."""
 
-    def begin(self, round_id: int, outlook: TrainingOutlook) -> None:
+    def begin(self, round_id: int, estimate: SignalToNoiseEstimate) -> None:
         """Nothing."""
 
     def show(self, round_id: int, report: StepReport) -> None:
@@ -82,14 +82,14 @@ class TrainingDisplay:
     ) -> None:
         self._stop()
 
-    def begin(self, round_id: int, outlook: TrainingOutlook) -> None:
+    def begin(self, round_id: int, estimate: SignalToNoiseEstimate) -> None:
         """Say how much would be trained, and warn where noise would drown it."""
         self._line(
-            f"round {round_id}, training: {outlook.parameters:,} trainable parameters, best-case "
-            f"signal-to-noise {outlook.signal_to_noise:.2g} over the round"
+            f"round {round_id}, training: {estimate.parameters:,} trainable parameters, best-case "
+            f"signal-to-noise {estimate.signal_to_noise:.2g} over the round"
         )
-        if outlook.hint is not None:
-            self._line(f"warning: {outlook.hint}")
+        if estimate.hint is not None:
+            self._line(f"warning: {estimate.hint}")
 
     def show(self, round_id: int, report: StepReport) -> None:
         """Show one step of a round."""

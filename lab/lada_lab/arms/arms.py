@@ -20,7 +20,7 @@ class Arm:
     strategy: a key of `learnability.allocation.STRATEGIES`, "loss-based" (dual minimum
     cross-entropy, Fan et al. 2024), "all" (every pool sample) or "none" (no pool at all).
     screened: drop received paths outside the band of p. guided: drop received paths that disagree
-    with the private records by the guide, and value cells by it. trials: decide by path trials,
+    with the private records by the guide, and value cells by it. trials: decide by data valuations,
     and by the guide only where there was none. clustering_start: quotas by
     noised mass in round 0. exploration, contrast: whether the term takes part. private_share: of
     the guide's update that students start from, None for the study's. late: no guide; students
@@ -49,7 +49,7 @@ class Arm:
 
     @property
     def teaches_llm(self) -> bool:
-        """Whether the LLM changes in this arm; both hosts are mutual."""
+        """Whether the LLM changes in this arm; both baselines are mutual."""
         return self.uplink or self.host is not None
 
 

@@ -1,4 +1,4 @@
-"""Rounds of the two hosts in the simulation, beyond what one site does alone."""
+"""Rounds of the two baselines in the simulation, beyond what one site does alone."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lada_lab.baselines.adapter_sums import (
     adapter_vector,
     mean_adapters,
 )
-from lada_lab.baselines.baseline import HostState
-from lada_lab.baselines.fedcollm import FedCoLlmHost
-from lada_lab.baselines.fedmkt import FedMktHost
-from lada_lab.baselines.logit_baseline import LogitHost
-from lada_lab.baselines.rounds import HostTraining, transfer
+from lada_lab.baselines.baseline import BaselineState
+from lada_lab.baselines.fedcollm import FedCoLlmBaseline
+from lada_lab.baselines.fedmkt import FedMktBaseline
+from lada_lab.baselines.logit_baseline import LogitBaseline
+from lada_lab.baselines.rounds import BaselineTraining, transfer
 from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.models.loading import LanguageModel
 
-_HOSTS: dict[str, type[LogitHost]] = {"fedmkt": FedMktHost, "fedcollm": FedCoLlmHost}
+_HOSTS: dict[str, type[LogitBaseline]] = {"fedmkt": FedMktBaseline, "fedcollm": FedCoLlmBaseline}
 
 
-def open_host(name: str, coordinator: Coordinator, slm: LanguageModel) -> LogitHost:
-    """The host of one arm. Raises: ParameterError: tokenizers without a common token."""
+def open_baseline(name: str, coordinator: Coordinator, slm: LanguageModel) -> LogitBaseline:
+    """The baseline of one arm. Raises: ParameterError: tokenizers without a common token."""
     return _HOSTS[name](coordinator.data.pool, llm=coordinator.llm, slm=slm)
 
 
 def separate_rounds(
-    host: LogitHost,
+    host: LogitBaseline,
     coordinator: Coordinator,
     parties: Sequence[Party],
     received: Sequence[Mapping[int, str]],
@@ -58,7 +58,7 @@ def separate_rounds(
 
 
 def shared_round(
-    host: LogitHost,
+    host: LogitBaseline,
     coordinator: Coordinator,
     parties: Sequence[Party],
     received: Sequence[Mapping[int, str]],
@@ -81,13 +81,13 @@ def shared_round(
     }
     lm = parties[0].lm
     load_adapters(lm, added_up([party.start(round_id) for party in parties]))
-    training = parties[0].host_training(round_id)
+    training = parties[0].baseline_training(round_id)
     done = transfer(
         host,
         lm,
-        HostState(),
+        BaselineState(),
         paths,
-        HostTraining(
+        BaselineTraining(
             # As many steps as all sites together take on their own.
             steps=training.steps * len(parties),
             batch_size=training.batch_size,
@@ -103,7 +103,7 @@ def shared_round(
 
 
 def added_up(shares: Sequence[AdapterWeights]) -> AdapterWeights:
-    """The mean of the sites' adapters, through the whole numbers that an opening would add up."""
+    """The mean of the sites' adapters, in the whole numbers of a secure aggregation."""
     settings = AdapterSumSettings()
     total = np.sum([adapter_vector(one, settings) for one in shares], axis=0)
     return mean_adapters(total, sites=len(shares), like=shares[0], settings=settings)
@@ -115,7 +115,7 @@ def _ready(lm: LanguageModel, student: AdapterWeights) -> LanguageModel:
 
 
 def _teach(
-    host: LogitHost,
+    host: LogitBaseline,
     coordinator: Coordinator,
     students: Sequence[Callable[[], LanguageModel]],
     paths: Mapping[int, str],
@@ -123,11 +123,11 @@ def _teach(
     *,
     round_id: int,
 ) -> None:
-    training = party.host_training(round_id)
+    training = party.baseline_training(round_id)
     taught = host.teach_llm(
         students,
         paths,
-        HostTraining(
+        BaselineTraining(
             steps=party.settings.uplink_steps,
             batch_size=training.batch_size,
             learning_rate=party.settings.uplink_learning_rate,

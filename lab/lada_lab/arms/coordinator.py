@@ -1,4 +1,4 @@
-"""The LLM's side of the simulation: the private view of the pool, paths in demand, the uplink."""
+"""The LLM's side of the simulation: the private view of the pool, paths in demand, transfer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lada_secure.allocation.cells import (
     pool_features,
 )
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
-from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_secure.data.prompts import answer_of, prompt_of, rationale_of
 from lada_secure.errors import ParameterError
 from lada_secure.models.embedding import HASHED_NGRAMS, embedder
-from lada_secure.models.evaluation import accuracy, greedy_paths, path_log_probabilities
+from lada_secure.models.evaluation import accuracy, greedy_rationales, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationales import GeneratedPaths, generate_paths
+from lada_secure.models.rationales import GeneratedRationales, generate_rationales
 from lada_secure.models.text_lengths import needed_tokens
 
 
@@ -122,13 +122,13 @@ class Coordinator:
     def _looked(self) -> PoolView:
         pool = self.data.pool
         prompts = [prompt_of(one.question, one.choices) for one in pool]
-        written = greedy_paths(
+        written = greedy_rationales(
             self.llm,
             prompts,
             batch_size=self.settings.batch_size,
             max_new_tokens=self.settings.max_new_tokens,
         )
-        answers = [path_of(one.answer, one.choices, None) for one in pool]
+        answers = [rationale_of(one.answer, one.choices, None) for one in pool]
         paths = [text or answer for text, answer in zip(written, answers, strict=True)]
         losses = self._losses(prompts, paths)
         right = np.array(
@@ -153,7 +153,7 @@ class Coordinator:
         )
 
     def _losses(self, prompts: Sequence[str], paths: Sequence[str]) -> FloatArray:
-        return path_log_probabilities(
+        return rationale_log_probabilities(
             self.llm, prompts, paths, batch_size=self.settings.batch_size
         ).losses
 
@@ -162,7 +162,7 @@ class Coordinator:
         missing = sorted(set(wanted) - set(self._paths))
         if missing:
             numbers = {self.data.pool[place].sample_id: place for place in missing}
-            made: GeneratedPaths = generate_paths(
+            made: GeneratedRationales = generate_rationales(
                 self.llm,
                 [self.data.pool[place] for place in missing],
                 max_new_tokens=self.settings.max_new_tokens,

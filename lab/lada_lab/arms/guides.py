@@ -39,7 +39,7 @@ from lada_secure.models.embedding import HASHED_NGRAMS, embedder
 from lada_secure.models.examples import PrivateUnit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.self_rationales import self_generated_rationales
 from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -187,7 +187,7 @@ class SiteReleases:
         )
 
     def _written(self) -> list[tuple[str | None, ...]]:
-        return written_reasons(
+        return self_generated_rationales(
             self.lm,
             self.units,
             batch_size=self.settings.batch_size,

@@ -27,7 +27,7 @@ from lada_secure.dpsgd.distillation import distil, training_spec
 from lada_secure.dpsgd.parameters import TrainerSettings
 from lada_secure.dpsgd.private_examples import private_unit
 from lada_secure.models.adapters import AdapterWeights, load_adapters
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -77,7 +77,7 @@ class JointTraining:
         self,
         lm: LanguageModel,
         student: AdapterWeights,
-        pool: Sequence[PathExample],
+        pool: Sequence[RationaleExample],
         *,
         round_id: int,
         loss: LossSettings,

@@ -18,20 +18,20 @@ from lada_lab.arms.path_book import PathBook
 from lada_lab.arms.site_trials import SiteTrials
 from lada_lab.arms.study import StudySettings, loss_settings
 from lada_lab.baselines.allocator import allocate
-from lada_lab.baselines.baseline import Host, HostState
-from lada_lab.baselines.rounds import HostTraining, transfer
+from lada_lab.baselines.baseline import Baseline, BaselineState
+from lada_lab.baselines.rounds import BaselineTraining, transfer
 from lada_secure.allocation.cluster_estimates import ClusterEstimates
 from lada_secure.allocation.gap import reward
 from lada_secure.allocation.selection import AllocationSettings, PoolMap
 from lada_secure.allocation.strategies import pick
 from lada_secure.arrays import FloatArray
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.models.evaluation import accuracy, path_losses
-from lada_secure.models.examples import PathExample
+from lada_secure.models.evaluation import accuracy, rationale_losses
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.reference_model import scaled_adapters
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
 _MANY_EPOCHS = 10**6
@@ -57,8 +57,8 @@ class Party:
     ledger: MemoryLedger | None
     joint: JointTraining | None = None
     trials: SiteTrials | None = None
-    host: Host | None = None
-    state: HostState = field(default_factory=HostState)
+    host: Baseline | None = None
+    state: BaselineState = field(default_factory=BaselineState)
     reports: list[dict[str, int]] = field(default_factory=list)
     _before: dict[int, float] = field(default_factory=dict)
 
@@ -72,7 +72,7 @@ class Party:
         lm: LanguageModel,
         *,
         epsilon: float,
-        host: Host | None = None,
+        host: Baseline | None = None,
     ) -> Party:
         """A site that starts from the reference model."""
         ledger = releases.arm_ledger(arm.name)
@@ -131,7 +131,7 @@ class Party:
         )
 
     def _agreement(self) -> FloatArray | None:
-        """How surely each cell's paths agree with the records, by trials or by the guide."""
+        """How surely each cell's paths agree with the records, by valuations or by the guide."""
         if self.trials is not None:
             return self.trials.agreement()
         return self.book.agreement() if self.arm.guided else None
@@ -153,14 +153,14 @@ class Party:
         """Where the LLM's loss on the gold answer is the smaller one, the largest gap first."""
         pool = self.coordinator.data.pool
         load_adapters(self.lm, self.student)
-        own = path_losses(
+        own = rationale_losses(
             self.lm,
             [
-                PathExample(
+                RationaleExample(
                     example_id=one.sample_id,
                     prompt=prompt_of(one.question, one.choices),
-                    path=path_of(one.answer, one.choices, None),
-                    own_path=None,
+                    path=rationale_of(one.answer, one.choices, None),
+                    rejected=None,
                 )
                 for one in pool
             ],
@@ -222,7 +222,7 @@ class Party:
             guide = self.releases.guide(self.settings.guide_round(round_id))
             book.judge(reference=self.releases.reference, guide=guide)
         if self.trials is not None:
-            self.trials.release(round_id, book.groups_to_try(), self._trial_tuning(round_id))
+            self.trials.release(round_id, book.groups_to_value(), self._trial_tuning(round_id))
         if not self.arm.screened:
             return list(book.known)
         return book.passing(
@@ -250,9 +250,9 @@ class Party:
         *,
         by_host: Mapping[int, float] | None = None,
     ) -> None:
-        """Reward what the new student was trained on, and remember it for the data filter.
+        """Reward what the new student was trained on, and remember it for the reward model.
 
-        Args: by_host: the host's own rewards by pool index, where a host did the training.
+        Args: by_host: the baseline's own rewards by pool index, where a baseline did the training.
         """
         if self.state.allocation.view is not None:
             after = self.book.measure(self.student)
@@ -271,10 +271,10 @@ class Party:
         if not kept:
             return start
         load_adapters(self.lm, start)
-        return tune_on_paths(self.lm, self._examples(kept), (), self.tuning(round_id))
+        return tune_on_rationales(self.lm, self._examples(kept), (), self.tuning(round_id))
 
     def _hosted(
-        self, host: Host, round_id: int, received: Mapping[int, str], kept: Sequence[int]
+        self, host: Baseline, round_id: int, received: Mapping[int, str], kept: Sequence[int]
     ) -> Mapping[int, float]:
         fine = set(kept)
         load_adapters(self.lm, self.start(round_id))
@@ -283,13 +283,13 @@ class Party:
             self.lm,
             self.state,
             received,
-            self.host_training(round_id),
+            self.baseline_training(round_id),
             keep=lambda place: place in fine,
         )
         self.student = adapter_weights(self.lm)
         return done.rewards
 
-    def _examples(self, places: Sequence[int]) -> list[PathExample]:
+    def _examples(self, places: Sequence[int]) -> list[RationaleExample]:
         if not self.arm.contrast or self.settings.contrastive_weight == 0.0:
             return self.book.examples(places)
         return self.book.contrasted(places)
@@ -316,17 +316,17 @@ class Party:
         )
 
     def _trial_tuning(self, round_id: int) -> TuningSettings:
-        """Trial students take the steps of a round, by cross-entropy alone."""
+        """Valuation students take the steps of a round, by cross-entropy alone."""
         return replace(
             self.tuning(round_id),
             steps=self.settings.pool_steps,
             loss=loss_settings(self.settings, contrast=False),
         )
 
-    def host_training(self, round_id: int) -> HostTraining:
-        """The same for a host: steps, batch size and rate as without one."""
+    def baseline_training(self, round_id: int) -> BaselineTraining:
+        """The same for a baseline: steps, batch size and rate as without one."""
         tuning = self.tuning(round_id)
-        return HostTraining(
+        return BaselineTraining(
             steps=tuning.steps,
             batch_size=tuning.batch_size,
             learning_rate=tuning.learning_rate,

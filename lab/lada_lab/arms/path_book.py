@@ -9,20 +9,24 @@ import numpy as np
 
 from lada_lab.arms.coordinator import Coordinator
 from lada_lab.arms.study import StudySettings
-from lada_secure.allocation.agreement import agreeing_paths, cell_agreement
-from lada_secure.allocation.data_valuation import ClusterUsefulness, groups_to_try, useful_paths
-from lada_secure.allocation.strategies import path_screen
+from lada_secure.allocation.agreement import agreeing_rationales, cell_agreement
+from lada_secure.allocation.data_valuation import (
+    ClusterUsefulness,
+    groups_to_value,
+    useful_rationales,
+)
+from lada_secure.allocation.strategies import rationale_screen
 from lada_secure.arrays import FloatArray
 from lada_secure.data.prompts import answer_of, prompt_of
 from lada_secure.models.adapters import AdapterWeights, load_adapters
-from lada_secure.models.evaluation import greedy_paths, path_losses
-from lada_secure.models.examples import PathExample
+from lada_secure.models.evaluation import greedy_rationales, rationale_losses
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.reference_model import ContrastedPath, lead_gains, own_paths
+from lada_secure.models.reference_model import ContrastedRationale, lead_gains, sampled_responses
 
 
 @dataclass(slots=True, kw_only=True)
-class KnownPath:
+class KnownRationale:
     """A path that a site was given.
 
     p: exp(-loss) under the present student. own_paths: what the reference model drew by itself.
@@ -44,20 +48,20 @@ class PathBook:
     settings: StudySettings
     lm: LanguageModel
     seed: int
-    known: dict[int, KnownPath] = field(default_factory=dict)
+    known: dict[int, KnownRationale] = field(default_factory=dict)
 
     def take(self, received: Mapping[int, str]) -> None:
         """Note new paths and the cells that came with them."""
         cells = self.coordinator.view.cells
         for place, path in received.items():
-            self.known[place] = KnownPath(cell=int(cells[place]), path=path)
+            self.known[place] = KnownRationale(cell=int(cells[place]), path=path)
 
     def draw_own_paths(self, places: Sequence[int], reference: AdapterWeights) -> None:
         """Let the reference model draw paths of its own, to compare the received ones with."""
         if not places:
             return
         load_adapters(self.lm, reference)
-        drawn = own_paths(
+        drawn = sampled_responses(
             self.lm,
             [self.prompt(place) for place in places],
             count=self.settings.own_paths,
@@ -71,7 +75,7 @@ class PathBook:
     def measure(self, student: AdapterWeights) -> dict[int, float]:
         """Losses of all paths under a student, nats per token; their p is kept."""
         load_adapters(self.lm, student)
-        losses = path_losses(
+        losses = rationale_losses(
             self.lm, self.examples(list(self.known)), batch_size=self.settings.batch_size
         )
         for one, loss in zip(self.known.values(), losses, strict=True):
@@ -83,7 +87,9 @@ class PathBook:
         gains = lead_gains(
             self.lm,
             [
-                ContrastedPath(prompt=self.prompt(place), path=one.path, own_paths=one.own_paths)
+                ContrastedRationale(
+                    prompt=self.prompt(place), path=one.path, own_paths=one.own_paths
+                )
                 for place, one in self.known.items()
             ],
             reference=reference,
@@ -107,29 +113,29 @@ class PathBook:
     def passing(self, *, guided: bool, tried: ClusterUsefulness | None = None) -> list[int]:
         """Pool indices of the paths that pass the screens.
 
-        By p, and if `guided` by what trials say of their cluster, where there were none by the
+        By p, and if `guided` by what valuations say of their cluster, where there were none by the
         guide.
         """
         paths = list(self.known.values())
-        good = path_screen([one.p for one in paths], self.settings.screen_low, 1.0)
+        good = rationale_screen([one.p for one in paths], self.settings.screen_low, 1.0)
         if guided:
-            agreeing = agreeing_paths(
+            agreeing = agreeing_rationales(
                 [one.gain or 0.0 for one in paths],
                 [one.cell for one in paths],
                 cells=self.coordinator.grid.cells,
                 least_share=self.settings.least_share,
             )
             if tried is not None:
-                agreeing = useful_paths(
+                agreeing = useful_rationales(
                     tried, self._clusters(), agreeing, least_share=self.settings.least_share
                 )
             good &= agreeing
         return [place for place, fine in zip(self.known, good, strict=True) if fine]
 
-    def groups_to_try(self) -> dict[int, list[PathExample]]:
-        """Paths of every public cluster that has enough of them for a trial."""
+    def groups_to_value(self) -> dict[int, list[RationaleExample]]:
+        """Paths of every public cluster that has enough of them for a valuation."""
         places = list(self.known)
-        groups = groups_to_try(self._clusters(), clusters=self.coordinator.grid.clusters)
+        groups = groups_to_value(self._clusters(), clusters=self.coordinator.grid.clusters)
         return {
             cluster: self.examples([places[at] for at in found])
             for cluster, found in groups.items()
@@ -143,23 +149,23 @@ class PathBook:
         sample = self.coordinator.data.pool[place]
         return prompt_of(sample.question, sample.choices)
 
-    def examples(self, places: Sequence[int]) -> list[PathExample]:
+    def examples(self, places: Sequence[int]) -> list[RationaleExample]:
         """Paths as something to learn."""
         return [
-            PathExample(
+            RationaleExample(
                 example_id=self.coordinator.data.pool[place].sample_id,
                 prompt=self.prompt(place),
                 path=self.known[place].path,
-                own_path=None,
+                rejected=None,
             )
             for place in places
         ]
 
-    def contrasted(self, places: Sequence[int]) -> list[PathExample]:
+    def contrasted(self, places: Sequence[int]) -> list[RationaleExample]:
         """Paths to learn, against what the model as it is now writes, where that is wrong."""
         pool = self.coordinator.data.pool
         examples = self.examples(places)
-        own = greedy_paths(
+        own = greedy_rationales(
             self.lm,
             [one.prompt for one in examples],
             batch_size=self.settings.batch_size,
@@ -168,7 +174,7 @@ class PathBook:
         return [
             replace(
                 one,
-                own_path=text
+                rejected=text
                 if text and answer_of(text, pool[place].choices) != pool[place].answer
                 else None,
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import Trainer
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 
 
@@ -30,7 +30,7 @@ def train_without_privacy(
     lm: LanguageModel,
     *,
     units: Sequence[PrivateUnit],
-    pool: Sequence[PathExample],
+    pool: Sequence[RationaleExample],
     steps: int,
     expected_units: float,
     settings: TrainerSettings,

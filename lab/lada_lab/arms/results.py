@@ -53,10 +53,11 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
 
     accuracy.<condition>: over seeds, of the mean over sites. llm_accuracy: the same of the LLM.
     difference.<ours>.<other>: paired by seed, ours less the other, in shares (0.1 is ten points);
-    intervals are paired t over seeds. Ours: LaDa-secure against all, and LaDa before each host
+    intervals are paired t over seeds. Ours: LaDa-secure against all, and LaDa before each baseline
     against that host. llm_gain.<condition>: where the LLM learns, after the study less before it.
-    samples.<condition>: per site, over a study. uplink.<condition>: over all rounds with an uplink.
-    cpu_s.<condition>: of one study, without what its arms share. by_seed.<condition>: accuracies.
+    samples.<condition>: per site, over a study. uplink.<condition>: over all rounds with an LLM
+    transfer. cpu_s.<condition>: of one study, without what its arms share. by_seed.<condition>:
+    accuracies.
     """
     groups: dict[str, list[Outcome]] = {}
     for one in outcomes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lada_lab.arms.arms import Arm
-from lada_lab.arms.baseline_rounds import open_host, separate_rounds, shared_round
+from lada_lab.arms.baseline_rounds import open_baseline, separate_rounds, shared_round
 from lada_lab.arms.coordinator import Coordinator
 from lada_lab.arms.guides import SiteReleases
 from lada_lab.arms.party import Party
@@ -40,8 +40,9 @@ class Outcome:
 
     accuracy: mean over sites of their students, by_site: each. llm_before, llm_accuracy: of the LLM
     on the sites' held-out records that are in the public's manner, before and after the study.
-    details: per site, one report a round. uplinks: one report a round, without an uplink none.
-    cpu_s: of this arm alone; shared_cpu_s: spent meanwhile on releases that other arms use, too.
+    details: per site, one report a round. uplinks: one report a round, without an LLM transfer
+    none. cpu_s: of this arm alone; shared_cpu_s: spent meanwhile on releases that other arms use,
+    too.
     """
 
     condition: str
@@ -153,7 +154,7 @@ class Laboratory:
             open_coordinator(self.prepared, self.settings) if arm.teaches_llm else self.coordinator
         )
         llm_before = coordinator.accuracy()
-        host = None if arm.host is None else open_host(arm.host, coordinator, self.lm)
+        host = None if arm.host is None else open_baseline(arm.host, coordinator, self.lm)
         parties = [
             Party.open(
                 arm, self.settings, releases, coordinator, self.lm, epsilon=epsilon, host=host
@@ -172,7 +173,7 @@ class Laboratory:
             if round_id + 1 == self.settings.rounds:
                 for party in parties:
                     party.finish()
-            if arm.uplink and self.settings.uplink_in(round_id):
+            if arm.uplink and self.settings.transfer_in(round_id):
                 report = uplink(coordinator, parties, self.settings, seed=self.prepared.seed)
                 uplinks.append(report.to_json())
             if progress is not None:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from lada_lab.worlds.chain_world import WorldSettings
 from lada_lab.worlds.wards import WardSettings
 from lada_secure.allocation.statistics_parameters import StatisticsParameters, statistics_scale
-from lada_secure.allocation.valuation_gains import TrialParameters
+from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError
 from lada_secure.models.loss import LossSettings
@@ -23,7 +23,7 @@ from lada_secure.privacy.accounting.planning import (
 MAX_ROUNDS = 5
 # Noise multiplier of the training over that of one statistics release.
 _TRAINING_RELATIVE_NOISE = 1.0 / 6.0
-# The same of one release of path trials.
+# The same of one release of data valuations.
 _TRIALS_RELATIVE_NOISE = 0.5
 _NEXT_TO_NO_NOISE = 1e-4
 _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -36,21 +36,19 @@ class StudySettings:
     quota: samples that a site may ask for in a round. private_steps: DP-SGD steps on private
     records, per round. guide_rounds: how many rounds' private steps make the guide; those of later
     rounds are taken at the end, on top of the student. own_reasons: whether records without reasons
-    take part with what the model itself writes, see `own_reasons.written_reasons`. pool_steps:
-    steps on pool paths in a round, final_steps in the last.
-    joint_steps, joint_weight, joint_learning_rate: steps in a round of arms without a guide, factor
-    on their private gradient, and their rate. private_learning_rate: of the guide, largest.
-    rate_decay: factor on it from one round to the next; noise_rate: largest product of the rate
-    and the noise per expected unit, see `private_rate`.
-    private_share: of the guide's update that a student starts from, see `guide.scaled_adapters`.
-    least_share: of the best cell's gain that a path must reach, see `agreement` and `trials`.
-    trial_gain_clip: nats per token, see `trial_gains`; trial_least_gain: in clips, see
-    `trials.usefulness`. uplink_bar: how sure a student must be of an answer to offer it; one digit
-    is right by luck one time in ten, and below 0.9 more than half of the offered paths were.
-    uplink_first_round: the first round with an uplink, at most the last; students know what their
-    records say when they have ended on them.
-    contrastive_form, contrastive_weight: of the uplink and of arms with a contrast; all others
-    train on cross-entropy alone.
+    take part with what the model itself writes, see `own_reasons.self_generated_rationales`.
+    pool_steps: steps on pool paths in a round, final_steps in the last. joint_steps, joint_weight,
+    joint_learning_rate: steps in a round of arms without a guide, factor on their private gradient,
+    and their rate. private_learning_rate: of the guide, largest. rate_decay: factor on it from one
+    round to the next; noise_rate: largest product of the rate and the noise per expected unit, see
+    `private_rate`. private_share: of the guide's update that a student starts from, see
+    `guide.scaled_adapters`. least_share: of the best cell's gain that a path must reach, see
+    `agreement` and `trials`. trial_gain_clip: nats per token, see `trial_gains`; trial_least_gain:
+    in clips, see `trials.usefulness`. uplink_bar: how sure a student must be of an answer to offer
+    it; one digit is right by luck one time in ten, and below 0.9 more than half of the offered
+    paths were. uplink_first_round: the first round with an LLM transfer, at most the last; students
+    know what their records say when they have ended on them. contrastive_form, contrastive_weight:
+    of the LLM transfer and of arms with a contrast; all others train on cross-entropy alone.
     adapter_layers: how many layers at the top have adapters, 0 for all. batch_size: texts at a
     time, as memory allows.
     """
@@ -134,8 +132,8 @@ class StudySettings:
         """The round whose private steps were the last that the guide of a round is made of."""
         return min(round_id, self.guide_rounds - 1)
 
-    def uplink_in(self, round_id: int) -> bool:
-        """Whether a round ends with an uplink, in arms that have any."""
+    def transfer_in(self, round_id: int) -> bool:
+        """Whether a round ends with an LLM transfer, in arms that have any."""
         return round_id >= min(self.uplink_first_round, self.rounds - 1)
 
     def pool_steps_of(self, round_id: int) -> int:
@@ -189,7 +187,7 @@ def calibrated_noise(
 ) -> Noise:
     """The least noise for which all releases of a study together cost at most `epsilon`.
 
-    `Noise.trials` is infinite where no trials are paid for.
+    `Noise.trials` is infinite where no valuations are paid for.
     """
     tried = GaussianRelease(
         mechanism="gaussian",
@@ -273,11 +271,11 @@ def statistics_parameters(
     )
 
 
-def trial_parameters(
+def valuation_parameters(
     settings: StudySettings, noise: Noise | None, *, clusters: int
-) -> TrialParameters:
-    """The release of path trials of a round; without noise, those of the finest steps."""
-    return TrialParameters(
+) -> ValuationParameters:
+    """The release of data valuations of a round; without noise, those of the finest steps."""
+    return ValuationParameters(
         clusters=clusters,
         gain_clip=settings.trial_gain_clip,
         noise_multiplier=_NEXT_TO_NO_NOISE if noise is None else noise.trials,

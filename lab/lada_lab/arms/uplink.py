@@ -1,8 +1,9 @@
-"""The uplink in the simulation: what students know better, summed, teaches the LLM.
+"""The LLM transfer in the simulation: what students know better, summed, teaches the LLM.
 
-The shipped parts in the shipped order: advantages over a public bar, their sum (plain here, opened
-collectively in a study), samples asked for, paths checked against the gold answer, tuning on them
-against what the LLM would say, and an update only where a public hold-out agrees.
+The shipped parts in the shipped order: confidence excesses over a public threshold, their sum
+(plain here, opened collectively in a study), samples asked for, paths checked against the gold
+answer, tuning on them against what the LLM would say, and an update only where a public hold-out
+agrees.
 """
 
 from __future__ import annotations
@@ -15,24 +16,28 @@ import numpy as np
 from lada_lab.arms.coordinator import Coordinator
 from lada_lab.arms.party import Party
 from lada_lab.arms.study import StudySettings, loss_settings
-from lada_secure.allocation.confidence_excess import advantages, samples_to_ask, scaled_certainty
+from lada_secure.allocation.confidence_excess import (
+    excess_over_threshold,
+    samples_to_ask,
+    scaled_confidence,
+)
 from lada_secure.data.prompts import prompt_of
 from lada_secure.models.adapters import adapter_weights, load_adapters
 from lada_secure.models.confidence import Answers, answer_pool
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationales import generate_paths
+from lada_secure.models.rationales import generate_rationales
 from lada_secure.models.tuning import (
     RATE_SHARES,
     TuningSettings,
-    tune_on_paths,
+    tune_on_rationales,
 )
 
 _SCALE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UplinkReport:
+class TransferReport:
     """One round's uplink: samples asked for, paths used, right on the hold-out before and after."""
 
     asked: int
@@ -59,51 +64,51 @@ def uplink(
     settings: StudySettings,
     *,
     seed: int,
-) -> UplinkReport:
-    """One round's uplink; the coordinator's LLM is the better one afterwards, or unchanged."""
+) -> TransferReport:
+    """One round's LLM transfer; the LLM is the better one afterwards, or unchanged."""
     pool = coordinator.data.pool
     holdout, candidates = split(len(pool))
     own = _answers(coordinator.llm, coordinator, candidates, settings)
     total = np.zeros(len(pool), dtype=np.int64)
     for party in parties:
         load_adapters(party.lm, party.student)
-        total += advantages(
-            _answers(party.lm, coordinator, candidates, settings).certainty,
+        total += excess_over_threshold(
+            _answers(party.lm, coordinator, candidates, settings).confidence,
             candidates,
             pool_size=len(pool),
-            bar=settings.uplink_bar,
+            threshold=settings.uplink_bar,
             clip=1.0 - settings.uplink_bar,
             scale=_SCALE,
         )
-    certainty = np.zeros(len(pool), dtype=np.float64)
-    certainty[candidates] = own.certainty
+    confidence = np.zeros(len(pool), dtype=np.float64)
+    confidence[candidates] = own.confidence
     asked = samples_to_ask(
         total,
-        certainty,
+        confidence,
         candidates,
-        bar=settings.uplink_bar,
+        threshold=settings.uplink_bar,
         budget=settings.uplink_budget,
     )
     examples = _examples(coordinator, parties, asked, dict(zip(candidates, own.paths, strict=True)))
     before = _score(coordinator, holdout, settings)
     if not examples:
-        return UplinkReport(
+        return TransferReport(
             asked=len(asked), used=0, before=before[0], after=before[0], accepted=False
         )
     kept = adapter_weights(coordinator.llm)
     replay = [
-        PathExample(
+        RationaleExample(
             example_id=pool[place].sample_id,
             prompt=prompt_of(pool[place].question, ()),
             path=path,
-            own_path=None,
+            rejected=None,
         )
         for place, path, right in zip(candidates, own.paths, own.right, strict=True)
         if right
     ]
     for share in RATE_SHARES:
         load_adapters(coordinator.llm, kept)
-        tune_on_paths(
+        tune_on_rationales(
             coordinator.llm,
             examples,
             replay,
@@ -124,7 +129,7 @@ def uplink(
             break
     else:
         load_adapters(coordinator.llm, kept)
-    return UplinkReport(
+    return TransferReport(
         asked=len(asked),
         used=len(examples),
         before=before[0],
@@ -148,7 +153,7 @@ def _score(
     coordinator: Coordinator, holdout: Sequence[int], settings: StudySettings
 ) -> tuple[int, int]:
     found = _answers(coordinator.llm, coordinator, holdout, settings)
-    return int(found.right.sum()), int(scaled_certainty(found.certainty, _SCALE).sum())
+    return int(found.right.sum()), int(scaled_confidence(found.confidence, _SCALE).sum())
 
 
 def _examples(
@@ -156,14 +161,14 @@ def _examples(
     parties: Sequence[Party],
     asked: Sequence[int],
     said: dict[int, str],
-) -> list[PathExample]:
+) -> list[RationaleExample]:
     """Different paths of students that reach the gold answer, against what the LLM would say."""
     pool = coordinator.data.pool
     places = {pool[place].sample_id: place for place in asked}
-    found: dict[tuple[int, str], PathExample] = {}
+    found: dict[tuple[int, str], RationaleExample] = {}
     for party in parties:
         load_adapters(party.lm, party.student)
-        written = generate_paths(
+        written = generate_rationales(
             party.lm,
             [pool[place] for place in asked],
             max_new_tokens=party.settings.max_new_tokens,
@@ -173,10 +178,10 @@ def _examples(
         for one in written.paths:
             place = places[one.sample_id]
             own = said.get(place)
-            found[place, one.path] = PathExample(
+            found[place, one.path] = RationaleExample(
                 example_id=one.sample_id,
                 prompt=prompt_of(pool[place].question, ()),
                 path=one.path,
-                own_path=own if own and own != one.path else None,
+                rejected=own if own and own != one.path else None,
             )
     return [found[key] for key in sorted(found)]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.cluster_estimates import ClusterEstimates
 from lada_secure.allocation.gap import cell_means, probability
-from lada_secure.allocation.reward_model import FilterHistory, observations
+from lada_secure.allocation.reward_model import RewardHistory, observations
 from lada_secure.allocation.selection import AllocationSettings, PoolMap, cell_view, choose
 from lada_secure.allocation.strategies import CellView, cell_utilities
 from lada_secure.arrays import FloatArray, float_vector
@@ -32,30 +32,30 @@ class AllocationState:
 
     picked: set[int] = field(default_factory=set)
     first_p: dict[int, tuple[int, float]] = field(default_factory=dict)
-    history: FilterHistory = field(default_factory=FilterHistory)
+    history: RewardHistory = field(default_factory=RewardHistory)
     view: CellView | None = None
 
-    def note(self, place: int, *, cell: int, loss: float) -> None:
+    def note(self, pool_index: int, *, cell: int, loss: float) -> None:
         """Note a path that came, before it is trained on.
 
         Args: place: pool index. cell: of the sample. loss: of the SLM, nats per token, >= 0.
         """
-        self.first_p[place] = (cell, float(probability([loss])[0]))
+        self.first_p[pool_index] = (cell, float(probability([loss])[0]))
 
     def learn(self, round_id: int, rewards: Mapping[int, float]) -> None:
-        """Remember what a round's training brought, for the data filter.
+        """Remember what a round's training brought, for the reward model.
 
         Args: rewards: by pool index, in [-1, 1], of samples in `first_p`.
         Raises: LocalProtocolError: before any allocation, or of a path that never came.
         """
-        unknown = [place for place in rewards if place not in self.first_p]
+        unknown = [pool_index for pool_index in rewards if pool_index not in self.first_p]
         if self.view is None or unknown:
             raise LocalProtocolError("rewards came for samples that were never allocated")
         if not rewards:
             return
         means = cell_means(
             list(rewards.values()),
-            [self.first_p[place][0] for place in rewards],
+            [self.first_p[pool_index][0] for pool_index in rewards],
             cells=self.view.beliefs.grid.cells,
         )
         self.history = self.history.with_round(
@@ -94,6 +94,6 @@ def allocate(
     fresh = np.ones(len(pool.clusters), dtype=np.bool_)
     fresh[sorted(state.picked)] = False
     chosen = choose(pool, estimates, utilities, scores, (fresh,), settings, round_id=round_id)
-    places = tuple(int(one) for one in np.flatnonzero(chosen))
-    state.picked.update(places)
-    return places
+    pool_indices = tuple(int(one) for one in np.flatnonzero(chosen))
+    state.picked.update(pool_indices)
+    return pool_indices

@@ -1,10 +1,11 @@
 """What a method must offer for LaDa to choose its samples.
 
-A host transfers knowledge between an LLM and SLMs over public pool samples, in its own way. LaDa
-decides which samples: `allocator.allocate` picks, the LLM's owner writes checked paths for the
-picks, and `rounds.transfer` has the host carry the round out: both sides' losses, the host's own
-selection among the picks, its payload, its distillation loss, its reward. The rewards go back to
-LaDa, which learns from them what to pick next. Without LaDa, the picks are the host's own.
+A baseline transfers knowledge between an LLM and SLMs over public pool samples, in its own way.
+LaDa decides which samples: `allocator.allocate` picks, the LLM's owner writes checked paths for the
+picks, and `rounds.transfer` has the baseline carry the round out: both sides' losses, the
+baseline's own selection among the picks, its payload, its distillation loss, its reward. The
+rewards go back to LaDa, which learns from them what to pick next. Without LaDa, the picks are the
+baseline's own.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ class TopLogits:
 class Payload:
     """What a teacher sends for one sample after selection: `row` in the learner's tokens."""
 
-    place: int
+    pool_index: int
     row: TokenRow
     top: TopLogits
 
 
 @dataclass(slots=True, kw_only=True)
-class HostState:
+class BaselineState:
     """What is remembered of one site between rounds.
 
     paths: all that were sent to it so far, by pool index. allocation: LaDa's memory of its picks
@@ -81,7 +82,7 @@ class HostState:
     allocation: AllocationState = field(default_factory=AllocationState)
 
 
-class Host(Protocol):
+class Baseline(Protocol):
     """One method with one LLM; an instance serves all sites of a study."""
 
     @property
@@ -101,7 +102,7 @@ class Host(Protocol):
     def payload(
         self, slm: LanguageModel, paths: Mapping[int, str], losses: DualLosses
     ) -> tuple[Payload, ...]:
-        """What is sent of the picked samples, after the host's own selection among them."""
+        """What is sent of the picked samples, after the baseline's own selection among them."""
         ...
 
     def loss(self, learner: LanguageModel, batch: Sequence[Payload]) -> Tensor:

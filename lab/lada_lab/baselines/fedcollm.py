@@ -1,4 +1,4 @@
-"""A host like FedCoLLM (Fan et al. 2024, arXiv 2411.11707): one SLM shared by all sites.
+"""A baseline like FedCoLLM (Fan et al. 2024, arXiv 2411.11707): one SLM shared by all sites.
 
 Sites train adapters on their own records. Their sum is opened collectively (`adapter_sums`), so
 that the server sees the mean of all sites and no site's own. The server then distils mutually
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lada_lab.baselines.logit_baseline import LogitHost
+from lada_lab.baselines.logit_baseline import LogitBaseline
 from lada_secure.arrays import BoolArray, FloatArray
 
 
-class FedCoLlmHost(LogitHost):
+class FedCoLlmBaseline(LogitBaseline):
     """The `Host` of FedCoLLM's server side; the "site" is the shared SLM."""
 
     @property

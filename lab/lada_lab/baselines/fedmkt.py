@@ -3,16 +3,16 @@
 Both sides send top-k logits along texts of the public pool, aligned to the tokens of whoever
 learns. *Dual minimum cross-entropy*: a site learns from the samples on which the LLM's loss is
 below its own, the LLM from those on which the best site's loss is below the LLM's. Written from
-the paper. Texts are the LLM's checked reasoning paths, because a pool of bare answers has none.
+the paper. Texts are the LLM's checked rationales, because a pool of bare answers has none.
 """
 
 from __future__ import annotations
 
-from lada_lab.baselines.logit_baseline import LogitHost
+from lada_lab.baselines.logit_baseline import LogitBaseline
 from lada_secure.arrays import BoolArray, FloatArray
 
 
-class FedMktHost(LogitHost):
+class FedMktBaseline(LogitBaseline):
     """The `Host` of FedMKT."""
 
     @property

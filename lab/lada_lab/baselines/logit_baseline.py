@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lada_lab.baselines.baseline import DualLosses, Payload, check_pool, exp_loss_reward
 from lada_lab.baselines.logits import logit_loss, taught_rows
-from lada_lab.baselines.rounds import HostTraining, train_host
+from lada_lab.baselines.rounds import BaselineTraining, train_baseline
 from lada_lab.baselines.token_alignment import TokenAlignment
 from lada_secure.arrays import BoolArray, FloatArray
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import path_log_probabilities
+from lada_secure.models.evaluation import rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 
 
@@ -38,7 +38,7 @@ class LogitSettings:
             )
 
 
-class LogitHost(ABC):
+class LogitBaseline(ABC):
     """A `Host` that sends top-k logits of paths; subclasses say which are worth sending."""
 
     def __init__(
@@ -86,8 +86,10 @@ class LogitHost(ABC):
     ) -> tuple[Payload, ...]:
         """See `Host.payload`: the LLM's top-k logits, in the SLM's tokens."""
         chosen = self.worth_sending(losses.llm, losses.slm)
-        places = [place for place, send in zip(paths, chosen, strict=True) if send]
-        return self._sent(self._llm, slm, self._downwards, {one: paths[one] for one in places})
+        pool_indices = [pool_index for pool_index, send in zip(paths, chosen, strict=True) if send]
+        return self._sent(
+            self._llm, slm, self._downwards, {one: paths[one] for one in pool_indices}
+        )
 
     def loss(self, learner: LanguageModel, batch: Sequence[Payload]) -> Tensor:
         """See `Host.loss`."""
@@ -106,7 +108,7 @@ class LogitHost(ABC):
         self,
         students: Sequence[Callable[[], LanguageModel]],
         paths: Mapping[int, str],
-        training: HostTraining,
+        training: BaselineTraining,
     ) -> int:
         """The other direction: train the LLM's adapters on the students' logits.
 
@@ -124,13 +126,13 @@ class LogitHost(ABC):
         payloads: list[Payload] = []
         for number, ready in enumerate(students):
             told = {
-                place: path
-                for (place, path), send, whose in zip(paths.items(), chosen, best, strict=True)
+                pool_index: path
+                for (pool_index, path), send, whose in zip(paths.items(), chosen, best, strict=True)
                 if send and whose == number
             }
             if told:
                 payloads += self._sent(ready(), self._llm, self._upwards, told)
-        train_host(self, self._llm, payloads, training)
+        train_baseline(self, self._llm, payloads, training)
         return len(payloads)
 
     def _sent(
@@ -143,24 +145,24 @@ class LogitHost(ABC):
         rows = taught_rows(
             teacher,
             learner,
-            [(self._prompt(place), path) for place, path in paths.items()],
+            [(self._prompt(pool_index), path) for pool_index, path in paths.items()],
             alignment,
             k=self._settings.k,
             batch_size=self._settings.batch_size,
         )
         return tuple(
-            Payload(place=place, row=row, top=top)
-            for place, (row, top) in zip(paths, rows, strict=True)
+            Payload(pool_index=pool_index, row=row, top=top)
+            for pool_index, (row, top) in zip(paths, rows, strict=True)
         )
 
     def _losses(self, lm: LanguageModel, paths: Mapping[int, str]) -> FloatArray:
-        return path_log_probabilities(
+        return rationale_log_probabilities(
             lm,
-            [self._prompt(place) for place in paths],
+            [self._prompt(pool_index) for pool_index in paths],
             list(paths.values()),
             batch_size=self._settings.batch_size,
         ).losses
 
-    def _prompt(self, place: int) -> str:
-        sample = self._pool[place]
+    def _prompt(self, pool_index: int) -> str:
+        sample = self._pool[pool_index]
         return prompt_of(sample.question, sample.choices)

@@ -16,7 +16,7 @@ from lada_secure.models.examples import TokenRow, encode_row
 from lada_secure.models.loading import LanguageModel
 
 
-def path_logits(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
+def rationale_logits(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
     """Logits about every target token.
 
     Args: rows: at least one.
@@ -49,7 +49,7 @@ def top_logits(
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]
         with torch.no_grad():
-            logits, _ = path_logits(lm, part)
+            logits, _ = rationale_logits(lm, part)
         values, tokens = logits.topk(min(k, logits.shape[-1]), dim=-1)
         shares = values.softmax(-1)
         lengths = [row.target_length for row in part]
@@ -99,7 +99,7 @@ def logit_loss(
     Both are means over a row's target tokens. The teacher's distribution is the one over its k
     tokens, the learner's is over all of its own, so that what it gives to other tokens counts.
     """
-    logits, targets = path_logits(lm, rows)
+    logits, targets = rationale_logits(lm, rows)
     log_q = logits.log_softmax(-1)
     entropy = functional.nll_loss(log_q, targets, reduction="none")
     tokens = torch.cat([one.tokens for one in tops])

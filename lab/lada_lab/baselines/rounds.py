@@ -1,4 +1,4 @@
-"""One round of any host, with the samples chosen by LaDa or by the host itself."""
+"""One round of any baseline, with the samples chosen by LaDa or by the baseline itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lada_lab.baselines.baseline import Host, HostState, Payload
+from lada_lab.baselines.baseline import Baseline, BaselineState, Payload
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import PublicOrder
 from lada_secure.models.loading import LanguageModel
@@ -15,7 +15,7 @@ from lada_secure.models.tuning import MAX_GRADIENT_NORM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostTraining:
+class BaselineTraining:
     """steps, batch_size: >= 1. learning_rate: AdamW's, > 0, falls to 0. seed: of the order."""
 
     steps: int
@@ -36,7 +36,7 @@ class HostTraining:
 class Transferred:
     """What a round did.
 
-    sent: pool indices that the host's own selection let through. rewards: by pool index, of all
+    sent: pool indices that the baseline's own selection let through. rewards: by pool index, of all
     that were kept, in [-1, 1].
     """
 
@@ -45,46 +45,50 @@ class Transferred:
 
 
 def transfer(
-    host: Host,
+    baseline: Baseline,
     slm: LanguageModel,
-    state: HostState,
+    state: BaselineState,
     received: Mapping[int, str],
-    training: HostTraining,
+    training: BaselineTraining,
     *,
     keep: Callable[[int], bool] | None = None,
 ) -> Transferred:
-    """Train a site on what was ever sent to it, by the host's method, and reward it.
+    """Train a site on what was ever sent to it, by the baseline's method, and reward it.
 
-    The host's selection is made anew every round among everything so far, because both models
+    The baseline's selection is made anew every round among everything so far, because both models
     have changed.
 
     Args: slm: with adapters, trained in place. received: the LLM's checked paths of the samples
-        that were picked for this round, by pool index; the picks are LaDa's or the host's own.
+        that were picked for this round, by pool index; the picks are LaDa's or the baseline's own.
         state: the paths are added to it. keep: LaDa's verdict on each path known so far, asked
         anew every round; None keeps all.
     Raises: ParameterError: a sample that the pool does not have, or a path that does not fit.
     """
-    unknown = [place for place in received if not 0 <= place < len(host.pool)]
+    unknown = [pool_index for pool_index in received if not 0 <= pool_index < len(baseline.pool)]
     if unknown:
-        raise ParameterError(f"host {host.name}: the pool has no sample {unknown[0]}")
+        raise ParameterError(f"host {baseline.name}: the pool has no sample {unknown[0]}")
     state.paths.update(received)
-    kept = {place: path for place, path in state.paths.items() if keep is None or keep(place)}
+    kept = {
+        pool_index: path
+        for pool_index, path in state.paths.items()
+        if keep is None or keep(pool_index)
+    }
     if not kept:
         return Transferred(sent=(), rewards={})
-    before = host.losses(slm, kept)
-    payloads = host.payload(slm, kept, before)
-    train_host(host, slm, payloads, training)
-    rewards = host.reward(before, host.losses(slm, kept))
+    before = baseline.losses(slm, kept)
+    payloads = baseline.payload(slm, kept, before)
+    train_baseline(baseline, slm, payloads, training)
+    rewards = baseline.reward(before, baseline.losses(slm, kept))
     return Transferred(
-        sent=tuple(one.place for one in payloads),
+        sent=tuple(one.pool_index for one in payloads),
         rewards=dict(zip(kept, rewards.tolist(), strict=True)),
     )
 
 
-def train_host(
-    host: Host, lm: LanguageModel, payloads: Sequence[Payload], training: HostTraining
+def train_baseline(
+    baseline: Baseline, lm: LanguageModel, payloads: Sequence[Payload], training: BaselineTraining
 ) -> None:
-    """Train a model's adapters in place by the host's loss; nothing happens without payloads.
+    """Train a model's adapters in place by the baseline's loss; nothing happens without payloads.
 
     Raises: ParameterError: the model has no adapters.
     """
@@ -92,7 +96,7 @@ def train_host(
         return
     trained = [one for one in lm.model.parameters() if one.requires_grad]
     if not any("lora_" in name for name, _ in lm.model.named_parameters()):
-        raise ParameterError(f"host {host.name}: model {lm.name!r} has no adapters to train")
+        raise ParameterError(f"host {baseline.name}: model {lm.name!r} has no adapters to train")
     optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=0.0)
     order = PublicOrder(count=len(payloads), batch_size=training.batch_size, seed=training.seed)
     lm.model.eval()
@@ -100,7 +104,7 @@ def train_host(
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * (1.0 - step / training.steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = host.loss(lm, [payloads[at] for at in order.batch(step)])
+        loss = baseline.loss(lm, [payloads[at] for at in order.batch(step)])
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
         optimizer.step()

@@ -89,7 +89,7 @@ class TokenAlignment:
             of_teacher.setdefault(first, []).append(second)
         return [
             found[0] if len(found) == 1 and len(of_teacher[found[0]]) == 1 else None
-            for found in (of_learner[place] for place in range(len(learner)))
+            for found in (of_learner[pool_index] for pool_index in range(len(learner)))
         ]
 
     @staticmethod
@@ -108,8 +108,8 @@ class TokenAlignment:
             return top
         width = top.tokens.shape[1]
         rows = [
-            self._row(top, place, width) if place is not None else {}
-            for place in self.partners(teacher, learner)
+            self._row(top, pool_index, width) if pool_index is not None else {}
+            for pool_index in self.partners(teacher, learner)
         ]
         tokens = torch.zeros((len(learner), width), dtype=torch.int64)
         shares = torch.zeros((len(learner), width), dtype=torch.float32)
@@ -121,10 +121,10 @@ class TokenAlignment:
                 shares[at, column] = share / total
         return TopLogits(tokens=tokens.to(top.tokens.device), probabilities=shares.to(_device(top)))
 
-    def _row(self, top: TopLogits, place: int, width: int) -> dict[int, float]:
+    def _row(self, top: TopLogits, pool_index: int, width: int) -> dict[int, float]:
         found: dict[int, float] = {}
-        tokens: list[int] = top.tokens[place].tolist()
-        shares: list[float] = top.probabilities[place].tolist()
+        tokens: list[int] = top.tokens[pool_index].tolist()
+        shares: list[float] = top.probabilities[pool_index].tolist()
         for token, share in zip(tokens, shares, strict=True):
             mapped = self.learner_token(token)
             if mapped is not None and share > 0.0:
@@ -152,8 +152,10 @@ def edit_distance(first: str, second: str) -> int:
     row = list(range(len(second) + 1))
     for number, one in enumerate(first, start=1):
         above, row = row, [number]
-        for place, other in enumerate(second, start=1):
-            row.append(min(above[place] + 1, row[-1] + 1, above[place - 1] + (one != other)))
+        for pool_index, other in enumerate(second, start=1):
+            row.append(
+                min(above[pool_index] + 1, row[-1] + 1, above[pool_index - 1] + (one != other))
+            )
     return row[-1]
 
 

@@ -1,4 +1,4 @@
-"""Collective opening beside the usual way: CKKS under one key that every client holds.
+"""Secure aggregation beside the usual way: CKKS under one key that every client holds.
 
 Baseline: TenSEAL CKKS, N = 8192, coefficient modulus [60, 40, 40, 60], scale 2^40, as NVFlare's
 homomorphic aggregation sets it up, on the same vector.
@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_lab.micro.cpu_time import Stopwatch
-from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
+from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, AggregateKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
+from lada_secure.encryption.parameters import AggregationParameters, aggregation_parameters
 from lada_secure.encryption.parsing import sealed_body, sealed_chunk
 from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
 from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
@@ -33,8 +33,8 @@ _CONTEXT: Final = b'{"bench":"opening"}'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ours:
-    params: OpeningParameters
-    key: OpeningKey
+    params: AggregationParameters
+    key: AggregateKey
     sealing_key: SealingKey
     mask_keys: dict[str, MaskKey]
     sealer: WorkerProcess
@@ -91,8 +91,10 @@ class _Baseline:
         return list(self.load(raw).decrypt())
 
 
-def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5) -> dict[str, Any]:
-    """Measure one site's contribution, the server's addition and the opening.
+def run_aggregation(
+    *, entries: int = 100_000, sites: int = 10, repetitions: int = 5
+) -> dict[str, Any]:
+    """Measure one site's contribution, the server's addition and the secure aggregation.
 
     Returns: JSON-ready: `ratio.encrypt`, `ratio.bytes`, `ratio.add`, `ratio.open` (ours over the
         baseline's, medians of CPU time; add and open from received bytes to bytes or numbers),
@@ -104,7 +106,7 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
         raise ParameterError(
             f"sites must be 2 to 100 and repetitions 1 to 1000, got {sites} and {repetitions}"
         )
-    params = opening_parameters(length=entries, sum_bound=sites * SITE_BOUND)
+    params = aggregation_parameters(length=entries, sum_bound=sites * SITE_BOUND)
     sealer, opener = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
     try:
         return _run(params, sites, repetitions, sealer, opener)
@@ -114,13 +116,13 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
 
 
 def _run(
-    params: OpeningParameters,
+    params: AggregationParameters,
     sites: int,
     repetitions: int,
     sealer: WorkerProcess,
     opener: WorkerProcess,
 ) -> dict[str, Any]:
-    key = OpeningKey.generate(params, worker=opener)
+    key = AggregateKey.generate(params, worker=opener)
     names = [f"site-{index}" for index in range(sites)]
     ours = _Ours(
         params=params,
@@ -158,13 +160,13 @@ def _run(
     return _report(watch, params, sites, repetitions, len(encrypted[0]), baseline_error)
 
 
-def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:
+def _parsed(raw: bytes, params: AggregationParameters) -> npt.NDArray[np.uint64]:
     body = sealed_body(raw, params)
     return np.stack([sealed_chunk(body, index, params) for index in range(params.chunks)])
 
 
 def _added(
-    parsed: list[npt.NDArray[np.uint64]], params: OpeningParameters
+    parsed: list[npt.NDArray[np.uint64]], params: AggregationParameters
 ) -> npt.NDArray[np.uint64]:
     modulus = np.uint64(params.coeff_modulus)
     total = parsed[0].copy()
@@ -176,7 +178,7 @@ def _added(
 
 def _report(
     watch: Stopwatch,
-    params: OpeningParameters,
+    params: AggregationParameters,
     sites: int,
     repetitions: int,
     baseline_bytes: int,

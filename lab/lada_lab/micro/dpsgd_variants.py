@@ -43,7 +43,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
 from lada_secure.models.loading import load_folder
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 Variant: TypeAlias = Literal["plain", "fused_nonprivate", "fused", "opacus", "ghost"]
 VARIANTS: tuple[Variant, ...] = ("plain", "fused_nonprivate", "fused", "opacus", "ghost")
@@ -217,7 +217,9 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
     optimizer = torch.optim.AdamW(engine.parameters, lr=_LEARNING_RATE)
     source = GradientSource(
         engine=engine,
-        scorer=PathScorer(model, device=device, autocast_dtype=place.settings().autocast_dtype()),
+        scorer=RationaleScorer(
+            model, device=device, autocast_dtype=place.settings().autocast_dtype()
+        ),
         loss=LossSettings(contrastive_weight=0.0),
         physical_batch_size=2**20,
     )
@@ -225,7 +227,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
     def step(tokens: torch.Tensor) -> None:
         rows = [TokenRow(tokens=tuple(row), target_start=1) for row in tokens.tolist()]
         examples = [
-            EncodedExample(example_id=str(at), path=row, own_path=None)
+            EncodedExample(example_id=str(at), path=row, rejected=None)
             for at, row in enumerate(rows)
         ]
         if variant == "fused_nonprivate":

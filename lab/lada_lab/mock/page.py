@@ -36,7 +36,7 @@ def report_page(report: Report) -> str:
         _accuracy(report),
         _epsilon(report),
         _allocation(report),
-        _uplink(report),
+        _llm_transfer(report),
         _cost(report),
         _study(report),
     )
@@ -219,7 +219,7 @@ def _heat_map(site: SiteReport, allocation: Allocation, highest: int) -> str:
     )
 
 
-def _uplink(report: Report) -> str:
+def _llm_transfer(report: Report) -> str:
     if not report.uplink:
         return ""
     rows = [

@@ -14,13 +14,13 @@ from lada_lab.worlds.sites import MAX_SITES, MIN_SITES
 from lada_protocol.plan import (
     AllocationPlan,
     DistillationPlan,
-    GuidePlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
+    ReferenceModelPlan,
     StatisticsPlan,
     TrainingPlan,
-    TrialsPlan,
-    UplinkPlan,
+    TransferPlan,
+    ValuationPlan,
 )
 from lada_secure.allocation.strategies import strategy as allocation_strategy
 from lada_secure.errors import ParameterError
@@ -50,9 +50,9 @@ class Preset:
     training: TrainingPlan
     distillation: DistillationPlan
     allocation: AllocationPlan
-    paths: PathsPlan
-    uplink: UplinkPlan | None
-    guide: GuidePlan | None = None
+    paths: RationalesPlan
+    uplink: TransferPlan | None
+    guide: ReferenceModelPlan | None = None
     phase_timeout_s: float
     physical_batch_size: int
     threads: int
@@ -104,8 +104,8 @@ TINY = Preset(
         screen_low=0.02,
         screen_high=0.98,
     ),
-    paths=PathsPlan(budget=96, max_new_tokens=16, attempts=2),
-    uplink=UplinkPlan(
+    paths=RationalesPlan(budget=96, max_new_tokens=16, attempts=2),
+    uplink=TransferPlan(
         bar=0.8,
         clip=0.2,
         integer_scale=1_000,
@@ -175,7 +175,7 @@ DEMO = Preset(
         screen_low=0.0,
         screen_high=0.98,
     ),
-    paths=PathsPlan(budget=96, max_new_tokens=24, attempts=1),
+    paths=RationalesPlan(budget=96, max_new_tokens=24, attempts=1),
     # A hold-out that says something takes a minute of two cores with this model.
     uplink=None,
     phase_timeout_s=900.0,
@@ -203,7 +203,7 @@ GUIDED = replace(
         update={"learning_rate": 8e-3, "private_weight": 1.0}
     ),
     allocation=TINY.allocation.model_copy(update={"strategy": "guided", "screen_high": 1.0}),
-    guide=GuidePlan(
+    guide=ReferenceModelPlan(
         records_with_reasons=True,
         own_paths=5,
         least_share=0.25,
@@ -214,7 +214,7 @@ GUIDED = replace(
         pool_learning_rate=1e-2,
         finish=True,
         own_reasons=True,
-        trials=TrialsPlan(noise_multiplier=5.4, gain_clip=0.5, least_gain=-1.0),
+        trials=ValuationPlan(noise_multiplier=5.4, gain_clip=0.5, least_gain=-1.0),
     ),
 )
 

@@ -228,7 +228,7 @@ def build_report(
             )
             for one in facts
         ),
-        uplink=tuple(_uplink(events, scale=uplink_scale)),
+        uplink=tuple(_llm_transfer(events, scale=uplink_scale)),
         steps=tuple(_steps(roles, events)),
         totals={party: _total(events.get(party, ())) for party in roles},
         notes=NOTES,
@@ -310,7 +310,7 @@ def _epsilon_points(told: Sequence[Epsilon], *, started_s: float) -> list[Epsilo
     return points
 
 
-def _uplink(events: Mapping[str, Sequence[Event]], *, scale: int) -> list[UplinkRound]:
+def _llm_transfer(events: Mapping[str, Sequence[Event]], *, scale: int) -> list[UplinkRound]:
     # A coordinator that resumes may decide a round again; its board holds the last decision.
     decided = {
         one.round_id: one for told in events.values() for one in told if isinstance(one, LlmUpdate)

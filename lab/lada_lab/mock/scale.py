@@ -137,7 +137,7 @@ def run_scale(
 
 
 def scale_preset(seed: int) -> Preset:
-    """The tiny preset with one step of training, few paths, no contrast and no uplink."""
+    """The tiny preset with one step of training, few paths, no contrast and no LLM transfer."""
     return replace(
         TINY,
         name="scale",

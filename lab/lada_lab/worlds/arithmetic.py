@@ -1,4 +1,4 @@
-"""The tiny preset's world: chains of affine operators modulo 10, with their reasoning paths.
+"""The tiny preset's world: chains of affine operators modulo 10, with their rationales.
 
 A question such as `4fgh` starts from 4 and applies f, g, h in turn; its path spells each result
 (`f9g7h8`) and ends in the answer. Every site has a domain of three operators of its own. A word can
@@ -91,7 +91,7 @@ class ArithmeticWorld:
         )
 
     def solve(self, start: int, template: str) -> tuple[str, str]:
-        """Reasoning path and answer of the question `start` + `template`, in the trade's meaning.
+        """Rationale and answer of the question `start` + `template`, in the trade's meaning.
 
         Args: start: 0 to 9. template: known operators.
         Returns: for example ("f9g7", "7").

@@ -26,7 +26,7 @@ from lada_lab.worlds.chain_world import (
 from lada_lab.worlds.model_cache import cached_folder
 from lada_lab.worlds.tiny_models import tiny_tokenizer
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import quiet_transformers
 
@@ -159,7 +159,7 @@ def _batch(
         sense = _senses_read(world, settings.role, plain[1:], marked, rng)
         rationale, answer = world.solve(int(plain[0]), plain[1:], sense)
         prompt = prompt_of(question, ())
-        text = prompt + path_of(answer, (), rationale)
+        text = prompt + rationale_of(answer, (), rationale)
         rows.append([*(vocabulary[character] for character in text), end])
         starts.append(len(prompt))
     width = max(len(row) for row in rows)

@@ -115,7 +115,7 @@ class BenchWorld:
         return frozenset(one for house in self.houses for one in house.train + house.held_out)
 
     def solve(self, start: int, template: str, sense: Sequence[int]) -> tuple[str, str]:
-        """Reasoning path and answer; `sense` has one entry per step (common symbols have one).
+        """Rationale and answer; `sense` has one entry per step (common symbols have one).
 
         Returns: for example ("f9g7", "7").
         """

@@ -1,6 +1,6 @@
 """Medical topics: diagnoses of ICD-10-CM with their groups, and conditions of WordNet.
 
-A diagnosis' chain of ancestors, and a condition's chain of hypernyms, is its reasoning path.
+A diagnosis' chain of ancestors, and a condition's chain of hypernyms, is its rationale.
 """
 
 from __future__ import annotations

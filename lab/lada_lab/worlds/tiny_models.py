@@ -27,7 +27,7 @@ from lada_lab.worlds.arithmetic import (
     build_world,
 )
 from lada_lab.worlds.model_cache import cached_folder
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import quiet_transformers
 
@@ -198,7 +198,7 @@ def _batch(
         prompt = prompt_of(f"{start}{template}", ())
         prompt_length = len(prompt)
         # Character by character; calling the tokenizer would take half of the training's time.
-        text = prompt + path_of(answer, (), rationale)
+        text = prompt + rationale_of(answer, (), rationale)
         rows.append([*(vocabulary[character] for character in text), end_token])
     return torch.tensor(rows), prompt_length
 

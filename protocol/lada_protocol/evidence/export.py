@@ -21,7 +21,7 @@ def ledger_file(site: str) -> str:
     return f"ledgers/{site}.jsonl"
 
 
-def opening_file(round_id: int, purpose: str) -> str:
+def aggregate_file(round_id: int, purpose: str) -> str:
     """Where an opened sum stands."""
     return f"openings/{round_id}-{purpose}.json"
 

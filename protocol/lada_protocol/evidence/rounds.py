@@ -1,4 +1,4 @@
-"""Offline verification of a study's rounds: opened sums, uplinks, transcripts."""
+"""Offline verification of a study's rounds: opened sums, LLM transfers, transcripts."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from lada_protocol.evidence.export import (
     MESSAGES_FILE,
     ExportedStudy,
     Faults,
+    aggregate_file,
     ledger_file,
-    opening_file,
     transcript_file,
 )
 from lada_protocol.kinds import Kind, Role, may_read
-from lada_protocol.plan import ADVANTAGE, DEMAND
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND
 from lada_protocol.rounds.blind_scoring import check_scored_round
 from lada_protocol.rounds.index import Attempt
-from lada_protocol.rounds.llm_transfer import check_uplink
+from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.payments import check_payment, check_training_payment
 from lada_protocol.rounds.secure_aggregation import (
+    check_aggregate_request,
     check_opened_range,
-    check_opening_request,
     opened_values,
     purpose_parameters,
     purposes_of,
@@ -33,7 +33,7 @@ from lada_secure.errors import LadaError, PeerError
 from lada_secure.privacy.ledger.entries import LedgerEntry
 
 
-def check_openings(
+def check_aggregates(
     study: ExportedStudy, ledgers: Mapping[str, tuple[LedgerEntry, ...]], faults: Faults
 ) -> None:
     """Every opened sum: who contributed, what paid, which bytes, and none opened twice."""
@@ -42,26 +42,26 @@ def check_openings(
         if one.kind is not Kind.OPENED:
             continue
         head = one.header
-        name = opening_file(head.round_id, head.purpose)
+        name = aggregate_file(head.round_id, head.purpose)
         if (head.round_id, head.purpose) in seen:
             faults.add(name, "two sums were opened for one round and purpose")
         seen.add((head.round_id, head.purpose))
         try:
-            _check_opening(study, one, ledgers)
+            _check_aggregate(study, one, ledgers)
         except LadaError as error:
             faults.check(name, error)
 
 
-def _check_opening(
+def _check_aggregate(
     study: ExportedStudy, opened: Envelope, ledgers: Mapping[str, tuple[LedgerEntry, ...]]
 ) -> None:
     head, plan = opened.header, study.plan
     if head.purpose not in purposes_of(plan):
         raise PeerError(f"unknown purpose {head.purpose!r}", reason="malformed")
-    if head.purpose == ADVANTAGE and plan.uplink_in(head.round_id) is None:
+    if head.purpose == CONFIDENCE_EXCESS and plan.transfer_in(head.round_id) is None:
         raise PeerError("the plan has no uplink in this round", reason="malformed")
     attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=head.attempt)
-    request = check_opening_request(
+    request = check_aggregate_request(
         study.index,
         attempt,
         plan=plan,
@@ -76,7 +76,7 @@ def _check_opening(
     sent = {site: one.message_hash for site, one in request.contributions.items()}
     if body.contributions != sent or body.sum_message != request.sum_message.message_hash:
         raise PeerError("the opening names other contributions than those sent", reason="wrong_sum")
-    raw = study.files.get(opening_file(head.round_id, head.purpose), b"")
+    raw = study.files.get(aggregate_file(head.round_id, head.purpose), b"")
     if sha256_hex(raw) != head.payload_sha256:
         raise PeerError("the file is not what the auditor signed", reason="payload_mismatch")
     values = opened_values(raw, plan, head.purpose)
@@ -104,11 +104,11 @@ def check_trainings(
                 faults.check(ledger_file(site) if site in sites else MESSAGES_FILE, error)
 
 
-def check_uplinks(study: ExportedStudy, faults: Faults) -> None:
+def check_transfers(study: ExportedStudy, faults: Faults) -> None:
     """Every inquiry and every decision about the LLM, by the plan and the hold-out's rule."""
     for round_id in range(study.plan.rounds):
         try:
-            check_uplink(
+            check_transfer(
                 study.index,
                 plan=study.plan,
                 coordinator=study.roster.coordinator.id,

@@ -5,7 +5,7 @@
 | ca.crt, roster.json, plan.json | who took part, and what was agreed |
 | messages.jsonl | every signed message that the auditor could read, sorted by hash |
 | ledgers/SITE.jsonl | the auditor's copy of each site's privacy ledger |
-| openings/ROUND-PURPOSE.json | opened sums |
+| secure aggregations/ROUND-PURPOSE.json | opened sums |
 | transcripts/ROUND.json | the list of all messages of a round |
 
 Every file but ca.crt has one canonical spelling, and every byte of it is bound by a signature or
@@ -25,16 +25,16 @@ from lada_protocol.evidence.export import (
     ROSTER_FILE,
     ExportedStudy,
     Faults,
+    aggregate_file,
     ledger_file,
-    opening_file,
     transcript_file,
 )
 from lada_protocol.evidence.ledgers import check_ledgers
 from lada_protocol.evidence.rounds import (
-    check_openings,
+    check_aggregates,
     check_trainings,
     check_transcripts,
-    check_uplinks,
+    check_transfers,
 )
 from lada_protocol.identity.certificates import (
     certificate_fingerprint,
@@ -112,9 +112,9 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     _check_file_names(study, faults)
     _check_certificates(study, faults)
     ledgers, summaries = check_ledgers(study, faults)
-    check_openings(study, ledgers, faults)
+    check_aggregates(study, ledgers, faults)
     check_trainings(study, ledgers, faults)
-    check_uplinks(study, faults)
+    check_transfers(study, faults)
     check_transcripts(study, faults)
     ending = ending_of(index, plan=plan, roster=roster)
     if ending.outcome != "finished":
@@ -169,7 +169,7 @@ def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
     for one in study.index:
         head = one.header
         if one.kind is Kind.OPENED:
-            expected.add(opening_file(head.round_id, head.purpose))
+            expected.add(aggregate_file(head.round_id, head.purpose))
         elif one.kind is Kind.TRANSCRIPT:
             expected.add(transcript_file(head.round_id))
         elif one.kind is Kind.ADMISSION:

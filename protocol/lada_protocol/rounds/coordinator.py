@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, StudyPlan
 from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
 from lada_protocol.rounds.index import Attempt, MessageIndex
@@ -27,7 +27,7 @@ from lada_protocol.rounds.tasks import (
     Score,
     StartAttempt,
     Wait,
-    WritePaths,
+    WriteRationales,
 )
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
 
@@ -112,7 +112,7 @@ def _round_task(
 ) -> CoordinatorTask | None:
     coordinator = roster.coordinator.id
     alive = tuple(site for site in accepted if (round_id, site) not in given_up)
-    task = _opening_task(index, plan, roster, round_id, STATISTICS, alive, given_up)
+    task = _aggregation_task(index, plan, roster, round_id, STATISTICS, alive, given_up)
     if task is not None:
         return task
     cohort = _opened_cohort(index, roster, round_id, STATISTICS)
@@ -129,11 +129,11 @@ def _round_task(
         late = _without(index, Kind.QUERY, asking, round_id, to=coordinator)
         if late:
             return Wait(step="scoring", round_id=round_id, awaited="queries", parties=late)
-    task = _opening_task(index, plan, roster, round_id, DEMAND, tuple(asking), given_up)
+    task = _aggregation_task(index, plan, roster, round_id, DEMAND, tuple(asking), given_up)
     if task is not None:
         return task
     if index.find(Kind.PATHS, sender=coordinator, round_id=round_id) is None:
-        return WritePaths(round_id=round_id)
+        return WriteRationales(round_id=round_id)
     return _closing_task(index, plan, roster, round_id, given_up)
 
 
@@ -155,8 +155,8 @@ def _closing_task(
             # What was paid for is spent, and nobody may take it for a study that was carried out.
             missing = missing_from_round(index, round_id, plan=plan, roster=roster)
             return GiveUp(code="cohort_too_small", message=missing)
-        if plan.uplink_in(round_id) is not None:
-            task = _uplink_task(index, plan, roster, round_id, tuple(present), given_up)
+        if plan.transfer_in(round_id) is not None:
+            task = _transfer_task(index, plan, roster, round_id, tuple(present), given_up)
             if task is not None:
                 return task
         return PostTranscript(round_id=round_id)
@@ -172,7 +172,7 @@ def _closing_task(
     return GiveUp(code="cohort_too_small", message=missing) if missing else None
 
 
-def _uplink_task(
+def _transfer_task(
     index: MessageIndex,
     plan: StudyPlan,
     roster: Roster,
@@ -180,12 +180,13 @@ def _uplink_task(
     trained: tuple[str, ...],
     given_up: frozenset[tuple[int, str]],
 ) -> CoordinatorTask | None:
-    """The coordinator's task in the uplink; None once it is over, or where it cannot be.
+    """The coordinator's task in the LLM transfer; None once it is over, or where it cannot be.
 
-    The round is complete without it, so too few sites for a sum end the uplink and not the study.
+    The round is complete without it, so too few sites for a sum end the LLM transfer and not the
+    study.
     """
     coordinator = roster.coordinator.id
-    task = _opening_task(index, plan, roster, round_id, ADVANTAGE, trained, given_up)
+    task = _aggregation_task(index, plan, roster, round_id, CONFIDENCE_EXCESS, trained, given_up)
     if task is not None:
         too_few = isinstance(task, GiveUp) and task.code == "cohort_too_small"
         return None if too_few else task
@@ -195,7 +196,7 @@ def _uplink_task(
     if inquiry is None:
         return Inquire(round_id=round_id)
     if parse_body(inquiry, InquiryBody).samples:
-        cohort = _opened_cohort(index, roster, round_id, ADVANTAGE)
+        cohort = _opened_cohort(index, roster, round_id, CONFIDENCE_EXCESS)
         asked = [site for site in cohort if (round_id, site) not in given_up]
         late = _without(index, Kind.SITE_PATHS, asked, round_id, to=coordinator)
         if late:
@@ -228,7 +229,7 @@ def _opened_cohort(
     return ()
 
 
-def _opening_task(
+def _aggregation_task(
     index: MessageIndex,
     plan: StudyPlan,
     roster: Roster,
@@ -237,7 +238,7 @@ def _opening_task(
     alive: tuple[str, ...],
     given_up: frozenset[tuple[int, str]],
 ) -> CoordinatorTask | None:
-    """The coordinator's task in a collective opening; None once it is opened."""
+    """The coordinator's task in a secure aggregation; None once it is opened."""
     coordinator, auditor = roster.coordinator.id, roster.auditor.id
     attempts = index.attempts(Kind.COHORT, round_id=round_id, purpose=purpose)
     number = attempts[-1] if attempts else -1
@@ -264,7 +265,7 @@ def _opening_task(
             return GiveUp(
                 code="timeout", message=f"round {round_id}: the auditor did not answer the sum"
             )
-        return _opening_wait(attempt, "the opened sum", (auditor,))
+        return _aggregation_wait(attempt, "the opened sum", (auditor,))
     cohort_message = index.at(Kind.COHORT, attempt, sender=coordinator)
     cohort = tuple(parse_body(cohort_message, CohortBody).sites) if cohort_message else ()
     gone = tuple(site for site in cohort if site not in alive)
@@ -275,11 +276,11 @@ def _opening_task(
         sent = index.all_at(kind, attempt)
         missing = tuple(site for site in cohort if site not in sent)
         if missing:
-            return _opening_wait(attempt, awaited, missing)
+            return _aggregation_wait(attempt, awaited, missing)
     return AddUp(attempt=attempt, cohort=cohort)
 
 
-def _opening_wait(attempt: Attempt, awaited: str, parties: tuple[str, ...]) -> Wait:
+def _aggregation_wait(attempt: Attempt, awaited: str, parties: tuple[str, ...]) -> Wait:
     return Wait(
         step="opening",
         round_id=attempt.round_id,

@@ -17,7 +17,7 @@ from lada_secure.errors import PeerError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try at one collective opening; everything in it is fresh but the noised vectors."""
+    """One try at one secure aggregation; everything in it is fresh but the noised vectors."""
 
     round_id: int
     purpose: str

@@ -1,6 +1,6 @@
 """Uplink (DESIGN section 3, step 10): which samples, what is asked and answered, when it counts.
 
-Pure checks. What a site's advantage is, `lada_secure.allocation.confidence_excess` says.
+Pure checks. What a site's confidence excess is, `lada_secure.allocation.confidence_excess` says.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.plan import ADVANTAGE, StudyPlan, UplinkPlan
+from lada_protocol.plan import CONFIDENCE_EXCESS, StudyPlan, TransferPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LocalProtocolError, PeerError
 
 NO_ADAPTERS = "0" * 64
-MAX_PATH_CHARACTERS = 8192
+MAX_RATIONALE_CHARACTERS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +29,15 @@ class PoolSplit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SitePath:
+class SiteRationale:
     """One path of a site's SLM; `sample` is a pool index."""
 
     sample: int
     path: str
 
 
-def uplink_of(plan: StudyPlan) -> UplinkPlan:
-    """The plan's uplink settings.
+def transfer_of(plan: StudyPlan) -> TransferPlan:
+    """The plan's LLM transfer settings.
 
     Raises: LocalProtocolError: the plan has none; the caller asked too much.
     """
@@ -52,7 +52,7 @@ def split_pool(plan: StudyPlan) -> PoolSplit:
     Samples in the order of SHA-256("lada/1/uplink/" pool_sha256 "/" index): the first are held
     out, the next are candidates.
     """
-    uplink = uplink_of(plan)
+    uplink = transfer_of(plan)
 
     def rank(index: int) -> str:
         text = f"lada/1/uplink/{plan.pool_sha256}/{index}"
@@ -76,10 +76,10 @@ def parse_inquiry(
 ) -> tuple[int, ...]:
     """The pool indices that sites are asked about.
 
-    Args: opened: the opened advantages of the round.
+    Args: opened: the opened confidence excesses of the round.
     Raises: PeerError(reason="malformed"): not a sorted list of different indices, or not as many
         as the body says. PeerError(reason="bad_inquiry"): more than the budget, a sample that is
-        no candidate, or one on which no site has an advantage.
+        no candidate, or one on which no site has a confidence excess.
     """
     value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes)
     if not isinstance(value, list):
@@ -91,7 +91,7 @@ def parse_inquiry(
         raise PeerError(
             f"inquiry: {len(samples)} samples, its body says {body.samples}", reason="malformed"
         )
-    uplink = uplink_of(plan)
+    uplink = transfer_of(plan)
     if len(samples) > uplink.budget:
         raise PeerError(
             f"inquiry: {len(samples)} samples, the plan allows {uplink.budget}",
@@ -107,13 +107,13 @@ def parse_inquiry(
     return tuple(samples)
 
 
-def site_paths_bytes(paths: Sequence[SitePath]) -> bytes:
+def site_rationales_bytes(paths: Sequence[SiteRationale]) -> bytes:
     """The payload of `site_paths`."""
     ordered = sorted(paths, key=lambda one: one.sample)
     return canonical_json([{"sample": one.sample, "path": one.path} for one in ordered])
 
 
-def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...]:
+def parse_site_rationales(raw: bytes, *, asked: Sequence[int]) -> tuple[SiteRationale, ...]:
     """Read the payload of `site_paths`.
 
     Args: asked: the samples of the inquiry that it answers.
@@ -123,19 +123,19 @@ def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...
     value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.SITE_PATHS).max_payload_bytes)
     if not isinstance(value, list):
         raise PeerError("site_paths: expected a list", reason="malformed")
-    found: list[SitePath] = []
+    found: list[SiteRationale] = []
     for row in value:
         if not isinstance(row, dict) or set(row) != {"sample", "path"}:
             raise PeerError("site_paths: expected objects with sample and path", reason="malformed")
         sample, path = row["sample"], row["path"]
         if type(sample) is not int or sample not in asked:
             raise PeerError("site_paths: a sample that was not asked about", reason="malformed")
-        if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS:
+        if not isinstance(path, str) or not 0 < len(path) <= MAX_RATIONALE_CHARACTERS:
             raise PeerError(
-                f"site_paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters",
+                f"site_paths: expected texts of 1 to {MAX_RATIONALE_CHARACTERS} characters",
                 reason="malformed",
             )
-        found.append(SitePath(sample=sample, path=path))
+        found.append(SiteRationale(sample=sample, path=path))
     order = [one.sample for one in found]
     if order != sorted(set(order)):
         raise PeerError("site_paths: samples out of order, or one twice", reason="malformed")
@@ -146,16 +146,16 @@ def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...
 class HoldoutScore:
     """How well an LLM does on the hold-out.
 
-    right: samples answered rightly. certainty: sum over them of floor(integer_scale x certainty).
+    right: samples answered rightly. confidence: sum over them of floor(integer_scale x confidence).
     """
 
     right: int
-    certainty: int
+    confidence: int
 
 
 def holdout_agrees(before: HoldoutScore, after: HoldoutScore) -> bool:
     """The one rule: surer of the right answers than before, and no fewer of them."""
-    return after.right >= before.right and after.certainty > before.certainty
+    return after.right >= before.right and after.confidence > before.confidence
 
 
 def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> str:
@@ -167,7 +167,9 @@ def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> 
     return NO_ADAPTERS
 
 
-def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int) -> None:
+def check_transfer(
+    index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int
+) -> None:
     """Check a round's inquiry and update, where there are any, against the plan and each other.
 
     Raises: PeerError(reason="bad_inquiry"): an inquiry without the opened sum that it rests on.
@@ -182,7 +184,7 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
             f"round {round_id}: {message}", reason=reason, peer=coordinator, round_id=round_id
         )
 
-    uplink = plan.uplink_in(round_id)
+    uplink = plan.transfer_in(round_id)
     if uplink is None and (inquiry is not None or update is not None):
         raise fault("the plan has no uplink in this round", "wrong_update")
     if inquiry is not None:
@@ -190,7 +192,7 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
         if opened is None or (opened.kind, opened.header.round_id, opened.header.purpose) != (
             Kind.OPENED,
             round_id,
-            ADVANTAGE,
+            CONFIDENCE_EXCESS,
         ):
             raise fault("the inquiry names no opened advantages of this round", "bad_inquiry")
     if update is None or uplink is None:
@@ -200,13 +202,13 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
         raise fault("the update names another inquiry than the round's", "wrong_update")
     if body.llm_before != llm_version(index, coordinator=coordinator, before_round=round_id):
         raise fault("the update starts from another LLM than the study uses", "wrong_update")
-    before = HoldoutScore(right=body.right_before, certainty=body.certainty_before)
-    after = HoldoutScore(right=body.right_after, certainty=body.certainty_after)
+    before = HoldoutScore(right=body.right_before, confidence=body.certainty_before)
+    after = HoldoutScore(right=body.right_after, confidence=body.certainty_after)
     sizes = (
         body.holdout == uplink.holdout,
         body.used <= body.received,
         max(before.right, after.right) <= body.holdout,
-        max(before.certainty, after.certainty) <= body.holdout * uplink.integer_scale,
+        max(before.confidence, after.confidence) <= body.holdout * uplink.integer_scale,
         body.used > 0 or before == after,
     )
     if not all(sizes):

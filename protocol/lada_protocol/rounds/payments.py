@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lada_protocol.plan import ADVANTAGE, STATISTICS, TRAINING, StudyPlan
+from lada_protocol.plan import CONFIDENCE_EXCESS, STATISTICS, TRAINING, StudyPlan
 from lada_protocol.rounds.index import Attempt
 from lada_secure.allocation.statistics_parameters import l2_sensitivity
 from lada_secure.errors import PeerError
@@ -24,14 +24,14 @@ def check_payment(
     """Check the reservations behind a contribution of (round, purpose).
 
     Statistics are paid by their own reservation. Demand is post-processing of the same round's
-    statistics, so it names their reservation and costs nothing more; advantages are
+    statistics, so it names their reservation and costs nothing more; confidence excesses are
     post-processing of the round's DP-SGD, all of whose chunks are checked: see
     `check_training_payment`.
 
     Raises: PeerError: unpaid (no such entry, or of another study, plan, round or purpose, or
         without an output), wrong_noise (other noise than the plan's), over_budget.
     """
-    if attempt.purpose == ADVANTAGE:
+    if attempt.purpose == CONFIDENCE_EXCESS:
         check_training_payment(entries, paid_by, plan=plan, round_id=attempt.round_id, site=site)
         return
     where = f"round {attempt.round_id}, {attempt.purpose}, {site}"

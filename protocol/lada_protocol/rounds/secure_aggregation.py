@@ -1,4 +1,4 @@
-"""Collective opening (DESIGN section 3, steps 2 to 5): what is bound, and what is checked.
+"""Secure aggregation (DESIGN section 3, steps 2 to 5): what is bound, and what is checked.
 
 Pure checks over signed messages. The arithmetic lives in `lada_secure.encryption`.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, StudyPlan
 from lada_protocol.rounds.index import Attempt, MessageIndex
-from lada_protocol.rounds.llm_transfer import split_pool, uplink_of
+from lada_protocol.rounds.llm_transfer import split_pool, transfer_of
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import (
     CohortBody,
@@ -23,7 +23,7 @@ from lada_protocol.wire.messages import (
 )
 from lada_secure.allocation.statistics_parameters import site_bound
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
+from lada_secure.encryption.parameters import AggregationParameters, aggregation_parameters
 from lada_secure.errors import PeerError
 
 MAX_OPENED_BYTES = 32 * 1024 * 1024
@@ -31,7 +31,7 @@ MAX_OPENED_BYTES = 32 * 1024 * 1024
 
 def purposes_of(plan: StudyPlan) -> tuple[str, ...]:
     """What is opened collectively in a study, in the order of a round."""
-    return (STATISTICS, DEMAND) if plan.uplink is None else (STATISTICS, DEMAND, ADVANTAGE)
+    return (STATISTICS, DEMAND) if plan.uplink is None else (STATISTICS, DEMAND, CONFIDENCE_EXCESS)
 
 
 def purpose_length(plan: StudyPlan, purpose: str) -> int:
@@ -43,12 +43,12 @@ def site_bound_of(plan: StudyPlan, purpose: str) -> int:
     """Largest absolute value of one entry of one site's vector, public and proven.
 
     Statistics: the noised vector is clamped to it. Demand: a site wants a sample or not.
-    Advantage: the clip at the plan's scale.
+    Confidence excess: the clip at the plan's scale.
     """
     if purpose == DEMAND:
         return 1
-    if purpose == ADVANTAGE:
-        return uplink_of(plan).site_bound
+    if purpose == CONFIDENCE_EXCESS:
+        return transfer_of(plan).site_bound
     return site_bound(
         scale=plan.statistics.integer_scale,
         max_units=plan.privacy.max_units,
@@ -61,9 +61,9 @@ def sum_bound_of(plan: StudyPlan, purpose: str) -> int:
     return plan.max_cohort * site_bound_of(plan, purpose)
 
 
-def purpose_parameters(plan: StudyPlan, purpose: str) -> OpeningParameters:
+def purpose_parameters(plan: StudyPlan, purpose: str) -> AggregationParameters:
     """BFV parameters of a purpose; a function of the plan, so no party sends any."""
-    return opening_parameters(
+    return aggregation_parameters(
         length=purpose_length(plan, purpose), sum_bound=sum_bound_of(plan, purpose)
     )
 
@@ -72,8 +72,8 @@ def check_opened_range(values: Sequence[int], plan: StudyPlan, purpose: str, sit
     """Check an opened sum against what its sites can honestly have sent.
 
     Raises: PeerError(reason="out_of_range"): masks that do not cancel, values that wrapped, an
-        advantage at a sample that is no candidate. PeerError(reason="over_quota"): a demand above
-        the quota.
+        confidence excess at a sample that is no candidate. PeerError(reason="over_quota"): a demand
+        above the quota.
     """
     bound = sites * site_bound_of(plan, purpose)
     low = -bound if purpose == STATISTICS else 0
@@ -84,7 +84,7 @@ def check_opened_range(values: Sequence[int], plan: StudyPlan, purpose: str, sit
             "masks did not cancel or a site sent values out of range",
             reason="out_of_range",
         )
-    if purpose == ADVANTAGE:
+    if purpose == CONFIDENCE_EXCESS:
         elsewhere = set(range(len(values))) - set(split_pool(plan).candidates)
         if any(values[one] for one in elsewhere):
             raise PeerError(
@@ -141,14 +141,15 @@ def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str)
 def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster) -> Envelope:
     """What a site's vector of this purpose is computed from, of all that the coordinator sent it.
 
-    Statistics: the clusters. Demand: this site's blind scores. Advantage: the round's paths.
+    Statistics: the clusters. Demand: this site's blind scores. Confidence excess: the round's
+    paths.
 
     Raises: PeerError: missing_scores, missing_message.
     """
     coordinator, round_id = roster.coordinator.id, attempt.round_id
     if attempt.purpose == DEMAND:
         found = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
-    elif attempt.purpose == ADVANTAGE:
+    elif attempt.purpose == CONFIDENCE_EXCESS:
         found = index.find(Kind.PATHS, sender=coordinator, round_id=round_id)
     else:
         found = index.find(Kind.CLUSTERS, sender=coordinator)
@@ -224,7 +225,7 @@ def check_mask_keys(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpeningRequest:
+class AggregateRequest:
     """What the auditor has verified before it touches a key."""
 
     attempt: Attempt
@@ -234,20 +235,20 @@ class OpeningRequest:
     sum_message: Envelope
 
 
-def check_opening_request(
+def check_aggregate_request(
     index: MessageIndex,
     attempt: Attempt,
     *,
     plan: StudyPlan,
     roster: Roster,
     parameters_digest: str,
-) -> OpeningRequest:
-    """Check everything about an opening that messages alone can show.
+) -> AggregateRequest:
+    """Check everything about a secure aggregation that messages alone can show.
 
     The caller still checks ledgers, recomputes the sum, and makes sure that nothing was opened
     for this round and purpose before.
 
-    Raises: PeerError with the codes of SPEC.md, "Opening".
+    Raises: PeerError with the codes of SPEC.md, section 7.5.
     """
     where = f"round {attempt.round_id}, {attempt.purpose}, attempt {attempt.number}"
 
@@ -316,7 +317,7 @@ def check_opening_request(
                 round_id=attempt.round_id,
             )
         paid_by[site] = body.paid_by
-    return OpeningRequest(
+    return AggregateRequest(
         attempt=attempt,
         cohort=cohort,
         contributions={site: sent[site] for site in cohort},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, StudyPlan
 from lada_protocol.rounds.admission import admission_of, refused_admission
 from lada_protocol.rounds.completion import ending_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
@@ -73,33 +73,33 @@ def _round_task(
     took_part = index.find(Kind.TRAINED, sender=site, round_id=round_id) is not None
     if transcript is not None:
         return CloseRound(round_id=round_id) if took_part else None
-    task = _opening_task(index, plan, roster, site, round_id, STATISTICS)
+    task = _aggregation_task(index, plan, roster, site, round_id, STATISTICS)
     if task is not None:
         return task
     if index.find(Kind.QUERY, sender=site, to=coordinator, round_id=round_id) is None:
         return AskScores(round_id=round_id)
     if index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id) is None:
         return _wait("scoring", round_id, "blind scores", coordinator)
-    task = _opening_task(index, plan, roster, site, round_id, DEMAND)
+    task = _aggregation_task(index, plan, roster, site, round_id, DEMAND)
     if task is not None:
         return task
     if index.find(Kind.PATHS, sender=coordinator, round_id=round_id) is None:
         return _wait("paths", round_id, "reasoning paths", coordinator)
     if not took_part:
         return Distil(round_id=round_id)
-    if plan.uplink_in(round_id) is not None:
-        task = _uplink_task(index, plan, roster, site, round_id)
+    if plan.transfer_in(round_id) is not None:
+        task = _transfer_task(index, plan, roster, site, round_id)
         if task is not None:
             return task
     return _wait("close", round_id, "the transcript", coordinator)
 
 
-def _uplink_task(
+def _transfer_task(
     index: MessageIndex, plan: StudyPlan, roster: Roster, site: str, round_id: int
 ) -> SiteTask | None:
-    """The site's task in the uplink; None once it has answered, or nothing is asked."""
+    """The site's task in the LLM transfer; None once it has answered, or nothing is asked."""
     coordinator = roster.coordinator.id
-    task = _opening_task(index, plan, roster, site, round_id, ADVANTAGE)
+    task = _aggregation_task(index, plan, roster, site, round_id, CONFIDENCE_EXCESS)
     if task is not None:
         return task
     inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
@@ -110,7 +110,7 @@ def _uplink_task(
     return None if nothing or answer is not None else AnswerInquiry(round_id=round_id)
 
 
-def _opening_task(
+def _aggregation_task(
     index: MessageIndex,
     plan: StudyPlan,
     roster: Roster,
@@ -118,7 +118,7 @@ def _opening_task(
     round_id: int,
     purpose: str,
 ) -> SiteTask | None:
-    """The site's task in a collective opening; None once the sum is opened with it inside."""
+    """The site's task in a secure aggregation; None once the sum is opened with it inside."""
     coordinator, auditor = roster.coordinator.id, roster.auditor.id
     attempts = index.attempts(Kind.COHORT, round_id=round_id, purpose=purpose)
     if not attempts:
@@ -153,7 +153,8 @@ def _opening_task(
 
 
 def _check_not_opened_before(index: MessageIndex, attempt: Attempt, *, auditor: str) -> None:
-    """A new attempt after an opening would open a second subset: their difference is a site.
+    """A new attempt after a sum was opened would open a second subset: their difference is a
+    site.
 
     Raises: PeerError(reason="already_opened").
     """

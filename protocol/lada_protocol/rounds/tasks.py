@@ -16,7 +16,8 @@ from lada_protocol.rounds.index import Attempt
 class Wait:
     """Nothing to do until others have sent something; shown to the operator.
 
-    attempt: of an opening, where the wait is for its messages: the next attempt is another wait.
+    attempt: of a secure aggregation, where the wait is for its messages: the next attempt is
+    another wait.
     """
 
     step: str
@@ -60,7 +61,7 @@ class Contribute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskScores:
-    """Site: train the data filter, encrypt the cell utilities, ask for blind scores."""
+    """Site: train the reward model, encrypt the cell utilities, ask for blind scores."""
 
     round_id: int
 
@@ -161,8 +162,8 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WritePaths:
-    """Coordinator: let the LLM write reasoning paths for the samples in demand."""
+class WriteRationales:
+    """Coordinator: let the LLM write rationales for the samples in demand."""
 
     round_id: int
 
@@ -222,7 +223,7 @@ CoordinatorTask = (
     | AddUp
     | PostMatrix
     | Score
-    | WritePaths
+    | WriteRationales
     | Inquire
     | ImproveModel
     | PostTranscript

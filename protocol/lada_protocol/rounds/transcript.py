@@ -123,8 +123,8 @@ def check_transcript(
     """Check a transcript against what `reader` has seen and sent itself.
 
     Messages that others may have posted late are not demanded; the reader's own, and everything
-    that its work rested on (cohorts, openings, scores, paths, inquiries, updates), are. So is the
-    matrix that scores name, which a site cannot read.
+    that its work rested on (cohorts, secure aggregations, scores, paths, inquiries, updates), are.
+    So is the matrix that scores name, which a site cannot read.
 
     Raises: PeerError(reason="bad_transcript") naming the message.
     """

@@ -119,8 +119,8 @@ class ReceiptBody(Body):
 class ContributionBody(Body):
     """contribution: the sealed vector is the payload.
 
-    opening_key: message hash of the opening key that it is sealed under. BFV ciphertexts don't tell
-    one key from another, so this is how a swapped key is found before anything is opened.
+    opening_key: message hash of the aggregate key that it is sealed under. BFV ciphertexts don't
+    tell one key from another, so this is how a swapped key is found before anything is opened.
     rests_on: message hash of what the coordinator gave this site to compute the vector from. A
     coordinator that shows the auditor other scores than the site is found by it.
     """
@@ -201,7 +201,7 @@ class SitePathsBody(Body):
 class LlmUpdateBody(Body):
     """llm_update: what was tried, what the public hold-out said, and which LLM the study uses now.
 
-    Certainties are sums over the hold-out in steps of 1 / integer_scale. An LLM is named by the
+    Confidences are sums over the hold-out in steps of 1 / integer_scale. An LLM is named by the
     SHA-256 of its adapters, 64 zeros for the one without any.
     """
 

@@ -17,14 +17,14 @@ from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envel
 from lada_protocol.wire.messages import OpenedBody, parse_body
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError
-from lada_server.board.stall_timer import StoragePatience
+from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.store import BoardStore
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
-class OwnBoard:
+class BoardClient:
     """One study's messages at the coordinator.
 
     `last_sequence` is the place on the board of its own newest message, also after a restart.
@@ -35,7 +35,7 @@ class OwnBoard:
     roster: Roster
     store: BoardStore
     signing_key: Ed25519PrivateKey
-    patience: StoragePatience
+    stall_timer: StorageStallTimer
     place: tuple[int, str] = (0, "plan")
     last_sequence: int = 0
     sent_bytes: int = 0
@@ -143,4 +143,4 @@ class OwnBoard:
 
     def _insist(self, action: Callable[[], T]) -> T:
         round_id, step = self.place
-        return self.patience.insist(action, round_id=round_id, step=step)
+        return self.stall_timer.insist(action, round_id=round_id, step=step)

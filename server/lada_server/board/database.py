@@ -104,7 +104,7 @@ class Database:
 
         Raises: StorageUnavailable, TransportError: see `database_errors`.
         """
-        return self._patiently(what, self.reader, query)
+        return self._retried(what, self.reader, query)
 
     def write(self, what: str, change: Callable[[Connection], T]) -> T:
         """Run a change in one transaction, on disk when this returns.
@@ -115,7 +115,7 @@ class Database:
         Raises: StorageUnavailable, TransportError: see `database_errors`.
         """
         with self._write_lock:
-            return self._patiently(what, self.writer, change)
+            return self._retried(what, self.writer, change)
 
     def close(self) -> None:
         """Close all connections and let another process have it."""
@@ -125,7 +125,7 @@ class Database:
             self._lock_file.close()
             self._lock_file = None
 
-    def _patiently(self, what: str, engine: Engine, work: Callable[[Connection], T]) -> T:
+    def _retried(self, what: str, engine: Engine, work: Callable[[Connection], T]) -> T:
         pauses_s = iter(RETRY_PAUSES_S)
         while True:
             try:

@@ -20,7 +20,7 @@ LONGEST_PAUSE_S: Final = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
-class StoragePatience:
+class StorageStallTimer:
     """Tries the coordinator's own work on its board again while the storage refuses.
 
     Args: limit_s: how long in one go; after it the refusal is raised, and a restart of the

@@ -12,7 +12,7 @@ from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import ParameterError, PeerError
 
 # Codes of requests that no working client sends; a few may be an accident, many are not.
-RUBBISH: Final = frozenset(
+INVALID_REQUESTS: Final = frozenset(
     {
         "malformed",
         "payload_mismatch",
@@ -118,7 +118,7 @@ class CallGate:
         try:
             yield
         except PeerError as error:
-            if error.reason in RUBBISH:
+            if error.reason in INVALID_REQUESTS:
                 self._fault(party)
             raise
         finally:

@@ -10,19 +10,19 @@ from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_protocol.events import EventLog, Patience
+from lada_protocol.events import EventLog, StallTimer
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, kind_rules
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.llm_transfer import (
     NO_ADAPTERS,
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     llm_version,
-    parse_site_paths,
+    parse_site_rationales,
 )
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.rounds.tasks import (
@@ -41,7 +41,7 @@ from lada_protocol.rounds.tasks import (
     Score,
     StartAttempt,
     Wait,
-    WritePaths,
+    WriteRationales,
 )
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
@@ -52,13 +52,13 @@ from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError
-from lada_server.board.client import OwnBoard
-from lada_server.board.stall_timer import StoragePatience
+from lada_server.board.client import BoardClient
+from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.store import BoardStore
 from lada_server.study.inference_cache import PoolView
-from lada_server.study.llm_transfer import CoordinatorUplink, update_body
+from lada_server.study.llm_transfer import CoordinatorTransfer, update_body
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import Teacher, written_paths
+from lada_server.study.teacher import Teacher, written_rationales
 
 LOG = logging.getLogger(__name__)
 POLL_S = 5.0
@@ -70,7 +70,7 @@ STEPS: Mapping[type[object], str] = {
     AddUp: "opening",
     PostMatrix: "scoring",
     Score: "scoring",
-    WritePaths: "paths",
+    WriteRationales: "paths",
     Inquire: "uplink",
     ImproveModel: "uplink",
     PostTranscript: "close",
@@ -97,24 +97,26 @@ class Coordinator:
     certificate: str
     teacher: Teacher
     events: EventLog
-    board: OwnBoard = field(init=False)
+    board: BoardClient = field(init=False)
     _given_up: set[tuple[int, str]] = field(default_factory=set)
-    _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
+    _stall_timer: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
     _view: PoolView | None = None
     _matrix: PoolMatrix | None = None
     _matrix_of: str = ""
     _view_of: str = NO_ADAPTERS
-    _uplink: CoordinatorUplink = field(init=False)
+    _llm_transfer: CoordinatorTransfer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.board = OwnBoard(
+        self.board = BoardClient(
             plan=self.study.plan,
             roster=self.roster,
             store=self.store,
             signing_key=self.signing_key,
-            patience=StoragePatience(events=self.events, limit_s=self.study.plan.phase_timeout_s),
+            stall_timer=StorageStallTimer(
+                events=self.events, limit_s=self.study.plan.phase_timeout_s
+            ),
         )
-        self._uplink = CoordinatorUplink(study=self.study, teacher=self.teacher)
+        self._llm_transfer = CoordinatorTransfer(study=self.study, teacher=self.teacher)
 
     def run(self) -> None:
         """Carry the study out to its end.
@@ -152,10 +154,10 @@ class Coordinator:
 
     def _wait(self, task: Wait) -> None:
         self.board.place = task.round_id, task.step
-        if self.board.patience.was_interrupted():
+        if self.board.stall_timer.was_interrupted():
             # Nobody could answer while the board was down: everybody's time begins again.
-            self._patience = Patience(clock=time.monotonic)
-        waited_s = self._patience.wait(task, self.events)
+            self._stall_timer = StallTimer(clock=time.monotonic)
+        waited_s = self._stall_timer.wait(task, self.events)
         if waited_s > self.study.plan.phase_timeout_s:
             joined = bool(self._index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
             round_id = task.round_id if joined else -1
@@ -204,8 +206,8 @@ class Coordinator:
                 self._post_matrix(round_id)
             case Score(round_id=round_id, site=site):
                 self._score(round_id, site)
-            case WritePaths(round_id=round_id):
-                self._write_paths(round_id)
+            case WriteRationales(round_id=round_id):
+                self._write_rationales(round_id)
             case Inquire(round_id=round_id):
                 self._inquire(round_id)
             case ImproveModel(round_id=round_id):
@@ -326,10 +328,10 @@ class Coordinator:
         LOG.warning("round %d: %s is left out (%s): %s", round_id, site, error.reason, error)
         self._given_up.add((round_id, site))
 
-    def _write_paths(self, round_id: int) -> None:
+    def _write_rationales(self, round_id: int) -> None:
         view = self._look_at_pool(round_id)
         progress = self._progress(round_id, "paths")
-        written = self.teacher.write_paths(
+        written = self.teacher.write_rationales(
             self.study, view, self.board.opened_sum(round_id, DEMAND), progress=progress
         )
         self.board.post(
@@ -346,9 +348,9 @@ class Coordinator:
 
     def _inquire(self, round_id: int) -> None:
         """Ask the sites about samples on which, as the opened sum says, they know more."""
-        opened = self._index.opened(round_id, ADVANTAGE, auditor=self.roster.auditor.id)
-        values = self.board.opened_sum(round_id, ADVANTAGE)
-        samples = self._uplink.samples_to_ask(values, version=self._llm(round_id))
+        opened = self._index.opened(round_id, CONFIDENCE_EXCESS, auditor=self.roster.auditor.id)
+        values = self.board.opened_sum(round_id, CONFIDENCE_EXCESS)
+        samples = self._llm_transfer.samples_to_ask(values, version=self._llm(round_id))
         self.board.post(
             Kind.INQUIRY,
             {"opened": opened.message_hash, "samples": len(samples)},
@@ -363,9 +365,9 @@ class Coordinator:
         if inquiry is None or written is None:
             raise LocalProtocolError(f"round {round_id}: an update before paths and inquiry")
         before = self._llm(round_id)
-        decision = self._uplink.improve(
-            self._site_paths(round_id, inquiry),
-            written_paths(self.board.read(written.message_hash), self.study),
+        decision = self._llm_transfer.improve(
+            self._site_rationales(round_id, inquiry),
+            written_rationales(self.board.read(written.message_hash), self.study),
             version=before,
             seed=self.study.plan.seed + round_id,
             progress=self._progress(round_id, "uplink"),
@@ -374,21 +376,23 @@ class Coordinator:
         body = update_body(
             decision,
             inquiry=inquiry.message_hash,
-            holdout=self._uplink.settings.holdout,
+            holdout=self._llm_transfer.settings.holdout,
             before=before,
         )
         self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
         figures = {key: value for key, value in body.items() if key != "inquiry"}
         self.events.write("llm_update", round_id=round_id, step="uplink", asked=asked, **figures)
 
-    def _site_paths(self, round_id: int, inquiry: Envelope) -> dict[str, tuple[SitePath, ...]]:
+    def _site_rationales(
+        self, round_id: int, inquiry: Envelope
+    ) -> dict[str, tuple[SiteRationale, ...]]:
         """What each site wrote; an answer that cannot be used is left out, with a warning."""
         asked = parse_canonical_json(
             self.board.read(inquiry.message_hash),
             max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes,
         )
         places = [one for one in asked if type(one) is int] if isinstance(asked, list) else []
-        found: dict[str, tuple[SitePath, ...]] = {}
+        found: dict[str, tuple[SiteRationale, ...]] = {}
         for site in sorted(party.id for party in self.roster.sites):
             answer = self._index.find(Kind.SITE_PATHS, sender=site, to=self._me, round_id=round_id)
             if answer is None:
@@ -396,7 +400,9 @@ class Coordinator:
             try:
                 if parse_body(answer, SitePathsBody).inquiry != inquiry.message_hash:
                     raise PeerError("it answers another inquiry", reason="malformed")
-                found[site] = parse_site_paths(self.board.read(answer.message_hash), asked=places)
+                found[site] = parse_site_rationales(
+                    self.board.read(answer.message_hash), asked=places
+                )
             except PeerError as error:
                 LOG.warning("round %d: paths of %s are left out: %s", round_id, site, error)
         return found
@@ -424,7 +430,7 @@ def _round_of(task: CoordinatorTask) -> int:
         case (
             PostMatrix(round_id=round_id)
             | Score(round_id=round_id)
-            | WritePaths(round_id=round_id)
+            | WriteRationales(round_id=round_id)
             | Inquire(round_id=round_id)
             | ImproveModel(round_id=round_id)
             | PostTranscript(round_id=round_id)

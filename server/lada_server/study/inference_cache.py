@@ -43,7 +43,7 @@ class PoolView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlmLooks:
+class InferenceCache:
     """A folder with one file per look. Writing may fail: then the next process looks again."""
 
     folder: Path
@@ -73,7 +73,7 @@ class LlmLooks:
         return Answers(
             paths=tuple(value["paths"]),
             right=np.array(value["right"], dtype=np.bool_),
-            certainty=np.array(value["certainty"], dtype=np.float64),
+            confidence=np.array(value["certainty"], dtype=np.float64),
         )
 
     def keep_answers(self, about: Json, answers: Answers) -> None:
@@ -81,7 +81,7 @@ class LlmLooks:
         value: Json = {
             "paths": list(answers.paths),
             "right": [bool(one) for one in answers.right],
-            "certainty": [float(one) for one in answers.certainty],
+            "certainty": [float(one) for one in answers.confidence],
         }
         self._write("answers", about, canonical_json(value))
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lada_protocol.plan import UplinkPlan
+from lada_protocol.plan import TransferPlan
 from lada_protocol.rounds.llm_transfer import (
     HoldoutScore,
-    SitePath,
+    SiteRationale,
     holdout_agrees,
     split_pool,
-    uplink_of,
+    transfer_of,
 )
 from lada_secure.data.prompts import answer_of, prompt_of
 from lada_server.study.proposal import Study
@@ -21,7 +21,7 @@ from lada_server.study.teacher import Teacher
 
 if TYPE_CHECKING:
     from lada_secure.models.confidence import Answers
-    from lada_secure.models.examples import PathExample
+    from lada_secure.models.examples import RationaleExample
     from lada_secure.models.tuning import TuningSettings
 
 LOG = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Decision:
 
 
 @dataclass(slots=True, kw_only=True)
-class CoordinatorUplink:
+class CoordinatorTransfer:
     """Step 10 at the coordinator. The LLM's own answers stay with it."""
 
     study: Study
@@ -48,9 +48,9 @@ class CoordinatorUplink:
     _answers: dict[tuple[str, tuple[int, ...]], Answers] = field(default_factory=dict)
 
     @property
-    def settings(self) -> UplinkPlan:
-        """The plan's uplink."""
-        return uplink_of(self.study.plan)
+    def settings(self) -> TransferPlan:
+        """The plan's LLM transfer."""
+        return transfer_of(self.study.plan)
 
     def samples_to_ask(self, opened: Sequence[int], *, version: str) -> list[int]:
         """Candidates on which the sites know more than the LLM of this version."""
@@ -60,14 +60,14 @@ class CoordinatorUplink:
 
         candidates = split_pool(self.study.plan).candidates
         own = np.zeros(len(opened), dtype=np.float64)
-        own[list(candidates)] = self._look(version, candidates).certainty
+        own[list(candidates)] = self._look(version, candidates).confidence
         return samples_to_ask(
-            opened, own, candidates, bar=self.settings.bar, budget=self.settings.budget
+            opened, own, candidates, threshold=self.settings.bar, budget=self.settings.budget
         )
 
     def improve(
         self,
-        site_paths: Mapping[str, Sequence[SitePath]],
+        site_paths: Mapping[str, Sequence[SiteRationale]],
         written: Mapping[int, str],
         *,
         version: str,
@@ -138,14 +138,14 @@ class CoordinatorUplink:
         return self._answers[key]
 
     def _score(self, answers: Answers) -> HoldoutScore:
-        from lada_secure.allocation.confidence_excess import scaled_certainty
+        from lada_secure.allocation.confidence_excess import scaled_confidence
 
-        steps = scaled_certainty(answers.certainty, self.settings.integer_scale)
-        return HoldoutScore(right=int(answers.right.sum()), certainty=int(steps.sum()))
+        steps = scaled_confidence(answers.confidence, self.settings.integer_scale)
+        return HoldoutScore(right=int(answers.right.sum()), confidence=int(steps.sum()))
 
     def _examples(
-        self, site_paths: Mapping[str, Sequence[SitePath]], version: str
-    ) -> list[PathExample]:
+        self, site_paths: Mapping[str, Sequence[SiteRationale]], version: str
+    ) -> list[RationaleExample]:
         """Different paths that reach the gold answer, each against what the LLM would say."""
         candidates = split_pool(self.study.plan).candidates
         said = self._look(version, candidates)
@@ -155,7 +155,7 @@ class CoordinatorUplink:
             if path and not right
         }
         pool = self.study.pool
-        found: dict[tuple[int, str], PathExample] = {}
+        found: dict[tuple[int, str], RationaleExample] = {}
         for site in sorted(site_paths):
             for one in site_paths[site]:
                 sample = pool[one.sample]
@@ -165,15 +165,15 @@ class CoordinatorUplink:
                     )
         return [found[key] for key in sorted(found)]
 
-    def _example(self, place: int, path: str, *, own: str | None) -> PathExample:
-        from lada_secure.models.examples import PathExample
+    def _example(self, place: int, path: str, *, own: str | None) -> RationaleExample:
+        from lada_secure.models.examples import RationaleExample
 
         sample = self.study.pool[place]
-        return PathExample(
+        return RationaleExample(
             example_id=sample.sample_id,
             prompt=prompt_of(sample.question, sample.choices),
             path=path,
-            own_path=own,
+            rejected=own,
         )
 
     def _tuning(self, seed: int) -> TuningSettings:
@@ -203,8 +203,8 @@ def update_body(decision: Decision, *, inquiry: str, holdout: int, before: str) 
         "holdout": holdout,
         "right_before": decision.before.right,
         "right_after": decision.after.right,
-        "certainty_before": decision.before.certainty,
-        "certainty_after": decision.after.certainty,
+        "certainty_before": decision.before.confidence,
+        "certainty_after": decision.after.confidence,
         "accepted": decision.accepted,
         "llm_before": before,
         "llm_after": decision.version,

@@ -1,4 +1,4 @@
-"""The LLM side of a study: private pool features, and reasoning paths for samples in demand."""
+"""The LLM side of a study: private pool features, and rationales for samples in demand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from lada_protocol.kinds import Kind, kind_rules
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, uplink_of
+from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, transfer_of
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
-from lada_secure.data.prompts import answer_of, path_of, prompt_of
-from lada_server.study.inference_cache import LlmLooks, PoolView
+from lada_secure.data.prompts import answer_of, prompt_of, rationale_of
+from lada_server.study.inference_cache import InferenceCache, PoolView
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lada_secure.arrays import FloatArray
     from lada_secure.models.adapters import AdapterWeights
     from lada_secure.models.confidence import Answers
-    from lada_secure.models.examples import PathExample
+    from lada_secure.models.examples import RationaleExample
     from lada_secure.models.loading import LanguageModel
     from lada_secure.models.tuning import TuningSettings
 
@@ -31,8 +31,8 @@ GENERATION_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenPaths:
-    """Reasoning paths of one round, as the payload of `paths`, with counts for its body."""
+class WrittenRationales:
+    """Rationales of one round, as the payload of `paths`, with counts for its body."""
 
     payload: bytes
     demanded: int
@@ -44,7 +44,7 @@ class WrittenPaths:
 class Teacher:
     """The LLM, loaded once; everything here is computed on public samples only.
 
-    It starts without adapters. `files` holds those of every version that an uplink has left;
+    It starts without adapters. `files` holds those of every version that an LLM transfer has left;
     `looks` what was computed before a restart, where it is kept.
     """
 
@@ -55,7 +55,7 @@ class Teacher:
         cache_dir: Path,
         threads: int,
         files: LlmFiles,
-        looks: LlmLooks | None = None,
+        looks: InferenceCache | None = None,
     ) -> None:
         self._looks = looks
         self._reference = reference
@@ -99,19 +99,19 @@ class Teacher:
         self,
         study: Study,
         version: str,
-        examples: Sequence[PathExample],
-        replay: Sequence[PathExample],
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
         settings: TuningSettings,
         *,
         progress: Callable[[int, int], None],
     ) -> AdapterWeights:
         """Train the LLM of a version; it is the trained one until `use` says otherwise."""
-        from lada_secure.models.tuning import tune_on_paths
+        from lada_secure.models.tuning import tune_on_rationales
 
         self._with_adapters(study)
         self.use(study, version)
         self._version = None
-        return tune_on_paths(self.model, examples, replay, settings, progress=progress)
+        return tune_on_rationales(self.model, examples, replay, settings, progress=progress)
 
     def keep(self, weights: AdapterWeights) -> str:
         """Make what `tune` returned a version, durably. Returns: its name."""
@@ -151,7 +151,7 @@ class Teacher:
                 attach_adapters,
             )
 
-            uplink = uplink_of(study.plan)
+            uplink = transfer_of(study.plan)
             attach_adapters(
                 self.model,
                 AdapterSettings(
@@ -202,13 +202,13 @@ class Teacher:
     def _judge(self, study: Study) -> tuple[FloatArray, FloatArray]:
         """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
         from lada_secure.allocation.gap import length_normalised
-        from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
+        from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
 
         pool = study.pool
         prompts = [prompt_of(one.question, one.choices) for one in pool]
         open_questions = [number for number, one in enumerate(pool) if not one.choices]
-        paths = [path_of(one.answer, one.choices, None) for one in pool]
-        written = greedy_paths(
+        paths = [rationale_of(one.answer, one.choices, None) for one in pool]
+        written = greedy_rationales(
             self.model,
             [prompts[number] for number in open_questions],
             batch_size=GENERATION_BATCH_SIZE,
@@ -216,7 +216,7 @@ class Teacher:
         )
         for number, path in zip(open_questions, written, strict=True):
             paths[number] = path or paths[number]
-        scored = path_log_probabilities(self.model, prompts, paths, batch_size=BATCH_SIZE)
+        scored = rationale_log_probabilities(self.model, prompts, paths, batch_size=BATCH_SIZE)
         losses = -length_normalised(scored.total, scored.tokens)
         confidence = np.ones(len(pool), dtype=np.float64)
         for number in open_questions:
@@ -224,19 +224,19 @@ class Teacher:
             confidence[number] = float(right)
         return losses, confidence
 
-    def write_paths(
+    def write_rationales(
         self,
         study: Study,
         view: PoolView,
         demand: list[int],
         *,
         progress: Callable[[int, int], None],
-    ) -> WrittenPaths:
+    ) -> WrittenRationales:
         """Write paths for the samples in demand, most wanted first, within the plan's budget.
 
         Args: demand: how many sites want each pool sample, in pool order.
         """
-        from lada_secure.models.rationales import generate_paths
+        from lada_secure.models.rationales import generate_rationales
 
         plan: StudyPlan = study.plan
         order = np.lexsort((np.arange(len(demand)), -np.asarray(demand)))
@@ -246,7 +246,7 @@ class Teacher:
         wrong = dropped = 0
         for start in range(0, len(chosen), BATCH_SIZE):
             batch = {study.pool[one].sample_id: one for one in chosen[start : start + BATCH_SIZE]}
-            generated = generate_paths(
+            generated = generate_rationales(
                 self.model,
                 [study.pool[one] for one in batch.values()],
                 max_new_tokens=plan.paths.max_new_tokens,
@@ -259,7 +259,7 @@ class Teacher:
                 cell = int(view.cells[batch[one.sample_id]])
                 lines.append({"sample_id": one.sample_id, "path": one.path, "cell": cell})
             progress(min(start + BATCH_SIZE, len(chosen)), len(chosen))
-        return WrittenPaths(
+        return WrittenRationales(
             payload=canonical_json(lines),
             demanded=len(wanted),
             written=len(lines),
@@ -268,8 +268,8 @@ class Teacher:
         )
 
 
-def written_paths(raw: bytes, study: Study) -> dict[int, str]:
-    """The paths of a payload that `write_paths` made, by pool index."""
+def written_rationales(raw: bytes, study: Study) -> dict[int, str]:
+    """The paths of a payload that `write_rationales` made, by pool index."""
     places = {sample.sample_id: number for number, sample in enumerate(study.pool)}
     rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
     return {

@@ -12,7 +12,7 @@ from typing import Any
 from lada_clients.reports.audit.report_document import (
     DecisionTaken,
     KeyRenewal,
-    Opening,
+    OpenedSum,
     PrivacyReport,
     PurposeSpending,
     Release,
@@ -61,7 +61,7 @@ def build_report(files: Mapping[str, bytes]) -> PrivacyReport:
             _site(party.id, study, verdict.ledgers.get(party.id), verdict.faults)
             for party in study.roster.sites
         ),
-        openings=_openings(study),
+        openings=_aggregates(study),
     )
 
 
@@ -278,8 +278,8 @@ def _purposes(
     return tuple(found)
 
 
-def _openings(study: ExportedStudy) -> tuple[Opening, ...]:
-    found: list[Opening] = []
+def _aggregates(study: ExportedStudy) -> tuple[OpenedSum, ...]:
+    found: list[OpenedSum] = []
     for one in study.index:
         if one.kind is not Kind.OPENED:
             continue
@@ -291,7 +291,7 @@ def _openings(study: ExportedStudy) -> tuple[Opening, ...]:
             # `verify_evidence` has named it among the faults.
             continue
         found.append(
-            Opening(
+            OpenedSum(
                 round=head.round_id,
                 purpose=head.purpose,
                 attempt=head.attempt,
@@ -300,6 +300,6 @@ def _openings(study: ExportedStudy) -> tuple[Opening, ...]:
                 values=values,
             )
         )
-    # Statistics come before demand, and demand before advantages, in every round.
+    # Statistics come before demand, and demand before confidence excesses, in every round.
     order = {name: place for place, name in enumerate(("statistics", "demand", "advantage"))}
     return tuple(sorted(found, key=lambda one: (one.round, order.get(one.purpose, len(order)))))

@@ -179,7 +179,7 @@ class SiteReport(_Part):
     releases: tuple[Release, ...]
 
 
-class Opening(_Part):
+class OpenedSum(_Part):
     """One sum that was opened: over how many sites, and how many numbers it holds."""
 
     round: int
@@ -198,4 +198,4 @@ class PrivacyReport(_Part):
     faults: tuple[str, ...]
     study: StudyTerms | None
     sites: tuple[SiteReport, ...]
-    openings: tuple[Opening, ...]
+    openings: tuple[OpenedSum, ...]

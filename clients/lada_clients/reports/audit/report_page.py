@@ -38,7 +38,7 @@ def privacy_page(report: PrivacyReport) -> str:
             _summary(report, report.study),
             _left(report),
             *(_site(one) for one in report.sites),
-            _openings(report, report.study),
+            _aggregates(report, report.study),
         ]
     sections += [_words(), _limits(report)]
     return html_page(f"Privacy report: {title}", sections)
@@ -355,7 +355,7 @@ def _payments(site: SiteReport) -> str:
     return f"<details><summary>Every payment ({len(rows)})</summary>{listed}</details>"
 
 
-def _openings(report: PrivacyReport, study: StudyTerms) -> str:
+def _aggregates(report: PrivacyReport, study: StudyTerms) -> str:
     rows = [
         [f"{one.round + 1}", one.purpose, str(one.cohort), ", ".join(one.sites), str(one.values)]
         for one in report.openings

@@ -9,11 +9,11 @@ from datetime import datetime
 from lada_clients.site.settings import SitePolicy
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import (
-    ADVANTAGE,
+    CONFIDENCE_EXCESS,
     DEMAND,
     STATISTICS,
     TRAINING,
-    TRIALS,
+    VALUATION,
     StudyPlan,
     parse_time,
 )
@@ -123,14 +123,14 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
     else:
         sentences.append(
             f"Also by how much the model trained here knows public questions better "
-            f"({ADVANTAGE}; likewise), and, for at most {plan.uplink.budget} of them, what that "
-            f"model writes; only the coordinator reads it. The model itself ({TRAINING}) stays "
-            "here."
+            f"({CONFIDENCE_EXCESS}; likewise), and, for at most {plan.uplink.budget} of them, what "
+            f"that model writes; only the coordinator reads it. The model itself ({TRAINING}) "
+            "stays here."
         )
-    if TRIALS in alone:
+    if VALUATION in alone:
         sentences.append(
             f"Which of the LLM's paths suit the records is decided by noised sums over them "
-            f"({TRIALS}); they stay here, and what this site then asks for follows from them."
+            f"({VALUATION}); they stay here, and what this site then asks for follows from them."
         )
     costs = ", ".join(f"{purpose} alone {cost:.3f}" for purpose, cost in alone.items())
     sentences.append(

@@ -24,9 +24,9 @@ from lada_secure.dpsgd.batching import PhysicalBatch
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 
-TEXT = PathExample(example_id="canary", prompt="1", path="1", own_path=None)
+TEXT = RationaleExample(example_id="canary", prompt="1", path="1", rejected=None)
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

@@ -22,12 +22,12 @@ from trainer_doubles import opened_trainer, small_model
 
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.training import private_units, trainer_settings
-from lada_protocol.plan import StudyPlan, TrialsPlan
+from lada_protocol.plan import StudyPlan, ValuationPlan
 from lada_protocol.plan_mechanisms import privacy_parameters
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.allocation.measured_statistics import measured_statistics
-from lada_secure.allocation.measured_valuation import measured_trials
-from lada_secure.allocation.valuation_gains import TrialParameters
+from lada_secure.allocation.measured_valuation import measured_gains
+from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer
 from lada_secure.models import evaluation
@@ -85,7 +85,7 @@ GUIDED = GUIDE.model_copy(
     update={
         "own_reasons": True,
         "own_paths": 1,
-        "trials": TrialsPlan(noise_multiplier=4.0, gain_clip=0.5, least_gain=-1.0),
+        "trials": ValuationPlan(noise_multiplier=4.0, gain_clip=0.5, least_gain=-1.0),
     }
 )
 PLANS = {
@@ -173,12 +173,12 @@ def exact_statistics(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
 
 def exact_trials(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
     reference = adapter_weights(lm)
-    return measured_trials(
+    return measured_gains(
         lm,
         units,
         {0: reference},
         reference=reference,
-        parameters=TrialParameters(clusters=2, gain_clip=0.5, noise_multiplier=4.0),
+        parameters=ValuationParameters(clusters=2, gain_clip=0.5, noise_multiplier=4.0),
         batch_size=4,
     ).vector
 

@@ -9,10 +9,10 @@ import pytest
 from protocol_world import GUIDE, make_plan
 
 from lada_clients.site.allocator import SiteAllocator
-from lada_clients.site.memory import JudgedPath, SiteMemory
-from lada_protocol.plan import TrialsPlan
+from lada_clients.site.memory import JudgedRationale, SiteMemory
+from lada_protocol.plan import ValuationPlan
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.data_valuation import ClusterTrial
+from lada_secure.allocation.data_valuation import ClusterValuation
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 
@@ -43,18 +43,18 @@ def counts(
 ) -> list[int]:
     """Samples per cluster that a site picks in a round, with so much gain of 8 paths per cell.
 
-    Args: trials: gain by cluster, in clips; None for a study without path trials.
+    Args: trials: gain by cluster, in clips; None for a study without data valuations.
     """
     base = make_plan()
     allocation = base.allocation.model_copy(
         update={"strategy": strategy, "clusters": 2, "difficulty_bins": 1, "quota": 12}
     )
-    tried = TrialsPlan(noise_multiplier=8.0, gain_clip=0.5, least_gain=least_gain)
+    tried = ValuationPlan(noise_multiplier=8.0, gain_clip=0.5, least_gain=least_gain)
     guide = GUIDE.model_copy(update={"trials": None if trials is None else tried})
     memory = SiteMemory(folder=folder)
     memory.keep_judged_paths(
         [
-            JudgedPath(sample=20 * cell + at, cell=cell, path="9", own_paths=["3"], gain=gain)
+            JudgedRationale(sample=20 * cell + at, cell=cell, path="9", own_paths=["3"], gain=gain)
             for cell, gain in gains.items()
             for at in range(8)
         ]
@@ -63,7 +63,7 @@ def counts(
         memory.keep_trials(
             0,
             [
-                ClusterTrial(cluster=cluster, paths=8, gain=gain, std=0.1)
+                ClusterValuation(cluster=cluster, paths=8, gain=gain, std=0.1)
                 for cluster, gain in trials.items()
             ],
         )

@@ -16,7 +16,7 @@ from lada_clients.site import guidance as guidance_module
 from lada_clients.site import training as training_module
 from lada_clients.site.guidance import Guidance
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.memory import JudgedPath
+from lada_clients.site.memory import JudgedRationale
 from lada_clients.site.training import private_units
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import Record
@@ -55,13 +55,13 @@ def test_own_paths_are_drawn_from_the_reference_and_once(
     assert adapter_weights(guidance.model) == guidance.reference
     guidance.memory.keep_judged_paths(first)
     asked: list[int] = []
-    draw = guidance_module.own_paths
+    draw = guidance_module.sampled_responses
 
     def counted(lm: object, prompts: list[str], **options: object) -> object:
         asked.append(len(prompts))
         return draw(lm, prompts, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(guidance_module, "own_paths", counted)
+    monkeypatch.setattr(guidance_module, "sampled_responses", counted)
     again = guidance.take([*received(GOOD, cell=0), *received(BAD, cell=1)])
     assert asked == [3]
     assert again[:3] == first
@@ -106,7 +106,7 @@ def test_the_last_round_takes_its_own_number_of_steps(
     def recorded(lm: object, learn: object, keep: object, settings: TuningSettings) -> None:
         taken.append(settings.steps)
 
-    monkeypatch.setattr(guidance_module, "tune_on_paths", recorded)
+    monkeypatch.setattr(guidance_module, "tune_on_rationales", recorded)
     for round_id in (0, 1):
         guidance.teach([example(0)], round_id=round_id, loss=LossSettings())
     assert taken == [GUIDE.pool_steps, GUIDE.last_pool_steps]
@@ -154,7 +154,7 @@ def test_bare_answers_take_part_from_the_second_round_on_where_the_model_reaches
         asked.append(units)
         return [(None, "because\n9", None)]
 
-    monkeypatch.setattr(training_module, "written_reasons", written)
+    monkeypatch.setattr(training_module, "self_generated_rationales", written)
     reasoned = replace(bare(0, "9"), rationale="told")
     units = [Unit(unit_id="u", records=(reasoned, bare(1, "9"), bare(2, "8")))]
 
@@ -233,7 +233,8 @@ def test_the_private_steps_of_the_last_round_go_on_from_the_student_if_the_plan_
 
 def test_a_judged_path_keeps_its_texts(guidance: Guidance) -> None:
     (one,) = guidance.judge(
-        [JudgedPath(sample=0, cell=0, path="good 0", own_paths=[], gain=1.0)], guidance.reference
+        [JudgedRationale(sample=0, cell=0, path="good 0", own_paths=[], gain=1.0)],
+        guidance.reference,
     )
     # Nothing of its own to compare with: no gain, rather than a guess.
-    assert one == JudgedPath(sample=0, cell=0, path="good 0", own_paths=[], gain=0.0)
+    assert one == JudgedRationale(sample=0, cell=0, path="good 0", own_paths=[], gain=0.0)

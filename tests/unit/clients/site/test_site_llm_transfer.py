@@ -1,4 +1,4 @@
-"""The site's own uplink code on a real board: what it sends, what paid for it, what it refuses."""
+"""The site's own LLM transfer code on a real board: what it sends, pays and refuses."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from protocol_world import UPLINK, make_plan, training_spec
 from simulated_parties import World, make_world
 
-from lada_clients.site.aggregation import SiteOpening
+from lada_clients.site.aggregation import SiteAggregation
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.llm_transfer import SiteUplink
+from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.secrets import SecretFolder
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import ADVANTAGE, TRAINING, StudyPlan
-from lada_protocol.rounds.llm_transfer import SitePath, parse_site_paths, split_pool
+from lada_protocol.plan import CONFIDENCE_EXCESS, TRAINING, StudyPlan
+from lada_protocol.rounds.llm_transfer import SiteRationale, parse_site_rationales, split_pool
 from lada_protocol.rounds.tasks import ImproveModel, Inquire
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.arrays import FloatArray
@@ -31,7 +31,7 @@ PLAN = make_plan(uplink=UPLINK)
 
 @dataclass
 class LearnerWithoutModel:
-    """What the uplink asks of the learner; counts how often the model would have run."""
+    """What the LLM transfer asks of the learner; counts how often the model would have run."""
 
     plan: StudyPlan
     memory: SiteMemory
@@ -47,25 +47,27 @@ class LearnerWithoutModel:
             decode=lambda raw: raw,
         )
 
-    def certainty(self, places: tuple[int, ...]) -> FloatArray:
+    def confidence(self, places: tuple[int, ...]) -> FloatArray:
         """Surer of every further candidate; differs from run to run."""
         self.runs += 1
         return np.linspace(0.2, 0.9, len(places)) + 0.01 * self.runs
 
-    def solved(self, places: tuple[int, ...]) -> list[SitePath]:
+    def solved(self, places: tuple[int, ...]) -> list[SiteRationale]:
         """The last of the samples only."""
         self.asked = list(places)
-        return [SitePath(sample=places[-1], path="because 7")]
+        return [SiteRationale(sample=places[-1], path="because 7")]
 
 
-def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteUplink:
-    """The real uplink of a simulated site."""
+def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteTransfer:
+    """The real LLM transfer of a simulated site."""
     site = world.sites[name]
     site.me.sync()
     learner = LearnerWithoutModel(plan=PLAN, memory=SiteMemory(folder=folder))
-    return SiteUplink(
+    return SiteTransfer(
         participant=site.me,
-        opening=SiteOpening(participant=site.me, secrets=SecretFolder(folder=folder / "secrets")),
+        opening=SiteAggregation(
+            participant=site.me, secrets=SecretFolder(folder=folder / "secrets")
+        ),
         learner=cast(SiteLearner, learner),
         book=site.book,
     )
@@ -85,9 +87,9 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
     uplink = uplink_of_site(world, tmp_path / "memory")
     spent = uplink.book.epsilon_spent(1e-5)
 
-    first = uplink.advantages(0)
-    # A restart computes nothing again, and a retry of the opening sends the same.
-    again = uplink_of_site(world, tmp_path / "memory").advantages(0)
+    first = uplink.excess_over_threshold(0)
+    # A restart computes nothing again, and a retry of the secure aggregation sends the same.
+    again = uplink_of_site(world, tmp_path / "memory").excess_over_threshold(0)
 
     require_released(first, what="advantages")
     assert first.paid_by == world.sites["site-a"].reservation(0, TRAINING).entry_hash
@@ -101,10 +103,10 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
 def test_a_damaged_memory_is_refused(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    uplink.advantages(0)
+    uplink.excess_over_threshold(0)
     (tmp_path / "memory" / "advantages-round-0.json").write_text('["1"]')
     with pytest.raises(ParameterError, match="damaged"):
-        uplink.advantages(0)
+        uplink.excess_over_threshold(0)
 
 
 def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
@@ -124,8 +126,8 @@ def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
     assert sent is not None
     body = parse_body(sent, SitePathsBody)
     assert (body.inquiry, body.written) == (inquiry.message_hash, 1)
-    paths = parse_site_paths(world.board.payload(sent.message_hash), asked=learner.asked)
-    assert paths == (SitePath(sample=learner.asked[-1], path="because 7"),)
+    paths = parse_site_rationales(world.board.payload(sent.message_hash), asked=learner.asked)
+    assert paths == (SiteRationale(sample=learner.asked[-1], path="because 7"),)
     uplink.answer(0)
     world.run(until=lambda one: isinstance(one.coordinator.next(), ImproveModel))
 
@@ -146,7 +148,7 @@ def test_it_computes_on_no_sum_that_leaves_it_out(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     world.coordinator.inquire(0)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    opened = uplink.participant.index.opened(0, ADVANTAGE, auditor="auditor")
+    opened = uplink.participant.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
     opened.header.body["contributions"]["site-a"] = "5" * 64
 
     with pytest.raises(PeerError) as caught:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lada_clients.site.memory import JudgedPath, KnownPath, SiteMemory
-from lada_secure.allocation.data_valuation import ClusterTrial
+from lada_clients.site.memory import JudgedRationale, KnownRationale, SiteMemory
+from lada_secure.allocation.data_valuation import ClusterValuation
 from lada_secure.errors import ParameterError
 
 
-def known(sample: int, p: float, cell: int = 0) -> KnownPath:
-    return KnownPath(sample=sample, cell=cell, p=p)
+def known(sample: int, p: float, cell: int = 0) -> KnownRationale:
+    return KnownRationale(sample=sample, cell=cell, p=p)
 
 
 def test_a_new_site_knows_nothing(tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_picks_of_a_round_that_the_site_was_left_out_of_change_nothing_later(
     assert memory.picked_before(2) == {4, 9}
 
 
-def judged(sample: int, gain: float) -> JudgedPath:
-    return JudgedPath(sample=sample, cell=1, path="f9 9", own_paths=["f3 3"], gain=gain)
+def judged(sample: int, gain: float) -> JudgedRationale:
+    return JudgedRationale(sample=sample, cell=1, path="f9 9", own_paths=["f3 3"], gain=gain)
 
 
 def test_judged_paths_are_replaced_and_read_back_by_sample(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_rounds_guide_is_kept_beside_its_students(tmp_path: Path) -> None:
     assert (memory.adapters(0), memory.guide(0), memory.guide(1)) == (b"student", b"guide", None)
 
 
-def tried(cluster: int, gain: float) -> ClusterTrial:
-    return ClusterTrial(cluster=cluster, paths=5, gain=gain, std=0.25)
+def tried(cluster: int, gain: float) -> ClusterValuation:
+    return ClusterValuation(cluster=cluster, paths=5, gain=gain, std=0.25)
 
 
 def test_trials_of_all_rounds_are_kept_and_a_retried_round_replaces_its_own(

@@ -1,4 +1,4 @@
-"""Path trials at a site: what they overrule, and what is paid for them."""
+"""Data valuations at a site: what they overrule, and what is paid for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guidance_doubles import BAD, GOOD, GUIDE, ledger, received
 from trainer_doubles import example
 
 from lada_clients.site.guidance import Guidance
-from lada_protocol.plan import TrialsPlan
+from lada_protocol.plan import ValuationPlan
 from lada_secure.data.records import Record
 from lada_secure.models.adapters import adapter_weights
 from lada_secure.privacy.ledger.entries import ReserveEntry
@@ -19,8 +19,8 @@ from lada_secure.privacy.release.units import Unit
 
 
 def with_trials(guidance: Guidance, *, least_gain: float = -1.0) -> Guidance:
-    """The same with trials of next to no noise, so that what they say is certain."""
-    trials = TrialsPlan(noise_multiplier=0.1, gain_clip=0.5, least_gain=least_gain)
+    """The same with valuations of next to no noise, so that what they say is certain."""
+    trials = ValuationPlan(noise_multiplier=0.1, gain_clip=0.5, least_gain=least_gain)
     # What contradicts these records leaves them as unlikely as they were: half as useful as can be.
     settings = GUIDE.model_copy(update={"trials": trials, "pool_steps": 30, "least_share": 0.75})
     return replace(

@@ -16,14 +16,14 @@ from lada_lab.arms.party import Party
 from lada_lab.arms.simulation import Laboratory, Outcome, PreparedWorld
 from lada_lab.arms.study import StudySettings
 from lada_lab.baselines import rounds
-from lada_lab.baselines.baseline import Host, Payload
-from lada_lab.baselines.rounds import HostTraining
+from lada_lab.baselines.baseline import Baseline, Payload
+from lada_lab.baselines.rounds import BaselineTraining
 from lada_secure.data.prompts import answer_of
 from lada_secure.dpsgd.distillation import distil
 from lada_secure.models.adapters import AdapterWeights
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.ledger.entries import ReserveEntry
 
@@ -39,26 +39,29 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken: list[tuple[int, int]] = []
-        real_tune, real_host = tune_on_paths, rounds.train_host
+        real_tune, real_host = tune_on_rationales, rounds.train_baseline
 
         def tune(
             lm: LanguageModel,
-            examples: Sequence[PathExample],
-            replay: Sequence[PathExample],
+            examples: Sequence[RationaleExample],
+            replay: Sequence[RationaleExample],
             settings: TuningSettings,
         ) -> AdapterWeights:
             self.taken.append((settings.steps_for(len(examples)), settings.batch_size))
             return real_tune(lm, examples, replay, settings)
 
         def host(
-            one: Host, lm: LanguageModel, payloads: Sequence[Payload], training: HostTraining
+            one: Baseline,
+            lm: LanguageModel,
+            payloads: Sequence[Payload],
+            training: BaselineTraining,
         ) -> None:
             if payloads:
                 self.taken.append((training.steps, training.batch_size))
             real_host(one, lm, payloads, training)
 
-        monkeypatch.setattr(party_module, "tune_on_paths", tune)
-        monkeypatch.setattr(rounds, "train_host", host)
+        monkeypatch.setattr(party_module, "tune_on_rationales", tune)
+        monkeypatch.setattr(rounds, "train_baseline", host)
 
 
 # One study of each, for all tests below.
@@ -210,14 +213,14 @@ def test_all_releases_of_an_arm_together_stay_within_its_epsilon(
 def test_both_ledgers_of_an_arm_together_stay_within_its_epsilon(
     name: str, prepared: PreparedWorld, small_settings: StudySettings
 ) -> None:
-    """What all arms share, and what this one took alone: trials and the last private steps."""
+    """What all arms share, and what this one took alone: valuations and the last private steps."""
     settings = replace(small_settings, rounds=2, private_steps=(2, 1), quota=20)
     laboratory = Laboratory.open(prepared, settings)
     (releases, *_) = laboratory.releases(8.0)
     party = Party.open(
         ARMS[name], settings, releases, laboratory.coordinator, laboratory.lm, epsilon=8.0
     )
-    # What a site picks depends on noise, and may be too little for a trial; the pool is not.
+    # What a site picks depends on noise, and may be too little for a valuation; the pool is not.
     everything = laboratory.coordinator.write(range(len(prepared.data.pool)))
     for round_id, received in enumerate((everything, {})):
         party.choose(round_id)
@@ -236,7 +239,7 @@ def test_both_ledgers_of_an_arm_together_stay_within_its_epsilon(
         ["statistics"] * 2 + ["training"] * 2 + trials
     )
     total = epsilon([one.event for one in paid], target_delta=settings.target_delta)
-    # The noise is everybody's, so that an arm without trials spends a little less.
+    # The noise is everybody's, so that an arm without valuations spends a little less.
     assert 7.0 < total <= 8.0 * 1.001
     assert (total > 7.9) == (name == "lada-secure")
 

@@ -37,11 +37,11 @@ def test_changes_that_only_fit_together_are_made_at_once() -> None:
 
 def test_the_uplink_comes_in_the_last_round_unless_asked_for_earlier() -> None:
     usual, early = settings(), settings("uplink_first_round=1")
-    assert [usual.uplink_in(at) for at in range(4)] == [False, False, False, True]
-    assert [early.uplink_in(at) for at in range(4)] == [False, True, True, True]
+    assert [usual.transfer_in(at) for at in range(4)] == [False, False, False, True]
+    assert [early.transfer_in(at) for at in range(4)] == [False, True, True, True]
     # A study with fewer rounds has one all the same.
     short = settings("rounds=2", "private_steps=[5, 6]")
-    assert [short.uplink_in(at) for at in range(2)] == [False, True]
+    assert [short.transfer_in(at) for at in range(2)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together(
         sampling_probability=1.0,
         trials=False,
     )
-    # Trials are cheap beside the training, and are not paid for where there are none.
+    # Valuations are cheap beside the training, and are not paid for where there are none.
     without = calibrated_noise(
         epsilon=8.0,
         delta=small_settings.target_delta,

@@ -12,11 +12,11 @@ import torch
 from tiny_baselines import CHARACTERS, lm_with_tokens, pool_of
 
 from lada_lab.baselines.allocator import allocate
-from lada_lab.baselines.baseline import DualLosses, Host, HostState, check_pool
-from lada_lab.baselines.fedcollm import FedCoLlmHost
-from lada_lab.baselines.fedmkt import FedMktHost
-from lada_lab.baselines.logit_baseline import LogitHost, LogitSettings
-from lada_lab.baselines.rounds import HostTraining, train_host, transfer
+from lada_lab.baselines.baseline import Baseline, BaselineState, DualLosses, check_pool
+from lada_lab.baselines.fedcollm import FedCoLlmBaseline
+from lada_lab.baselines.fedmkt import FedMktBaseline
+from lada_lab.baselines.logit_baseline import LogitBaseline, LogitSettings
+from lada_lab.baselines.rounds import BaselineTraining, train_baseline, transfer
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.cluster_estimates import ClusterEstimates
 from lada_secure.allocation.selection import AllocationSettings, PoolMap
@@ -27,7 +27,7 @@ from lada_secure.models.loading import LanguageModel
 
 POOL = pool_of("1a", "2b", "3c", "4de")
 PATHS = {0: "a4\n4", 1: "b9\n9", 2: "c0\n0", 3: "d1e2\n2"}
-TRAINING = HostTraining(steps=30, batch_size=2, learning_rate=3e-2)
+TRAINING = BaselineTraining(steps=30, batch_size=2, learning_rate=3e-2)
 
 
 def models() -> tuple[LanguageModel, LanguageModel]:
@@ -37,20 +37,20 @@ def models() -> tuple[LanguageModel, LanguageModel]:
     )
 
 
-def opened(kind: type[LogitHost]) -> tuple[LogitHost, LanguageModel, LanguageModel]:
+def opened(kind: type[LogitBaseline]) -> tuple[LogitBaseline, LanguageModel, LanguageModel]:
     llm, slm = models()
     return kind(POOL, llm=llm, slm=slm, settings=LogitSettings(k=4)), llm, slm
 
 
 def test_losses_are_the_cross_entropy_of_the_same_texts_under_both_models() -> None:
-    host, llm, slm = opened(FedMktHost)
-    found = host.losses(slm, PATHS)
+    baseline, llm, slm = opened(FedMktBaseline)
+    found = baseline.losses(slm, PATHS)
     for lm, losses in ((llm, found.llm), (slm, found.slm)):
-        for loss, (place, path) in zip(losses, PATHS.items(), strict=True):
+        for loss, (pool_index, path) in zip(losses, PATHS.items(), strict=True):
             ids = torch.tensor(
-                [lm.encode_prompt(POOL[place].question + "\n") + lm.encode_path(path)]
+                [lm.encode_prompt(POOL[pool_index].question + "\n") + lm.encode_rationale(path)]
             )
-            kept = len(lm.encode_path(path))
+            kept = len(lm.encode_rationale(path))
             with torch.no_grad():
                 logits = lm.model(input_ids=ids).logits[0, -kept - 1 : -1]
             expected = torch.nn.functional.cross_entropy(logits, ids[0, -kept:])
@@ -59,17 +59,17 @@ def test_losses_are_the_cross_entropy_of_the_same_texts_under_both_models() -> N
 
 def test_fedmkt_sends_only_what_the_llm_knows_better() -> None:
     """Dual minimum cross-entropy, Fan et al. 2024."""
-    host, _, slm = opened(FedMktHost)
+    baseline, _, slm = opened(FedMktBaseline)
     losses = DualLosses(slm=np.array([1.0, 1.0, 2.0, 0.5]), llm=np.array([0.5, 1.0, 3.0, 0.1]))
     assert losses.llm_is_better.tolist() == [True, False, False, True]
-    assert [one.place for one in host.payload(slm, PATHS, losses)] == [0, 3]
-    assert host.payload(slm, {}, DualLosses(slm=np.zeros(0), llm=np.zeros(0))) == ()
+    assert [one.pool_index for one in baseline.payload(slm, PATHS, losses)] == [0, 3]
+    assert baseline.payload(slm, {}, DualLosses(slm=np.zeros(0), llm=np.zeros(0))) == ()
 
 
 def test_fedcollm_sends_everything() -> None:
-    host, _, slm = opened(FedCoLlmHost)
+    baseline, _, slm = opened(FedCoLlmBaseline)
     losses = DualLosses(slm=np.zeros(4), llm=np.ones(4))
-    assert [one.place for one in host.payload(slm, PATHS, losses)] == [0, 1, 2, 3]
+    assert [one.pool_index for one in baseline.payload(slm, PATHS, losses)] == [0, 1, 2, 3]
 
 
 def test_losses_of_different_lengths_are_refused() -> None:
@@ -77,15 +77,17 @@ def test_losses_of_different_lengths_are_refused() -> None:
         DualLosses(slm=np.zeros(2), llm=np.zeros(3))
 
 
-@pytest.mark.parametrize("kind", [FedMktHost, FedCoLlmHost])
-def test_a_round_trains_the_site_and_rewards_what_it_learned(kind: type[LogitHost]) -> None:
-    host, llm, slm = opened(kind)
-    state, teacher = HostState(), adapter_weights(llm)
-    first = transfer(host, slm, state, {0: PATHS[0], 1: PATHS[1]}, TRAINING)
+@pytest.mark.parametrize("kind", [FedMktBaseline, FedCoLlmBaseline])
+def test_a_round_trains_the_site_and_rewards_what_it_learned(kind: type[LogitBaseline]) -> None:
+    baseline, llm, slm = opened(kind)
+    state, teacher = BaselineState(), adapter_weights(llm)
+    first = transfer(baseline, slm, state, {0: PATHS[0], 1: PATHS[1]}, TRAINING)
     assert set(first.rewards) == {0, 1}
     assert set(first.sent) <= {0, 1}
-    assert kind is FedMktHost or all(reward > 0.05 for reward in first.rewards.values())
-    second = transfer(host, slm, state, {2: PATHS[2]}, TRAINING, keep=lambda place: place != 0)
+    assert kind is FedMktBaseline or all(reward > 0.05 for reward in first.rewards.values())
+    second = transfer(
+        baseline, slm, state, {2: PATHS[2]}, TRAINING, keep=lambda pool_index: pool_index != 0
+    )
     # Everything so far is chosen from again, apart from what LaDa does not want any more.
     assert set(second.rewards) == {1, 2}
     assert set(state.paths) == {0, 1, 2}
@@ -93,20 +95,20 @@ def test_a_round_trains_the_site_and_rewards_what_it_learned(kind: type[LogitHos
 
 
 def test_rewards_are_the_change_of_exp_minus_loss() -> None:
-    host, *_ = opened(FedMktHost)
+    baseline, *_ = opened(FedMktBaseline)
     before = DualLosses(slm=np.array([2.0, 0.0]), llm=np.zeros(2))
     after = DualLosses(slm=np.array([1.0, 1.0]), llm=np.zeros(2))
     expected = [np.exp(-1) - np.exp(-2), np.exp(-1) - 1.0]
-    assert host.reward(before, after).tolist() == pytest.approx(expected)
+    assert baseline.reward(before, after).tolist() == pytest.approx(expected)
 
 
 def test_in_fedmkt_the_best_student_teaches_the_llm_what_it_knows_better() -> None:
-    host, llm, slm = opened(FedMktHost)
+    baseline, llm, slm = opened(FedMktBaseline)
     one = {0: PATHS[0]}
-    start, first = adapter_weights(slm), host.losses(slm, one)
+    start, first = adapter_weights(slm), baseline.losses(slm, one)
     # A student that has learned the sample elsewhere.
-    everything = FedCoLlmHost(POOL, llm=llm, slm=slm)
-    train_host(host, slm, everything.payload(slm, one, first), TRAINING)
+    everything = FedCoLlmBaseline(POOL, llm=llm, slm=slm)
+    train_baseline(baseline, slm, everything.payload(slm, one, first), TRAINING)
     learned = adapter_weights(slm)
     asked: list[str] = []
 
@@ -116,28 +118,28 @@ def test_in_fedmkt_the_best_student_teaches_the_llm_what_it_knows_better() -> No
         return slm
 
     students = [partial(student, "fresh", start), partial(student, "taught", learned)]
-    assert host.teach_llm(students, one, TRAINING) == 1
+    assert baseline.teach_llm(students, one, TRAINING) == 1
     assert asked == ["fresh", "taught", "taught"]
-    assert host.losses(slm, one).llm[0] < first.llm[0]
+    assert baseline.losses(slm, one).llm[0] < first.llm[0]
     # Now the LLM knows it better than both.
-    assert host.teach_llm(students, one, TRAINING) == 0
-    assert host.teach_llm([], PATHS, TRAINING) == 0
-    assert host.teach_llm(students, {}, TRAINING) == 0
+    assert baseline.teach_llm(students, one, TRAINING) == 0
+    assert baseline.teach_llm([], PATHS, TRAINING) == 0
+    assert baseline.teach_llm(students, {}, TRAINING) == 0
 
 
 def test_in_fedcollm_the_llm_learns_from_the_shared_slm_on_all_samples() -> None:
-    host, llm, slm = opened(FedCoLlmHost)
-    before, weights = host.losses(slm, PATHS).llm, adapter_weights(llm)
-    assert host.teach_llm([lambda: slm], PATHS, TRAINING) == len(PATHS)
+    baseline, llm, slm = opened(FedCoLlmBaseline)
+    before, weights = baseline.losses(slm, PATHS).llm, adapter_weights(llm)
+    assert baseline.teach_llm([lambda: slm], PATHS, TRAINING) == len(PATHS)
     assert adapter_weights(llm) != weights
-    assert host.losses(slm, PATHS).llm.mean() < before.mean()
+    assert baseline.losses(slm, PATHS).llm.mean() < before.mean()
 
 
 def test_a_host_serves_sites_whose_slm_has_other_tokens() -> None:
     llm, _ = models()
     slm = lm_with_tokens("pairs", ["a4", "e2", *CHARACTERS], seed=3, adapters=True)
-    host: Host = FedCoLlmHost(POOL, llm=llm, slm=slm)
-    done = transfer(host, slm, HostState(), PATHS, TRAINING)
+    baseline: Baseline = FedCoLlmBaseline(POOL, llm=llm, slm=slm)
+    done = transfer(baseline, slm, BaselineState(), PATHS, TRAINING)
     assert done.sent == (0, 1, 2, 3)
     assert sum(done.rewards.values()) > 0.1
 
@@ -146,12 +148,12 @@ def test_lada_in_front_of_a_host_is_what_the_page_says() -> None:
     """Runs the round of docs/allocation.md for two rounds."""
     page = Path(__file__).parents[4] / "docs" / "allocation.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    host, _, slm = opened(FedCoLlmHost)
-    state = HostState()
+    baseline, _, slm = opened(FedCoLlmBaseline)
+    state = BaselineState()
     names = {
         "allocate": allocate,
         "transfer": transfer,
-        "host": host,
+        "baseline": baseline,
         "slm": slm,
         "state": state,
         "training": TRAINING,
@@ -163,7 +165,7 @@ def test_lada_in_front_of_a_host_is_what_the_page_says() -> None:
         ),
         "score": lambda utilities: utilities[[0, 0, 1, 1]],
         "settings": AllocationSettings(quota=2),
-        "write": lambda picks: {place: PATHS[place] for place in picks},
+        "write": lambda picks: {pool_index: PATHS[pool_index] for pool_index in picks},
         "cells": [0, 0, 1, 1],
     }
     for round_id in range(2):
@@ -176,26 +178,26 @@ def test_lada_in_front_of_a_host_is_what_the_page_says() -> None:
 def test_models_whose_tokenizers_share_nothing_are_refused() -> None:
     llm, _ = models()
     with pytest.raises(ParameterError, match="share no token"):
-        FedMktHost(POOL, llm=llm, slm=lm_with_tokens("runes", ["ᚠ", "ᚢ"]))
+        FedMktBaseline(POOL, llm=llm, slm=lm_with_tokens("runes", ["ᚠ", "ᚢ"]))
 
 
 def test_a_path_longer_than_the_context_loses_its_end() -> None:
-    host, _, slm = opened(FedMktHost)
-    transfer(host, slm, HostState(), {0: "a1" * 40}, TRAINING)
+    baseline, _, slm = opened(FedMktBaseline)
+    transfer(baseline, slm, BaselineState(), {0: "a1" * 40}, TRAINING)
 
 
 def test_a_sample_that_the_pool_does_not_have_is_refused() -> None:
-    host, _, slm = opened(FedMktHost)
+    baseline, _, slm = opened(FedMktBaseline)
     with pytest.raises(ParameterError, match="no sample 4"):
-        transfer(host, slm, HostState(), {4: "a1"}, TRAINING)
+        transfer(baseline, slm, BaselineState(), {4: "a1"}, TRAINING)
 
 
 def test_a_model_without_adapters_is_refused() -> None:
     llm, slm = models()
-    host = FedCoLlmHost(POOL, llm=llm, slm=slm)
+    baseline = FedCoLlmBaseline(POOL, llm=llm, slm=slm)
     bare = lm_with_tokens("bare", CHARACTERS, seed=2)
     with pytest.raises(ParameterError, match="no adapters"):
-        transfer(host, bare, HostState(), {0: PATHS[0]}, TRAINING)
+        transfer(baseline, bare, BaselineState(), {0: PATHS[0]}, TRAINING)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_a_pool_that_cannot_be_used_is_refused_by_name(
         check_pool(pool)
     llm, slm = models()
     with pytest.raises(ParameterError, match=message):
-        FedMktHost(pool, llm=llm, slm=slm)
+        FedMktBaseline(pool, llm=llm, slm=slm)
 
 
 @pytest.mark.parametrize("change", [{"k": 0}, {"batch_size": 0}, {"weight": 1.5}])
@@ -227,4 +229,4 @@ def test_settings_out_of_range_are_refused(change: dict[str, float]) -> None:
 )
 def test_training_out_of_range_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ParameterError):
-        HostTraining(**{"steps": 1, "batch_size": 1, "learning_rate": 0.1, **change})  # type: ignore[arg-type]
+        BaselineTraining(**{"steps": 1, "batch_size": 1, "learning_rate": 0.1, **change})  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def test_smollm2_is_exported_once_and_then_loads_in_seconds(tmp_path: Path) -> N
     assert time.process_time() - start < 15
     assert torch.equal(first.model.lm_head.weight, again.model.lm_head.weight)
     text = " a kind of disease"
-    assert again.decode(again.encode_path(text)) == text
+    assert again.decode(again.encode_rationale(text)) == text
 
 
 def test_a_model_counts_as_made_once_its_folder_is_in_the_cache(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Sums that are none, invented sites, second openings: refused before anything is opened.
+"""Sums that are none, invented sites, second opened sums: refused before anything is
+opened.
 
 The auditor is the real one; the coordinator and the sites do whatever the test wants.
 """

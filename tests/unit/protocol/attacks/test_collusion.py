@@ -1,6 +1,6 @@
 """What coordinator, auditor and colluding sites learn when they pool everything they hold.
 
-SPEC.md, "Collusion", is this file in prose. What the pool holds: the auditor's opening key, every
+SPEC.md, "Collusion", is this file in prose. What the pool holds: the auditor's aggregate key, every
 message on the board, and the mask keys and vectors of the colluding sites.
 """
 

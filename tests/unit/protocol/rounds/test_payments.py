@@ -15,7 +15,7 @@ from protocol_world import (
     training_spec,
 )
 
-from lada_protocol.plan import ADVANTAGE, DEMAND, STATISTICS, StudyPlan
+from lada_protocol.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, StudyPlan
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
 from lada_secure.errors import PeerError
@@ -105,7 +105,7 @@ def test_less_noise_than_the_plan_s_is_named(changes: dict[str, Any]) -> None:
     assert _reason(ledger, paid.entry_hash) == "wrong_noise"
 
 
-ADVANTAGES = Attempt(round_id=0, purpose=ADVANTAGE, number=0)
+ADVANTAGES = Attempt(round_id=0, purpose=CONFIDENCE_EXCESS, number=0)
 
 
 def _trained(**changes: Any) -> tuple[MemoryLedger, str]:

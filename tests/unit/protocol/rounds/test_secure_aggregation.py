@@ -1,4 +1,4 @@
-"""Checks of the collective opening that messages alone can show, and the ranges of sums."""
+"""Checks of the secure aggregation that messages alone can show, and the ranges of sums."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lada_protocol.kinds import Kind
 from lada_protocol.plan import DEMAND, STATISTICS
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import (
+    check_aggregate_request,
     check_cohort,
     check_mask_keys,
     check_opened_range,
-    check_opening_request,
     keys_digest,
     mask_context,
     opened_values,
@@ -82,7 +82,7 @@ def test_the_first_missing_key_is_named() -> None:
 
 
 def _complete(**changes: Any) -> MessageIndex:
-    """An index with everything an opening needs; `changes` leave out or replace messages."""
+    """An index with all that a sum needs; `changes` leave out or replace messages."""
     index = MessageIndex(PLAN.study_id, PLAN.hash)
     opening_key = _message(
         Kind.OPENING_KEY,
@@ -125,7 +125,7 @@ def _complete(**changes: Any) -> MessageIndex:
 
 
 def _check(index: MessageIndex) -> Any:
-    return check_opening_request(
+    return check_aggregate_request(
         index,
         ATTEMPT,
         plan=PLAN,

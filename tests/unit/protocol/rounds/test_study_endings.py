@@ -10,7 +10,13 @@ from simulated_parties import FOUR, World, exported, make_world
 
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.tasks import CoordinatorTask, Done, Finish, PostTranscript, WritePaths
+from lada_protocol.rounds.tasks import (
+    CoordinatorTask,
+    Done,
+    Finish,
+    PostTranscript,
+    WriteRationales,
+)
 
 
 def _all_but_one_vanish(world: World, before: type) -> CoordinatorTask:
@@ -28,7 +34,7 @@ def _all_but_one_vanish(world: World, before: type) -> CoordinatorTask:
 @pytest.mark.parametrize(
     ("before", "reason"),
     [
-        (WritePaths, "round 0: 1 sites have trained, 3 are needed"),
+        (WriteRationales, "round 0: 1 sites have trained, 3 are needed"),
         (PostTranscript, "round 0: 1 sites have trained and signed its transcript, 3 are needed"),
     ],
 )

@@ -13,7 +13,7 @@ def unit(name, *lengths, own=False):
     return EncodedUnit(
         unit_id=name,
         examples=tuple(
-            EncodedExample(example_id=f"{name}{at}", path=row, own_path=row if own else None)
+            EncodedExample(example_id=f"{name}{at}", path=row, rejected=row if own else None)
             for at, row in enumerate(rows)
         ),
     )

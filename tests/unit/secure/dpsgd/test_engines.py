@@ -25,7 +25,7 @@ from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import encode_row
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 ENGINES = ("fused", "opacus")
 EXPECTED_UNITS = 5.0
@@ -43,8 +43,8 @@ def plain_log_probability(lm, prompt, target):
 def plain_loss(lm, one, settings, lead):
     path = plain_log_probability(lm, one.prompt, one.path)
     loss = -path
-    if one.own_path is not None and settings.contrastive_weight:
-        own = plain_log_probability(lm, one.prompt, one.own_path)
+    if one.rejected is not None and settings.contrastive_weight:
+        own = plain_log_probability(lm, one.prompt, one.rejected)
         if settings.contrastive_form == "dpo":
             margin = settings.beta * ((path - own) - lead)
             loss = loss - settings.contrastive_weight * functional.logsigmoid(margin)
@@ -59,10 +59,10 @@ def reference_leads(lm, examples):
         return {
             one.example_id: float(
                 plain_log_probability(lm, one.prompt, one.path)
-                - plain_log_probability(lm, one.prompt, one.own_path)
+                - plain_log_probability(lm, one.prompt, one.rejected)
             )
             for one in examples
-            if one.own_path is not None
+            if one.rejected is not None
         }
 
 
@@ -183,14 +183,14 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
     for unit in range(len(units)):
         for one in trainable(lm):
             one.grad = None
-        scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
         mine = [at for at, owner in enumerate(unit_of_row) if owner == unit]
         lead = scorer([rows[at] for at in mine]) - scorer([second[at] for at in mine])
         functional.softplus(lead).sum().backward()
         expected.append([one.grad.clone() for one in trainable(lm)])
 
     opened = open_engine(lm.model, engine)
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
     opened.begin(len(units))
     with opened.rows(unit_of_row):
         functional.softplus(scorer(rows) - scorer(second)).sum().backward()
@@ -203,7 +203,7 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
 
 def batched_losses(lm, units, passes):
     """One loss per example: of its path, and with two passes also of the way back."""
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
     there = [encode_row(lm, one.prompt, one.path) for unit in units for one in unit.examples]
     back = [encode_row(lm, one.path, one.prompt) for unit in units for one in unit.examples]
     if passes == 1:
@@ -262,7 +262,7 @@ def test_fused_forward_passes_may_have_different_rows_in_any_order():
     lm = adapted("llama")
     rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(5)]
     passes = [([rows[0], rows[3], rows[1]], [2, 0, 2]), ([rows[4], rows[2]], [1, 0])]
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
     expected = []
     for unit in range(3):
         for one in trainable(lm):
@@ -318,7 +318,7 @@ def test_a_closed_engine_leaves_the_model_as_it_was(engine):
 def test_what_an_interrupted_batch_left_does_not_reach_the_next(engine):
     lm = adapted("llama")
     rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(3)]
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
     opened = open_engine(lm.model, engine)
 
     def gradients():

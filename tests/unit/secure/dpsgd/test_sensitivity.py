@@ -27,7 +27,7 @@ from lada_secure.models.examples import (
     TokenRow,
 )
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 
 CLIP = 0.05
 LIMIT = 1.0 + 1e-6
@@ -111,7 +111,7 @@ class Fault:
 
     def __init__(self, lm):
         self.model = lm.model
-        self.scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        self.scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
         self.trained = [one for one in lm.model.parameters() if one.requires_grad]
 
     def gradient(self, loss):
@@ -185,7 +185,7 @@ def unit_of(number, *rows, own=None):
     return EncodedUnit(
         unit_id=str(number),
         examples=tuple(
-            EncodedExample(example_id=f"{number}.{at}", path=one, own_path=own)
+            EncodedExample(example_id=f"{number}.{at}", path=one, rejected=own)
             for at, one in enumerate(rows)
         ),
     )

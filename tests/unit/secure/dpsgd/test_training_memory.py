@@ -27,7 +27,7 @@ from lada_clients.site.training_display import TrainingDisplay
 from lada_secure.dpsgd.distillation import distil, training_spec
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import load_language_model
 
 PAGE = (Path(__file__).parents[4] / "docs" / "dp-sgd.md").read_text(encoding="utf-8")
@@ -125,15 +125,17 @@ def train_smollm2():
     lm = dataclasses.replace(lm, max_tokens=128)
     lm = attach_adapters(lm, AdapterSettings(rank=8))
     examples = [
-        PathExample(
+        RationaleExample(
             example_id=str(at),
             prompt=f"A patient, {20 + at} years old, coughs. What is it?",
             path="It may be a cold, " * 20,
-            own_path=None,
+            rejected=None,
         )
         for at in range(10)
     ]
-    rows = [len(lm.encode_prompt(one.prompt)) + len(lm.encode_path(one.path)) for one in examples]
+    rows = [
+        len(lm.encode_prompt(one.prompt)) + len(lm.encode_rationale(one.path)) for one in examples
+    ]
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=140)
     with TrainingDisplay(console, epsilon_cap=400.0) as display:

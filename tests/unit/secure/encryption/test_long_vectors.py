@@ -15,8 +15,8 @@ import json, resource, sys
 from pathlib import Path
 import numpy as np
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
-from lada_secure.encryption.parameters import opening_parameters
+from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, AggregateKey
+from lada_secure.encryption.parameters import aggregation_parameters
 from lada_secure.encryption.sealing import SealedSum, parse_public_key, seal
 from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
 
@@ -26,8 +26,8 @@ def peak(pid):
 
 def run(sites, length):
     bound = 1000
-    params = opening_parameters(length=length, sum_bound=sites * bound)
-    key = OpeningKey.generate(params, worker=opener)
+    params = aggregation_parameters(length=length, sum_bound=sites * bound)
+    key = AggregateKey.generate(params, worker=opener)
     sealing_key = parse_public_key(key.public_bytes, params)
     keys = {f"site-{n}": MaskKey.generate() for n in range(sites)}
     public = {name: one.public_bytes for name, one in keys.items()}

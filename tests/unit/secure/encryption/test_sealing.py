@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lada_secure.encryption.aggregate_key import OpeningKey
-from lada_secure.encryption.parameters import HEADER_BYTES, opening_parameters
+from lada_secure.encryption.aggregate_key import AggregateKey
+from lada_secure.encryption.parameters import HEADER_BYTES, aggregation_parameters
 from lada_secure.encryption.parsing import frame, pack, sealed_body, sealed_chunk
 from lada_secure.encryption.sealing import (
     SealedSum,
@@ -59,10 +59,10 @@ def test_addition_is_seals_addition_bit_for_bit(small: Any) -> None:
     """Oracle: SEAL's evaluator on the same ciphertexts."""
     from tenseal import sealapi
 
-    from lada_secure.encryption.native import opening_ring
+    from lada_secure.encryption.native import aggregation_ring
 
     params = small.params
-    ring = opening_ring(params.coeff_modulus, params.plain_modulus)
+    ring = aggregation_ring(params.coeff_modulus, params.plain_modulus)
     chunks = [sealed_chunk(sealed_body(raw, params), 0, params) for raw in small.sealed]
     total = ring.ciphertext(chunks[0], ntt=False, scale=1.0)
     for chunk in chunks[1:]:
@@ -115,7 +115,7 @@ def test_values_that_are_not_masked_entries_are_refused(
 
 
 def test_a_key_of_other_parameters_does_not_seal(small: Any) -> None:
-    other = opening_parameters(length=51, sum_bound=3000)
+    other = aggregation_parameters(length=51, sum_bound=3000)
     key = parse_public_key(small.key.public_bytes, small.params)
     with pytest.raises(ParameterError, match="other parameters"):
         seal(key, other, np.zeros(51, dtype=np.int64))
@@ -144,7 +144,7 @@ def _with_coefficient(raw: bytes, index: int, value: int, width: int) -> bytes:
 def _bad_forms(opening: Any) -> dict[str, tuple[bytes, str]]:
     raw, params = opening.sealed[0], opening.params
     width, half = params.coefficient_bytes, params.chunk_bytes // 2
-    other = opening_parameters(length=params.length, sum_bound=params.sum_bound + 1)
+    other = aggregation_parameters(length=params.length, sum_bound=params.sum_bound + 1)
     return {
         "empty bytes": (b"", "wrong_length"),
         "one byte short": (raw[:-1], "wrong_length"),
@@ -209,7 +209,7 @@ def test_a_context_of_tenseal_is_not_a_public_key(small: Any) -> None:
 
 
 def test_a_vector_under_another_key_opens_to_garbage_and_is_refused(small: Any) -> None:
-    stranger = OpeningKey.generate(small.params)
+    stranger = AggregateKey.generate(small.params)
     key = parse_public_key(stranger.public_bytes, small.params)
     foreign = seal(key, small.params, np.zeros(50, dtype=np.int64))
     total = add_sealed(small.params, [*small.sealed[:2], foreign])

@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from trainer_doubles import ARCHITECTURES, small_model, stir_adapters
 
 from lada_secure.dpsgd.parameters import DpSgdParameters
-from lada_secure.dpsgd.signal_to_noise import signal_to_noise, training_outlook
+from lada_secure.dpsgd.signal_to_noise import estimate_signal_to_noise, signal_to_noise
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import (
     AdapterSettings,
@@ -141,7 +141,7 @@ def test_the_outlook_warns_where_noise_would_drown_the_signal():
         steps=4,
         pool_gradients="public",
     )
-    assert training_outlook(privacy, parameters=400).hint is None
-    drowned = training_outlook(privacy, parameters=460_800)
+    assert estimate_signal_to_noise(privacy, parameters=400).hint is None
+    drowned = estimate_signal_to_noise(privacy, parameters=460_800)
     assert drowned.signal_to_noise < 0.1
     assert "last_layers" in drowned.hint

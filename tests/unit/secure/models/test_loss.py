@@ -11,7 +11,7 @@ from trainer_doubles import example, small_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import TokenRow, encode_example, encode_row
 from lada_secure.models.loss import LossSettings, example_losses
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 
 PATH = torch.tensor([-1.0, -2.0])
 OWN = torch.tensor([-1.5, -0.5])
@@ -83,7 +83,7 @@ class TestScoring:
         lm = small_model()
         rows = [encode_row(lm, "abc", "defg"), encode_row(lm, "hello world", "no")]
         with torch.no_grad():
-            found = PathScorer(lm.model, device=torch.device("cpu"))(rows)
+            found = RationaleScorer(lm.model, device=torch.device("cpu"))(rows)
         for one, score in zip(rows, found.tolist(), strict=True):
             with torch.no_grad():
                 logits = lm.model(input_ids=torch.tensor([one.tokens])).logits[0]
@@ -95,7 +95,7 @@ class TestScoring:
 
     def test_what_is_padded_beside_a_row_does_not_move_its_score(self):
         lm = small_model("gemma")
-        scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
         short, long = encode_row(lm, "ab", "c"), encode_row(lm, "a" * 30, "b" * 20)
         with torch.no_grad():
             alone, beside = scorer([short])[0], scorer([long, short])[1]
@@ -117,10 +117,10 @@ class TestScoring:
     def test_an_own_path_that_is_the_path_is_no_contrast(self):
         lm = small_model()
         one = example(1)
-        same = type(one)(example_id="x", prompt=one.prompt, path="abc", own_path="abc")
-        assert encode_example(lm, same, contrast=True).own_path is None
-        assert encode_example(lm, one, contrast=True).own_path is not None
-        assert encode_example(lm, one, contrast=False).own_path is None
+        same = type(one)(example_id="x", prompt=one.prompt, path="abc", rejected="abc")
+        assert encode_example(lm, same, contrast=True).rejected is None
+        assert encode_example(lm, one, contrast=True).rejected is not None
+        assert encode_example(lm, one, contrast=False).rejected is None
 
     @pytest.mark.parametrize("text", ["", "\ud800", "\x00", "a" * 500, "<end>"])
     def test_any_text_can_be_encoded_and_fits(self, text):

@@ -15,7 +15,7 @@ from postgresql_server import name_of
 from lada_protocol.events import EventLog
 from lada_secure.errors import ParameterError, TransportError
 from lada_server.board import database as database_module
-from lada_server.board.stall_timer import StoragePatience
+from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.storage_errors import StorageUnavailable
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings
@@ -56,10 +56,10 @@ def store(url, tmp_path, study):
         yield one
 
 
-def patience(events=None, limit_s=30.0):
+def stall_timer(events=None, limit_s=30.0):
     lines = [] if events is None else events
     log = EventLog(party="coordinator", sink=lines.append, clock=time.time)
-    return StoragePatience(events=log, limit_s=limit_s)
+    return StorageStallTimer(events=log, limit_s=limit_s)
 
 
 def hashes(store, reader="auditor"):
@@ -80,7 +80,7 @@ def test_messages_posted_while_the_server_restarts_arrive_once_and_in_order(
     def post():
         try:
             for one in envelopes:
-                patience().insist(lambda one=one: store.post(one), round_id=0, step="opening")
+                stall_timer().insist(lambda one=one: store.post(one), round_id=0, step="opening")
         except BaseException as error:
             failures.append(error)
 
@@ -159,13 +159,13 @@ def test_a_full_disk_of_the_server_is_said_clearly_and_the_retry_is_stored_once(
     with pytest.raises(StorageUnavailable, match="free some space; nothing is lost"):
         store.post(envelope, b"once")
     assert hashes(store) == []
-    patience().insist(lambda: store.post(envelope, b"once"), round_id=0, step="opening")
+    stall_timer().insist(lambda: store.post(envelope, b"once"), round_id=0, step="opening")
     assert hashes(store) == [envelope.message_hash]
 
 
 def test_the_coordinator_waits_for_its_database_visibly_and_goes_on(store, study, postgres):
     envelope, events = study.envelope("abort", "coordinator"), []
-    waiting = patience(events)
+    waiting = stall_timer(events)
     postgres.stop()
     try:
         poster = threading.Thread(
@@ -187,7 +187,7 @@ def test_the_coordinator_does_not_wait_for_ever(store, study, postgres):
     postgres.stop()
     try:
         with pytest.raises(StorageUnavailable, match="check that it runs"):
-            patience(limit_s=0.5).insist(store.check, round_id=0, step="opening")
+            stall_timer(limit_s=0.5).insist(store.check, round_id=0, step="opening")
     finally:
         postgres.start()
 
@@ -295,7 +295,7 @@ def test_a_coordinator_that_lost_the_lock_does_not_write_before_it_has_it_again(
         with pytest.raises(StorageUnavailable, match="another session holds"):
             store.post(envelope)
         assert other.execute("SELECT count(*) FROM board_messages").fetchone() == (0,)
-    assert patience().insist(lambda: store.post(envelope), round_id=0, step="opening")
+    assert stall_timer().insist(lambda: store.post(envelope), round_id=0, step="opening")
     assert hashes(store) == [envelope.message_hash]
 
 
