@@ -1,6 +1,6 @@
 """What a DP-SGD step costs on a CUDA device, for a model of SmolLM2-135M's shape: one JSON line.
 
-    PYTHONPATH=. python tests/gpu/measure.py
+    PYTHONPATH=.:lab python tests/gpu/measure.py
 
 Weights are random (no file is needed); LoRA of rank 8 on query and value of all layers. Variants
 are those of `lada bench dpsgd`; they share the process and take turns, so that whatever the device
