@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Privacy accounting: epsilon, calibration, and the cost of a whole study.",
     no_args_is_help=True,
+    # The example of `plan` is escaped for it; older releases of typer have another default.
+    rich_markup_mode="rich",
 )
 
 Noise = Annotated[float, typer.Option(help="Noise std / L2 sensitivity (or clip norm).")]

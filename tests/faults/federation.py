@@ -27,10 +27,6 @@ keepalive_interval_s = 10.0
 keepalive_timeout_s = 4.0
 longest_pause_s = 2.0
 """
-INFO = """
-[log]
-level = "info"
-"""
 
 
 def light_preset(*, sites: int, rounds: int, seed: int, phase_timeout_s: float) -> Preset:

@@ -63,10 +63,6 @@ class Strike(ABC):
         Raises: Suffered: something happened that the fault does not excuse.
         """
 
-    def excuses_end(self) -> bool:
-        """Whether the party may end with a clear error, to be started again by its operator."""
-        return False
-
     @property
     def elapsed_s(self) -> float:
         """Seconds since it began."""
@@ -254,9 +250,6 @@ class Interrupting(Strike):
     cause and starts it again."""
 
     seconds: float = 3.0
-
-    def excuses_end(self) -> bool:
-        return True
 
     def proceed(self) -> bool:
         processes = self.world.processes

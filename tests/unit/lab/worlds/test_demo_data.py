@@ -21,7 +21,7 @@ from lada_lab.worlds.wordnet_topics import condition_topics
 from lada_secure.data.records import PoolSample, Record, pool_hash
 from lada_secure.errors import ParameterError
 
-pytest.importorskip("simple_icd_10_cm", reason="the demo's data need the extra `demo`")
+pytest.importorskip("simple_icd_10_cm", reason="the demo's data need the packages of lada-lab")
 if not (Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER) / "data.noun").is_file():
     pytest.skip("WordNet is not installed", allow_module_level=True)
 
