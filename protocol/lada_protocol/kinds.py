@@ -91,9 +91,6 @@ class Kind(StrEnum):
     FAILED = "failed", {_C, _A, _S}
 
 
-RULES: dict[Kind, KindRules] = {kind: kind.rules for kind in Kind}
-
-
 def parse_kind(name: str) -> Kind:
     """The kind of that name. Raises: PeerError(reason="unknown_kind")."""
     try:
@@ -102,14 +99,9 @@ def parse_kind(name: str) -> Kind:
         raise PeerError(f"unknown message kind {name[:40]!r}", reason="unknown_kind") from None
 
 
-def kind_rules(kind: Kind) -> KindRules:
-    """What holds for messages of this kind."""
-    return RULES[kind]
-
-
 def may_read(*, kind: Kind, sender: str, to: str, reader: str, role: Role) -> bool:
     """Whether `reader` may see a message; the coordinator keeps the board and sees all."""
     if role is Role.COORDINATOR or reader in (sender, to):
         return True
-    audience = RULES[kind].audience
+    audience = kind.rules.audience
     return audience is Audience.ALL or (role is Role.AUDITOR and audience is not Audience.ADDRESSEE)

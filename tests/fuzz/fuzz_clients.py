@@ -16,7 +16,7 @@ from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 from sealed_sums import add_sealed
 
 from lada_clients.auditor.service import REFUSED_BY_KEY
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.site import next_site_task
@@ -201,7 +201,7 @@ class SiteTarget(ClientTarget):
 
     @staticmethod
     def _read_clusters(raw: bytes) -> None:
-        limit = kind_rules(Kind.CLUSTERS).max_payload_bytes
+        limit = Kind.CLUSTERS.rules.max_payload_bytes
         try:
             parse_clusters(parse_canonical_json(raw, max_bytes=limit))
         except PeerError:

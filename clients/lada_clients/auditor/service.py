@@ -244,7 +244,6 @@ class Auditor:
             attempt,
             plan=me.plan,
             roster=me.roster,
-            parameters_digest=purpose_parameters(me.plan, attempt.purpose).digest,
         )
         for site, paid_by in request.paid_by.items():
             entries = self.ledgers.entries(site, self._claim(site).population)

@@ -21,7 +21,7 @@ from lada_clients.net.connection import Endpoint, NotNow, open_channel
 from lada_protocol.identity.credentials import Credentials, Passphrase
 from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import kind_rules, may_read
+from lada_protocol.kinds import may_read
 from lada_protocol.party_files import live_identity
 from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire import lada_pb2
@@ -207,7 +207,7 @@ class BoardClient:
           "payload_mismatch"). RefusedByBoard, TransportError: as for `post`.
         """
         header = envelope.header
-        if header.payload_bytes > kind_rules(envelope.kind).max_payload_bytes:
+        if header.payload_bytes > envelope.kind.rules.max_payload_bytes:
             raise PeerError(
                 f"{header.kind} of {header.sender} announces {header.payload_bytes} bytes",
                 reason="too_large",

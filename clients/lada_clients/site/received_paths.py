@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS
 from lada_secure.canonical import parse_canonical_json
 from lada_secure.data.records import PoolSample
@@ -20,7 +20,7 @@ def parse_received_rationales(
     Raises: PeerError(reason="malformed"): anything but known samples, cells and texts.
     """
     places = {sample.sample_id: number for number, sample in enumerate(pool)}
-    value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
+    value = parse_canonical_json(raw, max_bytes=Kind.PATHS.rules.max_payload_bytes)
     received: list[ReceivedRationale] = []
     if not isinstance(value, list):
         raise PeerError("paths: expected a list")

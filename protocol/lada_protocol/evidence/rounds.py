@@ -22,7 +22,6 @@ from lada_protocol.rounds.secure_aggregation import (
     check_aggregate_request,
     check_opened_range,
     opened_values,
-    purpose_parameters,
     purposes_of,
 )
 from lada_protocol.rounds.transcript import FIRST, Transcript, check_transcript, parse_transcript
@@ -64,7 +63,6 @@ def _check_aggregate(
         attempt,
         plan=plan,
         roster=study.roster,
-        parameters_digest=purpose_parameters(plan, head.purpose).digest,
     )
     if head.purpose == DEMAND:
         check_scored_round(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
@@ -44,7 +44,7 @@ def parse_inquiry(
         as the body says. PeerError(reason="bad_inquiry"): more than the budget, a sample that is
         no candidate, or one on which no site has a confidence excess.
     """
-    samples = parse_canonical_json(raw, max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes)
+    samples = parse_canonical_json(raw, max_bytes=Kind.INQUIRY.rules.max_payload_bytes)
     if not isinstance(samples, list):
         raise PeerError("inquiry: expected a list of pool indices")
     if any(type(sample) is not int for sample in samples) or samples != sorted(set(samples)):
@@ -78,7 +78,7 @@ def parse_site_rationales(raw: bytes, *, asked: Sequence[int]) -> tuple[SiteRati
     Raises: PeerError(reason="malformed"): another form, a sample that was not asked about or
         comes twice, or a path that is empty or longer than 8,192 characters.
     """
-    rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.SITE_PATHS).max_payload_bytes)
+    rows = parse_canonical_json(raw, max_bytes=Kind.SITE_PATHS.rules.max_payload_bytes)
     if not isinstance(rows, list):
         raise PeerError("site_paths: expected a list")
     found: list[SiteRationale] = []

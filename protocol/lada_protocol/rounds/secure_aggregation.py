@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.wire.envelope import Envelope
@@ -96,7 +96,7 @@ def opened_values(raw: bytes, plan: StudyPlan, purpose: str) -> list[int]:
 
     Raises: PeerError(reason="malformed").
     """
-    value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.OPENED).max_payload_bytes)
+    value = parse_canonical_json(raw, max_bytes=Kind.OPENED.rules.max_payload_bytes)
     length = purpose_length(plan, purpose)
     if not isinstance(value, list) or len(value) != length:
         raise PeerError(f"opened {purpose}: expected a list of {length} integers")
@@ -210,12 +210,7 @@ class AggregateRequest:
 
 
 def check_aggregate_request(
-    index: MessageIndex,
-    attempt: Attempt,
-    *,
-    plan: StudyPlan,
-    roster: Roster,
-    parameters_digest: str,
+    index: MessageIndex, attempt: Attempt, *, plan: StudyPlan, roster: Roster
 ) -> AggregateRequest:
     """Check everything about a secure aggregation that messages alone can show.
 
@@ -246,6 +241,7 @@ def check_aggregate_request(
         )
     opening_key = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
     shown = needed(Kind.OPENING_KEY, opening_key).message_hash
+    parameters = purpose_parameters(plan, attempt.purpose)
     sent = index.all_at(Kind.CONTRIBUTION, attempt)
     paid_by: dict[str, str] = {}
     for site in cohort:
@@ -262,7 +258,7 @@ def check_aggregate_request(
             raise contribution.fault(
                 f"{who} was shown other mask keys than the auditor", reason="different_keys"
             )
-        if body.parameters_digest != parameters_digest:
+        if body.parameters_digest != parameters.digest:
             raise contribution.fault(
                 f"{who} sealed under other parameters than the plan's", reason="wrong_parameters"
             )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.envelope import Digest, Envelope, Header, StrictModel
 from lada_protocol.wire.messages import ScoresBody, parse_body
@@ -91,7 +91,7 @@ def build_transcript(index: MessageIndex, round_id: int, *, previous: str) -> Tr
 
 def parse_transcript(raw: bytes) -> Transcript:
     """Read a transcript. Raises: PeerError(reason="bad_transcript")."""
-    limit = kind_rules(Kind.TRANSCRIPT).max_payload_bytes
+    limit = Kind.TRANSCRIPT.rules.max_payload_bytes
     try:
         transcript = Transcript.model_validate(parse_canonical_json(raw, max_bytes=limit))
     except ValidationError as error:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import Kind, kind_rules, parse_kind
+from lada_protocol.kinds import Kind, parse_kind
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import ParameterError, PeerError
 
@@ -131,7 +131,7 @@ def parse_envelope(header_bytes: bytes, signature: bytes, *, roster: Roster) -> 
         raise PeerError("bad header: a field is missing")
     found = Envelope(header, header_bytes, signature)
     kind, party = found.kind, roster.party(header.sender)
-    rules = kind_rules(kind)
+    rules = kind.rules
     if party.role not in rules.senders:
         raise found.fault(
             f"{kind} may be sent by {sorted(rules.senders)}, {header.sender} is a {party.role}",

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import kind_rules, may_read
+from lada_protocol.kinds import may_read
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.limits import MAX_LIST_BYTES, MAX_LIST_ENTRIES, MAX_WAIT_S
 from lada_secure.canonical import sha256_hex
@@ -267,7 +267,7 @@ class BoardStore:
         """What `parse_envelope` cannot know or the caller may have skipped."""
         header = envelope.header
         party = self._roster.party(header.sender)
-        rules = kind_rules(envelope.kind)
+        rules = envelope.kind.rules
         fault: tuple[str, str] | None = None
         if header.roster_hash != self._roster.hash:
             fault = "wrong_roster", f"names roster {header.roster_hash[:16]}..."

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_protocol.events import EventLog, Failed, LlmUpdate, Progress, StallTimer
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.index import MessageIndex
@@ -294,7 +294,7 @@ class Coordinator:
         """What each site wrote; an answer that cannot be used is left out, with a warning."""
         asked = parse_canonical_json(
             self.board.read(inquiry.message_hash),
-            max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes,
+            max_bytes=Kind.INQUIRY.rules.max_payload_bytes,
         )
         indices = [at for at in asked if type(at) is int] if isinstance(asked, list) else []
         found: dict[str, tuple[SiteRationale, ...]] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_secure.arrays import IntArray
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
@@ -170,7 +170,7 @@ def rationales_payload(study: Study, texts: Mapping[int, str], cells: IntArray) 
 def parse_rationales(raw: bytes, study: Study) -> dict[int, str]:
     """The rationales of a payload that `rationales_payload` made, by pool index."""
     indices = {sample.sample_id: index for index, sample in enumerate(study.pool)}
-    rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
+    rows = parse_canonical_json(raw, max_bytes=Kind.PATHS.rules.max_payload_bytes)
     return {
         indices[str(row["sample_id"])]: str(row["path"])
         for row in (rows if isinstance(rows, list) else [])

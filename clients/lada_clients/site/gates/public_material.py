@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lada_clients.net.participant import Participant
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.tasks import Wait
 from lada_secure.allocation.cells import Clusters, parse_clusters
 from lada_secure.canonical import parse_canonical_json, sha256_hex
@@ -33,7 +33,7 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
         raise PeerError("the pool is not the one in the plan", reason="wrong_pool")
     if sha256_hex(raw) != me.plan.clusters_sha256:
         raise PeerError("the clusters are not those in the plan", reason="wrong_clusters")
-    limit = kind_rules(Kind.CLUSTERS).max_payload_bytes
+    limit = Kind.CLUSTERS.rules.max_payload_bytes
     clusters = parse_clusters(parse_canonical_json(raw, max_bytes=limit))
     if clusters.count != me.plan.allocation.clusters:
         raise PeerError("the number of clusters differs from the plan", reason="wrong_clusters")

@@ -129,7 +129,6 @@ def _check(index: MessageIndex) -> Any:
         ATTEMPT,
         plan=PLAN,
         roster=CAST.roster,
-        parameters_digest=purpose_parameters(PLAN, STATISTICS).digest,
     )
 
 
