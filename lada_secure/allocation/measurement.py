@@ -27,7 +27,7 @@ from lada_secure.models.examples import RationaleExample, TokenRow, encode_row, 
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
 _CACHE_BYTES = 256 * 2**20

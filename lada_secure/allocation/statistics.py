@@ -34,9 +34,9 @@ from lada_secure.allocation.statistics_parameters import (
 from lada_secure.arrays import IntArray, frozen
 from lada_secure.errors import LocalProtocolError
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
+from lada_secure.privacy.released import Released, post_process
 
 PURPOSE = "statistics"
 

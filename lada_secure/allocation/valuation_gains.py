@@ -29,9 +29,9 @@ from lada_secure.allocation.statistics_parameters import check_clip_and_scale, s
 from lada_secure.arrays import FloatArray, IntArray, frozen
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
+from lada_secure.privacy.released import Released, post_process
 
 PURPOSE = "trials"
 # Most L2 norm of a unit's vector, in clips. Beside the weight of 1, three clusters may be full.

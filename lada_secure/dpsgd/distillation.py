@@ -35,7 +35,6 @@ from lada_secure.models.adapters import (
 from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released, post_process
 from lada_secure.privacy.ledger.terms import (
     DISCRETE_GAUSSIAN,
     DP_SGD,
@@ -43,6 +42,7 @@ from lada_secure.privacy.ledger.terms import (
     ReleaseSpec,
     Reservation,
 )
+from lada_secure.privacy.released import Released, post_process
 
 logger = logging.getLogger(__name__)
 

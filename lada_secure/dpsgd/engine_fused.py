@@ -38,32 +38,8 @@ def _float_products(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.transpose(1, 2).float(), right.float())
 
 
-class _UnitSums:
-    """Per-unit gradients of the batch at hand, and which unit each row belongs to."""
-
-    def __init__(self) -> None:
-        self.units = 0
-        self.unit_of_row: Tensor | None = None
-        self.one_row_each = False
-        self.buffers: dict[nn.Parameter, Tensor] = {}
-
-    def add(self, parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        """Add left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
-        if self.units == 1:
-            left, right = left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
-        each = _float_products(left, right)
-        found = self.buffers.get(parameter)
-        if self.one_row_each:
-            self.buffers[parameter] = each if found is None else found.add_(each)
-            return
-        if found is None:
-            found = self.buffers[parameter] = each.new_zeros((self.units, *parameter.shape))
-        if self.unit_of_row is not None:
-            found.index_add_(0, self.unit_of_row, each)
-
-
 class _FusedLoraLinear(torch.autograd.Function):
-    """Base linear plus LoRA as one node; adapter gradients go to the unit sums, not to autograd."""
+    """Base linear plus LoRA as one node; adapter gradients go to the engine, not to autograd."""
 
     @staticmethod
     def forward(
@@ -74,9 +50,9 @@ class _FusedLoraLinear(torch.autograd.Function):
         lora_a: nn.Parameter,
         lora_b: nn.Parameter,
         scaling: float,
-        sums: _UnitSums,
+        engine: FusedEngine,
     ) -> Tensor:
-        rows = sums.unit_of_row
+        rows = engine.unit_of_row
         if rows is None or x.dim() != 3 or x.shape[0] != rows.numel():
             raise LocalProtocolError(
                 f"fused engine: layer input of shape {tuple(x.shape)}, expected (rows, tokens, "
@@ -90,20 +66,20 @@ class _FusedLoraLinear(torch.autograd.Function):
             alpha=scaling,
         )
         ctx.save_for_backward(x, weight, lora_a, lora_b, hidden)
-        ctx.scaling, ctx.sums, ctx.parameters = scaling, sums, (lora_a, lora_b)
+        ctx.scaling, ctx.engine, ctx.parameters = scaling, engine, (lora_a, lora_b)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_a, lora_b, hidden = ctx.saved_tensors
         parameter_a, parameter_b = ctx.parameters
-        sums: _UnitSums = ctx.sums
+        engine: FusedEngine = ctx.engine
         grad = grads[0]
         through = (grad @ lora_b.to(grad.dtype)) * ctx.scaling
         if parameter_a.requires_grad:
-            sums.add(parameter_a, through, x.to(grad.dtype))
+            engine.add(parameter_a, through, x.to(grad.dtype))
         if parameter_b.requires_grad:
-            sums.add(parameter_b, grad, hidden.to(grad.dtype) * ctx.scaling)
+            engine.add(parameter_b, grad, hidden.to(grad.dtype) * ctx.scaling)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ weight.to(grad.dtype)
@@ -166,7 +142,10 @@ class FusedEngine:
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = trainable_parameters(model)
-        self._sums = _UnitSums()
+        self.unit_of_row: Tensor | None = None
+        self._units = 0
+        self._one_row_each = False
+        self._sums: dict[nn.Parameter, Tensor] = {}
         self._patched: list[LoraLinear] = []
         for _, layer in _adapted_linears(model):
             if any(one.requires_grad for one in layer.parameters()):
@@ -178,7 +157,6 @@ class FusedEngine:
         base = layer.get_base_layer()
         lora_a, lora_b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         original = layer.forward
-        sums = self._sums
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             # Reference log-probabilities and evaluations run without gradients: plain LoRA.
@@ -186,7 +164,7 @@ class FusedEngine:
                 return original(x, *args, **kwargs)
             weight = base.weight.T if isinstance(base, Conv1D) else base.weight
             return _FusedLoraLinear.apply(  # type: ignore[no-untyped-call]
-                x, weight, base.bias, lora_a, lora_b, float(layer.scaling[adapter]), sums
+                x, weight, base.bias, lora_a, lora_b, float(layer.scaling[adapter]), self
             )
 
         return forward
@@ -194,23 +172,36 @@ class FusedEngine:
     def gradients(
         self, units: int, unit_of_row: Sequence[int], summed_loss: Callable[[], Tensor]
     ) -> tuple[list[Tensor], float]:
-        sums = self._sums
-        sums.units = units
-        sums.one_row_each = units == 1 or list(unit_of_row) == list(range(units))
-        sums.unit_of_row = torch.tensor(list(unit_of_row), device=self.parameters[0].device)
+        self._units = units
+        self._one_row_each = units == 1 or list(unit_of_row) == list(range(units))
+        self.unit_of_row = torch.tensor(list(unit_of_row), device=self.parameters[0].device)
         try:
             loss = summed_loss()
             loss.backward()  # type: ignore[no-untyped-call]
             found = [
-                sums.buffers[one]
-                if one in sums.buffers
+                self._sums[one]
+                if one in self._sums
                 else one.new_zeros((units, *one.shape), dtype=torch.float32)
                 for one in self.parameters
             ]
             return found, float(loss.detach())
         finally:
-            sums.unit_of_row = None
-            sums.buffers.clear()
+            self.unit_of_row = None
+            self._sums.clear()
+
+    def add(self, parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
+        """Add left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
+        if self._units == 1:
+            left, right = left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
+        each = _float_products(left, right)
+        found = self._sums.get(parameter)
+        if self._one_row_each:
+            self._sums[parameter] = each if found is None else found.add_(each)
+            return
+        if found is None:
+            found = self._sums[parameter] = each.new_zeros((self._units, *parameter.shape))
+        if self.unit_of_row is not None:
+            found.index_add_(0, self.unit_of_row, each)
 
     def close(self) -> None:
         for layer in self._patched:

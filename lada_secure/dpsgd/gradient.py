@@ -18,7 +18,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, rows_of
 from lada_secure.models.loss import ExampleLoss, LossSettings
 from lada_secure.models.rationale_scoring import RationaleScorer
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ for a hostile ciphertext to reach.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -104,7 +103,8 @@ def check_sealed(raw: bytes, params: AggregationParameters) -> None:
 class SealedSum:
     """A running sum of sealed vectors; memory stays at two vectors whatever their number.
 
-    A refused contribution leaves the sum unchanged.
+    A refused contribution leaves the sum unchanged. The sum is the same for every order of the same
+    vectors, so whoever has the contributions can recompute it.
     """
 
     __slots__ = ("_count", "_params", "_total")
@@ -143,16 +143,3 @@ class SealedSum:
             raise PeerError("sum of sealed vectors is not encrypted", reason="transparent")
         body = pack(self._total, self._params.coefficient_bytes)
         return frame(SEALED_MAGIC, self._params.digest, body)
-
-
-def add_sealed(params: AggregationParameters, sealed: Sequence[bytes]) -> bytes:
-    """Add sealed vectors; each is checked first, and one bad one refuses them all.
-
-    Returns: exactly `params.sealed_bytes` bytes; the same for every order of the same vectors,
-        so whoever has the contributions can recompute it.
-    Raises: PeerError: as `check_sealed`. ParameterError: none, or more than MAX_SITES.
-    """
-    total = SealedSum(params)
-    for raw in sealed:
-        total.add(raw)
-    return total.to_bytes()

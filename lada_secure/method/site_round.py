@@ -27,8 +27,8 @@ from lada_secure.method.training import trainer_settings, training_release
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import answer_pool
 from lada_secure.models.rationales import generate_rationales
-from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.ledger.terms import Reservation
+from lada_secure.privacy.released import Released
 
 
 def site_statistics(

@@ -10,7 +10,7 @@ import numpy as np
 from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
 
@@ -68,7 +68,7 @@ def private_unit(
     with nothing to add to a sum: who has reasons is private, too.
 
     Args: written: paths by the records' places that stand in for those of records without reasons,
-        see `own_reasons.self_generated_rationales`; empty for none.
+        see `rationales.self_generated_rationales`; empty for none.
     """
     return PrivateUnit(
         unit_id=unit.unit_id,
@@ -102,11 +102,6 @@ class EncodedExample:
     example_id: str
     path: TokenRow
     rejected: TokenRow | None
-
-    @property
-    def rows(self) -> tuple[TokenRow, ...]:
-        """The one or two sequences of the example."""
-        return (self.path,) if self.rejected is None else (self.path, self.rejected)
 
 
 def rows_of(examples: Sequence[EncodedExample]) -> list[TokenRow]:

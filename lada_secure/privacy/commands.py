@@ -77,9 +77,9 @@ def calibrate(
     Example: lada privacy calibrate --epsilon 1 --delta 1e-5 --sampling-probability 0.02
     --steps 500
     """
-    from lada_secure.privacy.accounting import accountant, calibration, events
+    from lada_secure.privacy.accounting import accountant, events, planning
 
-    noise_multiplier = calibration.calibrate_noise_multiplier(
+    noise_multiplier = planning.calibrate_noise_multiplier(
         target_epsilon=epsilon,
         target_delta=delta,
         sampling_probability=sampling_probability,

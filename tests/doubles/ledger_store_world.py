@@ -14,7 +14,7 @@ from lada_clients.site.ledger.store import SqliteLedger, restart_ledger
 from lada_secure.errors import PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.carried_budget import grant_restart
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec, Reservation
 

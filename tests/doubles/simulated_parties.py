@@ -22,6 +22,7 @@ from protocol_world import (
     statistics_spec,
     training_spec,
 )
+from sealed_sums import add_sealed
 
 from lada_clients.auditor.export import write_export
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
@@ -84,7 +85,7 @@ from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.method.plan import (
     CONFIDENCE_EXCESS,
@@ -94,8 +95,7 @@ from lada_secure.method.plan import (
     split_pool,
     transfer_of,
 )
-from lada_secure.privacy.ledger.entries import ReserveEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.entries import ReserveEntry, format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
 FOUR = ("site-a", "site-b", "site-c", "site-d")

@@ -13,6 +13,7 @@ from fuzz_loopback import Idle, Row
 from fuzz_states import PartyState, PartyStates
 from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
+from sealed_sums import add_sealed
 
 from lada_clients.auditor.service import REFUSED_BY_KEY
 from lada_protocol.kinds import Kind, kind_rules
@@ -25,7 +26,6 @@ from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.allocation.cells import parse_clusters
 from lada_secure.canonical import parse_canonical_json
-from lada_secure.encryption.sealing import add_sealed
 from lada_secure.errors import LadaError, PeerError
 
 

@@ -30,7 +30,7 @@ from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released
+from lada_secure.privacy.released import Released
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
 

@@ -25,8 +25,7 @@ from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import LlmUpdateBody, parse_body
 from lada_secure.method.plan import split_pool
-from lada_secure.privacy.ledger.entries import CommitEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import CommitEntry, parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
 SITES = 3

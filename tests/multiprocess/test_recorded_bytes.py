@@ -26,8 +26,7 @@ from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_secure.data.records import inspect_records, read_pool
 from lada_secure.encryption.aggregate_key import AggregateKey
-from lada_secure.privacy.ledger.entries import CommitEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import CommitEntry, parse_ledger_lines
 from lada_server.rpc import service
 from lada_server.runner import run_server
 

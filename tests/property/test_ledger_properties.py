@@ -17,7 +17,7 @@ from lada_secure.privacy.accounting.events import (
     composed_event,
     parse_event,
 )
-from lada_secure.privacy.ledger.lines import format_ledger_lines, parse_entry, parse_ledger_lines
+from lada_secure.privacy.ledger.entries import format_ledger_lines, parse_entry, parse_ledger_lines
 from lada_secure.privacy.ledger.restart import parse_grant
 
 JSON = st.recursive(

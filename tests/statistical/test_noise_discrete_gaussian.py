@@ -18,7 +18,7 @@ from lada_secure.dpsgd.noise import (
     system_words,
 )
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.release.discrete_gaussian import discrete_gaussian_vector
+from lada_secure.privacy.release.noised_vectors import discrete_gaussian_vector
 
 MASS = 1 << 128
 # Per draw, as stated in the module; docs/privacy.md repeats it.

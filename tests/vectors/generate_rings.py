@@ -34,7 +34,7 @@ from lada_secure.encryption.parameters import (
     scoring_parameters,
 )
 from lada_secure.encryption.scoring_key import ScoringKey
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import SealedSum, parse_public_key, seal
 from lada_secure.method.plan import DEMAND, STATISTICS
 
 
@@ -157,7 +157,10 @@ def sealed_vectors() -> Vectors:
         )
         for site in SITES
     }
-    total = add_sealed(parameters, list(sealed.values()))
+    running = SealedSum(parameters)
+    for contribution in sealed.values():
+        running.add(contribution)
+    total = running.to_bytes()
     return {
         "parameters": _opening_numbers(parameters),
         "context": context.decode("ascii"),

@@ -13,8 +13,7 @@ from lada_protocol.identity.roster import Party
 from lada_protocol.rounds.admission import check_accepted_head
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
 from lada_secure.errors import LedgerError, ParameterError, PeerError, TransportError
-from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
 from lada_secure.privacy.ledger.verification import ledger_identity, verify_ledger
 from lada_secure.storage.whole_files import write_atomically

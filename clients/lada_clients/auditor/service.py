@@ -33,8 +33,7 @@ from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.errors import LedgerError, LocalProtocolError, PeerError
 from lada_secure.method.plan import DEMAND
-from lada_secure.privacy.ledger.entries import LedgerEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import LedgerEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity
 from lada_secure.storage.whole_files import read_if_there, write_atomically
 

@@ -29,7 +29,7 @@ from lada_protocol.wire.messages import OpenedBody, parse_body
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import PeerError
-from lada_secure.privacy.ledger.released import Released, require_released
+from lada_secure.privacy.released import Released, require_released
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

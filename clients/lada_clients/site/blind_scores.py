@@ -12,7 +12,7 @@ from lada_protocol.rounds.blind_scoring import ROW_BOUND, check_answer
 from lada_secure.arrays import FloatArray
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import LocalProtocolError, PeerError
-from lada_secure.privacy.ledger.released import Released, require_released
+from lada_secure.privacy.released import Released, require_released
 
 LOG = logging.getLogger(__name__)
 

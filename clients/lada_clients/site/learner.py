@@ -29,13 +29,15 @@ from lada_secure.method.site_round import (
 )
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import RoundReports, train
-from lada_secure.models.adapters import AdapterWeights
+from lada_secure.models.adapters import (
+    AdapterWeights,
+)
 from lada_secure.models.embedding import embedder
 from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.released import Released
 
 
 @dataclass(slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from lada_protocol.wire.messages import InquiryBody, parse_body
 from lada_secure.arrays import IntArray
 from lada_secure.errors import LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS
-from lada_secure.privacy.ledger.released import Released, post_process, require_released
+from lada_secure.privacy.released import Released, post_process, require_released
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

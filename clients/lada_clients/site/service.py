@@ -51,10 +51,14 @@ from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, ReserveEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
-from lada_secure.privacy.ledger.released import Released, post_process
+from lada_secure.privacy.ledger.entries import (
+    DecisionEntry,
+    LedgerEntry,
+    ReserveEntry,
+    format_ledger_lines,
+)
 from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.released import Released, post_process
 
 
 @dataclass(slots=True, kw_only=True)

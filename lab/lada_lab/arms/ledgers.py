@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lada_secure.method.plan import STATISTICS, TRAINING, MethodPlan
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.privacy.released import Released
 
 T = TypeVar("T")
 

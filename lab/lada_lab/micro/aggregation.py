@@ -26,7 +26,7 @@ from lada_secure.encryption.parameters import (
     aggregation_parameters,
 )
 from lada_secure.encryption.parsing import sealed_chunks
-from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import SealedSum, SealingKey, parse_public_key, seal
 from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError
 
@@ -134,7 +134,7 @@ def _run(
         name = names[repetition % sites]
         watch.measure("encrypt", ours.contribution, name, vectors[name])
         watch.measure("baseline_encrypt", baseline.contribution, as_floats[name])
-        total = watch.measure("add", add_sealed, params, sealed)
+        total = watch.measure("add", _sum, params, sealed)
         baseline_total = watch.measure("baseline_add", baseline.add, encrypted)
         watch.measure("add_arithmetic", _added, parsed, params)
         watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
@@ -145,6 +145,13 @@ def _run(
         error = np.abs(np.asarray(floats) * SITE_BOUND - plain_sum).max()
         baseline_error = max(baseline_error, float(error))
     return _report(watch, params, sites, repetitions, len(encrypted[0]), baseline_error)
+
+
+def _sum(params: AggregationParameters, sealed: list[bytes]) -> bytes:
+    total = SealedSum(params)
+    for raw in sealed:
+        total.add(raw)
+    return total.to_bytes()
 
 
 def _parsed(raw: bytes, params: AggregationParameters) -> npt.NDArray[np.uint64]:

@@ -31,21 +31,21 @@ from lada_secure.privacy.ledger.entries import (
     ReserveEntry,
     ResumeEntry,
     commit_to_output,
+    format_ledger_lines,
     sign_entry,
     sign_with_new_key,
 )
-from lada_secure.privacy.ledger.lines import format_ledger_lines
 from lada_secure.privacy.ledger.proposals import (
     propose_commit,
     propose_decision,
     propose_first,
     propose_reserve,
 )
-from lada_secure.privacy.ledger.released import Released, post_process, released_output
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead, ReleaseSpec, Reservation
 from lada_secure.privacy.ledger.times import LedgerClock, Moment
+from lada_secure.privacy.released import Released, post_process, released_output
 
 T = TypeVar("T")
 

@@ -1,7 +1,9 @@
-"""Ledger entries: their fields, canonical JSON form, hash chain and signatures.
+"""Ledger entries: their fields, canonical JSON form, hash chain, signatures and lines.
 
-The hash of an entry is the SHA-256 of its line, signature included, so every byte of a ledger is
-covered by the next entry's `previous_hash` and by its own signature. `lines` reads them.
+A ledger file is JSON Lines: one canonical JSON object and one line feed per entry, nothing else.
+Every entry has one spelling; any other is refused. The hash of an entry is the SHA-256 of its line,
+signature included, so every byte of a ledger is covered by the next entry's `previous_hash` and by
+its own signature.
 """
 
 from __future__ import annotations
@@ -9,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.errors import ParameterError
+from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.errors import LedgerError, ParameterError, PeerError
 from lada_secure.privacy.accounting.events import PrivacyEvent, parse_event
 from lada_secure.privacy.accounting.fields import (
     Count,
@@ -25,12 +28,16 @@ from lada_secure.privacy.accounting.fields import (
     Name,
     Number,
     Parameters,
+    Reader,
     Signature,
     check_hash,
     check_name,
     check_signed,
+    forms_of,
     integer,
+    read_fields,
     text,
+    version,
     written_fields,
 )
 from lada_secure.privacy.ledger.restart import RestartGrant, grant_from_json
@@ -43,6 +50,8 @@ SIGNATURE_DOMAIN = b"lada/ledger/2/"
 NEW_KEY_DOMAIN = b"lada/ledger-key/2/"
 OUTPUT_DOMAIN = b"lada/ledger-output/2/"
 SALT_BYTES = 32
+MAX_LINE_BYTES = 64 * 1024
+MAX_LEDGER_BYTES = 2**30
 
 Decision: TypeAlias = Literal["approve", "refuse", "withdraw"]
 _DECISIONS: Final[tuple[Decision, ...]] = ("approve", "refuse", "withdraw")
@@ -323,3 +332,58 @@ def check_new_signature(entry: KeyEntry) -> None:
         by=entry.new_public_key,
         fault=f"entry {entry.index}: new_signature is not the new key's over this entry",
     )
+
+
+_KINDS: Final[Mapping[str, type[LedgerEntry]]] = {
+    entry.kind: entry
+    for entry in (
+        *(StartEntry, RestartEntry, KeyEntry, DecisionEntry),
+        *(ReserveEntry, ResumeEntry, CommitEntry),
+    )
+}
+_FORMS: Final = {name: forms_of(kind) for name, kind in _KINDS.items()}
+_HEAD: Final[Mapping[str, Sequence[Reader]]] = {
+    "version": (version(VERSION),),
+    "kind": (text(), Form(f"one of {', '.join(_KINDS)}", _KINDS.__contains__, shown=40)),
+}
+
+
+def parse_entry(raw: bytes, *, where: str) -> LedgerEntry:
+    """Read one line without its line feed; only the canonical spelling is accepted.
+
+    Raises: LedgerError: too long, not canonical, fields missing, unknown or out of range.
+    """
+    try:
+        value = parse_canonical_json(raw, max_bytes=MAX_LINE_BYTES)
+    except PeerError as error:
+        raise LedgerError(f"{where}: {error}") from error
+    named = str(value.get("kind")) if isinstance(value, dict) else ""
+    # Of an unknown kind the head alone is looked at, and refused.
+    found = read_fields(value, {**_HEAD, **_FORMS.get(named, {})}, where=where)
+    entry = _KINDS[named](**{name: found[name] for name in _FORMS[named]})
+    if entry.line() != raw:
+        raise LedgerError(f"{where}: not the one spelling of this entry")
+    return entry
+
+
+def parse_ledger_lines(raw: bytes) -> tuple[LedgerEntry, ...]:
+    """Read an exported ledger. Every byte counts; no signature is checked here.
+
+    Args: raw: canonical JSON Lines, at most 1 GiB; empty for an empty ledger.
+    Raises: LedgerError: names the line.
+    """
+    if len(raw) > MAX_LEDGER_BYTES:
+        raise LedgerError(f"ledger of {len(raw)} bytes, at most {MAX_LEDGER_BYTES} are read")
+    if not raw:
+        return ()
+    lines = raw.split(b"\n")
+    if lines.pop() != b"":
+        raise LedgerError(
+            f"entry {len(lines)}: the last line does not end with a line feed; the file was cut"
+        )
+    return tuple(parse_entry(line, where=f"entry {number}") for number, line in enumerate(lines))
+
+
+def format_ledger_lines(entries: tuple[LedgerEntry, ...]) -> bytes:
+    """The inverse of `parse_ledger_lines`."""
+    return b"".join(entry.line() + b"\n" for entry in entries)

@@ -23,7 +23,7 @@ from lada_clients.reports.audit.report_document import (
     StudySpending,
     StudyTerms,
 )
-from lada_clients.reports.ledger_history import history_of
+from lada_clients.reports.ledger_history import history_sentences, key_renewals
 from lada_protocol.evidence.export import ExportedStudy, ledger_file
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
@@ -93,22 +93,22 @@ def _site(
     entries = summary.entries
     releases = _releases(entries)
     last = releases[-1] if releases else None
-    new, history = _is_new_to_auditor(study, site), history_of(entries)
-    said = history.sentences()
-    if new and history.restart is None:
+    new, said = _is_new_to_auditor(study, site), history_sentences(summary)
+    if new and summary.restart is None:
         said = (*said, "A NEW LEDGER: the auditor had seen no entry of it before this study.")
     return SiteReport(
         site=site,
         population=summary.identity.population,
         verified=not any(fault.startswith(f"{ledger_file(site)}:") for fault in faults),
-        ledger_id=history.ledger_id,
-        started=history.started,
+        ledger_id=summary.identity.ledger_id,
+        started=summary.started,
         new_to_auditor=new,
-        restart=_filled(Restart, history.restart) if history.restart else None,
+        restart=_filled(Restart, summary.restart) if summary.restart else None,
         key_renewals=tuple(
-            _filled(KeyRenewal, entry, public_key=entry.new_public_key) for entry in history.keys
+            _filled(KeyRenewal, entry, public_key=entry.new_public_key)
+            for entry in key_renewals(summary)
         ),
-        resumes=history.resumes,
+        resumes=summary.resumes,
         history=said,
         entries=len(entries),
         head_sha256=summary.head.entry_hash,

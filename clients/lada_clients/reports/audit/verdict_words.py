@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lada_clients.reports.ledger_history import history_of
+from lada_clients.reports.ledger_history import history_facts, history_sentences
 from lada_protocol.evidence.joint import JointVerdict, PopulationLedger
 from lada_protocol.evidence.study import Verdict
 from lada_secure.privacy.ledger.verification import LedgerSummary
@@ -49,7 +49,7 @@ def _population(ledger: PopulationLedger) -> dict[str, Any]:
         **_cost(ledger.summary),
         "studies": [study.study_id for study in ledger.summary.studies],
         "exports": list(ledger.exports),
-        **history_of(ledger.entries).to_json(),
+        **history_facts(ledger.summary),
     }
 
 
@@ -72,7 +72,7 @@ def verdict_lines(found: JointVerdict) -> Iterator[str]:
             f"(RDP {summary.epsilon_rdp:.4f}) at delta {summary.target_delta}, "
             f"{summary.reservations} releases in {len(summary.studies)} studies"
         )
-        yield from (f"  {sentence}" for sentence in history_of(one.entries).sentences())
+        yield from (f"  {sentence}" for sentence in history_sentences(summary))
     for name, verdict in found.verdicts.items():
         where = f"{name}: " if several else ""
         yield (

@@ -19,7 +19,7 @@ from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.method.training import trainer_settings
 from lada_secure.models.evaluation import ANSWER_TOKENS
 from lada_secure.models.preflight import needed_tokens, probe_model
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 
 logger = logging.getLogger(__name__)
 

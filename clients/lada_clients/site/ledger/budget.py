@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lada_clients.reports.ledger_history import LedgerHistory, history_of
+from lada_clients.reports.ledger_history import history_facts, history_sentences
 from lada_clients.site.ledger.population import ledger_path
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.settings import SitePolicy, read_site_settings
@@ -30,11 +30,6 @@ class SiteBudget:
     summary: LedgerSummary
     policy: SitePolicy
     lines: bytes
-
-    @property
-    def history(self) -> LedgerHistory:
-        """How the ledger came to be."""
-        return history_of(self.summary.entries)
 
     @property
     def target_delta(self) -> float:
@@ -64,7 +59,7 @@ class SiteBudget:
             "epsilon_left": self.left,
             "entries": summary.head.index + 1,
             "head": summary.head.entry_hash,
-            **self.history.to_json(),
+            **history_facts(summary),
             "reservations": summary.reservations,
             "uncommitted": summary.uncommitted,
             "studies": [
@@ -83,9 +78,9 @@ class SiteBudget:
             f"The ledger is whole: {summary.head.index + 1} entries, {summary.reservations} "
             f"releases paid for, {summary.uncommitted} of them without an output.",
         ]
-        if summary.reservations == 0 and self.history.restart is None:
+        if summary.reservations == 0 and summary.restart is None:
             told.append("Nothing was ever spent from it: a NEW LEDGER with the whole budget.")
-        told += self.history.sentences()
+        told += history_sentences(summary)
         told += [
             f"Study {one.study_id}: epsilon {one.epsilon:.4f} of {policy.epsilon_cap_per_study:g}, "
             f"{one.reservations} releases, last decision: {one.decision}."

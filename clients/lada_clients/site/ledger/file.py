@@ -13,8 +13,7 @@ from pathlib import Path
 from lada_clients.site.ledger.database import Connect, own_errors
 from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
 from lada_secure.privacy.ledger.book import DataNote, KeptOutput
-from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
-from lada_secure.privacy.ledger.lines import parse_entry
+from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity, parse_entry
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.times import parse_time
 

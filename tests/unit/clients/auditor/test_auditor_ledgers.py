@@ -14,8 +14,7 @@ from lada_protocol.kinds import Role
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.privacy.accounting.events import GaussianEvent
-from lada_secure.privacy.ledger.entries import LedgerEntry, LedgerIdentity
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.entries import LedgerEntry, LedgerIdentity, format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
 

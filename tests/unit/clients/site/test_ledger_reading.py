@@ -22,7 +22,7 @@ from ledger_store_world import CAPS, PUBLIC, approve, open_ledger, spec
 
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
 from lada_secure.errors import LedgerError, TransportError
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import parse_ledger_lines
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 NOBODY = 65534

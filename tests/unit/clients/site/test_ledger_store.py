@@ -23,8 +23,7 @@ from lada_secure.errors import (
     PrivacyBudgetExceeded,
     TransportError,
 )
-from lada_secure.privacy.ledger.entries import StudyEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import StudyEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.terms import BudgetCaps, Reservation
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 

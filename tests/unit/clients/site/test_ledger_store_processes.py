@@ -27,7 +27,7 @@ from lada_clients.site.ledger.store import SqliteLedger
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import GaussianEvent
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import parse_ledger_lines
 from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 

@@ -24,8 +24,7 @@ from lada_protocol.party_files import load_credentials
 from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import GaussianEvent
-from lada_secure.privacy.ledger.entries import LedgerEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.entries import LedgerEntry, format_ledger_lines
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
 
 PLAN = "a" * 64

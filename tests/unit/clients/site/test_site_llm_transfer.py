@@ -23,7 +23,7 @@ from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, TRAINING, split_pool
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.released import Released, require_released
+from lada_secure.privacy.released import Released, require_released
 
 PLAN = make_plan(uplink=UPLINK)
 

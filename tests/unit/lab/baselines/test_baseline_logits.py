@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sealed_sums import add_sealed
 from tiny_baselines import CHARACTERS, lm_with_tokens
 from torch.nn import functional
 
@@ -20,7 +21,7 @@ from lada_lab.baselines.token_alignment import TokenAlignment
 from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.parameters import aggregation_parameters
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import adapter_weights, parse_adapter_tensors
 from lada_secure.models.examples import encode_row

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from protocol_world import make_cast, make_participant, make_plan
+from sealed_sums import add_sealed
 from simulated_parties import (
     ROUND_0,
     THREE,
@@ -33,7 +34,7 @@ from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.encryption.parameters import aggregation_parameters
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.method.plan import DEMAND, STATISTICS
 

@@ -15,8 +15,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.method.plan import DEMAND, STATISTICS
 from lada_secure.privacy.accounting.events import GaussianEvent
-from lada_secure.privacy.ledger.entries import sign_entry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.ledger.entries import format_ledger_lines, sign_entry
 from lada_secure.privacy.ledger.terms import BudgetCaps
 
 

@@ -58,7 +58,7 @@ from lada_secure.encryption.parameters import (
 from lada_secure.encryption.parsing import pack, unpack
 from lada_secure.errors import PeerError
 from lada_secure.method.plan import DEMAND, STATISTICS, AllocationPlan
-from lada_secure.privacy.ledger.released import post_process
+from lada_secure.privacy.released import post_process
 
 CELLS, THRESHOLD, STEP = 12, 0.2, 0.03
 LEVELS = np.arange(THRESHOLD, 1.0, STEP)

@@ -42,9 +42,9 @@ from lada_secure.errors import (
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.ledger.released import Released
 from lada_secure.privacy.ledger.terms import BudgetCaps, Reservation
 from lada_secure.privacy.release.noised_vectors import parse_vector, vector_bytes
+from lada_secure.privacy.released import Released
 
 ALPHA = 1e-6
 PLAN_HASH = "ab" * 32
@@ -371,7 +371,7 @@ def test_estimates_of_noise_alone_are_equal_shares_and_losses_within_the_clip() 
 )
 def test_sums_that_cannot_be_are_refused(vector: IntArray) -> None:
     with pytest.raises(ParameterError, match="statistics"):
-        cluster_estimates(vector, parameters(), sites=3)
+        cluster_estimates(vector, parameters())
 
 
 @pytest.mark.parametrize("noise_multiplier", [0.02, 0.1, 1.0, 5.0, 40.0])

@@ -22,7 +22,7 @@ from trainer_doubles import (
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import EncodedExample, EncodedUnit, PrivateUnit, TokenRow
+from lada_secure.models.examples import EncodedExample, EncodedUnit, PrivateUnit, TokenRow, rows_of
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 
@@ -154,7 +154,7 @@ class Fault:
         total = torch.zeros(1, dtype=torch.float64)
         for unit in units:
             for one in unit.examples:
-                for sign, row in zip((-1.0, 1.0), one.rows, strict=False):
+                for sign, row in zip((-1.0, 1.0), rows_of([one]), strict=False):
                     total = total + self.clipped(sign * self.scores([row]).sum())
         return total
 

@@ -33,7 +33,7 @@ from lada_secure.models.adapters import (
 )
 from lada_secure.privacy.accounting.events import DpSgdEvent
 from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry
-from lada_secure.privacy.ledger.released import Released
+from lada_secure.privacy.released import Released
 
 POOL = tuple(example(at) for at in range(50, 57))
 UNITS = units_of_sizes(1, 2, 3, 1)

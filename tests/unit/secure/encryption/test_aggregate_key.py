@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from noise_bound import noise_bound
+from sealed_sums import add_sealed
 
 from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.parameters import HEADER_BYTES, aggregation_parameters
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 

@@ -8,17 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sealed_sums import add_sealed
 
 from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.parameters import HEADER_BYTES, aggregation_parameters
 from lada_secure.encryption.parsing import frame, pack, sealed_chunks
-from lada_secure.encryption.sealing import (
-    SealedSum,
-    add_sealed,
-    check_sealed,
-    parse_public_key,
-    seal,
-)
+from lada_secure.encryption.sealing import SealedSum, check_sealed, parse_public_key, seal
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 Make = Callable[[int, int, int], Any]

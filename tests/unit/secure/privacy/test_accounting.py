@@ -13,7 +13,6 @@ from dp_accounting.rdp import RdpAccountant
 
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.privacy.accounting.accountant import PldAccountant, epsilon, epsilon_rdp
-from lada_secure.privacy.accounting.calibration import calibrate_noise_multiplier
 from lada_secure.privacy.accounting.composition import EPSILON_LIMIT, cross_check, gaussian_pld
 from lada_secure.privacy.accounting.events import (
     DpSgdEvent,
@@ -21,6 +20,7 @@ from lada_secure.privacy.accounting.events import (
     PrivacyEvent,
     to_dp_event,
 )
+from lada_secure.privacy.accounting.planning import calibrate_noise_multiplier
 
 # Discretisation is pessimistic: never below the value, at most 1.5% above it.
 LOOSEST = 1.015

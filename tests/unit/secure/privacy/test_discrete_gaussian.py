@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.release.discrete_gaussian import (
-    MAX_ABSOLUTE_VALUE,
-    discrete_gaussian_vector,
-)
+from lada_secure.privacy.release.noised_vectors import MAX_ABSOLUTE_VALUE, discrete_gaussian_vector
 
 
 def test_noise_is_integer_fresh_and_leaves_the_input_alone() -> None:

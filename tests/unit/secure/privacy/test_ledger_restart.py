@@ -42,9 +42,10 @@ from lada_secure.privacy.ledger.entries import (
     LedgerIdentity,
     ReserveEntry,
     RestartEntry,
+    parse_entry,
+    parse_ledger_lines,
     sign_entry,
 )
-from lada_secure.privacy.ledger.lines import parse_entry, parse_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
 from lada_secure.privacy.ledger.terms import BudgetCaps

@@ -34,8 +34,8 @@ from lada_secure.privacy.ledger.entries import (
     ReserveEntry,
     ResumeEntry,
     commit_to_output,
+    parse_ledger_lines,
 )
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
 from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 

@@ -14,8 +14,8 @@ from mypy import api
 
 from lada_secure.errors import LedgerError, LocalProtocolError, PrivacyBudgetExceeded
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.ledger.released import Released, post_process, require_released
 from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.privacy.released import Released, post_process, require_released
 
 
 def ledger() -> MemoryLedger:
@@ -170,7 +170,7 @@ def test_over_the_cap_nothing_is_computed() -> None:
 def test_mypy_refuses_a_made_up_released_value_and_a_plain_one(tmp_path: Path) -> None:
     program = tmp_path / "forged.py"
     program.write_text(
-        "from lada_secure.privacy.ledger.released import Released\n"
+        "from lada_secure.privacy.released import Released\n"
         "def send(statistics: Released[int]) -> None: ...\n"
         "send(3)\n"
         "send(Released(3))\n"
