@@ -42,3 +42,23 @@ _.negatives_from_the_batch
 _.pairs_clipped_as_rows
 _.records_clipped_each
 wide_limit
+
+# Fields of documents: written by a name that they are given by, read by programs and templates.
+_.rounds_closed
+_.plan_sha256
+_.epsilon_before
+_.study_epsilon_before
+_.verified
+_.new_to_auditor
+_.head_sha256
+_.software_version
+_.study_epsilon_rdp_after
+
+# Found in a table of classes or by a library: message bodies, enum values, pydantic, jinja2.
+EmptyBody
+FinishedBody
+PathsBody
+TranscriptBody
+_._as_written
+_._value_
+_.globals
