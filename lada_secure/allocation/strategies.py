@@ -206,7 +206,8 @@ def pick(
         quota: largest number of picks, >= 0.
         threshold: smallest score that may be picked; at least `SMALLEST_SCORE` makes sense.
         available: (n,) bool, False for samples that must not be picked again; None for all.
-        sample_utilities: (n,) order of picking where it is not by score; see `utilities_of_samples`.
+        sample_utilities: (n,) order of picking where it is not by score; see
+            `utilities_of_samples`.
         seed: breaks ties, by a fixed shuffle rather than by position: a pool is often sorted by
             topic.
     Returns: (n,) bool with at most quota True; fewer where fewer qualify.
