@@ -267,7 +267,7 @@ def pool_features(
     difficulty: npt.ArrayLike,
     confidence: npt.ArrayLike,
 ) -> FloatArray:
-    """The coordinator's private matrix M for blind scores M u (DESIGN, "Blind allocation").
+    """The coordinator's private matrix M for blind scores M u (SPEC.md, section 8).
 
     Entry (i, cell) is membership[i, cluster] x confidence[i] in the sample's own difficulty bin
     and 0 elsewhere. A row sums to its confidence, so for utilities in [-1, 1] every score lies in

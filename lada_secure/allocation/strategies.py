@@ -55,9 +55,9 @@ class CellView:
 class Strategy:
     """A named way to value cells.
 
-    `worth` maps a view and alpha to (d,) float64 of any scale. `sample_order` says how samples
+    `utility` maps a view and alpha to (d,) float64 of any scale. `sample_order` says how samples
     rank that pass the threshold: by their scores, or at random. `by_cluster`: the quota is split
-    over clusters by worth in every round, not only in the first by mass. `judged`: rationales are
+    over clusters by utility in every round, not only in the first by mass. `judged`: rationales are
     judged by the DP reference model and by data valuation, where the plan has them, and those that
     contradict the private records are not trained on; without it nothing is judged or paid for.
     """
@@ -86,7 +86,7 @@ def _utility_guided(view: CellView, alpha: float) -> FloatArray:
     return utility if view.agreement is None else utility * view.agreement
 
 
-def _worth_valuation(view: CellView, _alpha: float) -> FloatArray:
+def _utility_valuation(view: CellView, _alpha: float) -> FloatArray:
     mass = view.beliefs.mass_share
     return mass.copy() if view.agreement is None else mass * view.agreement
 
@@ -135,7 +135,7 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             name="valuation",
             summary="noised mass x how surely the cell's paths agree with the private records",
-            utility=_worth_valuation,
+            utility=_utility_valuation,
             by_cluster=True,
             judged=True,
         ),
@@ -206,7 +206,8 @@ def pick(
         quota: largest number of picks, >= 0.
         threshold: smallest score that may be picked; at least `SMALLEST_SCORE` makes sense.
         available: (n,) bool, False for samples that must not be picked again; None for all.
-        priorities: (n,) order of picking where it is not by score; see `utilities_of_samples`.
+        sample_utilities: (n,) order of picking where it is not by score; see
+            `utilities_of_samples`.
         seed: breaks ties, by a fixed shuffle rather than by position: a pool is often sorted by
             topic.
     Returns: (n,) bool with at most quota True; fewer where fewer qualify.

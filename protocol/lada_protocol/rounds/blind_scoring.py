@@ -1,4 +1,4 @@
-"""Blind scores that an auditor can compute again (DESIGN section 3, steps 7 and 8).
+"""Blind scores that an auditor can compute again (SPEC.md, section 8).
 
 A coordinator that may answer each site as it likes reads one site's picks: it silences the
 others, and the opened demand is the victim's. So it commits to one matrix for the round before

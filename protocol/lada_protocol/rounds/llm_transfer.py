@@ -1,4 +1,4 @@
-"""Uplink (DESIGN section 3, step 10): which samples, what is asked and answered, when it counts.
+"""LLM transfer (SPEC.md, section 8a): which samples, what is asked and answered, when it counts.
 
 Pure checks. What a site's confidence excess is, `lada_secure.allocation.confidence_excess` says.
 """

@@ -1,4 +1,4 @@
-"""Secure aggregation (DESIGN section 3, steps 2 to 5): what is bound, and what is checked.
+"""Secure aggregation (SPEC.md, section 7): what is bound, and what is checked.
 
 Pure checks over signed messages. The arithmetic lives in `lada_secure.encryption`.
 """
