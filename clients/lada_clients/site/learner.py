@@ -65,6 +65,9 @@ class SiteLearner:
         import torch
 
         torch.set_num_threads(settings.threads)
+        state = memory.load()
+        # There from the beginning: adapters without it are those of a state that was lost.
+        memory.keep(state)
         context = SiteContext.open(
             plan,
             load_language_model(plan.slm, cache_dir=settings.cache_dir),
@@ -75,9 +78,7 @@ class SiteLearner:
             book=book,
             execution=settings.execution,
         )
-        return cls(
-            plan=plan, context=context, memory=memory, state=memory.load(), held_out=held_out
-        )
+        return cls(plan=plan, context=context, memory=memory, state=state, held_out=held_out)
 
     @property
     def model(self) -> LanguageModel:

@@ -44,13 +44,18 @@ class SiteMemory:
     def load(self) -> SiteState:
         """The state that was kept last; an empty one before that.
 
-        Raises: ParameterError: the file or the adapters that it names are damaged.
+        Raises: ParameterError: the file or the adapters that it names are damaged or missing.
         """
         path = self.folder / _STATE
         try:
             stored = _StoredState.model_validate_json(path.read_bytes())
             history = parse_history(json.loads(json.dumps(stored.history)))
         except FileNotFoundError:
+            if any(self.folder.glob("adapters-round-*")):
+                raise ParameterError(
+                    f"{path} is missing beside the adapters that it speaks of; restore the folder "
+                    "from its backup: without it the study would begin again"
+                ) from None
             return SiteState()
         except (OSError, ValidationError, ParameterError) as error:
             raise ParameterError(f"{path} is damaged or cannot be read: {error}") from error

@@ -87,3 +87,11 @@ def test_adapters_that_are_not_those_of_the_state_are_refused(tmp_path: Path) ->
     path.unlink()
     with pytest.raises(ParameterError, match="cannot read"):
         memory.load()
+
+
+def test_adapters_without_a_state_are_no_new_study(tmp_path: Path) -> None:
+    memory = SiteMemory(folder=tmp_path)
+    memory.keep(STATE)
+    (tmp_path / "site-state.json").unlink()
+    with pytest.raises(ParameterError, match="restore the folder from its backup"):
+        memory.load()
