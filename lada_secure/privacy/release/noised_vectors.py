@@ -27,7 +27,7 @@ from lada_secure.privacy.ledger.terms import (
     ReleaseSpec,
     Reservation,
 )
-from lada_secure.privacy.released import Released, post_process
+from lada_secure.privacy.released import Released
 
 # Sign, digits and comma of a number below 2^63.
 _ENTRY_BYTES = 21
@@ -116,15 +116,17 @@ def release_vector(
             f"{purpose}: the release that would be paid for is not the one that these parameters "
             f"describe; build it with {purpose}_spec"
         )
-    paid = book.reserve(spec)
-    output = paid.stored_output
-    if output is None:
+
+    def noised(paid: Reservation) -> IntArray:
         sums = _measured(measure, paid, purpose=purpose, length=noise.length)
-        noised = discrete_gaussian_vector(sums, sigma=noise.std)
-        output = vector_bytes(np.clip(noised, -bound, bound))
-    kept = book.commit(paid, output, after=after)
-    return post_process(
-        kept, lambda raw: parse_vector(raw, what=purpose, length=noise.length, bound=bound)
+        return np.clip(discrete_gaussian_vector(sums, sigma=noise.std), -bound, bound)
+
+    return book.release(
+        spec,
+        compute=noised,
+        encode=vector_bytes,
+        decode=lambda raw: parse_vector(raw, what=purpose, length=noise.length, bound=bound),
+        after=after,
     )
 
 
