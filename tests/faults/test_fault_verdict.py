@@ -19,7 +19,7 @@ from .verdict import left_behind
 @pytest.mark.parametrize(
     "name",
     [
-        "site-a/state/.picks-round-0.json.4711",
+        "site-a/state/.site-state.json.4711",
         "coordinator/state/llm/view.part",
         "coordinator/state/board.sqlite-wal",
         "coordinator/state/payloads/incoming/abc",

@@ -169,7 +169,7 @@ class _Child:
         self._finalizer = weakref.finalize(self, _end, self.process, self._owner)
 
     def usable(self) -> bool:
-        return self._owner == os.getpid() and self.process.poll() is None
+        return self._owner == os.getpid() and not self._late and self.process.poll() is None
 
     def exchange(self, request: Sequence[Part], limit_s: float) -> list[bytes]:
         """Send a request, if there is one, and read a frame.
@@ -194,6 +194,9 @@ class _Child:
             raise
         finally:
             watch.cancel()
+            # It may be killing the child this very moment: known before the child is used again,
+            # or another party's bytes would be blamed for it.
+            watch.join()
 
     def _end_late(self) -> None:
         self._late = True
@@ -211,11 +214,11 @@ class _Child:
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         return
+    # First: to close a pipe is to send what is left, which a child that hangs would never take.
+    process.kill()
     for pipe in (process.stdin, process.stdout):
-        # What was not sent yet goes nowhere.
         with contextlib.suppress(OSError):
             cast("IO[bytes]", pipe).close()
-    process.kill()
     process.wait()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ FORGOTTEN_AFTER_S: Final = 14 * 24 * 3600.0
 
 
 class Uploads:
-    """The folder of unfinished uploads, on the disk of the payloads. Thread-safe.
+    """The folder of unfinished uploads, best on the disk of the payloads. Thread-safe.
 
     One process holds it. Raises: TransportError: the disk refuses.
     """
@@ -154,7 +155,8 @@ class Upload:
         with self._lock:
             self._check_ours()
             self._close()
-            self.path.rename(target)
+            # Copies where the folders lie on two disks, as mounted volumes do.
+            shutil.move(self.path, target)
 
     def discard(self) -> None:
         """Forget what has arrived: the message is on the board."""

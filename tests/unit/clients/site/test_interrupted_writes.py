@@ -24,10 +24,10 @@ def dead():
 def test_parts_of_processes_that_are_gone_are_swept_and_others_stay(tmp_path, dead):
     inner = tmp_path / "outbox"
     inner.mkdir()
-    gone = [tmp_path / f".picks-round-0.json.{dead}", inner / f".query-0-ab.payload.{dead}"]
-    own = tmp_path / f".known-paths.json.{os.getpid()}"
+    gone = [tmp_path / f".allocation-round-0.json.{dead}", inner / f".query-0-ab.payload.{dead}"]
+    own = tmp_path / f".site-state.json.{os.getpid()}"
     alive = tmp_path / f".fingerprint.key.{os.getppid()}"
-    others = [alive, tmp_path / ".hidden", tmp_path / "picks-round-0.json", tmp_path / ".a.0"]
+    others = [alive, tmp_path / ".hidden", tmp_path / "allocation-round-0.json", tmp_path / ".a.0"]
     for path in (*gone, own, *others):
         path.write_bytes(b"x")
     assert sweep_parts(tmp_path) == 3
@@ -43,7 +43,7 @@ def test_a_part_that_a_killed_writer_leaves_is_one_that_is_swept(tmp_path):
         "whole_files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "whole_files.write_atomically(Path(sys.argv[1]), b'half')\n"
     )
-    path = tmp_path / "picks-round-0.json"
+    path = tmp_path / "allocation-round-0.json"
     write_atomically(path, b"old")
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert len(list(tmp_path.iterdir())) == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -9,10 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
+from lada_secure.encryption.workers import process
 from lada_secure.encryption.workers.frames import numbers, read_numbers
 from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
@@ -158,6 +163,54 @@ def test_a_worker_that_hangs_is_killed(hostile: WorkerProcess) -> None:
         hostile._time_limit_s = 30.0
     assert time.monotonic() - started < 25
     assert hostile.call("echo", [b"x"]) == [b"x"]
+
+
+def test_a_worker_killed_just_after_its_answer_is_held_against_nobody(
+    hostile: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time may be up between the answer and the end of the watch over it."""
+    read = process.read_frame
+
+    def late(pipe: IO[bytes]) -> list[bytes]:
+        found = read(pipe)
+        child = hostile._child
+        assert child is not None
+        # As the watch says it.
+        child._late = True
+        return found
+
+    hostile.call("echo")
+    before = hostile.pid
+    monkeypatch.setattr(process, "read_frame", late)
+    assert hostile.call("echo", [b"x"]) == [b"x"]
+    monkeypatch.undo()
+    assert hostile.pid is None
+    assert hostile.call("echo", [b"y"], foreign="another party's bytes") == [b"y"]
+    assert hostile.pid != before
+
+
+def test_a_worker_that_hangs_with_bytes_on_their_way_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To close a pipe that nobody reads would wait for ever, for instance after Ctrl-C."""
+    (tmp_path / "deaf_worker.py").write_text(HOSTILE_WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = WorkerProcess("deaf_worker", memory_bytes=256 << 20)
+    worker.call("echo")
+    child = worker._child
+    assert child is not None
+    os.kill(child.process.pid, signal.SIGSTOP)
+    # Fills the pipe, and then a buffer in front of it.
+    os.set_blocking(child.to.fileno(), False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(child.to.fileno(), bytes(1 << 16)):
+            pass
+    os.set_blocking(child.to.fileno(), True)
+    child.to.write(b"left over")
+    ended = threading.Thread(target=worker.close, daemon=True)
+    ended.start()
+    ended.join(timeout=20)
+    assert not ended.is_alive()
 
 
 def test_a_worker_that_talks_nonsense_is_dropped(hostile: WorkerProcess) -> None:

@@ -1,5 +1,6 @@
 """The board's SQLite file: of another version, foreign, damaged, locked, and on a full disk."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from lada_secure.errors import ParameterError, TransportError
 from lada_server.board import schema
 from lada_server.board.store import BoardStore
+from lada_server.board.uploads import Uploads
 from lada_server.settings import ServerSettings
 from lada_server.study.status import read_status
 
@@ -177,6 +179,27 @@ def test_an_unusable_database_url_is_refused_and_the_folder_stays_free(tmp_path,
     with pytest.raises(ParameterError, match=text):
         BoardStore(url, payload_dir=tmp_path / "payloads", roster=study.roster)
     opened(tmp_path, study)
+
+
+def test_an_upload_reaches_the_board_from_another_disk(tmp_path, study, monkeypatch):
+    rename = os.rename
+
+    def refuse(source, target, **options):
+        if Path(source).is_relative_to(tmp_path / "uploads"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    payload = bytes(300_000)
+    envelope = study.envelope("contribution", "bank", payload)
+    with (
+        board_in(tmp_path, study) as store,
+        Uploads(tmp_path / "uploads").begin("bank", envelope) as upload,
+    ):
+        upload.write(0, payload)
+        store.receive(envelope, upload.move)
+        assert store.payload(envelope.message_hash) == payload
+        assert not upload.path.exists()
 
 
 def test_the_database_holds_no_payload(tmp_path, study):
