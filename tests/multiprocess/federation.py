@@ -7,39 +7,36 @@ from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import (
     child_environment,
     free_port,
-    make_identities,
     party_children,
     write_data,
     write_settings,
 )
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.supervisor import Supervisor
+from lada_lab.mock.scale import make_identities
 from lada_lab.mock.weights import default_cache_dir
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.named_models import make_model
 
 
 class PreparedFederation:
-    """All settings, identities and data of a tiny study; parties are started by name."""
+    """All settings, identities and data of a small study; parties are started by name."""
 
-    def __init__(self, root, *, rounds=1, seed=7, weights=True):
-        preset = preset_for("tiny", sites=3, rounds=rounds, seed=seed)
-        data = build_federation("tiny", sites=3, seed=seed)
-        cache = default_cache_dir(os.environ)
+    def __init__(self, root, *, rounds=1, seed=7, weights=True, preset=None, data=None):
+        preset = preset or preset_for("tiny", sites=3, rounds=rounds, seed=seed)
+        data = data or build_federation("tiny", sites=3, seed=seed)
+        self.cache = default_cache_dir(os.environ)
         if weights:
             for reference in (preset.slm, preset.llm):
-                make_model(reference, cache_dir=cache)
+                make_model(reference, cache_dir=self.cache)
         self.environment = child_environment(os.environ)
         self.layout = RunLayout(root=root, site_ids=tuple(data.sites))
         write_data(self.layout, data)
-        with Supervisor() as supervisor:
-            roster = make_identities(self.layout, supervisor, environment=self.environment)
         write_settings(
             self.layout,
             preset,
             port=free_port(0),
-            roster_sha256=roster,
-            cache_dir=cache,
+            roster_sha256=make_identities(self.layout),
+            cache_dir=self.cache,
             seed=seed,
         )
 
