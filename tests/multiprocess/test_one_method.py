@@ -43,6 +43,9 @@ from lada_secure.data.records import read_pool, read_records
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.privacy.ledger.entries import CommitEntry, ReleaseKey
 
+# Half a minute on two free cores, and several where many processes share them.
+pytestmark = pytest.mark.timeout(900)
+
 SITES, WORLD = 3, 7
 # Of the noise. Scores come back from decryption with an error below 1e-6, and are read in steps.
 # With this seed no pick changes under errors ten times as large, which a test here looks at: where
