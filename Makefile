@@ -93,6 +93,7 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/vulture
+	$(BIN)/vulture lada_secure protocol clients server lab tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: setup

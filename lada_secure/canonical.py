@@ -46,9 +46,9 @@ def parse_canonical_json(raw: bytes, *, max_bytes: int) -> Json:
         value: Json = json.loads(raw.decode("ascii"))
         again = canonical_json(value)
     except (ValueError, RecursionError, ParameterError) as error:
-        raise PeerError(f"not canonical JSON: {error}", reason="malformed") from error
+        raise PeerError(f"not canonical JSON: {error}") from error
     if again != raw:
-        raise PeerError("JSON is not in canonical form", reason="malformed")
+        raise PeerError("JSON is not in canonical form")
     return value
 
 

@@ -6,8 +6,11 @@ traceback is for defects only.
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterable
 from importlib.metadata import entry_points
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
@@ -15,6 +18,7 @@ from rich.console import Console
 from lada_secure.errors import LadaError
 
 GROUP = "lada.commands"
+JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 HELP = """Private federation of one large and several small language models.
 
@@ -44,6 +48,12 @@ def build_app() -> typer.Typer:
     for entry in sorted(entry_points(group=GROUP), key=lambda one: one.name):
         app.add_typer(entry.load(), name=entry.name)
     return app
+
+
+def answer(facts: object, sentences: Iterable[str], *, as_json: bool) -> None:
+    """What a command has found: one JSON object for machines, or lines for people."""
+    for line in (json.dumps(facts, sort_keys=True),) if as_json else sentences:
+        typer.echo(line)
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ import pytest
 from postgresql_server import PostgresServer
 
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
-from lada_clients.net.credentials import load_credentials
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.identity.credentials import Credentials
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import load_credentials
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 
 # A shell that starts a job in the background lets it ignore Ctrl-C, and every child of the job

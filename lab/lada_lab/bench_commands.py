@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
 from lada_lab.arms.command import allocation
+from lada_lab.cache_folder import CacheDir
 
 app = typer.Typer(
     help="Measure cost against the usual way of doing it, in the same run.", no_args_is_help=True
@@ -35,10 +34,10 @@ def opening(
 
     Ratios are ours over the baseline's, CPU time; below 1 is better.
     """
-    from lada_lab.micro.aggregation import run_opening
+    from lada_lab.micro.aggregation import run_aggregation
 
     _show(
-        run_opening(entries=entries, sites=sites, repetitions=repetitions),
+        run_aggregation(entries=entries, sites=sites, repetitions=repetitions),
         title=f"Opening: {entries} entries, {sites} sites",
         as_json=as_json,
     )
@@ -68,6 +67,7 @@ def scores(
     epilog="Example:  lada bench dpsgd --sequence 128 --sequence 256 --batch 16 --batch 32 --json"
 )
 def dpsgd(
+    cache_dir: CacheDir,
     sequence: Annotated[
         list[int] | None, typer.Option(help="Sequence length; repeat for several [128, 256].")
     ] = None,
@@ -89,13 +89,6 @@ def dpsgd(
         str, typer.Option(help="Forward passes: auto, float32 or bfloat16.")
     ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of each way.")] = 1,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="LADA_CACHE_DIR",
-            help="Where --model is looked for. Default: lada-secure in the user's cache.",
-        ),
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """DP-SGD on low-rank adapters against opacus and against training without privacy.
@@ -109,15 +102,12 @@ def dpsgd(
     from lada_lab.micro.dpsgd_variants import VARIANTS, BenchModel, BenchPlace
 
     console = Console(stderr=True)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     _show(
         run_dpsgd(
             sequence_lengths=tuple(sequence or (128, 256)),
             batch_sizes=tuple(batch or (16, 32)),
             repetitions=repetitions,
-            model=BenchModel(
-                rank=rank, reference=model, cache_dir=cache_dir or base / "lada-secure"
-            ),
+            model=BenchModel(rank=rank, reference=model, cache_dir=cache_dir),
             variants=[cast(Any, one) for one in variant] if variant else VARIANTS,
             place=BenchPlace(device=device, precision=cast(Any, precision), threads=threads),
             report_case=lambda case: console.print(f"measuring {case} ...", highlight=False),

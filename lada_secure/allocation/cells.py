@@ -13,19 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.arrays import (
-    FloatArray,
-    IntArray,
-    float_vector,
-    frozen,
-    index_vector,
-)
+from lada_secure.arrays import FloatArray, IntArray, float_vector, frozen, index_vector
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError, PeerError
 
 MAX_CLUSTERS = 256
 MAX_DIMENSIONS = 4096
 _DECIMALS = 6
+# Of memberships.
+_TEMPERATURE = 0.05
 # k-means ends in a poor clustering more often than not: with four starts, two topics of the
 # benchmark's seven shared a cluster on half of its worlds, with 32 on one in ten.
 _STARTS = 32
@@ -45,10 +41,7 @@ class Clusters:
     centroids: FloatArray
 
     def __post_init__(self) -> None:
-        """Check and round.
-
-        Raises: ParameterError: no cluster, too many, wrong shape, not finite.
-        """
+        """Check and round. Raises: ParameterError: a wrong shape or size, or not finite."""
         rounded = np.round(np.asarray(self.centroids, dtype=np.float64), _DECIMALS) + 0.0
         if rounded.ndim != 2 or rounded.shape[1] == 0:
             raise ParameterError(f"centroids: expected shape (C, e), got {rounded.shape}")
@@ -87,17 +80,13 @@ class Clusters:
         nearest: IntArray = np.argmin(self.squared_distances(embeddings), axis=1).astype(np.int64)
         return nearest
 
-    def membership(self, embeddings: npt.ArrayLike, *, temperature: float = 0.05) -> FloatArray:
+    def membership(self, embeddings: npt.ArrayLike) -> FloatArray:
         """Soft membership, (n, C) float64 in [0, 1] with rows that sum to 1.
 
-        A softmax over -(squared distance) / temperature. At 0.05 a sample between two topics
-        counts for both, and a sample near a centre for that one alone.
-
-        Raises: ParameterError: temperature <= 0.
+        A softmax over -(squared distance) / 0.05: a sample between two topics counts for both, and
+        a sample near a centre for that one alone.
         """
-        if not temperature > 0.0:
-            raise ParameterError(f"membership temperature: expected above 0, got {temperature}")
-        logits = -self.squared_distances(embeddings) / temperature
+        logits = -self.squared_distances(embeddings) / _TEMPERATURE
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: FloatArray = weights / weights.sum(axis=1, keepdims=True)
         return shares
@@ -239,10 +228,7 @@ class CellGrid:
     bins: int
 
     def __post_init__(self) -> None:
-        """Check sizes.
-
-        Raises: ParameterError: a size out of range.
-        """
+        """Raises: ParameterError: a size out of range."""
         if not 1 <= self.clusters <= MAX_CLUSTERS or not 1 <= self.bins <= 64:
             raise ParameterError(
                 f"cell grid: expected 1 to {MAX_CLUSTERS} clusters and 1 to 64 bins, "

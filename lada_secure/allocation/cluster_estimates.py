@@ -17,12 +17,11 @@ class ClusterEstimates:
     """Readable estimates per cluster from noised numbers; all (C,) float64.
 
     masses: units of privacy per cluster, >= 0; what is within one standard deviation of the noise
-    counts as 0. mean_losses: nats per token in [0, loss clip]. mass_std: noise of a mass, in units.
+    counts as 0. mean_losses: nats per token in [0, loss clip].
     """
 
     masses: FloatArray
     mean_losses: FloatArray
-    mass_std: float
 
     @property
     def shares(self) -> FloatArray:
@@ -34,32 +33,26 @@ class ClusterEstimates:
         return shares
 
 
-def cluster_estimates(
-    vector: npt.ArrayLike, parameters: StatisticsParameters, *, sites: int
-) -> ClusterEstimates:
-    """Decode a noised vector, or an opened sum over `sites` of them.
+def cluster_estimates(vector: npt.ArrayLike, parameters: StatisticsParameters) -> ClusterEstimates:
+    """Decode a noised vector.
 
     A mean loss is a ratio of two noised numbers: below three standard deviations of mass it would
     be noise, and the mean over all clusters stands in for it.
 
-    Args: vector: (2C,) whole numbers within the bound of the sum.
+    Args: vector: (2C,) whole numbers within the bound of a site's vector.
     Raises: ParameterError: wrong length, or an entry beyond the bound.
     """
     entries = np.asarray(vector)
-    bound = parameters.sum_bound(sites=sites)
-    check_vector(entries, parameters.length, bound)
+    check_vector(entries, parameters.length, parameters.sum_bound(sites=1))
     numbers = entries.astype(np.float64) / parameters.scale
     masses, loss_masses = numbers[: parameters.clusters], numbers[parameters.clusters :]
-    std = parameters.std * math.sqrt(sites) / parameters.scale
-    clip = parameters.loss_clip
-    total_std = std * math.sqrt(parameters.clusters)
+    std = parameters.std / parameters.scale
     overall = 0.5
-    if float(masses.sum()) > total_std:
+    if float(masses.sum()) > std * math.sqrt(parameters.clusters):
         overall = float(np.clip(loss_masses.sum() / masses.sum(), 0.0, 1.0))
     firm = masses > 3.0 * std
     ratios = np.where(firm, loss_masses / np.where(firm, masses, 1.0), overall)
     return ClusterEstimates(
         masses=np.where(masses > std, masses, 0.0),
-        mean_losses=clip * np.clip(ratios, 0.0, 1.0),
-        mass_std=std,
+        mean_losses=parameters.loss_clip * np.clip(ratios, 0.0, 1.0),
     )

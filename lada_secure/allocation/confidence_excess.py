@@ -1,9 +1,10 @@
-"""Advantages: by how much a site's model passes the bar, and which samples the LLM should ask for.
+"""Confidence excesses: by how much a site's model passes the threshold, and which
+samples the LLM should ask for.
 
 A site does not know how well the LLM does, and need not be told: it sends its excess over a public
-bar. Where the LLM itself stays below the bar, as only its owner can see, the sum of the excesses
-is a lower bound on the sum of max(0, certainty of a site - certainty of the LLM). Elsewhere it says
-nothing and is not used.
+threshold. Where the LLM itself stays below it, as only its owner can see, the sum of the excesses
+is a lower bound on the sum of max(0, confidence of a site - confidence of the LLM). Elsewhere it
+says nothing and is not used.
 """
 
 from __future__ import annotations
@@ -18,45 +19,45 @@ from lada_secure.arrays import FloatArray, IntArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
 
 
-def scaled_certainty(certainty: npt.ArrayLike, scale: int) -> IntArray:
-    """floor(scale x certainty), (n,) int64 in [0, scale].
+def scaled_confidence(confidence: npt.ArrayLike, scale: int) -> IntArray:
+    """floor(scale x confidence), (n,) int64 in [0, scale].
 
-    Raises: ParameterError: a certainty outside [0, 1], or scale < 1.
+    Raises: ParameterError: a confidence outside [0, 1], or scale < 1.
     """
-    values = _certainties(certainty)
+    values = _confidences(confidence)
     if scale < 1:
         raise ParameterError(f"scale of advantages: expected at least 1, got {scale}")
     return np.floor(values * scale).astype(np.int64)
 
 
-def advantages(
-    certainty: npt.ArrayLike,
-    places: Sequence[int],
+def excess_over_threshold(
+    confidence: npt.ArrayLike,
+    pool_indices: Sequence[int],
     *,
     pool_size: int,
-    bar: float,
+    threshold: float,
     clip: float,
     scale: int,
 ) -> IntArray:
-    """One site's vector: min(max(0, certainty - bar), clip) in whole steps of 1 / scale.
+    """One site's vector: min(max(0, confidence - threshold), clip) in whole steps of 1 / scale.
 
-    Args: certainty: (m,) in [0, 1], of the released SLM on the candidates. places: their m pool
-        indices, different. bar: in [0, 1). clip: in (0, 1]. scale: >= 1.
+    Args: confidence: (m,) in [0, 1], of the released SLM on the candidates. places: their m pool
+        indices, different. threshold: in [0, 1). clip: in (0, 1]. scale: >= 1.
     Returns: (pool_size,) int64 in [0, floor(scale x clip)], 0 for all other samples. Rounded
-        towards zero, so that an advantage is never overstated.
+        towards zero, so that a confidence excess is never overstated.
     Guarantee: a function of a released model and public samples: post-processing.
     Raises: ParameterError: a value outside its range.
     """
-    if not (0.0 <= bar < 1.0 and 0.0 < clip <= 1.0 and scale >= 1):
+    if not (0.0 <= threshold < 1.0 and 0.0 < clip <= 1.0 and scale >= 1):
         raise ParameterError(
-            f"advantages: expected bar in [0, 1), clip in (0, 1] and scale >= 1, got {bar}, "
+            f"advantages: expected bar in [0, 1), clip in (0, 1] and scale >= 1, got {threshold}, "
             f"{clip} and {scale}"
         )
-    values = _certainties(certainty)
-    where = index_vector("candidates", places, below=pool_size, length=len(values))
+    values = _confidences(confidence)
+    where = index_vector("candidates", pool_indices, below=pool_size, length=len(values))
     if len(set(where.tolist())) != len(where):
         raise ParameterError("advantages: a candidate comes twice")
-    steps = np.floor(np.maximum(values - bar, 0.0) * scale).astype(np.int64)
+    steps = np.floor(np.maximum(values - threshold, 0.0) * scale).astype(np.int64)
     vector = np.zeros(pool_size, dtype=np.int64)
     vector[where] = np.minimum(steps, math.floor(scale * clip))
     return vector
@@ -64,30 +65,30 @@ def advantages(
 
 def samples_to_ask(
     opened: npt.ArrayLike,
-    llm_certainty: npt.ArrayLike,
+    llm_confidence: npt.ArrayLike,
     candidates: Sequence[int],
     *,
-    bar: float,
+    threshold: float,
     budget: int,
 ) -> list[int]:
-    """Candidates on which sites have an advantage and the LLM is at or below the bar.
+    """Candidates on which sites have a confidence excess and the LLM is at or below the threshold.
 
-    Args: opened: (n,) summed advantages. llm_certainty: (n,) in [0, 1], the owner's own knowledge.
-        budget: >= 0, most samples.
+    Args: opened: (n,) summed confidence excesses. llm_confidence: (n,) in [0, 1], the owner's own
+        knowledge. budget: >= 0, most samples.
     Returns: pool indices, ascending; those with the largest sums where there are more than the
         budget, lower indices first among equals.
     """
     sums = index_vector("opened advantages", opened, below=2**40)
-    own = float_vector("certainty of the LLM", llm_certainty, length=len(sums))
+    own = float_vector("certainty of the LLM", llm_confidence, length=len(sums))
     if budget < 0:
         raise ParameterError(f"budget of samples to ask for: expected at least 0, got {budget}")
-    fitting = [one for one in candidates if sums[one] > 0 and own[one] <= bar]
+    fitting = [one for one in candidates if sums[one] > 0 and own[one] <= threshold]
     best = sorted(fitting, key=lambda one: (-int(sums[one]), one))[:budget]
     return sorted(best)
 
 
-def _certainties(certainty: npt.ArrayLike) -> FloatArray:
-    values = float_vector("certainty", certainty)
+def _confidences(confidence: npt.ArrayLike) -> FloatArray:
+    values = float_vector("certainty", confidence)
     if ((values < 0.0) | (values > 1.0)).any():
         raise ParameterError("certainty: expected values in [0, 1]")
     return values

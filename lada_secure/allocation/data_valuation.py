@@ -1,4 +1,4 @@
-"""What path trials say of public clusters: how useful their paths are to a site's records.
+"""What data valuations say of public clusters: how useful their paths are to a site's records.
 
 Reads released gains (`lada_secure.allocation.valuation_gains`) and nothing private. A gain of -1
 clip is the worst there is: to be trained on these paths makes every record less likely.
@@ -20,18 +20,19 @@ from lada_secure.arrays import BoolArray, FloatArray, index_vector
 from lada_secure.errors import ParameterError
 
 # Fewer paths say more of themselves than of their cluster.
-LEAST_PATHS = 3
-# A trial student is not the student: how far a gain may be off, beside the noise, in clips.
-_TRIAL_STD = 0.1
+LEAST_RATIONALES = 3
+# A valuation student is not the student: how far a gain may be off, beside the noise, in clips.
+_VALUATION_STD = 0.1
 _UNSURE = 0.5
+_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterTrial:
-    """One cluster's trial in one round.
+class ClusterValuation:
+    """One cluster's valuation in one round.
 
-    paths: how many the trial student was trained on, >= 1. gain: noised mean over units, in clips.
-    std: of the noise in it.
+    paths: how many the valuation student was trained on, >= 1. gain: noised mean over units, in
+    clips. std: of the noise in it.
     """
 
     cluster: int
@@ -42,9 +43,9 @@ class ClusterTrial:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClusterUsefulness:
-    """What all trials so far say.
+    """What all valuations so far say.
 
-    value: (C,) about 0 to 1, NaN where no trial was. std: (C,) of the noise in it. least: in
+    value: (C,) about 0 to 1, NaN where no valuation was. std: (C,) of the noise in it. least: in
     [0, 1], what is less is useful to nobody, however bad the other clusters are.
     """
 
@@ -54,7 +55,7 @@ class ClusterUsefulness:
 
     @property
     def tried(self) -> BoolArray:
-        """Which clusters had a trial, (C,)."""
+        """Which clusters had a valuation, (C,)."""
         known: BoolArray = ~np.isnan(self.value)
         return known
 
@@ -67,36 +68,40 @@ class ClusterUsefulness:
         return max(least_share * best, self.least)
 
 
-def groups_to_try(clusters_of_paths: npt.ArrayLike, *, clusters: int) -> dict[int, list[int]]:
-    """Places of the paths of every cluster that has enough for a trial, by cluster."""
-    places = index_vector("clusters of paths", clusters_of_paths, below=clusters)
+def groups_to_value(
+    clusters_of_rationales: npt.ArrayLike, *, clusters: int
+) -> dict[int, list[int]]:
+    """Places of the paths of every cluster that has enough for a valuation, by cluster."""
+    places = index_vector("clusters of paths", clusters_of_rationales, below=clusters)
     groups = {
         cluster: [int(one) for one in np.flatnonzero(places == cluster)]
         for cluster in range(clusters)
     }
-    return {cluster: found for cluster, found in groups.items() if len(found) >= LEAST_PATHS}
+    return {cluster: found for cluster, found in groups.items() if len(found) >= LEAST_RATIONALES}
 
 
-def trials_of(noised: NoisedGains, paths_of_cluster: dict[int, int]) -> list[ClusterTrial]:
+def cluster_valuations(
+    noised: NoisedGains, rationales_of_cluster: dict[int, int]
+) -> list[ClusterValuation]:
     """One round's release by cluster; empty where hardly a record has reasons.
 
-    Args: paths_of_cluster: how many paths each cluster had that got a trial.
+    Args: rationales_of_cluster: how many paths each cluster had that got a valuation.
     """
     if not noised.counts:
         return []
     means, std = noised.means, noised.std
     return [
-        ClusterTrial(cluster=cluster, paths=paths, gain=float(means[cluster]), std=std)
-        for cluster, paths in sorted(paths_of_cluster.items())
+        ClusterValuation(cluster=cluster, paths=paths, gain=float(means[cluster]), std=std)
+        for cluster, paths in sorted(rationales_of_cluster.items())
     ]
 
 
 def usefulness(
-    trials: Sequence[ClusterTrial], *, clusters: int, least_gain: float = -1.0
+    trials: Sequence[ClusterValuation], *, clusters: int, least_gain: float = -1.0
 ) -> ClusterUsefulness:
-    """Average the trials of each cluster over rounds, every one by how many paths it had.
+    """Average the valuations of each cluster over rounds, every one by how many paths it had.
 
-    Rounds have noise of their own, and trials on more paths resemble the student more.
+    Rounds have noise of their own, and valuations on more paths resemble the student more.
 
     Args: least_gain: in clips, -1 to 1; a cluster that gains less contradicts the records. -1 where
         few paths lower every record, whatever they say.
@@ -120,33 +125,31 @@ def usefulness(
     )
 
 
-def cell_usefulness(
-    found: ClusterUsefulness, grid: CellGrid, *, least_share: float = 0.5
-) -> FloatArray:
+def cell_usefulness(found: ClusterUsefulness, grid: CellGrid) -> FloatArray:
     """How sure it is that a cell's cluster is useful enough, (d,) in [0, 1]; 1/2 if not tried.
 
-    The normal probability that its usefulness reaches `ClusterUsefulness.bound`.
+    The normal probability that its usefulness reaches half of the best, `ClusterUsefulness.bound`.
     """
     from scipy.special import ndtr
 
-    spread = np.hypot(found.std, _TRIAL_STD / 2.0)
-    sure = ndtr((found.value - found.bound(least_share)) / spread)
+    spread = np.hypot(found.std, _VALUATION_STD / 2.0)
+    sure = ndtr((found.value - found.bound(_LEAST_SHARE)) / spread)
     return grid.spread(np.where(found.tried, sure, _UNSURE))
 
 
-def useful_paths(
+def useful_rationales(
     found: ClusterUsefulness,
-    clusters_of_paths: npt.ArrayLike,
+    clusters_of_rationales: npt.ArrayLike,
     otherwise: BoolArray,
     *,
     least_share: float,
 ) -> BoolArray:
     """Which paths to train on, (m,): all of a tried cluster or none; the rest as `otherwise` says.
 
-    Args: otherwise: (m,), a verdict on single paths for clusters without a trial.
+    Args: otherwise: (m,), a verdict on single paths for clusters without a valuation.
     """
     places = index_vector(
-        "clusters of paths", clusters_of_paths, below=len(found.value), length=len(otherwise)
+        "clusters of paths", clusters_of_rationales, below=len(found.value), length=len(otherwise)
     )
     useful = found.tried & (np.nan_to_num(found.value) >= found.bound(least_share))
     verdict: BoolArray = np.where(found.tried[places], useful[places], otherwise)

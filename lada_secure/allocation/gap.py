@@ -1,4 +1,4 @@
-"""Learnability: who knows a sample better, what training on it brought, and what is in reach.
+"""Learnability: what training on a sample brought, and what is in reach.
 
 Losses are in nats per token (the mean over the tokens of a whole path, each model with its own
 tokenizer); p = exp(-loss) is the geometric mean probability of a token, in [0, 1].
@@ -14,42 +14,8 @@ import numpy.typing as npt
 from lada_secure.arrays import FloatArray, IntArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
 
-
-def length_normalised(totals: npt.ArrayLike, lengths: npt.ArrayLike) -> FloatArray:
-    """Joint log-probabilities of whole paths, per unit of length.
-
-    Args: totals: (n,) <= 0, nats. lengths: (n,) > 0, tokens of the model's own tokenizer, or
-        characters where models with different tokenizers are compared in absolute terms.
-    Returns: (n,) float64 <= 0.
-    Raises: ParameterError: a length below 1 or shapes that differ.
-    """
-    sums = float_vector("path log-probabilities", totals)
-    sizes = float_vector("path lengths", lengths, length=len(sums))
-    if (sizes < 1.0).any():
-        raise ParameterError("path lengths: expected at least 1; an empty path has no probability")
-    return np.minimum(sums / sizes, 0.0)
-
-
-def learnability_gap(
-    *,
-    slm_totals: npt.ArrayLike,
-    slm_lengths: npt.ArrayLike,
-    llm_totals: npt.ArrayLike,
-    llm_lengths: npt.ArrayLike,
-) -> FloatArray:
-    """How much better the LLM predicts each reasoning path than the SLM does, (n,) nats.
-
-    Positive: the LLM has something to teach. Negative: the SLM knows more (the uplink's
-    direction). Tokens are never aligned: only log-probabilities of whole paths are compared
-    (Guo et al. 2026, arXiv 2602.18749).
-    """
-    small = length_normalised(slm_totals, slm_lengths)
-    large = length_normalised(llm_totals, llm_lengths)
-    if small.shape != large.shape:
-        raise ParameterError(
-            f"learnability gap: {len(small)} paths under the SLM, {len(large)} under the LLM"
-        )
-    return large - small
+# How many samples a coarser estimate counts for.
+_STRENGTH = 4.0
 
 
 def probability(losses: npt.ArrayLike) -> FloatArray:
@@ -124,26 +90,22 @@ def cell_rewards(
     return cell_means(reward(losses_before, losses_after), cell_of_sample, cells=cells)
 
 
-def smoothed(
-    seen: CellMeans, clusters_of_cells: npt.ArrayLike, *, prior: float, strength: float = 4.0
-) -> FloatArray:
+def smoothed(seen: CellMeans, clusters_of_cells: npt.ArrayLike, *, prior: float) -> FloatArray:
     """Estimate a mean for every cell, also where nothing or little was seen, (d,) float64.
 
     A cell leans on its cluster, the cluster on all samples, all samples on `prior`, each as if
-    the coarser estimate had been seen `strength` times (shrinkage; Efron and Morris 1975).
+    the coarser estimate had been seen four times (shrinkage; Efron and Morris 1975).
 
-    Raises: ParameterError: strength <= 0, or lengths that differ.
+    Raises: ParameterError: lengths that differ.
     """
-    if not strength > 0.0:
-        raise ParameterError(f"shrinkage strength: expected above 0, got {strength}")
     places = np.asarray(clusters_of_cells, dtype=np.int64)
     if places.shape != seen.mean.shape:
         raise ParameterError(f"clusters of cells: expected {seen.mean.shape}, got {places.shape}")
     count = seen.count.astype(np.float64)
     total = seen.mean * count
-    overall = (total.sum() + strength * prior) / (count.sum() + strength)
+    overall = (total.sum() + _STRENGTH * prior) / (count.sum() + _STRENGTH)
     cluster_count = np.bincount(places, weights=count)
     cluster_total = np.bincount(places, weights=total)
-    per_cluster = (cluster_total + strength * overall) / (cluster_count + strength)
-    estimate: FloatArray = (total + strength * per_cluster[places]) / (count + strength)
+    per_cluster = (cluster_total + _STRENGTH * overall) / (cluster_count + _STRENGTH)
+    estimate: FloatArray = (total + _STRENGTH * per_cluster[places]) / (count + _STRENGTH)
     return estimate

@@ -1,4 +1,4 @@
-"""The data filter: what training on a cell will bring, and how far off that forecast may be.
+"""The reward model: what training on a cell will bring, and how far off that forecast may be.
 
 Two small networks as in EE-Net (Ban et al., ICLR 2022): the exploitation network f1 predicts the
 reward of a cell from its features; the exploration network f2 predicts the residual r - f1(x)
@@ -14,11 +14,13 @@ then post-processing and costs no privacy; whoever calls it must feed it nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.gap import CellMeans, band
@@ -27,10 +29,23 @@ from lada_secure.arrays import FloatArray, IntArray, float_vector, frozen, index
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError
 
+# Width of both networks' hidden layers, and of the pooled gradient.
+_HIDDEN = 16
+_GRADIENT_FEATURES = 24
+# What is expected of a cell before anything is known, with the weight of so many samples.
+PRIOR_REWARD = 0.05
+_PRIOR_SAMPLES = 8.0
 # Rounds beyond this many are learned from together, which bounds the time of a fit.
 _SEPARATE_ROUNDS = 6
 _SMALLEST_SPREAD = 0.01
 _FEATURES_BEFORE_CLUSTERS = 8
+_RANGES = {
+    "mass_share": (0.0, 1.0),
+    "mean_loss": (0.0, 1.0),
+    "probability": (0.0, 1.0),
+    "last_reward": (-1.0, 1.0),
+    "picks": (0.0, np.inf),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,18 +69,8 @@ class CellBeliefs:
     picks: FloatArray
 
     def __post_init__(self) -> None:
-        """Check shapes and ranges.
-
-        Raises: ParameterError: an array of the wrong length, not finite, or out of range.
-        """
-        ranges = {
-            "mass_share": (0.0, 1.0),
-            "mean_loss": (0.0, 1.0),
-            "probability": (0.0, 1.0),
-            "last_reward": (-1.0, 1.0),
-            "picks": (0.0, np.inf),
-        }
-        for name, (low, high) in ranges.items():
+        """Raises: ParameterError: an array of the wrong length, not finite, or out of range."""
+        for name, (low, high) in _RANGES.items():
             values = float_vector(name, getattr(self, name), length=self.grid.cells)
             if (values < low).any() or (values > high).any():
                 raise ParameterError(f"{name}: expected entries in [{low}, {high}]")
@@ -118,10 +123,7 @@ class RoundObservations:
     samples: FloatArray
 
     def __post_init__(self) -> None:
-        """Check shapes and ranges.
-
-        Raises: ParameterError: shapes that differ, or values out of range.
-        """
+        """Raises: ParameterError: shapes that differ, or values out of range."""
         cells = index_vector("cells", self.cells, below=2**31)
         features = np.asarray(self.features, dtype=np.float64)
         if features.ndim != 2 or len(features) != len(cells) or not np.isfinite(features).all():
@@ -135,16 +137,6 @@ class RoundObservations:
         for name, values in (("features", features), ("rewards", rewards), ("samples", samples)):
             object.__setattr__(self, name, frozen(values))
         object.__setattr__(self, "cells", frozen(cells))
-
-    def to_json(self) -> dict[str, Json]:
-        """JSON form for the site's own state."""
-        return {
-            "round_id": self.round_id,
-            "cells": self.cells.tolist(),
-            "features": self.features.tolist(),
-            "rewards": self.rewards.tolist(),
-            "samples": self.samples.tolist(),
-        }
 
 
 def observations(beliefs: CellBeliefs, rewards: CellMeans, *, round_id: int) -> RoundObservations:
@@ -163,12 +155,12 @@ def observations(beliefs: CellBeliefs, rewards: CellMeans, *, round_id: int) -> 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FilterHistory:
+class RewardHistory:
     """All observations of a site so far, oldest round first."""
 
     rounds: tuple[RoundObservations, ...] = ()
 
-    def with_round(self, observed: RoundObservations) -> FilterHistory:
+    def with_round(self, observed: RoundObservations) -> RewardHistory:
         """The history with one more round.
 
         Raises: ParameterError: the round is not later than the last one.
@@ -178,94 +170,83 @@ class FilterHistory:
                 f"filter history: round {observed.round_id} after {self.rounds[-1].round_id}; "
                 "rounds must be added once and in order"
             )
-        return FilterHistory(rounds=(*self.rounds, observed))
+        return RewardHistory(rounds=(*self.rounds, observed))
 
     def picks(self, cells: int) -> FloatArray:
         """Samples trained on so far per cell, (cells,) float64."""
         total = np.zeros(cells, dtype=np.float64)
-        for one in self.rounds:
-            np.add.at(total, one.cells, one.samples)
+        for observed in self.rounds:
+            np.add.at(total, observed.cells, observed.samples)
         return total
 
     def last_rewards(self, cells: int) -> FloatArray:
         """Reward of each cell when it was last trained on, 0 if never, (cells,) float64."""
         last = np.zeros(cells, dtype=np.float64)
-        for one in self.rounds:
-            last[one.cells] = one.rewards
+        for observed in self.rounds:
+            last[observed.cells] = observed.rewards
         return last
 
     def to_json(self) -> dict[str, Json]:
         """JSON form for the site's own state; `parse_history` reads it back."""
-        return {"version": 1, "rounds": [one.to_json() for one in self.rounds]}
+        arrays = ("cells", "features", "rewards", "samples")
+        return {
+            "version": 1,
+            "rounds": [
+                {
+                    "round_id": observed.round_id,
+                    **{name: getattr(observed, name).tolist() for name in arrays},
+                }
+                for observed in self.rounds
+            ],
+        }
 
 
-def parse_history(value: Json) -> FilterHistory:
+class _StoredRound(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    round_id: int
+    cells: list[int]
+    features: list[list[float]]
+    rewards: list[float]
+    samples: list[float]
+
+
+class _StoredHistory(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    version: Literal[1]
+    rounds: list[_StoredRound]
+
+
+def parse_history(value: Json) -> RewardHistory:
     """Read a history from the site's own state.
 
-    Raises: ParameterError: not what `FilterHistory.to_json` writes.
+    Raises: ParameterError: not what `RewardHistory.to_json` writes.
     """
-    if not isinstance(value, Mapping) or set(value) != {"version", "rounds"}:
-        raise ParameterError("filter history: expected the keys 'version' and 'rounds'")
-    rounds = value["rounds"]
-    if value["version"] != 1 or not isinstance(rounds, Sequence) or isinstance(rounds, str):
-        raise ParameterError("filter history: expected version 1 and a list of rounds")
-    history = FilterHistory()
-    for row in rounds:
-        history = history.with_round(_parse_observations(row))
+    try:
+        stored = _StoredHistory.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise ParameterError(f"filter history: {where}: {fault['msg']}") from error
+    history = RewardHistory()
+    for row in stored.rounds:
+        history = history.with_round(
+            RoundObservations(
+                round_id=row.round_id,
+                cells=np.array(row.cells, dtype=np.int64),
+                features=_rows(row.features),
+                rewards=np.array(row.rewards, dtype=np.float64),
+                samples=np.array(row.samples, dtype=np.float64),
+            )
+        )
     return history
 
 
-def _parse_observations(row: Json) -> RoundObservations:
-    wanted = {"round_id", "cells", "features", "rewards", "samples"}
-    if not isinstance(row, Mapping) or set(row) != wanted or not isinstance(row["round_id"], int):
-        raise ParameterError(f"filter history: a round must have the keys {sorted(wanted)}")
-    try:
-        features = np.array(row["features"], dtype=np.float64)
-        return RoundObservations(
-            round_id=row["round_id"],
-            cells=np.array(row["cells"], dtype=np.int64),
-            features=features if features.size else features.reshape(0, 0),
-            rewards=np.array(row["rewards"], dtype=np.float64),
-            samples=np.array(row["samples"], dtype=np.float64),
-        )
-    except (TypeError, ValueError) as error:
-        raise ParameterError(f"filter history: round {row['round_id']}: {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilterSettings:
-    """Shape and training of the filter; none of it touches the privacy guarantee.
-
-    hidden: width of both networks. gradient_features: width of the pooled gradient.
-    iterations: most conjugate-gradient iterations per fit. pull: strength of the pull to the
-    prior, as a number of observations. prior_reward: reward expected of a cell before anything is
-    known. prior_samples: weight of that prior, in samples. seed: initial weights.
-    """
-
-    hidden: int = 16
-    gradient_features: int = 24
-    iterations: int = 60
-    pull: float = 0.5
-    prior_reward: float = 0.05
-    prior_samples: float = 8.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises: ParameterError: a value out of range.
-        """
-        checks = {
-            "hidden": 1 <= self.hidden <= 256,
-            "gradient_features": 1 <= self.gradient_features <= 512,
-            "iterations": 1 <= self.iterations <= 5000,
-            "pull": self.pull >= 0.0,
-            "prior_reward": -1.0 <= self.prior_reward <= 1.0,
-            "prior_samples": self.prior_samples > 0.0,
-        }
-        wrong = [name for name, good in checks.items() if not good]
-        if wrong:
-            raise ParameterError(f"filter settings out of range: {', '.join(wrong)}")
+def _rows(features: list[list[float]]) -> FloatArray:
+    if len({len(row) for row in features}) > 1:
+        raise ParameterError("filter history: rows of features differ in length")
+    return np.array(features, dtype=np.float64).reshape(len(features), -1 if features else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -276,22 +257,14 @@ class Forecast:
     exploration: FloatArray
 
 
-class DataFilter:
-    """A fitted pair of networks; made by `fit_filter`."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RewardModel:
+    """A fitted pair of networks; rewards are centre + spread x their outputs."""
 
-    def __init__(
-        self,
-        *,
-        exploitation: ZeroStartNetwork,
-        exploration: ZeroStartNetwork,
-        centre: float,
-        spread: float,
-    ) -> None:
-        """Take fitted networks; rewards are centre + spread x network output."""
-        self._exploitation = exploitation
-        self._exploration = exploration
-        self._centre = centre
-        self._spread = spread
+    exploitation: ZeroStartNetwork
+    exploration: ZeroStartNetwork
+    centre: float
+    spread: float
 
     def forecast(self, features: npt.ArrayLike) -> Forecast:
         """Predict the rewards of cells.
@@ -300,77 +273,64 @@ class DataFilter:
         Raises: ParameterError: another width.
         """
         inputs = np.asarray(features, dtype=np.float64)
-        if inputs.ndim != 2 or inputs.shape[1] != self._exploitation.width:
+        if inputs.ndim != 2 or inputs.shape[1] != self.exploitation.width:
             raise ParameterError(
-                f"features: expected (d, {self._exploitation.width}), got {inputs.shape}"
+                f"features: expected (d, {self.exploitation.width}), got {inputs.shape}"
             )
-        first = self._exploitation.outputs(inputs)
-        gradients = pooled_unit_rows(self._exploitation.gradients(inputs), self._exploration.width)
-        second = self._exploration.outputs(gradients)
+        first = self.exploitation.outputs(inputs)
+        gradients = pooled_unit_rows(self.exploitation.gradients(inputs), _GRADIENT_FEATURES)
         # A correction of more than two spreads is beyond anything that was observed.
-        bounded = self._spread * np.clip(second, -2.0, 2.0)
+        second = self.spread * np.clip(self.exploration.outputs(gradients), -2.0, 2.0)
         return Forecast(
-            exploitation=np.clip(self._centre + self._spread * first, -1.0, 1.0),
-            exploration=np.clip(bounded, -1.0, 1.0),
+            exploitation=np.clip(self.centre + self.spread * first, -1.0, 1.0),
+            exploration=np.clip(second, -1.0, 1.0),
         )
 
 
-def fit_filter(history: FilterHistory, settings: FilterSettings, *, width: int) -> DataFilter:
+def fit_reward_model(history: RewardHistory, *, width: int, seed: int) -> RewardModel:
     """Fit both networks to a site's history; no history gives the prior for every cell.
 
     f2 learns from residuals as they stood when each round was chosen: round t's observations
     against the f1 of rounds before t, with the gradients of that f1. Residuals of a network on
     its own training data would say that nothing is uncertain.
 
-    Args: width: number of features F, `feature_count(grid)`.
+    Args: width: number of features F, `feature_count(grid)`. seed: of the initial weights.
     Raises: ParameterError: a round whose features have another width.
     """
-    generator = np.random.default_rng(settings.seed)
-    first = ZeroStartNetwork(width, settings.hidden, generator)
-    second = ZeroStartNetwork(settings.gradient_features, settings.hidden, generator)
-    rounds = [one for one in history.rounds if len(one.cells)]
-    for one in rounds:
-        if one.features.shape[1] != width:
+    generator = np.random.default_rng(seed)
+    first = ZeroStartNetwork(width, _HIDDEN, generator)
+    second = ZeroStartNetwork(_GRADIENT_FEATURES, _HIDDEN, generator)
+    rounds = [observed for observed in history.rounds if len(observed.cells)]
+    for observed in rounds:
+        if observed.features.shape[1] != width:
             raise ParameterError(
-                f"filter history: round {one.round_id} has {one.features.shape[1]} features per "
-                f"cell, expected {width}; the cell grid changed, start a new history"
+                f"filter history: round {observed.round_id} has {observed.features.shape[1]} "
+                f"features per cell, expected {width}; the cell grid changed, start a new history"
             )
-    centre, spread = _centre_and_spread(rounds, settings)
+    centre, spread = _centre_and_spread(rounds)
     gradients: list[FloatArray] = []
     residuals: list[FloatArray] = []
     early = max(len(rounds) - _SEPARATE_ROUNDS, 0)
     for end in range(early, len(rounds)):
         chunk = rounds[: end + 1] if end == early else rounds[end : end + 1]
         inputs, targets, _ = _examples(chunk, centre, spread)
-        gradients.append(pooled_unit_rows(first.gradients(inputs), settings.gradient_features))
+        gradients.append(pooled_unit_rows(first.gradients(inputs), _GRADIENT_FEATURES))
         residuals.append(targets - first.outputs(inputs))
-        first.fit(
-            *_examples(rounds[: end + 1], centre, spread),
-            iterations=settings.iterations,
-            pull=settings.pull,
-        )
+        first.fit(*_examples(rounds[: end + 1], centre, spread))
     if rounds:
         weights = _examples(rounds, centre, spread)[2]
-        second.fit(
-            np.concatenate(gradients),
-            np.concatenate(residuals),
-            weights,
-            iterations=settings.iterations,
-            pull=settings.pull,
-        )
-    return DataFilter(exploitation=first, exploration=second, centre=centre, spread=spread)
+        second.fit(np.concatenate(gradients), np.concatenate(residuals), weights)
+    return RewardModel(exploitation=first, exploration=second, centre=centre, spread=spread)
 
 
-def _centre_and_spread(
-    rounds: Sequence[RoundObservations], settings: FilterSettings
-) -> tuple[float, float]:
+def _centre_and_spread(rounds: Sequence[RoundObservations]) -> tuple[float, float]:
     """Mean reward, shrunken to the prior, and the deviation around it in units of reward."""
     if not rounds:
-        return settings.prior_reward, _SMALLEST_SPREAD
-    rewards = np.concatenate([one.rewards for one in rounds])
-    samples = np.concatenate([one.samples for one in rounds])
-    total = float((samples * rewards).sum()) + settings.prior_samples * settings.prior_reward
-    centre = total / (float(samples.sum()) + settings.prior_samples)
+        return PRIOR_REWARD, _SMALLEST_SPREAD
+    rewards = np.concatenate([observed.rewards for observed in rounds])
+    samples = np.concatenate([observed.samples for observed in rounds])
+    total = float((samples * rewards).sum()) + _PRIOR_SAMPLES * PRIOR_REWARD
+    centre = total / (float(samples.sum()) + _PRIOR_SAMPLES)
     variance = float((samples * (rewards - centre) ** 2).sum() / samples.sum())
     return centre, max(float(np.sqrt(variance)), _SMALLEST_SPREAD)
 
@@ -383,11 +343,7 @@ def _examples(
     A mean over n samples is less noisy the larger n is, but never free of noise, hence
     n / (n + 4) rather than n.
     """
-    features = np.concatenate([one.features for one in rounds])
-    rewards = np.concatenate([one.rewards for one in rounds])
-    samples = np.concatenate([one.samples for one in rounds])
-    return (
-        features,
-        (rewards - centre) / spread,
-        samples / (samples + 4.0),
-    )
+    features = np.concatenate([observed.features for observed in rounds])
+    rewards = np.concatenate([observed.rewards for observed in rounds])
+    samples = np.concatenate([observed.samples for observed in rounds])
+    return features, (rewards - centre) / spread, samples / (samples + 4.0)

@@ -1,4 +1,4 @@
-"""The small networks of the data filter, and the pooling of their gradients."""
+"""The small networks of the reward model, and the pooling of their gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import numpy as np
 from scipy.optimize import minimize
 
 from lada_secure.arrays import FloatArray
+
+# Most conjugate-gradient iterations of a fit.
+_ITERATIONS = 60
+# Strength of the pull to the start, as a number of observations.
+_PULL = 0.5
 
 
 class ZeroStartNetwork:
@@ -36,24 +41,19 @@ class ZeroStartNetwork:
 
     def gradients(self, inputs: FloatArray) -> FloatArray:
         """Gradient of the output by every weight at each input, (m, P), at the present weights."""
-        return self._gradients(self._now, inputs)
+        weight, offset, out, _ = self._parts(self._now)
+        hidden = _tanh_layer(weight, offset, inputs)
+        inner = out * (1.0 - hidden**2)
+        outer = (inner[:, :, None] * inputs[:, None, :]).reshape(len(inputs), -1)
+        return np.concatenate([outer, inner, hidden, np.ones((len(inputs), 1))], axis=1)
 
-    def fit(
-        self,
-        inputs: FloatArray,
-        targets: FloatArray,
-        weights: FloatArray,
-        *,
-        iterations: int,
-        pull: float,
-    ) -> None:
-        """Train on from the present weights: weighted mean of squares plus the pull.
+    def fit(self, inputs: FloatArray, targets: FloatArray, weights: FloatArray) -> None:
+        """Train on from the present weights: weighted mean of squares plus the pull to the start.
 
-        Args: inputs: (m, width). targets, weights: (m,). pull: strength of the pull to the start,
-            as a number of observations.
+        Args: inputs: (m, width). targets, weights: (m,).
         """
         origin = self._raw(self._start, inputs)
-        share = pull / len(targets)
+        share = _PULL / len(targets)
 
         def objective(theta: FloatArray) -> tuple[float, FloatArray]:
             error = self._raw(theta, inputs) - origin - targets
@@ -63,11 +63,7 @@ class ZeroStartNetwork:
             return value, slope + 2.0 * share * away
 
         result = minimize(
-            objective,
-            self._now,
-            jac=True,
-            method="CG",
-            options={"maxiter": iterations},
+            objective, self._now, jac=True, method="CG", options={"maxiter": _ITERATIONS}
         )
         self._now = np.asarray(result.x, dtype=np.float64)
 
@@ -91,13 +87,6 @@ class ZeroStartNetwork:
         return np.concatenate(
             [outer, inner.sum(axis=0), (slopes[:, None] * hidden).sum(axis=0), [slopes.sum()]]
         )
-
-    def _gradients(self, theta: FloatArray, inputs: FloatArray) -> FloatArray:
-        weight, offset, out, _ = self._parts(theta)
-        hidden = _tanh_layer(weight, offset, inputs)
-        inner = out * (1.0 - hidden**2)
-        outer = (inner[:, :, None] * inputs[:, None, :]).reshape(len(inputs), -1)
-        return np.concatenate([outer, inner, hidden, np.ones((len(inputs), 1))], axis=1)
 
 
 def _tanh_layer(weight: FloatArray, offset: FloatArray, inputs: FloatArray) -> FloatArray:

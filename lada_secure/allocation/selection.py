@@ -17,20 +17,19 @@ from lada_secure.allocation.cluster_estimates import ClusterEstimates
 from lada_secure.allocation.gap import cell_means, probability, smoothed
 from lada_secure.allocation.reward_model import (
     CellBeliefs,
-    FilterHistory,
-    FilterSettings,
+    RewardHistory,
     feature_count,
-    fit_filter,
+    fit_reward_model,
 )
 from lada_secure.allocation.strategies import (
     SMALLEST_SCORE,
     CellView,
     cluster_quotas,
-    cluster_worths,
+    cluster_utilities,
     pick,
     pick_by_cluster,
-    sample_priorities,
     strategy,
+    utilities_of_samples,
 )
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.errors import ParameterError
@@ -43,7 +42,7 @@ SCORE_STEP = 2.0**-10
 class AllocationSettings:
     """How a site chooses.
 
-    strategy: a key of `learnability.allocation.STRATEGIES`. quota: most picks in a round, >= 1.
+    strategy: a key of `strategies.STRATEGIES`. quota: most picks in a round, >= 1.
     threshold: least score of a pick, in [0, 1]. exploration_weight: >= 0, 0 switches it off.
     loss_clip: of the statistics, nats per token. seed: breaks ties and starts the reward model's
     networks.
@@ -80,18 +79,18 @@ class PoolMap:
 
 def cell_view(
     paths: Sequence[tuple[int, float]],
-    history: FilterHistory,
+    history: RewardHistory,
     estimates: ClusterEstimates,
     grid: CellGrid,
     settings: AllocationSettings,
     *,
     agreement: FloatArray | None = None,
 ) -> CellView:
-    """What the site believes of every cell, and what its data filter forecasts.
+    """What the site believes of every cell, and what its reward model forecasts.
 
     Args: paths: cell and p = exp(-loss) under the site's SLM of the paths that came so far; before
         any came, the noised losses stand in. history: what training on cells brought. estimates:
-        the site's own released statistics. agreement: (d,) of `learnability.agreement`.
+        the site's own released statistics. agreement: (d,) of `allocation.agreement`.
     """
     prior = probability(estimates.mean_losses)
     known = smoothed(
@@ -107,7 +106,7 @@ def cell_view(
         last_reward=history.last_rewards(grid.cells),
         picks=history.picks(grid.cells),
     )
-    fitted = fit_filter(history, FilterSettings(seed=settings.seed), width=feature_count(grid))
+    fitted = fit_reward_model(history, width=feature_count(grid), seed=settings.seed)
     return CellView(
         beliefs=beliefs, forecast=fitted.forecast(beliefs.features()), agreement=agreement
     )
@@ -137,9 +136,9 @@ def choose(
     rule = strategy(settings.strategy)
     exact = np.round(scores / SCORE_STEP) * SCORE_STEP
     start = round_id == 0 and rule.sample_order == "scores"
-    order = sample_priorities(settings.strategy, exact, seed=settings.seed + round_id)
+    order = utilities_of_samples(settings.strategy, exact, seed=settings.seed + round_id)
     if start or rule.by_cluster:
-        shares = estimates.shares if start else cluster_worths(utilities, pool.grid)
+        shares = estimates.shares if start else cluster_utilities(utilities, pool.grid)
         good = available & (exact >= settings.threshold)
         rooms = np.bincount(pool.clusters[good], minlength=pool.grid.clusters)
         return pick_by_cluster(
@@ -148,7 +147,7 @@ def choose(
             cluster_quotas(shares, settings.quota, available=rooms),
             threshold=settings.threshold,
             available=available,
-            priorities=order,
+            sample_utilities=order,
             seed=settings.seed,
         )
     # A share of the best score that is left, because the cell that it was set by may be used up.
@@ -158,6 +157,6 @@ def choose(
         quota=settings.quota,
         threshold=max(settings.threshold * best, SMALLEST_SCORE),
         available=available,
-        priorities=order,
+        sample_utilities=order,
         seed=settings.seed + round_id,
     )

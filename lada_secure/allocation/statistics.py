@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +30,13 @@ from lada_secure.allocation.statistics_parameters import (
     StatisticsParameters,
     check_clip_and_scale,
     check_vector,
-    l2_sensitivity,
 )
 from lada_secure.arrays import IntArray, frozen
 from lada_secure.errors import LocalProtocolError
-from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
-from lada_secure.privacy.release.stored_vectors import parse_vector, vector_bytes
-from lada_secure.privacy.released import Released
+from lada_secure.privacy.released import Released, post_process
 
 PURPOSE = "statistics"
 
@@ -52,11 +52,6 @@ class UnitStatistics:
     clusters: int
     loss_clip: float
     scale: int
-
-    @property
-    def l2_sensitivity(self) -> float:
-        """Under add/remove of one unit, in steps."""
-        return l2_sensitivity(self.scale)
 
 
 class MeasuredRecord(NamedTuple):
@@ -135,35 +130,11 @@ class NoisedStatistics:
 
     def estimates(self) -> ClusterEstimates:
         """What the site may believe of its own data."""
-        return cluster_estimates(self.vector, self.parameters, sites=1)
-
-    def to_bytes(self) -> bytes:
-        """Canonical bytes, the output that the ledger hashes and keeps for retries."""
-        return vector_bytes(self.vector)
+        return cluster_estimates(self.vector, self.parameters)
 
 
-def parse_noised_statistics(raw: bytes, parameters: StatisticsParameters) -> NoisedStatistics:
-    """Read the stored output of a release.
-
-    Raises: LedgerError: the bytes are not what `NoisedStatistics.to_bytes` writes for these
-        parameters: the plan changed under the ledger, or the ledger is damaged.
-    """
-    vector = parse_vector(raw, what=PURPOSE, length=parameters.length, bound=parameters.site_bound)
-    return NoisedStatistics(vector=vector, parameters=parameters)
-
-
-def statistics_spec(
-    parameters: StatisticsParameters,
-    *,
-    study_id: str,
-    plan_hash: str,
-    round_id: int,
-    unit: str = "unit",
-) -> ReleaseSpec:
-    """The ledger's description of one round's statistics, built from the same parameters."""
-    return vector_spec(
-        PURPOSE, parameters, study_id=study_id, plan_hash=plan_hash, round_id=round_id, unit=unit
-    )
+# The ledger's description of one round's statistics, built from their parameters.
+statistics_spec = partial(vector_spec, PURPOSE)
 
 
 def release_statistics(
@@ -189,25 +160,23 @@ def release_statistics(
         `spec` or the computed statistics belong to other parameters. LedgerError: see
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
     """
-    bound = parameters.site_bound
 
     def exact(paid: Reservation) -> IntArray:
         found = compute(paid)
         _check_same(found, parameters)
         return found.vector
 
-    return release_vector(
+    noised = release_vector(
         exact,
         purpose=PURPOSE,
         noise=parameters,
-        finish=lambda vector: NoisedStatistics(
-            vector=np.clip(vector, -bound, bound), parameters=parameters
-        ),
-        encode=NoisedStatistics.to_bytes,
-        decode=lambda raw: parse_noised_statistics(raw, parameters),
+        bound=parameters.site_bound,
         book=book,
         spec=spec,
         after=after,
+    )
+    return post_process(
+        noised, lambda vector: NoisedStatistics(vector=vector, parameters=parameters)
     )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.cells import MAX_CLUSTERS
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.ledger.book import MIN_STD_STEPS
+from lada_secure.privacy.ledger.terms import MIN_STD_STEPS
 
 # Exact shares for units of 1 to 6 records: 120 is a multiple of all of them.
 _FINEST_SCALE = 120
@@ -56,13 +56,6 @@ def site_bound(*, scale: int, max_units: int, noise_multiplier: float) -> int:
     """
     std = noise_std(scale=scale, noise_multiplier=noise_multiplier)
     return scale * max_units + math.ceil(_CLAMP_STDS * std)
-
-
-def sum_bound(bound: int, *, sites: int) -> int:
-    """Bound on the magnitude of every entry of the sum over `sites`, for the opening."""
-    if bound < 1 or sites < 1:
-        raise ParameterError(f"sum bound: expected positive numbers, got {bound} and {sites}")
-    return bound * sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +122,9 @@ class StatisticsParameters:
 
     def sum_bound(self, *, sites: int) -> int:
         """Bound on every entry of a sum over sites."""
-        return sum_bound(self.site_bound, sites=sites)
+        if sites < 1:
+            raise ParameterError(f"sum bound: expected at least one site, got {sites}")
+        return self.site_bound * sites
 
 
 def check_vector(vector: npt.NDArray[np.generic], length: int, bound: int) -> None:

@@ -14,13 +14,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.reward_model import CellBeliefs, Forecast
-from lada_secure.arrays import (
-    BoolArray,
-    FloatArray,
-    IntArray,
-    float_vector,
-    index_vector,
-)
+from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
 
 # Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
@@ -70,13 +64,13 @@ class Strategy:
 
     name: str
     summary: str
-    worth: Callable[[CellView, float], FloatArray]
+    utility: Callable[[CellView, float], FloatArray]
     sample_order: str = "scores"
     by_cluster: bool = False
     judged: bool = False
 
 
-def _worth_lada(view: CellView, alpha: float) -> FloatArray:
+def _utility_lada(view: CellView, alpha: float) -> FloatArray:
     # A cell that is predicted to do harm is worth 0 however much mass lies on it; without the
     # floor, the least relevant of the harmful cells would rank highest among them.
     promise = np.maximum(view.promise(alpha), 0.0)
@@ -87,9 +81,9 @@ def _worth_lada(view: CellView, alpha: float) -> FloatArray:
     return view.beliefs.band * view.beliefs.mass_share * promise
 
 
-def _worth_guided(view: CellView, alpha: float) -> FloatArray:
-    worth = _worth_lada(view, alpha)
-    return worth if view.agreement is None else worth * view.agreement
+def _utility_guided(view: CellView, alpha: float) -> FloatArray:
+    utility = _utility_lada(view, alpha)
+    return utility if view.agreement is None else utility * view.agreement
 
 
 def _worth_valuation(view: CellView, _alpha: float) -> FloatArray:
@@ -97,19 +91,19 @@ def _worth_valuation(view: CellView, _alpha: float) -> FloatArray:
     return mass.copy() if view.agreement is None else mass * view.agreement
 
 
-def _worth_band(view: CellView, _alpha: float) -> FloatArray:
+def _utility_band(view: CellView, _alpha: float) -> FloatArray:
     return view.beliefs.band * view.beliefs.mass_share
 
 
-def _worth_paper(view: CellView, alpha: float) -> FloatArray:
+def _utility_paper(view: CellView, alpha: float) -> FloatArray:
     return view.promise(alpha)
 
 
-def _worth_domain(view: CellView, _alpha: float) -> FloatArray:
+def _utility_domain(view: CellView, _alpha: float) -> FloatArray:
     return view.beliefs.mass_share.copy()
 
 
-def _worth_random(view: CellView, _alpha: float) -> FloatArray:
+def _utility_random(view: CellView, _alpha: float) -> FloatArray:
     return np.ones(view.beliefs.grid.cells, dtype=np.float64)
 
 
@@ -119,37 +113,39 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             name="lada",
             summary="learnability band x noised mass x (exploitation + alpha exploration)",
-            worth=_worth_lada,
+            utility=_utility_lada,
         ),
         Strategy(
             name="paper",
             summary="largest change of exp(-loss): exploitation + alpha exploration alone",
-            worth=_worth_paper,
+            utility=_utility_paper,
         ),
         Strategy(
             name="band",
             summary="learnability band x noised mass, without the data filter",
-            worth=_worth_band,
+            utility=_utility_band,
         ),
         Strategy(
             name="guided",
             summary="lada x how surely the cell's paths agree with the private records",
-            worth=_worth_guided,
+            utility=_utility_guided,
             by_cluster=True,
             judged=True,
         ),
         Strategy(
             name="valuation",
             summary="noised mass x how surely the cell's paths agree with the private records",
-            worth=_worth_valuation,
+            utility=_worth_valuation,
             by_cluster=True,
             judged=True,
         ),
-        Strategy(name="domain", summary="noised mass alone", worth=_worth_domain, by_cluster=True),
+        Strategy(
+            name="domain", summary="noised mass alone", utility=_utility_domain, by_cluster=True
+        ),
         Strategy(
             name="random",
             summary="any sample whose path is right, at random",
-            worth=_worth_random,
+            utility=_utility_random,
             sample_order="random",
         ),
     )
@@ -179,14 +175,14 @@ def cell_utilities(name: str, view: CellView, *, alpha: float) -> FloatArray:
     """
     if not (np.isfinite(alpha) and alpha >= 0.0):
         raise ParameterError(f"alpha: expected a finite number >= 0, got {alpha}")
-    worth = float_vector("worth of cells", strategy(name).worth(view, alpha))
-    largest = float(np.abs(worth).max())
+    utility = float_vector("worth of cells", strategy(name).utility(view, alpha))
+    largest = float(np.abs(utility).max())
     if largest == 0.0:
-        return np.zeros_like(worth)
-    return np.clip(worth / largest, -1.0, 1.0)
+        return np.zeros_like(utility)
+    return np.clip(utility / largest, -1.0, 1.0)
 
 
-def sample_priorities(name: str, scores: npt.ArrayLike, *, seed: int) -> FloatArray:
+def utilities_of_samples(name: str, scores: npt.ArrayLike, *, seed: int) -> FloatArray:
     """In which order samples are picked: by score, or at random for a random strategy, (n,)."""
     values = float_vector("scores", scores)
     if strategy(name).sample_order == "random":
@@ -200,7 +196,7 @@ def pick(
     quota: int,
     threshold: float,
     available: npt.ArrayLike | None = None,
-    priorities: npt.ArrayLike | None = None,
+    sample_utilities: npt.ArrayLike | None = None,
     seed: int = 0,
 ) -> BoolArray:
     """Pick up to `quota` samples whose score reaches the threshold, the best first.
@@ -210,7 +206,7 @@ def pick(
         quota: largest number of picks, >= 0.
         threshold: smallest score that may be picked; at least `SMALLEST_SCORE` makes sense.
         available: (n,) bool, False for samples that must not be picked again; None for all.
-        priorities: (n,) order of picking where it is not by score; see `sample_priorities`.
+        priorities: (n,) order of picking where it is not by score; see `utilities_of_samples`.
         seed: breaks ties, by a fixed shuffle rather than by position: a pool is often sorted by
             topic.
     Returns: (n,) bool with at most quota True; fewer where fewer qualify.
@@ -220,7 +216,9 @@ def pick(
         raise ParameterError(f"quota: expected at least 0, got {quota}")
     allowed = _allowed(values, threshold, available)
     order_by = (
-        values if priorities is None else float_vector("priorities", priorities, length=len(values))
+        values
+        if sample_utilities is None
+        else float_vector("priorities", sample_utilities, length=len(values))
     )
     shuffle = np.random.default_rng(seed).permutation(len(values))
     order = np.lexsort((shuffle, -order_by))
@@ -237,7 +235,7 @@ def pick_by_cluster(
     *,
     threshold: float,
     available: npt.ArrayLike | None = None,
-    priorities: npt.ArrayLike | None = None,
+    sample_utilities: npt.ArrayLike | None = None,
     seed: int = 0,
 ) -> BoolArray:
     """Pick within a quota per cluster, the clustering start of round 0.
@@ -258,7 +256,7 @@ def pick_by_cluster(
             quota=int(wanted[cluster]),
             threshold=threshold,
             available=allowed & (clusters == cluster),
-            priorities=priorities,
+            sample_utilities=sample_utilities,
             seed=seed,
         )
     return picked
@@ -293,18 +291,18 @@ def cluster_quotas(shares: npt.ArrayLike, quota: int, *, available: npt.ArrayLik
     return given
 
 
-def cluster_worths(utilities: npt.ArrayLike, grid: CellGrid) -> FloatArray:
+def cluster_utilities(utilities: npt.ArrayLike, grid: CellGrid) -> FloatArray:
     """What each public cluster is worth, (C,) >= 0: the mean of its cells' positive utilities.
 
     Shares for `cluster_quotas`: a site that is not sure splits its quota, and one that is sure does
     not. Picking by score alone would give everything to whichever cell is ahead by a hair.
     """
     values = np.maximum(float_vector("utilities", utilities, length=grid.cells), 0.0)
-    worths: FloatArray = values.reshape(grid.clusters, grid.bins).mean(axis=1)
-    return worths
+    per_cluster: FloatArray = values.reshape(grid.clusters, grid.bins).mean(axis=1)
+    return per_cluster
 
 
-def path_screen(probabilities: npt.ArrayLike, low: float, high: float) -> BoolArray:
+def rationale_screen(probabilities: npt.ArrayLike, low: float, high: float) -> BoolArray:
     """Which received paths to train on: those whose p under the SLM lies in [low, high], (n,).
 
     Below, the SLM cannot follow the path (or the path is bad); above, it knows it already.

@@ -1,6 +1,6 @@
-"""Noised gains of path trials: how much each group of public paths helps with a site's records.
+"""Noised gains of data valuation: how much each group of public paths helps a site's records.
 
-A *trial student* is the reference model after some training on the received paths of one public
+A *valuation student* is the reference model after some training on the received paths of one public
 cluster alone. Its *gain* on a private record is by how much likelier it makes the record's own
 reasons than the reference does, in nats per token: below 0, the cluster's paths contradict the
 record. Summed over all records, gains say which clusters to learn from, and to which no path is
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -27,10 +28,10 @@ from lada_secure.allocation.cells import MAX_CLUSTERS
 from lada_secure.allocation.statistics_parameters import check_clip_and_scale, statistics_scale
 from lada_secure.arrays import FloatArray, IntArray, frozen
 from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger.book import LedgerBook, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
-from lada_secure.privacy.release.stored_vectors import parse_vector, vector_bytes
-from lada_secure.privacy.released import Released
+from lada_secure.privacy.released import Released, post_process
 
 PURPOSE = "trials"
 # Most L2 norm of a unit's vector, in clips. Beside the weight of 1, three clusters may be full.
@@ -40,7 +41,7 @@ _LARGEST_ENTRY = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialParameters:
+class ValuationParameters:
     """Public parameters of the gains; one object fixes clipping, noise and event.
 
     clusters: C. gain_clip: > 0, nats per token. noise_multiplier: noise std / L2 sensitivity.
@@ -85,15 +86,15 @@ class UnitGains:
     """Exact sums over private units, before noise. Never leave the site; no repr of values."""
 
     vector: IntArray = field(repr=False)
-    parameters: TrialParameters
+    parameters: ValuationParameters
 
 
-def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> UnitGains:
-    """Add up what every privacy unit says of each cluster's trial student.
+def unit_gains(gains: Sequence[FloatArray], *, parameters: ValuationParameters) -> UnitGains:
+    """Add up what every privacy unit says of each cluster's valuation student.
 
     Args: gains: per unit of `bound_units` (records with reasons, C), nats per token, 0 for clusters
-        without a trial. A unit without rows adds zero: none of its records has reasons, or it could
-        not be measured. NaN counts as 0: refusing it would let one record stop a release.
+        without a valuation. A unit without rows adds zero: none of its records has reasons, or it
+        could not be measured. NaN counts as 0: refusing it would let one record stop a release.
     Returns: (C + 1,) in steps, all zeros for no units.
     Raises: ParameterError: rows of another length.
     """
@@ -104,7 +105,7 @@ def unit_gains(gains: Sequence[FloatArray], *, parameters: TrialParameters) -> U
     return UnitGains(vector=frozen(total), parameters=parameters)
 
 
-def _contribution(rows: FloatArray, parameters: TrialParameters) -> IntArray:
+def _contribution(rows: FloatArray, parameters: ValuationParameters) -> IntArray:
     if rows.shape[1:] != (parameters.clusters,):
         raise ParameterError(
             f"trials: expected {parameters.clusters} gains per record, got shape {rows.shape[1:]}"
@@ -125,7 +126,7 @@ class NoisedGains:
     """Gains after noise: free to use. vector: (C + 1,) int64."""
 
     vector: IntArray
-    parameters: TrialParameters
+    parameters: ValuationParameters
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: another shape."""
@@ -159,45 +160,22 @@ class NoisedGains:
         """Standard deviation of the noise in each of `means`, as if the weight were exact."""
         return self.parameters.std / self.parameters.scale / self.weight
 
-    def to_bytes(self) -> bytes:
-        """Canonical bytes, the output that the ledger hashes and keeps for retries."""
-        return vector_bytes(self.vector)
+
+# The ledger's description of one round's gains, built from their parameters.
+valuation_spec = partial(vector_spec, PURPOSE)
 
 
-def parse_noised_gains(raw: bytes, parameters: TrialParameters) -> NoisedGains:
-    """Read the stored output of a release.
-
-    Raises: LedgerError: not what `NoisedGains.to_bytes` writes for these parameters.
-    """
-    vector = parse_vector(raw, what=PURPOSE, length=parameters.length, bound=_LARGEST_ENTRY)
-    return NoisedGains(vector=vector, parameters=parameters)
-
-
-def trials_spec(
-    parameters: TrialParameters,
-    *,
-    study_id: str,
-    plan_hash: str,
-    round_id: int,
-    unit: str = "unit",
-) -> ReleaseSpec:
-    """The ledger's description of one round's gains, built from the same parameters."""
-    return vector_spec(
-        PURPOSE, parameters, study_id=study_id, plan_hash=plan_hash, round_id=round_id, unit=unit
-    )
-
-
-def release_trials(
+def release_gains(
     compute: Callable[[Reservation], UnitGains],
     *,
-    parameters: TrialParameters,
+    parameters: ValuationParameters,
     book: LedgerBook,
     spec: ReleaseSpec,
 ) -> Released[NoisedGains]:
     """Pay, compute, add discrete Gaussian noise, commit: the only way out for gains.
 
     Args: compute: called only once the ledger has the reservation, and not at all where this
-        round's output is stored already. spec: from `trials_spec` with the same parameters.
+        round's output is stored already. spec: from `valuation_spec` with the same parameters.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
         `spec` or the computed gains belong to other parameters. LedgerError: see
         `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
@@ -209,13 +187,7 @@ def release_trials(
             raise LocalProtocolError("trials: the gains were made with other parameters")
         return found.vector
 
-    return release_vector(
-        exact,
-        purpose=PURPOSE,
-        noise=parameters,
-        finish=lambda vector: NoisedGains(vector=vector, parameters=parameters),
-        encode=NoisedGains.to_bytes,
-        decode=lambda raw: parse_noised_gains(raw, parameters),
-        book=book,
-        spec=spec,
+    noised = release_vector(
+        exact, purpose=PURPOSE, noise=parameters, bound=_LARGEST_ENTRY, book=book, spec=spec
     )
+    return post_process(noised, lambda vector: NoisedGains(vector=vector, parameters=parameters))

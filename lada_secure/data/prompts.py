@@ -23,7 +23,7 @@ def prompt_of(question: str, choices: tuple[str, ...]) -> str:
     return f"{question}\nAnswer:" if choices else f"{question}\n"
 
 
-def path_of(answer: str, choices: tuple[str, ...], rationale: str | None) -> str:
+def rationale_of(answer: str, choices: tuple[str, ...], rationale: str | None) -> str:
     """The target text that follows `prompt_of`: the answer with its reasoning.
 
     Args: answer: one of `choices`, or the answer of an open question; line breaks in that one

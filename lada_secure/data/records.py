@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Final
 
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.record_faults import Fault, Wanted, content_faults, refuse, rows_of
+from lada_secure.data.record_faults import Fault, Wanted, parse_rows, refuse
 from lada_secure.errors import ParameterError
 
+_QUESTION: Final[Wanted] = {"question": (str,), "choices": (list,), "answer": (str,)}
 _RECORD: Final[Wanted] = {
-    "record_id": str,
-    "unit": str,
-    "question": str,
-    "choices": list,
-    "answer": str,
+    "record_id": (str,),
+    "unit": (str,),
+    **_QUESTION,
     "rationale": (str, type(None)),
 }
-_SAMPLE: Final[Wanted] = {"sample_id": str, "question": str, "choices": list, "answer": str}
+_SAMPLE: Final[Wanted] = {"sample_id": (str,), **_QUESTION}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,24 +80,13 @@ def inspect_records(path: Path) -> RecordFile:
 
     Raises: ParameterError: the file cannot be read at all.
     """
-    rows, faults = rows_of(_read_file(path), _RECORD)
-    faults += content_faults(rows, id_field="record_id", id_is_public=False)
+    rows, faults = parse_rows(_read_file(path), _RECORD, id_is_public=False)
     return RecordFile(
         name=str(path),
-        records=tuple(Record(**row.fields) for row in rows),  # type: ignore[arg-type]
-        lines=tuple(row.line for row in rows),
-        faults=tuple(sorted(faults, key=lambda one: one.line or 0)),
+        records=tuple(Record(**fields) for fields in rows.values()),  # type: ignore[arg-type]
+        lines=tuple(rows),
+        faults=faults,
     )
-
-
-def read_records(path: Path) -> tuple[Record, ...]:
-    """Read a site's private records from JSON Lines; at least one.
-
-    Raises: ParameterError: all faults of the file, by line.
-    """
-    found = inspect_records(path)
-    refuse([(found.name, one) for one in found.faults])
-    return found.records
 
 
 def read_pool(path: Path) -> tuple[PoolSample, ...]:
@@ -113,10 +101,9 @@ def parse_pool(raw: bytes, *, where: str) -> tuple[PoolSample, ...]:
     Raises: ParameterError: all faults, by line: unknown or missing keys, empty texts, choices that
         make no question, repeated ids, no sample at all.
     """
-    rows, faults = rows_of(raw, _SAMPLE)
-    faults += content_faults(rows, id_field="sample_id", id_is_public=True)
-    refuse([(where, one) for one in sorted(faults, key=lambda one: one.line or 0)])
-    return tuple(PoolSample(**row.fields) for row in rows)  # type: ignore[arg-type]
+    rows, faults = parse_rows(raw, _SAMPLE, id_is_public=True)
+    refuse([(where, fault) for fault in faults])
+    return tuple(PoolSample(**fields) for fields in rows.values())  # type: ignore[arg-type]
 
 
 def pool_bytes(samples: Sequence[PoolSample]) -> bytes:

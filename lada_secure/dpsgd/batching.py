@@ -13,8 +13,8 @@ from fractions import Fraction
 import numpy as np
 
 from lada_secure.dpsgd.noise import system_words
-from lada_secure.errors import ParameterError
-from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
+from lada_secure.models.examples import EncodedExample, EncodedUnit
+from lada_secure.privacy.accounting.events import check_sampling_probability
 
 
 class PoissonSampler:
@@ -28,19 +28,16 @@ class PoissonSampler:
     __slots__ = ("_threshold", "_units")
 
     def __init__(self, units: int, *, sampling_probability: float) -> None:
-        if not 0.0 < sampling_probability <= 1.0:
-            raise ParameterError(
-                f"sampling_probability: expected above 0 and at most 1, got {sampling_probability}"
-            )
+        probability = check_sampling_probability(sampling_probability)
         self._units = units
-        self._threshold = int(Fraction(sampling_probability) * 2**64)
+        self._threshold = int(Fraction(probability) * 2**64)
 
     def draw(self) -> tuple[int, ...]:
         """Indices of the units that join this step, ascending."""
         if self._threshold == 2**64:
             return tuple(range(self._units))
         joined = system_words(self._units) < np.uint64(self._threshold)
-        return tuple(int(one) for one in np.flatnonzero(joined))
+        return tuple(np.flatnonzero(joined).tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,55 +51,35 @@ class PhysicalBatch:
     unit_of_example: tuple[int, ...]
     units: int
 
-    def rows(self) -> tuple[tuple[TokenRow, ...], tuple[int, ...]]:
-        """All sequences, paths first and own paths after them, and the unit of each."""
-        own = [number for number, one in enumerate(self.examples) if one.own_path is not None]
-        rows = [one.path for one in self.examples]
-        rows += [one.own_path for one in self.examples if one.own_path is not None]
-        unit_of_row = (*self.unit_of_example, *(self.unit_of_example[number] for number in own))
-        return tuple(rows), unit_of_row
+    @property
+    def unit_of_row(self) -> tuple[int, ...]:
+        """The unit of each sequence, in the order of `rows_of`."""
+        own = (
+            unit
+            for example, unit in zip(self.examples, self.unit_of_example, strict=True)
+            if example.rejected is not None
+        )
+        return (*self.unit_of_example, *own)
+
+    def only(self, units: Sequence[int]) -> PhysicalBatch:
+        """These units alone, numbered anew."""
+        renumbered = {unit: at for at, unit in enumerate(units)}
+        kept = [at for at, unit in enumerate(self.unit_of_example) if unit in renumbered]
+        return PhysicalBatch(
+            examples=tuple(self.examples[at] for at in kept),
+            unit_of_example=tuple(renumbered[self.unit_of_example[at]] for at in kept),
+            units=len(units),
+        )
 
     def halves(self) -> tuple[PhysicalBatch, PhysicalBatch]:
         """Two batches of half the units each; there are at least two."""
         middle = self.units // 2
-        return self._part(0, middle), self._part(middle, self.units)
-
-    def halves_of_a_sum(self) -> tuple[PhysicalBatch, PhysicalBatch]:
-        """Two batches of half the examples each, where only their sum is wanted (public samples).
-
-        Raises: ParameterError: a single example is left.
-        """
-        if len(self.examples) < 2:
-            longest = max((len(row.tokens) for one in self.examples for row in one.rows), default=0)
-            raise ParameterError(
-                f"one example of {longest} tokens does not fit into memory; shorten the texts, "
-                "train fewer layers (last_layers) or take a smaller model"
-            )
-        middle = len(self.examples) // 2
-        return one_sum(self.examples[:middle]), one_sum(self.examples[middle:])
-
-    def _part(self, first: int, last: int) -> PhysicalBatch:
-        kept = [at for at, unit in enumerate(self.unit_of_example) if first <= unit < last]
-        return PhysicalBatch(
-            examples=tuple(self.examples[at] for at in kept),
-            unit_of_example=tuple(self.unit_of_example[at] - first for at in kept),
-            units=last - first,
-        )
+        return self.only(range(middle)), self.only(range(middle, self.units))
 
 
 def one_sum(examples: Sequence[EncodedExample]) -> PhysicalBatch:
     """A batch whose examples are added up as if they were one unit's."""
     return PhysicalBatch(examples=tuple(examples), unit_of_example=(0,) * len(examples), units=1)
-
-
-def sums_of(
-    examples: Sequence[EncodedExample], *, physical_batch_size: int
-) -> tuple[PhysicalBatch, ...]:
-    """Cut public examples into batches of at most `physical_batch_size`, in their order."""
-    return tuple(
-        one_sum(examples[first : first + physical_batch_size])
-        for first in range(0, len(examples), physical_batch_size)
-    )
 
 
 def physical_batches(
@@ -114,20 +91,17 @@ def physical_batches(
     unit with more examples gets a batch of its own, and units without examples, which add nothing,
     get none.
     """
-    batches: list[PhysicalBatch] = []
-    group: list[EncodedUnit] = []
+    groups: list[list[EncodedUnit]] = []
     filled = 0
-    for unit in sorted(units, key=lambda one: (one.longest_row, one.unit_id)):
+    for unit in sorted(units, key=lambda unit: (unit.longest_row, unit.unit_id)):
         if not unit.examples:
             continue
-        if group and filled + len(unit.examples) > physical_batch_size:
-            batches.append(_batch_of(group))
-            group, filled = [], 0
-        group.append(unit)
         filled += len(unit.examples)
-    if group:
-        batches.append(_batch_of(group))
-    return tuple(batches)
+        if not groups or filled > physical_batch_size:
+            groups.append([])
+            filled = len(unit.examples)
+        groups[-1].append(unit)
+    return tuple(_batch_of(group) for group in groups)
 
 
 def single_units(units: Sequence[EncodedUnit]) -> tuple[PhysicalBatch, ...]:

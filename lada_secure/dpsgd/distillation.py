@@ -12,22 +12,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import torch
 
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.dpsgd.signal_to_noise import TimeLeft, TrainingOutlook, training_outlook
+from lada_secure.dpsgd.parameters import (
+    DpSgdParameters,
+    SignalToNoiseEstimate,
+    TrainerSettings,
+    estimate_signal_to_noise,
+)
 from lada_secure.dpsgd.state import TrainingState, decode_state, encode_state
 from lada_secure.dpsgd.trainer import Trainer, TrainerFactory
-from lada_secure.errors import ParameterError
-from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.errors import LedgerError
+from lada_secure.models.adapters import (
+    AdapterWeights,
+    adapter_weights,
+    adapters_kept,
+    load_adapters,
+)
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.ledger.book import (
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.terms import (
+    DISCRETE_GAUSSIAN,
     DP_SGD,
-    LedgerBook,
     MechanismParameters,
     ReleaseSpec,
     Reservation,
@@ -44,42 +54,30 @@ class StepReport:
     step: from 1. public_loss: mean over the pool samples of the newest committed steps, None before
     the first of them and without public samples: that of a step which is taken again after a crash
     would be a second look at noised weights that were paid for once.
-    epsilon, study_epsilon: what the reservation of this chunk of steps says is spent after it, over
-    all studies and in this one. seconds_left: of this run, at the pace of the latest steps.
+    study_epsilon: what the reservation of this chunk of steps says that the study has spent after
+    it. seconds_left: of this run, at its mean pace so far.
     """
 
     step: int
     steps: int
     public_loss: float | None
-    epsilon: float
     study_epsilon: float
     seconds_left: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingLog:
-    """What happened, for the site's own eyes.
-
-    `non_finite_units` counts unit gradients that were zeroed since the last resume, and
-    `left_out_units` those that could not be computed. They depend on private records without
-    noise: show them at the site, never send them.
-    `physical_batch_size` is smaller than the setting where a batch did not fit into memory.
-    """
+    """What was trained and where, and the mean pool loss of every step."""
 
     engine: str
     device: str
     trainable_parameters: int
     public_losses: tuple[float | None, ...]
-    resumed_at_step: int
-    non_finite_units: int
-    left_out_units: int
-    non_finite_public_steps: int
-    physical_batch_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled:
-    """Result of `distil`: adapters that may leave, and a log that may not."""
+    """Result of `distil`: adapters that may leave, and a log for the site."""
 
     adapters: Released[AdapterWeights]
     log: TrainingLog
@@ -92,14 +90,14 @@ def distil(
     lm: LanguageModel,
     *,
     units: PaidUnits,
-    pool: Sequence[PathExample],
+    pool: Sequence[RationaleExample],
     privacy: DpSgdParameters,
     settings: TrainerSettings,
     book: LedgerBook,
     spec: ReleaseSpec,
     progress: Callable[[StepReport], None] | None = None,
     open_trainer: TrainerFactory = Trainer,
-    announce: Callable[[TrainingOutlook], None] | None = None,
+    announce: Callable[[SignalToNoiseEstimate], None] | None = None,
 ) -> Distilled:
     """Train the model's adapters in place on private units and pool samples, and release them.
 
@@ -132,22 +130,64 @@ def distil(
     with _threads(settings.threads):
         first = adapter_weights(lm)
         trainer = open_trainer(lm, pool=pool, privacy=privacy, settings=settings)
+        count = sum(parameter.numel() for parameter in trainer.parameters)
         try:
             if announce is not None:
-                count = sum(one.numel() for one in trainer.parameters)
-                announce(training_outlook(privacy, parameters=count))
+                announce(estimate_signal_to_noise(privacy, parameters=count))
             run = _Run(
                 lm=lm,
                 trainer=trainer,
                 first=first,
                 binding=_binding(first, pool, privacy, settings),
                 privacy=privacy,
+                chunk_steps=settings.steps_per_reservation,
                 units=units,
                 progress=progress,
             )
-            return run.train(book, spec, chunk_steps=settings.steps_per_reservation)
+            released = run.train(book, _chunks(spec, privacy, settings))
         finally:
             trainer.close()
+        return Distilled(
+            # The model holds exactly the released state now: its adapters are a function of it.
+            adapters=post_process(released, lambda _: adapter_weights(lm), label="adapters"),
+            log=TrainingLog(
+                engine=trainer.engine.name,
+                device=str(trainer.device),
+                trainable_parameters=count,
+                public_losses=tuple(trainer.public_losses),
+            ),
+        )
+
+
+def released_adapters(
+    lm: LanguageModel,
+    *,
+    privacy: DpSgdParameters,
+    settings: TrainerSettings,
+    book: LedgerBook,
+    spec: ReleaseSpec,
+) -> Released[AdapterWeights]:
+    """The model's adapters as the release of the finished run that made them; nothing is spent.
+
+    The caller ensures that `lm` holds what `distil` left in it with the same arguments, or what was
+    made of that and of public data alone.
+
+    Args: as given to `distil`.
+    Returns: paid by the run's last chunk of steps, whose output the adapters are part of.
+    Raises: LedgerError: that chunk was never committed.
+    """
+    last = _chunks(spec, privacy, settings)[-1]
+
+    def missing(_: object = None) -> NoReturn:
+        raise LedgerError(
+            f"round {spec.round_id}: {spec.purpose} is not finished, there are no adapters to use"
+        )
+
+    if book.stored_output(last.key) is None:
+        # Asking the ledger for it would reserve, that is spend, once more.
+        missing()
+    stored = book.release(last, compute=missing, encode=missing, decode=bytes)
+    return post_process(stored, lambda _: adapter_weights(lm), label="adapters")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,99 +199,84 @@ class _Run:
     first: AdapterWeights
     binding: str
     privacy: DpSgdParameters
+    chunk_steps: int
     units: PaidUnits
     progress: Callable[[StepReport], None] | None
-    pace: TimeLeft = field(default_factory=lambda: TimeLeft(started_s=time.monotonic()))
+    started_s: float = field(default_factory=time.monotonic)
+    taken: int = 0
     committed_loss: float | None = None
 
-    def train(self, book: LedgerBook, spec: ReleaseSpec, *, chunk_steps: int) -> Distilled:
+    def train(self, book: LedgerBook, chunks: Sequence[ReleaseSpec]) -> Released[TrainingState]:
         """Pay for, take and commit all steps; what is committed is taken from the store."""
-        trainer, privacy = self.trainer, self.privacy
-        released: Released[TrainingState] | None = None
-        resumed_at = 0
-        for chunk, start in enumerate(range(0, privacy.steps, chunk_steps)):
-            steps = min(chunk_steps, privacy.steps - start)
-            released = book.release(
-                _chunk_spec(spec, privacy, chunk=chunk, steps=steps),
-                compute=partial(self._take_steps, steps),
+        trainer = self.trainer
+        released: list[Released[TrainingState]] = []
+        for chunk in chunks:
+            start = trainer.steps_done
+            state = book.release(
+                chunk,
+                compute=partial(self._take_steps, start + self.chunk_steps),
                 encode=encode_state,
                 decode=partial(decode_state, binding=self.binding),
-                after=() if released is None else (released,),
+                after=released[-1:],
             )
-            if released.value.step != trainer.steps_done:
-                trainer.restore(released.value)
-                resumed_at = trainer.steps_done
-                logger.info("training chunk %d was committed before; going on after it", chunk)
+            released.append(state)
+            if state.value.step != trainer.steps_done:
+                trainer.restore(state.value)
+                logger.info(
+                    "training chunk %d was committed before; going on after it", chunk.chunk
+                )
             trainer.check_going_well(start)
-            losses = [one for one in released.value.public_losses[start:] if one is not None]
+            losses = [loss for loss in state.value.public_losses[start:] if loss is not None]
             self.committed_loss = statistics.fmean(losses) if losses else None
-        if released is None:
-            raise ParameterError(f"steps: expected at least 1, got {privacy.steps}")
-        # The model holds exactly the released state now, so its adapters are a function of it.
-        adapters = post_process(released, lambda _: adapter_weights(self.lm), label="adapters")
-        return Distilled(adapters=adapters, log=self._log(resumed_at))
+        return released[-1]
 
-    def _take_steps(self, steps: int, paid: Reservation) -> TrainingState:
+    def _take_steps(self, last: int, paid: Reservation) -> TrainingState:
         if not self.trainer.has_units:
             self._read_units(paid)
-        for _ in range(steps):
+        while self.trainer.steps_done < min(last, self.privacy.steps):
             self.trainer.step()
-            left = self.privacy.steps - self.trainer.steps_done
+            self.taken += 1
+            done = self.trainer.steps_done
+            pace_s = (time.monotonic() - self.started_s) / self.taken
             if self.progress is not None:
                 self.progress(
                     StepReport(
-                        step=self.trainer.steps_done,
+                        step=done,
                         steps=self.privacy.steps,
                         public_loss=self.committed_loss,
-                        epsilon=paid.entry.epsilon_after,
                         study_epsilon=paid.entry.study_epsilon_after,
-                        seconds_left=self.pace.after_step(time.monotonic(), steps_left=left),
+                        seconds_left=pace_s * (self.privacy.steps - done),
                     )
                 )
         return self.trainer.state(self.binding)
 
     def _read_units(self, paid: Reservation) -> None:
         """Read the private units under the reference model, wherever a resumed run stands."""
-        present = adapter_weights(self.lm)
-        if present == self.first:
+        with adapters_kept(self.lm):
+            load_adapters(self.lm, self.first)
             self.trainer.take_units(self.units(paid))
-            return
-        load_adapters(self.lm, self.first)
-        try:
-            self.trainer.take_units(self.units(paid))
-        finally:
-            load_adapters(self.lm, present)
 
-    def _log(self, resumed_at: int) -> TrainingLog:
-        trainer = self.trainer
-        return TrainingLog(
-            engine=trainer.engine.name,
-            device=str(trainer.device),
-            trainable_parameters=sum(one.numel() for one in trainer.parameters),
-            public_losses=tuple(trainer.public_losses),
-            resumed_at_step=resumed_at,
-            non_finite_units=trainer.non_finite_units,
-            left_out_units=trainer.left_out_units,
-            non_finite_public_steps=trainer.non_finite_public_steps,
-            physical_batch_size=trainer.source.physical_batch_size,
+
+def _chunks(
+    spec: ReleaseSpec, privacy: DpSgdParameters, settings: TrainerSettings
+) -> list[ReleaseSpec]:
+    """The releases of a run, in order: as many steps each as are paid for at a time."""
+    size = settings.steps_per_reservation
+    return [
+        replace(
+            spec,
+            chunk=chunk,
+            mechanism=DP_SGD,
+            event=privacy.event(min(size, privacy.steps - start)),
+            parameters=_ledger_parameters(privacy),
         )
-
-
-def _chunk_spec(
-    spec: ReleaseSpec, privacy: DpSgdParameters, *, chunk: int, steps: int
-) -> ReleaseSpec:
-    return replace(
-        spec,
-        chunk=chunk,
-        mechanism=DP_SGD,
-        event=privacy.event(steps),
-        parameters=_ledger_parameters(privacy),
-    )
+        for chunk, start in enumerate(range(0, privacy.steps, size))
+    ]
 
 
 def _ledger_parameters(privacy: DpSgdParameters) -> MechanismParameters:
     return {
-        "noise": privacy.noise,
+        "noise": DISCRETE_GAUSSIAN,
         "l2_clip_norm": float(privacy.l2_clip_norm),
         "expected_units": float(privacy.expected_units),
     }
@@ -264,7 +289,6 @@ def training_spec(
     plan_hash: str,
     round_id: int,
     unit: str = "unit",
-    purpose: str = "training",
 ) -> ReleaseSpec:
     """The release that `distil` makes: all its steps as one event; `distil` cuts it into chunks.
 
@@ -276,7 +300,7 @@ def training_spec(
         study_id=study_id,
         plan_hash=plan_hash,
         round_id=round_id,
-        purpose=purpose,
+        purpose="training",
         mechanism=DP_SGD,
         event=privacy.event(privacy.steps),
         parameters=_ledger_parameters(privacy),
@@ -286,23 +310,13 @@ def training_spec(
 
 def _binding(
     first: AdapterWeights,
-    pool: Sequence[PathExample],
+    pool: Sequence[RationaleExample],
     privacy: DpSgdParameters,
     settings: TrainerSettings,
 ) -> str:
     """Hash of what a stored state must agree with; device, engine and batch size may change."""
-    optimiser = {
-        name: getattr(settings, name)
-        for name in (
-            "pool_batch_size",
-            "private_weight",
-            "learning_rate",
-            "weight_decay",
-            "schedule",
-            "steps_per_reservation",
-            "seed",
-        )
-    }
+    names = ("pool_batch_size", "private_weight", "learning_rate", "steps_per_reservation", "seed")
+    optimiser = {name: getattr(settings, name) for name in names}
     return sha256_hex(
         canonical_json(
             {

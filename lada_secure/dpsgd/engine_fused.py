@@ -14,8 +14,7 @@ and x A' and no other activation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lada_secure.dpsgd.engine import trainable_parameters
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.errors import LocalProtocolError
+from lada_secure.models.adapters import trainable_parameters
 
 
 def _float_products(left: Tensor, right: Tensor) -> Tensor:
@@ -39,44 +38,8 @@ def _float_products(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.transpose(1, 2).float(), right.float())
 
 
-class _UnitSums:
-    """Buffers of per-unit gradients and the rows that the running forward pass is about."""
-
-    def __init__(self) -> None:
-        self.units = 0
-        self.unit_of_row: Tensor | None = None
-        self.one_row_each = False
-        self.buffers: dict[nn.Parameter, Tensor] = {}
-
-    def add(
-        self,
-        parameter: nn.Parameter,
-        left: Tensor,
-        right: Tensor,
-        rows: Tensor,
-        *,
-        one_row_each: bool,
-    ) -> None:
-        """Add left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
-        found = self.buffers.get(parameter)
-        if self.units == 1:
-            whole = _float_products(
-                left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
-            )
-            self.buffers[parameter] = whole if found is None else found.add_(whole)
-            return
-        each = _float_products(left, right)
-        if found is None and one_row_each:
-            self.buffers[parameter] = each
-            return
-        if found is None:
-            found = each.new_zeros((self.units, *parameter.shape))
-            self.buffers[parameter] = found
-        found.index_add_(0, rows, each)
-
-
 class _FusedLoraLinear(torch.autograd.Function):
-    """Base linear plus LoRA as one node; adapter gradients go to the unit sums, not to autograd."""
+    """Base linear plus LoRA as one node; adapter gradients go to the engine, not to autograd."""
 
     @staticmethod
     def forward(
@@ -87,13 +50,13 @@ class _FusedLoraLinear(torch.autograd.Function):
         lora_a: nn.Parameter,
         lora_b: nn.Parameter,
         scaling: float,
-        sums: _UnitSums,
+        engine: FusedEngine,
     ) -> Tensor:
-        rows = sums.unit_of_row
+        rows = engine.unit_of_row
         if rows is None or x.dim() != 3 or x.shape[0] != rows.numel():
             raise LocalProtocolError(
                 f"fused engine: layer input of shape {tuple(x.shape)}, expected (rows, tokens, "
-                "width) inside GradientEngine.rows"
+                "width) inside GradientEngine.gradients"
             )
         result = functional.linear(x, weight, bias)
         hidden = functional.linear(x, lora_a)
@@ -103,22 +66,20 @@ class _FusedLoraLinear(torch.autograd.Function):
             alpha=scaling,
         )
         ctx.save_for_backward(x, weight, lora_a, lora_b, hidden)
-        ctx.scaling, ctx.sums, ctx.rows, ctx.one_row_each = scaling, sums, rows, sums.one_row_each
-        ctx.parameters = (lora_a, lora_b)
+        ctx.scaling, ctx.engine, ctx.parameters = scaling, engine, (lora_a, lora_b)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, lora_a, lora_b, hidden = ctx.saved_tensors
         parameter_a, parameter_b = ctx.parameters
-        sums: _UnitSums = ctx.sums
-        place: dict[str, Any] = {"rows": ctx.rows, "one_row_each": ctx.one_row_each}
+        engine: FusedEngine = ctx.engine
         grad = grads[0]
         through = (grad @ lora_b.to(grad.dtype)) * ctx.scaling
         if parameter_a.requires_grad:
-            sums.add(parameter_a, through, x.to(grad.dtype), **place)
+            engine.add(parameter_a, through, x.to(grad.dtype))
         if parameter_b.requires_grad:
-            sums.add(parameter_b, grad, hidden.to(grad.dtype) * ctx.scaling, **place)
+            engine.add(parameter_b, grad, hidden.to(grad.dtype) * ctx.scaling)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ weight.to(grad.dtype)
@@ -175,16 +136,16 @@ def fused_obstacle(model: nn.Module) -> str | None:
 
 
 class FusedEngine:
-    """`GradientEngine` for models whose trainable parameters are all in plain LoRA linears."""
+    """`GradientEngine` for models without a `fused_obstacle`."""
 
     name = "fused"
 
     def __init__(self, model: nn.Module) -> None:
-        obstacle = fused_obstacle(model)
-        if obstacle is not None:
-            raise ParameterError(f"engine 'fused' cannot train this model: {obstacle}")
         self.parameters = trainable_parameters(model)
-        self._sums = _UnitSums()
+        self.unit_of_row: Tensor | None = None
+        self._units = 0
+        self._one_row_each = False
+        self._sums: dict[nn.Parameter, Tensor] = {}
         self._patched: list[LoraLinear] = []
         for _, layer in _adapted_linears(model):
             if any(one.requires_grad for one in layer.parameters()):
@@ -196,7 +157,6 @@ class FusedEngine:
         base = layer.get_base_layer()
         lora_a, lora_b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         original = layer.forward
-        sums = self._sums
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             # Reference log-probabilities and evaluations run without gradients: plain LoRA.
@@ -204,36 +164,44 @@ class FusedEngine:
                 return original(x, *args, **kwargs)
             weight = base.weight.T if isinstance(base, Conv1D) else base.weight
             return _FusedLoraLinear.apply(  # type: ignore[no-untyped-call]
-                x, weight, base.bias, lora_a, lora_b, float(layer.scaling[adapter]), sums
+                x, weight, base.bias, lora_a, lora_b, float(layer.scaling[adapter]), self
             )
 
         return forward
 
-    def begin(self, units: int) -> None:
-        self._sums.units = units
-        self._sums.buffers.clear()
-
-    @contextmanager
-    def rows(self, unit_of_row: Sequence[int]) -> Iterator[None]:
-        self._sums.unit_of_row = torch.tensor(
-            list(unit_of_row), dtype=torch.int64, device=self.parameters[0].device
-        )
-        self._sums.one_row_each = list(unit_of_row) == list(range(self._sums.units))
+    def gradients(
+        self, units: int, unit_of_row: Sequence[int], summed_loss: Callable[[], Tensor]
+    ) -> tuple[list[Tensor], float]:
+        self._units = units
+        self._one_row_each = units == 1 or list(unit_of_row) == list(range(units))
+        self.unit_of_row = torch.tensor(list(unit_of_row), device=self.parameters[0].device)
         try:
-            yield
+            loss = summed_loss()
+            loss.backward()  # type: ignore[no-untyped-call]
+            found = [
+                self._sums[one]
+                if one in self._sums
+                else one.new_zeros((units, *one.shape), dtype=torch.float32)
+                for one in self.parameters
+            ]
+            return found, float(loss.detach())
         finally:
-            self._sums.unit_of_row = None
+            self.unit_of_row = None
+            self._sums.clear()
 
-    def take(self) -> list[Tensor]:
-        sums = self._sums
-        found = [
-            sums.buffers.pop(one)
-            if one in sums.buffers
-            else one.new_zeros((sums.units, *one.shape), dtype=torch.float32)
-            for one in self.parameters
-        ]
-        sums.buffers.clear()
-        return found
+    def add(self, parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
+        """Add left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
+        if self._units == 1:
+            left, right = left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
+        each = _float_products(left, right)
+        found = self._sums.get(parameter)
+        if self._one_row_each:
+            self._sums[parameter] = each if found is None else found.add_(each)
+            return
+        if found is None:
+            found = self._sums[parameter] = each.new_zeros((self._units, *parameter.shape))
+        if self.unit_of_row is not None:
+            found.index_add_(0, self.unit_of_row, each)
 
     def close(self) -> None:
         for layer in self._patched:

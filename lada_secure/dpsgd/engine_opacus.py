@@ -8,15 +8,13 @@ added up per unit before anything is clipped.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lada_secure.dpsgd.engine import trainable_parameters
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.models.adapters import trainable_parameters
 
 
 def _grad_sample_hooks() -> Any:
@@ -41,17 +39,12 @@ def opacus_obstacle(model: nn.Module) -> str | None:
 
 
 class OpacusEngine:
-    """`GradientEngine` for every module type with a gradient sampler in Opacus."""
+    """`GradientEngine` for models without an `opacus_obstacle`."""
 
     name = "opacus"
 
     def __init__(self, model: nn.Module) -> None:
-        obstacle = opacus_obstacle(model)
-        if obstacle is not None:
-            raise ParameterError(f"engine 'opacus' cannot train this model: {obstacle}")
         self.parameters = trainable_parameters(model)
-        self._units = 0
-        self._unit_of_row: tuple[int, ...] | None = None
         # Opacus records modules in training mode only. The rest of the model stays as it is, so
         # that no dropout of the base model comes on.
         self._modules = [
@@ -64,9 +57,31 @@ class OpacusEngine:
             one.train()
         self._hooks = _grad_sample_hooks()(model, loss_reduction="sum", strict=False)
 
-    def begin(self, units: int) -> None:
-        self._units = units
-        self._unit_of_row = None
+    def gradients(
+        self, units: int, unit_of_row: Sequence[int], summed_loss: Callable[[], Tensor]
+    ) -> tuple[list[Tensor], float]:
+        rows = torch.tensor(list(unit_of_row), device=self.parameters[0].device)
+        self._forget()
+        try:
+            with warnings.catch_warnings():
+                # The first adapted layer's input needs no gradient, and its hook says so every
+                # step.
+                warnings.filterwarnings("ignore", message=".*backward hook.*", category=UserWarning)
+                loss = summed_loss()
+                loss.backward()  # type: ignore[no-untyped-call]
+            found: list[Tensor] = []
+            for one in self.parameters:
+                sample: Tensor | list[Tensor] | None = one.__dict__["grad_sample"]
+                parts = sample if isinstance(sample, list) else [] if sample is None else [sample]
+                total = one.new_zeros((units, *one.shape), dtype=torch.float32)
+                for part in parts:
+                    total.index_add_(0, rows, part.float())
+                found.append(total)
+            return found, float(loss.detach())
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
         for module in self._modules:
             # What an interrupted backward pass (out of memory) left behind would be added to
             # the next batch's units.
@@ -77,41 +92,6 @@ class OpacusEngine:
             one.__dict__["grad_sample"] = None
             one.__dict__["_forward_counter"] = 0
             one.__dict__.pop("_current_grad_sample", None)
-
-    @contextmanager
-    def rows(self, unit_of_row: Sequence[int]) -> Iterator[None]:
-        rows = tuple(unit_of_row)
-        if self._unit_of_row not in (None, rows):
-            # Opacus adds up samples by their place in the batch, whatever unit they belong to.
-            raise LocalProtocolError(
-                "opacus engine: forward passes of one batch must have the same rows; got "
-                f"{len(rows)} rows after {len(self._unit_of_row or ())}"
-            )
-        self._unit_of_row = rows
-        with warnings.catch_warnings():
-            # The first adapted layer's input needs no gradient, and its hook says so every step.
-            warnings.filterwarnings("ignore", message=".*backward hook.*", category=UserWarning)
-            yield
-
-    def take(self) -> list[Tensor]:
-        if self._unit_of_row is None:
-            return [
-                one.new_zeros((self._units, *one.shape), dtype=torch.float32)
-                for one in self.parameters
-            ]
-        unit_of_row = torch.tensor(self._unit_of_row, device=self.parameters[0].device)
-        found: list[Tensor] = []
-        for one in self.parameters:
-            sample: Tensor | list[Tensor] | None = one.__dict__["grad_sample"]
-            parts = sample if isinstance(sample, list) else [] if sample is None else [sample]
-            total = one.new_zeros((self._units, *one.shape), dtype=torch.float32)
-            for part in parts:
-                total.index_add_(0, unit_of_row, part.float())
-            found.append(total)
-            one.__dict__["grad_sample"] = None
-            one.grad = None
-        self._unit_of_row = None
-        return found
 
     def close(self) -> None:
         self._hooks.cleanup()

@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar
+from functools import reduce
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from lada_secure.dpsgd.batching import (
-    PhysicalBatch,
-    one_sum,
-    physical_batches,
-    single_units,
-    sums_of,
-)
-from lada_secure.dpsgd.clipping import ClippedSum, IntegerGrid
+from lada_secure.dpsgd.batching import PhysicalBatch, one_sum, physical_batches, single_units
+from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.engine import GradientEngine
 from lada_secure.errors import ParameterError
-from lada_secure.models.examples import EncodedExample, EncodedUnit
-from lada_secure.models.loss import LossSettings, example_losses
-from lada_secure.models.memory_limit import is_out_of_memory, release_cached_memory
-from lada_secure.models.rationale_scoring import PathScorer, per_token
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.models.examples import EncodedExample, EncodedUnit, rows_of
+from lada_secure.models.loss import ExampleLoss, LossSettings
+from lada_secure.models.rationale_scoring import RationaleScorer
+from lada_secure.privacy.release.private_records import for_each_unit
 
 logger = logging.getLogger(__name__)
 
+# Torch's words on a CPU, and those of CUDA's own libraries when they cannot get their workspace.
+_SIGNS: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+)
+
 Result = TypeVar("Result")
-Halves: TypeAlias = tuple[PhysicalBatch, PhysicalBatch]
-Failure: TypeAlias = Literal["memory", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicGradient:
-    """Sum of the gradients of public examples over a fixed count, and their mean loss."""
+    """Mean loss of public examples, and its gradients."""
 
     gradients: tuple[Tensor, ...]
     loss: float
+
+
+def _added_up(left: Sequence[Tensor], right: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 class GradientSource:
@@ -48,26 +53,19 @@ class GradientSource:
         self,
         *,
         engine: GradientEngine,
-        scorer: PathScorer,
+        scorer: RationaleScorer,
         loss: LossSettings,
         physical_batch_size: int,
     ) -> None:
-        if physical_batch_size < 1:
-            raise ParameterError(
-                f"physical_batch_size: expected at least 1, got {physical_batch_size}"
-            )
         self.engine = engine
         self.physical_batch_size = physical_batch_size
-        self._scorer = scorer
-        self._loss = loss
-        self._reference_leads: dict[EncodedExample, float] = {}
+        self._is_float32 = scorer.is_float32
+        self._loss = ExampleLoss(scorer, loss)
 
     def remember_reference(self, examples: Sequence[EncodedExample]) -> None:
         """Take the model as it is now as the reference of "dpo" for these public examples."""
-        for found in self._fitting(
-            self._sums_of(self._contrasted(examples)), self._leads, PhysicalBatch.halves_of_a_sum
-        ):
-            self._reference_leads.update(found)
+        for found in self._fitting(self._loss.with_reference(examples), self._loss.leads):
+            self._loss.reference.update(found)
 
     def remember_reference_of_units(self, units: Sequence[EncodedUnit]) -> None:
         """The same for private units, each by itself; a unit without a reference adds nothing.
@@ -76,47 +74,24 @@ class GradientSource:
         """
 
         def leads(part: Sequence[EncodedUnit]) -> list[dict[EncodedExample, float]]:
-            return [
-                dict(
-                    pair
-                    for one in self._contrasted(unit.examples)
-                    for pair in self._leads(one_sum([one]))
-                )
-                for unit in part
-            ]
+            found: list[dict[EncodedExample, float]] = [{} for _ in part]
+            for unit, of_unit in zip(part, found, strict=True):
+                for example in self._loss.with_reference(unit.examples):
+                    of_unit.update(self._loss.leads([example]))
+            return found
 
         nothing: dict[EncodedExample, float] = {}
         for found in for_each_unit(units, leads, otherwise=nothing, what="reference"):
-            self._reference_leads.update(found)
+            self._loss.reference.update(found)
 
-    def _contrasted(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
-        if self._loss.contrastive_form != "dpo" or self._loss.contrastive_weight == 0.0:
-            return []
-        return [one for one in examples if one.own_path is not None]
-
-    def _leads(self, batch: PhysicalBatch) -> list[tuple[EncodedExample, float]]:
-        with torch.no_grad():
-            path, own, _ = self._scores(batch)
-        return list(zip(batch.examples, (path - own).tolist(), strict=True))
-
+    @torch.no_grad()
     def losses(self, examples: Sequence[EncodedExample]) -> Tensor:
         """Losses without gradients. Returns: (n,) float32, in the order of `examples`."""
-
-        def score(batch: PhysicalBatch) -> Tensor:
-            with torch.no_grad():
-                return self._losses(batch)
-
-        found = list(self._fitting(self._sums_of(examples), score, PhysicalBatch.halves_of_a_sum))
+        found = list(self._fitting(examples, self._loss))
         return torch.cat(found) if found else torch.zeros(0)
 
-    def clipped_sum(
-        self,
-        units: Sequence[EncodedUnit],
-        *,
-        l2_clip_norm: float,
-        grid: IntegerGrid | None,
-    ) -> ClippedSum:
-        """Sum of the units' clipped gradients, before noise: never to leave the step.
+    def clipped_sum(self, units: Sequence[EncodedUnit], total: ClippedSum) -> ClippedSum:
+        """Add the units' clipped gradients to a sum, before noise: never to leave the step.
 
         An empty batch runs no forward pass and is an ordinary sum of nothing.
 
@@ -125,29 +100,27 @@ class GradientSource:
         be computed alone, not even record by record, adds exactly zero. Each of these parts is at
         most one clip norm long, and which of them a unit gets does not change what another adds.
         """
-        total = ClippedSum(self.engine.parameters, l2_clip_norm=l2_clip_norm, grid=grid)
         waiting = list(self._batches_of(units))[::-1]
         while waiting:
             batch = waiting.pop()
             failure = self._added(total, batch)
             if failure is None:
                 continue
-            self.engine.begin(1)
-            release_cached_memory()
+            _release_cached_memory()
             if batch.units > 1:
                 waiting.extend(batch.halves()[::-1])
                 if failure == "memory":
-                    self._take_smaller_batches(batch)
-            elif not self._added_by_record(total, batch):
-                total.leave_out()
+                    self._take_smaller_batches(len(batch.examples))
+            else:
+                self._add_by_record(total, batch)
         return total
 
     def _batches_of(self, units: Sequence[EncodedUnit]) -> tuple[PhysicalBatch, ...]:
-        if self._scorer.is_float32:
+        if self._is_float32:
             return physical_batches(units, physical_batch_size=self.physical_batch_size)
         return single_units(units)
 
-    def _added(self, total: ClippedSum, batch: PhysicalBatch) -> Failure | None:
+    def _added(self, total: ClippedSum, batch: PhysicalBatch) -> Literal["memory", "other"] | None:
         """Add a batch as a whole, or nothing of it."""
         try:
             total.add(self.unit_gradients(batch))
@@ -157,118 +130,109 @@ class GradientSource:
             return "memory" if is_out_of_memory(error) else "other"
         return None
 
-    def _added_by_record(self, total: ClippedSum, batch: PhysicalBatch) -> bool:
-        """Add one unit's gradient as the sum of its records' gradients, one at a time."""
+    def _add_by_record(self, total: ClippedSum, batch: PhysicalBatch) -> None:
+        """Add one unit's gradient as the sum of its records' gradients, one at a time, or zero."""
         try:
-            sums: list[Tensor] | None = None
-            for example in batch.examples:
-                own = self.unit_gradients(one_sum([example]))
-                sums = own if sums is None else [a + b for a, b in zip(sums, own, strict=True)]
-            if sums is not None:
-                total.add(sums)
-        except Exception:
-            # As in `_added`. The unit adds zero.
-            return False
-        return True
+            gradients: Iterator[Sequence[Tensor]] = (
+                self.unit_gradients(one_sum([example])) for example in batch.examples
+            )
+            total.add(reduce(_added_up, gradients))
+        # As in `_added`.
+        except Exception:  # noqa: S110
+            pass
 
-    def public_gradient(self, examples: Sequence[EncodedExample], *, count: int) -> PublicGradient:
-        """Exact gradient of public examples divided by the fixed `count`, not by how many came.
+    def public_gradient(self, examples: Sequence[EncodedExample]) -> PublicGradient:
+        """Exact gradient of the mean loss of public examples; 0 for none.
 
         Batches go through the same engine as the private stream, as one unit.
         """
 
-        def gradient(batch: PhysicalBatch) -> tuple[list[Tensor], float]:
-            self.engine.begin(1)
-            loss = self._backward(batch)
-            return [one[0] for one in self.engine.take()], loss
+        def gradient(part: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
+            return self._gradients(one_sum(part))
 
-        sums: list[Tensor] | None = None
+        sums = [
+            torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.engine.parameters
+        ]
         loss = 0.0
-        batches = self._sums_of(examples)
-        for taken, part in self._fitting(batches, gradient, PhysicalBatch.halves_of_a_sum):
+        for taken, part in self._fitting(examples, gradient):
             loss += part
-            sums = taken if sums is None else [a.add_(b) for a, b in zip(sums, taken, strict=True)]
-        if sums is None:
-            sums = [torch.zeros_like(one) for one in self.engine.parameters]
-        return PublicGradient(
-            gradients=tuple(one / count for one in sums), loss=loss / max(len(examples), 1)
-        )
+            sums = [a.add_(b[0]) for a, b in zip(sums, taken, strict=True)]
+        count = max(len(examples), 1)
+        return PublicGradient(gradients=tuple(total / count for total in sums), loss=loss / count)
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """Per parameter, (units, *parameter.shape) float32: each unit's gradient, unclipped."""
-        self.engine.begin(batch.units)
-        self._backward(batch)
-        return self.engine.take()
+        return self._gradients(batch)[0]
 
-    def _sums_of(self, examples: Sequence[EncodedExample]) -> tuple[PhysicalBatch, ...]:
-        return sums_of(examples, physical_batch_size=self.physical_batch_size)
+    def _gradients(self, batch: PhysicalBatch) -> tuple[list[Tensor], float]:
+        # A sum, not a mean: an example's gradient must not depend on how many others came.
+        return self.engine.gradients(
+            batch.units, batch.unit_of_row, lambda: self._loss(batch.examples).sum()
+        )
 
     def _fitting(
         self,
-        batches: Iterable[PhysicalBatch],
-        work: Callable[[PhysicalBatch], Result],
-        halve: Callable[[PhysicalBatch], Halves],
+        examples: Sequence[EncodedExample],
+        work: Callable[[Sequence[EncodedExample]], Result],
     ) -> Iterator[Result]:
-        """Do the work on every public batch in order; one too large for memory goes in halves.
+        """Do the work on batches of public examples; one too large for memory goes in halves.
 
-        Raises: ParameterError: what cannot be halved does not fit.
+        Raises: ParameterError: a single example does not fit.
         """
-        waiting = list(batches)[::-1]
+        size = self.physical_batch_size
+        waiting = [examples[first : first + size] for first in range(0, len(examples), size)][::-1]
         while waiting:
-            batch = waiting.pop()
+            part = waiting.pop()
             done: list[Result] = []
             try:
-                done.append(work(batch))
+                done.append(work(part))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # After the except clause: the error's traceback holds the batch's activations.
             if not done:
-                waiting.extend(reversed(self._after_out_of_memory(batch, halve)))
+                _release_cached_memory()
+                waiting.extend(self._halves(part)[::-1])
+                self._take_smaller_batches(len(part))
             yield from done
 
-    def _backward(self, batch: PhysicalBatch) -> float:
-        _, unit_of_row = batch.rows()
-        with self.engine.rows(unit_of_row):
-            # A sum, not a mean: an example's gradient must not depend on how many others came.
-            loss = self._losses(batch).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+    def _halves(self, examples: Sequence[EncodedExample]) -> list[Sequence[EncodedExample]]:
+        if len(examples) < 2:
+            longest = max(len(row.tokens) for row in rows_of(examples))
+            raise ParameterError(
+                f"one example of {longest} tokens does not fit into memory; shorten the texts, "
+                "train fewer layers (last_layers) or take a smaller model"
+            )
+        middle = len(examples) // 2
+        return [examples[:middle], examples[middle:]]
 
-    def _losses(self, batch: PhysicalBatch) -> Tensor:
-        path, own, has_own = self._scores(batch)
-        reference = path.new_tensor([self._reference_leads.get(one, 0.0) for one in batch.examples])
-        return example_losses(path, own, has_own, reference, self._loss)
-
-    def _scores(self, batch: PhysicalBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities per token of paths and own paths, and which examples have one."""
-        examples = batch.examples
-        rows, _ = batch.rows()
-        scores = per_token(self._scorer(rows), rows)
-        path = scores[: len(examples)]
-        holders = [at for at, one in enumerate(examples) if one.own_path is not None]
-        where = torch.tensor(holders, dtype=torch.int64, device=scores.device)
-        own = torch.zeros_like(path).index_copy(0, where, scores[len(examples) :])
-        has_own = torch.zeros_like(path, dtype=torch.bool).index_fill(0, where, True)
-        return path, own, has_own
-
-    def _after_out_of_memory(
-        self, batch: PhysicalBatch, halve: Callable[[PhysicalBatch], Halves]
-    ) -> Halves:
-        self.engine.begin(1)
-        release_cached_memory()
-        halves = halve(batch)
-        self._take_smaller_batches(batch)
-        return halves
-
-    def _take_smaller_batches(self, batch: PhysicalBatch) -> None:
-        half = max(1, len(batch.examples) // 2)
+    def _take_smaller_batches(self, examples: int) -> None:
+        half = max(1, examples // 2)
         # Batches of this step that were packed before come here as well, without another warning.
         if half < self.physical_batch_size:
             self.physical_batch_size = half
             logger.warning(
                 "out of memory with %d examples in a physical batch; going on with %d, which "
                 "changes speed and no result",
-                len(batch.examples),
+                examples,
                 half,
             )
+
+
+def _release_cached_memory() -> None:
+    """Give unused blocks of torch's CUDA cache back, so that smaller batches find room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of CPU or GPU, was not enough, whoever says so.
+
+    On a GPU torch raises `OutOfMemoryError`, and its libraries a `RuntimeError` that only the text
+    tells apart; on a CPU torch's allocator raises a `RuntimeError`, Python and numpy a
+    `MemoryError`. (Where Linux promises more memory than there is, it kills the process instead:
+    nothing can be caught then, and the ledger covers the steps.)
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)

@@ -1,12 +1,12 @@
-"""Noise of the private gradient: a vectorised discrete Gaussian, and a float Gaussian by name.
+"""Noise of the private gradient: a vectorised discrete Gaussian.
 
-The discrete sampler draws from a table of cumulative integer weights by Walker's alias method, so
-no floating-point number takes part in a draw. Wide distributions are the sum of two narrow ones
-on nested grids (Micciancio and Walter, CRYPTO 2017, "Gaussian sampling over the integers",
-section 3): with X1 and X2 discrete Gaussians of variances v1 and v2, X1 + k*X2 has the
-probabilities of a discrete Gaussian of variance v1 + k^2 v2 up to a factor within
-1 +- 2.01 exp(-2 pi^2 tau^2), tau^2 = v1 v2 / (v1 + k^2 v2) (complete the square; what is left is
-a Gaussian sum over a grid of spacing 1/tau, nearly constant by Poisson summation).
+The sampler draws from a table of cumulative integer weights by Walker's alias method, so no
+floating-point number takes part in a draw. Wide distributions are the sum of two narrow ones on
+nested grids (Micciancio and Walter, CRYPTO 2017, "Gaussian sampling over the integers", section 3):
+with X1 and X2 discrete Gaussians of variances v1 and v2, X1 + k*X2 has the probabilities of a
+discrete Gaussian of variance v1 + k^2 v2 up to a factor within 1 +- 2.01 exp(-2 pi^2 tau^2),
+tau^2 = v1 v2 / (v1 + k^2 v2) (complete the square; what is left is a Gaussian sum over a grid of
+spacing 1/tau, nearly constant by Poisson summation).
 
 Distance to the exact distribution, per draw, in total variation:
 
@@ -16,9 +16,9 @@ Distance to the exact distribution, per draw, in total variation:
 | tails cut at 14 standard deviations, two tables | 2^-138 |
 | two grids, tau^2 >= 5.9 | 2^-166 |
 
-Together below 2^-108 (MAX_TOTAL_VARIATION): 10^7 coordinates over 10^5 steps add less than 2^-68
-to delta. The words come from AES-256 in counter mode under a fresh key of the operating system
-for every vector, so no vector repeats, whatever a process restores after a crash.
+Together below 2^-108: 10^7 coordinates over 10^5 steps add less than 2^-68 to delta. The words come
+from AES-256 in counter mode under a fresh key of the operating system for every vector, so no
+vector repeats, whatever a process restores after a crash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
 from math import isqrt
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,12 +38,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from lada_secure.errors import ParameterError
 
-NoiseKind: TypeAlias = Literal["discrete_gaussian", "float_gaussian"]
 Words: TypeAlias = Callable[[int], npt.NDArray[np.uint64]]
 
 MIN_STD_STEPS: Final = 16
 MAX_STD_STEPS: Final = 2**24
-MAX_TOTAL_VARIATION: Final = 2.0**-108
 
 _PRECISION_BITS: Final = 256
 _MASS_BITS: Final = 128
@@ -65,7 +63,7 @@ def system_words(count: int) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AliasTable:
-    """Walker's table over the integers -reach .. reach, padded to 2^column_bits columns.
+    """Walker's table over integers around 0, padded to 2^column_bits columns.
 
     A column holds 2^(128 - column_bits) of the total mass 2^128; `high` and `low` are the
     threshold's upper (64 - column_bits) and lower 64 bits.
@@ -76,8 +74,6 @@ class _AliasTable:
     low: npt.NDArray[np.uint64]
     own: npt.NDArray[np.int64]
     alias: npt.NDArray[np.int64]
-    reach: int
-    weights: tuple[int, ...]
 
     def draw(self, count: int, words: Words) -> npt.NDArray[np.int64]:
         """Draw (count,) int64, one word each and a second one in a tie (chance 2^-46)."""
@@ -145,12 +141,10 @@ def _alias_table(variance: Fraction) -> _AliasTable:
     values = np.arange(columns, dtype=np.int64) - reach
     return _AliasTable(
         column_bits=column_bits,
-        high=np.array([one >> _WORD_BITS for one in threshold], dtype=np.uint64),
-        low=np.array([one & mask for one in threshold], dtype=np.uint64),
+        high=np.array([mass >> _WORD_BITS for mass in threshold], dtype=np.uint64),
+        low=np.array([mass & mask for mass in threshold], dtype=np.uint64),
         own=values,
         alias=values[np.array(alias)],
-        reach=reach,
-        weights=tuple(masses),
     )
 
 
@@ -158,11 +152,11 @@ class DiscreteGaussian:
     """Integers n with probability proportional to exp(-n^2 / (2 std^2)), vectorised.
 
     Canonne, Kamath, Steinke 2020, "The Discrete Gaussian for Differential Privacy", Definition 1.
-    Guarantees: every draw is within MAX_TOTAL_VARIATION of the exact distribution; draws are
-    independent; randomness is the operating system's (module docstring).
+    Guarantees: every draw is within 2^-108 of the exact distribution (module docstring); draws
+    are independent; randomness is the operating system's.
     """
 
-    __slots__ = ("_coarse", "_factor", "_fine", "std_steps")
+    __slots__ = ("_coarse", "_factor", "_fine")
 
     def __init__(self, std_steps: Fraction) -> None:
         """Build or look up the tables.
@@ -177,7 +171,6 @@ class DiscreteGaussian:
                 f"discrete Gaussian: standard deviation of {float(std_steps):.6g} grid steps, "
                 f"expected {MIN_STD_STEPS} to {MAX_STD_STEPS}; choose another grid"
             )
-        self.std_steps = std_steps
         variance = std_steps * std_steps
         if std_steps <= _SINGLE_TABLE_STD:
             self._factor, self._fine, self._coarse = 1, _alias_table(variance), None
@@ -189,22 +182,6 @@ class DiscreteGaussian:
         self._fine = _alias_table(fine)
         self._coarse = _alias_table((variance - fine) / self._factor**2)
 
-    @property
-    def tau_squared(self) -> Fraction | None:
-        """tau^2 of the module docstring; None where one table does."""
-        if self._coarse is None:
-            return None
-        fine = Fraction(25, 4) * self._factor**2
-        variance = self.std_steps * self.std_steps
-        return fine * (variance - fine) / (self._factor**2 * variance)
-
-    def tables(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """(grid spacing, masses of -reach .. reach in units of 2^-128) of each table."""
-        found = [(1, self._fine.weights)]
-        if self._coarse is not None:
-            found.append((self._factor, self._coarse.weights))
-        return tuple(found)
-
     def sample(self, count: int) -> npt.NDArray[np.int64]:
         """Draw a vector. Args: count: >= 0. Returns: (count,) int64, in grid steps."""
         return self._sample(count, system_words)
@@ -214,21 +191,3 @@ class DiscreteGaussian:
         if self._coarse is not None:
             drawn = drawn + self._factor * self._coarse.draw(count, words)
         return drawn
-
-
-def float_gaussian(count: int, *, std: float) -> npt.NDArray[np.float64]:
-    """Gaussian noise in float64 by Box and Muller from the operating system's randomness.
-
-    Known gap: floats are not the reals. Which doubles can come out depends on the input and the
-    low bits of a sum may tell it (Mironov 2012, "On significance of the least significant bits"),
-    and |noise| <= 8.6 std. The accountant's proof does not cover either; the discrete Gaussian is
-    the default for that reason.
-
-    Args: count: >= 0. std: > 0, absolute. Returns: (count,) float64.
-    """
-    pairs = (count + 1) // 2
-    words = system_words(2 * pairs)
-    unit = ((words >> np.uint64(11)).astype(np.float64) + 1.0) * 2.0**-53
-    radius = np.sqrt(-2.0 * np.log(unit[:pairs])) * std
-    angle = 2.0 * np.pi * unit[pairs:]
-    return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from fractions import Fraction
+from typing import Final, Literal
 
 import torch
 
-from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS, IntegerGrid
-from lada_secure.dpsgd.engine import EngineName
-from lada_secure.dpsgd.noise import NoiseKind
+from lada_secure.dpsgd.engine import ENGINES, EngineName
 from lada_secure.errors import ParameterError
 from lada_secure.models.loss import LossSettings
-from lada_secure.privacy.accounting.events import DpSgdEvent, dpsgd_event
+from lada_secure.privacy.accounting.events import MAX_STEPS, DpSgdEvent
+from lada_secure.ranges import above_zero, at_least, one_of, zero_or_more
 
-MAX_STEPS = 10**6
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0.0 < value < float("inf"):
-        raise ParameterError(f"{name}: expected a finite number above 0, got {value}")
+# Standard deviation of the noise in grid steps.
+STD_STEPS: Final = 2**20
+_MIN_CLIP_STEPS: Final = 2**8
+# Squared lengths up to 2^52 are exact in float64.
+_MAX_CLIP_STEPS: Final = 2**26
+# Below this, even units that all agree move the weights less than the noise does.
+_DROWNED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,6 @@ class DpSgdParameters:
     expected_units: fixed denominator of every step, > 0, whoever joined.
     steps: >= 1. pool_gradients: "public" adds exact gradients of pool samples, "private" makes
     every pool sample a privacy unit of its own that goes through sampling, clipping and noise.
-    noise: "discrete_gaussian" (as proven) or "float_gaussian" (see `noise.float_gaussian`).
-    std_steps: standard deviation of the discrete noise in grid steps, >= 16.
 
     One object makes sampler, clipping, noise and the accounted event, so they cannot disagree.
     """
@@ -43,46 +43,90 @@ class DpSgdParameters:
     expected_units: float
     steps: int
     pool_gradients: Literal["public", "private"]
-    noise: NoiseKind = "discrete_gaussian"
-    std_steps: int = DEFAULT_STD_STEPS
 
     def __post_init__(self) -> None:
-        _positive("noise_multiplier", self.noise_multiplier)
-        _positive("l2_clip_norm", self.l2_clip_norm)
-        _positive("expected_units", self.expected_units)
-        if not 0.0 < self.sampling_probability <= 1.0:
-            raise ParameterError(
-                "sampling_probability: expected above 0 and at most 1, got "
-                f"{self.sampling_probability}"
-            )
+        above_zero(
+            noise_multiplier=self.noise_multiplier,
+            l2_clip_norm=self.l2_clip_norm,
+            expected_units=self.expected_units,
+        )
         if not 1 <= self.steps <= MAX_STEPS:
             raise ParameterError(f"steps: expected 1 to {MAX_STEPS}, got {self.steps}")
         if self.pool_gradients not in ("public", "private"):
             raise ParameterError(
                 f"pool_gradients: expected 'public' or 'private', got {self.pool_gradients!r}"
             )
-        if self.noise not in ("discrete_gaussian", "float_gaussian"):
-            raise ParameterError(
-                "noise: expected 'discrete_gaussian' or 'float_gaussian', got " + repr(self.noise)
-            )
-        self.event(1)
-        self.grid()
+        # Both refuse what they cannot do.
+        _ = self.event(1), self.clip_steps
 
     def event(self, steps: int) -> DpSgdEvent:
         """The accounted event of so many steps."""
-        return dpsgd_event(
+        return DpSgdEvent(
             noise_multiplier=self.noise_multiplier,
             sampling_probability=self.sampling_probability,
             steps=steps,
         )
 
-    def grid(self) -> IntegerGrid | None:
-        """The integer grid of clipped gradients; None with float noise."""
-        if self.noise == "float_gaussian":
-            return None
-        return IntegerGrid.for_noise(
-            noise_multiplier=self.noise_multiplier, std_steps=self.std_steps
+    @property
+    def clip_steps(self) -> int:
+        """The clip norm in whole steps of the grid that gradients are cut to.
+
+        STD_STEPS / noise_multiplier rounded down, so that noise of STD_STEPS steps is never below
+        noise_multiplier clip norms.
+        Raises: ParameterError: noise so large or small that it would be under 2^8 or over 2^26.
+        """
+        steps = int(STD_STEPS / Fraction(self.noise_multiplier))
+        if not _MIN_CLIP_STEPS <= steps <= _MAX_CLIP_STEPS:
+            low, high = STD_STEPS / _MAX_CLIP_STEPS, STD_STEPS / _MIN_CLIP_STEPS
+            raise ParameterError(
+                f"noise_multiplier {self.noise_multiplier} does not fit a grid of {STD_STEPS} "
+                f"steps per standard deviation; expected {low:.4g} to {high:.4g}"
+            )
+        return steps
+
+
+def signal_to_noise(
+    *, expected_units: float, noise_multiplier: float, parameters: int, steps: int = 1
+) -> float:
+    """Best-case ratio of the private gradient's length to the noise's, over `steps` steps.
+
+    If all units agreed, the sum of a step were expected_units clip norms long; the noise is
+    noise_multiplier sqrt(parameters) of them. Signal adds up over steps, noise by its square root.
+    Needs no data.
+    """
+    return math.sqrt(steps) * expected_units / (noise_multiplier * math.sqrt(parameters))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalToNoiseEstimate:
+    """What a run can achieve at best, told from public settings before anything is spent.
+
+    parameters: how many numbers are trained. signal_to_noise: best case over the whole run. hint:
+    None where it looks fine.
+    """
+
+    parameters: int
+    signal_to_noise: float
+    hint: str | None
+
+
+def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> SignalToNoiseEstimate:
+    """Judge privacy parameters against the number of trainable parameters, > 0."""
+    ratio = signal_to_noise(
+        expected_units=privacy.expected_units,
+        noise_multiplier=privacy.noise_multiplier,
+        parameters=parameters,
+        steps=privacy.steps,
+    )
+    hint = None
+    if ratio < _DROWNED:
+        hint = (
+            f"noise would drown the private gradients: best-case signal-to-noise {ratio:.2g} over "
+            f"{privacy.steps} steps with {parameters} trainable parameters. Lower the rank, adapt "
+            "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
+            "or lower private_weight"
         )
+    return SignalToNoiseEstimate(parameters=parameters, signal_to_noise=ratio, hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +141,9 @@ class TrainerSettings:
     physical_batch_size: examples per forward pass; a larger unit has one of its own.
     pool_batch_size: pool samples per step and denominator of the public gradient, 0 for none.
     private_weight: >= 0, public factor on the noised private gradient.
-    learning_rate, weight_decay, schedule: AdamW's; "linear" falls to 0 over the run.
+    learning_rate: AdamW's, > 0; there is no weight decay.
     steps_per_reservation: steps paid for at a time; a crash loses at most so many.
-    frozen_cache_bytes: room for outputs of frozen layers. seed: order of the public pool.
+    seed: order of the public pool.
     """
 
     engine: EngineName = "auto"
@@ -110,38 +154,22 @@ class TrainerSettings:
     pool_batch_size: int = 8
     private_weight: float = 1.0
     learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "linear"] = "constant"
     steps_per_reservation: int = 10
-    frozen_cache_bytes: int = 512 * 2**20
     seed: int = 0
     loss: LossSettings = field(default_factory=LossSettings)
 
     def __post_init__(self) -> None:
-        _positive("learning_rate", self.learning_rate)
-        for name, value, least in (
-            ("physical_batch_size", self.physical_batch_size, 1),
-            ("pool_batch_size", self.pool_batch_size, 0),
-            ("steps_per_reservation", self.steps_per_reservation, 1),
-            ("frozen_cache_bytes", self.frozen_cache_bytes, 0),
-            ("seed", self.seed, 0),
-            ("threads", 1 if self.threads is None else self.threads, 1),
-        ):
-            if value < least:
-                raise ParameterError(f"{name}: expected at least {least}, got {value}")
-        for name, number in (
-            ("private_weight", self.private_weight),
-            ("weight_decay", self.weight_decay),
-        ):
-            if not 0.0 <= number < float("inf"):
-                raise ParameterError(f"{name}: expected a finite number >= 0, got {number}")
-        for name, text, allowed in (
-            ("engine", self.engine, ("auto", "fused", "opacus")),
-            ("precision", self.precision, ("float32", "bfloat16")),
-            ("schedule", self.schedule, ("constant", "linear")),
-        ):
-            if text not in allowed:
-                raise ParameterError(f"{name}: expected one of {', '.join(allowed)}, got {text!r}")
+        above_zero(learning_rate=self.learning_rate)
+        at_least(
+            1,
+            physical_batch_size=self.physical_batch_size,
+            steps_per_reservation=self.steps_per_reservation,
+            threads=1 if self.threads is None else self.threads,
+        )
+        at_least(0, pool_batch_size=self.pool_batch_size, seed=self.seed)
+        zero_or_more(private_weight=self.private_weight)
+        one_of(ENGINES, engine=self.engine)
+        one_of(("float32", "bfloat16"), precision=self.precision)
 
     def torch_device(self) -> torch.device:
         """The device to train on. Raises: ParameterError: unknown, or CUDA where there is none."""

@@ -29,14 +29,18 @@ _LENGTH_BYTES: Final = 8
 class TrainingState:
     """`binding` is a hash of everything that must be the same for going on.
 
-    step: steps done. public_losses: mean pool loss of each of them, None where there was none.
+    public_losses: mean pool loss of each step that was done, None where there was none.
     tensors: "<index>.value" and optimiser moments "<index>.<name>" of every trainable parameter.
     """
 
     binding: str
-    step: int
     public_losses: tuple[float | None, ...]
     tensors: dict[str, Tensor]
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.public_losses)
 
 
 def gather_state(
@@ -52,12 +56,7 @@ def gather_state(
         tensors[f"{at}.value"] = one.detach().cpu().clone()
         for name, moment in optimizer.state.get(one, {}).items():
             tensors[f"{at}.{name}"] = torch.as_tensor(moment).detach().cpu().clone()
-    return TrainingState(
-        binding=binding,
-        step=len(public_losses),
-        public_losses=tuple(public_losses),
-        tensors=tensors,
-    )
+    return TrainingState(binding=binding, public_losses=tuple(public_losses), tensors=tensors)
 
 
 def restore_state(
@@ -113,4 +112,4 @@ def decode_state(raw: bytes, *, binding: str) -> TrainingState:
             "stored training state belongs to another run: its parameters, settings, examples or "
             "first weights differ; use another round_id, or restore what was there before"
         )
-    return TrainingState(binding=binding, step=len(losses), public_losses=losses, tensors=tensors)
+    return TrainingState(binding=binding, public_losses=losses, tensors=tensors)

@@ -18,55 +18,51 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lada_secure.dpsgd.batching import PoissonSampler
 from lada_secure.dpsgd.clipping import ClippedSum
-from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
-from lada_secure.dpsgd.noise import DiscreteGaussian, float_gaussian
-from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.state import TrainingState, gather_state, restore_state
 from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFailed
 from lada_secure.models.examples import (
-    EncodedExample,
     EncodedUnit,
-    PathExample,
     PrivateUnit,
     PublicOrder,
+    RationaleExample,
     encode_example,
     encode_units,
 )
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 logger = logging.getLogger(__name__)
+
+# Room for outputs of frozen layers.
+_FROZEN_CACHE_BYTES: Final = 512 * 2**20
 
 
 def noised_gradient(total: ClippedSum, privacy: DpSgdParameters) -> Tensor:
     """(sum of clipped unit gradients + noise) / expected_units.
 
-    The discrete noise has std_steps grid steps and clip_steps <= std_steps / noise_multiplier, so
-    its multiplier is never below the accounted one.
+    The noise has STD_STEPS grid steps and clip_steps <= STD_STEPS / noise_multiplier, so its
+    multiplier is never below the accounted one.
 
     Returns: (d,) float64, over all trainable parameters in order.
     """
-    values = total.values()
-    if privacy.noise == "float_gaussian":
-        drawn = float_gaussian(values.numel(), std=privacy.noise_multiplier * privacy.l2_clip_norm)
-        return (values + torch.from_numpy(drawn).to(values.device)) / privacy.expected_units
-    grid = privacy.grid()
-    if grid is None:
-        raise ParameterError("discrete noise needs a grid")
-    noise = DiscreteGaussian(Fraction(privacy.std_steps)).sample(values.numel())
-    whole = total.integers() + torch.from_numpy(noise).to(values.device)
+    whole = total.integers()
+    noise = DiscreteGaussian(Fraction(STD_STEPS)).sample(whole.numel())
+    whole += torch.from_numpy(noise).to(whole.device)
     # From here on everything is post-processing of the noised integers.
-    return whole.double() * (privacy.l2_clip_norm / grid.clip_steps / privacy.expected_units)
+    return whole.double() * (privacy.l2_clip_norm / privacy.clip_steps / privacy.expected_units)
 
 
 class Trainer:
@@ -83,7 +79,7 @@ class Trainer:
         self,
         lm: LanguageModel,
         *,
-        pool: Sequence[PathExample],
+        pool: Sequence[RationaleExample],
         privacy: DpSgdParameters,
         settings: TrainerSettings,
     ) -> None:
@@ -94,16 +90,13 @@ class Trainer:
         self.device = settings.torch_device()
         self._contrast = settings.loss.contrastive_weight > 0.0
         encoded_pool = tuple(encode_example(lm, one, contrast=self._contrast) for one in pool)
-        self._public: tuple[EncodedExample, ...] = ()
+        public = privacy.pool_gradients == "public"
+        self._public = encoded_pool if public else ()
         # Where pool samples are protected like records, each is a unit of its own.
-        self._pool_units: tuple[EncodedUnit, ...] = ()
-        if privacy.pool_gradients == "public":
-            self._public = encoded_pool
-        else:
-            self._pool_units = tuple(
-                EncodedUnit(unit_id=f"pool:{at}", examples=(one,))
-                for at, one in enumerate(encoded_pool)
-            )
+        self._pool_units = tuple(
+            EncodedUnit(unit_id=f"pool:{at}", examples=(example,))
+            for at, example in enumerate(() if public else encoded_pool)
+        )
         self._units: tuple[EncodedUnit, ...] | None = None
         self._order = PublicOrder(
             count=len(self._public), batch_size=settings.pool_batch_size, seed=settings.seed
@@ -113,17 +106,14 @@ class Trainer:
         self.engine = open_engine(lm.model, settings.engine)
         self.parameters = self.engine.parameters
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.parameters, lr=settings.learning_rate, weight_decay=0.0
         )
         self.public_losses: list[float | None] = []
-        self.non_finite_units = 0
-        self.left_out_units = 0
-        self.non_finite_public_steps = 0
         try:
-            scorer = PathScorer(
+            scorer = RationaleScorer(
                 lm.model,
                 device=self.device,
-                cache_bytes=settings.frozen_cache_bytes,
+                cache_bytes=_FROZEN_CACHE_BYTES,
                 autocast_dtype=settings.autocast_dtype(),
             )
             if not scorer.finite_at_first:
@@ -137,9 +127,7 @@ class Trainer:
                 loss=settings.loss,
                 physical_batch_size=settings.physical_batch_size,
             )
-            self.source.remember_reference(
-                [*self._public, *(one for unit in self._pool_units for one in unit.examples)]
-            )
+            self.source.remember_reference(encoded_pool)
             self._check_public_loss()
         except BaseException:
             self.engine.close()
@@ -180,14 +168,11 @@ class Trainer:
         Args: first_step: of the steps to judge, from 0; they are committed.
         Raises: TrainingFailed: weights are not finite, or no public loss since then was.
         """
-        since = self.public_losses[first_step:]
-        told = (
-            "the weights hold NaN or infinity"
-            if not all(bool(torch.isfinite(one).all()) for one in self.parameters)
-            else "every public loss was NaN or infinity"
-            if self._public and self._settings.pool_batch_size and set(since) == {None}
-            else ""
-        )
+        told = ""
+        if not all(bool(torch.isfinite(one).all()) for one in self.parameters):
+            told = "the weights hold NaN or infinity"
+        elif self._order.batch(0) and set(self.public_losses[first_step:]) == {None}:
+            told = "every public loss was NaN or infinity"
         if told:
             raise TrainingFailed(
                 f"training steps {first_step + 1} to {self.steps_done}: {told}; stopped before "
@@ -202,8 +187,6 @@ class Trainer:
     def step(self) -> float | None:
         """Sample, clip, sum, noise, add the public gradient, update. Returns: public loss."""
         total = self._clipped_sum(self.draw())
-        self.non_finite_units += total.non_finite
-        self.left_out_units += total.left_out
         return self.update(noised_gradient(total, self._privacy) * self._settings.private_weight)
 
     def draw(self) -> list[EncodedUnit]:
@@ -213,46 +196,31 @@ class Trainer:
         return [self._units[at] for at in self._sampler.draw()]
 
     def _clipped_sum(self, joined: Sequence[EncodedUnit]) -> ClippedSum:
-        clip, grid = self._privacy.l2_clip_norm, self._privacy.grid()
         try:
-            return self.source.clipped_sum(joined, l2_clip_norm=clip, grid=grid)
+            return self.source.clipped_sum(joined, ClippedSum(self.parameters, self._privacy))
         except Exception:
             # `clipped_sum` lets no unit's own failure out, so this is a defect that no single unit
             # decides. A step without private gradient, with all of its noise, still says less
             # than a process that ends.
             logger.warning("a step's private gradient could not be computed; its sum is zero")
-            return ClippedSum(self.parameters, l2_clip_norm=clip, grid=grid)
+            return ClippedSum(self.parameters, self._privacy)
 
     def update(self, private_gradient: Tensor) -> float | None:
         """The rest of a step, after noise: public stream and AdamW."""
+        batch = [self._public[at] for at in self._order.batch(self.steps_done)]
+        # First, for the engine may use .grad itself (opacus).
+        public = self.source.public_gradient(batch)
+        finite = all(bool(torch.isfinite(part).all()) for part in public.gradients)
         sizes = [one.numel() for one in self.parameters]
         parts = torch.split_with_sizes(private_gradient, sizes)
-        for one, part in zip(self.parameters, parts, strict=True):
-            one.grad = part.view_as(one).to(one.dtype, copy=True)
-        loss = self._add_public_gradient()
-        if self._settings.schedule == "linear":
-            left = 1.0 - self.steps_done / self._privacy.steps
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._settings.learning_rate * left
+        for parameter, part, added in zip(self.parameters, parts, public.gradients, strict=True):
+            gradient = part.view_as(parameter).to(parameter.dtype, copy=True)
+            parameter.grad = gradient.add_(added.to(parameter.dtype)) if finite else gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        loss = public.loss if batch and math.isfinite(public.loss) else None
         self.public_losses.append(loss)
         return loss
-
-    def _add_public_gradient(self) -> float | None:
-        batch = [self._public[at] for at in self._order.batch(self.steps_done)]
-        if not batch:
-            return None
-        # The engine's own use of .grad (opacus) must not meet the private gradient.
-        private = [one.grad for one in self.parameters]
-        public = self.source.public_gradient(batch, count=self._settings.pool_batch_size)
-        finite = all(bool(torch.isfinite(one).all()) for one in public.gradients)
-        self.non_finite_public_steps += not finite
-        for one, own, added in zip(self.parameters, private, public.gradients, strict=True):
-            one.grad = own
-            if finite and one.grad is not None:
-                one.grad += added.to(one.dtype)
-        return public.loss if math.isfinite(public.loss) else None
 
     def state(self, binding: str) -> TrainingState:
         """A copy of everything that the next step depends on, but for randomness."""
@@ -270,14 +238,5 @@ class Trainer:
         self.engine.close()
 
 
-class TrainerFactory(Protocol):
-    """Opens the trainer of a run: `Trainer` itself, or one under audit."""
-
-    def __call__(
-        self,
-        lm: LanguageModel,
-        *,
-        pool: Sequence[PathExample],
-        privacy: DpSgdParameters,
-        settings: TrainerSettings,
-    ) -> Trainer: ...
+# Opens the trainer of a run: `Trainer` itself, or one under audit.
+TrainerFactory: TypeAlias = Callable[..., Trainer]

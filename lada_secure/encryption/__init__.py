@@ -1,4 +1,4 @@
-"""Pairwise masks, collective opening (BFV) and blind scoring (CKKS).
+"""Pairwise masks, secure aggregation (BFV) and blind scoring (CKKS).
 
 The modules are split by who may import them. `parameters`, `parsing`, `masks`, `sealing` and
 `blind_scores` never decrypt; `aggregate_key` (auditor) and `scoring_key` (site) do, and a server

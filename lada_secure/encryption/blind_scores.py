@@ -29,9 +29,9 @@ from lada_secure.encryption.parameters import (
     SCORING_MODULUS,
     ScoringParameters,
 )
-from lada_secure.encryption.parsing import SCORES_MAGIC, Coefficients, frame, query_parts
+from lada_secure.encryption.parsing import SCORES_MAGIC, frame, query_parts
 from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 
 # Encoded blocks are kept for the next site up to this size; further ones are encoded again for
 # each query, so memory does not grow with the pool.
@@ -45,16 +45,15 @@ class PoolMatrix:
     """A committed matrix, pool samples by cells, ready to be scored.
 
     The coordinator answers queries with it, and the auditor computes the same bytes again.
-    Owns a worker process unless it is given one; `close` ends its own, as does leaving the
-    `with` block.
+
+    Args: worker: keeps the encoded matrix; None means the one that this process shares.
     """
 
     def __init__(self, matrix: EncodedMatrix, *, worker: WorkerProcess | None = None) -> None:
         self.parameters: Final[ScoringParameters] = matrix.parameters
         self.pool_size: Final[int] = matrix.pool_size
         self._matrix = matrix
-        self._worker = worker or WorkerProcess(BLIND_WORKER)
-        self._owns_worker = worker is None
+        self._worker = worker or shared_worker()
         # Names this matrix towards a worker that may have seen another one.
         self._matrix_id = secrets.randbits(63)
         self._cache_blocks = CACHE_BYTES // (self.parameters.cells * _ENCODED_COLUMN_BYTES)
@@ -66,53 +65,23 @@ class PoolMatrix:
         Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range, or
             native_failure.
         """
-        coefficients, seeds = query_parts(query, self.parameters)
+        params, worker = self.parameters, self._worker
+        coefficients, seeds = query_parts(query, params)
+        which = [SCORING_MODULUS, params.cells, params.query_scale_bits]
+        product = [params.cells, params.matrix_scale_bits, SCORING_COEFFICIENT_BYTES]
+        product += [self._matrix_id, self._cache_blocks]
+        replies: list[Part] = []
         # Between loading a query and using it the worker must not be handed another one: a site
         # would get scores that another site's key opens.
-        with self._worker.exclusive():
-            return self._score(coefficients, seeds)
-
-    def _score(self, coefficients: Coefficients, seeds: list[bytes]) -> bytes:
-        cells = self.parameters.cells
-        self._worker.call(
-            "load_query",
-            [
-                numbers([SCORING_MODULUS, cells, self.parameters.query_scale_bits]),
-                coefficients.tobytes(),
-                b"".join(seeds),
-            ],
-            foreign="query",
-        )
-        (raw,) = self._worker.call("held", [numbers([self._matrix_id])])
-        held = frozenset(read_numbers(raw))
-        replies: list[Part] = []
-        every = range(self.parameters.blocks(self.pool_size))
-        for start in range(0, len(every), _BLOCKS_PER_REQUEST):
-            replies += self._score_blocks(every[start : start + _BLOCKS_PER_REQUEST], held)
-        return frame(SCORES_MAGIC, self.parameters.digest, *replies)
-
-    def _score_blocks(self, blocks: range, held: frozenset[int]) -> list[memoryview]:
-        which = [
-            self.parameters.cells,
-            self.parameters.matrix_scale_bits,
-            SCORING_COEFFICIENT_BYTES,
-            self._matrix_id,
-            self._cache_blocks,
-            *blocks,
-        ]
-        rows = [b"" if one in held else self._matrix.rows(one).tobytes() for one in blocks]
-        return self._worker.call("score", [numbers(which), *rows], foreign="query")
-
-    def close(self) -> None:
-        """End the worker, if it is this matrix's own."""
-        if self._owns_worker:
-            self._worker.close()
-
-    def __enter__(self) -> PoolMatrix:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"PoolMatrix(pool_size={self.pool_size}, cells={self.parameters.cells})"
+        with worker.lock:
+            loaded: list[Part] = [numbers(which), coefficients.tobytes(), seeds]
+            worker.call("load_query", loaded, foreign="query")
+            (raw,) = worker.call("held", [numbers([self._matrix_id])])
+            held = frozenset(read_numbers(raw))
+            every = range(params.blocks(self.pool_size))
+            for start in range(0, len(every), _BLOCKS_PER_REQUEST):
+                blocks = every[start : start + _BLOCKS_PER_REQUEST]
+                rows = [b"" if one in held else self._matrix.rows(one).tobytes() for one in blocks]
+                parts = [numbers([*product, *blocks]), *rows]
+                replies += worker.call("score", parts, foreign="query")
+        return frame(SCORES_MAGIC, params.digest, *replies)

@@ -13,52 +13,38 @@ score: numbers (cells, matrix scale bits, width, matrix id, cache blocks, block,
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.native import Ring, opening_ring, scoring_ring
+from lada_secure.encryption.native import Ring, aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
 from lada_secure.encryption.parsing import pack
 from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
 from lada_secure.encryption.workers.loop import run
 
-_MAX_ENCRYPTORS: Final = 8
+
+@lru_cache(maxsize=8)
+def _encryptor(prime: int, plain_modulus: int, key: bytes) -> tuple[Ring, Any, Any]:
+    ring = aggregation_ring(prime, plain_modulus)
+    coefficients = np.frombuffer(key, dtype="<u8").reshape(2, POLY_MODULUS_DEGREE)
+    encryptor = sealapi.Encryptor(ring.context, ring.public_key(coefficients))
+    return ring, sealapi.BatchEncoder(ring.context), encryptor
 
 
-class _Sealer:
-    """Encrypts under public keys; keeps the objects of the last few."""
-
-    def __init__(self) -> None:
-        self._encryptors: OrderedDict[tuple[bytes, bytes], tuple[Ring, Any, Any]] = OrderedDict()
-
-    def seal(self, parts: list[memoryview]) -> list[Part]:
-        which, key, entries = bytes(parts[0]), bytes(parts[1]), parts[2]
-        ring, encoder, encryptor = self._encryptor(which, key)
-        width = read_numbers(which)[2]
-        plain, encrypted = sealapi.Plaintext(), sealapi.Ciphertext()
-        sealed: list[Part] = []
-        for chunk in np.frombuffer(entries, dtype="<u8").reshape(-1, POLY_MODULUS_DEGREE):
-            encoder.encode(chunk.tolist(), plain)
-            encryptor.encrypt(plain, encrypted)
-            sealed.append(pack(ring.coefficients(encrypted), width))
-        return sealed
-
-    def _encryptor(self, which: bytes, key: bytes) -> tuple[Ring, Any, Any]:
-        known = self._encryptors.get((which, key))
-        if known is None:
-            prime, plain_modulus, _ = read_numbers(which)
-            ring = opening_ring(prime, plain_modulus)
-            coefficients = np.frombuffer(key, dtype="<u8").reshape(2, POLY_MODULUS_DEGREE)
-            encryptor = sealapi.Encryptor(ring.context, ring.public_key(coefficients))
-            known = ring, sealapi.BatchEncoder(ring.context), encryptor
-            self._encryptors[which, key] = known
-            if len(self._encryptors) > _MAX_ENCRYPTORS:
-                self._encryptors.popitem(last=False)
-        self._encryptors.move_to_end((which, key))
-        return known
+def _seal(parts: list[bytes]) -> list[Part]:
+    which, key, entries = parts
+    prime, plain_modulus, width = read_numbers(which)
+    ring, encoder, encryptor = _encryptor(prime, plain_modulus, key)
+    plain, encrypted = sealapi.Plaintext(), sealapi.Ciphertext()
+    sealed: list[Part] = []
+    for chunk in np.frombuffer(entries, dtype="<u8").reshape(-1, POLY_MODULUS_DEGREE):
+        encoder.encode(chunk.tolist(), plain)
+        encryptor.encrypt(plain, encrypted)
+        sealed.append(pack(ring.coefficients(encrypted), width))
+    return sealed
 
 
 class _Scorer:
@@ -67,27 +53,26 @@ class _Scorer:
     def __init__(self) -> None:
         self._ring: Ring | None = None
         self._query: list[Any] = []
-        self._query_scale = 1.0
         self._matrix_id = -1
         self._encoded: dict[int, list[tuple[int, Any]]] = {}
 
-    def load_query(self, parts: list[memoryview]) -> list[Part]:
+    def load_query(self, parts: list[bytes]) -> list[Part]:
         which, coefficients, seeds = parts
         prime, cells, scale_bits = read_numbers(which)
         ring = self._ring = scoring_ring(prime)
-        self._query_scale = 2.0**scale_bits
+        scale = 2.0**scale_bits
         rows = np.frombuffer(coefficients, dtype="<u8").reshape(cells, POLY_MODULUS_DEGREE)
         self._query = [
-            ring.seeded_ciphertext(row, bytes(seeds[at : at + SEED_BYTES]), scale=self._query_scale)
+            ring.ciphertext(row, ntt=True, scale=scale, seed=seeds[at : at + SEED_BYTES])
             for row, at in zip(rows, range(0, len(seeds), SEED_BYTES), strict=True)
         ]
         return []
 
-    def held(self, parts: list[memoryview]) -> list[Part]:
+    def held(self, parts: list[bytes]) -> list[Part]:
         (matrix_id,) = read_numbers(parts[0])
         return [numbers(list(self._encoded) if matrix_id == self._matrix_id else [])]
 
-    def score(self, parts: list[memoryview]) -> list[Part]:
+    def score(self, parts: list[bytes]) -> list[Part]:
         which, *rows = parts
         cells, scale_bits, width, matrix_id, cache_blocks, *blocks = read_numbers(which)
         ring = self._ring
@@ -135,18 +120,7 @@ def _encode(encoder: Any, matrix: Any, scale: float) -> list[tuple[int, Any]]:
     return columns
 
 
-def main() -> None:
-    """Serve until the parent closes the pipe."""
-    sealer, scorer = _Sealer(), _Scorer()
-    run(
-        {
-            "seal": sealer.seal,
-            "load_query": scorer.load_query,
-            "held": scorer.held,
-            "score": scorer.score,
-        }
-    )
-
-
 if __name__ == "__main__":
-    main()
+    scorer = _Scorer()
+    scoring = {"load_query": scorer.load_query, "held": scorer.held, "score": scorer.score}
+    run({"seal": _seal, **scoring})

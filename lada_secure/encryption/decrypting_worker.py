@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 from tenseal import sealapi
 
-from lada_secure.encryption.native import opening_ring, scoring_ring
+from lada_secure.encryption.native import aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE
 from lada_secure.encryption.parsing import pack, unpack
 from lada_secure.encryption.workers.frames import Part, read_numbers
@@ -32,66 +32,58 @@ from lada_secure.encryption.workers.loop import run
 _ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
 
 
-def _opening_generate(parts: list[memoryview]) -> list[Part]:
-    prime, plain_modulus = read_numbers(parts[0])
-    ring = opening_ring(prime, plain_modulus)
+def _aggregate_generate(parts: list[bytes]) -> list[Part]:
+    ring = aggregation_ring(*read_numbers(parts[0]))
     generator = sealapi.KeyGenerator(ring.context)
     public = sealapi.PublicKey()
     generator.create_public_key(public)
-    return [
-        ring.public_key_coefficients(public).tobytes(),
-        ring.secret_key_coefficients(generator.secret_key()).tobytes(),
-    ]
+    secret = ring.secret_key_coefficients(generator.secret_key())
+    return [ring.public_key_coefficients(public).tobytes(), secret.tobytes()]
 
 
-def _open(parts: list[memoryview]) -> list[Part]:
+def _open(parts: list[bytes]) -> list[Part]:
     which, secret, packed = parts
     prime, plain_modulus, width = read_numbers(which)
-    ring = opening_ring(prime, plain_modulus)
-    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
-    decryptor = sealapi.Decryptor(ring.context, key)
+    ring = aggregation_ring(prime, plain_modulus)
+    decryptor = sealapi.Decryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.BatchEncoder(ring.context)
     plain = sealapi.Plaintext()
-    chunks = unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE)
     opened: list[Part] = []
-    for chunk in chunks:
+    for chunk in unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE):
         decryptor.decrypt(ring.ciphertext(chunk, ntt=False, scale=1.0), plain)
         # Twice as fast as filling an array from the list.
         opened.append(_ENTRIES.pack(*encoder.decode_int64(plain)))
     return opened
 
 
-def _scoring_generate(parts: list[memoryview]) -> list[Part]:
-    (prime,) = read_numbers(parts[0])
-    ring = scoring_ring(prime)
+def _scoring_generate(parts: list[bytes]) -> list[Part]:
+    ring = scoring_ring(*read_numbers(parts[0]))
     secret = sealapi.KeyGenerator(ring.context).secret_key()
     return [ring.secret_key_coefficients(secret).tobytes()]
 
 
-def _scoring_encrypt(parts: list[memoryview]) -> list[Part]:
+def _scoring_encrypt(parts: list[bytes]) -> list[Part]:
     which, secret, utilities = parts
     prime, scale_bits, width = read_numbers(which)
     ring = scoring_ring(prime)
-    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
-    encryptor = sealapi.Encryptor(ring.context, key)
+    encryptor = sealapi.Encryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.CKKSEncoder(ring.context)
     plain = sealapi.Plaintext()
-    polynomials, seeds = [], []
+    polynomials, seeds = b"", b""
     for utility in np.frombuffer(utilities, dtype="<f8").tolist():
         # The same utility in every slot: each slot belongs to another pool sample.
         encoder.encode(utility, 2.0**scale_bits, plain)
         polynomial, seed = ring.seeded_coefficients(encryptor.encrypt_symmetric(plain))
-        polynomials.append(pack(polynomial, width))
-        seeds.append(seed)
-    return [b"".join(polynomials), b"".join(seeds)]
+        polynomials += pack(polynomial, width)
+        seeds += seed
+    return [polynomials, seeds]
 
 
-def _scoring_decrypt(parts: list[memoryview]) -> list[Part]:
+def _scoring_decrypt(parts: list[bytes]) -> list[Part]:
     which, secret, packed = parts
     prime, scale_bits, width = read_numbers(which)
     ring = scoring_ring(prime)
-    key = ring.secret_key(np.frombuffer(secret, dtype="<u8"))
-    decryptor = sealapi.Decryptor(ring.context, key)
+    decryptor = sealapi.Decryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.CKKSEncoder(ring.context)
     plain = sealapi.Plaintext()
     blocks = unpack(packed, width).reshape(-1, 2, POLY_MODULUS_DEGREE)
@@ -102,18 +94,13 @@ def _scoring_decrypt(parts: list[memoryview]) -> list[Part]:
     return [scores.tobytes()]
 
 
-def main() -> None:
-    """Serve until the parent closes the pipe."""
+if __name__ == "__main__":
     run(
         {
-            "opening_generate": _opening_generate,
+            "aggregate_generate": _aggregate_generate,
             "open": _open,
             "scoring_generate": _scoring_generate,
             "scoring_encrypt": _scoring_encrypt,
             "scoring_decrypt": _scoring_decrypt,
         }
     )
-
-
-if __name__ == "__main__":
-    main()

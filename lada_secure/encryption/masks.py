@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import numpy as np
@@ -35,6 +36,7 @@ _MAX_CONTEXT_BYTES: Final = 1 << 16
 _BLOCK_WORDS: Final = 1 << 14
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class MaskKey:
     """A site's X25519 key for one round, attempt and purpose.
 
@@ -43,11 +45,7 @@ class MaskKey:
     purposes apart even so. Never printed, never pickled; Python cannot wipe it from memory.
     """
 
-    __slots__ = ("_private", "_public")
-
-    def __init__(self, private: X25519PrivateKey) -> None:
-        self._private = private
-        self._public = private.public_key().public_bytes_raw()
+    _private: X25519PrivateKey
 
     @classmethod
     def generate(cls) -> MaskKey:
@@ -68,24 +66,17 @@ class MaskKey:
     @property
     def public_bytes(self) -> bytes:
         """The public key, 32 raw bytes (RFC 7748)."""
-        return self._public
+        return self._private.public_key().public_bytes_raw()
 
-    def _shared_secret(self, peer_id: str, public: bytes) -> bytes:
+    def shared_secret(self, peer_id: str, public: bytes) -> bytes:
+        """X25519 with a peer's public key. Raises: PeerError (bad_mask_key)."""
         if len(public) != PUBLIC_KEY_BYTES:
-            raise PeerError(
-                f"mask key of {peer_id}: {len(public)} bytes, expected {PUBLIC_KEY_BYTES}",
-                reason="bad_mask_key",
-                peer=peer_id,
-            )
+            raise _bad_key(peer_id, f": {len(public)} bytes, expected {PUBLIC_KEY_BYTES}")
         try:
             return self._private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError as error:
             # A point of small order: the "shared" secret would be zero for every peer.
-            raise PeerError(
-                f"mask key of {peer_id}: not a usable X25519 key",
-                reason="bad_mask_key",
-                peer=peer_id,
-            ) from error
+            raise _bad_key(peer_id, ": not a usable X25519 key") from error
 
     def __repr__(self) -> str:
         return "MaskKey(secret)"
@@ -118,32 +109,25 @@ def pairwise_mask(
         names. ParameterError: no peer, own id among the peers, numbers out of range.
     """
     _check(own_id, peers, context=context, length=length, modulus=modulus)
-    seen = {own.public_bytes: own_id}
+    own_public = own.public_bytes
+    seen = {own_public: own_id}
     total = np.zeros(length, dtype=np.int64)
     for peer_id in sorted(peers):
         public = bytes(peers[peer_id])
         # One key under two names is one party that pretends to be two.
         if public in seen:
-            raise PeerError(
-                f"mask key of {peer_id} equals that of {seen[public]}",
-                reason="bad_mask_key",
-                peer=peer_id,
-            )
+            raise _bad_key(peer_id, f" equals that of {seen[public]}")
         seen[public] = peer_id
-        secret = own._shared_secret(peer_id, public)
-        low, high = sorted(((own_id, own.public_bytes), (peer_id, public)))
-        key = _mask_key(secret, (context, *_pair(low), *_pair(high)), length, modulus)
+        secret = own.shared_secret(peer_id, public)
+        low, high = sorted(((own_id.encode(), own_public), (peer_id.encode(), public)))
+        key = _mask_key(secret, (context, *low, *high), length, modulus)
         # At most MAX_SITES terms below 2^48: the sum stays inside int64.
         _accumulate(total, key, modulus, add=own_id < peer_id)
     return np.mod(total, modulus).astype(np.uint64)
 
 
 def masked(
-    values: npt.NDArray[np.integer],
-    mask: npt.NDArray[np.uint64],
-    *,
-    bound: int,
-    modulus: int,
+    values: npt.NDArray[np.integer], mask: npt.NDArray[np.uint64], *, bound: int, modulus: int
 ) -> npt.NDArray[np.uint64]:
     """Check a site's vector against its declared bound and hide it under its mask.
 
@@ -194,19 +178,16 @@ def _check(
         raise ParameterError(f"context must be 1 to {_MAX_CONTEXT_BYTES} bytes")
 
 
-def _pair(party: tuple[str, bytes]) -> tuple[bytes, bytes]:
-    return party[0].encode("ascii"), party[1]
+def _bad_key(peer_id: str, fault: str) -> PeerError:
+    return PeerError(f"mask key of {peer_id}{fault}", reason="bad_mask_key", peer=peer_id)
 
 
 def _mask_key(secret: bytes, fields: tuple[bytes, ...], length: int, modulus: int) -> bytes:
     # Each field carries its own length, so no two different contexts give one string. Both
     # public keys are inside: a key swapped on the way gives masks that do not cancel.
-    parts = [_DOMAIN, length.to_bytes(8, "big"), modulus.to_bytes(8, "big")]
-    for one in fields:
-        parts += [len(one).to_bytes(8, "big"), one]
-    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"".join(parts)).derive(
-        secret
-    )
+    info = _DOMAIN + length.to_bytes(8, "big") + modulus.to_bytes(8, "big")
+    info += b"".join(len(field).to_bytes(8, "big") + field for field in fields)
+    return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(secret)
 
 
 def _accumulate(total: npt.NDArray[np.int64], key: bytes, modulus: int, *, add: bool) -> None:
@@ -229,8 +210,5 @@ def _accumulate(total: npt.NDArray[np.int64], key: bytes, modulus: int, *, add: 
         words = np.bitwise_and(np.frombuffer(stream.update(zeros), dtype=word), cut)
         accepted = words[words < modulus][: total.size - done].view(signed)
         part = total[done : done + accepted.size]
-        if add:
-            part += accepted
-        else:
-            part -= accepted
+        (np.add if add else np.subtract)(part, accepted, out=part)
         done += accepted.size

@@ -111,13 +111,7 @@ def parse_matrix(raw: bytes, parameters: ScoringParameters, pool_size: int) -> E
     Raises: PeerError: wrong_length, wrong_format, wrong_parameters; out_of_range: an entry
         outside [0, 1], a row above its bound, an entry behind the last sample.
     """
-    body = unframe(
-        raw,
-        magic=MATRIX_MAGIC,
-        digest=parameters.digest,
-        total_bytes=parameters.matrix_bytes(pool_size),
-        what="matrix",
-    )
+    body = unframe(raw, MATRIX_MAGIC, parameters.digest, parameters.matrix_bytes(pool_size))
     shape = (parameters.blocks(pool_size), parameters.cells, parameters.slots)
     columns = np.frombuffer(body, dtype="<i4").reshape(shape).astype(np.int32, copy=False)
     matrix = EncodedMatrix(parameters=parameters, pool_size=pool_size, columns=columns)

@@ -44,67 +44,59 @@ class NativeLayoutError(RuntimeError):
     """The installed TenSEAL writes objects in another form than this module knows."""
 
 
-class _Scratch:
-    """An anonymous file in memory: the interface saves and loads through paths only.
+@cache
+def _scratch() -> tuple[int, str]:
+    """An anonymous file in memory and its path: the interface saves and loads through paths only.
 
     It never has a name in any file system, so nothing of a key is left behind.
     """
-
-    def __init__(self) -> None:
-        self._descriptor = os.memfd_create("lada", os.MFD_CLOEXEC)
-        self.path = f"/proc/self/fd/{self._descriptor}"
-
-    def save(self, item: Any) -> bytes:
-        item.save(self.path)
-        size = os.fstat(self._descriptor).st_size
-        return _body(os.pread(self._descriptor, size, 0))
-
-    def load(self, item: Any, context: Any, *body: Part) -> None:
-        # A longer object may have left its tail behind; SEAL reads as far as the header says.
-        os.pwritev(self._descriptor, _container(*body), 0)
-        item.load(context, self.path)
-
-
-@cache
-def scratch() -> _Scratch:
-    """The process's scratch file."""
-    return _Scratch()
-
-
-@cache
-def _version() -> tuple[int, int]:
-    header = sealapi.Serialization.SEALHeader()
-    return int(header.version_major), int(header.version_minor)
+    descriptor = os.memfd_create("lada", os.MFD_CLOEXEC)
+    return descriptor, f"/proc/self/fd/{descriptor}"
 
 
 def _container(*body: Part) -> list[Part]:
     """A SEAL object without compression: header and body, uncopied."""
-    major, minor = _version()
+    version = sealapi.Serialization.SEALHeader()
     size = _HEADER.size + sum(memoryview(part).nbytes for part in body)
-    return [_HEADER.pack(_MAGIC, _HEADER.size, major, minor, 0, 0, size), *body]
+    kinds = version.version_major, version.version_minor, 0, 0
+    return [_HEADER.pack(_MAGIC, _HEADER.size, *kinds, size), *body]
 
 
-def _body(saved: bytes) -> bytes:
+def _load(item: Any, context: Any, head: bytes, coefficients: Coefficients, *more: Part) -> Any:
+    flat = np.ascontiguousarray(coefficients, dtype="<u8").reshape(-1)
+    array = _container(_COUNT.pack(flat.size), flat.data)
+    descriptor, path = _scratch()
+    # A longer object may have left its tail behind; SEAL reads as far as the header says.
+    os.pwritev(descriptor, _container(head, *array, *more), 0)
+    item.load(context, path)
+    return item
+
+
+def _save(item: Any, head: struct.Struct, polynomials: int) -> tuple[Coefficients, bytes]:
+    """(polynomials, N) coefficients of an object of ours, and what stands behind them."""
+    descriptor, path = _scratch()
+    item.save(path)
+    saved = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
     magic, _, _, _, compression, _, size = _HEADER.unpack_from(saved)
     if magic != _MAGIC or size != len(saved) or compression not in (0, _ZSTD):
         raise NativeLayoutError(f"unknown SEAL header {saved[: _HEADER.size].hex()}")
-    if compression == 0:
-        return saved[_HEADER.size :]
-    return zstandard.ZstdDecompressor().decompressobj().decompress(saved[_HEADER.size :])
-
-
-def _array(body: bytes, offset: int, count: int) -> tuple[Coefficients, int]:
-    """Read a DynArray of `count` words at `offset`; return it and the offset behind it."""
-    start = offset + _HEADER.size + _COUNT.size
+    body = saved[_HEADER.size :]
+    if compression == _ZSTD:
+        body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    count = polynomials * POLY_MODULUS_DEGREE
+    start = head.size + _HEADER.size + _COUNT.size
     end = start + 8 * count
     if len(body) < end or _COUNT.unpack_from(body, start - _COUNT.size)[0] != count:
         raise NativeLayoutError(f"SEAL object of {len(body)} bytes, expected {count} coefficients")
-    return np.frombuffer(body, dtype="<u8", count=count, offset=start), end
+    flat = np.frombuffer(body, dtype="<u8", count=count, offset=start)
+    return flat.reshape(polynomials, POLY_MODULUS_DEGREE), body[end:]
 
 
-def _array_parts(coefficients: Coefficients) -> list[Part]:
-    flat = np.ascontiguousarray(coefficients, dtype="<u8").reshape(-1)
-    return _container(_COUNT.pack(flat.size), flat.data)
+def _alone(found: tuple[Coefficients, bytes], what: str) -> Coefficients:
+    coefficients, rest = found
+    if rest:
+        raise NativeLayoutError(f"{len(rest)} unknown bytes behind a {what}")
+    return coefficients
 
 
 class Ring:
@@ -122,79 +114,57 @@ class Ring:
             raise ValueError(f"SEAL refuses the parameters: {self.context.parameters_error_name()}")
         self.evaluator = sealapi.Evaluator(self.context)
 
-    def ciphertext(self, coefficients: Coefficients, *, ntt: bool, scale: float) -> Any:
-        """A SEAL ciphertext of two polynomials, from (2, N) coefficients."""
-        head = _CIPHERTEXT.pack(
-            *self.context.first_parms_id(), ntt, 2, POLY_MODULUS_DEGREE, 1, scale, 1
-        )
-        item = sealapi.Ciphertext()
-        scratch().load(item, self.context, head, *_array_parts(coefficients))
-        return item
+    def ciphertext(
+        self, coefficients: Coefficients, *, ntt: bool, scale: float, seed: bytes = b""
+    ) -> Any:
+        """A SEAL ciphertext of two polynomials, from (2, N) coefficients.
 
-    def seeded_ciphertext(self, coefficients: Coefficients, seed: bytes, *, scale: float) -> Any:
-        """A SEAL ciphertext whose second polynomial SEAL expands from a seed."""
-        head = _CIPHERTEXT.pack(
-            *self.context.first_parms_id(), True, 2, POLY_MODULUS_DEGREE, 1, scale, 1
-        )
-        info = _container(_SEED.pack(_BLAKE2XB, seed))
-        item = sealapi.Ciphertext()
-        scratch().load(item, self.context, head, *_array_parts(coefficients), *info)
-        return item
+        With a seed from (N,) coefficients: SEAL expands the second polynomial from it.
+        """
+        head = _head(self.context.first_parms_id(), ntt=ntt, scale=scale)
+        info = _container(_SEED.pack(_BLAKE2XB, seed)) if seed else ()
+        return _load(sealapi.Ciphertext(), self.context, head, coefficients, *info)
 
     def coefficients(self, ciphertext: Any) -> Coefficients:
         """(2, N) coefficients of a ciphertext of ours."""
-        body = scratch().save(ciphertext)
-        flat, end = _array(body, _CIPHERTEXT.size, 2 * POLY_MODULUS_DEGREE)
-        if end != len(body):
-            raise NativeLayoutError(f"{len(body) - end} unknown bytes behind a ciphertext")
-        return flat.reshape(2, POLY_MODULUS_DEGREE)
+        return _alone(_save(ciphertext, _CIPHERTEXT, 2), "ciphertext")
 
     def seeded_coefficients(self, serializable: Any) -> tuple[Coefficients, bytes]:
-        """(N,) coefficients and the seed of a fresh symmetric encryption."""
-        body = scratch().save(serializable)
-        flat, end = _array(body, _CIPHERTEXT.size, POLY_MODULUS_DEGREE)
-        if len(body) != end + _HEADER.size + _SEED.size:
+        """(1, N) coefficients and the seed of a fresh symmetric encryption."""
+        coefficients, rest = _save(serializable, _CIPHERTEXT, 1)
+        if len(rest) != _HEADER.size + _SEED.size:
             raise NativeLayoutError("a symmetric ciphertext does not end in a seed")
-        kind, seed = _SEED.unpack_from(body, end + _HEADER.size)
+        kind, seed = _SEED.unpack_from(rest, _HEADER.size)
         if kind != _BLAKE2XB:
             raise NativeLayoutError(f"unknown generator {kind}")
-        return flat, seed
+        return coefficients, seed
 
     def public_key(self, coefficients: Coefficients) -> Any:
         """A SEAL public key from (2, N) coefficients in NTT form."""
-        head = _CIPHERTEXT.pack(
-            *self.context.key_parms_id(), True, 2, POLY_MODULUS_DEGREE, 1, 1.0, 1
-        )
-        item = sealapi.PublicKey()
-        scratch().load(item, self.context, head, *_array_parts(coefficients))
-        return item
+        head = _head(self.context.key_parms_id(), ntt=True, scale=1.0)
+        return _load(sealapi.PublicKey(), self.context, head, coefficients)
 
     def public_key_coefficients(self, key: Any) -> Coefficients:
         """(2, N) coefficients of a public key of ours."""
-        body = scratch().save(key)
-        flat, end = _array(body, _CIPHERTEXT.size, 2 * POLY_MODULUS_DEGREE)
-        if end != len(body):
-            raise NativeLayoutError(f"{len(body) - end} unknown bytes behind a public key")
-        return flat.reshape(2, POLY_MODULUS_DEGREE)
+        return _alone(_save(key, _CIPHERTEXT, 2), "public key")
 
-    def secret_key(self, coefficients: Coefficients) -> Any:
+    def secret_key(self, coefficients: bytes) -> Any:
         """A SEAL secret key from (N,) coefficients in NTT form."""
         head = _PLAINTEXT.pack(*self.context.key_parms_id(), POLY_MODULUS_DEGREE, 1.0)
-        item = sealapi.SecretKey()
-        scratch().load(item, self.context, head, *_array_parts(coefficients))
-        return item
+        key = np.frombuffer(coefficients, dtype="<u8")
+        return _load(sealapi.SecretKey(), self.context, head, key)
 
     def secret_key_coefficients(self, key: Any) -> Coefficients:
-        """(N,) coefficients of a secret key of ours."""
-        body = scratch().save(key)
-        flat, end = _array(body, _PLAINTEXT.size, POLY_MODULUS_DEGREE)
-        if end != len(body):
-            raise NativeLayoutError(f"{len(body) - end} unknown bytes behind a secret key")
-        return flat
+        """(1, N) coefficients of a secret key of ours."""
+        return _alone(_save(key, _PLAINTEXT, 1), "secret key")
+
+
+def _head(parms_id: Any, *, ntt: bool, scale: float) -> bytes:
+    return _CIPHERTEXT.pack(*parms_id, ntt, 2, POLY_MODULUS_DEGREE, 1, scale, 1)
 
 
 @cache
-def opening_ring(prime: int, plain_modulus: int) -> Ring:
+def aggregation_ring(prime: int, plain_modulus: int) -> Ring:
     """BFV over one prime."""
     return Ring(sealapi.SCHEME_TYPE.BFV, prime, plain_modulus)
 

@@ -12,7 +12,9 @@ Reasons carried by the PeerErrors here: `wrong_length`, `wrong_format`, `wrong_p
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -23,8 +25,7 @@ from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     SCORING_COEFFICIENT_BYTES,
     SCORING_MODULUS,
-    SEED_BYTES,
-    OpeningParameters,
+    AggregationParameters,
     ScoringParameters,
 )
 from lada_secure.errors import LocalProtocolError, PeerError
@@ -36,6 +37,13 @@ PUBLIC_KEY_MAGIC: Final = b"LPK1"
 QUERY_MAGIC: Final = b"LSQ1"
 SCORES_MAGIC: Final = b"LSS1"
 MATRIX_MAGIC: Final = b"LSM1"
+_NAMES: Final = {
+    SEALED_MAGIC: "sealed vector",
+    PUBLIC_KEY_MAGIC: "opening key",
+    QUERY_MAGIC: "query",
+    SCORES_MAGIC: "scores",
+    MATRIX_MAGIC: "matrix",
+}
 
 # Copying three columns of 16 bits is faster than six of 8, and than rows of 6 bytes by far.
 _COLUMN_TYPES: Final = {5: "u1", 6: "<u2", 7: "u1", 8: "<u8"}
@@ -69,11 +77,12 @@ def frame(magic: bytes, digest: str, *body: bytes | memoryview) -> bytes:
     return b"".join((magic, bytes.fromhex(digest), *body))
 
 
-def unframe(raw: bytes, *, magic: bytes, digest: str, total_bytes: int, what: str) -> memoryview:
+def unframe(raw: bytes, magic: bytes, digest: str, total_bytes: int) -> memoryview:
     """Check size, magic and parameter digest; return the body without copying it.
 
     Raises: PeerError: reasons wrong_length, wrong_format, wrong_parameters.
     """
+    what = _NAMES[magic]
     if not isinstance(raw, bytes):
         raise LocalProtocolError(f"{what}: expected bytes, got {type(raw).__name__}")
     if len(raw) != total_bytes:
@@ -91,82 +100,57 @@ def unframe(raw: bytes, *, magic: bytes, digest: str, total_bytes: int, what: st
     return memoryview(raw)[HEADER_BYTES:]
 
 
-def checked(coefficients: Coefficients, modulus: int, what: str) -> Coefficients:
-    """Return the coefficients, or raise if one is not reduced modulo its prime."""
-    if coefficients.size and int(coefficients.max()) >= modulus:
+def _polynomials(body: memoryview, width: int, modulus: int, what: str) -> Coefficients:
+    """(n, N) coefficients, all of them reduced modulo their prime."""
+    flat = unpack(body, width)
+    if flat.size and int(flat.max()) >= modulus:
         raise PeerError(
             f"{what}: a coefficient is not below the modulus of {modulus.bit_length()} bits",
             reason="coefficient_range",
         )
-    return coefficients
+    return flat.reshape(-1, POLY_MODULUS_DEGREE)
 
 
-def sealed_body(raw: bytes, parameters: OpeningParameters) -> memoryview:
-    """Check the header of a sealed vector; coefficients are checked chunk by chunk."""
-    return unframe(
-        raw,
-        magic=SEALED_MAGIC,
-        digest=parameters.digest,
-        total_bytes=parameters.sealed_bytes,
-        what="sealed vector",
-    )
+def sealed_chunks(raw: bytes, parameters: AggregationParameters) -> Iterator[Coefficients]:
+    """The chunks of a sealed vector as (2, N) coefficients below q, each checked when it comes.
 
-
-def sealed_chunk(body: memoryview, index: int, parameters: OpeningParameters) -> Coefficients:
-    """Chunk `index` of a sealed vector as (2, N) coefficients below q.
-
-    Raises: PeerError: a coefficient out of range, or a second polynomial of zeros: such a
-        ciphertext is not encrypted at all, whoever holds it can read it without the key.
+    Raises: PeerError: as `unframe`, coefficient_range; transparent: a second polynomial of zeros.
+        Such a ciphertext is not encrypted at all, whoever holds it can read it without the key.
     """
-    size = parameters.chunk_bytes
-    what = f"sealed vector, chunk {index}"
-    flat = unpack(body[index * size : (index + 1) * size], parameters.coefficient_bytes)
-    both = checked(flat, parameters.coeff_modulus, what).reshape(2, POLY_MODULUS_DEGREE)
-    if not both[1].any():
-        raise PeerError(f"{what}: is not encrypted", reason="transparent")
-    return both
+    body = unframe(raw, SEALED_MAGIC, parameters.digest, parameters.sealed_bytes)
+    size, width = parameters.chunk_bytes, parameters.coefficient_bytes
+    for index in range(parameters.chunks):
+        what = f"sealed vector, chunk {index}"
+        part = body[index * size : (index + 1) * size]
+        chunk = _polynomials(part, width, parameters.coeff_modulus, what)
+        if not chunk[1].any():
+            raise PeerError(f"{what}: is not encrypted", reason="transparent")
+        yield chunk
 
 
-def public_key_coefficients(raw: bytes, parameters: OpeningParameters) -> Coefficients:
-    """Public opening key as (2, N) coefficients in NTT form.
+def public_key_coefficients(raw: bytes, parameters: AggregationParameters) -> Coefficients:
+    """Public aggregate key as (2, N) coefficients in NTT form.
 
     Raises: PeerError: anything but exactly that; a polynomial of zeros is refused, because a
         vector encrypted under it could be read by anyone.
     """
-    body = unframe(
-        raw,
-        magic=PUBLIC_KEY_MAGIC,
-        digest=parameters.digest,
-        total_bytes=parameters.public_key_bytes,
-        what="opening key",
-    )
-    flat = unpack(body, parameters.coefficient_bytes)
-    key = checked(flat, parameters.coeff_modulus, "opening key").reshape(2, POLY_MODULUS_DEGREE)
+    body = unframe(raw, PUBLIC_KEY_MAGIC, parameters.digest, parameters.public_key_bytes)
+    width, modulus = parameters.coefficient_bytes, parameters.coeff_modulus
+    key = _polynomials(body, width, modulus, "opening key")
     if not key.any(axis=1).all():
         raise PeerError("opening key: a polynomial is zero", reason="transparent")
     return key
 
 
-def query_parts(raw: bytes, parameters: ScoringParameters) -> tuple[Coefficients, list[bytes]]:
-    """A query as (cells, N) coefficients below q and one seed of 64 bytes per cell.
+def query_parts(raw: bytes, parameters: ScoringParameters) -> tuple[Coefficients, memoryview]:
+    """A query as (cells, N) coefficients below q, and one seed of 64 bytes per cell.
 
     Any seed is a legal one: it only names the uniform polynomial that SEAL's BLAKE2xb expands.
     """
-    body = unframe(
-        raw,
-        magic=QUERY_MAGIC,
-        digest=parameters.digest,
-        total_bytes=parameters.query_bytes,
-        what="query",
-    )
-    seeds_at = parameters.cells * POLY_MODULUS_DEGREE * SCORING_COEFFICIENT_BYTES
-    flat = unpack(body[:seeds_at], SCORING_COEFFICIENT_BYTES)
-    coefficients = checked(flat, SCORING_MODULUS, "query")
-    seeds = bytes(body[seeds_at:])
-    return (
-        coefficients.reshape(parameters.cells, POLY_MODULUS_DEGREE),
-        [seeds[at : at + SEED_BYTES] for at in range(0, len(seeds), SEED_BYTES)],
-    )
+    body = unframe(raw, QUERY_MAGIC, parameters.digest, parameters.query_bytes)
+    width = SCORING_COEFFICIENT_BYTES
+    seeds_at = parameters.cells * POLY_MODULUS_DEGREE * width
+    return _polynomials(body[:seeds_at], width, SCORING_MODULUS, "query"), body[seeds_at:]
 
 
 def scores_coefficients(raw: bytes, parameters: ScoringParameters, pool_size: int) -> Coefficients:
@@ -178,16 +162,23 @@ def scores_coefficients(raw: bytes, parameters: ScoringParameters, pool_size: in
         under a first one that is not. No product with a query looks like that; whoever made it
         knows what it decrypts to.
     """
-    body = unframe(
-        raw,
-        magic=SCORES_MAGIC,
-        digest=parameters.digest,
-        total_bytes=parameters.scores_bytes(pool_size),
-        what="scores",
-    )
-    flat = unpack(body, SCORING_COEFFICIENT_BYTES)
-    blocks = checked(flat, SCORING_MODULUS, "scores").reshape(-1, 2, POLY_MODULUS_DEGREE)
+    body = unframe(raw, SCORES_MAGIC, parameters.digest, parameters.scores_bytes(pool_size))
+    every = _polynomials(body, SCORING_COEFFICIENT_BYTES, SCORING_MODULUS, "scores")
+    blocks = every.reshape(-1, 2, POLY_MODULUS_DEGREE)
     bare = np.flatnonzero(blocks[:, 0].any(axis=1) & ~blocks[:, 1].any(axis=1))
     if bare.size:
         raise PeerError(f"scores, block {bare[0]}: is not encrypted", reason="transparent")
     return blocks
+
+
+def with_checksum(*parts: bytes) -> bytes:
+    """A key of our own for our own disk; `without_checksum` reads it back."""
+    body = b"".join(parts)
+    return body + hashlib.sha256(body).digest()
+
+
+def without_checksum(raw: bytes, magic: bytes) -> bytes | None:
+    """What `with_checksum` was given; None where it is damaged or begins in another way."""
+    body, checksum = raw[:-32], raw[-32:]
+    intact = hmac.compare_digest(hashlib.sha256(body).digest(), checksum)
+    return body if intact and raw.startswith(magic) else None

@@ -6,8 +6,7 @@ must never leave the site, not even in part. What leaves is which samples were p
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import numpy as np
@@ -25,22 +24,24 @@ from lada_secure.encryption.parsing import (
     frame,
     pack,
     scores_coefficients,
+    with_checksum,
+    without_checksum,
 )
 from lada_secure.encryption.workers.frames import numbers
-from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 DECRYPTING_WORKER: Final = "lada_secure.encryption.decrypting_worker"
 
 _MAGIC: Final = b"LCK1"
 _SECRET_BYTES: Final = POLY_MODULUS_DEGREE * 8
-_CHECKSUM_BYTES: Final = 32
 _BLOCKS_PER_REQUEST: Final = 32
 # Honest scores miss their true value by some 1e-5; a decryption that is off by more than this
 # was not computed from the query under the agreed parameters.
 _TOLERANCE: Final = 1e-2
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ScoringKey:
     """A CKKS secret key; encryption is symmetric, so there is no public key to send.
 
@@ -48,32 +49,19 @@ class ScoringKey:
     Never printed, never pickled.
     """
 
-    __slots__ = ("_secret", "_worker", "parameters")
-
-    def __init__(
-        self, parameters: ScoringParameters, secret: bytes, worker: WorkerProcess | None
-    ) -> None:
-        self.parameters = parameters
-        self._secret = secret
-        self._worker = worker
+    parameters: ScoringParameters
+    _secret: bytes
 
     @classmethod
-    def generate(
-        cls,
-        cells: int,
-        *,
-        row_bound: int | None = None,
-        worker: WorkerProcess | None = None,
-    ) -> ScoringKey:
+    def generate(cls, cells: int, *, row_bound: int | None = None) -> ScoringKey:
         """A new key for queries of `cells` coordinates.
 
         Args: row_bound: the coordinator's bound on the sum of a row, None for cells.
         Raises: ParameterError: out of range.
         """
         parameters = scoring_parameters(cells=cells, row_bound=row_bound)
-        process = worker or shared_worker(DECRYPTING_WORKER)
-        (secret,) = process.call("scoring_generate", [numbers([SCORING_MODULUS])])
-        return cls(parameters, bytes(secret), worker)
+        which = numbers([SCORING_MODULUS])
+        return cls(parameters, *shared_worker(DECRYPTING_WORKER).call("scoring_generate", [which]))
 
     def encrypt(self, utilities: npt.NDArray[np.float64]) -> bytes:
         """Encrypt the utilities of the cells: the query.
@@ -83,20 +71,15 @@ class ScoringKey:
             for a retry.
         Raises: ParameterError: shape, NaN, out of range.
         """
-        array = np.asarray(utilities, dtype=np.float64)
-        if array.shape != (self.parameters.cells,):
-            raise ParameterError(
-                f"utilities have shape {array.shape}, expected ({self.parameters.cells},)"
-            )
+        array, params = np.asarray(utilities, dtype=np.float64), self.parameters
+        if array.shape != (params.cells,):
+            raise ParameterError(f"utilities have shape {array.shape}, expected ({params.cells},)")
         if not (array.min() >= -1.0 and array.max() <= 1.0):
             raise ParameterError("utilities must lie in [-1, 1] and hold no NaN")
-        which = numbers(
-            [SCORING_MODULUS, self.parameters.query_scale_bits, SCORING_COEFFICIENT_BYTES]
-        )
-        polynomials, seeds = self._process().call(
-            "scoring_encrypt", [which, self._secret, array.astype("<f8").tobytes()]
-        )
-        return frame(QUERY_MAGIC, self.parameters.digest, polynomials, seeds)
+        which = numbers([SCORING_MODULUS, params.query_scale_bits, SCORING_COEFFICIENT_BYTES])
+        parts = [which, self._secret, array.astype("<f8").tobytes()]
+        sealed = shared_worker(DECRYPTING_WORKER).call("scoring_encrypt", parts)
+        return frame(QUERY_MAGIC, params.digest, *sealed)
 
     def decrypt(self, scores: bytes, pool_size: int) -> npt.NDArray[np.float64]:
         """Read the scores that a coordinator returned.
@@ -107,24 +90,21 @@ class ScoringKey:
             native_failure; out_of_range: a score beyond its bound, or something in the slots
             behind the last sample.
         """
-        blocks = scores_coefficients(scores, self.parameters, pool_size)
-        product_bits = self.parameters.query_scale_bits + self.parameters.matrix_scale_bits
+        params = self.parameters
+        blocks = scores_coefficients(scores, params, pool_size)
+        product_bits = params.query_scale_bits + params.matrix_scale_bits
         which = numbers([SCORING_MODULUS, product_bits, SCORING_COEFFICIENT_BYTES])
-        read = []
+        read, worker = b"", shared_worker(DECRYPTING_WORKER)
         for start in range(0, len(blocks), _BLOCKS_PER_REQUEST):
             packed = pack(blocks[start : start + _BLOCKS_PER_REQUEST], SCORING_COEFFICIENT_BYTES)
-            (values,) = self._process().call(
-                "scoring_decrypt", [which, self._secret, packed], foreign="scores"
-            )
-            read.append(np.frombuffer(values, dtype="<f8"))
-        every = np.concatenate(read)
-        bound = self.parameters.row_bound + _TOLERANCE
-        behind = np.abs(every[pool_size:])
-        if not np.abs(every[:pool_size]).max() <= bound or (
-            behind.size and not behind.max() <= _TOLERANCE
-        ):
+            parts = [which, self._secret, packed]
+            read += worker.call("scoring_decrypt", parts, foreign="scores")[0]
+        every = np.frombuffer(read, dtype="<f8")
+        # NaN fails every comparison, so it is refused as well.
+        largest = np.abs(every[:pool_size]).max() <= params.row_bound + _TOLERANCE
+        if not (largest and (np.abs(every[pool_size:]) <= _TOLERANCE).all()):
             raise PeerError(
-                f"scores: a value is beyond {self.parameters.row_bound} or behind sample "
+                f"scores: a value is beyond {params.row_bound} or behind sample "
                 f"{pool_size}; they were not computed from this query",
                 reason="out_of_range",
             )
@@ -132,30 +112,18 @@ class ScoringKey:
 
     def to_bytes(self) -> bytes:
         """The key, for the site's own disk: a restart must be able to read the scores."""
-        body = b"".join(
-            (
-                _MAGIC,
-                self.parameters.cells.to_bytes(4, "big"),
-                self.parameters.row_bound.to_bytes(4, "big"),
-                self._secret,
-            )
-        )
-        return body + hashlib.sha256(body).digest()
+        params = self.parameters
+        sizes = params.cells.to_bytes(4, "big"), params.row_bound.to_bytes(4, "big")
+        return with_checksum(_MAGIC, *sizes, self._secret)
 
     @classmethod
-    def from_bytes(cls, raw: bytes, *, worker: WorkerProcess | None = None) -> ScoringKey:
+    def from_bytes(cls, raw: bytes) -> ScoringKey:
         """Read a key that `to_bytes` wrote. Raises: ParameterError: damaged or not one."""
-        body, checksum = raw[:-_CHECKSUM_BYTES], raw[-_CHECKSUM_BYTES:]
-        intact = hmac.compare_digest(hashlib.sha256(body).digest(), checksum)
-        if not raw.startswith(_MAGIC) or not intact or len(body) != 12 + _SECRET_BYTES:
+        body = without_checksum(raw, _MAGIC)
+        if body is None or len(body) != 12 + _SECRET_BYTES:
             raise ParameterError("scoring key file is damaged or is not one")
-        parameters = scoring_parameters(
-            cells=int.from_bytes(body[4:8], "big"), row_bound=int.from_bytes(body[8:12], "big")
-        )
-        return cls(parameters, body[12:], worker)
-
-    def _process(self) -> WorkerProcess:
-        return self._worker or shared_worker(DECRYPTING_WORKER)
+        cells, row_bound = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
+        return cls(scoring_parameters(cells=cells, row_bound=row_bound), body[12:])
 
     def __repr__(self) -> str:
         return f"ScoringKey(cells={self.parameters.cells}, secret)"

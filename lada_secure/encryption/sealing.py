@@ -1,6 +1,6 @@
 """Encrypting, checking and adding masked vectors (BFV); nothing here can decrypt.
 
-Property: a sealed vector tells nobody but the holder of the opening key anything, and it tells
+Property: a sealed vector tells nobody but the holder of the aggregate key anything, and it tells
 that holder no more than the masked vector inside. BFV (Fan and Vercauteren 2012) through
 TenSEAL's SEAL interface.
 
@@ -12,24 +12,22 @@ for a hostile ciphertext to reach.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, OpeningParameters
+from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, AggregationParameters
 from lada_secure.encryption.parsing import (
     SEALED_MAGIC,
     frame,
     pack,
     public_key_coefficients,
-    sealed_body,
-    sealed_chunk,
+    sealed_chunks,
 )
 from lada_secure.encryption.workers.frames import Part, numbers
-from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
+from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import ParameterError, PeerError
 
 # Chunks per request to the worker: bounds memory on both sides and keeps the time limit
@@ -39,18 +37,18 @@ CHUNKS_PER_REQUEST: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealingKey:
-    """An opening key's public half that passed every check; made by `parse_public_key` only.
+    """An aggregate key's public half that passed every check; made by `parse_public_key` only.
 
     Attributes:
         parameters: derived by us, never taken from the peer.
         coefficients: (2, N) uint64 as bytes.
     """
 
-    parameters: OpeningParameters
+    parameters: AggregationParameters
     coefficients: bytes
 
 
-def parse_public_key(raw: bytes, params: OpeningParameters) -> SealingKey:
+def parse_public_key(raw: bytes, params: AggregationParameters) -> SealingKey:
     """Parse the auditor's public key strictly against our own parameters.
 
     The caller must have checked who signed it: any well-formed key encrypts.
@@ -61,67 +59,60 @@ def parse_public_key(raw: bytes, params: OpeningParameters) -> SealingKey:
     return SealingKey(parameters=params, coefficients=coefficients.tobytes())
 
 
-def seal(
-    key: SealingKey,
-    params: OpeningParameters,
-    values: npt.NDArray[np.integer],
-    *,
-    worker: WorkerProcess | None = None,
-) -> bytes:
+def seal(key: SealingKey, params: AggregationParameters, values: npt.NDArray[np.integer]) -> bytes:
     """Encrypt a masked vector, chunk by chunk.
 
-    Args:
-        key: parsed under the same parameters.
-        values: (length,) integers in [0, t), from `masks.masked`.
-        worker: the process that encrypts; None means the one this process shares.
+    Args: key: parsed under the same parameters. values: (length,) integers in [0, t), from
+        `masks.masked`.
     Returns: exactly `params.sealed_bytes` bytes.
     Raises: ParameterError: wrong length, not integers, outside [0, t), key of other parameters.
     """
     if key.parameters != params:
         raise ParameterError("sealing key was parsed under other parameters than the vector's")
-    entries = _entries(values, params)
-    width = params.coefficient_bytes
-    which = numbers([params.coeff_modulus, params.plain_modulus, width])
-    process = worker or shared_worker()
+    array = np.asarray(values)
+    if array.shape != (params.length,):
+        raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")
+    if array.dtype.kind not in "iu":
+        raise ParameterError(f"vector must hold integers, got {array.dtype}")
+    if int(array.min()) < 0 or int(array.max()) >= params.plain_modulus:
+        raise ParameterError(
+            f"an entry is outside [0, {params.plain_modulus}); mask the vector first"
+        )
+    # Slots behind the last entry hold zero at every site; the opener checks that they do.
+    padded = np.zeros(params.chunks * POLY_MODULUS_DEGREE, dtype="<u8")
+    padded[: params.length] = array
+    which = numbers([params.coeff_modulus, params.plain_modulus, params.coefficient_bytes])
     sealed: list[Part] = []
-    for start in range(0, params.chunks, CHUNKS_PER_REQUEST):
-        count = min(CHUNKS_PER_REQUEST, params.chunks - start)
-        # Slots behind the last entry hold zero at every site; the opener checks that they do.
-        block = np.zeros(count * POLY_MODULUS_DEGREE, dtype="<u8")
-        part = entries[start * POLY_MODULUS_DEGREE :][: block.size]
-        block[: part.size] = part
-        sealed += process.call("seal", [which, key.coefficients, block.data], foreign="opening key")
+    step = CHUNKS_PER_REQUEST * POLY_MODULUS_DEGREE
+    for start in range(0, padded.size, step):
+        parts = [which, key.coefficients, padded[start : start + step].tobytes()]
+        sealed += shared_worker().call("seal", parts, foreign="opening key")
     return frame(SEALED_MAGIC, params.digest, *sealed)
 
 
-def check_sealed(raw: bytes, params: OpeningParameters) -> None:
+def check_sealed(raw: bytes, params: AggregationParameters) -> None:
     """Raise unless `raw` is a well-formed sealed vector under exactly these parameters.
 
     Raises: PeerError: wrong_length, wrong_format, wrong_parameters, coefficient_range,
         transparent.
     """
-    body = sealed_body(raw, params)
-    for index in range(params.chunks):
-        sealed_chunk(body, index, params)
+    for _ in sealed_chunks(raw, params):
+        pass
 
 
 class SealedSum:
     """A running sum of sealed vectors; memory stays at two vectors whatever their number.
 
-    A refused contribution leaves the sum unchanged.
+    A refused contribution leaves the sum unchanged. The sum is the same for every order of the same
+    vectors, so whoever has the contributions can recompute it.
     """
 
     __slots__ = ("_count", "_params", "_total")
 
-    def __init__(self, params: OpeningParameters) -> None:
+    def __init__(self, params: AggregationParameters) -> None:
         self._params = params
         self._count = 0
         self._total = np.zeros((params.chunks, 2, POLY_MODULUS_DEGREE), dtype=np.uint64)
-
-    @property
-    def count(self) -> int:
-        """Vectors added so far."""
-        return self._count
 
     def add(self, raw: bytes) -> None:
         """Check one sealed vector and add it.
@@ -131,8 +122,7 @@ class SealedSum:
         """
         if self._count >= MAX_SITES:
             raise ParameterError(f"at most {MAX_SITES} sealed vectors can be added exactly")
-        body = sealed_body(raw, self._params)
-        chunks = [sealed_chunk(body, index, self._params) for index in range(self._params.chunks)]
+        chunks = list(sealed_chunks(raw, self._params))
         modulus = np.uint64(self._params.coeff_modulus)
         for total, chunk in zip(self._total, chunks, strict=True):
             # Both are below q < 2^60, so the sum fits; where it is below q already, the
@@ -153,29 +143,3 @@ class SealedSum:
             raise PeerError("sum of sealed vectors is not encrypted", reason="transparent")
         body = pack(self._total, self._params.coefficient_bytes)
         return frame(SEALED_MAGIC, self._params.digest, body)
-
-
-def add_sealed(params: OpeningParameters, sealed: Sequence[bytes]) -> bytes:
-    """Add sealed vectors; each is checked first, and one bad one refuses them all.
-
-    Returns: exactly `params.sealed_bytes` bytes; the same for every order of the same vectors,
-        so whoever has the contributions can recompute it.
-    Raises: PeerError: as `check_sealed`. ParameterError: none, or more than MAX_SITES.
-    """
-    total = SealedSum(params)
-    for raw in sealed:
-        total.add(raw)
-    return total.to_bytes()
-
-
-def _entries(values: npt.NDArray[np.integer], params: OpeningParameters) -> npt.NDArray[np.uint64]:
-    array = np.asarray(values)
-    if array.shape != (params.length,):
-        raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")
-    if array.dtype.kind not in "iu":
-        raise ParameterError(f"vector must hold integers, got {array.dtype}")
-    if int(array.min()) < 0 or int(array.max()) >= params.plain_modulus:
-        raise ParameterError(
-            f"an entry is outside [0, {params.plain_modulus}); mask the vector first"
-        )
-    return array.astype(np.uint64)

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 class HoldoutScore:
     """How well an LLM does on the hold-out.
 
-    right: samples answered rightly. certainty: sum over them of floor(integer_scale x confidence).
+    right: samples answered rightly. confidence: sum over them of floor(integer_scale x confidence).
     """
 
     right: int
-    certainty: int
+    confidence: int
 
 
 def holdout_agrees(before: HoldoutScore, after: HoldoutScore) -> bool:
     """The one rule: surer of the right answers than before, and no fewer of them."""
-    return after.right >= before.right and after.certainty > before.certainty
+    return after.right >= before.right and after.confidence > before.confidence

@@ -10,30 +10,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lada_secure.allocation.agreement import agreeing_paths
+from lada_secure.allocation.agreement import agreeing_rationales
 from lada_secure.allocation.data_valuation import (
-    ClusterTrial,
-    groups_to_try,
-    trials_of,
-    useful_paths,
+    ClusterValuation,
+    cluster_valuations,
+    groups_to_value,
+    useful_rationales,
 )
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
-from lada_secure.allocation.valuation_gains import release_trials
+from lada_secure.allocation.measurement import measured_gains, valuation_student
+from lada_secure.allocation.valuation_gains import release_gains
 from lada_secure.arrays import BoolArray
-from lada_secure.method.mechanisms import cell_grid, trial_parameters, valuation_release
-from lada_secure.method.plan import GuidePlan, MethodPlan
+from lada_secure.method.mechanisms import cell_grid, valuation_parameters, valuation_release
+from lada_secure.method.plan import MethodPlan, ReferenceModelPlan
 from lada_secure.method.site_allocation import valued_clusters
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.method.training import pool_tuning
 from lada_secure.models.adapters import AdapterWeights
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.reference_model import ContrastedPath, lead_gains, own_paths
+from lada_secure.models.reference_model import ContrastedRationale, lead_gains, sampled_responses
 
 
 def drawn_beside(
-    site: SiteContext, guide: GuidePlan, rationales: Sequence[KnownRationale]
+    site: SiteContext, guide: ReferenceModelPlan, rationales: Sequence[KnownRationale]
 ) -> tuple[KnownRationale, ...]:
     """Let the model as it is now write beside each rationale that was not judged yet.
 
@@ -42,7 +42,7 @@ def drawn_beside(
     new = [at for at, known in enumerate(rationales) if known.gain is None]
     found = list(rationales)
     if new:
-        drawn = own_paths(
+        drawn = sampled_responses(
             site.lm,
             [site.prompt(rationales[at].pool_index) for at in new],
             count=guide.own_paths,
@@ -62,7 +62,7 @@ def judge(
     gains = lead_gains(
         site.lm,
         [
-            ContrastedPath(
+            ContrastedRationale(
                 prompt=site.prompt(known.pool_index), path=known.text, own_paths=known.drawn
             )
             for known in rationales
@@ -78,11 +78,11 @@ def judge(
 
 def release_valuation(
     site: SiteContext,
-    guide: GuidePlan,
+    guide: ReferenceModelPlan,
     rationales: Sequence[KnownRationale],
-    examples: Sequence[PathExample],
+    examples: Sequence[RationaleExample],
     round_id: int,
-) -> list[ClusterTrial]:
+) -> list[ClusterValuation]:
     """Release what students of each cluster's rationales make of the records.
 
     Nothing happens, and nothing is paid, where the study has no valuation or no cluster has enough
@@ -90,8 +90,8 @@ def release_valuation(
 
     Args: examples: of the same rationales.
     """
-    plan, parameters = site.plan, trial_parameters(site.plan)
-    groups = groups_to_try(_clusters(plan, rationales), clusters=plan.allocation.clusters)
+    plan, parameters = site.plan, valuation_parameters(site.plan)
+    groups = groups_to_value(_clusters(plan, rationales), clusters=plan.allocation.clusters)
     if parameters is None or not groups:
         return []
     tuning = pool_tuning(
@@ -102,13 +102,13 @@ def release_valuation(
         loss=LossSettings(contrastive_weight=0.0),
     )
     students = {
-        cluster: trial_student(
+        cluster: valuation_student(
             site.lm, [examples[at] for at in members], reference=site.reference, tuning=tuning
         )
         for cluster, members in groups.items()
     }
-    noised = release_trials(
-        lambda paid: measured_trials(
+    noised = release_gains(
+        lambda paid: measured_gains(
             site.lm,
             site.records.units(paid),
             students,
@@ -120,21 +120,23 @@ def release_valuation(
         book=site.book,
         spec=valuation_release(plan, parameters, round_id),
     ).value
-    return trials_of(noised, {cluster: len(members) for cluster, members in groups.items()})
+    return cluster_valuations(
+        noised, {cluster: len(members) for cluster, members in groups.items()}
+    )
 
 
-def agreeing(plan: MethodPlan, guide: GuidePlan, state: SiteState) -> BoolArray:
+def agreeing(plan: MethodPlan, guide: ReferenceModelPlan, state: SiteState) -> BoolArray:
     """(m,) rationales of the state that agree with the records.
 
     By the DP reference model, and where a rationale's cluster was valued by that.
     """
-    verdicts = agreeing_paths(
+    verdicts = agreeing_rationales(
         [0.0 if known.gain is None else known.gain for known in state.rationales],
         [known.cell for known in state.rationales],
         cells=cell_grid(plan).cells,
         least_share=guide.least_share,
     )
-    return useful_paths(
+    return useful_rationales(
         valued_clusters(plan, state),
         _clusters(plan, state.rationales),
         verdicts,

@@ -13,14 +13,14 @@ import numpy as np
 
 from lada_secure.allocation.cells import Clusters, difficulty_bins, pool_features
 from lada_secure.arrays import Float32Array, FloatArray, IntArray
-from lada_secure.data.prompts import answer_of, path_of, prompt_of
+from lada_secure.data.prompts import answer_of, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import cell_grid
-from lada_secure.method.plan import MethodPlan, uplink_of
+from lada_secure.method.plan import MethodPlan, transfer_of
 from lada_secure.models.adapters import AdapterSettings
-from lada_secure.models.evaluation import greedy_paths, path_log_probabilities
+from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationales import generate_paths
+from lada_secure.models.rationales import generate_rationales
 
 BATCH_SIZE = 16
 GENERATION_BATCH_SIZE = 64
@@ -87,8 +87,8 @@ def _judge(
     """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
     prompts = [prompt_of(sample.question, sample.choices) for sample in pool]
     open_questions = [at for at, sample in enumerate(pool) if not sample.choices]
-    texts = [path_of(sample.answer, sample.choices, None) for sample in pool]
-    written = greedy_paths(
+    texts = [rationale_of(sample.answer, sample.choices, None) for sample in pool]
+    written = greedy_rationales(
         lm,
         [prompts[at] for at in open_questions],
         batch_size=GENERATION_BATCH_SIZE,
@@ -96,7 +96,7 @@ def _judge(
     )
     for at, text in zip(open_questions, written, strict=True):
         texts[at] = text or texts[at]
-    losses = path_log_probabilities(lm, prompts, texts, batch_size=BATCH_SIZE).losses
+    losses = rationale_log_probabilities(lm, prompts, texts, batch_size=BATCH_SIZE).losses
     confidence = np.ones(len(pool), dtype=np.float64)
     for at, text in zip(open_questions, written, strict=True):
         confidence[at] = float(bool(text) and answer_of(text, ()) == pool[at].answer)
@@ -122,14 +122,14 @@ def write_rationales(
     wrong = dropped = 0
     for start in range(0, len(chosen), BATCH_SIZE):
         batch = {pool[index].sample_id: index for index in chosen[start : start + BATCH_SIZE]}
-        generated = generate_paths(
+        generated = generate_rationales(
             lm,
             [pool[index] for index in batch.values()],
             max_new_tokens=plan.paths.max_new_tokens,
             attempts=plan.paths.attempts,
             batch_size=BATCH_SIZE,
         )
-        wrong += generated.wrong + generated.unreadable
+        wrong += generated.wrong
         dropped += len(generated.dropped)
         texts.update({batch[one.sample_id]: one.path for one in generated.paths})
         if progress is not None:
@@ -139,7 +139,7 @@ def write_rationales(
 
 def llm_adapters(plan: MethodPlan, *, layers: int) -> AdapterSettings:
     """The adapters of the plan on an LLM of so many layers."""
-    uplink = uplink_of(plan)
+    uplink = transfer_of(plan)
     return AdapterSettings(
         rank=uplink.adapter_rank,
         alpha=2.0 * uplink.adapter_rank,

@@ -1,7 +1,7 @@
 """SLM-to-LLM transfer, step 10: whom to ask about what, and whether the LLM has learned from it.
 
-What the sites know comes in as the opened sum of their confidence excess over a public bar. The
-LLM's own answers stay with its owner.
+What the sites know comes in as the opened sum of their confidence excess over a public threshold.
+The LLM's own answers stay with its owner.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from lada_secure.allocation.confidence_excess import samples_to_ask, scaled_certainty
+from lada_secure.allocation.confidence_excess import samples_to_ask, scaled_confidence
 from lada_secure.data.prompts import answer_of, prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
-from lada_secure.method.plan import MethodPlan, split_pool, uplink_of
+from lada_secure.method.plan import MethodPlan, split_pool, transfer_of
 from lada_secure.models.confidence import Answers
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.tuning import RATE_SHARES, TuningSettings
 
@@ -46,8 +46,8 @@ class TunableLlm(Protocol[W_co]):
 
     def tune(
         self,
-        examples: Sequence[PathExample],
-        replay: Sequence[PathExample],
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
         settings: TuningSettings,
     ) -> W_co:
         """Train it, and return what it has become."""
@@ -63,10 +63,10 @@ def samples_to_inquire(plan: MethodPlan, opened: Sequence[int], answers: Answers
 
     Args: opened: (n,) summed confidence excess. answers: of the LLM on the plan's candidates.
     """
-    uplink, candidates = uplink_of(plan), split_pool(plan).candidates
+    uplink, candidates = transfer_of(plan), split_pool(plan).candidates
     own = np.zeros(len(opened), dtype=np.float64)
-    own[list(candidates)] = answers.certainty
-    return samples_to_ask(opened, own, candidates, bar=uplink.bar, budget=uplink.budget)
+    own[list(candidates)] = answers.confidence
+    return samples_to_ask(opened, own, candidates, threshold=uplink.bar, budget=uplink.budget)
 
 
 def improve(
@@ -110,8 +110,8 @@ def improve(
 
 
 def _score(plan: MethodPlan, answers: Answers) -> HoldoutScore:
-    steps = scaled_certainty(answers.certainty, uplink_of(plan).integer_scale)
-    return HoldoutScore(right=int(answers.right.sum()), certainty=int(steps.sum()))
+    steps = scaled_confidence(answers.confidence, transfer_of(plan).integer_scale)
+    return HoldoutScore(right=int(answers.right.sum()), confidence=int(steps.sum()))
 
 
 def _examples(
@@ -119,14 +119,14 @@ def _examples(
     received: Mapping[str, Mapping[int, str]],
     candidates: Sequence[int],
     said: Answers,
-) -> list[PathExample]:
+) -> list[RationaleExample]:
     """Different rationales that reach the gold answer, each against what the LLM would say."""
     rejected = {
         index: text
         for index, text, right in zip(candidates, said.paths, said.right, strict=True)
         if text and not right
     }
-    found: dict[tuple[int, str], PathExample] = {}
+    found: dict[tuple[int, str], RationaleExample] = {}
     for site in sorted(received):
         for index, text in received[site].items():
             sample = pool[index]
@@ -135,17 +135,17 @@ def _examples(
     return [found[key] for key in sorted(found)]
 
 
-def _example(sample: PoolSample, text: str, *, rejected: str | None) -> PathExample:
-    return PathExample(
+def _example(sample: PoolSample, text: str, *, rejected: str | None) -> RationaleExample:
+    return RationaleExample(
         example_id=sample.sample_id,
         prompt=prompt_of(sample.question, sample.choices),
         path=text,
-        own_path=rejected,
+        rejected=rejected,
     )
 
 
 def _tuning(plan: MethodPlan, seed: int) -> TuningSettings:
-    uplink = uplink_of(plan)
+    uplink = transfer_of(plan)
     return TuningSettings(
         steps=uplink.steps,
         batch_size=uplink.batch_size,

@@ -14,12 +14,12 @@ from lada_secure.allocation.selection import AllocationSettings
 from lada_secure.allocation.statistics import statistics_spec
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES
-from lada_secure.allocation.valuation_gains import TrialParameters, trials_spec
+from lada_secure.allocation.valuation_gains import ValuationParameters, valuation_spec
 from lada_secure.errors import ParameterError
-from lada_secure.method.plan import STATISTICS, TRAINING, TRIALS, MethodPlan
+from lada_secure.method.plan import STATISTICS, TRAINING, VALUATION, MethodPlan
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
-from lada_secure.privacy.ledger.book import ReleaseSpec
+from lada_secure.privacy.ledger.terms import ReleaseSpec
 
 if TYPE_CHECKING:
     from lada_secure.dpsgd.parameters import DpSgdParameters
@@ -55,14 +55,14 @@ def statistics_parameters(plan: MethodPlan) -> StatisticsParameters:
     )
 
 
-def trial_parameters(plan: MethodPlan) -> TrialParameters | None:
+def valuation_parameters(plan: MethodPlan) -> ValuationParameters | None:
     """Clipping and noise of DP data valuation; None where the plan or its strategy has none."""
     trials = None if plan.guide is None else plan.guide.trials
     # A strategy that nobody knows is refused elsewhere; here it is taken to cost what it may.
     rule = STRATEGIES.get(plan.allocation.strategy)
     if trials is None or (rule is not None and not rule.judged):
         return None
-    return TrialParameters(
+    return ValuationParameters(
         clusters=plan.allocation.clusters,
         gain_clip=trials.gain_clip,
         noise_multiplier=trials.noise_multiplier,
@@ -120,9 +120,11 @@ def statistics_release(plan: MethodPlan, round_id: int) -> ReleaseSpec:
     )
 
 
-def valuation_release(plan: MethodPlan, parameters: TrialParameters, round_id: int) -> ReleaseSpec:
+def valuation_release(
+    plan: MethodPlan, parameters: ValuationParameters, round_id: int
+) -> ReleaseSpec:
     """What a round's data valuation costs, as the ledger says it."""
-    return trials_spec(
+    return valuation_spec(
         parameters,
         study_id=plan.study_id,
         plan_hash=plan.hash,
@@ -143,9 +145,9 @@ def planned_events(plan: MethodPlan) -> Mapping[str, PrivacyEvent]:
             steps=plan.training.steps_per_round * plan.rounds,
         ),
     }
-    valuation = trial_parameters(plan)
+    valuation = valuation_parameters(plan)
     if valuation is not None:
-        events[TRIALS] = GaussianEvent(
+        events[VALUATION] = GaussianEvent(
             noise_multiplier=valuation.noise_multiplier, count=plan.rounds
         )
     return events
@@ -163,7 +165,7 @@ def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
         "training": lambda: privacy_parameters(plan),
         "distillation": lambda: loss_settings(plan),
         "allocation": lambda: (cell_grid(plan), allocation_settings(plan)),
-        "guide.trials": lambda: trial_parameters(plan),
+        "guide.trials": lambda: valuation_parameters(plan),
         "privacy": lambda: _within_cap(plan),
     }
     if plan.guide is not None:

@@ -20,8 +20,8 @@ from lada_secure.errors import LocalProtocolError
 STATISTICS = "statistics"
 DEMAND = "demand"
 TRAINING = "training"
-ADVANTAGE = "advantage"
-TRIALS = "trials"
+CONFIDENCE_EXCESS = "advantage"
+VALUATION = "trials"
 
 LEDGER_TIME_STEP_S = 3600
 
@@ -95,8 +95,9 @@ class DistillationPlan(PlanPart):
         return _with_tuple(value, "adapter_targets")
 
 
-class TrialsPlan(PlanPart):
-    """Path trials: a second judge of the paths beside the guide, by a release of its own per round.
+class ValuationPlan(PlanPart):
+    """Data valuations: a second judge of the paths beside the guide, by a release of its own per
+    round.
 
     For every cluster with received paths, a model that is trained on these alone; released is how
     much likelier it makes the private records, summed over units. gain_clip: nats per token.
@@ -109,7 +110,7 @@ class TrialsPlan(PlanPart):
     least_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
 
-class GuidePlan(PlanPart):
+class ReferenceModelPlan(PlanPart):
     """Step 9 in two parts: DP-SGD on private records alone, then public training on pool paths.
 
     What DP-SGD releases is a guide. It judges the paths, and the SLM is trained on those that agree
@@ -135,7 +136,7 @@ class GuidePlan(PlanPart):
     pool_learning_rate: Positive
     finish: bool
     own_reasons: bool
-    trials: TrialsPlan | None = None
+    trials: ValuationPlan | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -164,23 +165,24 @@ class AllocationPlan(PlanPart):
         return self.clusters * self.difficulty_bins
 
 
-class PathsPlan(PlanPart):
-    """Step 8: how many reasoning paths the LLM writes, and how long they may be."""
+class RationalesPlan(PlanPart):
+    """Step 8: how many rationales the LLM writes, and how long they may be."""
 
     budget: Count
     max_new_tokens: Count
     attempts: Count
 
 
-class UplinkPlan(PlanPart):
+class TransferPlan(PlanPart):
     """Step 10: what the sites' models may teach the LLM, and when it is allowed to learn it.
 
-    bar: certainty above which a model counts as knowing a sample. clip, integer_scale: how its
+    bar: confidence above which a model counts as knowing a sample. clip, integer_scale: how its
     excess over the bar becomes a whole number. holdout: pool samples that the LLM is never trained
-    on and that judge every update. candidates: other pool samples that advantages are computed
-    for, at most. budget: samples that sites are asked about in a round, at most. steps: at most;
-    0 replay samples leave rehearsal out. first_round: rounds before it have no uplink; sites know
-    little then. last_round: whether the last round has one, though no round follows to use it.
+    on and that judge every update. candidates: other pool samples that confidence excesses are
+    computed for, at most. budget: samples that sites are asked about in a round, at most. steps: at
+    most; 0 replay samples leave rehearsal out. first_round: rounds before it have no LLM transfer;
+    sites know little then. last_round: whether the last round has one, though no round follows to
+    use it.
     """
 
     bar: Annotated[float, Field(ge=0, lt=1)]
@@ -214,7 +216,7 @@ class UplinkPlan(PlanPart):
 
     @property
     def site_bound(self) -> int:
-        """Largest entry of one site's advantages."""
+        """Largest entry of one site's confidence excesses."""
         return math.floor(self.integer_scale * self.clip)
 
 
@@ -232,9 +234,9 @@ class MethodPlan(PlanPart):
     training: TrainingPlan
     distillation: DistillationPlan
     allocation: AllocationPlan
-    paths: PathsPlan
-    uplink: UplinkPlan | None = None
-    guide: GuidePlan | None = None
+    paths: RationalesPlan
+    uplink: TransferPlan | None = None
+    guide: ReferenceModelPlan | None = None
 
     @model_validator(mode="after")
     def _method_agrees(self) -> Self:
@@ -257,7 +259,7 @@ class MethodPlan(PlanPart):
         """SHA-256 of the canonical JSON."""
         return sha256_hex(self.to_bytes())
 
-    def uplink_in(self, round_id: int) -> UplinkPlan | None:
+    def transfer_in(self, round_id: int) -> TransferPlan | None:
         """The SLM-to-LLM transfer's settings where this round has one."""
         if self.uplink is None or round_id < self.uplink.first_round:
             return None
@@ -278,7 +280,7 @@ class PoolSplit:
     candidates: tuple[int, ...]
 
 
-def uplink_of(plan: MethodPlan) -> UplinkPlan:
+def transfer_of(plan: MethodPlan) -> TransferPlan:
     """The plan's settings of the SLM-to-LLM transfer.
 
     Raises: LocalProtocolError: the plan has none; the caller asked too much.
@@ -294,7 +296,7 @@ def split_pool(plan: MethodPlan) -> PoolSplit:
     Samples in the order of SHA-256("lada/1/uplink/" pool_sha256 "/" index): the first are held
     out, the next are candidates.
     """
-    uplink = uplink_of(plan)
+    uplink = transfer_of(plan)
 
     def rank(index: int) -> str:
         text = f"lada/1/uplink/{plan.pool_sha256}/{index}"

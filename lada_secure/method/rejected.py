@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lada_secure.data.prompts import answer_of, path_of
+from lada_secure.data.prompts import answer_of, rationale_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.plan import MethodPlan
-from lada_secure.models.evaluation import choose, greedy_paths
-from lada_secure.models.examples import PathExample
+from lada_secure.models.evaluation import choose, greedy_rationales
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
 
 
 def with_rejected(
     lm: LanguageModel,
     plan: MethodPlan,
-    examples: Sequence[PathExample],
+    examples: Sequence[RationaleExample],
     samples: Sequence[PoolSample],
     *,
     batch_size: int,
-) -> list[PathExample]:
+) -> list[RationaleExample]:
     """Add the SLM's wrong responses to examples of pool samples, one sample each.
 
     For multiple choice that is the option it would choose, for open questions its own greedy
@@ -32,18 +32,18 @@ def with_rejected(
     if all(sample.choices for sample in samples):
         said = choose(lm, samples, batch_size=batch_size)
         own = [
-            path_of(sample.choices[int(letter)], sample.choices, None)
+            rationale_of(sample.choices[int(letter)], sample.choices, None)
             for sample, letter in zip(samples, said, strict=True)
         ]
     else:
-        own = greedy_paths(
+        own = greedy_rationales(
             lm,
             [example.prompt for example in examples],
             batch_size=batch_size,
             max_new_tokens=plan.paths.max_new_tokens,
         )
     return [
-        replace(example, own_path=text if text and _is_wrong(text, sample) else None)
+        replace(example, rejected=text if text and _is_wrong(text, sample) else None)
         for example, text, sample in zip(examples, own, samples, strict=True)
     ]
 

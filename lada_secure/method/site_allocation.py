@@ -14,7 +14,7 @@ from lada_secure.allocation.agreement import cell_agreement
 from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
 from lada_secure.allocation.selection import PoolMap, cell_view, choose
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.allocation.strategies import CellView, cell_utilities, path_screen, strategy
+from lada_secure.allocation.strategies import CellView, cell_utilities, rationale_screen, strategy
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
 from lada_secure.method.mechanisms import allocation_settings, cell_grid
 from lada_secure.method.plan import MethodPlan
@@ -85,7 +85,7 @@ def pick_samples(
 def screened(plan: MethodPlan, probabilities: FloatArray) -> BoolArray:
     """(m,) rationales that the SLM can follow and does not know by heart yet."""
     allocation = plan.allocation
-    return path_screen(probabilities, allocation.screen_low, allocation.screen_high)
+    return rationale_screen(probabilities, allocation.screen_low, allocation.screen_high)
 
 
 def _agreement(plan: MethodPlan, state: SiteState) -> FloatArray | None:

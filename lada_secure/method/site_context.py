@@ -20,8 +20,8 @@ from lada_secure.models.adapters import (
     load_adapters,
 )
 from lada_secure.models.embedding import Embedder
-from lada_secure.models.evaluation import path_losses
-from lada_secure.models.examples import PathExample
+from lada_secure.models.evaluation import rationale_losses
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.release.private_records import PrivateRecords
@@ -82,20 +82,20 @@ class SiteContext:
         """Put the SLM's present adapters into the model."""
         load_adapters(self.lm, state.student or self.reference)
 
-    def losses(self, examples: Sequence[PathExample]) -> FloatArray:
+    def losses(self, examples: Sequence[RationaleExample]) -> FloatArray:
         """Loss of each rationale under the present adapters, nats per token, (m,)."""
-        return path_losses(self.lm, examples, batch_size=self.execution.batch_size)
+        return rationale_losses(self.lm, examples, batch_size=self.execution.batch_size)
 
     def prompt(self, pool_index: int) -> str:
         """What a model reads of a pool sample."""
         sample = self.pool[pool_index]
         return prompt_of(sample.question, sample.choices)
 
-    def example(self, known: KnownRationale) -> PathExample:
+    def example(self, known: KnownRationale) -> RationaleExample:
         """A rationale as something to learn."""
-        return PathExample(
+        return RationaleExample(
             example_id=self.pool[known.pool_index].sample_id,
             prompt=self.prompt(known.pool_index),
             path=known.text,
-            own_path=None,
+            rejected=None,
         )

@@ -9,30 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_secure.allocation.confidence_excess import advantages
-from lada_secure.allocation.measured_statistics import measured_statistics
+from lada_secure.allocation.confidence_excess import excess_over_threshold
+from lada_secure.allocation.measurement import measured_statistics
 from lada_secure.allocation.statistics import NoisedStatistics, UnitStatistics, release_statistics
 from lada_secure.arrays import FloatArray, IntArray
-from lada_secure.dpsgd.released_adapters import released_adapters
+from lada_secure.dpsgd.distillation import released_adapters
 from lada_secure.method.mechanisms import (
     privacy_parameters,
     statistics_parameters,
     statistics_release,
 )
-from lada_secure.method.plan import split_pool, uplink_of
+from lada_secure.method.plan import split_pool, transfer_of
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import SiteState
-from lada_secure.method.training import (
-    trainer_settings,
-    training_release,
-)
-from lada_secure.models.adapters import (
-    AdapterWeights,
-)
+from lada_secure.method.training import trainer_settings, training_release
+from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import answer_pool
-from lada_secure.models.rationales import generate_paths
-from lada_secure.privacy.ledger.book import Reservation
+from lada_secure.models.rationales import generate_rationales
+from lada_secure.privacy.ledger.terms import Reservation
 from lada_secure.privacy.released import Released
 
 
@@ -101,7 +96,7 @@ def site_adapters(site: SiteContext, state: SiteState, round_id: int) -> Release
 
 def confidence_excess(site: SiteContext, state: SiteState) -> IntArray:
     """By how much the SLM's confidence in the gold answers passes the plan's bar, (n,)."""
-    uplink, candidates = uplink_of(site.plan), split_pool(site.plan).candidates
+    uplink, candidates = transfer_of(site.plan), split_pool(site.plan).candidates
     site.wear(state)
     answers = answer_pool(
         site.lm,
@@ -109,11 +104,11 @@ def confidence_excess(site: SiteContext, state: SiteState) -> IntArray:
         batch_size=site.execution.batch_size,
         max_new_tokens=site.plan.paths.max_new_tokens,
     )
-    return advantages(
-        answers.certainty,
+    return excess_over_threshold(
+        answers.confidence,
         candidates,
         pool_size=site.plan.pool_size,
-        bar=uplink.bar,
+        threshold=uplink.bar,
         clip=uplink.clip,
         scale=uplink.integer_scale,
     )
@@ -126,7 +121,7 @@ def solved(site: SiteContext, state: SiteState, asked: Sequence[int]) -> dict[in
     """
     indices = {site.pool[at].sample_id: at for at in asked}
     site.wear(state)
-    written = generate_paths(
+    written = generate_rationales(
         site.lm,
         [site.pool[at] for at in asked],
         max_new_tokens=site.plan.paths.max_new_tokens,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lada_secure.allocation.data_valuation import ClusterTrial
-from lada_secure.allocation.reward_model import FilterHistory
+from lada_secure.allocation.data_valuation import ClusterValuation
+from lada_secure.allocation.reward_model import RewardHistory
 from lada_secure.models.adapters import AdapterWeights
 
 
@@ -53,8 +53,8 @@ class SiteState:
     picks: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     trained: tuple[int, ...] = ()
     rationales: tuple[KnownRationale, ...] = ()
-    history: FilterHistory = field(default_factory=FilterHistory)
-    valuations: tuple[ClusterTrial, ...] = ()
+    history: RewardHistory = field(default_factory=RewardHistory)
+    valuations: tuple[ClusterValuation, ...] = ()
     excess: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     student: AdapterWeights | None = None
     dp_reference: AdapterWeights | None = None

@@ -15,14 +15,10 @@ from lada_secure.allocation.strategies import strategy
 from lada_secure.arrays import FloatArray
 from lada_secure.canonical import Json
 from lada_secure.dpsgd.distillation import Distilled, StepReport, distil
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.parameters import SignalToNoiseEstimate
 from lada_secure.method.judges import agreeing, drawn_beside, judge, release_valuation
-from lada_secure.method.mechanisms import (
-    cell_grid,
-    loss_settings,
-    privacy_parameters,
-)
-from lada_secure.method.plan import GuidePlan
+from lada_secure.method.mechanisms import cell_grid, loss_settings, privacy_parameters
+from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.method.rejected import with_rejected
 from lada_secure.method.site_allocation import CellChoice, choose_cells, screened
 from lada_secure.method.site_context import SiteContext
@@ -33,14 +29,11 @@ from lada_secure.method.training import (
     trainer_settings,
     training_release,
 )
-from lada_secure.models.adapters import (
-    adapter_weights,
-    load_adapters,
-)
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.adapters import adapter_weights, load_adapters
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.reference_model import scaled_adapters
-from lada_secure.models.tuning import tune_on_paths
-from lada_secure.privacy.ledger.book import Reservation
+from lada_secure.models.tuning import tune_on_rationales
+from lada_secure.privacy.ledger.terms import Reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +41,7 @@ class RoundReports:
     """Whom to tell how training goes: after every step, and once before anything is spent."""
 
     progress: Callable[[StepReport], None] | None = None
-    announce: Callable[[TrainingOutlook], None] | None = None
+    announce: Callable[[SignalToNoiseEstimate], None] | None = None
 
 
 _UNTOLD = RoundReports()
@@ -66,7 +59,7 @@ class ConsideredRound:
 
     state: SiteState
     choice: CellChoice
-    examples: tuple[PathExample, ...]
+    examples: tuple[RationaleExample, ...]
     before: FloatArray
     new: frozenset[int]
     passing: tuple[int, ...]
@@ -181,7 +174,7 @@ def learn(
             steps=guide.last_pool_steps if last else guide.pool_steps,
             loss=loss_settings(plan),
         )
-        tune_on_paths(site.lm, examples, (), tuning)
+        tune_on_rationales(site.lm, examples, (), tuning)
     finish(site, considered, round_id, reports)
 
 
@@ -252,7 +245,7 @@ def _taken(
 def _with_dp_reference(
     site: SiteContext,
     state: SiteState,
-    guide: GuidePlan,
+    guide: ReferenceModelPlan,
     round_id: int,
     reports: RoundReports,
 ) -> tuple[SiteState, Distilled | None]:
@@ -270,8 +263,8 @@ def _with_dp_reference(
 def _judged(
     site: SiteContext,
     state: SiteState,
-    guide: GuidePlan,
-    examples: Sequence[PathExample],
+    guide: ReferenceModelPlan,
+    examples: Sequence[RationaleExample],
     round_id: int,
 ) -> SiteState:
     """Judge all rationales by the DP reference model and by data valuation."""
@@ -283,7 +276,7 @@ def _judged(
 
 def _private_steps(
     site: SiteContext,
-    examples: Sequence[PathExample],
+    examples: Sequence[RationaleExample],
     round_id: int,
     reports: RoundReports,
 ) -> Distilled:
@@ -312,7 +305,7 @@ def _private_steps(
     )
 
 
-def _contrasted(site: SiteContext, considered: ConsideredRound) -> list[PathExample]:
+def _contrasted(site: SiteContext, considered: ConsideredRound) -> list[RationaleExample]:
     rationales = considered.state.rationales
     return with_rejected(
         site.lm,

@@ -10,21 +10,16 @@ from collections.abc import Sequence
 
 from lada_secure.dpsgd.distillation import training_spec
 from lada_secure.dpsgd.parameters import TrainerSettings
-from lada_secure.dpsgd.private_examples import private_unit
 from lada_secure.method.execution import Execution
-from lada_secure.method.mechanisms import (
-    loss_settings,
-    privacy_parameters,
-    private_learning_rate,
-)
-from lada_secure.method.plan import GuidePlan, MethodPlan
+from lada_secure.method.mechanisms import loss_settings, privacy_parameters, private_learning_rate
+from lada_secure.method.plan import MethodPlan, ReferenceModelPlan
 from lada_secure.models.adapters import AdapterSettings
-from lada_secure.models.examples import PrivateUnit
+from lada_secure.models.examples import PrivateUnit, private_unit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.rationales import self_generated_rationales
 from lada_secure.models.tuning import TuningSettings
-from lada_secure.privacy.ledger.book import ReleaseSpec
+from lada_secure.privacy.ledger.terms import ReleaseSpec
 from lada_secure.privacy.release.units import Unit
 
 # The number of steps is the plan's, however few samples there are.
@@ -74,7 +69,7 @@ def training_release(plan: MethodPlan, round_id: int) -> ReleaseSpec:
 
 
 def pool_tuning(
-    plan: MethodPlan, guide: GuidePlan, *, round_id: int, steps: int, loss: LossSettings
+    plan: MethodPlan, guide: ReferenceModelPlan, *, round_id: int, steps: int, loss: LossSettings
 ) -> TuningSettings:
     """How models learn from pool samples alone, after or beside a DP reference model."""
     return TuningSettings(
@@ -104,7 +99,7 @@ def private_units(
         return [private_unit(unit) for unit in units]
     written: Sequence[Sequence[str | None]] = [()] * len(units)
     if guide.own_reasons and round_id > 0:
-        written = written_reasons(
+        written = self_generated_rationales(
             lm, units, batch_size=batch_size, max_new_tokens=plan.paths.max_new_tokens
         )
     only = guide.records_with_reasons

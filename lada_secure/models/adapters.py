@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import LanguageModel
+from lada_secure.ranges import above_zero, at_least
 
 _FORMAT: Final = "lada-adapters/1"
 # First match wins: the projections of query and value, as in Hu et al. 2022, section 7.1.
@@ -50,12 +53,10 @@ class AdapterSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ParameterError(f"rank: expected at least 1, got {self.rank}")
-        if not 0.0 < self.alpha < float("inf"):
-            raise ParameterError(f"alpha: expected a finite number above 0, got {self.alpha}")
-        if self.last_layers is not None and self.last_layers < 1:
-            raise ParameterError(f"last_layers: expected at least 1, got {self.last_layers}")
+        at_least(1, rank=self.rank)
+        above_zero(alpha=self.alpha)
+        if self.last_layers is not None:
+            at_least(1, last_layers=self.last_layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +69,6 @@ class AdapterWeights:
     def sha256(self) -> str:
         """Hash of the bytes, 64 hexadecimal digits."""
         return sha256_hex(self.data)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainableSummary:
-    """What would be trained, to be shown before anything is spent."""
-
-    parameters: int
-    tensors: int
-    layers: tuple[str, ...]
 
 
 def adapter_targets(model: nn.Module, wanted: tuple[str, ...]) -> list[str]:
@@ -147,31 +139,44 @@ def attach_adapters(lm: LanguageModel, settings: AdapterSettings) -> LanguageMod
     return replace(lm, model=adapted)
 
 
-def trainable_summary(lm: LanguageModel) -> TrainableSummary:
-    """Count what is trainable, by module."""
-    named = [(name, one) for name, one in lm.model.named_parameters() if one.requires_grad]
-    layers = {name.split(".lora_")[0].removeprefix("base_model.model.") for name, _ in named}
-    return TrainableSummary(
-        parameters=sum(one.numel() for _, one in named),
-        tensors=len(named),
-        layers=tuple(sorted(layers)),
-    )
+def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    """Trainable parameters in the model's order. Raises: ParameterError: there is none."""
+    found = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
+    if not found:
+        raise ParameterError(
+            "the model has no trainable parameter; attach adapters with attach_adapters first"
+        )
+    return found
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in trainable_parameters(model))
 
 
 def _adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
-        name: one for name, one in model.named_parameters() if "lora_" in name or one.requires_grad
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if "lora_" in name or parameter.requires_grad
     }
 
 
 def adapter_weights(lm: LanguageModel) -> AdapterWeights:
     """The model's adapters as bytes. Not yet a release: `distil` makes it one."""
-    tensors = {
-        name: one.detach().to(torch.float32).cpu().contiguous().clone()
-        for name, one in _adapter_tensors(lm.model).items()
-    }
+    tensors = _adapter_tensors(lm.model)
     if not tensors:
         raise ParameterError(f"model {lm.name!r} has no adapters")
+    return weights_of(
+        {
+            name: parameter.detach().to(torch.float32).cpu().contiguous().clone()
+            for name, parameter in tensors.items()
+        }
+    )
+
+
+def weights_of(tensors: dict[str, Tensor]) -> AdapterWeights:
+    """Tensors of adapters, float32 on the CPU, as bytes."""
     return AdapterWeights(data=save_safetensors(tensors, metadata={"format": _FORMAT}))
 
 
@@ -184,10 +189,10 @@ def parse_adapter_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_safetensors(weights.data)
     except SafetensorError as error:
         raise ParameterError(f"adapter weights are no safetensors file: {error}") from error
-    for name, one in tensors.items():
-        if one.dtype != torch.float32:
-            raise ParameterError(f"adapter weights: {name} is {one.dtype}, expected float32")
-        if not bool(torch.isfinite(one).all()):
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ParameterError(f"adapter weights: {name} is {tensor.dtype}, expected float32")
+        if not bool(torch.isfinite(tensor).all()):
             raise ParameterError(f"adapter weights: {name} holds NaN or infinity")
     return tensors
 
@@ -204,12 +209,22 @@ def load_adapters(lm: LanguageModel, weights: AdapterWeights) -> None:
         raise ParameterError(
             f"adapter weights are for another model or other settings: {odd} is on one side only"
         )
-    for name, one in own.items():
-        if tensors[name].shape != one.shape:
+    for name, parameter in own.items():
+        if tensors[name].shape != parameter.shape:
             raise ParameterError(
                 f"adapter weights: {name} has shape {tuple(tensors[name].shape)}, "
-                f"expected {tuple(one.shape)}"
+                f"expected {tuple(parameter.shape)}"
             )
     with torch.no_grad():
-        for name, one in own.items():
-            one.copy_(tensors[name])
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+@contextmanager
+def adapters_kept(lm: LanguageModel) -> Iterator[AdapterWeights]:
+    """Give the model its present adapters back in the end; they are what `with` binds."""
+    before = adapter_weights(lm)
+    try:
+        yield before
+    finally:
+        load_adapters(lm, before)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.models.evaluation import (
-    greedy_paths,
+    greedy_rationales,
     option_probabilities,
-    path_log_probabilities,
+    rationale_log_probabilities,
 )
 from lada_secure.models.loading import LanguageModel
 
@@ -23,13 +23,13 @@ class Answers:
     """A model's answers to n public questions.
 
     paths: what it would write, most probable first; the option alone for multiple choice, empty
-    where it writes nothing. right: (n,) bool, whether the answer is the gold one. certainty: (n,)
+    where it writes nothing. right: (n,) bool, whether the answer is the gold one. confidence: (n,)
     float64 in [0, 1].
     """
 
     paths: tuple[str, ...]
     right: NDArray[np.bool_]
-    certainty: NDArray[np.float64]
+    confidence: NDArray[np.float64]
 
 
 def answer_pool(
@@ -37,27 +37,25 @@ def answer_pool(
 ) -> Answers:
     """Answer public questions and say how sure the model is of each gold answer.
 
-    Multiple choice: certainty is the probability of the gold option among the options. Open
-    questions have no path to score beforehand, so the model writes one: certainty is exp(mean
+    Multiple choice: confidence is the probability of the gold option among the options. Open
+    questions have no path to score beforehand, so the model writes one: confidence is exp(mean
     log-probability per token) of that path where it ends in the gold answer, and 0 elsewhere.
 
     Args: batch_size, max_new_tokens: >= 1.
     """
     paths = [""] * len(samples)
-    certainty = np.zeros(len(samples), dtype=np.float64)
-    offered = [at for at, one in enumerate(samples) if one.choices]
-    if offered:
-        asked = [samples[at] for at in offered]
-        for at, shares in zip(
-            offered, option_probabilities(lm, asked, batch_size=batch_size), strict=True
-        ):
-            choices = samples[at].choices
-            paths[at] = option_text(choices[int(np.argmax(shares))])
-            certainty[at] = min(float(shares[choices.index(samples[at].answer)]), 1.0)
-    opened = [at for at, one in enumerate(samples) if not one.choices]
-    written = greedy_paths(
+    confidence = np.zeros(len(samples), dtype=np.float64)
+    closed = [at for at, sample in enumerate(samples) if sample.choices]
+    opened = [at for at, sample in enumerate(samples) if not sample.choices]
+    shares = option_probabilities(lm, [samples[at] for at in closed], batch_size=batch_size)
+    for at, share in zip(closed, shares, strict=True):
+        choices = samples[at].choices
+        paths[at] = option_text(choices[int(np.argmax(share))])
+        confidence[at] = min(float(share[choices.index(samples[at].answer)]), 1.0)
+    prompts = [prompt_of(sample.question, sample.choices) for sample in samples]
+    written = greedy_rationales(
         lm,
-        [prompt_of(samples[at].question, ()) for at in opened],
+        [prompts[at] for at in opened],
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
@@ -65,17 +63,14 @@ def answer_pool(
         paths[at] = path
     right = np.array(
         [
-            bool(path) and answer_of(path, one.choices) == one.answer
-            for path, one in zip(paths, samples, strict=True)
+            answer_of(path, sample.choices) == sample.answer
+            for path, sample in zip(paths, samples, strict=True)
         ],
         dtype=np.bool_,
     )
     solved = [at for at in opened if right[at]]
-    scored = path_log_probabilities(
-        lm,
-        [prompt_of(samples[at].question, ()) for at in solved],
-        [paths[at] for at in solved],
-        batch_size=batch_size,
+    scored = rationale_log_probabilities(
+        lm, [prompts[at] for at in solved], [paths[at] for at in solved], batch_size=batch_size
     )
-    certainty[solved] = np.minimum(np.exp(scored.mean), 1.0)
-    return Answers(paths=tuple(paths), right=right, certainty=certainty)
+    confidence[solved] = np.minimum(np.exp(scored.mean), 1.0)
+    return Answers(paths=tuple(paths), right=right, confidence=confidence)

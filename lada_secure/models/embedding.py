@@ -21,22 +21,14 @@ from lada_secure.errors import ParameterError
 HASHED_NGRAMS = "hashed-ngrams"
 MINILM = "minilm"
 
+_DIMENSIONS = 128
+_LONGEST_GRAM = 3
 _DIGITS = re.compile(r"\d+")
 _SPACES = re.compile(r"\s+")
 
 
 class Embedder(Protocol):
     """Turns texts into unit vectors; near vectors mean near topics."""
-
-    @property
-    def reference(self) -> str:
-        """Name that `embedder` accepts; a study plan pins it."""
-        ...
-
-    @property
-    def dimensions(self) -> int:
-        """Width e of every vector."""
-        ...
 
     def embed(self, texts: Sequence[str]) -> Float32Array:
         """Embed texts.
@@ -56,45 +48,27 @@ class HashedNgramEmbedder:
     drown the rest.
     """
 
-    def __init__(self, *, dimensions: int = 128, longest: int = 3) -> None:
-        """Args: dimensions: 8 to 4096. longest: longest n-gram in characters, 1 to 5."""
-        if not 8 <= dimensions <= 4096:
-            raise ParameterError(f"embedding dimensions: expected 8 to 4096, got {dimensions}")
-        if not 1 <= longest <= 5:
-            raise ParameterError(f"longest n-gram: expected 1 to 5 characters, got {longest}")
-        self._dimensions = dimensions
-        self._longest = longest
-
-    @property
-    def reference(self) -> str:
-        """Name that `embedder` accepts."""
-        return HASHED_NGRAMS
-
-    @property
-    def dimensions(self) -> int:
-        """Width of every vector."""
-        return self._dimensions
-
     def embed(self, texts: Sequence[str]) -> Float32Array:
         """Embed texts; see `Embedder.embed`."""
-        vectors = np.zeros((len(texts), self._dimensions), dtype=np.float64)
+        vectors = np.zeros((len(texts), _DIMENSIONS), dtype=np.float64)
         for row, text in enumerate(texts):
-            for gram, count in self._grams(text).items():
+            for gram, count in _grams(text).items():
                 # CRC-32, not hash(): Python salts hash() per process, and all parties must agree.
                 code = zlib.crc32(gram.encode("utf-8", "surrogatepass"))
                 sign = 1.0 if code & 1 else -1.0
-                vectors[row, (code >> 1) % self._dimensions] += sign * float(np.sqrt(count))
+                vectors[row, (code >> 1) % _DIMENSIONS] += sign * float(np.sqrt(count))
         return _unit_rows(vectors)
 
-    def _grams(self, text: str) -> Counter[str]:
-        plain = _SPACES.sub(" ", _DIGITS.sub("0", text)).strip()
-        # Marks for start and end give even an empty text one n-gram, hence a direction.
-        marked = f"\x02{plain}\x03"
-        return Counter(
-            marked[start : start + length]
-            for length in range(1, self._longest + 1)
-            for start in range(len(marked) - length + 1)
-        )
+
+def _grams(text: str) -> Counter[str]:
+    plain = _SPACES.sub(" ", _DIGITS.sub("0", text)).strip()
+    # Marks for start and end give even an empty text one n-gram, hence a direction.
+    marked = f"\x02{plain}\x03"
+    return Counter(
+        marked[start : start + length]
+        for length in range(1, _LONGEST_GRAM + 1)
+        for start in range(len(marked) - length + 1)
+    )
 
 
 def embedder(reference: str) -> Embedder:

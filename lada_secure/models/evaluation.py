@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
-from lada_secure.models.examples import PathExample, encode_row
+from lada_secure.models.examples import RationaleExample, encode_row
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
 
 # What a model may write to answer an open question, path and answer together.
 ANSWER_TOKENS: Final = 32
@@ -55,15 +55,9 @@ def accuracy(
     batch_size: int,
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> float:
-    """Share of questions answered rightly.
-
-    Args: batch_size: >= 1. max_new_tokens: for open questions, path and answer together.
-    Returns: in [0, 1].
-    Raises: ParameterError: no records.
-    """
-    return float(
-        np.mean(correct(lm, records, batch_size=batch_size, max_new_tokens=max_new_tokens))
-    )
+    """Share of questions answered rightly, in [0, 1]; see `correct`."""
+    right = correct(lm, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return float(np.mean(right))
 
 
 def correct(
@@ -79,46 +73,32 @@ def correct(
     Open questions: greedy generation, then the answer is read from the path.
     A record that the model cannot be asked about, whatever it holds, counts as answered wrongly.
 
+    Args: batch_size: >= 1. max_new_tokens: for open questions, path and answer together.
     Raises: ParameterError: no records, or a batch size below 1.
     """
     if not records:
         raise ParameterError("accuracy needs at least one record")
     if batch_size < 1:
         raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
-    found = for_each_unit(
-        records,
-        lambda part: list(_correct(lm, part, batch_size=batch_size, max_new_tokens=max_new_tokens)),
-        otherwise=np.False_,
-        what="held-out accuracy",
-    )
+
+    def judged(part: Sequence[Record | PoolSample]) -> list[bool]:
+        right = [False] * len(part)
+        closed = [at for at, record in enumerate(part) if record.choices]
+        picks = choose(lm, [part[at] for at in closed], batch_size=batch_size)
+        for at, pick in zip(closed, picks, strict=True):
+            right[at] = part[at].choices[pick] == part[at].answer
+        opened = [at for at, record in enumerate(part) if not record.choices]
+        if opened:
+            prompts = [prompt_of(part[at].question, ()) for at in opened]
+            paths = greedy_rationales(
+                lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens
+            )
+            for at, path in zip(opened, paths, strict=True):
+                right[at] = answer_of(path, ()) == part[at].answer
+        return right
+
+    found = for_each_unit(records, judged, otherwise=False, what="held-out accuracy")
     return np.array(found, dtype=np.bool_)
-
-
-def _correct(
-    lm: LanguageModel,
-    records: Sequence[Record | PoolSample],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-) -> NDArray[np.bool_]:
-    right = np.zeros(len(records), dtype=np.bool_)
-    chosen = [index for index, record in enumerate(records) if record.choices]
-    opened = [index for index, record in enumerate(records) if not record.choices]
-    if chosen:
-        subset = [records[index] for index in chosen]
-        picks = choose(lm, subset, batch_size=batch_size)
-        right[chosen] = [
-            record.choices[pick] == record.answer
-            for record, pick in zip(subset, picks, strict=True)
-        ]
-    if opened:
-        prompts = [prompt_of(records[index].question, ()) for index in opened]
-        paths = greedy_paths(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens)
-        right[opened] = [
-            answer_of(path, ()) == records[index].answer
-            for index, path in zip(opened, paths, strict=True)
-        ]
-    return right
 
 
 def choose(
@@ -147,11 +127,9 @@ def option_probabilities(
     Returns: one array per question, entries in [0, 1] that sum to 1.
     Raises: ParameterError: a question without options.
     """
-    found = []
-    for values in _all_option_scores(lm, records, batch_size=batch_size):
-        weights = np.exp(values - values.max())
-        found.append(weights / weights.sum())
-    return found
+    scores = _all_option_scores(lm, records, batch_size=batch_size)
+    weights = [np.exp(values - values.max()) for values in scores]
+    return [weight / weight.sum() for weight in weights]
 
 
 def _all_option_scores(
@@ -167,7 +145,7 @@ def _all_option_scores(
     ]
     prompts = [
         lm.encode_prompt(prompt_of(record.question, record.choices))[
-            -(lm.max_tokens - max(len(one) for one in own)) :
+            -(lm.max_tokens - max(len(option) for option in own)) :
         ]
         for record, own in zip(records, options, strict=True)
     ]
@@ -222,7 +200,7 @@ def _option_scores(
     ]
 
 
-def path_log_probabilities(
+def rationale_log_probabilities(
     lm: LanguageModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
 ) -> Paths:
     """Joint log-probability of each path, end token included, after its prompt.
@@ -234,17 +212,12 @@ def path_log_probabilities(
     """
     if len(prompts) != len(paths):
         raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
-    rows_of_text = [
-        encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)
-    ]
-    heads = [list(row.tokens[: row.target_start]) for row in rows_of_text]
-    tails = [list(row.tokens[row.target_start :]) for row in rows_of_text]
+    texts = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
+    tokens = np.array([row.target_length for row in texts], dtype=np.int64)
     total = np.zeros(len(paths), dtype=np.float64)
-    tokens = np.array([len(tail) for tail in tails], dtype=np.int64)
-    lengths = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
-    for rows in batches_by_length(lengths, batch_size):
-        ids, mask, positions = _left_padded(lm, [heads[row] + tails[row] for row in rows])
-        keep = max(len(tails[row]) for row in rows)
+    for rows in batches_by_length([len(row.tokens) for row in texts], batch_size):
+        ids, mask, positions = _left_padded(lm, [texts[row].tokens for row in rows])
+        keep = int(tokens[rows].max())
         with torch.inference_mode():
             logits = lm.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep + 1
@@ -254,29 +227,26 @@ def path_log_probabilities(
             chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
         for row, values in zip(rows, log_p, strict=True):
-            total[row] = values[-len(tails[row]) :].sum()
+            total[row] = values[-tokens[row] :].sum()
     return Paths(total=total, tokens=tokens)
 
 
-def greedy_paths(
+def rationale_losses(
+    lm: LanguageModel, examples: Sequence[RationaleExample], *, batch_size: int
+) -> NDArray[np.float64]:
+    """Losses of the examples' paths under a model as it is now, (n,), see `Paths.losses`."""
+    prompts = [example.prompt for example in examples]
+    paths = [example.path for example in examples]
+    return rationale_log_probabilities(lm, prompts, paths, batch_size=batch_size).losses
+
+
+def greedy_rationales(
     lm: LanguageModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
 ) -> list[str]:
     """The path that the model writes after each prompt, most probable token by token."""
     return generate_texts(
         lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, temperature=0.0, seed=0
     )
-
-
-def path_losses(
-    lm: LanguageModel, examples: Sequence[PathExample], *, batch_size: int
-) -> NDArray[np.float64]:
-    """Losses of the examples' paths under a model as it is now, (n,), see `Paths.losses`."""
-    return path_log_probabilities(
-        lm,
-        [one.prompt for one in examples],
-        [one.path for one in examples],
-        batch_size=batch_size,
-    ).losses
 
 
 def generate_texts(

@@ -7,22 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lada_secure.data.prompts import prompt_of, rationale_of
+from lada_secure.data.records import Record
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.release.unit_by_unit import for_each_unit
+from lada_secure.privacy.release.private_records import for_each_unit
+from lada_secure.privacy.release.units import Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PathExample:
-    """One thing to learn: after `prompt`, write `path`, rather than `own_path`.
+class RationaleExample:
+    """One thing to learn: after `prompt`, write `path`, rather than `rejected`.
 
-    `path` is the LLM's reasoning path (pool) or the record's own rationale or answer (private);
-    `own_path` is what the small model wrote before, or None, which leaves cross-entropy alone.
+    `path` is the LLM's rationale (pool) or the record's own rationale or answer (private);
+    `rejected` is what the small model wrote before, or None, which leaves cross-entropy alone.
     """
 
     example_id: str
     prompt: str
     path: str
-    own_path: str | None
+    rejected: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +37,49 @@ class PrivateUnit:
     """
 
     unit_id: str
-    examples: tuple[PathExample, ...]
+    examples: tuple[RationaleExample, ...]
 
     def __repr__(self) -> str:
         """Without content: a representation ends up in messages and tracebacks."""
         return f"PrivateUnit(..., {len(self.examples)} examples)"
+
+
+def record_example(record: Record, *, path: str | None = None) -> RationaleExample:
+    """A private record as something to learn: a path, or its own answer with what reasons it has.
+
+    Args: path: stands in for the record's own.
+    """
+    return RationaleExample(
+        example_id=record.record_id,
+        prompt=prompt_of(record.question, record.choices),
+        path=rationale_of(record.answer, record.choices, record.rationale)
+        if path is None
+        else path,
+        rejected=None,
+    )
+
+
+def private_unit(
+    unit: Unit, *, with_reasons_only: bool = False, written: Sequence[str | None] = ()
+) -> PrivateUnit:
+    """A bounded privacy unit with all its records, or those that have reasons.
+
+    A bare answer can teach a model to skip its reasoning. A unit without any reasons stays a unit,
+    with nothing to add to a sum: who has reasons is private, too.
+
+    Args: written: paths by the records' places that stand in for those of records without reasons,
+        see `rationales.self_generated_rationales`; empty for none.
+    """
+    return PrivateUnit(
+        unit_id=unit.unit_id,
+        examples=tuple(
+            record_example(record, path=path)
+            for record, path in zip(
+                unit.records, written or (None,) * len(unit.records), strict=True
+            )
+            if not with_reasons_only or record.rationale is not None or path is not None
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +97,17 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedExample:
-    """A `PathExample` in tokens; `own_path` is None where there is none to contrast with."""
+    """A `RationaleExample` in tokens; `rejected` is None where there is none to contrast with."""
 
     example_id: str
     path: TokenRow
-    own_path: TokenRow | None
+    rejected: TokenRow | None
 
-    @property
-    def rows(self) -> tuple[TokenRow, ...]:
-        """The one or two sequences of the example."""
-        return (self.path,) if self.own_path is None else (self.path, self.own_path)
+
+def rows_of(examples: Sequence[EncodedExample]) -> list[TokenRow]:
+    """All sequences of examples: the paths, and the own paths after them."""
+    own_paths = [example.rejected for example in examples if example.rejected is not None]
+    return [example.path for example in examples] + own_paths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +120,7 @@ class EncodedUnit:
     @property
     def longest_row(self) -> int:
         """Tokens of the unit's longest sequence."""
-        return max((len(row.tokens) for one in self.examples for row in one.rows), default=0)
+        return max((len(row.tokens) for row in rows_of(self.examples)), default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +144,7 @@ class PublicOrder:
             [np.random.default_rng([self.seed, epoch]).permutation(self.count) for epoch in epochs]
         )
         start = first - epochs[0] * self.count
-        return tuple(int(one) for one in order[start : start + self.batch_size])
+        return tuple(order[start : start + self.batch_size].tolist())
 
 
 def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
@@ -111,18 +153,20 @@ def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
     A row longer than `lm.max_tokens` loses the start of its prompt first, then the end of its
     target: a rule on lengths alone. A text without tokens is replaced by the end token.
     """
-    tail = lm.encode_path(target)
+    tail = lm.encode_rationale(target)
     head = lm.encode_prompt(prompt)[-(lm.max_tokens - len(tail)) :]
     return TokenRow(tokens=(*head, *tail), target_start=len(head))
 
 
-def encode_example(lm: LanguageModel, example: PathExample, *, contrast: bool) -> EncodedExample:
+def encode_example(
+    lm: LanguageModel, example: RationaleExample, *, contrast: bool
+) -> EncodedExample:
     """Encode an example; `contrast` False or an own path equal to the path drops the own path."""
-    own = example.own_path if contrast and example.own_path != example.path else None
+    own = example.rejected if contrast and example.rejected != example.path else None
     return EncodedExample(
         example_id=example.example_id,
         path=encode_row(lm, example.prompt, example.path),
-        own_path=encode_row(lm, example.prompt, own) if own else None,
+        rejected=encode_row(lm, example.prompt, own) if own else None,
     )
 
 
@@ -133,7 +177,7 @@ def encode_units(
 
     Units with one id become one: apart, their joint influence would pass the bound of one.
     """
-    examples: dict[str, list[PathExample]] = {}
+    examples: dict[str, list[RationaleExample]] = {}
     for unit in units:
         examples.setdefault(unit.unit_id, []).extend(unit.examples)
 

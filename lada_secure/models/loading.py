@@ -48,11 +48,11 @@ class LanguageModel:
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a prompt, without any special token: the last `max_tokens` - 1 of it.
 
-        Total, as `encode_path` is: see `tokens_of`.
+        Total, as `encode_rationale` is: see `tokens_of`.
         """
         return self.tokens_of(prompt)[1 - self.max_tokens :] or [self.end_token]
 
-    def encode_path(self, path: str) -> list[int]:
+    def encode_rationale(self, path: str) -> list[int]:
         """The first `max_tokens` - 2 tokens of a path and the end token, to learn where to stop.
 
         Prompt and path are tokenized apart and joined: a path's tokens never depend on its prompt.

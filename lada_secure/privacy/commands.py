@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Privacy accounting: epsilon, calibration, and the cost of a whole study.",
     no_args_is_help=True,
+    # The example of `plan` is escaped for it; older releases of typer have another default.
+    rich_markup_mode="rich",
 )
 
 Noise = Annotated[float, typer.Option(help="Noise std / L2 sensitivity (or clip norm).")]
@@ -27,11 +28,6 @@ Sampling = Annotated[
 Steps = Annotated[int, typer.Option(help="How many times it is released.", min=1)]
 Delta = Annotated[float, typer.Option(help="Target delta; far below 1 / number of units.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-def _quiet_accountant() -> None:
-    # While it searches, the RDP accountant warns about orders that it leaves out anyway.
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def _finite(value: float) -> float:
@@ -57,8 +53,7 @@ def epsilon(
     """
     from lada_secure.privacy.accounting import accountant, events
 
-    _quiet_accountant()
-    event = events.dpsgd_event(
+    event = events.DpSgdEvent(
         noise_multiplier=noise_multiplier,
         sampling_probability=sampling_probability,
         steps=steps,
@@ -84,16 +79,15 @@ def calibrate(
     Example: lada privacy calibrate --epsilon 1 --delta 1e-5 --sampling-probability 0.02
     --steps 500
     """
-    from lada_secure.privacy.accounting import accountant, calibration, events
+    from lada_secure.privacy.accounting import accountant, events, planning
 
-    _quiet_accountant()
-    noise_multiplier = calibration.calibrate_noise_multiplier(
+    noise_multiplier = planning.calibrate_noise_multiplier(
         target_epsilon=epsilon,
         target_delta=delta,
         sampling_probability=sampling_probability,
         steps=steps,
     )
-    event = events.dpsgd_event(
+    event = events.DpSgdEvent(
         noise_multiplier=noise_multiplier,
         sampling_probability=sampling_probability,
         steps=steps,
@@ -137,7 +131,6 @@ def plan(
     """
     from lada_secure.privacy.accounting import planning
 
-    _quiet_accountant()
     cost = planning.cost_plan(planning.read_plan(path))
     _finite(cost.epsilon)
     if as_json:

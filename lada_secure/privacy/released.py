@@ -1,8 +1,8 @@
 """Values that may leave a site: noised, paid for in the ledger, or computed from such values.
 
 Outbound messages take `Released[T]` and nothing else. A plain value does not type-check there,
-and a `Released` cannot be made by calling the class: only by `LedgerBook.commit`, and from other
-released values by `post_process` and `combine`.
+and a `Released` cannot be made by calling the class: only by `LedgerBook.commit`, and from another
+released value by `post_process`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final, Generic, NoReturn, TypeVar
 
 import numpy as np
 
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.errors import LocalProtocolError
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -95,13 +95,6 @@ class Released(Generic[T_co]):
         return f"Released({self._label!r}, paid_by={self.paid_by[:12]}...)"
 
 
-def _own_copy(value: T) -> T:
-    # An array that somebody else still holds could change after it was released.
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return value
-
-
 def require_released(value: object, *, what: str) -> None:
     """The runtime half of the check, for the constructors of outbound messages.
 
@@ -125,30 +118,11 @@ def post_process(
     Args: released: what to start from. compute: function of its value. label: default the old one.
     """
     require_released(released, what="post_process")
-    return Released(
-        _SEAL,
-        _own_copy(compute(released.value)),
-        released.paid_by_all,
-        released.label if label is None else label,
-    )
-
-
-def combine(
-    released: Sequence[Released[T]], compute: Callable[[tuple[T, ...]], U], *, label: str
-) -> Released[U]:
-    """Derive one value from several released ones; costs nothing.
-
-    `post_process`'s condition holds here too. `paid_by_all` is the union, in order.
-
-    Raises: ParameterError: no value was given.
-    """
-    if not released:
-        raise ParameterError("combine: expected at least one released value, got none")
-    for one in released:
-        require_released(one, what="combine")
-    paid_by_all = tuple(dict.fromkeys(entry for one in released for entry in one.paid_by_all))
-    values = tuple(one.value for one in released)
-    return Released(_SEAL, _own_copy(compute(values)), paid_by_all, label)
+    value = compute(released.value)
+    if isinstance(value, np.ndarray):
+        # An array that somebody else still holds could change after it was released.
+        value = value.copy()
+    return Released(_SEAL, value, released.paid_by_all, label or released.label)
 
 
 def released_output(

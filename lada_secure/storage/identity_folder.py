@@ -16,10 +16,7 @@ class IdentityFolder:
     path: Path
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """A file, at most one byte more than allowed.
-
-        Raises: ParameterError: it cannot be read.
-        """
+        """A file, at most one byte more than allowed. Raises: ParameterError: it cannot be read."""
         try:
             with (self.path / name).open("rb") as file:
                 return file.read(max_bytes + 1)

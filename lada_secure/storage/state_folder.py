@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from lada_secure.canonical import canonical_json
+from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.storage.schema_versions import versions_to_migrate
+from lada_secure.storage.schema_versions import check_schema_version
+from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 STATE_VERSION: Final = 1
 OWNER_FILE: Final = "owner.json"
@@ -29,13 +29,17 @@ _MAX_OWNER_BYTES: Final = 4096
 def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
     """Work in a state folder as its owner, alone; it becomes ours where nobody's name is on it.
 
-    Raises: ParameterError: another party's, of a newer version, or another process works in it.
+    Parts of files that a killed process had not finished to write go first.
+
+    Raises: ParameterError: another party's, of another version, or another process works in it.
         TransportError: the folder cannot be written.
     """
     lock = _locked(folder)
     try:
         if not check_state_folder(folder, party=party, role=role):
-            _write_owner(folder / OWNER_FILE, party=party, role=role)
+            owner: Json = {"party": party, "role": role, "version": STATE_VERSION}
+            write_atomically(folder / OWNER_FILE, canonical_json(owner))
+        sweep_parts(folder)
         yield
     finally:
         lock.close()
@@ -44,7 +48,7 @@ def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
 def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
     """Whether this party's name is on the folder; False where nobody's is.
 
-    Raises: ParameterError: another party's, of a newer version, or the note is damaged.
+    Raises: ParameterError: another party's, of another version, or the note is damaged.
     """
     path = folder / OWNER_FILE
     try:
@@ -60,7 +64,7 @@ def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
             f"{path} is damaged ({error!r}); restore the folder from its backup, or, if you are "
             f"sure that it is the one of {party}, delete this one file"
         ) from error
-    versions_to_migrate(version, current=STATE_VERSION, where=str(path), refusal=ParameterError)
+    check_schema_version(version, current=STATE_VERSION, where=str(path), refusal=ParameterError)
     if owner != (party, role):
         raise ParameterError(
             f"{folder} is the state of {owner[1]} {owner[0]}, the settings are those of {role} "
@@ -91,15 +95,3 @@ def _locked(folder: Path) -> BinaryIO:
             "system that has locks (a local disk, or a network share mounted with them)"
         ) from error
     return lock
-
-
-def _write_owner(path: Path, *, party: str, role: str) -> None:
-    part = path.with_name(f".{path.name}")
-    try:
-        with part.open("wb") as file:
-            file.write(canonical_json({"party": party, "role": role, "version": STATE_VERSION}))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise TransportError(f"cannot write {path}: {error.strerror}") from error

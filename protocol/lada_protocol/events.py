@@ -244,7 +244,7 @@ class EventLog:
 
 
 @plain_dataclass(slots=True, kw_only=True)
-class Patience:
+class StallTimer:
     """How long a party has waited for the same thing, and when it last said so.
 
     Args: clock: monotonic seconds. The wall clock may jump, and a jump must use up nobody's time.

@@ -5,8 +5,10 @@ SPEC.md, "Messages", holds the same table in prose.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from lada_secure.errors import PeerError
 
@@ -28,49 +30,16 @@ class Audience(StrEnum):
     ADDRESSEE_AND_AUDITOR = "addressee, auditor"
 
 
-class Kind(StrEnum):
-    """Every message of the protocol, in the order in which a study meets them."""
-
-    PLAN = "plan"
-    POOL = "pool"
-    CLUSTERS = "clusters"
-    OPENING_KEY = "opening_key"
-    ACCEPTANCE = "acceptance"
-    ADMISSION = "admission"
-    REFUSAL = "refusal"
-    COHORT = "cohort"
-    MASK_KEY = "mask_key"
-    LEDGER = "ledger"
-    RECEIPT = "receipt"
-    CONTRIBUTION = "contribution"
-    SUM = "sum"
-    OPENED = "opened"
-    OPENING_REFUSED = "opening_refused"
-    ABORT = "abort"
-    MATRIX = "matrix"
-    QUERY = "query"
-    SCORES = "scores"
-    PATHS = "paths"
-    TRAINED = "trained"
-    INQUIRY = "inquiry"
-    SITE_PATHS = "site_paths"
-    LLM_UPDATE = "llm_update"
-    TRANSCRIPT = "transcript"
-    CLOSE = "close"
-    FINISHED = "finished"
-    FAILED = "failed"
-
-
 MIB = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class KindRules:
     """What the board and every reader enforce for one kind."""
 
-    senders: frozenset[Role]
-    audience: Audience
-    max_payload_bytes: int
+    senders: Set[Role]
+    audience: Audience = Audience.ALL
+    max_payload_bytes: int = 0
 
     @property
     def needs_addressee(self) -> bool:
@@ -78,67 +47,61 @@ class KindRules:
         return self.audience in (Audience.ADDRESSEE, Audience.ADDRESSEE_AND_AUDITOR)
 
 
-def _rules(
-    *senders: Role, audience: Audience = Audience.ALL, max_payload_bytes: int = 0
-) -> KindRules:
-    return KindRules(
-        senders=frozenset(senders), audience=audience, max_payload_bytes=max_payload_bytes
-    )
-
-
 _C, _A, _S = Role.COORDINATOR, Role.AUDITOR, Role.SITE
+_ALL, _AUDITOR, _ADDRESSEE, _BOTH = Audience
 
-RULES: dict[Kind, KindRules] = {
-    Kind.PLAN: _rules(_C, max_payload_bytes=64 * 1024),
-    Kind.POOL: _rules(_C, max_payload_bytes=256 * MIB),
-    Kind.CLUSTERS: _rules(_C, max_payload_bytes=16 * MIB),
-    Kind.OPENING_KEY: _rules(_A, max_payload_bytes=2 * MIB),
-    Kind.ACCEPTANCE: _rules(_S),
-    Kind.ADMISSION: _rules(_A),
-    Kind.REFUSAL: _rules(_A, _S),
-    Kind.COHORT: _rules(_C),
-    Kind.MASK_KEY: _rules(_S),
-    Kind.LEDGER: _rules(_S, audience=Audience.AUDITOR, max_payload_bytes=64 * MIB),
-    Kind.RECEIPT: _rules(_A),
-    Kind.CONTRIBUTION: _rules(_S, audience=Audience.AUDITOR, max_payload_bytes=64 * MIB),
-    Kind.SUM: _rules(_C, audience=Audience.AUDITOR, max_payload_bytes=64 * MIB),
-    Kind.OPENED: _rules(_A, max_payload_bytes=32 * MIB),
-    Kind.OPENING_REFUSED: _rules(_A),
-    Kind.ABORT: _rules(_C),
-    Kind.MATRIX: _rules(_C, audience=Audience.AUDITOR, max_payload_bytes=256 * MIB),
-    Kind.QUERY: _rules(_S, audience=Audience.ADDRESSEE_AND_AUDITOR, max_payload_bytes=64 * MIB),
-    Kind.SCORES: _rules(_C, audience=Audience.ADDRESSEE_AND_AUDITOR, max_payload_bytes=64 * MIB),
-    Kind.PATHS: _rules(_C, max_payload_bytes=64 * MIB),
-    Kind.TRAINED: _rules(_S),
-    Kind.INQUIRY: _rules(_C, max_payload_bytes=8 * MIB),
-    Kind.SITE_PATHS: _rules(_S, audience=Audience.ADDRESSEE, max_payload_bytes=64 * MIB),
-    Kind.LLM_UPDATE: _rules(_C),
-    Kind.TRANSCRIPT: _rules(_C, max_payload_bytes=16 * MIB),
-    Kind.CLOSE: _rules(_C, _A, _S),
-    Kind.FINISHED: _rules(_C),
-    Kind.FAILED: _rules(_C, _A, _S),
-}
+
+class Kind(StrEnum):
+    """Every message of the protocol, in the order in which a study meets them, with its rules."""
+
+    rules: KindRules
+
+    def __new__(cls, name: str, *rules: Any) -> Kind:
+        kind = str.__new__(cls, name)
+        kind._value_, kind.rules = name, KindRules(*rules)
+        return kind
+
+    PLAN = "plan", {_C}, _ALL, MIB // 16
+    POOL = "pool", {_C}, _ALL, 256 * MIB
+    CLUSTERS = "clusters", {_C}, _ALL, 16 * MIB
+    OPENING_KEY = "opening_key", {_A}, _ALL, 2 * MIB
+    ACCEPTANCE = "acceptance", {_S}
+    ADMISSION = "admission", {_A}
+    REFUSAL = "refusal", {_A, _S}
+    COHORT = "cohort", {_C}
+    MASK_KEY = "mask_key", {_S}
+    LEDGER = "ledger", {_S}, _AUDITOR, 64 * MIB
+    RECEIPT = "receipt", {_A}
+    CONTRIBUTION = "contribution", {_S}, _AUDITOR, 64 * MIB
+    SUM = "sum", {_C}, _AUDITOR, 64 * MIB
+    OPENED = "opened", {_A}, _ALL, 32 * MIB
+    OPENING_REFUSED = "opening_refused", {_A}
+    ABORT = "abort", {_C}
+    MATRIX = "matrix", {_C}, _AUDITOR, 256 * MIB
+    QUERY = "query", {_S}, _BOTH, 64 * MIB
+    SCORES = "scores", {_C}, _BOTH, 64 * MIB
+    PATHS = "paths", {_C}, _ALL, 64 * MIB
+    TRAINED = "trained", {_S}
+    INQUIRY = "inquiry", {_C}, _ALL, 8 * MIB
+    SITE_PATHS = "site_paths", {_S}, _ADDRESSEE, 64 * MIB
+    LLM_UPDATE = "llm_update", {_C}
+    TRANSCRIPT = "transcript", {_C}, _ALL, 16 * MIB
+    CLOSE = "close", {_C, _A, _S}
+    FINISHED = "finished", {_C}
+    FAILED = "failed", {_C, _A, _S}
 
 
 def parse_kind(name: str) -> Kind:
-    """The kind of that name.
-
-    Raises: PeerError(reason="unknown_kind").
-    """
+    """The kind of that name. Raises: PeerError(reason="unknown_kind")."""
     try:
         return Kind(name)
     except ValueError:
         raise PeerError(f"unknown message kind {name[:40]!r}", reason="unknown_kind") from None
 
 
-def kind_rules(kind: Kind) -> KindRules:
-    """What holds for messages of this kind."""
-    return RULES[kind]
-
-
 def may_read(*, kind: Kind, sender: str, to: str, reader: str, role: Role) -> bool:
     """Whether `reader` may see a message; the coordinator keeps the board and sees all."""
     if role is Role.COORDINATOR or reader in (sender, to):
         return True
-    audience = RULES[kind].audience
+    audience = kind.rules.audience
     return audience is Audience.ALL or (role is Role.AUDITOR and audience is not Audience.ADDRESSEE)

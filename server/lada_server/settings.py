@@ -7,32 +7,25 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lada_protocol.party_files import PartySettings
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
-from lada_protocol.wire.transport_settings import TransportSettings
-from lada_secure.logs import LogSettings
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
-    GuidePlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
+    ReferenceModelPlan,
     StatisticsPlan,
     TrainingPlan,
-    UplinkPlan,
+    TransferPlan,
 )
 
 
-class ServerSettings(Settings):
-    """`server.toml`. Relative paths are relative to the file's own folder."""
+class ServerSettings(PartySettings):
+    """`server.toml`."""
 
-    party: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
     listen: Annotated[str, Field(description="host:port that sites and the auditor dial")]
-    identity: Annotated[
-        Path, Field(description="folder with ca, tls and sign certificates and keys")
-    ]
-    roster: Annotated[Path, Field(description="roster file, agreed out of band")]
-    state_dir: Annotated[Path, Field(description="board, checkpoints, events")]
     database: Annotated[
         str | None, Field(description="SQLAlchemy URL; default SQLite in state_dir")
     ] = None
@@ -41,14 +34,9 @@ class ServerSettings(Settings):
     llm: Annotated[str, Field(description="model reference of the LLM")]
     cache_dir: Annotated[Path, Field(description="model weights")]
     threads: Annotated[int, Field(ge=1, le=256)] = 1
-    passphrase_file: Annotated[
-        Path | None, Field(description="passphrase of encrypted private keys")
-    ] = None
     monitor: Annotated[
         str | None, Field(description="host:port of /healthz and /metrics; none by default")
     ] = None
-    transport: TransportSettings = TransportSettings()
-    log: LogSettings = LogSettings()
 
 
 class StudySettings(Settings):
@@ -68,6 +56,6 @@ class StudySettings(Settings):
     training: TrainingPlan
     distillation: DistillationPlan
     allocation: AllocationPlan
-    paths: PathsPlan
-    uplink: UplinkPlan | None = None
-    guide: GuidePlan | None = None
+    paths: RationalesPlan
+    uplink: TransferPlan | None = None
+    guide: ReferenceModelPlan | None = None

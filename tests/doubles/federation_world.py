@@ -9,9 +9,9 @@ from protocol_world import CAPS, NOW, Cast, make_cast, make_plan
 from simulated_parties import FOUR, World, exported, make_world
 
 from lada_protocol.rounds.tasks import Done
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import grant_restart
 from lada_secure.privacy.ledger.entries import LedgerIdentity
-from lada_secure.privacy.ledger.keeper import KeptLedger
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant
 
@@ -24,7 +24,7 @@ class Federation:
 
     folder: Path
     cast: Cast = field(default_factory=lambda: make_cast(FOUR))
-    books: dict[str, KeptLedger] = field(default_factory=dict)
+    books: dict[str, LedgerBook] = field(default_factory=dict)
     studies: int = 0
 
     def study(self) -> World:
@@ -52,7 +52,7 @@ class Federation:
         return exported(world, self.folder / f"out-{world.plan.study_id}")
 
 
-def backup_of(cast: Cast, entries: KeptLedger, length: int) -> MemoryLedger:
+def backup_of(cast: Cast, entries: LedgerBook, length: int) -> MemoryLedger:
     """A copy of a ledger as it was at this length: what a backup holds."""
     identity = entries.identity
     copy = MemoryLedger(
@@ -63,7 +63,7 @@ def backup_of(cast: Cast, entries: KeptLedger, length: int) -> MemoryLedger:
     )._kept
     fresh = type(kept)(identity)
     for entry in entries.entries()[:length]:
-        fresh.append(entry, None)
+        fresh.append(entry, None, written=entry.time)
     copy._kept = fresh
     return copy
 

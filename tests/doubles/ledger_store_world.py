@@ -9,15 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import event as sqlalchemy_event
 
 from lada_clients.site.ledger.store import SqliteLedger, restart_ledger
 from lada_secure.errors import PrivacyBudgetExceeded
-from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.carried_budget import grant_restart
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec, Reservation
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
 AUDITOR_KEY = Ed25519PrivateKey.from_private_bytes(b"auditor key for tests, 32 bytes.")
@@ -75,7 +74,7 @@ def spec(round_id: int = 0, *, study_id: str = "study", noise: float = NOISE) ->
         round_id=round_id,
         purpose="statistics",
         mechanism=DISCRETE_GAUSSIAN,
-        event=gaussian_event(noise),
+        event=GaussianEvent(noise),
         parameters={"l2_sensitivity": 100.0, "std": 100.0 * noise},
     )
 
@@ -145,14 +144,13 @@ class _Countdown:
 def release_and_die(path: str, sent: str, steps: int) -> None:
     """Reserve, compute, commit and send one release; die at the n-th step, if it has so many.
 
-    Steps are every SQL statement (before and after), every begin, commit and rollback, and the
-    points around computing, encoding and sending.
+    Steps are every SQL statement, every begin, commit and rollback, and the points around
+    computing, encoding and sending.
     """
     step = _Countdown(steps)
     ledger = open_ledger(Path(path))
-    engine = ledger._engine
-    for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "rollback"):
-        sqlalchemy_event.listen(engine, name, step)
+    # Called before every statement: what was done after one is what is there before the next.
+    ledger._file.connection().set_trace_callback(step)
 
     def compute(_paid: Reservation) -> bytes:
         step()

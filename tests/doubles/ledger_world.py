@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger.carried_budget import grant_restart
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.carried_budget import grant_restart, granted_identity
 from lada_secure.privacy.ledger.entries import LedgerIdentity
-from lada_secure.privacy.ledger.keeper import KeptLedger, granted_identity
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
 NEW_KEY = Ed25519PrivateKey.from_private_bytes(b"the site's renewed key, 32 byte.")
@@ -86,7 +86,7 @@ def restarted_ledger(
     )
 
 
-def approve(ledger: KeptLedger, study_id: str = "study", *, plan_hash: str = PLAN) -> None:
+def approve(ledger: LedgerBook, study_id: str = "study", *, plan_hash: str = PLAN) -> None:
     """Approve a study until a day after the start."""
     ledger.decide(
         "approve",
@@ -108,7 +108,7 @@ def statistics_spec(
         round_id=round_id,
         purpose="statistics",
         mechanism=DISCRETE_GAUSSIAN,
-        event=gaussian_event(noise_multiplier),
+        event=GaussianEvent(noise_multiplier),
         parameters={"l2_sensitivity": 100.0, "std": 100.0 * noise_multiplier},
     )
 
@@ -123,7 +123,7 @@ def training_spec(
         round_id=round_id,
         purpose="training",
         mechanism=DP_SGD,
-        event=dpsgd_event(noise_multiplier=1.0, sampling_probability=0.02, steps=steps),
+        event=DpSgdEvent(noise_multiplier=1.0, sampling_probability=0.02, steps=steps),
         parameters={
             "l2_clip_norm": 1.0,
             "expected_units": 20.0,

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trainer_doubles import small_model
 
-from lada_lab.mock.presets import GUIDED
+from lada_lab.mock.presets import read_preset
 from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.data.records import PoolSample
 from lada_secure.method.execution import Execution
-from lada_secure.method.plan import GuidePlan
+from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, ReceivedRationale
 from lada_secure.models.adapters import (
@@ -25,10 +25,11 @@ from lada_secure.models.adapters import (
 )
 from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
-from lada_secure.privacy.ledger.book import BudgetCaps, LedgerBook
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit
 
@@ -36,10 +37,11 @@ POOL = tuple(
     PoolSample(sample_id=f"s{at}", question=f"{topic} {at}", choices=(), answer="9")
     for at, topic in enumerate(["question"] * 3 + ["riddle me"] * 3)
 )
+GUIDED = read_preset("guided")
 # The records agree with these, and contradict the others.
 GOOD = {place: f"good {place}" for place in (0, 1, 2)}
 BAD = {place: f"evil {place}" for place in (3, 4, 5)}
-GUIDE = GuidePlan(
+GUIDE = ReferenceModelPlan(
     records_with_reasons=True,
     own_paths=2,
     least_share=0.25,
@@ -128,7 +130,7 @@ def trained_on_good(site: SiteContext) -> AdapterWeights:
         steps=30, batch_size=3, replay_batch_size=0, learning_rate=1e-2, max_epochs=100
     )
     examples = [site.example(rationale) for rationale in known(GOOD, cell=0)]
-    weights = tune_on_paths(site.lm, examples, (), settings)
+    weights = tune_on_rationales(site.lm, examples, (), settings)
     load_adapters(site.lm, before)
     return weights
 

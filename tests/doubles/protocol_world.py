@@ -18,9 +18,9 @@ from typing import Any, cast
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.net.outbox import Outbox
 from lada_clients.net.participant import Participant
-from lada_clients.net.transport import BoardClient, Traffic
+from lada_clients.net.study_folder import Outbox
+from lada_clients.net.transport import BoardClient
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import (
     PartyName,
@@ -28,11 +28,12 @@ from lada_protocol.identity.certificates import (
     certificate_pem,
     key_fingerprint,
 )
-from lada_protocol.identity.issuance import build_ca_certificate, issue_signing_certificate
+from lada_protocol.identity.issuance import build_ca_certificate, issue_certificate
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import slot_of
+from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
 from lada_secure.errors import PeerError
@@ -41,23 +42,23 @@ from lada_secure.method.plan import (
     TRAINING,
     AllocationPlan,
     DistillationPlan,
-    GuidePlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
+    ReferenceModelPlan,
     StatisticsPlan,
     TrainingPlan,
-    UplinkPlan,
+    TransferPlan,
 )
-from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, DP_SGD, BudgetCaps, ReleaseSpec
 
 NOW = datetime(2026, 2, 1, 12, 0, tzinfo=UTC)
 CAPS = BudgetCaps(target_delta=1e-5, total_epsilon=50.0, study_epsilon=8.0)
 
 
-UPLINK = UplinkPlan(
+UPLINK = TransferPlan(
     bar=0.25,
     clip=0.5,
     integer_scale=10,
@@ -78,7 +79,7 @@ UPLINK = UplinkPlan(
 )
 
 
-GUIDE = GuidePlan(
+GUIDE = ReferenceModelPlan(
     records_with_reasons=True,
     own_paths=2,
     least_share=0.25,
@@ -146,7 +147,7 @@ def make_plan(**changes: Any) -> StudyPlan:
             screen_low=0.0,
             screen_high=1.0,
         ),
-        "paths": PathsPlan(budget=5, max_new_tokens=8, attempts=1),
+        "paths": RationalesPlan(budget=5, max_new_tokens=8, attempts=1),
     }
     return StudyPlan(**{**base, **changes})
 
@@ -169,8 +170,7 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
         key=ca_key,
         name="test CA",
         serial=1,
-        not_before=NOW - timedelta(days=1),
-        not_after=NOW + timedelta(days=365),
+        period=(NOW - timedelta(days=1), NOW + timedelta(days=365)),
     )
     names = [
         PartyName(role=Role.COORDINATOR, id="coordinator"),
@@ -182,14 +182,13 @@ def make_cast(sites: tuple[str, ...] = ("site-a", "site-b", "site-c")) -> Cast:
     parties = []
     for serial, name in enumerate(names, start=2):
         key = keys[name.id] = Ed25519PrivateKey.generate()
-        certificate = issue_signing_certificate(
+        certificate = issue_certificate(
             ca=ca,
             ca_key=ca_key,
             party=name,
             public_key=key.public_key(),
             serial=serial,
-            not_before=NOW,
-            not_after=NOW + timedelta(days=100),
+            period=(NOW, NOW + timedelta(days=100)),
         )
         pems[name.id] = certificate_pem(certificate).decode("ascii")
         parties.append(
@@ -267,9 +266,9 @@ class MemoryClient:
     party: Party
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> ByteCounts:
         """Bytes are not counted here."""
-        return Traffic(up_bytes=0, down_bytes=0)
+        return ByteCounts(up_bytes=0, down_bytes=0)
 
     def post(self, envelope: Envelope, payload: bytes = b"") -> int:
         """Post our own message."""
@@ -321,7 +320,7 @@ def statistics_spec(plan: StudyPlan, round_id: int, **changes: Any) -> ReleaseSp
         "round_id": round_id,
         "purpose": STATISTICS,
         "mechanism": DISCRETE_GAUSSIAN,
-        "event": gaussian_event(noise),
+        "event": GaussianEvent(noise),
         "parameters": {
             "l2_sensitivity": l2_sensitivity(scale),
             "std": noise_std(scale=scale, noise_multiplier=noise),
@@ -340,7 +339,7 @@ def training_spec(plan: StudyPlan, round_id: int) -> ReleaseSpec:
         round_id=round_id,
         purpose=TRAINING,
         mechanism=DP_SGD,
-        event=dpsgd_event(
+        event=DpSgdEvent(
             noise_multiplier=training.noise_multiplier,
             sampling_probability=training.sampling_probability,
             steps=training.steps_per_round,

@@ -22,14 +22,13 @@ from protocol_world import (
     statistics_spec,
     training_spec,
 )
+from sealed_sums import add_sealed
 
 from lada_clients.auditor.export import write_export
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.service import Auditor
-from lada_clients.net.participant import Outgoing, Participant, checked_transcript
+from lada_clients.net.participant import Participant, checked_transcript
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -38,11 +37,11 @@ from lada_protocol.rounds.blind_scoring import ROW_BOUND
 from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.llm_transfer import (
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     llm_version,
     parse_inquiry,
-    site_paths_bytes,
+    site_rationales_bytes,
 )
 from lada_protocol.rounds.secure_aggregation import (
     basis_of,
@@ -62,7 +61,6 @@ from lada_protocol.rounds.tasks import (
     AskScores,
     CloseRound,
     Contribute,
-    CoordinatorTask,
     Distil,
     Done,
     Finish,
@@ -75,10 +73,10 @@ from lada_protocol.rounds.tasks import (
     ProposePlan,
     ReviewPlan,
     Score,
-    SiteTask,
     StartAttempt,
+    Task,
     Wait,
-    WritePaths,
+    WriteRationales,
 )
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
@@ -87,11 +85,17 @@ from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, split_pool, uplink_of
-from lada_secure.privacy.ledger.entries import ReserveEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.method.plan import (
+    CONFIDENCE_EXCESS,
+    DEMAND,
+    STATISTICS,
+    TRAINING,
+    split_pool,
+    transfer_of,
+)
+from lada_secure.privacy.ledger.entries import ReserveEntry, format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
 FOUR = ("site-a", "site-b", "site-c", "site-d")
@@ -104,6 +108,14 @@ def scores_of(features: np.ndarray, query: bytes) -> bytes:
     """Blind scores of any matrix."""
     matrix = encode_matrix(features, row_bound=ROW_BOUND)
     return PoolMatrix(matrix, worker=shared_worker()).score(query)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """Body and payload of a message that is about to be signed."""
+
+    body: Mapping[str, Any]
+    payload: bytes = b""
 
 
 @dataclass(kw_only=True)
@@ -121,7 +133,7 @@ class SimulatedSite:
     utilities: dict[int, np.ndarray] = field(default_factory=dict)
     tamper: Callable[[Kind, Outgoing], Outgoing] = lambda _kind, outgoing: outgoing
 
-    def step(self) -> SiteTask:
+    def step(self) -> Task:
         """Read the board and carry out one task."""
         me = self.me
         me.sync()
@@ -129,7 +141,7 @@ class SimulatedSite:
         self.carry_out(task)
         return task
 
-    def carry_out(self, task: SiteTask) -> None:
+    def carry_out(self, task: Task) -> None:
         """Carry out a task."""
         match task:
             case ReviewPlan():
@@ -167,11 +179,11 @@ class SimulatedSite:
             wanted = np.zeros(plan.pool_size, dtype=np.int64)
             wanted[: plan.allocation.quota] = 1
             return wanted
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             known = np.zeros(plan.pool_size, dtype=np.int64)
             # Sites differ, and no site is below what the first candidate is worth to it.
-            known[list(split_pool(plan).candidates)] = np.arange(uplink_of(plan).candidates)
-            return np.minimum(known + 1, site_bound_of(plan, ADVANTAGE)) * (known > 0)
+            known[list(split_pool(plan).candidates)] = np.arange(transfer_of(plan).candidates)
+            return np.minimum(known + 1, site_bound_of(plan, CONFIDENCE_EXCESS)) * (known > 0)
         if attempt.round_id not in self.noised:
             bound = site_bound_of(plan, STATISTICS)
             drawn = np.random.default_rng(attempt.round_id + len(self.me.party))
@@ -246,7 +258,7 @@ class SimulatedSite:
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         paid_by = self.pay(attempt.round_id)
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             paid_by = self.reservation(attempt.round_id, TRAINING).entry_hash
         if attempt.purpose == STATISTICS:
             self.post_ledger(attempt.round_id, STATISTICS)
@@ -283,17 +295,17 @@ class SimulatedSite:
         inquiry = me.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
         if inquiry is None:
             raise AssertionError("asked to answer without an inquiry")
-        opened = me.index.opened(round_id, ADVANTAGE, auditor="auditor")
+        opened = me.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
         samples = parse_inquiry(
             me.payload(inquiry),
             parse_body(inquiry, InquiryBody),
             plan=me.plan,
-            opened=opened_values(me.payload(opened), me.plan, ADVANTAGE),
+            opened=opened_values(me.payload(opened), me.plan, CONFIDENCE_EXCESS),
         )
-        paths = [SitePath(sample=one, path=f"{me.party} says {one}") for one in samples]
+        paths = [SiteRationale(sample=one, path=f"{me.party} says {one}") for one in samples]
         body = {"inquiry": inquiry.message_hash, "written": len(paths)}
         self._post(
-            Kind.SITE_PATHS, body, site_paths_bytes(paths), round_id=round_id, to="coordinator"
+            Kind.SITE_PATHS, body, site_rationales_bytes(paths), round_id=round_id, to="coordinator"
         )
 
     def reservation(self, round_id: int, purpose: str = STATISTICS) -> ReserveEntry:
@@ -320,7 +332,7 @@ class SimulatedSite:
         self, kind: Kind, body: dict[str, Any], payload: bytes = b"", **place: Any
     ) -> Envelope:
         outgoing = self.tamper(kind, Outgoing(body=body, payload=payload))
-        return self.me.post(kind, lambda: outgoing, **place)
+        return self.me.post(kind, outgoing.body, lambda: outgoing.payload, **place)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -354,20 +366,20 @@ class SimulatedCoordinator:
             self._seen = number
             self.index.add(envelope)
 
-    def next(self) -> CoordinatorTask:
+    def next(self) -> Task:
         """The next task after reading the board."""
         self.sync()
         return next_coordinator_task(
             self.index, plan=self.plan, roster=self.roster, given_up=frozenset(self.given_up)
         )
 
-    def step(self) -> CoordinatorTask:
+    def step(self) -> Task:
         """Read the board and carry out one task."""
         task = self.next()
         self.carry_out(task)
         return task
 
-    def carry_out(self, task: CoordinatorTask) -> None:
+    def carry_out(self, task: Task) -> None:
         """Carry out a task."""
         match task:
             case ProposePlan():
@@ -386,7 +398,7 @@ class SimulatedCoordinator:
                 self.commit(round_id)
             case Score(round_id=round_id, site=site):
                 self.score(round_id, site)
-            case WritePaths(round_id=round_id):
+            case WriteRationales(round_id=round_id):
                 body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
                 self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
             case Inquire(round_id=round_id):
@@ -441,8 +453,10 @@ class SimulatedCoordinator:
 
     def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
         """Ask about the samples with the largest sums, or about those that a test wants."""
-        opened = self.index.opened(round_id, ADVANTAGE, auditor="auditor")
-        values = opened_values(self.board.payload(opened.message_hash), self.plan, ADVANTAGE)
+        opened = self.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        values = opened_values(
+            self.board.payload(opened.message_hash), self.plan, CONFIDENCE_EXCESS
+        )
         if samples is None:
             known = [one for one in range(len(values)) if values[one] > 0]
             samples = sorted(sorted(known, key=lambda one: -values[one])[: self.budget])
@@ -452,7 +466,7 @@ class SimulatedCoordinator:
     @property
     def budget(self) -> int:
         """Most samples of an inquiry."""
-        return uplink_of(self.plan).budget
+        return transfer_of(self.plan).budget
 
     def improve(self, round_id: int, **changes: Any) -> Envelope:
         """Publish a decision: kept in even rounds, dropped in odd ones, unless changed."""
@@ -465,7 +479,7 @@ class SimulatedCoordinator:
             "inquiry": inquiry.message_hash,
             "received": 6,
             "used": 4,
-            "holdout": uplink_of(self.plan).holdout,
+            "holdout": transfer_of(self.plan).holdout,
             "right_before": 1,
             "right_after": 2 if kept else 1,
             "certainty_before": 9,
@@ -545,7 +559,7 @@ class World:
         me.sync()
         task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
         if not isinstance(task, Wait | Done):
-            self.auditor._carry_out(task)
+            self.auditor.loop.carry_out(task)
         return task
 
     def step_all(self) -> bool:
@@ -566,10 +580,10 @@ class World:
                 return
         raise AssertionError("the study did not come to rest")
 
-    def to_sum(self, purpose: str = STATISTICS, round_id: int = 0) -> CoordinatorTask:
+    def to_sum(self, purpose: str = STATISTICS, round_id: int = 0) -> Task:
         """Run until the coordinator is about to post the sum of this round and purpose."""
 
-        def ready() -> CoordinatorTask | None:
+        def ready() -> Task | None:
             task = self.coordinator.next()
             fits = isinstance(task, AddUp) and (
                 (task.attempt.round_id, task.attempt.purpose) == (round_id, purpose)
@@ -648,7 +662,7 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
             folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
         ),
         known_entries=KnownEntries(folder=me.open_folder()),
-        registry=OpeningRegistry(folder=folder / "opened"),
+        registry=AggregationRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,
     )

@@ -15,7 +15,7 @@ from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import PoolSample, Record, RecordFile
-from lada_secure.method.plan import GuidePlan
+from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.ledger.book import LedgerBook
@@ -40,7 +40,7 @@ def record(number: int, **changes: object) -> Record:
     return replace(ordinary, **changes)  # type: ignore[arg-type]
 
 
-def site_plan(*, guide: GuidePlan | None = None, **changes: object) -> StudyPlan:
+def site_plan(*, guide: ReferenceModelPlan | None = None, **changes: object) -> StudyPlan:
     """A study of two rounds with few steps."""
     base = plan()
     return base.model_copy(

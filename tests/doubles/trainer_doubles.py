@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import torch
@@ -17,12 +18,14 @@ from transformers import (
     Qwen2Config,
 )
 
+from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.trainer import Trainer
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
-from lada_secure.privacy.ledger.book import BudgetCaps, LedgerBook
+from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 # Two threads on a busy machine wait for each other longer than these models compute.
 torch.set_num_threads(1)
@@ -90,12 +93,12 @@ def text(seed: int, length: int) -> str:
     return "".join(LETTERS[(seed * 31 + at * at * 7 + at * seed) % 26] for at in range(length))
 
 
-def example(seed: int, *, own: bool = True) -> PathExample:
-    return PathExample(
+def example(seed: int, *, own: bool = True) -> RationaleExample:
+    return RationaleExample(
         example_id=f"e{seed}",
         prompt=text(seed, 4 + seed % 9),
         path=text(seed + 100, 3 + (seed * 5) % 11),
-        own_path=text(seed + 200, 2 + (seed * 3) % 8) if own and seed % 3 else None,
+        rejected=text(seed + 200, 2 + (seed * 3) % 8) if own and seed % 3 else None,
     )
 
 
@@ -119,6 +122,29 @@ def opened_trainer(lm, units, *, trainer_class=Trainer, **options):
     trainer = trainer_class(lm, **options)
     trainer.take_units(units)
     return trainer
+
+
+class FloatSum(ClippedSum):
+    """A clipped sum in floats, off the grid: what the integers are held against."""
+
+    def _cut_to_grid(self, flat, factor):
+        return [one.double().mul_(factor).sum(0) for one in flat]
+
+    def values(self):
+        return torch.cat(self._totals)
+
+
+def float_sum(trainer, units=None, *, clip=None):
+    """The clipped sum of units, all of the trainer's if none are named, (d,) float64."""
+    privacy = trainer._privacy if clip is None else replace(trainer._privacy, l2_clip_norm=clip)
+    total = FloatSum(trainer.parameters, privacy)
+    return trainer.source.clipped_sum(trainer._units if units is None else units, total).values()
+
+
+def grid_sum(trainer, units=None):
+    """The same on the grid, as the trainer adds it up."""
+    total = ClippedSum(trainer.parameters, trainer._privacy)
+    return trainer.source.clipped_sum(trainer._units if units is None else units, total)
 
 
 def ticking_clock():

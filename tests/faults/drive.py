@@ -56,7 +56,6 @@ class Driver:
     """One run, from the first process to the last."""
 
     def __init__(self, scenario: Scenario, world: World, *, say: Say) -> None:
-        self._scenario = scenario
         self._world = world
         self._say = say
         self._pending: dict[str, list[Case]] = {}

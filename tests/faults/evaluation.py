@@ -20,27 +20,27 @@ import numpy as np
 
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import parse_received_paths
-from lada_clients.site.runner import read_site_settings
+from lada_clients.site.received_paths import parse_received_rationales
+from lada_clients.site.settings import read_site_settings
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.llm_transfer import (
     NO_ADAPTERS,
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     llm_version,
-    parse_site_paths,
+    parse_site_rationales,
 )
 from lada_protocol.settings import parse_settings
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
-from lada_secure.allocation.statistics import NoisedStatistics, parse_noised_statistics
+from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
-from lada_secure.data.records import pool_bytes, read_pool
+from lada_secure.data.records import read_pool
 from lada_secure.method.mechanisms import cell_grid, statistics_parameters
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, uplink_of
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, transfer_of
 from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_round import confidence_excess, pick
@@ -49,11 +49,13 @@ from lada_secure.method.site_training import TrainedRound, close, consider
 from lada_secure.models.adapters import AdapterWeights, load_adapters
 from lada_secure.models.embedding import embedder
 from lada_secure.models.loading import load_language_model
-from lada_secure.privacy.ledger.book import LedgerBook, ReleaseKey
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.entries import ReleaseKey
+from lada_secure.privacy.release.noised_vectors import parse_vector
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.llm_files import LlmFiles
-from lada_server.study.llm_transfer import CoordinatorUplink, update_body
+from lada_server.study.llm_transfer import CoordinatorTransfer, update_body
 from lada_server.study.proposal import Study, prepare_study
 from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
@@ -106,7 +108,7 @@ class Record:
         raise LookupError(f"round {round_id}: no {kind.value} of {sender} on the board")
 
     def opened(self, round_id: int, purpose: str) -> tuple[tuple[str, ...], list[int]]:
-        """The cohort of an opening, and the sum."""
+        """The cohort of a secure aggregation, and the sum."""
         message = self.index.opened(round_id, purpose, auditor=self.roster.auditor.id)
         sites = tuple(sorted(parse_body(message, OpenedBody).contributions))
         return sites, [int(one) for one in json.loads(self.payload(message))]
@@ -156,7 +158,6 @@ class CoordinatorAgain:
         return prepare_study(
             settings,
             pool=pool,
-            pool_bytes=pool_bytes(pool),
             roster=self.record.roster,
             now=datetime.now(UTC),
             kept_plan=kept,
@@ -204,16 +205,16 @@ class CoordinatorAgain:
         paths = record.payload(record.find(Kind.PATHS, round_id))
         if rationales_payload(self.study, written.texts, view.cells) != paths:
             yield f"{where}: the paths on the board are not those of the opened demand"
-        uplink = CoordinatorUplink(study=self.study, teacher=self.teacher())
+        uplink = CoordinatorTransfer(study=self.study, teacher=self.teacher())
         version = self._version(round_id)
-        _, known = record.opened(round_id, ADVANTAGE)
+        _, known = record.opened(round_id, CONFIDENCE_EXCESS)
         asked = uplink.samples_to_ask(known, version=version)
         inquiry = record.find(Kind.INQUIRY, round_id)
         if inquiry_bytes(asked) != record.payload(inquiry):
             yield f"{where}: the inquiry is not that of the opened advantages"
             return
         decision = uplink.improve(
-            self._site_paths(round_id, asked),
+            self._site_rationales(round_id, asked),
             parse_rationales(paths, self.study),
             version=version,
             seed=self.study.plan.seed + round_id,
@@ -222,7 +223,7 @@ class CoordinatorAgain:
         expected = update_body(
             decision,
             inquiry=inquiry.message_hash,
-            holdout=uplink_of(record.plan).holdout,
+            holdout=transfer_of(record.plan).holdout,
             before=version,
         )
         found = dict(record.find(Kind.LLM_UPDATE, round_id).header.body)
@@ -230,9 +231,11 @@ class CoordinatorAgain:
             differing = sorted(key for key in expected if found.get(key) != expected[key])
             yield f"{where}: the update of the LLM differs in {', '.join(differing)}"
 
-    def _site_paths(self, round_id: int, asked: list[int]) -> dict[str, tuple[SitePath, ...]]:
+    def _site_rationales(
+        self, round_id: int, asked: list[int]
+    ) -> dict[str, tuple[SiteRationale, ...]]:
         return {
-            one.header.sender: parse_site_paths(self.record.payload(one), asked=asked)
+            one.header.sender: parse_site_rationales(self.record.payload(one), asked=asked)
             for one in self.record.index
             if (one.kind, one.header.round_id) == (Kind.SITE_PATHS, round_id)
         }
@@ -266,7 +269,9 @@ class SiteAgain:
     def noised(self, round_id: int) -> NoisedStatistics:
         """The statistics that the site released."""
         raw = self.record.released(self.site, round_id, STATISTICS)
-        return parse_noised_statistics(raw, statistics_parameters(self.record.plan))
+        public = statistics_parameters(self.record.plan)
+        vector = parse_vector(raw, what=STATISTICS, length=public.length, bound=public.site_bound)
+        return NoisedStatistics(vector=vector, parameters=public)
 
     def faults(self, round_id: int, features: FloatArray) -> Iterator[str]:
         """Where the site's choices of a round are not what follows from its releases.
@@ -299,7 +304,7 @@ class SiteAgain:
     def _trained(self, state: SiteState, round_id: int, noised: NoisedStatistics) -> TrainedRound:
         """The round's training, with the released adapters in place of its steps."""
         pool, plan = self.context.pool, self.record.plan
-        received = parse_received_paths(
+        received = parse_received_rationales(
             self.record.payload(self.record.find(Kind.PATHS, round_id)),
             pool=pool,
             cells=cell_grid(plan).cells,
@@ -320,7 +325,7 @@ class SiteAgain:
 def sums_are_exact(record: Record) -> Iterator[str]:
     """Where an opened sum is not the sum of what the sites' ledgers and memories hold."""
     for round_id in range(record.plan.rounds):
-        for purpose in (STATISTICS, DEMAND, ADVANTAGE):
+        for purpose in (STATISTICS, DEMAND, CONFIDENCE_EXCESS):
             sites, total = record.opened(round_id, purpose)
             added = np.zeros(len(total), dtype=np.int64)
             for site in sites:

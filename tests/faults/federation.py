@@ -6,18 +6,12 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.preparation import (
-    child_environment,
-    free_port,
-    make_identities,
-    party_children,
-    write_data,
-    write_settings,
-)
+from lada_lab.mock.preparation import child_environment, free_port, party_children, write_run
 from lada_lab.mock.presets import Preset, preset_for
 from lada_lab.mock.supervisor import Child, Supervisor
-from lada_lab.mock.weights import default_cache_dir, prepare_missing
+from lada_lab.mock.weights import prepare_missing
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.sites import FederationData, SiteData
 
@@ -33,10 +27,6 @@ keepalive_interval_s = 10.0
 keepalive_timeout_s = 4.0
 longest_pause_s = 2.0
 """
-INFO = """
-[log]
-level = "info"
-"""
 
 
 def light_preset(*, sites: int, rounds: int, seed: int, phase_timeout_s: float) -> Preset:
@@ -47,14 +37,13 @@ def light_preset(*, sites: int, rounds: int, seed: int, phase_timeout_s: float) 
     tiny = preset_for("tiny", sites=sites, rounds=rounds, seed=seed)
     if tiny.uplink is None:
         raise RuntimeError("the preset tiny has lost its uplink, which the faults must hit too")
-    return replace(
-        tiny,
-        privacy=tiny.privacy.model_copy(update={"epsilon_cap": 400.0}),
-        training=tiny.training.model_copy(update={"steps_per_round": 24, "expected_units": 6.0}),
-        distillation=tiny.distillation.model_copy(update={"pool_batch_size": 4}),
-        allocation=tiny.allocation.model_copy(update={"quota": 12}),
-        paths=tiny.paths.model_copy(update={"budget": 24, "attempts": 1}),
-        uplink=tiny.uplink.model_copy(
+    changes = {
+        "privacy": tiny.privacy.model_copy(update={"epsilon_cap": 400.0}),
+        "training": tiny.training.model_copy(update={"steps_per_round": 24, "expected_units": 6.0}),
+        "distillation": tiny.distillation.model_copy(update={"pool_batch_size": 4}),
+        "allocation": tiny.allocation.model_copy(update={"quota": 12}),
+        "paths": tiny.paths.model_copy(update={"budget": 24, "attempts": 1}),
+        "uplink": tiny.uplink.model_copy(
             update={
                 "bar": 0.0,
                 "holdout": 8,
@@ -65,10 +54,11 @@ def light_preset(*, sites: int, rounds: int, seed: int, phase_timeout_s: float) 
                 "replay_batch_size": 4,
             }
         ),
-        # A weak LLM: the sites come to know more in places, so that the uplink has work.
-        llm=tiny.slm,
-        phase_timeout_s=phase_timeout_s,
-    )
+        # A weak LLM: the sites come to know more in places, so that the LLM transfer has work.
+        "llm": tiny.slm,
+        "phase_timeout_s": phase_timeout_s,
+    }
+    return tiny.model_copy(update=changes)
 
 
 def small_data(*, sites: int, seed: int) -> FederationData:
@@ -108,11 +98,11 @@ class Federation:
     @property
     def dialling(self) -> tuple[str, ...]:
         """Ids of the parties that dial: the auditor and the sites."""
-        return tuple(one for one in self.parties if self.layout.role(one) != "coordinator")
+        return tuple(one for one in self.parties if self.layout.parties[one].role != "coordinator")
 
     def child(self, party: str) -> Child:
         """The operator's command that runs one party; the same at every start."""
-        children = party_children(self.layout, environment=self.environment)
+        children = party_children(self.layout)
         return next(one for one in children if one.name == party)
 
     def dial(self, party: str, port: int) -> None:
@@ -139,10 +129,8 @@ def prepare(
     layout = RunLayout(root=root, site_ids=tuple(data.sites))
     port = free_port(0)
     with Supervisor() as supervisor:
-        prepare_missing(preset, supervisor, cache_dir=cache_dir, environment=environment)
-        write_data(layout, data)
-        roster = make_identities(layout, supervisor, environment=environment)
-    write_settings(layout, preset, port=port, roster_sha256=roster, cache_dir=cache_dir, seed=seed)
+        prepare_missing(preset, supervisor, cache_dir=cache_dir)
+    write_run(layout, preset, data, port=port, cache_dir=cache_dir)
     for folder in layout.parties.values():
         with folder.settings.open("a", encoding="utf-8") as file:
             file.write(TRANSPORT)

@@ -51,10 +51,6 @@ def _reserved(purpose: str) -> Fact:
     return lambda sight, party, round_id: sight.unpaid(party, round_id, purpose)
 
 
-def _either(*facts: Fact) -> Fact:
-    return lambda sight, party, round_id: any(one(sight, party, round_id) for one in facts)
-
-
 _END: Fact = lambda sight, _party, _round: sight.has("finished")  # noqa: E731
 
 

@@ -63,10 +63,6 @@ class Strike(ABC):
         Raises: Suffered: something happened that the fault does not excuse.
         """
 
-    def excuses_end(self) -> bool:
-        """Whether the party may end with a clear error, to be started again by its operator."""
-        return False
-
     @property
     def elapsed_s(self) -> float:
         """Seconds since it began."""
@@ -255,9 +251,6 @@ class Interrupting(Strike):
 
     seconds: float = 3.0
 
-    def excuses_end(self) -> bool:
-        return True
-
     def proceed(self) -> bool:
         processes = self.world.processes
         running = processes.running(self.party)
@@ -316,7 +309,7 @@ class ClockJump(Interrupting):
     def begin(self) -> None:
         layout = self.world.federation.layout
         by_s = 3600.0
-        if layout.role(self.party) == "site":
+        if layout.parties[self.party].role == "site":
             by_s = -3600.0 if self.party == layout.site_ids[0] else -120.0
         clock_file(self.world.processes, self.party).write_text(str(by_s))
 

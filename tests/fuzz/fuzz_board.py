@@ -17,15 +17,14 @@ from fuzz_loopback import CallRefused, RealBoard, Row
 from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 
-from lada_protocol.rounds.coordinator import next_coordinator_task
 from lada_protocol.rounds.tasks import Done, Wait
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import PeerError
 from lada_server.board import schema
 from lada_server.board.store import BoardStore
 from lada_server.rpc.calls import BoardCalls
-from lada_server.study.coordinator import StudyFailed as StudyGivenUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,17 +148,11 @@ class CoordinatorTarget(Target):
         one.board._sequence = board.last_without(stage)
         for _ in range(MOST_STEPS):
             try:
-                one._sync(wait_s=0.0)
-                task = next_coordinator_task(
-                    one._index,
-                    plan=one.study.plan,
-                    roster=one.roster,
-                    given_up=frozenset(one._given_up),
-                )
+                task = one.loop.next_task()
                 if isinstance(task, Wait | Done):
                     return f"accepted, {type(task).__name__.lower()}"
-                one._carry_out(task)
-            except StudyGivenUp:
+                one.loop.carry_out(task)
+            except StudyFailed:
                 return "gave the study up"
             except PeerError as error:
                 if sender != "auditor":

@@ -13,19 +13,19 @@ from fuzz_loopback import Idle, Row
 from fuzz_states import PartyState, PartyStates
 from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
+from sealed_sums import add_sealed
 
 from lada_clients.auditor.service import REFUSED_BY_KEY
-from lada_clients.net.participant import StudyFailed
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done, Wait
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.allocation.cells import parse_clusters
 from lada_secure.canonical import parse_canonical_json
-from lada_secure.encryption.sealing import add_sealed
 from lada_secure.errors import LadaError, PeerError
 
 
@@ -137,7 +137,7 @@ class AuditorTarget(ClientTarget):
             kept = state.files("ledgers"), state.files("opened")
             asked = len(me.index)
             try:
-                auditor._carry_out(task)
+                auditor.loop.carry_out(task)
             except PeerError as error:
                 if row.header_bytes and stage.envelope.header.sender in self.sites:
                     raise FindingError(f"a site ended the auditor's work: {error}") from error
@@ -172,7 +172,7 @@ class AuditorTarget(ClientTarget):
 
 
 class SiteTarget(ClientTarget):
-    """Plan, pool, keys, openings, scores, paths and transcripts at the real site."""
+    """Plan, pool, keys, secure aggregations, scores, paths and transcripts at the real site."""
 
     party = "site-a"
 
@@ -189,7 +189,7 @@ class SiteTarget(ClientTarget):
                 return type(task).__name__.lower()
             sent = len(state.board.posted)
             try:
-                site._carry_out(task)
+                site.loop.carry_out(task)
             except LadaError as error:
                 after = [one for one in state.posted_kinds()[sent:] if one is not Kind.LEDGER]
                 if after and not isinstance(error, StudyFailed):
@@ -201,7 +201,7 @@ class SiteTarget(ClientTarget):
 
     @staticmethod
     def _read_clusters(raw: bytes) -> None:
-        limit = kind_rules(Kind.CLUSTERS).max_payload_bytes
+        limit = Kind.CLUSTERS.rules.max_payload_bytes
         try:
             parse_clusters(parse_canonical_json(raw, max_bytes=limit))
         except PeerError:

@@ -9,11 +9,12 @@ from typing import cast
 import numpy as np
 from protocol_world import training_spec
 
+from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.received_paths import parse_received_paths
+from lada_clients.site.received_paths import parse_received_rationales
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.llm_transfer import SitePath
+from lada_protocol.rounds.llm_transfer import SiteRationale
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import (
     NoisedStatistics,
@@ -24,7 +25,7 @@ from lada_secure.allocation.statistics import (
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.data.records import PoolSample
 from lada_secure.method.llm_round import PoolView, WrittenRationales
-from lada_secure.method.plan import split_pool, uplink_of
+from lada_secure.method.plan import split_pool, transfer_of
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers
@@ -54,7 +55,7 @@ class TeacherWithoutModel(Teacher):
         """Knows nothing."""
         count = len(places)
         return Answers(
-            paths=("no",) * count, right=np.zeros(count, dtype=np.bool_), certainty=np.zeros(count)
+            paths=("no",) * count, right=np.zeros(count, dtype=np.bool_), confidence=np.zeros(count)
         )
 
     def tune(self, *_study: object, **_progress: object) -> AdapterWeights:
@@ -120,7 +121,7 @@ class LearnerWithoutModel:
 
     def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
         """The real parser."""
-        return parse_received_paths(raw, pool=self.pool, cells=self.plan.allocation.cells)
+        return parse_received_rationales(raw, pool=self.pool, cells=self.plan.allocation.cells)
 
     def trained(self, round_id: int) -> bool:
         """Whether a round was paid for."""
@@ -143,12 +144,12 @@ class LearnerWithoutModel:
     def confidence_excess(self, round_id: int) -> list[int]:
         """Sure of every candidate."""
         excess = np.zeros(self.plan.pool_size, dtype=np.int64)
-        excess[list(split_pool(self.plan).candidates)] = uplink_of(self.plan).site_bound
+        excess[list(split_pool(self.plan).candidates)] = transfer_of(self.plan).site_bound
         return [int(value) for value in excess]
 
-    def solved(self, places: Sequence[int]) -> list[SitePath]:
+    def solved(self, places: Sequence[int]) -> list[SiteRationale]:
         """Knows every answer."""
-        return [SitePath(sample=one, path="so yes") for one in places]
+        return [SiteRationale(sample=one, path="so yes") for one in places]
 
 
 class SiteWithoutModel(Site):
@@ -162,7 +163,7 @@ class SiteWithoutModel(Site):
         """Made once pool and clusters were read, as the real one."""
         if self._learner is None:
             plan = self.participant.plan
-            pool, clusters = self._public_material()
+            pool, clusters = read_public_material(self.participant)
             made = LearnerWithoutModel(
                 plan=plan,
                 pool=pool,

@@ -12,13 +12,14 @@ from typing import cast
 from fuzz_loopback import Idle, LoopbackClient, Row, ScriptedBoard
 from fuzz_study import RecordedStudy, silent
 
-from lada_clients.net.outbox import Outbox
-from lada_clients.net.participant import Participant, StudyFailed
+from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import Outbox
 from lada_protocol.kinds import Kind, may_read
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.envelope import Envelope
-from lada_secure.encryption.parameters import OpeningParameters
+from lada_secure.encryption.parameters import AggregationParameters
 from lada_secure.errors import LadaError, LocalProtocolError, ParameterError, PeerError
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
@@ -124,7 +125,7 @@ class PartyStates:
         )
         self._folders: dict[int, KeptFolder] = {}
 
-    def parameters(self, purpose: str) -> OpeningParameters:
+    def parameters(self, purpose: str) -> AggregationParameters:
         """Of the honest plan."""
         return purpose_parameters(self._study.recording.plan, purpose)
 
@@ -217,9 +218,9 @@ class PartyStates:
         book = self._study.recording.book(self._party.id)
         if joined:
             kept = self._study.books[self._party.id]
-            book._identity, book._kept = kept.identity, type(book._kept)(kept.identity)
+            book.identity, book._kept = kept.identity, type(book._kept)(kept.identity)
             with kept._transaction() as old, book._transaction() as new:
                 for entry in old.entries():
                     paid_by = getattr(entry, "reserve_hash", "")
-                    new.append(entry, old.output(paid_by))
+                    new.append(entry, old.output(paid_by), written=entry.time)
         return book

@@ -17,34 +17,32 @@ from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
-from lada_clients.net.credentials import load_credentials
-from lada_clients.net.outbox import Outbox
 from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import Outbox, SecretFolder
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.gates.record_files import RecordFiles, file_digests
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import PartyName, certificate_pem
 from lada_protocol.identity.credentials import Credentials
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, Role
+from lada_protocol.party_files import live_identity, load_credentials
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.auditor import next_auditor_task
-from lada_protocol.rounds.coordinator import next_coordinator_task
+from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done, StartAttempt, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.records import PoolSample, RecordFile, pool_bytes, pool_hash
+from lada_secure.data.records import PoolSample, RecordFile, pool_hash
+from lada_secure.method.llm_round import PoolView
 from lada_secure.models.embedding import embedder
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -52,12 +50,10 @@ from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Uploads
 from lada_server.rpc.callers import Callers
 from lada_server.rpc.calls import BoardCalls
-from lada_server.rpc.credentials import live_identity
 from lada_server.rpc.limits import CallGate, PeerLimits
 from lada_server.rpc.presence import Presence
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import PoolView
 
 SITES = ("site-a", "site-b", "site-c")
 SITE = SITES[0]
@@ -135,7 +131,6 @@ class Recording:
         )
         return BoardCalls(
             store=store,
-            roster=self.roster,
             callers=Callers(roster=self.roster, identity=identity, clock=lambda: datetime.now(UTC)),
             gate=CallGate(limits, names, lambda: 0.0),
             uploads=Uploads(uploads),
@@ -153,7 +148,7 @@ class Recording:
             teacher=TeacherWithoutModel(),
             events=silent("coordinator"),
         )
-        made._view = self.view
+        made._views = {NO_ADAPTERS: self.view}
         return made
 
     def participant(self, party: str, folder: Path) -> Participant:
@@ -178,7 +173,7 @@ class Recording:
                 folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
             ),
             known_entries=KnownEntries(folder=folder / "known"),
-            registry=OpeningRegistry(folder=folder / "opened"),
+            registry=AggregationRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,
         )
@@ -221,7 +216,6 @@ class Recording:
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder / "memory"),
             now=lambda: datetime.now(UTC),
-            approved=lambda _study, _plan: True,
         )
 
     def book(self, party: str) -> MemoryLedger:
@@ -282,9 +276,7 @@ def _prepare(folder: Path) -> Recording:
         plan=plan,
         is_new=True,
         pool=POOL,
-        pool_bytes=pool_bytes(POOL),
         clusters=clusters,
-        clusters_bytes=raw_clusters,
         embeddings=vectors,
     )
     view = TeacherWithoutModel().view_pool(study)
@@ -347,15 +339,12 @@ class _HonestRun:
 
     def _coordinator_step(self) -> bool:
         one = self._coordinator
-        one._sync(wait_s=0.0)
-        task = next_coordinator_task(
-            one._index, plan=one.study.plan, roster=one.roster, given_up=frozenset()
-        )
+        task = one.loop.next_task()
         second_round = isinstance(task, StartAttempt) and task.attempt.round_id > 0
         if isinstance(task, Done) or second_round:
             return False
         if not isinstance(task, Wait):
-            one._carry_out(task)
+            one.loop.carry_out(task)
         return True
 
     def _step(self, party: Any, next_task: Callable[..., Any], **more: Any) -> None:
@@ -363,7 +352,7 @@ class _HonestRun:
         me.sync()
         task = next_task(me.index, plan=me.plan, roster=me.roster, **more)
         if not isinstance(task, Wait | Done):
-            party._carry_out(task)
+            party.loop.carry_out(task)
 
 
 def record(folder: Path) -> RecordedStudy:

@@ -50,7 +50,7 @@ class Stage:
 def stages_of(recording: Recording, reader: str) -> list[Stage]:
     """Every message that the reader did not send, on arrival and before each own message later.
 
-    The second kind lets a message take effect where it is used: an opening key when the vector
+    The second kind lets a message take effect where it is used: an aggregate key when the vector
     is sealed, a contribution when the sum is opened.
     """
     party = recording.roster.party(reader)

@@ -148,7 +148,7 @@ def test_a_property_that_does_not_hold_is_reported_with_its_input(
 def test_edits_change_what_they_should_and_a_rebound_ledger_is_whole(
     study: RecordedStudy,
 ) -> None:
-    from lada_secure.privacy.ledger.lines import parse_ledger_lines
+    from lada_secure.privacy.ledger.entries import parse_ledger_lines
     from lada_secure.privacy.ledger.verification import verify_ledger
 
     assert edit_json({"a": 1}, Dice(bytes((0, 0)))) == {}

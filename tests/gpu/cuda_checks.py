@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.dpsgd.engine import open_engine
 from lada_secure.models.examples import encode_row
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 CUDA = torch.device("cuda")
 
@@ -43,12 +43,9 @@ def gradient_by_engine(lm, units, *, dtype, engine):
     """The same by per-unit gradients of one padded batch."""
     lm.model.to(CUDA)
     opened = open_engine(lm.model, engine)
-    scorer = PathScorer(lm.model, device=CUDA, autocast_dtype=dtype)
+    scorer = RationaleScorer(lm.model, device=CUDA, autocast_dtype=dtype)
     rows, unit_of_row = _rows(lm, units)
-    opened.begin(len(units))
-    with opened.rows(unit_of_row):
-        (-scorer(rows)).sum().backward()
-    taken = opened.take()
+    taken, _ = opened.gradients(len(units), unit_of_row, lambda: (-scorer(rows)).sum())
     opened.close()
     assert all(one.dtype == torch.float32 and one.is_cuda for one in taken)
     assert all(one.shape[0] == len(units) for one in taken)

@@ -1,6 +1,6 @@
 """What a DP-SGD step costs on a CUDA device, for a model of SmolLM2-135M's shape: one JSON line.
 
-    PYTHONPATH=. python tests/gpu/measure.py
+    PYTHONPATH=.:lab python tests/gpu/measure.py
 
 Weights are random (no file is needed); LoRA of rank 8 on query and value of all layers. Variants
 are those of `lada bench dpsgd`; they share the process and take turns, so that whatever the device
@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers import __version__ as transformers_version
 
 from lada_lab.micro.dpsgd_variants import BenchPlace, make_step, make_tokens
-from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS
 from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.dpsgd.parameters import STD_STEPS
 
 VARIANTS = ("plain", "fused_nonprivate", "fused")
 SHAPES = ((128, 16), (128, 32), (256, 16), (256, 32))
@@ -97,7 +97,7 @@ def measure(place, layers, shapes, repetitions):
 
 def noise_seconds(count):
     """Median time that drawing one step's noise takes, on the CPU."""
-    sampler = DiscreteGaussian(Fraction(DEFAULT_STD_STEPS))
+    sampler = DiscreteGaussian(Fraction(STD_STEPS))
     found = []
     for _ in range(7):
         started = time.perf_counter()

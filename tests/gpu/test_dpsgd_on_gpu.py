@@ -27,6 +27,8 @@ from trainer_doubles import (
     PLAN_HASH,
     approved_ledger,
     example,
+    float_sum,
+    grid_sum,
     opened_trainer,
     paid,
     small_model,
@@ -44,11 +46,11 @@ from lada_lab.micro.dpsgd_variants import (
 )
 from lada_secure.dpsgd import trainer as trainer_module
 from lada_secure.dpsgd.batching import physical_batches
-from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS, ClippedSum
+from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.distillation import distil, training_spec
 from lada_secure.dpsgd.engine_fused import _float_products
 from lada_secure.dpsgd.noise import DiscreteGaussian
-from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.loss import LossSettings
@@ -116,14 +118,8 @@ def open_trainer(device, lm=None, *, units=UNITS, privacy=None, **changes):
     )
 
 
-def clipped(trainer, units=None, *, clip=CLIP, grid=None):
-    return trainer.source.clipped_sum(
-        trainer._units if units is None else units, l2_clip_norm=clip, grid=grid
-    )
-
-
 def without_noise(total, privacy):
-    return total.integers().double() * (CLIP / privacy.grid().clip_steps / privacy.expected_units)
+    return total.integers().double() * (CLIP / privacy.clip_steps / privacy.expected_units)
 
 
 def run(device, *, lm=None, book=None, privacy=None, progress=None, **changes):
@@ -160,7 +156,7 @@ def test_clipped_sums_are_those_of_the_cpu(architecture, engine):
     sums = []
     for device in ("cuda", "cpu"):
         trainer = open_trainer(device, adapted(architecture), engine=engine)
-        sums.append(clipped(trainer).values().cpu())
+        sums.append(float_sum(trainer).cpu())
         trainer.close()
     gpu, cpu = sums
     assert float((gpu - cpu).norm()) <= 1e-4 * float(cpu.norm())
@@ -178,16 +174,17 @@ def test_without_noise_six_steps_end_with_the_weights_of_the_cpu(monkeypatch, en
 
 def test_integers_are_summed_exactly_on_the_device():
     trainer = open_trainer("cuda")
-    grid = parameters().grid()
     # The very same gradients both times: a kernel may round a row differently in other company.
     gradients = [
         trainer.source.unit_gradients(batch)
         for batch in physical_batches(trainer._units, physical_batch_size=1)
     ]
-    sums = [ClippedSum(trainer.parameters, l2_clip_norm=CLIP, grid=grid) for _ in range(7)]
+    sums = [ClippedSum(trainer.parameters, parameters()) for _ in range(7)]
     for alone, gradient in zip(sums[1:], gradients, strict=True):
         alone.add([one.clone() for one in gradient])
-        assert sum(int(one) ** 2 for one in alone.integers().tolist()) <= grid.clip_steps**2
+        assert (
+            sum(int(one) ** 2 for one in alone.integers().tolist()) <= parameters().clip_steps ** 2
+        )
     sums[0].add([torch.cat(some) for some in zip(*gradients, strict=True)])
     trainer.close()
     together, *each = (one.integers() for one in sums)
@@ -244,26 +241,25 @@ def test_token_scores_are_those_of_cross_entropy_on_the_device(dtype):
 
 def test_removing_any_unit_moves_the_sum_by_at_most_one_clip_norm():
     trainer = open_trainer("cuda")
-    grid = parameters().grid()
     units = list(trainer._units)
-    whole = clipped(trainer, units, grid=grid).integers()
+    whole = grid_sum(trainer, units).integers()
     for left in units:
-        rest = clipped(trainer, [one for one in units if one is not left], grid=grid).integers()
-        assert float((whole - rest).double().norm()) / grid.clip_steps <= 1.0 + 1e-6
+        rest = grid_sum(trainer, [one for one in units if one is not left]).integers()
+        assert float((whole - rest).double().norm()) / parameters().clip_steps <= 1.0 + 1e-6
     trainer.close()
 
 
 def test_noise_is_whole_grid_steps_from_the_operating_system():
     trainer = open_trainer("cuda")
     privacy = parameters()
-    total = clipped(trainer, [], grid=privacy.grid())
+    total = grid_sum(trainer, [])
     drawn = []
     for _ in range(20):
         torch.cuda.manual_seed_all(1)
         torch.manual_seed(1)
         drawn.append(noised_gradient(total, privacy))
     trainer.close()
-    step = CLIP / privacy.grid().clip_steps / privacy.expected_units
+    step = CLIP / privacy.clip_steps / privacy.expected_units
     whole = torch.stack(drawn) / step
     assert whole.is_cuda
     assert float((whole - whole.round()).abs().max()) < 1e-3
@@ -275,10 +271,10 @@ def test_noise_is_whole_grid_steps_from_the_operating_system():
 
 def test_moments_of_the_noise_arrive_on_the_device_unchanged():
     count = 2**21
-    drawn = DiscreteGaussian(Fraction(DEFAULT_STD_STEPS)).sample(count)
+    drawn = DiscreteGaussian(Fraction(STD_STEPS)).sample(count)
     there = torch.from_numpy(drawn).to("cuda")
     assert torch.equal(there.cpu(), torch.from_numpy(drawn))
-    scaled = there.double() / DEFAULT_STD_STEPS
+    scaled = there.double() / STD_STEPS
     # 5.5 standard errors of each of four moments: 2e-7 together, by the normal limit.
     for power, mean, spread in ((1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)):
         error = math.sqrt(spread / count)
@@ -289,18 +285,18 @@ def test_moments_of_the_noise_arrive_on_the_device_unchanged():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_forward_pass_in_bfloat16_gives_float_gradients_near_the_exact_ones(engine):
     exact = open_trainer("cuda", engine=engine)
-    wanted = clipped(exact, clip=1e6).values()
+    wanted = float_sum(exact, clip=1e6)
     exact.close()
     short = open_trainer("cuda", engine=engine, precision="bfloat16")
-    found = clipped(short, clip=1e6).values()
-    short.source.engine.begin(1)
-    assert all(one.dtype == torch.float32 for one in short.source.engine.take())
-    grid = parameters().grid()
+    found = float_sum(short, clip=1e6)
+    batch = physical_batches(short._units, physical_batch_size=1)[0]
+    assert all(one.dtype == torch.float32 for one in short.source.unit_gradients(batch))
     units = list(short._units)
-    whole = clipped(short, units, grid=grid).integers()
+    whole = grid_sum(short, units).integers()
     for unit in units:
-        rest = clipped(short, [one for one in units if one is not unit], grid=grid).integers()
-        assert sum(int(one) ** 2 for one in (whole - rest).tolist()) <= grid.clip_steps**2
+        rest = grid_sum(short, [one for one in units if one is not unit]).integers()
+        squared = sum(int(one) ** 2 for one in (whole - rest).tolist())
+        assert squared <= parameters().clip_steps ** 2
     short.close()
     assert not torch.equal(found, wanted)
     assert float((found - wanted).norm()) < 0.05 * float(wanted.norm())
@@ -337,7 +333,7 @@ def test_a_run_on_the_gpu_is_paid_for_and_learns_the_pool():
     losses = result.log.public_losses
     assert losses[-1] < 0.8 * losses[0]
     assert [one.step for one in reports] == list(range(1, 26))
-    assert reports[-1].epsilon == pytest.approx(book.epsilon_spent(1e-5))
+    assert reports[-1].study_epsilon == pytest.approx(book.epsilon_spent(1e-5))
 
 
 def test_a_run_that_began_on_the_cpu_goes_on_on_the_gpu():
@@ -352,7 +348,6 @@ def test_a_run_that_began_on_the_cpu_goes_on_on_the_gpu():
     with pytest.raises(Interrupted):
         run("cpu", book=book, progress=crash)
     result, _ = run("cuda", book=book)
-    assert result.log.resumed_at_step == 3
     assert len(result.log.public_losses) == 6
 
 
@@ -366,21 +361,20 @@ def test_a_batch_that_does_not_fit_into_the_gpu_s_memory_goes_in_halves(caplog):
     torch.cuda.empty_cache()
     idle = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    whole = clipped(trainer)
+    whole = float_sum(trainer)
     peak = torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((idle + 0.7 * (peak - idle)) / total)
     try:
-        halved = clipped(trainer)
+        halved = float_sum(trainer)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         trainer.close()
     assert trainer.source.physical_batch_size < 4096
     assert "out of memory" in caplog.text
-    assert whole.units == halved.units == 4096
-    difference = float((whole.values() - halved.values()).norm())
-    assert difference <= 1e-4 * float(whole.values().norm())
+    difference = float((whole - halved).norm())
+    assert difference <= 1e-4 * float(whole.norm())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

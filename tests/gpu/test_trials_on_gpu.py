@@ -1,4 +1,4 @@
-"""Path trials on a CUDA device say of the records what they say on the CPU."""
+"""Data valuations on a CUDA device say of the records what they say on the CPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytest.importorskip("pydantic")
 
 from trainer_doubles import example, small_model
 
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
-from lada_secure.allocation.valuation_gains import TrialParameters
+from lada_secure.allocation.measurement import measured_gains, valuation_student
+from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.data.records import Record
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
 from lada_secure.models.loss import LossSettings
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-PUBLIC = TrialParameters(clusters=2, gain_clip=2.0, noise_multiplier=1.0)
+PUBLIC = ValuationParameters(clusters=2, gain_clip=2.0, noise_multiplier=1.0)
 WORDS = {0: "good", 1: "evil"}
 UNITS = tuple(
     Unit(
@@ -55,10 +55,10 @@ def gains(device: str) -> np.ndarray:
     lm.model.to(device)
     reference = adapter_weights(lm)
     students = {
-        cluster: trial_student(
+        cluster: valuation_student(
             lm,
             [
-                replace(example(at), prompt=f"question {at}\n", path=f"{word}\n{at}", own_path=None)
+                replace(example(at), prompt=f"question {at}\n", path=f"{word}\n{at}", rejected=None)
                 for at in (5, 6, 7)
             ],
             reference=reference,
@@ -74,7 +74,7 @@ def gains(device: str) -> np.ndarray:
         for cluster, word in WORDS.items()
     }
     assert lm.model.device.type == device
-    found = measured_trials(
+    found = measured_gains(
         lm, UNITS, students, reference=reference, parameters=PUBLIC, batch_size=8
     ).vector
     return found[:-1] / found[-1]

@@ -2,18 +2,12 @@
 
 import os
 import subprocess
+from dataclasses import replace
 
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.preparation import (
-    child_environment,
-    free_port,
-    party_children,
-    write_data,
-    write_settings,
-)
+from lada_lab.mock.preparation import child_environment, free_port, party_children, write_run
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.scale import make_identities
-from lada_lab.mock.weights import default_cache_dir
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.named_models import make_model
 
@@ -24,26 +18,19 @@ class PreparedFederation:
     def __init__(self, root, *, rounds=1, seed=7, weights=True, preset=None, data=None):
         preset = preset or preset_for("tiny", sites=3, rounds=rounds, seed=seed)
         data = data or build_federation("tiny", sites=3, seed=seed)
-        self.cache = default_cache_dir(os.environ)
+        cache = default_cache_dir(os.environ)
         if weights:
             for reference in (preset.slm, preset.llm):
-                make_model(reference, cache_dir=self.cache)
+                make_model(reference, cache_dir=cache)
         self.environment = child_environment(os.environ)
         self.layout = RunLayout(root=root, site_ids=tuple(data.sites))
-        write_data(self.layout, data)
-        write_settings(
-            self.layout,
-            preset,
-            port=free_port(0),
-            roster_sha256=make_identities(self.layout),
-            cache_dir=self.cache,
-            seed=seed,
-        )
+        write_run(self.layout, preset, data, port=free_port(0), cache_dir=cache)
 
     def child(self, party):
         """The command that runs one party."""
-        children = party_children(self.layout, environment=self.environment)
-        return next(one for one in children if one.name == party)
+        children = party_children(self.layout)
+        child = next(one for one in children if one.name == party)
+        return replace(child, environment=self.environment)
 
     def start(self, party):
         """Start one party; its output is captured."""

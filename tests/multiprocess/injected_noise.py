@@ -19,32 +19,31 @@ from lada_secure.privacy.release import noised_vectors
 
 
 class InjectedNoise:
-    """The generator of the release that is being computed."""
+    """One generator per release, from what reserves its budget to what keeps its output."""
 
     def __init__(self, seed):
         self._seed = seed
         self._generator = None
-        self._release = LedgerBook.release
 
     def inject(self, replace=setattr):
         """Replace every source of privacy noise. Args: replace: as `monkeypatch.setattr`."""
-        replace(LedgerBook, "release", lambda book, spec, **how: self._seeded(book, spec, **how))
+        reserve, keep = LedgerBook.reserve, LedgerBook.keep
+
+        def reserved(book, spec):
+            release = (self._seed, book.identity.site, spec.round_id, spec.purpose, spec.chunk)
+            digest = hashlib.sha256(repr(release).encode()).digest()
+            self._generator = np.random.default_rng(int.from_bytes(digest))
+            return reserve(book, spec)
+
+        def kept(book, paid, output):
+            self._generator = None
+            return keep(book, paid, output)
+
+        replace(LedgerBook, "reserve", reserved)
+        replace(LedgerBook, "keep", kept)
         replace(noise, "system_words", self._words)
         replace(batching, "system_words", self._words)
         replace(noised_vectors, "discrete_gaussian_vector", self._noised)
-
-    def _seeded(self, book, spec, *, compute, **how):
-        name = f"{self._seed}/{book.head().site}/{spec.round_id}/{spec.purpose}/{spec.chunk}"
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest())
-
-        def computed(paid):
-            self._generator = np.random.default_rng(seed)
-            try:
-                return compute(paid)
-            finally:
-                self._generator = None
-
-        return self._release(book, spec, compute=computed, **how)
 
     def _drawing(self):
         assert self._generator is not None, "noise is drawn outside of a release"
@@ -60,5 +59,5 @@ class InjectedNoise:
 if __name__ == "__main__":
     from lada_lab.mock.many_sites import run_sites
 
-    InjectedNoise(sys.argv[1]).inject()
+    InjectedNoise(int(sys.argv[1])).inject()
     sys.exit(run_sites([Path(settings) for settings in sys.argv[2:]]))

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from federation import PreparedFederation
 
 from lada_clients.ca.authority import issue_party, make_roster
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.preparation import free_port, lada_command
-from lada_lab.mock.weights import default_cache_dir
 from lada_lab.worlds.named_models import make_model
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Role

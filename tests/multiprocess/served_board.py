@@ -1,19 +1,20 @@
 """A served board for tests: real store, real port, clients of every party."""
 
 import hashlib
+import logging
 from contextlib import contextmanager
 
 import grpc
 import pytest
 
-from lada_clients.net.transport import BoardClient
+from lada_clients.net.transport import LOG, BoardClient
 from lada_protocol.identity.certificates import role_host
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import live_identity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
 from lada_protocol.wire.limits import REASON_KEY
 from lada_server.board.store import BoardStore
-from lada_server.rpc.credentials import live_identity
 from lada_server.rpc.service import start_server
 
 HOSTS = ("localhost", "127.0.0.1")
@@ -68,6 +69,27 @@ def serving(study, folder, **options):
         yield served
     finally:
         served.stop()
+
+
+@contextmanager
+def told_waits(react=lambda: None):
+    """Why calls of any client wait, as its log says it, before each pause."""
+    told = []
+
+    def note(record):
+        if "waits since" in record.msg:
+            told.append(record.getMessage())
+            react()
+        return True
+
+    level = LOG.level
+    LOG.setLevel(logging.INFO)
+    LOG.addFilter(note)
+    try:
+        yield told
+    finally:
+        LOG.removeFilter(note)
+        LOG.setLevel(level)
 
 
 @contextmanager

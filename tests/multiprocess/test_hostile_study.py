@@ -20,7 +20,8 @@ SEED = 20
 SITE = "site-b"
 # What these hold depends on noise that is drawn anew in every run, and on nothing else.
 NOISY = frozenset({"opened", "paths", "inquiry", "transcript", "llm_update"})
-# Asked for only where the opened advantages, which are noisy, say that sites know something.
+# Asked for only where the opened confidence excesses, which are noisy, say that sites know
+# something.
 SOMETIMES = "site_paths"
 
 

@@ -25,8 +25,7 @@ from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import LlmUpdateBody, parse_body
 from lada_secure.method.plan import split_pool
-from lada_secure.privacy.ledger.entries import CommitEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import CommitEntry, parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
 SITES = 3
@@ -297,7 +296,7 @@ def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_p
         for round_id, guide in enumerate(references):
             student = (state / f"adapters-round-{round_id}.safetensors").read_bytes()
             assert guide != student
-        # Every round's trials are paid for, and say from then on which cells suit the records.
+        # Every round's valuations are paid for, and say from then on which cells suit the records.
         lines = (out / "export" / "ledgers" / f"{site['party']}.jsonl").read_text(encoding="utf-8")
         paid = [json.loads(line) for line in lines.splitlines()]
         assert [

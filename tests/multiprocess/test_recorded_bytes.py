@@ -24,10 +24,9 @@ from lada_protocol.kinds import Kind
 from lada_protocol.plan import parse_plan
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
 from lada_protocol.wire.envelope import envelope_from_line
-from lada_secure.data.records import read_pool, read_records
-from lada_secure.encryption.aggregate_key import OpeningKey
-from lada_secure.privacy.ledger.entries import CommitEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.data.records import inspect_records, read_pool
+from lada_secure.encryption.aggregate_key import AggregateKey
+from lada_secure.privacy.ledger.entries import CommitEntry, parse_ledger_lines
 from lada_server.rpc import service
 from lada_server.runner import run_server
 
@@ -166,7 +165,7 @@ def test_no_private_text_and_no_unit_reaches_coordinator_or_auditor(recorded):
     for site_id in layout.site_ids:
         folder = layout.site(site_id)
         for name in ("records.jsonl", "held-out.jsonl"):
-            for record in read_records(folder.root / name):
+            for record in inspect_records(folder.root / name).records:
                 # Questions of this preset are a few letters long: in quotes, as JSON spells
                 # them, they cannot occur in a ciphertext by chance.
                 secrets = [json.dumps(record.record_id), json.dumps(record.unit)]
@@ -211,7 +210,7 @@ def test_no_private_key_reaches_anybody(recorded):
     assert len(keys) >= 2 * 5 + 2
     for path in keys:
         raw = path.read_bytes()
-        # The public half of an opening key stands at the front of its file, the secret behind it.
+        # The public half of an aggregate key stands at the front of its file, the secret behind it.
         middle = raw[-600:-200] if path.suffix == ".key" and b"PRIVATE" not in raw else raw[40:120]
         assert middle not in at_coordinator.everything
         assert middle not in at_auditor.everything
@@ -225,7 +224,7 @@ def test_the_auditor_alone_sees_a_uniform_mask_where_a_vector_was(recorded):
     roster = parse_roster(layout.roster.read_bytes())
     parameters = purpose_parameters(plan, "demand")
     (path,) = layout.root.glob("auditor/state/keys/*-demand.key")
-    key = OpeningKey.from_bytes(path.read_bytes())
+    key = AggregateKey.from_bytes(path.read_bytes())
     payloads = layout.coordinator.state / "payloads"
     opened = []
     for line in (layout.export / "messages.jsonl").read_bytes().splitlines():

@@ -14,15 +14,16 @@ from served_board import (
     FIVE_MB,
     coordinator_identity,
     serving,
+    told_waits,
 )
 from tunnel import connect_proxy
 
 from lada_clients.net import connection
 from lada_clients.net.transport import BoardClient, RefusedByBoard
 from lada_protocol.identity.roster import parse_roster
+from lada_protocol.party_files import live_identity
 from lada_secure.errors import TransportError
 from lada_server.board.store import BoardStore
-from lada_server.rpc.credentials import live_identity
 from lada_server.rpc.limits import PeerLimits
 from lada_server.rpc.service import start_server
 
@@ -174,11 +175,10 @@ def coordinator_process(study, folder):
 
 def test_calls_outlive_a_coordinator_that_is_killed_and_started_again(study, tmp_path):
     envelope = study.envelope("contribution", "bank", FIVE_MB)
-    waits = []
-    with coordinator_process(study, tmp_path) as start:
+    with told_waits() as waits, coordinator_process(study, tmp_path) as start:
         process, port = start()
         address = f"127.0.0.1:{port}"
-        options = {"roster": study.roster, "patience_s": 60, "on_wait": waits.append}
+        options = {"roster": study.roster, "patience_s": 60}
         with (
             BoardClient(
                 address, identity=study.identity("bank"), party_id="bank", **options
@@ -207,7 +207,7 @@ def test_calls_outlive_a_coordinator_that_is_killed_and_started_again(study, tmp
             assert [one.header.kind for _, one in seen] == ["acceptance", "contribution"]
             assert auditor.fetch(seen[1][1]) == FIVE_MB
             assert bank.post(envelope, FIVE_MB) == 2
-    assert any("refused" in one.because or "closed" in one.because for one in waits)
+    assert any("refused" in why or "closed" in why for why in waits)
 
 
 def test_closing_a_client_ends_its_waiting_list(served):
@@ -233,13 +233,10 @@ def test_a_disk_that_refuses_is_waited_for_with_its_reason(served, study, tmp_pa
     envelope = study.envelope("contribution", "bank", b"payload")
     incoming = tmp_path / "payloads" / "incoming"
     shutil.rmtree(incoming)
-    waits = []
-
-    def repair(waiting):
-        waits.append(waiting.because)
-        incoming.mkdir(exist_ok=True)
-
-    with served.client("bank", on_wait=repair) as bank:
+    with (
+        served.client("bank") as bank,
+        told_waits(lambda: incoming.mkdir(exist_ok=True)) as waits,
+    ):
         assert bank.post(envelope, b"payload") == 1
     assert "cannot store a payload" in waits[0]
 

@@ -14,7 +14,7 @@ from lada_clients.ca.enrolment import install
 from lada_clients.net.transport import BoardClient, RefusedByBoard
 from lada_protocol.identity.certificates import PartyName, certificate_fingerprint
 from lada_protocol.identity.credentials import Passphrase
-from lada_protocol.identity.issuance import issue_tls_certificate
+from lada_protocol.identity.issuance import issue_certificate
 from lada_protocol.kinds import Role
 from lada_protocol.wire import lada_pb2
 from lada_secure.errors import TransportError
@@ -188,28 +188,27 @@ def test_a_revocation_list_cannot_be_rolled_back_removed_or_forged(own_study, ma
     for content in (older, forged, b"rubbish", None):
         listed.unlink() if content is None else listed.write_bytes(content)
         assert identity.revocations().number == 2
-        assert len(identity.revocations().serials) == 4
+        assert len(identity.revocations().revoked) == 4
 
 
 def issued(study, folder, *, party, begins, ends):
     """An identity folder with bank's own keys and a TLS certificate that the CA really signed."""
     from cryptography.hazmat.primitives import serialization
 
-    from lada_clients.ca.authority import Authority
+    from lada_clients.ca.folder import CaFolder
     from lada_protocol.identity.certificates import certificate_pem
 
     shutil.copytree(study.identity("bank"), folder)
-    ca = Authority.open(study.folder / "ca")
+    ca = CaFolder(study.folder / "ca", None)
     key = serialization.load_pem_private_key((folder / "tls.key").read_bytes(), None)
-    made = issue_tls_certificate(
+    made = issue_certificate(
         ca=ca.certificate,
         ca_key=ca.key,
         party=party,
         public_key=key.public_key(),
         hosts=(),
         serial=77,
-        not_before=begins,
-        not_after=ends,
+        period=(begins, ends),
     )
     (folder / "tls.crt").write_bytes(certificate_pem(made))
     return folder

@@ -19,17 +19,18 @@ from served_board import (
     raw_stub,
     refusal,
     serving,
+    told_waits,
 )
 from tunnel import Tunnel
 
 from lada_clients.ca.authority import issue_party
 from lada_clients.net import back_off
 from lada_clients.net.transport import BoardClient, RefusedByBoard
+from lada_protocol.party_files import live_identity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
 from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
-from lada_server.rpc.credentials import live_identity
 from lada_server.rpc.limits import PeerLimits
 from lada_server.rpc.service import start_server
 
@@ -284,14 +285,14 @@ def test_bytes_that_are_no_http_2_end_their_own_connection_alone(served, study):
 
 def test_a_peer_that_calls_too_often_is_slowed_down_and_then_served(study, tmp_path):
     limits = PeerLimits(calls_per_s=20, burst_calls=1)
-    waits = []
     with (
         serving(study, tmp_path, limits=limits) as served,
-        served.client("bank", on_wait=waits.append) as bank,
+        served.client("bank") as bank,
+        told_waits() as waits,
     ):
         for _ in range(5):
             assert bank.list(0) == []
-    assert any("slow down" in one.because for one in waits)
+    assert any("slow down" in why for why in waits)
 
 
 def test_another_certificate_of_our_ca_cannot_stand_in_for_the_coordinator(served, study, tmp_path):
@@ -398,19 +399,21 @@ def test_nobody_listening_is_waited_for_and_then_named(study):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-        waits = []
         client = BoardClient(
             f"127.0.0.1:{port}",
             identity=study.identity("bank"),
             roster=study.roster,
             party_id="bank",
             patience_s=0.8,
-            on_wait=waits.append,
         )
-        with client, pytest.raises(TransportError, match=r"gave up after .* connection refused"):
+        with (
+            client,
+            told_waits() as waits,
+            pytest.raises(TransportError, match=r"gave up after .* connection refused"),
+        ):
             client.list(0)
     assert waits
-    assert all("connection refused" in one.because for one in waits)
+    assert all("connection refused" in why for why in waits)
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:70000", "::1:80", "h:-1"])

@@ -11,7 +11,7 @@ from served_board import FIVE_MB, chunk, opening, raw_stub, refusal, serving
 from tunnel import Tunnel
 
 from lada_clients.net.transport import BoardClient
-from lada_protocol.kinds import RULES, Kind, KindRules
+from lada_protocol.kinds import Kind, KindRules
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.limits import CHUNK_BYTES, WINDOW_BYTES
 from lada_protocol.wire.transport_settings import TransportSettings
@@ -46,9 +46,9 @@ def random_bytes(size):
 @pytest.fixture
 def wide_limit(monkeypatch):
     """Contributions of any size, so that the largest message is what the test says."""
-    rules = RULES[Kind.CONTRIBUTION]
+    rules = Kind.CONTRIBUTION.rules
     wide = KindRules(senders=rules.senders, audience=rules.audience, max_payload_bytes=1 << 30)
-    monkeypatch.setitem(RULES, Kind.CONTRIBUTION, wide)
+    monkeypatch.setattr(Kind.CONTRIBUTION, "rules", wide)
 
 
 class Tries:
@@ -212,10 +212,10 @@ def test_unfinished_uploads_of_a_party_are_few(study, tmp_path):
 
 def send_and_measure(address, identity, roster, envelope, size, queue):
     """Body of a process: its peak memory while it sends and fetches, above that of the payload."""
-    from lada_protocol.kinds import RULES, Kind, KindRules
+    from lada_protocol.kinds import Kind, KindRules
 
-    rules = RULES[Kind.CONTRIBUTION]
-    RULES[Kind.CONTRIBUTION] = KindRules(
+    rules = Kind.CONTRIBUTION.rules
+    Kind.CONTRIBUTION.rules = KindRules(
         senders=rules.senders, audience=rules.audience, max_payload_bytes=1 << 30
     )
     payload = random_bytes(size)

@@ -1,4 +1,4 @@
-"""A coordinator that dies in the uplink goes on where it was, with one decision and no second."""
+"""A coordinator that dies in the LLM transfer goes on where it was, with one decision."""
 
 import json
 import time

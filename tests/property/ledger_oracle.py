@@ -9,12 +9,11 @@ from typing import Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.accounting.events import PrivacyEvent, gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger.carried_budget import grant_restart
+from lada_secure.privacy.accounting.events import GaussianEvent, PrivacyEvent
+from lada_secure.privacy.ledger.carried_budget import grant_restart, granted_identity
 from lada_secure.privacy.ledger.entries import LedgerIdentity
-from lada_secure.privacy.ledger.keeper import granted_identity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
 
 SITE_KEYS = tuple(
     Ed25519PrivateKey.from_private_bytes(b"site key number %d for tests only" % number)
@@ -49,7 +48,7 @@ def statistics(study_id: str = "a", round_id: int = 0, noise: float = 15.0) -> R
         round_id=round_id,
         purpose="statistics",
         mechanism="discrete_gaussian",
-        event=gaussian_event(noise),
+        event=GaussianEvent(noise),
         parameters={"l2_sensitivity": 10.0, "std": 10 * noise},
     )
 
@@ -147,7 +146,7 @@ class Oracle:
         if (study, round_id, noise) in self.open:
             self.last_write = time
             return "resumed"
-        event = gaussian_event(noise)
+        event = GaussianEvent(noise)
         own = [*self.paid_by_study.get(study, []), event]
         if epsilon(own, target_delta=DELTA) > CAPS.study_epsilon:
             return "over the cap"

@@ -11,27 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
     POLY_MODULUS_DEGREE,
-    opening_parameters,
+    aggregation_parameters,
     scoring_parameters,
 )
-from lada_secure.encryption.parsing import (
-    pack,
-    query_parts,
-    scores_coefficients,
-    unpack,
-)
+from lada_secure.encryption.parsing import pack, query_parts, scores_coefficients, unpack
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import check_sealed, parse_public_key, seal
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import PeerError
 
-OPENING = opening_parameters(length=3, sum_bound=100)
+OPENING = aggregation_parameters(length=3, sum_bound=100)
 SCORING = scoring_parameters(cells=1)
 REASONS = {
     "wrong_length",
@@ -56,17 +51,17 @@ def survives(parse: Callable[[bytes], Any], raw: bytes) -> bool:
 
 
 @pytest.fixture(scope="module")
-def opening_key() -> OpeningKey:
-    return OpeningKey.generate(OPENING)
+def opening_key() -> AggregateKey:
+    return AggregateKey.generate(OPENING)
 
 
 @pytest.fixture(scope="module")
-def valid(opening_key: OpeningKey) -> dict[str, bytes]:
+def valid(opening_key: AggregateKey) -> dict[str, bytes]:
     key = parse_public_key(opening_key.public_bytes, OPENING)
     site = ScoringKey.generate(1)
     query = site.encrypt(np.array([0.5]))
-    with PoolMatrix(encode_matrix(np.ones((3, 1)))) as matrix:
-        scores = matrix.score(query)
+    matrix = PoolMatrix(encode_matrix(np.ones((3, 1))))
+    scores = matrix.score(query)
     return {
         "sealed": seal(key, OPENING, np.array([1, 2, 3])),
         "public_key": opening_key.public_bytes,
@@ -171,29 +166,29 @@ def test_100_000_mutated_messages_are_refused_or_parsed(valid: dict[str, bytes])
 
 
 def test_what_parses_can_be_handed_to_the_native_library(
-    valid: dict[str, bytes], opening_key: OpeningKey
+    valid: dict[str, bytes], opening_key: AggregateKey
 ) -> None:
     """Mutations that keep the form reach SEAL, which computes garbage with them and lives."""
     rng = random.Random(3)
     site = ScoringKey.generate(1)
-    with PoolMatrix(encode_matrix(np.ones((3, 1)))) as matrix:
-        uses: dict[str, Callable[[bytes], Any]] = {
-            "sealed": lambda raw: opening_key.open_sum(raw, 100),
-            "public_key": lambda raw: seal(
-                parse_public_key(raw, OPENING), OPENING, np.array([1, 2, 3])
-            ),
-            "query": matrix.score,
-            "scores": lambda raw: site.decrypt(raw, 3),
-            "matrix": lambda raw: PoolMatrix(
-                parse_matrix(raw, SCORING, 3), worker=shared_worker()
-            ).score(valid["query"]),
-        }
-        for what, use in uses.items():
-            for _ in range(60):
-                raw = bytearray(valid[what])
-                for _ in range(rng.choice((1, 100, 4000))):
-                    raw[rng.randrange(HEADER_BYTES, len(raw))] = rng.randrange(256)
-                survives(use, bytes(raw))
+    matrix = PoolMatrix(encode_matrix(np.ones((3, 1))))
+    uses: dict[str, Callable[[bytes], Any]] = {
+        "sealed": lambda raw: opening_key.open_sum(raw),
+        "public_key": lambda raw: seal(
+            parse_public_key(raw, OPENING), OPENING, np.array([1, 2, 3])
+        ),
+        "query": matrix.score,
+        "scores": lambda raw: site.decrypt(raw, 3),
+        "matrix": lambda raw: PoolMatrix(
+            parse_matrix(raw, SCORING, 3), worker=shared_worker()
+        ).score(valid["query"]),
+    }
+    for what, use in uses.items():
+        for _ in range(60):
+            raw = bytearray(valid[what])
+            for _ in range(rng.choice((1, 100, 4000))):
+                raw[rng.randrange(HEADER_BYTES, len(raw))] = rng.randrange(256)
+            survives(use, bytes(raw))
 
 
 @given(data=st.data())
@@ -204,8 +199,8 @@ def test_random_ciphertexts_open_to_something_out_of_range(data: st.DataObject) 
     coefficients = rng.integers(0, OPENING.coeff_modulus, 2 * POLY_MODULUS_DEGREE, dtype=np.uint64)
     raw = b"LSV1" + bytes.fromhex(OPENING.digest) + pack(coefficients, OPENING.coefficient_bytes)
     with pytest.raises(PeerError) as caught:
-        _KEYS.setdefault("key", OpeningKey.generate(OPENING)).open_sum(raw, 100)
+        _KEYS.setdefault("key", AggregateKey.generate(OPENING)).open_sum(raw)
     assert caught.value.reason == "out_of_range"
 
 
-_KEYS: dict[str, OpeningKey] = {}
+_KEYS: dict[str, AggregateKey] = {}

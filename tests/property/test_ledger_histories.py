@@ -24,8 +24,7 @@ from ledger_oracle import (
 )
 
 from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
-from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 STUDIES = st.sampled_from(["a", "b"])

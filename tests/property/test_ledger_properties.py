@@ -11,17 +11,13 @@ from ledger_oracle import SITE_KEYS, approved_ledger, restarted, statistics
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.events import (
+    DpSgdEvent,
+    GaussianEvent,
     PrivacyEvent,
     composed_event,
-    dpsgd_event,
-    gaussian_event,
     parse_event,
 )
-from lada_secure.privacy.ledger.lines import (
-    format_ledger_lines,
-    parse_entry,
-    parse_ledger_lines,
-)
+from lada_secure.privacy.ledger.entries import format_ledger_lines, parse_entry, parse_ledger_lines
 from lada_secure.privacy.ledger.restart import parse_grant
 
 JSON = st.recursive(
@@ -34,10 +30,10 @@ JSON = st.recursive(
     max_leaves=8,
 )
 GAUSSIANS = st.builds(
-    gaussian_event, st.floats(0.01, 1e6), count=st.integers(min_value=1, max_value=10**6)
+    GaussianEvent, st.floats(0.01, 1e6), count=st.integers(min_value=1, max_value=10**6)
 )
 TRAININGS = st.builds(
-    dpsgd_event,
+    DpSgdEvent,
     noise_multiplier=st.floats(0.01, 1e6),
     sampling_probability=st.floats(0, 1, exclude_min=True),
     steps=st.integers(min_value=1, max_value=10**6),

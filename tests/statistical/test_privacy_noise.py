@@ -14,7 +14,7 @@ from alpha import ALPHA
 from scipy import stats
 
 from lada_secure.privacy.empirical import GuessCounts, epsilon_lower_bound
-from lada_secure.privacy.release.discrete_gaussian import discrete_gaussian_vector
+from lada_secure.privacy.release.noised_vectors import discrete_gaussian_vector
 
 DRAWS = 20_000
 

@@ -1,7 +1,9 @@
-"""The tiny preset's models, trained once per test session."""
+"""The tiny preset's models, trained once per test session; logs that end with their test."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,20 @@ if TYPE_CHECKING:
     from lada_secure.models.loading import LanguageModel
 
 SITES, SEED = 3, 0
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """Runners set up the logs of the whole process; the next test finds them as they were."""
+    names = ("lada_secure", "lada_protocol", "lada_clients", "lada_server")
+    before = [
+        (logger, logger.handlers, logger.level, logger.propagate)
+        for logger in map(logging.getLogger, names)
+    ]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +40,13 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_slm(tiny_cache: Path) -> LanguageModel:
+
     return _tiny_model("slm", tiny_cache)
 
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_cache: Path) -> LanguageModel:
+
     return _tiny_model("llm", tiny_cache)
 
 

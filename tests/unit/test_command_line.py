@@ -73,7 +73,6 @@ def complete_settings(party: str) -> str:
         port=7000,
         roster_sha256="ab" * 32,
         cache_dir=Path("cache"),
-        seed=0,
     )
     folder = {"site": layout.site("site-a"), "auditor": layout.auditor}.get(
         party, layout.coordinator

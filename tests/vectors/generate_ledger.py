@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from generate_world import Vectors, digest_of, signing_key
 
 from lada_secure.method.plan import STATISTICS
-from lada_secure.privacy.accounting.events import composed_event, dpsgd_event, gaussian_event
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, composed_event
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,
     DecisionEntry,
@@ -35,8 +35,8 @@ KEY = signing_key("site-a")
 NEW_KEY = signing_key("site-a, renewed")
 OUTPUT = b"noised statistics"
 SALT = bytes.fromhex(digest_of("salt"))
-STATISTICS_EVENT = gaussian_event(8.5)
-TRAINING_EVENT = dpsgd_event(noise_multiplier=1.25, sampling_probability=0.05, steps=10)
+STATISTICS_EVENT = GaussianEvent(8.5)
+TRAINING_EVENT = DpSgdEvent(noise_multiplier=1.25, sampling_probability=0.05, steps=10)
 COST: dict[str, Any] = {
     "round_id": 0,
     "chunk": 0,

@@ -23,23 +23,22 @@ from lada_protocol.rounds.secure_aggregation import (
     purpose_length,
     purpose_parameters,
     site_bound_of,
-    sum_bound_of,
 )
-from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.masks import masked, pairwise_mask
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
-    OpeningParameters,
-    opening_parameters,
+    AggregationParameters,
+    aggregation_parameters,
     scoring_parameters,
 )
 from lada_secure.encryption.scoring_key import ScoringKey
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.sealing import SealedSum, parse_public_key, seal
 from lada_secure.method.plan import DEMAND, STATISTICS
 
 
-def _opening_numbers(parameters: OpeningParameters) -> Vectors:
+def _opening_numbers(parameters: AggregationParameters) -> Vectors:
     return {
         "length": parameters.length,
         "sum_bound": parameters.sum_bound,
@@ -63,7 +62,7 @@ def plan_vectors() -> Vectors:
             purpose: {
                 "length": purpose_length(plan, purpose),
                 "site_bound": site_bound_of(plan, purpose),
-                "sum_bound": sum_bound_of(plan, purpose),
+                "sum_bound": purpose_parameters(plan, purpose).sum_bound,
                 "parameters_digest": purpose_parameters(plan, purpose).digest,
             }
             for purpose in (STATISTICS, DEMAND)
@@ -72,12 +71,12 @@ def plan_vectors() -> Vectors:
 
 
 def parameter_vectors() -> Vectors:
-    """Parameter sets of openings and of blind scoring."""
+    """Parameter sets of secure aggregations and of blind scoring."""
     openings = [(1, 1), (4096, 16), (4097, 1000), (100_000, 2**20), (1_000_000, 10**9), (10, 77)]
     scorings = [(1, 1), (64, 1), (64, 64), (100, 7), (1024, 1024)]
     return {
         "opening": [
-            _opening_numbers(opening_parameters(length=length, sum_bound=bound))
+            _opening_numbers(aggregation_parameters(length=length, sum_bound=bound))
             for length, bound in openings
         ],
         "scoring": [
@@ -136,15 +135,15 @@ def mask_vectors() -> Vectors:
 
 
 def sealed_vectors() -> Vectors:
-    """Three sealed contributions, the opening key's halves, and what their sum opens to."""
-    parameters = opening_parameters(length=10, sum_bound=300)
+    """Three sealed contributions, the aggregate key's halves, and what their sum opens to."""
+    parameters = aggregation_parameters(length=10, sum_bound=300)
     context = b"vector of a sealed sum"
     masks = _masks(parameters.length, parameters.plain_modulus, context)
     vectors = {
         site: np.array([(7 * number + 31 * entry) % 201 - 100 for entry in range(10)])
         for number, site in enumerate(SITES)
     }
-    key = OpeningKey.generate(parameters)
+    key = AggregateKey.generate(parameters)
     sealed = {
         site: seal(
             parse_public_key(key.public_bytes, parameters),
@@ -158,7 +157,10 @@ def sealed_vectors() -> Vectors:
         )
         for site in SITES
     }
-    total = add_sealed(parameters, list(sealed.values()))
+    running = SealedSum(parameters)
+    for contribution in sealed.values():
+        running.add(contribution)
+    total = running.to_bytes()
     return {
         "parameters": _opening_numbers(parameters),
         "context": context.decode("ascii"),
@@ -171,7 +173,7 @@ def sealed_vectors() -> Vectors:
         },
         "vectors": {site: one.tolist() for site, one in vectors.items()},
         "sum_sha256": hashlib.sha256(total).hexdigest(),
-        "opened": [int(one) for one in key.open_sum(total, bound=300)],
+        "opened": [int(one) for one in key.open_sum(total)],
     }
 
 
@@ -185,8 +187,8 @@ def score_vectors() -> Vectors:
     key = ScoringKey.generate(2, row_bound=1)
     query = key.encrypt(utilities)
     committed = encode_matrix(matrix, row_bound=1)
-    with PoolMatrix(committed) as pool:
-        scores = pool.score(query)
+    pool = PoolMatrix(committed)
+    scores = pool.score(query)
     return {
         "cells": 2,
         "row_bound": 1,

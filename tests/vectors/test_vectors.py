@@ -18,7 +18,7 @@ from check_rings import blake2b
 from check_text import WrongVectorError
 from generate import FILES, RANDOMISED, render
 
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import parse_ledger_lines
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.verification import ledger_identity
 

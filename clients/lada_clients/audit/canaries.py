@@ -17,8 +17,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ from scipy.linalg import hadamard
 from torch import Tensor
 
 from lada_secure.dpsgd.batching import PhysicalBatch
-from lada_secure.dpsgd.engine import trainable_parameters
 from lada_secure.dpsgd.gradient import GradientSource
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import Trainer
-from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.errors import ParameterError
+from lada_secure.models.adapters import parameter_count, trainable_parameters
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 
 _Floats: TypeAlias = "NDArray[np.float64]"
@@ -46,6 +46,8 @@ RAW_NORM = 8.0
 _MAX_BLOCK = 1024
 _MIN_SPREAD = 1e-9
 _MEDIAN_TO_STD = 1.4826
+# Any tokenizer has tokens for digits; no model ever reads them.
+_TEXT = RationaleExample(example_id="canary", prompt="1", path="1", rejected=None)
 
 
 class CanaryDirections:
@@ -53,8 +55,6 @@ class CanaryDirections:
 
     def __init__(self, dimension: int, *, seed: int) -> None:
         """Args: dimension: d >= 1. seed: directions are public, so a seed is enough."""
-        if dimension < 1:
-            raise ParameterError(f"dimension: expected at least 1, got {dimension}")
         self.dimension = dimension
         self._block = min(_MAX_BLOCK, 1 << (dimension.bit_length() - 1))
         self._blocks = dimension // self._block
@@ -64,6 +64,11 @@ class CanaryDirections:
         signs = rng.choice(np.array([-1.0, 1.0]), size=(self._blocks, self._block))
         self._signs = signs / math.sqrt(self._block)
         self._rows = hadamard(self._block).astype(np.float64)
+
+    @property
+    def room(self) -> int:
+        """How many canaries there are directions for."""
+        return max(0, self.capacity - FREE_DIRECTIONS)
 
     def vectors(self, numbers: Sequence[int], *, norm: float) -> Tensor:
         """The directions with these numbers, scaled. Returns: (len(numbers), d) float32."""
@@ -122,15 +127,12 @@ class StepWatcher:
 class CanarySource(GradientSource):
     """Unit gradients of the model, and a canary's direction where the unit is a canary."""
 
-    canaries: CanaryRun | None = None
+    canaries: CanaryRun
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """See `GradientSource.unit_gradients`."""
-        run = self.canaries
-        if run is None:
-            raise LocalProtocolError("a canary source was used before it got its canaries")
         numbers = {
-            unit: run.number(example.example_id)
+            unit: self.canaries.number(example.example_id)
             for example, unit in zip(batch.examples, batch.unit_of_example, strict=True)
         }
         planted = {unit: number for unit, number in numbers.items() if number is not None}
@@ -140,58 +142,46 @@ class CanarySource(GradientSource):
         parameters = self.engine.parameters
         found = [one.new_zeros((batch.units, *one.shape)).float() for one in parameters]
         if real:
-            places = torch.tensor(real, device=parameters[0].device)
-            own = super().unit_gradients(_only(batch, real))
-            for whole, part in zip(found, own, strict=True):
-                whole[places] = part
-        vectors = run.directions.vectors(list(planted.values()), norm=run.raw_norm)
-        places = torch.tensor(list(planted), device=parameters[0].device)
+            for whole, part in zip(found, super().unit_gradients(batch.only(real)), strict=True):
+                whole[real] = part
+        vectors = self.canaries.raw_vectors(list(planted.values()))
         parts = torch.split_with_sizes(vectors, [one.numel() for one in parameters], dim=1)
         for whole, part in zip(found, parts, strict=True):
-            whole.flatten(1)[places] = part.to(whole.device)
+            whole.flatten(1)[list(planted)] = part.to(whole.device)
         return found
 
 
-def _only(batch: PhysicalBatch, units: Sequence[int]) -> PhysicalBatch:
-    """The batch without all other units."""
-    renumbered = {unit: at for at, unit in enumerate(units)}
-    kept = [at for at, unit in enumerate(batch.unit_of_example) if unit in renumbered]
-    return PhysicalBatch(
-        examples=tuple(batch.examples[at] for at in kept),
-        unit_of_example=tuple(renumbered[batch.unit_of_example[at]] for at in kept),
-        units=len(units),
-    )
-
-
 class AuditedTrainer(Trainer):
-    """The shipped trainer with canaries among its units and an attacker at its noised sums."""
+    """The shipped trainer with canaries among its units and an attacker at its noised sums.
+
+    Raises: ParameterError: private_weight is 0, so no private gradient is used at all.
+    """
 
     source_class = CanarySource
+    source: CanarySource
 
     def __init__(
-        self,
-        lm: LanguageModel,
-        *,
-        pool: Sequence[PathExample],
-        privacy: DpSgdParameters,
-        settings: TrainerSettings,
-        canaries: CanaryRun,
+        self, lm: LanguageModel, *, canaries: CanaryRun, settings: TrainerSettings, **options: Any
     ) -> None:
-        super().__init__(lm, pool=pool, privacy=privacy, settings=settings)
-        if not isinstance(self.source, CanarySource):
-            raise LocalProtocolError("the trainer did not take the audit's gradient source")
-        self.source.canaries = self._canaries = canaries
-        self._to_clip_norms = privacy.expected_units / (
-            privacy.l2_clip_norm * settings.private_weight
+        """Args: settings, options: those of `Trainer`."""
+        if settings.private_weight == 0.0:
+            raise ParameterError(
+                "private_weight is 0: this training does not use private records, so there is "
+                "nothing to audit"
+            )
+        super().__init__(lm, settings=settings, **options)
+        self.source.canaries = canaries
+        self._to_clip_norms = self._privacy.expected_units / (
+            self._privacy.l2_clip_norm * settings.private_weight
         )
 
     def take_units(self, units: Sequence[PrivateUnit]) -> None:
         """See `Trainer.take_units`; the canaries that have joined come after the real units."""
-        super().take_units([*units, *self._canaries.units()])
+        super().take_units([*units, *self.source.canaries.units()])
 
     def update(self, private_gradient: Tensor) -> float | None:
         """Show the step's noised sum to the attacker, then go on as always."""
-        self._canaries.see(private_gradient.detach() * self._to_clip_norms)
+        self.source.canaries.see(private_gradient.detach() * self._to_clip_norms)
         return super().update(private_gradient)
 
 
@@ -200,74 +190,34 @@ class CanaryRun:
 
     Args:
         lm: with its adapters, as they are before the first round.
-        joined: (m,) bool, the coins. privacy: of every round.
-        text: a public example whose text the canaries carry; it is encoded, never read.
-        seed: of the directions.
+        joined: (m,) bool, the coins. privacy: of every round. seed: of the directions.
     Raises: ParameterError: more canaries than the model has directions for.
     """
 
     def __init__(
-        self,
-        lm: LanguageModel,
-        *,
-        joined: _Flags,
-        privacy: DpSgdParameters,
-        text: PathExample,
-        seed: int,
+        self, lm: LanguageModel, *, joined: _Flags, privacy: DpSgdParameters, seed: int
     ) -> None:
         self._parameters = trainable_parameters(lm.model)
-        self.directions = CanaryDirections(parameter_count(lm), seed=seed)
-        room = canary_room(lm)
-        if not 1 <= len(joined) <= room:
+        self.directions = CanaryDirections(parameter_count(lm.model), seed=seed)
+        if not 1 <= len(joined) <= self.directions.room:
             raise ParameterError(
-                f"canaries: expected 1 to {room} for this model's "
+                f"canaries: expected 1 to {self.directions.room} for this model's "
                 f"{self.directions.dimension} trainable parameters, got {len(joined)}"
             )
-        self.raw_norm = RAW_NORM * privacy.l2_clip_norm
+        self._raw_norm = RAW_NORM * privacy.l2_clip_norm
         self._joined = joined
-        self._text = text
         # No record can have an id with this prefix but by a miracle.
         self._prefix = f"canary-{os.urandom(16).hex()}:"
         self._before = self._weights()
-        self._watcher = StepWatcher(
+        self.watcher = StepWatcher(
             canaries=len(joined), sampling_probability=privacy.sampling_probability
         )
-
-    def open_trainer(
-        self,
-        lm: LanguageModel,
-        *,
-        pool: Sequence[PathExample],
-        privacy: DpSgdParameters,
-        settings: TrainerSettings,
-    ) -> Trainer:
-        """A `TrainerFactory` for `distil`.
-
-        Raises: ParameterError: private_weight is 0, so no private gradient is used at all.
-        """
-        if settings.private_weight == 0.0:
-            raise ParameterError(
-                "private_weight is 0: this training does not use private records, so there is "
-                "nothing to audit"
-            )
-        return AuditedTrainer(lm, pool=pool, privacy=privacy, settings=settings, canaries=self)
 
     def units(self) -> tuple[PrivateUnit, ...]:
         """The canaries whose coin says that they join, as privacy units."""
         names = [f"{self._prefix}{number}" for number in np.flatnonzero(self._joined)]
         return tuple(
-            PrivateUnit(
-                unit_id=name,
-                examples=(
-                    PathExample(
-                        example_id=name,
-                        prompt=self._text.prompt,
-                        path=self._text.path,
-                        own_path=None,
-                    ),
-                ),
-            )
-            for name in names
+            PrivateUnit(unit_id=name, examples=(replace(_TEXT, example_id=name),)) for name in names
         )
 
     def number(self, example_id: str) -> int | None:
@@ -275,35 +225,20 @@ class CanaryRun:
         name = example_id.removeprefix(self._prefix)
         return None if name == example_id else int(name)
 
+    def raw_vectors(self, numbers: Sequence[int]) -> Tensor:
+        """Gradients of canaries before clipping, (len(numbers), d) float32."""
+        return self.directions.vectors(numbers, norm=self._raw_norm)
+
     def see(self, noised_sum: Tensor) -> None:
         """Hand a step's noised sum in clip norms, (d,), to the attacker."""
-        self._watcher.see(self.directions.project(noised_sum.double().cpu().numpy()))
-
-    def log_odds_of_updates(self) -> _Floats:
-        """What the noised sums of all steps say of each coin, (m,)."""
-        return self._watcher.log_odds
+        self.watcher.see(self.directions.project(noised_sum.double().cpu().numpy()))
 
     def scores_of_adapters(self) -> _Floats:
         """How far the adapters have moved against each canary's gradient, (m,), unit-free."""
         moved = self._before - self._weights()
         return self.directions.project(moved)[: len(self._joined)]
 
-    @property
-    def noise_seen(self) -> float:
-        """See `StepWatcher.noise_seen`."""
-        return self._watcher.noise_seen
-
     def _weights(self) -> _Floats:
         parts = [one.detach().double().cpu().flatten() for one in self._parameters]
         weights: _Floats = torch.cat(parts).numpy()
         return weights
-
-
-def parameter_count(lm: LanguageModel) -> int:
-    """Trainable parameters of a model, d."""
-    return sum(one.numel() for one in trainable_parameters(lm.model))
-
-
-def canary_room(lm: LanguageModel) -> int:
-    """How many canaries a model has directions for."""
-    return max(0, CanaryDirections(parameter_count(lm), seed=0).capacity - FREE_DIRECTIONS)

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.audit.canaries import CanaryRun, canary_room
+from lada_clients.audit.canaries import AuditedTrainer, CanaryDirections, CanaryRun
 from lada_secure.canonical import Json, sha256_hex
-from lada_secure.dpsgd.distillation import Distilled, StepReport, distil, training_spec
+from lada_secure.dpsgd.distillation import StepReport, distil, training_spec
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import ParameterError
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.adapters import parameter_count
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.accounting.accountant import epsilon as composed_epsilon
 from lada_secure.privacy.empirical import (
@@ -33,20 +34,36 @@ from lada_secure.privacy.empirical import (
     largest_bound,
     seal_coins,
 )
-from lada_secure.privacy.ledger.book import MAX_CAP, BudgetCaps, Reservation
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import MAX_CAP, BudgetCaps, Reservation
 
 Attack: TypeAlias = Literal["updates", "adapters"]
-ATTACKS: Final[tuple[Attack, ...]] = ("updates", "adapters")
 
 # Of the canaries that a sharp-eyed attacker could be sure of, this share is guessed.
 _GUESSED_SHARE = 0.75
 # Fewer guesses make a bound that jumps by chance.
 _LEAST_GUESSES = 100
 _STUDY = "audit"
-# Any tokenizer has tokens for digits; no model ever reads them.
-_TEXT = PathExample(example_id="canary", prompt="1", path="1", own_path=None)
+_PLAN_HASH = sha256_hex(_STUDY.encode("ascii"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedSteps:
+    """What is attacked: every round's DP-SGD under one promise of (epsilon, delta).
+
+    confidence: in (0, 1), of the bound that the audit gives.
+    """
+
+    privacy: DpSgdParameters
+    rounds: int
+    delta: float
+    confidence: float = 0.95
+
+    @property
+    def count(self) -> int:
+        """Steps of all rounds."""
+        return self.rounds * self.privacy.steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,25 +83,22 @@ class AuditSize:
 class TrainingAudit:
     """Outcome of an audit. It depends on the units' gradients: it is no release.
 
-    bound: epsilon at least, at `confidence`. epsilon: what the ledger says of the same steps.
+    bound: epsilon at least, at the steps' confidence. epsilon: what the ledger says of them.
     reach: largest bound that this many guesses can give.
     noise_seen: of a typical step in clip norms, real gradients included; None for "adapters".
     commitment: hash over coins and statement, told before the run; opening: what it hid.
     """
 
     attack: Attack
+    steps: AuditedSteps
     counts: GuessCounts
-    confidence: float
     bound: float
     epsilon: float
-    delta: float
     reach: float
-    steps: int
     noise_seen: float | None
     engine: str
     device: str
     trainable_parameters: int
-    non_finite_units: int
     statement: Json
     commitment: str
     opening: dict[str, Json]
@@ -97,11 +111,8 @@ class TrainingAudit:
 
 def audit_size(
     lm: LanguageModel,
+    steps: AuditedSteps,
     *,
-    privacy: DpSgdParameters,
-    rounds: int,
-    delta: float,
-    confidence: float = 0.95,
     canaries: int | None = None,
     guesses: int | None = None,
 ) -> AuditSize:
@@ -113,7 +124,7 @@ def audit_size(
     Raises: ParameterError: out of range, more canaries than the model has room for, or an audit
         that could not refute epsilon even if every guess were right.
     """
-    needs = _needs(lm, privacy=privacy, rounds=rounds, delta=delta, confidence=confidence)
+    needs = _needs(lm, steps)
     if canaries is None and guesses is None:
         if not needs.fits:
             raise ParameterError(needs.advice)
@@ -129,7 +140,9 @@ def audit_size(
         guesses = max(1, int(canaries * needs.share))
     if not 1 <= guesses <= canaries:
         raise ParameterError(f"guesses: expected 1 to {canaries} (the canaries), got {guesses}")
-    reach = largest_bound(canaries=canaries, guesses=guesses, delta=delta, confidence=confidence)
+    reach = largest_bound(
+        canaries=canaries, guesses=guesses, delta=steps.delta, confidence=steps.confidence
+    )
     if reach <= needs.epsilon:
         raise ParameterError(
             f"{guesses} guesses about {canaries} canaries show at most epsilon {reach:.3f}, even "
@@ -138,101 +151,77 @@ def audit_size(
     return AuditSize(canaries=canaries, guesses=guesses, epsilon=needs.epsilon, reach=reach)
 
 
-def auditable_rounds(
-    lm: LanguageModel,
-    *,
-    privacy: DpSgdParameters,
-    rounds: int,
-    delta: float,
-    confidence: float = 0.95,
-) -> int:
-    """About the most rounds, up to `rounds`, whose epsilon an audit can refute; 0 for none.
+def auditable_rounds(lm: LanguageModel, steps: AuditedSteps) -> int:
+    """About the most rounds, up to those of the steps, that an audit can refute; 0 for none.
 
     Epsilon grows with the rounds, and what an audit can refute is bounded by delta and by the
     model's room for canaries. A defect shows in few rounds as in many.
     """
-    while rounds >= 1:
-        if _needs(lm, privacy=privacy, rounds=rounds, delta=delta, confidence=confidence).fits:
-            return rounds
+    rounds = steps.rounds
+    while rounds >= 1 and not _needs(lm, replace(steps, rounds=rounds)).fits:
         rounds = min(rounds - 1, int(0.8 * rounds))
-    return 0
+    return max(rounds, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Needs:
-    """What refuting epsilon takes; `guesses` is None where no number of canaries does it.
+    """What refuting epsilon takes.
 
-    share: guesses per canary. room: the most canaries that the model has directions for.
+    epsilon: what the steps cost by the accountant. share: guesses per canary. room: the most
+    canaries that the model has directions for. guesses, canaries: None where no number does it.
     """
 
     epsilon: float
-    steps: int
-    delta: float
     share: float
     room: int
     guesses: int | None
-
-    @property
-    def canaries(self) -> int | None:
-        return None if self.guesses is None else math.ceil(self.guesses / self.share)
+    canaries: int | None
+    advice: str
 
     @property
     def fits(self) -> bool:
         return self.canaries is not None and self.canaries <= self.room
 
-    @property
-    def advice(self) -> str:
-        claim = f"epsilon {self.epsilon:.3f} after {self.steps} steps"
-        if self.canaries is None:
-            return (
-                f"No number of canaries refutes {claim} at delta {self.delta:g}; audit fewer "
-                "rounds, whose epsilon is smaller"
-            )
-        if self.canaries > self.room:
-            return (
-                f"Refuting {claim} takes {self.canaries} canaries, and this model's adapters have "
-                f"room for {self.room}; audit fewer rounds, whose epsilon is smaller"
-            )
-        return f"Use at least {self.canaries} canaries, or leave both numbers out"
 
-
-def _needs(
-    lm: LanguageModel, *, privacy: DpSgdParameters, rounds: int, delta: float, confidence: float
-) -> _Needs:
-    steps = rounds * privacy.steps
-    claimed = composed_epsilon([privacy.event(steps)], target_delta=delta)
+def _needs(lm: LanguageModel, steps: AuditedSteps) -> _Needs:
+    privacy, room = steps.privacy, CanaryDirections(parameter_count(lm.model), seed=0).room
+    claimed = composed_epsilon([privacy.event(steps.count)], target_delta=steps.delta)
     # A canary gives itself away where it has joined and is in at least one step.
-    share = _GUESSED_SHARE * 0.5 * (1.0 - (1.0 - privacy.sampling_probability) ** steps)
+    share = _GUESSED_SHARE * 0.5 * (1.0 - (1.0 - privacy.sampling_probability) ** steps.count)
     guesses = None
     if math.isfinite(claimed):
         guesses = guesses_to_refute(
-            claimed, delta=delta, canaries_per_guess=1.0 / share, confidence=confidence
+            claimed, delta=steps.delta, canaries_per_guess=1.0 / share, confidence=steps.confidence
         )
+    canaries = None if guesses is None else math.ceil(guesses / share)
+    claim = f"epsilon {claimed:.3f} after {steps.count} steps"
+    fewer = "audit fewer rounds, whose epsilon is smaller"
+    if canaries is None:
+        advice = f"No number of canaries refutes {claim} at delta {steps.delta:g}; {fewer}"
+    elif canaries > room:
+        advice = (
+            f"Refuting {claim} takes {canaries} canaries, and this model's adapters have "
+            f"room for {room}; {fewer}"
+        )
+    else:
+        advice = f"Use at least {canaries} canaries, or leave both numbers out"
     return _Needs(
-        epsilon=claimed,
-        steps=steps,
-        delta=delta,
-        share=share,
-        room=canary_room(lm),
-        guesses=guesses,
+        epsilon=claimed, share=share, room=room, guesses=guesses, canaries=canaries, advice=advice
     )
 
 
 def audit_training(
     lm: LanguageModel,
+    steps: AuditedSteps,
     *,
     units_of: Callable[[int], Sequence[PrivateUnit]],
-    pool_of: Callable[[int], Sequence[PathExample]],
-    privacy: DpSgdParameters,
+    pool_of: Callable[[int], Sequence[RationaleExample]],
     settings_of: Callable[[int], TrainerSettings],
-    rounds: int,
-    delta: float,
     size: AuditSize,
-    attack: Attack = "updates",
-    confidence: float = 0.95,
-    statement: dict[str, Json] | None = None,
-    announce: Callable[[str], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    attack: Attack,
+    statement: dict[str, Json],
+    announce: Callable[[str], None],
+    progress: Callable[[int, int], None],
 ) -> TrainingAudit:
     """Train on the units and the canaries that the coins let in, then guess the coins.
 
@@ -248,74 +237,57 @@ def audit_training(
     Raises: ParameterError: before the first step.
     """
     fixed: dict[str, Json] = {
-        **(statement or {}),
+        **statement,
         "attack": attack,
         "canaries": size.canaries,
         "guesses": size.guesses,
     }
     coins = seal_coins(size.canaries, statement=fixed)
-    if announce is not None:
-        announce(coins.commitment)
-    run = CanaryRun(lm, joined=coins.joined, privacy=privacy, text=_TEXT, seed=settings_of(0).seed)
-    book = _private_ledger(delta)
-    results: list[Distilled] = []
-    for round_id in range(rounds):
+    announce(coins.commitment)
+    privacy = steps.privacy
+    run = CanaryRun(lm, joined=coins.joined, privacy=privacy, seed=settings_of(0).seed)
+    book = _private_ledger(steps.delta)
+    for round_id in range(steps.rounds):
 
         def report(step: StepReport, before: int = round_id * privacy.steps) -> None:
-            if progress is not None:
-                progress(before + step.step, rounds * privacy.steps)
+            progress(before + step.step, steps.count)
 
-        results.append(
-            distil(
-                lm,
-                units=partial(_units_of_round, units_of, round_id),
-                pool=pool_of(round_id),
-                privacy=privacy,
-                settings=settings_of(round_id),
-                book=book,
-                spec=training_spec(
-                    privacy,
-                    study_id=_STUDY,
-                    plan_hash=_plan_hash(),
-                    round_id=round_id,
-                ),
-                progress=report,
-                open_trainer=run.open_trainer,
-            )
-        )
+        log = distil(
+            lm,
+            units=partial(_paid_units, units_of, round_id),
+            pool=pool_of(round_id),
+            privacy=privacy,
+            settings=settings_of(round_id),
+            book=book,
+            spec=training_spec(privacy, study_id=_STUDY, plan_hash=_PLAN_HASH, round_id=round_id),
+            progress=report,
+            open_trainer=partial(AuditedTrainer, canaries=run),
+        ).log
     if attack == "updates":
-        counts = count_confident(run.log_odds_of_updates(), coins.joined, guesses=size.guesses)
+        counts = count_confident(run.watcher.log_odds, coins.joined, guesses=size.guesses)
     else:
         counts = count_correct(run.scores_of_adapters(), coins.joined, guesses=size.guesses)
-    log = results[-1].log
     return TrainingAudit(
         attack=attack,
+        steps=steps,
         counts=counts,
-        confidence=confidence,
-        bound=epsilon_lower_bound(counts, delta=delta, confidence=confidence),
-        epsilon=book.epsilon_spent(delta),
-        delta=delta,
+        bound=epsilon_lower_bound(counts, delta=steps.delta, confidence=steps.confidence),
+        epsilon=book.epsilon_spent(steps.delta),
         reach=size.reach,
-        steps=rounds * privacy.steps,
-        noise_seen=run.noise_seen if attack == "updates" else None,
+        noise_seen=run.watcher.noise_seen if attack == "updates" else None,
         engine=log.engine,
         device=log.device,
         trainable_parameters=log.trainable_parameters,
-        non_finite_units=sum(one.log.non_finite_units for one in results),
         statement=fixed,
         commitment=coins.commitment,
         opening=coins.opening,
     )
 
 
-def _units_of_round(
+def _paid_units(
     units_of: Callable[[int], Sequence[PrivateUnit]], round_id: int, _paid: Reservation
 ) -> Sequence[PrivateUnit]:
     return units_of(round_id)
-
-
-def _plan_hash() -> str:
-    return sha256_hex(_STUDY.encode("ascii"))
 
 
 def _private_ledger(delta: float) -> MemoryLedger:
@@ -329,7 +301,7 @@ def _private_ledger(delta: float) -> MemoryLedger:
     book.decide(
         "approve",
         study_id=_STUDY,
-        plan_hash=_plan_hash(),
+        plan_hash=_PLAN_HASH,
         expires=datetime.now(UTC) + timedelta(days=365),
         decided_by=_STUDY,
     )

@@ -29,7 +29,7 @@ def verify(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Check ledgers, openings and transcripts; exit status 1 if anything is wrong.
+    """Check ledgers, secure aggregations and transcripts; exit status 1 if anything is wrong.
 
     Example: lada audit verify runs/first
 

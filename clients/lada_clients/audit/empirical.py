@@ -12,35 +12,34 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from lada_clients.audit.canary_audit import (
-    ATTACKS,
     Attack,
-    AuditSize,
+    AuditedSteps,
     TrainingAudit,
     audit_size,
     audit_training,
     auditable_rounds,
 )
 from lada_clients.audit.folder import MOCK_EXPORT
-from lada_clients.net.settings_file import read_settings
 from lada_clients.site.gates.files import check_files
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.party_files import read_settings
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, pool_hash, read_pool
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.method.mechanisms import privacy_parameters
 from lada_secure.method.training import adapter_settings, private_units, trainer_settings
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import PathExample, PrivateUnit
-from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.models.examples import PrivateUnit, RationaleExample
+from lada_secure.models.loading import load_language_model
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN
 from lada_secure.privacy.release.units import Unit
 
 SCHEMA_VERSION: Final = 1
 Records: TypeAlias = Literal["site", "public"]
-RECORDS: Final[tuple[Records, ...]] = ("site", "public")
 # Folder and file of the public pool in a mock run.
 _MOCK_POOL: Final = ("coordinator", "pool.jsonl")
 _MOCK_SETTINGS: Final = "site.toml"
@@ -56,31 +55,6 @@ class AuditedSite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditWishes:
-    """What the caller asks for; None leaves it to the audit, and rounds to what can be audited.
-
-    records: "site" for the site's own, "public" for the pool's samples in their place, which
-    makes a result that may be shown to anybody.
-    """
-
-    attack: Attack = "updates"
-    records: Records = "site"
-    canaries: int | None = None
-    guesses: int | None = None
-    rounds: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("attack", self.attack, ATTACKS),
-            ("records", self.records, RECORDS),
-        ):
-            if value not in allowed:
-                raise ParameterError(
-                    f"--{name}: expected one of {', '.join(allowed)}, got {value!r}"
-                )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteAudit:
     """Outcome of an audit of one site's training. It stays at the site unless records="public"."""
 
@@ -89,10 +63,7 @@ class SiteAudit:
     site: str
     records: Records
     units: int
-    rounds: int
     settings_sha256: str
-    noise_multiplier: float
-    noise: str
     audit: TrainingAudit
 
     def to_json(self) -> dict[str, Json]:
@@ -110,16 +81,16 @@ class SiteAudit:
             "canaries": audit.counts.canaries,
             "guesses": audit.counts.guesses,
             "correct": audit.counts.correct,
-            "confidence": audit.confidence,
+            "confidence": audit.steps.confidence,
             "bound": audit.bound,
             "largest_bound": audit.reach,
             "epsilon": audit.epsilon,
-            "delta": audit.delta,
+            "delta": audit.steps.delta,
             "flagged": audit.flagged,
-            "rounds": self.rounds,
-            "steps": audit.steps,
-            "noise": self.noise,
-            "noise_multiplier": self.noise_multiplier,
+            "rounds": audit.steps.rounds,
+            "steps": audit.steps.count,
+            "noise": DISCRETE_GAUSSIAN,
+            "noise_multiplier": audit.steps.privacy.noise_multiplier,
             "noise_seen": audit.noise_seen,
             "engine": audit.engine,
             "device": audit.device,
@@ -173,44 +144,55 @@ def read_site(*, plan: Path, settings: Path, pool: Path | None) -> AuditedSite:
 
 def audit_site(
     site: AuditedSite,
-    wishes: AuditWishes,
     *,
-    say: Callable[[str], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    attack: Attack = "updates",
+    records: Records = "site",
+    canaries: int | None = None,
+    guesses: int | None = None,
+    rounds: int | None = None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
 ) -> SiteAudit:
     """Load the site's model, train it with canaries, guess, and throw it away.
 
-    Args: say: gets a line of text at every stage. progress: steps done, steps in all.
+    Args: records: "site" for the site's own, "public" for the pool's samples in their place, which
+        makes a result that may be shown to anybody. canaries, guesses, rounds: None leaves them to
+        the audit, and rounds to what can be audited. say: gets a line of text at every stage.
+        progress: steps done, steps in all.
     Raises: ParameterError: before any training, where a wish or a file is wrong.
     """
-    tell = say or (lambda line: None)
     plan = site.plan
-    if wishes.rounds is not None and not 1 <= wishes.rounds <= plan.rounds:
-        raise ParameterError(
-            f"--rounds: expected 1 to {plan.rounds}, the plan's, got {wishes.rounds}"
-        )
-    units = _units(site, wishes.records)
-    tell(f"loading {plan.slm} ...")
+    if rounds is not None and not 1 <= rounds <= plan.rounds:
+        raise ParameterError(f"--rounds: expected 1 to {plan.rounds}, the plan's, got {rounds}")
+    units = _units(site, records)
+    say(f"loading {plan.slm} ...")
     lm = load_language_model(plan.slm, cache_dir=site.settings.cache_dir)
     shape = adapter_settings(plan, layers=int(lm.model.config.num_hidden_layers))
     attach_adapters(lm, shape)
-    privacy = privacy_parameters(plan)
-    rounds = wishes.rounds or _rounds(lm, plan, privacy)
-    _check_recipe(plan, rounds)
+    privacy, delta = privacy_parameters(plan), plan.privacy.target_delta
+    # With `guide.finish`, the last round's DP-SGD starts from a student of the LLM's paths.
+    most = plan.rounds - (plan.guide is not None and plan.guide.finish)
+    # With no round that can be audited, `audit_size` says why.
+    every = AuditedSteps(privacy=privacy, rounds=most, delta=delta)
+    rounds = rounds or max(auditable_rounds(lm, every), 1)
+    if rounds > most:
+        raise ParameterError(
+            f"--rounds: expected 1 to {most}, got {rounds}: the plan's guide.finish starts the "
+            "last round from a student of the LLM's paths, which only a study has"
+        )
     if rounds < plan.rounds:
-        tell(f"auditing {rounds} of {plan.rounds} rounds and what these cost")
-    size = audit_size(
-        lm,
-        privacy=privacy,
-        rounds=rounds,
-        delta=plan.privacy.target_delta,
-        canaries=wishes.canaries,
-        guesses=wishes.guesses,
+        say(f"auditing {rounds} of {plan.rounds} rounds and what these cost")
+    steps = AuditedSteps(privacy=privacy, rounds=rounds, delta=delta)
+    size = audit_size(lm, steps, canaries=canaries, guesses=guesses)
+    say(
+        f"{len(units)} units and {size.canaries} canaries, {size.guesses} guesses, {rounds} "
+        f"rounds; the ledger would say epsilon {size.epsilon:.3f}, all guesses right would show "
+        f"{size.reach:.3f}"
     )
-    tell(_outlook(size, units=len(units), rounds=rounds))
     settings_sha256 = _settings_hash(site, shape, privacy, rounds=rounds)
     audit = audit_training(
         lm,
+        steps,
         units_of=lambda round_id: (
             units
             if isinstance(units, tuple)
@@ -219,88 +201,42 @@ def audit_site(
             )
         ),
         pool_of=lambda round_id: _pool(site, round_id),
-        privacy=privacy,
         settings_of=lambda round_id: trainer_settings(
             plan, site.settings.execution, round_id=round_id
         ),
-        rounds=rounds,
-        delta=plan.privacy.target_delta,
         size=size,
-        attack=wishes.attack,
+        attack=attack,
         statement={
             "plan_hash": plan.hash,
             "settings_sha256": settings_sha256,
             "site": site.settings.party,
         },
-        announce=lambda commitment: tell(f"coins are thrown and sealed: {commitment}"),
+        announce=lambda commitment: say(f"coins are thrown and sealed: {commitment}"),
         progress=progress,
     )
     return SiteAudit(
         study_id=plan.study_id,
         plan_hash=plan.hash,
         site=site.settings.party,
-        records=wishes.records,
+        records=records,
         units=len(units),
-        rounds=rounds,
         settings_sha256=settings_sha256,
-        noise_multiplier=privacy.noise_multiplier,
-        noise=privacy.noise,
         audit=audit,
     )
-
-
-def _rounds(lm: LanguageModel, plan: StudyPlan, privacy: DpSgdParameters) -> int:
-    """All rounds where an audit of all can find something, else about as many as it can."""
-    found = auditable_rounds(
-        lm, privacy=privacy, rounds=_same_recipe(plan), delta=plan.privacy.target_delta
-    )
-    # With no round that can be audited, `audit_size` says why.
-    return max(found, 1)
-
-
-def _same_recipe(plan: StudyPlan) -> int:
-    """Rounds whose private training needs nothing that only a study has.
-
-    With `guide.finish`, the last round's DP-SGD starts from a student of the LLM's paths.
-    """
-    finishes = plan.guide is not None and plan.guide.finish
-    return plan.rounds - 1 if finishes else plan.rounds
-
-
-def _check_recipe(plan: StudyPlan, rounds: int) -> None:
-    """Raises: ParameterError: a round that cannot be trained here as the study would train it."""
-    most = _same_recipe(plan)
-    if rounds > most:
-        raise ParameterError(
-            f"--rounds: expected 1 to {most}, got {rounds}: the plan's guide.finish starts the "
-            "last round from a student of the LLM's paths, which only a study has"
-        )
 
 
 def _settings_hash(
     site: AuditedSite, shape: AdapterSettings, privacy: DpSgdParameters, *, rounds: int
 ) -> str:
-    trainer = asdict(trainer_settings(site.plan, site.settings.execution, round_id=0))
     guide = site.plan.guide
-    return sha256_hex(
-        canonical_json(
-            {
-                "adapters": asdict(shape),
-                "guide": None if guide is None else guide.model_dump(mode="json"),
-                "privacy": asdict(privacy),
-                "rounds": rounds,
-                "trainer": trainer,
-            }
-        )
-    )
-
-
-def _outlook(size: AuditSize, *, units: int, rounds: int) -> str:
-    return (
-        f"{units} units and {size.canaries} canaries, {size.guesses} guesses, {rounds} rounds; "
-        f"the ledger would say epsilon {size.epsilon:.3f}, all guesses right would show "
-        f"{size.reach:.3f}"
-    )
+    settings = {
+        "adapters": asdict(shape),
+        "guide": None if guide is None else guide.model_dump(mode="json"),
+        "privacy": asdict(privacy),
+        "rounds": rounds,
+        "trainer": asdict(trainer_settings(site.plan, site.settings.execution, round_id=0)),
+    }
+    return sha256_hex(canonical_json(settings))
 
 
 def _units(site: AuditedSite, records: Records) -> list[Unit] | tuple[PrivateUnit, ...]:
@@ -318,7 +254,7 @@ def _units(site: AuditedSite, records: Records) -> list[Unit] | tuple[PrivateUni
     )
 
 
-def _pool(site: AuditedSite, round_id: int) -> Sequence[PathExample]:
+def _pool(site: AuditedSite, round_id: int) -> Sequence[RationaleExample]:
     """As many public samples as a round allocates, each with its gold answer for a path.
 
     None with a guide: DP-SGD reads private records alone there.
@@ -329,10 +265,10 @@ def _pool(site: AuditedSite, round_id: int) -> Sequence[PathExample]:
     return [_example(site.pool[(round_id * count + at) % len(site.pool)]) for at in range(count)]
 
 
-def _example(sample: PoolSample) -> PathExample:
-    return PathExample(
+def _example(sample: PoolSample) -> RationaleExample:
+    return RationaleExample(
         example_id=sample.sample_id,
         prompt=prompt_of(sample.question, sample.choices),
-        path=path_of(sample.answer, sample.choices, None),
-        own_path=None,
+        path=rationale_of(sample.answer, sample.choices, None),
+        rejected=None,
     )

@@ -61,19 +61,16 @@ def empirical(
     Spends nothing of the site's budget, sends nothing and keeps no model. The result is computed
     from private records without noise: it stays at the site, unless --records public.
     """
-    from lada_clients.audit.empirical import AuditWishes, audit_site
+    from lada_clients.audit.empirical import audit_site
 
     started = time.monotonic()
-    wishes = AuditWishes(
+    result = audit_site(
+        _read(folder, site, plan, settings, pool),
         attack=attack,
         records=records,
         canaries=canaries,
         guesses=guesses,
         rounds=rounds,
-    )
-    result = audit_site(
-        _read(folder, site, plan, settings, pool),
-        wishes,
         say=lambda line: typer.echo(line, err=True),
         progress=_Progress(),
     )
@@ -122,21 +119,21 @@ class _Progress:
 def describe(result: SiteAudit, *, seconds: float) -> tuple[str, ...]:
     """The result for people."""
     audit = result.audit
-    counts = audit.counts
+    counts, steps = audit.counts, audit.steps
     lines = [
         f"site {result.site}, study {result.study_id}: {result.units} units "
-        f"({'its own' if result.records == 'site' else 'public samples'}), {result.rounds} rounds "
-        f"of {audit.steps // result.rounds} steps, engine {audit.engine} on {audit.device}",
+        f"({'its own' if result.records == 'site' else 'public samples'}), {steps.rounds} rounds "
+        f"of {steps.privacy.steps} steps, engine {audit.engine} on {audit.device}",
         f"attack {audit.attack}: {counts.correct} of {counts.guesses} guesses right about "
         f"{counts.canaries} canaries ({seconds:.0f} s)",
-        f"epsilon at least {audit.bound:.3f} by the attack, at {audit.confidence:.0%} confidence "
+        f"epsilon at least {audit.bound:.3f} by the attack, at {steps.confidence:.0%} confidence "
         f"(all right would be {audit.reach:.3f})",
-        f"epsilon at most  {audit.epsilon:.3f} by the ledger, delta {audit.delta:g}",
+        f"epsilon at most  {audit.epsilon:.3f} by the ledger, delta {steps.delta:g}",
     ]
     if audit.noise_seen is not None:
         lines.append(
-            f"noise multiplier {result.noise_multiplier:g} claimed, {audit.noise_seen:.3g} seen "
-            "(real gradients included)"
+            f"noise multiplier {steps.privacy.noise_multiplier:g} claimed, "
+            f"{audit.noise_seen:.3g} seen (real gradients included)"
         )
     lines.append(f"coins sealed as {audit.commitment}; opening with --json")
     lines.append(

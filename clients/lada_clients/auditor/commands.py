@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificates
+from lada_protocol.kinds import Role
+from lada_secure.cli import JsonFlag, answer
 
 app = typer.Typer(
     help="The auditor: checks ledgers and opens sums, each once.", no_args_is_help=True
@@ -39,7 +42,7 @@ def grant_restart(
     requested_by: Annotated[str, typer.Option(help="Who at the site asks for it (dr-meyer).")],
     by: Annotated[str, typer.Option(help="Who at the auditor decides (dr-weber).")],
     out: Annotated[Path, typer.Option(help="New file with the grant, to send to the site.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Let a site begin a ledger in place of one that is lost for good; carries over its epsilon.
 
@@ -55,28 +58,22 @@ def grant_restart(
     grant = sign(
         settings, site=site, population=population, requested_by=requested_by, by=by, out=out
     )
-    if as_json:
-        typer.echo(json.dumps(restart_facts(grant), sort_keys=True))
-        return
-    typer.echo(f"wrote {out}, which lets {site} begin the ledger {grant.ledger_id[:12]}.")
-    typer.echo(restart_sentence(grant))
-    typer.echo(f"Now {requested_by} runs `lada site restart-ledger --grant FILE` at {site}.")
+    said = (
+        f"wrote {out}, which lets {site} begin the ledger {grant.ledger_id[:12]}.",
+        restart_sentence(grant),
+        f"Now {requested_by} runs `lada site restart-ledger --grant FILE` at {site}.",
+    )
+    answer(restart_facts(grant), said, as_json=as_json)
 
 
 @app.command()
 def enroll(
-    party_id: Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")],
+    party_id: PartyId,
     out: Annotated[Path, typer.Option(help="New identity folder of the auditor.")],
-    passphrase_file: Annotated[
-        Path | None,
-        typer.Option(help="Encrypt the keys with the passphrase in this file."),
-    ] = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make the auditor's keys here, and two requests for certificates to send to the study CA.
 
     Example: lada auditor enroll --id auditor --out auditor/identity
     """
-    from lada_clients.ca.commands import request_certificates
-    from lada_protocol.kinds import Role
-
     request_certificates(Role.AUDITOR, party_id, out, passphrase_file)

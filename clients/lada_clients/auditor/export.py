@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.net.outbox import write_atomically
 from lada_clients.net.participant import Participant
 from lada_protocol.evidence.export import (
     CA_FILE,
     MESSAGES_FILE,
     PLAN_FILE,
     ROSTER_FILE,
+    aggregate_file,
     ledger_file,
-    opening_file,
     transcript_file,
 )
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
 from lada_protocol.wire.messages import AcceptanceBody, parse_body
-from lada_secure.errors import ParameterError, TransportError
+from lada_secure.errors import ParameterError
+from lada_secure.storage.whole_files import read_if_there, write_atomically
 
 
 def check_export_folder(folder: Path, plan: StudyPlan) -> None:
@@ -28,12 +28,7 @@ def check_export_folder(folder: Path, plan: StudyPlan) -> None:
 
     Raises: ParameterError: the folder holds the export of another study or plan.
     """
-    path = folder / PLAN_FILE
-    try:
-        other = path.read_bytes() if path.exists() else plan.to_bytes()
-    except OSError as error:
-        raise TransportError(f"cannot read {path}: {error.strerror}") from error
-    if other != plan.to_bytes():
+    if read_if_there(folder / PLAN_FILE) not in (None, plan.to_bytes()):
         raise ParameterError(
             f"export_dir: {folder} holds the evidence of another study than {plan.study_id}; name "
             "a new folder for each study"
@@ -57,7 +52,7 @@ def write_export(
     for envelope in ordered:
         head = envelope.header
         if envelope.kind is Kind.OPENED:
-            name = opening_file(head.round_id, head.purpose)
+            name = aggregate_file(head.round_id, head.purpose)
         elif envelope.kind is Kind.TRANSCRIPT:
             name = transcript_file(head.round_id)
         else:

@@ -1,6 +1,6 @@
-"""The auditor's copies of the sites' ledgers, over all studies: only ever appended to, verified.
+"""What the auditor keeps of the sites' ledgers: verified copies over all studies, and grants.
 
-One file per site and population. A ledger that was restarted takes the place of the one that was
+Copies are only ever appended to. A ledger that was restarted takes the place of the one that was
 lost, which is kept beside it.
 """
 
@@ -9,18 +9,79 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.net.outbox import write_atomically
 from lada_protocol.identity.roster import Party
 from lada_protocol.rounds.admission import check_accepted_head
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
-from lada_secure.errors import LedgerError, PeerError, TransportError
-from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.errors import LedgerError, ParameterError, PeerError, TransportError
+from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry, parse_ledger_lines
+from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
 from lada_secure.privacy.ledger.verification import ledger_identity, verify_ledger
+from lada_secure.storage.whole_files import write_atomically
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024
 _REPLACED = "replaced"
+
+
+def _content(path: Path) -> bytes | None:
+    """None where there is no such file. Raises: TransportError: it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TransportError(f"cannot read {path}: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartGrants:
+    """Restarts that people at this auditor have granted, one file per ledger that may begin."""
+
+    folder: Path
+
+    def of(self, ledger_id: str) -> RestartGrant | None:
+        """The grant for a ledger; None where this auditor has given none.
+
+        Raises: LedgerError: the file is damaged. TransportError: it cannot be read.
+        """
+        raw = _content(self._path(ledger_id))
+        return None if raw is None else parse_grant(raw)
+
+    def keep(self, grant: RestartGrant) -> None:
+        """Note a grant before it is given away. Raises: TransportError: it cannot be written."""
+        write_atomically(self._path(grant.ledger_id), grant.to_bytes())
+
+    def _path(self, ledger_id: str) -> Path:
+        return self.folder / f"{ledger_id}.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownEntries:
+    """How much of each site's ledger the auditor knew before a study: a note that outlives a crash.
+
+    One small file per site in the auditor's folder of the study. The copy itself grows with what a
+    site shows on joining, and would no longer tell.
+    """
+
+    folder: Path
+
+    def note(self, site: str, entries: int) -> None:
+        """Note it before the copy grows; the first note of a study stays."""
+        path = self._path(site)
+        if not path.exists():
+            write_atomically(path, str(entries).encode("ascii"))
+
+    def before(self, site: str) -> int:
+        """What was noted. Raises: ParameterError: damaged. TransportError: cannot be read."""
+        path = self._path(site)
+        try:
+            return int(path.read_bytes())
+        except OSError as error:
+            raise TransportError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise ParameterError(f"{path} is damaged; restore the folder from a backup") from error
+
+    def _path(self, site: str) -> Path:
+        return self.folder / f"known-entries-{site}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,18 +93,11 @@ class LedgerCopies:
 
     def raw(self, site: str, population: str) -> bytes:
         """The copy of one ledger; empty before its first part."""
-        path = self._path(site, population)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise TransportError(f"cannot read {path}: {error.strerror}") from error
+        return _content(self._path(site, population)) or b""
 
     def entries(self, site: str, population: str) -> tuple[LedgerEntry, ...]:
         """The entries of one ledger, parsed."""
-        raw = self.raw(site, population)
-        return parse_ledger_lines(raw) if raw else ()
+        return parse_ledger_lines(self.raw(site, population))
 
     def populations(self, site: str) -> tuple[str, ...]:
         """Populations of a site that this auditor has a ledger of."""

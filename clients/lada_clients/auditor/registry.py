@@ -12,8 +12,8 @@ from lada_secure.errors import PeerError, TransportError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpeningRegistry:
-    """One small file per opening, on disk before the key touches anything.
+class AggregationRegistry:
+    """One small file per opened sum, on disk before the key touches anything.
 
     Opening two different sums for one (round, purpose) would show their difference, which may be
     a single site. The file appears whole and under its name at once (a hard link fails where

@@ -8,17 +8,15 @@ from typing import Final
 
 from lada_clients.auditor.runner import ledger_copies
 from lada_clients.auditor.settings import AuditorSettings
-from lada_clients.net.credentials import load_credentials, read_passphrase
-from lada_clients.net.outbox import write_atomically
-from lada_clients.net.participant import read_roster
-from lada_clients.net.settings_file import read_settings
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import load_credentials, read_passphrase, read_roster, read_settings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger import carried_budget
 from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.storage.state_folder import held_state_folder
+from lada_secure.storage.whole_files import write_atomically
 
 # Where nothing was ever reserved, nothing is carried over, at any delta.
 _DELTA_OF_NOTHING: Final = 1e-6

@@ -3,73 +3,55 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
-from lada_clients.auditor.registry import OpeningRegistry
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies
+from lada_clients.auditor.registry import AggregationRegistry
 from lada_clients.auditor.scores import ScoreCheck
-from lada_clients.net.outbox import write_atomically
-from lada_clients.net.participant import Outgoing, Participant, StudyFailed, checked_transcript
-from lada_protocol.events import Finished, NewLedger, StepFinished, StepStarted
+from lada_clients.net.participant import Participant
+from lada_protocol.events import NewLedger
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of, check_ledger_claim, shown_with_acceptance
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
 from lada_protocol.rounds.secure_aggregation import (
-    OpeningRequest,
+    AggregateRequest,
+    check_aggregate_request,
     check_opened_range,
-    check_opening_request,
     purpose_parameters,
-    sum_bound_of,
 )
-from lada_protocol.rounds.tasks import (
-    AdmitSite,
-    AuditorTask,
-    CheckLedger,
-    CloseRound,
-    Done,
-    OpenSum,
-    PostOpeningKey,
-    Wait,
-)
+from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
+from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_secure.canonical import canonical_json
-from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.sealing import SealedSum
-from lada_secure.errors import LedgerError, LocalProtocolError, PeerError, TransportError
+from lada_secure.errors import LedgerError, LocalProtocolError, PeerError
 from lada_secure.method.plan import DEMAND
-from lada_secure.privacy.ledger.entries import LedgerEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import LedgerEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity
+from lada_secure.storage.whole_files import read_if_there, write_atomically
 
 LOG = logging.getLogger(__name__)
 
-STEPS: Mapping[type[object], str] = {
-    AdmitSite: "plan",
-    PostOpeningKey: "plan",
-    CheckLedger: "opening",
-    OpenSum: "opening",
-    CloseRound: "close",
-}
 # Refusals that only a decryption can cause.
 REFUSED_BY_KEY = frozenset({"out_of_range", "over_quota", "native_failure"})
 
 
 @dataclass(slots=True, kw_only=True)
 class Auditor:
-    """One study at the auditor. Opening keys never leave `state_dir`."""
+    """One study at the auditor. Aggregate keys never leave `state_dir`."""
 
     participant: Participant
     state_dir: Path
     ledgers: LedgerCopies
     known_entries: KnownEntries
-    registry: OpeningRegistry
+    registry: AggregationRegistry
     min_cohort: int
     epsilon_cap: float
     _scores: ScoreCheck = field(init=False)
@@ -82,77 +64,50 @@ class Auditor:
 
         Raises: StudyFailed: the coordinator gave up, or this auditor refuses the plan.
         """
-        me = self.participant
         if not self._plan_is_acceptable():
             raise StudyFailed("the plan is outside the auditor's settings; it was refused")
-        while True:
-            me.sync()
-            task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
-            if isinstance(task, Done):
-                if task.failure is not None:
-                    raise StudyFailed(task.failure)
-                me.events.write(Finished, round_id=me.plan.rounds - 1, step="close")
-                return
-            if isinstance(task, Wait):
-                me.wait(task)
-            else:
-                self._carry_out(task)
+        self.loop.run()
+
+    @property
+    def loop(self) -> RunLoop:
+        """What the auditor does in a study, task by task."""
+        me = self.participant
+        return me.run_loop(
+            lambda: next_auditor_task(me.index, plan=me.plan, roster=me.roster),
+            (
+                handles(PostOpeningKey, "plan", lambda task: self._post_key(task.purpose)),
+                handles(AdmitSite, "plan", lambda task: self._admit(task.site)),
+                handles(CheckLedger, "opening", self._check_ledger),
+                handles(OpenSum, "opening", lambda task: self._open(task.attempt)),
+                handles(CloseRound, "close", lambda task: me.close_round(task.round_id)),
+            ),
+        )
 
     def _plan_is_acceptable(self) -> bool:
-        plan = self.participant.plan
+        me, plan = self.participant, self.participant.plan
         faults = []
         if plan.min_cohort < self.min_cohort:
             faults.append(f"min_cohort {plan.min_cohort} is below {self.min_cohort}")
         if plan.privacy.epsilon_cap > self.epsilon_cap:
             faults.append(f"epsilon_cap {plan.privacy.epsilon_cap} is above {self.epsilon_cap}")
         if faults:
-            message = f"{self.participant.party} refuses the plan: {'; '.join(faults)}"
-            self.participant.post(
-                Kind.REFUSAL, lambda: Outgoing(body={"code": "policy", "message": message})
-            )
+            message = f"{me.party} refuses the plan: {'; '.join(faults)}"
+            me.post(Kind.REFUSAL, {"code": "policy", "message": message})
         return not faults
 
-    def _carry_out(self, task: AuditorTask) -> None:
-        events, client = self.participant.events, self.participant.client
-        step, round_id = STEPS[type(task)], _round_of(task)
-        began, before = time.monotonic(), client.traffic
-        events.write(StepStarted, round_id=round_id, step=step)
-        match task:
-            case PostOpeningKey(purpose=purpose):
-                self._post_key(purpose)
-            case AdmitSite(site=site):
-                self._admit(site)
-            case CheckLedger(site=site, round_id=round_id, purpose=purpose):
-                self._check_ledger(site, round_id, purpose)
-            case OpenSum(attempt=attempt):
-                self._open(attempt)
-            case CloseRound(round_id=round_id):
-                self._close(round_id)
-        after = client.traffic
-        events.write(
-            StepFinished,
-            round_id=round_id,
-            step=step,
-            seconds=round(time.monotonic() - began, 3),
-            bytes_up=after.up_bytes - before.up_bytes,
-            bytes_down=after.down_bytes - before.down_bytes,
-        )
-
-    def _key(self, purpose: str) -> OpeningKey:
+    def _key(self, purpose: str) -> AggregateKey:
         """The BFV key of a purpose: one per study, made at its first use, kept on disk."""
         plan = self.participant.plan
         parameters = purpose_parameters(plan, purpose)
         path = self.state_dir / "keys" / f"{plan.study_id}-{plan.hash[:16]}-{purpose}.key"
-        try:
-            if path.exists():
-                kept = OpeningKey.from_bytes(path.read_bytes())
-                if kept.parameters != parameters:
-                    raise LocalProtocolError(f"{path} holds a key for other parameters")
-                return kept
-        except OSError as error:
-            raise TransportError(f"cannot read {path}: {error.strerror}") from error
-        key = OpeningKey.generate(parameters)
-        write_atomically(path, key.to_bytes(), mode=0o600)
+        kept = read_if_there(path)
+        if kept is None:
+            key = AggregateKey.generate(parameters)
+            write_atomically(path, key.to_bytes(), mode=0o600)
+        else:
+            key = AggregateKey.from_bytes(kept)
+        if key.parameters != parameters:
+            raise LocalProtocolError(f"{path} holds a key for other parameters")
         return key
 
     def _post_key(self, purpose: str) -> None:
@@ -160,24 +115,18 @@ class Auditor:
         digest = purpose_parameters(me.plan, purpose).digest
         me.post(
             Kind.OPENING_KEY,
-            lambda: Outgoing(
-                body={"parameters_digest": digest, "certificate": me.certificate},
-                payload=self._key(purpose).public_bytes,
-            ),
+            {"parameters_digest": digest, "certificate": me.certificate},
+            lambda: self._key(purpose).public_bytes,
             purpose=purpose,
         )
 
     def _admit(self, site: str) -> None:
         """Admit a site whose ledger goes on where it was last seen; no other one may spend."""
-        me = self.participant
-        acceptance = self._acceptance(site)
-        claim = parse_body(acceptance, AcceptanceBody)
-        known = self.known_entries.before(site)
+        acceptance, known = self._acceptance(site), self.known_entries.before(site)
         if known == 0:
-            restarted = self.ledgers.grants.of(claim.ledger_id) is not None
-            self._tell_new_ledger(site, claim, restarted=restarted)
+            self._tell_new_ledger(site, parse_body(acceptance, AcceptanceBody))
         body = {"acceptance": acceptance.message_hash, "known_entries": known}
-        me.post(Kind.ADMISSION, lambda: Outgoing(body=body), to=site)
+        self.participant.post(Kind.ADMISSION, body, to=site)
 
     def _acceptance(self, site: str) -> Envelope:
         acceptance = self.participant.index.find(Kind.ACCEPTANCE, sender=site)
@@ -209,8 +158,9 @@ class Auditor:
         self.known_entries.note(site, len(copy) if _is_of(copy, claim) else 0)
         return claim
 
-    def _tell_new_ledger(self, site: str, claim: AcceptanceBody, *, restarted: bool) -> None:
+    def _tell_new_ledger(self, site: str, claim: AcceptanceBody) -> None:
         """A ledger that this auditor has never seen is a budget from its start: say so loudly."""
+        restarted = self.ledgers.grants.of(claim.ledger_id) is not None
         how = "shows a ledger that is new here"
         if restarted:
             how = "goes on with a ledger that was restarted"
@@ -241,9 +191,11 @@ class Auditor:
             )
         return parse_body(acceptance, AcceptanceBody)
 
-    def _check_ledger(self, site: str, round_id: int, purpose: str) -> None:
-        me = self.participant
+    def _check_ledger(self, task: CheckLedger) -> None:
+        me, site = self.participant, task.site
+        round_id, purpose = task.round_id, task.purpose
         message = me.index.find(Kind.LEDGER, sender=site, round_id=round_id, purpose=purpose)
+        answer = partial(me.post, round_id=round_id, purpose=purpose, to=site)
         try:
             if message is None:
                 raise PeerError(
@@ -258,22 +210,9 @@ class Auditor:
             self.ledgers.append(me.roster.party(site), claim, body, part)
         except PeerError as error:
             # One site's bad ledger ends nobody else's work; its contributions stay unpaid.
-            fault = {"code": error.reason, "message": str(error)[:1000]}
-            me.post(
-                Kind.REFUSAL,
-                lambda: Outgoing(body=fault),
-                round_id=round_id,
-                purpose=purpose,
-                to=site,
-            )
+            answer(Kind.REFUSAL, _fault(error))
             return
-        me.post(
-            Kind.RECEIPT,
-            lambda: Outgoing(body={"head_index": body.head_index, "head_hash": body.head_hash}),
-            round_id=round_id,
-            purpose=purpose,
-            to=site,
-        )
+        answer(Kind.RECEIPT, {"head_index": body.head_index, "head_hash": body.head_hash})
 
     def _open(self, attempt: Attempt) -> None:
         me = self.participant
@@ -283,44 +222,28 @@ class Auditor:
             if attempt.purpose == DEMAND:
                 self._scores.check(attempt, request.cohort)
             self.registry.claim(me.plan.study_id, attempt, request.sum_message.message_hash)
-            key, bound = self._key(attempt.purpose), sum_bound_of(me.plan, attempt.purpose)
-            values = [int(one) for one in key.open_sum(sealed, bound=bound)]
+            values = [int(value) for value in self._key(attempt.purpose).open_sum(sealed)]
             check_opened_range(values, me.plan, attempt.purpose, len(request.cohort))
         except PeerError as error:
-            fault = {"code": error.reason, "message": str(error)[:1000]}
-            me.post(
-                Kind.OPENING_REFUSED,
-                lambda: Outgoing(body=fault),
-                attempt=attempt.number,
-                round_id=attempt.round_id,
-                purpose=attempt.purpose,
-            )
+            me.post_at(Kind.OPENING_REFUSED, attempt, _fault(error))
             return
+        contributions = {site: sent.message_hash for site, sent in request.contributions.items()}
         body = {
-            "contributions": {
-                site: one.message_hash for site, one in request.contributions.items()
-            },
+            "contributions": contributions,
             "sum_message": request.sum_message.message_hash,
-            "largest": max(abs(one) for one in values),
+            "largest": max(abs(value) for value in values),
         }
-        me.post(
-            Kind.OPENED,
-            lambda: Outgoing(body=body, payload=canonical_json(values)),
-            attempt=attempt.number,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-        )
+        me.post_at(Kind.OPENED, attempt, body, lambda: canonical_json(values))
 
-    def _verified(self, attempt: Attempt) -> OpeningRequest:
+    def _verified(self, attempt: Attempt) -> AggregateRequest:
         """Every check that comes before the key is touched."""
         me = self.participant
         self._check_key_is_fresh(attempt)
-        request = check_opening_request(
+        request = check_aggregate_request(
             me.index,
             attempt,
             plan=me.plan,
             roster=me.roster,
-            parameters_digest=purpose_parameters(me.plan, attempt.purpose).digest,
         )
         for site, paid_by in request.paid_by.items():
             entries = self.ledgers.entries(site, self._claim(site).population)
@@ -336,13 +259,12 @@ class Auditor:
         Raises: PeerError(reason="key_retired").
         """
         me = self.participant
-        for one in me.index:
-            head = one.header
-            if (one.kind, head.sender, head.purpose) == (
-                Kind.OPENING_REFUSED,
-                me.party,
-                attempt.purpose,
-            ) and parse_body(one, FaultBody).code in REFUSED_BY_KEY:
+        refusal = Kind.OPENING_REFUSED, me.party, attempt.purpose
+        for message in me.index:
+            head = message.header
+            if (message.kind, head.sender, head.purpose) == refusal and (
+                parse_body(message, FaultBody).code in REFUSED_BY_KEY
+            ):
                 raise PeerError(
                     f"the opening key of {attempt.purpose} refused a sum in round {head.round_id} "
                     "and is not used again; start a new study",
@@ -351,7 +273,7 @@ class Auditor:
                     round_id=attempt.round_id,
                 )
 
-    def _recomputed_sum(self, request: OpeningRequest) -> bytes:
+    def _recomputed_sum(self, request: AggregateRequest) -> bytes:
         """The sum as the auditor adds it up itself; the coordinator's must be the same bytes."""
         me = self.participant
         parameters = purpose_parameters(me.plan, request.attempt.purpose)
@@ -370,21 +292,10 @@ class Auditor:
             )
         return total
 
-    def _close(self, round_id: int) -> None:
-        me = self.participant
-        digest = checked_transcript(me, round_id)
-        me.post(Kind.CLOSE, lambda: Outgoing(body={"transcript_sha256": digest}), round_id=round_id)
+
+def _fault(error: PeerError) -> dict[str, str]:
+    return {"code": error.reason, "message": str(error)[:1000]}
 
 
 def _is_of(copy: Sequence[LedgerEntry], claim: AcceptanceBody) -> bool:
     return bool(copy) and ledger_identity(copy).ledger_id == claim.ledger_id
-
-
-def _round_of(task: AuditorTask) -> int:
-    match task:
-        case OpenSum(attempt=attempt):
-            return attempt.round_id
-        case CheckLedger(round_id=round_id) | CloseRound(round_id=round_id):
-            return round_id
-        case _:
-            return 0

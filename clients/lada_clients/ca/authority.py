@@ -6,7 +6,6 @@ Only whoever runs a study's CA uses this; parties get the folder that is written
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -14,8 +13,9 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from lada_clients.ca.enrolment import new_keys
 from lada_clients.ca.folder import (
     CA_KEY,
     CaFolder,
@@ -24,100 +24,31 @@ from lada_clients.ca.folder import (
     read_file,
     write_new_files,
 )
-from lada_clients.net.outbox import write_atomically
 from lada_protocol.identity.certificates import (
     PartyName,
+    certificate_fingerprint,
     certificate_pem,
-    verify_certificate,
     verify_party,
 )
-from lada_protocol.identity.credentials import (
-    CA_CERTIFICATE,
-    REVOCATIONS,
-    SIGNING_CERTIFICATE,
-    SIGNING_KEY,
-    TLS_CERTIFICATE,
-    TLS_KEY,
-    Passphrase,
-    private_key_pem,
-)
-from lada_protocol.identity.enrolment import (
+from lada_protocol.identity.credentials import IdentityFile, Passphrase, private_key_pem
+from lada_protocol.identity.issuance import (
     MAX_REQUEST_BYTES,
     SIGNING_REQUEST,
     TLS_REQUEST,
+    Enrolment,
+    Period,
+    build_ca_certificate,
+    issue_certificate,
     parse_requests,
 )
-from lada_protocol.identity.issuance import (
-    build_ca_certificate,
-    issue_signing_certificate,
-    issue_tls_certificate,
-)
 from lada_protocol.identity.revocation import build_revocation_list
-from lada_protocol.identity.roster import Party, Roster, build_roster, party_of_certificates
+from lada_protocol.identity.roster import Party, Roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.storage.whole_files import write_atomically
 
 # Clocks of two machines differ; a certificate must not be refused in its first minutes.
 CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_DAYS: Final = 36_500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Authority:
-    """An opened study CA."""
-
-    folder: CaFolder
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-    @classmethod
-    def open(cls, folder: Path, *, passphrase: Passphrase | None = None) -> Authority:
-        """The CA in `folder`.
-
-        Raises: ParameterError: there is none, or its key needs another passphrase.
-        """
-        opened = CaFolder(folder)
-        return cls(folder=opened, certificate=opened.certificate(), key=opened.key(passphrase))
-
-    def issue(
-        self,
-        party: PartyName,
-        *,
-        tls_key: ec.EllipticCurvePublicKey,
-        signing_key: Ed25519PublicKey,
-        hosts: Sequence[str],
-        days: int,
-        now: datetime,
-    ) -> dict[str, x509.Certificate]:
-        """Certificates for two public keys, by file name; recorded before they are returned.
-
-        Raises: ParameterError: a wrong host, or a period that passes the CA's own.
-        """
-        not_before, not_after = now - CLOCK_SKEW, now + _period(days)
-        tls = issue_tls_certificate(
-            ca=self.certificate,
-            ca_key=self.key,
-            party=party,
-            public_key=tls_key,
-            hosts=hosts,
-            serial=x509.random_serial_number(),
-            not_before=not_before,
-            not_after=not_after,
-        )
-        signing = issue_signing_certificate(
-            ca=self.certificate,
-            ca_key=self.key,
-            party=party,
-            public_key=signing_key,
-            serial=x509.random_serial_number(),
-            not_before=not_before,
-            not_after=not_after,
-        )
-        self.folder.record(tls, signing)
-        return {
-            CA_CERTIFICATE: self.certificate,
-            TLS_CERTIFICATE: tls,
-            SIGNING_CERTIFICATE: signing,
-        }
 
 
 def init_ca(
@@ -132,12 +63,11 @@ def init_ca(
         key=key,
         name=name,
         serial=x509.random_serial_number(),
-        not_before=now - CLOCK_SKEW,
-        not_after=now + _period(days),
+        period=_period(days, now),
     )
     write_new_files(
         folder,
-        public={CA_CERTIFICATE: certificate_pem(certificate)},
+        public={IdentityFile.CA: certificate_pem(certificate)},
         secret={CA_KEY: private_key_pem(key, passphrase)},
     )
     return certificate
@@ -151,76 +81,26 @@ def issue_party(
     days: int,
     out: Path,
     now: datetime,
+    requests: Path | None = None,
     passphrase: Passphrase | None = None,
     key_passphrase: Passphrase | None = None,
 ) -> Party:
-    """Issue TLS and signing certificates of a party with fresh keys into `out`.
+    """Issue TLS and signing certificates of a party into `out`: ca.crt, tls.crt and sign.crt.
 
-    Writes ca.crt, tls.crt, tls.key, sign.crt, sign.key; keys are readable by their owner only,
-    and encrypted where there is a `key_passphrase`. `passphrase` is that of the CA's own key.
-    Where the party makes its own keys, `sign_requests` is the one to use.
-
+    Args: folder: of the CA; `passphrase` is that of its key. requests: folder with tls.csr and
+      sign.csr, where the party has made its keys itself: private keys are never seen then. Else
+      they are made here and written as tls.key and sign.key, readable by their owner only, and
+      encrypted where there is a `key_passphrase`.
     Raises: ParameterError: no CA in `folder`, `out` holds one of the files already, a wrong host,
-      or a period that passes the CA's own.
+      a period that passes the CA's own, unusable requests, or requests of another party.
     """
-    ca = Authority.open(folder, passphrase=passphrase)
-    tls_key, signing_key = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
-    check_absent(out, CA_CERTIFICATE, TLS_CERTIFICATE, TLS_KEY, SIGNING_CERTIFICATE, SIGNING_KEY)
-    made = ca.issue(
-        party,
-        tls_key=tls_key.public_key(),
-        signing_key=signing_key.public_key(),
-        hosts=hosts,
-        days=days,
-        now=now,
-    )
-    secret = {
-        TLS_KEY: private_key_pem(tls_key, key_passphrase),
-        SIGNING_KEY: private_key_pem(signing_key, key_passphrase),
-    }
-    return _hand_out(party, made, out=out, secret=secret)
-
-
-def sign_requests(
-    folder: Path,
-    *,
-    requests: Path,
-    party: PartyName,
-    hosts: Sequence[str],
-    days: int,
-    out: Path,
-    now: datetime,
-    passphrase: Passphrase | None = None,
-) -> Party:
-    """Issue certificates for the keys of a party's requests; private keys are never seen.
-
-    Args: requests: folder with tls.csr and sign.csr. party: whom the CA's operator means to admit;
-      the requests must ask for exactly this. out: new folder for ca.crt, tls.crt and sign.crt.
-    Raises: ParameterError: as `issue_party`; requests of another party, or unusable ones.
-    """
-    ca = Authority.open(folder, passphrase=passphrase)
-    try:
-        asked = parse_requests(
-            tls=read_file(requests / TLS_REQUEST, MAX_REQUEST_BYTES),
-            signing=read_file(requests / SIGNING_REQUEST, MAX_REQUEST_BYTES),
-        )
-    except PeerError as error:
-        raise ParameterError(f"{requests}: {error}") from error
-    if asked.party != party:
-        raise ParameterError(
-            f"{requests} asks for {asked.party.uri}, you mean to admit {party.uri}; nothing was "
-            "issued"
-        )
-    check_absent(out, CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
-    made = ca.issue(
-        party,
-        tls_key=asked.tls_key,
-        signing_key=asked.signing_key,
-        hosts=hosts,
-        days=days,
-        now=now,
-    )
-    return _hand_out(party, made, out=out, secret={})
+    ca = CaFolder(folder, passphrase)
+    if requests is not None:
+        asked = _read_requests(requests, party)
+        return _issue(ca, asked, hosts=hosts, days=days, out=out, now=now)
+    tls_key, signing_key, secret = new_keys(key_passphrase)
+    own = Enrolment(party=party, tls_key=tls_key.public_key(), signing_key=signing_key.public_key())
+    return _issue(ca, own, hosts=hosts, days=days, out=out, now=now, secret=secret)
 
 
 def renew_party(
@@ -239,38 +119,27 @@ def renew_party(
     Raises: ParameterError: this CA never issued anything to the party, or its newest certificates
       are revoked (a stolen key gets no new certificate; enrol the party again with new keys).
     """
-    ca = Authority.open(folder, passphrase=passphrase)
-    listed = ca.folder.revocations()
+    ca = CaFolder(folder, passphrase)
+    listed = ca.revocations()
     newest: dict[bool, tuple[PartyName, x509.Certificate]] = {}
-    for name, certificate in ca.folder.issued_to(party_id):
-        signing = isinstance(certificate.public_key(), Ed25519PublicKey)
-        newest.setdefault(signing, (name, certificate))
+    for name, certificate in ca.issued_to(party_id):
+        signs = isinstance(certificate.public_key(), Ed25519PublicKey)
+        newest.setdefault(signs, (name, certificate))
     if len(newest) != 2:
         raise ParameterError(f"{folder}: this CA has issued no certificates to {party_id!r}")
-    for _, certificate in newest.values():
-        if listed is not None and listed.get_revoked_certificate_by_serial_number(
-            certificate.serial_number
-        ):
-            raise ParameterError(
-                f"the certificates of {party_id} are revoked; make new keys with `lada site "
-                "enroll`, issue certificates for them, and agree on a new roster"
-            )
-    party, tls = newest[False]
-    tls_key, signing_key = tls.public_key(), newest[True][1].public_key()
+    (party, tls), (_, signing) = newest[False], newest[True]
+    if listed is not None and listed.revoked.keys() & {tls.serial_number, signing.serial_number}:
+        raise ParameterError(
+            f"the certificates of {party_id} are revoked; make new keys with `lada site "
+            "enroll`, issue certificates for them, and agree on a new roster"
+        )
+    tls_key, signing_key = tls.public_key(), signing.public_key()
     if not isinstance(tls_key, ec.EllipticCurvePublicKey) or not isinstance(
         signing_key, Ed25519PublicKey
     ):
         raise ParameterError(f"{folder}: the certificates of {party_id} hold keys of another type")
-    check_absent(out, CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
-    made = ca.issue(
-        party,
-        tls_key=tls_key,
-        signing_key=signing_key,
-        hosts=_hosts_of(tls),
-        days=days,
-        now=now,
-    )
-    return _hand_out(party, made, out=out, secret={})
+    keys = Enrolment(party=party, tls_key=tls_key, signing_key=signing_key)
+    return _issue(ca, keys, hosts=_hosts_of(tls), days=days, out=out, now=now)
 
 
 def revoke(
@@ -286,32 +155,31 @@ def revoke(
     Returns: how many certificates were revoked that were not before.
     Raises: ParameterError: neither or both are named, or this CA issued no such certificate.
     """
-    ca = Authority.open(folder, passphrase=passphrase)
+    ca = CaFolder(folder, passphrase)
     if (party_id is None) == (certificate is None):
         raise ParameterError("revoke: name either a party or one certificate file")
     if certificate is not None:
-        one = read_certificate(certificate)
+        named = read_certificate(certificate)
         try:
-            one.verify_directly_issued_by(ca.certificate)
+            named.verify_directly_issued_by(ca.certificate)
         except (ValueError, TypeError, InvalidSignature) as error:
             raise ParameterError(f"{certificate}: was not issued by this CA") from error
-        serials = {one.serial_number}
+        serials = {named.serial_number}
     else:
-        serials = {one.serial_number for _, one in ca.folder.issued_to(party_id or "")}
+        serials = {issued.serial_number for _, issued in ca.issued_to(party_id or "")}
     if not serials:
         raise ParameterError(f"{folder}: this CA has issued no certificates to {party_id!r}")
-    listed = ca.folder.revocations()
-    known = {} if listed is None else {one.serial_number: one.revocation_date_utc for one in listed}
-    number = 1 if listed is None else _number_of(listed) + 1
+    listed = ca.revocations()
+    number, known = (0, {}) if listed is None else (listed.number, dict(listed.revoked))
     raw = build_revocation_list(
         ca=ca.certificate,
         ca_key=ca.key,
-        number=number,
-        revoked=sorted((known | {one: known.get(one, now) for one in serials}).items()),
+        number=number + 1,
+        revoked=dict.fromkeys(serials, now) | known,
         issued_at=now,
         next_at=max(ca.certificate.not_valid_after_utc, now + CLOCK_SKEW),
     )
-    write_atomically(folder / REVOCATIONS, raw)
+    write_atomically(folder / IdentityFile.REVOCATIONS, raw)
     return len(serials - known.keys())
 
 
@@ -323,44 +191,80 @@ def make_roster(folder: Path, *, parties: Sequence[Path], out: Path, now: dateti
     Raises: ParameterError: a certificate is missing, of another CA, expired or of another party,
       the parties do not make a roster, or `out` exists already.
     """
-    ca = CaFolder(folder).certificate()
+    ca = read_certificate(folder / IdentityFile.CA)
     entries = []
-    for one in parties:
-        tls = read_certificate(one / TLS_CERTIFICATE)
-        signing = read_certificate(one / SIGNING_CERTIFICATE)
+    for party in parties:
+        tls = read_certificate(party / IdentityFile.TLS)
+        signing = read_certificate(party / IdentityFile.SIGNING)
         try:
-            name = verify_certificate(tls, ca=ca, at=now, usage="tls")
+            name = verify_party(tls, ca=ca, at=now, usage="tls")
             verify_party(signing, ca=ca, at=now, usage="signing", expected=name)
         except PeerError as error:
-            raise ParameterError(f"{one}: {error}") from error
+            raise ParameterError(f"{party}: {error}") from error
         entries.append(party_of_certificates(name, tls=tls, signing=signing))
-    roster = build_roster(ca=ca, parties=entries)
+    roster = Roster(study_ca=certificate_fingerprint(ca), parties=tuple(entries))
     write_new_files(out.parent, public={out.name: roster.to_bytes()}, secret={})
     return roster
 
 
-def _hand_out(
-    party: PartyName, made: dict[str, x509.Certificate], *, out: Path, secret: dict[str, bytes]
+def _read_requests(folder: Path, party: PartyName) -> Enrolment:
+    """The requests in a folder; they must ask for exactly the party that the operator admits."""
+    try:
+        asked = parse_requests(
+            tls=read_file(folder / TLS_REQUEST, MAX_REQUEST_BYTES),
+            signing=read_file(folder / SIGNING_REQUEST, MAX_REQUEST_BYTES),
+        )
+    except PeerError as error:
+        raise ParameterError(f"{folder}: {error}") from error
+    if asked.party != party:
+        raise ParameterError(
+            f"{folder} asks for {asked.party.uri}, you mean to admit {party.uri}; nothing was "
+            "issued"
+        )
+    return asked
+
+
+def _issue(
+    ca: CaFolder,
+    keys: Enrolment,
+    *,
+    hosts: Sequence[str],
+    days: int,
+    out: Path,
+    now: datetime,
+    secret: dict[str, bytes] | None = None,
 ) -> Party:
-    public = {name: certificate_pem(one) for name, one in made.items()}
-    write_new_files(out, public=public, secret=secret)
-    return party_of_certificates(
-        party, tls=made[TLS_CERTIFICATE], signing=made[SIGNING_CERTIFICATE]
+    """Write certificates for two public keys; recorded at the CA before they are handed out."""
+    check_absent(out, IdentityFile.CA, IdentityFile.TLS, IdentityFile.SIGNING, *(secret or ()))
+    period = _period(days, now)
+    tls, signing = (
+        issue_certificate(
+            ca=ca.certificate,
+            ca_key=ca.key,
+            party=keys.party,
+            public_key=key,
+            hosts=hosts,
+            serial=x509.random_serial_number(),
+            period=period,
+        )
+        for key in (keys.tls_key, keys.signing_key)
     )
+    ca.record(tls, signing)
+    made: dict[str, x509.Certificate] = {IdentityFile.CA: ca.certificate}
+    made |= {IdentityFile.TLS: tls, IdentityFile.SIGNING: signing}
+    public = {name: certificate_pem(certificate) for name, certificate in made.items()}
+    write_new_files(out, public=public, secret=secret or {})
+    return party_of_certificates(keys.party, tls=tls, signing=signing)
 
 
 def _hosts_of(tls: x509.Certificate) -> list[str]:
     names = tls.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    addresses = [str(one) for one in names.get_values_for_type(x509.IPAddress)]
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     # The first DNS name is the one of the role, which every certificate gets anew.
     return [*names.get_values_for_type(x509.DNSName)[1:], *addresses]
 
 
-def _number_of(listed: x509.CertificateRevocationList) -> int:
-    return listed.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-
-
-def _period(days: int) -> timedelta:
+def _period(days: int, now: datetime) -> Period:
     if not 1 <= days <= MAX_DAYS:
         raise ParameterError(f"days of validity: expected 1 to {MAX_DAYS}, got {days}")
-    return timedelta(days=days)
+    return now - CLOCK_SKEW, now + timedelta(days=days)

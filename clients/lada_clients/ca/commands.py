@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,20 +46,13 @@ def init(
 
     Example: lada ca init ca --name "Heart study" --passphrase-file ca.pass
     """
-    from datetime import UTC, datetime
-
     from lada_clients.ca.authority import init_ca
     from lada_protocol.identity.certificates import certificate_fingerprint
 
-    certificate = init_ca(
-        folder,
-        name=name,
-        days=days,
-        now=datetime.now(UTC),
-        passphrase=_passphrase(passphrase_file),
-    )
+    passphrase = _passphrase(passphrase_file)
+    made = init_ca(folder, name=name, days=days, now=datetime.now(UTC), passphrase=passphrase)
     typer.echo(f"study CA in {folder}")
-    typer.echo(f"fingerprint {certificate_fingerprint(certificate)}")
+    typer.echo(f"fingerprint {certificate_fingerprint(made)}")
     typer.echo(f"keep {folder / 'ca.key'} to yourself; it can issue new parties")
 
 
@@ -73,8 +67,7 @@ def issue(
         typer.Option(help="Folder with the party's tls.csr and sign.csr; no key is made here."),
     ] = None,
     host: Annotated[
-        list[str] | None,
-        typer.Option(help="DNS name or IP address it is reached at; repeatable."),
+        list[str] | None, typer.Option(help="DNS name or IP address it is reached at; repeatable.")
     ] = None,
     days: Days = 365,
     passphrase_file: PassphraseFile = None,
@@ -89,39 +82,23 @@ def issue(
     With --csr the party made its keys itself (`lada site enroll`). Without, keys are made here and
     have to be handed over: fit for one machine, or for one who runs all parties.
     """
-    from datetime import UTC, datetime
-
-    from lada_clients.ca.authority import issue_party, sign_requests
+    from lada_clients.ca.authority import issue_party
     from lada_protocol.identity.certificates import PartyName
     from lada_secure.errors import ParameterError
 
-    name, now = PartyName(role=role, id=party_id), datetime.now(UTC)
-    if csr is not None:
-        if key_passphrase_file is not None:
-            raise ParameterError("--key-passphrase-file: with --csr no key is made here")
-        party = sign_requests(
-            folder,
-            requests=csr,
-            party=name,
-            hosts=host or [],
-            days=days,
-            out=out,
-            now=now,
-            passphrase=_passphrase(passphrase_file),
-        )
-    else:
-        party = issue_party(
-            folder,
-            party=name,
-            hosts=host or [],
-            days=days,
-            out=out,
-            now=now,
-            passphrase=_passphrase(passphrase_file),
-            key_passphrase=None
-            if key_passphrase_file is None
-            else _passphrase(key_passphrase_file),
-        )
+    if csr is not None and key_passphrase_file is not None:
+        raise ParameterError("--key-passphrase-file: with --csr no key is made here")
+    party = issue_party(
+        folder,
+        party=PartyName(role=role, id=party_id),
+        hosts=host or [],
+        days=days,
+        out=out,
+        now=datetime.now(UTC),
+        requests=csr,
+        passphrase=_passphrase(passphrase_file),
+        key_passphrase=_passphrase(key_passphrase_file) if key_passphrase_file else None,
+    )
     _show_party(party, out)
 
 
@@ -139,17 +116,11 @@ def renew(
 
     The party takes them in with `lada ca install`; its running processes need no restart.
     """
-    from datetime import UTC, datetime
-
     from lada_clients.ca.authority import renew_party
 
+    now, passphrase = datetime.now(UTC), _passphrase(passphrase_file)
     party = renew_party(
-        folder,
-        party_id=party_id,
-        days=days,
-        out=out,
-        now=datetime.now(UTC),
-        passphrase=_passphrase(passphrase_file),
+        folder, party_id=party_id, days=days, out=out, now=now, passphrase=passphrase
     )
     _show_party(party, out)
 
@@ -173,10 +144,8 @@ def revoke(
     The list takes effect where it lies: copy it into the coordinator's identity folder, and where
     the coordinator itself is revoked into everybody's. A running process sees it within seconds.
     """
-    from datetime import UTC, datetime
-
     from lada_clients.ca.authority import revoke as revoke_certificates
-    from lada_protocol.identity.credentials import REVOCATIONS
+    from lada_protocol.identity.credentials import IdentityFile
 
     count = revoke_certificates(
         folder,
@@ -186,9 +155,9 @@ def revoke(
         passphrase=_passphrase(passphrase_file),
     )
     if as_json:
-        typer.echo(json.dumps({"revoked": count, "list": str(folder / REVOCATIONS)}))
+        typer.echo(json.dumps({"revoked": count, "list": str(folder / IdentityFile.REVOCATIONS)}))
         return
-    typer.echo(f"{count} certificates revoked in {folder / REVOCATIONS}")
+    typer.echo(f"{count} certificates revoked in {folder / IdentityFile.REVOCATIONS}")
     typer.echo("copy this list into the coordinator's identity folder to put it into force")
 
 
@@ -204,16 +173,13 @@ def roster(
 
     Example: lada ca roster ca --out roster.json --party hub --party eye --party a --party b
     """
-    from datetime import UTC, datetime
-
     from lada_clients.ca.authority import make_roster
 
     made = make_roster(folder, parties=party, out=out, now=datetime.now(UTC))
     table = Table("id", "role", "TLS key", "signing key", box=None)
-    for one in made.parties:
-        table.add_row(
-            one.id, one.role, one.tls_fingerprint[:16] + "...", one.signing_fingerprint[:16] + "..."
-        )
+    for listed in made.parties:
+        keys = (listed.tls_fingerprint, listed.signing_fingerprint)
+        table.add_row(listed.id, listed.role, *(f"{key[:16]}..." for key in keys))
     Console().print(table)
     typer.echo(f"roster {out}")
     typer.echo(f"roster_sha256 = {made.hash}")
@@ -252,16 +218,11 @@ def install(
 
     Example: lada ca install from-ca --identity site/identity --ca-sha256 9f86d081884c7d65...
     """
-    from datetime import UTC, datetime
-
     from lada_clients.ca.enrolment import install as install_certificates
 
+    now, passphrase = datetime.now(UTC), _passphrase(passphrase_file)
     credentials = install_certificates(
-        answer,
-        identity=identity,
-        ca_sha256=ca_sha256,
-        passphrase=_passphrase(passphrase_file),
-        now=datetime.now(UTC),
+        answer, identity=identity, ca_sha256=ca_sha256, passphrase=passphrase, now=now
     )
     end = credentials.tls_certificate.not_valid_after_utc
     typer.echo(f"{credentials.name.uri} in {identity}, valid until {end:%Y-%m-%d}")
@@ -274,23 +235,20 @@ def request_certificates(
     from lada_clients.ca.enrolment import enroll as make_requests
     from lada_protocol.identity.certificates import PartyName
 
-    requests = make_requests(
-        out,
-        party=PartyName(role=role, id=party_id),
-        passphrase=_passphrase(passphrase_file),
-    )
+    party = PartyName(role=role, id=party_id)
+    requests = make_requests(out, party=party, passphrase=_passphrase(passphrase_file))
     typer.echo(f"keys in {out}; they stay there")
     typer.echo(f"send to the CA: {requests[0]} and {requests[1]}")
     typer.echo(f"then take its answer in: lada ca install ANSWER --identity {out} --ca-sha256 ...")
 
 
 def _passphrase(file: Path | None) -> Passphrase | None:
-    from lada_clients.net.credentials import read_passphrase
+    from lada_protocol.party_files import read_passphrase
 
     return read_passphrase(file)
 
 
 def _show_party(party: Party, out: Path) -> None:
-    typer.echo(f"{party.name.uri} in {out}")
+    typer.echo(f"{party.uri} in {out}")
     typer.echo(f"TLS key     {party.tls_fingerprint}")
     typer.echo(f"signing key {party.signing_fingerprint}")

@@ -13,27 +13,35 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.ca.folder import read_certificate, read_file, write_new_files
-from lada_clients.net.outbox import write_atomically
 from lada_protocol.identity.certificates import (
     MAX_CERTIFICATE_BYTES,
     PartyName,
     certificate_fingerprint,
 )
 from lada_protocol.identity.credentials import (
-    CA_CERTIFICATE,
-    SIGNING_CERTIFICATE,
-    SIGNING_KEY,
-    TLS_CERTIFICATE,
-    TLS_KEY,
     Credentials,
+    IdentityFile,
     Passphrase,
     parse_credentials,
     private_key_pem,
 )
-from lada_protocol.identity.enrolment import SIGNING_REQUEST, TLS_REQUEST, build_requests
+from lada_protocol.identity.issuance import SIGNING_REQUEST, TLS_REQUEST, build_requests
 from lada_secure.errors import ParameterError
+from lada_secure.storage.whole_files import write_atomically
 
-_ANSWER: Final = (CA_CERTIFICATE, TLS_CERTIFICATE, SIGNING_CERTIFICATE)
+_ANSWER: Final = (IdentityFile.CA, IdentityFile.TLS, IdentityFile.SIGNING)
+
+
+def new_keys(
+    passphrase: Passphrase | None,
+) -> tuple[ec.EllipticCurvePrivateKey, Ed25519PrivateKey, dict[str, bytes]]:
+    """A fresh TLS and a fresh signing key, and the files that hold them."""
+    tls_key, signing_key = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
+    files: dict[str, bytes] = {
+        IdentityFile.TLS_KEY: private_key_pem(tls_key, passphrase),
+        IdentityFile.SIGNING_KEY: private_key_pem(signing_key, passphrase),
+    }
+    return tls_key, signing_key, files
 
 
 def enroll(identity: Path, *, party: PartyName, passphrase: Passphrase | None) -> tuple[Path, ...]:
@@ -42,16 +50,10 @@ def enroll(identity: Path, *, party: PartyName, passphrase: Passphrase | None) -
     Returns: the two files to send to the CA.
     Raises: ParameterError: the folder has keys already. TransportError: the disk refuses.
     """
-    tls_key, signing_key = ec.generate_private_key(ec.SECP256R1()), Ed25519PrivateKey.generate()
-    write_new_files(
-        identity,
-        public=build_requests(party, tls_key=tls_key, signing_key=signing_key),
-        secret={
-            TLS_KEY: private_key_pem(tls_key, passphrase),
-            SIGNING_KEY: private_key_pem(signing_key, passphrase),
-        },
-    )
-    return identity / TLS_REQUEST, identity / SIGNING_REQUEST
+    tls_key, signing_key, secret = new_keys(passphrase)
+    requests = build_requests(party, tls_key=tls_key, signing_key=signing_key)
+    write_new_files(identity, public=requests, secret=secret)
+    return tuple(identity / name for name in requests)
 
 
 def install(
@@ -71,10 +73,10 @@ def install(
       compared out of band; needed where the folder has no ca.crt yet.
     Raises: ParameterError: another CA, certificates that do not fit the keys or are out of date.
     """
-    ca = read_certificate(answer / CA_CERTIFICATE)
+    ca = read_certificate(answer / IdentityFile.CA)
     found = certificate_fingerprint(ca)
-    if (identity / CA_CERTIFICATE).exists():
-        expected = certificate_fingerprint(read_certificate(identity / CA_CERTIFICATE))
+    if (identity / IdentityFile.CA).exists():
+        expected = certificate_fingerprint(read_certificate(identity / IdentityFile.CA))
     elif ca_sha256 is None:
         raise ParameterError(
             f"{answer}: its CA has the fingerprint {found}; compare it with the CA over another "
@@ -91,6 +93,6 @@ def install(
     credentials = parse_credentials(read, at=now, passphrase=passphrase)
     for name in _ANSWER:
         write_atomically(identity / name, read(name))
-    for name in (TLS_REQUEST, SIGNING_REQUEST):
-        (identity / name).unlink(missing_ok=True)
+    for request in (TLS_REQUEST, SIGNING_REQUEST):
+        (identity / request).unlink(missing_ok=True)
     return credentials

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,66 +17,53 @@ from lada_protocol.identity.certificates import (
     parse_certificate,
     party_name_of,
 )
-from lada_protocol.identity.credentials import (
-    CA_CERTIFICATE,
-    REVOCATIONS,
-    Passphrase,
-    load_private_key,
+from lada_protocol.identity.credentials import IdentityFile, Passphrase, load_private_key
+from lada_protocol.identity.revocation import (
+    MAX_REVOCATION_BYTES,
+    RevocationList,
+    parse_revocations,
 )
-from lada_protocol.identity.revocation import MAX_REVOCATION_BYTES
 from lada_secure.errors import ParameterError, PeerError, TransportError
 
 CA_KEY: Final = "ca.key"
 ISSUED: Final = "issued"
 
 
-@dataclass(frozen=True, slots=True)
 class CaFolder:
-    """A folder that `lada ca init` made."""
+    """A folder that `lada ca init` made, opened.
 
-    path: Path
+    Raises: ParameterError: there is no CA in it, or its key needs another passphrase.
+    """
 
-    def certificate(self) -> x509.Certificate:
-        """The CA's own certificate. Raises: ParameterError: there is none."""
-        return read_certificate(self.path / CA_CERTIFICATE)
-
-    def key(self, passphrase: Passphrase | None) -> ec.EllipticCurvePrivateKey:
-        """The CA's private key.
-
-        Raises: ParameterError: there is none, or it is encrypted under another passphrase.
-        """
-        path = self.path / CA_KEY
-        key = load_private_key(str(path), read_file(path, MAX_CERTIFICATE_BYTES), passphrase)
+    def __init__(self, path: Path, passphrase: Passphrase | None) -> None:
+        self.path = path
+        self.certificate = read_certificate(path / IdentityFile.CA)
+        file = path / CA_KEY
+        key = load_private_key(str(file), read_file(file, MAX_CERTIFICATE_BYTES), passphrase)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ParameterError(f"{path}: expected an ECDSA key, as `lada ca init` writes it")
-        return key
+            raise ParameterError(f"{file}: expected an ECDSA key, as `lada ca init` writes it")
+        self.key = key
 
     def record(self, *certificates: x509.Certificate) -> None:
         """Remember what was issued, before it is handed out: only that can be revoked by name."""
-        write_new_files(
-            self.path / ISSUED,
-            public={f"{one.serial_number:x}.crt": certificate_pem(one) for one in certificates},
-            secret={},
-        )
+        public = {f"{made.serial_number:x}.crt": certificate_pem(made) for made in certificates}
+        write_new_files(self.path / ISSUED, public=public, secret={})
 
-    def issued_to(self, party_id: str) -> Iterator[tuple[PartyName, x509.Certificate]]:
+    def issued_to(self, party_id: str) -> list[tuple[PartyName, x509.Certificate]]:
         """Certificates that were issued to a party, newest first."""
-        found = []
-        for path in (self.path / ISSUED).glob("*.crt"):
-            certificate = read_certificate(path)
-            name = party_name_of(certificate)
-            if name.id == party_id:
-                found.append((name, certificate))
-        return iter(sorted(found, key=lambda one: one[1].not_valid_before_utc, reverse=True))
+        issued = map(read_certificate, (self.path / ISSUED).glob("*.crt"))
+        named = ((party_name_of(certificate), certificate) for certificate in issued)
+        found = [(name, certificate) for name, certificate in named if name.id == party_id]
+        return sorted(found, key=lambda pair: pair[1].not_valid_before_utc, reverse=True)
 
-    def revocations(self) -> x509.CertificateRevocationList | None:
+    def revocations(self) -> RevocationList | None:
         """The list as it stands; None where nothing was ever revoked."""
-        path = self.path / REVOCATIONS
+        path = self.path / IdentityFile.REVOCATIONS
         if not path.exists():
             return None
         try:
-            return x509.load_pem_x509_crl(read_file(path, MAX_REVOCATION_BYTES))
-        except ValueError as error:
+            return parse_revocations(read_file(path, MAX_REVOCATION_BYTES), ca=self.certificate)
+        except PeerError as error:
             raise ParameterError(
                 f"{path}: not a revocation list; restore it from a backup, or from the "
                 "coordinator's identity folder"
@@ -85,10 +71,7 @@ class CaFolder:
 
 
 def read_certificate(path: Path) -> x509.Certificate:
-    """One PEM certificate.
-
-    Raises: ParameterError: missing, too long, or something else.
-    """
+    """One PEM certificate. Raises: ParameterError: missing, too long, or something else."""
     try:
         return parse_certificate(read_file(path, MAX_CERTIFICATE_BYTES))
     except PeerError as error:
@@ -96,10 +79,7 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """A file, at most one byte more than allowed.
-
-    Raises: ParameterError: it cannot be read.
-    """
+    """A file, at most one byte more than allowed. Raises: ParameterError: it cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)

@@ -28,7 +28,7 @@ from lada_protocol.identity.certificates import (
     role_host,
     verify_party,
 )
-from lada_protocol.identity.credentials import TLS_CERTIFICATE, TLS_KEY, Credentials
+from lada_protocol.identity.credentials import Credentials, IdentityFile
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Role
@@ -134,31 +134,29 @@ def _server_certificate(
     if der is None:
         raise TransportError(f"{where} showed no certificate")
     certificate = x509.load_der_x509_certificate(der)
-    _check_pin(where, certificate, endpoint.roster)
-    coordinator, listed = endpoint.roster.coordinator, endpoint.identity.revocations()
-    try:
-        verify_party(
-            certificate,
-            ca=credentials.ca,
-            at=datetime.now(UTC),
-            usage="tls",
-            expected=coordinator.name,
+    _check_coordinator(where, certificate, endpoint, ca=credentials.ca)
+    return certificate
+
+
+def _check_coordinator(
+    where: str, certificate: x509.Certificate, endpoint: Endpoint, *, ca: x509.Certificate
+) -> None:
+    roster, coordinator = endpoint.roster, endpoint.roster.coordinator
+    found, expected = key_fingerprint(certificate), coordinator.tls_fingerprint
+    if found != expected:
+        raise TransportError(
+            f"{where} shows the key {found[:16]}..., the roster {roster.hash[:16]}... lists "
+            f"{expected[:16]}... for {coordinator.id}; check address and roster, somebody may "
+            "stand between"
         )
+    listed = endpoint.identity.revocations()
+    try:
+        now = datetime.now(UTC)
+        verify_party(certificate, ca=ca, at=now, usage="tls", expected=coordinator.name)
         if listed is not None:
             listed.check(certificate, holder=coordinator.id)
     except PeerError as error:
         raise TransportError(f"{where}: {error}") from error
-    return certificate
-
-
-def _check_pin(where: str, certificate: x509.Certificate, roster: Roster) -> None:
-    found, expected = key_fingerprint(certificate), roster.coordinator.tls_fingerprint
-    if found != expected:
-        raise TransportError(
-            f"{where} shows the key {found[:16]}..., the roster {roster.hash[:16]}... lists "
-            f"{expected[:16]}... for {roster.coordinator.id}; check address and roster, somebody "
-            "may stand between"
-        )
 
 
 def _tls_context(endpoint: Endpoint, credentials: Credentials) -> ssl.SSLContext:
@@ -170,8 +168,8 @@ def _tls_context(endpoint: Endpoint, credentials: Credentials) -> ssl.SSLContext
     try:
         # An empty password instead of none: the library must never ask at a terminal.
         context.load_cert_chain(
-            folder / TLS_CERTIFICATE,
-            folder / TLS_KEY,
+            folder / IdentityFile.TLS,
+            folder / IdentityFile.TLS_KEY,
             password="" if passphrase is None else passphrase.value,
         )
     except OSError as error:
@@ -198,7 +196,8 @@ def _proxy(endpoint: Endpoint) -> tuple[str, int] | None:
     bypassed = proxy_bypass(endpoint.host, proxies) or _in_networks(
         endpoint.host, proxies.get("no", "")
     )
-    if not named or bypassed or _is_local(endpoint.host):
+    local = endpoint.host in ("localhost", "::1") or endpoint.host.startswith("127.")
+    if not named or bypassed or local:
         return None
     url = urlsplit(named if "://" in named else f"http://{named}")
     try:
@@ -245,10 +244,6 @@ def _proxy_fault(error: OSError) -> str:
         f"the proxy refused or could not be reached ({detail or type(error).__name__}); add the "
         "coordinator to no_proxy if it is inside your network, or ask whoever runs the proxy"
     )
-
-
-def _is_local(host: str) -> bool:
-    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _socket_fault(error: OSError, settings: TransportSettings) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,31 +12,24 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.net.credentials import load_credentials
-from lada_clients.net.outbox import Outbox, write_atomically
-from lada_clients.net.study_folder import study_folder
+from lada_clients.net.study_folder import Outbox, study_folder
 from lada_clients.net.transport import BoardClient
-from lada_protocol.events import EventLog, Patience
+from lada_protocol.events import EventLog, Failed, StallTimer
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.certificates import certificate_pem
-from lada_protocol.identity.credentials import Passphrase
-from lada_protocol.identity.roster import Roster, parse_roster
+from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import DiallingSettings, open_event_log, read_roster
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.rounds.index import MessageIndex, Slot
-from lada_protocol.rounds.llm_transfer import check_uplink
-from lada_protocol.rounds.tasks import Wait
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
+from lada_protocol.rounds.llm_transfer import check_transfer
+from lada_protocol.rounds.tasks import Task, Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
-from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
-from lada_protocol.wire.transport_settings import TransportSettings
+from lada_protocol.run_loop import Handler, RunLoop
+from lada_protocol.wire.envelope import Envelope
 from lada_secure.canonical import sha256_hex
-from lada_secure.errors import (
-    LadaError,
-    LocalProtocolError,
-    ParameterError,
-    PeerError,
-    TransportError,
-)
+from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
+from lada_secure.storage.whole_files import write_atomically
 
 LOG = logging.getLogger(__name__)
 LONG_POLL_S = 15.0
@@ -44,72 +37,34 @@ LONG_POLL_S = 15.0
 GOODBYE_S = 10.0
 
 
-class StudyFailed(LadaError):
-    """The study ended before its last round."""
-
-    code = "study_failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outgoing:
-    """Body and payload of a message that is about to be signed."""
-
-    body: Mapping[str, Any]
-    payload: bytes = b""
-
-
-def read_roster(path: Path, *, pinned: str) -> Roster:
-    """The roster file, whose hash must be the pinned one.
-
-    Raises: ParameterError: missing, malformed, or another roster than agreed.
-    """
-    try:
-        roster = parse_roster(path.read_bytes())
-    except OSError as error:
-        raise ParameterError(f"cannot read roster {path}: {error.strerror}") from error
-    except PeerError as error:
-        raise ParameterError(f"roster {path}: {error}") from error
-    if roster.hash != pinned:
-        raise ParameterError(
-            f"roster {path} has the hash {roster.hash}, the policy pins {pinned}; "
-            "compare the fingerprints with the other parties before changing the pin"
-        )
-    return roster
-
-
 @contextmanager
-def open_participant(
-    *,
-    party: str,
-    address: str,
-    identity: Path,
-    roster: Roster,
-    state_dir: Path,
-    events: EventLog,
-    wait_s: float,
-    transport: TransportSettings,
-    passphrase: Passphrase | None,
-) -> Iterator[Participant]:
-    """Connect one party to the board; `join` comes next."""
-    credentials = load_credentials(identity, expected_id=party, passphrase=passphrase)
+def joined_study(settings: DiallingSettings, *, pinned: str) -> Iterator[Participant]:
+    """Connect one party to the board and wait for the coordinator's plan.
+
+    Args: pinned: hash of the roster that was agreed on.
+    Raises: ParameterError: roster or identity are wrong. TransportError, PeerError: see `join`.
+    """
+    roster, credentials = read_roster(settings.roster, pinned=pinned), settings.credentials()
     with BoardClient(
-        address,
-        identity=identity,
+        settings.coordinator,
+        identity=settings.identity,
         roster=roster,
-        party_id=party,
-        patience_s=wait_s,
-        passphrase=passphrase,
-        settings=transport,
+        party_id=settings.party,
+        patience_s=settings.wait_s,
+        passphrase=settings.passphrase,
+        settings=settings.transport,
     ) as client:
-        yield Participant(
-            party=party,
+        participant = Participant(
+            party=settings.party,
             roster=roster,
             client=client,
             signing_key=credentials.signing_key,
             certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
-            outbox=Outbox(folder=state_dir, roster=roster),
-            events=events,
+            outbox=Outbox(folder=settings.state_dir, roster=roster),
+            events=open_event_log(settings.party, settings.state_dir),
         )
+        participant.join(wait_s=settings.wait_s)
+        yield participant
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,10 +79,9 @@ class Participant:
     outbox: Outbox
     events: EventLog
     _sequence: int = 0
-    _early: list[Envelope] = field(default_factory=list)
     _index: MessageIndex | None = None
     _plan: StudyPlan | None = None
-    _patience: Patience = field(default_factory=lambda: Patience(clock=time.monotonic))
+    _stall: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
 
     @property
     def index(self) -> MessageIndex:
@@ -149,33 +103,27 @@ class Participant:
         Raises: TransportError: no plan within `wait_s`. PeerError: a plan that cannot be read.
         """
         deadline = time.monotonic() + wait_s
-        while True:
-            plans = [one for one in self._early if one.kind is Kind.PLAN]
-            if plans:
-                break
+        early: list[Envelope] = []
+        while not (plans := [message for message in early if message.kind is Kind.PLAN]):
             if time.monotonic() > deadline:
                 raise TransportError(
                     f"no study plan from {self.roster.coordinator.id} within {wait_s:.0f} s; "
                     "is the coordinator running?"
                 )
-            self._early.extend(self._list(LONG_POLL_S))
-        message = plans[-1]
-        raw = self.client.fetch(message)
+            early += self._list(LONG_POLL_S)
+        header, raw = plans[-1].header, self.client.fetch(plans[-1])
         plan = parse_plan(raw)
-        if sha256_hex(raw) != message.header.plan_hash or plan.study_id != message.header.study_id:
+        if (header.plan_hash, header.study_id) != (sha256_hex(raw), plan.study_id):
             raise PeerError(
                 "the plan's header names another plan or study",
                 reason="bad_plan",
-                peer=message.header.sender,
+                peer=header.sender,
             )
-        if plan.coordinator != message.header.sender:
+        if plan.coordinator != header.sender:
             raise PeerError("the plan names another coordinator", reason="bad_plan")
-        self._plan = plan
-        self._index = MessageIndex(plan.study_id, plan.hash)
-        for envelope in self._early:
-            if (envelope.header.study_id, envelope.header.plan_hash) == (plan.study_id, plan.hash):
-                self._index.add(envelope)
-        self._early.clear()
+        self._plan, self._index = plan, MessageIndex(plan.study_id, plan.hash)
+        for message in early:
+            self._index.take(message)
 
     def open_folder(self) -> Path:
         """This party's own folder of the study, with the plan in it. Only after `join`.
@@ -188,46 +136,86 @@ class Participant:
             write_atomically(folder / PLAN_FILE, plan.to_bytes())
         return folder
 
-    def sync(self, *, wait_s: float = 0.0) -> bool:
-        """Read what is new on the board; True where there was something."""
-        new = self._list(wait_s)
-        for envelope in new:
-            head = envelope.header
-            if (head.study_id, head.plan_hash) == (self.plan.study_id, self.plan.hash):
-                self.index.add(envelope)
-        return bool(new)
+    def run_loop(
+        self, next_task: Callable[[], Task], handlers: Iterable[tuple[type[Task], Handler]]
+    ) -> RunLoop:
+        """The study from this party's side. next_task: from the index, which is new by then."""
+
+        def after_sync() -> Task:
+            self.sync()
+            return next_task()
+
+        return RunLoop(
+            events=self.events,
+            rounds=self.plan.rounds,
+            next_task=after_sync,
+            wait=self.wait,
+            handlers=dict(handlers),
+            traffic=lambda: self.client.traffic,
+            clock=time.monotonic,
+        )
+
+    def sync(self, *, wait_s: float = 0.0) -> None:
+        """Read what is new on the board."""
+        for message in self._list(wait_s):
+            self.index.take(message)
 
     def post(
         self,
         kind: Kind,
-        make: Callable[[], Outgoing],
+        body: Mapping[str, Any],
+        payload: Callable[[], bytes] = bytes,
         *,
         round_id: int = 0,
         purpose: str = "",
         attempt: int = 0,
         to: str = "",
     ) -> Envelope:
-        """Send a message once: made, signed and written down at the first call, re-sent after."""
+        """Send a message once: made, signed and written down at the first call, re-sent after.
+
+        Args: payload: makes the bytes, none by default; not called for a message that is re-sent.
+        """
         slot = Slot(kind, round_id, purpose, attempt, self.party, to)
         kept = self.outbox.load(slot, study_id=self.plan.study_id, plan_hash=self.plan.hash)
         if kept is None:
-            kept = self._sign(slot, make())
+            content = payload()
+            key = self.signing_key
+            signed = sign_message(slot, body, content, plan=self.plan, roster=self.roster, key=key)
+            kept = signed, content
             self.outbox.store(*kept)
-        envelope, payload = kept
-        self.client.post(envelope, payload)
-        self.index.add(envelope)
-        return envelope
+        self.client.post(*kept)
+        self.index.add(kept[0])
+        return kept[0]
+
+    def post_at(
+        self,
+        kind: Kind,
+        attempt: Attempt,
+        body: Mapping[str, Any],
+        payload: Callable[[], bytes] = bytes,
+    ) -> Envelope:
+        """`post` for one attempt at a sum."""
+        return self.post(
+            kind,
+            body,
+            payload,
+            round_id=attempt.round_id,
+            purpose=attempt.purpose,
+            attempt=attempt.number,
+        )
 
     def payload(self, envelope: Envelope) -> bytes:
         """The payload of a message; the client has checked size and hash."""
-        if envelope.header.payload_bytes == 0:
-            return b""
-        return self.client.fetch(envelope)
+        return self.client.fetch(envelope) if envelope.header.payload_bytes else b""
 
-    def wait(self, task: Wait) -> None:
-        """Wait for others, telling the operator for whom, since when and why."""
-        self._patience.wait(task, self.events)
-        self.sync(wait_s=LONG_POLL_S)
+    def close_round(self, round_id: int) -> None:
+        """Sign the transcript of a round, once it agrees with what this party has seen."""
+        digest = checked_transcript(self, round_id)
+        self.post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
+
+    def say_failed(self, error: LadaError) -> None:
+        """Tell the operator why this party ends."""
+        self.events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
 
     def say_goodbye(self) -> None:
         """Tell the board that everything was read and done, so that the coordinator may leave.
@@ -239,33 +227,20 @@ class Participant:
         except LadaError as error:
             LOG.info("the board was gone before our goodbye: %s", error)
 
+    def wait(self, task: Wait) -> None:
+        """Wait for others, telling the operator for whom, since when and why."""
+        self._stall.wait(task, self.events)
+        self.sync(wait_s=LONG_POLL_S)
+
     def _list(self, wait_s: float) -> list[Envelope]:
         rows = self.client.list(self._sequence, wait_s=wait_s)
         if rows:
             self._sequence = rows[-1][0]
         return [envelope for _, envelope in rows]
 
-    def _sign(self, slot: Slot, outgoing: Outgoing) -> tuple[Envelope, bytes]:
-        payload = outgoing.payload
-        header = Header(
-            kind=slot.kind.value,
-            study_id=self.plan.study_id,
-            plan_hash=self.plan.hash,
-            roster_hash=self.roster.hash,
-            round_id=slot.round_id,
-            attempt=slot.attempt,
-            purpose=slot.purpose,
-            sender=self.party,
-            to=slot.to,
-            body=dict(outgoing.body),
-            payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
-            payload_bytes=len(payload),
-        )
-        return sign_envelope(header, self.signing_key), payload
-
 
 def checked_transcript(me: Participant, round_id: int) -> str:
-    """Check the transcript and the uplink of a round against what `me` has seen; its hash.
+    """Check the transcript and the LLM transfer of a round against what `me` has seen; its hash.
 
     Raises: PeerError: bad_transcript, bad_inquiry, wrong_update.
     """
@@ -277,5 +252,5 @@ def checked_transcript(me: Participant, round_id: int) -> str:
     previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
     transcript = parse_transcript(me.payload(message))
     check_transcript(transcript, me.index, round_id=round_id, previous=previous, reader=me.party)
-    check_uplink(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
+    check_transfer(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
     return message.header.payload_sha256

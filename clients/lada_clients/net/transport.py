@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, TypeAlias, TypeVar
 
@@ -19,11 +18,12 @@ import grpc
 
 from lada_clients.net.back_off import BackOff
 from lada_clients.net.connection import Endpoint, NotNow, open_channel
-from lada_clients.net.credentials import live_identity
 from lada_protocol.identity.credentials import Credentials, Passphrase
 from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import kind_rules, may_read
+from lada_protocol.kinds import may_read
+from lada_protocol.party_files import live_identity
+from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
@@ -56,22 +56,6 @@ class RefusedByBoard(TransportError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """What a retry tells: for how long and because of what nothing has got through."""
-
-    since_s: float
-    because: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """Bytes of headers, signatures and payloads so far; TLS and HTTP/2 come on top."""
-
-    up_bytes: int
-    down_bytes: int
-
-
 class BoardClient:
     """Connection of one party to the coordinator's board. Thread-safe.
 
@@ -82,8 +66,7 @@ class BoardClient:
 
     Args: address: host:port of the coordinator. identity: folder with our certificates and keys.
       party_id: who we are. patience_s: how long one call waits for a coordinator that is not
-      there. on_wait: told before every pause. passphrase: of encrypted keys. settings: of the
-      connection.
+      there. passphrase: of encrypted keys. settings: of the connection.
     Raises: ParameterError: the address or the identity folder is wrong, or the roster does not
       list us with these certificates.
     """
@@ -96,7 +79,6 @@ class BoardClient:
         roster: Roster,
         party_id: str,
         patience_s: float = 600.0,
-        on_wait: Callable[[Waiting], None] | None = None,
         passphrase: Passphrase | None = None,
         settings: TransportSettings | None = None,
     ) -> None:
@@ -104,28 +86,25 @@ class BoardClient:
         if not patience_s >= 0:
             raise ParameterError(f"patience_s: expected 0 or more seconds, got {patience_s}")
         self._settings = settings or TransportSettings()
-        self._identity = live_identity(
-            identity, party_id=party_id, roster=roster, passphrase=passphrase
-        )
         self._endpoint = Endpoint(
             host=host,
             port=port,
             folder=identity,
-            identity=self._identity,
+            identity=live_identity(
+                identity, party_id=party_id, roster=roster, passphrase=passphrase
+            ),
             roster=roster,
             settings=self._settings,
         )
         self._roster = roster
         self._party = roster.party(party_id)
         self._patience_s = patience_s
-        self._on_wait = on_wait
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._opened_with: _Standing | None = None
         self._closed = threading.Event()
         self._was_served = False
-        self._up_bytes = 0
-        self._down_bytes = 0
+        self._traffic = ByteCounts(up_bytes=0, down_bytes=0)
 
     def __enter__(self) -> BoardClient:
         return self
@@ -142,10 +121,9 @@ class BoardClient:
             channel.close()
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> ByteCounts:
         """Bytes sent and received so far, repetitions included."""
-        with self._lock:
-            return Traffic(up_bytes=self._up_bytes, down_bytes=self._down_bytes)
+        return self._traffic
 
     def post(self, envelope: Envelope, payload: bytes = b"") -> int:
         """Put our message on the board; returns its sequence. Posting it again is harmless.
@@ -229,7 +207,7 @@ class BoardClient:
           "payload_mismatch"). RefusedByBoard, TransportError: as for `post`.
         """
         header = envelope.header
-        if header.payload_bytes > kind_rules(envelope.kind).max_payload_bytes:
+        if header.payload_bytes > envelope.kind.rules.max_payload_bytes:
             raise PeerError(
                 f"{header.kind} of {header.sender} announces {header.payload_bytes} bytes",
                 reason="too_large",
@@ -346,8 +324,6 @@ class BoardClient:
                 fault = error
             pause_s = back_off.pause_s(fault, moved=moved())
             LOG.info("%s waits since %.1f s: %s", what, back_off.since_s, fault)
-            if self._on_wait is not None:
-                self._on_wait(Waiting(since_s=back_off.since_s, because=str(fault)))
             self._closed.wait(pause_s)
 
     def _attempt(self, call: Callable[[BoardStub], _Result]) -> _Result:
@@ -389,7 +365,8 @@ class BoardClient:
 
     def _standing(self) -> _Standing:
         """What a connection rests on: where it changes, the next call makes a new one."""
-        return self._identity.credentials(), self._identity.revocations()
+        identity = self._endpoint.identity
+        return identity.credentials(), identity.revocations()
 
     def _fault(self, error: grpc.RpcError) -> TransportError:
         """Turn a failed call into our own error; NotNow where repeating it may help."""
@@ -406,8 +383,8 @@ class BoardClient:
 
     def _count(self, *, up: int = 0, down: int = 0) -> None:
         with self._lock:
-            self._up_bytes += up
-            self._down_bytes += down
+            so_far = self._traffic
+            self._traffic = ByteCounts(so_far.up_bytes + up, so_far.down_bytes + down)
 
 
 def _reason(error: grpc.RpcError) -> str | None:

@@ -5,88 +5,65 @@ What everybody is told who asks what a site has spent: the site, the auditor and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from lada_secure.privacy.ledger.entries import KeyEntry, LedgerEntry, RestartEntry, ResumeEntry
+from lada_secure.privacy.ledger.entries import KeyEntry
 from lada_secure.privacy.ledger.restart import RestartGrant
-from lada_secure.privacy.ledger.verification import ledger_identity
+from lada_secure.privacy.ledger.verification import LedgerSummary
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHistory:
-    """What a ledger says of itself. `resumes`: reservations used again after a failure, free."""
+def history_facts(ledger: LedgerSummary) -> dict[str, Any]:
+    """What a verified ledger says of itself, for machines; `restart` is null where there is none.
 
-    ledger_id: str
-    started: str
-    restart: RestartGrant | None
-    keys: tuple[KeyEntry, ...]
-    resumes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """One object for machines; `restart` is null where the ledger replaces none."""
-        grant = self.restart
-        return {
-            "ledger_id": self.ledger_id,
-            "started": self.started,
-            "restart": None if grant is None else restart_facts(grant),
-            "key_renewals": [
-                {
-                    "index": one.index,
-                    "time": one.time,
-                    "decided_by": one.decided_by,
-                    "public_key": one.new_public_key,
-                }
-                for one in self.keys
-            ],
-            "resumes": self.resumes,
-        }
-
-    def sentences(self) -> tuple[str, ...]:
-        """The same for people."""
-        said = [f"The ledger {self.ledger_id[:12]} starts on {_day(self.started)}."]
-        if self.restart is not None:
-            said.append(restart_sentence(self.restart))
-        said += [
-            f"Its signing key was renewed on {_day(one.time)} by {one.decided_by}, who held the "
-            f"old key; it is {one.new_public_key[:12]} since then."
-            for one in self.keys
-        ]
-        if self.resumes:
-            said.append(
-                f"{self.resumes} times a release was tried again on its first payment, because "
-                "nothing had left before; that costs nothing more."
-            )
-        return tuple(said)
+    `resumes`: reservations used again after a failure, free.
+    """
+    return {
+        "ledger_id": ledger.identity.ledger_id,
+        "started": ledger.started,
+        "restart": ledger.restart and restart_facts(ledger.restart),
+        "key_renewals": [
+            {
+                "index": entry.index,
+                "time": entry.time,
+                "decided_by": entry.decided_by,
+                "public_key": entry.new_public_key,
+            }
+            for entry in key_renewals(ledger)
+        ],
+        "resumes": ledger.resumes,
+    }
 
 
-def history_of(entries: Sequence[LedgerEntry]) -> LedgerHistory:
-    """The history of a verified ledger, from the first entry on."""
-    first = entries[0]
-    return LedgerHistory(
-        ledger_id=ledger_identity(entries).ledger_id,
-        started=first.time,
-        restart=first.grant if isinstance(first, RestartEntry) else None,
-        keys=tuple(one for one in entries if isinstance(one, KeyEntry)),
-        resumes=sum(isinstance(one, ResumeEntry) for one in entries),
-    )
+def history_sentences(ledger: LedgerSummary) -> tuple[str, ...]:
+    """The same for people."""
+    said = [f"The ledger {ledger.identity.ledger_id[:12]} starts on {_day(ledger.started)}."]
+    if ledger.restart is not None:
+        said.append(restart_sentence(ledger.restart))
+    said += [
+        f"Its signing key was renewed on {_day(entry.time)} by {entry.decided_by}, who held the "
+        f"old key; it is {entry.new_public_key[:12]} since then."
+        for entry in key_renewals(ledger)
+    ]
+    if ledger.resumes:
+        said.append(
+            f"{ledger.resumes} times a release was tried again on its first payment, because "
+            "nothing had left before; that costs nothing more."
+        )
+    return tuple(said)
+
+
+def key_renewals(ledger: LedgerSummary) -> list[KeyEntry]:
+    """The entries by which the site's key was renewed."""
+    return [entry for entry in ledger.entries if isinstance(entry, KeyEntry)]
 
 
 def restart_facts(grant: RestartGrant) -> dict[str, Any]:
     """A restart for machines."""
-    return {
-        "ledger_id": grant.ledger_id,
-        "previous_ledger_id": grant.previous_ledger_id,
-        "previous_index": grant.previous_index,
-        "carried_epsilon": grant.carried_epsilon,
-        "target_delta": grant.target_delta,
-        "studies": list(grant.studies),
-        "requested_by": grant.requested_by,
-        "auditor": grant.auditor,
-        "granted_by": grant.granted_by,
-        "time": grant.time,
-    }
+    told = (
+        *("ledger_id", "previous_ledger_id", "previous_index", "carried_epsilon", "target_delta"),
+        *("requested_by", "auditor", "granted_by", "time"),
+    )
+    return {"studies": list(grant.studies), **{name: getattr(grant, name) for name in told}}
 
 
 def restart_sentence(grant: RestartGrant) -> str:

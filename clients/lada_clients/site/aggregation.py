@@ -1,4 +1,4 @@
-"""A site's part in a collective opening: fresh keys, masks, sealing, and its own contribution.
+"""A site's part in a secure aggregation: fresh keys, masks, sealing, and its own contribution.
 
 What goes in is `Released`; nothing else is masked or sent.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lada_clients.net.participant import Outgoing, Participant
-from lada_clients.site.secrets import SecretFolder
+from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import SecretFolder
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (
@@ -33,7 +33,7 @@ from lada_secure.privacy.released import Released, require_released
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SiteOpening:
+class SiteAggregation:
     """Steps 2 and 4 for any purpose, and the site's own check of step 5."""
 
     participant: Participant
@@ -41,14 +41,8 @@ class SiteOpening:
 
     def post_mask_key(self, attempt: Attempt) -> None:
         """Step 2: the public half of a key for this attempt alone."""
-        key = self._mask_key(attempt)
-        self.participant.post(
-            Kind.MASK_KEY,
-            lambda: Outgoing(body={"public_key": key.public_bytes.hex()}),
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
+        body = {"public_key": self._mask_key(attempt).public_bytes.hex()}
+        self.participant.post_at(Kind.MASK_KEY, attempt, body)
 
     def _mask_key(self, attempt: Attempt) -> MaskKey:
         """Fresh per round, purpose and attempt: one key for two attempts would reveal the
@@ -65,17 +59,20 @@ class SiteOpening:
     ) -> None:
         """Step 4: mask for this attempt, seal, send.
 
-        Raises: PeerError: missing or repeated mask keys, or no opening key.
+        Raises: PeerError: missing or repeated mask keys, or no aggregate key.
         """
         require_released(vector, what=f"contribution to {attempt.purpose}")
-        me = self.participant
+        me, auditor = self.participant, self.participant.roster.auditor.id
         parameters = purpose_parameters(me.plan, attempt.purpose)
-        keys = me.index.all_at(Kind.MASK_KEY, attempt)
-        raw_keys = check_mask_keys(cohort, keys, attempt)
-        digest = keys_digest({site: keys[site] for site in cohort})
-        basis = basis_of(me.index, attempt, site=me.party, roster=me.roster)
+        mask_keys = me.index.all_at(Kind.MASK_KEY, attempt)
+        raw_keys = check_mask_keys(cohort, mask_keys, attempt)
+        digest = keys_digest({site: mask_keys[site] for site in cohort})
+        opening_key = me.index.find(Kind.OPENING_KEY, sender=auditor, purpose=attempt.purpose)
+        if opening_key is None:
+            raise PeerError("the auditor has posted no opening key", reason="missing_message")
+        key_message = opening_key
 
-        def make() -> Outgoing:
+        def sealed() -> bytes:
             mask = pairwise_mask(
                 self._mask_key(attempt),
                 me.party,
@@ -90,35 +87,23 @@ class SiteOpening:
                 bound=site_bound_of(me.plan, attempt.purpose),
                 modulus=parameters.plain_modulus,
             )
-            key_message = me.index.find(
-                Kind.OPENING_KEY, sender=me.roster.auditor.id, purpose=attempt.purpose
-            )
-            if key_message is None:
-                raise PeerError("the auditor has posted no opening key", reason="missing_message")
             key = parse_public_key(me.payload(key_message), parameters)
-            return Outgoing(
-                body={
-                    "keys_digest": digest,
-                    "opening_key": key_message.message_hash,
-                    "paid_by": vector.paid_by,
-                    "parameters_digest": parameters.digest,
-                    "rests_on": basis.message_hash,
-                },
-                payload=seal(key, parameters, hidden),
-            )
+            return seal(key, parameters, hidden)
 
-        me.post(
-            Kind.CONTRIBUTION,
-            make,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
+        basis = basis_of(me.index, attempt, site=me.party, roster=me.roster)
+        body = {
+            "keys_digest": digest,
+            "opening_key": opening_key.message_hash,
+            "paid_by": vector.paid_by,
+            "parameters_digest": parameters.digest,
+            "rests_on": basis.message_hash,
+        }
+        me.post_at(Kind.CONTRIBUTION, attempt, body, sealed)
 
     def check_own_contribution(self, round_id: int, purpose: str) -> Envelope:
-        """Step 5, the site's side: the signed opening must hold this site's own contribution.
+        """Step 5, the site's side: the signed sum must hold this site's own contribution.
 
-        Returns: the opening.
+        Returns: the secure aggregation.
         Raises: PeerError(reason="not_in_opening").
         """
         me = self.participant

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from lada_clients.net.participant import Outgoing, Participant
-from lada_clients.site.secrets import SecretFolder
+from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import SecretFolder
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, check_answer
 from lada_secure.arrays import FloatArray
@@ -33,9 +33,8 @@ class SiteScoring:
         me, values = self.participant, utilities.value
         me.post(
             Kind.QUERY,
-            lambda: Outgoing(
-                body={"cells": len(values)}, payload=self._key(round_id).encrypt(values)
-            ),
+            {"cells": len(values)},
+            lambda: self._key(round_id).encrypt(values),
             round_id=round_id,
             to=me.roster.coordinator.id,
         )

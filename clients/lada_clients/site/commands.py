@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificates
+from lada_protocol.kinds import Role
+from lada_secure.cli import JsonFlag, answer
+from lada_secure.privacy.ledger.entries import Decision
+
 app = typer.Typer(help="A site: takes part in studies with its own records.", no_args_is_help=True)
 
-BY = "Who decides, as letters, digits, . _ - (dr-meyer); recorded in the ledger."
-JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 SettingsFile = Annotated[
     Path, typer.Option("--settings", help="The site's settings file, site.toml.")
+]
+By = Annotated[
+    str,
+    typer.Option(help="Who decides, as letters, digits, . _ - (dr-meyer); recorded in the ledger."),
 ]
 
 
@@ -61,56 +67,29 @@ def ledger(
     budget = read_budget(settings)
     if out is not None:
         export_ledger(budget, out)
-    if as_json:
-        typer.echo(json.dumps(budget.to_json(), sort_keys=True))
-        return
-    for sentence in budget.sentences():
-        typer.echo(sentence)
+    answer(budget.to_json(), budget.sentences(), as_json=as_json)
 
 
-@app.command()
-def approve(
-    study: Annotated[str, typer.Argument(help="Study id.")],
-    settings: SettingsFile,
-    by: Annotated[str, typer.Option(help=BY)],
-) -> None:
-    """Approve the waiting plan of a study; recorded in the ledger.
+def _add_decision(decision: Decision, what: str) -> None:
+    @app.command(
+        decision,
+        help=f"{what}\n\nExample: lada site {decision} study-1 --settings hospital-a/site.toml "
+        "--by dr-meyer",
+    )
+    def command(
+        study: Annotated[str, typer.Argument(help="Study id.")], settings: SettingsFile, by: By
+    ) -> None:
+        from lada_clients.site.runner import decide
 
-    Example: lada site approve study-1 --settings hospital-a/site.toml --by dr-meyer
-    """
-    from lada_clients.site.runner import decide
-
-    typer.echo(decide(settings, study, "approve", by))
-
-
-@app.command()
-def refuse(
-    study: Annotated[str, typer.Argument(help="Study id.")],
-    settings: SettingsFile,
-    by: Annotated[str, typer.Option(help=BY)],
-) -> None:
-    """Refuse the waiting plan of a study; recorded in the ledger.
-
-    Example: lada site refuse study-1 --settings hospital-a/site.toml --by dr-meyer
-    """
-    from lada_clients.site.runner import decide
-
-    typer.echo(decide(settings, study, "refuse", by))
+        typer.echo(decide(settings, study, decision, by))
 
 
-@app.command()
-def withdraw(
-    study: Annotated[str, typer.Argument(help="Study id.")],
-    settings: SettingsFile,
-    by: Annotated[str, typer.Option(help=BY)],
-) -> None:
-    """Withdraw from a study: nothing more is released under it; what left cannot be taken back.
-
-    Example: lada site withdraw study-1 --settings hospital-a/site.toml --by dr-meyer
-    """
-    from lada_clients.site.runner import decide
-
-    typer.echo(decide(settings, study, "withdraw", by))
+_add_decision("approve", "Approve the waiting plan of a study; recorded in the ledger.")
+_add_decision("refuse", "Refuse the waiting plan of a study; recorded in the ledger.")
+_add_decision(
+    "withdraw",
+    "Withdraw from a study: nothing more is released under it; what left cannot be taken back.",
+)
 
 
 @app.command("renew-key")
@@ -119,7 +98,7 @@ def renew_key(
     old_identity: Annotated[
         Path, typer.Option(help="Identity folder with the key that has signed the ledger so far.")
     ],
-    by: Annotated[str, typer.Option(help=BY)],
+    by: By,
     as_json: JsonFlag = False,
 ) -> None:
     """Continue the population's ledger with the key of a new identity; both keys sign.
@@ -132,13 +111,11 @@ def renew_key(
     from lada_clients.site.ledger.population import renew_key as renew
 
     key = renew(settings, old_identity=old_identity, by=by)
-    if as_json:
-        typer.echo(json.dumps({"public_key": key, "decided_by": by}, sort_keys=True))
-        return
-    typer.echo(
+    said = (
         f"recorded in the ledger: {by} renewed the signing key; from here on {key[:12]} signs. "
         "The budget goes on as it was. The old key is not needed any more"
     )
+    answer({"public_key": key, "decided_by": by}, (said,), as_json=as_json)
 
 
 @app.command("restart-ledger")
@@ -147,7 +124,7 @@ def restart_ledger(
     grant: Annotated[
         Path, typer.Option(help="The auditor's file, of `lada auditor grant-restart`.")
     ],
-    by: Annotated[str, typer.Option(help=BY)],
+    by: By,
     as_json: JsonFlag = False,
 ) -> None:
     """Begin a ledger in place of one that is lost for good, with what the auditor knows of it.
@@ -161,28 +138,22 @@ def restart_ledger(
     from lada_clients.site.ledger.population import restart
 
     found = restart(settings, grant_file=grant, by=by)
-    if as_json:
-        typer.echo(json.dumps(restart_facts(found), sort_keys=True))
-        return
-    typer.echo(f"population {found.population} has a new ledger, {found.ledger_id[:12]}.")
-    typer.echo(restart_sentence(found))
-    typer.echo("Every later report shows this. If the lost file is found, never use it again.")
+    said = (
+        f"population {found.population} has a new ledger, {found.ledger_id[:12]}.",
+        restart_sentence(found),
+        "Every later report shows this. If the lost file is found, never use it again.",
+    )
+    answer(restart_facts(found), said, as_json=as_json)
 
 
 @app.command()
 def enroll(
-    party_id: Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")],
+    party_id: PartyId,
     out: Annotated[Path, typer.Option(help="New identity folder of the site.")],
-    passphrase_file: Annotated[
-        Path | None,
-        typer.Option(help="Encrypt the keys with the passphrase in this file."),
-    ] = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make the site's keys here, and two requests for certificates to send to the study CA.
 
     Example: lada site enroll --id hospital-a --out hospital-a/identity
     """
-    from lada_clients.ca.commands import request_certificates
-    from lada_protocol.kinds import Role
-
     request_certificates(Role.SITE, party_id, out, passphrase_file)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import parse_received_paths
+from lada_clients.site.received_paths import parse_received_rationales
 from lada_clients.site.settings import SiteSettings
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.llm_transfer import MAX_PATH_CHARACTERS, SitePath
+from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS, SiteRationale
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
@@ -99,8 +99,10 @@ class SiteLearner:
         return self.state.picks[round_id]
 
     def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
-        """See `parse_received_paths`."""
-        return parse_received_paths(raw, pool=self.context.pool, cells=cell_grid(self.plan).cells)
+        """See `parse_received_rationales`."""
+        return parse_received_rationales(
+            raw, pool=self.context.pool, cells=cell_grid(self.plan).cells
+        )
 
     def trained(self, round_id: int) -> bool:
         """Whether a round's training is behind this site."""
@@ -129,10 +131,10 @@ class SiteLearner:
             self._keep(self.state.with_excess(round_id, [int(entry) for entry in found]))
         return self.state.excess[round_id]
 
-    def solved(self, pool_indices: Sequence[int]) -> list[SitePath]:
+    def solved(self, pool_indices: Sequence[int]) -> list[SiteRationale]:
         """Rationales of the SLM on pool samples, where they reach the gold answer."""
         return [
-            SitePath(sample=index, path=text[:MAX_PATH_CHARACTERS])
+            SiteRationale(sample=index, path=text[:MAX_RATIONALE_CHARACTERS])
             for index, text in solved(self.context, self.state, pool_indices).items()
         ]
 

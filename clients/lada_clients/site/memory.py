@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lada_clients.net.outbox import write_atomically
-from lada_secure.allocation.data_valuation import ClusterTrial
+from lada_secure.allocation.data_valuation import ClusterValuation
 from lada_secure.allocation.reward_model import parse_history
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.models.adapters import AdapterWeights
+from lada_secure.storage.whole_files import write_atomically
 
 _STATE = "site-state.json"
 
@@ -29,7 +29,7 @@ class _StoredState(BaseModel):
     trained: tuple[int, ...]
     rationales: tuple[KnownRationale, ...]
     history: object
-    valuations: tuple[ClusterTrial, ...]
+    valuations: tuple[ClusterValuation, ...]
     excess: dict[int, tuple[int, ...]]
     student: str | None
     dp_reference: str | None

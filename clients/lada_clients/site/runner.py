@@ -9,11 +9,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lada_clients.net.credentials import load_credentials, read_passphrase
-from lada_clients.net.event_file import open_event_log
-from lada_clients.net.outbox import sweep_parts
-from lada_clients.net.participant import Participant, StudyFailed, open_participant, read_roster
-from lada_clients.net.settings_file import read_settings
+from lada_clients.net.participant import Participant, joined_study
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import SiteFiles, check_files
 from lada_clients.site.gates.policy import (
     describe_budget,
@@ -31,15 +28,14 @@ from lada_clients.site.ledger.population import (
 )
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.secrets import SecretFolder
-from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_protocol.events import Failed, Traffic
+from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
+from lada_protocol.events import Traffic
 from lada_protocol.plan import StudyPlan, parse_time
+from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.accounting.fields import check_name
-from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
+from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder
 
@@ -58,17 +54,27 @@ def run_site(settings_path: Path) -> None:
     digests = file_digests(settings)
     files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
-    load_credentials(
-        settings.identity,
-        expected_id=settings.party,
-        passphrase=read_passphrase(settings.passphrase_file),
-    )
-    with held_state_folder(settings.state_dir, party=settings.party, role="site"):
-        _take_part(settings, policy, files, digests)
+    settings.credentials()
+    with (
+        held_state_folder(settings.state_dir, party=settings.party, role="site"),
+        _joined(settings, policy) as participant,
+    ):
+        try:
+            _take_part(participant, settings, policy, files, digests)
+        except LadaError as error:
+            participant.say_failed(error)
+            if isinstance(error, StudyFailed):
+                participant.say_goodbye()
+            raise
+        participant.say_goodbye()
 
 
 def _take_part(
-    settings: SiteSettings, policy: SitePolicy, files: SiteFiles, digests: Mapping[str, str]
+    participant: Participant,
+    settings: SiteSettings,
+    policy: SitePolicy,
+    files: SiteFiles,
+    digests: Mapping[str, str],
 ) -> None:
     # Imported here: the libraries of models take seconds, and a refusal should not.
     from rich.console import Console
@@ -76,43 +82,26 @@ def _take_part(
     from lada_clients.site.service import Site
     from lada_clients.site.training_display import TrainingDisplay
 
-    with _joined(settings, policy) as participant:
-        sweep_parts(settings.state_dir)
-        folder, key = participant.open_folder(), _fingerprint_key(settings)
-        try:
-            cap = min(participant.plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
-            with (
-                open_own_ledger(
-                    settings,
-                    policy,
-                    participant.plan,
-                    signing_key=participant.signing_key,
-                ) as book,
-                TrainingDisplay(Console(stderr=True), epsilon_cap=cap) as display,
-            ):
-                _tell_data(book, files, participant.plan, key=key)
-                Site(
-                    participant=participant,
-                    settings=settings,
-                    policy=policy,
-                    files=files,
-                    record_files=RecordFiles(
-                        settings=settings, digests=digests, folder=folder, key=key
-                    ),
-                    book=book,
-                    secrets=SecretFolder(folder=folder / "secrets"),
-                    memory=SiteMemory(folder=folder),
-                    now=_now,
-                    approved=lambda study, plan_hash: approved_by_person(book, study, plan_hash),
-                    watcher=display,
-                ).run()
-            _tell_traffic(participant)
-        except LadaError as error:
-            participant.events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
-            if isinstance(error, StudyFailed):
-                participant.say_goodbye()
-            raise
-        participant.say_goodbye()
+    folder, key, plan = participant.open_folder(), _fingerprint_key(settings), participant.plan
+    cap = min(plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
+    with (
+        open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book,
+        TrainingDisplay(Console(stderr=True), epsilon_cap=cap) as display,
+    ):
+        _tell_data(book, files, plan, key=key)
+        Site(
+            participant=participant,
+            settings=settings,
+            policy=policy,
+            files=files,
+            record_files=RecordFiles(settings=settings, digests=digests, folder=folder, key=key),
+            book=book,
+            secrets=SecretFolder(folder=folder / "secrets"),
+            memory=SiteMemory(folder=folder),
+            now=_now,
+            display=display,
+        ).run()
+    _tell_traffic(participant)
 
 
 def _tell_traffic(participant: Participant) -> None:
@@ -128,16 +117,6 @@ def _tell_traffic(participant: Participant) -> None:
         bytes_up=traffic.up_bytes,
         bytes_down=traffic.down_bytes,
     )
-
-
-def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
-    """The settings and policy files of a site; `check_files` reads the records they name.
-
-    Raises: ParameterError: naming file, key, what was expected and what was found.
-    """
-    settings = read_settings(path, SiteSettings)
-    policy = read_settings(settings.policy, SitePolicy)
-    return settings, policy
 
 
 def show_plan(settings_path: Path) -> tuple[str, ...]:
@@ -190,16 +169,6 @@ def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
     return f"recorded in the ledger: {by} decided {decision!r} on study {study}"
 
 
-def approved_by_person(book: LedgerBook, study_id: str, plan_hash: str) -> bool:
-    """Whether the newest decision on this study approves this very plan."""
-    decisions = [
-        one for one in book.entries() if isinstance(one, DecisionEntry) and one.study_id == study_id
-    ]
-    return bool(
-        decisions and decisions[-1].decision == "approve" and decisions[-1].plan_hash == plan_hash
-    )
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -225,17 +194,5 @@ def _tell_data(book: SqliteLedger, files: SiteFiles, plan: StudyPlan, *, key: by
 @contextmanager
 def _joined(settings: SiteSettings, policy: SitePolicy) -> Iterator[Participant]:
     check_state_folder(settings.state_dir, party=settings.party, role="site")
-    roster = read_roster(settings.roster, pinned=policy.roster_sha256)
-    with open_participant(
-        party=settings.party,
-        address=settings.coordinator,
-        identity=settings.identity,
-        roster=roster,
-        state_dir=settings.state_dir,
-        events=open_event_log(settings.party, settings.state_dir),
-        wait_s=settings.wait_s,
-        transport=settings.transport,
-        passphrase=read_passphrase(settings.passphrase_file),
-    ) as participant:
-        participant.join(wait_s=settings.wait_s)
+    with joined_study(settings, pinned=policy.roster_sha256) as participant:
         yield participant

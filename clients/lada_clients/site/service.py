@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 
-from lada_clients.net.participant import Outgoing, Participant, StudyFailed, checked_transcript
-from lada_clients.site.aggregation import SiteOpening
+from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import SecretFolder
+from lada_clients.site.aggregation import SiteAggregation
 from lada_clients.site.blind_scores import SiteScoring
-from lada_clients.site.gates.files import SiteFiles, check_with_model
+from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.gates.record_files import RecordFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
-from lada_clients.site.llm_transfer import SiteUplink
+from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.settings import SitePolicy, SiteSettings
-from lada_clients.site.training_display import UNWATCHED, TrainingWatcher
-from lada_protocol.events import Accuracy, Epsilon, Finished, Progress, StepFinished, StepStarted
+from lada_clients.site.training_display import TrainingDisplay
+from lada_protocol.events import Accuracy, Epsilon, Progress
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import parse_time
+from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
@@ -37,39 +39,31 @@ from lada_protocol.rounds.tasks import (
     CloseRound,
     Contribute,
     Distil,
-    Done,
     PostMaskKey,
     ReviewPlan,
-    SiteTask,
-    Wait,
 )
+from lada_protocol.run_loop import RunLoop, StudyFailed, handles
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
-from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.data.records import PoolSample
 from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LedgerError, LocalProtocolError
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
-from lada_secure.privacy.ledger.book import LedgerBook, ReserveEntry, format_ledger_lines
+from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.entries import (
+    DecisionEntry,
+    LedgerEntry,
+    ReserveEntry,
+    format_ledger_lines,
+)
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.released import Released, post_process
-
-STEPS: Mapping[type[object], str] = {
-    ReviewPlan: "plan",
-    PostMaskKey: "opening",
-    Contribute: "opening",
-    AskScores: "filter",
-    Distil: "distillation",
-    AnswerInquiry: "uplink",
-    CloseRound: "close",
-}
 
 
 @dataclass(slots=True, kw_only=True)
 class Site:
-    """One study at one site."""
+    """One study at one site. display: the screen that shows its training."""
 
     participant: Participant
     settings: SiteSettings
@@ -80,9 +74,17 @@ class Site:
     secrets: SecretFolder
     memory: SiteMemory
     now: Callable[[], datetime]
-    approved: Callable[[str, str], bool]
-    watcher: TrainingWatcher = UNWATCHED
-    _learner: SiteLearner | None = field(default=None)
+    display: TrainingDisplay = field(
+        default_factory=lambda: TrainingDisplay(Console(quiet=True), epsilon_cap=0.0)
+    )
+    _opening: SiteAggregation = field(init=False)
+    _scoring: SiteScoring = field(init=False)
+    _learner: SiteLearner | None = None
+
+    def __post_init__(self) -> None:
+        me, secrets = self.participant, self.secrets
+        self._opening = SiteAggregation(participant=me, secrets=secrets)
+        self._scoring = SiteScoring(participant=me, secrets=secrets)
 
     def run(self) -> None:
         """Take part in the study to its end.
@@ -92,81 +94,37 @@ class Site:
         me = self.participant
         me.sync()
         check_shown(self.book.entries(), me.index, party=me.party)
-        while True:
-            me.sync()
-            task = next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party)
-            if isinstance(task, Done):
-                if task.failure is not None:
-                    raise StudyFailed(task.failure)
-                self._forget_keys()
-                me.events.write(Finished, round_id=me.plan.rounds - 1, step="close")
-                return
-            if isinstance(task, Wait):
-                me.wait(task)
-            else:
-                self._carry_out(task)
-
-    def _forget_keys(self) -> None:
-        """Every mask and query of the study was used; no later message needs their keys."""
+        self.loop.run()
+        # Every mask and query of the study was used; no later message needs their keys.
         for use in ("mask", "scores"):
             self.secrets.forget(f"{use}-")
 
-    def _carry_out(self, task: SiteTask) -> None:
-        events, client = self.participant.events, self.participant.client
-        step, round_id = _step_of(task), _round_of(task)
-        began, before = time.monotonic(), client.traffic
-        events.write(StepStarted, round_id=round_id, step=step)
-        match task:
-            case ReviewPlan():
-                self._review()
-            case PostMaskKey(attempt=attempt):
-                self._opening.post_mask_key(attempt)
-            case Contribute(attempt=attempt, cohort=cohort):
-                self._contribute(attempt, cohort)
-            case AskScores(round_id=round_id):
-                self._ask_scores(round_id)
-            case Distil(round_id=round_id):
-                self._distil(round_id)
-            case AnswerInquiry(round_id=round_id):
-                self._uplink.answer(round_id)
-            case CloseRound(round_id=round_id):
-                digest = checked_transcript(self.participant, round_id)
-                self.participant.post(
-                    Kind.CLOSE,
-                    lambda: Outgoing(body={"transcript_sha256": digest}),
-                    round_id=round_id,
-                )
-        events.write(
-            StepFinished,
-            round_id=round_id,
-            step=step,
-            seconds=round(time.monotonic() - began, 3),
-            bytes_up=client.traffic.up_bytes - before.up_bytes,
-            bytes_down=client.traffic.down_bytes - before.down_bytes,
+    @property
+    def loop(self) -> RunLoop:
+        """What this site does in a study, task by task."""
+        me = self.participant
+        return me.run_loop(
+            lambda: next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party),
+            (
+                handles(ReviewPlan, "plan", lambda _: self._review()),
+                handles(PostMaskKey, "opening", lambda t: self._opening.post_mask_key(t.attempt)),
+                handles(Contribute, None, lambda t: self._contribute(t.attempt, t.cohort)),
+                handles(AskScores, "filter", lambda t: self._ask_scores(t.round_id)),
+                handles(Distil, "distillation", lambda t: self._distil(t.round_id)),
+                handles(AnswerInquiry, "uplink", lambda t: self._llm_transfer.answer(t.round_id)),
+                handles(CloseRound, "close", lambda t: me.close_round(t.round_id)),
+            ),
         )
 
     def _review(self) -> None:
         """Step 1: accept or refuse; either decision is a ledger entry before it is a message."""
-        me = self.participant
-        plan = me.plan
-        entries, code = self.book.entries(), "policy"
-        faults = plan_faults(plan, self.policy, roster=me.roster, now=self.now())
-        faults = (*faults, *reused_name_faults(entries, plan))
-        spent = spending(entries)
-        over = planned_budget(plan, self.policy, spent=spent).fault()
-        if over and not faults:
-            faults, code = (over,), "over_budget"
-        by_person = self.policy.approval == "person"
-        if not faults and by_person and not self.approved(plan.study_id, plan.hash):
-            faults = (
-                "nobody has approved it here; read it with `lada site show` and decide with "
-                f"`lada site approve {plan.study_id}`",
-            )
+        me, plan = self.participant, self.participant.plan
+        code, faults = self._faults_of_plan()
         if not faults:
             # Before the acceptance, and before the ledger has any of it.
             self.record_files.keep()
             self._check_with_model()
-        if faults or not by_person:
+        if faults or self.policy.approval == "policy":
             self.book.decide(
                 "refuse" if faults else "approve",
                 study_id=plan.study_id,
@@ -177,29 +135,41 @@ class Site:
             )
         if faults:
             message = f"{me.party} refuses the plan: {'; '.join(faults)}"
-            me.post(
-                Kind.REFUSAL,
-                lambda: Outgoing(body={"code": code, "message": message[:1000]}),
-            )
+            me.post(Kind.REFUSAL, {"code": code, "message": message[:1000]})
             raise StudyFailed(message)
-        # Both may be there after a crash; the acceptance speaks of the ledger that was shown.
+        # Both may be there after a crash; the acceptance speaks of the ledger that was shown, so
+        # that the auditor can tell whether it is the whole one.
         shown = parse_body(self._post_ledger(0, WITH_ACCEPTANCE), LedgerBody)
-        me.post(Kind.ACCEPTANCE, lambda: self._acceptance(shown))
-        self._tell_accuracy("before", round_id=0)
-
-    def _acceptance(self, shown: LedgerBody) -> Outgoing:
-        """What this site pays from, so that the auditor can tell whether it is the whole ledger."""
         head = self.book.head()
-        return Outgoing(
-            body={
-                "certificate": self.participant.certificate,
+        me.post(
+            Kind.ACCEPTANCE,
+            {
+                "certificate": me.certificate,
                 "population": head.population,
                 "ledger_id": head.ledger_id,
                 "head_index": shown.head_index,
                 "head_hash": shown.head_hash,
                 "new_ledger": is_new(self.book.entries()),
-            }
+            },
         )
+        self._tell_accuracy("before", round_id=0)
+
+    def _faults_of_plan(self) -> tuple[str, tuple[str, ...]]:
+        """Why this site refuses the plan, and the code of that; nothing where it may accept."""
+        plan, entries = self.participant.plan, self.book.entries()
+        faults = plan_faults(plan, self.policy, roster=self.participant.roster, now=self.now())
+        faults += reused_name_faults(entries, plan)
+        if faults:
+            return "policy", faults
+        over = planned_budget(plan, self.policy, spent=spending(entries)).fault()
+        if over:
+            return "over_budget", (over,)
+        if self.policy.approval == "person" and not _approved(entries, plan):
+            return "policy", (
+                "nobody has approved it here; read it with `lada site show` and decide with "
+                f"`lada site approve {plan.study_id}`",
+            )
+        return "policy", ()
 
     def _check_with_model(self) -> None:
         """The file gate's second half. Raises: ParameterError: nothing was promised yet."""
@@ -208,9 +178,9 @@ class Site:
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
         vector: Released[npt.NDArray[np.int64]]
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             self._opening.check_own_contribution(attempt.round_id, DEMAND)
-            vector = self._uplink.advantages(attempt.round_id)
+            vector = self._llm_transfer.excess_over_threshold(attempt.round_id)
         elif attempt.purpose == STATISTICS:
             self.record_files.check()
             noised = self._statistics(attempt.round_id)
@@ -260,14 +230,14 @@ class Site:
                 self.learner.parse_paths(me.payload(paths)),
                 RoundReports(
                     progress=self._training_progress(round_id),
-                    announce=lambda outlook: self.watcher.begin(round_id, outlook),
+                    announce=lambda estimate: self.display.begin(round_id, estimate),
                 ),
             )
         self._tell_epsilon(round_id, "distillation")
         self._tell_accuracy("after", round_id=round_id)
         self._post_ledger(round_id, TRAINING)
         paid_by = self._newest_reservation(round_id, TRAINING)
-        me.post(Kind.TRAINED, lambda: Outgoing(body={"paid_by": paid_by}), round_id=round_id)
+        me.post(Kind.TRAINED, {"paid_by": paid_by}, round_id=round_id)
 
     def _newest_reservation(self, round_id: int, purpose: str) -> str:
         study = self.participant.plan.study_id
@@ -280,44 +250,24 @@ class Site:
 
     def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
         """Show the auditor every entry since the last part, before anything they paid for."""
-        me = self.participant
-
-        def make() -> Outgoing:
-            entries = self.book.entries()
-            first = self._entries_shown()
-            head = entries[-1]
-            return Outgoing(
-                body={
-                    "first_index": first,
-                    "head_index": head.index,
-                    "head_hash": head.entry_hash,
-                },
-                payload=format_ledger_lines(entries[first:]),
-            )
-
-        return me.post(Kind.LEDGER, make, round_id=round_id, purpose=purpose)
-
-    def _entries_shown(self) -> int:
-        """Ledger entries that the auditor has been sent in this study."""
-        me = self.participant
+        me, entries = self.participant, self.book.entries()
         shown = [
-            int(one.header.body["head_index"]) + 1
-            for one in me.index
-            if one.kind is Kind.LEDGER and one.header.sender == me.party
+            int(message.header.body["head_index"]) + 1
+            for message in me.index
+            if message.kind is Kind.LEDGER and message.header.sender == me.party
         ]
-        return max(shown, default=0)
+        first, head = max(shown, default=0), entries[-1]
+        return me.post(
+            Kind.LEDGER,
+            {"first_index": first, "head_index": head.index, "head_hash": head.entry_hash},
+            lambda: format_ledger_lines(entries[first:]),
+            round_id=round_id,
+            purpose=purpose,
+        )
 
     @property
-    def _opening(self) -> SiteOpening:
-        return SiteOpening(participant=self.participant, secrets=self.secrets)
-
-    @property
-    def _scoring(self) -> SiteScoring:
-        return SiteScoring(participant=self.participant, secrets=self.secrets)
-
-    @property
-    def _uplink(self) -> SiteUplink:
-        return SiteUplink(
+    def _llm_transfer(self) -> SiteTransfer:
+        return SiteTransfer(
             participant=self.participant,
             opening=self._opening,
             learner=self.learner,
@@ -328,7 +278,7 @@ class Site:
         """The model with its data, loaded at first use."""
         if self._learner is None:
             me = self.participant
-            pool, clusters = self._public_material()
+            pool, clusters = read_public_material(me)
             self._learner = SiteLearner.load(
                 plan=me.plan,
                 settings=self.settings,
@@ -345,12 +295,9 @@ class Site:
             )
         return self._learner
 
-    def _public_material(self) -> tuple[tuple[PoolSample, ...], Clusters]:
-        return read_public_material(self.participant)
-
     def _training_progress(self, round_id: int) -> Callable[[StepReport], None]:
         def report(one: StepReport) -> None:
-            self.watcher.show(round_id, one)
+            self.display.show(round_id, one)
             self.participant.events.write(
                 Progress,
                 round_id=round_id,
@@ -383,35 +330,21 @@ class Site:
             return
         began = time.monotonic()
         found = self.learner.held_out_accuracy()
-        if found is None:
-            return
-        self.participant.events.write(
-            Accuracy,
-            round_id=round_id,
-            step="evaluation",
-            when=when,
-            accuracy=found,
-            n=len(self.learner.held_out),
-            seconds=round(time.monotonic() - began, 3),
-        )
+        if found is not None:
+            self.participant.events.write(
+                Accuracy,
+                round_id=round_id,
+                step="evaluation",
+                when=when,
+                accuracy=found,
+                n=len(self.learner.held_out),
+                seconds=round(time.monotonic() - began, 3),
+            )
 
 
-def _step_of(task: SiteTask) -> str:
-    if isinstance(task, Contribute):
-        return task.attempt.purpose
-    return STEPS[type(task)]
-
-
-def _round_of(task: SiteTask) -> int:
-    match task:
-        case PostMaskKey(attempt=attempt) | Contribute(attempt=attempt):
-            return attempt.round_id
-        case (
-            AskScores(round_id=round_id)
-            | Distil(round_id=round_id)
-            | AnswerInquiry(round_id=round_id)
-            | CloseRound(round_id=round_id)
-        ):
-            return round_id
-        case _:
-            return 0
+def _approved(entries: Sequence[LedgerEntry], plan: StudyPlan) -> bool:
+    """Whether a person's newest decision on this study approves this very plan."""
+    for entry in reversed(entries):
+        if isinstance(entry, DecisionEntry) and entry.study_id == plan.study_id:
+            return (entry.decision, entry.plan_hash) == ("approve", plan.hash)
+    return False

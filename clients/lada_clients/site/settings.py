@@ -7,25 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_protocol.settings import Settings
-from lada_protocol.wire.transport_settings import TransportSettings
-from lada_secure.logs import LogSettings
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.release.units import MissingLike, Spellings
 
 
-class SiteSettings(Settings):
-    """`site.toml`. Relative paths are relative to the file's own folder."""
+class SiteSettings(DiallingSettings):
+    """`site.toml`."""
 
-    party: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
-    coordinator: Annotated[str, Field(description="host:port that the site dials")]
-    identity: Annotated[
-        Path, Field(description="folder with ca, tls and sign certificates and keys")
-    ]
-    roster: Annotated[Path, Field(description="roster file, agreed out of band")]
     policy: Annotated[Path, Field(description="policy file of this site")]
-    state_dir: Annotated[Path, Field(description="everything this site writes")]
     records: Annotated[Path, Field(description="private records, JSON Lines")]
     held_out: Annotated[
         Path | None, Field(description="private test records; never trained on")
@@ -34,12 +26,6 @@ class SiteSettings(Settings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     physical_batch_size: Annotated[int, Field(ge=1)] = 16
-    wait_s: Annotated[float, Field(gt=0)] = 600.0
-    passphrase_file: Annotated[
-        Path | None, Field(description="passphrase of encrypted private keys")
-    ] = None
-    transport: TransportSettings = TransportSettings()
-    log: LogSettings = LogSettings()
 
     @property
     def execution(self) -> Execution:
@@ -88,3 +74,12 @@ class SitePolicy(Settings):
     approval: Literal["policy", "person"] = "policy"
     units: UnitRules = UnitRules()
     records: RecordRules = RecordRules()
+
+
+def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:
+    """The settings and policy files of a site; `check_files` reads the records they name.
+
+    Raises: ParameterError: naming file, key, what was expected and what was found.
+    """
+    settings = read_settings(path, SiteSettings)
+    return settings, read_settings(settings.policy, SitePolicy)

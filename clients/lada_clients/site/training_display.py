@@ -6,39 +6,13 @@ round's steps. Nothing here depends on private records beyond what the ledger ha
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Final, Protocol
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.parameters import SignalToNoiseEstimate
 
 _LINES_PER_ROUND = 10
-
-
-class TrainingWatcher(Protocol):
-    """Whoever wants to see a site train."""
-
-    def begin(self, round_id: int, outlook: TrainingOutlook) -> None:
-        """What a round would train, before anything is spent on it."""
-
-    def show(self, round_id: int, report: StepReport) -> None:
-        """One step of a round."""
-
-
-class Unwatched:
-    """Nobody looks."""
-
-    def begin(self, round_id: int, outlook: TrainingOutlook) -> None:
-        """Nothing."""
-
-    def show(self, round_id: int, report: StepReport) -> None:
-        """Nothing."""
-
-
-UNWATCHED: Final[TrainingWatcher] = Unwatched()
 
 
 def time_text(seconds: float) -> str:
@@ -53,88 +27,67 @@ def time_text(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def figures_text(report: StepReport, *, epsilon_cap: float) -> str:
-    """Loss, epsilon and time of a step, in one line."""
-    loss = "-" if report.public_loss is None else f"{report.public_loss:.4f}"
-    return (
-        f"public loss {loss}, epsilon {report.study_epsilon:.4f} of {epsilon_cap:g}, "
-        f"{time_text(report.seconds_left)} left"
-    )
-
-
 class TrainingDisplay:
     """Shows reports of `distil`; leave it as a context so that the terminal is restored."""
 
     def __init__(self, console: Console, *, epsilon_cap: float) -> None:
         self._console = console
         self._epsilon_cap = epsilon_cap
-        self._bars: Progress | None = None
-        self._tasks: dict[int, TaskID] = {}
+        self._bar: Progress | None = None
 
     def __enter__(self) -> TrainingDisplay:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def begin(self, round_id: int, outlook: TrainingOutlook) -> None:
+    def begin(self, round_id: int, estimate: SignalToNoiseEstimate) -> None:
         """Say how much would be trained, and warn where noise would drown it."""
         self._line(
-            f"round {round_id}, training: {outlook.parameters:,} trainable parameters, best-case "
-            f"signal-to-noise {outlook.signal_to_noise:.2g} over the round"
+            f"round {round_id}, training: {estimate.parameters:,} trainable parameters, best-case "
+            f"signal-to-noise {estimate.signal_to_noise:.2g} over the round"
         )
-        if outlook.hint is not None:
-            self._line(f"warning: {outlook.hint}")
+        if estimate.hint is not None:
+            self._line(f"warning: {estimate.hint}")
 
     def show(self, round_id: int, report: StepReport) -> None:
         """Show one step of a round."""
+        loss = "-" if report.public_loss is None else f"{report.public_loss:.4f}"
+        figures = (
+            f"public loss {loss}, epsilon {report.study_epsilon:.4f} of {self._epsilon_cap:g}, "
+            f"{time_text(report.seconds_left)} left"
+        )
         if self._console.is_terminal:
-            self._move_bar(round_id, report)
-        elif self._has_own_line(report):
-            self._line(
-                f"round {round_id}, training step {report.step} of {report.steps}: "
-                + figures_text(report, epsilon_cap=self._epsilon_cap)
-            )
+            self._move_bar(round_id, report, figures)
+            return
+        tenth, before = (
+            step * _LINES_PER_ROUND // report.steps for step in (report.step, report.step - 1)
+        )
+        if report.step == 1 or tenth > before:
+            step = f"round {round_id}, training step {report.step} of {report.steps}"
+            self._line(f"{step}: {figures}")
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    @staticmethod
-    def _has_own_line(report: StepReport) -> bool:
-        tenth = report.step * _LINES_PER_ROUND // report.steps
-        before = (report.step - 1) * _LINES_PER_ROUND // report.steps
-        return report.step == 1 or tenth > before
-
-    def _move_bar(self, round_id: int, report: StepReport) -> None:
-        if self._bars is None:
-            self._bars = Progress(
-                TextColumn("round {task.fields[round_id]} training"),
+    def _move_bar(self, round_id: int, report: StepReport, figures: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn(f"round {round_id} training"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
                 console=self._console,
             )
-            self._bars.start()
-        if round_id not in self._tasks:
-            self._tasks[round_id] = self._bars.add_task(
-                "", total=report.steps, round_id=str(round_id)
-            )
-        self._bars.update(
-            self._tasks[round_id],
-            completed=report.step,
-            description=figures_text(report, epsilon_cap=self._epsilon_cap),
-        )
+            self._bar.add_task("", total=report.steps)
+            self._bar.start()
+        (task,) = self._bar.task_ids
+        self._bar.update(task, completed=report.step, description=figures)
         if report.step == report.steps:
             # Between rounds the terminal belongs to other messages.
             self._stop()
 
     def _stop(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-        self._bars = None
-        self._tasks.clear()
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None

@@ -14,15 +14,8 @@ from functools import partial
 import numpy as np
 
 from lada_lab.arms.llm import LabLlm
-from lada_lab.baselines.adapter_sums import (
-    AdapterSumSettings,
-    adapter_vector,
-    mean_adapters,
-)
-from lada_lab.baselines.fedcollm import FedCoLlmHost
-from lada_lab.baselines.fedmkt import FedMktHost
-from lada_lab.baselines.logit_baseline import LogitHost
-from lada_lab.baselines.rounds import HostTraining, transfer
+from lada_lab.baselines.adapter_sums import AdapterSumSettings, adapter_vector, mean_adapters
+from lada_lab.baselines.logit_baseline import BaselineTraining, LogitBaseline
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.errors import ParameterError
 from lada_secure.method.site_context import SiteContext
@@ -38,7 +31,6 @@ from lada_secure.method.site_training import (
 from lada_secure.models.adapters import AdapterWeights, adapter_weights, load_adapters
 from lada_secure.models.loading import LanguageModel
 
-_BASELINES: Mapping[str, type[LogitHost]] = {"fedmkt": FedMktHost, "fedcollm": FedCoLlmHost}
 _LLM_STEPS = 60
 _LLM_LEARNING_RATE = 5e-4
 
@@ -47,17 +39,14 @@ _LLM_LEARNING_RATE = 5e-4
 class BaselineRounds:
     """One baseline with one LLM during one arm."""
 
-    name: str
-    host: LogitHost
+    baseline: LogitBaseline
     llm: LabLlm
 
     @classmethod
     def open(cls, name: str, llm: LabLlm, sites: Sequence[SiteContext]) -> BaselineRounds:
         """Raises: ParameterError: an unknown name, or tokenizers without a common token."""
-        if name not in _BASELINES:
-            raise ParameterError(f"baseline: expected one of {', '.join(_BASELINES)}, got {name}")
-        host = _BASELINES[name](llm.data.pool, llm=llm.lm, slm=sites[0].lm)
-        return cls(name=name, host=host, llm=llm)
+        baseline = LogitBaseline(name, llm.data.pool, llm=llm.lm, slm=sites[0].lm)
+        return cls(baseline=baseline, llm=llm)
 
     def train(
         self,
@@ -72,7 +61,7 @@ class BaselineRounds:
             for (site, state), statistics in zip(sites, noised, strict=True)
         ]
         contexts = [site for site, _ in sites]
-        if self.name == "fedcollm":
+        if self.baseline.name == "fedcollm":
             return self._shared(contexts, considered, round_id)
         return self._separate(contexts, considered, round_id)
 
@@ -87,7 +76,7 @@ class BaselineRounds:
         trained = []
         for site, one in zip(sites, considered, strict=True):
             wear_start(site, one.state)
-            transfer(self.host, site.lm, _passing(one), _training(site, round_id))
+            self.baseline.teach(site.lm, _passing(one), _training(site, round_id))
             finish(site, one, round_id)
             trained.append(close(site, one, round_id))
         ready = [
@@ -125,7 +114,7 @@ class BaselineRounds:
         load_adapters(first.lm, added_up(starts))
         training = _training(first, round_id)
         # As many steps as all sites together take on their own.
-        transfer(self.host, first.lm, texts, replace(training, steps=training.steps * len(sites)))
+        self.baseline.teach(first.lm, texts, replace(training, steps=training.steps * len(sites)))
         shared = adapter_weights(first.lm)
         self._teach(
             [partial(_ready, first, replace(considered[0].state, student=shared))],
@@ -150,7 +139,7 @@ class BaselineRounds:
         training = replace(
             _training(site, round_id), steps=_LLM_STEPS, learning_rate=_LLM_LEARNING_RATE
         )
-        if self.host.teach_llm(students, texts, training):
+        if self.baseline.teach_llm(students, texts, training):
             self.llm.forget()
 
 
@@ -170,13 +159,13 @@ def _passing(considered: ConsideredRound) -> dict[int, str]:
     return {rationales[at].pool_index: rationales[at].text for at in considered.passing}
 
 
-def _training(site: SiteContext, round_id: int) -> HostTraining:
+def _training(site: SiteContext, round_id: int) -> BaselineTraining:
     """Steps, batch size and rate as the method's own students have them."""
     plan, guide = site.plan, site.plan.guide
     if guide is None:
         raise ParameterError("baselines start from what DP-SGD released: the plan needs a guide")
     last = round_id + 1 == plan.rounds
-    return HostTraining(
+    return BaselineTraining(
         steps=guide.last_pool_steps if last else guide.pool_steps,
         batch_size=plan.distillation.pool_batch_size,
         learning_rate=guide.pool_learning_rate,

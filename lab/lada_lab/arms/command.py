@@ -10,24 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lada_lab.cache_folder import CacheDir
+
 if TYPE_CHECKING:
     from lada_lab.arms.simulation import Outcome
 
 DEFAULT_CONDITIONS = ("lada-secure", "mass-valuation", "topic-quotas", "random", "no-pool", "paper")
-_CACHE_VARIABLE = "LADA_CACHE_DIR"
-
-
-def _cache_dir(named: Path | None) -> Path:
-    if named is not None:
-        return named
-    known = os.environ.get(_CACHE_VARIABLE)
-    if known:
-        return Path(known)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lada-secure"
 
 
 def allocation(
+    cache_dir: CacheDir,
     preset: Annotated[str, typer.Option(help="Frozen settings by name: tiny or smollm2.")] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 2,
     first_seed: Annotated[
@@ -52,7 +44,6 @@ def allocation(
         Path | None, typer.Option(help="Also write every run as CSV, as soon as it ends.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the accuracies as SVG.")] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help="Where made models are kept.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, nothing else.")
     ] = False,
@@ -78,7 +69,7 @@ def allocation(
         seeds=range(first_seed, first_seed + seeds),
         epsilons=budgets,
         settings=bench_settings(preset, harmful=harmful, held_out=held_out, changes=setting or ()),
-        cache_dir=_cache_dir(cache_dir),
+        cache_dir=cache_dir,
         jobs=jobs,
         progress=lambda text: typer.echo(text, err=True),
         keep=keep,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.method.plan import STATISTICS, TRAINING, MethodPlan
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec, Reservation
-from lada_secure.privacy.ledger.entries import LedgerIdentity
+from lada_secure.privacy.ledger.entries import CommitEntry, LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.released import Released
-
-T = TypeVar("T")
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +23,12 @@ class SharedReleases:
 
     outputs: dict[tuple[str, int, str, int], bytes] = field(default_factory=dict)
 
-    def knows(self, plan: MethodPlan, spec: ReleaseSpec) -> bool:
+    def knows(self, plan: MethodPlan, paid: ReserveEntry) -> bool:
         """Whether a release depends on nothing that arms differ in."""
-        if spec.purpose == STATISTICS:
-            return spec.round_id == 0
+        if paid.purpose == STATISTICS:
+            return paid.round_id == 0
         return (
-            spec.purpose == TRAINING and plan.guide is not None and not plan.finishes(spec.round_id)
+            paid.purpose == TRAINING and plan.guide is not None and not plan.finishes(paid.round_id)
         )
 
 
@@ -59,24 +54,19 @@ class ArmLedger(MemoryLedger):
             decided_by="benchmark",
         )
 
-    def release(
-        self,
-        spec: ReleaseSpec,
-        *,
-        compute: Callable[[Reservation], T],
-        encode: Callable[[T], bytes],
-        decode: Callable[[bytes], T],
-        after: Sequence[Released[object]] = (),
-    ) -> Released[T]:
-        """As every ledger; what another arm has computed already is not computed again."""
-        if not self._shared.knows(self._plan, spec):
-            return super().release(spec, compute=compute, encode=encode, decode=decode, after=after)
-        key = (self._group, spec.round_id, spec.purpose, spec.chunk)
+    def reserve(self, spec: ReleaseSpec) -> Reservation:
+        """As every ledger; what another arm has kept of an equal release is not made again."""
+        paid = super().reserve(spec)
+        shared = self._shared.outputs.get(self._key(paid.entry))
+        if paid.stored_output is not None or shared is None:
+            return paid
+        return replace(paid, stored_output=shared)
 
-        def once(paid: Reservation) -> T:
-            outputs = self._shared.outputs
-            if key not in outputs:
-                outputs[key] = encode(compute(paid))
-            return decode(outputs[key])
+    def keep(self, paid: Reservation, output: bytes) -> CommitEntry:
+        """As every ledger; what depends on nothing that arms differ in is there for all."""
+        if self._shared.knows(self._plan, paid.entry):
+            self._shared.outputs[self._key(paid.entry)] = output
+        return super().keep(paid, output)
 
-        return super().release(spec, compute=once, encode=encode, decode=decode, after=after)
+    def _key(self, entry: ReserveEntry) -> tuple[str, int, str, int]:
+        return self._group, entry.round_id, entry.purpose, entry.chunk

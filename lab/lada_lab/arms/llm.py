@@ -10,7 +10,7 @@ import numpy as np
 from lada_lab.worlds.study_data import BenchData
 from lada_secure.allocation.cells import Clusters
 from lada_secure.arrays import BoolArray, Float32Array, FloatArray
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import (
@@ -32,11 +32,11 @@ from lada_secure.models.adapters import (
     load_adapters,
 )
 from lada_secure.models.confidence import Answers, answer_pool
-from lada_secure.models.evaluation import accuracy, path_log_probabilities
-from lada_secure.models.examples import PathExample
+from lada_secure.models.evaluation import accuracy, rationale_log_probabilities
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.text_lengths import needed_tokens
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.preflight import needed_tokens
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 
 # As the protocol has it: a row of the matrix adds up to 1 at most.
 _ROW_BOUND = 1
@@ -131,10 +131,10 @@ class LabLlm:
     def answer_losses(self) -> FloatArray:
         """(n,) losses on the gold answers alone, nats per token."""
         if self._looks.answer_losses is None:
-            self._looks.answer_losses = path_log_probabilities(
+            self._looks.answer_losses = rationale_log_probabilities(
                 self.lm,
                 [prompt_of(sample.question, sample.choices) for sample in self.data.pool],
-                [path_of(sample.answer, sample.choices, None) for sample in self.data.pool],
+                [rationale_of(sample.answer, sample.choices, None) for sample in self.data.pool],
                 batch_size=BATCH_SIZE,
             ).losses
         return self._looks.answer_losses
@@ -205,9 +205,9 @@ class _Tunable:
 
     def tune(
         self,
-        examples: Sequence[PathExample],
-        replay: Sequence[PathExample],
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
         settings: TuningSettings,
     ) -> AdapterWeights:
         load_adapters(self.llm.lm, self.before)
-        return tune_on_paths(self.llm.lm, examples, replay, settings)
+        return tune_on_rationales(self.llm.lm, examples, replay, settings)

@@ -17,7 +17,7 @@ from lada_lab.arms.ledgers import ArmLedger
 from lada_lab.arms.llm import LabLlm
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import pick
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.method.llm_transfer import Decision
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_allocation import choose_cells
@@ -27,7 +27,7 @@ from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import TrainedRound, train
 from lada_secure.models.adapters import AdapterWeights
-from lada_secure.models.evaluation import path_log_probabilities
+from lada_secure.models.evaluation import rationale_log_probabilities
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class SimulatedStudy:
             demand=tuple(demand),
             received=tuple(received),
             trained=tuple(trained),
-            transfer=None if self.plan.uplink_in(round_id) is None else self._transfer(round_id),
+            transfer=None if self.plan.transfer_in(round_id) is None else self._transfer(round_id),
         )
 
     def _asked(self, site: SimulatedSite, round_id: int, noised: NoisedStatistics) -> SiteState:
@@ -159,10 +159,10 @@ class SimulatedStudy:
         """Samples whose gold answer the LLM finds likelier than the SLM, by the most."""
         context, pool = site.context, site.context.pool
         context.wear(site.state)
-        own = path_log_probabilities(
+        own = rationale_log_probabilities(
             context.lm,
             [prompt_of(sample.question, sample.choices) for sample in pool],
-            [path_of(sample.answer, sample.choices, None) for sample in pool],
+            [rationale_of(sample.answer, sample.choices, None) for sample in pool],
             batch_size=context.execution.batch_size,
         ).losses
         # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.

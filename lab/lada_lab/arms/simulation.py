@@ -15,10 +15,9 @@ from lada_lab.arms.ledgers import ArmLedger, SharedReleases
 from lada_lab.arms.llm import LabLlm
 from lada_lab.arms.rounds import SimulatedSite, SimulatedStudy
 from lada_lab.arms.study import LabSettings, study_plan
-from lada_lab.baselines.baseline import check_pool
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
 from lada_lab.worlds.chain_world import build_data
-from lada_lab.worlds.study_data import BenchData
+from lada_lab.worlds.study_data import BenchData, check_pool
 from lada_lab.worlds.ward_models import LLM_TUNING, SLM_TUNING, ward_model
 from lada_lab.worlds.wards import WardSettings, build_ward_data
 from lada_secure.allocation.cells import Clusters, fit_clusters

@@ -19,13 +19,13 @@ from lada_secure.errors import ParameterError
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
-    GuidePlan,
     MethodPlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
+    ReferenceModelPlan,
     StatisticsPlan,
     TrainingPlan,
-    TrialsPlan,
+    ValuationPlan,
 )
 from lada_secure.models.embedding import HASHED_NGRAMS
 from lada_secure.privacy.accounting.planning import DpSgdRelease, GaussianRelease, cost_plan
@@ -78,8 +78,8 @@ TINY_PLAN = MethodPlan(
         screen_low=0.02,
         screen_high=1.0,
     ),
-    paths=PathsPlan(budget=90, max_new_tokens=12, attempts=2),
-    guide=GuidePlan(
+    paths=RationalesPlan(budget=90, max_new_tokens=12, attempts=2),
+    guide=ReferenceModelPlan(
         records_with_reasons=True,
         own_paths=5,
         least_share=0.25,
@@ -90,7 +90,7 @@ TINY_PLAN = MethodPlan(
         pool_learning_rate=1e-2,
         finish=True,
         own_reasons=True,
-        trials=TrialsPlan(noise_multiplier=_CALIBRATED, gain_clip=0.5, least_gain=-1.0),
+        trials=ValuationPlan(noise_multiplier=_CALIBRATED, gain_clip=0.5, least_gain=-1.0),
     ),
 )
 

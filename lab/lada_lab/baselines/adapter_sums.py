@@ -1,4 +1,4 @@
-"""Adapters as whole numbers, so that a collective opening can add them up exactly.
+"""Adapters as whole numbers, so that a secure aggregation can add them up exactly.
 
 A site's adapters come from DP-SGD and are paid for in its ledger; encoding them is post-processing.
 Masks, encryption and the auditor's opening (`lada_secure.encryption`) then show the sum to the

@@ -1,24 +1,51 @@
-"""What FedMKT and FedCoLLM have in common: top-k logits along paths, in both directions."""
+"""FedMKT and FedCoLLM: distillation by top-k logits along rationales, in both directions.
+
+Both send top-k logits along texts of the public pool, aligned to the tokens of whoever learns. The
+texts are the LLM's checked rationales, because a pool of bare answers has none. Written from the
+papers:
+
+- FedMKT (Fan et al. 2024, arXiv 2406.02224): one student per site. *Dual minimum cross-entropy*: a
+  site learns from the samples on which the LLM's loss is below its own, the LLM from those on which
+  the best site's loss is below the LLM's.
+- FedCoLLM (Fan et al. 2024, arXiv 2411.11707): one SLM for all sites, whose adapters are the mean
+  of the sites' (`adapter_sums`); it and the LLM learn from each other on all samples. The paper
+  adds plain updates up; here each site's training is DP-SGD and paid for in its ledger.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-from torch import Tensor
 
-from lada_lab.baselines.baseline import DualLosses, Payload, check_pool
-from lada_lab.baselines.logits import logit_loss, taught_rows
-from lada_lab.baselines.rounds import HostTraining, train_host
+from lada_lab.baselines.logits import TaughtRow, logit_loss, taught_rows
 from lada_lab.baselines.token_alignment import TokenAlignment
 from lada_secure.arrays import BoolArray, FloatArray
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import path_log_probabilities
+from lada_secure.models.evaluation import rationale_log_probabilities
+from lada_secure.models.examples import PublicOrder
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.tuning import train_adapters
+
+
+def _where_the_teacher_is_better(teacher: FloatArray, learner: FloatArray) -> BoolArray:
+    better: BoolArray = teacher < learner
+    return better
+
+
+def _everything(teacher: FloatArray, learner: FloatArray) -> BoolArray:
+    return np.ones(np.broadcast(teacher, learner).shape, dtype=np.bool_)
+
+
+# Which samples are worth sending, by the losses of who would teach and of who would learn, (n,).
+SELECTIONS: Final[Mapping[str, Callable[[FloatArray, FloatArray], BoolArray]]] = {
+    "fedmkt": _where_the_teacher_is_better,
+    "fedcollm": _everything,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +60,36 @@ class LogitSettings:
         """Check ranges. Raises: ParameterError: a value out of range."""
         if self.k < 1 or self.batch_size < 1 or not 0.0 <= self.weight <= 1.0:
             raise ParameterError(
-                "logit host: expected k and batch_size of at least 1 and a weight in [0, 1], got "
-                f"{self.k}, {self.batch_size} and {self.weight}"
+                "logit baseline: expected k and batch_size of at least 1 and a weight in [0, 1], "
+                f"got {self.k}, {self.batch_size} and {self.weight}"
             )
 
 
-class LogitHost(ABC):
-    """A `Host` that sends top-k logits of paths; subclasses say which are worth sending."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineTraining:
+    """steps, batch_size: >= 1. learning_rate: AdamW's, > 0, falls to 0. seed: of the order."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises: ParameterError: a value out of range."""
+        if self.steps < 1 or self.batch_size < 1 or not 0.0 < self.learning_rate < float("inf"):
+            raise ParameterError(
+                "baseline training: expected steps and batch_size of at least 1 and a "
+                f"learning_rate above 0, got {self.steps}, {self.batch_size} and "
+                f"{self.learning_rate}"
+            )
+
+
+class LogitBaseline:
+    """One of the baselines with one LLM; serves all sites of a study."""
 
     def __init__(
         self,
+        name: str,
         pool: Sequence[PoolSample],
         *,
         llm: LanguageModel,
@@ -51,58 +98,52 @@ class LogitHost(ABC):
     ) -> None:
         """Compare the tokenizers; all sites' SLMs have that of `slm`.
 
-        Raises: ParameterError: a pool that `check_pool` refuses, or tokenizers without any
-        common token.
+        Raises: ParameterError: an unknown name, or tokenizers without any common token.
         """
-        self._pool = check_pool(pool)
+        if name not in SELECTIONS:
+            raise ParameterError(f"baseline: expected one of {', '.join(SELECTIONS)}, got {name}")
+        self.name = name
+        self._select = SELECTIONS[name]
+        self._pool = pool
         self._llm = llm
         self._settings = settings or LogitSettings()
         self._downwards = TokenAlignment(llm, slm)
         self._upwards = TokenAlignment(slm, llm)
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """See `Host.name`."""
+    def losses(self, lm: LanguageModel, paths: Mapping[int, str]) -> FloatArray:
+        """Cross-entropies of paths by pool index, (n,) nats per token of the model's own, >= 0."""
+        return rationale_log_probabilities(
+            lm, self._prompts(paths), list(paths.values()), batch_size=self._settings.batch_size
+        ).losses
 
-    @abstractmethod
-    def worth_sending(self, teacher: FloatArray, learner: FloatArray) -> BoolArray:
-        """Which samples to send, by the losses of who would teach and of who would learn, (n,)."""
+    def teach(
+        self, slm: LanguageModel, paths: Mapping[int, str], training: BaselineTraining
+    ) -> tuple[int, ...]:
+        """Train a student on the LLM's logits along the samples that are worth sending.
 
-    @property
-    def pool(self) -> Sequence[PoolSample]:
-        """See `Host.pool`."""
-        return self._pool
+        The selection is made anew every round among everything so far, because both models have
+        changed.
 
-    def losses(self, slm: LanguageModel, paths: Mapping[int, str]) -> DualLosses:
-        """See `Host.losses`. Raises: ParameterError: a path longer than either model takes."""
-        return DualLosses(
-            slm=self._losses(slm, paths),
-            llm=self._losses(self._llm, paths),
-        )
-
-    def payload(
-        self, slm: LanguageModel, paths: Mapping[int, str], losses: DualLosses
-    ) -> tuple[Payload, ...]:
-        """See `Host.payload`: the LLM's top-k logits, in the SLM's tokens."""
-        chosen = self.worth_sending(losses.llm, losses.slm)
-        places = [place for place, send in zip(paths, chosen, strict=True) if send]
-        return self._sent(self._llm, slm, self._downwards, {one: paths[one] for one in places})
-
-    def loss(self, learner: LanguageModel, batch: Sequence[Payload]) -> Tensor:
-        """See `Host.loss`."""
-        return logit_loss(
-            learner,
-            [one.row for one in batch],
-            [one.top for one in batch],
-            weight=self._settings.weight,
-        )
+        Args: slm: with adapters, trained in place. paths: the LLM's checked rationales by pool
+            index.
+        Returns: pool indices that were sent.
+        Raises: ParameterError: a sample that the pool does not have, or a model without adapters.
+        """
+        unknown = [index for index in paths if not 0 <= index < len(self._pool)]
+        if unknown:
+            raise ParameterError(f"baseline {self.name}: the pool has no sample {unknown[0]}")
+        if not paths:
+            return ()
+        chosen = self._select(self.losses(self._llm, paths), self.losses(slm, paths))
+        sent = {index: paths[index] for index, send in zip(paths, chosen, strict=True) if send}
+        self._train(slm, self._taught(self._llm, slm, self._downwards, sent), training)
+        return tuple(sent)
 
     def teach_llm(
         self,
         students: Sequence[Callable[[], LanguageModel]],
         paths: Mapping[int, str],
-        training: HostTraining,
+        training: BaselineTraining,
     ) -> int:
         """The other direction: train the LLM's adapters on the students' logits.
 
@@ -114,49 +155,54 @@ class LogitHost(ABC):
         """
         if not students or not paths:
             return 0
-        by_student = np.stack([self._losses(ready(), paths) for ready in students])
-        best = by_student.argmin(axis=0)
-        chosen = self.worth_sending(by_student.min(axis=0), self._losses(self._llm, paths))
-        payloads: list[Payload] = []
+        by_student = np.stack([self.losses(ready(), paths) for ready in students])
+        chosen = self._select(by_student.min(axis=0), self.losses(self._llm, paths))
+        best = np.where(chosen, by_student.argmin(axis=0), -1)
+        taught: list[TaughtRow] = []
         for number, ready in enumerate(students):
             told = {
-                place: path
-                for (place, path), send, whose in zip(paths.items(), chosen, best, strict=True)
-                if send and whose == number
+                index: paths[index] for index, by in zip(paths, best, strict=True) if by == number
             }
             if told:
-                payloads += self._sent(ready(), self._llm, self._upwards, told)
-        train_host(self, self._llm, payloads, training)
-        return len(payloads)
+                taught += self._taught(ready(), self._llm, self._upwards, told)
+        self._train(self._llm, taught, training)
+        return len(taught)
 
-    def _sent(
+    def _taught(
         self,
         teacher: LanguageModel,
         learner: LanguageModel,
         alignment: TokenAlignment,
         paths: Mapping[int, str],
-    ) -> tuple[Payload, ...]:
-        rows = taught_rows(
+    ) -> list[TaughtRow]:
+        return taught_rows(
             teacher,
             learner,
-            [(self._prompt(place), path) for place, path in paths.items()],
+            list(zip(self._prompts(paths), paths.values(), strict=True)),
             alignment,
             k=self._settings.k,
             batch_size=self._settings.batch_size,
         )
-        return tuple(
-            Payload(place=place, row=row, top=top)
-            for place, (row, top) in zip(paths, rows, strict=True)
+
+    def _train(
+        self, lm: LanguageModel, taught: Sequence[TaughtRow], training: BaselineTraining
+    ) -> None:
+        if not taught:
+            return
+        if not any("lora_" in name for name, _ in lm.model.named_parameters()):
+            raise ParameterError(
+                f"baseline {self.name}: model {lm.name!r} has no adapters to train"
+            )
+        order = PublicOrder(count=len(taught), batch_size=training.batch_size, seed=training.seed)
+        train_adapters(
+            lm,
+            lambda step: logit_loss(
+                lm, [taught[at] for at in order.batch(step)], weight=self._settings.weight
+            ),
+            steps=training.steps,
+            learning_rate=training.learning_rate,
         )
 
-    def _losses(self, lm: LanguageModel, paths: Mapping[int, str]) -> FloatArray:
-        return path_log_probabilities(
-            lm,
-            [self._prompt(place) for place in paths],
-            list(paths.values()),
-            batch_size=self._settings.batch_size,
-        ).losses
-
-    def _prompt(self, place: int) -> str:
-        sample = self._pool[place]
-        return prompt_of(sample.question, sample.choices)
+    def _prompts(self, paths: Mapping[int, str]) -> list[str]:
+        samples = [self._pool[index] for index in paths]
+        return [prompt_of(sample.question, sample.choices) for sample in samples]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lada_lab.baselines.baseline import TopLogits
-from lada_lab.baselines.token_alignment import TokenAlignment
+from lada_lab.baselines.token_alignment import TokenAlignment, TopLogits
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import TokenRow, encode_row
 from lada_secure.models.loading import LanguageModel
 
 
-def path_logits(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
+class TaughtRow(NamedTuple):
+    """What a teacher sends for one sample, in the learner's tokens."""
+
+    row: TokenRow
+    top: TopLogits
+
+
+def rationale_logits(lm: LanguageModel, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
     """Logits about every target token.
 
     Args: rows: at least one.
@@ -49,14 +55,15 @@ def top_logits(
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]
         with torch.no_grad():
-            logits, _ = path_logits(lm, part)
+            logits, _ = rationale_logits(lm, part)
         values, tokens = logits.topk(min(k, logits.shape[-1]), dim=-1)
-        shares = values.softmax(-1)
         lengths = [row.target_length for row in part]
         found += [
-            TopLogits(tokens=one.clone(), probabilities=two.clone())
-            for one, two in zip(
-                torch.split(tokens, lengths), torch.split(shares, lengths), strict=True
+            TopLogits(tokens=ids.clone(), probabilities=shares.clone())
+            for ids, shares in zip(
+                torch.split(tokens, lengths),
+                torch.split(values.softmax(-1), lengths),
+                strict=True,
             )
         ]
     return found
@@ -70,41 +77,36 @@ def taught_rows(
     *,
     k: int,
     batch_size: int,
-) -> list[tuple[TokenRow, TopLogits]]:
+) -> list[TaughtRow]:
     """What a teacher thinks of (prompt, path) pairs, in the learner's tokens.
 
     Args: alignment: of this pair of models.
     """
-    rows = [encode_row(teacher, *one) for one in texts]
+    rows = [encode_row(teacher, *text) for text in texts]
     tops = top_logits(teacher, rows, k=k, batch_size=batch_size)
-    if alignment.same:
-        return list(zip(rows, tops, strict=True))
-    own = [encode_row(learner, *one) for one in texts]
-    return [
-        (
-            row,
-            alignment.carried(
-                top, told.tokens[told.target_start :], row.tokens[row.target_start :]
-            ),
-        )
-        for row, told, top in zip(own, rows, tops, strict=True)
-    ]
+    if not alignment.same:
+        own = [encode_row(learner, *text) for text in texts]
+        tops = [
+            alignment.carried(top, told.tokens[told.target_start :], row.tokens[row.target_start :])
+            for row, told, top in zip(own, rows, tops, strict=True)
+        ]
+        rows = own
+    return [TaughtRow(row, top) for row, top in zip(rows, tops, strict=True)]
 
 
-def logit_loss(
-    lm: LanguageModel, rows: Sequence[TokenRow], tops: Sequence[TopLogits], *, weight: float
-) -> Tensor:
+def logit_loss(lm: LanguageModel, taught: Sequence[TaughtRow], *, weight: float) -> Tensor:
     """Mean over rows of (1 - weight) x cross-entropy + weight x KL(teacher || learner).
 
     Both are means over a row's target tokens. The teacher's distribution is the one over its k
     tokens, the learner's is over all of its own, so that what it gives to other tokens counts.
     """
-    logits, targets = path_logits(lm, rows)
+    rows = [row for row, _ in taught]
+    logits, targets = rationale_logits(lm, rows)
     log_q = logits.log_softmax(-1)
     entropy = functional.nll_loss(log_q, targets, reduction="none")
-    tokens = torch.cat([one.tokens for one in tops])
-    teacher = torch.cat([one.probabilities for one in tops])
+    tokens = torch.cat([top.tokens for _, top in taught])
+    teacher = torch.cat([top.probabilities for _, top in taught])
     divergence = (torch.xlogy(teacher, teacher) - teacher * log_q.gather(-1, tokens)).sum(-1)
     mixed = (1.0 - weight) * entropy + weight * divergence
     lengths = [row.target_length for row in rows]
-    return torch.stack([one.mean() for one in torch.split(mixed, lengths)]).mean()
+    return torch.stack([part.mean() for part in torch.split(mixed, lengths)]).mean()

@@ -10,19 +10,32 @@ dropped rather than mapped to whichever is shortest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lada_lab.baselines.baseline import TopLogits
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import LanguageModel
 
 # How byte-level and sentence-piece tokenizers write a space, and the former a line break.
 _MARKS = str.maketrans({"\u0120": " ", "\u2581": " ", "\u010a": "\n"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TopLogits:
+    """Per target token, a teacher's k likeliest tokens, in the tokens of whoever learns.
+
+    tokens: (t, k) int64. probabilities: (t, k) float32, rows sum to 1; entries of probability 0
+    are padding.
+    """
+
+    tokens: Tensor
+    probabilities: Tensor
 
 
 class TokenAlignment:
@@ -79,22 +92,16 @@ class TokenAlignment:
     def partners(self, teacher: Sequence[int], learner: Sequence[int]) -> list[int | None]:
         """For each of the learner's tokens, the place of the teacher's that stands for it alone."""
         pairs = warping(
-            [self._text_of(one, self._texts, self._ends[0]) for one in teacher],
-            [self._text_of(one, self._learner_texts, self._ends[1]) for one in learner],
+            ["" if token == self._ends[0] else self._texts.get(token, "") for token in teacher],
+            [
+                "" if token == self._ends[1] else self._learner_texts.get(token, "")
+                for token in learner
+            ],
         )
-        of_learner: dict[int, list[int]] = {}
-        of_teacher: dict[int, list[int]] = {}
-        for first, second in pairs:
-            of_learner.setdefault(second, []).append(first)
-            of_teacher.setdefault(first, []).append(second)
-        return [
-            found[0] if len(found) == 1 and len(of_teacher[found[0]]) == 1 else None
-            for found in (of_learner[place] for place in range(len(learner)))
-        ]
-
-    @staticmethod
-    def _text_of(token: int, texts: dict[int, str], end: int) -> str:
-        return "" if token == end else texts.get(token, "")
+        firsts = Counter(first for first, _ in pairs)
+        seconds = Counter(second for _, second in pairs)
+        alone = {second: first for first, second in pairs if firsts[first] == seconds[second] == 1}
+        return [alone.get(pool_index) for pool_index in range(len(learner))]
 
     def carried(self, top: TopLogits, teacher: Sequence[int], learner: Sequence[int]) -> TopLogits:
         """A teacher's logits about its own target tokens as logits about the learner's.
@@ -107,34 +114,28 @@ class TokenAlignment:
         if self.same:
             return top
         width = top.tokens.shape[1]
-        rows = [
-            self._row(top, place, width) if place is not None else {}
-            for place in self.partners(teacher, learner)
-        ]
         tokens = torch.zeros((len(learner), width), dtype=torch.int64)
         shares = torch.zeros((len(learner), width), dtype=torch.float32)
-        for at, (row, own) in enumerate(zip(rows, learner, strict=True)):
-            known = row or {own: 1.0}
+        for at, (partner, own) in enumerate(
+            zip(self.partners(teacher, learner), learner, strict=True)
+        ):
+            known = {} if partner is None else self._row(top, partner, width)
+            known = known or {own: 1.0}
             total = sum(known.values())
-            for column, (token, share) in enumerate(known.items()):
-                tokens[at, column] = token
-                shares[at, column] = share / total
-        return TopLogits(tokens=tokens.to(top.tokens.device), probabilities=shares.to(_device(top)))
+            tokens[at, : len(known)] = torch.tensor(list(known))
+            shares[at, : len(known)] = torch.tensor([share / total for share in known.values()])
+        device = top.tokens.device
+        return TopLogits(tokens=tokens.to(device), probabilities=shares.to(device))
 
-    def _row(self, top: TopLogits, place: int, width: int) -> dict[int, float]:
+    def _row(self, top: TopLogits, pool_index: int, width: int) -> dict[int, float]:
         found: dict[int, float] = {}
-        tokens: list[int] = top.tokens[place].tolist()
-        shares: list[float] = top.probabilities[place].tolist()
+        tokens: list[int] = top.tokens[pool_index].tolist()
+        shares: list[float] = top.probabilities[pool_index].tolist()
         for token, share in zip(tokens, shares, strict=True):
             mapped = self.learner_token(token)
             if mapped is not None and share > 0.0:
                 found[mapped] = found.get(mapped, 0.0) + share
         return dict(list(found.items())[:width])
-
-
-def _device(top: TopLogits) -> torch.device:
-    probabilities: Tensor = top.probabilities
-    return probabilities.device
 
 
 def _texts(lm: LanguageModel) -> dict[int, str]:
@@ -152,8 +153,10 @@ def edit_distance(first: str, second: str) -> int:
     row = list(range(len(second) + 1))
     for number, one in enumerate(first, start=1):
         above, row = row, [number]
-        for place, other in enumerate(second, start=1):
-            row.append(min(above[place] + 1, row[-1] + 1, above[place - 1] + (one != other)))
+        for pool_index, other in enumerate(second, start=1):
+            row.append(
+                min(above[pool_index] + 1, row[-1] + 1, above[pool_index - 1] + (one != other))
+            )
     return row[-1]
 
 

@@ -1,4 +1,4 @@
-"""Collective opening beside the usual way: CKKS under one key that every client holds.
+"""Secure aggregation beside the usual way: CKKS under one key that every client holds.
 
 Baseline: TenSEAL CKKS, N = 8192, coefficient modulus [60, 40, 40, 60], scale 2^40, as NVFlare's
 homomorphic aggregation sets it up, on the same vector.
@@ -7,25 +7,30 @@ homomorphic aggregation sets it up, on the same vector.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import operator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lada_lab.micro.cpu_time import Stopwatch
-from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
+from lada_lab.micro.cpu_time import BASELINE_DEGREE, Stopwatch, baseline_context
+from lada_secure.arrays import IntArray
+from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, AggregateKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
-from lada_secure.encryption.parsing import sealed_body, sealed_chunk
-from lada_secure.encryption.sealing import SealingKey, add_sealed, parse_public_key, seal
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.parameters import (
+    POLY_MODULUS_DEGREE,
+    AggregationParameters,
+    aggregation_parameters,
+)
+from lada_secure.encryption.parsing import sealed_chunks
+from lada_secure.encryption.sealing import SealedSum, SealingKey, parse_public_key, seal
+from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError
 
-BASELINE_DEGREE: Final = 8192
 BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 40, 60]
-BASELINE_SCALE: Final = 2.0**40
 # A bound of 2^14 per site is what noised statistics at sigma of 16 steps and more come to.
 SITE_BOUND: Final = 2**14
 _CONTEXT: Final = b'{"bench":"opening"}'
@@ -33,13 +38,12 @@ _CONTEXT: Final = b'{"bench":"opening"}'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ours:
-    params: OpeningParameters
-    key: OpeningKey
+    params: AggregationParameters
+    key: AggregateKey
     sealing_key: SealingKey
     mask_keys: dict[str, MaskKey]
-    sealer: WorkerProcess
 
-    def contribution(self, site: str, values: npt.NDArray[np.int64]) -> bytes:
+    def contribution(self, site: str, values: IntArray) -> bytes:
         """What one site does: masks against all others, encryption, serialisation."""
         peers = {name: key.public_bytes for name, key in self.mask_keys.items() if name != site}
         mask = pairwise_mask(
@@ -51,7 +55,7 @@ class _Ours:
             modulus=self.params.plain_modulus,
         )
         hidden = masked(values, mask, bound=SITE_BOUND, modulus=self.params.plain_modulus)
-        return seal(self.sealing_key, self.params, hidden, worker=self.sealer)
+        return seal(self.sealing_key, self.params, hidden)
 
 
 class _Baseline:
@@ -59,40 +63,32 @@ class _Baseline:
         import tenseal
 
         self._tenseal: Any = tenseal
-        self.context: Any = tenseal.context(
-            tenseal.SCHEME_TYPE.CKKS,
-            BASELINE_DEGREE,
-            coeff_mod_bit_sizes=BASELINE_COEFF_MODULUS_BITS,
-            n_threads=1,
-        )
-        self.context.global_scale = BASELINE_SCALE
+        self._context = baseline_context(BASELINE_COEFF_MODULUS_BITS)
 
     def contribution(self, values: list[float]) -> bytes:
         # TenSEAL prints a warning for vectors of more than one ciphertext.
         with contextlib.redirect_stdout(io.StringIO()):
-            return bytes(self._tenseal.ckks_vector(self.context, values).serialize())
+            return bytes(self._tenseal.ckks_vector(self._context, values).serialize())
 
     def load(self, raw: bytes) -> Any:
-        return self._tenseal.ckks_vector_from(self.context, raw)
+        return self._tenseal.ckks_vector_from(self._context, raw)
 
     def add(self, contributions: list[bytes]) -> bytes:
-        total = self.load(contributions[0])
-        for raw in contributions[1:]:
-            total += self.load(raw)
+        total = functools.reduce(operator.iadd, map(self.load, contributions))
         return bytes(total.serialize())
 
     def add_loaded(self, contributions: list[Any]) -> Any:
-        total = contributions[0] + contributions[1]
-        for one in contributions[2:]:
-            total += one
-        return total
+        first, second, *rest = contributions
+        return functools.reduce(operator.iadd, rest, first + second)
 
     def open(self, raw: bytes) -> list[float]:
         return list(self.load(raw).decrypt())
 
 
-def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5) -> dict[str, Any]:
-    """Measure one site's contribution, the server's addition and the opening.
+def run_aggregation(
+    *, entries: int = 100_000, sites: int = 10, repetitions: int = 5
+) -> dict[str, Any]:
+    """Measure one site's contribution, the server's addition and the secure aggregation.
 
     Returns: JSON-ready: `ratio.encrypt`, `ratio.bytes`, `ratio.add`, `ratio.open` (ours over the
         baseline's, medians of CPU time; add and open from received bytes to bytes or numbers),
@@ -104,30 +100,24 @@ def run_opening(*, entries: int = 100_000, sites: int = 10, repetitions: int = 5
         raise ParameterError(
             f"sites must be 2 to 100 and repetitions 1 to 1000, got {sites} and {repetitions}"
         )
-    params = opening_parameters(length=entries, sum_bound=sites * SITE_BOUND)
-    sealer, opener = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
-    try:
-        return _run(params, sites, repetitions, sealer, opener)
-    finally:
-        sealer.close()
-        opener.close()
+    params = aggregation_parameters(length=entries, sum_bound=sites * SITE_BOUND)
+    return _run(params, sites, repetitions, shared_worker(), shared_worker(DECRYPTING_WORKER))
 
 
 def _run(
-    params: OpeningParameters,
+    params: AggregationParameters,
     sites: int,
     repetitions: int,
     sealer: WorkerProcess,
     opener: WorkerProcess,
 ) -> dict[str, Any]:
-    key = OpeningKey.generate(params, worker=opener)
+    key = AggregateKey.generate(params)
     names = [f"site-{index}" for index in range(sites)]
     ours = _Ours(
         params=params,
         key=key,
         sealing_key=parse_public_key(key.public_bytes, params),
         mask_keys={name: MaskKey.generate() for name in names},
-        sealer=sealer,
     )
     baseline = _Baseline()
     rng = np.random.default_rng(0)
@@ -139,44 +129,49 @@ def _run(
     loaded = [baseline.load(raw) for raw in encrypted]
     parsed = [_parsed(raw, params) for raw in sealed]
     watch = Stopwatch(workers=[sealer, opener])
-    exact, baseline_error = True, 0.0
+    baseline_error = 0.0
     for repetition in range(repetitions):
         name = names[repetition % sites]
         watch.measure("encrypt", ours.contribution, name, vectors[name])
         watch.measure("baseline_encrypt", baseline.contribution, as_floats[name])
-        total = watch.measure("add", add_sealed, params, sealed)
+        total = watch.measure("add", _sum, params, sealed)
         baseline_total = watch.measure("baseline_add", baseline.add, encrypted)
         watch.measure("add_arithmetic", _added, parsed, params)
         watch.measure("baseline_add_arithmetic", baseline.add_loaded, loaded)
-        opened = watch.measure("open", key.open_sum, total, params.sum_bound)
+        opened = watch.measure("open", key.open_sum, total)
         floats = watch.measure("baseline_open", baseline.open, baseline_total)
-        exact = exact and bool((opened == plain_sum).all())
+        if not (opened == plain_sum).all():
+            raise LocalProtocolError("the opened sum differs from the sum of the vectors")
         error = np.abs(np.asarray(floats) * SITE_BOUND - plain_sum).max()
         baseline_error = max(baseline_error, float(error))
-    if not exact:
-        raise LocalProtocolError("the opened sum differs from the sum of the vectors")
     return _report(watch, params, sites, repetitions, len(encrypted[0]), baseline_error)
 
 
-def _parsed(raw: bytes, params: OpeningParameters) -> npt.NDArray[np.uint64]:
-    body = sealed_body(raw, params)
-    return np.stack([sealed_chunk(body, index, params) for index in range(params.chunks)])
+def _sum(params: AggregationParameters, sealed: list[bytes]) -> bytes:
+    total = SealedSum(params)
+    for raw in sealed:
+        total.add(raw)
+    return total.to_bytes()
+
+
+def _parsed(raw: bytes, params: AggregationParameters) -> npt.NDArray[np.uint64]:
+    return np.stack(list(sealed_chunks(raw, params)))
 
 
 def _added(
-    parsed: list[npt.NDArray[np.uint64]], params: OpeningParameters
+    parsed: list[npt.NDArray[np.uint64]], params: AggregationParameters
 ) -> npt.NDArray[np.uint64]:
     modulus = np.uint64(params.coeff_modulus)
     total = parsed[0].copy()
-    for one in parsed[1:]:
-        total += one
+    for contribution in parsed[1:]:
+        total += contribution
         np.minimum(total, total - modulus, out=total)
     return total
 
 
 def _report(
     watch: Stopwatch,
-    params: OpeningParameters,
+    params: AggregationParameters,
     sites: int,
     repetitions: int,
     baseline_bytes: int,
@@ -198,8 +193,8 @@ def _report(
             "mask_key": 32,
         },
         "parameters": {
-            "poly_modulus_degree": params.poly_modulus_degree,
-            "coeff_modulus_bits": [params.coeff_modulus_bits],
+            "poly_modulus_degree": POLY_MODULUS_DEGREE,
+            "coeff_modulus_bits": [params.coeff_modulus.bit_length()],
             "plain_modulus": params.plain_modulus,
             "sum_bound": params.sum_bound,
         },

@@ -1,4 +1,4 @@
-"""CPU time of this process and of the workers it uses, and medians over repetitions.
+"""What the encryption benchmarks share: CPU time with medians, and the baseline's CKKS context.
 
 CPU time instead of wall time: on a machine that others use, wall time measures them. Baseline
 and candidate alternate within one run, so a change of clock frequency meets both.
@@ -10,9 +10,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from lada_secure.encryption.workers.process import WorkerProcess
+
+BASELINE_DEGREE: Final = 8192
+BASELINE_SCALE: Final = 2.0**40
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
@@ -53,3 +56,17 @@ class Stopwatch:
     def _now(self) -> float:
         # Asking a worker costs some 0.05 ms, counted against the candidate only.
         return time.process_time() + sum(worker.cpu_seconds() for worker in self.workers)
+
+
+def baseline_context(coeff_modulus_bits: Sequence[int]) -> Any:
+    """TenSEAL's CKKS as it is usually set up: N = 8192, scale 2^40, one thread."""
+    import tenseal
+
+    context = tenseal.context(
+        tenseal.SCHEME_TYPE.CKKS,
+        BASELINE_DEGREE,
+        coeff_mod_bit_sizes=list(coeff_modulus_bits),
+        n_threads=1,
+    )
+    context.global_scale = BASELINE_SCALE
+    return context

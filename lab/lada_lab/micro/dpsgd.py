@@ -13,11 +13,12 @@ step's peak above the idle process. On a GPU it is torch's own count of the time
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -25,14 +26,7 @@ from typing import Any
 
 import torch
 
-from lada_lab.micro.dpsgd_variants import (
-    VARIANTS,
-    BenchModel,
-    BenchPlace,
-    Measured,
-    Variant,
-    serve,
-)
+from lada_lab.micro.dpsgd_variants import VARIANTS, BenchModel, BenchPlace, Measured, Variant, serve
 from lada_secure.errors import ParameterError
 
 _START_TIMEOUT_S = 300.0
@@ -47,16 +41,14 @@ _FIRST_STEP = (8, 2)
 @contextmanager
 def _blocks_given_back() -> Iterator[None]:
     """Processes started meanwhile give large freed blocks back to the system at once."""
-    before = {name: os.environ.get(name) for name in _ALLOCATOR}
+    before = dict(os.environ)
     os.environ.update(_ALLOCATOR)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in _ALLOCATOR.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 class _Worker:
@@ -148,18 +140,13 @@ def run_dpsgd(
             f"{', '.join(VARIANTS)}"
         )
     names: tuple[Variant, ...] = tuple(dict.fromkeys(("plain", *variants)))
-    workers: list[_Worker] = []
-    try:
-        for name in names:
-            workers.append(_Worker(name, shape, where))
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(closing(_Worker(name, shape, where))) for name in names]
         trainable = [worker.wait_until_ready() for worker in workers]
         cases: dict[str, dict[str, dict[str, float]]] = {}
         for length, batch in shapes:
             tell(f"{length}x{batch}")
             cases[f"{length}x{batch}"] = _case(workers, length, batch, repetitions)
-    finally:
-        for worker in workers:
-            worker.close()
     if device.type == "cpu":
         tell("peak memory")
         peaks = {name: _peaks(name, shape, where, shapes) for name in names}
@@ -167,21 +154,9 @@ def run_dpsgd(
             case["peak_bytes"] = {name: float(found[at]) for name, found in peaks.items()}
     for case in cases.values():
         plain = case["peak_bytes"]["plain"]
-        case["memory_ratio"] = {name: one / plain for name, one in case["peak_bytes"].items()}
+        case["memory_ratio"] = {name: peak / plain for name, peak in case["peak_bytes"].items()}
     return {
-        "model": {
-            "layers": shape.layers,
-            "hidden_size": shape.hidden_size,
-            "vocabulary": shape.vocabulary,
-            "rank": shape.rank,
-            "trainable_parameters": trainable[0],
-        }
-        if shape.reference is None
-        else {
-            "reference": shape.reference,
-            "rank": shape.rank,
-            "trainable_parameters": trainable[0],
-        },
+        "model": {**shape.described(), "trainable_parameters": trainable[0]},
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": "bfloat16" if where.settings().autocast_dtype() else "float32",
@@ -198,14 +173,12 @@ def _peaks(
 ) -> list[int]:
     """Peak bytes of one step of every shape, in a process of its own."""
     with _blocks_given_back():
-        worker = _Worker(variant, model, place)
-    try:
+        started = _Worker(variant, model, place)
+    with closing(started) as worker:
         worker.wait_until_ready()
         # The first step makes what stays: the optimiser's moments, the noise's tables.
         worker.step(*_FIRST_STEP)
         return [worker.step(length, batch).peak_bytes for length, batch in shapes]
-    finally:
-        worker.close()
 
 
 def _case(
@@ -218,26 +191,25 @@ def _case(
             measured = worker.step(length, batch)
             if repetition:
                 found[worker.variant].append(measured)
-    seconds = {name: statistics.median(one.step_s for one in some) for name, some in found.items()}
-    peaks = {
-        name: float(statistics.median(one.peak_bytes for one in some))
-        for name, some in found.items()
-    }
+
+    def over(
+        fold: Callable[[Iterable[float]], float], figure: Callable[[Measured], float]
+    ) -> dict[str, float]:
+        return {name: float(fold(map(figure, steps))) for name, steps in found.items()}
+
+    seconds = over(statistics.median, lambda step: step.step_s)
+    noise = over(statistics.median, lambda step: step.noise_s)
     case: dict[str, dict[str, float]] = {
         "step_s": seconds,
-        "peak_bytes": peaks,
-        "process_bytes": {
-            name: float(max(one.process_bytes for one in some)) for name, some in found.items()
-        },
-        "noise_share": {
-            name: statistics.median(one.noise_s for one in some) / seconds[name]
-            for name, some in found.items()
-        },
-        "ratio": {name: seconds["plain"] / one for name, one in seconds.items()},
+        "peak_bytes": over(statistics.median, lambda step: step.peak_bytes),
+        "process_bytes": over(max, lambda step: step.process_bytes),
+        "noise_share": {name: noise[name] / step_s for name, step_s in seconds.items()},
+        "ratio": {name: seconds["plain"] / step_s for name, step_s in seconds.items()},
     }
     if "fused_nonprivate" in seconds:
-        harder = seconds["fused_nonprivate"]
-        case["ratio_to_fused_nonprivate"] = {name: harder / one for name, one in seconds.items()}
+        case["ratio_to_fused_nonprivate"] = {
+            name: seconds["fused_nonprivate"] / step_s for name, step_s in seconds.items()
+        }
     return case
 
 
@@ -252,19 +224,15 @@ _WORST = {
 
 def _summary(cases: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
     first = next(iter(cases.values()))
+
+    def over(fold: Callable[[Iterable[float]], float], kind: str) -> dict[str, float]:
+        return {
+            name: round(fold(case[kind][name] for case in cases.values()), 4)
+            for name in first[kind]
+        }
+
     kinds = [kind for kind in _WORST if kind in first]
-    medians = {
-        kind: {
-            name: round(statistics.median(case[kind][name] for case in cases.values()), 4)
-            for name in first[kind]
-        }
-        for kind in kinds
+    return {
+        **{kind: over(statistics.median, kind) for kind in kinds},
+        "worst": {kind: over(_WORST[kind], kind) for kind in kinds},
     }
-    worst = {
-        kind: {
-            name: round(_WORST[kind](case[kind][name] for case in cases.values()), 4)
-            for name in first[kind]
-        }
-        for kind in kinds
-    }
-    return {**medians, "worst": worst}

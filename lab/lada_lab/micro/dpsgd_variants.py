@@ -33,17 +33,17 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lada_lab.worlds.named_models import make_model
-from lada_secure.dpsgd.clipping import DEFAULT_STD_STEPS
-from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.dpsgd.clipping import ClippedSum
+from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
 from lada_secure.dpsgd.noise import DiscreteGaussian
-from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
 from lada_secure.models.loading import load_folder
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 Variant: TypeAlias = Literal["plain", "fused_nonprivate", "fused", "opacus", "ghost"]
 VARIANTS: tuple[Variant, ...] = ("plain", "fused_nonprivate", "fused", "opacus", "ghost")
@@ -71,6 +71,17 @@ class BenchModel:
     rank: int = 8
     reference: str | None = None
     cache_dir: Path | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What a report says of it."""
+        if self.reference is not None:
+            return {"reference": self.reference, "rank": self.rank}
+        return {
+            "layers": self.layers,
+            "hidden_size": self.hidden_size,
+            "vocabulary": self.vocabulary,
+            "rank": self.rank,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +228,9 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
     optimizer = torch.optim.AdamW(engine.parameters, lr=_LEARNING_RATE)
     source = GradientSource(
         engine=engine,
-        scorer=PathScorer(model, device=device, autocast_dtype=place.settings().autocast_dtype()),
+        scorer=RationaleScorer(
+            model, device=device, autocast_dtype=place.settings().autocast_dtype()
+        ),
         loss=LossSettings(contrastive_weight=0.0),
         physical_batch_size=2**20,
     )
@@ -225,11 +238,11 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
     def step(tokens: torch.Tensor) -> None:
         rows = [TokenRow(tokens=tuple(row), target_start=1) for row in tokens.tolist()]
         examples = [
-            EncodedExample(example_id=str(at), path=row, own_path=None)
+            EncodedExample(example_id=str(at), path=row, rejected=None)
             for at, row in enumerate(rows)
         ]
         if variant == "fused_nonprivate":
-            parts = source.public_gradient(examples, count=len(examples)).gradients
+            parts = source.public_gradient(examples).gradients
         else:
             privacy = DpSgdParameters(
                 noise_multiplier=_NOISE_MULTIPLIER,
@@ -240,7 +253,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
                 pool_gradients="public",
             )
             units = [EncodedUnit(unit_id=one.example_id, examples=(one,)) for one in examples]
-            total = source.clipped_sum(units, l2_clip_norm=_CLIP, grid=privacy.grid())
+            total = source.clipped_sum(units, ClippedSum(engine.parameters, privacy))
             sizes = [one.numel() for one in engine.parameters]
             parts = torch.split_with_sizes(noised_gradient(total, privacy), sizes)
         for one, part in zip(engine.parameters, parts, strict=True):
@@ -316,7 +329,7 @@ def _noise_seconds(variant: Variant, model: Any, device: torch.device) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     count = sum(one.numel() for one in _trained(model))
     before = clock()
-    DiscreteGaussian(Fraction(DEFAULT_STD_STEPS)).sample(count)
+    DiscreteGaussian(Fraction(STD_STEPS)).sample(count)
     return clock() - before
 
 

@@ -6,36 +6,29 @@ columns, Galois keys as `mm` needs them.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from lada_lab.micro.cpu_time import Stopwatch
+from lada_lab.micro.cpu_time import BASELINE_DEGREE, Stopwatch, baseline_context
+from lada_secure.arrays import FloatArray
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.scoring_key import DECRYPTING_WORKER, ScoringKey
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess, shared_worker
 from lada_secure.errors import ParameterError
 
-BASELINE_DEGREE: Final = 8192
 BASELINE_COEFF_MODULUS_BITS: Final = [60, 40, 60]
-BASELINE_SCALE: Final = 2.0**40
 BASELINE_BLOCK: Final = 4096
 
 
 class _Baseline:
-    def __init__(self, features: npt.NDArray[np.float64]) -> None:
+    def __init__(self, features: FloatArray) -> None:
         import tenseal
 
         self._tenseal: Any = tenseal
-        self._context: Any = tenseal.context(
-            tenseal.SCHEME_TYPE.CKKS,
-            BASELINE_DEGREE,
-            coeff_mod_bit_sizes=BASELINE_COEFF_MODULUS_BITS,
-            n_threads=1,
-        )
-        self._context.global_scale = BASELINE_SCALE
+        self._context = baseline_context(BASELINE_COEFF_MODULUS_BITS)
         self._context.generate_galois_keys()
         with_keys = self._context.serialize(save_galois_keys=True, save_relin_keys=False)
         without = self._context.serialize(save_galois_keys=False, save_relin_keys=False)
@@ -46,14 +39,14 @@ class _Baseline:
             for start in range(0, len(features), BASELINE_BLOCK)
         ]
 
-    def encrypt(self, utilities: npt.NDArray[np.float64]) -> bytes:
+    def encrypt(self, utilities: FloatArray) -> bytes:
         return bytes(self._tenseal.ckks_vector(self._context, utilities.tolist()).serialize())
 
     def score(self, query: bytes) -> list[bytes]:
         vector = self._tenseal.ckks_vector_from(self._context, query)
         return [bytes(vector.mm(block).serialize()) for block in self._blocks]
 
-    def decrypt(self, scores: list[bytes]) -> npt.NDArray[np.float64]:
+    def decrypt(self, scores: list[bytes]) -> FloatArray:
         parts = [self._tenseal.ckks_vector_from(self._context, raw).decrypt() for raw in scores]
         return np.concatenate([np.asarray(part) for part in parts])
 
@@ -81,27 +74,26 @@ def run_scores(*, pool: int = 10_000, cells: int = 64, repetitions: int = 3) -> 
     rng = np.random.default_rng(0)
     features = rng.uniform(0.0, 1.0, (pool, cells))
     utilities = rng.uniform(-1.0, 1.0, cells)
-    workers = [WorkerProcess(one) for one in (BLIND_WORKER, DECRYPTING_WORKER, BLIND_WORKER)]
-    try:
-        return _run(features, utilities, repetitions, workers)
-    finally:
-        for worker in workers:
-            worker.close()
+    with (
+        contextlib.closing(WorkerProcess(BLIND_WORKER)) as server,
+        contextlib.closing(WorkerProcess(BLIND_WORKER)) as auditor,
+    ):
+        return _run(features, utilities, repetitions, server, auditor)
 
 
 def _run(
-    features: npt.NDArray[np.float64],
-    utilities: npt.NDArray[np.float64],
+    features: FloatArray,
+    utilities: FloatArray,
     repetitions: int,
-    workers: list[WorkerProcess],
+    server: WorkerProcess,
+    auditor: WorkerProcess,
 ) -> dict[str, Any]:
-    server, site, auditor = workers
     pool, cells = features.shape
     true = features @ utilities
     span = float(np.ptp(true)) or 1.0
-    key = ScoringKey.generate(cells, worker=site)
+    key = ScoringKey.generate(cells)
     baseline = _Baseline(features)
-    watch = Stopwatch(workers=workers)
+    watch = Stopwatch(workers=[server, shared_worker(DECRYPTING_WORKER), auditor])
     query, baseline_query = key.encrypt(utilities), baseline.encrypt(utilities)
     # The coordinator commits to bytes, and scores from what it has committed to.
     committed = watch.measure("commit", lambda: encode_matrix(features).to_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lada_lab.cache_folder import CacheDir
+
 app = typer.Typer(
     help="Run a whole federation on this machine, with every privacy mechanism real.",
     no_args_is_help=True,
 )
+
 
 PresetName = Annotated[
     str,
@@ -30,24 +34,16 @@ Seed = Annotated[
         "--seed", help="For data and initial weights only; never for privacy noise or keys."
     ),
 ]
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache-dir",
-        help="Where model weights are kept. Default: $LADA_CACHE_DIR, else the user's cache.",
-        show_default=False,
-    ),
-]
 
 
 @app.command()
 def run(
     out: Annotated[Path, typer.Option("--out", help="New or empty folder for the whole run.")],
+    cache_dir: CacheDir,
     preset: PresetName = "demo",
     sites: Sites = 3,
     rounds: Annotated[
-        int | None,
-        typer.Option("--rounds", help="Rounds of the study. Default: the preset's."),
+        int | None, typer.Option("--rounds", help="Rounds of the study. Default: the preset's.")
     ] = None,
     seed: Seed = 0,
     strategy: Annotated[
@@ -62,7 +58,6 @@ def run(
     port: Annotated[
         int, typer.Option("--port", help="Loopback port of the coordinator; 0 takes a free one.")
     ] = 0,
-    cache_dir: CacheDir = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report, and nothing else, on stdout.")
     ] = False,
@@ -72,77 +67,67 @@ def run(
     Progress goes to stderr. DIR ends up with one folder per party, the auditor's export,
     report.json and report.html. Exit status: 0 done, 1 the run failed, 2 wrong request.
     """
-    import os
-
-    from lada_lab.mock.federation import Request, RunFailed, run_federation
+    from lada_lab.mock.federation import RunFailed, run_federation
+    from lada_lab.mock.presets import preset_for
     from lada_lab.mock.view import print_summary, summary_console
-    from lada_lab.mock.weights import default_cache_dir
 
     progress = Console(stderr=True)
-    request = Request(
-        preset=preset,
-        sites=sites,
-        rounds=rounds,
-        seed=seed,
-        out=out,
-        port=port,
-        cache_dir=cache_dir or default_cache_dir(os.environ),
-        strategy=strategy,
-    )
+    study = preset_for(preset, sites=sites, rounds=rounds, seed=seed, strategy=strategy)
     with _ending_cleanly(progress):
-        layout, report = run_federation(request, console=progress)
+        layout, report = run_federation(
+            study, sites=sites, out=out, port=port, cache_dir=cache_dir, console=progress
+        )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:
-        print_summary(
-            summary_console(),
-            report,
-            files={
-                "report": str(layout.report_html),
-                "figures": str(layout.report_json),
-                "check": f"lada audit verify {out}",
-            },
-        )
+        files = {
+            "report": str(layout.report_html),
+            "figures": str(layout.report_json),
+            "check": f"lada audit verify {out}",
+        }
+        print_summary(summary_console(), report, files=files)
     if report.run.outcome == "failed":
         raise RunFailed(report.run.failure)
 
 
 @app.command()
 def prepare(
+    cache_dir: CacheDir,
     preset: PresetName = "demo",
     sites: Sites = 3,
     seed: Seed = 0,
-    cache_dir: CacheDir = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", help="Only this model reference; repeatable.", show_default=False),
     ] = None,
 ) -> None:
     """Make or convert the model weights of a preset, so that a later run starts at once."""
-    import os
-
-    from lada_lab.mock.weights import default_cache_dir, prepare_preset
+    from lada_lab.mock.presets import preset_for
+    from lada_lab.mock.supervisor import Supervisor
+    from lada_lab.mock.weights import missing_models, prepare_missing
     from lada_lab.worlds.named_models import make_model
 
-    where = (cache_dir or default_cache_dir(os.environ)).absolute()
+    where = cache_dir.absolute()
     if model:
         for reference in model:
             typer.echo(f"{reference}: {make_model(reference, cache_dir=where)}")
-    else:
-        with _ending_cleanly(Console(stderr=True)):
-            made = prepare_preset(preset, sites=sites, seed=seed, cache_dir=where)
-        typer.echo(f"{', '.join(made) or 'nothing'} made in {where}; preset {preset} is ready")
+        return
+    study = preset_for(preset, sites=sites, rounds=None, seed=seed)
+    made = missing_models(study, where)
+    with _ending_cleanly(Console(stderr=True)), Supervisor() as supervisor:
+        prepare_missing(study, supervisor, cache_dir=where)
+    typer.echo(f"{', '.join(made) or 'nothing'} made in {where}; preset {preset} is ready")
 
 
 @app.command(epilog="Example:  lada mock scale --sites 10 --sites 50 --out runs/scale --json")
 def scale(
     out: Annotated[Path, typer.Option("--out", help="New or empty folder for all runs.")],
+    cache_dir: CacheDir,
     sites: Annotated[
         list[int] | None,
         typer.Option("--sites", help="A number of sites, 3 to 200; repeatable. Default 10 and 50."),
     ] = None,
     seed: Seed = 0,
-    cache_dir: CacheDir = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, nothing else.")
     ] = False,
@@ -152,37 +137,32 @@ def scale(
     Says what each size costs: messages and bytes per site, the coordinator's memory, time. Growth
     is the exponent between the smallest and the largest size: 1 is linear, below it is better.
     """
-    import os
-
     from rich.table import Table
 
     from lada_lab.mock.scale import run_scale
-    from lada_lab.mock.weights import default_cache_dir
 
     progress = Console(stderr=True)
     with _ending_cleanly(progress):
         report = run_scale(
             sites or (10, 50),
             out=out,
-            cache_dir=(cache_dir or default_cache_dir(os.environ)).absolute(),
+            cache_dir=cache_dir.absolute(),
             seed=seed,
             say=lambda text: progress.print(text, style="dim", highlight=False),
         )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
-    table = Table("figure", *(f"{one.sites} sites" for one in report.sizes), "growth", box=None)
+    table = Table("figure", *(f"{size.sites} sites" for size in report.sizes), "growth", box=None)
     for name in type(report.sizes[0]).model_fields:
-        values = (getattr(one, name) for one in report.sizes)
-        table.add_row(name, *(f"{value}" for value in values), str(report.growth.get(name, "")))
+        values = (str(getattr(size, name)) for size in report.sizes)
+        table.add_row(name, *values, str(report.growth.get(name, "")))
     Console().print(table)
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON schema of report.json."""
-    import json
-
     from lada_lab.mock.report import Report
 
     typer.echo(json.dumps(Report.model_json_schema(), indent=2, sort_keys=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self, TypeAlias
 
 from lada_clients.net.study_folder import STUDIES, find_study_folder
 from lada_protocol.events import EVENTS_FILE
@@ -13,37 +13,43 @@ COORDINATOR: Final = "coordinator"
 AUDITOR: Final = "auditor"
 
 
+Role: TypeAlias = Literal["coordinator", "auditor", "site"]
+_SETTINGS: Final[dict[Role, str]] = {
+    "coordinator": "server.toml",
+    "auditor": "auditor.toml",
+    "site": "site.toml",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartyFolder:
-    """One party's folder: identity, settings, state, and the log of its process."""
+    """One party's folder.
+
+    identity: certificates and keys, as `lada ca issue` writes them. settings: the file that the
+    party's command reads. state: everything its process writes; `events` is in it. log: standard
+    output and error of the process.
+    """
 
     root: Path
-    settings_name: str
+    role: Role
+    identity: Path
+    settings: Path
+    state: Path
+    events: Path
+    log: Path
 
-    @property
-    def identity(self) -> Path:
-        """Certificates and keys, as `lada ca issue` writes them."""
-        return self.root / "identity"
-
-    @property
-    def settings(self) -> Path:
-        """The settings file that the party's command reads."""
-        return self.root / self.settings_name
-
-    @property
-    def state(self) -> Path:
-        """Everything the party's process writes."""
-        return self.root / "state"
-
-    @property
-    def events(self) -> Path:
-        """Progress events of the party."""
-        return self.state / EVENTS_FILE
-
-    @property
-    def log(self) -> Path:
-        """Standard output and error of the party's process."""
-        return self.root / "log.txt"
+    @classmethod
+    def at(cls, root: Path, role: Role) -> Self:
+        """The folder of a party in that role."""
+        return cls(
+            root=root,
+            role=role,
+            identity=root / "identity",
+            settings=root / _SETTINGS[role],
+            state=root / "state",
+            events=root / "state" / EVENTS_FILE,
+            log=root / "log.txt",
+        )
 
     @property
     def study(self) -> Path:
@@ -94,28 +100,19 @@ class RunLayout:
     @property
     def coordinator(self) -> PartyFolder:
         """The coordinator's folder."""
-        return PartyFolder(root=self.root / COORDINATOR, settings_name="server.toml")
+        return PartyFolder.at(self.root / COORDINATOR, "coordinator")
 
     @property
     def auditor(self) -> PartyFolder:
         """The auditor's folder."""
-        return PartyFolder(root=self.root / AUDITOR, settings_name="auditor.toml")
+        return PartyFolder.at(self.root / AUDITOR, "auditor")
 
     def site(self, site_id: str) -> PartyFolder:
         """One site's folder."""
-        return PartyFolder(root=self.root / site_id, settings_name="site.toml")
+        return PartyFolder.at(self.root / site_id, "site")
 
     @property
     def parties(self) -> dict[str, PartyFolder]:
         """Folders by party id: coordinator, auditor, then the sites."""
-        return {
-            COORDINATOR: self.coordinator,
-            AUDITOR: self.auditor,
-            **{site_id: self.site(site_id) for site_id in self.site_ids},
-        }
-
-    def role(self, party: str) -> Literal["coordinator", "auditor", "site"]:
-        """`coordinator`, `auditor` or `site`."""
-        if party == COORDINATOR:
-            return COORDINATOR
-        return AUDITOR if party == AUDITOR else "site"
+        sites = {site_id: self.site(site_id) for site_id in self.site_ids}
+        return {COORDINATOR: self.coordinator, AUDITOR: self.auditor, **sites}

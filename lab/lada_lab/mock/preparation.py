@@ -9,22 +9,24 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import tomli_w
 
-from lada_lab.mock.layout import AUDITOR, COORDINATOR, PartyFolder, RunLayout
+from lada_clients.ca.authority import init_ca, issue_party, make_roster
+from lada_lab.mock.layout import PartyFolder, RunLayout
 from lada_lab.mock.presets import Preset
-from lada_lab.mock.supervisor import Child, Supervisor
-from lada_secure.canonical import sha256_hex
+from lada_lab.mock.supervisor import Child
+from lada_lab.worlds.sites import FederationData
+from lada_protocol.identity.certificates import PartyName
+from lada_protocol.kinds import Role
 from lada_secure.data.records import write_json_lines
 from lada_secure.errors import ParameterError, TransportError
+from lada_secure.storage.whole_files import write_atomically
 
 Table: TypeAlias = Mapping[str, Any]
-
-if TYPE_CHECKING:
-    from lada_lab.worlds.sites import FederationData
 
 HOST = "localhost"
 LOOPBACK = "127.0.0.1"
@@ -93,11 +95,8 @@ def lada_command(*arguments: str | Path) -> tuple[str, ...]:
     return (*start, *(str(one) for one in arguments))
 
 
-def write_data(layout: RunLayout, data: FederationData) -> None:
-    """Write every site's private records and the coordinator's public pool.
-
-    Raises: TransportError: the disk refuses.
-    """
+def _write_data(layout: RunLayout, data: FederationData) -> None:
+    """Every site's private records and the coordinator's public pool."""
     try:
         for folder in layout.parties.values():
             folder.root.mkdir(parents=True)
@@ -112,83 +111,50 @@ def write_data(layout: RunLayout, data: FederationData) -> None:
         raise TransportError(f"cannot write {error.filename}: {error.strerror}") from error
 
 
-def make_identities(
-    layout: RunLayout, supervisor: Supervisor, *, environment: Mapping[str, str]
-) -> str:
-    """CA, certificates and roster, by the commands that an operator uses.
-
-    Returns: the roster's SHA-256, which every site's policy and the auditor's settings pin.
-    Raises: TransportError: one of the commands failed.
-    """
-
-    def child(name: str, *arguments: str | Path) -> Child:
-        return Child(
-            name=name,
-            arguments=lada_command("ca", *arguments),
-            log=layout.ca / "log.txt",
-            environment=environment,
-        )
-
-    supervisor.run_all([child("ca init", "init", layout.ca)])
-    supervisor.run_all(
-        [
-            child(
-                f"ca issue {party}",
-                *("issue", layout.ca, "--role", layout.role(party), "--id", party),
-                *("--out", folder.identity, "--host", HOST, "--host", LOOPBACK),
-            )
-            for party, folder in layout.parties.items()
-        ]
-    )
-    folders = [("--party", folder.identity) for folder in layout.parties.values()]
-    pairs = [argument for pair in folders for argument in pair]
-    supervisor.run_all([child("ca roster", "roster", layout.ca, "--out", layout.roster, *pairs)])
-    return sha256_hex(layout.roster.read_bytes())
-
-
-def write_settings(
-    layout: RunLayout,
-    preset: Preset,
-    *,
-    port: int,
-    roster_sha256: str,
-    cache_dir: Path,
-    seed: int,
+def write_run(
+    layout: RunLayout, preset: Preset, data: FederationData, *, port: int, cache_dir: Path
 ) -> None:
-    """Write every party's settings, the study file and the sites' policies.
+    """Write everything that a run's parties start from: data, identities, settings.
 
     Raises: TransportError: the disk refuses.
     """
+    _write_data(layout, data)
     tables = settings_tables(
-        layout,
-        preset,
-        port=port,
-        roster_sha256=roster_sha256,
-        cache_dir=cache_dir,
-        seed=seed,
+        layout, preset, port=port, roster_sha256=_make_identities(layout), cache_dir=cache_dir
     )
-    try:
-        for path, table in tables.items():
-            path.write_text(tomli_w.dumps(table), encoding="utf-8")
-    except OSError as error:
-        raise TransportError(f"cannot write {error.filename}: {error.strerror}") from error
+    for path, table in tables.items():
+        write_atomically(path, tomli_w.dumps(table).encode("utf-8"))
+
+
+def _make_identities(layout: RunLayout) -> str:
+    """CA, certificates and roster, by what stands behind `lada ca`.
+
+    Returns: the roster's SHA-256, which every site's policy and the auditor's settings pin.
+    """
+    now, parties = datetime.now(UTC), layout.parties
+    init_ca(layout.ca, name="mock", days=3650, now=now)
+    for party, folder in parties.items():
+        issue_party(
+            layout.ca,
+            party=PartyName(role=Role(folder.role), id=party),
+            hosts=(HOST, LOOPBACK),
+            days=365,
+            out=folder.identity,
+            now=now,
+        )
+    folders = [folder.identity for folder in parties.values()]
+    return make_roster(layout.ca, parties=folders, out=layout.roster, now=now).hash
 
 
 def settings_tables(
-    layout: RunLayout,
-    preset: Preset,
-    *,
-    port: int,
-    roster_sha256: str,
-    cache_dir: Path,
-    seed: int,
+    layout: RunLayout, preset: Preset, *, port: int, roster_sha256: str, cache_dir: Path
 ) -> dict[Path, Table]:
     """Every settings file of a run by its path."""
-    address = f"{HOST}:{port}"
     coordinator, auditor = layout.coordinator, layout.auditor
+    dialling = {"coordinator": f"{HOST}:{port}", "wait_s": WAIT_S}
     tables: dict[Path, Table] = {
         coordinator.settings: {
-            **_common(coordinator, COORDINATOR, layout),
+            **_common(coordinator, layout),
             "listen": f"{LOOPBACK}:{port}",
             "study": "study.toml",
             "pool": "pool.jsonl",
@@ -196,21 +162,20 @@ def settings_tables(
             "cache_dir": str(cache_dir),
             "threads": preset.coordinator_threads,
         },
-        coordinator.root / "study.toml": study_table(preset, seed=seed),
+        coordinator.root / "study.toml": preset.study_table(),
         auditor.settings: {
-            **_common(auditor, AUDITOR, layout),
-            "coordinator": address,
+            **_common(auditor, layout),
+            **dialling,
             "roster_sha256": roster_sha256,
             "export_dir": os.path.relpath(layout.export, auditor.root),
             "epsilon_cap": preset.privacy.epsilon_cap,
-            "wait_s": WAIT_S,
         },
     }
     for site_id in layout.site_ids:
         folder = layout.site(site_id)
         tables[folder.settings] = {
-            **_common(folder, site_id, layout),
-            "coordinator": address,
+            **_common(folder, layout),
+            **dialling,
             "policy": "policy.toml",
             "records": "records.jsonl",
             "held_out": "held-out.jsonl",
@@ -218,44 +183,11 @@ def settings_tables(
             "threads": preset.threads,
             "device": "cpu",
             "physical_batch_size": preset.physical_batch_size,
-            "wait_s": WAIT_S,
         }
         tables[folder.root / "policy.toml"] = policy_table(
             preset, roster_sha256=roster_sha256, population=f"{site_id}.records"
         )
     return tables
-
-
-def study_id_of(preset: Preset, *, seed: int) -> str:
-    """The id of a mock study; ledgers of different runs never meet, so it need not be unique."""
-    return f"mock-{preset.name}-{seed}"
-
-
-def study_table(preset: Preset, *, seed: int) -> Table:
-    """`study.toml`: the study as its operator proposes it."""
-    optional = {
-        name: part.model_dump(exclude_none=True)
-        for name, part in (("uplink", preset.uplink), ("guide", preset.guide))
-        if part is not None
-    }
-    return {
-        "study_id": study_id_of(preset, seed=seed),
-        "title": preset.title,
-        "valid_days": 1.0,
-        "rounds": preset.rounds,
-        "min_cohort": 3,
-        "slm": preset.slm,
-        "embedder": preset.embedder,
-        "seed": seed,
-        "phase_timeout_s": preset.phase_timeout_s,
-        "privacy": preset.privacy.model_dump(),
-        "statistics": preset.statistics.model_dump(),
-        "training": preset.training.model_dump(),
-        "distillation": preset.distillation.model_dump(),
-        "allocation": preset.allocation.model_dump(),
-        "paths": preset.paths.model_dump(),
-        **optional,
-    }
 
 
 def policy_table(preset: Preset, *, roster_sha256: str, population: str) -> Table:
@@ -273,14 +205,15 @@ def policy_table(preset: Preset, *, roster_sha256: str, population: str) -> Tabl
     }
 
 
-def party_children(layout: RunLayout, *, environment: Mapping[str, str]) -> list[Child]:
+def party_children(layout: RunLayout) -> list[Child]:
     """The commands that run the parties, the coordinator's first."""
-    commands = {COORDINATOR: "server", AUDITOR: "auditor"}
+    environment = child_environment(os.environ)
     return [
         Child(
             name=party,
             arguments=lada_command(
-                commands.get(party, "site"), "run", "--settings", folder.settings
+                "server" if folder.role == "coordinator" else folder.role,
+                *("run", "--settings", folder.settings),
             ),
             log=folder.log,
             environment=environment,
@@ -289,9 +222,9 @@ def party_children(layout: RunLayout, *, environment: Mapping[str, str]) -> list
     ]
 
 
-def _common(folder: PartyFolder, party: str, layout: RunLayout) -> dict[str, str]:
+def _common(folder: PartyFolder, layout: RunLayout) -> dict[str, str]:
     return {
-        "party": party,
+        "party": folder.root.name,
         "identity": "identity",
         "roster": os.path.relpath(layout.roster, folder.root),
         "state_dir": "state",

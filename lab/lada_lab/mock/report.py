@@ -225,7 +225,7 @@ def build_report(
             )
             for site in facts
         ),
-        uplink=tuple(_uplink(events, scale=uplink_scale)),
+        uplink=tuple(_llm_transfer(events, scale=uplink_scale)),
         steps=tuple(_steps(roles, events)),
         totals={party: _total(events.get(party, ())) for party in roles},
         notes=NOTES,
@@ -303,7 +303,7 @@ def _epsilon_points(events: Sequence[Event], *, started_s: float) -> list[Epsilo
     ]
 
 
-def _uplink(events: Mapping[str, Sequence[Event]], *, scale: int) -> list[UplinkRound]:
+def _llm_transfer(events: Mapping[str, Sequence[Event]], *, scale: int) -> list[UplinkRound]:
     # A coordinator that resumes may decide a round again; its board holds the last decision.
     decided = {
         event.round_id: event

@@ -7,29 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.live import Live
 
 from lada_lab.machine import PeakMemory
 from lada_lab.mock.layout import RunLayout
+from lada_lab.mock.preparation import party_children
 from lada_lab.mock.progress import PartyProgress, event_line
 from lada_lab.mock.report import Allocation, parse_allocation
-from lada_lab.mock.supervisor import Child, Supervisor, failure_text
+from lada_lab.mock.supervisor import ChildFailed, Supervisor
 from lada_lab.mock.view import live_table
 from lada_protocol.events import Event, parse_event
 from lada_secure.errors import ParameterError
 
-TICK_S = 0.2
 MAX_ALLOCATION_BYTES = 16 * 1024 * 1024
-
-
-class Screen(Protocol):
-    """Where progress goes while the parties run."""
-
-    def show(self, parties: Sequence[PartyProgress], news: Sequence[Event]) -> None:
-        """Called a few times a second with the latest state and the events since the last call."""
+# Where progress goes while the parties run: their latest state, and the events since the last call.
+Screen: TypeAlias = Callable[[Sequence[PartyProgress], Sequence[Event]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,55 +63,32 @@ class EventTail:
         return tuple(parse_event(line) for line in complete.split(b"\n") if line.strip())
 
 
-@dataclass(slots=True, kw_only=True)
-class _Watch:
-    """Follows the event files of all parties."""
+def run_parties(layout: RunLayout, supervisor: Supervisor, *, screen: Screen) -> Outcome:
+    """Start all parties and wait until all have ended, or until one has failed."""
+    began, failure, memory = time.monotonic(), "", PeakMemory()
+    tails = {name: EventTail(path=folder.events) for name, folder in layout.parties.items()}
+    parties = {name: PartyProgress(party=name) for name in tails}
+    events: dict[str, list[Event]] = {name: [] for name in tails}
 
-    tails: Mapping[str, EventTail]
-    parties: dict[str, PartyProgress]
-    events: dict[str, list[Event]]
-    memory: PeakMemory = field(default_factory=PeakMemory)
-
-    def read(self) -> tuple[Event, ...]:
+    def look() -> None:
         news: list[Event] = []
-        for party, tail in self.tails.items():
+        for party, tail in tails.items():
             for event in tail.read_new():
-                self.parties[party] = self.parties[party].after(event)
-                self.events[party].append(event)
+                parties[party] = parties[party].after(event)
+                events[party].append(event)
                 news.append(event)
-        return tuple(sorted(news, key=lambda event: event.time_s))
+        memory.sample(supervisor.groups.values())
+        screen(tuple(parties.values()), sorted(news, key=lambda event: event.time_s))
 
-
-def run_parties(
-    layout: RunLayout, children: Sequence[Child], supervisor: Supervisor, *, screen: Screen
-) -> Outcome:
-    """Start all parties and wait until all have ended, or until one has failed.
-
-    The first failure ends the run: the others are stopped, because a party that lost a peer can
-    only wait.
-    """
-    started = time.monotonic()
-    watch = _Watch(
-        tails={name: EventTail(path=one.events) for name, one in layout.parties.items()},
-        parties={name: PartyProgress(party=name) for name in layout.parties},
-        events={name: [] for name in layout.parties},
-    )
-    for child in children:
-        supervisor.start(child)
-    failure = ""
-    while supervisor.running and not failure:
-        time.sleep(TICK_S)
-        failures = [failure_text(one) for one in supervisor.poll() if one.status != 0]
-        failure = failures[0] if failures else ""
-        watch.memory.sample(supervisor.groups.values())
-        screen.show(tuple(watch.parties.values()), watch.read())
-    supervisor.stop()
-    screen.show(tuple(watch.parties.values()), watch.read())
+    try:
+        supervisor.run_all(party_children(layout), look)
+    except ChildFailed as error:
+        failure = str(error)
     return Outcome(
         failure=failure,
-        wall_s=time.monotonic() - started,
-        peak_memory_bytes=watch.memory.bytes,
-        events={name: tuple(events) for name, events in watch.events.items()},
+        wall_s=time.monotonic() - began,
+        peak_memory_bytes=memory.bytes,
+        events={name: tuple(told) for name, told in events.items()},
     )
 
 
@@ -125,59 +97,39 @@ def read_allocations(layout: RunLayout, *, rounds: int) -> dict[str, tuple[Alloc
 
     Raises: ParameterError: a file of another form.
     """
-    found: dict[str, tuple[Allocation, ...]] = {}
-    for site_id in layout.site_ids:
-        found[site_id] = tuple(
-            parse_allocation(_limited(path.read_bytes(), str(path)), where=str(path))
-            for path in layout.site(site_id).allocations(rounds)
-        )
-    return found
+    return {
+        site: tuple(_read_allocation(path) for path in layout.site(site).allocations(rounds))
+        for site in layout.site_ids
+    }
 
 
-def _limited(raw: bytes, where: str) -> bytes:
+def _read_allocation(path: Path) -> Allocation:
+    raw = path.read_bytes()
     if len(raw) > MAX_ALLOCATION_BYTES:
-        raise ParameterError(f"{where}: {len(raw)} bytes, at most {MAX_ALLOCATION_BYTES}")
-    return raw
+        raise ParameterError(f"{path}: {len(raw)} bytes, at most {MAX_ALLOCATION_BYTES}")
+    return parse_allocation(raw, where=str(path))
 
 
 @contextlib.contextmanager
 def open_screen(console: Console, *, title: str, rounds: int) -> Iterator[Screen]:
     """A live view on a terminal, plain lines anywhere else."""
+    began_s = time.time()
+
+    def print_lines(_parties: Sequence[PartyProgress], news: Sequence[Event]) -> None:
+        for event in news:
+            line = event_line(event, started_s=began_s)
+            if line is not None:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     if not console.is_terminal:
-        yield _PlainScreen(console.print, started_s=time.time())
+        yield print_lines
         return
     with Live(console=console, refresh_per_second=5, transient=True) as live:
-        yield _LiveScreen(live, title=title, rounds=rounds)
 
+        def update(parties: Sequence[PartyProgress], _news: Sequence[Event]) -> None:
+            now_s = time.time()
+            minutes, seconds = divmod(int(now_s - began_s), 60)
+            told = f"{title}, {minutes}:{seconds:02d}"
+            live.update(live_table(parties, title=told, rounds=rounds, now_s=now_s))
 
-class _PlainScreen:
-    def __init__(self, write: Callable[..., None], *, started_s: float) -> None:
-        self._write = write
-        self._started_s = started_s
-
-    def show(self, parties: Sequence[PartyProgress], news: Sequence[Event]) -> None:
-        del parties
-        for event in news:
-            line = event_line(event, started_s=self._started_s)
-            if line is not None:
-                self._write(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class _LiveScreen:
-    def __init__(self, live: Live, *, title: str, rounds: int) -> None:
-        self._live = live
-        self._title = title
-        self._rounds = rounds
-        self._started_s = time.monotonic()
-
-    def show(self, parties: Sequence[PartyProgress], news: Sequence[Event]) -> None:
-        del news
-        minutes, seconds = divmod(int(time.monotonic() - self._started_s), 60)
-        self._live.update(
-            live_table(
-                parties,
-                title=f"{self._title}, {minutes}:{seconds:02d}",
-                rounds=self._rounds,
-                now_s=time.time(),
-            )
-        )
+        yield update

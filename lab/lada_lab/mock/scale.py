@@ -8,12 +8,9 @@ is the protocol: messages, bytes, the coordinator's memory and time.
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Final, TypeVar
@@ -21,28 +18,16 @@ from typing import Final, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from lada_clients.audit.folder import read_evidence
-from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_lab.machine import PeakMemory, machine, process_usage
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.preparation import (
-    HOST,
-    LOOPBACK,
-    check_out,
-    child_environment,
-    free_port,
-    party_children,
-    write_data,
-    write_settings,
-)
-from lada_lab.mock.presets import TINY, Preset
-from lada_lab.mock.supervisor import Child, Supervisor, failure_text
+from lada_lab.mock.preparation import check_out, free_port, party_children, write_run
+from lada_lab.mock.presets import Preset, preset_for
+from lada_lab.mock.supervisor import Child, Supervisor
 from lada_lab.mock.weights import prepare_missing
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.sites import FederationData, SiteData
 from lada_protocol.events import Event, Finished, StepStarted, Traffic, parse_event
 from lada_protocol.evidence.study import verify_evidence
-from lada_protocol.identity.certificates import PartyName
-from lada_protocol.kinds import Role
 from lada_secure.errors import ParameterError, TransportError
 
 E = TypeVar("E", bound=Event)
@@ -52,7 +37,6 @@ MAX_SITES: Final = 200
 DOMAINS: Final = 3
 RECORDS: Final = 60
 HELD_OUT: Final = 4
-TICK_S: Final = 0.1
 SITES_HOST: Final = "sites"
 # Growth of y over x as the exponent of a power: 1 is proportional.
 GROWING: Final = (
@@ -71,7 +55,7 @@ class SizeFigures(BaseModel):
 
     messages_*, bytes_*: of one site, mean over the sites, headers, signatures and payloads; TLS
     and HTTP/2 come on top. round_s: from the first cohort to the end, all sites on this machine.
-    coordinator_*: of its process, memory looked at every 0.1 s. memory_bytes: all processes,
+    coordinator_*: of its process, memory looked at every 0.2 s. memory_bytes: all processes,
     shared pages once.
     """
 
@@ -103,12 +87,7 @@ class ScaleReport(BaseModel):
 
 
 def run_scale(
-    sizes: Sequence[int],
-    *,
-    out: Path,
-    cache_dir: Path,
-    seed: int,
-    say: Callable[[str], None],
+    sizes: Sequence[int], *, out: Path, cache_dir: Path, seed: int, say: Callable[[str], None]
 ) -> ScaleReport:
     """Run one study per size, the smallest first; every run's folder stays under `out`.
 
@@ -119,16 +98,13 @@ def run_scale(
     if not wanted or wanted[0] < MIN_SITES or wanted[-1] > MAX_SITES:
         raise ParameterError(f"--sites: expected numbers from {MIN_SITES} to {MAX_SITES}")
     check_out(out)
-    environment = child_environment(os.environ)
     preset = scale_preset(seed)
     with Supervisor() as supervisor:
-        prepare_missing(preset, supervisor, cache_dir=cache_dir, environment=environment)
+        prepare_missing(preset, supervisor, cache_dir=cache_dir)
     figures = []
     for sites in wanted:
         say(f"{sites} sites ...")
-        figures.append(
-            _run_size(sites, out=out.absolute(), preset=preset, cache_dir=cache_dir, seed=seed)
-        )
+        figures.append(_run_size(sites, out=out.absolute(), preset=preset, cache_dir=cache_dir))
         say(f"{sites} sites: a round in {figures[-1].round_s:.0f} s")
     cpus, platform, python = machine()
     return ScaleReport(
@@ -137,21 +113,21 @@ def run_scale(
 
 
 def scale_preset(seed: int) -> Preset:
-    """The tiny preset with one step of training, few paths, no contrast and no uplink."""
-    return replace(
-        TINY,
-        name="scale",
-        title="A study of one round, with as little training as a plan allows",
-        rounds=1,
-        slm=TINY.slm.format(sites=DOMAINS, seed=seed),
-        llm=TINY.llm.format(sites=DOMAINS, seed=seed),
-        training=TINY.training.model_copy(update={"steps_per_round": 1}),
-        distillation=TINY.distillation.model_copy(update={"contrastive_weight": 0.0}),
-        allocation=TINY.allocation.model_copy(update={"quota": 16}),
-        paths=TINY.paths.model_copy(update={"budget": 32, "attempts": 1}),
-        uplink=None,
-        # 50 sites share two cores here; nobody is given up for that.
-        phase_timeout_s=1800.0,
+    """The tiny preset with one step of training, few paths, no contrast and no LLM transfer."""
+    tiny = preset_for("tiny", sites=DOMAINS, rounds=1, seed=seed)
+    return tiny.model_copy(
+        update={
+            "name": "scale",
+            "study_id": f"mock-scale-{seed}",
+            "title": "A study of one round, with as little training as a plan allows",
+            "training": tiny.training.model_copy(update={"steps_per_round": 1}),
+            "distillation": tiny.distillation.model_copy(update={"contrastive_weight": 0.0}),
+            "allocation": tiny.allocation.model_copy(update={"quota": 16}),
+            "paths": tiny.paths.model_copy(update={"budget": 32, "attempts": 1}),
+            "uplink": None,
+            # 50 sites share two cores here; nobody is given up for that.
+            "phase_timeout_s": 1800.0,
+        }
     )
 
 
@@ -172,33 +148,28 @@ def dealt_data(sites: int, *, seed: int) -> FederationData:
     return FederationData(sites=dealt, pool=world.pool, teacher=())
 
 
-def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path, seed: int) -> SizeFigures:
-    data = dealt_data(sites, seed=seed)
+def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path) -> SizeFigures:
+    data = dealt_data(sites, seed=preset.seed)
     layout = RunLayout(root=out / f"{sites}-sites", site_ids=tuple(data.sites))
-    write_data(layout, data)
-    write_settings(
-        layout,
-        preset,
-        port=free_port(0),
-        roster_sha256=make_identities(layout),
-        cache_dir=cache_dir,
-        seed=seed,
-    )
+    write_run(layout, preset, data, port=free_port(0), cache_dir=cache_dir)
     began = time.monotonic()
     peak_bytes, cpu_s, memory = _run_parties(layout)
     wall_s = time.monotonic() - began
     verdict = verify_evidence(read_evidence(layout.export))
     if verdict.faults:
         raise TransportError(f"{sites} sites: the evidence does not hold: {verdict.faults[0]}")
-    traffic = [_events(layout.site(one).events, Traffic)[-1] for one in layout.site_ids]
+    told = layout.coordinator.events
+    opened = next(event for event in _events(told, StepStarted) if event.step == "opening")
+    ended = _events(told, Finished)[-1]
+    traffic = [_events(layout.site(site).events, Traffic)[-1] for site in layout.site_ids]
     return SizeFigures(
         sites=sites,
         wall_s=round(wall_s, 1),
-        round_s=round(_round_s(layout), 1),
-        messages_up=_mean(traffic, "messages_up"),
-        messages_down=_mean(traffic, "messages_down"),
-        bytes_up=_mean(traffic, "bytes_up"),
-        bytes_down=_mean(traffic, "bytes_down"),
+        round_s=round(ended.time_s - opened.time_s, 1),
+        **{
+            name: round(fmean(getattr(told, name) for told in traffic), 1)
+            for name in ("messages_up", "messages_down", "bytes_up", "bytes_down")
+        },
         coordinator_peak_bytes=peak_bytes,
         coordinator_cpu_s=round(cpu_s, 1),
         memory_bytes=memory.bytes,
@@ -206,63 +177,33 @@ def _run_size(sites: int, *, out: Path, preset: Preset, cache_dir: Path, seed: i
     )
 
 
-def make_identities(layout: RunLayout) -> str:
-    """CA, certificates and roster, made in this process: a command each would take minutes."""
-    now = datetime.now(UTC)
-    init_ca(layout.ca, name="scale", days=2, now=now)
-    for party, folder in layout.parties.items():
-        issue_party(
-            layout.ca,
-            party=PartyName(role=Role(layout.role(party)), id=party),
-            hosts=(HOST, LOOPBACK),
-            days=1,
-            out=folder.identity,
-            now=now,
-        )
-    folders = [folder.identity for folder in layout.parties.values()]
-    return make_roster(layout.ca, parties=folders, out=layout.roster, now=now).hash
-
-
 def _run_parties(layout: RunLayout) -> tuple[int, float, PeakMemory]:
     """Run all parties; the coordinator's most memory and its time, and the most memory of all."""
-    environment = child_environment(os.environ)
-    coordinator, auditor, *_ = party_children(layout, environment=environment)
-    settings = [str(layout.site(one).settings) for one in layout.site_ids]
+    coordinator, auditor, *_ = party_children(layout)
+    settings = [str(layout.site(site).settings) for site in layout.site_ids]
     many = Child(
         name=SITES_HOST,
         arguments=(sys.executable, "-m", "lada_lab.mock.many_sites", *settings),
         log=layout.root / "sites.txt",
-        environment=environment,
+        environment=coordinator.environment,
     )
     peak_bytes, cpu_s, memory = 0, 0.0, PeakMemory()
-    with Supervisor() as supervisor:
-        for child in (coordinator, auditor, many):
-            supervisor.start(child)
+
+    def look() -> None:
+        nonlocal peak_bytes, cpu_s
         groups = supervisor.groups
-        while supervisor.running:
-            time.sleep(TICK_S)
-            if (usage := process_usage(groups[coordinator.name])) is not None:
-                peak_bytes, cpu_s = max(usage.resident_bytes, peak_bytes), usage.cpu_s
-            memory.sample(groups.values())
-            for ended in supervisor.poll():
-                if ended.status != 0:
-                    raise TransportError(failure_text(ended))
+        if coordinator.name in groups and (usage := process_usage(groups[coordinator.name])):
+            peak_bytes, cpu_s = max(usage.resident_bytes, peak_bytes), usage.cpu_s
+        memory.sample(groups.values())
+
+    with Supervisor() as supervisor:
+        supervisor.run_all((coordinator, auditor, many), look)
     return peak_bytes, cpu_s, memory
 
 
 def _events(path: Path, kind: type[E]) -> list[E]:
     events = (parse_event(line) for line in path.read_bytes().splitlines())
     return [event for event in events if isinstance(event, kind)]
-
-
-def _round_s(layout: RunLayout) -> float:
-    events = layout.coordinator.events
-    opened = next(event for event in _events(events, StepStarted) if event.step == "opening")
-    return _events(events, Finished)[-1].time_s - opened.time_s
-
-
-def _mean(traffic: Sequence[Traffic], name: str) -> float:
-    return round(fmean(getattr(event, name) for event in traffic), 1)
 
 
 def _growth(figures: Sequence[SizeFigures]) -> dict[str, float]:

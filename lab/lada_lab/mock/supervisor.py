@@ -13,15 +13,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from lada_secure.errors import TransportError
 
-POLL_S = 0.05
+TICK_S = 0.2
+STOPPING_TICK_S = 0.05
 MAX_MESSAGE_CHARACTERS = 600
 
 # Runs with the standard library alone (-S -E) and starts in milliseconds.
@@ -62,6 +63,14 @@ class Ended:
     status: int
     message: str
     log: Path
+
+
+class ChildFailed(TransportError):
+    """A child ended badly; names it and says its last line."""
+
+    def __init__(self, ended: Ended) -> None:
+        super().__init__(failure_text(ended))
+        self.ended = ended
 
 
 class Interrupted(Exception):
@@ -110,12 +119,7 @@ class Supervisor:
         )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         keeper, self._keeper = self._keeper, None
         if keeper is not None and keeper.stdin is not None:
@@ -168,23 +172,22 @@ class Supervisor:
             )
         return tuple(ended)
 
-    def wait_until_ended(self) -> Iterator[Ended]:
-        """Yield children as they end, until none is left."""
-        while self._running:
-            yield from self.poll()
-            time.sleep(POLL_S)
+    def run_all(self, children: Sequence[Child], look: Callable[[], None] = lambda: None) -> None:
+        """Run children side by side until all have ended well; `look` a few times a second.
 
-    def run_all(self, children: Sequence[Child]) -> None:
-        """Run children side by side until all have ended well.
-
-        Raises: TransportError: one failed; names it and says its last line. All are stopped.
+        Raises: ChildFailed: one failed. All are stopped: a party that lost a peer can only wait.
         """
         for child in children:
             self.start(child)
-        for one in self.wait_until_ended():
-            if one.status != 0:
-                self.stop()
-                raise TransportError(failure_text(one))
+        failed = None
+        while self._running and failed is None:
+            time.sleep(TICK_S)
+            failed = next((ended for ended in self.poll() if ended.status != 0), None)
+            look()
+        self.stop()
+        look()
+        if failed is not None:
+            raise ChildFailed(failed)
 
     def stop(self) -> None:
         """End every child and everything in its group. Signals that arrive meanwhile wait."""
@@ -197,7 +200,7 @@ class Supervisor:
             deadline = time.monotonic() + self._grace_s
             while self._running and time.monotonic() < deadline:
                 self.poll()
-                time.sleep(POLL_S)
+                time.sleep(STOPPING_TICK_S)
             for name, (_, process) in list(self._running.items()):
                 _signal_group(process.pid, signal.SIGKILL)
                 process.wait()

@@ -1,4 +1,4 @@
-"""The tiny preset's world: chains of affine operators modulo 10, with their reasoning paths.
+"""The tiny preset's world: chains of affine operators modulo 10, with their rationales.
 
 A question such as `4fgh` starts from 4 and applies f, g, h in turn; its path spells each result
 (`f9g7h8`) and ends in the answer. Every site has a domain of three operators of its own. A word can
@@ -13,28 +13,30 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from lada_lab.worlds.sites import (
     FederationData,
+    Question,
     SiteData,
     check_sites,
+    numbered,
+    pool_of,
+    records_of,
     shuffled,
     site_letter,
     unit_names,
 )
-from lada_secure.data.records import PoolSample, Record
 
 MODULUS = 10
 SYMBOLS_PER_DOMAIN = 3
 COMMON = ("x", "y", "z")
-DOMAIN_SYMBOLS = tuple(
-    one for one in string.ascii_lowercase + string.ascii_uppercase if one not in COMMON
-)
+DOMAIN_SYMBOLS = tuple(letter for letter in string.ascii_letters if letter not in COMMON)
 MAX_STEPS = 4
 
 # Sites in turn get private questions of these lengths.
@@ -61,21 +63,28 @@ class Operator:
         return (self.multiplier * digit + self.offset) % MODULUS
 
 
+# All but the identity.
+OPERATORS = tuple(
+    Operator(multiplier=multiplier, offset=offset)
+    for multiplier, offset in itertools.product(_MULTIPLIERS, range(MODULUS))
+    if (multiplier, offset) != (1, 0)
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Domain:
     """One site's operators and the split of its templates.
 
-    `train` and `held_out` hold the private templates, all of `steps` operators; every other string
-    over `symbols` is public.
+    `train` and `held_out` hold the private templates, all of the same number of operators; every
+    other string over `symbols` is public.
     """
 
     symbols: tuple[str, ...]
-    steps: int
     train: tuple[str, ...]
     held_out: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ArithmeticWorld:
     """What every operator means, in the trade and in the street, and each site's domain."""
 
@@ -83,31 +92,45 @@ class ArithmeticWorld:
     folk: Mapping[str, Operator]
     domains: tuple[Domain, ...]
 
-    @property
+    @cached_property
     def private_templates(self) -> frozenset[str]:
         """Templates that no public text may contain as a whole question."""
         return frozenset(
             template for domain in self.domains for template in domain.train + domain.held_out
         )
 
-    def solve(self, start: int, template: str) -> tuple[str, str]:
-        """Reasoning path and answer of the question `start` + `template`, in the trade's meaning.
+    def solve(
+        self, start: int, template: str, speech: Sequence[Speech] | None = None
+    ) -> tuple[str, str]:
+        """Rationale and answer of the question `start` + `template`.
 
-        Args: start: 0 to 9. template: known operators.
+        Args: start: 0 to 9. template: known operators. speech: the meaning of each step's operator;
+            by default the trade's.
         Returns: for example ("f9g7", "7").
         """
-        trade: Speech = "trade"
-        return self.solve_as(start, template, (trade,) * len(template))
-
-    def solve_as(self, start: int, template: str, speech: tuple[Speech, ...]) -> tuple[str, str]:
-        """As `solve`, with the meaning of each step's operator chosen by `speech`."""
         digit = start
         steps: list[str] = []
-        for symbol, kind in zip(template, speech, strict=True):
-            meaning = self.trade if kind == "trade" else self.folk
-            digit = meaning[symbol].apply(digit)
+        for symbol, kind in zip(template, speech or ["trade"] * len(template), strict=True):
+            digit = (self.trade if kind == "trade" else self.folk)[symbol].apply(digit)
             steps.append(f"{symbol}{digit}")
         return "".join(steps), str(digit)
+
+    def asked(self, question: str) -> Question:
+        """A question with its reasoning and answer in the trade's meaning."""
+        rationale, answer = self.solve(int(question[0]), question[1:])
+        return Question(question=question, answer=answer, rationale=rationale)
+
+
+def draw_operators(rng: np.random.Generator, count: int) -> tuple[Operator, ...]:
+    """Different operators, so that none can stand in for another."""
+    return tuple(
+        OPERATORS[int(index)] for index in rng.choice(len(OPERATORS), count, replace=False)
+    )
+
+
+def templates_over(symbols: Sequence[str], steps: int) -> list[str]:
+    """All strings of so many operators."""
+    return ["".join(template) for template in itertools.product(symbols, repeat=steps)]
 
 
 def build_world(*, sites: int, seed: int) -> ArithmeticWorld:
@@ -118,96 +141,51 @@ def build_world(*, sites: int, seed: int) -> ArithmeticWorld:
     """
     check_sites(sites)
     rng = np.random.default_rng([seed, 1])
-    affine = [
-        Operator(multiplier=multiplier, offset=offset)
-        for multiplier in _MULTIPLIERS
-        for offset in range(MODULUS)
-        if (multiplier, offset) != (1, 0)
-    ]
-    trade: dict[str, Operator] = {}
-    folk: dict[str, Operator] = {}
-    for symbol, choice in zip(
-        COMMON, rng.choice(len(affine), len(COMMON), replace=False), strict=True
-    ):
-        trade[symbol] = folk[symbol] = affine[int(choice)]
+    trade = dict(zip(COMMON, draw_operators(rng, len(COMMON)), strict=True))
+    folk = dict(trade)
     domains: list[Domain] = []
     for index in range(sites):
         first = index * SYMBOLS_PER_DOMAIN
         symbols = DOMAIN_SYMBOLS[first : first + SYMBOLS_PER_DOMAIN]
-        # Drawn without repetition, so that no operator of a domain can stand in for another.
-        drawn = [
-            affine[int(one)] for one in rng.choice(len(affine), 2 * len(symbols), replace=False)
-        ]
+        drawn = draw_operators(rng, 2 * len(symbols))
         trade.update(zip(symbols, drawn[: len(symbols)], strict=True))
         folk.update(zip(symbols, drawn[len(symbols) :], strict=True))
         steps = _DIFFICULTIES[index % len(_DIFFICULTIES)]
-        templates = shuffled(rng, _strings(symbols, steps))
+        templates = tuple(shuffled(rng, templates_over(symbols, steps)))
         third = len(templates) // 3
         domains.append(
-            Domain(
-                symbols=symbols,
-                steps=steps,
-                train=tuple(templates[:third]),
-                held_out=tuple(templates[third : 2 * third]),
-            )
+            Domain(symbols=symbols, train=templates[:third], held_out=templates[third : 2 * third])
         )
     return ArithmeticWorld(trade=trade, folk=folk, domains=tuple(domains))
 
 
-def _draw(rng: np.random.Generator, operators: list[Operator], count: int) -> list[Operator]:
-    return [operators[int(one)] for one in rng.choice(len(operators), count, replace=False)]
-
-
-def _strings(symbols: tuple[str, ...], steps: int) -> list[str]:
-    return ["".join(one) for one in itertools.product(symbols, repeat=steps)]
-
-
-def _record(world: ArithmeticWorld, question: str, *, record_id: str, unit: str) -> Record:
-    rationale, answer = world.solve(int(question[0]), question[1:])
-    return Record(
-        record_id=record_id,
-        unit=unit,
-        question=question,
-        choices=(),
-        answer=answer,
-        rationale=rationale,
-    )
-
-
-def _questions(templates: tuple[str, ...] | list[str]) -> list[str]:
+def _questions(templates: Iterable[str]) -> list[str]:
     return [f"{start}{template}" for template in templates for start in range(MODULUS)]
 
 
 def _site(world: ArithmeticWorld, site: str, domain: Domain, rng: np.random.Generator) -> SiteData:
     # Patients share complaints: a question may come up in several units, never in both parts.
     asked = _questions(domain.train)
-    drawn = [asked[int(one)] for one in rng.integers(0, len(asked), _TRAIN_RECORDS)]
+    drawn = [asked[int(index)] for index in rng.integers(0, len(asked), _TRAIN_RECORDS)]
     units = unit_names(rng, len(drawn), prefix="unit")
-    train = tuple(
-        _record(world, question, record_id=f"{site}-{number:04d}", unit=unit)
-        for number, (question, unit) in enumerate(zip(drawn, units, strict=True))
+    held_out = shuffled(rng, _questions(domain.held_out))[:_HELD_OUT]
+    return SiteData(
+        train=records_of(map(world.asked, drawn), units, prefix=site),
+        held_out=records_of(
+            map(world.asked, held_out),
+            numbered("held-out", len(held_out)),
+            prefix=f"{site}-held-out",
+        ),
     )
-    held_out = tuple(
-        _record(
-            world,
-            question,
-            record_id=f"{site}-held-out-{number:04d}",
-            unit=f"held-out-{number:04d}",
-        )
-        for number, question in enumerate(shuffled(rng, _questions(domain.held_out))[:_HELD_OUT])
-    )
-    return SiteData(train=train, held_out=held_out)
 
 
 def _public_questions(world: ArithmeticWorld, symbols: tuple[str, ...]) -> list[str]:
-    private = world.private_templates
-    templates = [
+    return _questions(
         template
         for steps in range(1, MAX_STEPS + 1)
-        for template in _strings(symbols, steps)
-        if template not in private
-    ]
-    return _questions(templates)
+        for template in templates_over(symbols, steps)
+        if template not in world.private_templates
+    )
 
 
 def build_arithmetic(*, sites: int, seed: int) -> FederationData:
@@ -220,29 +198,20 @@ def build_arithmetic(*, sites: int, seed: int) -> FederationData:
     """
     world = build_world(sites=sites, seed=seed)
     rng = np.random.default_rng([seed, 2])
-    data = {
-        f"site-{site_letter(index)}": _site(world, f"site-{site_letter(index)}", domain, rng)
-        for index, domain in enumerate(world.domains)
-    }
-    pool_questions: list[str] = []
-    teacher_questions: list[str] = []
-    routine = shuffled(rng, _public_questions(world, COMMON))
-    pool_questions += routine[:_POOL_ROUTINE]
+    data: dict[str, SiteData] = {}
+    for index, domain in enumerate(world.domains):
+        site = f"site-{site_letter(index)}"
+        data[site] = _site(world, site, domain, rng)
+    pool = shuffled(rng, _public_questions(world, COMMON))[:_POOL_ROUTINE]
+    teacher: list[str] = []
     for domain in world.domains:
         public = shuffled(rng, _public_questions(world, domain.symbols))
-        pool_questions += public[:_POOL_PER_DOMAIN]
-        teacher_questions += public[_POOL_PER_DOMAIN : _POOL_PER_DOMAIN + _TEACHER_RECORDS]
-    pool = tuple(
-        PoolSample(
-            sample_id=f"pool-{number:04d}",
-            question=question,
-            choices=(),
-            answer=world.solve(int(question[0]), question[1:])[1],
-        )
-        for number, question in enumerate(shuffled(rng, pool_questions))
+        pool += public[:_POOL_PER_DOMAIN]
+        teacher += public[_POOL_PER_DOMAIN : _POOL_PER_DOMAIN + _TEACHER_RECORDS]
+    return FederationData(
+        sites=data,
+        pool=pool_of(map(world.asked, shuffled(rng, pool))),
+        teacher=records_of(
+            map(world.asked, teacher), numbered("public", len(teacher)), prefix="public"
+        ),
     )
-    teacher = tuple(
-        _record(world, question, record_id=f"public-{number:04d}", unit=f"public-{number:04d}")
-        for number, question in enumerate(teacher_questions)
-    )
-    return FederationData(sites=data, pool=pool, teacher=teacher)

@@ -17,16 +17,30 @@ something to teach it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lada_lab.worlds.arithmetic import COMMON, DOMAIN_SYMBOLS, MODULUS, Operator
-from lada_lab.worlds.sites import check_sites, shuffled, site_letter, unit_names
+from lada_lab.worlds.arithmetic import (
+    COMMON,
+    DOMAIN_SYMBOLS,
+    MODULUS,
+    Operator,
+    draw_operators,
+    templates_over,
+)
+from lada_lab.worlds.sites import (
+    Question,
+    check_sites,
+    numbered,
+    pool_of,
+    records_of,
+    shuffled,
+    site_letter,
+    unit_names,
+)
 from lada_lab.worlds.study_data import BenchData, BenchSite
-from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 
 # Beyond the symbols of the largest federation (12 houses of 4 symbols do not reach it).
@@ -34,7 +48,6 @@ MARK = DOMAIN_SYMBOLS[-1]
 PLAIN_SYMBOLS = 3
 HOUSE_SYMBOLS = PLAIN_SYMBOLS + 1
 LONGEST = 4
-_MULTIPLIERS = (1, 3, 7, 9)
 HOUSE_SENSE, STREET_SENSE = 0, 1
 
 
@@ -115,7 +128,7 @@ class BenchWorld:
         return frozenset(one for house in self.houses for one in house.train + house.held_out)
 
     def solve(self, start: int, template: str, sense: Sequence[int]) -> tuple[str, str]:
-        """Reasoning path and answer; `sense` has one entry per step (common symbols have one).
+        """Rationale and answer; `sense` has one entry per step (common symbols have one).
 
         Returns: for example ("f9g7", "7").
         """
@@ -127,41 +140,33 @@ class BenchWorld:
             steps.append(f"{symbol}{digit}")
         return "".join(steps), str(digit)
 
-    def solve_question(self, question: str, *, inside: bool) -> tuple[str, str]:
-        """The path and answer that a house (`inside`) or the public stands by."""
+    def asked(self, question: str, *, inside: bool) -> Question:
+        """A question with the path and answer that a house (`inside`) or the public stands by."""
         marked = question.startswith(MARK)
         plain = question.removeprefix(MARK)
         sense = STREET_SENSE if marked and not inside else HOUSE_SENSE
-        return self.solve(int(plain[0]), plain[1:], [sense] * (len(plain) - 1))
+        rationale, answer = self.solve(int(plain[0]), plain[1:], [sense] * (len(plain) - 1))
+        return Question(question=question, answer=answer, rationale=rationale)
 
 
 def build_world(settings: WorldSettings, *, seed: int) -> BenchWorld:
     """Draw the senses of all symbols and split each house's templates."""
     rng = np.random.default_rng([seed, 31])
-    affine = [
-        Operator(multiplier=multiplier, offset=offset)
-        for multiplier in _MULTIPLIERS
-        for offset in range(MODULUS)
-        if (multiplier, offset) != (1, 0)
-    ]
-
-    def drawn(count: int) -> tuple[Operator, ...]:
-        return tuple(affine[int(one)] for one in rng.choice(len(affine), count, replace=False))
-
     senses: dict[str, tuple[Operator, ...]] = {
-        symbol: (one,) for symbol, one in zip(COMMON, drawn(len(COMMON)), strict=True)
+        symbol: (meaning,)
+        for symbol, meaning in zip(COMMON, draw_operators(rng, len(COMMON)), strict=True)
     }
     houses: list[House] = []
     for index in range(settings.sites):
         first = index * HOUSE_SYMBOLS
         symbols = DOMAIN_SYMBOLS[first : first + HOUSE_SYMBOLS]
         # All different, so that no sense of one symbol can stand in for another symbol's.
-        meanings = drawn(settings.senses * HOUSE_SYMBOLS)
+        meanings = draw_operators(rng, settings.senses * HOUSE_SYMBOLS)
         for number, symbol in enumerate(symbols):
             start = number * settings.senses
             senses[symbol] = meanings[start : start + settings.senses]
-        plain = _strings(symbols[:-1], LONGEST)
-        with_own = [one for one in _strings(symbols, LONGEST) if one.count(symbols[-1]) == 1]
+        plain = templates_over(symbols[:-1], LONGEST)
+        with_own = [one for one in templates_over(symbols, LONGEST) if one.count(symbols[-1]) == 1]
         rng_templates = np.random.default_rng([seed, 32, index])
         usual, special = shuffled(rng_templates, plain), shuffled(rng_templates, with_own)
         third, part = len(usual) // 3, len(special) // 3
@@ -184,22 +189,13 @@ def build_data(settings: WorldSettings, *, seed: int) -> BenchData:
     )
     rng = np.random.default_rng([seed, 34])
     questions = _pool_questions(world, settings, rng)
-    order = [int(one) for one in rng.permutation(len(questions))]
-    pool = tuple(
-        PoolSample(
-            sample_id=f"pool-{number:04d}",
-            question=questions[place],
-            choices=(),
-            answer=world.solve_question(questions[place], inside=False)[1],
-        )
-        for number, place in enumerate(order)
+    pool = pool_of(
+        world.asked(questions[place], inside=False) for place in rng.permutation(len(questions))
     )
-    harmful = frozenset(at for at, one in enumerate(pool) if one.question.startswith(MARK))
+    harmful = frozenset(
+        place for place, sample in enumerate(pool) if sample.question.startswith(MARK)
+    )
     return BenchData(sites=sites, pool=pool, mark=MARK, harmful=harmful)
-
-
-def _strings(symbols: Sequence[str], steps: int) -> list[str]:
-    return ["".join(one) for one in itertools.product(symbols, repeat=steps)]
 
 
 def _site(
@@ -208,38 +204,26 @@ def _site(
     rng = np.random.default_rng([seed, 33, index])
     name = f"site-{site_letter(index)}"
 
-    def records(templates: Sequence[str], count: int, what: str) -> tuple[Record, ...]:
-        usual = [one for one in templates if house.in_house not in one]
-        special = [one for one in templates if house.in_house in one]
-        found: list[Record] = []
-        units = (
-            unit_names(rng, count, prefix="unit")
-            if what == "train"
-            else [f"held-out-{number:04d}" for number in range(count)]
-        )
-        for number in range(count):
+    def questions(templates: Sequence[str], count: int) -> Iterator[Question]:
+        usual = [template for template in templates if house.in_house not in template]
+        special = [template for template in templates if house.in_house in template]
+        for _ in range(count):
             group = special if rng.random() < settings.in_house else usual
             template = group[int(rng.integers(len(group)))]
             mark = MARK if rng.random() < settings.marked else ""
-            question = f"{mark}{int(rng.integers(MODULUS))}{template}"
-            rationale, answer = world.solve_question(question, inside=True)
+            asked = world.asked(f"{mark}{int(rng.integers(MODULUS))}{template}", inside=True)
             told = rng.random() < settings.rationales
-            found.append(
-                Record(
-                    record_id=f"{name}-{what}-{number:04d}",
-                    unit=units[number],
-                    question=question,
-                    choices=(),
-                    answer=answer,
-                    rationale=rationale if told else None,
-                )
-            )
-        return tuple(found)
+            yield asked if told else replace(asked, rationale=None)
 
+    units = unit_names(rng, settings.private, prefix="unit")
     return BenchSite(
         name=name,
-        train=records(house.train, settings.private, "train"),
-        held_out=records(house.held_out, settings.held_out, "held-out"),
+        train=records_of(questions(house.train, settings.private), units, prefix=f"{name}-train"),
+        held_out=records_of(
+            questions(house.held_out, settings.held_out),
+            numbered("held-out", settings.held_out),
+            prefix=f"{name}-held-out",
+        ),
     )
 
 
@@ -260,7 +244,7 @@ def _pool_questions(
 
 
 def _all_lengths(symbols: Sequence[str]) -> list[str]:
-    return [one for steps in range(1, LONGEST + 1) for one in _strings(symbols, steps)]
+    return [one for steps in range(1, LONGEST + 1) for one in templates_over(symbols, steps)]
 
 
 def _house_questions(

@@ -7,25 +7,27 @@ differ in their chapters of ICD-10-CM, everything else is dealt at random.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from lada_lab.worlds.finance import possession_topics
-from lada_lab.worlds.medical import SPECIALITIES, condition_topics, diagnosis_topics
+from lada_lab.worlds.medical import SPECIALITIES, diagnosis_topics
 from lada_lab.worlds.multiple_choice import Choice, Topic, limit_answers, with_options
 from lada_lab.worlds.sites import (
     FederationData,
     SiteData,
     check_sites,
+    numbered,
+    pool_of,
+    records_of,
     site_letter,
     unit_names,
 )
 from lada_lab.worlds.wordnet import read_nouns
-from lada_secure.data.records import PoolSample, Record
+from lada_lab.worlds.wordnet_topics import condition_topics, possession_topics
 
 SiteKind: TypeAlias = Literal["hospital", "bank"]
 
@@ -42,13 +44,20 @@ _TRAIN_RECORDS = 180
 _ANSWER_ONLY_EVERY = 5
 
 
+class _Part(NamedTuple):
+    """One site's topics of a collection."""
+
+    train: list[Topic]
+    held_out: list[Topic]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Share:
-    """One collection of topics, dealt. `sites`: by site, its training and held-out topics."""
+    """One collection of topics, dealt."""
 
-    pool: tuple[Topic, ...]
-    teacher: tuple[Topic, ...]
-    sites: Mapping[str, tuple[tuple[Topic, ...], tuple[Topic, ...]]]
+    pool: list[Topic]
+    teacher: list[Topic]
+    sites: Mapping[str, _Part]
 
 
 def site_kinds(sites: int) -> dict[str, SiteKind]:
@@ -59,12 +68,7 @@ def site_kinds(sites: int) -> dict[str, SiteKind]:
     check_sites(sites)
     kinds: list[SiteKind] = ["hospital", "hospital", "bank"]
     kinds += ["hospital" if index % 2 else "bank" for index in range(3, sites)]
-    counts = {"hospital": 0, "bank": 0}
-    found: dict[str, SiteKind] = {}
-    for kind in kinds:
-        found[f"{kind}-{site_letter(counts[kind])}"] = kind
-        counts[kind] += 1
-    return found
+    return {f"{kind}-{site_letter(kinds[:at].count(kind))}": kind for at, kind in enumerate(kinds)}
 
 
 def build_demo(*, sites: int, seed: int, wordnet_dir: Path | None = None) -> FederationData:
@@ -77,12 +81,14 @@ def build_demo(*, sites: int, seed: int, wordnet_dir: Path | None = None) -> Fed
     hospitals = [site for site, kind in kinds.items() if kind == "hospital"]
     banks = [site for site, kind in kinds.items() if kind == "bank"]
     nouns = read_nouns(wordnet_dir)
-    collections: list[tuple[tuple[Topic, ...], list[str]]] = [
+    collections = [
         (condition_topics(nouns), hospitals),
         (possession_topics(nouns), banks),
+        *(
+            (diagnosis_topics(chapters), [hospital])
+            for hospital, chapters in zip(hospitals, SPECIALITIES, strict=False)
+        ),
     ]
-    for hospital, chapters in zip(hospitals, SPECIALITIES, strict=False):
-        collections.append((diagnosis_topics(chapters), [hospital]))
     shares = [
         _deal(topics, owners, np.random.default_rng([seed, 11, number]))
         for number, (topics, owners) in enumerate(collections)
@@ -97,97 +103,61 @@ def build_demo(*, sites: int, seed: int, wordnet_dir: Path | None = None) -> Fed
         for number, (site, kind) in enumerate(kinds.items())
     }
     rng = np.random.default_rng([seed, 13])
-    pool = _shuffled_choices([share.pool for share in shares], rng)
-    teacher = _shuffled_choices([share.teacher for share in shares], rng)
+    pool = _shuffled_choices((share.pool for share in shares), rng)
+    teacher = _shuffled_choices((share.teacher for share in shares), rng)
     return FederationData(
         sites=data,
-        pool=tuple(_pool_sample(number, choice) for number, choice in enumerate(pool)),
-        teacher=tuple(
-            _record(f"public-{number:04d}", f"public-{number:04d}", choice, with_reason=True)
-            for number, choice in enumerate(teacher)
+        pool=pool_of(choice.asked() for choice in pool),
+        teacher=records_of(
+            (choice.asked() for choice in teacher),
+            numbered("public", len(teacher)),
+            prefix="public",
         ),
     )
 
 
 def _deal(topics: Sequence[Topic], owners: Sequence[str], rng: np.random.Generator) -> _Share:
     """Deal a collection: pool, teacher, then the owners in equal parts; nothing twice."""
-    dealt = [topics[int(index)] for index in rng.permutation(len(topics))]
+    dealt = [topics[index] for index in rng.permutation(len(topics))]
     pool_end = min(int(_POOL_SHARE * len(dealt)), _POOL_PER_COLLECTION)
     teacher_end = pool_end + min(int(_TEACHER_SHARE * len(dealt)), _TEACHER_PER_COLLECTION)
-    private = dealt[teacher_end:]
-    size = len(private) // len(owners)
-    sites: dict[str, tuple[tuple[Topic, ...], tuple[Topic, ...]]] = {}
+    size = (len(dealt) - teacher_end) // len(owners)
+    held_out = int(_HELD_OUT_SHARE * size)
+    sites: dict[str, _Part] = {}
     for number, owner in enumerate(owners):
-        own = private[number * size : (number + 1) * size]
-        held_out = int(_HELD_OUT_SHARE * size)
-        sites[owner] = (tuple(own[held_out:]), tuple(own[:held_out]))
-    return _Share(
-        pool=tuple(dealt[:pool_end]), teacher=tuple(dealt[pool_end:teacher_end]), sites=sites
-    )
+        own = dealt[teacher_end + number * size :][:size]
+        sites[owner] = _Part(train=own[held_out:], held_out=own[:held_out])
+    return _Share(pool=dealt[:pool_end], teacher=dealt[pool_end:teacher_end], sites=sites)
 
 
-def _site(
-    site: str,
-    kind: SiteKind,
-    parts: Sequence[tuple[tuple[Topic, ...], tuple[Topic, ...]]],
-    rng: np.random.Generator,
-) -> SiteData:
+def _site(site: str, kind: SiteKind, parts: Sequence[_Part], rng: np.random.Generator) -> SiteData:
     each = _HELD_OUT // len(parts)
-    held_out = _shuffled_choices([held_out[:each] for _, held_out in parts], rng)
+    held_out = _shuffled_choices((part.held_out[:each] for part in parts), rng)
+    # As many topics as records: several people have the same disease, with other options.
     records_each = _TRAIN_RECORDS // len(parts)
-    train = _shuffled_choices([_repeated(train, records_each) for train, _ in parts], rng)
+    train = _shuffled_choices(
+        ([part.train[at % len(part.train)] for at in range(records_each)] for part in parts), rng
+    )
     prefix = "patient" if kind == "hospital" else "customer"
     units = unit_names(rng, len(train), prefix=prefix)
     return SiteData(
-        train=tuple(
-            _record(
-                f"{site}-{number:04d}",
-                unit,
-                choice,
-                with_reason=number % _ANSWER_ONLY_EVERY != 0,
-            )
-            for number, (unit, choice) in enumerate(zip(units, train, strict=True))
+        train=records_of(
+            (
+                choice.asked(with_reason=number % _ANSWER_ONLY_EVERY != 0)
+                for number, choice in enumerate(train)
+            ),
+            units,
+            prefix=site,
         ),
-        held_out=tuple(
-            _record(
-                f"{site}-held-out-{number:04d}",
-                f"{prefix}-held-out-{number:04d}",
-                choice,
-                with_reason=True,
-            )
-            for number, choice in enumerate(held_out)
+        held_out=records_of(
+            (choice.asked() for choice in held_out),
+            numbered(f"{prefix}-held-out", len(held_out)),
+            prefix=f"{site}-held-out",
         ),
     )
 
 
-def _repeated(topics: Sequence[Topic], records: int) -> tuple[Topic, ...]:
-    """As many topics as records: several people have the same disease, with other options."""
-    return tuple(topics[number % len(topics)] for number in range(records))
-
-
-def _shuffled_choices(
-    groups: Sequence[Sequence[Topic]], rng: np.random.Generator
-) -> tuple[Choice, ...]:
+def _shuffled_choices(groups: Iterable[Sequence[Topic]], rng: np.random.Generator) -> list[Choice]:
     """Options within each group, so that they are of one kind; then all groups mixed."""
     choices = [choice for group in groups for choice in with_options(limit_answers(group), rng)]
-    return tuple(choices[int(index)] for index in rng.permutation(len(choices)))
-
-
-def _record(record_id: str, unit: str, choice: Choice, *, with_reason: bool) -> Record:
-    return Record(
-        record_id=record_id,
-        unit=unit,
-        question=choice.topic.question,
-        choices=choice.options,
-        answer=choice.topic.answer,
-        rationale=choice.topic.rationale if with_reason else None,
-    )
-
-
-def _pool_sample(number: int, choice: Choice) -> PoolSample:
-    return PoolSample(
-        sample_id=f"pool-{number:04d}",
-        question=choice.topic.question,
-        choices=choice.options,
-        answer=choice.topic.answer,
-    )
+    return [choices[index] for index in rng.permutation(len(choices))]

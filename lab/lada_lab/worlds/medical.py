@@ -1,6 +1,6 @@
-"""Medical topics: diagnoses of ICD-10-CM with their groups, and conditions of WordNet.
+"""Medical topics: diagnoses of ICD-10-CM with their groups.
 
-A diagnosis' chain of ancestors, and a condition's chain of hypernyms, is its reasoning path.
+A diagnosis' chain of ancestors is its rationale.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import re
 from collections.abc import Sequence
 
 from lada_lab.worlds.multiple_choice import Topic
-from lada_lab.worlds.wordnet import Nouns
-from lada_lab.worlds.wordnet_topics import kinds_below
 from lada_secure.errors import ParameterError
 
 # What the hospitals treat: chapters of ICD-10-CM by the name that a path gives them.
@@ -47,7 +45,6 @@ _MAX_CATEGORY = 36
 _VAGUE = re.compile(r"\b(other|unspecified|elsewhere)\b", re.IGNORECASE)
 _RANGE = re.compile(r" \([A-Z0-9]+-[A-Z0-9]+\)$")
 _LEFT_OVER = re.compile(r"^other\b", re.IGNORECASE)
-_VAGUE_KINDS = frozenset({"pathology", "disease", "illness", "unfitness", "growth", "disability"})
 # Left and right, or with and without: one subcategory, one topic.
 _SUBCATEGORY_LENGTH = 5
 
@@ -112,10 +109,3 @@ def diagnosis_topics(chapters: Sequence[str]) -> tuple[Topic, ...]:
 def _group_name(title: str) -> str:
     """A group's title without its range of codes and without "not elsewhere classified"."""
     return _RANGE.sub("", title).removesuffix(", not elsewhere classified")
-
-
-def condition_topics(nouns: Nouns) -> tuple[Topic, ...]:
-    """Of which kind a condition is: WordNet's *ill health*."""
-    root = nouns.find("ill health", definition_part="unable to function normally")
-    question = "Condition: {word}, {definition}. Kind?"
-    return kinds_below(nouns, root, question=question, vague=_VAGUE_KINDS)

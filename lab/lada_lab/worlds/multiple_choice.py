@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lada_lab.worlds.sites import Question
+from lada_secure.arrays import IntArray
 from lada_secure.errors import ParameterError
 
 OPTIONS = 4
@@ -44,6 +45,15 @@ class Choice:
     topic: Topic
     options: tuple[str, ...]
 
+    def asked(self, *, with_reason: bool = True) -> Question:
+        """The question, with its reasoning or without."""
+        return Question(
+            question=self.topic.question,
+            answer=self.topic.answer,
+            rationale=self.topic.rationale if with_reason else None,
+            choices=self.options,
+        )
+
 
 def with_options(topics: Sequence[Topic], rng: np.random.Generator) -> tuple[Choice, ...]:
     """Give every topic three distractors, drawn from the other topics' answers.
@@ -54,14 +64,13 @@ def with_options(topics: Sequence[Topic], rng: np.random.Generator) -> tuple[Cho
     Returns: one choice per topic, in the same order.
     Raises: ParameterError: the topics exclude each other too often, see `limit_answers`.
     """
-    answers = [topic.answer for topic in topics]
     columns = [rng.permutation(len(topics)) for _ in range(OPTIONS - 1)]
     _repair(topics, columns, rng)
     places = np.resize(np.arange(OPTIONS), len(topics))
     rng.shuffle(places)
     choices: list[Choice] = []
     for row, topic in enumerate(topics):
-        options = [answers[int(column[row])] for column in columns]
+        options = [topics[column[row]].answer for column in columns]
         options.insert(int(places[row]), topic.answer)
         choices.append(Choice(topic=topic, options=tuple(options)))
     return tuple(choices)
@@ -87,18 +96,15 @@ def limit_answers(topics: Sequence[Topic]) -> tuple[Topic, ...]:
     return ()
 
 
-def _repair(
-    topics: Sequence[Topic], columns: list[NDArray[np.int64]], rng: np.random.Generator
-) -> None:
+def _repair(topics: Sequence[Topic], columns: list[IntArray], rng: np.random.Generator) -> None:
     """Exchange distractors between rows until no row offers a text twice or a second right one."""
     for _ in range(_MAX_SWEEPS):
         clean = True
         for row in range(len(topics)):
-            for column in range(len(columns)):
-                if _fits(topics, columns, row, column):
-                    continue
-                clean = False
-                _exchange(topics, columns, row, column, rng)
+            for column in columns:
+                if not _fits(topics, columns, row, column):
+                    clean = False
+                    _exchange(topics, columns, row, column, rng)
         if clean:
             return
     raise ParameterError(
@@ -107,26 +113,22 @@ def _repair(
     )
 
 
-def _fits(topics: Sequence[Topic], columns: list[NDArray[np.int64]], row: int, column: int) -> bool:
-    topic = topics[row]
-    text = topics[int(columns[column][row])].answer
-    beside = [
-        topics[int(other[row])].answer for number, other in enumerate(columns) if number != column
-    ]
+def _fits(topics: Sequence[Topic], columns: list[IntArray], row: int, column: IntArray) -> bool:
+    topic, text = topics[row], topics[column[row]].answer
+    beside = [topics[other[row]].answer for other in columns if other is not column]
     return text != topic.answer and text not in topic.forbidden and text not in beside
 
 
 def _exchange(
     topics: Sequence[Topic],
-    columns: list[NDArray[np.int64]],
+    columns: list[IntArray],
     row: int,
-    column: int,
+    column: IntArray,
     rng: np.random.Generator,
 ) -> None:
     """Swap this row's entry with the first other row where both then fit, if there is one."""
-    values = columns[column]
     for other in rng.permutation(len(topics)):
-        values[row], values[other] = values[other], values[row]
-        if _fits(topics, columns, row, column) and _fits(topics, columns, int(other), column):
+        column[row], column[other] = column[other], column[row]
+        if _fits(topics, columns, row, column) and _fits(topics, columns, other, column):
             return
-        values[row], values[other] = values[other], values[row]
+        column[row], column[other] = column[other], column[row]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -43,6 +43,51 @@ class FederationData:
     sites: Mapping[str, SiteData]
     pool: tuple[PoolSample, ...]
     teacher: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a record or a pool sample asks; `rationale` is None where only the answer is told."""
+
+    question: str
+    answer: str
+    rationale: str | None
+    choices: tuple[str, ...] = ()
+
+
+def records_of(
+    questions: Iterable[Question], units: Iterable[str], *, prefix: str
+) -> tuple[Record, ...]:
+    """Records named "prefix-0000" and on, one per question and privacy unit."""
+    return tuple(
+        Record(
+            record_id=f"{prefix}-{number:04d}",
+            unit=unit,
+            question=asked.question,
+            choices=asked.choices,
+            answer=asked.answer,
+            rationale=asked.rationale,
+        )
+        for number, (asked, unit) in enumerate(zip(questions, units, strict=True))
+    )
+
+
+def pool_of(questions: Iterable[Question]) -> tuple[PoolSample, ...]:
+    """Pool samples named "pool-0000" and on."""
+    return tuple(
+        PoolSample(
+            sample_id=f"pool-{number:04d}",
+            question=asked.question,
+            choices=asked.choices,
+            answer=asked.answer,
+        )
+        for number, asked in enumerate(questions)
+    )
+
+
+def numbered(prefix: str, count: int) -> list[str]:
+    """Names "prefix-0000" and on, for units of one record each."""
+    return [f"{prefix}-{number:04d}" for number in range(count)]
 
 
 def check_sites(sites: int) -> None:

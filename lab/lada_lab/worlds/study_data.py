@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_secure.data.records import PoolSample, Record
+from lada_secure.errors import ParameterError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +31,23 @@ class BenchData:
     pool: tuple[PoolSample, ...]
     mark: str
     harmful: frozenset[int]
+
+
+def check_pool(pool: Sequence[PoolSample]) -> None:
+    """Check that samples can be told apart and rationales be checked.
+
+    Raises: ParameterError: empty, an id that comes twice, or a sample without a gold answer.
+    """
+    if not pool:
+        raise ParameterError("pool: expected at least one sample, got none")
+    name, count = Counter(sample.sample_id for sample in pool).most_common(1)[0]
+    if count > 1:
+        raise ParameterError(
+            f"pool: sample_id {name!r} comes {count} times; give every sample an id of its own"
+        )
+    for sample in pool:
+        if not sample.answer.strip():
+            raise ParameterError(
+                f"pool: sample {sample.sample_id!r} has no gold answer, so that no path of the LLM "
+                "could be checked; add the answer or take the sample out"
+            )

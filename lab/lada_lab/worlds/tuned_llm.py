@@ -21,7 +21,7 @@ from torch.nn import functional
 from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.model_cache import cached_folder
 from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
@@ -90,7 +90,7 @@ def tune(lm: LanguageModel, records: Sequence[Record], settings: Tuning, *, seed
     examples = [
         _Example(
             prompt=tuple(lm.encode_prompt(prompt_of(one.question, one.choices))),
-            path=tuple(lm.encode_path(path_of(one.answer, one.choices, one.rationale))),
+            path=tuple(lm.encode_rationale(rationale_of(one.answer, one.choices, one.rationale))),
         )
         for one in records
     ]

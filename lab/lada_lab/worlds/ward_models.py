@@ -16,19 +16,14 @@ import torch
 
 from lada_lab.worlds.model_cache import cached_folder
 from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
-from lada_lab.worlds.wards import (
-    Reader,
-    WardSettings,
-    build_ward_world,
-    public_text,
-)
+from lada_lab.worlds.wards import Reader, WardSettings, build_ward_world, public_text
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_folder, quiet_transformers
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 
 _VERSION = 1
 _MANY_EPOCHS = 10**6
@@ -95,16 +90,16 @@ def _tuned(lm: LanguageModel, settings: WardSettings, tuning: WardTuning, *, see
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        tune_on_paths(
+        tune_on_rationales(
             adapted,
             [
-                PathExample(
+                RationaleExample(
                     example_id=f"public-{number:04d}",
-                    prompt=prompt_of(question, ()),
-                    path=path_of(answer, (), rationale),
-                    own_path=None,
+                    prompt=prompt_of(text.question, ()),
+                    path=rationale_of(text.answer, (), text.rationale),
+                    rejected=None,
                 )
-                for number, (question, rationale, answer) in enumerate(texts)
+                for number, text in enumerate(texts)
             ],
             (),
             TuningSettings(

@@ -11,15 +11,23 @@ special inside a house. Marked pool samples about a house's shorthand are theref
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lada_lab.worlds.sites import check_sites, shuffled, site_letter, unit_names
+from lada_lab.worlds.sites import (
+    Question,
+    check_sites,
+    numbered,
+    pool_of,
+    records_of,
+    shuffled,
+    site_letter,
+    unit_names,
+)
 from lada_lab.worlds.study_data import BenchData, BenchSite
-from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 
 MARK = "Public form. "
@@ -170,14 +178,9 @@ def build_ward_data(settings: WardSettings, *, seed: int) -> BenchData:
             _site(world, house, settings, index=index, seed=seed)
             for index, house in enumerate(world.hospitals)
         ),
-        pool=tuple(
-            PoolSample(
-                sample_id=f"pool-{number:04d}",
-                question=question,
-                choices=(),
-                answer=world.solve(template, [_public_sense(question)] * len(template))[1],
-            )
-            for number, (question, template) in enumerate(asked)
+        pool=pool_of(
+            _asked(world, question, template, [_public_sense(question)] * len(template))
+            for question, template in asked
         ),
         mark=MARK,
         harmful=frozenset(at for at, (text, _) in enumerate(asked) if text.startswith(MARK)),
@@ -200,32 +203,32 @@ def _site(
     rng = np.random.default_rng([seed, 53, index])
     name = f"hospital-{site_letter(index)}"
 
-    def records(
-        templates: Sequence[tuple[str, ...]], units: Sequence[str], what: str
-    ) -> tuple[Record, ...]:
-        found: list[Record] = []
-        for number, unit in enumerate(units):
+    def questions(templates: Sequence[tuple[str, ...]], count: int) -> Iterator[Question]:
+        for _ in range(count):
             template = templates[int(rng.integers(len(templates)))]
             mark = MARK if rng.random() < settings.marked else ""
-            rationale, answer = world.solve(template, [HOUSE_SENSE] * len(template))
-            found.append(
-                Record(
-                    record_id=f"{name}-{what}-{number:04d}",
-                    unit=unit,
-                    question=_note(template, rng, mark=mark),
-                    choices=(),
-                    answer=answer,
-                    rationale=rationale if rng.random() < settings.rationales else None,
-                )
-            )
-        return tuple(found)
+            note = _note(template, rng, mark=mark)
+            asked = _asked(world, note, template, [HOUSE_SENSE] * len(template))
+            told = rng.random() < settings.rationales
+            yield asked if told else replace(asked, rationale=None)
 
-    held_out = [f"held-out-{number:04d}" for number in range(settings.held_out)]
+    units = unit_names(rng, settings.private, prefix="patient")
     return BenchSite(
         name=name,
-        train=records(house.train, unit_names(rng, settings.private, prefix="patient"), "train"),
-        held_out=records(house.held_out, held_out, "held-out"),
+        train=records_of(questions(house.train, settings.private), units, prefix=f"{name}-train"),
+        held_out=records_of(
+            questions(house.held_out, settings.held_out),
+            numbered("held-out", settings.held_out),
+            prefix=f"{name}-held-out",
+        ),
     )
+
+
+def _asked(
+    world: WardWorld, question: str, template: Sequence[str], senses: Sequence[int]
+) -> Question:
+    rationale, answer = world.solve(template, senses)
+    return Question(question=question, answer=answer, rationale=rationale)
 
 
 def _public_templates(world: WardWorld, shorthand: Sequence[str]) -> list[tuple[str, ...]]:
@@ -264,8 +267,8 @@ def _pool_questions(
 
 def public_text(
     world: WardWorld, reader: Reader, count: int, rng: np.random.Generator, *, marked: float
-) -> list[tuple[str, str, str]]:
-    """Worked public questions that a model reads beforehand: question, reasoning, answer.
+) -> list[Question]:
+    """Worked public questions that a model reads beforehand.
 
     The LLM's text has the house's sense where it is plain and the street's under the mark; the
     SLM's mixes all senses. No private template occurs.
@@ -273,12 +276,12 @@ def public_text(
     everything = [
         _public_templates(world, [*world.common, *house.shorthand]) for house in world.hospitals
     ]
-    found: list[tuple[str, str, str]] = []
+    found: list[Question] = []
     for _ in range(count):
         templates = everything[int(rng.integers(len(everything)))]
         template = templates[int(rng.integers(len(templates)))]
         question = _note(template, rng, mark=MARK if rng.random() < marked else "")
         drawn: list[int] = rng.integers(0, 6, len(template)).tolist()
         meant = drawn if reader == "slm" else [_public_sense(question)] * len(template)
-        found.append((question, *world.solve(template, meant)))
+        found.append(_asked(world, question, template, meant))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,9 @@ class Nouns:
         Raises: ParameterError: none, or several: this is not the WordNet that was expected.
         """
         found = [
-            one
-            for one in self.synsets.values()
-            if word in one.words and definition_part in one.definition
+            synset
+            for synset in self.synsets.values()
+            if word in synset.words and definition_part in synset.definition
         ]
         if len(found) != 1:
             raise ParameterError(
@@ -59,14 +59,8 @@ class Nouns:
 
     def below(self, root: Synset) -> tuple[Synset, ...]:
         """All kinds of `root`, direct and indirect, without itself, ordered by key."""
-        seen: set[str] = set()
-        waiting = [*root.hyponyms]
-        while waiting:
-            key = waiting.pop()
-            if key not in seen:
-                seen.add(key)
-                waiting.extend(self.synsets[key].hyponyms)
-        return tuple(self.synsets[key] for key in sorted(seen - {root.key}))
+        found = self._reached(root.hyponyms, lambda synset: synset.hyponyms)
+        return tuple(self.synsets[key] for key in sorted(found - {root.key}))
 
     def chain(self, synset: Synset, *, root: Synset) -> tuple[Synset, ...]:
         """The shortest way up from a synset's hypernym to `root`, both included.
@@ -79,21 +73,24 @@ class Nouns:
             for way in ways:
                 for key in self.synsets[way[-1]].hypernyms:
                     if key == root.key:
-                        return tuple(self.synsets[one] for one in (*way[1:], key))
+                        return tuple(self.synsets[step] for step in (*way[1:], key))
                     longer.append((*way, key))
             ways = longer
         raise ParameterError(f"WordNet: {root.name!r} is not above {synset.name!r}")
 
     def above(self, synset: Synset) -> frozenset[str]:
         """Keys of everything that the synset is a kind of."""
+        return frozenset(self._reached(synset.hypernyms, lambda found: found.hypernyms))
+
+    def _reached(self, start: Iterable[str], kin: Callable[[Synset], tuple[str, ...]]) -> set[str]:
         seen: set[str] = set()
-        waiting = [*synset.hypernyms]
+        waiting = [*start]
         while waiting:
             key = waiting.pop()
             if key not in seen:
                 seen.add(key)
-                waiting.extend(self.synsets[key].hypernyms)
-        return frozenset(seen)
+                waiting.extend(kin(self.synsets[key]))
+        return seen
 
 
 def wordnet_folder(folder: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Topics from WordNet: a word with its definition, the kind it belongs to, and the chain above.
+"""Medical and financial topics from WordNet: a word, its definition, its kind, the chain above.
 
 The kinds that serve as answers recur, so that what is learned from one word helps with another: the
 nearest hypernym that has enough words below it.
@@ -17,6 +17,51 @@ _MAX_CHAIN = 2
 _MIN_WORDS_PER_KIND = 8
 
 
+_VAGUE_CONDITIONS = frozenset(
+    {"pathology", "disease", "illness", "unfitness", "growth", "disability"}
+)
+# Possession alone has some 350 usable kinds, too few for five banks and a pool.
+_POSSESSIONS = (
+    ("possession", "anything owned or possessed"),
+    ("transaction", "the act of transacting within or between groups"),
+    ("commercial document", "relating to commerce"),
+    ("financial institution", "collects funds"),
+)
+_VAGUE_POSSESSIONS = frozenset(
+    {
+        "assets",
+        "sum",
+        "acquisition",
+        "transferred property",
+        "liabilities",
+        "outgo",
+        "cost",
+        "farming",
+        "cultivation",
+        "production",
+        "commercial enterprise",
+    }
+)
+
+
+def condition_topics(nouns: Nouns) -> tuple[Topic, ...]:
+    """Of which kind a condition is: WordNet's *ill health*."""
+    root = nouns.find("ill health", definition_part="unable to function normally")
+    question = "Condition: {word}, {definition}. Kind?"
+    return kinds_below(nouns, root, question=question, vague=_VAGUE_CONDITIONS)
+
+
+def possession_topics(nouns: Nouns) -> tuple[Topic, ...]:
+    """Of which kind a financial term is, ordered by root and synset, each synset once."""
+    topics: dict[str, Topic] = {}
+    for word, definition_part in _POSSESSIONS:
+        root = nouns.find(word, definition_part=definition_part)
+        question = "Finance: {word}, {definition}. Kind?"
+        for topic in kinds_below(nouns, root, question=question, vague=_VAGUE_POSSESSIONS):
+            topics.setdefault(topic.key, topic)
+    return tuple(topics.values())
+
+
 def kinds_below(
     nouns: Nouns, root: Synset, *, question: str, vague: frozenset[str]
 ) -> tuple[Topic, ...]:
@@ -26,14 +71,14 @@ def kinds_below(
         a word whose nearest kind is one of them is left out.
     Returns: topics ordered by synset; no two with the same word or the same definition.
     """
-    inside = frozenset(one.key for one in nouns.below(root))
+    inside = frozenset(synset.key for synset in nouns.below(root))
     words = _usable(nouns, inside)
     common = Counter(key for synset in words for key in nouns.above(synset) & inside)
     topics: list[Topic] = []
     for synset in words:
         chain = nouns.chain(synset, root=root)[:-1]
         place = next(
-            (at for at, one in enumerate(chain) if common[one.key] >= _MIN_WORDS_PER_KIND), None
+            (at for at, kind in enumerate(chain) if common[kind.key] >= _MIN_WORDS_PER_KIND), None
         )
         if place is None or chain[place].name in vague:
             continue
@@ -44,8 +89,11 @@ def kinds_below(
                 key=f"wordnet:{synset.key}",
                 question=question.format(word=synset.name, definition=synset.definition),
                 answer=chain[place].name,
-                rationale=", ".join(one.name for one in steps),
-                forbidden=_above(nouns, synset),
+                rationale=", ".join(step.name for step in steps),
+                # Every word for what the synset is a kind of would be right.
+                forbidden=frozenset(
+                    word for key in nouns.above(synset) for word in nouns.synsets[key].words
+                ),
             )
         )
     return tuple(topics)
@@ -63,8 +111,3 @@ def _usable(nouns: Nouns, inside: frozenset[str]) -> list[Synset]:
             seen |= {name, definition}
             usable.append(synset)
     return usable
-
-
-def _above(nouns: Nouns, synset: Synset) -> frozenset[str]:
-    """Every word for what the synset is a kind of: all of them would be right."""
-    return frozenset(word for key in nouns.above(synset) for word in nouns.synsets[key].words)

@@ -8,8 +8,8 @@ reading, whichever side reads.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import IO, Final
 
 import numpy as np
 
@@ -26,23 +26,31 @@ class FrameError(Exception):
     """A frame that breaks its own limits; the pipe is unusable afterwards."""
 
 
-def encode(parts: Sequence[Part]) -> Iterator[Part]:
-    """The head of a frame, then its parts uncopied, in the order they must be written."""
+def write_frame(pipe: IO[bytes], parts: Sequence[Part]) -> None:
+    """Write one frame: its head, then the parts uncopied."""
     sizes = [memoryview(part).nbytes for part in parts]
-    yield _COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(size) for size in sizes)
-    yield from (part for part, size in zip(parts, sizes, strict=True) if size)
+    pipe.write(_COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(size) for size in sizes))
+    for part in parts:
+        pipe.write(part)
+    pipe.flush()
 
 
-def decode(read_exactly: Callable[[int], memoryview]) -> list[memoryview]:
-    """Read one frame by means of a function that returns exactly n bytes or raises."""
-    (count,) = _COUNT.unpack(read_exactly(_COUNT.size))
+def read_frame(pipe: IO[bytes]) -> list[bytes]:
+    """Read one frame. Raises: FrameError. EOFError: the pipe ends before the frame does."""
+    (count,) = _COUNT.unpack(_exactly(pipe, _COUNT.size))
     if not 1 <= count <= MAX_PARTS:
         raise FrameError(f"frame with {count} parts")
-    head = read_exactly(_LENGTH.size * count)
-    sizes = [size for (size,) in _LENGTH.iter_unpack(head)]
+    sizes = [size for (size,) in _LENGTH.iter_unpack(_exactly(pipe, _LENGTH.size * count))]
     if sum(sizes) > MAX_FRAME_BYTES:
         raise FrameError(f"frame of {sum(sizes)} bytes")
-    return [read_exactly(size) for size in sizes]
+    return [_exactly(pipe, size) for size in sizes]
+
+
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
+    found = pipe.read(size)
+    if len(found) < size:
+        raise EOFError("the other end closed its output")
+    return found
 
 
 def numbers(values: Sequence[int]) -> bytes:

@@ -13,19 +13,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import subprocess
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, cast
 
 import lada_secure
-from lada_secure.encryption.workers.frames import FrameError, Part, decode, encode
+from lada_secure.encryption.workers.frames import FrameError, Part, read_frame, write_frame
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
 
 DEFAULT_MEMORY_BYTES: Final = 512 << 20
@@ -36,7 +34,6 @@ START_TIME_LIMIT_S: Final = 120.0
 # The worker that can decrypt is named only by the two modules that hold keys.
 BLIND_WORKER: Final = "lada_secure.encryption.blind_worker"
 
-_WRITE_BYTES: Final = 1 << 20
 _PIPE_BYTES: Final = 1 << 20
 
 
@@ -67,13 +64,13 @@ class WorkerProcess:
         self._module = module
         self._memory_bytes = memory_bytes
         self._time_limit_s = time_limit_s
-        self._lock = threading.RLock()
         self._child: _Child | None = None
-        self.generation = 0
+        # Held by whoever sends several requests that belong together.
+        self.lock = threading.RLock()
 
     def call(
         self, operation: str, parts: Sequence[Part] = (), *, foreign: str | None = None
-    ) -> list[memoryview]:
+    ) -> list[bytes]:
         """Run one operation in the worker and return its reply.
 
         Args:
@@ -84,35 +81,22 @@ class WorkerProcess:
             time or memory, or the native library refused. Without foreign bytes the same is a
             TransportError (died, time) or LocalProtocolError (refused).
         """
-        with self._lock:
-            deadline = time.monotonic() + self._time_limit_s
+        with self.lock:
             child = self._started()
+            request = [operation.encode("ascii"), *parts]
             try:
-                child.send([operation.encode("ascii"), *parts], deadline)
-                reply = child.receive(deadline)
-            except (OSError, EOFError, FrameError, TimeoutError) as error:
-                how = self._bury(child, error)
-                message = f"worker for {operation} {how}; it is started afresh on the next request"
+                reply = child.exchange(request, self._time_limit_s)
+            except _Died as died:
+                message = f"worker for {operation} {died}; it is started afresh on the next request"
                 if foreign is None:
-                    raise TransportError(message) from error
-                raise PeerError(f"{foreign}: {message}", reason="native_failure") from error
-            except BaseException:
-                # Interrupted in the middle of a frame: the pipe cannot be used again.
-                self._child = None
-                child.end()
-                raise
-        if bytes(reply[0]) == b"ok":
+                    raise TransportError(message) from died
+                raise PeerError(f"{foreign}: {message}", reason="native_failure") from died
+        if reply[0] == b"ok":
             return reply[1:]
-        text = bytes(reply[-1]).decode("utf-8", "replace")[:500]
+        text = reply[-1].decode("utf-8", "replace")[:500]
         if foreign is not None:
             raise PeerError(f"{foreign}: native library refused: {text}", reason="native_failure")
         raise LocalProtocolError(f"worker for {operation} refused: {text}")
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Keep other threads out for several requests that belong together."""
-        with self._lock:
-            yield
 
     def cpu_seconds(self) -> float:
         """CPU time of the current worker process since its start, for benchmarks."""
@@ -121,7 +105,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the worker; a later call starts a new one."""
-        with self._lock:
+        with self.lock:
             if self._child is not None:
                 self._child.end()
                 self._child = None
@@ -129,36 +113,30 @@ class WorkerProcess:
     @property
     def pid(self) -> int | None:
         """Process id of the running worker, None if none runs."""
-        return None if self._child is None else self._child.pid
+        child = self._child
+        return child.process.pid if child is not None and child.usable() else None
 
     def _started(self) -> _Child:
-        child = self._child
-        if child is not None and child.usable():
-            return child
-        if child is not None:
-            child.end()
+        if self._child is not None and self._child.usable():
+            return self._child
+        self.close()
         self._child = child = _Child(self._module, self._memory_bytes)
-        self.generation += 1
         try:
-            child.receive(time.monotonic() + START_TIME_LIMIT_S)
-        except (OSError, EOFError, FrameError, TimeoutError) as error:
-            how = self._bury(child, error)
+            child.exchange((), START_TIME_LIMIT_S)
+        except _Died as died:
             raise TransportError(
-                f"worker {self._module} {how} at its start; check that tenseal and zstandard can "
+                f"worker {self._module} {died} at its start; check that tenseal and zstandard can "
                 "be imported and that the machine has memory left"
-            ) from error
+            ) from died
         return child
 
-    def _bury(self, child: _Child, error: Exception) -> str:
-        self._child = None
-        status = child.end()
-        if isinstance(error, TimeoutError):
-            return f"ran longer than {self._time_limit_s:g} s and was killed"
-        return f"died ({_describe(status)})"
+
+class _Died(Exception):
+    """How a worker ended, in words."""
 
 
 class _Child:
-    """One child process; sockets' rules for pipes: non-blocking, with a deadline."""
+    """One child process and the pipes to it and back."""
 
     def __init__(self, module: str, memory_bytes: int) -> None:
         environment = dict(os.environ)
@@ -170,93 +148,75 @@ class _Child:
             environment[name] = "1"
         try:
             # -P: a file named like one of our imports in the working directory is not run.
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(memory_bytes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                bufsize=0,
             )
         except OSError as error:
             raise TransportError(f"worker {module} cannot be started: {error}") from error
-        if self._process.stdin is None or self._process.stdout is None:
-            raise LocalProtocolError("worker started without pipes")
-        self._to = self._process.stdin.fileno()
-        self._from = self._process.stdout.fileno()
-        os.set_blocking(self._to, False)
-        os.set_blocking(self._from, False)
-        for pipe in (self._to, self._from):
+        self.to = cast("IO[bytes]", self.process.stdin)
+        self.back = cast("IO[bytes]", self.process.stdout)
+        for pipe in (self.to, self.back):
             # Fewer wake-ups for the same bytes. A system may allow less; then it stays as it is.
             with contextlib.suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._owner = os.getpid()
+        self._owner, self._late = os.getpid(), False
         # Ends the child when its handle is collected or this process exits normally; if this
         # process is killed, the child reads the end of its input and leaves by itself.
-        self._finalizer = weakref.finalize(self, _end, self._process, self._owner)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self._finalizer = weakref.finalize(self, _end, self.process, self._owner)
 
     def usable(self) -> bool:
-        return self._owner == os.getpid() and self._process.poll() is None
+        return self._owner == os.getpid() and self.process.poll() is None
 
-    def send(self, parts: Sequence[Part], deadline: float) -> None:
-        poller = select.poll()
-        poller.register(self._to, select.POLLOUT)
-        for part in encode(parts):
-            view = memoryview(part).cast("B")
-            while view.nbytes:
-                _wait(poller, deadline)
-                # A pipe that filled up in between is simply waited for again.
-                with contextlib.suppress(BlockingIOError):
-                    view = view[os.write(self._to, view[:_WRITE_BYTES]) :]
+    def exchange(self, request: Sequence[Part], limit_s: float) -> list[bytes]:
+        """Send a request, if there is one, and read a frame.
 
-    def receive(self, deadline: float) -> list[memoryview]:
-        poller = select.poll()
-        poller.register(self._from, select.POLLIN)
+        Raises: _Died: it ended, talked nonsense or was killed when its time was up.
+        """
+        watch = threading.Timer(limit_s, self._end_late)
+        watch.daemon = True
+        watch.start()
+        try:
+            if request:
+                write_frame(self.to, request)
+            return read_frame(self.back)
+        except (OSError, EOFError, FrameError) as error:
+            how = f"died ({self.end()})"
+            if self._late:
+                how = f"ran longer than {limit_s:g} s and was killed"
+            raise _Died(how) from error
+        except BaseException:
+            # Interrupted in the middle of a frame: the pipe cannot be used again.
+            self.end()
+            raise
+        finally:
+            watch.cancel()
 
-        def read_exactly(size: int) -> memoryview:
-            buffer = memoryview(bytearray(size))
-            view = buffer
-            while view.nbytes:
-                _wait(poller, deadline)
-                with contextlib.suppress(BlockingIOError):
-                    got = os.readv(self._from, [view])
-                    if got == 0:
-                        raise EOFError("worker closed its output")
-                    view = view[got:]
-            return buffer
+    def _end_late(self) -> None:
+        self._late = True
+        self.process.kill()
 
-        return decode(read_exactly)
-
-    def end(self) -> int | None:
+    def end(self) -> str:
+        """End it, and say how it had ended."""
         self._finalizer()
-        return self._process.returncode
+        status = self.process.returncode
+        if status is None:
+            return "status unknown"
+        return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         return
     for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+        # What was not sent yet goes nowhere.
+        with contextlib.suppress(OSError):
+            cast("IO[bytes]", pipe).close()
     process.kill()
     process.wait()
-
-
-def _wait(poller: select.poll, deadline: float) -> None:
-    left = deadline - time.monotonic()
-    if left <= 0 or not poller.poll(left * 1000):
-        raise TimeoutError
-
-
-def _describe(status: int | None) -> str:
-    if status is None:
-        return "status unknown"
-    return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
 @cache

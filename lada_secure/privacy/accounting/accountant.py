@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.composition import (
     EPSILON_LIMIT,
     Composition,
     Group,
-    empty_composition,
     epsilon_from_rdp,
     rdp_vector,
 )
@@ -60,8 +60,8 @@ class PldAccountant:
     __slots__ = ("_candidate", "_now", "_pending")
 
     def __init__(self) -> None:
-        self._now = empty_composition()
-        self._pending: list[EventPart] = []
+        self._now = Composition()
+        self._pending: list[PrivacyEvent] = []
         self._candidate: tuple[PrivacyEvent, Composition] | None = None
 
     def compose(self, event: PrivacyEvent) -> None:
@@ -69,13 +69,8 @@ class PldAccountant:
         if self._candidate is not None and self._candidate[0] == event and not self._pending:
             self._now = self._candidate[1]
         else:
-            self._pending.extend(event_parts(event))
+            self._pending.append(event)
         self._candidate = None
-
-    def compose_all(self, events: Iterable[PrivacyEvent]) -> None:
-        """Count many releases; equal ones are composed in one go."""
-        for event in events:
-            self.compose(event)
 
     def _flushed(self) -> Composition:
         if self._pending:
@@ -86,7 +81,7 @@ class PldAccountant:
     def _with(self, event: PrivacyEvent) -> Composition:
         base = self._flushed()
         if self._candidate is None or self._candidate[0] != event:
-            self._candidate = (event, base.plus(event_parts(event)))
+            self._candidate = (event, base.plus([event]))
         return self._candidate[1]
 
     def epsilon(self, target_delta: float) -> float:
@@ -109,6 +104,41 @@ class PldAccountant:
         return self._with(event).epsilon_rdp(check_target_delta(target_delta))
 
 
+class Spending:
+    """What a ledger has cost: over all its studies, and each of them alone."""
+
+    __slots__ = ("_by_study", "_total")
+
+    def __init__(self) -> None:
+        self._total = PldAccountant()
+        self._by_study: dict[str, PldAccountant] = {}
+
+    def count(self, event: PrivacyEvent, *studies: str) -> None:
+        """Count one event for all of these studies, and once in total."""
+        self._total.compose(event)
+        for study_id in studies:
+            self._by_study.setdefault(study_id, PldAccountant()).compose(event)
+
+    def of(self, study_id: str | None = None) -> PldAccountant:
+        """What one study has cost, or all of them."""
+        if study_id is None:
+            return self._total
+        return self._by_study.get(study_id) or PldAccountant()
+
+    def after(self, event: PrivacyEvent, study_id: str, target_delta: float) -> dict[str, float]:
+        """What a reservation states once this event is counted, by the names of its fields."""
+        study, total = self.of(study_id), self._total
+        by_pld = study.epsilon_with(event, target_delta)
+        by_rdp = study.epsilon_rdp_with(event, target_delta)
+        alone = self._by_study.keys() <= {study_id}
+        return {
+            "study_epsilon_after": by_pld,
+            "study_epsilon_rdp_after": by_rdp,
+            "epsilon_after": by_pld if alone else total.epsilon_with(event, target_delta),
+            "epsilon_rdp_after": by_rdp if alone else total.epsilon_rdp_with(event, target_delta),
+        }
+
+
 def epsilon(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
     """Epsilon of all events together, by PLD under add/remove of one unit.
 
@@ -117,7 +147,7 @@ def epsilon(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
     Raises: ParameterError: delta outside [1e-10, 1). LocalProtocolError: PLD above RDP.
     """
     check_target_delta(target_delta)
-    return empty_composition().plus(merged_parts(events)).checked_epsilon(target_delta)
+    return Composition().plus(merged_parts(events)).checked_epsilon(target_delta)
 
 
 def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float:
@@ -137,16 +167,13 @@ def epsilon_rdp(events: Sequence[PrivacyEvent], *, target_delta: float) -> float
 
 def merged_parts(events: Sequence[PrivacyEvent]) -> list[EventPart]:
     """The same releases with the steps of equal DP-SGD settings added up."""
-    merged: list[EventPart] = []
-    steps: dict[Group, int] = {}
-    for event in events:
-        for part in event_parts(event):
-            if isinstance(part, DpSgdEvent):
-                group = (part.noise_multiplier, part.sampling_probability)
-                steps[group] = steps.get(group, 0) + part.steps
-            else:
-                merged.append(part)
-    merged.extend(
+    merged, steps = list[EventPart](), Counter[Group]()
+    for part in (part for event in events for part in event_parts(event)):
+        if isinstance(part, GaussianEvent):
+            merged.append(part)
+        else:
+            steps[part.noise_multiplier, part.sampling_probability] += part.steps
+    merged += (
         DpSgdEvent(noise_multiplier=s, sampling_probability=q, steps=n)
         for (s, q), n in steps.items()
     )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -26,8 +27,9 @@ from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.privacy.accounting.events import (
     MAX_STEPS,
     DpSgdEvent,
-    EventPart,
     GaussianEvent,
+    PrivacyEvent,
+    event_parts,
     to_dp_event,
 )
 
@@ -175,36 +177,33 @@ def cross_check(epsilon_pld: float, epsilon_rdp: float) -> None:
 class Composition:
     """Everything composed so far; immutable, so that a candidate never changes the original."""
 
-    interval: float
-    precision: float  # sum of 1 / noise_multiplier^2 over the unsampled Gaussian releases
-    steps: Mapping[Group, int]  # (noise_multiplier, sampling_probability) -> DP-SGD steps
-    sampled: pld.PrivacyLossDistribution | None  # PLD of all `steps` at `interval`
-    beyond: bool  # epsilon is above the limit for any delta up to 1/2; `sampled` is not kept
+    interval: float = _INTERVALS[0]
+    precision: float = 0.0  # sum of 1 / noise_multiplier^2 over the unsampled Gaussian releases
+    steps: Mapping[Group, int] = field(default_factory=dict)
+    sampled: pld.PrivacyLossDistribution | None = None  # PLD of all `steps` at `interval`
+    beyond: bool = False  # epsilon is above the limit for any delta up to 1/2; no `sampled` then
 
-    def plus(self, parts: Iterable[EventPart]) -> Composition:
-        """This composition and the parts; equal DP-SGD parts are composed in one go.
+    def plus(self, events: Iterable[PrivacyEvent]) -> Composition:
+        """This composition and the events; equal DP-SGD parts are composed in one go.
 
         Raises: ParameterError: more than 10^6 DP-SGD steps in all.
         """
-        precision, steps, interval = self.precision, dict(self.steps), self.interval
-        chunks: dict[tuple[float, float, int], int] = {}
-        for part in parts:
+        precision, steps = self.precision, Counter(self.steps)
+        chunks = Counter[tuple[float, float, int]]()
+        for part in (part for event in events for part in event_parts(event)):
             if isinstance(part, GaussianEvent):
                 precision += part.count / part.noise_multiplier**2
-                continue
-            if part.sampling_probability == 1.0:
+            elif part.sampling_probability == 1.0:
                 precision += part.steps / part.noise_multiplier**2
-                continue
-            group = (part.noise_multiplier, part.sampling_probability)
-            steps[group] = steps.get(group, 0) + part.steps
-            chunk = (*group, part.steps)
-            chunks[chunk] = chunks.get(chunk, 0) + 1
-            interval = min(interval, _interval_for(*group))
-        if sum(steps.values()) > MAX_STEPS:
+            else:
+                steps[part.noise_multiplier, part.sampling_probability] += part.steps
+                chunks[part.noise_multiplier, part.sampling_probability, part.steps] += 1
+        if steps.total() > MAX_STEPS:
             raise ParameterError(
                 f"DP-SGD steps: expected at most {MAX_STEPS} in one ledger, got "
-                f"{sum(steps.values())}; composing more takes minutes and gigabytes"
+                f"{steps.total()}; composing more takes minutes and gigabytes"
             )
+        interval = min([self.interval, *(_interval_for(s, q) for s, q, _ in chunks)])
         beyond = self.beyond or _is_beyond(precision, steps, 0.5)
         sampled = None
         if not beyond and interval == self.interval:
@@ -261,7 +260,3 @@ def _composed(
         piece = one if times == 1 else one.self_compose(times)
         total = piece if total is None else total.compose(piece)
     return total
-
-
-def empty_composition() -> Composition:
-    return Composition(interval=_INTERVALS[0], precision=0.0, steps={}, sampled=None, beyond=False)

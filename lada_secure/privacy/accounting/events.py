@@ -7,13 +7,13 @@ and none for an unknown mechanism, so neither can be written into a ledger.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from lada_secure.canonical import Json
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import Fields
+from lada_secure.privacy.accounting.fields import Reader, integer, number, read_fields, text
 
 if TYPE_CHECKING:
     from dp_accounting import dp_event
@@ -51,11 +51,26 @@ def _check_count(field: str, value: int) -> int:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _gaussian_json(noise_multiplier: float) -> Json:
+    return {"class_name": "GaussianDpEvent", "noise_multiplier": noise_multiplier}
+
+
+def _repeated_json(count: int, event: Json) -> Json:
+    return {"class_name": "SelfComposedDpEvent", "count": count, "event": event}
+
+
+@dataclass(frozen=True, slots=True)
 class GaussianEvent:
-    """`count` Gaussian releases, each of noise std = `noise_multiplier` x L2 sensitivity."""
+    """`count` Gaussian releases, each of noise std = `noise_multiplier` x L2 sensitivity.
+
+    Discrete ones of std >= 16 steps count as such, too.
+
+    Args: noise_multiplier: in [0.01, 1e6]. count: >= 1.
+    Raises: ParameterError: out of range, NaN or infinite.
+    """
 
     noise_multiplier: float
+    _: KW_ONLY
     count: int = 1
 
     def __post_init__(self) -> None:
@@ -64,13 +79,8 @@ class GaussianEvent:
 
     def to_json(self) -> Json:
         """The event in dp_accounting's vocabulary."""
-        inner: Json = {
-            "class_name": "GaussianDpEvent",
-            "noise_multiplier": self.noise_multiplier,
-        }
-        if self.count == 1:
-            return inner
-        return {"class_name": "SelfComposedDpEvent", "count": self.count, "event": inner}
+        once = _gaussian_json(self.noise_multiplier)
+        return once if self.count == 1 else _repeated_json(self.count, once)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +89,10 @@ class DpSgdEvent:
 
     Abadi et al. 2016, Alg. 1, with Poisson sampling: every unit joins each step independently
     with `sampling_probability`, which comes from the plan and never from the data.
+
+    Args: noise_multiplier: noise std / clip norm, in [0.01, 1e6]. sampling_probability: in (0, 1].
+        steps: >= 1.
+    Raises: ParameterError: out of range, NaN or infinite.
     """
 
     noise_multiplier: float
@@ -94,21 +108,17 @@ class DpSgdEvent:
 
     def to_json(self) -> Json:
         """The event in dp_accounting's vocabulary."""
-        return {
-            "class_name": "SelfComposedDpEvent",
-            "count": self.steps,
-            "event": {
+        return _repeated_json(
+            self.steps,
+            {
                 "class_name": "PoissonSampledDpEvent",
                 "sampling_probability": self.sampling_probability,
-                "event": {
-                    "class_name": "GaussianDpEvent",
-                    "noise_multiplier": self.noise_multiplier,
-                },
+                "event": _gaussian_json(self.noise_multiplier),
             },
-        }
+        )
 
 
-EventPart: TypeAlias = "GaussianEvent | DpSgdEvent"
+EventPart: TypeAlias = GaussianEvent | DpSgdEvent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,29 +136,7 @@ class ComposedEvent:
         return {"class_name": "ComposedDpEvent", "events": [one.to_json() for one in self.parts]}
 
 
-PrivacyEvent: TypeAlias = "GaussianEvent | DpSgdEvent | ComposedEvent"
-
-
-def gaussian_event(noise_multiplier: float, *, count: int = 1) -> GaussianEvent:
-    """The event of `count` Gaussian (or discrete Gaussian of std >= 16 steps) releases.
-
-    Args: noise_multiplier: noise std / L2 sensitivity, in [0.01, 1e6]. count: >= 1.
-    Raises: ParameterError: out of range, NaN or infinite.
-    """
-    return GaussianEvent(noise_multiplier=noise_multiplier, count=count)
-
-
-def dpsgd_event(*, noise_multiplier: float, sampling_probability: float, steps: int) -> DpSgdEvent:
-    """The event of `steps` DP-SGD steps with Poisson sampling.
-
-    Args: noise_multiplier: noise std / clip norm. sampling_probability: in (0, 1]. steps: >= 1.
-    Raises: ParameterError: out of range, NaN or infinite.
-    """
-    return DpSgdEvent(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=sampling_probability,
-        steps=steps,
-    )
+PrivacyEvent: TypeAlias = GaussianEvent | DpSgdEvent | ComposedEvent
 
 
 def composed_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent:
@@ -165,37 +153,47 @@ def event_parts(event: PrivacyEvent) -> tuple[EventPart, ...]:
     return event.parts if isinstance(event, ComposedEvent) else (event,)
 
 
+_Forms: TypeAlias = Mapping[str, Sequence[Reader]]
+_CLASS: _Forms = {"class_name": (text(),)}
+_GAUSSIAN: _Forms = {**_CLASS, "noise_multiplier": (number(),)}
+_SAMPLED: _Forms = {**_CLASS, "sampling_probability": (number(),), "event": ()}
+_REPEATED: _Forms = {**_CLASS, "count": (integer(1, MAX_STEPS),), "event": ()}
+_COMPOSED: _Forms = {**_CLASS, "events": ()}
+
+
+def _class_of(value: Json, *, where: str) -> str:
+    known = value
+    if isinstance(value, dict):
+        known = {name: inner for name, inner in value.items() if name in _CLASS}
+    return str(read_fields(known, _CLASS, where=where)["class_name"])
+
+
 def _parse_part(value: Json, *, where: str) -> EventPart:
-    fields = Fields(value, where=where)
-    name = fields.text("class_name")
+    name = _class_of(value, where=where)
     if name == "GaussianDpEvent":
-        noise_multiplier = fields.number("noise_multiplier")
-        fields.done()
-        return GaussianEvent(noise_multiplier=noise_multiplier)
+        found = read_fields(value, _GAUSSIAN, where=where)
+        return GaussianEvent(noise_multiplier=found["noise_multiplier"])
     if name != "SelfComposedDpEvent":
         raise LedgerError(
             f"{where}: the mechanism {name[:60]!r} is unknown or not private and may not be "
             "released; known are GaussianDpEvent and SelfComposedDpEvent of it or of "
             "PoissonSampledDpEvent"
         )
-    count = fields.integer("count", low=1, high=MAX_STEPS)
-    inner = Fields(fields.raw("event"), where=f"{where}: event")
-    fields.done()
-    kind = inner.text("class_name")
+    repeated = read_fields(value, _REPEATED, where=where)
+    count, inner, inside = repeated["count"], repeated["event"], f"{where}: event"
+    kind = _class_of(inner, where=inside)
     if kind == "GaussianDpEvent":
-        noise_multiplier = inner.number("noise_multiplier")
-        inner.done()
-        return GaussianEvent(noise_multiplier=noise_multiplier, count=count)
+        found = read_fields(inner, _GAUSSIAN, where=inside)
+        return GaussianEvent(noise_multiplier=found["noise_multiplier"], count=count)
     if kind != "PoissonSampledDpEvent":
         raise LedgerError(f"{where}: the mechanism {kind[:60]!r} is unknown or not private")
-    sampling_probability = inner.number("sampling_probability")
-    base = _parse_part(inner.raw("event"), where=f"{where}: event: event")
-    inner.done()
+    sampled = read_fields(inner, _SAMPLED, where=inside)
+    base = _parse_part(sampled["event"], where=f"{inside}: event")
     if not isinstance(base, GaussianEvent) or base.count != 1:
         raise LedgerError(f"{where}: Poisson sampling is accounted for one Gaussian only")
     return DpSgdEvent(
         noise_multiplier=base.noise_multiplier,
-        sampling_probability=sampling_probability,
+        sampling_probability=sampled["sampling_probability"],
         steps=count,
     )
 
@@ -206,16 +204,14 @@ def parse_event(value: Json, *, where: str = "event") -> PrivacyEvent:
     Raises: LedgerError: unknown or non-private mechanism, fields missing, unknown or out of
         range, or another spelling of an event.
     """
+    event: PrivacyEvent
     try:
         if isinstance(value, dict) and value.get("class_name") == "ComposedDpEvent":
-            fields = Fields(value, where=where)
-            fields.text("class_name")
-            inner = fields.raw("events")
-            fields.done()
-            if not isinstance(inner, list):
+            parts = read_fields(value, _COMPOSED, where=where)["events"]
+            if not isinstance(parts, list):
                 raise LedgerError(f"{where}: events: expected a list")
-            event: PrivacyEvent = ComposedEvent(
-                parts=tuple(_parse_part(one, where=f"{where}: events") for one in inner)
+            event = ComposedEvent(
+                parts=tuple(_parse_part(part, where=f"{where}: events") for part in parts)
             )
         else:
             event = _parse_part(value, where=where)

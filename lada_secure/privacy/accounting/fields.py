@@ -1,50 +1,132 @@
-"""Reads the fields of a parsed JSON object one by one, and refuses what is left over."""
+"""Fields of signed JSON objects: what each may hold, and a strict reader and writer of dataclasses.
+
+A dataclass names the forms of each field by `Annotated[type, form, ...]`. They are applied in turn
+to the JSON value; the last result is kept. Whoever makes such an object answers for its values.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 
 from lada_secure.canonical import Json
 from lada_secure.errors import LedgerError, ParameterError
 
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 HEX_64 = re.compile(r"[0-9a-f]{64}")
 HEX_128 = re.compile(r"[0-9a-f]{128}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+
+Reader: TypeAlias = Callable[[Any], Any]
 
 
-def format_time(moment: datetime) -> str:
-    """UTC with microseconds, of fixed width, so that text order is time order.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A condition on a value, the words for it, and how much of another value a message shows."""
 
-    Raises: ParameterError: a time without a zone.
-    """
-    if moment.tzinfo is None:
-        raise ParameterError("time: expected a datetime with a time zone, got a naive one")
-    return moment.astimezone(UTC).strftime(TIME_FORMAT)
+    expected: str
+    holds: Callable[[Any], bool]
+    shown: int = 80
+
+    def __call__(self, value: Any) -> Any:
+        """The value. Raises: ValueError: the condition does not hold."""
+        if not self.holds(value):
+            raise ValueError(f"expected {self.expected}, got {str(value)[: self.shown]!r}")
+        return value
 
 
-def parse_time(text: str) -> datetime:
-    """The inverse of `format_time`. Raises: ParameterError: any other form."""
-    try:
-        if TIME.fullmatch(text) is None:
-            raise ValueError("wrong form")
-        # Not strptime: it reads the locale under a lock, and is ten times slower.
-        return datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ParameterError(
-            f"time: expected the form 2026-01-31T12:00:00.000000Z, got {text[:40]!r}"
-        ) from error
+def matching(pattern: re.Pattern[str]) -> Form:
+    """A string that matches a pattern as a whole."""
+    return Form(
+        f"text of the form {pattern.pattern}",
+        lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None,
+    )
+
+
+def text(max_length: int = 1000) -> Form:
+    """A string of at most `max_length` characters."""
+    return Form(
+        f"text of at most {max_length} characters",
+        lambda value: isinstance(value, str) and len(value) <= max_length,
+    )
+
+
+def integer(low: int = 0, high: int = 2**53) -> Form:
+    """A whole number in [low, high]."""
+    return Form(
+        f"a whole number from {low} to {high}",
+        lambda value: type(value) is int and low <= value <= high,
+    )
+
+
+def number(low: float = 0.0, high: float = 1e12) -> Form:
+    """A finite float in [low, high]."""
+    return Form(
+        f"a number from {low} to {high}",
+        lambda value: type(value) is float and low <= value <= high,
+    )
+
+
+def names(max_names: int) -> Reader:
+    """A list of at most `max_names` different names, sorted; kept as a tuple."""
+    listed = Form(
+        f"a list of at most {max_names} names",
+        lambda value: isinstance(value, list) and len(value) <= max_names,
+    )
+    in_order = Form(
+        "different names, sorted", lambda value: value == sorted(set(filter(_is_name, value)))
+    )
+    return lambda value: tuple(in_order(listed(value)))
+
+
+def version(known: int) -> Reader:
+    """The one version that is read."""
+
+    def read(value: Any) -> int:
+        if integer()(value) != known:
+            raise ValueError(f"this software reads version {known}")
+        return known
+
+    return read
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and NAME.fullmatch(value) is not None
+
+
+def _parameters(value: Any) -> dict[str, float | str]:
+    Form("an object of numbers and names", lambda one: isinstance(one, dict))(value)
+    known = Form(
+        "a finite number or a name",
+        lambda one: _is_name(one) or (type(one) is float and math.isfinite(one)),
+    )
+    for name, parameter in value.items():
+        try:
+            known(parameter)
+        except ValueError as error:
+            raise ValueError(f"{name[:40]}: {error}") from error
+    return dict(value)
+
+
+Name = Annotated[str, matching(NAME)]
+Digest = Annotated[str, matching(HEX_64)]
+Signature = Annotated[str, matching(HEX_128)]
+Count = Annotated[int, integer()]
+Number = Annotated[float, number()]
+Parameters = Annotated[Mapping[str, float | str], _parameters]
 
 
 def check_name(field: str, value: str) -> str:
     """Refuse names that are empty, long, or hold anything but letters, digits and `._:-`."""
-    if NAME.fullmatch(value) is None:
+    if not _is_name(value):
         raise ParameterError(
             f"{field}: expected 1 to 128 letters, digits or . _ : - (starting with a letter or "
             f"digit), got {value[:40]!r}"
@@ -59,110 +141,61 @@ def check_hash(field: str, value: str) -> str:
     return value
 
 
-def load_public_key(raw: bytes) -> Ed25519PublicKey:
-    """Raises: ParameterError: not the 32 raw bytes of an Ed25519 key."""
-    try:
-        return Ed25519PublicKey.from_public_bytes(raw)
-    except ValueError as error:
-        raise ParameterError(f"public_key: not an Ed25519 key: {error}") from error
+def public_hex(key: Ed25519PrivateKey) -> str:
+    """The public half of a key, hex."""
+    return key.public_key().public_bytes_raw().hex()
 
 
-class Fields:
-    """The keys of one JSON object, each taken exactly once.
+def check_signed(content: bytes, signature: str, *, by: str, fault: str) -> None:
+    """Args: signature, by: hex; the Ed25519 key that should have signed. fault: of the error.
 
-    Every method raises `LedgerError` with `where` and the field's name.
+    Raises: LedgerError: it has not signed this content.
     """
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(by))
+        key.verify(bytes.fromhex(signature), content)
+    except (InvalidSignature, ValueError) as error:
+        raise LedgerError(fault) from error
 
-    def __init__(self, value: Json, *, where: str) -> None:
-        if not isinstance(value, dict):
-            raise LedgerError(f"{where}: expected a JSON object, got {type(value).__name__}")
-        self._left: dict[str, Json] = dict(value)
-        self._where = where
 
-    def _take(self, name: str) -> Json:
+def read_fields(
+    value: Json, forms: Mapping[str, Sequence[Reader]], *, where: str
+) -> dict[str, Any]:
+    """The fields of a JSON object, each by its forms.
+
+    Raises: LedgerError: no object, or fields that are missing, unknown or of another form.
+    """
+    if not isinstance(value, dict):
+        raise LedgerError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    found = dict(value)
+    for name, readers in forms.items():
+        if name not in value:
+            raise LedgerError(f"{where}: the field {name!r} is missing")
         try:
-            return self._left.pop(name)
-        except KeyError:
-            raise LedgerError(f"{self._where}: the field {name!r} is missing") from None
+            for read in readers:
+                found[name] = read(found[name])
+        except ValueError as error:
+            raise LedgerError(f"{where}: {name}: {error}") from error
+        except LedgerError as error:
+            # Of an object inside, which names the field itself.
+            raise LedgerError(f"{where}: {error}") from error
+    if unknown := found.keys() - forms.keys():
+        raise LedgerError(f"{where}: unknown fields {sorted(unknown)}")
+    return found
 
-    def _refuse(self, name: str, expected: str, got: Json) -> LedgerError:
-        return LedgerError(f"{self._where}: {name}: expected {expected}, got {str(got)[:80]!r}")
 
-    def text(self, name: str, *, max_length: int = 1000) -> str:
-        """A string of at most `max_length` characters."""
-        value = self._take(name)
-        if not isinstance(value, str) or len(value) > max_length:
-            raise self._refuse(name, f"text of at most {max_length} characters", value)
-        return value
+def forms_of(kind: type) -> Mapping[str, Sequence[Reader]]:
+    """The forms of each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: get_args(hints[field.name])[1:] for field in fields(kind)}
 
-    def matching(self, name: str, pattern: re.Pattern[str]) -> str:
-        """A string that matches a pattern as a whole."""
-        value = self._take(name)
-        if not isinstance(value, str) or pattern.fullmatch(value) is None:
-            raise self._refuse(name, f"text of the form {pattern.pattern}", value)
-        return value
 
-    def time(self, name: str) -> str:
-        """A time in the form of `format_time`, kept as text."""
-        value = self.matching(name, TIME)
-        try:
-            parse_time(value)
-        except ParameterError as error:
-            raise self._refuse(name, "an existing date and time", value) from error
-        return value
+def written_fields(record: Any) -> dict[str, Json]:
+    """The fields of a dataclass as JSON; `read_fields` reads them back."""
+    return {field.name: _written(getattr(record, field.name)) for field in fields(record)}
 
-    def whole_seconds(self, name: str) -> str:
-        """A time as `time` reads it, without a part of a second."""
-        value = self.time(name)
-        if not value.endswith(".000000Z"):
-            raise self._refuse(name, "whole seconds; finer ones tell how long records took", value)
-        return value
 
-    def integer(self, name: str, *, low: int = 0, high: int = 2**53) -> int:
-        """A whole number in [low, high]."""
-        value = self._take(name)
-        if type(value) is not int or not low <= value <= high:
-            raise self._refuse(name, f"a whole number from {low} to {high}", value)
-        return value
-
-    def number(self, name: str, *, low: float = 0.0, high: float = 1e12) -> float:
-        """A finite float in [low, high]."""
-        value = self._take(name)
-        if type(value) is not float or not math.isfinite(value) or not low <= value <= high:
-            raise self._refuse(name, f"a number from {low} to {high}", value)
-        return value
-
-    def parameters(self, name: str) -> Mapping[str, float | str]:
-        """An object whose values are finite floats or names."""
-        value = self._take(name)
-        found: dict[str, float | str] = {}
-        if not isinstance(value, dict):
-            raise self._refuse(name, "an object of numbers and names", value)
-        for key, one in value.items():
-            if isinstance(one, str):
-                good = NAME.fullmatch(one) is not None
-            else:
-                good = type(one) is float and math.isfinite(one)
-            if not good or not isinstance(one, float | str):
-                raise self._refuse(f"{name}: {key[:40]}", "a finite number or a name", one)
-            found[key] = one
-        return found
-
-    def names(self, name: str, *, max_names: int) -> tuple[str, ...]:
-        """A list of at most `max_names` different names, sorted."""
-        value = self._take(name)
-        if not isinstance(value, list) or len(value) > max_names:
-            raise self._refuse(name, f"a list of at most {max_names} names", value)
-        found = [one for one in value if isinstance(one, str) and NAME.fullmatch(one)]
-        if found != value or found != sorted(set(found)):
-            raise self._refuse(name, "different names, sorted", value)
-        return tuple(found)
-
-    def raw(self, name: str) -> Json:
-        """Any value, for a parser of its own."""
-        return self._take(name)
-
-    def done(self) -> None:
-        """Refuse keys that nobody asked for."""
-        if self._left:
-            raise LedgerError(f"{self._where}: unknown fields {sorted(self._left)}")
+def _written(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.to_json() if hasattr(value, "to_json") else value

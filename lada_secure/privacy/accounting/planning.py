@@ -1,14 +1,16 @@
-"""Plans a whole study: noise per mechanism for a target epsilon, and what each release costs."""
+"""Noise for a target epsilon, of one mechanism or a whole study, and what each release costs."""
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy import optimize
 
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.accountant import (
@@ -16,12 +18,16 @@ from lada_secure.privacy.accounting.accountant import (
     check_target_epsilon,
     epsilon,
     epsilon_rdp,
+    merged_parts,
 )
-from lada_secure.privacy.accounting.calibration import least_noise
+from lada_secure.privacy.accounting.composition import Composition
 from lada_secure.privacy.accounting.events import (
+    MAX_NOISE_MULTIPLIER,
+    MIN_NOISE_MULTIPLIER,
+    DpSgdEvent,
+    GaussianEvent,
     PrivacyEvent,
-    dpsgd_event,
-    gaussian_event,
+    check_sampling_probability,
 )
 
 MAX_PLAN_BYTES = 1 << 20
@@ -29,6 +35,8 @@ MAX_TIMES = 100_000
 # A mechanism that publishes each record with probability delta is (0, delta)-DP: delta must be
 # far below 1/units before epsilon means anything.
 DELTA_TIMES_UNITS = 0.1
+# Calibrated noise is rounded up to a multiple of this, so that it can be written down.
+NOISE_STEP = 1e-4
 
 
 class _Model(BaseModel):
@@ -38,39 +46,46 @@ class _Model(BaseModel):
 _Noise = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
-class GaussianRelease(_Model):
-    """A noised statistic, released `times` times (usually once a round).
+class _Release(_Model):
+    """What is released `times` times, usually once a round.
 
     Without `noise_multiplier` it is calibrated: all calibrated releases get a common factor
     times their own `relative_noise`.
     """
 
-    mechanism: Literal["gaussian"]
     purpose: str
     times: Annotated[int, Field(ge=1, le=MAX_TIMES)] = 1
     noise_multiplier: _Noise | None = None
     relative_noise: _Noise = 1.0
 
-    def event(self, noise_multiplier: float) -> PrivacyEvent:
+    def noise(self, factor: float) -> float:
+        """The noise multiplier where this is the common factor."""
+        return (
+            factor * self.relative_noise if self.noise_multiplier is None else self.noise_multiplier
+        )
+
+
+class GaussianRelease(_Release):
+    """A noised statistic."""
+
+    mechanism: Literal["gaussian"]
+
+    def event(self, factor: float) -> PrivacyEvent:
         """All `times` releases as one event."""
-        return gaussian_event(noise_multiplier, count=self.times)
+        return GaussianEvent(self.noise(factor), count=self.times)
 
 
-class DpSgdRelease(_Model):
-    """DP-SGD of `steps` steps, run `times` times (usually once a round)."""
+class DpSgdRelease(_Release):
+    """DP-SGD of `steps` steps."""
 
     mechanism: Literal["dpsgd"]
-    purpose: str
-    times: Annotated[int, Field(ge=1, le=MAX_TIMES)] = 1
     steps: Annotated[int, Field(ge=1, le=10**6)]
     sampling_probability: Annotated[float, Field(gt=0, le=1)]
-    noise_multiplier: _Noise | None = None
-    relative_noise: _Noise = 1.0
 
-    def event(self, noise_multiplier: float) -> PrivacyEvent:
+    def event(self, factor: float) -> PrivacyEvent:
         """All `times` runs as one event."""
-        return dpsgd_event(
-            noise_multiplier=noise_multiplier,
+        return DpSgdEvent(
+            noise_multiplier=self.noise(factor),
             sampling_probability=self.sampling_probability,
             steps=self.steps * self.times,
         )
@@ -140,15 +155,6 @@ def read_plan(path: Path) -> PrivacyPlan:
         raise ParameterError(f"{path}: {where}: {first['msg']}") from error
 
 
-def _events(plan: PrivacyPlan, factor: float) -> list[PrivacyEvent]:
-    return [
-        one.event(
-            factor * one.relative_noise if one.noise_multiplier is None else one.noise_multiplier
-        )
-        for one in plan.release
-    ]
-
-
 def delta_warnings(*, target_delta: float, units: int) -> tuple[str, ...]:
     """A warning where delta is not far below 1/units, else nothing."""
     if target_delta * units <= DELTA_TIMES_UNITS:
@@ -169,13 +175,27 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
     target_epsilon = check_target_epsilon(plan.target_epsilon)
     target_delta = check_target_delta(plan.target_delta)
     factor = 1.0
-    if any(one.noise_multiplier is None for one in plan.release):
+    if any(release.noise_multiplier is None for release in plan.release):
         factor = least_noise(
-            lambda noise: epsilon(_events(plan, noise), target_delta=target_delta),
+            lambda noise: epsilon(
+                [release.event(noise) for release in plan.release], target_delta=target_delta
+            ),
             target_epsilon=target_epsilon,
         )
-    events = _events(plan, factor)
-    total = epsilon(events, target_delta=target_delta)
+    events = [release.event(factor) for release in plan.release]
+    rows = tuple(
+        ReleaseCost(
+            purpose=release.purpose,
+            mechanism=release.mechanism,
+            times=release.times,
+            noise_multiplier=release.noise(factor),
+            calibrated=release.noise_multiplier is None,
+            epsilon_alone=epsilon(events[at : at + 1], target_delta=target_delta),
+            epsilon_so_far=epsilon(events[: at + 1], target_delta=target_delta),
+        )
+        for at, release in enumerate(plan.release)
+    )
+    total = rows[-1].epsilon_so_far
     return PlanCost(
         target_epsilon=target_epsilon,
         target_delta=target_delta,
@@ -183,27 +203,73 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
         epsilon=total,
         epsilon_rdp=epsilon_rdp(events, target_delta=target_delta),
         holds=total <= target_epsilon,
-        releases=_rows(plan, events, factor, target_delta),
+        releases=rows,
         warnings=delta_warnings(target_delta=target_delta, units=plan.units),
     )
 
 
-def _rows(
-    plan: PrivacyPlan, events: Sequence[PrivacyEvent], factor: float, target_delta: float
-) -> tuple[ReleaseCost, ...]:
-    rows: list[ReleaseCost] = []
-    for position, (one, event) in enumerate(zip(plan.release, events, strict=True)):
-        fixed = one.noise_multiplier
-        so_far = events[: position + 1]
-        rows.append(
-            ReleaseCost(
-                purpose=one.purpose,
-                mechanism=one.mechanism,
-                times=one.times,
-                noise_multiplier=factor * one.relative_noise if fixed is None else fixed,
-                calibrated=fixed is None,
-                epsilon_alone=epsilon([event], target_delta=target_delta),
-                epsilon_so_far=epsilon(so_far, target_delta=target_delta),
-            )
+def calibrate_noise_multiplier(
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sampling_probability: float = 1.0,
+    steps: int = 1,
+    other_events: Sequence[PrivacyEvent] = (),
+) -> float:
+    """The least noise multiplier whose composed epsilon stays at or below the target.
+
+    Args: target_epsilon: in (0, 500]. target_delta: in [1e-10, 1). sampling_probability: in
+        (0, 1]; 1 means no sampling. steps: >= 1. other_events: what else is released; the
+        target is for all of it together.
+    Returns: rounded up to a multiple of 1e-4, so that it can be written down and still holds.
+    Raises: ParameterError: out of range, or the other events alone reach the target.
+    """
+    check_target_epsilon(target_epsilon)
+    check_target_delta(target_delta)
+    check_sampling_probability(sampling_probability)
+
+    def composed(noise_multiplier: float) -> Composition:
+        event = DpSgdEvent(
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling_probability,
+            steps=steps,
         )
-    return tuple(rows)
+        return Composition().plus(merged_parts([*other_events, event]))
+
+    # The search asks PLD alone: cross-checking every candidate would double its time.
+    found = least_noise(
+        lambda noise_multiplier: composed(noise_multiplier).epsilon(target_delta),
+        target_epsilon=target_epsilon,
+    )
+    composed(found).checked_epsilon(target_delta)
+    return found
+
+
+def least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> float:
+    """The least noise x, to 1e-4, with `cost(x) <= target_epsilon`; `cost` falls with x.
+
+    Raises: ParameterError: no noise up to 1e6 reaches the target.
+    """
+    low, high = 0.5, 1.0
+    if cost(high) > target_epsilon and cost(MAX_NOISE_MULTIPLIER) > target_epsilon:
+        raise ParameterError(
+            f"target_epsilon: {target_epsilon:g} cannot be reached with any noise; the other "
+            "releases spend it alone, so raise the target or plan fewer releases"
+        )
+    while cost(high) > target_epsilon:
+        low, high = high, high * 2.0
+    while cost(low) <= target_epsilon:
+        low, high = low / 2.0, low
+        if low < MIN_NOISE_MULTIPLIER:
+            return high
+
+    def excess(log_noise: float) -> float:
+        # In logarithms the curve is nearly straight, which saves most evaluations.
+        spent = min(max(cost(math.exp(log_noise)), 1e-9), 1e9)
+        return math.log(spent / target_epsilon)
+
+    root = math.exp(optimize.brentq(excess, math.log(low), math.log(high), xtol=1e-6))
+    steps = math.ceil(root / NOISE_STEP - 1e-3)
+    while cost(steps * NOISE_STEP) > target_epsilon:
+        steps += 1
+    return round(steps * NOISE_STEP, 4)

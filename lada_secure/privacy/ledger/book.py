@@ -1,274 +1,211 @@
-"""The privacy ledger's vocabulary: what is asked of it, what it answers, who implements it.
+"""A site's ledger: reserve before a record is touched, commit after, and only then release.
 
-A ledger belongs to one site and one population. `replay` holds its rules, `verification` checks
-one from its exported lines alone; both are pure. Where the lines are kept is an adapter's matter.
+`LedgerBook` is that, whatever keeps the entries: `memory`, or the site's file.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import hmac
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
 
-from lada_secure.errors import ParameterError
-from lada_secure.privacy.accounting.events import (
-    ComposedEvent,
-    DpSgdEvent,
-    GaussianEvent,
-    PrivacyEvent,
-)
-from lada_secure.privacy.accounting.fields import check_hash, check_name
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_secure.errors import LedgerError
+from lada_secure.privacy.accounting.fields import check_hash, check_name, public_hex
 from lada_secure.privacy.ledger.entries import (
-    ADJACENCY,
+    SALT_BYTES,
     CommitEntry,
     Decision,
     DecisionEntry,
+    Entry,
+    KeyEntry,
     LedgerEntry,
     LedgerIdentity,
-    MechanismParameters,
     ReleaseKey,
     ReserveEntry,
+    ResumeEntry,
+    commit_to_output,
+    format_ledger_lines,
+    sign_entry,
+    sign_with_new_key,
 )
-from lada_secure.privacy.ledger.lines import format_ledger_lines, parse_ledger_lines
+from lada_secure.privacy.ledger.proposals import (
+    propose_commit,
+    propose_decision,
+    propose_first,
+    propose_reserve,
+)
+from lada_secure.privacy.ledger.replay import LedgerReplay
+from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger.times import LedgerClock, Moment
 from lada_secure.privacy.released import Released, post_process, released_output
-
-__all__ = [
-    "ADJACENCY",
-    "DISCRETE_GAUSSIAN",
-    "DP_SGD",
-    "DP_SGD_NOISES",
-    "FLOAT_GAUSSIAN",
-    "BudgetCaps",
-    "CommitEntry",
-    "Decision",
-    "DecisionEntry",
-    "LedgerBook",
-    "LedgerEntry",
-    "LedgerHead",
-    "LedgerIdentity",
-    "MechanismParameters",
-    "ReleaseKey",
-    "ReleaseSpec",
-    "Reservation",
-    "ReserveEntry",
-    "check_mechanism",
-    "format_ledger_lines",
-    "numeric_parameter",
-    "parse_ledger_lines",
-]
 
 T = TypeVar("T")
 
-DISCRETE_GAUSSIAN = "discrete_gaussian"
-DP_SGD = "dp_sgd"
-FLOAT_GAUSSIAN = "float_gaussian"
-# What DP-SGD may add to a clipped sum. The proof covers the discrete noise only; float noise is
-# accounted the same and named, so that nobody has to guess which one it was.
-DP_SGD_NOISES = (DISCRETE_GAUSSIAN, FLOAT_GAUSSIAN)
-MIN_STD_STEPS = 16.0
-MAX_CAP = 500.0
-# `noise_multiplier` x `l2_sensitivity` may differ from `std` by rounding only.
-_PRODUCT_TOLERANCE = 1e-9
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptOutput:
+    """A committed output and the salt of its commitment; both stay at the site."""
 
-def numeric_parameter(parameters: MechanismParameters, name: str) -> float:
-    """A parameter that is a number. Raises: ParameterError: it is missing or text."""
-    value = parameters.get(name)
-    if not isinstance(value, float):
-        raise ParameterError(f"{name}: expected a number, got {str(value)[:40]!r}")
-    return value
-
-
-def check_mechanism(mechanism: str, parameters: MechanismParameters, event: PrivacyEvent) -> None:
-    """Refuse a mechanism that is unknown, or whose parameters do not carry its event.
-
-    `discrete_gaussian` (Canonne, Kamath, Steinke 2020) is accounted as Gaussian. The difference
-    is of order exp(-2 pi^2 std^2) with `std` in integer steps, and nothing at 16 steps; below,
-    the claim would be too low, so it is refused.
-
-    Args: mechanism: "discrete_gaussian" or "dp_sgd". parameters: see `ReleaseSpec`.
-    Raises: ParameterError: names the field.
-    """
-    if mechanism == DISCRETE_GAUSSIAN:
-        _check_discrete_gaussian(parameters, event)
-    elif mechanism == DP_SGD:
-        _check_dp_sgd(parameters, event)
-    else:
-        raise ParameterError(
-            f"mechanism: expected {DISCRETE_GAUSSIAN} or {DP_SGD}, got {mechanism[:40]!r}; an "
-            "unknown or non-private release is refused"
-        )
-
-
-def _check_discrete_gaussian(parameters: MechanismParameters, event: PrivacyEvent) -> None:
-    if set(parameters) != {"l2_sensitivity", "std"}:
-        raise ParameterError(
-            "parameters: discrete_gaussian needs exactly l2_sensitivity and std (in integer "
-            f"steps), got {sorted(parameters)}"
-        )
-    if not isinstance(event, GaussianEvent) or event.count != 1:
-        raise ParameterError("event: discrete_gaussian needs one Gaussian event")
-    std = numeric_parameter(parameters, "std")
-    sensitivity = numeric_parameter(parameters, "l2_sensitivity")
-    if not math.isfinite(std) or std < MIN_STD_STEPS:
-        raise ParameterError(
-            f"std: expected at least {MIN_STD_STEPS:g} integer steps, got {std}; scale the "
-            "statistic up before rounding"
-        )
-    if not math.isfinite(sensitivity) or sensitivity <= 0:
-        raise ParameterError(f"l2_sensitivity: expected above 0, got {sensitivity}")
-    if event.noise_multiplier * sensitivity > std * (1 + _PRODUCT_TOLERANCE):
-        raise ParameterError(
-            f"event: noise_multiplier {event.noise_multiplier} claims more noise than std "
-            f"{std} over l2_sensitivity {sensitivity} gives"
-        )
-
-
-def _check_dp_sgd(parameters: MechanismParameters, event: PrivacyEvent) -> None:
-    if set(parameters) != {"expected_units", "l2_clip_norm", "noise"}:
-        raise ParameterError(
-            "parameters: dp_sgd needs exactly l2_clip_norm, expected_units (the fixed "
-            f"denominator from the plan) and noise, got {sorted(parameters)}"
-        )
-    if not isinstance(event, DpSgdEvent):
-        raise ParameterError("event: dp_sgd needs an event of Poisson-sampled steps")
-    for name in ("expected_units", "l2_clip_norm"):
-        value = numeric_parameter(parameters, name)
-        if not math.isfinite(value) or value <= 0:
-            raise ParameterError(f"{name}: expected above 0, got {value}")
-    if parameters["noise"] not in DP_SGD_NOISES:
-        raise ParameterError(
-            f"noise: expected {' or '.join(DP_SGD_NOISES)}, got {str(parameters['noise'])[:40]!r}"
-        )
+    payload: bytes
+    salt: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseSpec:
-    """One release that somebody wants to make, before anything is spent.
-
-    Args:
-        study_id, plan_hash: which approved plan asks for it. plan_hash: SHA-256 hex.
-        round_id: >= 0. purpose: "statistics", "training", ... chunk: part number, >= 0.
-        mechanism, parameters: "discrete_gaussian" with {"l2_sensitivity", "std"} in integer
-            steps, std >= 16; or "dp_sgd" with {"l2_clip_norm", "expected_units", "noise"},
-            noise one of `DP_SGD_NOISES`.
-        event: what it costs.
-        unit: the records' column that names the privacy unit.
-        adjacency: only "add_or_remove_one_unit" is known.
-    Raises: ParameterError: names the field.
-    """
+class DataNote:
+    """The fingerprint of the data set (`units.population_fingerprint`) that a study began with."""
 
     study_id: str
-    plan_hash: str
-    round_id: int
-    purpose: str
-    mechanism: str
-    event: PrivacyEvent
-    parameters: MechanismParameters
-    chunk: int = 0
-    unit: str = "unit"
-    adjacency: str = ADJACENCY
+    fingerprint: str
 
-    def __post_init__(self) -> None:
-        check_name("study_id", self.study_id)
-        check_hash("plan_hash", self.plan_hash)
-        check_name("purpose", self.purpose)
-        check_name("unit", self.unit)
-        for name in ("round_id", "chunk"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ParameterError(f"{name}: expected a whole number from 0, got {value!r}")
-        if self.adjacency != ADJACENCY:
-            raise ParameterError(f"adjacency: only {ADJACENCY} is known, got {self.adjacency!r}")
-        if not isinstance(self.event, GaussianEvent | DpSgdEvent | ComposedEvent):
-            raise ParameterError(
-                f"event: expected a privacy event, got {type(self.event).__name__}"
-            )
-        parameters = {
-            name: value if isinstance(value, str) else float(value)
-            for name, value in self.parameters.items()
-        }
-        check_mechanism(self.mechanism, parameters, self.event)
-        object.__setattr__(self, "parameters", parameters)
+
+class LedgerTransaction(Protocol):
+    """One consistent look at a ledger; where it is exclusive, what is added to it, all or nothing.
+
+    The clock of the last write and the data notes are the site's own: they are in no entry and no
+    export.
+    """
 
     @property
-    def key(self) -> ReleaseKey:
-        """What the release is for; at most one output is ever committed for it."""
-        return ReleaseKey(
-            study_id=self.study_id,
-            round_id=self.round_id,
-            purpose=self.purpose,
-            chunk=self.chunk,
-        )
+    def replay(self) -> LedgerReplay:
+        """The state after every entry that is stored, whoever wrote it."""
+
+    @property
+    def last_write(self) -> str | None:
+        """The precise clock of the last write, or None where it is not known."""
+
+    @property
+    def data_notes(self) -> Sequence[DataNote]:
+        """One note for each study, in the order in which they were made."""
+
+    def output(self, reserve_hash: str) -> KeptOutput | None:
+        """The stored output of a reservation, or None."""
+
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """Everything that is stored, from the first entry on."""
+
+    def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
+        """Add a signed entry, for a commit its output, and keep the precise clock of this write."""
+
+    def add_data_note(self, note: DataNote) -> None:
+        """Keep the note of a study that has none yet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetCaps:
-    """What one population may spend at most, from the site's own policy file.
+class ReadLedger(ABC):
+    """What an opened ledger answers without changing anything, and without keeping writers out.
 
-    `total_epsilon` is over all studies, `study_epsilon` for each single one unless
-    `study_overrides` names another; all at `target_delta`, each in (0, 500].
+    Every method raises `LedgerError` where the ledger is damaged, and `TransportError` where the
+    disk or database failed.
+
+    Attributes: identity: whose ledger it is.
     """
 
-    target_delta: float
-    total_epsilon: float
-    study_epsilon: float
-    study_overrides: Mapping[str, float] = field(default_factory=dict)
+    identity: LedgerIdentity
 
-    def __post_init__(self) -> None:
-        delta = float(self.target_delta)
-        if not 1e-10 <= delta < 1.0:
-            raise ParameterError(f"target_delta: expected at least 1e-10 and below 1, got {delta}")
-        object.__setattr__(self, "target_delta", delta)
-        caps = {"total_epsilon": self.total_epsilon, "study_epsilon": self.study_epsilon}
-        for name, value in (*caps.items(), *self.study_overrides.items()):
-            if not math.isfinite(value) or not 0.0 < value <= MAX_CAP:
-                raise ParameterError(
-                    f"{name}: expected above 0 and at most {MAX_CAP:g}, got {value}"
-                )
-        for name, value in caps.items():
-            object.__setattr__(self, name, float(value))
-        overrides = {study: float(cap) for study, cap in self.study_overrides.items()}
-        object.__setattr__(self, "study_overrides", overrides)
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[LedgerTransaction]:
+        """One consistent state to read; nobody waits for it and it waits for nobody."""
 
-    def for_study(self, study_id: str) -> float:
-        """The cap of one study."""
-        return self.study_overrides.get(study_id, self.study_epsilon)
+    @property
+    def public_key(self) -> bytes:
+        """The site's key that is in force, 32 raw bytes."""
+        with self._reading() as ledger:
+            return bytes.fromhex(ledger.replay.public_key)
+
+    def stored_output(self, key: ReleaseKey) -> bytes | None:
+        """The committed output of a key, or None."""
+        with self._reading() as ledger:
+            commit = ledger.replay.commits.get(key)
+            return None if commit is None else _checked_output(ledger, commit)
+
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """All entries from the first on."""
+        with self._reading() as ledger:
+            return ledger.entries()
+
+    def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
+        """Epsilon of all reservations, or of one study's, with what a restart carried over."""
+        with self._reading() as ledger:
+            return ledger.replay.spending.of(study_id).epsilon(target_delta)
+
+    def head(self) -> LedgerHead:
+        """Where the ledger ends now."""
+        with self._reading() as ledger:
+            return ledger.replay.head()
+
+    def export_lines(self) -> bytes:
+        """The ledger as canonical JSON Lines, for the auditor."""
+        return format_ledger_lines(self.entries())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
-    """Privacy that has been spent for one release.
+class LedgerBook(ReadLedger):
+    """A site's ledger as the mechanisms see it, on top of exclusive transactions.
 
-    `stored_output` is None for a reservation without an output: compute, then commit. Otherwise
-    the key's output was committed earlier, nothing was spent now, and these very bytes are to be
-    sent.
+    All that keep one pass one conformance suite. `LedgerError` is raised where the ledger forbids
+    what is asked, too.
+
+    Args:
+        identity: whose ledger it is.
+        signing_key: the site's Ed25519 key, the one that is in force in the ledger.
+        caps: the site's own policy.
+        clock: the current time with a zone. time_step_s: see `LedgerClock`.
+    Attributes:
+        started_now: whether this very object began the ledger, with the whole budget; tell the
+            people at the site.
     """
 
-    entry: ReserveEntry
-    entry_hash: str
-    stored_output: bytes | None
+    started_now: bool
 
+    def __init__(
+        self,
+        *,
+        identity: LedgerIdentity,
+        signing_key: Ed25519PrivateKey,
+        caps: BudgetCaps,
+        clock: Callable[[], datetime],
+        time_step_s: int,
+    ) -> None:
+        self.identity = identity
+        self._signing_key = signing_key
+        self._caps = caps
+        self._clock = LedgerClock(read=clock, time_step_s=time_step_s)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHead:
-    """Where a ledger ends: the index and hash of its newest entry."""
+    @abstractmethod
+    def _transaction(self) -> AbstractContextManager[LedgerTransaction]:
+        """Exclusive among all threads and processes; durable once it is left without an error."""
 
-    site: str
-    population: str
-    ledger_id: str
-    index: int
-    entry_hash: str
+    def release(
+        self,
+        spec: ReleaseSpec,
+        *,
+        compute: Callable[[Reservation], T],
+        encode: Callable[[T], bytes],
+        decode: Callable[[bytes], T],
+        after: Sequence[Released[object]] = (),
+    ) -> Released[T]:
+        """Reserve, compute, commit, and only then hand out the value.
 
+        The value comes from the committed bytes, so what is sent later is what the ledger
+        holds. After a crash the same call resumes its reservation (nothing was committed,
+        nothing left) or returns the committed value without touching a record.
 
-class LedgerBook(Protocol):
-    """A site's ledger as the mechanisms see it.
-
-    All implementations pass one conformance suite. Every method raises `LedgerError` where the
-    ledger is damaged or forbids it, and `TransportError` where the disk or database failed.
-    """
+        Args:
+            compute: reads the records against the reservation that it is given, and adds the
+                noise that `spec.event` states; the caller ensures that it does. Not called where
+                an output is stored.
+            encode, decode: the value to bytes and back.
+            after: earlier releases that `compute` also builds on, such as earlier chunks.
+        """
+        paid = self.reserve(spec)
+        output = encode(compute(paid)) if paid.stored_output is None else paid.stored_output
+        return post_process(self.commit(paid, output, after=after), decode)
 
     def reserve(self, spec: ReleaseSpec) -> Reservation:
         """Spend, before any record is touched.
@@ -293,7 +230,22 @@ class LedgerBook(Protocol):
             spent. LedgerError: no approved and unexpired plan, or the key was committed with
             another mechanism.
         """
-        ...
+        with self._transaction() as ledger:
+            now = self._now(ledger)
+            proposed = propose_reserve(ledger.replay, spec, caps=self._caps, now=now)
+            if isinstance(proposed, ReserveEntry):
+                entry = self._write(ledger, proposed, now=now)
+                return Reservation(entry=entry, entry_hash=entry.entry_hash, stored_output=None)
+            stored = None
+            if isinstance(proposed, ResumeEntry):
+                self._write(ledger, proposed, now=now)
+            else:
+                stored = _checked_output(ledger, proposed)
+            return Reservation(
+                entry=ledger.replay.reserved[proposed.reserve_hash],
+                entry_hash=proposed.reserve_hash,
+                stored_output=stored,
+            )
 
     def keep(self, paid: Reservation, output: bytes) -> CommitEntry:
         """Store an output and its commit entry in one transaction; `commit` calls this.
@@ -302,7 +254,19 @@ class LedgerBook(Protocol):
 
         Raises: LedgerError: unknown reservation, or the key has another output already.
         """
-        ...
+        with self._transaction() as ledger:
+            earlier = ledger.replay.commits.get(paid.entry.key)
+            if (
+                earlier is not None
+                and earlier.reserve_hash == paid.entry_hash
+                and _checked_output(ledger, earlier) == output
+            ):
+                return earlier
+            now = self._now(ledger)
+            salt = secrets.token_bytes(SALT_BYTES)
+            proposed = propose_commit(ledger.replay, paid, output, salt=salt, now=now)
+            kept = KeptOutput(payload=output, salt=salt)
+            return self._write(ledger, proposed, kept, now=now)
 
     def commit(
         self, paid: Reservation, output: bytes, *, after: Sequence[Released[object]] = ()
@@ -337,53 +301,100 @@ class LedgerBook(Protocol):
 
         Only a study whose latest decision is an unexpired approval can reserve or commit.
         """
-        ...
+        with self._transaction() as ledger:
+            now = self._now(ledger)
+            proposed = propose_decision(
+                ledger.replay,
+                decision,
+                study_id=study_id,
+                plan_hash=plan_hash,
+                expires=expires,
+                decided_by=decided_by,
+                statement=statement,
+                now=now,
+            )
+            return self._write(ledger, proposed, now=now)
 
-    def stored_output(self, key: ReleaseKey) -> bytes | None:
-        """The committed output of a key, or None."""
-        ...
+    def renew_key(self, new_key: Ed25519PrivateKey, *, decided_by: str) -> KeyEntry:
+        """Continue the ledger with another signing key; from here on it signs for this object.
 
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        """All entries from the first on."""
-        ...
-
-    def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
-        """Epsilon of all reservations, committed or not, and of what a restart carried over.
-
-        Of one study if named.
+        Args: decided_by: the person at the site.
+        Raises: LedgerError: it is the key that is in force already.
         """
-        ...
+        with self._transaction() as ledger:
+            now = self._now(ledger)
+            proposed = KeyEntry(
+                **ledger.replay.link(now.coarse),
+                new_public_key=public_hex(new_key),
+                decided_by=check_name("decided_by", decided_by),
+                new_signature="",
+            )
+            entry = self._write(ledger, sign_with_new_key(proposed, new_key), now=now)
+        self._signing_key = new_key
+        return entry
 
-    def head(self) -> LedgerHead:
-        """Where the ledger ends now."""
-        ...
+    def note_data(self, study_id: str, fingerprint: str) -> DataNote | None:
+        """Note the data set that a study begins with; a study's first note stays.
 
-    def release(
+        Notes never leave the site.
+
+        Args: fingerprint: `units.population_fingerprint`, 64 hex digits, always by the same key.
+        Returns: the note of the newest study that began before this one; None for the first.
+        """
+        note = DataNote(
+            study_id=check_name("study_id", study_id),
+            fingerprint=check_hash("fingerprint", fingerprint),
+        )
+        with self._transaction() as ledger:
+            notes = tuple(ledger.data_notes)
+            here = next((n for n, known in enumerate(notes) if known.study_id == study_id), None)
+            if here is None:
+                ledger.add_data_note(note)
+            before = notes[:here]
+            return before[-1] if before else None
+
+    def _now(self, ledger: LedgerTransaction) -> Moment:
+        return self._clock.moment(last_entry=ledger.replay.last_time, last_write=ledger.last_write)
+
+    def _write(
         self,
-        spec: ReleaseSpec,
+        ledger: LedgerTransaction,
+        proposed: Entry,
+        output: KeptOutput | None = None,
         *,
-        compute: Callable[[Reservation], T],
-        encode: Callable[[T], bytes],
-        decode: Callable[[bytes], T],
-        after: Sequence[Released[object]] = (),
-    ) -> Released[T]:
-        """Reserve, compute, commit, and only then hand out the value.
+        now: Moment,
+    ) -> Entry:
+        """Sign an entry and add it; with another key than the one in force, refuse."""
+        ledger.replay.require_key(public_hex(self._signing_key))
+        entry = sign_entry(proposed, self._signing_key)
+        ledger.append(entry, output, written=now.precise)
+        return entry
 
-        The value comes from the committed bytes, so what is sent later is what the ledger
-        holds. After a crash the same call resumes its reservation (nothing was committed,
-        nothing left) or returns the committed value without touching a record.
 
-        Args:
-            compute: reads the records against the reservation that it is given, and adds the
-                noise that `spec.event` states; the caller ensures that it does. Not called where
-                an output is stored.
-            encode, decode: the value to bytes and back.
-            after: earlier releases that `compute` also builds on, such as earlier chunks.
-        """
-        paid = self.reserve(spec)
-        output = encode(compute(paid)) if paid.stored_output is None else paid.stored_output
-        return post_process(self.commit(paid, output, after=after), decode)
+def begin_ledger(
+    ledger: LedgerTransaction,
+    *,
+    signing_key: Ed25519PrivateKey,
+    clock: LedgerClock,
+    grant: RestartGrant | None,
+) -> None:
+    """Write the first entry into an empty ledger: a start, or the restart that was granted.
 
-    def export_lines(self) -> bytes:
-        """The ledger as canonical JSON Lines, for the auditor."""
-        return format_ledger_lines(self.entries())
+    Raises: LedgerError: the grant is for another key.
+    """
+    now = clock.moment(last_entry=None, last_write=None)
+    first = propose_first(ledger.replay, public_key=public_hex(signing_key), grant=grant, now=now)
+    ledger.append(sign_entry(first, signing_key), None, written=now.precise)
+
+
+def _checked_output(ledger: LedgerTransaction, commit: CommitEntry) -> bytes:
+    kept = ledger.output(commit.reserve_hash)
+    if kept is None:
+        raise LedgerError(f"entry {commit.index}: its stored output is missing")
+    found = len(kept.salt) == SALT_BYTES and commit_to_output(kept.payload, salt=kept.salt)
+    if not found or not hmac.compare_digest(found, commit.output_commitment):
+        raise LedgerError(
+            f"entry {commit.index}: the stored output is not the one that was committed; it was "
+            "changed on disk. Restore it from a backup; it is not sent"
+        )
+    return kept.payload

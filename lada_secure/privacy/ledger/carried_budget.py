@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -13,28 +14,39 @@ from lada_secure.privacy.accounting.accountant import epsilon, merged_parts
 from lada_secure.privacy.accounting.events import (
     MAX_PARTS,
     DpSgdEvent,
-    EventPart,
     GaussianEvent,
     PrivacyEvent,
     composed_event,
 )
-from lada_secure.privacy.accounting.fields import check_name, format_time
+from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import (
+    FirstEntry,
     LedgerEntry,
+    LedgerIdentity,
     ReserveEntry,
     RestartEntry,
-    StartEntry,
     new_ledger_id,
 )
-from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
+from lada_secure.privacy.ledger.times import format_time
+
+
+def granted_identity(grant: RestartGrant, *, auditor_key: bytes) -> LedgerIdentity:
+    """The identity of the ledger that a grant lets begin.
+
+    Args: auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
+    Raises: LedgerError: not that auditor's, or changed.
+    """
+    check_grant(grant, where="restart", auditor_key=auditor_key)
+    return LedgerIdentity(site=grant.site, population=grant.population, ledger_id=grant.ledger_id)
 
 
 def spent_events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:
     """The events of all reservations, before them what an earlier restart had carried over."""
     events: list[PrivacyEvent] = []
     for entry in entries:
-        if isinstance(entry, RestartEntry) and entry.grant.carried is not None:
-            events.append(entry.grant.carried)
+        if isinstance(entry, RestartEntry):
+            events.extend(entry.grant.events)
         elif isinstance(entry, ReserveEntry):
             events.append(entry.event)
     return events
@@ -50,19 +62,17 @@ def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
     """
     if not events:
         return None
-    counts: dict[float, int] = {}
-    sampled: list[DpSgdEvent] = []
-    for part in merged_parts(events):
+    parts = merged_parts(events)
+    counts = Counter[float]()
+    for part in parts:
         if isinstance(part, GaussianEvent):
-            counts[part.noise_multiplier] = counts.get(part.noise_multiplier, 0) + part.count
-        else:
-            sampled.append(part)
-    gaussian = [GaussianEvent(noise_multiplier=s, count=n) for s, n in sorted(counts.items())]
+            counts[part.noise_multiplier] += part.count
+    gaussian = [GaussianEvent(noise, count=n) for noise, n in sorted(counts.items())]
+    sampled = [part for part in parts if isinstance(part, DpSgdEvent)]
     if len(gaussian) + len(sampled) > MAX_PARTS:
         gaussian = _one_gaussian(gaussian)
         sampled = _fewer(sampled, MAX_PARTS - len(gaussian))
-    parts: list[EventPart] = [*gaussian, *sampled]
-    return composed_event(parts)
+    return composed_event([*gaussian, *sampled])
 
 
 def _one_gaussian(parts: Sequence[GaussianEvent]) -> list[GaussianEvent]:
@@ -110,7 +120,7 @@ def grant_restart(
         signing_key: the auditor's. time: the auditor's clock, with a zone.
     Raises: LedgerError: nothing is known. ParameterError: a name, delta or time is wrong.
     """
-    if not known or not isinstance(known[0], StartEntry | RestartEntry):
+    if not known or not isinstance(known[0], FirstEntry):
         raise LedgerError(
             "restart: no entry of the lost ledger is known, so nothing can be carried"
         )

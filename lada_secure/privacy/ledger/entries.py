@@ -1,7 +1,9 @@
-"""Ledger entries: their canonical JSON form, hash chain and signatures.
+"""Ledger entries: their fields, canonical JSON form, hash chain, signatures and lines.
 
-The hash of an entry is the SHA-256 of its line, signature included, so every byte of a ledger is
-covered by the next entry's `previous_hash` and by its own signature. `ledger_lines` reads them.
+A ledger file is JSON Lines: one canonical JSON object and one line feed per entry, nothing else.
+Every entry has one spelling; any other is refused. The hash of an entry is the SHA-256 of its line,
+signature included, so every byte of a ledger is covered by the next entry's `previous_hash` and by
+its own signature.
 """
 
 from __future__ import annotations
@@ -9,21 +11,37 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, TypeAlias, TypeVar
+from functools import partial
+from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.errors import LedgerError, ParameterError, PeerError
+from lada_secure.privacy.accounting.events import PrivacyEvent, parse_event
+from lada_secure.privacy.accounting.fields import (
+    Count,
+    Digest,
+    Form,
+    Name,
+    Number,
+    Parameters,
+    Reader,
+    Signature,
+    check_hash,
+    check_name,
+    check_signed,
+    forms_of,
+    integer,
+    read_fields,
+    text,
+    version,
+    written_fields,
 )
-
-from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.events import PrivacyEvent
-from lada_secure.privacy.accounting.fields import check_hash, check_name
-from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.restart import RestartGrant, grant_from_json
+from lada_secure.privacy.ledger.times import Time, WholeSeconds
 
 VERSION = 2
 ADJACENCY = "add_or_remove_one_unit"
@@ -32,11 +50,11 @@ SIGNATURE_DOMAIN = b"lada/ledger/2/"
 NEW_KEY_DOMAIN = b"lada/ledger-key/2/"
 OUTPUT_DOMAIN = b"lada/ledger-output/2/"
 SALT_BYTES = 32
+MAX_LINE_BYTES = 64 * 1024
+MAX_LEDGER_BYTES = 2**30
 
 Decision: TypeAlias = Literal["approve", "refuse", "withdraw"]
-DECISIONS: tuple[Decision, ...] = ("approve", "refuse", "withdraw")
-# Numbers, and as text only which noise was added.
-MechanismParameters: TypeAlias = "Mapping[str, float | str]"
+_DECISIONS: Final[tuple[Decision, ...]] = ("approve", "refuse", "withdraw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +100,7 @@ class LedgerIdentity:
     @property
     def genesis_hash(self) -> str:
         """`previous_hash` of the first entry."""
-        return sha256_hex(
-            canonical_json(
-                {
-                    "ledger_version": VERSION,
-                    "population": self.population,
-                    "site": self.site,
-                    "ledger_id": self.ledger_id,
-                }
-            )
-        )
+        return sha256_hex(canonical_json({"ledger_version": VERSION, **written_fields(self)}))
 
 
 def new_ledger_id() -> str:
@@ -109,37 +118,24 @@ class LedgerEntry:
 
     kind: ClassVar[str] = ""
 
-    index: int
-    previous_hash: str
-    site: str
-    population: str
-    time: str
-    signature: str
+    index: Count
+    previous_hash: Digest
+    site: Name
+    population: Name
+    time: WholeSeconds
+    signature: Signature
 
-    def body(self) -> dict[str, Json]:
-        """The fields of this kind of entry."""
-        raise NotImplementedError
-
-    def unsigned(self) -> dict[str, Json]:
-        """Everything but the signature."""
-        return {
-            "version": VERSION,
-            "kind": self.kind,
-            "index": self.index,
-            "previous_hash": self.previous_hash,
-            "site": self.site,
-            "population": self.population,
-            "time": self.time,
-            **self.body(),
-        }
+    def _signed(self, domain: bytes, *without: str) -> bytes:
+        content = {"version": VERSION, "kind": self.kind, **written_fields(self)}
+        return domain + canonical_json({n: v for n, v in content.items() if n not in without})
 
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        return SIGNATURE_DOMAIN + canonical_json(self.unsigned())
+        return self._signed(SIGNATURE_DOMAIN, "signature")
 
     def line(self) -> bytes:
         """The entry's one byte form, without a line feed."""
-        return canonical_json({**self.unsigned(), "signature": self.signature})
+        return self._signed(b"")
 
     @property
     def entry_hash(self) -> str:
@@ -153,12 +149,8 @@ class StartEntry(LedgerEntry):
 
     kind: ClassVar[str] = "start"
 
-    ledger_id: str
-    public_key: str
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a start."""
-        return {"ledger_id": self.ledger_id, "public_key": self.public_key}
+    ledger_id: Digest
+    public_key: Digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +159,7 @@ class RestartEntry(LedgerEntry):
 
     kind: ClassVar[str] = "restart"
 
-    grant: RestartGrant
+    grant: Annotated[RestartGrant, partial(grant_from_json, where="grant")]
 
     @property
     def ledger_id(self) -> str:
@@ -179,9 +171,8 @@ class RestartEntry(LedgerEntry):
         """The site's, hex; the grant is for this key."""
         return self.grant.public_key
 
-    def body(self) -> dict[str, Json]:
-        """The fields of a restart."""
-        return {"grant": self.grant.to_json()}
+
+FirstEntry: TypeAlias = StartEntry | RestartEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,37 +184,21 @@ class KeyEntry(LedgerEntry):
 
     kind: ClassVar[str] = "key"
 
-    new_public_key: str
-    decided_by: str
-    new_signature: str
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a key's renewal."""
-        return {
-            "new_public_key": self.new_public_key,
-            "decided_by": self.decided_by,
-            "new_signature": self.new_signature,
-        }
+    new_public_key: Digest
+    decided_by: Name
+    new_signature: Signature
 
     def new_signed_bytes(self) -> bytes:
         """What the new key signs."""
-        content = self.unsigned()
-        del content["new_signature"]
-        return NEW_KEY_DOMAIN + canonical_json(content)
+        return self._signed(NEW_KEY_DOMAIN, "signature", "new_signature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyEntry(LedgerEntry):
     """What entries about a study share."""
 
-    study_id: str
-    plan_hash: str
-
-    def unsigned(self) -> dict[str, Json]:
-        """Everything but the signature."""
-        # Not super(): a dataclass with slots is another class than the one that `super` knows.
-        common = LedgerEntry.unsigned(self)
-        return {**common, "study_id": self.study_id, "plan_hash": self.plan_hash}
+    study_id: Name
+    plan_hash: Digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,23 +210,32 @@ class DecisionEntry(StudyEntry):
 
     kind: ClassVar[str] = "decision"
 
-    decision: Decision
-    expires: str
-    decided_by: str
-    statement: str
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a decision."""
-        return {
-            "decision": self.decision,
-            "expires": self.expires,
-            "decided_by": self.decided_by,
-            "statement": self.statement,
-        }
+    decision: Annotated[
+        Decision, text(), Form(f"one of {_DECISIONS}", _DECISIONS.__contains__, shown=40)
+    ]
+    expires: Time
+    decided_by: Name
+    statement: Annotated[str, text(MAX_STATEMENT)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveEntry(StudyEntry):
+class _KeyedEntry(StudyEntry):
+    """What entries about one release share."""
+
+    round_id: Count
+    purpose: Name
+    chunk: Count
+
+    @property
+    def key(self) -> ReleaseKey:
+        """What the release is for."""
+        return ReleaseKey(
+            study_id=self.study_id, round_id=self.round_id, purpose=self.purpose, chunk=self.chunk
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveEntry(_KeyedEntry):
     """Privacy spent, written before a record is touched; spent whatever happens next.
 
     `attempt` counts the reservations of the key that were paid for before this one.
@@ -259,53 +243,19 @@ class ReserveEntry(StudyEntry):
 
     kind: ClassVar[str] = "reserve"
 
-    round_id: int
-    purpose: str
-    chunk: int
-    attempt: int
-    mechanism: str
-    parameters: MechanismParameters
-    event: PrivacyEvent
-    unit: str
-    adjacency: str
-    target_delta: float
-    epsilon_after: float
-    epsilon_rdp_after: float
-    study_epsilon_after: float
-    study_epsilon_rdp_after: float
-    total_cap: float
-    study_cap: float
-
-    @property
-    def key(self) -> ReleaseKey:
-        """What the release is for."""
-        return ReleaseKey(
-            study_id=self.study_id,
-            round_id=self.round_id,
-            purpose=self.purpose,
-            chunk=self.chunk,
-        )
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a reservation."""
-        return {
-            "round_id": self.round_id,
-            "purpose": self.purpose,
-            "chunk": self.chunk,
-            "attempt": self.attempt,
-            "mechanism": self.mechanism,
-            "parameters": dict(self.parameters),
-            "event": self.event.to_json(),
-            "unit": self.unit,
-            "adjacency": self.adjacency,
-            "target_delta": self.target_delta,
-            "epsilon_after": self.epsilon_after,
-            "epsilon_rdp_after": self.epsilon_rdp_after,
-            "study_epsilon_after": self.study_epsilon_after,
-            "study_epsilon_rdp_after": self.study_epsilon_rdp_after,
-            "total_cap": self.total_cap,
-            "study_cap": self.study_cap,
-        }
+    attempt: Count
+    mechanism: Name
+    parameters: Parameters
+    event: Annotated[PrivacyEvent, parse_event]
+    unit: Name
+    adjacency: Name
+    target_delta: Number
+    epsilon_after: Number
+    epsilon_rdp_after: Number
+    study_epsilon_after: Number
+    study_epsilon_rdp_after: Number
+    total_cap: Number
+    study_cap: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,16 +267,12 @@ class ResumeEntry(StudyEntry):
 
     kind: ClassVar[str] = "resume"
 
-    reserve_hash: str
-    attempt: int
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a resumption."""
-        return {"reserve_hash": self.reserve_hash, "attempt": self.attempt}
+    reserve_hash: Digest
+    attempt: Annotated[int, integer(low=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommitEntry(StudyEntry):
+class CommitEntry(_KeyedEntry):
     """A reservation has led to an output, which a salted commitment names.
 
     Its `time` is that of the reservation's newest try: one of its own would publish how long the
@@ -336,31 +282,8 @@ class CommitEntry(StudyEntry):
 
     kind: ClassVar[str] = "commit"
 
-    round_id: int
-    purpose: str
-    chunk: int
-    reserve_hash: str
-    output_commitment: str
-
-    @property
-    def key(self) -> ReleaseKey:
-        """What the release is for."""
-        return ReleaseKey(
-            study_id=self.study_id,
-            round_id=self.round_id,
-            purpose=self.purpose,
-            chunk=self.chunk,
-        )
-
-    def body(self) -> dict[str, Json]:
-        """The fields of a commit."""
-        return {
-            "round_id": self.round_id,
-            "purpose": self.purpose,
-            "chunk": self.chunk,
-            "reserve_hash": self.reserve_hash,
-            "output_commitment": self.output_commitment,
-        }
+    reserve_hash: Digest
+    output_commitment: Digest
 
 
 def commit_to_output(output: bytes, *, salt: bytes) -> str:
@@ -385,27 +308,82 @@ def sign_entry(entry: Entry, key: Ed25519PrivateKey) -> Entry:
     return replace(entry, signature=key.sign(entry.signed_bytes()).hex())
 
 
-def check_signature(entry: LedgerEntry, key: Ed25519PublicKey) -> None:
-    """Raises: LedgerError: the signature is not the site's over this entry."""
-    try:
-        key.verify(bytes.fromhex(entry.signature), entry.signed_bytes())
-    except InvalidSignature as error:
-        raise LedgerError(
-            f"entry {entry.index}: the signature is not the site's over this entry; the entry "
-            "was changed or written by somebody else"
-        ) from error
-
-
 def sign_with_new_key(entry: KeyEntry, key: Ed25519PrivateKey) -> KeyEntry:
     """The entry with the new key's signature; sign it with the old key afterwards."""
     return replace(entry, new_signature=key.sign(entry.new_signed_bytes()).hex())
 
 
-def check_new_signature(entry: KeyEntry, key: Ed25519PublicKey) -> None:
+def check_signature(entry: LedgerEntry, key: str) -> None:
+    """Args: key: hex. Raises: LedgerError: the signature is not the site's over this entry."""
+    check_signed(
+        entry.signed_bytes(),
+        entry.signature,
+        by=key,
+        fault=f"entry {entry.index}: the signature is not the site's over this entry; the entry "
+        "was changed or written by somebody else",
+    )
+
+
+def check_new_signature(entry: KeyEntry) -> None:
     """Raises: LedgerError: the new key has not agreed to this entry."""
+    check_signed(
+        entry.new_signed_bytes(),
+        entry.new_signature,
+        by=entry.new_public_key,
+        fault=f"entry {entry.index}: new_signature is not the new key's over this entry",
+    )
+
+
+_KINDS: Final[Mapping[str, type[LedgerEntry]]] = {
+    entry.kind: entry
+    for entry in (
+        *(StartEntry, RestartEntry, KeyEntry, DecisionEntry),
+        *(ReserveEntry, ResumeEntry, CommitEntry),
+    )
+}
+_FORMS: Final = {name: forms_of(kind) for name, kind in _KINDS.items()}
+_HEAD: Final[Mapping[str, Sequence[Reader]]] = {
+    "version": (version(VERSION),),
+    "kind": (text(), Form(f"one of {', '.join(_KINDS)}", _KINDS.__contains__, shown=40)),
+}
+
+
+def parse_entry(raw: bytes, *, where: str) -> LedgerEntry:
+    """Read one line without its line feed; only the canonical spelling is accepted.
+
+    Raises: LedgerError: too long, not canonical, fields missing, unknown or out of range.
+    """
     try:
-        key.verify(bytes.fromhex(entry.new_signature), entry.new_signed_bytes())
-    except InvalidSignature as error:
+        value = parse_canonical_json(raw, max_bytes=MAX_LINE_BYTES)
+    except PeerError as error:
+        raise LedgerError(f"{where}: {error}") from error
+    named = str(value.get("kind")) if isinstance(value, dict) else ""
+    # Of an unknown kind the head alone is looked at, and refused.
+    found = read_fields(value, {**_HEAD, **_FORMS.get(named, {})}, where=where)
+    entry = _KINDS[named](**{name: found[name] for name in _FORMS[named]})
+    if entry.line() != raw:
+        raise LedgerError(f"{where}: not the one spelling of this entry")
+    return entry
+
+
+def parse_ledger_lines(raw: bytes) -> tuple[LedgerEntry, ...]:
+    """Read an exported ledger. Every byte counts; no signature is checked here.
+
+    Args: raw: canonical JSON Lines, at most 1 GiB; empty for an empty ledger.
+    Raises: LedgerError: names the line.
+    """
+    if len(raw) > MAX_LEDGER_BYTES:
+        raise LedgerError(f"ledger of {len(raw)} bytes, at most {MAX_LEDGER_BYTES} are read")
+    if not raw:
+        return ()
+    lines = raw.split(b"\n")
+    if lines.pop() != b"":
         raise LedgerError(
-            f"entry {entry.index}: new_signature is not the new key's over this entry"
-        ) from error
+            f"entry {len(lines)}: the last line does not end with a line feed; the file was cut"
+        )
+    return tuple(parse_entry(line, where=f"entry {number}") for number, line in enumerate(lines))
+
+
+def format_ledger_lines(entries: tuple[LedgerEntry, ...]) -> bytes:
+    """The inverse of `parse_ledger_lines`."""
+    return b"".join(entry.line() + b"\n" for entry in entries)

@@ -9,39 +9,35 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.privacy.ledger.book import BudgetCaps
-from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
-from lada_secure.privacy.ledger.keeper import (
+from lada_secure.privacy.ledger.book import (
     DataNote,
-    KeptLedger,
     KeptOutput,
-    LedgerSnapshot,
+    LedgerBook,
     LedgerTransaction,
     begin_ledger,
 )
+from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
-class _MemoryTransaction(LedgerTransaction):
-    """All that is kept; one object for the ledger's whole life."""
+class _Kept:
+    """All that is kept, as one `LedgerTransaction` for the ledger's whole life."""
 
     def __init__(self, identity: LedgerIdentity) -> None:
-        self._replay = LedgerReplay(identity)
+        self.replay = LedgerReplay(identity)
+        self.last_write: str | None = None
+        self.data_notes: list[DataNote] = []
         self._entries: list[LedgerEntry] = []
         self._outputs: dict[str, KeptOutput] = {}
-        self._last_write: str | None = None
-        self._data_notes: list[DataNote] = []
 
-    @property
-    def replay(self) -> LedgerReplay:
-        return self._replay
-
-    def append(self, entry: LedgerEntry, output: KeptOutput | None) -> None:
-        self._replay.append(entry)
+    def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
+        self.replay.append(entry)
         self._entries.append(entry)
         if isinstance(entry, CommitEntry) and output is not None:
             self._outputs[entry.reserve_hash] = output
+        self.last_write = written
 
     def output(self, reserve_hash: str) -> KeptOutput | None:
         return self._outputs.get(reserve_hash)
@@ -49,26 +45,17 @@ class _MemoryTransaction(LedgerTransaction):
     def entries(self) -> tuple[LedgerEntry, ...]:
         return tuple(self._entries)
 
-    def last_write(self) -> str | None:
-        return self._last_write
-
-    def note_write(self, precise: str) -> None:
-        self._last_write = precise
-
-    def data_notes(self) -> tuple[DataNote, ...]:
-        return tuple(self._data_notes)
-
     def add_data_note(self, note: DataNote) -> None:
-        self._data_notes.append(note)
+        self.data_notes.append(note)
 
 
-class MemoryLedger(KeptLedger):
+class MemoryLedger(LedgerBook):
     """A ledger for simulations on public or synthetic data, never for real records.
 
     A budget that does not survive a restart protects nobody.
 
     Args: grant: what the auditor granted, where it replaces another one. The rest as
-        `KeptLedger`.
+        `LedgerBook`.
     """
 
     def __init__(
@@ -89,7 +76,7 @@ class MemoryLedger(KeptLedger):
             time_step_s=time_step_s,
         )
         self._lock = threading.RLock()
-        self._kept = _MemoryTransaction(identity)
+        self._kept = _Kept(identity)
         begin_ledger(self._kept, signing_key=signing_key, clock=self._clock, grant=grant)
         self.started_now = True
 
@@ -98,5 +85,5 @@ class MemoryLedger(KeptLedger):
         with self._lock:
             yield self._kept
 
-    def _reading(self) -> AbstractContextManager[LedgerSnapshot]:
+    def _reading(self) -> AbstractContextManager[LedgerTransaction]:
         return self._transaction()

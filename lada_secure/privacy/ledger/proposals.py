@@ -6,18 +6,16 @@ is appended is refused here as well, with the caller's words and the precise clo
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import datetime
-from typing import TypedDict
 
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
-from lada_secure.privacy.accounting.fields import check_hash, check_name, format_time
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.privacy.accounting.fields import check_hash, check_name
 from lada_secure.privacy.ledger.entries import (
     MAX_STATEMENT,
     CommitEntry,
     Decision,
     DecisionEntry,
-    KeyEntry,
     ReserveEntry,
     RestartEntry,
     ResumeEntry,
@@ -26,32 +24,10 @@ from lada_secure.privacy.ledger.entries import (
 )
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
-from lada_secure.privacy.ledger.times import Moment
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger.times import Moment, format_time
 
 MAX_OUTPUT_BYTES = 2**28
-
-
-class _Link(TypedDict):
-    """What every entry says about its place."""
-
-    index: int
-    previous_hash: str
-    site: str
-    population: str
-    time: str
-    signature: str
-
-
-def _link(replay: LedgerReplay, time: str) -> _Link:
-    head = replay.head()
-    return {
-        "index": replay.length,
-        "previous_hash": head.entry_hash,
-        "site": head.site,
-        "population": head.population,
-        "time": time,
-        "signature": "",
-    }
 
 
 def propose_first(
@@ -62,7 +38,7 @@ def propose_first(
     Args: public_key: of the site that signs it, hex.
     Raises: LedgerError: the grant is for another key.
     """
-    link = _link(replay, now.coarse)
+    link = replay.link(now.coarse)
     if grant is None:
         return StartEntry(**link, ledger_id=replay.identity.ledger_id, public_key=public_key)
     if grant.public_key != public_key:
@@ -71,21 +47,6 @@ def propose_first(
             f"is {public_key[:12]}...; put that identity back or ask for another grant"
         )
     return RestartEntry(**link, grant=grant)
-
-
-def propose_key(
-    replay: LedgerReplay, *, new_public_key: str, decided_by: str, now: Moment
-) -> KeyEntry:
-    """The entry that renews the site's key, for both keys to sign.
-
-    Args: new_public_key: hex. Raises: ParameterError: decided_by is no name.
-    """
-    return KeyEntry(
-        **_link(replay, now.coarse),
-        new_public_key=new_public_key,
-        decided_by=check_name("decided_by", decided_by),
-        new_signature="",
-    )
 
 
 def propose_decision(
@@ -109,7 +70,7 @@ def propose_decision(
             f"statement: expected at most {MAX_STATEMENT} characters, got {len(statement)}"
         )
     entry = DecisionEntry(
-        **_link(replay, now.coarse),
+        **replay.link(now.coarse),
         study_id=check_name("study_id", study_id),
         plan_hash=check_hash("plan_hash", plan_hash),
         decision=decision,
@@ -133,7 +94,7 @@ def propose_reserve(
     """
     where = f"reserve for {spec.key}"
     replay.require_approval(spec.study_id, spec.plan_hash, now.precise, where=where)
-    commit = replay.committed(spec.key)
+    commit = replay.commits.get(spec.key)
     if commit is not None:
         if _is_for(replay, commit.reserve_hash, spec):
             return commit
@@ -144,21 +105,20 @@ def propose_reserve(
     for reserve_hash in reversed(replay.reservations(spec.key)):
         if _is_for(replay, reserve_hash, spec):
             return ResumeEntry(
-                **_link(replay, now.coarse),
+                **replay.link(now.coarse),
                 study_id=spec.study_id,
                 plan_hash=spec.plan_hash,
                 reserve_hash=reserve_hash,
-                attempt=replay.resumes(reserve_hash) + 1,
+                attempt=replay.resumes[reserve_hash] + 1,
             )
     return _paid_reserve(replay, spec, caps=caps, now=now, where=where)
 
 
 def _is_for(replay: LedgerReplay, reserve_hash: str, spec: ReleaseSpec) -> bool:
     """Whether a reservation of the spec's key was made for this very release."""
-    paid = replay.reserved(reserve_hash)
+    paid = replay.reserved[reserve_hash]
     return (
-        paid is not None
-        and paid.plan_hash == spec.plan_hash
+        paid.plan_hash == spec.plan_hash
         and paid.mechanism == spec.mechanism
         and dict(paid.parameters) == dict(spec.parameters)
         and paid.event == spec.event
@@ -169,19 +129,11 @@ def _is_for(replay: LedgerReplay, reserve_hash: str, spec: ReleaseSpec) -> bool:
 def _paid_reserve(
     replay: LedgerReplay, spec: ReleaseSpec, *, caps: BudgetCaps, now: Moment, where: str
 ) -> ReserveEntry:
-    delta = caps.target_delta
-    study = replay.accountant(spec.study_id)
-    study_epsilon = study.epsilon_with(spec.event, delta)
-    study_rdp = study.epsilon_rdp_with(spec.event, delta)
-    if set(replay.studies()) <= {spec.study_id}:
-        total_epsilon, total_rdp = study_epsilon, study_rdp
-    else:
-        total_epsilon = replay.accountant().epsilon_with(spec.event, delta)
-        total_rdp = replay.accountant().epsilon_rdp_with(spec.event, delta)
-    study_cap = caps.for_study(spec.study_id)
+    delta, study_cap = caps.target_delta, caps.for_study(spec.study_id)
+    costs = replay.spending.after(spec.event, spec.study_id, delta)
     for scope, epsilon, cap in (
-        (f"study {spec.study_id}", study_epsilon, study_cap),
-        ("all studies together", total_epsilon, caps.total_epsilon),
+        (f"study {spec.study_id}", costs["study_epsilon_after"], study_cap),
+        ("all studies together", costs["epsilon_after"], caps.total_epsilon),
     ):
         # Not `epsilon > cap`: a NaN must refuse too.
         if not epsilon <= cap:
@@ -190,24 +142,11 @@ def _paid_reserve(
                 f"the site's cap is {cap:.6g}; nothing was spent and no record was read. "
                 "Plan fewer releases or more noise, or let the site raise its cap"
             )
+    asked = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return ReserveEntry(
-        **_link(replay, now.coarse),
-        study_id=spec.study_id,
-        plan_hash=spec.plan_hash,
-        round_id=spec.round_id,
-        purpose=spec.purpose,
-        chunk=spec.chunk,
+        **(replay.link(now.coarse) | asked | costs),
         attempt=len(replay.reservations(spec.key)),
-        mechanism=spec.mechanism,
-        parameters=dict(spec.parameters),
-        event=spec.event,
-        unit=spec.unit,
-        adjacency=spec.adjacency,
         target_delta=delta,
-        epsilon_after=total_epsilon,
-        epsilon_rdp_after=total_rdp,
-        study_epsilon_after=study_epsilon,
-        study_epsilon_rdp_after=study_rdp,
         total_cap=caps.total_epsilon,
         study_cap=study_cap,
     )
@@ -223,11 +162,11 @@ def propose_commit(
     """
     if not 0 < len(output) <= MAX_OUTPUT_BYTES:
         raise ParameterError(f"output: expected 1 to {MAX_OUTPUT_BYTES} bytes, got {len(output)}")
-    paid = replay.reserved(reservation.entry_hash)
+    paid = replay.reserved.get(reservation.entry_hash)
     if paid is None:
         raise LedgerError("commit: this ledger holds no such reservation")
     where = f"commit for {paid.key}"
-    earlier = replay.committed(paid.key)
+    earlier = replay.commits.get(paid.key)
     if earlier is not None:
         raise LedgerError(
             f"{where}: entry {earlier.index} committed another output already; send that one "
@@ -235,7 +174,7 @@ def propose_commit(
         )
     replay.require_approval(paid.study_id, paid.plan_hash, now.precise, where=where)
     return CommitEntry(
-        **_link(replay, replay.last_try(reservation.entry_hash).time),
+        **replay.link(replay.tries[reservation.entry_hash].time),
         study_id=paid.study_id,
         plan_hash=paid.plan_hash,
         round_id=paid.round_id,

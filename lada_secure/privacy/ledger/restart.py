@@ -8,20 +8,38 @@ other; it stands in the new ledger's first entry, so every later reader sees it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Final, Self
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
-from lada_secure.errors import LedgerError, ParameterError, PeerError
+from lada_secure.errors import LedgerError, PeerError
 from lada_secure.privacy.accounting.events import PrivacyEvent, parse_event
-from lada_secure.privacy.accounting.fields import HEX_64, HEX_128, NAME, Fields, load_public_key
+from lada_secure.privacy.accounting.fields import (
+    Count,
+    Digest,
+    Name,
+    Number,
+    Signature,
+    check_signed,
+    forms_of,
+    names,
+    number,
+    public_hex,
+    read_fields,
+    version,
+    written_fields,
+)
+from lada_secure.privacy.ledger.times import Time
 
 VERSION = 2
 MAX_GRANT_BYTES = 48 * 1024
 MAX_STUDIES = 200
 SIGNATURE_DOMAIN = b"lada/ledger-restart/2/"
+
+
+def _carried(value: Json) -> PrivacyEvent | None:
+    return None if value is None else parse_event(value, where="carried")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,48 +61,32 @@ class RestartGrant:
         time: the auditor's clock, UTC. signature: Ed25519 by `auditor_key`, hex.
     """
 
-    site: str
-    population: str
-    ledger_id: str
-    public_key: str
-    previous_ledger_id: str
-    previous_index: int
-    previous_hash: str
-    carried: PrivacyEvent | None
-    studies: tuple[str, ...]
-    target_delta: float
-    carried_epsilon: float
-    requested_by: str
-    auditor: str
-    auditor_key: str
-    granted_by: str
-    time: str
-    signature: str
+    site: Name
+    population: Name
+    ledger_id: Digest
+    public_key: Digest
+    previous_ledger_id: Digest
+    previous_index: Count
+    previous_hash: Digest
+    carried: Annotated[PrivacyEvent | None, _carried]
+    studies: Annotated[tuple[str, ...], names(MAX_STUDIES)]
+    target_delta: Annotated[float, number(low=1e-10, high=0.5)]
+    carried_epsilon: Number
+    requested_by: Name
+    auditor: Name
+    auditor_key: Digest
+    granted_by: Name
+    time: Time
+    signature: Signature
 
-    def _unsigned(self) -> dict[str, Json]:
-        return {
-            "version": VERSION,
-            "site": self.site,
-            "population": self.population,
-            "ledger_id": self.ledger_id,
-            "public_key": self.public_key,
-            "previous_ledger_id": self.previous_ledger_id,
-            "previous_index": self.previous_index,
-            "previous_hash": self.previous_hash,
-            "carried": None if self.carried is None else self.carried.to_json(),
-            "studies": list(self.studies),
-            "target_delta": self.target_delta,
-            "carried_epsilon": self.carried_epsilon,
-            "requested_by": self.requested_by,
-            "auditor": self.auditor,
-            "auditor_key": self.auditor_key,
-            "granted_by": self.granted_by,
-            "time": self.time,
-        }
+    @property
+    def events(self) -> tuple[PrivacyEvent, ...]:
+        """What is carried over: one event or none."""
+        return () if self.carried is None else (self.carried,)
 
     def to_json(self) -> dict[str, Json]:
         """The grant as it stands in a restart entry."""
-        return {**self._unsigned(), "signature": self.signature}
+        return {"version": VERSION, **written_fields(self)}
 
     def to_bytes(self) -> bytes:
         """The one byte form: canonical JSON."""
@@ -92,15 +94,20 @@ class RestartGrant:
 
     def signed_bytes(self) -> bytes:
         """What the signature is over."""
-        return SIGNATURE_DOMAIN + canonical_json(self._unsigned())
+        content = self.to_json()
+        del content["signature"]
+        return SIGNATURE_DOMAIN + canonical_json(content)
 
     def signed(self, key: Ed25519PrivateKey) -> Self:
         """The grant with a signature in place of whatever stood there.
 
         Args: key: the auditor's; `auditor_key` becomes its public half.
         """
-        named = replace(self, auditor_key=key.public_key().public_bytes_raw().hex())
+        named = replace(self, auditor_key=public_hex(key))
         return replace(named, signature=key.sign(named.signed_bytes()).hex())
+
+
+_FORMS: Final = {"version": (version(VERSION),), **forms_of(RestartGrant)}
 
 
 def parse_grant(raw: bytes) -> RestartGrant:
@@ -118,30 +125,9 @@ def parse_grant(raw: bytes) -> RestartGrant:
 
 def grant_from_json(value: Json, *, where: str) -> RestartGrant:
     """Read the JSON form; the signature is not checked here. Raises: LedgerError."""
-    fields = Fields(value, where=where)
-    if fields.integer("version") != VERSION:
-        raise LedgerError(f"{where}: version: this software reads version {VERSION}")
-    carried = fields.raw("carried")
-    grant = RestartGrant(
-        site=fields.matching("site", NAME),
-        population=fields.matching("population", NAME),
-        ledger_id=fields.matching("ledger_id", HEX_64),
-        public_key=fields.matching("public_key", HEX_64),
-        previous_ledger_id=fields.matching("previous_ledger_id", HEX_64),
-        previous_index=fields.integer("previous_index"),
-        previous_hash=fields.matching("previous_hash", HEX_64),
-        carried=None if carried is None else parse_event(carried, where=f"{where}: carried"),
-        studies=fields.names("studies", max_names=MAX_STUDIES),
-        target_delta=fields.number("target_delta", low=1e-10, high=0.5),
-        carried_epsilon=fields.number("carried_epsilon"),
-        requested_by=fields.matching("requested_by", NAME),
-        auditor=fields.matching("auditor", NAME),
-        auditor_key=fields.matching("auditor_key", HEX_64),
-        granted_by=fields.matching("granted_by", NAME),
-        time=fields.time("time"),
-        signature=fields.matching("signature", HEX_128),
-    )
-    fields.done()
+    found = read_fields(value, _FORMS, where=where)
+    del found["version"]
+    grant = RestartGrant(**found)
     if (grant.carried is None) != (not grant.studies):
         raise LedgerError(f"{where}: studies: expected those, and only those, that spent `carried`")
     if grant.ledger_id == grant.previous_ledger_id:
@@ -161,11 +147,9 @@ def check_grant(grant: RestartGrant, *, where: str, auditor_key: bytes | None = 
             f"{grant.auditor_key[:12]}..., not by the auditor's key {auditor_key.hex()[:12]}...; "
             "ask that auditor"
         )
-    try:
-        load_public_key(bytes.fromhex(grant.auditor_key)).verify(
-            bytes.fromhex(grant.signature), grant.signed_bytes()
-        )
-    except (InvalidSignature, ParameterError) as error:
-        raise LedgerError(
-            f"{where}: the grant's signature is not the auditor's over this restart"
-        ) from error
+    check_signed(
+        grant.signed_bytes(),
+        grant.signature,
+        by=grant.auditor_key,
+        fault=f"{where}: the grant's signature is not the auditor's over this restart",
+    )

@@ -7,22 +7,67 @@ step of the plan. The precise clock of the last write stays at the site.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import format_time, parse_time
+from lada_secure.privacy.accounting.fields import Form, matching
 
+TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 # Time services step a clock back by fractions of a second; more than this is somebody's doing.
 CLOCK_TOLERANCE = timedelta(seconds=2)
 MAX_TIME_STEP_S = 24 * 3600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def format_time(moment: datetime) -> str:
+    """UTC with microseconds, of fixed width, so that text order is time order.
+
+    Raises: ParameterError: a time without a zone.
+    """
+    if moment.tzinfo is None:
+        raise ParameterError("time: expected a datetime with a time zone, got a naive one")
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(text: str) -> datetime:
+    """The inverse of `format_time`. Raises: ParameterError: any other form."""
+    try:
+        if TIME.fullmatch(text) is None:
+            raise ValueError("wrong form")
+        # Not strptime: it reads the locale under a lock, and is ten times slower.
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ParameterError(
+            f"time: expected the form 2026-01-31T12:00:00.000000Z, got {text[:40]!r}"
+        ) from error
+
+
+def _exists(text: str) -> bool:
+    try:
+        parse_time(text)
+    except ParameterError:
+        return False
+    return True
+
+
+# What the fields of signed objects hold, kept as text.
+Time = Annotated[str, matching(TIME), Form("an existing date and time", _exists)]
+WholeSeconds = Annotated[
+    Time,
+    Form(
+        "whole seconds; finer ones tell how long records took",
+        lambda text: text.endswith(".000000Z"),
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """One reading of a site's clock, in the text form of `fields.format_time`.
+    """One reading of a site's clock, in the text form of `format_time`.
 
     `coarse` goes into entries. `precise` decides about expiry and never leaves the site; it is
     never before what was read earlier.

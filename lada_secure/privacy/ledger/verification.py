@@ -6,23 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.accounting.accountant import PldAccountant, epsilon, epsilon_rdp
+from lada_secure.privacy.accounting.accountant import Spending, epsilon, epsilon_rdp
 from lada_secure.privacy.accounting.composition import cross_check
-from lada_secure.privacy.accounting.events import PrivacyEvent
-from lada_secure.privacy.ledger.book import BudgetCaps, LedgerHead
 from lada_secure.privacy.ledger.carried_budget import spent_events
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,
+    FirstEntry,
     LedgerEntry,
     LedgerIdentity,
     ReserveEntry,
-    RestartEntry,
     ResumeEntry,
-    StartEntry,
     StudyEntry,
 )
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
+from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead
 
 # Composition in another order differs in the last digits, and FFT libraries differ as well.
 RELATIVE_TOLERANCE = 1e-4
@@ -50,7 +48,7 @@ class LedgerSummary:
     """What a verified ledger says; every epsilon is recomputed, at `target_delta`.
 
     Attributes:
-        public_key: the site's key in force, hex.
+        entries: what was verified. public_key: the site's key in force, hex.
         started: the time of the first entry, from which on this ledger counts.
         restart: what the auditor granted where this ledger replaces a lost one; `epsilon` and
             `epsilon_rdp` include what it carried over. None where it replaces none.
@@ -60,6 +58,7 @@ class LedgerSummary:
     """
 
     identity: LedgerIdentity
+    entries: tuple[LedgerEntry, ...]
     public_key: str
     head: LedgerHead
     started: str
@@ -89,42 +88,26 @@ def _within(where: str, scope: str, value: float, cap: float) -> None:
         raise LedgerError(f"{where}: epsilon of {scope} is {value:.6g}, above the cap of {cap:.6g}")
 
 
-class _Recomputation:
-    """Recomputes the cumulative epsilon of every reservation, independently of the entries."""
+def _recompute(
+    reserves: Sequence[ReserveEntry], caps: BudgetCaps | None, grant: RestartGrant | None
+) -> None:
+    """Cumulative epsilon of every reservation anew, whatever the entries say of it.
 
-    def __init__(self, caps: BudgetCaps | None, grant: RestartGrant | None) -> None:
-        self._caps = caps
-        self._total = PldAccountant()
-        self._by_study: dict[str, PldAccountant] = {}
-        if grant is not None and grant.carried is not None:
-            self._total.compose(grant.carried)
-            for study_id in grant.studies:
-                self._by_study[study_id] = PldAccountant()
-                self._by_study[study_id].compose(grant.carried)
-
-    def check(self, entry: ReserveEntry) -> None:
-        """Raises: LedgerError: recorded epsilon or a cap does not hold."""
-        where = f"entry {entry.index}"
-        delta = entry.target_delta
-        study = self._by_study.setdefault(entry.study_id, PldAccountant())
-        study.compose(entry.event)
-        self._total.compose(entry.event)
-        study_epsilon, study_rdp = study.epsilon(delta), study.epsilon_rdp(delta)
-        if len(self._by_study) == 1:
-            total_epsilon, total_rdp = study_epsilon, study_rdp
-        else:
-            total_epsilon = self._total.epsilon(delta)
-            total_rdp = self._total.epsilon_rdp(delta)
-        _agree(where, "study_epsilon_after", entry.study_epsilon_after, study_epsilon)
-        _agree(where, "study_epsilon_rdp_after", entry.study_epsilon_rdp_after, study_rdp)
-        _agree(where, "epsilon_after", entry.epsilon_after, total_epsilon)
-        _agree(where, "epsilon_rdp_after", entry.epsilon_rdp_after, total_rdp)
-        _within(where, f"study {entry.study_id}", entry.study_epsilon_after, entry.study_cap)
+    Raises: LedgerError: a recorded epsilon or a cap does not hold.
+    """
+    spending = Spending()
+    if grant is not None and grant.carried is not None:
+        spending.count(grant.carried, *grant.studies)
+    for entry in reserves:
+        where, study = f"entry {entry.index}", f"study {entry.study_id}"
+        costs = spending.after(entry.event, entry.study_id, entry.target_delta)
+        spending.count(entry.event, entry.study_id)
+        for field, cost in costs.items():
+            _agree(where, field, getattr(entry, field), cost)
+        _within(where, study, entry.study_epsilon_after, entry.study_cap)
         _within(where, "all studies", entry.epsilon_after, entry.total_cap)
-        caps = self._caps
-        if caps is not None and caps.target_delta == delta:
-            study_cap = caps.for_study(entry.study_id)
-            _within(where, f"study {entry.study_id}", entry.study_epsilon_after, study_cap)
+        if caps is not None and caps.target_delta == entry.target_delta:
+            _within(where, study, entry.study_epsilon_after, caps.for_study(entry.study_id))
             _within(where, "all studies", entry.epsilon_after, caps.total_epsilon)
 
 
@@ -139,7 +122,7 @@ def ledger_identity(
     if not entries:
         raise LedgerError("ledger: it is empty; expected at least its start or restart entry")
     first = entries[0]
-    if not isinstance(first, StartEntry | RestartEntry):
+    if not isinstance(first, FirstEntry):
         raise LedgerError(
             f"entry 0: expected the start or restart entry that a ledger begins with, got a "
             f"{first.kind} entry of index {first.index}"
@@ -190,17 +173,20 @@ def verify_ledger(
     if grant is not None:
         _check_restart(grant, auditor_key)
     # Costly, so only for a ledger that is otherwise whole.
-    recomputation = _Recomputation(caps, grant)
     reserves = [entry for entry in entries if isinstance(entry, ReserveEntry)]
-    for reserve in reserves:
-        recomputation.check(reserve)
+    _recompute(reserves, caps, grant)
     target_delta = _target_delta(reserves, caps, grant)
-    total, total_rdp = _totals(entries, reserves, target_delta)
+    total, total_rdp = _cost(entries, target_delta)
+    cross_check(total, total_rdp)
+    if reserves and reserves[-1].target_delta == target_delta:
+        # Equal settings merged first: another order of the same sum than entry by entry.
+        _agree(f"entry {reserves[-1].index}", "epsilon", reserves[-1].epsilon_after, total)
     if caps is not None and reserves:
         _within("ledger", "all studies", total, caps.total_epsilon * (1 + RELATIVE_TOLERANCE))
-    commits = sum(isinstance(entry, CommitEntry) for entry in entries)
+    commits = _count(entries, CommitEntry)
     return LedgerSummary(
         identity=identity,
+        entries=tuple(entries),
         public_key=replay.public_key,
         head=replay.head(),
         started=entries[0].time,
@@ -209,7 +195,7 @@ def verify_ledger(
         epsilon=total,
         epsilon_rdp=total_rdp,
         reservations=len(reserves),
-        resumes=sum(isinstance(entry, ResumeEntry) for entry in entries),
+        resumes=_count(entries, ResumeEntry),
         commits=commits,
         uncommitted=len(reserves) - commits,
         studies=_studies(replay, entries, target_delta, caps),
@@ -218,8 +204,7 @@ def verify_ledger(
 
 def _check_restart(grant: RestartGrant, auditor_key: bytes | None) -> None:
     check_grant(grant, where="entry 0", auditor_key=auditor_key)
-    carried = [] if grant.carried is None else [grant.carried]
-    recomputed = epsilon(carried, target_delta=grant.target_delta)
+    recomputed = epsilon(grant.events, target_delta=grant.target_delta)
     _agree("entry 0", "carried_epsilon", grant.carried_epsilon, recomputed)
 
 
@@ -233,26 +218,13 @@ def _target_delta(
     return None if grant is None else grant.target_delta
 
 
-def _totals(
-    entries: Sequence[LedgerEntry],
-    reserves: Sequence[ReserveEntry],
-    target_delta: float | None,
-) -> tuple[float, float]:
+def _cost(entries: Sequence[LedgerEntry], target_delta: float | None) -> tuple[float, float]:
+    """Epsilon by PLD and by RDP of what these entries spent."""
     if target_delta is None:
         return 0.0, 0.0
-    by_pld, by_rdp = _both(spent_events(entries), target_delta)
-    cross_check(by_pld, by_rdp)
-    if reserves and reserves[-1].target_delta == target_delta:
-        # Equal settings merged first: another order of the same sum than entry by entry.
-        _agree(f"entry {reserves[-1].index}", "epsilon", reserves[-1].epsilon_after, by_pld)
-    return by_pld, by_rdp
-
-
-def _both(events: Sequence[PrivacyEvent], target_delta: float) -> tuple[float, float]:
-    return (
-        epsilon(events, target_delta=target_delta),
-        epsilon_rdp(events, target_delta=target_delta),
-    )
+    events = spent_events(entries)
+    by_pld = epsilon(events, target_delta=target_delta)
+    return by_pld, epsilon_rdp(events, target_delta=target_delta)
 
 
 def _studies(
@@ -266,13 +238,11 @@ def _studies(
     result: list[StudySpending] = []
     for study_id in sorted({entry.study_id for entry in about} | set(carried)):
         own: list[LedgerEntry] = [entry for entry in about if entry.study_id == study_id]
-        reserves = [entry for entry in own if isinstance(entry, ReserveEntry)]
-        decision = replay.decision(study_id)
-        spent, spent_rdp = 0.0, 0.0
-        if target_delta is not None:
-            events = spent_events([*entries[:1], *own] if study_id in carried else own)
-            spent, spent_rdp = _both(events, target_delta)
-        if caps is not None and reserves:
+        reservations = _count(own, ReserveEntry)
+        decision = replay.decisions.get(study_id)
+        before = entries[:1] if study_id in carried else ()
+        spent, spent_rdp = _cost([*before, *own], target_delta)
+        if caps is not None and reservations:
             cap = caps.for_study(study_id) * (1 + RELATIVE_TOLERANCE)
             _within(f"study {study_id}", f"study {study_id}", spent, cap)
         result.append(
@@ -280,10 +250,14 @@ def _studies(
                 study_id=study_id,
                 epsilon=spent,
                 epsilon_rdp=spent_rdp,
-                reservations=len(reserves),
-                resumes=sum(isinstance(entry, ResumeEntry) for entry in own),
-                commits=sum(isinstance(entry, CommitEntry) for entry in own),
+                reservations=reservations,
+                resumes=_count(own, ResumeEntry),
+                commits=_count(own, CommitEntry),
                 decision="none" if decision is None else decision.decision,
             )
         )
     return tuple(result)
+
+
+def _count(entries: Sequence[LedgerEntry], kind: type[LedgerEntry]) -> int:
+    return sum(isinstance(entry, kind) for entry in entries)

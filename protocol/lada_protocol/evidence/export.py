@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lada_protocol.identity.roster import Roster
+from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
-from lada_secure.errors import LadaError
+from lada_protocol.wire.envelope import Envelope
+from lada_secure.errors import LadaError, PeerError
 
 CA_FILE = "ca.crt"
 ROSTER_FILE = "roster.json"
@@ -21,7 +24,7 @@ def ledger_file(site: str) -> str:
     return f"ledgers/{site}.jsonl"
 
 
-def opening_file(round_id: int, purpose: str) -> str:
+def aggregate_file(round_id: int, purpose: str) -> str:
     """Where an opened sum stands."""
     return f"openings/{round_id}-{purpose}.json"
 
@@ -37,13 +40,23 @@ class Faults:
     def __init__(self) -> None:
         self.found: list[str] = []
 
-    def check(self, where: str, error: LadaError) -> None:
-        """Note an error found in a file."""
-        self.found.append(f"{where}: {error}")
+    def add(self, where: str, what: str | LadaError) -> None:
+        """Note a fault of a file."""
+        self.found.append(f"{where}: {what}")
 
-    def add(self, where: str, sentence: str) -> None:
-        """Note a fault of a file in words."""
-        self.found.append(f"{where}: {sentence}")
+    @contextmanager
+    def of(self, where: str) -> Iterator[None]:
+        """Whatever is found wrong inside is a fault of this file, and ends its checks alone."""
+        try:
+            yield
+        except LadaError as error:
+            self.add(where, error)
+
+
+def need(holds: bool, otherwise: str) -> None:
+    """Raises: PeerError: it does not hold; says what is wrong otherwise."""
+    if not holds:
+        raise PeerError(otherwise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,3 +67,7 @@ class ExportedStudy:
     roster: Roster
     plan: StudyPlan
     index: MessageIndex
+
+    def sent(self, kind: Kind) -> list[Envelope]:
+        """All messages of a kind."""
+        return [message for message in self.index if message.kind is kind]

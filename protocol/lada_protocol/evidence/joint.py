@@ -7,12 +7,11 @@ is the beginning of the longer one, or a restart that an auditor granted links t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lada_protocol.evidence.export import ledger_file
 from lada_protocol.evidence.study import Verdict, verify_evidence
 from lada_secure.privacy.ledger.entries import LedgerEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.verification import LedgerSummary
 
 
@@ -23,8 +22,20 @@ class PopulationLedger:
     site: str
     population: str
     summary: LedgerSummary
-    entries: tuple[LedgerEntry, ...]
     exports: tuple[str, ...]
+
+    @property
+    def entries(self) -> tuple[LedgerEntry, ...]:
+        """All of it, from the first entry on."""
+        return self.summary.entries
+
+    @property
+    def ledger_id(self) -> str:
+        """Which ledger it is."""
+        return self.summary.identity.ledger_id
+
+    def __str__(self) -> str:
+        return f"ledger of {self.site}, population {self.population}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +56,6 @@ class JointVerdict:
         return not self.faults and all(one.good for one in self.verdicts.values())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Copy:
-    """A ledger as one export holds it."""
-
-    export: str
-    summary: LedgerSummary
-    entries: tuple[LedgerEntry, ...]
-
-    @property
-    def ledger_id(self) -> str:
-        return self.summary.identity.ledger_id
-
-
 def verify_exports(exports: Mapping[str, Mapping[str, bytes]]) -> JointVerdict:
     """Verify exported studies, each alone and all together.
 
@@ -65,21 +63,23 @@ def verify_exports(exports: Mapping[str, Mapping[str, bytes]]) -> JointVerdict:
     Returns: a verdict; it never raises for bad content.
     """
     verdicts = {name: verify_evidence(files) for name, files in exports.items()}
-    found: dict[tuple[str, str], list[_Copy]] = {}
+    found: dict[tuple[str, str], list[PopulationLedger]] = {}
     for name, verdict in verdicts.items():
         for site, summary in verdict.ledgers.items():
-            entries = parse_ledger_lines(exports[name][ledger_file(site)])
-            copy = _Copy(export=name, summary=summary, entries=entries)
-            found.setdefault((site, summary.identity.population), []).append(copy)
+            population = summary.identity.population
+            copy = PopulationLedger(
+                site=site, population=population, summary=summary, exports=(name,)
+            )
+            found.setdefault((site, population), []).append(copy)
     faults: list[str] = []
-    populations = [one for key in sorted(found) for one in _newest(found[key], faults)]
+    populations = [ledger for key in sorted(found) for ledger in _newest(found[key], faults)]
     return JointVerdict(verdicts=verdicts, populations=tuple(populations), faults=tuple(faults))
 
 
-def _newest(copies: Sequence[_Copy], faults: list[str]) -> list[PopulationLedger]:
+def _newest(copies: Sequence[PopulationLedger], faults: list[str]) -> list[PopulationLedger]:
     """The ledger that counts, of all copies of one population's; more than one is a fault."""
-    longest: dict[str, _Copy] = {}
-    for copy in sorted(copies, key=lambda one: len(one.entries)):
+    longest: dict[str, PopulationLedger] = {}
+    for copy in sorted(copies, key=lambda copy: len(copy.entries)):
         shorter = longest.get(copy.ledger_id)
         if shorter is not None:
             _check_prefix(shorter, copy, faults)
@@ -88,56 +88,43 @@ def _newest(copies: Sequence[_Copy], faults: list[str]) -> list[PopulationLedger
         grant.previous_ledger_id
         for copy in longest.values()
         if (grant := copy.summary.restart) is not None
-        and _follows(copy, longest.get(grant.previous_ledger_id), faults)
+        and _follows(copy, grant, longest.get(grant.previous_ledger_id), faults)
     }
-    newest = [one for one in longest.values() if one.ledger_id not in replaced]
+    newest = [copy for copy in longest.values() if copy.ledger_id not in replaced]
     if len(newest) > 1:
-        names = ", ".join(f"{one.ledger_id[:12]} in {one.export}" for one in newest)
+        names = ", ".join(f"{copy.ledger_id[:12]} in {copy.exports[0]}" for copy in newest)
         faults.append(
-            f"{_of(newest[0])}: forked: different ledgers, and no granted restart links them: "
-            f"{names}"
+            f"{newest[0]}: forked: different ledgers, and no granted restart links them: {names}"
         )
-    return [
-        PopulationLedger(
-            site=one.summary.identity.site,
-            population=one.summary.identity.population,
-            summary=one.summary,
-            entries=one.entries,
-            exports=tuple(copy.export for copy in copies),
-        )
-        for one in newest
-    ]
+    exports = tuple(copy.exports[0] for copy in copies)
+    return [replace(copy, exports=exports) for copy in newest]
 
 
-def _check_prefix(shorter: _Copy, longer: _Copy, faults: list[str]) -> None:
+def _check_prefix(shorter: PopulationLedger, longer: PopulationLedger, faults: list[str]) -> None:
     pairs = zip(shorter.entries, longer.entries, strict=False)
     differs = next((at for at, (one, two) in enumerate(pairs) if one != two), None)
     if differs is not None:
         faults.append(
-            f"{_of(longer)}: forked: its entry {differs} in {longer.export} is another one than in "
-            f"{shorter.export}"
+            f"{longer}: forked: its entry {differs} in {longer.exports[0]} is another one than in "
+            f"{shorter.exports[0]}"
         )
 
 
-def _follows(copy: _Copy, lost: _Copy | None, faults: list[str]) -> bool:
+def _follows(
+    copy: PopulationLedger, grant: RestartGrant, lost: PopulationLedger | None, faults: list[str]
+) -> bool:
     """Whether a restarted ledger takes the place of the lost one, as far as that is here."""
-    grant = copy.summary.restart
-    if grant is None or lost is None:
+    if lost is None:
         return False
     known = lost.entries[grant.previous_index : grant.previous_index + 1]
     if len(lost.entries) > grant.previous_index + 1:
         faults.append(
-            f"{_of(copy)}: forked: the ledger {lost.ledger_id[:12]} went on in {lost.export} after "
+            f"{copy}: forked: the ledger {lost.ledger_id[:12]} went on in {lost.exports[0]} after "
             f"entry {grant.previous_index}, up to which its restart has carried it over"
         )
     elif known and known[0].entry_hash != grant.previous_hash:
         faults.append(
-            f"{_of(copy)}: forked: its restart carries over another entry {grant.previous_index} "
-            f"than {lost.export} holds"
+            f"{copy}: forked: its restart carries over another entry {grant.previous_index} than "
+            f"{lost.exports[0]} holds"
         )
     return True
-
-
-def _of(copy: _Copy) -> str:
-    identity = copy.summary.identity
-    return f"ledger of {identity.site}, population {identity.population}"

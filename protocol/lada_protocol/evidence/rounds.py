@@ -1,4 +1,4 @@
-"""Offline verification of a study's rounds: opened sums, uplinks, transcripts."""
+"""Offline verification of a study's rounds: opened sums, LLM transfers, transcripts."""
 
 from __future__ import annotations
 
@@ -8,77 +8,73 @@ from lada_protocol.evidence.export import (
     MESSAGES_FILE,
     ExportedStudy,
     Faults,
+    aggregate_file,
     ledger_file,
-    opening_file,
+    need,
     transcript_file,
 )
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.rounds.blind_scoring import check_scored_round
 from lada_protocol.rounds.index import Attempt
-from lada_protocol.rounds.llm_transfer import check_uplink
+from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.payments import check_payment, check_training_payment
 from lada_protocol.rounds.secure_aggregation import (
+    check_aggregate_request,
     check_opened_range,
-    check_opening_request,
     opened_values,
-    purpose_parameters,
     purposes_of,
 )
 from lada_protocol.rounds.transcript import FIRST, Transcript, check_transcript, parse_transcript
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import CloseBody, OpenedBody, TrainedBody, parse_body
 from lada_secure.canonical import sha256_hex
-from lada_secure.errors import LadaError, PeerError
-from lada_secure.method.plan import ADVANTAGE, DEMAND
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND
 from lada_secure.privacy.ledger.entries import LedgerEntry
 
 
-def check_openings(
+def check_aggregates(
     study: ExportedStudy, ledgers: Mapping[str, tuple[LedgerEntry, ...]], faults: Faults
 ) -> None:
     """Every opened sum: who contributed, what paid, which bytes, and none opened twice."""
     seen: set[tuple[int, str]] = set()
-    for one in study.index:
-        if one.kind is not Kind.OPENED:
-            continue
-        head = one.header
-        name = opening_file(head.round_id, head.purpose)
-        if (head.round_id, head.purpose) in seen:
+    for opened in study.sent(Kind.OPENED):
+        key = (opened.header.round_id, opened.header.purpose)
+        name = aggregate_file(*key)
+        if key in seen:
             faults.add(name, "two sums were opened for one round and purpose")
-        seen.add((head.round_id, head.purpose))
-        try:
-            _check_opening(study, one, ledgers)
-        except LadaError as error:
-            faults.check(name, error)
+        seen.add(key)
+        with faults.of(name):
+            _check_aggregate(study, opened, study.files.get(name, b""), ledgers)
 
 
-def _check_opening(
-    study: ExportedStudy, opened: Envelope, ledgers: Mapping[str, tuple[LedgerEntry, ...]]
+def _check_aggregate(
+    study: ExportedStudy,
+    opened: Envelope,
+    raw: bytes,
+    ledgers: Mapping[str, tuple[LedgerEntry, ...]],
 ) -> None:
     head, plan = opened.header, study.plan
-    if head.purpose not in purposes_of(plan):
-        raise PeerError(f"unknown purpose {head.purpose!r}", reason="malformed")
-    if head.purpose == ADVANTAGE and plan.uplink_in(head.round_id) is None:
-        raise PeerError("the plan has no uplink in this round", reason="malformed")
+    need(head.purpose in purposes_of(plan), f"unknown purpose {head.purpose!r}")
+    if head.purpose == CONFIDENCE_EXCESS:
+        need(plan.transfer_in(head.round_id) is not None, "the plan has no uplink in this round")
     attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=head.attempt)
-    request = check_opening_request(
+    request = check_aggregate_request(
         study.index,
         attempt,
         plan=plan,
         roster=study.roster,
-        parameters_digest=purpose_parameters(plan, head.purpose).digest,
     )
     if head.purpose == DEMAND:
         check_scored_round(
             study.index, request.cohort, round_id=head.round_id, plan=plan, roster=study.roster
         )
     body = parse_body(opened, OpenedBody)
-    sent = {site: one.message_hash for site, one in request.contributions.items()}
-    if body.contributions != sent or body.sum_message != request.sum_message.message_hash:
-        raise PeerError("the opening names other contributions than those sent", reason="wrong_sum")
-    raw = study.files.get(opening_file(head.round_id, head.purpose), b"")
-    if sha256_hex(raw) != head.payload_sha256:
-        raise PeerError("the file is not what the auditor signed", reason="payload_mismatch")
+    sent = {site: message.message_hash for site, message in request.contributions.items()}
+    need(
+        body.contributions == sent and body.sum_message == request.sum_message.message_hash,
+        "the opening names other contributions than those sent",
+    )
+    need(sha256_hex(raw) == head.payload_sha256, "the file is not what the auditor signed")
     values = opened_values(raw, plan, head.purpose)
     check_opened_range(values, plan, head.purpose, len(request.cohort))
     for site, paid_by in request.paid_by.items():
@@ -92,7 +88,7 @@ def check_trainings(
     sites = {party.id for party in study.roster.sites}
     for round_id in range(study.plan.rounds):
         for site, trained in sorted(study.index.all(Kind.TRAINED, round_id=round_id).items()):
-            try:
+            with faults.of(ledger_file(site) if site in sites else MESSAGES_FILE):
                 check_training_payment(
                     ledgers.get(site, ()),
                     parse_body(trained, TrainedBody).paid_by,
@@ -100,22 +96,14 @@ def check_trainings(
                     round_id=round_id,
                     site=site,
                 )
-            except LadaError as error:
-                faults.check(ledger_file(site) if site in sites else MESSAGES_FILE, error)
 
 
-def check_uplinks(study: ExportedStudy, faults: Faults) -> None:
+def check_transfers(study: ExportedStudy, faults: Faults) -> None:
     """Every inquiry and every decision about the LLM, by the plan and the hold-out's rule."""
+    coordinator = study.roster.coordinator.id
     for round_id in range(study.plan.rounds):
-        try:
-            check_uplink(
-                study.index,
-                plan=study.plan,
-                coordinator=study.roster.coordinator.id,
-                round_id=round_id,
-            )
-        except LadaError as error:
-            faults.check(MESSAGES_FILE, error)
+        with faults.of(MESSAGES_FILE):
+            check_transfer(study.index, plan=study.plan, coordinator=coordinator, round_id=round_id)
 
 
 def check_transcripts(study: ExportedStudy, faults: Faults) -> None:
@@ -126,11 +114,10 @@ def check_transcripts(study: ExportedStudy, faults: Faults) -> None:
         message = study.index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
         if message is None:
             break
-        name = transcript_file(round_id)
+        digest, name = message.header.payload_sha256, transcript_file(round_id)
         raw = study.files.get(name, b"")
-        try:
-            if sha256_hex(raw) != message.header.payload_sha256:
-                raise PeerError("the file is not what was signed", reason="payload_mismatch")
+        with faults.of(name):
+            need(sha256_hex(raw) == digest, "the file is not what was signed")
             transcript = parse_transcript(raw)
             check_transcript(
                 transcript,
@@ -140,28 +127,24 @@ def check_transcripts(study: ExportedStudy, faults: Faults) -> None:
                 reader=study.roster.auditor.id,
             )
             _check_complete(study, transcript)
-            _check_signers(study, round_id, message.header.payload_sha256)
-        except LadaError as error:
-            faults.check(name, error)
-        previous = message.header.payload_sha256
+            _check_signers(study, round_id, digest)
+        previous = digest
 
 
 def _check_complete(study: ExportedStudy, transcript: Transcript) -> None:
     """Every listed message that the auditor may read stands in the export."""
-    auditor = study.roster.auditor.id
     for entry in transcript.entries:
         readable = may_read(
             kind=Kind(entry.kind),
             sender=entry.sender,
             to=entry.to,
-            reader=auditor,
+            reader=study.roster.auditor.id,
             role=Role.AUDITOR,
         )
-        if readable and study.index.by_hash(entry.message_hash) is None:
-            raise PeerError(
-                f"{entry.kind} of {entry.sender} is listed but missing from {MESSAGES_FILE}",
-                reason="bad_transcript",
-            )
+        need(
+            not readable or study.index.by_hash(entry.message_hash) is not None,
+            f"{entry.kind} of {entry.sender} is listed but missing from {MESSAGES_FILE}",
+        )
 
 
 def _check_signers(study: ExportedStudy, round_id: int, digest: str) -> None:
@@ -169,8 +152,6 @@ def _check_signers(study: ExportedStudy, round_id: int, digest: str) -> None:
     closes = study.index.all(Kind.CLOSE, round_id=round_id)
     trained = study.index.all(Kind.TRAINED, round_id=round_id)
     for party in (*trained, study.roster.coordinator.id, study.roster.auditor.id):
-        close = closes.get(party)
-        if close is None:
-            raise PeerError(f"{party} never signed the transcript", reason="bad_transcript")
-        if parse_body(close, CloseBody).transcript_sha256 != digest:
-            raise PeerError(f"{party} signed another transcript", reason="bad_transcript")
+        need(party in closes, f"{party} never signed the transcript")
+        signed = parse_body(closes[party], CloseBody).transcript_sha256
+        need(signed == digest, f"{party} signed another transcript")

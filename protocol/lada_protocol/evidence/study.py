@@ -5,7 +5,7 @@
 | ca.crt, roster.json, plan.json | who took part, and what was agreed |
 | messages.jsonl | every signed message that the auditor could read, sorted by hash |
 | ledgers/SITE.jsonl | the auditor's copy of each site's privacy ledger |
-| openings/ROUND-PURPOSE.json | opened sums |
+| secure aggregations/ROUND-PURPOSE.json | opened sums |
 | transcripts/ROUND.json | the list of all messages of a round |
 
 Every file but ca.crt has one canonical spelling, and every byte of it is bound by a signature or
@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from cryptography.x509 import Certificate
+
 from lada_protocol.evidence.export import (
     CA_FILE,
     MESSAGES_FILE,
@@ -25,16 +27,16 @@ from lada_protocol.evidence.export import (
     ROSTER_FILE,
     ExportedStudy,
     Faults,
+    aggregate_file,
     ledger_file,
-    opening_file,
+    need,
     transcript_file,
 )
-from lada_protocol.evidence.ledgers import check_ledgers
 from lada_protocol.evidence.rounds import (
-    check_openings,
+    check_aggregates,
     check_trainings,
     check_transcripts,
-    check_uplinks,
+    check_transfers,
 )
 from lada_protocol.identity.certificates import (
     certificate_fingerprint,
@@ -45,24 +47,24 @@ from lada_protocol.identity.certificates import (
 from lada_protocol.identity.roster import Party, Roster, parse_roster
 from lada_protocol.kinds import Kind, Role
 from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.rounds.admission import admission_of, check_accepted_head
 from lada_protocol.rounds.completion import Outcome, ending_of
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import (
     AcceptanceBody,
     CertifiedBody,
+    LedgerBody,
     OpeningKeyBody,
+    ReceiptBody,
     parse_body,
 )
-from lada_secure.errors import LadaError, PeerError
-from lada_secure.privacy.ledger.verification import LedgerSummary
+from lada_secure.canonical import sha256_hex
+from lada_secure.errors import PeerError
+from lada_secure.privacy.ledger.entries import LedgerEntry, parse_ledger_lines
+from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
 MAX_MESSAGES_BYTES = 1 << 30
-ENDINGS: Final[Mapping[Outcome, str]] = {
-    "finished": "finished",
-    "failed": "failed",
-    "unfinished": "did not finish",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +76,29 @@ class Verdict:
     """
 
     study: ExportedStudy | None
-    study_id: str
-    rounds: int
-    openings: int
-    messages: int
     ledgers: Mapping[str, LedgerSummary]
     outcome: Outcome
     faults: tuple[str, ...]
+
+    @property
+    def study_id(self) -> str:
+        """Empty where it is not known."""
+        return self.study.plan.study_id if self.study else ""
+
+    @property
+    def messages(self) -> int:
+        """How many signed messages were read."""
+        return len(self.study.index) if self.study else 0
+
+    @property
+    def rounds(self) -> int:
+        """How many transcripts there are."""
+        return len(self.study.sent(Kind.TRANSCRIPT)) if self.study else 0
+
+    @property
+    def openings(self) -> int:
+        """How many sums were opened."""
+        return len(self.study.sent(Kind.OPENED)) if self.study else 0
 
     @property
     def good(self) -> bool:
@@ -98,49 +116,34 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     missing = [
         name for name in (CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE) if name not in files
     ]
+    study = None
     if missing:
         faults.add(missing[0], "the file is missing")
-        return _verdict(None, {}, faults)
-    try:
-        roster = parse_roster(files[ROSTER_FILE])
-        plan = parse_plan(files[PLAN_FILE])
-        index = _read_messages(files[MESSAGES_FILE], roster, plan)
-    except LadaError as error:
-        faults.check("roster, plan or messages", error)
-        return _verdict(None, {}, faults)
-    study = ExportedStudy(files=files, roster=roster, plan=plan, index=index)
+    else:
+        with faults.of("roster, plan or messages"):
+            study = _read_study(files)
+    if study is None:
+        return Verdict(study=None, ledgers={}, outcome="unfinished", faults=tuple(faults.found))
     _check_file_names(study, faults)
     _check_certificates(study, faults)
-    ledgers, summaries = check_ledgers(study, faults)
-    check_openings(study, ledgers, faults)
-    check_trainings(study, ledgers, faults)
-    check_uplinks(study, faults)
+    entries, summaries = _check_ledgers(study, faults)
+    check_aggregates(study, entries, faults)
+    check_trainings(study, entries, faults)
+    check_transfers(study, faults)
     check_transcripts(study, faults)
-    ending = ending_of(index, plan=plan, roster=roster)
+    ending = ending_of(study.index, plan=study.plan, roster=study.roster)
     if ending.outcome != "finished":
-        faults.add(MESSAGES_FILE, f"the study {ENDINGS[ending.outcome]}: {ending.reason}")
-    return _verdict(study, summaries, faults, outcome=ending.outcome)
-
-
-def _verdict(
-    study: ExportedStudy | None,
-    ledgers: Mapping[str, LedgerSummary],
-    faults: Faults,
-    *,
-    outcome: Outcome = "unfinished",
-) -> Verdict:
-    index = study.index if study else None
-    kinds = [one.kind for one in index] if index else []
+        how = "failed" if ending.outcome == "failed" else "did not finish"
+        faults.add(MESSAGES_FILE, f"the study {how}: {ending.reason}")
     return Verdict(
-        study=study,
-        study_id=study.plan.study_id if study else "",
-        rounds=kinds.count(Kind.TRANSCRIPT),
-        openings=kinds.count(Kind.OPENED),
-        messages=len(kinds),
-        ledgers=ledgers,
-        outcome=outcome,
-        faults=tuple(faults.found),
+        study=study, ledgers=summaries, outcome=ending.outcome, faults=tuple(faults.found)
     )
+
+
+def _read_study(files: Mapping[str, bytes]) -> ExportedStudy:
+    roster, plan = parse_roster(files[ROSTER_FILE]), parse_plan(files[PLAN_FILE])
+    index = _read_messages(files[MESSAGES_FILE], roster, plan)
+    return ExportedStudy(files=files, roster=roster, plan=plan, index=index)
 
 
 def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
@@ -166,13 +169,13 @@ def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
 def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
     """No file may be missing and none may be there that nothing speaks of."""
     expected = {CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE}
-    for one in study.index:
-        head = one.header
-        if one.kind is Kind.OPENED:
-            expected.add(opening_file(head.round_id, head.purpose))
-        elif one.kind is Kind.TRANSCRIPT:
+    for message in study.index:
+        head = message.header
+        if message.kind is Kind.OPENED:
+            expected.add(aggregate_file(head.round_id, head.purpose))
+        elif message.kind is Kind.TRANSCRIPT:
             expected.add(transcript_file(head.round_id))
-        elif one.kind is Kind.ADMISSION:
+        elif message.kind is Kind.ADMISSION:
             # Of a site that was not admitted the auditor keeps what it had, and no more.
             expected.add(ledger_file(head.to))
     for name in sorted(expected - set(study.files)):
@@ -181,49 +184,127 @@ def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
         faults.add(name, "no signed message speaks of this file")
 
 
+# Whoever sends one of these shows its signing certificate with it.
+_CERTIFIED: Final[Mapping[Kind, type[CertifiedBody | AcceptanceBody | OpeningKeyBody]]] = {
+    Kind.PLAN: CertifiedBody,
+    Kind.ACCEPTANCE: AcceptanceBody,
+    Kind.OPENING_KEY: OpeningKeyBody,
+}
+
+
 def _check_certificates(study: ExportedStudy, faults: Faults) -> None:
     """The CA vouches for the signing certificate of everybody who signed something binding."""
-    try:
+    ca = None
+    with faults.of(CA_FILE):
         ca = parse_certificate(study.files[CA_FILE])
-        if certificate_fingerprint(ca) != study.roster.study_ca:
-            faults.add(CA_FILE, "it is not the study CA that the roster names")
-    except LadaError as error:
-        faults.check(CA_FILE, error)
+    if ca is None:
         return
+    if certificate_fingerprint(ca) != study.roster.study_ca:
+        faults.add(CA_FILE, "it is not the study CA that the roster names")
     shown: dict[str, str] = {}
-    for one in study.index:
-        try:
-            if one.kind is Kind.PLAN:
-                shown[one.header.sender] = parse_body(one, CertifiedBody).certificate
-                if one.header.payload_sha256 != study.plan.hash:
-                    faults.add(PLAN_FILE, "it is not the plan that the coordinator signed")
-            elif one.kind is Kind.ACCEPTANCE:
-                shown[one.header.sender] = parse_body(one, AcceptanceBody).certificate
-            elif one.kind is Kind.OPENING_KEY:
-                shown[one.header.sender] = parse_body(one, OpeningKeyBody).certificate
-        except LadaError as error:
-            faults.check(repr(one), error)
+    for message in study.index:
+        body = _CERTIFIED.get(message.kind)
+        if body is None:
+            continue
+        with faults.of(repr(message)):
+            shown[message.header.sender] = parse_body(message, body).certificate
+            if message.kind is Kind.PLAN and message.header.payload_sha256 != study.plan.hash:
+                faults.add(PLAN_FILE, "it is not the plan that the coordinator signed")
     for party in study.roster.parties:
         if party.id in shown:
-            _check_certificate(party, shown[party.id], study, faults)
+            _check_certificate(party, shown[party.id], ca, faults)
         elif party.role is not Role.SITE:
             faults.add(MESSAGES_FILE, f"{party.id} never showed its certificate")
 
 
-def _check_certificate(party: Party, pem: str, study: ExportedStudy, faults: Faults) -> None:
+def _check_certificate(party: Party, pem: str, ca: Certificate, faults: Faults) -> None:
     """A certificate of the roster's key, issued by the CA. Years later its period has passed; that
     it was valid at the time is what every TLS connection checked."""
     where = f"certificate of {party.id}"
-    try:
+    with faults.of(where):
         certificate = parse_certificate(pem.encode("ascii", "replace"))
         if key_fingerprint(certificate) != party.signing_fingerprint:
             faults.add(where, "its key is not the one in the roster")
         verify_party(
             certificate,
-            ca=parse_certificate(study.files[CA_FILE]),
+            ca=ca,
             at=certificate.not_valid_before_utc,
             usage="signing",
             expected=party.name,
         )
-    except LadaError as error:
-        faults.check(where, error)
+
+
+def _check_ledgers(
+    study: ExportedStudy, faults: Faults
+) -> tuple[dict[str, tuple[LedgerEntry, ...]], dict[str, LedgerSummary]]:
+    """Every ledger, recomputed; that its site was admitted with it, and showed it part by part.
+
+    Returns: entries of the ledgers without a fault, and what each that is whole in itself says.
+    """
+    entries: dict[str, tuple[LedgerEntry, ...]] = {}
+    summaries: dict[str, LedgerSummary] = {}
+    for party in study.roster.sites:
+        name = ledger_file(party.id)
+        raw = study.files.get(name)
+        if raw is None:
+            continue
+        with faults.of(name):
+            found = parse_ledger_lines(raw)
+            claim = _admitted_claim(study, party)
+            summaries[party.id] = verify_ledger(
+                found,
+                public_key=bytes.fromhex(party.signing_key),
+                caps=None,
+                site=party.id,
+                population=claim.population,
+                auditor_key=bytes.fromhex(study.roster.auditor.signing_key),
+            )
+            check_accepted_head(claim, found, site=party.id)
+            _check_shown(study, party, raw)
+            entries[party.id] = found
+    return entries, summaries
+
+
+def _admitted_claim(study: ExportedStudy, party: Party) -> AcceptanceBody:
+    """What the site has accepted the plan with. Raises: PeerError: it was never admitted."""
+    acceptance = study.index.find(Kind.ACCEPTANCE, sender=party.id)
+    if acceptance is None or admission_of(study.index, party.id, roster=study.roster) is None:
+        raise PeerError(f"{study.roster.auditor.id} never admitted {party.id} with it")
+    return parse_body(acceptance, AcceptanceBody)
+
+
+def _check_shown(study: ExportedStudy, party: Party, raw: bytes) -> None:
+    """The ledger is exactly what the site signed part by part, and the auditor countersigned.
+
+    Raises: PeerError.
+    """
+    lines = raw.splitlines(keepends=True)
+    auditor = study.roster.auditor.id
+    newest = -1
+    for message in study.sent(Kind.LEDGER):
+        head = message.header
+        if head.sender != party.id:
+            continue
+        body = parse_body(message, LedgerBody)
+        part = b"".join(lines[body.first_index : body.head_index + 1])
+        need(
+            sha256_hex(part) == head.payload_sha256,
+            f"entries {body.first_index} to {body.head_index} are not those that {party.id} signed "
+            f"for round {head.round_id}",
+        )
+        receipt = study.index.find(
+            Kind.RECEIPT,
+            sender=auditor,
+            to=party.id,
+            round_id=head.round_id,
+            purpose=head.purpose,
+        )
+        need(
+            receipt is not None and parse_body(receipt, ReceiptBody).head_hash == body.head_hash,
+            f"entry {body.head_index} was never countersigned by {auditor}",
+        )
+        newest = max(newest, body.head_index)
+    need(
+        newest == len(lines) - 1,
+        f"{len(lines)} entries, the newest countersignature is over entry {newest}",
+    )

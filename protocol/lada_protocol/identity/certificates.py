@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeGuard
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,6 +27,7 @@ from lada_secure.errors import ParameterError, PeerError
 Usage: TypeAlias = Literal["tls", "signing"]
 
 MAX_CERTIFICATE_BYTES: Final = 16_384
+TLS_PURPOSES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 _PARTY_ID: Final = re.compile(r"[a-z0-9-]{1,32}")
 
 
@@ -53,10 +54,7 @@ class PartyName:
 
 
 def parse_role(text: str) -> Role:
-    """The role of that name.
-
-    Raises: ParameterError: there is none.
-    """
+    """The role of that name. Raises: ParameterError: there is none."""
     try:
         return Role(text)
     except ValueError:
@@ -66,20 +64,15 @@ def parse_role(text: str) -> Role:
 
 
 def parse_party_name(uri: str) -> PartyName:
-    """Read `lada:<role>:<id>`.
-
-    Raises: PeerError: any other form (reason "bad_certificate").
-    """
+    """Read `lada:<role>:<id>`. Raises: PeerError: any other form (reason "bad_certificate")."""
     scheme, _, rest = uri.partition(":")
     role, _, party_id = rest.partition(":")
     if scheme != "lada":
-        raise PeerError(
-            f"certificate name {uri!r}: expected lada:<role>:<id>", reason="bad_certificate"
-        )
+        raise _bad(f"certificate name {uri!r}: expected lada:<role>:<id>")
     try:
         return PartyName(role=parse_role(role), id=party_id)
     except ParameterError as error:
-        raise PeerError(f"certificate name {uri!r}: {error}", reason="bad_certificate") from error
+        raise _bad(f"certificate name {uri!r}: {error}") from error
 
 
 def role_host(role: Role) -> str:
@@ -120,54 +113,14 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
     Raises: PeerError: too long, not PEM, not X.509, or more than one (reason "bad_certificate").
     """
     if len(pem) > MAX_CERTIFICATE_BYTES:
-        raise PeerError(
-            f"certificate of {len(pem)} bytes, at most {MAX_CERTIFICATE_BYTES} allowed",
-            reason="bad_certificate",
-        )
+        raise _bad(f"certificate of {len(pem)} bytes, at most {MAX_CERTIFICATE_BYTES} allowed")
     try:
         found = x509.load_pem_x509_certificates(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise PeerError(f"certificate cannot be read: {error}", reason="bad_certificate") from error
+        raise _bad(f"certificate cannot be read: {error}") from error
     if len(found) != 1:
-        raise PeerError(
-            f"expected one certificate in the PEM text, got {len(found)}", reason="bad_certificate"
-        )
+        raise _bad(f"expected one certificate in the PEM text, got {len(found)}")
     return found[0]
-
-
-def verify_certificate(
-    certificate: x509.Certificate, *, ca: x509.Certificate, at: datetime, usage: Usage
-) -> PartyName:
-    """Check a party certificate against the study CA and return the name it proves.
-
-    Checked: issued by this very CA key, `at` inside its period and the CA's, not a CA itself,
-    the key type of its usage, TLS purpose present for "tls" and absent for "signing", exactly
-    one `lada:` name. The caller compares role and id with whom it expects, or uses
-    `verify_party`.
-
-    Raises: PeerError: reason "expired" outside the period, else "bad_certificate".
-    """
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise PeerError(
-            f"certificate {certificate_fingerprint(certificate)[:16]}... was not issued by the "
-            f"study CA {certificate_fingerprint(ca)[:16]}...; use certificates of one "
-            "`lada ca init` folder",
-            reason="bad_certificate",
-        ) from error
-    name = party_name_of(certificate)
-    for what, one in ((name.uri, certificate), ("the study CA", ca)):
-        if not one.not_valid_before_utc <= at <= one.not_valid_after_utc:
-            raise PeerError(
-                f"certificate of {what} is valid from {one.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-                f"{one.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, not at {at:%Y-%m-%d %H:%M}; issue "
-                "a new one or set this machine's clock",
-                reason="expired",
-                peer=name.id,
-            )
-    _check_usage(certificate, name, usage)
-    return name
 
 
 def verify_party(
@@ -176,34 +129,44 @@ def verify_party(
     ca: x509.Certificate,
     at: datetime,
     usage: Usage,
-    expected: PartyName,
-) -> None:
-    """Like `verify_certificate`, and the certificate must name exactly the `expected` party.
+    expected: PartyName | None = None,
+) -> PartyName:
+    """Check a party certificate against the study CA and return the name it proves.
 
-    Raises: PeerError: also where it names another party (reason "bad_certificate").
+    Checked: issued by this very CA key, `at` inside its period and the CA's, not a CA itself,
+    the key type of its usage, TLS purpose present for "tls" and absent for "signing", exactly
+    one `lada:` name, and that it is the `expected` one. Whoever expects none compares role and id
+    itself.
+
+    Raises: PeerError: reason "expired" outside the period, else "bad_certificate".
     """
-    name = verify_certificate(certificate, ca=ca, at=at, usage=usage)
-    if name != expected:
-        raise PeerError(
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise _bad(
+            f"certificate {certificate_fingerprint(certificate)[:16]}... was not issued by the "
+            f"study CA {certificate_fingerprint(ca)[:16]}...; use certificates of one "
+            "`lada ca init` folder"
+        ) from error
+    name = party_name_of(certificate)
+    for what, one in ((name.uri, certificate), ("the study CA", ca)):
+        begin, end = one.not_valid_before_utc, one.not_valid_after_utc
+        if not begin <= at <= end:
+            raise PeerError(
+                f"certificate of {what} is valid from {begin:%Y-%m-%d %H:%M} to "
+                f"{end:%Y-%m-%d %H:%M} UTC, not at {at:%Y-%m-%d %H:%M}; issue "
+                "a new one or set this machine's clock",
+                reason="expired",
+                peer=name.id,
+            )
+    _check_usage(certificate, name, usage)
+    if expected is not None and name != expected:
+        raise _bad(
             f"certificate names {name.uri}, expected {expected.uri}; use the folder that "
             f"`lada ca issue` wrote for {expected.id}",
-            reason="bad_certificate",
-            peer=name.id,
+            name,
         )
-
-
-def signing_key_of(certificate: x509.Certificate) -> Ed25519PublicKey:
-    """The Ed25519 key of a signing certificate.
-
-    Raises: PeerError: the certificate holds another type of key (reason "bad_certificate").
-    """
-    key = certificate.public_key()
-    if not isinstance(key, Ed25519PublicKey):
-        raise PeerError(
-            f"signing certificate holds a {type(key).__name__}, expected an Ed25519 key",
-            reason="bad_certificate",
-        )
-    return key
+    return name
 
 
 def party_name_of(certificate: x509.Certificate) -> PartyName:
@@ -214,52 +177,45 @@ def party_name_of(certificate: x509.Certificate) -> PartyName:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
-        raise PeerError(
-            "certificate has no readable subject alternative name; expected lada:<role>:<id>",
-            reason="bad_certificate",
+        raise _bad(
+            "certificate has no readable subject alternative name; expected lada:<role>:<id>"
         ) from error
-    uris = [
-        uri
-        for uri in names.get_values_for_type(x509.UniformResourceIdentifier)
-        if uri.startswith("lada:")
-    ]
-    if len(uris) != 1:
-        raise PeerError(
-            f"certificate has {len(uris)} names of the form lada:<role>:<id>, expected one",
-            reason="bad_certificate",
-        )
-    return parse_party_name(uris[0])
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    ours = [uri for uri in uris if uri.startswith("lada:")]
+    if len(ours) != 1:
+        raise _bad(f"certificate has {len(ours)} names of the form lada:<role>:<id>, expected one")
+    return parse_party_name(ours[0])
+
+
+def is_p256(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
+    """Whether it is the public half of an ECDSA key on P-256."""
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
 
 
 def _check_usage(certificate: x509.Certificate, name: PartyName, usage: Usage) -> None:
     try:
         extensions = certificate.extensions
         is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        key_usage = extensions.get_extension_for_class(x509.KeyUsage).value
+        may = extensions.get_extension_for_class(x509.KeyUsage).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
-        raise PeerError(
-            f"certificate of {name.uri} does not state what it may be used for",
-            reason="bad_certificate",
-            peer=name.id,
-        ) from error
+        unsaid = f"certificate of {name.uri} does not state what it may be used for"
+        raise _bad(unsaid, name) from error
     try:
         purposes = set(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except x509.ExtensionNotFound:
         purposes = set()
     key = certificate.public_key()
-    if usage == "tls":
-        fits = (
-            isinstance(key, ec.EllipticCurvePublicKey)
-            and isinstance(key.curve, ec.SECP256R1)
-            and ExtendedKeyUsageOID.CLIENT_AUTH in purposes
-            and ExtendedKeyUsageOID.SERVER_AUTH in purposes
-        )
-    else:
-        fits = isinstance(key, Ed25519PublicKey) and not purposes
-    if is_ca or not key_usage.digital_signature or key_usage.key_cert_sign or not fits:
-        raise PeerError(
+    fits = {
+        "tls": is_p256(key) and purposes.issuperset(TLS_PURPOSES),
+        "signing": isinstance(key, Ed25519PublicKey) and not purposes,
+    }[usage]
+    if is_ca or not may.digital_signature or may.key_cert_sign or not fits:
+        raise _bad(
             f"certificate of {name.uri} is not a {usage} certificate; tls.crt and sign.crt are "
             "not interchangeable",
-            reason="bad_certificate",
-            peer=name.id,
+            name,
         )
+
+
+def _bad(message: str, name: PartyName | None = None) -> PeerError:
+    return PeerError(message, reason="bad_certificate", peer=name.id if name else None)

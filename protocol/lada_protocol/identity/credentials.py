@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Final, NoReturn
 
 from cryptography import x509
@@ -23,31 +24,27 @@ from lada_protocol.identity.certificates import (
     PartyName,
     certificate_pem,
     parse_certificate,
-    verify_certificate,
     verify_party,
 )
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
-from lada_secure.errors import LadaError, ParameterError
+from lada_secure.errors import ParameterError, PeerError
 
-CA_CERTIFICATE: Final = "ca.crt"
-TLS_CERTIFICATE: Final = "tls.crt"
-TLS_KEY: Final = "tls.key"
-SIGNING_CERTIFICATE: Final = "sign.crt"
-SIGNING_KEY: Final = "sign.key"
-# Only there once the study CA has revoked something.
-REVOCATIONS: Final = "ca.crl"
 # Where an operator may put the passphrase instead of into a file.
 UNLOCK_VARIABLE: Final = "LADA_KEY_PASSPHRASE"
 # PKCS 8 as OpenSSL writes it stretches a passphrase only a little, so it must be long itself.
 MIN_PASSPHRASE_BYTES: Final = 16
 MAX_PASSPHRASE_BYTES: Final = 1024
-CREDENTIAL_FILES: Final = (
-    CA_CERTIFICATE,
-    TLS_CERTIFICATE,
-    TLS_KEY,
-    SIGNING_CERTIFICATE,
-    SIGNING_KEY,
-)
+
+
+class IdentityFile(StrEnum):
+    """The files of an identity folder; a list of what was revoked is there once the CA has one."""
+
+    CA = "ca.crt"
+    TLS = "tls.crt"
+    TLS_KEY = "tls.key"
+    SIGNING = "sign.crt"
+    SIGNING_KEY = "sign.key"
+    REVOCATIONS = "ca.crl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +80,11 @@ def private_key_pem(
     key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey, passphrase: Passphrase | None
 ) -> bytes:
     """PKCS 8 in PEM, encrypted (PBES2, AES-256) where there is a passphrase."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        encryption = serialization.BestAvailableEncryption(passphrase.value)
     return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption()
-        if passphrase is None
-        else serialization.BestAvailableEncryption(passphrase.value),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
 
 
@@ -153,19 +149,19 @@ class Credentials:
         Raises: ParameterError: the party is missing, or listed with another key or role.
         """
         own = self.party()
-        listed = next((one for one in roster.parties if one.id == own.id), None)
+        listed = next((party for party in roster.parties if party.id == own.id), None)
         if listed is None:
             raise ParameterError(
                 f"{own.id} is not in the roster {roster.hash[:16]}..., which lists "
-                f"{', '.join(one.id for one in roster.parties)}; use the study's roster file"
+                f"{', '.join(party.id for party in roster.parties)}; use the study's roster file"
             )
         if listed != own:
+            tls, signing = own.tls_fingerprint[:16], own.signing_fingerprint[:16]
             raise ParameterError(
-                f"roster {roster.hash[:16]}... lists {listed.name.uri} with TLS key "
+                f"roster {roster.hash[:16]}... lists {listed.uri} with TLS key "
                 f"{listed.tls_fingerprint[:16]}... and signing key "
-                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.name.uri} with "
-                f"{own.tls_fingerprint[:16]}... and {own.signing_fingerprint[:16]}...; use the "
-                "identity folder that the roster was made from"
+                f"{listed.signing_fingerprint[:16]}..., this folder holds {own.uri} with {tls}... "
+                f"and {signing}...; use the identity folder that the roster was made from"
             )
 
 
@@ -178,38 +174,38 @@ def parse_credentials(
 ) -> Credentials:
     """Read and check an identity folder: one CA, one name, keys that fit their certificates.
 
-    Args: read: returns the content of a file of `CREDENTIAL_FILES`. at: now, with time zone.
+    Args: read: returns the content of an `IdentityFile`. at: now, with time zone.
       expected_id: the id that the settings name, if they do. passphrase: of encrypted keys.
     Raises: ParameterError: any check fails; says which file.
     """
     try:
-        ca = parse_certificate(read(CA_CERTIFICATE))
-        tls = parse_certificate(read(TLS_CERTIFICATE))
-        signing = parse_certificate(read(SIGNING_CERTIFICATE))
-        name = verify_certificate(tls, ca=ca, at=at, usage="tls")
+        ca = parse_certificate(read(IdentityFile.CA))
+        tls = parse_certificate(read(IdentityFile.TLS))
+        signing = parse_certificate(read(IdentityFile.SIGNING))
+        name = verify_party(tls, ca=ca, at=at, usage="tls")
         verify_party(signing, ca=ca, at=at, usage="signing", expected=name)
-    except ParameterError:
-        raise
-    except LadaError as error:
+    except PeerError as error:
         raise ParameterError(str(error)) from error
     if expected_id is not None and name.id != expected_id:
         raise ParameterError(
             f"settings say party {expected_id!r}, the certificates name {name.uri}; use the "
             f"identity folder of {expected_id}"
         )
-    tls_key = _load_key(TLS_KEY, read(TLS_KEY), tls, passphrase)
+    keys = []
+    for file, certificate in ((IdentityFile.TLS_KEY, tls), (IdentityFile.SIGNING_KEY, signing)):
+        keys.append(load_private_key(file, read(file), passphrase))
+        if keys[-1].public_key() != certificate.public_key():
+            raise ParameterError(f"{file} does not belong to the certificate beside it")
+    tls_key, signing_key = keys
     if not isinstance(tls_key, ec.EllipticCurvePrivateKey):
-        raise ParameterError(f"{TLS_KEY}: expected an ECDSA key")
-    signing_key = _load_key(SIGNING_KEY, read(SIGNING_KEY), signing, passphrase)
-    if not isinstance(signing_key, Ed25519PrivateKey):
-        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
+        raise ParameterError(f"{IdentityFile.TLS_KEY}: expected an ECDSA key")
     return Credentials(
         name=name,
         ca=ca,
         tls_certificate=tls,
         signing_certificate=signing,
         tls_key_pem=private_key_pem(tls_key, None),
-        signing_key=signing_key,
+        signing_key=_ed25519(signing_key),
     )
 
 
@@ -220,16 +216,11 @@ def parse_signing_key(
 
     Raises: ParameterError: not an Ed25519 key, or it cannot be decrypted.
     """
-    key = load_private_key(SIGNING_KEY, read(SIGNING_KEY), passphrase)
+    file = IdentityFile.SIGNING_KEY
+    return _ed25519(load_private_key(file, read(file), passphrase))
+
+
+def _ed25519(key: PrivateKeyTypes) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
-        raise ParameterError(f"{SIGNING_KEY}: expected an Ed25519 key")
-    return key
-
-
-def _load_key(
-    file: str, pem: bytes, certificate: x509.Certificate, passphrase: Passphrase | None
-) -> PrivateKeyTypes:
-    key = load_private_key(file, pem, passphrase)
-    if key.public_key() != certificate.public_key():
-        raise ParameterError(f"{file} does not belong to the certificate beside it")
+        raise ParameterError(f"{IdentityFile.SIGNING_KEY}: expected an Ed25519 key")
     return key

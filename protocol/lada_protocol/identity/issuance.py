@@ -1,7 +1,9 @@
-"""What a study CA issues: its own certificate, those of parties, and lists of revoked ones.
+"""Asking a study CA for certificates, and what it issues: its own and those of parties.
 
-Parties keep their private keys: only public keys come here. Keys, times and serial numbers are
-arguments: nothing here reads a clock, a disk or a random source.
+A party keeps its private keys: it sends two signing requests (PKCS 10), one for each key. A request
+proves that whoever made it holds the private key; who that is, the CA's operator must know by other
+means. Keys, times and serial numbers are arguments: nothing here reads a clock, a disk or a random
+source.
 """
 
 from __future__ import annotations
@@ -9,18 +11,31 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.x509.oid import NameOID
 
-from lada_protocol.identity.certificates import PartyName, role_host
-from lada_secure.errors import ParameterError
+from lada_protocol.identity.certificates import (
+    TLS_PURPOSES,
+    PartyName,
+    is_p256,
+    parse_party_name,
+    role_host,
+)
+from lada_secure.errors import ParameterError, PeerError
 
+# Begin and end of a certificate, aware UTC times.
+Period: TypeAlias = tuple[datetime, datetime]
+MAX_REQUEST_BYTES: Final = 16_384
+TLS_REQUEST: Final = "tls.csr"
+SIGNING_REQUEST: Final = "sign.csr"
 MAX_HOSTS: Final = 32
 _HOST: Final = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
@@ -28,129 +43,145 @@ _HOST: Final = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """Public keys of a party that asks for certificates; each was used to sign its request."""
+
+    party: PartyName
+    tls_key: ec.EllipticCurvePublicKey
+    signing_key: Ed25519PublicKey
+
+
+def build_requests(
+    party: PartyName, *, tls_key: ec.EllipticCurvePrivateKey, signing_key: Ed25519PrivateKey
+) -> dict[str, bytes]:
+    """The two requests of a party in PEM, by file name."""
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(party.uri)])
+    builder = x509.CertificateSigningRequestBuilder(subject_name=common_name(party.id))
+    builder = builder.add_extension(names, critical=False)
+    made = {
+        TLS_REQUEST: builder.sign(tls_key, hashes.SHA256()),
+        SIGNING_REQUEST: builder.sign(signing_key, None),
+    }
+    return {name: one.public_bytes(serialization.Encoding.PEM) for name, one in made.items()}
+
+
+def parse_requests(*, tls: bytes, signing: bytes) -> Enrolment:
+    """Read both requests of one party.
+
+    Raises: PeerError: too long, not a request, not signed by its own key, of two parties, or with
+      keys of another type (reason "bad_request").
+    """
+    tls_request, tls_name = _parse_request(tls, TLS_REQUEST)
+    signing_request, signing_name = _parse_request(signing, SIGNING_REQUEST)
+    if tls_name != signing_name:
+        both = f"{TLS_REQUEST} is of {tls_name.uri}, {SIGNING_REQUEST} of {signing_name.uri}"
+        raise _bad_request(both)
+    tls_key, signing_key = tls_request.public_key(), signing_request.public_key()
+    if not is_p256(tls_key):
+        raise _bad_request(f"{TLS_REQUEST} has no ECDSA key on P-256")
+    if not isinstance(signing_key, Ed25519PublicKey):
+        raise _bad_request(f"{SIGNING_REQUEST} has no Ed25519 key")
+    return Enrolment(party=tls_name, tls_key=tls_key, signing_key=signing_key)
+
+
+def _parse_request(pem: bytes, file: str) -> tuple[x509.CertificateSigningRequest, PartyName]:
+    if len(pem) > MAX_REQUEST_BYTES:
+        raise _bad_request(f"{file} has {len(pem)} bytes, at most {MAX_REQUEST_BYTES} allowed")
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        signed = request.is_signature_valid
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise _bad_request(f"{file} cannot be read ({type(error).__name__})") from error
+    except (x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise _bad_request(f"{file} names no party") from error
+    if not signed:
+        raise _bad_request(f"{file} is not signed with the key that it shows")
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(list(names)) != 1 or len(uris) != 1:
+        raise _bad_request(f"{file} must ask for exactly one name of the form lada:<role>:<id>")
+    return request, parse_party_name(uris[0])
+
+
+def _bad_request(what: str) -> PeerError:
+    return PeerError(
+        f"request for certificates: {what}; use the two files that `lada site enroll` wrote",
+        reason="bad_request",
+    )
+
+
 def build_ca_certificate(
-    *,
-    key: ec.EllipticCurvePrivateKey,
-    name: str,
-    serial: int,
-    not_before: datetime,
-    not_after: datetime,
+    *, key: ec.EllipticCurvePrivateKey, name: str, serial: int, period: Period
 ) -> x509.Certificate:
     """Self-signed certificate of a study CA; it may sign party certificates and nothing below.
 
     Args: key: on P-256. name: common name, 1 to 64 characters. serial: positive, fresh, at most
-      159 bits. not_before, not_after: aware UTC times.
+      159 bits.
     Raises: ParameterError: another curve, an empty or long name, or a period that is empty.
     """
-    _check_p256(key.public_key(), "the study CA's key")
+    if not is_p256(key.public_key()):
+        raise ParameterError("the study CA's key: expected an ECDSA key on P-256")
     if not 1 <= len(name) <= 64:
         raise ParameterError(f"name of the study CA: expected 1 to 64 characters, got {len(name)}")
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = (
-        _builder(
-            key.public_key(), subject, subject, key.public_key(), serial, not_before, not_after
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(certificates=True), critical=True)
-    )
+    builder = _builder(name, key.public_key(), serial, period, issuer=key.public_key())
+    builder = builder.issuer_name(common_name(name))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_key_usage(certificates=True), critical=True)
     return builder.sign(key, hashes.SHA256())
 
 
-def issue_tls_certificate(
+def issue_certificate(
     *,
     ca: x509.Certificate,
     ca_key: ec.EllipticCurvePrivateKey,
     party: PartyName,
-    public_key: ec.EllipticCurvePublicKey,
-    hosts: Sequence[str],
+    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
+    hosts: Sequence[str] = (),
     serial: int,
-    not_before: datetime,
-    not_after: datetime,
+    period: Period,
 ) -> x509.Certificate:
-    """TLS certificate of a party, for both ends of a connection.
+    """Certificate of a party: of an Ed25519 key to sign messages with, of another key for TLS.
 
-    Takes the public key only, so a party may keep its private key to itself.
+    A TLS certificate is for both ends of a connection. Only public keys come here, so a party may
+    keep its private keys to itself.
 
-    Args: public_key: on P-256. hosts: DNS names or IP addresses under which the party is reached
-      (empty for one that only dials out). Others as for `build_ca_certificate`.
+    Args: public_key: for TLS on P-256. hosts: DNS names or IP addresses under which TLS reaches
+      the party (empty for one that only dials out). serial: as for `build_ca_certificate`.
     Raises: ParameterError: another curve, a host that is neither, too many hosts, an empty
       period or one that ends after the CA's own.
     """
-    _check_p256(public_key, f"TLS key of {party.uri}")
-    _check_issuer(ca, ca_key, not_before, not_after)
-    names: list[x509.GeneralName] = [
-        x509.UniformResourceIdentifier(party.uri),
-        x509.DNSName(role_host(party.role)),
-        *_host_names(hosts),
-    ]
-    builder = (
-        _party_builder(ca, ca_key, party, public_key, serial, not_before, not_after)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(_key_usage(), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
-            critical=False,
-        )
-    )
-    return builder.sign(ca_key, hashes.SHA256())
-
-
-def issue_signing_certificate(
-    *,
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    party: PartyName,
-    public_key: Ed25519PublicKey,
-    serial: int,
-    not_before: datetime,
-    not_after: datetime,
-) -> x509.Certificate:
-    """Certificate of the Ed25519 key with which a party signs its messages.
-
-    Arguments and errors as for `issue_tls_certificate`.
-    """
-    _check_issuer(ca, ca_key, not_before, not_after)
-    builder = (
-        _party_builder(ca, ca_key, party, public_key, serial, not_before, not_after)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(party.uri)]),
-            critical=False,
-        )
-        .add_extension(_key_usage(), critical=True)
-    )
-    return builder.sign(ca_key, hashes.SHA256())
-
-
-def _check_p256(key: ec.EllipticCurvePublicKey, what: str) -> None:
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ParameterError(f"{what}: expected an ECDSA key on P-256")
-
-
-def _check_period(not_before: datetime, not_after: datetime) -> None:
-    if not_before.tzinfo is None or not_after.tzinfo is None:
-        raise ParameterError("period of a certificate: expected times with a time zone")
-    if not_before >= not_after:
+    check_key_of_ca(ca, ca_key)
+    builder = _builder(party.id, public_key, serial, period, issuer=ca_key.public_key())
+    if period[1] > ca.not_valid_after_utc:
         raise ParameterError(
-            f"period of a certificate: it would end at {not_after}, not after {not_before}"
-        )
-
-
-def _check_issuer(
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    not_before: datetime,
-    not_after: datetime,
-) -> None:
-    _check_period(not_before, not_after)
-    if ca.public_key() != ca_key.public_key():
-        raise ParameterError("the CA's certificate and key belong to different CAs")
-    if not_after > ca.not_valid_after_utc:
-        raise ParameterError(
-            f"certificate would end at {not_after:%Y-%m-%d}, after the study CA's own end at "
+            f"certificate would end at {period[1]:%Y-%m-%d}, after the study CA's own end at "
             f"{ca.not_valid_after_utc:%Y-%m-%d}; ask for fewer days"
         )
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(party.uri)]
+    if not isinstance(public_key, Ed25519PublicKey):
+        if not is_p256(public_key):
+            raise ParameterError(f"TLS key of {party.uri}: expected an ECDSA key on P-256")
+        names += [x509.DNSName(role_host(party.role)), *_host_names(hosts)]
+        builder = builder.add_extension(x509.ExtendedKeyUsage(TLS_PURPOSES), critical=False)
+    return (
+        builder.issuer_name(ca.subject)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(), critical=True)
+        .sign(ca_key, hashes.SHA256())
+    )
+
+
+def check_key_of_ca(ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey) -> None:
+    """Raises: ParameterError: the CA's certificate and key do not belong together."""
+    if ca.public_key() != ca_key.public_key():
+        raise ParameterError("the CA's certificate and key belong to different CAs")
+
+
+def common_name(name: str) -> x509.Name:
+    """The one attribute that names the holder of a certificate, or its issuer."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
@@ -169,44 +200,27 @@ def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
     return names
 
 
-def _party_builder(
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    party: PartyName,
-    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
-    serial: int,
-    not_before: datetime,
-    not_after: datetime,
-) -> x509.CertificateBuilder:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, party.id)])
-    builder = _builder(
-        public_key, subject, ca.subject, ca_key.public_key(), serial, not_before, not_after
-    )
-    return builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-
-
 def _builder(
-    public_key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
-    subject: x509.Name,
-    issuer: x509.Name,
-    issuer_key: ec.EllipticCurvePublicKey,
+    subject: str,
+    key: ec.EllipticCurvePublicKey | Ed25519PublicKey,
     serial: int,
-    not_before: datetime,
-    not_after: datetime,
+    period: Period,
+    *,
+    issuer: ec.EllipticCurvePublicKey,
 ) -> x509.CertificateBuilder:
-    _check_period(not_before, not_after)
+    begin, end = period
+    if begin.tzinfo is None or end.tzinfo is None:
+        raise ParameterError("period of a certificate: expected times with a time zone")
+    if begin >= end:
+        raise ParameterError(f"period of a certificate: it would end at {end}, not after {begin}")
+    issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer)
     return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
+        x509.CertificateBuilder(subject_name=common_name(subject), public_key=key)
         .serial_number(serial)
-        .not_valid_before(not_before)
-        .not_valid_after(not_after)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
-        )
+        .not_valid_before(begin)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(issued_by, critical=False)
     )
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from datetime import datetime
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
 from lada_protocol.identity.credentials import (
-    CREDENTIAL_FILES,
-    REVOCATIONS,
     Credentials,
+    IdentityFile,
     Passphrase,
     parse_credentials,
 )
@@ -26,18 +25,9 @@ from lada_protocol.identity.revocation import (
 )
 from lada_protocol.identity.roster import Roster
 from lada_secure.errors import LadaError, ParameterError, PeerError
+from lada_secure.storage.identity_folder import IdentityFolder
 
 T = TypeVar("T")
-
-
-class IdentityFiles(Protocol):
-    """An identity folder as its adapter shows it."""
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        """Content of a file, at most one byte more than allowed. Raises: ParameterError."""
-
-    def stamp(self, name: str) -> Hashable:
-        """Changes whenever the file does; None where there is none."""
 
 
 class Renewed(Generic[T]):
@@ -85,7 +75,7 @@ class LiveIdentity:
 
     def __init__(
         self,
-        files: IdentityFiles,
+        files: IdentityFolder,
         *,
         roster: Roster,
         clock: Callable[[], datetime],
@@ -94,6 +84,8 @@ class LiveIdentity:
         passphrase: Passphrase | None = None,
     ) -> None:
         self.passphrase = passphrase
+        revoked = IdentityFile.REVOCATIONS
+        others = [file for file in IdentityFile if file is not revoked]
 
         def load(_: Credentials | None) -> Credentials:
             loaded = parse_credentials(
@@ -105,37 +97,26 @@ class LiveIdentity:
             loaded.check_roster(roster)
             return loaded
 
-        self._credentials = Renewed(
-            lambda: tuple(files.stamp(name) for name in CREDENTIAL_FILES), load, refused
-        )
-        ca = self._credentials.current().ca
-
         def load_revocations(known: RevocationList | None) -> RevocationList | None:
-            if files.stamp(REVOCATIONS) is None:
+            stays = "" if known is None else f"list {known.number}"
+            if files.stamp(revoked) is None:
                 if known is None:
                     return None
-                raise ParameterError(
-                    f"{REVOCATIONS} is gone; list {known.number} stays in force until a newer one"
-                )
+                raise ParameterError(f"{revoked} is gone; {stays} stays in force until a newer one")
             try:
-                found = parse_revocations(files.read(REVOCATIONS, MAX_REVOCATION_BYTES), ca=ca)
+                found = parse_revocations(files.read(revoked, MAX_REVOCATION_BYTES), ca=ca)
             except PeerError as error:
-                raise ParameterError(f"{REVOCATIONS}: {error}") from error
+                raise ParameterError(f"{revoked}: {error}") from error
             if known is not None and found.number < known.number:
                 raise ParameterError(
-                    f"{REVOCATIONS}: list {found.number} is older than list {known.number}, which "
-                    "stays in force"
+                    f"{revoked}: list {found.number} is older than {stays}, which stays in force"
                 )
             return found
 
-        self._revocations: Renewed[RevocationList | None] = Renewed(
-            lambda: files.stamp(REVOCATIONS), load_revocations, refused
-        )
-
-    def credentials(self) -> Credentials:
-        """The newest usable certificates and keys."""
-        return self._credentials.current()
-
-    def revocations(self) -> RevocationList | None:
-        """The newest list of revoked certificates; None where there never was one."""
-        return self._revocations.current()
+        # The newest usable certificates and keys.
+        self.credentials = Renewed(
+            lambda: tuple(files.stamp(file) for file in others), load, refused
+        ).current
+        ca = self.credentials().ca
+        # The newest list of revoked certificates; None where there never was one.
+        self.revocations = Renewed(lambda: files.stamp(revoked), load_revocations, refused).current

@@ -7,7 +7,7 @@ for keys: a party whose key was stolen needs a new key, and with it a new roster
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from lada_protocol.identity.certificates import certificate_fingerprint
-from lada_secure.errors import ParameterError, PeerError
+from lada_protocol.identity.issuance import check_key_of_ca
+from lada_secure.errors import PeerError
 
 MAX_REVOCATION_BYTES: Final = 4 << 20
 
@@ -27,13 +28,12 @@ MAX_REVOCATION_BYTES: Final = 4 << 20
 class RevocationList:
     """What a CA has revoked; build with `parse_revocations`.
 
-    Args: number: grows with every list of this CA. issued_at: aware UTC time. serials: revoked
-      serial numbers.
+    number: grows with every list of this CA. revoked: when, by serial number. Aware UTC times.
     """
 
     number: int
     issued_at: datetime
-    serials: frozenset[int]
+    revoked: Mapping[int, datetime]
 
     def check(self, certificate: x509.Certificate, *, holder: str) -> None:
         """Refuse a revoked certificate.
@@ -41,7 +41,7 @@ class RevocationList:
         Args: holder: the party's id, for the message.
         Raises: PeerError: it is on the list (reason "revoked").
         """
-        if certificate.serial_number in self.serials:
+        if certificate.serial_number in self.revoked:
             raise PeerError(
                 f"certificate {certificate_fingerprint(certificate)[:16]}... of {holder} was "
                 f"revoked by the study CA (list {self.number} of {self.issued_at:%Y-%m-%d %H:%M} "
@@ -56,33 +56,28 @@ def build_revocation_list(
     ca: x509.Certificate,
     ca_key: ec.EllipticCurvePrivateKey,
     number: int,
-    revoked: Iterable[tuple[int, datetime]],
+    revoked: Mapping[int, datetime],
     issued_at: datetime,
     next_at: datetime,
 ) -> bytes:
     """A signed revocation list, PEM.
 
-    Args: number: larger than that of the list before. revoked: serial number and time of each.
+    Args: number: larger than that of the list before. revoked: when, by serial number.
       issued_at, next_at: aware UTC times; when the next list is due at the latest.
     Raises: ParameterError: the CA's certificate and key do not belong together.
     """
-    if ca.public_key() != ca_key.public_key():
-        raise ParameterError("the CA's certificate and key belong to different CAs")
+    check_key_of_ca(ca, ca_key)
+    of_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     builder = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(ca.subject)
+        x509.CertificateRevocationListBuilder(issuer_name=ca.subject)
         .last_update(issued_at)
         .next_update(next_at)
         .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
-            critical=False,
-        )
+        .add_extension(of_key, critical=False)
     )
-    for serial, at in revoked:
-        builder = builder.add_revoked_certificate(
-            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
-        )
+    for serial, at in sorted(revoked.items()):
+        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
+        builder = builder.add_revoked_certificate(one)
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
@@ -101,14 +96,14 @@ def parse_revocations(pem: bytes, *, ca: x509.Certificate) -> RevocationList:
         found = x509.load_pem_x509_crl(pem)
         signed = isinstance(key, ec.EllipticCurvePublicKey) and found.is_signature_valid(key)
         number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        serials = frozenset(one.serial_number for one in found)
+        revoked = {one.serial_number: one.revocation_date_utc for one in found}
     except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
         raise _bad(f"cannot be read ({type(error).__name__})") from error
     except (x509.ExtensionNotFound, x509.DuplicateExtension) as error:
         raise _bad("has no readable number") from error
     if not signed or found.issuer != ca.subject:
         raise _bad(f"was not signed by the study CA {certificate_fingerprint(ca)[:16]}...")
-    return RevocationList(number=number, issued_at=found.last_update_utc, serials=serials)
+    return RevocationList(number=number, issued_at=found.last_update_utc, revoked=revoked)
 
 
 def _bad(what: str) -> PeerError:

@@ -53,24 +53,17 @@ def check_answer(scores: Envelope, query: Envelope, plan: StudyPlan) -> ScoresBo
     """
     body, head = parse_body(scores, ScoresBody), scores.header
     if body.query != query.message_hash or body.pool_size != plan.pool_size:
-        raise PeerError(
+        raise scores.fault(
             f"round {head.round_id}: the scores of {head.sender} for {query.header.sender} answer "
             f"query {body.query[:16]} over {body.pool_size} samples, expected "
             f"{query.message_hash[:16]} over {plan.pool_size}",
             reason="wrong_scores",
-            peer=head.sender,
-            round_id=head.round_id,
         )
     return body
 
 
 def check_scored_round(
-    index: MessageIndex,
-    sites: tuple[str, ...],
-    *,
-    round_id: int,
-    plan: StudyPlan,
-    roster: Roster,
+    index: MessageIndex, sites: tuple[str, ...], *, round_id: int, plan: StudyPlan, roster: Roster
 ) -> ScoredRound:
     """Check that each of these sites was answered from the one matrix of the round.
 
@@ -78,13 +71,12 @@ def check_scored_round(
         or scores that name another one), missing_scores (no query, or no answer), wrong_scores,
         wrong_parameters (a query of other cells), malformed.
     """
-    coordinator = roster.coordinator.id
-    where = f"round {round_id}"
+    coordinator, parameters = roster.coordinator.id, scoring_parameters_of(plan)
+    where = f"round {round_id}:"
     matrix = index.find(Kind.MATRIX, sender=coordinator, round_id=round_id)
-    parameters = scoring_parameters_of(plan)
     if matrix is None or parse_body(matrix, MatrixBody).parameters_digest != parameters.digest:
         raise PeerError(
-            f"{where}: {coordinator} committed to no matrix under the plan's parameters",
+            f"{where} {coordinator} committed to no matrix under the plan's parameters",
             reason="wrong_matrix",
             peer=coordinator,
             round_id=round_id,
@@ -94,28 +86,22 @@ def check_scored_round(
         query = index.find(Kind.QUERY, sender=site, to=coordinator, round_id=round_id)
         scores = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
         if query is None or scores is None:
-            raise PeerError(
-                f"{where}: {coordinator} lets {site} contribute to the demand without "
+            raise matrix.fault(
+                f"{where} {coordinator} lets {site} contribute to the demand without "
                 f"{'a query' if query is None else 'scores'} of it",
                 reason="missing_scores",
-                peer=coordinator,
-                round_id=round_id,
             )
         if parse_body(query, QueryBody).cells != parameters.cells:
-            raise PeerError(
-                f"{where}: the query of {site} has other than {parameters.cells} cells",
+            raise query.fault(
+                f"{where} the query of {site} has other than {parameters.cells} cells",
                 reason="wrong_parameters",
-                peer=site,
-                round_id=round_id,
             )
         named = check_answer(scores, query, plan).matrix
         if named != matrix.message_hash:
-            raise PeerError(
-                f"{where}: the scores of {coordinator} for {site} name matrix {named[:16]}, the "
+            raise scores.fault(
+                f"{where} the scores of {coordinator} for {site} name matrix {named[:16]}, the "
                 f"round's is {matrix.message_hash[:16]}",
                 reason="wrong_matrix",
-                peer=coordinator,
-                round_id=round_id,
             )
         found[site] = ScoredQuery(query=query, scores=scores)
     return ScoredRound(matrix=matrix, by_site=found)

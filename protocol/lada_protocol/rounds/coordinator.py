@@ -1,290 +1,209 @@
-"""The coordinator's next task, from the message index alone (DESIGN section 3)."""
+"""The coordinator's next task, from the message index alone (SPEC.md, "State machines")."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds import tasks
 from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
-from lada_protocol.rounds.site import study_over
-from lada_protocol.rounds.tasks import (
-    AbortAttempt,
-    AddUp,
-    CloseRound,
-    CoordinatorTask,
-    Finish,
-    GiveUp,
-    ImproveModel,
-    Inquire,
-    PostMatrix,
-    PostTranscript,
-    ProposePlan,
-    Score,
-    StartAttempt,
-    Wait,
-    WritePaths,
-)
+from lada_protocol.rounds.tasks import Task
+from lada_protocol.rounds.view import RoundView
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
+
+# Stands in `given_up` for the time before the first round.
+BEFORE_ROUNDS = -1
+TOO_FEW = "cohort_too_small"
 
 
 def next_coordinator_task(
-    index: MessageIndex,
-    *,
-    plan: StudyPlan,
-    roster: Roster,
-    given_up: frozenset[tuple[int, str]],
-) -> CoordinatorTask:
+    index: MessageIndex, *, plan: StudyPlan, roster: Roster, given_up: frozenset[tuple[int, str]]
+) -> Task:
     """What the coordinator does next.
 
     Args: given_up: (round, party) pairs that did not answer within the plan's phase timeout, or
         answered with something that cannot be used; round -1 stands for the time before the
         first round.
     """
-    coordinator, auditor = roster.coordinator.id, roster.auditor.id
-    over = study_over(index, plan=plan, roster=roster)
-    if over is not None:
-        return over
-    if index.find(Kind.CLUSTERS, sender=coordinator) is None:
-        return ProposePlan()
-    refused = index.find(Kind.REFUSAL, sender=auditor)
-    if refused is not None:
-        return GiveUp(code="refused", message=fault_of(refused))
-    keys = [index.find(Kind.OPENING_KEY, sender=auditor, purpose=one) for one in purposes_of(plan)]
-    if None in keys:
-        if (-1, auditor) in given_up:
-            return GiveUp(code="timeout", message="the auditor never posted its opening keys")
-        return Wait(step="plan", round_id=0, awaited="opening keys", parties=(auditor,))
-    accepted = _accepted(index, plan, roster, given_up)
-    if not isinstance(accepted, tuple):
-        return accepted
-    for round_id in range(plan.rounds):
-        task = _round_task(index, plan, roster, round_id, accepted, given_up)
-        if task is not None:
-            return task
-    return Finish()
+    view = _CoordinatorView(index=index, plan=plan, roster=roster, given_up=given_up)
+    return view.task()
 
 
-def _accepted(
-    index: MessageIndex, plan: StudyPlan, roster: Roster, given_up: frozenset[tuple[int, str]]
-) -> tuple[str, ...] | Wait | GiveUp:
-    """The sites that take part: admitted by the auditor, once all have answered or are given up."""
-    auditor = roster.auditor.id
-    accepted, refused, silent, unanswered = [], [], [], []
-    for party in roster.sites:
-        refusal = index.find(Kind.REFUSAL, sender=party.id)
-        refusal = refusal or refused_admission(index, party.id, roster=roster)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CoordinatorView(RoundView):
+    given_up: frozenset[tuple[int, str]]
+    accepted: tuple[str, ...] = ()
+
+    def task(self) -> Task:
+        over = self.over()
+        if over is not None:
+            return over
+        if self.find(Kind.CLUSTERS, self.coordinator) is None:
+            return tasks.ProposePlan()
+        refusal = self.find(Kind.REFUSAL, self.auditor)
         if refusal is not None:
-            refused.append(f"{party.id}: {fault_of(refusal)}")
-        elif admission_of(index, party.id, roster=roster) is not None:
-            accepted.append(party.id)
-        elif (
-            index.find(Kind.ACCEPTANCE, sender=party.id) is not None
-            and shown_with_acceptance(index, party.id) is not None
-        ):
-            unanswered.append(party.id)
-        elif (-1, party.id) not in given_up:
-            silent.append(party.id)
-    if silent and len(accepted) + len(unanswered) < plan.max_cohort:
-        return Wait(step="plan", round_id=0, awaited="answers to the plan", parties=tuple(silent))
-    if unanswered and (-1, auditor) not in given_up:
-        return Wait(step="plan", round_id=0, awaited="admissions", parties=(auditor,))
-    if len(accepted) < plan.min_cohort:
-        reasons = f" ({'; '.join(refused)})" if refused else ""
-        return GiveUp(
-            code="cohort_too_small",
-            message=f"{len(accepted)} sites take part, {plan.min_cohort} are needed{reasons}",
+            return tasks.GiveUp(code="refused", message=fault_of(refusal))
+        no_auditor = (BEFORE_ROUNDS, self.auditor) in self.given_up
+        purposes = purposes_of(self.plan)
+        if not all(self.find(Kind.OPENING_KEY, self.auditor, purpose=one) for one in purposes):
+            if no_auditor:
+                never = "the auditor never posted its opening keys"
+                return tasks.GiveUp(code="timeout", message=never)
+            return self.wait("plan", "opening keys", self.auditor)
+        accepted, refused, silent, unanswered = self.answers()
+        if silent and len(accepted) + len(unanswered) < self.plan.max_cohort:
+            return self.wait("plan", "answers to the plan", *silent)
+        if unanswered and not no_auditor:
+            return self.wait("plan", "admissions", self.auditor)
+        if len(accepted) < self.plan.min_cohort:
+            reasons = f" ({'; '.join(refused)})" if refused else ""
+            needed = f"{len(accepted)} sites take part, {self.plan.min_cohort} are needed{reasons}"
+            return tasks.GiveUp(code=TOO_FEW, message=needed)
+        return replace(self, accepted=tuple(accepted)).first_of_rounds() or tasks.Finish()
+
+    def answers(self) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Sites that were admitted, refusals in words, sites to wait for, and sites to admit."""
+        index, roster = self.index, self.roster
+        accepted, refused, silent, unanswered = [], [], [], []
+        for site in (party.id for party in roster.sites):
+            refusal = self.find(Kind.REFUSAL, site)
+            refusal = refusal or refused_admission(index, site, roster=roster)
+            if refusal is not None:
+                refused.append(f"{site}: {fault_of(refusal)}")
+            elif admission_of(index, site, roster=roster) is not None:
+                accepted.append(site)
+            elif self.find(Kind.ACCEPTANCE, site) and shown_with_acceptance(index, site):
+                unanswered.append(site)
+            elif (BEFORE_ROUNDS, site) not in self.given_up:
+                silent.append(site)
+        return accepted, refused, silent, unanswered
+
+    def round_task(self) -> Task | None:
+        round_id, me = self.round_id, self.coordinator
+        alive = self.present(self.accepted)
+        asking = tuple(site for site in self.opened_cohort(STATISTICS) if site in alive)
+        # The matrix comes before any query is answered, and before there need be one.
+        return (
+            self.opening(STATISTICS, alive)
+            or self.until(Kind.MATRIX, me, tasks.PostMatrix(round_id=round_id))
+            or self.scoring(asking)
+            or self.opening(DEMAND, asking)
+            or self.until(Kind.PATHS, me, tasks.WriteRationales(round_id=round_id))
+            or self.before_transcript()
+            or self.until(Kind.CLOSE, me, tasks.CloseRound(round_id=round_id))
+            or self.after_transcript()
         )
-    return tuple(sorted(accepted))
 
+    def scoring(self, asking: tuple[str, ...]) -> Task | None:
+        silent = self.silent(Kind.QUERY, asking, to=self.coordinator)
+        for site in asking:
+            if site not in silent and self.find(Kind.SCORES, self.coordinator, to=site) is None:
+                return tasks.Score(round_id=self.round_id, site=site)
+        if silent and not self.attempts(Kind.COHORT, DEMAND):
+            return self.wait("scoring", "queries", *silent)
+        return None
 
-def _round_task(
-    index: MessageIndex,
-    plan: StudyPlan,
-    roster: Roster,
-    round_id: int,
-    accepted: tuple[str, ...],
-    given_up: frozenset[tuple[int, str]],
-) -> CoordinatorTask | None:
-    coordinator = roster.coordinator.id
-    alive = tuple(site for site in accepted if (round_id, site) not in given_up)
-    task = _opening_task(index, plan, roster, round_id, STATISTICS, alive, given_up)
-    if task is not None:
-        return task
-    cohort = _opened_cohort(index, roster, round_id, STATISTICS)
-    if index.find(Kind.MATRIX, sender=coordinator, round_id=round_id) is None:
-        # Before any query is answered, and before there need be one.
-        return PostMatrix(round_id=round_id)
-    asking = [site for site in cohort if site in alive]
-    for site in asking:
-        query = index.find(Kind.QUERY, sender=site, to=coordinator, round_id=round_id)
-        scores = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
-        if query is not None and scores is None:
-            return Score(round_id=round_id, site=site)
-    if not index.attempts(Kind.COHORT, round_id=round_id, purpose=DEMAND):
-        late = _without(index, Kind.QUERY, asking, round_id, to=coordinator)
+    def before_transcript(self) -> Task | None:
+        if self.find(Kind.TRANSCRIPT, self.coordinator) is not None:
+            return None
+        cohort = self.opened_cohort(DEMAND)
+        present = self.present(cohort)
+        late = self.silent(Kind.TRAINED, present)
         if late:
-            return Wait(step="scoring", round_id=round_id, awaited="queries", parties=late)
-    task = _opening_task(index, plan, roster, round_id, DEMAND, tuple(asking), given_up)
-    if task is not None:
-        return task
-    if index.find(Kind.PATHS, sender=coordinator, round_id=round_id) is None:
-        return WritePaths(round_id=round_id)
-    return _closing_task(index, plan, roster, round_id, given_up)
-
-
-def _closing_task(
-    index: MessageIndex,
-    plan: StudyPlan,
-    roster: Roster,
-    round_id: int,
-    given_up: frozenset[tuple[int, str]],
-) -> CoordinatorTask | None:
-    coordinator = roster.coordinator.id
-    cohort = _opened_cohort(index, roster, round_id, DEMAND)
-    present = [site for site in cohort if (round_id, site) not in given_up]
-    if index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id) is None:
-        late = _without(index, Kind.TRAINED, present, round_id)
-        if late:
-            return Wait(step="distillation", round_id=round_id, awaited="training", parties=late)
-        if len(cohort) - len(_without(index, Kind.TRAINED, cohort, round_id)) < plan.min_cohort:
+            return self.wait("distillation", "training", *late)
+        if len(cohort) - len(self.silent(Kind.TRAINED, cohort)) < self.plan.min_cohort:
             # What was paid for is spent, and nobody may take it for a study that was carried out.
-            missing = missing_from_round(index, round_id, plan=plan, roster=roster)
-            return GiveUp(code="cohort_too_small", message=missing)
-        if plan.uplink_in(round_id) is not None:
-            task = _uplink_task(index, plan, roster, round_id, tuple(present), given_up)
-            if task is not None:
-                return task
-        return PostTranscript(round_id=round_id)
-    if index.find(Kind.CLOSE, sender=coordinator, round_id=round_id) is None:
-        return CloseRound(round_id=round_id)
-    trained = [one for one in present if index.find(Kind.TRAINED, sender=one, round_id=round_id)]
-    signers = [*trained, roster.auditor.id]
-    signers = [one for one in signers if (round_id, one) not in given_up]
-    late = _without(index, Kind.CLOSE, signers, round_id)
-    if late:
-        return Wait(step="close", round_id=round_id, awaited="signatures", parties=late)
-    missing = missing_from_round(index, round_id, plan=plan, roster=roster)
-    return GiveUp(code="cohort_too_small", message=missing) if missing else None
+            return tasks.GiveUp(code=TOO_FEW, message=self.missing())
+        task = self.uplink(present) if self.plan.transfer_in(self.round_id) is not None else None
+        return task or tasks.PostTranscript(round_id=self.round_id)
 
-
-def _uplink_task(
-    index: MessageIndex,
-    plan: StudyPlan,
-    roster: Roster,
-    round_id: int,
-    trained: tuple[str, ...],
-    given_up: frozenset[tuple[int, str]],
-) -> CoordinatorTask | None:
-    """The coordinator's task in the uplink; None once it is over, or where it cannot be.
-
-    The round is complete without it, so too few sites for a sum end the uplink and not the study.
-    """
-    coordinator = roster.coordinator.id
-    task = _opening_task(index, plan, roster, round_id, ADVANTAGE, trained, given_up)
-    if task is not None:
-        too_few = isinstance(task, GiveUp) and task.code == "cohort_too_small"
-        return None if too_few else task
-    if index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id) is not None:
-        return None
-    inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
-    if inquiry is None:
-        return Inquire(round_id=round_id)
-    if parse_body(inquiry, InquiryBody).samples:
-        cohort = _opened_cohort(index, roster, round_id, ADVANTAGE)
-        asked = [site for site in cohort if (round_id, site) not in given_up]
-        late = _without(index, Kind.SITE_PATHS, asked, round_id, to=coordinator)
+    def after_transcript(self) -> Task | None:
+        present = self.present(self.opened_cohort(DEMAND))
+        untrained = self.silent(Kind.TRAINED, present)
+        signers = [site for site in present if site not in untrained]
+        late = self.silent(Kind.CLOSE, self.present([*signers, self.auditor]))
         if late:
-            return Wait(step="uplink", round_id=round_id, awaited="site paths", parties=late)
-    return ImproveModel(round_id=round_id)
+            return self.wait("close", "signatures", *late)
+        missing = self.missing()
+        return tasks.GiveUp(code=TOO_FEW, message=missing) if missing else None
 
+    def uplink(self, trained: tuple[str, ...]) -> Task | None:
+        """The coordinator's task in the LLM transfer; None once it is over, or where it cannot be.
 
-def _without(
-    index: MessageIndex, kind: Kind, senders: Sequence[str], round_id: int, *, to: str = ""
-) -> tuple[str, ...]:
-    """Those of `senders` that have not sent a message of this kind in this round."""
-    return tuple(
-        one for one in senders if index.find(kind, sender=one, to=to, round_id=round_id) is None
-    )
+        The round is complete without it, so too few sites for a sum end the LLM transfer and not
+        the study.
+        """
+        task = self.opening(CONFIDENCE_EXCESS, trained)
+        if task is not None:
+            too_few = isinstance(task, tasks.GiveUp) and task.code == TOO_FEW
+            return None if too_few else task
+        if self.find(Kind.LLM_UPDATE, self.coordinator) is not None:
+            return None
+        inquiry = self.find(Kind.INQUIRY, self.coordinator)
+        if inquiry is None:
+            return tasks.Inquire(round_id=self.round_id)
+        if parse_body(inquiry, InquiryBody).samples:
+            asked = self.present(self.opened_cohort(CONFIDENCE_EXCESS))
+            late = self.silent(Kind.SITE_PATHS, asked, to=self.coordinator)
+            if late:
+                return self.wait("uplink", "site paths", *late)
+        return tasks.ImproveModel(round_id=self.round_id)
 
-
-def _opened_cohort(
-    index: MessageIndex, roster: Roster, round_id: int, purpose: str
-) -> tuple[str, ...]:
-    for number in index.attempts(Kind.OPENED, round_id=round_id, purpose=purpose):
-        cohort = index.find(
-            Kind.COHORT,
-            sender=roster.coordinator.id,
-            round_id=round_id,
-            purpose=purpose,
-            attempt=number,
-        )
-        if cohort is not None:
-            return tuple(parse_body(cohort, CohortBody).sites)
-    return ()
-
-
-def _opening_task(
-    index: MessageIndex,
-    plan: StudyPlan,
-    roster: Roster,
-    round_id: int,
-    purpose: str,
-    alive: tuple[str, ...],
-    given_up: frozenset[tuple[int, str]],
-) -> CoordinatorTask | None:
-    """The coordinator's task in a collective opening; None once it is opened."""
-    coordinator, auditor = roster.coordinator.id, roster.auditor.id
-    attempts = index.attempts(Kind.COHORT, round_id=round_id, purpose=purpose)
-    number = attempts[-1] if attempts else -1
-    attempt = Attempt(round_id=round_id, purpose=purpose, number=number)
-    if not attempts or index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
-        if len(alive) < plan.min_cohort:
-            return GiveUp(
-                code="cohort_too_small",
-                message=f"round {round_id}: {len(alive)} sites are left, "
-                f"{plan.min_cohort} are needed",
-            )
-        return StartAttempt(
-            attempt=Attempt(round_id=round_id, purpose=purpose, number=number + 1),
-            sites=tuple(sorted(alive)),
-        )
-    if index.at(Kind.OPENED, attempt, sender=auditor) is not None:
-        return None
-    refused = index.at(Kind.OPENING_REFUSED, attempt, sender=auditor)
-    if refused is not None:
-        return GiveUp(code="opening_refused", message=fault_of(refused))
-    if index.at(Kind.SUM, attempt, sender=coordinator) is not None:
-        if (round_id, auditor) in given_up:
+    def opening(self, purpose: str, alive: tuple[str, ...]) -> Task | None:
+        """The coordinator's task in a secure aggregation; None once it is opened."""
+        coordinator, auditor, index = self.coordinator, self.auditor, self.index
+        attempts = self.attempts(Kind.COHORT, purpose)
+        attempt = attempts[-1] if attempts else self.attempt(purpose, -1)
+        if not attempts or index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
+            if len(alive) < self.plan.min_cohort:
+                needed = f"{len(alive)} sites are left, {self.plan.min_cohort} are needed"
+                return tasks.GiveUp(code=TOO_FEW, message=f"round {self.round_id}: {needed}")
+            fresh = self.attempt(purpose, attempt.number + 1)
+            return tasks.StartAttempt(attempt=fresh, sites=tuple(sorted(alive)))
+        if index.at(Kind.OPENED, attempt, sender=auditor) is not None:
+            return None
+        refused = index.at(Kind.OPENING_REFUSED, attempt, sender=auditor)
+        if refused is not None:
+            return tasks.GiveUp(code="opening_refused", message=fault_of(refused))
+        if index.at(Kind.SUM, attempt, sender=coordinator) is not None:
+            if (self.round_id, auditor) not in self.given_up:
+                return self.wait("opening", "the opened sum", auditor, attempt=attempt)
             # A second attempt would not help: whether the first was opened is not known here.
-            return GiveUp(
-                code="timeout", message=f"round {round_id}: the auditor did not answer the sum"
-            )
-        return _opening_wait(attempt, "the opened sum", (auditor,))
-    cohort_message = index.at(Kind.COHORT, attempt, sender=coordinator)
-    cohort = tuple(parse_body(cohort_message, CohortBody).sites) if cohort_message else ()
-    gone = tuple(site for site in cohort if site not in alive)
-    if gone:
-        # Late, or what it sent cannot be used: go on among the others, with fresh keys.
-        return AbortAttempt(attempt=attempt, missing=gone)
-    for kind, awaited in ((Kind.MASK_KEY, "mask keys"), (Kind.CONTRIBUTION, "contributions")):
-        sent = index.all_at(kind, attempt)
-        missing = tuple(site for site in cohort if site not in sent)
-        if missing:
-            return _opening_wait(attempt, awaited, missing)
-    return AddUp(attempt=attempt, cohort=cohort)
+            silence = f"round {self.round_id}: the auditor did not answer the sum"
+            return tasks.GiveUp(code="timeout", message=silence)
+        cohort = self.cohort(attempt)
+        gone = tuple(site for site in cohort if site not in alive)
+        if gone:
+            # Late, or what it sent cannot be used: go on among the others, with fresh keys.
+            return tasks.AbortAttempt(attempt=attempt, missing=gone)
+        for kind, awaited in ((Kind.MASK_KEY, "mask keys"), (Kind.CONTRIBUTION, "contributions")):
+            sent = index.all_at(kind, attempt)
+            missing = [site for site in cohort if site not in sent]
+            if missing:
+                return self.wait("opening", awaited, *missing, attempt=attempt)
+        return tasks.AddUp(attempt=attempt, cohort=cohort)
 
+    def present(self, sites: Sequence[str]) -> tuple[str, ...]:
+        """Those that were not given up in this round."""
+        return tuple(site for site in sites if (self.round_id, site) not in self.given_up)
 
-def _opening_wait(attempt: Attempt, awaited: str, parties: tuple[str, ...]) -> Wait:
-    return Wait(
-        step="opening",
-        round_id=attempt.round_id,
-        awaited=awaited,
-        parties=parties,
-        attempt=attempt,
-    )
+    def cohort(self, attempt: Attempt) -> tuple[str, ...]:
+        """The sites of an attempt; none before it has a cohort."""
+        named = self.index.at(Kind.COHORT, attempt, sender=self.coordinator)
+        return () if named is None else tuple(parse_body(named, CohortBody).sites)
+
+    def opened_cohort(self, purpose: str) -> tuple[str, ...]:
+        """The sites whose sum was opened."""
+        cohorts = map(self.cohort, self.attempts(Kind.OPENED, purpose))
+        return next(filter(None, cohorts), ())
+
+    def missing(self) -> str:
+        """What the round lacks of being carried out; empty where it lacks nothing."""
+        return missing_from_round(self.index, self.round_id, plan=self.plan, roster=self.roster)

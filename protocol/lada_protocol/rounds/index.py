@@ -6,22 +6,32 @@ stands exactly where it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.wire.envelope import Envelope
+from lada_protocol.plan import StudyPlan
+from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
+from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try at one collective opening; everything in it is fresh but the noised vectors."""
+    """One try at one secure aggregation; everything in it is fresh but the noised vectors."""
 
     round_id: int
     purpose: str
     number: int
+
+    def fault(self, message: str, *, reason: str, peer: str | None = None) -> PeerError:
+        """An error for what is wrong with the secure aggregation."""
+        message = f"round {self.round_id}, {self.purpose}: {message}"
+        return PeerError(message, reason=reason, peer=peer, round_id=self.round_id)
 
 
 class Slot(NamedTuple):
@@ -41,6 +51,33 @@ def slot_of(envelope: Envelope) -> Slot:
     return Slot(envelope.kind, head.round_id, head.purpose, head.attempt, head.sender, head.to)
 
 
+def sign_message(
+    slot: Slot,
+    body: Mapping[str, Any],
+    payload: bytes,
+    *,
+    plan: StudyPlan,
+    roster: Roster,
+    key: Ed25519PrivateKey,
+) -> Envelope:
+    """The message for a slot, bound to plan and roster and signed by its sender."""
+    header = Header(
+        kind=slot.kind.value,
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        roster_hash=roster.hash,
+        round_id=slot.round_id,
+        attempt=slot.attempt,
+        purpose=slot.purpose,
+        sender=slot.sender,
+        to=slot.to,
+        body=dict(body),
+        payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
+        payload_bytes=len(payload),
+    )
+    return sign_envelope(header, key)
+
+
 @dataclass(slots=True)
 class MessageIndex:
     """Messages of one study and plan, by slot and by hash."""
@@ -50,32 +87,32 @@ class MessageIndex:
     _by_slot: dict[Slot, Envelope] = field(default_factory=dict)
     _by_hash: dict[str, Envelope] = field(default_factory=dict)
 
+    def take(self, envelope: Envelope) -> None:
+        """Add a message if it belongs to this study; a board may hold others."""
+        head = envelope.header
+        if (head.study_id, head.plan_hash) == (self.study_id, self.plan_hash):
+            self.add(envelope)
+
     def add(self, envelope: Envelope) -> None:
         """Add a message; the same message twice is fine.
 
         Raises: PeerError: wrong_study, wrong_plan, equivocation (two messages in one slot).
         """
-        head = envelope.header
+        head, slot = envelope.header, slot_of(envelope)
         if head.study_id != self.study_id:
-            raise PeerError(
+            raise envelope.fault(
                 f"{envelope!r} belongs to study {head.study_id}, not {self.study_id}",
                 reason="wrong_study",
-                peer=head.sender,
             )
         if head.plan_hash != self.plan_hash:
-            raise PeerError(
+            raise envelope.fault(
                 f"{envelope!r} is bound to another plan; ask {head.sender} which plan it was shown",
                 reason="wrong_plan",
-                peer=head.sender,
             )
-        slot = slot_of(envelope)
         known = self._by_slot.get(slot)
         if known is not None and known.message_hash != envelope.message_hash:
-            raise PeerError(
-                f"{head.sender} sent two different messages for {envelope!r}",
-                reason="equivocation",
-                peer=head.sender,
-                round_id=head.round_id,
+            raise envelope.fault(
+                f"{head.sender} sent two different messages for {envelope!r}", reason="equivocation"
             )
         self._by_slot[slot] = envelope
         self._by_hash[envelope.message_hash] = envelope
@@ -93,50 +130,34 @@ class MessageIndex:
         """The message in a slot, or None."""
         return self._by_slot.get(Slot(kind, round_id, purpose, attempt, sender, to))
 
-    def at(self, kind: Kind, attempt: Attempt, *, sender: str) -> Envelope | None:
+    def at(self, kind: Kind, attempt: Attempt, *, sender: str, to: str = "") -> Envelope | None:
         """The message of a sender within an attempt, or None."""
-        return self.find(
-            kind,
-            sender=sender,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
+        place = attempt.round_id, attempt.purpose, attempt.number
+        return self._by_slot.get(Slot(kind, *place, sender, to))
 
     def all_at(self, kind: Kind, attempt: Attempt) -> dict[str, Envelope]:
         """Messages of a kind within an attempt, by sender."""
-        return self.all(
-            kind, round_id=attempt.round_id, purpose=attempt.purpose, attempt=attempt.number
-        )
+        place = kind, attempt.round_id, attempt.purpose, attempt.number
+        return {slot.sender: one for slot, one in self._by_slot.items() if slot[:4] == place}
+
+    def all(self, kind: Kind, *, round_id: int) -> dict[str, Envelope]:
+        """Messages of a kind in a round, outside of attempts, by sender."""
+        return self.all_at(kind, Attempt(round_id=round_id, purpose="", number=0))
 
     def by_hash(self, message_hash: str) -> Envelope | None:
         """The message of that name, or None."""
         return self._by_hash.get(message_hash)
-
-    def all(
-        self, kind: Kind, *, round_id: int | None = None, purpose: str = "", attempt: int = 0
-    ) -> dict[str, Envelope]:
-        """Messages of a kind by sender, for one round (any round where None)."""
-        return {
-            slot.sender: envelope
-            for slot, envelope in self._by_slot.items()
-            if slot.kind is kind
-            and (round_id is None or slot.round_id == round_id)
-            and slot.purpose == purpose
-            and slot.attempt == attempt
-        }
 
     def opened(self, round_id: int, purpose: str, *, auditor: str) -> Envelope:
         """The one opened sum of a round and purpose.
 
         Raises: PeerError: none (missing_message), or two of them (already_opened).
         """
+        place = Kind.OPENED, round_id, purpose
         found = [
-            one
-            for one in self.of_round(round_id)
-            if one.kind is Kind.OPENED
-            and one.header.purpose == purpose
-            and one.header.sender == auditor
+            envelope
+            for slot, envelope in self._by_slot.items()
+            if slot[:3] == place and slot.sender == auditor
         ]
         if len(found) != 1:
             raise PeerError(
@@ -149,13 +170,8 @@ class MessageIndex:
 
     def attempts(self, kind: Kind, *, round_id: int, purpose: str) -> list[int]:
         """Attempts of a (round, purpose) for which a message of this kind is there, ascending."""
-        return sorted(
-            {
-                slot.attempt
-                for slot in self._by_slot
-                if slot.kind is kind and slot.round_id == round_id and slot.purpose == purpose
-            }
-        )
+        place = kind, round_id, purpose
+        return sorted({slot.attempt for slot in self._by_slot if slot[:3] == place})
 
     def of_round(self, round_id: int) -> Iterator[Envelope]:
         """All messages of one round."""

@@ -1,28 +1,28 @@
 """Uplink (DESIGN section 3, step 10): which samples, what is asked and answered, when it counts.
 
-Pure checks. What a site's advantage is, `lada_secure.allocation.confidence_excess` says.
+Pure checks. What a site's confidence excess is, `lada_secure.allocation.confidence_excess` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import PeerError
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
-from lada_secure.method.plan import ADVANTAGE, split_pool, uplink_of
+from lada_secure.method.plan import CONFIDENCE_EXCESS, split_pool, transfer_of
 
 NO_ADAPTERS = "0" * 64
-MAX_PATH_CHARACTERS = 8192
+MAX_RATIONALE_CHARACTERS = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SitePath:
+class SiteRationale:
     """One path of a site's SLM; `sample` is a pool index."""
 
     sample: int
@@ -39,29 +39,25 @@ def parse_inquiry(
 ) -> tuple[int, ...]:
     """The pool indices that sites are asked about.
 
-    Args: opened: the opened advantages of the round.
+    Args: opened: the opened confidence excesses of the round.
     Raises: PeerError(reason="malformed"): not a sorted list of different indices, or not as many
         as the body says. PeerError(reason="bad_inquiry"): more than the budget, a sample that is
-        no candidate, or one on which no site has an advantage.
+        no candidate, or one on which no site has a confidence excess.
     """
-    value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.INQUIRY).max_payload_bytes)
-    if not isinstance(value, list):
-        raise PeerError("inquiry: expected a list of pool indices", reason="malformed")
-    samples = [one for one in value if type(one) is int]
-    if len(samples) != len(value) or samples != sorted(set(samples)):
-        raise PeerError("inquiry: expected different pool indices, ascending", reason="malformed")
+    samples = parse_canonical_json(raw, max_bytes=Kind.INQUIRY.rules.max_payload_bytes)
+    if not isinstance(samples, list):
+        raise PeerError("inquiry: expected a list of pool indices")
+    if any(type(sample) is not int for sample in samples) or samples != sorted(set(samples)):
+        raise PeerError("inquiry: expected different pool indices, ascending")
     if len(samples) != body.samples:
+        raise PeerError(f"inquiry: {len(samples)} samples, its body says {body.samples}")
+    budget = transfer_of(plan).budget
+    if len(samples) > budget:
         raise PeerError(
-            f"inquiry: {len(samples)} samples, its body says {body.samples}", reason="malformed"
-        )
-    uplink = uplink_of(plan)
-    if len(samples) > uplink.budget:
-        raise PeerError(
-            f"inquiry: {len(samples)} samples, the plan allows {uplink.budget}",
-            reason="bad_inquiry",
+            f"inquiry: {len(samples)} samples, the plan allows {budget}", reason="bad_inquiry"
         )
     candidates = set(split_pool(plan).candidates)
-    wrong = [one for one in samples if one not in candidates or opened[one] < 1]
+    wrong = [sample for sample in samples if sample not in candidates or opened[sample] < 1]
     if wrong:
         raise PeerError(
             f"inquiry: sample {wrong[0]} is no candidate, or no site has an advantage on it",
@@ -70,38 +66,36 @@ def parse_inquiry(
     return tuple(samples)
 
 
-def site_paths_bytes(paths: Sequence[SitePath]) -> bytes:
+def site_rationales_bytes(paths: Sequence[SiteRationale]) -> bytes:
     """The payload of `site_paths`."""
-    ordered = sorted(paths, key=lambda one: one.sample)
-    return canonical_json([{"sample": one.sample, "path": one.path} for one in ordered])
+    return canonical_json([asdict(path) for path in sorted(paths, key=lambda path: path.sample)])
 
 
-def parse_site_paths(raw: bytes, *, asked: Sequence[int]) -> tuple[SitePath, ...]:
+def parse_site_rationales(raw: bytes, *, asked: Sequence[int]) -> tuple[SiteRationale, ...]:
     """Read the payload of `site_paths`.
 
     Args: asked: the samples of the inquiry that it answers.
     Raises: PeerError(reason="malformed"): another form, a sample that was not asked about or
         comes twice, or a path that is empty or longer than 8,192 characters.
     """
-    value = parse_canonical_json(raw, max_bytes=kind_rules(Kind.SITE_PATHS).max_payload_bytes)
-    if not isinstance(value, list):
-        raise PeerError("site_paths: expected a list", reason="malformed")
-    found: list[SitePath] = []
-    for row in value:
+    rows = parse_canonical_json(raw, max_bytes=Kind.SITE_PATHS.rules.max_payload_bytes)
+    if not isinstance(rows, list):
+        raise PeerError("site_paths: expected a list")
+    found: list[SiteRationale] = []
+    for row in rows:
         if not isinstance(row, dict) or set(row) != {"sample", "path"}:
-            raise PeerError("site_paths: expected objects with sample and path", reason="malformed")
+            raise PeerError("site_paths: expected objects with sample and path")
         sample, path = row["sample"], row["path"]
         if type(sample) is not int or sample not in asked:
-            raise PeerError("site_paths: a sample that was not asked about", reason="malformed")
-        if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH_CHARACTERS:
+            raise PeerError("site_paths: a sample that was not asked about")
+        if not isinstance(path, str) or not 0 < len(path) <= MAX_RATIONALE_CHARACTERS:
             raise PeerError(
-                f"site_paths: expected texts of 1 to {MAX_PATH_CHARACTERS} characters",
-                reason="malformed",
+                f"site_paths: expected texts of 1 to {MAX_RATIONALE_CHARACTERS} characters"
             )
-        found.append(SitePath(sample=sample, path=path))
-    order = [one.sample for one in found]
+        found.append(SiteRationale(sample=sample, path=path))
+    order = [path.sample for path in found]
     if order != sorted(set(order)):
-        raise PeerError("site_paths: samples out of order, or one twice", reason="malformed")
+        raise PeerError("site_paths: samples out of order, or one twice")
     return tuple(found)
 
 
@@ -114,7 +108,9 @@ def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> 
     return NO_ADAPTERS
 
 
-def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int) -> None:
+def check_transfer(
+    index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int
+) -> None:
     """Check a round's inquiry and update, where there are any, against the plan and each other.
 
     Raises: PeerError(reason="bad_inquiry"): an inquiry without the opened sum that it rests on.
@@ -123,42 +119,46 @@ def check_uplink(index: MessageIndex, *, plan: StudyPlan, coordinator: str, roun
     """
     inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
     update = index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id)
+    uplink = plan.transfer_in(round_id)
 
-    def fault(message: str, reason: str) -> PeerError:
-        return PeerError(
-            f"round {round_id}: {message}", reason=reason, peer=coordinator, round_id=round_id
-        )
+    def fault(message: str, *, reason: str = "wrong_update") -> PeerError:
+        message = f"round {round_id}: {message}"
+        return PeerError(message, reason=reason, peer=coordinator, round_id=round_id)
 
-    uplink = plan.uplink_in(round_id)
     if uplink is None and (inquiry is not None or update is not None):
-        raise fault("the plan has no uplink in this round", "wrong_update")
+        raise fault("the plan has no uplink in this round")
     if inquiry is not None:
         opened = index.by_hash(parse_body(inquiry, InquiryBody).opened)
-        if opened is None or (opened.kind, opened.header.round_id, opened.header.purpose) != (
-            Kind.OPENED,
-            round_id,
-            ADVANTAGE,
-        ):
-            raise fault("the inquiry names no opened advantages of this round", "bad_inquiry")
+        place = opened and (opened.kind, opened.header.round_id, opened.header.purpose)
+        if place != (Kind.OPENED, round_id, CONFIDENCE_EXCESS):
+            names_none = "the inquiry names no opened advantages of this round"
+            raise fault(names_none, reason="bad_inquiry")
     if update is None or uplink is None:
         return
     body = parse_body(update, LlmUpdateBody)
-    if inquiry is None or body.inquiry != inquiry.message_hash:
-        raise fault("the update names another inquiry than the round's", "wrong_update")
-    if body.llm_before != llm_version(index, coordinator=coordinator, before_round=round_id):
-        raise fault("the update starts from another LLM than the study uses", "wrong_update")
-    before = HoldoutScore(right=body.right_before, certainty=body.certainty_before)
-    after = HoldoutScore(right=body.right_after, certainty=body.certainty_after)
+    before = HoldoutScore(right=body.right_before, confidence=body.certainty_before)
+    after = HoldoutScore(right=body.right_after, confidence=body.certainty_after)
+    known = llm_version(index, coordinator=coordinator, before_round=round_id)
     sizes = (
         body.holdout == uplink.holdout,
         body.used <= body.received,
         max(before.right, after.right) <= body.holdout,
-        max(before.certainty, after.certainty) <= body.holdout * uplink.integer_scale,
+        max(before.confidence, after.confidence) <= body.holdout * uplink.integer_scale,
         body.used > 0 or before == after,
     )
-    if not all(sizes):
-        raise fault("the update's figures contradict the plan or each other", "wrong_update")
-    if body.accepted != (body.used > 0 and holdout_agrees(before, after)):
-        raise fault("the update was decided against the hold-out's rule", "wrong_update")
-    if body.accepted == (body.llm_after == body.llm_before):
-        raise fault("the LLM changes exactly where an update was accepted", "wrong_update")
+    checks = {
+        "the update names another inquiry than the round's": (
+            inquiry is not None and body.inquiry == inquiry.message_hash
+        ),
+        "the update starts from another LLM than the study uses": body.llm_before == known,
+        "the update's figures contradict the plan or each other": all(sizes),
+        "the update was decided against the hold-out's rule": (
+            body.accepted == (body.used > 0 and holdout_agrees(before, after))
+        ),
+        "the LLM changes exactly where an update was accepted": (
+            body.accepted == (body.llm_after != body.llm_before)
+        ),
+    }
+    for message, holds in checks.items():
+        if not holds:
+            raise fault(message)

@@ -8,10 +8,10 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt
 from lada_secure.allocation.statistics_parameters import l2_sensitivity
 from lada_secure.errors import PeerError
-from lada_secure.method.plan import ADVANTAGE, STATISTICS, TRAINING
+from lada_secure.method.plan import CONFIDENCE_EXCESS, STATISTICS, TRAINING
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
-from lada_secure.privacy.ledger.book import numeric_parameter
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, ReserveEntry
+from lada_secure.privacy.ledger.terms import numeric_parameter
 
 
 def check_payment(
@@ -25,14 +25,14 @@ def check_payment(
     """Check the reservations behind a contribution of (round, purpose).
 
     Statistics are paid by their own reservation. Demand is post-processing of the same round's
-    statistics, so it names their reservation and costs nothing more; advantages are
+    statistics, so it names their reservation and costs nothing more; confidence excesses are
     post-processing of the round's DP-SGD, all of whose chunks are checked: see
     `check_training_payment`.
 
     Raises: PeerError: unpaid (no such entry, or of another study, plan, round or purpose, or
         without an output), wrong_noise (other noise than the plan's), over_budget.
     """
-    if attempt.purpose == ADVANTAGE:
+    if attempt.purpose == CONFIDENCE_EXCESS:
         check_training_payment(entries, paid_by, plan=plan, round_id=attempt.round_id, site=site)
         return
     where = f"round {attempt.round_id}, {attempt.purpose}, {site}"

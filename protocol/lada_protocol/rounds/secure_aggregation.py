@@ -1,4 +1,4 @@
-"""Collective opening (DESIGN section 3, steps 2 to 5): what is bound, and what is checked.
+"""Secure aggregation (DESIGN section 3, steps 2 to 5): what is bound, and what is checked.
 
 Pure checks over signed messages. The arithmetic lives in `lada_secure.encryption`.
 """
@@ -22,16 +22,14 @@ from lada_protocol.wire.messages import (
 )
 from lada_secure.allocation.statistics_parameters import site_bound
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
+from lada_secure.encryption.parameters import AggregationParameters, aggregation_parameters
 from lada_secure.errors import PeerError
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, split_pool, uplink_of
-
-MAX_OPENED_BYTES = 32 * 1024 * 1024
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, split_pool, transfer_of
 
 
 def purposes_of(plan: StudyPlan) -> tuple[str, ...]:
     """What is opened collectively in a study, in the order of a round."""
-    return (STATISTICS, DEMAND) if plan.uplink is None else (STATISTICS, DEMAND, ADVANTAGE)
+    return (STATISTICS, DEMAND) if plan.uplink is None else (STATISTICS, DEMAND, CONFIDENCE_EXCESS)
 
 
 def purpose_length(plan: StudyPlan, purpose: str) -> int:
@@ -43,12 +41,12 @@ def site_bound_of(plan: StudyPlan, purpose: str) -> int:
     """Largest absolute value of one entry of one site's vector, public and proven.
 
     Statistics: the noised vector is clamped to it. Demand: a site wants a sample or not.
-    Advantage: the clip at the plan's scale.
+    Confidence excess: the clip at the plan's scale.
     """
     if purpose == DEMAND:
         return 1
-    if purpose == ADVANTAGE:
-        return uplink_of(plan).site_bound
+    if purpose == CONFIDENCE_EXCESS:
+        return transfer_of(plan).site_bound
     return site_bound(
         scale=plan.statistics.integer_scale,
         max_units=plan.privacy.max_units,
@@ -56,24 +54,18 @@ def site_bound_of(plan: StudyPlan, purpose: str) -> int:
     )
 
 
-def sum_bound_of(plan: StudyPlan, purpose: str) -> int:
-    """Largest absolute value of one entry of the sum over the largest cohort."""
-    return plan.max_cohort * site_bound_of(plan, purpose)
-
-
-def purpose_parameters(plan: StudyPlan, purpose: str) -> OpeningParameters:
+def purpose_parameters(plan: StudyPlan, purpose: str) -> AggregationParameters:
     """BFV parameters of a purpose; a function of the plan, so no party sends any."""
-    return opening_parameters(
-        length=purpose_length(plan, purpose), sum_bound=sum_bound_of(plan, purpose)
-    )
+    sum_bound = plan.max_cohort * site_bound_of(plan, purpose)
+    return aggregation_parameters(length=purpose_length(plan, purpose), sum_bound=sum_bound)
 
 
 def check_opened_range(values: Sequence[int], plan: StudyPlan, purpose: str, sites: int) -> None:
     """Check an opened sum against what its sites can honestly have sent.
 
     Raises: PeerError(reason="out_of_range"): masks that do not cancel, values that wrapped, an
-        advantage at a sample that is no candidate. PeerError(reason="over_quota"): a demand above
-        the quota.
+        confidence excess at a sample that is no candidate. PeerError(reason="over_quota"): a demand
+        above the quota.
     """
     bound = sites * site_bound_of(plan, purpose)
     low = -bound if purpose == STATISTICS else 0
@@ -84,9 +76,9 @@ def check_opened_range(values: Sequence[int], plan: StudyPlan, purpose: str, sit
             "masks did not cancel or a site sent values out of range",
             reason="out_of_range",
         )
-    if purpose == ADVANTAGE:
+    if purpose == CONFIDENCE_EXCESS:
         elsewhere = set(range(len(values))) - set(split_pool(plan).candidates)
-        if any(values[one] for one in elsewhere):
+        if any(values[sample] for sample in elsewhere):
             raise PeerError(
                 "advantage: an opened entry belongs to a sample that is no candidate",
                 reason="out_of_range",
@@ -104,7 +96,7 @@ def opened_values(raw: bytes, plan: StudyPlan, purpose: str) -> list[int]:
 
     Raises: PeerError(reason="malformed").
     """
-    value = parse_canonical_json(raw, max_bytes=MAX_OPENED_BYTES)
+    value = parse_canonical_json(raw, max_bytes=Kind.OPENED.rules.max_payload_bytes)
     length = purpose_length(plan, purpose)
     if not isinstance(value, list) or len(value) != length:
         raise PeerError(f"opened {purpose}: expected a list of {length} integers")
@@ -119,7 +111,7 @@ def keys_digest(keys: Mapping[str, Envelope]) -> str:
     Contributions built on different key sets carry different digests, so two rosters shown to
     two sites are found before anything is opened.
     """
-    return sha256_hex(canonical_json({site: keys[site].message_hash for site in sorted(keys)}))
+    return sha256_hex(canonical_json({site: key.message_hash for site, key in keys.items()}))
 
 
 def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str) -> bytes:
@@ -141,24 +133,23 @@ def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str)
 def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster) -> Envelope:
     """What a site's vector of this purpose is computed from, of all that the coordinator sent it.
 
-    Statistics: the clusters. Demand: this site's blind scores. Advantage: the round's paths.
+    Statistics: the clusters. Demand: this site's blind scores. Confidence excess: the round's
+    paths.
 
     Raises: PeerError: missing_scores, missing_message.
     """
     coordinator, round_id = roster.coordinator.id, attempt.round_id
     if attempt.purpose == DEMAND:
         found = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
-    elif attempt.purpose == ADVANTAGE:
+    elif attempt.purpose == CONFIDENCE_EXCESS:
         found = index.find(Kind.PATHS, sender=coordinator, round_id=round_id)
     else:
         found = index.find(Kind.CLUSTERS, sender=coordinator)
     if found is None:
-        raise PeerError(
-            f"round {round_id}, {attempt.purpose}: {coordinator} has sent nothing that {site} "
-            "could have computed its vector from",
+        raise attempt.fault(
+            f"{coordinator} has sent nothing that {site} could have computed its vector from",
             reason="missing_scores" if attempt.purpose == DEMAND else "missing_message",
             peer=coordinator,
-            round_id=round_id,
         )
     return found
 
@@ -169,32 +160,24 @@ def check_cohort(cohort: Envelope, *, plan: StudyPlan, roster: Roster) -> tuple[
     Raises: PeerError: unknown_party, cohort_too_small, cohort_too_large, malformed.
     """
     sites = parse_body(cohort, CohortBody).sites
-    head = cohort.header
+    where = f"round {cohort.header.round_id}: cohort"
     if sites != sorted(set(sites)):
-        raise PeerError("cohort is not a sorted list of different sites", reason="malformed")
+        raise cohort.fault("cohort is not a sorted list of different sites")
     known = {party.id for party in roster.sites}
     strangers = [site for site in sites if site not in known]
     if strangers:
-        raise PeerError(
-            f"round {head.round_id}: cohort names {strangers[0]}, which is not in the roster",
-            reason="unknown_party",
-            peer=head.sender,
-            round_id=head.round_id,
+        raise cohort.fault(
+            f"{where} names {strangers[0]}, which is not in the roster", reason="unknown_party"
         )
     if len(sites) < plan.min_cohort:
-        raise PeerError(
-            f"round {head.round_id}: cohort of {len(sites)} sites, at least {plan.min_cohort} "
-            "needed; the round must wait for more sites",
+        raise cohort.fault(
+            f"{where} of {len(sites)} sites, at least {plan.min_cohort} needed; the round must "
+            "wait for more sites",
             reason="cohort_too_small",
-            peer=head.sender,
-            round_id=head.round_id,
         )
     if len(sites) > plan.max_cohort:
-        raise PeerError(
-            f"round {head.round_id}: cohort of {len(sites)} sites, at most {plan.max_cohort}",
-            reason="cohort_too_large",
-            peer=head.sender,
-            round_id=head.round_id,
+        raise cohort.fault(
+            f"{where} of {len(sites)} sites, at most {plan.max_cohort}", reason="cohort_too_large"
         )
     return tuple(sites)
 
@@ -208,23 +191,15 @@ def check_mask_keys(
     """
     missing = [site for site in cohort if site not in keys]
     if missing:
-        raise PeerError(
-            f"round {attempt.round_id}, {attempt.purpose}: no mask key of {missing[0]}",
-            reason="missing_key",
-            round_id=attempt.round_id,
-        )
+        raise attempt.fault(f"no mask key of {missing[0]}", reason="missing_key")
     raw = {site: bytes.fromhex(parse_body(keys[site], MaskKeyBody).public_key) for site in cohort}
     if len(set(raw.values())) != len(raw):
-        raise PeerError(
-            f"round {attempt.round_id}, {attempt.purpose}: two sites show the same mask key",
-            reason="repeated_key",
-            round_id=attempt.round_id,
-        )
+        raise attempt.fault("two sites show the same mask key", reason="repeated_key")
     return raw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpeningRequest:
+class AggregateRequest:
     """What the auditor has verified before it touches a key."""
 
     attempt: Attempt
@@ -234,92 +209,76 @@ class OpeningRequest:
     sum_message: Envelope
 
 
-def check_opening_request(
-    index: MessageIndex,
-    attempt: Attempt,
-    *,
-    plan: StudyPlan,
-    roster: Roster,
-    parameters_digest: str,
-) -> OpeningRequest:
-    """Check everything about an opening that messages alone can show.
+def check_aggregate_request(
+    index: MessageIndex, attempt: Attempt, *, plan: StudyPlan, roster: Roster
+) -> AggregateRequest:
+    """Check everything about a secure aggregation that messages alone can show.
 
     The caller still checks ledgers, recomputes the sum, and makes sure that nothing was opened
     for this round and purpose before.
 
-    Raises: PeerError with the codes of SPEC.md, "Opening".
+    Raises: PeerError with the codes of SPEC.md, section 7.5.
     """
+    coordinator = roster.coordinator.id
     where = f"round {attempt.round_id}, {attempt.purpose}, attempt {attempt.number}"
 
-    def only(kind: Kind) -> Envelope:
-        found = index.at(kind, attempt, sender=roster.coordinator.id)
+    def needed(kind: Kind, found: Envelope | None) -> Envelope:
         if found is None:
             raise PeerError(f"{where}: no {kind} message", reason="missing_message")
         return found
 
-    cohort = check_cohort(only(Kind.COHORT), plan=plan, roster=roster)
+    named = needed(Kind.COHORT, index.at(Kind.COHORT, attempt, sender=coordinator))
+    cohort = check_cohort(named, plan=plan, roster=roster)
     keys = index.all_at(Kind.MASK_KEY, attempt)
     check_mask_keys(cohort, keys, attempt)
     digest = keys_digest({site: keys[site] for site in cohort})
-    sent = index.all_at(Kind.CONTRIBUTION, attempt)
-    named = parse_body(only(Kind.SUM), SumBody).contributions
-    if tuple(sorted(named)) != cohort:
-        raise PeerError(
-            f"{where}: the sum names {sorted(named)}, the cohort is {list(cohort)}",
+    total = needed(Kind.SUM, index.at(Kind.SUM, attempt, sender=coordinator))
+    added = parse_body(total, SumBody).contributions
+    if tuple(sorted(added)) != cohort:
+        raise total.fault(
+            f"{where}: the sum names {sorted(added)}, the cohort is {list(cohort)}",
             reason="wrong_cohort",
-            peer=roster.coordinator.id,
-            round_id=attempt.round_id,
         )
-    shown = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
-    if shown is None:
-        raise PeerError(f"{where}: no {Kind.OPENING_KEY} message", reason="missing_message")
+    opening_key = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
+    shown = needed(Kind.OPENING_KEY, opening_key).message_hash
+    parameters = purpose_parameters(plan, attempt.purpose)
+    sent = index.all_at(Kind.CONTRIBUTION, attempt)
     paid_by: dict[str, str] = {}
     for site in cohort:
         contribution = sent.get(site)
-        if contribution is None or contribution.message_hash != named[site]:
+        if contribution is None or contribution.message_hash != added[site]:
             raise PeerError(
                 f"{where}: no signed contribution of {site} behind the sum",
                 reason="missing_contribution",
                 peer=site,
                 round_id=attempt.round_id,
             )
-        body = parse_body(contribution, ContributionBody)
+        body, who = parse_body(contribution, ContributionBody), f"{where}: {site}"
         if body.keys_digest != digest:
-            raise PeerError(
-                f"{where}: {site} was shown other mask keys than the auditor",
-                reason="different_keys",
-                peer=site,
-                round_id=attempt.round_id,
+            raise contribution.fault(
+                f"{who} was shown other mask keys than the auditor", reason="different_keys"
             )
-        if body.parameters_digest != parameters_digest:
-            raise PeerError(
-                f"{where}: {site} sealed under other parameters than the plan's",
-                reason="wrong_parameters",
-                peer=site,
-                round_id=attempt.round_id,
+        if body.parameters_digest != parameters.digest:
+            raise contribution.fault(
+                f"{who} sealed under other parameters than the plan's", reason="wrong_parameters"
             )
-        if body.opening_key != shown.message_hash:
-            raise PeerError(
-                f"{where}: {site} sealed under another key than the auditor's, message "
-                f"{shown.message_hash[:16]}; got {body.opening_key[:16]}",
+        if body.opening_key != shown:
+            raise contribution.fault(
+                f"{who} sealed under another key than the auditor's, message {shown[:16]}; got "
+                f"{body.opening_key[:16]}",
                 reason="wrong_opening_key",
-                peer=site,
-                round_id=attempt.round_id,
             )
         basis = basis_of(index, attempt, site=site, roster=roster)
         if body.rests_on != basis.message_hash:
-            raise PeerError(
-                f"{where}: {site} was shown another {basis.kind} message by "
-                f"{roster.coordinator.id} than the auditor",
+            raise basis.fault(
+                f"{who} was shown another {basis.kind} message by {coordinator} than the auditor",
                 reason="wrong_basis",
-                peer=roster.coordinator.id,
-                round_id=attempt.round_id,
             )
         paid_by[site] = body.paid_by
-    return OpeningRequest(
+    return AggregateRequest(
         attempt=attempt,
         cohort=cohort,
         contributions={site: sent[site] for site in cohort},
         paid_by=paid_by,
-        sum_message=only(Kind.SUM),
+        sum_message=total,
     )

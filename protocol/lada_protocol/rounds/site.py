@@ -1,174 +1,123 @@
-"""A site's next task, from the message index alone (DESIGN section 3)."""
+"""A site's next task, from the message index alone (SPEC.md, "State machines", Site)."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds import tasks
 from lada_protocol.rounds.admission import admission_of, refused_admission
-from lada_protocol.rounds.completion import ending_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import check_cohort
-from lada_protocol.rounds.tasks import (
-    AnswerInquiry,
-    AskScores,
-    CloseRound,
-    Contribute,
-    Distil,
-    Done,
-    PostMaskKey,
-    ReviewPlan,
-    SiteTask,
-    Wait,
-)
+from lada_protocol.rounds.tasks import Task
+from lada_protocol.rounds.view import RoundView
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
-from lada_secure.errors import PeerError
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 
-def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> SiteTask:
+def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> Task:
     """What the site does next.
 
     Raises: PeerError where the coordinator's messages break the protocol.
     """
-    # First of all: whoever was left out has failed, however the study of the others ended.
-    refused = refused_admission(index, site, roster=roster)
-    if refused is not None:
-        return Done(failure=fault_of(refused))
-    over = study_over(index, plan=plan, roster=roster)
-    if over is not None:
-        return over
-    if index.find(Kind.REFUSAL, sender=site) is not None:
-        return Done(failure=f"{site} refused the plan")
-    if index.find(Kind.ACCEPTANCE, sender=site) is None:
-        return ReviewPlan()
-    coordinator, auditor = roster.coordinator.id, roster.auditor.id
-    if admission_of(index, site, roster=roster) is None:
-        return Wait(step="plan", round_id=0, awaited="the admission", parties=(auditor,))
-    for round_id in range(plan.rounds):
-        if index.find(Kind.CLOSE, sender=site, round_id=round_id) is not None:
-            continue
-        task = _round_task(index, plan, roster, site, round_id)
-        if task is not None:
-            return task
-    return Wait(step="close", round_id=plan.rounds - 1, awaited="the end", parties=(coordinator,))
+    return _SiteView(index=index, plan=plan, roster=roster, site=site).task()
 
 
-def study_over(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Done | None:
-    """Whether the coordinator has ended the study; "finished" counts only where it was."""
-    coordinator = roster.coordinator.id
-    failed = index.find(Kind.FAILED, sender=coordinator)
-    if failed is not None:
-        return Done(failure=fault_of(failed))
-    if index.find(Kind.FINISHED, sender=coordinator) is not None:
-        return Done(failure=ending_of(index, plan=plan, roster=roster).reason or None)
-    return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SiteView(RoundView):
+    site: str
 
+    def task(self) -> Task:
+        site = self.site
+        # First of all: whoever was left out has failed, however the study of the others ended.
+        refused = refused_admission(self.index, site, roster=self.roster)
+        if refused is not None:
+            return tasks.Done(failure=fault_of(refused))
+        over = self.over()
+        if over is not None:
+            return over
+        if self.find(Kind.REFUSAL, site) is not None:
+            return tasks.Done(failure=f"{site} refused the plan")
+        if self.find(Kind.ACCEPTANCE, site) is None:
+            return tasks.ReviewPlan()
+        if admission_of(self.index, site, roster=self.roster) is None:
+            return self.wait("plan", "the admission", self.auditor)
+        last = replace(self, round_id=self.plan.rounds - 1)
+        return self.first_of_rounds() or last.wait("close", "the end", self.coordinator)
 
-def _round_task(
-    index: MessageIndex, plan: StudyPlan, roster: Roster, site: str, round_id: int
-) -> SiteTask | None:
-    """The site's task in one round; None where the round goes on, or went on, without it."""
-    coordinator = roster.coordinator.id
-    transcript = index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
-    took_part = index.find(Kind.TRAINED, sender=site, round_id=round_id) is not None
-    if transcript is not None:
-        return CloseRound(round_id=round_id) if took_part else None
-    task = _opening_task(index, plan, roster, site, round_id, STATISTICS)
-    if task is not None:
-        return task
-    if index.find(Kind.QUERY, sender=site, to=coordinator, round_id=round_id) is None:
-        return AskScores(round_id=round_id)
-    if index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id) is None:
-        return _wait("scoring", round_id, "blind scores", coordinator)
-    task = _opening_task(index, plan, roster, site, round_id, DEMAND)
-    if task is not None:
-        return task
-    if index.find(Kind.PATHS, sender=coordinator, round_id=round_id) is None:
-        return _wait("paths", round_id, "reasoning paths", coordinator)
-    if not took_part:
-        return Distil(round_id=round_id)
-    if plan.uplink_in(round_id) is not None:
-        task = _uplink_task(index, plan, roster, site, round_id)
-        if task is not None:
-            return task
-    return _wait("close", round_id, "the transcript", coordinator)
-
-
-def _uplink_task(
-    index: MessageIndex, plan: StudyPlan, roster: Roster, site: str, round_id: int
-) -> SiteTask | None:
-    """The site's task in the uplink; None once it has answered, or nothing is asked."""
-    coordinator = roster.coordinator.id
-    task = _opening_task(index, plan, roster, site, round_id, ADVANTAGE)
-    if task is not None:
-        return task
-    inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
-    if inquiry is None:
-        return _wait("uplink", round_id, "the inquiry", coordinator)
-    nothing = parse_body(inquiry, InquiryBody).samples == 0
-    answer = index.find(Kind.SITE_PATHS, sender=site, to=coordinator, round_id=round_id)
-    return None if nothing or answer is not None else AnswerInquiry(round_id=round_id)
-
-
-def _opening_task(
-    index: MessageIndex,
-    plan: StudyPlan,
-    roster: Roster,
-    site: str,
-    round_id: int,
-    purpose: str,
-) -> SiteTask | None:
-    """The site's task in a collective opening; None once the sum is opened with it inside."""
-    coordinator, auditor = roster.coordinator.id, roster.auditor.id
-    attempts = index.attempts(Kind.COHORT, round_id=round_id, purpose=purpose)
-    if not attempts:
-        return _wait("opening", round_id, "the cohort", coordinator)
-    attempt = Attempt(round_id=round_id, purpose=purpose, number=attempts[-1])
-    _check_not_opened_before(index, attempt, auditor=auditor)
-    cohort_message = index.at(Kind.COHORT, attempt, sender=coordinator)
-    if cohort_message is None:
-        return _wait("opening", round_id, "the cohort", coordinator)
-    cohort = check_cohort(cohort_message, plan=plan, roster=roster)
-    if site not in cohort:
-        return _wait("opening", round_id, "the next round (not in this cohort)", coordinator)
-    if index.at(Kind.OPENED, attempt, sender=auditor) is not None:
-        return None
-    if index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
-        return _wait("opening", round_id, "a new attempt", coordinator)
-    if index.at(Kind.MASK_KEY, attempt, sender=site) is None:
-        return PostMaskKey(attempt=attempt, cohort=cohort)
-    keys = index.all_at(Kind.MASK_KEY, attempt)
-    missing = tuple(one for one in cohort if one not in keys)
-    if missing:
-        return Wait(
-            step="opening",
-            round_id=round_id,
-            awaited="mask keys",
-            parties=missing,
-            attempt=attempt,
+    def round_task(self) -> Task | None:
+        site, coordinator, round_id = self.site, self.coordinator, self.round_id
+        if self.find(Kind.CLOSE, site) is not None:
+            return None
+        if self.find(Kind.TRANSCRIPT, coordinator) is not None:
+            took_part = self.find(Kind.TRAINED, site) is not None
+            return tasks.CloseRound(round_id=round_id) if took_part else None
+        scores = self.wait("scoring", "blind scores", coordinator)
+        paths = self.wait("paths", "reasoning paths", coordinator)
+        return (
+            self.opening(STATISTICS)
+            or self.until(Kind.QUERY, site, tasks.AskScores(round_id=round_id), to=coordinator)
+            or self.until(Kind.SCORES, coordinator, scores, to=site)
+            or self.opening(DEMAND)
+            or self.until(Kind.PATHS, coordinator, paths)
+            or self.until(Kind.TRAINED, site, tasks.Distil(round_id=round_id))
+            or (self.uplink() if self.plan.transfer_in(round_id) is not None else None)
+            or self.wait("close", "the transcript", coordinator)
         )
-    if index.at(Kind.CONTRIBUTION, attempt, sender=site) is None:
-        return Contribute(attempt=attempt, cohort=cohort)
-    return _wait("opening", round_id, "the opened sum", auditor)
 
+    def uplink(self) -> Task | None:
+        """The site's task in the LLM transfer; None once it has answered, or nothing is asked."""
+        task = self.opening(CONFIDENCE_EXCESS)
+        if task is not None:
+            return task
+        inquiry = self.find(Kind.INQUIRY, self.coordinator)
+        if inquiry is None:
+            return self.wait("uplink", "the inquiry", self.coordinator)
+        if parse_body(inquiry, InquiryBody).samples == 0:
+            return None
+        answer = tasks.AnswerInquiry(round_id=self.round_id)
+        return self.until(Kind.SITE_PATHS, self.site, answer, to=self.coordinator)
 
-def _check_not_opened_before(index: MessageIndex, attempt: Attempt, *, auditor: str) -> None:
-    """A new attempt after an opening would open a second subset: their difference is a site.
+    def opening(self, purpose: str) -> Task | None:
+        """The site's task in a secure aggregation; None once it is opened with the site inside."""
+        site, coordinator, index = self.site, self.coordinator, self.index
+        attempts = self.attempts(Kind.COHORT, purpose)
+        if not attempts:
+            return self.wait("opening", "the cohort", coordinator)
+        attempt = attempts[-1]
+        self.check_not_opened_before(attempt)
+        named = index.at(Kind.COHORT, attempt, sender=coordinator)
+        if named is None:
+            return self.wait("opening", "the cohort", coordinator)
+        cohort = check_cohort(named, plan=self.plan, roster=self.roster)
+        if site not in cohort:
+            return self.wait("opening", "the next round (not in this cohort)", coordinator)
+        if index.at(Kind.OPENED, attempt, sender=self.auditor) is not None:
+            return None
+        if index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
+            return self.wait("opening", "a new attempt", coordinator)
+        keys = index.all_at(Kind.MASK_KEY, attempt)
+        if site not in keys:
+            return tasks.PostMaskKey(attempt=attempt, cohort=cohort)
+        missing = [party for party in cohort if party not in keys]
+        if missing:
+            return self.wait("opening", "mask keys", *missing, attempt=attempt)
+        if index.at(Kind.CONTRIBUTION, attempt, sender=site) is None:
+            return tasks.Contribute(attempt=attempt, cohort=cohort)
+        return self.wait("opening", "the opened sum", self.auditor)
 
-    Raises: PeerError(reason="already_opened").
-    """
-    opened = index.attempts(Kind.OPENED, round_id=attempt.round_id, purpose=attempt.purpose)
-    for number in opened:
-        earlier = Attempt(round_id=attempt.round_id, purpose=attempt.purpose, number=number)
-        if number != attempt.number and index.at(Kind.OPENED, earlier, sender=auditor):
-            raise PeerError(
-                f"round {attempt.round_id}, {attempt.purpose}: attempt {attempt.number} was "
-                f"started although attempt {number} is opened; nothing is sent to it",
-                reason="already_opened",
-                round_id=attempt.round_id,
-            )
+    def check_not_opened_before(self, attempt: Attempt) -> None:
+        """A new attempt after a sum was opened would open a second subset: their difference is
+        a site.
 
-
-def _wait(step: str, round_id: int, awaited: str, party: str) -> Wait:
-    return Wait(step=step, round_id=round_id, awaited=awaited, parties=(party,))
+        Raises: PeerError(reason="already_opened").
+        """
+        for earlier in self.attempts(Kind.OPENED, attempt.purpose):
+            if earlier != attempt and self.index.at(Kind.OPENED, earlier, sender=self.auditor):
+                raise attempt.fault(
+                    f"attempt {attempt.number} was started although attempt {earlier.number} is "
+                    "opened; nothing is sent to it",
+                    reason="already_opened",
+                )

@@ -12,11 +12,44 @@ from dataclasses import dataclass, replace
 from lada_protocol.rounds.index import Attempt
 
 
+class Task:
+    """What a party does next; each one's docstring begins with whose it is."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wait:
+class RoundTask(Task):
+    """Work on one round."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptTask(Task):
+    """Work on one attempt at a secure aggregation."""
+
+    attempt: Attempt
+
+    @property
+    def round_id(self) -> int:
+        """The round of the attempt."""
+        return self.attempt.round_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CohortTask(AttemptTask):
+    """Work on an attempt among the sites of its cohort."""
+
+    cohort: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait(Task):
     """Nothing to do until others have sent something; shown to the operator.
 
-    attempt: of an opening, where the wait is for its messages: the next attempt is another wait.
+    attempt: of a secure aggregation, where the wait is for its messages: the next attempt is
+    another wait.
     """
 
     step: str
@@ -31,202 +64,122 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class Done(Task):
     """The study is over, or failed with a reason that another party gave."""
 
     failure: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewPlan:
+class CloseRound(RoundTask):
+    """Everyone: check and sign the transcript."""
+
+
+class ReviewPlan(Task):
     """Site: accept or refuse the plan under the own policy."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PostMaskKey:
+class PostMaskKey(CohortTask):
     """Site: make a fresh X25519 key for this attempt."""
 
-    attempt: Attempt
-    cohort: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contribute:
+class Contribute(CohortTask):
     """Site: release (once), mask and seal the vector of this purpose."""
 
-    attempt: Attempt
-    cohort: tuple[str, ...]
+
+class AskScores(RoundTask):
+    """Site: train the reward model, encrypt the cell utilities, ask for blind scores."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskScores:
-    """Site: train the data filter, encrypt the cell utilities, ask for blind scores."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distil:
+class Distil(RoundTask):
     """Site: train on the picked paths and the private records."""
 
-    round_id: int
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerInquiry:
+class AnswerInquiry(RoundTask):
     """Site: let the released SLM write paths for the samples that the coordinator asks about."""
 
-    round_id: int
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CloseRound:
-    """Everyone: check and sign the transcript."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PostOpeningKey:
+class PostOpeningKey(Task):
     """Auditor: make the BFV key of one purpose."""
 
     purpose: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdmitSite:
+class AdmitSite(Task):
     """Auditor: compare the ledger that a site accepts with to the own copy; admit or refuse."""
 
     site: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckLedger:
+class CheckLedger(RoundTask):
     """Auditor: verify and countersign what a site appended to its ledger."""
 
     site: str
-    round_id: int
     purpose: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenSum:
+class OpenSum(AttemptTask):
     """Auditor: verify and open one sum, or refuse."""
 
-    attempt: Attempt
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProposePlan:
+class ProposePlan(Task):
     """Coordinator: post plan, pool and clusters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartAttempt:
+class StartAttempt(AttemptTask):
     """Coordinator: name the cohort of a new attempt."""
 
-    attempt: Attempt
     sites: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AbortAttempt:
+class AbortAttempt(AttemptTask):
     """Coordinator: give an attempt up before anything of it was opened."""
 
-    attempt: Attempt
     missing: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddUp:
+class AddUp(CohortTask):
     """Coordinator: add the sealed contributions."""
 
-    attempt: Attempt
-    cohort: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PostMatrix:
+class PostMatrix(RoundTask):
     """Coordinator: commit to the matrix that every query of the round is answered from."""
 
-    round_id: int
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class Score(RoundTask):
     """Coordinator: answer one site's blind query."""
 
-    round_id: int
     site: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WritePaths:
-    """Coordinator: let the LLM write reasoning paths for the samples in demand."""
-
-    round_id: int
+class WriteRationales(RoundTask):
+    """Coordinator: let the LLM write rationales for the samples in demand."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inquire:
+class Inquire(RoundTask):
     """Coordinator: choose the samples on which sites know more than the LLM, and ask for paths."""
 
-    round_id: int
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImproveModel:
+class ImproveModel(RoundTask):
     """Coordinator: train the LLM on the sites' paths; keep it only if the hold-out agrees."""
 
-    round_id: int
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PostTranscript:
+class PostTranscript(RoundTask):
     """Coordinator: list the messages of the round."""
 
-    round_id: int
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
+class Finish(Task):
     """Coordinator: say that the study is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GiveUp:
+class GiveUp(Task):
     """Coordinator: the study cannot go on."""
 
     code: str
     message: str
-
-
-SiteTask = (
-    Wait
-    | Done
-    | ReviewPlan
-    | PostMaskKey
-    | Contribute
-    | AskScores
-    | Distil
-    | AnswerInquiry
-    | CloseRound
-)
-AuditorTask = Wait | Done | PostOpeningKey | AdmitSite | CheckLedger | OpenSum | CloseRound
-CoordinatorTask = (
-    Wait
-    | Done
-    | ProposePlan
-    | StartAttempt
-    | AbortAttempt
-    | AddUp
-    | PostMatrix
-    | Score
-    | WritePaths
-    | Inquire
-    | ImproveModel
-    | PostTranscript
-    | CloseRound
-    | Finish
-    | GiveUp
-)

@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
-from lada_protocol.wire.envelope import Digest, Envelope
+from lada_protocol.wire.envelope import Digest, Envelope, Header, StrictModel
 from lada_protocol.wire.messages import ScoresBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import PeerError
 
-MAX_TRANSCRIPT_BYTES = 16 * 1024 * 1024
 FIRST = "0" * 64
 # Sent after the transcript or about it, so they cannot stand in it.
-_OUTSIDE = frozenset(
-    {
-        Kind.TRANSCRIPT,
-        Kind.CLOSE,
-        Kind.FINISHED,
-        Kind.FAILED,
-        Kind.RECEIPT,
-        Kind.ADMISSION,
-    }
-)
+_OUTSIDE = {Kind.TRANSCRIPT, Kind.CLOSE, Kind.FINISHED, Kind.FAILED, Kind.RECEIPT, Kind.ADMISSION}
+# What a party's work rests on: nobody signs a transcript that leaves one of them out.
+_SUMS_AND_SCORES = {Kind.COHORT, Kind.OPENED, Kind.MATRIX, Kind.SCORES}
+_NEEDED = _SUMS_AND_SCORES | {Kind.PLAN, Kind.PATHS, Kind.INQUIRY, Kind.LLM_UPDATE}
 
 
-class Entry(BaseModel):
+class Entry(StrictModel):
     """One message of a round."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     kind: str
     purpose: str
@@ -41,10 +32,8 @@ class Entry(BaseModel):
     message_hash: Digest
 
 
-class Transcript(BaseModel):
+class Transcript(StrictModel):
     """All messages of one round, sorted, and the hash of the transcript before."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     study_id: str
     plan_hash: Digest
@@ -84,7 +73,7 @@ def _entry(envelope: Envelope) -> Entry:
     )
 
 
-def _order(entry: Entry) -> tuple[str, str, int, str, str]:
+def _order(entry: Entry | Header) -> tuple[str, str, int, str, str]:
     return (entry.kind, entry.purpose, entry.attempt, entry.sender, entry.to)
 
 
@@ -101,19 +90,14 @@ def build_transcript(index: MessageIndex, round_id: int, *, previous: str) -> Tr
 
 
 def parse_transcript(raw: bytes) -> Transcript:
-    """Read a transcript.
-
-    Raises: PeerError(reason="bad_transcript").
-    """
-    value = parse_canonical_json(raw, max_bytes=MAX_TRANSCRIPT_BYTES)
+    """Read a transcript. Raises: PeerError(reason="bad_transcript")."""
+    limit = Kind.TRANSCRIPT.rules.max_payload_bytes
     try:
-        transcript = Transcript.model_validate(value)
+        transcript = Transcript.model_validate(parse_canonical_json(raw, max_bytes=limit))
     except ValidationError as error:
-        raise PeerError(
-            f"transcript: {error.errors()[0]['msg']}", reason="bad_transcript"
-        ) from error
+        raise _bad(error.errors()[0]["msg"]) from error
     if transcript.entries != sorted(transcript.entries, key=_order):
-        raise PeerError("transcript: entries are not sorted", reason="bad_transcript")
+        raise _bad("entries are not sorted")
     return transcript
 
 
@@ -123,47 +107,29 @@ def check_transcript(
     """Check a transcript against what `reader` has seen and sent itself.
 
     Messages that others may have posted late are not demanded; the reader's own, and everything
-    that its work rested on (cohorts, openings, scores, paths, inquiries, updates), are. So is the
-    matrix that scores name, which a site cannot read.
+    that its work rested on (cohorts, secure aggregations, scores, paths, inquiries, updates), are.
+    So is the matrix that scores name, which a site cannot read.
 
     Raises: PeerError(reason="bad_transcript") naming the message.
     """
     if (transcript.study_id, transcript.plan_hash) != (index.study_id, index.plan_hash):
         raise PeerError("transcript belongs to another study or plan", reason="bad_transcript")
     if transcript.round_id != round_id or transcript.previous != previous:
-        raise PeerError(
-            f"transcript of round {round_id} does not follow the one before",
-            reason="bad_transcript",
-            round_id=round_id,
-        )
+        raise _bad("does not follow the one before", round_id)
     listed = {_order(entry): entry.message_hash for entry in transcript.entries}
-    matrices = {one.message_hash for one in transcript.entries if one.kind == Kind.MATRIX}
-    needed = {
-        Kind.COHORT,
-        Kind.OPENED,
-        Kind.MATRIX,
-        Kind.SCORES,
-        Kind.PATHS,
-        Kind.PLAN,
-        Kind.INQUIRY,
-        Kind.LLM_UPDATE,
-    }
+    matrices = {entry.message_hash for entry in transcript.entries if entry.kind == Kind.MATRIX}
     for envelope in index.of_round(round_id):
         if stands_outside(envelope):
             continue
-        stands = listed.get(_order(_entry(envelope)))
-        if stands is None and envelope.header.sender != reader and envelope.kind not in needed:
+        stands = listed.get(_order(envelope.header))
+        if stands is None and envelope.header.sender != reader and envelope.kind not in _NEEDED:
             continue
         if stands != envelope.message_hash:
-            raise PeerError(
-                f"transcript of round {round_id} "
-                f"{'leaves out' if stands is None else 'changes'} {envelope!r}",
-                reason="bad_transcript",
-                round_id=round_id,
-            )
+            raise _bad(f"{'leaves out' if stands is None else 'changes'} {envelope!r}", round_id)
         if envelope.kind is Kind.SCORES and parse_body(envelope, ScoresBody).matrix not in matrices:
-            raise PeerError(
-                f"transcript of round {round_id} lists another matrix than the scores name",
-                reason="bad_transcript",
-                round_id=round_id,
-            )
+            raise _bad("lists another matrix than the scores name", round_id)
+
+
+def _bad(what: str, round_id: int | None = None) -> PeerError:
+    of_round = ":" if round_id is None else f" of round {round_id}"
+    return PeerError(f"transcript{of_round} {what}", reason="bad_transcript", round_id=round_id)

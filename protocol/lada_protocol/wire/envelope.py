@@ -6,19 +6,18 @@ a message of another context never verifies (SPEC.md, "Envelope").
 
 from __future__ import annotations
 
-import hashlib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lada_protocol.kinds import Kind, kind_rules, parse_kind
-from lada_secure.canonical import canonical_json, parse_canonical_json
+from lada_protocol.identity.roster import Roster
+from lada_protocol.kinds import Kind, parse_kind
+from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import ParameterError, PeerError
-
-if TYPE_CHECKING:
-    from lada_protocol.identity.roster import Roster
 
 WIRE_VERSION = 2
 # Domain separation: a header signature can never be taken for a signature over anything else.
@@ -31,13 +30,23 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 StudyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z_]{0,32}$")]
 
-NO_PAYLOAD = hashlib.sha256(b"").hexdigest()
+NO_PAYLOAD = sha256_hex(b"")
 
 
-class Header(BaseModel):
-    """What is signed. `purpose` and `to` are empty where a kind has none; rounds start at 0."""
+class StrictModel(BaseModel):
+    """Base of what is read from foreign JSON: frozen, no unknown fields, nothing converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def first_fault(error: ValidationError, whole: str) -> str:
+    """Where the first fault of a document is, and what; `whole` where it is no single field."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"
+
+
+class Header(StrictModel):
+    """What is signed. `purpose` and `to` are empty where a kind has none; rounds start at 0."""
 
     version: int = WIRE_VERSION
     kind: Annotated[str, Field(max_length=32)]
@@ -60,48 +69,37 @@ class Header(BaseModel):
         return self
 
 
+@dataclass(frozen=True, repr=False, eq=False)
 class Envelope:
     """A header with its exact bytes and a signature that was checked or made here.
 
     Build one with `sign_envelope` or `parse_envelope` only: holding an Envelope means that the
     signature is the sender's.
+
+    header_bytes: the canonical JSON that was signed. signature: 64 bytes of Ed25519.
     """
 
-    __slots__ = ("_header", "_header_bytes", "_kind", "_signature")
+    header: Header
+    header_bytes: bytes
+    signature: bytes
 
-    def __init__(self, header: Header, header_bytes: bytes, signature: bytes) -> None:
-        self._header = header
-        self._header_bytes = header_bytes
-        self._signature = signature
-        self._kind = parse_kind(header.kind)
-
-    @property
-    def header(self) -> Header:
-        """The parsed header."""
-        return self._header
-
-    @property
-    def header_bytes(self) -> bytes:
-        """The canonical JSON that was signed."""
-        return self._header_bytes
-
-    @property
-    def signature(self) -> bytes:
-        """64 bytes of Ed25519."""
-        return self._signature
-
-    @property
+    @cached_property
     def kind(self) -> Kind:
         """The message kind."""
-        return self._kind
+        return parse_kind(self.header.kind)
 
-    @property
+    @cached_property
     def message_hash(self) -> str:
         """SHA-256 of the header bytes, the message's name everywhere."""
-        return hashlib.sha256(self._header_bytes).hexdigest()
+        return sha256_hex(self.header_bytes)
+
+    def fault(self, message: str, *, reason: str = "malformed") -> PeerError:
+        """An error for what is wrong with this message; it names sender and round."""
+        head = self.header
+        return PeerError(message, reason=reason, peer=head.sender, round_id=head.round_id)
 
     def __repr__(self) -> str:
-        head = self._header
+        head = self.header
         return (
             f"Envelope({head.kind}, {head.sender}, round {head.round_id}, "
             f"attempt {head.attempt}, {head.purpose or '-'})"
@@ -128,37 +126,31 @@ def parse_envelope(header_bytes: bytes, signature: bytes, *, roster: Roster) -> 
     try:
         header = Header.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "header"
-        raise PeerError(f"bad header, {where}: {first['msg']}", reason="malformed") from error
+        raise PeerError(f"bad header, {first_fault(error, 'header')}") from error
     if canonical_json(header.model_dump()) != header_bytes:
-        raise PeerError("bad header: a field is missing", reason="malformed")
-    kind = parse_kind(header.kind)
-    party = roster.party(header.sender)
-    rules = kind_rules(kind)
+        raise PeerError("bad header: a field is missing")
+    found = Envelope(header, header_bytes, signature)
+    kind, party = found.kind, roster.party(header.sender)
+    rules = kind.rules
     if party.role not in rules.senders:
-        raise PeerError(
+        raise found.fault(
             f"{kind} may be sent by {sorted(rules.senders)}, {header.sender} is a {party.role}",
             reason="wrong_role",
-            peer=header.sender,
-            round_id=header.round_id,
         )
     if header.roster_hash != roster.hash:
-        raise PeerError(
+        raise found.fault(
             f"{kind} of {header.sender} names another roster; compare roster files out of band",
             reason="wrong_roster",
-            peer=header.sender,
         )
     if header.payload_bytes > rules.max_payload_bytes:
-        raise PeerError(
+        raise found.fault(
             f"{kind} announces {header.payload_bytes} bytes, at most {rules.max_payload_bytes}",
             reason="too_large",
-            peer=header.sender,
         )
     if header.payload_bytes == 0 and header.payload_sha256 != NO_PAYLOAD:
-        raise PeerError(f"{kind}: hash of an empty payload is wrong", peer=header.sender)
+        raise found.fault(f"{kind}: hash of an empty payload is wrong")
     party.verify_signature(signature, SIGNATURE_CONTEXT + header_bytes)
-    return Envelope(header, header_bytes, signature)
+    return found
 
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
@@ -180,11 +172,7 @@ def envelope_from_line(line: bytes, *, roster: Roster) -> Envelope:
     if not isinstance(value, dict) or set(value) != {"header", "signature"}:
         raise PeerError("expected an object with header and signature")
     header, signature = value["header"], value["signature"]
-    if (
-        not isinstance(header, str)
-        or not isinstance(signature, str)
-        or not header.isascii()
-        or not _HEX.fullmatch(signature)
-    ):
+    texts = isinstance(header, str) and isinstance(signature, str)
+    if not (texts and header.isascii() and _HEX.fullmatch(signature)):
         raise PeerError("expected an ASCII header and a signature in lower-case hexadecimal")
     return parse_envelope(header.encode("ascii"), bytes.fromhex(signature), roster=roster)

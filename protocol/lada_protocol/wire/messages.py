@@ -5,14 +5,14 @@ SPEC.md, "Messages", lists every field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from lada_protocol.kinds import Kind
-from lada_protocol.wire.envelope import Digest, Envelope, PartyId
+from lada_protocol.wire.envelope import Digest, Envelope, PartyId, StrictModel, first_fault
 from lada_secure.errors import PeerError
 
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
@@ -21,30 +21,35 @@ Certificate = Annotated[str, Field(max_length=8192)]
 Index = Annotated[int, Field(ge=0)]
 
 
-class Body(BaseModel):
-    """Base of all bodies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+BODIES: dict[Kind, type[Body]] = {}
 
 
-class EmptyBody(Body):
+class Body(StrictModel):
+    """Base of all bodies; each says the body of which kinds it is."""
+
+    def __init_subclass__(cls, *, kinds: Sequence[Kind], **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        BODIES.update(dict.fromkeys(kinds, cls))
+
+
+class EmptyBody(Body, kinds=[Kind.POOL, Kind.CLUSTERS]):
     """For kinds whose payload says everything: pool, clusters."""
 
 
-class CertifiedBody(Body):
+class CertifiedBody(Body, kinds=[Kind.PLAN]):
     """plan: the coordinator's signing certificate (PEM), so that exports prove who signed."""
 
     certificate: Certificate
 
 
-class OpeningKeyBody(Body):
+class OpeningKeyBody(Body, kinds=[Kind.OPENING_KEY]):
     """opening_key: the auditor's BFV public key for one purpose is the payload."""
 
     parameters_digest: Digest
     certificate: Certificate
 
 
-class AcceptanceBody(Body):
+class AcceptanceBody(Body, kinds=[Kind.ACCEPTANCE]):
     """acceptance: the site's signature over the plan hash, and the ledger that it will pay from.
 
     ledger_id, head_index, head_hash: the population's ledger with the decision on this plan.
@@ -59,7 +64,7 @@ class AcceptanceBody(Body):
     new_ledger: bool
 
 
-class AdmissionBody(Body):
+class AdmissionBody(Body, kinds=[Kind.ADMISSION]):
     """admission: the auditor has compared the ledger with its copy; the site may spend.
 
     acceptance: the message hash of what is admitted. known_entries: how many entries of this ledger
@@ -70,20 +75,20 @@ class AdmissionBody(Body):
     known_entries: Index
 
 
-class FaultBody(Body):
+class FaultBody(Body, kinds=[Kind.REFUSAL, Kind.OPENING_REFUSED, Kind.ABORT, Kind.FAILED]):
     """refusal, opening_refused, abort, failed: a stable code and a sentence for people."""
 
     code: ErrorCode
     message: Sentence
 
 
-class CohortBody(Body):
+class CohortBody(Body, kinds=[Kind.COHORT]):
     """cohort: the sites of one attempt; at least the plan's min_cohort."""
 
     sites: Annotated[list[PartyId], Field(min_length=1)]
 
 
-class MaskKeyBody(Body):
+class MaskKeyBody(Body, kinds=[Kind.MASK_KEY]):
     """mask_key: a fresh X25519 public key, 32 bytes in hexadecimal."""
 
     public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -101,7 +106,7 @@ class MaskKeyBody(Body):
         return value
 
 
-class LedgerBody(Body):
+class LedgerBody(Body, kinds=[Kind.LEDGER]):
     """ledger: entries first_index to head_index are the payload, as canonical JSON Lines."""
 
     first_index: Index
@@ -109,18 +114,18 @@ class LedgerBody(Body):
     head_hash: Digest
 
 
-class ReceiptBody(Body):
+class ReceiptBody(Body, kinds=[Kind.RECEIPT]):
     """receipt: the auditor's countersignature over a ledger head; the chain ends there or later."""
 
     head_index: Index
     head_hash: Digest
 
 
-class ContributionBody(Body):
+class ContributionBody(Body, kinds=[Kind.CONTRIBUTION]):
     """contribution: the sealed vector is the payload.
 
-    opening_key: message hash of the opening key that it is sealed under. BFV ciphertexts don't tell
-    one key from another, so this is how a swapped key is found before anything is opened.
+    opening_key: message hash of the aggregate key that it is sealed under. BFV ciphertexts don't
+    tell one key from another, so this is how a swapped key is found before anything is opened.
     rests_on: message hash of what the coordinator gave this site to compute the vector from. A
     coordinator that shows the auditor other scores than the site is found by it.
     """
@@ -132,13 +137,13 @@ class ContributionBody(Body):
     rests_on: Digest
 
 
-class SumBody(Body):
+class SumBody(Body, kinds=[Kind.SUM]):
     """sum: message hashes of the contributions that were added, by site."""
 
     contributions: dict[PartyId, Digest]
 
 
-class OpenedBody(Body):
+class OpenedBody(Body, kinds=[Kind.OPENED]):
     """opened: the opened sum is the payload, as a canonical JSON list of integers."""
 
     contributions: dict[PartyId, Digest]
@@ -146,19 +151,19 @@ class OpenedBody(Body):
     largest: Index
 
 
-class MatrixBody(Body):
+class MatrixBody(Body, kinds=[Kind.MATRIX]):
     """matrix: the private feature matrix that the coordinator commits to is the payload."""
 
     parameters_digest: Digest
 
 
-class QueryBody(Body):
+class QueryBody(Body, kinds=[Kind.QUERY]):
     """query: one CKKS ciphertext per cell is the payload."""
 
     cells: Annotated[int, Field(ge=1, le=100_000)]
 
 
-class ScoresBody(Body):
+class ScoresBody(Body, kinds=[Kind.SCORES]):
     """scores: one CKKS ciphertext per block of the pool is the payload.
 
     query, matrix: message hashes of what was multiplied.
@@ -169,7 +174,7 @@ class ScoresBody(Body):
     pool_size: Annotated[int, Field(ge=1)]
 
 
-class PathsBody(Body):
+class PathsBody(Body, kinds=[Kind.PATHS]):
     """paths: counts of what the LLM wrote; the paths themselves are the payload."""
 
     demanded: Index
@@ -178,30 +183,30 @@ class PathsBody(Body):
     dropped: Index
 
 
-class TrainedBody(Body):
+class TrainedBody(Body, kinds=[Kind.TRAINED]):
     """trained: the ledger entry that paid for this round's DP-SGD."""
 
     paid_by: Digest
 
 
-class InquiryBody(Body):
+class InquiryBody(Body, kinds=[Kind.INQUIRY]):
     """inquiry: the samples that sites are asked about are the payload, 0 or more."""
 
     opened: Digest
     samples: Index
 
 
-class SitePathsBody(Body):
+class SitePathsBody(Body, kinds=[Kind.SITE_PATHS]):
     """site_paths: what the site's released SLM writes on an inquiry's samples is the payload."""
 
     inquiry: Digest
     written: Index
 
 
-class LlmUpdateBody(Body):
+class LlmUpdateBody(Body, kinds=[Kind.LLM_UPDATE]):
     """llm_update: what was tried, what the public hold-out said, and which LLM the study uses now.
 
-    Certainties are sums over the hold-out in steps of 1 / integer_scale. An LLM is named by the
+    Confidences are sums over the hold-out in steps of 1 / integer_scale. An LLM is named by the
     SHA-256 of its adapters, 64 zeros for the one without any.
     """
 
@@ -218,54 +223,23 @@ class LlmUpdateBody(Body):
     llm_after: Digest
 
 
-class TranscriptBody(Body):
+class TranscriptBody(Body, kinds=[Kind.TRANSCRIPT]):
     """transcript: the list of all messages of the round is the payload."""
 
     messages: Index
 
 
-class CloseBody(Body):
+class CloseBody(Body, kinds=[Kind.CLOSE]):
     """close: signature over the transcript of the round."""
 
     transcript_sha256: Digest
 
 
-class FinishedBody(Body):
+class FinishedBody(Body, kinds=[Kind.FINISHED]):
     """finished: the study is over."""
 
     rounds: Index
 
-
-BODIES: Mapping[Kind, type[Body]] = {
-    Kind.PLAN: CertifiedBody,
-    Kind.POOL: EmptyBody,
-    Kind.CLUSTERS: EmptyBody,
-    Kind.OPENING_KEY: OpeningKeyBody,
-    Kind.ACCEPTANCE: AcceptanceBody,
-    Kind.ADMISSION: AdmissionBody,
-    Kind.REFUSAL: FaultBody,
-    Kind.COHORT: CohortBody,
-    Kind.MASK_KEY: MaskKeyBody,
-    Kind.LEDGER: LedgerBody,
-    Kind.RECEIPT: ReceiptBody,
-    Kind.CONTRIBUTION: ContributionBody,
-    Kind.SUM: SumBody,
-    Kind.OPENED: OpenedBody,
-    Kind.OPENING_REFUSED: FaultBody,
-    Kind.ABORT: FaultBody,
-    Kind.MATRIX: MatrixBody,
-    Kind.QUERY: QueryBody,
-    Kind.SCORES: ScoresBody,
-    Kind.PATHS: PathsBody,
-    Kind.TRAINED: TrainedBody,
-    Kind.INQUIRY: InquiryBody,
-    Kind.SITE_PATHS: SitePathsBody,
-    Kind.LLM_UPDATE: LlmUpdateBody,
-    Kind.TRANSCRIPT: TranscriptBody,
-    Kind.CLOSE: CloseBody,
-    Kind.FINISHED: FinishedBody,
-    Kind.FAILED: FaultBody,
-}
 
 B = TypeVar("B", bound=Body)
 
@@ -297,11 +271,5 @@ def parse_body(envelope: Envelope, model: type[B]) -> B:
     try:
         return model.model_validate(envelope.header.body)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise PeerError(
-            f"{envelope.kind} of {envelope.header.sender}, {where}: {first['msg']}",
-            reason="malformed",
-            peer=envelope.header.sender,
-            round_id=envelope.header.round_id,
-        ) from error
+        where = f"{envelope.kind} of {envelope.header.sender}"
+        raise envelope.fault(f"{where}, {first_fault(error, 'body')}") from error

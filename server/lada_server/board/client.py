@@ -11,37 +11,35 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
 from lada_protocol.rounds.secure_aggregation import opened_values
-from lada_protocol.wire.envelope import NO_PAYLOAD, Envelope, Header, sign_envelope
+from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
-from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError
-from lada_server.board.stall_timer import StoragePatience
+from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.store import BoardStore
 
 T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
-class OwnBoard:
+class LocalBoardClient:
     """One study's messages at the coordinator.
 
     `last_sequence` is the place on the board of its own newest message, also after a restart.
-    `place` is the round and step under way, for messages while the storage refuses.
     """
 
     plan: StudyPlan
     roster: Roster
     store: BoardStore
     signing_key: Ed25519PrivateKey
-    patience: StoragePatience
-    place: tuple[int, str] = (0, "plan")
+    stall: StorageStallTimer
     last_sequence: int = 0
     sent_bytes: int = 0
     read_bytes: int = 0
     index: MessageIndex = field(init=False)
     _sequence: int = 0
+    _step: tuple[int, str] = (0, "plan")
 
     def __post_init__(self) -> None:
         self.index = MessageIndex(self.plan.study_id, self.plan.hash)
@@ -51,21 +49,24 @@ class OwnBoard:
         """The coordinator's id."""
         return self.roster.coordinator.id
 
+    def enter(self, round_id: int, step: str) -> None:
+        """Note the round and step under way, for messages while the storage refuses."""
+        self._step = round_id, step
+
     def sync(self, *, wait_s: float) -> None:
         """Take up what is new on the board, waiting so long for the first message."""
-        rows = self._insist(lambda: self.store.visible(self.me, self._sequence, wait_s=wait_s))
+        rows = self._retry(lambda: self.store.visible(self.me, self._sequence, wait_s=wait_s))
         for sequence, envelope in rows:
             self._sequence = sequence
-            head = envelope.header
-            if head.sender == self.me:
+            if envelope.header.sender == self.me:
                 self.last_sequence = sequence
-            if (head.study_id, head.plan_hash) == (self.index.study_id, self.index.plan_hash):
-                self.index.add(envelope)
+            self.index.take(envelope)
 
     def participants(self) -> tuple[str, ...]:
         """Everybody else who has taken part: the auditor, and the sites that accepted the plan."""
         kinds = (Kind.OPENING_KEY, Kind.ACCEPTANCE)
-        return tuple(sorted({one.header.sender for one in self.index if one.kind in kinds}))
+        joined = {message.header.sender for message in self.index if message.kind in kinds}
+        return tuple(sorted(joined))
 
     def refusers(self) -> tuple[str, ...]:
         """Who does not come back to hear how the study ended: refusers, and the refused.
@@ -73,12 +74,12 @@ class OwnBoard:
         A refusal with an addressee is the auditor's: with a purpose it answers a site's ledger,
         without one its acceptance.
         """
-        refusals = [one.header for one in self.index if one.kind is Kind.REFUSAL]
-        return tuple(sorted({one.to or one.sender for one in refusals if not one.purpose}))
+        refusals = [message.header for message in self.index if message.kind is Kind.REFUSAL]
+        return tuple(sorted({head.to or head.sender for head in refusals if not head.purpose}))
 
     def read(self, message_hash: str) -> bytes:
         """The payload of a message."""
-        payload = self._insist(lambda: self.store.payload(message_hash))
+        payload = self._retry(lambda: self.store.payload(message_hash))
         self.read_bytes += len(payload)
         return payload
 
@@ -96,19 +97,6 @@ class OwnBoard:
             )
         return opened_values(self.read(opened.message_hash), self.plan, purpose)
 
-    def post_at(
-        self, kind: Kind, attempt: Attempt, body: Mapping[str, Any], *, payload: bytes = b""
-    ) -> Envelope:
-        """Sign and post a message of an attempt."""
-        return self.post(
-            kind,
-            body,
-            payload=payload,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
-
     def post(
         self,
         kind: Kind,
@@ -116,31 +104,23 @@ class OwnBoard:
         *,
         payload: bytes = b"",
         round_id: int = 0,
-        purpose: str = "",
-        attempt: int = 0,
+        attempt: Attempt | None = None,
         to: str = "",
     ) -> Envelope:
-        """Sign and post a message; the same one again changes nothing."""
-        header = Header(
-            kind=kind.value,
-            study_id=self.plan.study_id,
-            plan_hash=self.plan.hash,
-            roster_hash=self.roster.hash,
-            round_id=round_id,
-            attempt=attempt,
-            purpose=purpose,
-            sender=self.me,
-            to=to,
-            body=dict(body),
-            payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
-            payload_bytes=len(payload),
+        """Sign and post a message; the same one again changes nothing.
+
+        Args: attempt: that it belongs to, instead of a round alone.
+        """
+        at = attempt or Attempt(round_id=round_id, purpose="", number=0)
+        slot = Slot(kind, at.round_id, at.purpose, at.number, self.me, to)
+        envelope = sign_message(
+            slot, body, payload, plan=self.plan, roster=self.roster, key=self.signing_key
         )
-        envelope = sign_envelope(header, self.signing_key)
-        self.last_sequence = self._insist(lambda: self.store.post(envelope, payload))
+        self.last_sequence = self._retry(lambda: self.store.post(envelope, payload))
         self.sent_bytes += len(envelope.header_bytes) + len(payload)
         self.index.add(envelope)
         return envelope
 
-    def _insist(self, action: Callable[[], T]) -> T:
-        round_id, step = self.place
-        return self.patience.insist(action, round_id=round_id, step=step)
+    def _retry(self, action: Callable[[], T]) -> T:
+        round_id, step = self._step
+        return self.stall.retry(action, round_id=round_id, step=step)

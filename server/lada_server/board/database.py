@@ -40,6 +40,10 @@ _POSTGRESQL_OPTIONS: Final = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
+# The server's own look at whether we are still there.
+_SESSION: Final = (
+    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+)
 
 
 class _LockTaken(Exception):
@@ -54,37 +58,29 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self._url = _checked(url)
+        checked = _checked(url)
         self._lock_file: BinaryIO | None = None
         self._write_lock = threading.Lock()
+        self._file = None if checked.drivername.startswith("postgresql") else checked.database
         try:
-            self.reader = _engine(self._url)
+            self.reader = _engine(checked, "BEGIN")
             # One connection: on PostgreSQL it is the one that holds the lock.
-            self.writer = _engine(self._url, pool_size=1, max_overflow=0)
+            self.writer = _engine(checked, "BEGIN IMMEDIATE", pool_size=1, max_overflow=0)
         except ImportError as error:
             raise ParameterError(
                 f"database: the driver of PostgreSQL is not installed ({error}); run "
                 "pip install 'lada-secure[postgres]'"
             ) from error
-        if self.is_sqlite:
-            for engine, begin in ((self.reader, "BEGIN"), (self.writer, "BEGIN IMMEDIATE")):
-                sa.event.listen(engine, "connect", _set_up_sqlite)
-                sa.event.listen(engine, "begin", _beginning(begin))
-        else:
+        if self._file is None:
             sa.event.listen(self.writer, "connect", _set_up_writing_session)
-
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether this is a file."""
-        return self._url.get_backend_name() == "sqlite"
 
     def hold(self) -> None:
         """Become the one process that may write, until `close` or the end of the process.
 
         Raises: ParameterError: another process has it. TransportError: it cannot be reached.
         """
-        if self.is_sqlite:
-            self._lock_file = _locked(Path(f"{self._url.database}.lock"))
+        if self._file is not None:
+            self._lock_file = _locked(Path(f"{self._file}.lock"))
             return
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:
@@ -104,7 +100,7 @@ class Database:
 
         Raises: StorageUnavailable, TransportError: see `database_errors`.
         """
-        return self._patiently(what, self.reader, query)
+        return self._retried(what, self.reader, query)
 
     def write(self, what: str, change: Callable[[Connection], T]) -> T:
         """Run a change in one transaction, on disk when this returns.
@@ -115,7 +111,7 @@ class Database:
         Raises: StorageUnavailable, TransportError: see `database_errors`.
         """
         with self._write_lock:
-            return self._patiently(what, self.writer, change)
+            return self._retried(what, self.writer, change)
 
     def close(self) -> None:
         """Close all connections and let another process have it."""
@@ -123,9 +119,8 @@ class Database:
         self.writer.dispose()
         if self._lock_file is not None:
             self._lock_file.close()
-            self._lock_file = None
 
-    def _patiently(self, what: str, engine: Engine, work: Callable[[Connection], T]) -> T:
+    def _retried(self, what: str, engine: Engine, work: Callable[[Connection], T]) -> T:
         pauses_s = iter(RETRY_PAUSES_S)
         while True:
             try:
@@ -168,33 +163,25 @@ def _checked(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def _engine(url: URL, **pool: int) -> Engine:
-    if url.get_backend_name() == "sqlite":
-        # Transactions begin where we say, not where the driver thinks.
-        return sa.create_engine(url, connect_args={"isolation_level": None}, **pool)
-    options = {name: value for name, value in _POSTGRESQL_OPTIONS.items() if name not in url.query}
-    # pre_ping: a database that was restarted between two calls is reconnected, not reported.
-    return sa.create_engine(url, pool_pre_ping=True, connect_args=options, **pool)
+def _engine(url: URL, begin: str, **pool: int) -> Engine:
+    """Args: begin: how a transaction of SQLite starts."""
+    if url.get_backend_name() == "postgresql":
+        options = {key: value for key, value in _POSTGRESQL_OPTIONS.items() if key not in url.query}
+        # pre_ping: a database that was restarted between two calls is reconnected, not reported.
+        return sa.create_engine(url, pool_pre_ping=True, connect_args=options, **pool)
+    # Transactions begin where we say, not where the driver thinks.
+    engine = sa.create_engine(url, connect_args={"isolation_level": None}, **pool)
+    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
     """WAL lets readers go on while one writes; FULL makes a receipt survive a power cut."""
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _beginning(statement: str) -> Callable[[Connection], None]:
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
-
-    return begin
+    connection.executescript(
+        f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}; PRAGMA journal_mode=WAL; "
+        "PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
+    )
 
 
 def _set_up_writing_session(connection: Any, _record: ConnectionPoolEntry) -> None:
@@ -203,18 +190,14 @@ def _set_up_writing_session(connection: Any, _record: ConnectionPoolEntry) -> No
     Raises: _LockTaken: another session has it. ParameterError: there is no such schema.
     """
     try:
-        with connection.cursor() as cursor:
-            # The server's own look at whether we are still there; a receipt means "on disk".
-            for name, value in (("idle", 30), ("interval", 10), ("count", 3)):
-                cursor.execute(f"SET tcp_keepalives_{name} = {value}")
-            cursor.execute("SHOW synchronous_commit")
-            if cursor.fetchone()[0] == "off":
-                cursor.execute("SET synchronous_commit = on")
-            cursor.execute(
-                "SELECT current_schema(), pg_try_advisory_lock(%s, hashtext(current_schema()))",
-                (LOCK_CLASS,),
-            )
-            schema, held = cursor.fetchone()
+        connection.execute(_SESSION)
+        # A receipt means "on disk".
+        if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
+            connection.execute("SET synchronous_commit = on")
+        schema, held = connection.execute(
+            "SELECT current_schema(), pg_try_advisory_lock(%s, hashtext(current_schema()))",
+            (LOCK_CLASS,),
+        ).fetchone()
         connection.commit()
         if schema is None:
             raise ParameterError(

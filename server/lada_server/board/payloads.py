@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Final
 
-from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.envelope import Envelope, Header
 from lada_protocol.wire.limits import CHUNK_BYTES
 from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.storage.whole_files import replace_file, sync
 from lada_server.board.storage_errors import StorageUnavailable
 
-_LOCK_FILE: Final = "lock"
 _INCOMING: Final = "incoming"
 # Holds the id of the board whose payloads these are.
 _BOARD_FILE: Final = "board"
@@ -24,9 +22,9 @@ _ID_BYTES: Final = 64
 
 
 class PayloadFiles:
-    """The folder of payloads. One process holds it at a time.
+    """The folder of payloads; whoever holds the board's database has it alone.
 
-    Raises: ParameterError: another process holds it. TransportError: the disk refuses.
+    Raises: TransportError: the disk refuses.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,21 +32,8 @@ class PayloadFiles:
         self._incoming = folder / _INCOMING
         try:
             self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = (folder / _LOCK_FILE).open("ab")
         except OSError as error:
             raise TransportError(f"{folder}: cannot be used: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ParameterError(
-                f"{folder} is in use by another coordinator process; stop it first, or give this "
-                "one a state_dir of its own"
-            ) from error
-
-    def close(self) -> None:
-        """Let another process have the folder."""
-        self._lock.close()
 
     def check_unused(self) -> None:
         """Check that no other board has left payloads here, before a new board takes the folder.
@@ -74,7 +59,7 @@ class PayloadFiles:
                 f"board {board_id[:8]}...; name the state_dir and the database that belong "
                 "together. Nothing was changed"
             )
-        missing = [one for one in message_hashes if not self._path(one).is_file()]
+        missing = [name for name in message_hashes if not self._path(name).is_file()]
         if missing:
             raise TransportError(
                 f"{self._folder}: the payloads of {len(missing)} messages are missing, the first "
@@ -85,14 +70,9 @@ class PayloadFiles:
         """Note whose payloads these are; durable. Raises: StorageUnavailable: disk."""
         if self._board_id() == board_id:
             return
-        part = self._incoming / _BOARD_FILE
         try:
-            with part.open("wb") as file:
-                file.write(board_id.encode("ascii"))
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(self._folder / _BOARD_FILE)
-            _sync_folder(self._folder)
+            replace_file(self._folder / _BOARD_FILE, board_id.encode("ascii"))
+            sync(self._folder)
         except OSError as error:
             raise StorageUnavailable(
                 f"{self._folder}: cannot be written: {error.strerror}; free some space"
@@ -106,9 +86,33 @@ class PayloadFiles:
             path.unlink(missing_ok=True)
         return len(stale)
 
-    def begin(self, envelope: Envelope) -> IncomingPayload:
-        """Start to receive the payload that this header announces."""
-        return IncomingPayload(envelope, self._incoming, self._path(envelope.message_hash))
+    @contextmanager
+    def incoming(self, envelope: Envelope) -> Iterator[Path]:
+        """The path of a file to fill with the payload that this header announces.
+
+        At the end of the block it is checked and put in its place, durably, or removed.
+
+        Raises: PeerError: another length or hash than announced (reason "payload_mismatch").
+          StorageUnavailable: disk.
+        """
+        header = envelope.header
+        path = self._incoming / f"{envelope.message_hash}.{secrets.token_hex(8)}"
+        try:
+            yield path
+            check_payload(path, header)
+            target = self._path(envelope.message_hash)
+            target.parent.mkdir(exist_ok=True, mode=0o700)
+            sync(path)
+            path.rename(target)
+            # The receipt promises the payload, so its name must survive a power cut as well.
+            sync(target.parent)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{self._folder}: cannot store a payload of {header.payload_bytes} bytes: "
+                f"{error.strerror}; free some space, the sender tries again"
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
 
     def discard(self, message_hash: str) -> None:
         """Delete the payload of a message that was refused after all."""
@@ -132,9 +136,7 @@ class PayloadFiles:
 
     def _kept(self) -> Iterator[Path]:
         """All complete payloads."""
-        for group in self._folder.iterdir():
-            if group.is_dir() and group != self._incoming:
-                yield from group.iterdir()
+        return (path for path in self._folder.glob("*/*") if path.parent != self._incoming)
 
     def _board_id(self) -> str | None:
         path = self._folder / _BOARD_FILE
@@ -149,103 +151,20 @@ class PayloadFiles:
         return self._folder / message_hash[:2] / message_hash
 
 
-class IncomingPayload:
-    """A payload on its way in; leaving the block without `finish` removes it."""
+def check_payload(path: Path, header: Header) -> None:
+    """Compare a file with what a header announces.
 
-    def __init__(self, envelope: Envelope, incoming: Path, target: Path) -> None:
-        self._header = envelope.header
-        self._path = incoming / f"{target.name}.{secrets.token_hex(8)}"
-        self._target = target
-        self._digest = hashlib.sha256()
-        self._received = 0
-        self._file: BinaryIO
-
-    def __enter__(self) -> Self:
-        try:
-            self._file = self._path.open("xb")
-        except OSError as error:
-            raise self._disk_error(error) from error
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._file.close()
-        except OSError as failure:
-            # Buffered bytes did not fit either; the file goes in any case.
-            if error is None:
-                raise self._disk_error(failure) from failure
-        finally:
-            self._path.unlink(missing_ok=True)
-
-    @property
-    def received_bytes(self) -> int:
-        """Bytes so far; the offset that the next chunk must have."""
-        return self._received
-
-    def write(self, chunk: bytes) -> None:
-        """Append a chunk.
-
-        Raises: PeerError: more bytes than announced (reason "too_large"). TransportError: disk.
-        """
-        if self._received + len(chunk) > self._header.payload_bytes:
-            raise PeerError(
-                f"{self._header.kind} of {self._header.sender}: payload is longer than the "
-                f"{self._header.payload_bytes} bytes that its header announces",
-                reason="too_large",
-                peer=self._header.sender,
-                round_id=self._header.round_id,
-            )
-        try:
-            self._file.write(chunk)
-        except OSError as error:
-            raise self._disk_error(error) from error
-        self._digest.update(chunk)
-        self._received += len(chunk)
-
-    def finish(self) -> None:
-        """Check length and hash, and put the file in its place, durably.
-
-        Raises: PeerError: another length or hash than announced (reason "payload_mismatch").
-        """
-        if (
-            self._received != self._header.payload_bytes
-            or self._digest.hexdigest() != self._header.payload_sha256
-        ):
-            raise PeerError(
-                f"{self._header.kind} of {self._header.sender}: header announces "
-                f"{self._header.payload_bytes} bytes with SHA-256 "
-                f"{self._header.payload_sha256[:16]}..., got {self._received} bytes with "
-                f"{self._digest.hexdigest()[:16]}...",
-                reason="payload_mismatch",
-                peer=self._header.sender,
-                round_id=self._header.round_id,
-            )
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._target.parent.mkdir(exist_ok=True, mode=0o700)
-            self._path.rename(self._target)
-            # The receipt promises the payload, so its name must survive a power cut as well.
-            _sync_folder(self._target.parent)
-        except OSError as error:
-            raise self._disk_error(error) from error
-
-    def _disk_error(self, error: OSError) -> StorageUnavailable:
-        return StorageUnavailable(
-            f"{self._target.parent.parent}: cannot store a payload of "
-            f"{self._header.payload_bytes} bytes: {error.strerror}; free some space, the sender "
-            "tries again"
+    Raises: PeerError: another length or hash (reason "payload_mismatch"). OSError: disk.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    if (size, digest) != (header.payload_bytes, header.payload_sha256):
+        raise PeerError(
+            f"{header.kind} of {header.sender}: header announces {header.payload_bytes} bytes "
+            f"with SHA-256 {header.payload_sha256[:16]}..., got {size} bytes with "
+            f"{digest[:16]}...",
+            reason="payload_mismatch",
+            peer=header.sender,
+            round_id=header.round_id,
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,7 +20,7 @@ LONGEST_PAUSE_S: Final = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
-class StoragePatience:
+class StorageStallTimer:
     """Tries the coordinator's own work on its board again while the storage refuses.
 
     Args: limit_s: how long in one go; after it the refusal is raised, and a restart of the
@@ -31,7 +31,7 @@ class StoragePatience:
     limit_s: float
     _interrupted: bool = False
 
-    def insist(self, action: Callable[[], T], *, round_id: int, step: str) -> T:
+    def retry(self, action: Callable[[], T], *, round_id: int, step: str) -> T:
         """Carry out an action that may be repeated; round and step are for the live view.
 
         Raises: StorageUnavailable: for longer than `limit_s`. Anything else at once.

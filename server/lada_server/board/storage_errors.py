@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -24,39 +24,46 @@ class StorageUnavailable(TransportError):
         self.brief = brief
 
 
-_DAMAGED: Final = (
+class _Fault(NamedTuple):
+    """brief: gone at once. lasting: stays until somebody changes the database or the settings."""
+
+    advice: str
+    brief: bool = False
+    lasting: bool = False
+
+
+_FULL: Final = _Fault("free some space; nothing is lost, the same step is tried again")
+_DAMAGED: Final = _Fault(
     "it is damaged or not a board at all; restore the database and the state folder from the "
-    "same backup"
+    "same backup",
+    lasting=True,
 )
-_FULL: Final = "free some space; nothing is lost, the same step is tried again"
 _RUNNING: Final = "check that it runs and can be reached"
 
-# SQLite's own error names by their beginning.
-_SQLITE: Final = {
+# SQLite's error names and PostgreSQL's SQLSTATEs by their beginning; the first that fits counts.
+_FAULTS: Final = {
     "SQLITE_FULL": _FULL,
-    "SQLITE_IOERR": "the disk failed or is full; check the disk",
-    "SQLITE_BUSY": "another process holds it; see what it is doing",
-    "SQLITE_LOCKED": "another connection holds it; see what it is doing",
-    "SQLITE_READONLY": "it cannot be written; check owner and mode of the file and its folder",
-    "SQLITE_CANTOPEN": "it cannot be opened; check the folder, its owner and its mode",
-}
-# SQLSTATE of PostgreSQL by its beginning: what an operator can end without us.
-_POSTGRESQL: Final = {
+    "SQLITE_IOERR": _Fault("the disk failed or is full; check the disk"),
+    "SQLITE_BUSY": _Fault("another process holds it; see what it is doing"),
+    "SQLITE_LOCKED": _Fault("another connection holds it; see what it is doing"),
+    "SQLITE_READONLY": _Fault(
+        "it cannot be written; check owner and mode of the file and its folder"
+    ),
+    "SQLITE_CANTOPEN": _Fault("it cannot be opened; check the folder, its owner and its mode"),
+    "SQLITE_NOTADB": _DAMAGED,
+    "SQLITE_CORRUPT": _DAMAGED,
     "53100": _FULL,
-    "53": "the server is short of memory or connections",
-    "08": _RUNNING,
-    "57P": _RUNNING,
-    "55P03": "another session holds it; see what it is doing",
-    "25006": "this server takes no writes; name the primary, not a standby",
-    "40": "it asked for the transaction to be repeated",
-}
-# What stays until somebody changes the database or the settings.
-_REFUSED: Final = {
-    "42501": "its user lacks the right; let the user own the database or the schema",
+    "53": _Fault("the server is short of memory or connections"),
+    "08": _Fault(_RUNNING, brief=True),
+    "57P": _Fault(_RUNNING, brief=True),
+    "55P03": _Fault("another session holds it; see what it is doing"),
+    "25006": _Fault("this server takes no writes; name the primary, not a standby"),
+    "40": _Fault("it asked for the transaction to be repeated", brief=True),
+    "42501": _Fault(
+        "its user lacks the right; let the user own the database or the schema", lasting=True
+    ),
     "XX": _DAMAGED,
 }
-# Gone at once, so that a caller need not hear of it: a repeated transaction, a lost connection.
-_BRIEF: Final = ("40", "57P", "08")
 
 
 @contextmanager
@@ -72,32 +79,23 @@ def database_errors(what: str) -> Iterator[None]:
 
 
 def _explained(what: str, error: Exception) -> TransportError:
-    cause = getattr(error, "orig", None)
-    if cause is None and isinstance(error, sqlite3.Error):
-        cause = error
+    cause = error if isinstance(error, sqlite3.Error) else getattr(error, "orig", None)
     if cause is None:
         # SQLAlchemy's own: every connection of the pool is in use, or a fault of ours.
         return StorageUnavailable(f"cannot {what}: {type(error).__name__}; {_RUNNING}")
-    begun = f"cannot {what}: the database says {' '.join(str(cause).split())}"
+    said = f"cannot {what}: the database says {' '.join(str(cause).split())}"
     if isinstance(cause, sqlite3.Error):
-        name = str(getattr(cause, "sqlite_errorname", None) or "SQLITE_ERROR")
-        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-            return TransportError(f"{begun} ({name}); {_DAMAGED}")
-        advice = _advice(_SQLITE, name)
-        if advice is None:
-            return TransportError(f"{begun} ({name})")
-        return StorageUnavailable(f"{begun} ({name}); {advice}")
-    state = str(getattr(cause, "sqlstate", None) or "")
-    lost = isinstance(error, DBAPIError) and error.connection_invalidated
-    if lost or not state:
-        return StorageUnavailable(f"{begun}; {_RUNNING}", brief=lost)
-    begun = f"{begun} (SQLSTATE {state})"
-    advice = _advice(_POSTGRESQL, state)
-    if advice is not None:
-        return StorageUnavailable(f"{begun}; {advice}", brief=state.startswith(_BRIEF))
-    refused = _advice(_REFUSED, state)
-    return TransportError(begun if refused is None else f"{begun}; {refused}")
-
-
-def _advice(table: Mapping[str, str], name: str) -> str | None:
-    return next((text for start, text in table.items() if name.startswith(start)), None)
+        code = str(getattr(cause, "sqlite_errorname", None) or "SQLITE_ERROR")
+        said += f" ({code})"
+    else:
+        code = str(getattr(cause, "sqlstate", None) or "")
+        lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        if lost or not code:
+            return StorageUnavailable(f"{said}; {_RUNNING}", brief=lost)
+        said += f" (SQLSTATE {code})"
+    fault = next((fault for start, fault in _FAULTS.items() if code.startswith(start)), None)
+    if fault is None:
+        return TransportError(said)
+    if fault.lasting:
+        return TransportError(f"{said}; {fault.advice}")
+    return StorageUnavailable(f"{said}; {fault.advice}", brief=fault.brief)

@@ -12,22 +12,28 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import kind_rules, may_read
+from lada_protocol.kinds import may_read
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.limits import MAX_LIST_BYTES, MAX_LIST_ENTRIES, MAX_WAIT_S
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError, TransportError
-from lada_server.board import schema
 from lada_server.board.database import Database
 from lada_server.board.metadata import open_board
 from lada_server.board.payloads import PayloadFiles
-from lada_server.board.rows import insert_message, known_sequence, stored_bytes
+from lada_server.board.schema import (
+    insert_message,
+    known_sequence,
+    messages,
+    metadata,
+    readers,
+    stored_bytes,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -44,13 +50,6 @@ class BoardEntry:
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _StoredPayload:
-    sender: str
-    payload_sha256: str
-    payload_bytes: int
-
-
 class BoardStore:
     """Messages in a database (SQLite or PostgreSQL by URL), payloads in files.
 
@@ -58,7 +57,7 @@ class BoardStore:
 
     Args: url: SQLAlchemy URL. payload_dir: folder of this board alone. roster: who may post and
       read; a board keeps to the roster it was opened with first.
-    Raises: ParameterError: the database belongs to another roster, payload folder or newer
+    Raises: ParameterError: the database belongs to another roster, payload folder or
       version, or another process has the board. TransportError: database or disk cannot be
       reached, or are damaged.
     """
@@ -88,10 +87,9 @@ class BoardStore:
                 lambda connection: open_board(connection, roster=roster, payloads=self._payloads),
             )
             self._payloads.remember(board_id)
-            removed = self._payloads.sweep(lambda name: self._find(name, None) is not None)
+            removed = self._payloads.sweep(lambda name: self._find(name) is not None)
         except BaseException:
             self._database.close()
-            self._payloads.close()
             raise
         if removed:
             LOG.warning("removed %d unfinished payload files", removed)
@@ -102,12 +100,10 @@ class BoardStore:
         return self._roster
 
     def close(self) -> None:
-        """End all waits and release database and folder."""
-        with self._news:
-            self._closed = True
-            self._news.notify_all()
+        """End all waits and release the database."""
+        self._closed = True
+        self.wake()
         self._database.close()
-        self._payloads.close()
 
     def post(self, envelope: Envelope, payload: bytes = b"") -> int:
         """Put a message on the board; the same message again returns the same sequence.
@@ -116,7 +112,7 @@ class BoardStore:
           "wrong_role", "wrong_roster", "bad_addressee", "too_large", "payload_mismatch", "quota".
           TransportError: database or disk.
         """
-        return self.receive(envelope, iter((payload,)))
+        return self.receive(envelope, lambda path: path.write_bytes(payload))
 
     def admit(self, envelope: Envelope) -> int | None:
         """What `post` checks before it takes any payload; the sequence where it is there already.
@@ -143,18 +139,16 @@ class BoardStore:
             )
         return known
 
-    def receive(self, envelope: Envelope, chunks: Iterator[bytes]) -> int:
-        """Like `post`, with the payload in pieces; it is never held in memory as a whole.
+    def receive(self, envelope: Envelope, fill: Callable[[Path], object]) -> int:
+        """Like `post`, with a function that puts the payload into a file.
 
-        Pieces are not read where the message is on the board already or is refused.
+        It is not called where the message is on the board already or is refused.
         """
         known = self.admit(envelope)
         if known is not None:
             return known
-        with self._payloads.begin(envelope) as incoming:
-            for chunk in chunks:
-                incoming.write(chunk)
-            incoming.finish()
+        with self._payloads.incoming(envelope) as path:
+            fill(path)
         return self._insert(envelope)
 
     def entries(
@@ -199,8 +193,11 @@ class BoardStore:
     ) -> list[tuple[int, Envelope]]:
         """Like `entries`, with the envelopes parsed and their signatures checked again."""
         return [
-            (one.sequence, parse_envelope(one.header_bytes, one.signature, roster=self._roster))
-            for one in self.entries(reader, after, wait_s=wait_s)
+            (
+                entry.sequence,
+                parse_envelope(entry.header_bytes, entry.signature, roster=self._roster),
+            )
+            for entry in self.entries(reader, after, wait_s=wait_s)
         ]
 
     def wait_until_read(
@@ -219,8 +216,8 @@ class BoardStore:
         """
 
         def behind() -> tuple[str, ...]:
-            readers = sorted({*expected, *self._read_to} - {self._roster.coordinator.id, *without})
-            return tuple(one for one in readers if self._read_to.get(one, 0) < sequence)
+            awaited = sorted({*expected, *self._read_to} - {self._roster.coordinator.id, *without})
+            return tuple(party for party in awaited if self._read_to.get(party, 0) < sequence)
 
         with self._news:
             self._news.wait_for(lambda: not behind() or self._closed, timeout=timeout_s)
@@ -228,8 +225,10 @@ class BoardStore:
 
     def check(self) -> None:
         """Whether the database answers. Raises: TransportError: it does not."""
-        query = sa.select(schema.facts.c.name).limit(1)
-        self._database.read("ask the board's database", lambda one: one.execute(query).all())
+        query = sa.select(metadata.c.name).limit(1)
+        self._database.read(
+            "ask the board's database", lambda connection: connection.execute(query).all()
+        )
 
     def wake(self) -> None:
         """Let all waits look whether their caller is gone."""
@@ -268,7 +267,7 @@ class BoardStore:
         """What `parse_envelope` cannot know or the caller may have skipped."""
         header = envelope.header
         party = self._roster.party(header.sender)
-        rules = kind_rules(envelope.kind)
+        rules = envelope.kind.rules
         fault: tuple[str, str] | None = None
         if header.roster_hash != self._roster.hash:
             fault = "wrong_roster", f"names roster {header.roster_hash[:16]}..."
@@ -290,12 +289,10 @@ class BoardStore:
 
     def _select(self, reader: str, after: int) -> list[BoardEntry]:
         query = (
-            sa.select(
-                schema.messages.c.sequence, schema.messages.c.header, schema.messages.c.signature
-            )
-            .join(schema.readers, schema.readers.c.sequence == schema.messages.c.sequence)
-            .where(schema.readers.c.reader == reader, schema.readers.c.sequence > after)
-            .order_by(schema.readers.c.sequence)
+            sa.select(messages.c.sequence, messages.c.header, messages.c.signature)
+            .join(readers)
+            .where(readers.c.reader == reader, readers.c.sequence > after)
+            .order_by(readers.c.sequence)
             .limit(MAX_LIST_ENTRIES)
         )
 
@@ -313,7 +310,7 @@ class BoardStore:
 
         return self._database.read("list messages", first)
 
-    def _known(self, message_hash: str, reader: str | None = None) -> _StoredPayload:
+    def _known(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any]:
         stored = self._find(message_hash, reader)
         if stored is None:
             raise PeerError(
@@ -323,19 +320,16 @@ class BoardStore:
             )
         return stored
 
-    def _find(self, message_hash: str, reader: str | None) -> _StoredPayload | None:
-        table = schema.messages
-        query = sa.select(table.c.sender, table.c.payload_sha256, table.c.payload_bytes).where(
-            table.c.message_hash == message_hash
-        )
+    def _find(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any] | None:
+        """Sender, `payload_sha256` and `payload_bytes` of a message, if `reader` may see it."""
+        query = sa.select(
+            messages.c.sender, messages.c.payload_sha256, messages.c.payload_bytes
+        ).where(messages.c.message_hash == message_hash)
         if reader is not None:
-            query = query.join(schema.readers, schema.readers.c.sequence == table.c.sequence).where(
-                schema.readers.c.reader == reader
-            )
-        row = self._database.read("look up a message", lambda one: one.execute(query).one_or_none())
-        if row is None:
-            return None
-        return _StoredPayload(sender=row[0], payload_sha256=row[1], payload_bytes=row[2])
+            query = query.join(readers).where(readers.c.reader == reader)
+        return self._database.read(
+            "look up a message", lambda connection: connection.execute(query).one_or_none()
+        )
 
     def _insert(self, envelope: Envelope) -> int:
         header = envelope.header
@@ -355,12 +349,7 @@ class BoardStore:
             known = known_sequence(connection, envelope)
             if known is not None:
                 return known
-            sequence = insert_message(connection, envelope, self._clock())
-            connection.execute(
-                schema.readers.insert(),
-                [{"reader": one, "sequence": sequence} for one in audience],
-            )
-            return sequence
+            return insert_message(connection, envelope, audience, self._clock())
 
         try:
             sequence = self._database.write("store a message", insert)
@@ -369,8 +358,8 @@ class BoardStore:
             raise
         # Also where it was there already: a commit whose answer was lost has woken nobody yet.
         with self._news:
-            for one in audience:
-                self._newest[one] = max(self._newest[one], sequence)
+            for reader in audience:
+                self._newest[reader] = max(self._newest[reader], sequence)
             self._news.notify_all()
         LOG.info(
             "message %d: %s of %s, round %d, %d bytes",

@@ -6,7 +6,7 @@ a request can say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -22,12 +22,7 @@ from lada_secure.errors import PeerError
 
 # The coordinator works on its own board in its own process. Whoever dials with the coordinator's
 # key is not it, so no method lets it in.
-METHOD_ROLES: Final[Mapping[str, frozenset[Role]]] = {
-    "Post": frozenset({Role.SITE, Role.AUDITOR}),
-    "Progress": frozenset({Role.SITE, Role.AUDITOR}),
-    "List": frozenset({Role.SITE, Role.AUDITOR}),
-    "Fetch": frozenset({Role.SITE, Role.AUDITOR}),
-}
+CALLING_ROLES: Final = frozenset({Role.SITE, Role.AUDITOR})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +58,7 @@ class Callers:
         party = self.roster.party_with_tls_key(key_fingerprint(certificate))
         caller = Caller(party=party, certificate=certificate)
         self.check(caller)
-        if party.role not in METHOD_ROLES[method]:
+        if party.role not in CALLING_ROLES:
             raise PeerError(
                 f"a {party.role} may not call {method}", reason="wrong_role", peer=party.id
             )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import Final, NoReturn
 
 import grpc
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.limits import CHUNK_BYTES, MAX_WAIT_S, REASON_KEY
@@ -51,133 +51,92 @@ _STATUS: Final = {
     "quota": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
-_Result = TypeVar("_Result")
 
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoardCalls:
     """Answers the calls of one board."""
 
-    def __init__(
-        self,
-        *,
-        store: BoardStore,
-        roster: Roster,
-        callers: Callers,
-        gate: CallGate,
-        uploads: Uploads,
-        presence: Presence,
-    ) -> None:
-        self._store = store
-        self._roster = roster
-        self._callers = callers
-        self._gate = gate
-        self._uploads = uploads
-        self._presence = presence
+    store: BoardStore
+    callers: Callers
+    gate: CallGate
+    uploads: Uploads
+    presence: Presence
 
     def post(
         self, frames: Iterator[lada_pb2.PostFrame], context: grpc.ServicerContext
     ) -> lada_pb2.Receipt:
         """One message with its payload, or the rest of it."""
-
-        def answer(caller: Caller) -> lada_pb2.Receipt:
+        with self._call(context, "Post") as caller:
             envelope = self._opening(frames, caller)
-            sequence = self._store.admit(envelope)
-            if sequence is None and envelope.header.payload_bytes <= CHUNK_BYTES:
-                chunks = (data for _, data in self._chunks(frames, caller))
-                sequence = self._store.receive(envelope, chunks)
+            sequence = self.store.admit(envelope)
+            if envelope.header.payload_bytes > CHUNK_BYTES:
+                with self.uploads.begin(caller.party.id, envelope) as upload:
+                    if sequence is None:
+                        sequence = self._take_in(upload, envelope, frames, caller, context)
+                    upload.discard()
             elif sequence is None:
-                with self._uploads.begin(caller.party.id, envelope) as upload:
-                    sequence = self._take_in(upload, envelope, frames, caller, context)
-            else:
-                # A process killed between taking the message over and dropping its upload.
-                self._uploads.forget(caller.party.id, envelope.message_hash)
+                chunks = self._chunks(frames, caller, envelope)
+                sequence = self.store.post(envelope, b"".join(data for _, data in chunks))
             return lada_pb2.Receipt(
                 sequence=sequence, message_sha256=bytes.fromhex(envelope.message_hash)
             )
-
-        return self._answer(context, "Post", answer)
 
     def progress(
         self, request: lada_pb2.ProgressRequest, context: grpc.ServicerContext
     ) -> lada_pb2.ProgressReply:
         """How much of a payload of the caller's has arrived."""
-
-        def answer(caller: Caller) -> lada_pb2.ProgressReply:
+        with self._call(context, "Progress") as caller:
             message_hash = _message_hash(request.message_sha256, caller)
             try:
-                self._store.payload_chunks(message_hash, reader=caller.party.id, offset=0)
+                self.store.payload_chunks(message_hash, reader=caller.party.id, offset=0)
             except PeerError:
-                arrived = self._uploads.progress(caller.party.id, message_hash)
+                arrived = self.uploads.progress(caller.party.id, message_hash)
                 return lada_pb2.ProgressReply(on_board=False, offset=arrived)
             return lada_pb2.ProgressReply(on_board=True)
-
-        return self._answer(context, "Progress", answer)
 
     def list(
         self, request: lada_pb2.ListRequest, context: grpc.ServicerContext
     ) -> lada_pb2.ListReply:
         """Messages after a sequence; waits for the first."""
-
-        def answer(caller: Caller) -> lada_pb2.ListReply:
+        with self._call(context, "List") as caller:
             # A caller that hangs up gives its thread back at once.
-            context.add_callback(self._store.wake)
-            found = self._store.entries(
+            context.add_callback(self.store.wake)
+            found = self.store.entries(
                 caller.party.id,
                 request.after_sequence,
                 wait_s=min(request.wait_ms / 1000, MAX_WAIT_S),
-                gone=lambda: not context.is_active() or not self._callers.welcome(caller),
+                gone=lambda: not context.is_active() or not self.callers.welcome(caller),
             )
             # Revoked while it waited: it gets the reason and not the messages.
-            self._callers.check(caller)
-            return lada_pb2.ListReply(
-                entries=[
-                    lada_pb2.Entry(
-                        sequence=one.sequence, header=one.header_bytes, signature=one.signature
-                    )
-                    for one in found
-                ]
-            )
-
-        return self._answer(context, "List", answer)
+            self.callers.check(caller)
+            entries = [
+                lada_pb2.Entry(
+                    sequence=entry.sequence, header=entry.header_bytes, signature=entry.signature
+                )
+                for entry in found
+            ]
+            return lada_pb2.ListReply(entries=entries)
 
     def fetch(
         self, request: lada_pb2.FetchRequest, context: grpc.ServicerContext
     ) -> Iterable[lada_pb2.Chunk]:
         """A payload from an offset on."""
-        try:
-            with self._call(context, "Fetch") as caller:
-                offset = request.offset
-                for data in self._store.payload_chunks(
-                    _message_hash(request.message_sha256, caller),
-                    reader=caller.party.id,
-                    offset=offset,
-                ):
-                    self._callers.check(caller)
-                    self._account(caller, down_bytes=len(data))
-                    yield lada_pb2.Chunk(
-                        offset=offset, data=data, sha256=hashlib.sha256(data).digest()
-                    )
-                    offset += len(data)
-        except LadaError as error:
-            self._abort(context, error)
+        with self._call(context, "Fetch") as caller:
+            message_hash, offset = _message_hash(request.message_sha256, caller), request.offset
+            chunks = self.store.payload_chunks(message_hash, reader=caller.party.id, offset=offset)
+            for data in chunks:
+                self.callers.check(caller)
+                self._account(caller, down_bytes=len(data))
+                yield lada_pb2.Chunk(offset=offset, data=data, sha256=hashlib.sha256(data).digest())
+                offset += len(data)
 
     @contextmanager
     def _call(self, context: grpc.ServicerContext, method: str) -> Iterator[Caller]:
-        caller = self._callers.identify(context, method)
-        party = caller.party.id
-        with self._gate.call(party):
-            self._presence.began(party)
-            try:
-                yield caller
-            finally:
-                self._presence.ended(party)
-
-    def _answer(
-        self, context: grpc.ServicerContext, method: str, answer: Callable[[Caller], _Result]
-    ) -> _Result:
+        """One call of one party, within its limits; an error of ours ends it with a status."""
         try:
-            with self._call(context, method) as caller:
-                return answer(caller)
+            caller = self.callers.identify(context, method)
+            with self.gate.call(caller.party.id), self.presence.call(caller.party.id):
+                yield caller
         except LadaError as error:
             self._abort(context, error)
 
@@ -188,7 +147,7 @@ class BoardCalls:
         if len(frame.opening.signature) != _SIGNATURE_BYTES:
             raise PeerError("signature: expected 64 bytes", reason="bad_signature", peer=party.id)
         envelope = parse_envelope(
-            frame.opening.header, frame.opening.signature, roster=self._roster
+            frame.opening.header, frame.opening.signature, roster=self.store.roster
         )
         if envelope.header.sender != party.id:
             raise PeerError(
@@ -211,25 +170,25 @@ class BoardCalls:
         context: grpc.ServicerContext,
     ) -> int:
         """The rest of a payload of more than one chunk, which may come in several posts."""
-        for offset, data in self._chunks(frames, caller, after=upload.received_bytes):
+        for offset, data in self._chunks(frames, caller, envelope, after=upload.received_bytes):
             upload.write(offset, data)
-        if upload.received_bytes < envelope.header.payload_bytes and not context.is_active():
-            raise TransportError(
-                f"the connection of {caller.party.id} broke after {upload.received_bytes} bytes"
-            )
-        try:
-            sequence = self._store.receive(envelope, upload.read())
-        except PeerError:
+        if upload.received_bytes < envelope.header.payload_bytes:
+            if not context.is_active():
+                raise TransportError(
+                    f"the connection of {caller.party.id} broke after {upload.received_bytes} bytes"
+                )
             # A link that breaks can look like a stream that ended early, so a part that is merely
             # too short is kept for the next post.
-            if upload.received_bytes == envelope.header.payload_bytes:
-                upload.discard()
-            raise
-        upload.discard()
-        return sequence
+            upload.check()
+        return self.store.receive(envelope, upload.move)
 
     def _chunks(
-        self, frames: Iterator[lada_pb2.PostFrame], caller: Caller, *, after: int = 0
+        self,
+        frames: Iterator[lada_pb2.PostFrame],
+        caller: Caller,
+        envelope: Envelope,
+        *,
+        after: int = 0,
     ) -> Iterator[tuple[int, bytes]]:
         """Offset and data of every chunk, in order, each as its hash says.
 
@@ -238,7 +197,7 @@ class BoardCalls:
         party, expected = caller.party.id, {0, after}
         for frame in frames:
             chunk = frame.chunk
-            self._callers.check(caller)
+            self.callers.check(caller)
             if frame.WhichOneof("frame") != "chunk" or chunk.offset not in expected:
                 raise PeerError(f"expected the chunk at offset {max(expected)}", peer=party)
             if not 0 < len(chunk.data) <= CHUNK_BYTES:
@@ -251,13 +210,21 @@ class BoardCalls:
                     reason="payload_mismatch",
                     peer=party,
                 )
+            if chunk.offset + len(chunk.data) > envelope.header.payload_bytes:
+                raise PeerError(
+                    f"{envelope.header.kind} of {party}: payload is longer than the "
+                    f"{envelope.header.payload_bytes} bytes that its header announces",
+                    reason="too_large",
+                    peer=party,
+                    round_id=envelope.header.round_id,
+                )
             expected = {chunk.offset + len(chunk.data)}
             self._account(caller, up_bytes=len(chunk.data))
             yield chunk.offset, chunk.data
 
     def _account(self, caller: Caller, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
-        self._presence.moved(caller.party.id, up_bytes=up_bytes, down_bytes=down_bytes)
-        pause_s = self._gate.pause_s(caller.party.id, up_bytes + down_bytes)
+        self.presence.moved(caller.party.id, up_bytes=up_bytes, down_bytes=down_bytes)
+        pause_s = self.gate.pause_s(caller.party.id, up_bytes + down_bytes)
         if pause_s > 0:
             # In the party's own thread: HTTP/2 flow control passes the pause on to its sender.
             time.sleep(pause_s)
@@ -268,7 +235,7 @@ class BoardCalls:
         if isinstance(error, PeerError):
             reason = error.reason
             status = _STATUS.get(reason, grpc.StatusCode.INVALID_ARGUMENT)
-            self._presence.refused(error.peer, reason)
+            self.presence.refused(error.peer, reason)
             LOG.warning(
                 "refused a call of %s: %s (%s)",
                 error.peer or "an unknown peer",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Final
 
-from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import ParameterError, PeerError
 
 # Codes of requests that no working client sends; a few may be an accident, many are not.
-RUBBISH: Final = frozenset(
+INVALID_REQUESTS: Final = frozenset(
     {
         "malformed",
         "payload_mismatch",
@@ -45,51 +44,39 @@ class PeerLimits:
     cut_off_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if (
-            min(
-                self.calls_per_s,
-                self.burst_calls,
-                self.concurrent_calls,
-                self.bytes_per_s,
-                self.faults_per_minute,
-                self.cut_off_s,
-            )
-            < 1
-        ):
+        if min(astuple(self)) < 1:
             raise ParameterError("limits of a peer: each must be at least 1")
 
 
-def peer_limits(settings: TransportSettings) -> PeerLimits:
-    """The limits that a coordinator's settings name."""
-    return PeerLimits(
-        calls_per_s=settings.calls_per_s,
-        burst_calls=settings.burst_calls,
-        concurrent_calls=settings.concurrent_calls,
-        bytes_per_s=settings.bytes_per_s,
-    )
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Bucket:
     """Tokens that come back at a rate; may go below zero where the caller waits for it."""
 
     per_s: float
     most: float
-    tokens: float
     filled_at_s: float
+    tokens: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.most
 
     def fill(self, now: float) -> None:
         self.tokens = min(self.most, self.tokens + (now - self.filled_at_s) * self.per_s)
         self.filled_at_s = now
 
 
-@dataclass(slots=True)
 class _Account:
-    calls: _Bucket
-    payload: _Bucket
-    faults: _Bucket
-    open_calls: int = 0
-    cut_off_until_s: float = 0.0
+    """What one party has used up."""
+
+    def __init__(self, limits: PeerLimits, now: float) -> None:
+        self.calls = _Bucket(per_s=limits.calls_per_s, most=limits.burst_calls, filled_at_s=now)
+        self.payload = _Bucket(per_s=limits.bytes_per_s, most=limits.bytes_per_s, filled_at_s=now)
+        # The first fault leaves most - 1: cut off once `faults_per_minute` are used up.
+        self.faults = _Bucket(
+            per_s=limits.faults_per_minute / 60, most=limits.faults_per_minute, filled_at_s=now
+        )
+        self.open_calls = 0
+        self.cut_off_until_s = 0.0
 
 
 class CallGate:
@@ -105,25 +92,28 @@ class CallGate:
         self._clock = clock
         self._lock = threading.Lock()
         now = clock()
-        self._accounts = {party: _account(limits, now) for party in parties}
+        self._accounts = {party: _Account(limits, now) for party in parties}
 
     @contextmanager
     def call(self, party: str) -> Iterator[None]:
-        """Hold one call of this party open; counts it as a fault where it sends rubbish.
+        """Hold one call of this party open; an invalid request counts as a fault.
 
         Raises: PeerError: too many at once or too fast (reason "rate_limited"; later is fine), or
-          cut off after too much rubbish (reason "cut_off").
+          cut off after too many invalid requests (reason "cut_off").
         """
-        self._enter(party)
+        account = self._accounts[party]
+        with self._lock:
+            self._enter(party, account)
         try:
             yield
         except PeerError as error:
-            if error.reason in RUBBISH:
-                self._fault(party)
+            if error.reason in INVALID_REQUESTS:
+                with self._lock:
+                    self._fault(account)
             raise
         finally:
             with self._lock:
-                self._accounts[party].open_calls -= 1
+                account.open_calls -= 1
 
     def pause_s(self, party: str, size_bytes: int) -> float:
         """Count bytes of payload; for how long this call has to rest before it goes on."""
@@ -133,51 +123,36 @@ class CallGate:
             bucket.tokens -= size_bytes
             return max(0.0, -bucket.tokens / bucket.per_s)
 
-    def _fault(self, party: str) -> None:
-        with self._lock:
-            account, now = self._accounts[party], self._clock()
-            account.faults.fill(now)
-            account.faults.tokens -= 1
-            if account.faults.tokens < 1:
-                account.cut_off_until_s = now + self._limits.cut_off_s
+    def _fault(self, account: _Account) -> None:
+        now = self._clock()
+        account.faults.fill(now)
+        account.faults.tokens -= 1
+        if account.faults.tokens < 1:
+            account.cut_off_until_s = now + self._limits.cut_off_s
 
-    def _enter(self, party: str) -> None:
-        limits = self._limits
-        with self._lock:
-            account, now = self._accounts[party], self._clock()
-            if now < account.cut_off_until_s:
-                raise PeerError(
-                    f"{party} sent more than {limits.faults_per_minute} requests in a minute that "
-                    "no working client sends, and is cut off for "
-                    f"{account.cut_off_until_s - now:.0f} s more; see its log",
-                    reason="cut_off",
-                    peer=party,
-                )
-            if account.open_calls >= limits.concurrent_calls:
-                raise PeerError(
-                    f"{party} has {account.open_calls} calls open, at most "
-                    f"{limits.concurrent_calls} allowed; wait for one to end",
-                    reason="rate_limited",
-                    peer=party,
-                )
-            account.calls.fill(now)
-            if account.calls.tokens < 1:
-                raise PeerError(
-                    f"{party} calls more than {limits.calls_per_s:g} times a second; slow down",
-                    reason="rate_limited",
-                    peer=party,
-                )
-            account.calls.tokens -= 1
-            account.open_calls += 1
-
-
-def _account(limits: PeerLimits, now: float) -> _Account:
-    def full(per_s: float, most: float) -> _Bucket:
-        return _Bucket(per_s=per_s, most=most, tokens=most, filled_at_s=now)
-
-    return _Account(
-        calls=full(limits.calls_per_s, limits.burst_calls),
-        payload=full(limits.bytes_per_s, limits.bytes_per_s),
-        # The first fault leaves most - 1: cut off once `faults_per_minute` are used up.
-        faults=full(limits.faults_per_minute / 60, limits.faults_per_minute),
-    )
+    def _enter(self, party: str, account: _Account) -> None:
+        limits, now = self._limits, self._clock()
+        if now < account.cut_off_until_s:
+            raise PeerError(
+                f"{party} sent more than {limits.faults_per_minute} requests in a minute that "
+                "no working client sends, and is cut off for "
+                f"{account.cut_off_until_s - now:.0f} s more; see its log",
+                reason="cut_off",
+                peer=party,
+            )
+        if account.open_calls >= limits.concurrent_calls:
+            raise PeerError(
+                f"{party} has {account.open_calls} calls open, at most "
+                f"{limits.concurrent_calls} allowed; wait for one to end",
+                reason="rate_limited",
+                peer=party,
+            )
+        account.calls.fill(now)
+        if account.calls.tokens < 1:
+            raise PeerError(
+                f"{party} calls more than {limits.calls_per_s:g} times a second; slow down",
+                reason="rate_limited",
+                peer=party,
+            )
+        account.calls.tokens -= 1
+        account.open_calls += 1

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 # A site that waits calls at least once in this time, its long poll and its longest pause included.
 AWAY_AFTER_S = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PartyActivity:
-    """What one party did since this process started.
+    """What one party did since the coordinator's process started.
 
     Args: last_call_s: end of its last call, or now while one is open; seconds since the epoch, 0
       for never. refusals: by error code.
@@ -43,47 +44,44 @@ class Presence:
         self._parties = {party: PartyActivity() for party in parties}
         self._strangers: Counter[str] = Counter()
 
-    def began(self, party: str) -> None:
-        """A call of this party was let in."""
+    @contextmanager
+    def call(self, party: str) -> Iterator[None]:
+        """A call of this party that was let in, until it ends, well or not."""
+        activity = self._parties[party]
         with self._lock:
-            one = self._parties[party]
-            self._parties[party] = replace(
-                one, calls=one.calls + 1, open_calls=one.open_calls + 1, last_call_s=self._clock()
-            )
-
-    def ended(self, party: str) -> None:
-        """It ended, well or not."""
-        with self._lock:
-            one = self._parties[party]
-            self._parties[party] = replace(
-                one, open_calls=one.open_calls - 1, last_call_s=self._clock()
-            )
+            activity.calls += 1
+            activity.open_calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                activity.open_calls -= 1
+                activity.last_call_s = self._clock()
 
     def moved(self, party: str, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
         """Bytes of payload went from or to this party."""
         with self._lock:
-            one = self._parties[party]
-            self._parties[party] = replace(
-                one, up_bytes=one.up_bytes + up_bytes, down_bytes=one.down_bytes + down_bytes
-            )
+            self._parties[party].up_bytes += up_bytes
+            self._parties[party].down_bytes += down_bytes
 
     def refused(self, party: str | None, reason: str) -> None:
         """A call was refused; `party` None where nobody of the roster made it."""
         with self._lock:
-            one = self._parties.get(party or "")
-            if one is None or party is None:
-                self._strangers[reason] += 1
-                return
-            refusals = {**one.refusals, reason: one.refusals.get(reason, 0) + 1}
-            self._parties[party] = replace(one, refusals=refusals)
+            activity = self._parties.get(party or "")
+            counts = self._strangers if activity is None else activity.refusals
+            counts[reason] = counts.get(reason, 0) + 1
 
     def parties(self) -> dict[str, PartyActivity]:
         """What every party did, by id."""
-        now = self._clock()
         with self._lock:
+            now = self._clock()
             return {
-                party: replace(one, last_call_s=now) if one.open_calls else one
-                for party, one in self._parties.items()
+                party: replace(
+                    activity,
+                    last_call_s=now if activity.open_calls else activity.last_call_s,
+                    refusals=dict(activity.refusals),
+                )
+                for party, activity in self._parties.items()
             }
 
     def strangers(self) -> dict[str, int]:

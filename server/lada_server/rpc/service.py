@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent import futures
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,7 @@ from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Uploads
 from lada_server.rpc.callers import Callers
 from lada_server.rpc.calls import BoardCalls
-from lada_server.rpc.limits import CallGate, PeerLimits, peer_limits
+from lada_server.rpc.limits import CallGate, PeerLimits
 from lada_server.rpc.presence import Presence
 
 LOG = logging.getLogger(__name__)
@@ -43,28 +44,24 @@ SPARE_CONNECTIONS: Final = 32
 WATCH_INTERVAL_S: Final = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunningServer:
-    """A listening board. Stop it with `stop`, or use it as a context."""
+    """A listening board. Stop it with `stop`, or use it as a context.
 
-    def __init__(
-        self, server: grpc.Server, store: BoardStore, presence: Presence, host: str, port: int
-    ) -> None:
-        self.presence = presence
-        self.stopped = threading.Event()
-        self._server = server
-        self._store = store
-        self._host = host
-        self._port = port
+    port: the TCP port in use; the one chosen by the system where 0 was asked for.
+    """
 
-    @property
-    def port(self) -> int:
-        """The TCP port in use; the one chosen by the system where 0 was asked for."""
-        return self._port
+    server: grpc.Server
+    store: BoardStore
+    presence: Presence
+    host: str
+    port: int
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     @property
     def address(self) -> str:
         """host:port."""
-        return join_address(self._host, self._port)
+        return join_address(self.host, self.port)
 
     def stop(self, grace_s: float = 1.0) -> None:
         """Take no more calls, let running ones end for `grace_s`, then cut them. Idempotent.
@@ -74,8 +71,8 @@ class RunningServer:
         if self.stopped.is_set():
             return
         self.stopped.set()
-        done = self._server.stop(grace_s)
-        self._store.wake()
+        done = self.server.stop(grace_s)
+        self.store.wake()
         done.wait()
 
     def __enter__(self) -> RunningServer:
@@ -110,7 +107,12 @@ def start_server(
             f"the identity folder is that of {credentials.name.uri}; a server needs the "
             "coordinator's"
         )
-    limits = limits or peer_limits(settings)
+    limits = limits or PeerLimits(
+        calls_per_s=settings.calls_per_s,
+        burst_calls=settings.burst_calls,
+        concurrent_calls=settings.concurrent_calls,
+        bytes_per_s=settings.bytes_per_s,
+    )
     # Every party can use up its own calls without taking a thread from anyone else.
     threads = len(roster.parties) * limits.concurrent_calls + SPARE_THREADS
     server = grpc.server(
@@ -122,7 +124,6 @@ def start_server(
     presence = Presence(names, time.time)
     calls = BoardCalls(
         store=store,
-        roster=roster,
         callers=Callers(roster=roster, identity=identity, clock=lambda: datetime.now(UTC)),
         gate=CallGate(limits, names, time.monotonic),
         uploads=Uploads(upload_dir),
@@ -140,7 +141,7 @@ def start_server(
     if not bound:
         raise _cannot_listen(listen, "gRPC gave no port")
     server.start()
-    running = RunningServer(server, store, presence, host, bound)
+    running = RunningServer(server=server, store=store, presence=presence, host=host, port=bound)
     threading.Thread(
         target=_watch, args=(identity, store, running.stopped), name="identity", daemon=True
     ).start()
@@ -184,7 +185,7 @@ def _watch(identity: LiveIdentity, store: BoardStore, stopped: threading.Event) 
             LOG.warning(
                 "revocation list %d with %d certificates is in force",
                 newest.number,
-                len(newest.serials),
+                len(newest.revoked),
             )
             store.wake()
 

@@ -2,17 +2,15 @@
 
 Looking at the pool is the coordinator's longest computation and everything after it needs the
 result. A look is a function of the plan, the LLM and its adapters, so it is named by all of them;
-one that is missing or damaged is simply taken again. Files stay with the coordinator: what its LLM
-knows is its own.
+one that is missing or damaged is simply computed again. Files stay with the coordinator: what its
+LLM knows is its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +20,7 @@ import numpy as np
 from lada_secure.canonical import Json, canonical_json, sha256_hex
 from lada_secure.method.llm_round import PoolView
 from lada_secure.models.confidence import Answers
+from lada_secure.storage.whole_files import replace_file
 
 LOG = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ _DIGEST_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlmLooks:
+class InferenceCache:
     """A folder with one file per look. Writing may fail: then the next process looks again."""
 
     folder: Path
@@ -57,15 +56,15 @@ class LlmLooks:
         return Answers(
             paths=tuple(value["paths"]),
             right=np.array(value["right"], dtype=np.bool_),
-            certainty=np.array(value["certainty"], dtype=np.float64),
+            confidence=np.array(value["certainty"], dtype=np.float64),
         )
 
     def keep_answers(self, about: Json, answers: Answers) -> None:
         """Remember answers, every number exactly."""
         value: Json = {
             "paths": list(answers.paths),
-            "right": [bool(one) for one in answers.right],
-            "certainty": [float(one) for one in answers.certainty],
+            "right": answers.right.tolist(),
+            "certainty": answers.confidence.tolist(),
         }
         self._write("answers", about, canonical_json(value))
 
@@ -90,16 +89,8 @@ class LlmLooks:
 
     def _write(self, what: str, about: Json, content: bytes) -> None:
         path = self._path(what, about)
-        part = path.with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(sha256_hex(content).encode("ascii") + content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            replace_file(path, sha256_hex(content).encode("ascii") + content, mode=0o600)
         except OSError as error:
             LOG.warning("cannot keep %s: %s; a restart computes it again", path, error.strerror)
-            with contextlib.suppress(OSError):
-                part.unlink()

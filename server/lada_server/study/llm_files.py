@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import TransportError
+from lada_secure.storage.whole_files import replace_file, sync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,19 +24,10 @@ class LlmFiles:
         """
         version = sha256_hex(weights)
         path = self._path(version)
-        part = path.with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with part.open("wb") as file:
-                file.write(weights)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            replace_file(path, weights)
+            sync(self.folder)
         except OSError as error:
             raise TransportError(f"cannot keep the LLM's adapters in {path}: {error}") from error
         return version

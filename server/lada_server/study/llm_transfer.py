@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lada_protocol.rounds.llm_transfer import SitePath
+from lada_protocol.rounds.llm_transfer import SiteRationale
 from lada_secure.method.holdout import HoldoutScore
 from lada_secure.method.llm_transfer import improve, samples_to_inquire
-from lada_secure.method.plan import UplinkPlan, split_pool, uplink_of
+from lada_secure.method.plan import TransferPlan, split_pool, transfer_of
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.tuning import TuningSettings
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
@@ -34,7 +34,7 @@ class Decision:
 
 
 @dataclass(slots=True, kw_only=True)
-class CoordinatorUplink:
+class CoordinatorTransfer:
     """Step 10 at the coordinator. The LLM's own answers stay with it."""
 
     study: Study
@@ -42,9 +42,9 @@ class CoordinatorUplink:
     _answers: dict[tuple[str, tuple[int, ...]], Answers] = field(default_factory=dict)
 
     @property
-    def settings(self) -> UplinkPlan:
+    def settings(self) -> TransferPlan:
         """The plan's settings of the transfer."""
-        return uplink_of(self.study.plan)
+        return transfer_of(self.study.plan)
 
     def samples_to_ask(self, opened: Sequence[int], *, version: str) -> list[int]:
         """Candidates on which the sites know more than the LLM of this version."""
@@ -53,7 +53,7 @@ class CoordinatorUplink:
 
     def improve(
         self,
-        site_paths: Mapping[str, Sequence[SitePath]],
+        site_paths: Mapping[str, Sequence[SiteRationale]],
         written: Mapping[int, str],
         *,
         version: str,
@@ -106,7 +106,7 @@ class CoordinatorUplink:
 class _TunableVersion:
     """A version of the LLM as `improve` wants it."""
 
-    transfer: CoordinatorUplink
+    transfer: CoordinatorTransfer
     version: str
     progress: Callable[[int, int], None]
 
@@ -118,8 +118,8 @@ class _TunableVersion:
 
     def tune(
         self,
-        examples: Sequence[PathExample],
-        replay: Sequence[PathExample],
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
         settings: TuningSettings,
     ) -> AdapterWeights:
         return self.transfer.teacher.tune(
@@ -136,8 +136,8 @@ def update_body(decision: Decision, *, inquiry: str, holdout: int, before: str) 
         "holdout": holdout,
         "right_before": decision.before.right,
         "right_after": decision.after.right,
-        "certainty_before": decision.before.certainty,
-        "certainty_after": decision.after.certainty,
+        "certainty_before": decision.before.confidence,
+        "certainty_after": decision.after.confidence,
         "accepted": decision.accepted,
         "llm_before": before,
         "llm_after": decision.version,

@@ -63,13 +63,13 @@ class Monitored:
         last = GaugeMetricFamily(
             "lada_last_call_timestamp_seconds", "Last call; 0 for never.", labels=["party"]
         )
-        for party, one in self.presence.parties().items():
-            calls.add_metric([party], one.calls)
-            moved.add_metric([party, "up"], one.up_bytes)
-            moved.add_metric([party, "down"], one.down_bytes)
-            opened.add_metric([party], one.open_calls)
-            last.add_metric([party], one.last_call_s)
-            for reason, count in one.refusals.items():
+        for party, activity in self.presence.parties().items():
+            calls.add_metric([party], activity.calls)
+            moved.add_metric([party, "up"], activity.up_bytes)
+            moved.add_metric([party, "down"], activity.down_bytes)
+            opened.add_metric([party], activity.open_calls)
+            last.add_metric([party], activity.last_call_s)
+            for reason, count in activity.refusals.items():
                 refusals.add_metric([party, reason], count)
         for reason, count in self.presence.strangers().items():
             refusals.add_metric(["", reason], count)
@@ -86,11 +86,6 @@ class Monitored:
             "Number of the revocation list in force; 0 for none.",
             value=0 if listed is None else listed.number,
         )
-        yield from self._study()
-
-    def _study(self) -> Iterator[Metric]:
-        from prometheus_client.core import GaugeMetricFamily
-
         event = newest_event(self.events)
         if event is None:
             return

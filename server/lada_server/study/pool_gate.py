@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import plan_inconsistencies
+from lada_secure.models.adapters import adapter_targets
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.preflight import needed_tokens, probe_model
 from lada_server.study.proposal import Study
-
-if TYPE_CHECKING:
-    from lada_secure.models.loading import LanguageModel
-    from lada_server.study.teacher import Teacher
+from lada_server.study.teacher import Teacher
 
 
 def check_plan(plan: StudyPlan) -> None:
     """Raises: ParameterError: all that a plan's own mechanisms would refuse, here or at a site."""
-    refuse([("the study", Fault(line=None, what=one)) for one in plan_inconsistencies(plan)])
+    refuse([("the study", Fault(line=None, what=said)) for said in plan_inconsistencies(plan)])
 
 
 def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
@@ -37,13 +36,11 @@ def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
     check_plan(study.plan)
     lm = teacher.model
     _call_once(lm, study.plan)
-    refuse([(str(pool_file), one) for one in _length_faults(study, lm)])
+    refuse([(str(pool_file), fault) for fault in _length_faults(study, lm)])
 
 
 def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
     """The plan's sizes and adapters on the LLM, and a call of it."""
-    from lada_secure.models.adapters import adapter_targets
-    from lada_secure.models.probe import probe_model
 
     if plan.paths.max_new_tokens >= lm.max_tokens:
         raise ParameterError(
@@ -56,7 +53,6 @@ def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
 
 
 def _length_faults(study: Study, lm: LanguageModel) -> Iterator[Fault]:
-    from lada_secure.models.text_lengths import needed_tokens
 
     new_tokens = study.plan.paths.max_new_tokens
     needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, format_time, parse_plan
+from lada_secure.allocation.cells import Clusters, fit_clusters
+from lada_secure.arrays import Float32Array
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, pool_hash
 from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.models.embedding import embedder
+from lada_secure.storage.whole_files import replace_file
 from lada_server.settings import StudySettings
-
-if TYPE_CHECKING:
-    from lada_secure.allocation.cells import Clusters
-    from lada_secure.arrays import Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +25,7 @@ class Study:
     plan: StudyPlan
     is_new: bool
     pool: tuple[PoolSample, ...]
-    pool_bytes: bytes
     clusters: Clusters
-    clusters_bytes: bytes
     embeddings: Float32Array
 
 
@@ -37,7 +33,6 @@ def prepare_study(
     settings: StudySettings,
     *,
     pool: tuple[PoolSample, ...],
-    pool_bytes: bytes,
     roster: Roster,
     now: datetime,
     kept_plan: Path,
@@ -50,9 +45,6 @@ def prepare_study(
         read back and never made again.
     Raises: ParameterError: the pool does not fit the study, or the kept plan is another study's.
     """
-    from lada_secure.allocation.cells import fit_clusters
-    from lada_secure.models.embedding import embedder
-
     if settings.paths.budget > len(pool):
         raise ParameterError(
             f"paths.budget is {settings.paths.budget}, the pool has {len(pool)} samples; "
@@ -66,25 +58,20 @@ def prepare_study(
         )
     embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
-    clusters_bytes = canonical_json(clusters.to_json())
     kept = _kept(kept_plan)
-    plan = kept or _plan(
-        settings, pool=pool, roster=roster, clusters=clusters, now=now, digest=clusters_bytes
-    )
+    plan = kept or _plan(settings, roster, now, pool=pool, clusters=clusters)
     if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
         raise ParameterError(
             f"{kept_plan} holds the plan of study {plan.study_id} over another pool or id; "
             "give a new study a state folder of its own"
         )
-    if plan.clusters_sha256 != sha256_hex(clusters_bytes):
+    if plan.clusters_sha256 != sha256_hex(canonical_json(clusters.to_json())):
         raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
     return Study(
         plan=plan,
         is_new=kept is None,
         pool=pool,
-        pool_bytes=pool_bytes,
         clusters=clusters,
-        clusters_bytes=clusters_bytes,
         embeddings=embeddings,
     )
 
@@ -100,14 +87,8 @@ def _kept(path: Path) -> StudyPlan | None:
 
 def keep_plan(path: Path, plan: StudyPlan) -> None:
     """Write the plan whole or not at all: it is signed and sent right afterwards."""
-    part = path.with_name(f".{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(plan.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        replace_file(path, plan.to_bytes())
     except OSError as error:
         raise TransportError(
             f"cannot write {path}: {error.strerror}; nothing was proposed yet"
@@ -116,35 +97,20 @@ def keep_plan(path: Path, plan: StudyPlan) -> None:
 
 def _plan(
     settings: StudySettings,
+    roster: Roster,
+    now: datetime,
     *,
     pool: tuple[PoolSample, ...],
-    roster: Roster,
     clusters: Clusters,
-    now: datetime,
-    digest: bytes,
 ) -> StudyPlan:
-    allocation = settings.allocation.model_copy(update={"clusters": clusters.count})
+    chosen = {name: value for name, value in settings if name != "valid_days"}
+    chosen["allocation"] = settings.allocation.model_copy(update={"clusters": clusters.count})
     return StudyPlan(
-        study_id=settings.study_id,
-        title=settings.title,
+        **chosen,
         coordinator=roster.coordinator.id,
         expires=format_time(now + timedelta(days=settings.valid_days)),
-        rounds=settings.rounds,
-        min_cohort=settings.min_cohort,
         max_cohort=max(len(roster.sites), settings.min_cohort),
-        slm=settings.slm,
-        embedder=settings.embedder,
-        seed=settings.seed,
         pool_sha256=pool_hash(pool),
         pool_size=len(pool),
-        clusters_sha256=sha256_hex(digest),
-        phase_timeout_s=settings.phase_timeout_s,
-        privacy=settings.privacy,
-        statistics=settings.statistics,
-        training=settings.training,
-        distillation=settings.distillation,
-        allocation=allocation,
-        paths=settings.paths,
-        uplink=settings.uplink,
-        guide=settings.guide,
+        clusters_sha256=sha256_hex(canonical_json(clusters.to_json())),
     )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import Connection
 
 from lada_protocol.events import EVENTS_FILE, Event, Failed, Finished, Waiting, parse_event
-from lada_protocol.identity.roster import Roster
+from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.plan import parse_plan
 from lada_secure.errors import ParameterError, PeerError
-from lada_server.board import schema
 from lada_server.board.database import Database
-from lada_server.board.metadata import check_version, stored_facts
+from lada_server.board.metadata import checked_metadata
+from lada_server.board.schema import messages
 from lada_server.board.storage_errors import StorageUnavailable
 from lada_server.rpc.presence import AWAY_AFTER_S
 from lada_server.settings import ServerSettings
@@ -67,53 +68,45 @@ class Status(_Model):
     """`lada server status --json`. Times are UTC, to the second."""
 
     running: bool
-    listen: str | None
-    study_id: str | None
-    state: Literal["not started", "working", "waiting", "finished", "failed"]
-    round: int | None
-    rounds: int | None
-    step: str | None
-    since: str | None
-    waiting: AwaitedParties | None
-    failure: str | None
-    storage_failure: str | None
+    listen: str | None = None
+    study_id: str | None = None
+    state: Literal["not started", "working", "waiting", "finished", "failed"] = "not started"
+    round: int | None = None
+    rounds: int | None = None
+    step: str | None = None
+    since: str | None = None
+    waiting: AwaitedParties | None = None
+    failure: str | None = None
+    storage_failure: str | None = None
     parties: tuple[PartyStatus, ...]
 
 
 def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> Status:
     """The status of the study that these settings belong to, as far as it can be read now.
 
-    Raises: TransportError: the database is damaged. ParameterError: it is of a newer version.
+    Raises: TransportError: the database is damaged. ParameterError: it is of another version.
     """
     process = read_status_file(settings.state_dir / STATUS_FILE, now_s=now_s)
+    found: dict[str, Any] = {"running": process is not None}
+    if process is not None:
+        found["listen"] = process.listen
+    with contextlib.suppress(OSError, PeerError):
+        plan = parse_plan((settings.state_dir / "plan.json").read_bytes())
+        found |= {"study_id": plan.study_id, "rounds": plan.rounds}
     event = newest_event(settings.state_dir / EVENTS_FILE)
-    plan = _plan(settings.state_dir / "plan.json")
+    if event is not None:
+        found |= _said_by(event)
     said: dict[str, tuple[int, LastMessage]] | None = None
-    storage_failure = None
     try:
         said = _last_messages(settings)
     except StorageUnavailable as error:
-        storage_failure = str(error)
-    return Status(
-        running=process is not None,
-        listen=None if process is None else process.listen,
-        study_id=None if plan is None else plan[0],
-        state=_state(event),
-        round=None if event is None else event.round_id,
-        rounds=None if plan is None else plan[1],
-        step=None if event is None else event.step,
-        since=None if event is None else _since(event),
-        waiting=AwaitedParties(parties=event.awaited, since=_since(event), because=event.because)
-        if isinstance(event, Waiting)
-        else None,
-        failure=event.message if isinstance(event, Failed) else None,
-        storage_failure=storage_failure,
-        parties=tuple(
-            _party(one.id, one.role, process, said, now_s=now_s)
-            for one in roster.parties
-            if one.id != roster.coordinator.id
-        ),
+        found["storage_failure"] = str(error)
+    found["parties"] = tuple(
+        _party(party, process, said, now_s=now_s)
+        for party in roster.parties
+        if party.id != roster.coordinator.id
     )
+    return Status(**found)
 
 
 def newest_event(path: Path) -> Event | None:
@@ -134,24 +127,22 @@ def newest_event(path: Path) -> Event | None:
     return None
 
 
-def _state(
-    event: Event | None,
-) -> Literal["not started", "working", "waiting", "finished", "failed"]:
-    if event is None:
-        return "not started"
-    return event.event if isinstance(event, Waiting | Finished | Failed) else "working"
-
-
-def _since(event: Event) -> str:
-    return _time(event.time_s - (event.waited_s if isinstance(event, Waiting) else 0.0))
-
-
-def _plan(path: Path) -> tuple[str, int] | None:
-    try:
-        plan = parse_plan(path.read_bytes())
-    except (OSError, PeerError):
-        return None
-    return plan.study_id, plan.rounds
+def _said_by(event: Event) -> dict[str, Any]:
+    """Fields of `Status`: where the study is."""
+    known = isinstance(event, Waiting | Finished | Failed)
+    waited_s = event.waited_s if isinstance(event, Waiting) else 0.0
+    since = _time(event.time_s - waited_s)
+    found: dict[str, Any] = {
+        "state": event.event if known else "working",
+        "round": event.round_id,
+        "step": event.step,
+        "since": since,
+    }
+    if isinstance(event, Waiting):
+        found["waiting"] = AwaitedParties(parties=event.awaited, since=since, because=event.because)
+    if isinstance(event, Failed):
+        found["failure"] = event.message
+    return found
 
 
 def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage]]:
@@ -159,19 +150,27 @@ def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage
     file = settings.state_dir / "board.sqlite"
     if settings.database is None and not file.exists():
         return {}
-    table = schema.messages
-    newest = sa.select(
-        table.c.sender, sa.func.count().label("messages"), sa.func.max(table.c.sequence).label("at")
-    ).group_by(table.c.sender)
-    chosen = newest.subquery()
+    counted = (
+        sa.select(
+            messages.c.sender,
+            sa.func.count().label("messages"),
+            sa.func.max(messages.c.sequence).label("newest"),
+        )
+        .group_by(messages.c.sender)
+        .subquery()
+    )
     query = sa.select(
-        table.c.sender, chosen.c.messages, table.c.kind, table.c.round_id, table.c.received_at_s
-    ).join(chosen, chosen.c.at == table.c.sequence)
+        messages.c.sender,
+        counted.c.messages,
+        messages.c.kind,
+        messages.c.round_id,
+        messages.c.received_at_s,
+    ).join(counted, counted.c.newest == messages.c.sequence)
 
     def newest_of_each(connection: Connection) -> dict[str, tuple[int, LastMessage]]:
-        if not sa.inspect(connection).has_table(table.name):
+        if not sa.inspect(connection).has_table(messages.name):
             return {}
-        check_version(stored_facts(connection))
+        checked_metadata(connection)
         return {
             sender: (count, LastMessage(kind=kind, round=round_id, at=_time(at_s)))
             for sender, count, kind, round_id, at_s in connection.execute(query)
@@ -185,22 +184,21 @@ def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage
 
 
 def _party(
-    party: str,
-    role: str,
+    party: Party,
     process: KnownProcess | None,
     board: dict[str, tuple[int, LastMessage]] | None,
     *,
     now_s: float,
 ) -> PartyStatus:
-    known = None if process is None else process.parties.get(party)
-    said = None if board is None else board.get(party)
+    known = None if process is None else process.parties.get(party.id)
+    count, last = (None, None) if board is None else board.get(party.id, (0, None))
     return PartyStatus(
-        id=party,
-        role=role,
+        id=party.id,
+        role=party.role,
         connected=None if known is None else now_s - known.last_call_s < AWAY_AFTER_S,
         last_call=_time(known.last_call_s) if known is not None and known.last_call_s else None,
-        messages=None if board is None else (0 if said is None else said[0]),
-        last_message=None if said is None else said[1],
+        messages=count,
+        last_message=last,
         refusals={} if known is None else known.refusals,
     )
 

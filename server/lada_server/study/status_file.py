@@ -6,18 +6,17 @@ board and the event file, so it works while no process runs.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lada_server.rpc.presence import Presence
+from lada_server.rpc.presence import PartyActivity, Presence
 
 LOG = logging.getLogger(__name__)
 
@@ -25,19 +24,6 @@ STATUS_FILE: Final = "presence.json"
 INTERVAL_S: Final = 2.0
 # A process that has not renewed its file for so long is stopped, killed or stuck.
 STALE_AFTER_S: Final = 10.0
-
-
-class KnownParty(BaseModel):
-    """What a process says of one party; see `PartyActivity`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    last_call_s: float
-    open_calls: int
-    calls: int
-    up_bytes: int
-    down_bytes: int
-    refusals: dict[str, int]
 
 
 class KnownProcess(BaseModel):
@@ -48,7 +34,7 @@ class KnownProcess(BaseModel):
     pid: int
     at_s: float
     listen: str
-    parties: dict[str, KnownParty]
+    parties: dict[str, PartyActivity]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,36 +51,30 @@ class StatusFile:
 
     def keep(self, stopped: threading.Event) -> threading.Thread:
         """Write now and every two seconds, in a thread; the file goes when it stops."""
-
-        def run() -> None:
-            self._write()
-            while not stopped.wait(INTERVAL_S):
-                self._write()
-            self.path.unlink(missing_ok=True)
-            # What a killed process, or a full disk, has left half written.
-            self._fresh.unlink(missing_ok=True)
-
-        thread = threading.Thread(target=run, name="status", daemon=True)
+        thread = threading.Thread(target=self._run, args=(stopped,), name="status", daemon=True)
         thread.start()
         return thread
 
-    @property
-    def _fresh(self) -> Path:
-        return self.path.with_name(f".{self.path.name}")
-
-    def _write(self) -> None:
-        known = {
-            "pid": os.getpid(),
-            "at_s": self.clock(),
-            "listen": self.listen,
-            "parties": {party: asdict(one) for party, one in self.presence.parties().items()},
-        }
-        try:
-            self._fresh.write_text(json.dumps(known), encoding="utf-8")
-            self._fresh.replace(self.path)
-        except OSError as error:
-            # Telling is not worth a study: the disk's state shows in what matters.
-            LOG.warning("cannot write %s: %s", self.path, error.strerror)
+    def _run(self, stopped: threading.Event) -> None:
+        fresh = self.path.with_name(f".{self.path.name}")
+        while True:
+            known = KnownProcess(
+                pid=os.getpid(),
+                at_s=self.clock(),
+                listen=self.listen,
+                parties=self.presence.parties(),
+            )
+            try:
+                fresh.write_text(known.model_dump_json(), encoding="utf-8")
+                fresh.replace(self.path)
+            except OSError as error:
+                # Telling is not worth a study: the disk's state shows in what matters.
+                LOG.warning("cannot write %s: %s", self.path, error.strerror)
+            if stopped.wait(INTERVAL_S):
+                break
+        self.path.unlink(missing_ok=True)
+        # What a killed process, or a full disk, has left half written.
+        fresh.unlink(missing_ok=True)
 
 
 def read_status_file(path: Path, *, now_s: float) -> KnownProcess | None:

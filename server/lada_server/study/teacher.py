@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_secure.arrays import IntArray
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
@@ -29,10 +29,10 @@ from lada_secure.models.adapters import (
     load_adapters,
 )
 from lada_secure.models.confidence import Answers, answer_pool
-from lada_secure.models.examples import PathExample
+from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
-from lada_secure.models.tuning import TuningSettings, tune_on_paths
-from lada_server.study.inference_cache import LlmLooks
+from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
 
@@ -51,7 +51,7 @@ class Teacher:
         cache_dir: Path,
         threads: int,
         files: LlmFiles,
-        looks: LlmLooks | None = None,
+        looks: InferenceCache | None = None,
     ) -> None:
         self._looks = looks
         self._reference = reference
@@ -89,8 +89,8 @@ class Teacher:
         self,
         study: Study,
         version: str,
-        examples: Sequence[PathExample],
-        replay: Sequence[PathExample],
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
         settings: TuningSettings,
         *,
         progress: Callable[[int, int], None],
@@ -99,7 +99,7 @@ class Teacher:
         self._with_adapters(study)
         self.use(study, version)
         self._version = None
-        return tune_on_paths(self.model, examples, replay, settings, progress=progress)
+        return tune_on_rationales(self.model, examples, replay, settings, progress=progress)
 
     def keep(self, weights: AdapterWeights) -> str:
         """Make what `tune` returned a version, durably. Returns: its name."""
@@ -170,7 +170,7 @@ def rationales_payload(study: Study, texts: Mapping[int, str], cells: IntArray) 
 def parse_rationales(raw: bytes, study: Study) -> dict[int, str]:
     """The rationales of a payload that `rationales_payload` made, by pool index."""
     indices = {sample.sample_id: index for index, sample in enumerate(study.pool)}
-    rows = parse_canonical_json(raw, max_bytes=kind_rules(Kind.PATHS).max_payload_bytes)
+    rows = parse_canonical_json(raw, max_bytes=Kind.PATHS.rules.max_payload_bytes)
     return {
         indices[str(row["sample_id"])]: str(row["path"])
         for row in (rows if isinstance(rows, list) else [])

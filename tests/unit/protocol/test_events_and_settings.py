@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, Epsilon, EventLog, Patience
+from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, Epsilon, EventLog, StallTimer
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.tasks import Wait
 from lada_protocol.settings import MAX_SETTINGS_BYTES, Settings, parse_settings
@@ -43,9 +43,9 @@ def test_waiting_is_told_at_once_and_then_at_intervals() -> None:
     lines: list[bytes] = []
     clock = Ticker()
     log = EventLog(party="c", sink=lines.append, clock=clock)
-    patience = Patience(clock=clock)
+    timer = StallTimer(clock=clock)
     for _ in range(25):
-        patience.wait(_wait(), log)
+        timer.wait(_wait(), log)
         clock.now += 1.0
     told = [json.loads(line) for line in lines]
     assert [one["since_s"] for one in told] == [0.0, WAITING_INTERVAL_S, 2 * WAITING_INTERVAL_S]
@@ -56,41 +56,41 @@ def test_waiting_is_told_at_once_and_then_at_intervals() -> None:
 def test_patience_starts_over_for_another_thing() -> None:
     clock = Ticker()
     log = EventLog(party="c", sink=lambda _line: None, clock=clock)
-    patience = Patience(clock=clock)
-    patience.wait(_wait(), log)
+    timer = StallTimer(clock=clock)
+    timer.wait(_wait(), log)
     clock.now += 7.0
-    assert patience.wait(_wait(), log) == 7.0
-    assert patience.wait(_wait("contributions"), log) == 0.0
+    assert timer.wait(_wait(), log) == 7.0
+    assert timer.wait(_wait("contributions"), log) == 0.0
 
 
 def test_a_new_attempt_has_all_of_the_time_again() -> None:
     """Else those who are left would be given up in the moment in which they are asked."""
     clock = Ticker()
     log = EventLog(party="c", sink=lambda _line: None, clock=clock)
-    patience = Patience(clock=clock)
+    timer = StallTimer(clock=clock)
     first, second = (
         replace(_wait(), attempt=Attempt(round_id=1, purpose="statistics", number=number))
         for number in range(2)
     )
-    patience.wait(first, log)
+    timer.wait(first, log)
     clock.now += 20.0
-    assert patience.wait(replace(first, parties=("site-b",)), log) == 20.0
-    assert patience.wait(second, log) == 0.0
+    assert timer.wait(replace(first, parties=("site-b",)), log) == 20.0
+    assert timer.wait(second, log) == 0.0
 
 
 def test_patience_counts_neither_jumps_of_the_wall_clock_nor_time_in_suspension() -> None:
     wall, steady = Ticker(), Ticker()
     log = EventLog(party="c", sink=lambda _line: None, clock=wall)
-    patience = Patience(clock=steady)
-    patience.wait(_wait(), log)
+    timer = StallTimer(clock=steady)
+    timer.wait(_wait(), log)
     wall.now += 3600.0
     steady.now += 5.0
-    assert patience.wait(_wait(), log) == 5.0
+    assert timer.wait(_wait(), log) == 5.0
     wall.now -= 7200.0
     steady.now += 5.0
-    assert patience.wait(_wait(), log) == 10.0
+    assert timer.wait(_wait(), log) == 10.0
     steady.now += 3600.0
-    assert patience.wait(_wait(), log) == 10.0 + LONGEST_GAP_S
+    assert timer.wait(_wait(), log) == 10.0 + LONGEST_GAP_S
 
 
 class Example(Settings):

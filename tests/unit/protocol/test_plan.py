@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from protocol_world import GUIDE, make_plan
 
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.plan import (
     MATRIX_BLOCK,
     MAX_MATRIX_COLUMNS,
@@ -164,7 +164,7 @@ def test_a_matrix_that_no_message_holds_is_refused(clusters: int, pool_size: int
 
 def test_the_largest_matrix_fits_into_its_message() -> None:
     columns = MAX_MATRIX_COLUMNS * 2048 * 4 + 36
-    assert columns <= kind_rules(Kind.MATRIX).max_payload_bytes < columns + 2048 * 4
+    assert columns <= Kind.MATRIX.rules.max_payload_bytes < columns + 2048 * 4
     one = scoring_parameters(cells=3, row_bound=1)
     assert one.matrix_bytes(5 * MATRIX_BLOCK) == 36 + 5 * 3 * 2048 * 4
 

@@ -10,18 +10,6 @@ from pydantic import ValidationError
 from lada_secure.logs import JsonFormatter, LogSettings, configure_logs
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    names = ("lada_secure", "lada_protocol", "lada_clients", "lada_server")
-    before = [
-        (one, one.handlers, one.level, one.propagate) for one in map(logging.getLogger, names)
-    ]
-    yield
-    for one, handlers, level, propagate in before:
-        one.handlers, one.propagate = handlers, propagate
-        one.setLevel(level)
-
-
 def logged(settings, act, monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr("sys.stderr", out)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from lada_clients.reports.audit.report_document import (
     DecisionTaken,
     KeyRenewal,
-    Opening,
+    OpenedSum,
     PrivacyReport,
     PurposeSpending,
     Release,
@@ -21,7 +23,7 @@ from lada_clients.reports.audit.report_document import (
     StudySpending,
     StudyTerms,
 )
-from lada_clients.reports.ledger_history import history_of
+from lada_clients.reports.ledger_history import history_sentences, key_renewals
 from lada_protocol.evidence.export import ExportedStudy, ledger_file
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
@@ -29,8 +31,7 @@ from lada_protocol.rounds.secure_aggregation import purpose_length
 from lada_protocol.wire.messages import AdmissionBody, OpenedBody, parse_body
 from lada_secure.errors import LadaError
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.accounting.events import ComposedEvent, DpSgdEvent
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN
+from lada_secure.privacy.accounting.events import event_parts
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,
     DecisionEntry,
@@ -40,7 +41,7 @@ from lada_secure.privacy.ledger.entries import (
     ResumeEntry,
     StudyEntry,
 )
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN
 from lada_secure.privacy.ledger.verification import LedgerSummary
 
 
@@ -56,70 +57,69 @@ def build_report(files: Mapping[str, bytes]) -> PrivacyReport:
     return PrivacyReport(
         good=verdict.good,
         faults=verdict.faults,
-        study=_terms(study, verdict.rounds),
+        study=_filled(
+            StudyTerms,
+            study.plan,
+            study.plan.privacy,
+            rounds_closed=verdict.rounds,
+            pool_gradients=study.plan.training.pool_gradients,
+            plan_sha256=study.plan.hash,
+            roster_sha256=study.roster.hash,
+        ),
         sites=tuple(
             _site(party.id, study, verdict.ledgers.get(party.id), verdict.faults)
             for party in study.roster.sites
         ),
-        openings=_openings(study),
+        openings=_aggregates(study),
     )
 
 
-def _terms(study: ExportedStudy, rounds_closed: int) -> StudyTerms:
-    plan = study.plan
-    return StudyTerms(
-        study_id=plan.study_id,
-        title=plan.title,
-        coordinator=plan.coordinator,
-        expires=plan.expires,
-        rounds=plan.rounds,
-        rounds_closed=rounds_closed,
-        unit=plan.privacy.unit,
-        adjacency=plan.privacy.adjacency,
-        max_records_per_unit=plan.privacy.max_records_per_unit,
-        target_delta=plan.privacy.target_delta,
-        epsilon_cap=plan.privacy.epsilon_cap,
-        min_cohort=plan.min_cohort,
-        pool_gradients=plan.training.pool_gradients,
-        plan_sha256=plan.hash,
-        roster_sha256=study.roster.hash,
-    )
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def _filled(part: type[Part], *sources: object, **fields: object) -> Part:
+    """A part of the report; what is not given is what a source calls by the same name."""
+    for name in part.model_fields.keys() - fields.keys():
+        fields[name] = next(getattr(one, name) for one in sources if hasattr(one, name))
+    return part(**fields)
 
 
 def _site(
     site: str, study: ExportedStudy, summary: LedgerSummary | None, faults: Sequence[str]
 ) -> SiteReport:
-    name = ledger_file(site)
-    # Without a summary the ledger itself is not whole, and nothing that it says is repeated.
-    entries = () if summary is None else parse_ledger_lines(study.files[name])
+    if summary is None:
+        # The ledger itself is not whole, and nothing that it says is repeated.
+        return SiteReport(site=site)
+    entries = summary.entries
     releases = _releases(entries)
     last = releases[-1] if releases else None
-    new = summary is not None and _is_new_to_auditor(study, site)
+    new, said = _is_new_to_auditor(study, site), history_sentences(summary)
+    if new and summary.restart is None:
+        said = (*said, "A NEW LEDGER: the auditor had seen no entry of it before this study.")
     return SiteReport(
         site=site,
-        **_history(entries, new=new),
-        population="" if summary is None else summary.identity.population,
-        verified=summary is not None and not any(one.startswith(f"{name}:") for one in faults),
+        population=summary.identity.population,
+        verified=not any(fault.startswith(f"{ledger_file(site)}:") for fault in faults),
+        ledger_id=summary.identity.ledger_id,
+        started=summary.started,
+        new_to_auditor=new,
+        restart=_filled(Restart, summary.restart) if summary.restart else None,
+        key_renewals=tuple(
+            _filled(KeyRenewal, entry, public_key=entry.new_public_key)
+            for entry in key_renewals(summary)
+        ),
+        resumes=summary.resumes,
+        history=said,
         entries=len(entries),
-        head_sha256="" if summary is None else summary.head.entry_hash,
-        target_delta=None if last is None else last.target_delta,
-        epsilon=None if last is None else last.epsilon_after,
-        epsilon_rdp=None if last is None else last.epsilon_rdp_after,
-        total_cap=None if last is None else last.total_cap,
-        left=None if last is None else _left(last.total_cap, last.epsilon_after),
+        head_sha256=summary.head.entry_hash,
+        target_delta=last.target_delta if last else None,
+        epsilon=last.epsilon_after if last else None,
+        epsilon_rdp=last.epsilon_rdp_after if last else None,
+        total_cap=last.total_cap if last else None,
+        left=_left(last.total_cap, last.epsilon_after) if last else None,
         studies=_studies(entries, releases),
         decisions=tuple(
-            DecisionTaken(
-                index=one.index,
-                time=one.time,
-                study_id=one.study_id,
-                decision=one.decision,
-                decided_by=one.decided_by,
-                expires=one.expires,
-                statement=one.statement,
-            )
-            for one in entries
-            if isinstance(one, DecisionEntry)
+            _filled(DecisionTaken, entry) for entry in entries if isinstance(entry, DecisionEntry)
         ),
         releases=releases,
     )
@@ -132,33 +132,6 @@ def _is_new_to_auditor(study: ExportedStudy, site: str) -> bool:
     except LadaError:
         # `verify_evidence` has named it among the faults.
         return True
-
-
-def _history(entries: Sequence[LedgerEntry], *, new: bool) -> dict[str, Any]:
-    """How the ledger came to be, as fields of `SiteReport`."""
-    if not entries:
-        return {
-            "ledger_id": "",
-            "started": "",
-            "new_to_auditor": False,
-            "restart": None,
-            "key_renewals": (),
-            "resumes": 0,
-            "history": (),
-        }
-    history = history_of(entries)
-    facts = history.to_json()
-    said = history.sentences()
-    if new and history.restart is None:
-        said = (*said, "A NEW LEDGER: the auditor had seen no entry of it before this study.")
-    restart = facts["restart"]
-    return {
-        **facts,
-        "restart": restart and Restart(**{**restart, "studies": tuple(restart["studies"])}),
-        "key_renewals": tuple(KeyRenewal(**one) for one in facts["key_renewals"]),
-        "new_to_auditor": new,
-        "history": said,
-    }
 
 
 def _left(cap: float, spent: float) -> float:
@@ -197,101 +170,84 @@ def _release(
     resumes: int,
 ) -> Release:
     # The rules of a ledger allow one part only; see `check_mechanism`.
-    part = entry.event.parts[0] if isinstance(entry.event, ComposedEvent) else entry.event
-    sampled = part if isinstance(part, DpSgdEvent) else None
-    return Release(
-        index=entry.index,
-        study_id=entry.study_id,
+    part = event_parts(entry.event)[0]
+    return _filled(
+        Release,
+        entry,
         round=entry.round_id,
-        purpose=entry.purpose,
-        chunk=entry.chunk,
-        attempt=entry.attempt,
-        time=entry.time,
-        mechanism=entry.mechanism,
         noise=str(entry.parameters.get("noise", DISCRETE_GAUSSIAN)),
         noise_multiplier=part.noise_multiplier,
-        sampling_probability=sampled.sampling_probability if sampled else None,
-        steps=sampled.steps if sampled else None,
+        sampling_probability=getattr(part, "sampling_probability", None),
+        steps=getattr(part, "steps", None),
         parameters=dict(entry.parameters),
-        unit=entry.unit,
-        adjacency=entry.adjacency,
-        target_delta=entry.target_delta,
         epsilon_before=before,
-        epsilon_after=entry.epsilon_after,
         # Two studies may count at different deltas; a smaller total at a larger one costs nothing.
         cost=max(entry.epsilon_after - before, 0.0),
         study_epsilon_before=study_before,
-        study_epsilon_after=entry.study_epsilon_after,
-        epsilon_rdp_after=entry.epsilon_rdp_after,
-        total_cap=entry.total_cap,
-        study_cap=entry.study_cap,
         resumes=resumes,
-        output_commitment=commit.output_commitment if commit else None,
+        output_commitment=commit and commit.output_commitment,
     )
 
 
 def _studies(
     entries: Sequence[LedgerEntry], releases: Sequence[Release]
 ) -> tuple[StudySpending, ...]:
+    decided = {entry.study_id: entry for entry in entries if isinstance(entry, DecisionEntry)}
     found: list[StudySpending] = []
     for study_id in dict.fromkeys(one.study_id for one in entries if isinstance(one, StudyEntry)):
-        decisions = [
-            one for one in entries if isinstance(one, DecisionEntry) and one.study_id == study_id
-        ]
-        own = [one for one in releases if one.study_id == study_id]
+        own = [release for release in releases if release.study_id == study_id]
         last = own[-1] if own else None
+        decision = decided.get(study_id)
         found.append(
             StudySpending(
                 study_id=study_id,
-                decision=decisions[-1].decision if decisions else "none",
-                expires=decisions[-1].expires if decisions else "",
-                target_delta=None if last is None else last.target_delta,
-                epsilon=None if last is None else last.study_epsilon_after,
-                cap=None if last is None else last.study_cap,
-                left=None if last is None else _left(last.study_cap, last.study_epsilon_after),
-                purposes=_purposes(entries, own, study_id),
+                decision=decision.decision if decision else "none",
+                expires=decision.expires if decision else "",
+                target_delta=last.target_delta if last else None,
+                epsilon=last.study_epsilon_after if last else None,
+                cap=last.study_cap if last else None,
+                left=_left(last.study_cap, last.study_epsilon_after) if last else None,
+                purposes=_purposes(entries, own),
             )
         )
     return tuple(found)
 
 
 def _purposes(
-    entries: Sequence[LedgerEntry], releases: Sequence[Release], study_id: str
+    entries: Sequence[LedgerEntry], releases: Sequence[Release]
 ) -> tuple[PurposeSpending, ...]:
-    events = {one.index: one.event for one in entries if isinstance(one, ReserveEntry)}
+    events = {entry.index: entry.event for entry in entries if isinstance(entry, ReserveEntry)}
     found: list[PurposeSpending] = []
-    for purpose in dict.fromkeys(one.purpose for one in releases):
-        own = [one for one in releases if (one.study_id, one.purpose) == (study_id, purpose)]
+    for purpose in dict.fromkeys(release.purpose for release in releases):
+        own = [release for release in releases if release.purpose == purpose]
         found.append(
             PurposeSpending(
                 purpose=purpose,
                 releases=len(own),
-                uncommitted=sum(one.output_commitment is None for one in own),
+                uncommitted=sum(release.output_commitment is None for release in own),
                 first=own[0].time,
                 last=own[-1].time,
-                cost=sum(one.cost for one in own),
+                cost=sum(release.cost for release in own),
                 epsilon_alone=epsilon(
-                    [events[one.index] for one in own], target_delta=own[-1].target_delta
+                    [events[release.index] for release in own], target_delta=own[-1].target_delta
                 ),
             )
         )
     return tuple(found)
 
 
-def _openings(study: ExportedStudy) -> tuple[Opening, ...]:
-    found: list[Opening] = []
-    for one in study.index:
-        if one.kind is not Kind.OPENED:
-            continue
-        head = one.header
+def _aggregates(study: ExportedStudy) -> tuple[OpenedSum, ...]:
+    found: list[OpenedSum] = []
+    for message in study.sent(Kind.OPENED):
+        head = message.header
         try:
-            sites = tuple(sorted(parse_body(one, OpenedBody).contributions))
+            sites = tuple(sorted(parse_body(message, OpenedBody).contributions))
             values = purpose_length(study.plan, head.purpose)
         except LadaError:
             # `verify_evidence` has named it among the faults.
             continue
         found.append(
-            Opening(
+            OpenedSum(
                 round=head.round_id,
                 purpose=head.purpose,
                 attempt=head.attempt,
@@ -300,6 +256,6 @@ def _openings(study: ExportedStudy) -> tuple[Opening, ...]:
                 values=values,
             )
         )
-    # Statistics come before demand, and demand before advantages, in every round.
+    # Statistics come before demand, and demand before confidence excesses, in every round.
     order = {name: place for place, name in enumerate(("statistics", "demand", "advantage"))}
     return tuple(sorted(found, key=lambda one: (one.round, order.get(one.purpose, len(order)))))

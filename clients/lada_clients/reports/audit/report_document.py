@@ -158,28 +158,28 @@ class SiteReport(_Part):
     """
 
     site: str
-    population: str
-    verified: bool
-    ledger_id: str
-    started: str
-    new_to_auditor: bool
-    restart: Restart | None
-    key_renewals: tuple[KeyRenewal, ...]
-    resumes: int
-    history: tuple[str, ...]
-    entries: int
-    head_sha256: str
-    target_delta: float | None
-    epsilon: float | None
-    epsilon_rdp: float | None
-    total_cap: float | None
-    left: float | None
-    studies: tuple[StudySpending, ...]
-    decisions: tuple[DecisionTaken, ...]
-    releases: tuple[Release, ...]
+    population: str = ""
+    verified: bool = False
+    ledger_id: str = ""
+    started: str = ""
+    new_to_auditor: bool = False
+    restart: Restart | None = None
+    key_renewals: tuple[KeyRenewal, ...] = ()
+    resumes: int = 0
+    history: tuple[str, ...] = ()
+    entries: int = 0
+    head_sha256: str = ""
+    target_delta: float | None = None
+    epsilon: float | None = None
+    epsilon_rdp: float | None = None
+    total_cap: float | None = None
+    left: float | None = None
+    studies: tuple[StudySpending, ...] = ()
+    decisions: tuple[DecisionTaken, ...] = ()
+    releases: tuple[Release, ...] = ()
 
 
-class Opening(_Part):
+class OpenedSum(_Part):
     """One sum that was opened: over how many sites, and how many numbers it holds."""
 
     round: int
@@ -198,4 +198,4 @@ class PrivacyReport(_Part):
     faults: tuple[str, ...]
     study: StudyTerms | None
     sites: tuple[SiteReport, ...]
-    openings: tuple[Opening, ...]
+    openings: tuple[OpenedSum, ...]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lada_clients.net.outbox import write_atomically
 from lada_clients.reports.audit.report_document import PrivacyReport
 from lada_clients.reports.audit.report_page import privacy_page
 from lada_secure.errors import ParameterError
+from lada_secure.storage.whole_files import write_atomically
 
 PAGE_FILE = "privacy-report.html"
 DOCUMENT_FILE = "privacy-report.json"

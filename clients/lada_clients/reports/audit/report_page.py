@@ -14,7 +14,7 @@ from markupsafe import Markup
 from lada_clients.reports import charts
 from lada_clients.reports.audit.report_document import PrivacyReport, Release, SiteReport
 from lada_clients.reports.web_page import render
-from lada_secure.privacy.accounting.fields import parse_time
+from lada_secure.privacy.ledger.times import parse_time
 
 _SPANS = ((180.0, 1.0, "seconds"), (10_800.0, 60.0, "minutes"), (259_200.0, 3600.0, "hours"))
 

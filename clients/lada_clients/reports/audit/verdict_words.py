@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lada_clients.reports.ledger_history import history_of
+from lada_clients.reports.ledger_history import history_facts, history_sentences
 from lada_protocol.evidence.joint import JointVerdict, PopulationLedger
 from lada_protocol.evidence.study import Verdict
+from lada_secure.privacy.ledger.verification import LedgerSummary
 
 
 def verdict_json(found: JointVerdict) -> dict[str, Any]:
@@ -33,38 +34,28 @@ def verdict_json(found: JointVerdict) -> dict[str, Any]:
 
 
 def _export(verdict: Verdict) -> dict[str, Any]:
+    told = ("good", "outcome", "study_id", "rounds", "openings", "messages")
     return {
-        "good": verdict.good,
-        "outcome": verdict.outcome,
-        "study_id": verdict.study_id,
-        "rounds": verdict.rounds,
-        "openings": verdict.openings,
-        "messages": verdict.messages,
-        "epsilon": {
-            site: {
-                "epsilon": summary.epsilon,
-                "epsilon_rdp": summary.epsilon_rdp,
-                "target_delta": summary.target_delta,
-                "reservations": summary.reservations,
-            }
-            for site, summary in verdict.ledgers.items()
-        },
+        **{name: getattr(verdict, name) for name in told},
+        "epsilon": {site: _cost(summary) for site, summary in verdict.ledgers.items()},
         "faults": list(verdict.faults),
     }
 
 
-def _population(one: PopulationLedger) -> dict[str, Any]:
+def _population(ledger: PopulationLedger) -> dict[str, Any]:
     return {
-        "site": one.site,
-        "population": one.population,
-        "epsilon": one.summary.epsilon,
-        "epsilon_rdp": one.summary.epsilon_rdp,
-        "target_delta": one.summary.target_delta,
-        "reservations": one.summary.reservations,
-        "studies": [study.study_id for study in one.summary.studies],
-        "exports": list(one.exports),
-        **history_of(one.entries).to_json(),
+        "site": ledger.site,
+        "population": ledger.population,
+        **_cost(ledger.summary),
+        "studies": [study.study_id for study in ledger.summary.studies],
+        "exports": list(ledger.exports),
+        **history_facts(ledger.summary),
     }
+
+
+def _cost(summary: LedgerSummary) -> dict[str, Any]:
+    told = ("epsilon", "epsilon_rdp", "target_delta", "reservations")
+    return {name: getattr(summary, name) for name in told}
 
 
 def verdict_lines(found: JointVerdict) -> Iterator[str]:
@@ -81,7 +72,7 @@ def verdict_lines(found: JointVerdict) -> Iterator[str]:
             f"(RDP {summary.epsilon_rdp:.4f}) at delta {summary.target_delta}, "
             f"{summary.reservations} releases in {len(summary.studies)} studies"
         )
-        yield from (f"  {sentence}" for sentence in history_of(one.entries).sentences())
+        yield from (f"  {sentence}" for sentence in history_sentences(summary))
     for name, verdict in found.verdicts.items():
         where = f"{name}: " if several else ""
         yield (

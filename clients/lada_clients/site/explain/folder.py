@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lada_clients.net.study_folder import STUDIES, find_study_folder
 from lada_secure.errors import ParameterError
+from lada_secure.storage.whole_files import read_file
 
 _FILE = re.compile(r"allocation-round-(\d{1,6})\.json")
 _STATE = "state"
@@ -19,11 +19,13 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Reward = Annotated[float, Field(ge=-1.0, le=1.0)]
 
 
-class ExplainedCell(BaseModel):
-    """One cell as `lada_secure.allocation.explanation` writes it."""
-
+class _Part(BaseModel):
     # Newer software may write more; what is known is read.
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ExplainedCell(_Part):
+    """One cell as `lada_secure.allocation.explanation` writes it."""
 
     cell: Annotated[int, Field(ge=0)]
     cluster: Annotated[int, Field(ge=0)]
@@ -40,13 +42,17 @@ class ExplainedCell(BaseModel):
     reward: Reward | None
 
 
-class ExplainedRound(BaseModel):
+class ExplainedRound(_Part):
     """One round's file."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     round: Annotated[int, Field(ge=0)]
     cells: tuple[ExplainedCell, ...]
+
+    def allocated(self) -> list[ExplainedCell]:
+        """Cells that got samples, those with most first."""
+        return sorted(
+            (cell for cell in self.cells if cell.picked), key=lambda cell: (-cell.picked, cell.cell)
+        )
 
 
 def site_study(run: Path, site: str | None, study: str | None) -> tuple[str, Path]:
@@ -65,7 +71,7 @@ def _site_state(run: Path, site: str | None) -> tuple[str, Path]:
         raise ParameterError(
             f"{run}: no such folder; expected the folder of a mock run or of a site"
         )
-    sites = sites_of(run)
+    sites = sorted(settings.parent.name for settings in run.glob("*/site.toml"))
     if sites:
         if site is None and len(sites) > 1:
             raise ParameterError(f"{run} has several sites; name one: --site {sites[0]}")
@@ -85,41 +91,30 @@ def _site_state(run: Path, site: str | None) -> tuple[str, Path]:
     return name, own
 
 
-def sites_of(run: Path) -> list[str]:
-    """Names of the sub-folders that are sites: they hold `site.toml`."""
-    return sorted(one.parent.name for one in run.glob("*/site.toml"))
-
-
 def read_rounds(study: Path, wanted: int | None) -> list[ExplainedRound]:
     """All rounds in order, or the one that is wanted.
 
     Raises: ParameterError: none yet, not that one, or a file that is damaged.
     """
-    found = _rounds(study)
+    found = {
+        int(match[1]): path
+        for path in study.glob("allocation-round-*.json")
+        if (match := _FILE.fullmatch(path.name)) is not None
+    }
     if not found:
         raise ParameterError(
             f"{study}: no allocation yet; a site writes it at the end of its first round"
         )
     if wanted is not None and wanted not in found:
-        there = ", ".join(str(one) for one in sorted(found))
+        there = ", ".join(str(number) for number in sorted(found))
         raise ParameterError(f"--round {wanted}: {study} has rounds {there}")
-    return [
-        _read(found[number], number)
-        for number in sorted(found)
-        if wanted is None or number == wanted
-    ]
-
-
-def _rounds(study: Path) -> dict[int, Path]:
-    matches = [(_FILE.fullmatch(one.name), one) for one in study.glob("allocation-round-*.json")]
-    return {int(match.group(1)): one for match, one in matches if match is not None}
+    numbers = sorted(found) if wanted is None else [wanted]
+    return [_read(found[number], number) for number in numbers]
 
 
 def _read(path: Path, number: int) -> ExplainedRound:
     try:
-        found = ExplainedRound.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
+        found = ExplainedRound.model_validate_json(read_file(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -127,8 +122,3 @@ def _read(path: Path, number: int) -> ExplainedRound:
     if found.round != number:
         raise ParameterError(f"{path}: says round {found.round}; the file is damaged")
     return found
-
-
-def allocated(one: ExplainedRound) -> Sequence[ExplainedCell]:
-    """Cells that got samples, those with most first."""
-    return sorted((cell for cell in one.cells if cell.picked), key=lambda c: (-c.picked, c.cell))

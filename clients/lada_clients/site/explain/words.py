@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lada_clients.site.explain.folder import ExplainedCell
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from lada_clients.site.explain.folder import ExplainedCell, ExplainedRound
 
 # A share of the data this many times an equal share is worth a word.
 _MUCH_MASS = 1.5
@@ -11,7 +16,38 @@ _NARROW_BAND = 0.25
 _SMALL_REWARD = 0.005
 
 
-def reasons(cell: ExplainedCell, *, clusters: int, first_round: bool) -> str:
+def facts_of(told: ExplainedRound) -> dict[str, Any]:
+    """One round for machines, the words included."""
+    cells = [
+        {**cell.model_dump(), "why": why, "brought": brought} for cell, why, brought in _told(told)
+    ]
+    return {"round": told.round, "cells": cells}
+
+
+def table_of(site: str, told: ExplainedRound) -> Table:
+    """One round for people."""
+    cells = told.allocated()
+    picked = sum(cell.picked for cell in cells)
+    title = f"{site}, round {told.round}: {picked} samples from {len(cells)} of "
+    table = Table(title=f"{title}{len(told.cells)} cells", show_lines=True)
+    for name in ("topic", "difficulty", "samples", "trained"):
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    table.add_column("brought")
+    for cell, *words in _told(told):
+        numbers = (cell.cluster, cell.difficulty, cell.picked, cell.trained)
+        table.add_row(*(str(number) for number in numbers), *words)
+    return table
+
+
+def _told(told: ExplainedRound) -> Iterator[tuple[ExplainedCell, str, str]]:
+    clusters = len({cell.cluster for cell in told.cells}) or 1
+    for cell in told.allocated():
+        why = _reasons(cell, clusters=clusters, first_round=told.round == 0)
+        yield cell, why, _outcome(cell)
+
+
+def _reasons(cell: ExplainedCell, *, clusters: int, first_round: bool) -> str:
     """Why samples of this cell were wanted, strongest reason first.
 
     Args: clusters: how many the study has. first_round: its quotas follow masses alone.
@@ -48,7 +84,7 @@ def _forecast(cell: ExplainedCell) -> str:
     return f"{promise}, or {-cell.exploration:.3f} less"
 
 
-def outcome(cell: ExplainedCell) -> str:
+def _outcome(cell: ExplainedCell) -> str:
     """What training on the cell brought."""
     if cell.reward is None:
         return "nothing trained: no path passed the screen" if cell.picked else "nothing trained"

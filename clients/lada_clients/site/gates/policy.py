@@ -10,11 +10,11 @@ from lada_clients.site.settings import SitePolicy
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_secure.method.mechanisms import planned_epsilon, planned_events
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, TRAINING, TRIALS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING, VALUATION
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.planning import delta_warnings
-from lada_secure.privacy.ledger.book import BudgetCaps
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
 def study_caps(plan: StudyPlan, policy: SitePolicy) -> BudgetCaps:
@@ -41,54 +41,40 @@ def plan_faults(
     plan: StudyPlan, policy: SitePolicy, *, roster: Roster, now: datetime
 ) -> tuple[str, ...]:
     """Everything in which a plan passes the site's policy; empty where it may be accepted."""
-    privacy = plan.privacy
-    checks: Sequence[tuple[bool, str]] = (
-        (
-            parse_time(plan.expires) > now,
-            f"it expired at {plan.expires}",
+    privacy, delta = plan.privacy, plan.privacy.target_delta
+    checks = {
+        f"it expired at {plan.expires}": parse_time(plan.expires) > now,
+        f"min_cohort is {plan.min_cohort}, the policy asks for {policy.min_cohort}": (
+            plan.min_cohort >= policy.min_cohort
         ),
-        (
-            plan.min_cohort >= policy.min_cohort,
-            f"min_cohort is {plan.min_cohort}, the policy asks for {policy.min_cohort}",
+        f"max_cohort is {plan.max_cohort}, the roster has {len(roster.sites)} sites": (
+            plan.max_cohort <= max(len(roster.sites), policy.min_cohort)
         ),
-        (
-            plan.max_cohort <= max(len(roster.sites), policy.min_cohort),
-            f"max_cohort is {plan.max_cohort}, the roster has {len(roster.sites)} sites",
+        f"delta is {delta}, the policy allows {policy.target_delta}": delta <= policy.target_delta,
+        f"its epsilon cap is {privacy.epsilon_cap}, the policy allows "
+        f"{policy.epsilon_cap_per_study} per study": (
+            privacy.epsilon_cap <= policy.epsilon_cap_per_study
         ),
-        (
-            privacy.target_delta <= policy.target_delta,
-            f"delta is {privacy.target_delta}, the policy allows {policy.target_delta}",
+        f"max_records_per_unit is {privacy.max_records_per_unit}, the policy allows "
+        f"{policy.max_records_per_unit}": (
+            privacy.max_records_per_unit <= policy.max_records_per_unit
         ),
-        (
-            privacy.epsilon_cap <= policy.epsilon_cap_per_study,
-            f"its epsilon cap is {privacy.epsilon_cap}, the policy allows "
-            f"{policy.epsilon_cap_per_study} per study",
+        # The coordinator sets it; with a second, a ledger would say how long records take.
+        f"ledger_time_step_s is {privacy.ledger_time_step_s}, the policy asks for "
+        f"{policy.min_ledger_time_step_s}": (
+            privacy.ledger_time_step_s >= policy.min_ledger_time_step_s
         ),
-        (
-            privacy.max_records_per_unit <= policy.max_records_per_unit,
-            f"max_records_per_unit is {privacy.max_records_per_unit}, the policy allows "
-            f"{policy.max_records_per_unit}",
+        f"pool_gradients is {plan.training.pool_gradients!r}, the policy allows "
+        f"{', '.join(policy.pool_gradients)}": (
+            plan.training.pool_gradients in policy.pool_gradients
         ),
-        (
-            # The coordinator sets it; with a second, a ledger would say how long records take.
-            privacy.ledger_time_step_s >= policy.min_ledger_time_step_s,
-            f"ledger_time_step_s is {privacy.ledger_time_step_s}, the policy asks for "
-            f"{policy.min_ledger_time_step_s}",
-        ),
-        (
-            plan.training.pool_gradients in policy.pool_gradients,
-            f"pool_gradients is {plan.training.pool_gradients!r}, the policy allows "
-            f"{', '.join(policy.pool_gradients)}",
-        ),
-    )
-    faults = [message for good, message in checks if not good]
-    if not faults:
-        needed = planned_epsilon(plan)
-        if needed > privacy.epsilon_cap:
-            faults.append(
-                f"its {plan.rounds} rounds would spend epsilon {needed:.3f}, above its own cap of "
-                f"{privacy.epsilon_cap}"
-            )
+    }
+    faults = [fault for fault, holds in checks.items() if not holds]
+    if not faults and (needed := planned_epsilon(plan)) > privacy.epsilon_cap:
+        faults.append(
+            f"its {plan.rounds} rounds would spend epsilon {needed:.3f}, above its own cap of "
+            f"{privacy.epsilon_cap}"
+        )
     return tuple(faults)
 
 
@@ -116,14 +102,14 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
     else:
         sentences.append(
             f"Also by how much the model trained here knows public questions better "
-            f"({ADVANTAGE}; likewise), and, for at most {plan.uplink.budget} of them, what that "
-            f"model writes; only the coordinator reads it. The model itself ({TRAINING}) stays "
-            "here."
+            f"({CONFIDENCE_EXCESS}; likewise), and, for at most {plan.uplink.budget} of them, what "
+            f"that model writes; only the coordinator reads it. The model itself ({TRAINING}) "
+            "stays here."
         )
-    if TRIALS in alone:
+    if VALUATION in alone:
         sentences.append(
             f"Which of the LLM's paths suit the records is decided by noised sums over them "
-            f"({TRIALS}); they stay here, and what this site then asks for follows from them."
+            f"({VALUATION}); they stay here, and what this site then asks for follows from them."
         )
     costs = ", ".join(f"{purpose} alone {cost:.3f}" for purpose, cost in alone.items())
     sentences.append(
@@ -142,14 +128,6 @@ class PlannedBudget:
     after: float
     cap: float
     target_delta: float
-
-    def sentence(self) -> str:
-        """The figures in words."""
-        return (
-            f"Budget of {self.population} over all studies: epsilon {self.before:.3f} of "
-            f"{self.cap:g} is spent; with the whole of this study it would be {self.after:.3f} "
-            f"(at delta {self.target_delta:g})."
-        )
 
     def fault(self) -> str:
         """Why the plan cannot be carried out to its end here; empty where it can."""
@@ -190,8 +168,11 @@ def describe_budget(
 ) -> tuple[str, ...]:
     """What this plan would leave of the site's own budget, in plain words; see `planned_budget`."""
     budget = planned_budget(plan, policy, spent=spent)
+    delta = budget.target_delta
     sentences = [
-        budget.sentence(),
+        f"Budget of {budget.population} over all studies: epsilon {budget.before:.3f} of "
+        f"{budget.cap:g} is spent; with the whole of this study it would be {budget.after:.3f} "
+        f"(at delta {delta:g}).",
         f"This site's policy allows epsilon {policy.epsilon_cap_per_study:g} per study.",
     ]
     if budget.fault():
@@ -199,6 +180,5 @@ def describe_budget(
             f"That is more than {budget.cap:g}: this site refuses the plan, because the study "
             "could not be finished here."
         )
-    delta = budget.target_delta
     sentences += delta_warnings(target_delta=delta, units=plan.privacy.max_units)
     return tuple(sentences)

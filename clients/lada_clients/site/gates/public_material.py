@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lada_clients.net.participant import Participant
-from lada_protocol.kinds import Kind, kind_rules
+from lada_protocol.kinds import Kind
 from lada_protocol.rounds.tasks import Wait
 from lada_secure.allocation.cells import Clusters, parse_clusters
 from lada_secure.canonical import parse_canonical_json, sha256_hex
@@ -17,22 +17,23 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
     Raises: PeerError: wrong_pool, wrong_clusters: not those that the plan names.
     """
     coordinator = me.roster.coordinator.id
-    pool_message = me.index.find(Kind.POOL, sender=coordinator)
-    clusters_message = me.index.find(Kind.CLUSTERS, sender=coordinator)
-    while pool_message is None or clusters_message is None:
-        me.wait(Wait(step="plan", round_id=0, awaited="pool and clusters", parties=(coordinator,)))
-        pool_message = me.index.find(Kind.POOL, sender=coordinator)
-        clusters_message = me.index.find(Kind.CLUSTERS, sender=coordinator)
+    missing = Wait(step="plan", round_id=0, awaited="pool and clusters", parties=(coordinator,))
+
+    def posted(kind: Kind) -> bytes:
+        while (message := me.index.find(kind, sender=coordinator)) is None:
+            me.wait(missing)
+        return me.payload(message)
+
     try:
-        pool = parse_pool(me.payload(pool_message), where="the coordinator's pool")
+        pool = parse_pool(posted(Kind.POOL), where="the coordinator's pool")
     except ParameterError as error:
         raise PeerError(str(error), reason="wrong_pool", peer=coordinator) from error
-    raw = me.payload(clusters_message)
+    raw = posted(Kind.CLUSTERS)
     if pool_hash(pool) != me.plan.pool_sha256 or len(pool) != me.plan.pool_size:
         raise PeerError("the pool is not the one in the plan", reason="wrong_pool")
     if sha256_hex(raw) != me.plan.clusters_sha256:
         raise PeerError("the clusters are not those in the plan", reason="wrong_clusters")
-    limit = kind_rules(Kind.CLUSTERS).max_payload_bytes
+    limit = Kind.CLUSTERS.rules.max_payload_bytes
     clusters = parse_clusters(parse_canonical_json(raw, max_bytes=limit))
     if clusters.count != me.plan.allocation.clusters:
         raise PeerError("the number of clusters differs from the plan", reason="wrong_clusters")

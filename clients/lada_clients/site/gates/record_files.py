@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lada_clients.net.outbox import write_atomically
 from lada_clients.site.settings import SiteSettings
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import LadaError, ParameterError
+from lada_secure.storage.whole_files import write_atomically
 
 NOTE_FILE: Final = "record-files.json"
 _DOMAIN: Final = b"lada/2/record-file/"

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lada_clients.net.outbox import write_atomically
-from lada_clients.net.settings_file import read_settings
-from lada_clients.reports.ledger_history import LedgerHistory, history_of
+from lada_clients.reports.ledger_history import history_facts, history_sentences
 from lada_clients.site.ledger.population import ledger_path
 from lada_clients.site.ledger.store import open_ledger_reader
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, read_site_settings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
+from lada_secure.storage.whole_files import write_atomically
+
+_TOLD_OF_STUDIES = ("study_id", "epsilon", "reservations", "commits", "decision")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,6 @@ class SiteBudget:
     """
 
     summary: LedgerSummary
-    history: LedgerHistory
     policy: SitePolicy
     lines: bytes
 
@@ -59,18 +59,12 @@ class SiteBudget:
             "epsilon_left": self.left,
             "entries": summary.head.index + 1,
             "head": summary.head.entry_hash,
-            **self.history.to_json(),
+            **history_facts(summary),
             "reservations": summary.reservations,
             "uncommitted": summary.uncommitted,
             "studies": [
-                {
-                    "study_id": one.study_id,
-                    "epsilon": one.epsilon,
-                    "reservations": one.reservations,
-                    "commits": one.commits,
-                    "decision": one.decision,
-                }
-                for one in summary.studies
+                {name: getattr(study, name) for name in _TOLD_OF_STUDIES}
+                for study in summary.studies
             ],
         }
 
@@ -84,9 +78,9 @@ class SiteBudget:
             f"The ledger is whole: {summary.head.index + 1} entries, {summary.reservations} "
             f"releases paid for, {summary.uncommitted} of them without an output.",
         ]
-        if summary.reservations == 0 and self.history.restart is None:
+        if summary.reservations == 0 and summary.restart is None:
             told.append("Nothing was ever spent from it: a NEW LEDGER with the whole budget.")
-        told += self.history.sentences()
+        told += history_sentences(summary)
         told += [
             f"Study {one.study_id}: epsilon {one.epsilon:.4f} of {policy.epsilon_cap_per_study:g}, "
             f"{one.reservations} releases, last decision: {one.decision}."
@@ -101,8 +95,7 @@ def read_budget(settings_path: Path) -> SiteBudget:
     Raises: ParameterError: settings or policy are wrong, or nothing was ever recorded.
         LedgerError: the ledger is damaged; the first wrong entry is named.
     """
-    settings = read_settings(settings_path, SiteSettings)
-    policy = read_settings(settings.policy, SitePolicy)
+    settings, policy = read_site_settings(settings_path)
     path = ledger_path(settings, policy)
     if not path.exists():
         raise ParameterError(
@@ -114,7 +107,7 @@ def read_budget(settings_path: Path) -> SiteBudget:
         key = ledger.public_key
     # A policy may have been tightened since; the ledger is held to the caps that it recorded.
     summary = verify_ledger(entries, public_key=key, caps=None)
-    return SiteBudget(summary=summary, history=history_of(entries), policy=policy, lines=lines)
+    return SiteBudget(summary=summary, policy=policy, lines=lines)
 
 
 def export_ledger(budget: SiteBudget, out: Path) -> None:

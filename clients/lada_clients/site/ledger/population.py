@@ -13,22 +13,25 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.net.credentials import load_credentials, load_signing_key, read_passphrase
-from lada_clients.net.participant import read_roster
-from lada_clients.net.settings_file import read_settings
 from lada_clients.site.gates.policy import study_caps
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader, restart_ledger
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import (
+    load_credentials,
+    load_signing_key,
+    read_passphrase,
+    read_roster,
+)
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import check_name
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.storage.state_folder import held_state_folder
 
 LOG = logging.getLogger(__name__)
@@ -84,11 +87,11 @@ def is_new(entries: Sequence[LedgerEntry]) -> bool:
 def spending(entries: Sequence[LedgerEntry]) -> tuple[tuple[str, PrivacyEvent], ...]:
     """Plan hash and event of all reservations; what a restart carried over is of no known plan."""
     spent: list[tuple[str, PrivacyEvent]] = []
-    for one in entries:
-        if isinstance(one, ReserveEntry):
-            spent.append((one.plan_hash, one.event))
-        elif isinstance(one, RestartEntry) and one.grant.carried is not None:
-            spent.append(("", one.grant.carried))
+    for entry in entries:
+        if isinstance(entry, ReserveEntry):
+            spent.append((entry.plan_hash, entry.event))
+        elif isinstance(entry, RestartEntry):
+            spent += (("", event) for event in entry.grant.events)
     return tuple(spent)
 
 
@@ -105,11 +108,9 @@ def reused_name_faults(entries: Sequence[LedgerEntry], plan: StudyPlan) -> tuple
 
     Found here, before the acceptance: a round of one study has one output, and one name.
     """
-    others = {
-        one.plan_hash
-        for one in entries
-        if isinstance(one, ReserveEntry) and one.study_id == plan.study_id
-    } - {plan.hash}
+    reserved = [entry for entry in entries if isinstance(entry, ReserveEntry)]
+    others = {entry.plan_hash for entry in reserved if entry.study_id == plan.study_id}
+    others.discard(plan.hash)
     if not others:
         return ()
     return (
@@ -144,7 +145,7 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
         expired. by: who decides; stands in the ledger.
     Returns: the new key, hex. Raises: ParameterError, LedgerError: says what is wrong.
     """
-    settings, policy = _read(settings_path)
+    settings, policy = read_site_settings(settings_path)
     check_name("--by", by)
     path = ledger_path(settings, policy)
     if not path.exists():
@@ -159,7 +160,12 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
             site=settings.party,
             population=policy.population,
             signing_key=old,
-            caps=_caps(policy),
+            # No study is under way; nothing can be reserved now.
+            caps=BudgetCaps(
+                target_delta=policy.target_delta,
+                total_epsilon=policy.epsilon_cap_total,
+                study_epsilon=policy.epsilon_cap_per_study,
+            ),
             clock=_now,
             time_step_s=LEDGER_TIME_STEP_S,
         ) as ledger,
@@ -174,7 +180,7 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
     Raises: ParameterError: there is a ledger, or the grant is for somebody else. LedgerError: it
         was not signed by the roster's auditor, or is for another key.
     """
-    settings, policy = _read(settings_path)
+    settings, policy = read_site_settings(settings_path)
     check_name("--by", by)
     path = ledger_path(settings, policy)
     if path.exists():
@@ -187,7 +193,16 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
         grant = parse_grant(grant_file.read_bytes())
     except OSError as error:
         raise ParameterError(f"cannot read {grant_file}: {error.strerror}") from error
-    _check_is_ours(grant, settings, policy, by=by)
+    for what, found, expected in (
+        ("site", grant.site, settings.party),
+        ("population", grant.population, policy.population),
+        ("person at the site (--by)", grant.requested_by, by),
+    ):
+        if found != expected:
+            raise ParameterError(
+                f"the grant is for another {what}: expected {expected}, it says {found}; ask the "
+                "auditor for a grant of your own. Nothing was written"
+            )
     roster = read_roster(settings.roster, pinned=policy.roster_sha256)
     credentials = load_credentials(
         settings.identity,
@@ -204,35 +219,6 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
             time_step_s=LEDGER_TIME_STEP_S,
         )
     return grant
-
-
-def _check_is_ours(
-    grant: RestartGrant, settings: SiteSettings, policy: SitePolicy, *, by: str
-) -> None:
-    for what, found, expected in (
-        ("site", grant.site, settings.party),
-        ("population", grant.population, policy.population),
-        ("person at the site (--by)", grant.requested_by, by),
-    ):
-        if found != expected:
-            raise ParameterError(
-                f"the grant is for another {what}: expected {expected}, it says {found}; ask the "
-                "auditor for a grant of your own. Nothing was written"
-            )
-
-
-def _read(settings_path: Path) -> tuple[SiteSettings, SitePolicy]:
-    settings = read_settings(settings_path, SiteSettings)
-    return settings, read_settings(settings.policy, SitePolicy)
-
-
-def _caps(policy: SitePolicy) -> BudgetCaps:
-    """Caps while no study is under way; nothing can be reserved then."""
-    return BudgetCaps(
-        target_delta=policy.target_delta,
-        total_epsilon=policy.epsilon_cap_total,
-        study_epsilon=policy.epsilon_cap_per_study,
-    )
 
 
 def _now() -> datetime:

@@ -2,125 +2,39 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, insert, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
-from lada_clients.site.ledger.file import (
-    DATA_NOTES,
-    ENTRIES,
-    NOTES,
-    OUTPUTS,
-    LedgerFile,
-    connected,
+from lada_clients.site.ledger.database import (
+    READ,
+    WRITE,
+    connect_to_write,
     create_private,
+    readable,
+)
+from lada_clients.site.ledger.file import (
+    LedgerFile,
+    SqliteTransaction,
     create_tables,
     has_tables,
-    reading_engine,
-    stored_bytes,
-    stored_entry,
     stored_identity,
-    writing_engine,
 )
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import parse_time
-from lada_secure.privacy.ledger.book import BudgetCaps
-from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
-from lada_secure.privacy.ledger.keeper import (
-    DataNote,
-    KeptLedger,
-    KeptOutput,
-    LedgerSnapshot,
-    LedgerTransaction,
-    ReadLedger,
-    begin_ledger,
-    check_key,
-    granted_identity,
-)
+from lada_secure.errors import LedgerError
+from lada_secure.privacy.accounting.fields import public_hex
+from lada_secure.privacy.ledger.book import LedgerBook, ReadLedger, begin_ledger
+from lada_secure.privacy.ledger.carried_budget import granted_identity
+from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.times import LedgerClock
-
-READ = "BEGIN"
-WRITE = "BEGIN IMMEDIATE"
-_LAST_WRITE = "last_write"
-
-
-class _SqliteSnapshot(LedgerSnapshot):
-    def __init__(self, connection: Connection, replay: LedgerReplay) -> None:
-        self._connection = connection
-        self._replay = replay
-
-    @property
-    def replay(self) -> LedgerReplay:
-        return self._replay
-
-    def output(self, reserve_hash: str) -> KeptOutput | None:
-        row = self._connection.execute(
-            select(OUTPUTS.c.payload, OUTPUTS.c.salt).where(OUTPUTS.c.reserve_hash == reserve_hash)
-        ).first()
-        if row is None:
-            return None
-        where = f"output of {reserve_hash[:12]}..."
-        return KeptOutput(
-            payload=stored_bytes(row.payload, where), salt=stored_bytes(row.salt, where)
-        )
-
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        rows = self._connection.execute(
-            select(ENTRIES.c.number, ENTRIES.c.line).order_by(ENTRIES.c.number)
-        )
-        return tuple(stored_entry(row.line, f"entry {row.number}") for row in rows)
-
-
-class _SqliteTransaction(_SqliteSnapshot, LedgerTransaction):
-    def append(self, entry: LedgerEntry, output: KeptOutput | None) -> None:
-        self._replay.append(entry)
-        self._connection.execute(
-            insert(ENTRIES).values(
-                number=entry.index, entry_hash=entry.entry_hash, line=entry.line()
-            )
-        )
-        if isinstance(entry, CommitEntry) and output is not None:
-            self._connection.execute(
-                insert(OUTPUTS).values(
-                    reserve_hash=entry.reserve_hash, payload=output.payload, salt=output.salt
-                )
-            )
-
-    def last_write(self) -> str | None:
-        text = self._connection.scalar(select(NOTES.c.value).where(NOTES.c.name == _LAST_WRITE))
-        if text is None:
-            return None
-        try:
-            parse_time(str(text))
-        except ParameterError as error:
-            raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
-        return str(text)
-
-    def note_write(self, precise: str) -> None:
-        statement = upsert(NOTES).values(name=_LAST_WRITE, value=precise)
-        self._connection.execute(
-            statement.on_conflict_do_update(index_elements=["name"], set_={"value": precise})
-        )
-
-    def data_notes(self) -> tuple[DataNote, ...]:
-        rows = self._connection.execute(
-            select(DATA_NOTES.c.study_id, DATA_NOTES.c.fingerprint).order_by(DATA_NOTES.c.number)
-        )
-        return tuple(DataNote(study_id=row.study_id, fingerprint=row.fingerprint) for row in rows)
-
-    def add_data_note(self, note: DataNote) -> None:
-        self._connection.execute(
-            insert(DATA_NOTES).values(study_id=note.study_id, fingerprint=note.fingerprint)
-        )
 
 
 def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
@@ -128,10 +42,10 @@ def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
 
     Raises: LedgerError: it says less.
     """
-    last = replay.last_reserve()
+    last = next(reversed(replay.reserved.values()), None)
     if last is None:
         return
-    recomputed = replay.accountant().epsilon(last.target_delta)
+    recomputed = replay.spending.of().epsilon(last.target_delta)
     if last.epsilon_after < recomputed * (1 - 1e-3) - 1e-6:
         raise LedgerError(
             f"ledger {path}: the last reservation says epsilon {last.epsilon_after:.6g}, its "
@@ -141,7 +55,7 @@ def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
 
 
 def _begin_file(
-    connection: Connection,
+    connection: sqlite3.Connection,
     path: Path,
     *,
     identity: LedgerIdentity,
@@ -150,11 +64,11 @@ def _begin_file(
     grant: RestartGrant | None,
 ) -> None:
     create_tables(connection, identity, path)
-    transaction = _SqliteTransaction(connection, LedgerReplay(identity))
+    transaction = SqliteTransaction(connection, LedgerReplay(identity))
     begin_ledger(transaction, signing_key=signing_key, clock=clock, grant=grant)
 
 
-class SqliteLedger(KeptLedger):
+class SqliteLedger(LedgerBook):
     """A site's ledger in one SQLite file; several processes may have it open.
 
     Opening it checks every entry's place in the chain, signature and rules, and that the last
@@ -171,7 +85,7 @@ class SqliteLedger(KeptLedger):
         caps: the site's own policy.
         clock: the current time with a zone. time_step_s: see `LedgerClock`.
     Raises: LedgerError: of another site, population, schema version or key in force (see
-        `KeptLedger.renew_key`), or damaged. TransportError: cannot be opened, read-only, disk
+        `LedgerBook.renew_key`), or damaged. TransportError: cannot be opened, read-only, disk
         full.
     """
 
@@ -195,64 +109,55 @@ class SqliteLedger(KeptLedger):
             time_step_s=time_step_s,
         )
         create_private(path)
-        self._engine = writing_engine(path)
+        self._file = LedgerFile(path, partial(connect_to_write, path))
         try:
-            self._identity = self._found_or_begun(path, new)
-            self.started_now = self._identity == new
-            self._file = LedgerFile(path, self._engine, self._identity)
-            with self._reading() as snapshot:
-                check_key(snapshot.replay, signing_key)
-                _check_last_epsilon(snapshot.replay, path)
+            self.identity = self._found_or_begun(path, new)
+            self.started_now = self.identity == new
+            with self._reading() as ledger:
+                ledger.replay.require_key(public_hex(signing_key))
+                _check_last_epsilon(ledger.replay, path)
         except BaseException:
-            self._engine.dispose()
+            self.close()
             raise
 
     def _found_or_begun(self, path: Path, new: LedgerIdentity) -> LedgerIdentity:
         """The identity of the ledger in the file, which is `new` where there was none."""
-        with connected(self._engine, path, READ) as connection:
-            if has_tables(connection):
-                return _own_identity(connection, path, new)
-        with connected(self._engine, path, WRITE) as connection:
-            # Another process may have been quicker.
-            if has_tables(connection):
-                return _own_identity(connection, path, new)
-            _begin_file(
-                connection,
-                path,
-                identity=new,
-                signing_key=self._signing_key,
-                clock=self._clock,
-                grant=None,
-            )
+        # Looked at again with the lock held: another process may have been quicker.
+        for begin in (READ, WRITE):
+            with self._file.transaction(begin) as connection:
+                if has_tables(connection):
+                    return _own_identity(connection, path, new)
+                if begin == WRITE:
+                    _begin_file(
+                        connection,
+                        path,
+                        identity=new,
+                        signing_key=self._signing_key,
+                        clock=self._clock,
+                        grant=None,
+                    )
         return new
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the file. Every completed call is on disk already."""
-        self._engine.dispose()
+        self._file.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[_SqliteTransaction]:
-        with self._file.synchronised(WRITE) as (connection, replay):
-            yield _SqliteTransaction(connection, replay)
+    def _transaction(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(WRITE, self.identity)
 
-    @contextmanager
-    def _reading(self) -> Iterator[_SqliteSnapshot]:
-        with self._file.synchronised(READ) as (connection, replay):
-            yield _SqliteSnapshot(connection, replay)
+    def _reading(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(READ, self.identity)
 
 
-def _own_identity(connection: Connection, path: Path, expected: LedgerIdentity) -> LedgerIdentity:
+def _own_identity(
+    connection: sqlite3.Connection, path: Path, expected: LedgerIdentity
+) -> LedgerIdentity:
     """Raises: LedgerError: the file is of another site or population."""
     found = stored_identity(connection, path)
     for name in ("site", "population"):
@@ -286,24 +191,21 @@ def restart_ledger(
     """
     identity = granted_identity(grant, auditor_key=auditor_key)
     create_private(path)
-    engine = writing_engine(path)
-    try:
-        with connected(engine, path, WRITE) as connection:
-            if has_tables(connection):
-                raise LedgerError(
-                    f"ledger {path}: there is a ledger in this file already. Nothing was written; "
-                    "move the file away if it is the one that is lost"
-                )
-            _begin_file(
-                connection,
-                path,
-                identity=identity,
-                signing_key=signing_key,
-                clock=LedgerClock(read=clock, time_step_s=time_step_s),
-                grant=grant,
+    file = LedgerFile(path, partial(connect_to_write, path))
+    with closing(file), file.transaction(WRITE) as connection:
+        if has_tables(connection):
+            raise LedgerError(
+                f"ledger {path}: there is a ledger in this file already. Nothing was written; "
+                "move the file away if it is the one that is lost"
             )
-    finally:
-        engine.dispose()
+        _begin_file(
+            connection,
+            path,
+            identity=identity,
+            signing_key=signing_key,
+            clock=LedgerClock(read=clock, time_step_s=time_step_s),
+            grant=grant,
+        )
 
 
 class SqliteLedgerReader(ReadLedger):
@@ -314,14 +216,15 @@ class SqliteLedgerReader(ReadLedger):
     you expect. Made by `open_ledger_reader`.
     """
 
-    def __init__(self, file: LedgerFile, identity: LedgerIdentity) -> None:
-        super().__init__(identity=identity)
+    def __init__(self, file: LedgerFile) -> None:
+        with file.transaction(READ) as connection:
+            self.identity = stored_identity(connection, file.path)
         self._file = file
+        with self._reading() as ledger:
+            _check_last_epsilon(ledger.replay, file.path)
 
-    @contextmanager
-    def _reading(self) -> Iterator[_SqliteSnapshot]:
-        with self._file.synchronised(READ) as (connection, replay):
-            yield _SqliteSnapshot(connection, replay)
+    def _reading(self) -> AbstractContextManager[SqliteTransaction]:
+        return self._file.opened(READ, self.identity)
 
 
 @contextmanager
@@ -331,11 +234,5 @@ def open_ledger_reader(path: Path) -> Iterator[SqliteLedgerReader]:
     Raises: LedgerError: damaged, not a ledger, or of another schema version. TransportError: it
         is missing or cannot be read.
     """
-    with ExitStack() as stack:
-        engine = stack.enter_context(reading_engine(path))
-        with connected(engine, path, READ) as connection:
-            identity = stored_identity(connection, path)
-        reader = SqliteLedgerReader(LedgerFile(path, engine, identity), identity)
-        with reader._reading() as snapshot:
-            _check_last_epsilon(snapshot.replay, path)
-        yield reader
+    with readable(path) as connect, closing(LedgerFile(path, connect)) as file:
+        yield SqliteLedgerReader(file)

@@ -30,7 +30,7 @@ from lada_secure.data.records import PoolSample, Record, pool_hash, write_json_l
 from lada_secure.dpsgd import trainer
 from lada_secure.dpsgd.noise import DiscreteGaussian
 from lada_secure.method import training
-from lada_secure.method.plan import GuidePlan
+from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.privacy.empirical import commitment_of
 
 POOL = tuple(
@@ -310,7 +310,7 @@ def test_a_pool_that_the_plan_does_not_name_is_refused(
 
 def guided(plan: StudyPlan, **changes: object) -> StudyPlan:
     """The plan with a guide that trains on records with reasons, at half the rate every round."""
-    guide = GuidePlan(
+    guide = ReferenceModelPlan(
         records_with_reasons=True,
         own_paths=1,
         least_share=0.25,
@@ -377,7 +377,7 @@ def test_with_a_guide_the_audit_trains_the_private_stream_as_the_site_does(
     plan = guided(plan_for(run / "model"))
     monkeypatch.setattr(
         training,
-        "written_reasons",
+        "self_generated_rationales",
         lambda _lm, units, **_sizes: [tuple("0+\n1" for _ in unit.records) for unit in units],
     )
     arguments = audit_with(run, tmp_path, plan)

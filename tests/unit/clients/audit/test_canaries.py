@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from trainer_doubles import opened_trainer, small_model, stir_adapters, units_of_sizes
+from trainer_doubles import float_sum, opened_trainer, small_model, stir_adapters, units_of_sizes
 
 from lada_clients.audit.canaries import (
     FREE_DIRECTIONS,
@@ -15,18 +15,12 @@ from lada_clients.audit.canaries import (
     AuditedTrainer,
     CanaryDirections,
     CanaryRun,
-    CanarySource,
     StepWatcher,
-    canary_room,
-    parameter_count,
 )
-from lada_secure.dpsgd.batching import PhysicalBatch
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import PathExample
+from lada_secure.errors import ParameterError
+from lada_secure.models.adapters import AdapterSettings, attach_adapters, parameter_count
 
-TEXT = PathExample(example_id="canary", prompt="1", path="1", own_path=None)
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -60,7 +54,7 @@ def settings(**changes):
 
 def open_run(lm, joined, **changes):
     return CanaryRun(
-        lm, joined=np.array(joined, dtype=np.bool_), privacy=privacy(**changes), text=TEXT, seed=3
+        lm, joined=np.array(joined, dtype=np.bool_), privacy=privacy(**changes), seed=3
     )
 
 
@@ -135,25 +129,19 @@ def open_audited(lm, run, units):
     )
 
 
-def sum_of(trainer, *, without_clip=False):
-    joined = trainer._units
-    clip = 1e9 if without_clip else privacy().l2_clip_norm
-    return trainer.source.clipped_sum(joined, l2_clip_norm=clip, grid=None).values()
-
-
 def test_canaries_add_their_direction_clipped_and_leave_real_units_as_they_were() -> None:
     units = units_of_sizes(1, 3, 2, own=False)
     lm = adapted()
     plain = opened_trainer(lm, units, pool=(), privacy=privacy(), settings=settings())
-    real = sum_of(plain)
+    real = float_sum(plain)
     plain.close()
     run = open_run(lm, [True, False, True, True] + [False] * 20)
     audited = open_audited(lm, run, units)
-    both = sum_of(audited)
+    both = float_sum(audited)
     planted = run.directions.vectors([0, 2, 3], norm=privacy().l2_clip_norm).double().sum(0)
     assert torch.allclose(both - real, planted, atol=1e-6)
     assert float(real.norm()) > 0.1
-    loose = sum_of(audited, without_clip=True)
+    loose = float_sum(audited, clip=1e9)
     audited.close()
     shares = run.directions.project(loose.numpy())
     # Before clipping they are longer than the clip norm, so that clipping is put to the test.
@@ -193,8 +181,8 @@ def test_only_canaries_whose_coin_says_so_become_units() -> None:
 
 def test_more_canaries_than_directions_are_refused() -> None:
     lm = adapted()
-    room = canary_room(lm)
-    assert room + FREE_DIRECTIONS <= parameter_count(lm)
+    room = CanaryDirections(parameter_count(lm.model), seed=0).room
+    assert 0 < room + FREE_DIRECTIONS <= parameter_count(lm.model)
     open_run(lm, [True] * room)
     with pytest.raises(ParameterError, match=f"expected 1 to {room} .*got {room + 1}"):
         open_run(lm, [True] * (room + 1))
@@ -203,20 +191,10 @@ def test_more_canaries_than_directions_are_refused() -> None:
 def test_training_without_private_weight_is_refused() -> None:
     lm = adapted()
     with pytest.raises(ParameterError, match="private_weight is 0"):
-        open_run(lm, [True]).open_trainer(
+        AuditedTrainer(
             lm,
+            canaries=open_run(lm, [True]),
             pool=(),
             privacy=privacy(),
             settings=settings(private_weight=0.0),
         )
-
-
-def test_a_source_without_canaries_refuses_to_work() -> None:
-    lm = adapted()
-    trainer = open_audited(lm, open_run(lm, [True]), units_of_sizes(1))
-    source = trainer.source
-    assert isinstance(source, CanarySource)
-    source.canaries = None
-    with pytest.raises(LocalProtocolError, match="canaries"):
-        source.unit_gradients(PhysicalBatch(examples=(), unit_of_example=(), units=1))
-    trainer.close()

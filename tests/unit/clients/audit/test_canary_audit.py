@@ -17,6 +17,7 @@ from alpha import ALPHA
 from trainer_doubles import small_model, units_of_sizes
 
 from lada_clients.audit.canary_audit import (
+    AuditedSteps,
     audit_size,
     audit_training,
     auditable_rounds,
@@ -55,9 +56,12 @@ def adapted():
     return lm
 
 
+def steps_of(rounds, *, delta=DELTA):
+    return AuditedSteps(privacy=PRIVACY, rounds=rounds, delta=delta, confidence=CONFIDENCE)
+
+
 def size_for(lm, **changes):
-    fields = {"privacy": PRIVACY, "rounds": ROUNDS, "delta": DELTA, "confidence": CONFIDENCE}
-    return audit_size(lm, **{**fields, **changes})
+    return audit_size(lm, steps_of(changes.pop("rounds", ROUNDS)), **changes)
 
 
 def audit(attack="updates", *, told=None):
@@ -65,17 +69,14 @@ def audit(attack="updates", *, told=None):
     told = [] if told is None else told
     return audit_training(
         lm,
+        steps_of(ROUNDS),
         units_of=lambda _: units_of_sizes(1, 2, 3, 1, 2),
         pool_of=lambda _: [],
-        privacy=PRIVACY,
         settings_of=lambda round_id: TrainerSettings(
             pool_batch_size=0, seed=round_id, physical_batch_size=64
         ),
-        rounds=ROUNDS,
-        delta=DELTA,
         size=size_for(lm, canaries=CANARIES, guesses=GUESSES),
         attack=attack,
-        confidence=CONFIDENCE,
         statement={"site": "a"},
         announce=told.append,
         progress=lambda done, total: told.append((done, total)),
@@ -115,10 +116,9 @@ def test_noise_eight_times_too_small_is_flagged(monkeypatch) -> None:
 
 def test_units_that_are_not_clipped_are_flagged(monkeypatch) -> None:
     def add_unclipped(self, gradients) -> None:
-        steps = self._grid.clip_steps / self._clip
+        steps = self._clip_steps / self._clip
         for total, one in zip(self._totals, gradients, strict=True):
             total += (one.flatten(1).double() * steps).trunc_().sum(0)
-        self.units += len(gradients[0])
 
     monkeypatch.setattr(clipping.ClippedSum, "add", add_unclipped)
     assert audit().flagged
@@ -126,7 +126,7 @@ def test_units_that_are_not_clipped_are_flagged(monkeypatch) -> None:
 
 def test_the_ledgers_side_is_the_accountants_epsilon_of_all_steps_of_all_rounds(shipped) -> None:
     result, _ = shipped
-    assert result.steps == 12
+    assert result.steps.count == 12
     assert result.epsilon == pytest.approx(epsilon([PRIVACY.event(12)], target_delta=DELTA))
     assert result.engine == "fused"
 
@@ -158,13 +158,12 @@ def test_canaries_and_guesses_are_chosen_to_reach_beyond_epsilon() -> None:
 
 def test_a_long_study_is_audited_by_as_many_rounds_as_can_be_refuted() -> None:
     lm = adapted()
-    fields = {"privacy": PRIVACY, "delta": DELTA, "confidence": CONFIDENCE}
-    assert auditable_rounds(lm, rounds=2, **fields) == 2
-    most = auditable_rounds(lm, rounds=6, **fields)
+    assert auditable_rounds(lm, steps_of(2)) == 2
+    most = auditable_rounds(lm, steps_of(6))
     assert 1 <= most < 6
     assert size_for(lm, rounds=most).reach > size_for(lm, rounds=most).epsilon
     # With such a delta no number of right guesses says anything.
-    assert auditable_rounds(lm, rounds=2, **{**fields, "delta": 0.3}) == 0
+    assert auditable_rounds(lm, steps_of(2, delta=0.3)) == 0
 
 
 @pytest.mark.parametrize(

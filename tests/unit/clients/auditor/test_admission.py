@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from federation_world import SITE, Federation, backup_of, forged, granted
 from protocol_world import NOW, make_cast, make_ledger
-from simulated_parties import FOUR, World, exported
+from simulated_parties import FOUR, Outgoing, World, exported
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import check_ledger_claim
@@ -240,9 +239,7 @@ def test_an_admission_of_another_acceptance_is_refused(tmp_path: Path) -> None:
     site.me.sync()
     other = world.auditor.participant
 
-    other.post(
-        Kind.ADMISSION, lambda: Outgoing(body={"acceptance": "0" * 64, "known_entries": 0}), to=SITE
-    )
+    other.post(Kind.ADMISSION, {"acceptance": "0" * 64, "known_entries": 0}, to=SITE)
     with pytest.raises(PeerError) as caught:
         site.step()
     assert caught.value.reason == "wrong_admission"

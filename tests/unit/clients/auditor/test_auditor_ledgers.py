@@ -8,18 +8,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.auditor.grants import RestartGrants
-from lada_clients.auditor.known_entries import KnownEntries
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
 from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Role
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
 from lada_secure.errors import ParameterError, PeerError
-from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger.entries import LedgerEntry, LedgerIdentity
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.accounting.events import GaussianEvent
+from lada_secure.privacy.ledger.entries import LedgerEntry, LedgerIdentity, format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
 
 KEY = Ed25519PrivateKey.generate()
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
@@ -54,7 +51,7 @@ def _entries(rounds: int = 2, *, expires_days: int = 30) -> tuple[LedgerEntry, .
             round_id=round_id,
             purpose="statistics",
             mechanism=DISCRETE_GAUSSIAN,
-            event=gaussian_event(8.0),
+            event=GaussianEvent(8.0),
             parameters={"l2_sensitivity": 20.0, "std": 160.0},
         )
         ledger.commit(ledger.reserve(spec), b"output")

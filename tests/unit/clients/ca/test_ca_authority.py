@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from lada_clients.ca import authority
 from lada_clients.ca.commands import app
 from lada_clients.ca.folder import write_new_files
-from lada_clients.net.credentials import load_credentials
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import load_credentials
 from lada_secure.errors import ParameterError, TransportError
 
 SITE = PartyName(role=Role.SITE, id="new")

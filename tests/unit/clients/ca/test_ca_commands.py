@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from lada_clients.ca import authority, enrolment
 from lada_clients.ca.commands import app
-from lada_clients.net.credentials import load_credentials, read_passphrase
 from lada_clients.site.commands import app as site_app
 from lada_protocol.identity.certificates import PartyName, certificate_fingerprint
 from lada_protocol.identity.credentials import Passphrase, parse_passphrase
 from lada_protocol.identity.revocation import parse_revocations
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import load_credentials, read_passphrase
 from lada_secure.errors import ParameterError
 
 SITE = PartyName(role=Role.SITE, id="new")
@@ -97,7 +97,7 @@ def test_revocation_names_all_certificates_of_a_party_and_grows(ca, tmp_path):
     assert json.loads(run("revoke", ca, "--id", "new", "--json"))["revoked"] == 4
     assert json.loads(run("revoke", ca, "--id", "new", "--json"))["revoked"] == 0
     listed = parse_revocations((ca / "ca.crl").read_bytes(), ca=certificate)
-    assert (listed.number, len(listed.serials)) == (3, 5)
+    assert (listed.number, len(listed.revoked)) == (3, 5)
 
 
 def test_revoked_keys_get_no_new_certificates(ca, tmp_path):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from lada_clients.net.outbox import Outbox, write_atomically
+from lada_clients.net.study_folder import Outbox
 from lada_protocol.rounds.index import slot_of
 from lada_secure.errors import PeerError, TransportError
+from lada_secure.storage.whole_files import write_atomically
 
 KEYS = {"study_id": "study", "plan_hash": "0" * 64}
 

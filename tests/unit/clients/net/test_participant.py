@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from protocol_world import (
-    MemoryBoard,
-    make_cast,
-    make_participant,
-    make_plan,
-    signed,
-)
+from protocol_world import MemoryBoard, make_cast, make_participant, make_plan, signed
 from simulated_parties import make_world
 
-from lada_clients.net.participant import Outgoing, checked_transcript, read_roster
+from lada_clients.net.participant import Participant, checked_transcript
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import read_roster
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
@@ -78,18 +73,21 @@ def test_a_message_is_made_once_and_sent_again_after_a_restart(tmp_path: Path) -
     world = make_world(tmp_path)
     board, calls = world.board, []
 
-    def make() -> Outgoing:
+    def make() -> bytes:
         calls.append(1)
-        return Outgoing(body={"code": "policy", "message": f"call {len(calls)}"})
+        return b"call %d" % len(calls)
 
-    first = world.sites["site-a"].me.post(Kind.REFUSAL, make)
+    def query(me: Participant) -> Envelope:
+        return me.post(Kind.QUERY, {"cells": len(calls)}, make, to="coordinator")
+
+    first = query(world.sites["site-a"].me)
     restarted = make_participant(world.cast, board, "site-a", tmp_path / "site-a")
     restarted.join(wait_s=5.0)
-    again = restarted.post(Kind.REFUSAL, make)
+    again = query(restarted)
 
     assert len(calls) == 1
     assert again.message_hash == first.message_hash
-    assert restarted.payload(again) == b""
+    assert restarted.payload(again) == b"call 1"
 
 
 def test_messages_of_another_study_on_the_same_board_are_left_alone(tmp_path: Path) -> None:

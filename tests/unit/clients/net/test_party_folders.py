@@ -7,8 +7,8 @@ import pytest
 from lada_clients.auditor.runner import run_auditor
 from lada_clients.site.runner import run_site, show_plan
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.preparation import free_port, write_data, write_settings
-from lada_lab.mock.scale import dealt_data, make_identities, scale_preset
+from lada_lab.mock.preparation import free_port, write_run
+from lada_lab.mock.scale import dealt_data, scale_preset
 from lada_secure.errors import LadaError
 from lada_secure.storage.state_folder import held_state_folder
 from lada_server.runner import run_server, server_status
@@ -21,15 +21,7 @@ def layout(tmp_path):
     """A federation that is set up and was never started."""
     data = dealt_data(3, seed=0)
     layout = RunLayout(root=tmp_path / "run", site_ids=tuple(data.sites))
-    write_data(layout, data)
-    write_settings(
-        layout,
-        scale_preset(0),
-        port=free_port(0),
-        roster_sha256=make_identities(layout),
-        cache_dir=tmp_path / "cache",
-        seed=0,
-    )
+    write_run(layout, scale_preset(0), data, port=free_port(0), cache_dir=tmp_path / "cache")
     return layout
 
 
@@ -61,12 +53,12 @@ def files(folder):
 )
 def test_the_state_folder_of_another_party_is_refused_and_left_alone(layout, party, other):
     theirs = layout.parties[other].state
-    with held_state_folder(theirs, party=other, role=layout.role(other)):
+    with held_state_folder(theirs, party=other, role=layout.parties[other].role):
         pass
     before = files(theirs)
     settings = layout.parties[party].settings
     edit(settings, 'state_dir = "state"', f'state_dir = "../{other}/state"')
-    with refused(f"is the state of {layout.role(other)} {other}"):
+    with refused(f"is the state of {layout.parties[other].role} {other}"):
         RUN[party](settings)
     assert files(theirs) == before
 
@@ -85,7 +77,7 @@ def test_reading_a_plan_with_another_partys_folder_is_refused_too(layout):
 def test_a_second_process_of_a_party_is_refused(layout, party):
     folder = layout.parties[party]
     with (
-        held_state_folder(folder.state, party=party, role=layout.role(party)),
+        held_state_folder(folder.state, party=party, role=layout.parties[party].role),
         refused("in use by another process of this party"),
     ):
         RUN[party](folder.settings)

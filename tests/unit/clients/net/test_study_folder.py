@@ -8,7 +8,7 @@ import pytest
 from protocol_world import Cast, MemoryBoard, make_cast, make_participant, make_plan, signed
 
 from lada_clients.auditor.export import check_export_folder
-from lada_clients.net.participant import Outgoing, Participant
+from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import find_study_folder
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_plan
@@ -34,7 +34,7 @@ def test_two_studies_in_one_state_folder_keep_everything_apart(tmp_path: Path) -
     for plan in plans:
         me = _joined(cast, plan, tmp_path)
         folders.append(me.open_folder())
-        me.post(Kind.CLOSE, lambda: Outgoing(body={"transcript_sha256": "0" * 64}))
+        me.post(Kind.CLOSE, {"transcript_sha256": "0" * 64})
         assert parse_plan((folders[-1] / "plan.json").read_bytes()) == plan
         assert len(list((folders[-1] / "outbox").iterdir())) == 2
     assert len(set(folders)) == 3

@@ -24,8 +24,7 @@ from lada_clients.reports.audit.report_page import privacy_page
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.ledger.entries import ReserveEntry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import ReserveEntry, parse_ledger_lines
 
 SITES = ("site-a", "site-b", "site-c")
 ROOT = Path(__file__).parents[4]

@@ -13,20 +13,13 @@ import pytest
 import tomli_w
 import torch
 from method_doubles import ledger
-from site_doubles import (
-    POOL,
-    file_of,
-    record,
-    site_learner,
-    site_plan,
-    site_policy,
-    site_settings,
-)
+from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
 
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
-from lada_clients.site.gates.files import SiteFiles, check_files, check_with_model
+from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.record_files import RecordFiles, file_digests
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
 from lada_secure.cli import main
@@ -329,6 +322,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     participant: Any = SimpleNamespace(
         plan=learner.plan,
         roster=None,
+        index=(),
         party="site-a",
         certificate="",
         post=post,
@@ -353,7 +347,6 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
             now=lambda: None,  # type: ignore[arg-type, return-value]
-            approved=lambda _study, _plan: True,
             _learner=learner,
         )
 

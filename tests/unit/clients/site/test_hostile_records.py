@@ -18,18 +18,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from method_doubles import BAD, GOOD, GUIDE, ledger, received
 from site_doubles import file_of, record, site_learner, site_plan, site_policy
-from trainer_doubles import opened_trainer, small_model
+from trainer_doubles import grid_sum, opened_trainer, small_model
 
 from lada_clients.site.gates.files import SiteFiles
 from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.allocation.measured_statistics import measured_statistics
-from lada_secure.allocation.measured_valuation import measured_trials
-from lada_secure.allocation.valuation_gains import TrialParameters
+from lada_secure.allocation.measurement import measured_gains, measured_statistics
+from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer
 from lada_secure.method.mechanisms import privacy_parameters
-from lada_secure.method.plan import TrialsPlan
+from lada_secure.method.plan import ValuationPlan
 from lada_secure.method.site_training import RoundReports
 from lada_secure.method.training import private_units, trainer_settings
 from lada_secure.models import evaluation
@@ -87,7 +86,7 @@ GUIDED = GUIDE.model_copy(
     update={
         "own_reasons": True,
         "own_paths": 1,
-        "trials": TrialsPlan(noise_multiplier=4.0, gain_clip=0.5, least_gain=-1.0),
+        "trials": ValuationPlan(noise_multiplier=4.0, gain_clip=0.5, least_gain=-1.0),
     }
 )
 PLANS = {
@@ -175,12 +174,12 @@ def exact_statistics(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
 
 def exact_trials(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
     reference = adapter_weights(lm)
-    return measured_trials(
+    return measured_gains(
         lm,
         units,
         {0: reference},
         reference=reference,
-        parameters=TrialParameters(clusters=2, gain_clip=0.5, noise_multiplier=4.0),
+        parameters=ValuationParameters(clusters=2, gain_clip=0.5, noise_multiplier=4.0),
         batch_size=4,
     ).vector
 
@@ -215,17 +214,13 @@ def trainer_over(lm: LanguageModel, units: Sequence[Unit]) -> Trainer:
 def test_what_good_units_add_to_a_training_step_is_what_they_add_without_hostile_ones(
     lm: LanguageModel, hostile: list[Record]
 ) -> None:
-    privacy = privacy_parameters(PLANS["together"])
-    grid = privacy.grid()
-    assert grid is not None
+    clip_steps = privacy_parameters(PLANS["together"]).clip_steps
     sums = []
     for units in (units_of(ORDINARY), units_of((*ORDINARY, *hostile))):
         trainer = trainer_over(lm, units)
-        total = trainer.source.clipped_sum(
-            trainer._units or (), l2_clip_norm=privacy.l2_clip_norm, grid=grid
-        )
+        total = grid_sum(trainer)
         trainer.close()
-        sums.append(total.integers().double() / grid.clip_steps)
+        sums.append(total.integers().double() / clip_steps)
     assert float((sums[1] - sums[0]).norm()) <= len(units_of(hostile)) * (1.0 + 1e-3)
 
 

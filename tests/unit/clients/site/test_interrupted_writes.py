@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from lada_clients.net.event_file import open_event_log
-from lada_clients.net.outbox import sweep_parts, write_atomically
 from lada_protocol.events import StepStarted
+from lada_protocol.party_files import open_event_log
+from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_a_part_that_a_killed_writer_leaves_is_one_that_is_swept(tmp_path):
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from lada_clients.net import outbox\n"
-        "outbox.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "outbox.write_atomically(Path(sys.argv[1]), b'half')\n"
+        "from lada_secure.storage import whole_files\n"
+        "whole_files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "whole_files.write_atomically(Path(sys.argv[1]), b'half')\n"
     )
     path = tmp_path / "picks-round-0.json"
     write_atomically(path, b"old")

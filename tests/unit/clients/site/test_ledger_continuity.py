@@ -24,8 +24,8 @@ from ledger_store_world import (
 
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_secure.errors import LedgerError, ParameterError
+from lada_secure.privacy.ledger.book import DataNote
 from lada_secure.privacy.ledger.entries import RestartEntry
-from lada_secure.privacy.ledger.keeper import DataNote
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 RENEWED = NEW_KEY.public_key().public_bytes_raw()

@@ -26,9 +26,9 @@ from ledger_store_world import (
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.accounting.events import GaussianEvent
+from lada_secure.privacy.ledger.entries import parse_ledger_lines
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
 # Forked children start in milliseconds; each opens the ledger for itself.
@@ -53,7 +53,7 @@ def test_eight_processes_hammering_one_budget_never_pass_the_cap(tmp_path: Path)
         summary = verify(ledger)
     assert summary.epsilon <= CAPS.total_epsilon
     # The budget is spent to the last release that fits, not merely kept.
-    one_more = [gaussian_event(NOISE)] * (summary.reservations + 1)
+    one_more = [GaussianEvent(NOISE)] * (summary.reservations + 1)
     assert epsilon(one_more, target_delta=1e-6) > CAPS.total_epsilon
     assert epsilon(one_more[1:], target_delta=1e-6) <= CAPS.total_epsilon
 
@@ -134,7 +134,7 @@ def _check_after(path: Path, sent: Path) -> None:
         # However often it died: the release was paid for once, and not again by the next try.
         assert summary.reservations <= 1
         assert ledger.epsilon_spent(1e-6) == pytest.approx(
-            epsilon([gaussian_event(NOISE)] * summary.reservations, target_delta=1e-6)
+            epsilon([GaussianEvent(NOISE)] * summary.reservations, target_delta=1e-6)
         )
         if left:
             assert summary.reservations >= 1

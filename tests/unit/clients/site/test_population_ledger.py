@@ -14,19 +14,18 @@ from typer.testing import CliRunner
 
 from lada_clients.auditor.commands import app as auditor_app
 from lada_clients.ca.authority import issue_party
-from lada_clients.net.credentials import load_credentials
 from lada_clients.site import runner
 from lada_clients.site.commands import app as site_app
 from lada_clients.site.ledger.population import check_shown, is_new, renew_key, restart, spending
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Kind, Role
+from lada_protocol.party_files import load_credentials
 from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
-from lada_secure.privacy.ledger.entries import LedgerEntry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.accounting.events import GaussianEvent
+from lada_secure.privacy.ledger.entries import LedgerEntry, format_ledger_lines
+from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
 
 PLAN = "a" * 64
 
@@ -89,7 +88,7 @@ class Parties:
                     round_id=round_id,
                     purpose="statistics",
                     mechanism=DISCRETE_GAUSSIAN,
-                    event=gaussian_event(4.0),
+                    event=GaussianEvent(4.0),
                     parameters={"l2_sensitivity": 20.0, "std": 80.0},
                 )
                 ledger.commit(ledger.reserve(spec), b"noised")
@@ -155,7 +154,7 @@ def test_a_renewed_key_goes_on_with_the_same_ledger_and_budget(parties: Parties)
     assert json.loads(done.output) == {"decided_by": "dr-meyer", "public_key": key}
     after = parties.spend(1)
     assert after[: len(before)] == before
-    assert spending(after) == ((PLAN, gaussian_event(4.0)),) * 2
+    assert spending(after) == ((PLAN, GaussianEvent(4.0)),) * 2
 
 
 def test_an_old_key_whose_certificates_are_gone_still_renews(

@@ -11,7 +11,7 @@ from ledger_store_world import CAPS, approve, open_ledger, spec
 from lada_clients.site.ledger.budget import export_ledger, read_budget
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import parse_ledger_lines
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The site's own uplink code on a real board: what it sends, what paid for it, what it refuses."""
+"""The site's own LLM transfer code on a real board: what it sends, pays and refuses."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from protocol_world import UPLINK, make_plan, training_spec
 from simulated_parties import World, make_world
 
-from lada_clients.site.aggregation import SiteOpening
+from lada_clients.net.study_folder import SecretFolder
+from lada_clients.site.aggregation import SiteAggregation
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.llm_transfer import SiteUplink
+from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.secrets import SecretFolder
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.llm_transfer import SitePath, parse_site_paths
+from lada_protocol.rounds.llm_transfer import SiteRationale, parse_site_rationales
 from lada_protocol.rounds.tasks import ImproveModel, Inquire
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
-from lada_secure.method.plan import ADVANTAGE, TRAINING, split_pool
+from lada_secure.method.plan import CONFIDENCE_EXCESS, TRAINING, split_pool
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.released import Released, require_released
 
@@ -30,7 +30,7 @@ PLAN = make_plan(uplink=UPLINK)
 
 @dataclass
 class LearnerWithoutModel:
-    """What the uplink asks of the learner; counts how often the model would have run."""
+    """What the LLM transfer asks of the learner; counts how often the model would have run."""
 
     plan: StudyPlan
     book: LedgerBook
@@ -56,20 +56,22 @@ class LearnerWithoutModel:
             self.memory.keep(state)
         return state.excess[round_id]
 
-    def solved(self, places: tuple[int, ...]) -> list[SitePath]:
+    def solved(self, places: tuple[int, ...]) -> list[SiteRationale]:
         """The last of the samples only."""
         self.asked = list(places)
-        return [SitePath(sample=places[-1], path="because 7")]
+        return [SiteRationale(sample=places[-1], path="because 7")]
 
 
-def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteUplink:
-    """The real uplink of a simulated site."""
+def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteTransfer:
+    """The real LLM transfer of a simulated site."""
     site = world.sites[name]
     site.me.sync()
     learner = LearnerWithoutModel(plan=PLAN, book=site.book, memory=SiteMemory(folder=folder))
-    return SiteUplink(
+    return SiteTransfer(
         participant=site.me,
-        opening=SiteOpening(participant=site.me, secrets=SecretFolder(folder=folder / "secrets")),
+        opening=SiteAggregation(
+            participant=site.me, secrets=SecretFolder(folder=folder / "secrets")
+        ),
         learner=cast(SiteLearner, learner),
     )
 
@@ -88,9 +90,9 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
     uplink = uplink_of_site(world, tmp_path / "memory")
     spent = world.sites["site-a"].book.epsilon_spent(1e-5)
 
-    first = uplink.advantages(0)
-    # A restart computes nothing again, and a retry of the opening sends the same.
-    again = uplink_of_site(world, tmp_path / "memory").advantages(0)
+    first = uplink.excess_over_threshold(0)
+    # A restart computes nothing again, and a retry of the secure aggregation sends the same.
+    again = uplink_of_site(world, tmp_path / "memory").excess_over_threshold(0)
 
     require_released(first, what="advantages")
     assert first.paid_by == world.sites["site-a"].reservation(0, TRAINING).entry_hash
@@ -102,10 +104,10 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
 def test_a_damaged_memory_is_refused(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    uplink.advantages(0)
+    uplink.excess_over_threshold(0)
     (tmp_path / "memory" / "site-state.json").write_text("{}")
     with pytest.raises(ParameterError, match="damaged"):
-        uplink.advantages(0)
+        uplink.excess_over_threshold(0)
 
 
 def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
@@ -125,8 +127,8 @@ def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
     assert sent is not None
     body = parse_body(sent, SitePathsBody)
     assert (body.inquiry, body.written) == (inquiry.message_hash, 1)
-    paths = parse_site_paths(world.board.payload(sent.message_hash), asked=learner.asked)
-    assert paths == (SitePath(sample=learner.asked[-1], path="because 7"),)
+    paths = parse_site_rationales(world.board.payload(sent.message_hash), asked=learner.asked)
+    assert paths == (SiteRationale(sample=learner.asked[-1], path="because 7"),)
     uplink.answer(0)
     world.run(until=lambda one: isinstance(one.coordinator.next(), ImproveModel))
 
@@ -147,7 +149,7 @@ def test_it_computes_on_no_sum_that_leaves_it_out(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     world.coordinator.inquire(0)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    opened = uplink.participant.index.opened(0, ADVANTAGE, auditor="auditor")
+    opened = uplink.participant.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
     opened.header.body["contributions"]["site-a"] = "5" * 64
 
     with pytest.raises(PeerError) as caught:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lada_clients.site.memory import SiteMemory
-from lada_secure.allocation.data_valuation import ClusterTrial
-from lada_secure.allocation.reward_model import FilterHistory, RoundObservations
+from lada_secure.allocation.data_valuation import ClusterValuation
+from lada_secure.allocation.reward_model import RewardHistory, RoundObservations
 from lada_secure.errors import ParameterError
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.models.adapters import AdapterWeights
@@ -22,7 +22,7 @@ STATE = SiteState(
         KnownRationale(pool_index=1, cell=2, text="f9 9", p=0.25),
         KnownRationale(pool_index=4, cell=0, text="f3 3", p=1.0, drawn=("f1 1", ""), gain=-0.5),
     ),
-    history=FilterHistory().with_round(
+    history=RewardHistory().with_round(
         RoundObservations(
             round_id=0,
             cells=np.array([2], dtype=np.int64),
@@ -31,7 +31,7 @@ STATE = SiteState(
             samples=np.array([2], dtype=np.int64),
         )
     ),
-    valuations=(ClusterTrial(cluster=1, paths=5, gain=0.5, std=0.25),),
+    valuations=(ClusterValuation(cluster=1, paths=5, gain=0.5, std=0.25),),
     excess={0: (0, 3)},
     student=AdapterWeights(data=b"student"),
     dp_reference=AdapterWeights(data=b"reference"),

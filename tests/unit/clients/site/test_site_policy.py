@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.site.gates.policy import (
-    describe_budget,
-    describe_plan,
-    plan_faults,
-    study_caps,
-)
+from lada_clients.site.gates.policy import describe_budget, describe_plan, plan_faults, study_caps
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.settings import SitePolicy
 from lada_protocol.plan import StudyPlan, parse_time
@@ -22,9 +17,9 @@ from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
 from lada_secure.method.mechanisms import planned_epsilon, planned_events
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import ReleaseSpec
+from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.entries import MAX_STATEMENT
+from lada_secure.privacy.ledger.terms import ReleaseSpec
 
 NOW = datetime(2026, 2, 1, tzinfo=UTC)
 UPLINK: dict[str, Any] = {
@@ -231,7 +226,7 @@ def test_a_ledger_at_the_plans_delta_pays_for_what_the_auditor_checks(tmp_path: 
         round_id=0,
         purpose="statistics",
         mechanism="discrete_gaussian",
-        event=gaussian_event(plan.statistics.noise_multiplier),
+        event=GaussianEvent(plan.statistics.noise_multiplier),
         parameters={"l2_sensitivity": 100.0, "std": 800.0},
         unit=plan.privacy.unit,
     )
@@ -303,14 +298,14 @@ def test_the_description_names_the_cost_of_each_purpose_and_the_uplink() -> None
 
 
 def test_the_budget_says_what_is_spent_and_what_the_study_would_leave() -> None:
-    other = gaussian_event(2.0)
+    other = GaussianEvent(2.0)
     first, second = describe_budget(_plan(), _policy(), spent=[("other", other)])
     before = epsilon([other], target_delta=1e-5)
     after = epsilon([other, *planned_events(_plan()).values()], target_delta=1e-5)
     assert f"epsilon {before:.3f} of 10 is spent" in first
     assert f"it would be {after:.3f} (at delta 1e-05)" in first
     assert "epsilon 8 per study" in second
-    *_, warning = describe_budget(_plan(), _policy(), spent=[("other", gaussian_event(0.5))] * 2)
+    *_, warning = describe_budget(_plan(), _policy(), spent=[("other", GaussianEvent(0.5))] * 2)
     assert "this site refuses the plan" in warning
     assert "epsilon 0.000 of 10" in describe_budget(_plan(), _policy(), spent=[])[0]
 

@@ -19,19 +19,19 @@ from protocol_world import (
     statistics_spec,
 )
 
-from lada_clients.net.participant import StudyFailed
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.policy import planned_epsilon
 from lada_clients.site.gates.record_files import RecordFiles, RecordsChanged, file_digests
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.secrets import SecretFolder
 from lada_clients.site.service import Site
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, parse_body
 from lada_secure.data.records import RecordFile
+from lada_secure.method.mechanisms import planned_epsilon
 from lada_secure.method.plan import STATISTICS
 from lada_secure.privacy.ledger.entries import DecisionEntry, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -126,7 +126,6 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
         secrets=SecretFolder(folder=folder / "secrets"),
         memory=SiteMemory(folder=me.open_folder()),
         now=lambda: NOW,
-        approved=lambda _study, _plan: True,
     )
     return Reviewing(site=site, book=book, board=board)
 

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from lada_clients.site.training_display import TrainingDisplay, time_text
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.dpsgd.signal_to_noise import TrainingOutlook
+from lada_secure.dpsgd.parameters import SignalToNoiseEstimate
 
 
 def report(step: int, steps: int = 40, **changes: float | None) -> StepReport:
-    values = {"public_loss": 1.25, "epsilon": 3.0, "study_epsilon": 1.5, "seconds_left": 75.0}
+    values = {"public_loss": 1.25, "study_epsilon": 1.5, "seconds_left": 75.0}
     return StepReport(step=step, steps=steps, **{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -55,9 +55,9 @@ def test_what_would_be_trained_is_said_first_and_drowning_noise_is_a_warning() -
     out = io.StringIO()
     with TrainingDisplay(Console(file=out, width=60), epsilon_cap=8.0) as display:
         display.begin(
-            0, TrainingOutlook(parameters=1_234_567, signal_to_noise=0.05, hint="lower it")
+            0, SignalToNoiseEstimate(parameters=1_234_567, signal_to_noise=0.05, hint="lower it")
         )
-        display.begin(1, TrainingOutlook(parameters=12, signal_to_noise=2.0, hint=None))
+        display.begin(1, SignalToNoiseEstimate(parameters=12, signal_to_noise=2.0, hint=None))
     first, warning, second = out.getvalue().splitlines()
     assert "1,234,567 trainable parameters" in first
     assert "signal-to-noise 0.05" in first

@@ -76,7 +76,7 @@ def test_nothing_that_is_held_out_was_seen_in_training_in_the_pool_or_in_public_
     rng = np.random.default_rng(0)
     seen = {template(one.question) for one in data.pool}
     for reader in ("slm", "llm"):
-        seen |= {template(one[0]) for one in public_text(WORLD, reader, 500, rng, marked=0.5)}
+        seen |= {template(one.question) for one in public_text(WORLD, reader, 500, rng, marked=0.5)}
     private = {template(one.question) for site in data.sites for one in site.train}
     held_out = {template(one.question) for site in data.sites for one in site.held_out}
     assert not held_out & (private | seen)
@@ -86,14 +86,14 @@ def test_nothing_that_is_held_out_was_seen_in_training_in_the_pool_or_in_public_
 
 def test_the_llm_reads_the_public_s_senses_and_the_slm_all_of_them() -> None:
     rng = np.random.default_rng(1)
-    for question, rationale, answer in public_text(WORLD, "llm", 200, rng, marked=0.5):
-        sense = 1 if question.startswith(MARK) else 0
-        assert (rationale, answer) == by_hand(template(question), sense)
+    for text in public_text(WORLD, "llm", 200, rng, marked=0.5):
+        sense = 1 if text.question.startswith(MARK) else 0
+        assert (text.rationale, text.answer) == by_hand(template(text.question), sense)
     terms = {term for house in WORLD.hospitals for term in house.shorthand}
     read = {
         step
-        for _, rationale, _ in public_text(WORLD, "slm", 3000, rng, marked=0.5)
-        for step in rationale.split(", ")
+        for text in public_text(WORLD, "slm", 3000, rng, marked=0.5)
+        for step in str(text.rationale).split(", ")
     }
     for term in terms:
         assert {f"{term} {condition}" for condition, _ in WORLD.senses[term]} <= read

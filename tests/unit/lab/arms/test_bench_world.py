@@ -20,7 +20,7 @@ from lada_lab.worlds.chain_world import (
 )
 from lada_lab.worlds.study_data import BenchData
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.data.prompts import answer_of, path_of
+from lada_secure.data.prompts import answer_of, rationale_of
 from lada_secure.errors import ParameterError
 from lada_secure.models.embedding import HASHED_NGRAMS, embedder
 
@@ -56,7 +56,7 @@ def test_every_reasoning_path_is_right_step_by_step(data: BenchData) -> None:
         expected = by_hand(WORLD, one.question, inside=True)
         assert answer_of(expected, ()) == one.answer
         if one.rationale is not None:
-            assert path_of(one.answer, (), one.rationale) == expected
+            assert rationale_of(one.answer, (), one.rationale) == expected
     assert any(one.rationale for one in records)
     for sample in data.pool:
         assert answer_of(by_hand(WORLD, sample.question, inside=False), ()) == sample.answer

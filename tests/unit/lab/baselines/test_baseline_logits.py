@@ -5,21 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sealed_sums import add_sealed
 from tiny_baselines import CHARACTERS, lm_with_tokens
 from torch.nn import functional
 
-from lada_lab.baselines.adapter_sums import (
-    AdapterSumSettings,
-    adapter_vector,
-    mean_adapters,
+from lada_lab.baselines.adapter_sums import AdapterSumSettings, adapter_vector, mean_adapters
+from lada_lab.baselines.logits import (
+    TaughtRow,
+    logit_loss,
+    rationale_logits,
+    taught_rows,
+    top_logits,
 )
-from lada_lab.baselines.logits import logit_loss, path_logits, taught_rows, top_logits
 from lada_lab.baselines.token_alignment import TokenAlignment
-from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.parameters import opening_parameters
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.parameters import aggregation_parameters
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import adapter_weights, parse_adapter_tensors
 from lada_secure.models.examples import encode_row
@@ -32,7 +34,7 @@ TEXTS = [("3a\n", "a7\n7"), ("5bcd\n", "b1c4d0\n0"), ("9\n", "9")]
 
 def one_by_one(lm: LanguageModel, prompt: str, path: str) -> torch.Tensor:
     """Logits about each target token, each from a forward pass over just what stands before it."""
-    head, tail = lm.encode_prompt(prompt), lm.encode_path(path)
+    head, tail = lm.encode_prompt(prompt), lm.encode_rationale(path)
     with torch.no_grad():
         return torch.stack(
             [
@@ -43,22 +45,27 @@ def one_by_one(lm: LanguageModel, prompt: str, path: str) -> torch.Tensor:
 
 
 def test_logits_in_a_padded_batch_are_those_of_one_token_after_the_other() -> None:
-    found, targets = path_logits(TEACHER, [encode_row(TEACHER, *one) for one in TEXTS])
+    found, targets = rationale_logits(TEACHER, [encode_row(TEACHER, *one) for one in TEXTS])
     expected = torch.cat([one_by_one(TEACHER, *one) for one in TEXTS])
     torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
-    assert targets.tolist() == [token for _, path in TEXTS for token in TEACHER.encode_path(path)]
+    assert targets.tolist() == [
+        token for _, path in TEXTS for token in TEACHER.encode_rationale(path)
+    ]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_the_loss_is_cross_entropy_and_divergence_as_written(weight: float) -> None:
     rows = [encode_row(TEACHER, *one) for one in TEXTS]
     tops = top_logits(TEACHER, rows, k=3, batch_size=2)
-    found = logit_loss(LEARNER, rows, tops, weight=weight).item()
+    taught = [TaughtRow(*both) for both in zip(rows, tops, strict=True)]
+    found = logit_loss(LEARNER, taught, weight=weight).item()
     losses = []
     for prompt, path in TEXTS:
         per_token = []
         teacher, learner = one_by_one(TEACHER, prompt, path), one_by_one(LEARNER, prompt, path)
-        for told, heard, target in zip(teacher, learner, LEARNER.encode_path(path), strict=True):
+        for told, heard, target in zip(
+            teacher, learner, LEARNER.encode_rationale(path), strict=True
+        ):
             q = functional.softmax(heard.double(), -1)
             best = sorted(range(len(told)), key=lambda at: -float(told[at]))[:3]
             total = sum(np.exp(float(told[at])) for at in best)
@@ -77,17 +84,18 @@ def test_the_divergence_from_itself_is_zero_with_all_tokens() -> None:
     size = len(TEACHER.tokenizer.get_vocab())
     tops = top_logits(TEACHER, rows, k=size + 5, batch_size=8)
     assert all(one.tokens.shape[1] == size for one in tops)
-    assert logit_loss(TEACHER, rows, tops, weight=1.0).item() == pytest.approx(0.0, abs=1e-5)
+    taught = [TaughtRow(*both) for both in zip(rows, tops, strict=True)]
+    assert logit_loss(TEACHER, taught, weight=1.0).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_learner_with_other_tokens_gets_rows_of_its_own() -> None:
     pairs = lm_with_tokens("pairs", ["a7", *CHARACTERS], seed=3)
     taught = taught_rows(TEACHER, pairs, TEXTS, TokenAlignment(TEACHER, pairs), k=3, batch_size=8)
     for (prompt, path), (row, top) in zip(TEXTS, taught, strict=True):
-        assert list(row.tokens) == pairs.encode_prompt(prompt) + pairs.encode_path(path)
+        assert list(row.tokens) == pairs.encode_prompt(prompt) + pairs.encode_rationale(path)
         assert len(top.tokens) == row.target_length
         assert torch.allclose(top.probabilities.sum(-1), torch.ones(row.target_length))
-    loss = logit_loss(pairs, [row for row, _ in taught], [top for _, top in taught], weight=0.5)
+    loss = logit_loss(pairs, taught, weight=0.5)
     assert torch.isfinite(loss)
 
 
@@ -118,28 +126,23 @@ def test_adapters_are_added_up_through_masks_encryption_and_one_opening() -> Non
     }
     length = len(next(iter(vectors.values())))
     bound = SETTINGS.sum_bound(sites=3)
-    params = opening_parameters(length=length, sum_bound=bound)
+    params = aggregation_parameters(length=length, sum_bound=bound)
     keys = {name: MaskKey.generate() for name in vectors}
-    sealer, opener = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
-    try:
-        key = OpeningKey.generate(params, worker=opener)
-        sealing_key = parse_public_key(key.public_bytes, params)
-        sealed = []
-        for name, vector in vectors.items():
-            mask = pairwise_mask(
-                keys[name],
-                name,
-                {other: one.public_bytes for other, one in keys.items() if other != name},
-                context=b"adapters",
-                length=length,
-                modulus=params.plain_modulus,
-            )
-            hidden = masked(vector, mask, bound=SETTINGS.site_bound, modulus=params.plain_modulus)
-            sealed.append(seal(sealing_key, params, hidden, worker=sealer))
-        opened = key.open_sum(add_sealed(params, sealed), bound)
-    finally:
-        sealer.close()
-        opener.close()
+    key = AggregateKey.generate(params)
+    sealing_key = parse_public_key(key.public_bytes, params)
+    sealed = []
+    for name, vector in vectors.items():
+        mask = pairwise_mask(
+            keys[name],
+            name,
+            {other: one.public_bytes for other, one in keys.items() if other != name},
+            context=b"adapters",
+            length=length,
+            modulus=params.plain_modulus,
+        )
+        hidden = masked(vector, mask, bound=SETTINGS.site_bound, modulus=params.plain_modulus)
+        sealed.append(seal(sealing_key, params, hidden))
+    opened = key.open_sum(add_sealed(params, sealed))
     assert (opened == np.sum(list(vectors.values()), axis=0)).all()
 
 

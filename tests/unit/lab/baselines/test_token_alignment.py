@@ -8,12 +8,7 @@ import pytest
 import torch
 from tiny_baselines import END, lm_with_tokens
 
-from lada_lab.baselines.baseline import TopLogits
-from lada_lab.baselines.token_alignment import (
-    TokenAlignment,
-    edit_distance,
-    warping,
-)
+from lada_lab.baselines.token_alignment import TokenAlignment, TopLogits, edit_distance, warping
 from lada_secure.errors import ParameterError
 
 TEACHER = lm_with_tokens("teacher", ["a", "b", "ab", "abc", "7", "70"])

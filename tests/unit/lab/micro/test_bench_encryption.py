@@ -8,13 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from lada_lab.bench_commands import app
-from lada_lab.micro.aggregation import run_opening
+from lada_lab.micro.aggregation import run_aggregation
 from lada_lab.micro.scores import run_scores
 from lada_secure.errors import ParameterError
 
 
 def test_the_opening_benchmark_reports_ratios_of_an_exact_sum() -> None:
-    report = run_opening(entries=5000, sites=3, repetitions=1)
+    report = run_aggregation(entries=5000, sites=3, repetitions=1)
     assert report["exact"] is True
     assert set(report["ratio"]) == {"encrypt", "bytes", "add", "add_arithmetic", "open"}
     assert report["ratio"]["bytes"] < 0.35
@@ -71,7 +71,7 @@ def test_each_help_page_has_an_example(command: str) -> None:
 @pytest.mark.parametrize("change", [{"sites": 1}, {"sites": 101}, {"repetitions": 0}])
 def test_opening_sizes_out_of_range_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ParameterError):
-        run_opening(**{"entries": 10, "sites": 3, "repetitions": 1, **change})
+        run_aggregation(**{"entries": 10, "sites": 3, "repetitions": 1, **change})
 
 
 @pytest.mark.parametrize("change", [{"pool": 0}, {"cells": 2000}, {"repetitions": 0}])
@@ -82,7 +82,7 @@ def test_scores_sizes_out_of_range_are_refused(change: dict[str, int]) -> None:
 
 @pytest.mark.slow
 def test_the_promised_ratios_hold() -> None:
-    opening = run_opening(entries=100_000, sites=10, repetitions=7)["ratio"]
+    opening = run_aggregation(entries=100_000, sites=10, repetitions=7)["ratio"]
     assert opening["encrypt"] <= 0.30
     assert opening["bytes"] <= 0.18
     assert opening["add"] <= 0.35

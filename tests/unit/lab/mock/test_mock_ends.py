@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from psutil import process_iter
 
+from lada_lab.cache_folder import default_cache_dir
 from lada_lab.mock.presets import preset_for
-from lada_lab.mock.weights import default_cache_dir, missing_models
+from lada_lab.mock.weights import missing_models
 from lada_lab.worlds.named_models import make_model
 
 LADA = Path(sys.executable).with_name("lada")

@@ -10,15 +10,7 @@ import tomli_w
 from lada_clients.auditor.settings import AuditorSettings
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_lab.mock.layout import RunLayout
-from lada_lab.mock.preparation import (
-    child_environment,
-    free_port,
-    party_children,
-    policy_table,
-    study_table,
-    write_data,
-    write_settings,
-)
+from lada_lab.mock.preparation import free_port, party_children, policy_table, write_run
 from lada_lab.mock.presets import PRESETS, preset_for
 from lada_lab.mock.progress import PartyProgress, bytes_text
 from lada_lab.worlds.federation import build_federation
@@ -32,9 +24,9 @@ DIGEST = "ab" * 32
 
 def test_a_run_may_allocate_by_another_strategy_than_its_presets() -> None:
     preset = preset_for("demo", sites=3, rounds=None, seed=0, strategy="random")
-    assert study_table(preset, seed=0)["allocation"]["strategy"] == "random"
+    assert preset.study_table()["allocation"]["strategy"] == "random"
     usual = preset_for("demo", sites=3, rounds=None, seed=0)
-    assert study_table(usual, seed=0)["allocation"]["strategy"] == "lada"
+    assert usual.study_table()["allocation"]["strategy"] == "lada"
     with pytest.raises(ParameterError, match=r"expected one of .*domain.*, got 'best'"):
         preset_for("demo", sites=3, rounds=None, seed=0, strategy="best")
 
@@ -42,7 +34,7 @@ def test_a_run_may_allocate_by_another_strategy_than_its_presets() -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_study_file_of_a_preset_is_a_study(name: str) -> None:
     preset = preset_for(name, sites=3, rounds=None, seed=0)
-    text = tomli_w.dumps(study_table(preset, seed=0))
+    text = tomli_w.dumps(preset.study_table())
     study = parse_settings(text.encode(), StudySettings, where="study.toml")
     parts = ("privacy", "statistics", "training", "distillation", "allocation", "paths")
     for part in (*parts, "uplink", "guide"):
@@ -108,17 +100,9 @@ def test_every_party_gets_settings_that_its_own_command_reads(tmp_path: Path) ->
     data = build_federation("tiny", sites=3, seed=0)
     preset = preset_for("tiny", sites=3, rounds=None, seed=0)
     layout = RunLayout(root=tmp_path / "run", site_ids=tuple(data.sites))
-    write_data(layout, data)
-    write_settings(
-        layout,
-        preset,
-        port=free_port(0),
-        roster_sha256=DIGEST,
-        cache_dir=tmp_path / "cache",
-        seed=0,
-    )
+    write_run(layout, preset, data, port=free_port(0), cache_dir=tmp_path / "cache")
     models = {"coordinator": ServerSettings, "auditor": AuditorSettings}
-    for child in party_children(layout, environment=child_environment({})):
+    for child in party_children(layout):
         path = Path(child.arguments[-1])
         model = models.get(child.name, SiteSettings)
         settings = parse_settings(path.read_bytes(), model, where=str(path))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from lada_lab.machine import group_memory_bytes
-from lada_lab.mock.supervisor import Child, Supervisor, failure_text, last_message
+from lada_lab.mock.supervisor import Child, Ended, Supervisor, failure_text, last_message
 from lada_secure.errors import TransportError
 
 DEADLINE_S = 20.0
@@ -64,6 +64,12 @@ def is_alive(process_id: int) -> bool:
         return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def ends_of(supervisor: Supervisor) -> list[Ended]:
+    ended: list[Ended] = []
+    wait_for(lambda: ended.extend(supervisor.poll()) or not supervisor.running, "end of all")
+    return ended
 
 
 def process_ids(path: Path) -> list[int]:
@@ -118,7 +124,7 @@ def test_a_party_that_ends_takes_what_it_started_with_it(tmp_path: Path) -> None
     with Supervisor(grace_s=0.3) as supervisor:
         supervisor.start(child(tmp_path, leaving, str(ids)))
         _, worker = process_ids(ids)
-        ended = list(supervisor.wait_until_ended())
+        ended = ends_of(supervisor)
         assert [(one.name, one.status) for one in ended] == [("site-a", 0)]
         wait_for(lambda: not is_alive(worker), "end of the worker")
 
@@ -130,7 +136,7 @@ def test_a_failure_is_told_with_the_childs_own_last_error(tmp_path: Path) -> Non
     )
     with Supervisor() as supervisor:
         supervisor.start(child(tmp_path, code))
-        (ended,) = supervisor.wait_until_ended()
+        (ended,) = ends_of(supervisor)
     text = failure_text(ended)
     assert text.startswith("site-a ended with status 1: error (privacy_budget_exceeded): 8.3 of 8")
     assert str(tmp_path / "site-a.txt") in text
@@ -140,7 +146,7 @@ def test_a_killed_child_is_told_with_its_signal(tmp_path: Path) -> None:
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     with Supervisor() as supervisor:
         supervisor.start(child(tmp_path, code))
-        (ended,) = supervisor.wait_until_ended()
+        (ended,) = ends_of(supervisor)
     assert failure_text(ended).startswith("site-a was killed by SIGKILL: it said nothing")
 
 

@@ -13,14 +13,15 @@ import pytest
 from lada_lab.worlds import demo
 from lada_lab.worlds.demo import build_demo, site_kinds
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.medical import SPECIALITIES, condition_topics, diagnosis_topics
+from lada_lab.worlds.medical import SPECIALITIES, diagnosis_topics
 from lada_lab.worlds.multiple_choice import Topic
 from lada_lab.worlds.sites import FederationData
 from lada_lab.worlds.wordnet import DEFAULT_FOLDER, ENVIRONMENT_VARIABLE, read_nouns
+from lada_lab.worlds.wordnet_topics import condition_topics
 from lada_secure.data.records import PoolSample, Record, pool_hash
 from lada_secure.errors import ParameterError
 
-pytest.importorskip("simple_icd_10_cm", reason="the demo's data need the extra `demo`")
+pytest.importorskip("simple_icd_10_cm", reason="the demo's data need the packages of lada-lab")
 if not (Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER) / "data.noun").is_file():
     pytest.skip("WordNet is not installed", allow_module_level=True)
 

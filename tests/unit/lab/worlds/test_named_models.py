@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lada_lab.mock.presets import DEMO
+from lada_lab.mock.presets import read_preset
 from lada_lab.mock.weights import missing_models
 from lada_lab.worlds import smollm2
-from lada_lab.worlds.named_models import SMOLLM2, TUNED, is_made, make_model
+from lada_lab.worlds.named_models import TUNED, is_made, make_model
+from lada_lab.worlds.smollm2 import SMOLLM2
 from lada_lab.worlds.tiny_models import build_tiny_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import load_folder
+
+DEMO = read_preset("demo")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +64,7 @@ def test_smollm2_is_exported_once_and_then_loads_in_seconds(tmp_path: Path) -> N
     assert time.process_time() - start < 15
     assert torch.equal(first.model.lm_head.weight, again.model.lm_head.weight)
     text = " a kind of disease"
-    assert again.decode(again.encode_path(text)) == text
+    assert again.decode(again.encode_rationale(text)) == text
 
 
 def test_a_model_counts_as_made_once_its_folder_is_in_the_cache(tmp_path: Path) -> None:

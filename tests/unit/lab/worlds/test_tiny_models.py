@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from lada_lab.worlds.arithmetic import COMMON, DOMAIN_SYMBOLS, build_world
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import pretrain, pretraining_of, public_templates, tiny_tokenizer
+from lada_lab.worlds.tiny_models import pretrain, pretraining_of, public_templates
 from lada_secure.data.records import PoolSample
 from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import LanguageModel
@@ -16,7 +17,7 @@ TINY = build_federation("tiny", sites=3, seed=0)
 
 
 def test_the_tokenizer_takes_one_token_per_character_and_gives_the_text_back() -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     text = "".join([*map(str, range(10)), *COMMON, *DOMAIN_SYMBOLS, "\n"])
     tokens = tokenizer(text)["input_ids"]
     assert len(tokens) == len(set(tokens)) == len(text)

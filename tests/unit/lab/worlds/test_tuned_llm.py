@@ -6,19 +6,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import tiny_tokenizer
 from lada_lab.worlds.tuned_llm import Tuning, tune
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import path_log_probabilities
+from lada_secure.models.evaluation import rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel, wrap_model
 
 SETTINGS = Tuning(steps=30, batch_size=8, learning_rate=1e-2, last_layers=2, threads=1)
 
 
 def small_model() -> LanguageModel:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -38,11 +38,11 @@ def small_model() -> LanguageModel:
 def test_tuning_raises_the_probability_of_the_public_paths() -> None:
     records = build_federation("tiny", sites=3, seed=0).teacher[:64]
     prompts = [prompt_of(one.question, one.choices) for one in records]
-    paths = [path_of(one.answer, one.choices, one.rationale) for one in records]
+    paths = [rationale_of(one.answer, one.choices, one.rationale) for one in records]
     lm = small_model()
-    before = path_log_probabilities(lm, prompts, paths, batch_size=32).mean.mean()
+    before = rationale_log_probabilities(lm, prompts, paths, batch_size=32).mean.mean()
     tuned = wrap_model(tune(lm, records, SETTINGS, seed=1), lm.tokenizer, name="tuned")
-    after = path_log_probabilities(tuned, prompts, paths, batch_size=32).mean.mean()
+    after = rationale_log_probabilities(tuned, prompts, paths, batch_size=32).mean.mean()
     assert after > before + 0.1
     assert not any("lora" in name for name, _ in tuned.model.named_parameters())
 

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_lab.worlds.wordnet import (
-    DEFAULT_FOLDER,
-    ENVIRONMENT_VARIABLE,
-    read_nouns,
-    wordnet_folder,
-)
+from lada_lab.worlds.wordnet import DEFAULT_FOLDER, ENVIRONMENT_VARIABLE, read_nouns, wordnet_folder
 from lada_lab.worlds.wordnet_topics import kinds_below
 from lada_secure.errors import ParameterError
 

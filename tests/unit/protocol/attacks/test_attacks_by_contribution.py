@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from protocol_world import (
-    make_cast,
-    make_participant,
-    make_plan,
-)
+from protocol_world import make_cast, make_participant, make_plan
+from sealed_sums import add_sealed
 from simulated_parties import (
     ROUND_0,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_auditor,
@@ -24,7 +22,6 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (
@@ -34,10 +31,10 @@ from lada_protocol.rounds.secure_aggregation import (
 )
 from lada_protocol.rounds.tasks import GiveUp
 from lada_secure.canonical import sha256_hex
-from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.masks import MaskKey
-from lada_secure.encryption.parameters import opening_parameters
-from lada_secure.encryption.sealing import add_sealed, parse_public_key, seal
+from lada_secure.encryption.parameters import aggregation_parameters
+from lada_secure.encryption.sealing import parse_public_key, seal
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.method.plan import DEMAND, STATISTICS
 
@@ -55,8 +52,8 @@ def _with_payload(world: World, site: str, make: Any) -> None:
 
 def test_a_contribution_that_names_other_parameters_is_refused(tmp_path: Path) -> None:
     world = make_world(tmp_path)
-    other = opening_parameters(length=purpose_length(world.plan, STATISTICS), sum_bound=7)
-    key = OpeningKey.generate(other)
+    other = aggregation_parameters(length=purpose_length(world.plan, STATISTICS), sum_bound=7)
+    key = AggregateKey.generate(other)
 
     def seal_elsewhere(outgoing: Outgoing) -> Outgoing:
         sealed = seal(
@@ -75,9 +72,9 @@ def test_a_contribution_that_names_other_parameters_is_refused(tmp_path: Path) -
 def test_a_sealed_vector_under_other_parameters_than_it_names_is_refused(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     agreed = purpose_parameters(world.plan, STATISTICS)
-    other = opening_parameters(length=agreed.length, sum_bound=agreed.sum_bound - 1)
+    other = aggregation_parameters(length=agreed.length, sum_bound=agreed.sum_bound - 1)
     assert other.sealed_bytes == agreed.sealed_bytes
-    key = OpeningKey.generate(other)
+    key = AggregateKey.generate(other)
 
     def seal_elsewhere(outgoing: Outgoing) -> Outgoing:
         sealed = seal(
@@ -138,7 +135,7 @@ def test_a_contribution_under_a_key_shown_in_the_auditors_place_is_refused(
     """The message says which key it was sealed under, so nothing has to be opened to see it."""
     world = make_world(tmp_path)
     parameters = purpose_parameters(world.plan, STATISTICS)
-    foreign = OpeningKey.generate(parameters)
+    foreign = AggregateKey.generate(parameters)
 
     def seal_under_foreign(outgoing: Outgoing) -> Outgoing:
         sealed = seal(
@@ -162,7 +159,7 @@ def test_a_contribution_under_a_key_shown_in_the_auditors_place_is_refused(
 def test_a_contribution_that_lies_about_its_key_shows_in_the_range(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     parameters = purpose_parameters(world.plan, STATISTICS)
-    foreign = OpeningKey.generate(parameters)
+    foreign = AggregateKey.generate(parameters)
 
     def seal_under_foreign(outgoing: Outgoing) -> Outgoing:
         sealed = seal(

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from protocol_world import (
-    make_cast,
-    make_plan,
-    signed,
-)
+from protocol_world import make_cast, make_plan, signed
 from simulated_parties import (
     FOUR,
     ROUND_0,
     ROUND_0_AGAIN,
     THREE,
+    Outgoing,
     World,
     bring_together,
     make_world,
@@ -24,7 +21,6 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.tasks import Contribute, PostMaskKey

@@ -8,27 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from protocol_world import (
-    NOW,
-    make_ledger,
-    statistics_spec,
-)
-from simulated_parties import (
-    ROUND_0,
-    World,
-    make_world,
-    never_opened,
-    refusal,
-)
+from protocol_world import NOW, make_ledger, statistics_spec
+from simulated_parties import ROUND_0, Outgoing, World, make_world, never_opened, refusal
 
-from lada_clients.net.participant import Outgoing
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.method.plan import DEMAND, STATISTICS
-from lada_secure.privacy.accounting.events import gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps
-from lada_secure.privacy.ledger.entries import sign_entry
-from lada_secure.privacy.ledger.lines import format_ledger_lines
+from lada_secure.privacy.accounting.events import GaussianEvent
+from lada_secure.privacy.ledger.entries import format_ledger_lines, sign_entry
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
 def _tampered_ledger(world: World, site: str, change: Any) -> None:
@@ -218,7 +206,8 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
     body = {"first_index": 0, "head_index": 1, "head_hash": entries[1].entry_hash}
     site.me.post(
         Kind.LEDGER,
-        lambda: Outgoing(body=body, payload=format_ledger_lines(entries)),
+        body,
+        lambda: format_ledger_lines(entries),
         round_id=0,
         purpose="training",
     )
@@ -237,7 +226,7 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"event": gaussian_event(1.0), "parameters": None}, "wrong_noise"),
+        ({"event": GaussianEvent(1.0), "parameters": None}, "wrong_noise"),
         ({"parameters": {"l2_sensitivity": 1.0, "std": 16.0}}, "wrong_noise"),
     ],
     ids=["less noise", "smaller sensitivity"],
@@ -274,7 +263,7 @@ def test_a_ledger_over_the_plan_s_budget_does_not_pay(tmp_path: Path, caps: Budg
 
     def spend_first(round_id: int) -> str:
         if caps.study_epsilon > 8.0:
-            much = {"event": gaussian_event(0.5), "purpose": "something_else"}
+            much = {"event": GaussianEvent(0.5), "purpose": "something_else"}
             parameters = {"l2_sensitivity": 100.0, "std": 50.0}
             site.book.reserve(statistics_spec(world.plan, round_id, parameters=parameters, **much))
         return pay(round_id)

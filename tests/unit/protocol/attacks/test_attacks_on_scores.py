@@ -34,8 +34,8 @@ from simulated_parties import (
 
 from lada_clients.auditor.export import write_export
 from lada_clients.auditor.scores import ScoreCheck
+from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.blind_scores import SiteScoring
-from lada_clients.site.secrets import SecretFolder
 from lada_protocol.evidence.export import MESSAGES_FILE
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.roster import Party

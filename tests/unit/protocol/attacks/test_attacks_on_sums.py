@@ -1,4 +1,5 @@
-"""Sums that are none, invented sites, second openings: refused before anything is opened.
+"""Sums that are none, invented sites, second opened sums: refused before anything is
+opened.
 
 The auditor is the real one; the coordinator and the sites do whatever the test wants.
 """
@@ -8,11 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from protocol_world import (
-    make_cast,
-    make_plan,
-    signed,
-)
+from protocol_world import make_cast, make_plan, signed
 from simulated_parties import (
     FOUR,
     ROUND_0,
@@ -26,8 +23,8 @@ from simulated_parties import (
     refusal,
 )
 
-from lada_clients.net.participant import read_roster
 from lada_protocol.kinds import Kind
+from lada_protocol.party_files import read_roster
 from lada_protocol.rounds.tasks import PostMaskKey
 from lada_protocol.wire.envelope import parse_envelope
 from lada_secure.encryption.masks import MaskKey

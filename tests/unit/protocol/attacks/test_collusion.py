@@ -1,6 +1,6 @@
 """What coordinator, auditor and colluding sites learn when they pool everything they hold.
 
-SPEC.md, "Collusion", is this file in prose. What the pool holds: the auditor's opening key, every
+SPEC.md, "Collusion", is this file in prose. What the pool holds: the auditor's aggregate key, every
 message on the board, and the mask keys and vectors of the colluding sites.
 """
 
@@ -146,7 +146,7 @@ def test_the_coordinator_alone_cannot_open_even_the_sum(tmp_path: Path) -> None:
     from lada_secure.errors import PeerError
 
     with pytest.raises(PeerError) as caught:
-        key.open_sum(sealed, bound=key.parameters.sum_bound)
+        key.open_sum(sealed)
 
     assert caught.value.reason == "out_of_range"
     assert str(true_sum[0]) not in str(caught.value)

@@ -10,8 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
 from lada_protocol.identity.certificates import PartyName
-from lada_protocol.identity.enrolment import build_requests, parse_requests
-from lada_protocol.identity.issuance import build_ca_certificate
+from lada_protocol.identity.issuance import build_ca_certificate, build_requests, parse_requests
 from lada_protocol.identity.revocation import build_revocation_list, parse_revocations
 from lada_protocol.kinds import Role
 from lada_secure.errors import ParameterError, PeerError
@@ -80,7 +79,7 @@ def test_another_request_is_refused(tls):
 def authority(name="CA"):
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = build_ca_certificate(
-        key=key, name=name, serial=1, not_before=NOW, not_after=NOW + timedelta(days=9)
+        key=key, name=name, serial=1, period=(NOW, NOW + timedelta(days=9))
     )
     return certificate, key
 
@@ -90,7 +89,7 @@ def listed(ca, key, *, number=3):
         ca=ca,
         ca_key=key,
         number=number,
-        revoked=[(7, NOW), (9, NOW)],
+        revoked={7: NOW, 9: NOW},
         issued_at=NOW,
         next_at=NOW + timedelta(days=1),
     )
@@ -99,7 +98,7 @@ def listed(ca, key, *, number=3):
 def test_a_revocation_list_comes_back_with_number_and_serials():
     ca, key = authority()
     read = parse_revocations(listed(ca, key), ca=ca)
-    assert (read.number, read.issued_at, read.serials) == (3, NOW, {7, 9})
+    assert (read.number, read.issued_at, read.revoked) == (3, NOW, {7: NOW, 9: NOW})
     read.check(ca, holder="ca")
 
 

@@ -27,31 +27,29 @@ class Authority:
     def __init__(self, name="CA"):
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = issuance.build_ca_certificate(
-            key=self.key, name=name, serial=1, not_before=START, not_after=END
+            key=self.key, name=name, serial=1, period=(START, END)
         )
 
     def tls(self, party=SITE, *, key=None, hosts=("localhost",), end=END):
         key = key or ec.generate_private_key(ec.SECP256R1())
-        return issuance.issue_tls_certificate(
+        return issuance.issue_certificate(
             ca=self.certificate,
             ca_key=self.key,
             party=party,
             public_key=key.public_key(),
             hosts=hosts,
             serial=2,
-            not_before=START,
-            not_after=end,
+            period=(START, end),
         )
 
     def signing(self, party=SITE):
-        return issuance.issue_signing_certificate(
+        return issuance.issue_certificate(
             ca=self.certificate,
             ca_key=self.key,
             party=party,
             public_key=Ed25519PrivateKey.generate().public_key(),
             serial=3,
-            not_before=START,
-            not_after=END,
+            period=(START, END),
         )
 
     def own_form(self, uris, *, ca=False):
@@ -79,7 +77,7 @@ def authority():
 
 
 def verify(authority, certificate, *, usage="tls", at=NOON):
-    return identity.verify_certificate(certificate, ca=authority.certificate, at=at, usage=usage)
+    return identity.verify_party(certificate, ca=authority.certificate, at=at, usage=usage)
 
 
 def test_issued_certificates_prove_role_and_id(authority):

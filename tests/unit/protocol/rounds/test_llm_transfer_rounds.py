@@ -1,4 +1,4 @@
-"""A study with an uplink over a board in memory: who does what, and what each of them refuses."""
+"""A study with an LLM transfer over a board in memory: who does what, and refuses what."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from protocol_world import UPLINK, make_cast, make_plan
-from simulated_parties import FOUR, World, make_world, refusal
+from simulated_parties import FOUR, Outgoing, World, make_world, refusal
 
 from lada_clients.auditor.export import write_export
-from lada_clients.net.participant import Outgoing
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
@@ -29,10 +28,10 @@ from lada_protocol.rounds.tasks import (
 from lada_protocol.rounds.transcript import parse_transcript
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_secure.errors import PeerError
-from lada_secure.method.plan import ADVANTAGE, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, STATISTICS
 
 PLAN = make_plan(uplink=UPLINK)
-SUM = Attempt(round_id=0, purpose=ADVANTAGE, number=0)
+SUM = Attempt(round_id=0, purpose=CONFIDENCE_EXCESS, number=0)
 
 
 def world_at(tmp_path: Path, kind: type, *, sites: tuple[str, ...] = FOUR[:3]) -> World:
@@ -72,9 +71,9 @@ def test_every_round_opens_the_exact_sum_of_the_advantages_and_ends_with_a_decis
     assert world.coordinator.next() == Done()
     index = world.coordinator.index
     for round_id in range(PLAN.rounds):
-        attempt = Attempt(round_id=round_id, purpose=ADVANTAGE, number=0)
-        opened = index.opened(round_id, ADVANTAGE, auditor="auditor")
-        values = opened_values(world.board.payload(opened.message_hash), PLAN, ADVANTAGE)
+        attempt = Attempt(round_id=round_id, purpose=CONFIDENCE_EXCESS, number=0)
+        opened = index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        values = opened_values(world.board.payload(opened.message_hash), PLAN, CONFIDENCE_EXCESS)
         assert values == sum(one.vector(attempt) for one in world.sites.values()).tolist()
         assert max(values) > 0
         answers = [
@@ -116,7 +115,7 @@ def test_a_last_round_without_uplink_has_none(tmp_path: Path) -> None:
     index = world.coordinator.index
     assert index.find(Kind.LLM_UPDATE, sender="coordinator", round_id=0) is not None
     assert index.find(Kind.LLM_UPDATE, sender="coordinator", round_id=1) is None
-    assert index.attempts(Kind.COHORT, round_id=1, purpose=ADVANTAGE) == []
+    assert index.attempts(Kind.COHORT, round_id=1, purpose=CONFIDENCE_EXCESS) == []
 
 
 def test_nobody_answers_an_inquiry_about_nothing_and_the_round_still_decides(
@@ -148,7 +147,7 @@ def test_a_site_that_is_silent_in_the_uplink_is_left_behind_and_the_rest_go_on(
     world = make_world(tmp_path, sites=FOUR, plan=PLAN)
     world.run(
         until=lambda one: bool(
-            one.coordinator.index.attempts(Kind.COHORT, round_id=0, purpose=ADVANTAGE)
+            one.coordinator.index.attempts(Kind.COHORT, round_id=0, purpose=CONFIDENCE_EXCESS)
         )
     )
     world.sites.pop("site-d")
@@ -162,7 +161,7 @@ def test_a_site_that_is_silent_in_the_uplink_is_left_behind_and_the_rest_go_on(
 
     index = world.coordinator.index
     assert index.at(Kind.ABORT, SUM, sender="coordinator") is not None
-    assert index.opened(0, ADVANTAGE, auditor="auditor").header.attempt == 1
+    assert index.opened(0, CONFIDENCE_EXCESS, auditor="auditor").header.attempt == 1
     assert world.coordinator.next() == Done()
 
 
@@ -170,7 +169,7 @@ def test_too_few_sites_for_a_sum_end_the_uplink_and_not_the_study(tmp_path: Path
     world = make_world(tmp_path, plan=PLAN)
     world.run(
         until=lambda one: bool(
-            one.coordinator.index.attempts(Kind.COHORT, round_id=0, purpose=ADVANTAGE)
+            one.coordinator.index.attempts(Kind.COHORT, round_id=0, purpose=CONFIDENCE_EXCESS)
         )
     )
     gone = world.sites.pop("site-c")
@@ -182,10 +181,10 @@ def test_too_few_sites_for_a_sum_end_the_uplink_and_not_the_study(tmp_path: Path
 
     index = world.coordinator.index
     assert index.find(Kind.TRANSCRIPT, sender="coordinator", round_id=0) is not None
-    assert index.attempts(Kind.OPENED, round_id=0, purpose=ADVANTAGE) == []
+    assert index.attempts(Kind.OPENED, round_id=0, purpose=CONFIDENCE_EXCESS) == []
     world.sites["site-c"] = gone
     world.run()
-    assert index.attempts(Kind.OPENED, round_id=1, purpose=ADVANTAGE) == [0]
+    assert index.attempts(Kind.OPENED, round_id=1, purpose=CONFIDENCE_EXCESS) == [0]
     assert world.coordinator.next() == Done()
 
 
@@ -224,11 +223,11 @@ def test_every_party_stands_where_it_was_in_the_uplink_after_reading_again(tmp_p
 def test_a_site_refuses_to_be_asked_about_other_samples(
     tmp_path: Path, samples: str, reason: str
 ) -> None:
-    from lada_protocol.rounds.llm_transfer import split_pool
+    from lada_secure.method.plan import split_pool
 
     world = world_at(tmp_path, Inquire)
     split = split_pool(PLAN)
-    # The simulated sites have no advantage on the first candidate, and one on all others.
+    # The simulated sites have no confidence excess on the first candidate, and one on all others.
     wanted = {
         "hold-out": [split.holdout[0]],
         "no advantage": [split.candidates[0]],
@@ -242,7 +241,7 @@ def test_a_site_refuses_to_be_asked_about_other_samples(
 
 def test_a_site_refuses_an_inquiry_whose_body_counts_otherwise(tmp_path: Path) -> None:
     world = world_at(tmp_path, Inquire)
-    opened = world.coordinator.index.opened(0, ADVANTAGE, auditor="auditor")
+    opened = world.coordinator.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
     body = {"opened": opened.message_hash, "samples": 2}
     world.coordinator.post(Kind.INQUIRY, body, payload=b"[4]", round_id=0)
     assert parse_body_samples(world) == 2
@@ -332,7 +331,7 @@ def test_the_auditor_refuses_an_advantage_that_training_has_not_paid_for(tmp_pat
         return outgoing
 
     world.sites["site-b"].tamper = unpaid
-    world.to_sum(ADVANTAGE)
+    world.to_sum(CONFIDENCE_EXCESS)
     world.coordinator.step()
 
     fault = refusal(world, SUM)
@@ -346,7 +345,7 @@ def test_the_auditor_refuses_advantages_out_of_range(
 ) -> None:
     from simulated_parties import SimulatedSite
 
-    from lada_protocol.rounds.llm_transfer import split_pool
+    from lada_secure.method.plan import split_pool
 
     world = make_world(tmp_path, plan=PLAN)
     split = split_pool(PLAN)
@@ -354,7 +353,7 @@ def test_the_auditor_refuses_advantages_out_of_range(
 
     def crafted(self: SimulatedSite, attempt: Attempt) -> np.ndarray:
         vector = honest(self, attempt)
-        if attempt.purpose == ADVANTAGE:
+        if attempt.purpose == CONFIDENCE_EXCESS:
             vector = np.zeros_like(vector)
             if where == "hold-out":
                 vector[split.holdout[0]] = 1
@@ -373,11 +372,11 @@ def test_the_auditor_refuses_advantages_out_of_range(
         inner = crafted
 
         def more(self: SimulatedSite, attempt: Attempt) -> np.ndarray:
-            doubled = 2 if attempt.purpose == ADVANTAGE else 1
+            doubled = 2 if attempt.purpose == CONFIDENCE_EXCESS else 1
             return inner(self, attempt) * doubled
 
         monkeypatch.setattr(SimulatedSite, "vector", more)
-    world.to_sum(ADVANTAGE)
+    world.to_sum(CONFIDENCE_EXCESS)
     world.coordinator.step()
 
     assert refusal(world, SUM).code == "out_of_range"

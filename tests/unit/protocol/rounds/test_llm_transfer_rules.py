@@ -9,31 +9,38 @@ from protocol_world import UPLINK, make_plan
 
 from lada_protocol.plan import MAX_PLAN_BYTES, StudyPlan, parse_plan
 from lada_protocol.rounds.llm_transfer import (
-    SitePath,
+    SiteRationale,
     inquiry_bytes,
     parse_inquiry,
-    parse_site_paths,
-    site_paths_bytes,
+    parse_site_rationales,
+    site_rationales_bytes,
 )
 from lada_protocol.rounds.secure_aggregation import (
     check_opened_range,
     purpose_length,
+    purpose_parameters,
     purposes_of,
     site_bound_of,
-    sum_bound_of,
 )
 from lada_protocol.wire.messages import InquiryBody
 from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LocalProtocolError, PeerError
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS, UplinkPlan, split_pool, uplink_of
+from lada_secure.method.plan import (
+    CONFIDENCE_EXCESS,
+    DEMAND,
+    STATISTICS,
+    TransferPlan,
+    split_pool,
+    transfer_of,
+)
 
 PLAN = make_plan(uplink=UPLINK)
 SPLIT = split_pool(PLAN)
 
 
 def with_section(**changes: Any) -> bytes:
-    """The bytes of a plan whose uplink section has other values."""
+    """The bytes of a plan whose LLM transfer section has other values."""
     plan: Any = parse_canonical_json(PLAN.to_bytes(), max_bytes=MAX_PLAN_BYTES)
     plan["uplink"].update(changes)
     return canonical_json(plan)
@@ -45,7 +52,7 @@ def test_a_plan_without_uplink_has_the_bytes_that_it_always_had() -> None:
     assert parse_plan(plan.to_bytes()).uplink is None
     assert purposes_of(plan) == (STATISTICS, DEMAND)
     with pytest.raises(LocalProtocolError):
-        uplink_of(plan)
+        transfer_of(plan)
 
 
 def test_an_uplink_that_is_null_is_another_spelling_and_refused() -> None:
@@ -58,7 +65,7 @@ def test_an_uplink_that_is_null_is_another_spelling_and_refused() -> None:
 def test_a_plan_with_uplink_reads_back_and_opens_a_third_purpose() -> None:
     assert parse_plan(PLAN.to_bytes()) == PLAN
     assert parse_plan(PLAN.to_bytes()).hash == PLAN.hash != make_plan().hash
-    assert purposes_of(PLAN) == (STATISTICS, DEMAND, ADVANTAGE)
+    assert purposes_of(PLAN) == (STATISTICS, DEMAND, CONFIDENCE_EXCESS)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,7 @@ def test_first_and_last_round_say_when_there_is_an_uplink(
     first: int, last: bool, rounds_with: list[int]
 ) -> None:
     plan = make_plan(uplink=UPLINK.model_copy(update={"first_round": first, "last_round": last}))
-    assert [one for one in range(plan.rounds) if plan.uplink_in(one) is not None] == rounds_with
+    assert [one for one in range(plan.rounds) if plan.transfer_in(one) is not None] == rounds_with
 
 
 def test_the_split_is_fixed_by_the_pool_and_its_parts_are_disjoint() -> None:
@@ -125,9 +132,9 @@ def test_a_small_pool_gives_all_that_is_left_as_candidates() -> None:
 
 
 def test_the_bounds_of_advantages_follow_from_the_plan() -> None:
-    assert purpose_length(PLAN, ADVANTAGE) == PLAN.pool_size
-    assert site_bound_of(PLAN, ADVANTAGE) == 5
-    assert sum_bound_of(PLAN, ADVANTAGE) == 5 * PLAN.max_cohort
+    assert purpose_length(PLAN, CONFIDENCE_EXCESS) == PLAN.pool_size
+    assert site_bound_of(PLAN, CONFIDENCE_EXCESS) == 5
+    assert purpose_parameters(PLAN, CONFIDENCE_EXCESS).sum_bound == 5 * PLAN.max_cohort
 
 
 def opened_with(**values: int) -> list[int]:
@@ -139,13 +146,13 @@ def opened_with(**values: int) -> list[int]:
 
 
 def test_opened_advantages_in_range_pass() -> None:
-    check_opened_range(opened_with(candidate=15), PLAN, ADVANTAGE, 3)
+    check_opened_range(opened_with(candidate=15), PLAN, CONFIDENCE_EXCESS, 3)
 
 
 @pytest.mark.parametrize("values", [{"candidate": 16}, {"candidate": -1}, {"holdout": 1}], ids=str)
 def test_opened_advantages_out_of_range_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(PeerError) as caught:
-        check_opened_range(opened_with(**values), PLAN, ADVANTAGE, 3)
+        check_opened_range(opened_with(**values), PLAN, CONFIDENCE_EXCESS, 3)
     assert caught.value.reason == "out_of_range"
 
 
@@ -188,9 +195,12 @@ def test_an_inquiry_of_another_form_is_refused(raw: bytes, samples: int, reason:
 
 
 def test_site_paths_read_back_in_pool_order() -> None:
-    paths = [SitePath(sample=5, path="b"), SitePath(sample=2, path="a")]
-    assert parse_site_paths(site_paths_bytes(paths), asked=(2, 3, 5)) == (paths[1], paths[0])
-    assert parse_site_paths(site_paths_bytes([]), asked=(2,)) == ()
+    paths = [SiteRationale(sample=5, path="b"), SiteRationale(sample=2, path="a")]
+    assert parse_site_rationales(site_rationales_bytes(paths), asked=(2, 3, 5)) == (
+        paths[1],
+        paths[0],
+    )
+    assert parse_site_rationales(site_rationales_bytes([]), asked=(2,)) == ()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +222,7 @@ def test_site_paths_read_back_in_pool_order() -> None:
 )
 def test_site_paths_of_another_form_are_refused(raw: bytes) -> None:
     with pytest.raises(PeerError) as caught:
-        parse_site_paths(raw, asked=(2, 5))
+        parse_site_rationales(raw, asked=(2, 5))
     assert caught.value.reason == "malformed"
 
 
@@ -228,10 +238,10 @@ def test_site_paths_of_another_form_are_refused(raw: bytes) -> None:
     ],
 )
 def test_the_hold_out_s_rule(before: tuple[int, int], after: tuple[int, int], kept: bool) -> None:
-    scores = [HoldoutScore(right=one[0], certainty=one[1]) for one in (before, after)]
+    scores = [HoldoutScore(right=one[0], confidence=one[1]) for one in (before, after)]
     assert holdout_agrees(*scores) is kept
 
 
 def test_a_clip_below_one_step_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="every advantage would be 0"):
-        UplinkPlan(**{**UPLINK.model_dump(), "clip": 0.05})
+        TransferPlan(**{**UPLINK.model_dump(), "clip": 0.05})

@@ -6,21 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from protocol_world import (
-    NOW,
-    make_cast,
-    make_ledger,
-    make_plan,
-    statistics_spec,
-    training_spec,
-)
+from protocol_world import NOW, make_cast, make_ledger, make_plan, statistics_spec, training_spec
 
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.payments import check_payment
 from lada_secure.errors import PeerError
-from lada_secure.method.plan import ADVANTAGE, DEMAND, STATISTICS
-from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
 PLAN = make_plan()
@@ -95,7 +88,7 @@ def test_training_does_not_pay_for_statistics() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"event": gaussian_event(7.9)},
+        {"event": GaussianEvent(7.9)},
         {"parameters": {"l2_sensitivity": 20.0, "std": 181.1}},
     ],
 )
@@ -106,7 +99,7 @@ def test_less_noise_than_the_plan_s_is_named(changes: dict[str, Any]) -> None:
     assert _reason(ledger, paid.entry_hash) == "wrong_noise"
 
 
-ADVANTAGES = Attempt(round_id=0, purpose=ADVANTAGE, number=0)
+ADVANTAGES = Attempt(round_id=0, purpose=CONFIDENCE_EXCESS, number=0)
 
 
 def _trained(**changes: Any) -> tuple[MemoryLedger, str]:
@@ -137,8 +130,8 @@ def test_statistics_do_not_pay_for_advantages() -> None:
 @pytest.mark.parametrize(
     "event",
     [
-        dpsgd_event(noise_multiplier=1.9, sampling_probability=0.05, steps=5),
-        dpsgd_event(noise_multiplier=2.0, sampling_probability=0.06, steps=5),
+        DpSgdEvent(noise_multiplier=1.9, sampling_probability=0.05, steps=5),
+        DpSgdEvent(noise_multiplier=2.0, sampling_probability=0.06, steps=5),
     ],
     ids=["less noise", "larger samples"],
 )
@@ -161,7 +154,7 @@ def _chunked(*steps: int, commit: tuple[bool, ...] = ()) -> tuple[MemoryLedger, 
     ledger = _ledger()
     paid = []
     for chunk, count in enumerate(steps):
-        event = dpsgd_event(noise_multiplier=2.0, sampling_probability=0.05, steps=count)
+        event = DpSgdEvent(noise_multiplier=2.0, sampling_probability=0.05, steps=count)
         reservation = ledger.reserve(replace(training_spec(PLAN, 0), chunk=chunk, event=event))
         if not commit or commit[chunk]:
             ledger.commit(reservation, b"adapters %d" % chunk)
@@ -196,7 +189,7 @@ def test_a_round_whose_steps_are_not_all_paid_for_is_unpaid(
 def test_less_noise_in_an_early_chunk_is_named_though_the_last_one_is_as_planned() -> None:
     ledger = _ledger()
     for chunk, (noise, steps) in enumerate([(0.5, 4), (2.0, 1)]):
-        event = dpsgd_event(noise_multiplier=noise, sampling_probability=0.05, steps=steps)
+        event = DpSgdEvent(noise_multiplier=noise, sampling_probability=0.05, steps=steps)
         paid = ledger.reserve(replace(training_spec(PLAN, 0), chunk=chunk, event=event))
         ledger.commit(paid, b"adapters")
     with pytest.raises(PeerError) as caught:

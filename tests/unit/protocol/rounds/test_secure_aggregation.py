@@ -1,4 +1,4 @@
-"""Checks of the collective opening that messages alone can show, and the ranges of sums."""
+"""Checks of the secure aggregation that messages alone can show, and the ranges of sums."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from protocol_world import make_cast, make_plan, signed
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import (
+    check_aggregate_request,
     check_cohort,
     check_mask_keys,
     check_opened_range,
-    check_opening_request,
     keys_digest,
     mask_context,
     opened_values,
     purpose_length,
     purpose_parameters,
     site_bound_of,
-    sum_bound_of,
 )
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.canonical import canonical_json
@@ -82,7 +81,7 @@ def test_the_first_missing_key_is_named() -> None:
 
 
 def _complete(**changes: Any) -> MessageIndex:
-    """An index with everything an opening needs; `changes` leave out or replace messages."""
+    """An index with all that a sum needs; `changes` leave out or replace messages."""
     index = MessageIndex(PLAN.study_id, PLAN.hash)
     opening_key = _message(
         Kind.OPENING_KEY,
@@ -125,12 +124,11 @@ def _complete(**changes: Any) -> MessageIndex:
 
 
 def _check(index: MessageIndex) -> Any:
-    return check_opening_request(
+    return check_aggregate_request(
         index,
         ATTEMPT,
         plan=PLAN,
         roster=CAST.roster,
-        parameters_digest=purpose_parameters(PLAN, STATISTICS).digest,
     )
 
 
@@ -194,8 +192,8 @@ def test_bounds_and_lengths_follow_the_plan() -> None:
     assert purpose_length(PLAN, STATISTICS) == 12
     assert purpose_length(PLAN, DEMAND) == 9
     assert site_bound_of(PLAN, DEMAND) == 1
-    assert sum_bound_of(PLAN, DEMAND) == 6
-    assert sum_bound_of(PLAN, STATISTICS) == 6 * site_bound_of(PLAN, STATISTICS)
+    assert purpose_parameters(PLAN, DEMAND).sum_bound == 6
+    assert purpose_parameters(PLAN, STATISTICS).sum_bound == 6 * site_bound_of(PLAN, STATISTICS)
 
 
 @pytest.mark.parametrize("edge", [1, -1])

@@ -10,10 +10,10 @@ from simulated_parties import FOUR, World, exported, make_world
 
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.tasks import CoordinatorTask, Done, Finish, PostTranscript, WritePaths
+from lada_protocol.rounds.tasks import Done, Finish, PostTranscript, Task, WriteRationales
 
 
-def _all_but_one_vanish(world: World, before: type) -> CoordinatorTask:
+def _all_but_one_vanish(world: World, before: type) -> Task:
     """Run until the coordinator is about to do this; all sites but one vanish and are given up."""
     world.run(until=lambda one: isinstance(one.coordinator.next(), before))
     gone = sorted(world.sites)[1:]
@@ -28,7 +28,7 @@ def _all_but_one_vanish(world: World, before: type) -> CoordinatorTask:
 @pytest.mark.parametrize(
     ("before", "reason"),
     [
-        (WritePaths, "round 0: 1 sites have trained, 3 are needed"),
+        (WriteRationales, "round 0: 1 sites have trained, 3 are needed"),
         (PostTranscript, "round 0: 1 sites have trained and signed its transcript, 3 are needed"),
     ],
 )

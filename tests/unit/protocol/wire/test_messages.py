@@ -9,13 +9,7 @@ from protocol_world import make_cast, make_plan, signed
 
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.envelope import Envelope
-from lada_protocol.wire.messages import (
-    CohortBody,
-    MaskKeyBody,
-    check_body,
-    fault_of,
-    parse_body,
-)
+from lada_protocol.wire.messages import CohortBody, MaskKeyBody, check_body, fault_of, parse_body
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
 

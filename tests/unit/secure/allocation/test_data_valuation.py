@@ -7,37 +7,37 @@ import pytest
 
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.data_valuation import (
-    ClusterTrial,
+    ClusterValuation,
     cell_usefulness,
-    groups_to_try,
-    trials_of,
-    useful_paths,
+    cluster_valuations,
+    groups_to_value,
+    useful_rationales,
     usefulness,
 )
-from lada_secure.allocation.valuation_gains import NoisedGains, TrialParameters
+from lada_secure.allocation.valuation_gains import NoisedGains, ValuationParameters
 from lada_secure.errors import ParameterError
 
-PUBLIC = TrialParameters(clusters=3, gain_clip=0.5, noise_multiplier=4.0)
+PUBLIC = ValuationParameters(clusters=3, gain_clip=0.5, noise_multiplier=4.0)
 
 
-def trial(cluster: int, gain: float, *, paths: int = 10, std: float = 0.1) -> ClusterTrial:
-    return ClusterTrial(cluster=cluster, paths=paths, gain=gain, std=std)
+def trial(cluster: int, gain: float, *, paths: int = 10, std: float = 0.1) -> ClusterValuation:
+    return ClusterValuation(cluster=cluster, paths=paths, gain=gain, std=std)
 
 
 def test_a_cluster_with_fewer_than_three_paths_is_not_tried() -> None:
-    assert groups_to_try([2, 0, 2, 1, 2, 1], clusters=3) == {2: [0, 2, 4]}
-    assert groups_to_try([], clusters=3) == {}
+    assert groups_to_value([2, 0, 2, 1, 2, 1], clusters=3) == {2: [0, 2, 4]}
+    assert groups_to_value([], clusters=3) == {}
 
 
 def test_one_rounds_release_is_read_by_cluster() -> None:
     noised = NoisedGains(
         vector=np.array([6_000, 77, -12_000, 12_000], dtype=np.int64), parameters=PUBLIC
     )
-    found = trials_of(noised, {2: 9, 0: 4})
+    found = cluster_valuations(noised, {2: 9, 0: 4})
     assert [(one.cluster, one.paths, one.gain) for one in found] == [(0, 4, 0.5), (2, 9, -1.0)]
     assert {one.std for one in found} == {noised.std}
     nobody = NoisedGains(vector=np.array([5, 5, 5, 0], dtype=np.int64), parameters=PUBLIC)
-    assert trials_of(nobody, {0: 9}) == []
+    assert cluster_valuations(nobody, {0: 9}) == []
 
 
 def test_trials_count_by_their_paths_and_noise_averages_out() -> None:
@@ -65,14 +65,14 @@ def test_a_harmful_cluster_is_told_from_useful_ones_and_unseen_ones_stay_open() 
 def test_paths_of_tried_clusters_pass_or_fail_as_one_and_the_rest_by_the_other_judge() -> None:
     found = usefulness([trial(0, 0.4), trial(1, -0.9)], clusters=3)
     otherwise = np.array([False, False, True, True, True, False])
-    passed = useful_paths(found, [0, 0, 1, 1, 2, 2], otherwise, least_share=0.25)
+    passed = useful_rationales(found, [0, 0, 1, 1, 2, 2], otherwise, least_share=0.25)
     assert passed.tolist() == [True, True, False, False, True, False]
 
 
 def test_where_all_clusters_lower_every_record_the_least_bad_stays() -> None:
     """A few paths of a good cluster teach too little, and must not be thrown away for it."""
     found = usefulness([trial(0, -0.7), trial(1, -1.0)], clusters=2)
-    passed = useful_paths(found, [0, 1], np.array([True, True]), least_share=0.25)
+    passed = useful_rationales(found, [0, 1], np.array([True, True]), least_share=0.25)
     assert passed.tolist() == [True, False]
 
 
@@ -88,7 +88,7 @@ def test_where_gains_below_a_bound_mean_contradiction_the_least_bad_goes_too() -
     trials = [trial(0, -0.7), trial(1, -1.0)]
     found = usefulness(trials, clusters=3, least_gain=0.0)
     assert found.bound(0.25) == 0.5
-    passed = useful_paths(found, [0, 1, 2], np.array([True, True, True]), least_share=0.25)
+    passed = useful_rationales(found, [0, 1, 2], np.array([True, True, True]), least_share=0.25)
     assert passed.tolist() == [False, False, True]
     # Nothing is asked of them again, and what was never tried stays open.
     sure = cell_usefulness(found, CellGrid(clusters=3, bins=1))
@@ -105,4 +105,4 @@ def test_where_gains_below_a_bound_mean_contradiction_the_least_bad_goes_too() -
 def test_before_any_trial_the_other_judge_decides_alone() -> None:
     none = usefulness([], clusters=2)
     verdict = np.array([True, False])
-    assert useful_paths(none, [0, 1], verdict, least_share=0.25).tolist() == [True, False]
+    assert useful_rationales(none, [0, 1], verdict, least_share=0.25).tolist() == [True, False]

@@ -1,4 +1,4 @@
-"""Gap, reward, band and means per cell against hand-made numbers."""
+"""Reward, band and means per cell against hand-made numbers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,11 @@ from lada_secure.allocation.gap import (
     band,
     cell_means,
     cell_rewards,
-    learnability_gap,
-    length_normalised,
     probability,
     reward,
     smoothed,
 )
 from lada_secure.errors import ParameterError
-
-
-def test_the_gap_is_positive_where_the_llm_knows_better_whatever_its_tokenizer() -> None:
-    gap = learnability_gap(
-        slm_totals=[-8.0, -1.0], slm_lengths=[4, 4], llm_totals=[-1.0, -6.0], llm_lengths=[2, 3]
-    )
-    np.testing.assert_allclose(gap, [1.5, -1.75])
-
-
-@pytest.mark.parametrize(
-    ("totals", "lengths"), [([-1.0], [0]), ([-1.0], [1, 2]), ([np.nan], [1]), ([-np.inf], [1])]
-)
-def test_paths_without_length_or_probability_are_refused(
-    totals: list[float], lengths: list[int]
-) -> None:
-    with pytest.raises(ParameterError):
-        length_normalised(totals, lengths)
 
 
 def test_probability_of_special_losses() -> None:

@@ -1,4 +1,4 @@
-"""Trial students, and what they make of private records, against the slow way to say the same."""
+"""Valuation students, and what they make of private records, against the slow way."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from trainer_doubles import example, small_model
 
-from lada_secure.allocation.measured_valuation import measured_trials, trial_student
-from lada_secure.allocation.valuation_gains import TrialParameters
-from lada_secure.data.prompts import path_of, prompt_of
+from lada_secure.allocation.measurement import measured_gains, valuation_student
+from lada_secure.allocation.valuation_gains import ValuationParameters
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
 from lada_secure.models.adapters import (
     AdapterSettings,
@@ -19,13 +19,13 @@ from lada_secure.models.adapters import (
     attach_adapters,
     load_adapters,
 )
-from lada_secure.models.evaluation import path_log_probabilities
+from lada_secure.models.evaluation import rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.tuning import TuningSettings
 from lada_secure.privacy.release.units import Unit
 
-PUBLIC = TrialParameters(clusters=3, gain_clip=2.0, noise_multiplier=1.0)
+PUBLIC = ValuationParameters(clusters=3, gain_clip=2.0, noise_multiplier=1.0)
 TUNING = TuningSettings(
     steps=20,
     batch_size=3,
@@ -64,25 +64,25 @@ UNITS = (
 
 def student(lm: LanguageModel, word: str, reference: AdapterWeights) -> AdapterWeights:
     paths = [
-        replace(example(at), prompt=f"question {at}\n", path=f"{word}\n{at}", own_path=None)
+        replace(example(at), prompt=f"question {at}\n", path=f"{word}\n{at}", rejected=None)
         for at in (5, 6, 7)
     ]
-    return trial_student(lm, paths, reference=reference, tuning=TUNING)
+    return valuation_student(lm, paths, reference=reference, tuning=TUNING)
 
 
 def test_each_unit_says_how_much_likelier_its_records_became(lm: LanguageModel) -> None:
     reference = adapter_weights(lm)
     students = {0: student(lm, "good", reference), 2: student(lm, "evil", reference)}
-    found = measured_trials(
+    found = measured_gains(
         lm, UNITS, students, reference=reference, parameters=PUBLIC, batch_size=2
     ).vector
 
     def loss(one: Record, weights: AdapterWeights) -> float:
         load_adapters(lm, weights)
-        scored = path_log_probabilities(
+        scored = rationale_log_probabilities(
             lm,
             [prompt_of(one.question, one.choices)],
-            [path_of(one.answer, one.choices, one.rationale)],
+            [rationale_of(one.answer, one.choices, one.rationale)],
             batch_size=1,
         )
         load_adapters(lm, reference)
@@ -114,14 +114,14 @@ def test_the_model_is_left_as_it_was(lm: LanguageModel) -> None:
     assert one != reference
     assert adapter_weights(lm) == reference
     load_adapters(lm, one)
-    measured_trials(lm, UNITS, {0: reference}, reference=reference, parameters=PUBLIC, batch_size=4)
+    measured_gains(lm, UNITS, {0: reference}, reference=reference, parameters=PUBLIC, batch_size=4)
     assert adapter_weights(lm) == one
     load_adapters(lm, reference)
 
 
 def test_a_site_without_reasons_says_nothing(lm: LanguageModel) -> None:
     reference = adapter_weights(lm)
-    found = measured_trials(
+    found = measured_gains(
         lm, UNITS[2:], {0: reference}, reference=reference, parameters=PUBLIC, batch_size=4
     )
     assert found.vector.tolist() == [0, 0, 0, 0]

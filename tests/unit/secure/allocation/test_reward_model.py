@@ -1,4 +1,4 @@
-"""The data filter: exact gradients, prior without history, learning from tiny histories."""
+"""The reward model: exact gradients, prior without history, learning from tiny histories."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.gap import CellMeans
 from lada_secure.allocation.reward_model import (
+    PRIOR_REWARD,
     CellBeliefs,
-    FilterHistory,
-    FilterSettings,
+    RewardHistory,
     RoundObservations,
     feature_count,
-    fit_filter,
+    fit_reward_model,
     observations,
     parse_history,
 )
@@ -30,9 +30,9 @@ GRID = CellGrid(clusters=4, bins=4)
 WIDTH = feature_count(GRID)
 
 
-def beliefs(seed: int, history: FilterHistory | None = None) -> CellBeliefs:
+def beliefs(seed: int, history: RewardHistory | None = None) -> CellBeliefs:
     generator = np.random.default_rng(seed)
-    past = history or FilterHistory()
+    past = history or RewardHistory()
     return CellBeliefs(
         grid=GRID,
         mass_share=GRID.spread([0.6, 0.3, 0.1, 0.0]),
@@ -43,10 +43,10 @@ def beliefs(seed: int, history: FilterHistory | None = None) -> CellBeliefs:
     )
 
 
-def play(rounds: int, truth: FloatArray, *, cells_per_round: int, noise: float) -> FilterHistory:
+def play(rounds: int, truth: FloatArray, *, cells_per_round: int, noise: float) -> RewardHistory:
     """A history of rewards `truth` per cluster times the band, each from 10 samples."""
     generator = np.random.default_rng(17)
-    history = FilterHistory()
+    history = RewardHistory()
     for round_id in range(rounds):
         now = beliefs(100 + round_id, history)
         count = np.zeros(GRID.cells, dtype=np.int64)
@@ -61,7 +61,7 @@ def test_gradients_match_automatic_differentiation() -> None:
     generator = np.random.default_rng(0)
     network = ZeroStartNetwork(5, 3, generator)
     inputs = generator.standard_normal((7, 5))
-    network.fit(inputs, generator.standard_normal(7), np.ones(7), iterations=5, pull=0.5)
+    network.fit(inputs, generator.standard_normal(7), np.ones(7))
     weight, offset, out, shift = (
         torch.tensor(part, requires_grad=True) for part in network._parts(network._now)
     )
@@ -92,17 +92,18 @@ def test_pooling_averages_blocks_pads_with_zeros_and_normalises() -> None:
 
 
 def test_no_history_gives_the_prior_for_every_cell_and_no_exploration() -> None:
-    settings = FilterSettings(prior_reward=0.07)
-    forecast = fit_filter(FilterHistory(), settings, width=WIDTH).forecast(beliefs(1).features())
-    np.testing.assert_allclose(forecast.exploitation, 0.07)
+    forecast = fit_reward_model(RewardHistory(), width=WIDTH, seed=0).forecast(
+        beliefs(1).features()
+    )
+    np.testing.assert_allclose(forecast.exploitation, PRIOR_REWARD)
     np.testing.assert_array_equal(forecast.exploration, 0.0)
 
 
 def test_the_same_history_and_seed_give_the_same_forecast() -> None:
     history = play(3, np.array([0.2, 0.1, 0.0, -0.1]), cells_per_round=8, noise=0.02)
     features = beliefs(1).features()
-    first = fit_filter(history, FilterSettings(seed=4), width=WIDTH).forecast(features)
-    second = fit_filter(history, FilterSettings(seed=4), width=WIDTH).forecast(features)
+    first = fit_reward_model(history, width=WIDTH, seed=4).forecast(features)
+    second = fit_reward_model(history, width=WIDTH, seed=4).forecast(features)
     np.testing.assert_array_equal(first.exploitation, second.exploitation)
     np.testing.assert_array_equal(first.exploration, second.exploration)
 
@@ -112,8 +113,7 @@ def test_forecasts_rank_cells_once_some_rounds_are_seen(seed: int) -> None:
     truth = np.array([0.3, 0.15, 0.02, -0.1])
     history = play(4, truth, cells_per_round=10, noise=0.01)
     now = beliefs(999, history)
-    settings = FilterSettings(seed=seed)
-    forecast = fit_filter(history, settings, width=WIDTH).forecast(now.features())
+    forecast = fit_reward_model(history, width=WIDTH, seed=seed).forecast(now.features())
     wanted = GRID.spread(truth) * now.band
     assert np.corrcoef(forecast.exploitation, wanted)[0, 1] > 0.8
 
@@ -123,7 +123,7 @@ def test_forecasts_rank_cells_once_some_rounds_are_seen(seed: int) -> None:
 def test_one_or_two_observations_move_forecasts_but_not_far(count: int, seed: int) -> None:
     history = play(1, np.full(4, 0.2), cells_per_round=count, noise=0.0)
     features = beliefs(1).features()
-    forecast = fit_filter(history, FilterSettings(seed=seed), width=WIDTH).forecast(features)
+    forecast = fit_reward_model(history, width=WIDTH, seed=seed).forecast(features)
     assert np.isfinite(forecast.exploitation).all()
     assert np.abs(forecast.exploitation).max() < 0.5
     assert np.abs(forecast.exploration).max() < 0.3
@@ -132,19 +132,19 @@ def test_one_or_two_observations_move_forecasts_but_not_far(count: int, seed: in
 def test_exploration_learns_what_exploitation_missed() -> None:
     """Rewards jump between rounds in one cluster: residuals of the earlier f1 are positive."""
     low, high = np.array([0.0, 0.0, 0.0, 0.0]), np.array([0.3, 0.0, 0.0, 0.0])
-    history = FilterHistory()
+    history = RewardHistory()
     for round_id, truth in enumerate((low, high)):
         now = beliefs(50)
         rewards = CellMeans(mean=GRID.spread(truth), count=np.full(GRID.cells, 20))
         history = history.with_round(observations(now, rewards, round_id=round_id))
-    forecast = fit_filter(history, FilterSettings(), width=WIDTH).forecast(beliefs(50).features())
+    forecast = fit_reward_model(history, width=WIDTH, seed=0).forecast(beliefs(50).features())
     changed = GRID.clusters_of_cells() == 0
     assert forecast.exploration[changed].mean() > forecast.exploration[~changed].mean() + 0.02
 
 
 def test_equal_rewards_everywhere_are_no_division_by_zero() -> None:
     history = play(2, np.zeros(4), cells_per_round=5, noise=0.0)
-    forecast = fit_filter(history, FilterSettings(), width=WIDTH).forecast(beliefs(1).features())
+    forecast = fit_reward_model(history, width=WIDTH, seed=0).forecast(beliefs(1).features())
     assert np.isfinite(forecast.exploitation).all()
     assert np.abs(forecast.exploitation).max() < 0.05
 
@@ -155,15 +155,15 @@ def test_a_round_that_trained_on_nothing_changes_nothing() -> None:
     longer = history.with_round(observations(beliefs(5), empty, round_id=7))
     features = beliefs(1).features()
     np.testing.assert_array_equal(
-        fit_filter(history, FilterSettings(), width=WIDTH).forecast(features).exploitation,
-        fit_filter(longer, FilterSettings(), width=WIDTH).forecast(features).exploitation,
+        fit_reward_model(history, width=WIDTH, seed=0).forecast(features).exploitation,
+        fit_reward_model(longer, width=WIDTH, seed=0).forecast(features).exploitation,
     )
 
 
 def test_a_long_history_is_fitted_in_bounded_time() -> None:
     history = play(30, np.array([0.2, 0.1, 0.0, -0.1]), cells_per_round=12, noise=0.02)
     started = time.process_time()
-    fit_filter(history, FilterSettings(), width=WIDTH)
+    fit_reward_model(history, width=WIDTH, seed=0)
     assert time.process_time() - started < 5.0
 
 
@@ -221,7 +221,7 @@ def test_last_rewards_and_picks_follow_the_history() -> None:
             samples=np.full(len(cells), 3.0),
         )
 
-    history = FilterHistory(rounds=(seen(0, [1, 2], [0.1, 0.2]), seen(1, [2, 3], [0.3, 0.4])))
+    history = RewardHistory(rounds=(seen(0, [1, 2], [0.1, 0.2]), seen(1, [2, 3], [0.3, 0.4])))
     assert history.last_rewards(5).tolist() == [0.0, 0.1, 0.3, 0.4, 0.0]
     assert history.picks(5).tolist() == [0.0, 3.0, 6.0, 3.0, 0.0]
 
@@ -229,7 +229,7 @@ def test_last_rewards_and_picks_follow_the_history() -> None:
 def test_another_grid_needs_a_new_history() -> None:
     history = play(1, np.zeros(4), cells_per_round=2, noise=0.0)
     with pytest.raises(ParameterError, match="the cell grid changed"):
-        fit_filter(history, FilterSettings(), width=WIDTH + 1)
+        fit_reward_model(history, width=WIDTH + 1, seed=0)
 
 
 def test_features_lie_within_one_of_zero() -> None:
@@ -251,11 +251,3 @@ def test_beliefs_out_of_range_are_refused(name: str, value: float) -> None:
     fields[name] = np.full(GRID.cells, value)
     with pytest.raises(ParameterError, match=name):
         CellBeliefs(grid=GRID, **fields)
-
-
-@pytest.mark.parametrize(
-    "settings", [{"hidden": 0}, {"iterations": 0}, {"pull": -1.0}, {"prior_samples": 0.0}]
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ParameterError, match="out of range"):
-        FilterSettings(**settings)  # type: ignore[arg-type]

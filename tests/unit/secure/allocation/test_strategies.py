@@ -16,11 +16,11 @@ from lada_secure.allocation.strategies import (
     CellView,
     cell_utilities,
     cluster_quotas,
-    path_screen,
     pick,
     pick_by_cluster,
-    sample_priorities,
+    rationale_screen,
     strategy,
+    utilities_of_samples,
 )
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError
@@ -58,8 +58,8 @@ def test_utilities_lie_within_one_and_reach_it(name: str) -> None:
 
 
 def test_lada_multiplies_band_mass_and_promise() -> None:
-    worth = np.array([1.0 * 0.8 * 0.1, 0.36 * 0.8 * 0.2, 1.0 * 0.2 * 0.2, 0.36 * 0.2 * 0.3])
-    np.testing.assert_allclose(cell_utilities("lada", view(), alpha=1.0), worth / worth.max())
+    utility = np.array([1.0 * 0.8 * 0.1, 0.36 * 0.8 * 0.2, 1.0 * 0.2 * 0.2, 0.36 * 0.2 * 0.3])
+    np.testing.assert_allclose(cell_utilities("lada", view(), alpha=1.0), utility / utility.max())
 
 
 def test_alpha_zero_switches_exploration_off() -> None:
@@ -137,12 +137,12 @@ def test_ties_are_broken_the_same_way_every_time_and_not_by_position() -> None:
 
 def test_the_random_strategy_orders_by_chance_but_keeps_the_threshold() -> None:
     scores = np.concatenate([np.zeros(50), np.linspace(0.5, 1.0, 50)])
-    priorities = sample_priorities("random", scores, seed=3)
-    picked = pick(scores, quota=20, threshold=0.01, priorities=priorities)
+    sample_utilities = utilities_of_samples("random", scores, seed=3)
+    picked = pick(scores, quota=20, threshold=0.01, sample_utilities=sample_utilities)
     assert picked.sum() == 20
     assert picked[:50].sum() == 0
     assert (picked != pick(scores, quota=20, threshold=0.01)).any()
-    np.testing.assert_array_equal(sample_priorities("lada", scores, seed=3), scores)
+    np.testing.assert_array_equal(utilities_of_samples("lada", scores, seed=3), scores)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +195,14 @@ def test_picks_by_cluster_keep_every_quota() -> None:
 
 
 def test_the_screen_keeps_the_band_with_its_ends() -> None:
-    kept = path_screen([0.1, 0.2, 0.5, 0.9, 0.95], 0.2, 0.9)
+    kept = rationale_screen([0.1, 0.2, 0.5, 0.9, 0.95], 0.2, 0.9)
     assert kept.tolist() == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.9, 0.1)])
 def test_a_screen_that_is_no_range_is_refused(low: float, high: float) -> None:
     with pytest.raises(ParameterError, match="path screen"):
-        path_screen([0.5], low, high)
+        rationale_screen([0.5], low, high)
 
 
 def test_explanations_hold_every_cell_and_are_json() -> None:

@@ -1,4 +1,4 @@
-"""Gains of path trials: what a unit may change, what is released, and what is read back."""
+"""Gains of data valuations: what a unit may change, what is released, and what is read back."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from scipy.stats import chi2
 
 from lada_secure.allocation.valuation_gains import (
     NoisedGains,
-    TrialParameters,
     UnitGains,
-    parse_noised_gains,
-    release_trials,
-    trials_spec,
+    ValuationParameters,
+    release_gains,
     unit_gains,
+    valuation_spec,
 )
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import (
@@ -28,22 +27,23 @@ from lada_secure.errors import (
     ParameterError,
     PrivacyBudgetExceeded,
 )
-from lada_secure.privacy.ledger.book import BudgetCaps, ReserveEntry
-from lada_secure.privacy.ledger.entries import LedgerIdentity
+from lada_secure.privacy.ledger.entries import LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_secure.privacy.ledger.terms import BudgetCaps
+from lada_secure.privacy.release.noised_vectors import parse_vector
 
 ALPHA = 1e-6
 PLAN_HASH = "ab" * 32
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 CLUSTERS = 3
-PUBLIC = TrialParameters(clusters=CLUSTERS, gain_clip=0.5, noise_multiplier=4.0)
+PUBLIC = ValuationParameters(clusters=CLUSTERS, gain_clip=0.5, noise_multiplier=4.0)
 
 # Gains of one record per cluster, in nats per token.
 Row = list[float]
 
 
 def gains_of(
-    people: list[tuple[str, list[Row]]], parameters: TrialParameters = PUBLIC
+    people: list[tuple[str, list[Row]]], parameters: ValuationParameters = PUBLIC
 ) -> UnitGains:
     found = [
         np.array(rows, dtype=np.float64) if rows else np.zeros((0, parameters.clusters))
@@ -71,11 +71,11 @@ def ledger(*, epsilon: float = 8.0) -> MemoryLedger:
 
 
 def released(exact: UnitGains, book: MemoryLedger, *, round_id: int = 0) -> NoisedGains:
-    return release_trials(
+    return release_gains(
         lambda _paid: exact,
         parameters=PUBLIC,
         book=book,
-        spec=trials_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=round_id),
+        spec=valuation_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=round_id),
     ).value
 
 
@@ -89,7 +89,7 @@ def test_a_small_example_by_hand() -> None:
 
 
 def test_a_unit_whose_gains_are_beyond_the_norm_is_scaled_down_as_a_whole() -> None:
-    wide = TrialParameters(clusters=15, gain_clip=0.5, noise_multiplier=4.0)
+    wide = ValuationParameters(clusters=15, gain_clip=0.5, noise_multiplier=4.0)
     found = gains_of([("a", [[-3.0] * 15])], wide).vector
     # 16 entries of one clip have norm 4: each is halved, the weight too, so that ratios stay.
     assert found.tolist() == [-60] * 15 + [60]
@@ -123,7 +123,7 @@ def test_no_unit_changes_the_sum_by_more_than_the_sensitivity(people: list[list[
 
 @given(st.integers(min_value=1, max_value=256), st.integers(min_value=0, max_value=2**32 - 1))
 def test_the_bound_holds_for_any_number_of_clusters(clusters: int, seed: int) -> None:
-    parameters = TrialParameters(clusters=clusters, gain_clip=0.3, noise_multiplier=0.05)
+    parameters = ValuationParameters(clusters=clusters, gain_clip=0.3, noise_multiplier=0.05)
     row = np.random.default_rng(seed).normal(size=clusters)
     found = gains_of([("a", [row.tolist()])], parameters).vector
     assert int(np.dot(found, found)) <= (2 * parameters.scale) ** 2
@@ -156,11 +156,11 @@ def test_the_noise_of_a_release_has_the_stated_spread() -> None:
 def test_a_release_is_paid_once_and_a_retry_gives_the_same() -> None:
     book = ledger()
     first = released(gains_of([("a", [[0.1, 0.2, 0.3]])]), book)
-    again = release_trials(
+    again = release_gains(
         lambda _paid: pytest.fail("records were read again"),
         parameters=PUBLIC,
         book=book,
-        spec=trials_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=0),
+        spec=valuation_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=0),
     ).value
     assert again.vector.tolist() == first.vector.tolist()
     assert sum(isinstance(one, ReserveEntry) for one in book.entries()) == 1
@@ -168,21 +168,21 @@ def test_a_release_is_paid_once_and_a_retry_gives_the_same() -> None:
 
 def test_nothing_is_computed_without_budget_or_for_other_parameters() -> None:
     with pytest.raises(PrivacyBudgetExceeded):
-        release_trials(
+        release_gains(
             lambda _paid: pytest.fail("records were read"),
             parameters=PUBLIC,
             book=ledger(epsilon=0.01),
-            spec=trials_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=0),
+            spec=valuation_spec(PUBLIC, study_id="study", plan_hash=PLAN_HASH, round_id=0),
         )
-    other = TrialParameters(clusters=CLUSTERS, gain_clip=0.5, noise_multiplier=5.0)
+    other = ValuationParameters(clusters=CLUSTERS, gain_clip=0.5, noise_multiplier=5.0)
     with pytest.raises(LocalProtocolError, match="trials_spec"):
-        release_trials(
+        release_gains(
             lambda _paid: pytest.fail("records were read"),
             parameters=PUBLIC,
             book=ledger(),
-            spec=trials_spec(other, study_id="study", plan_hash=PLAN_HASH, round_id=0),
+            spec=valuation_spec(other, study_id="study", plan_hash=PLAN_HASH, round_id=0),
         )
-    clipped = TrialParameters(clusters=CLUSTERS, gain_clip=0.6, noise_multiplier=4.0)
+    clipped = ValuationParameters(clusters=CLUSTERS, gain_clip=0.6, noise_multiplier=4.0)
     with pytest.raises(LocalProtocolError, match="other parameters"):
         released(gains_of([("a", [[0.1, 0.2, 0.3]])], clipped), ledger())
 
@@ -201,7 +201,7 @@ def test_nothing_is_computed_without_budget_or_for_other_parameters() -> None:
 def test_parameters_out_of_range_are_named(changes: dict[str, float], message: str) -> None:
     base = {"clusters": 3, "gain_clip": 0.5, "noise_multiplier": 4.0}
     with pytest.raises(ParameterError, match=message):
-        TrialParameters(**{**base, **changes})  # type: ignore[arg-type]
+        ValuationParameters(**{**base, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_parameters_out_of_range_are_named(changes: dict[str, float], message: s
 )
 def test_damaged_stored_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(LedgerError, match="stored trials"):
-        parse_noised_gains(raw, PUBLIC)
+        parse_vector(raw, what="trials", length=PUBLIC.length, bound=2**53 - 1)
 
 
 def test_means_are_over_the_noised_number_of_units_with_reasons() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lada_secure.data.prompts import answer_of, option_text, path_of, prompt_of
+from lada_secure.data.prompts import answer_of, option_text, prompt_of, rationale_of
 
 CHOICES = ("gout", "gout. chronic", "wart", "hernia")
 
@@ -20,14 +20,14 @@ def test_an_open_prompt_is_the_question_alone() -> None:
 @pytest.mark.parametrize("rationale", [None, "a joint disease, pain. More"])
 @pytest.mark.parametrize("answer", CHOICES)
 def test_the_answer_is_read_back_from_every_path(answer: str, rationale: str | None) -> None:
-    path = path_of(answer, CHOICES, rationale)
+    path = rationale_of(answer, CHOICES, rationale)
     assert path.startswith(option_text(answer))
     assert answer_of(path, CHOICES) == answer
 
 
 @pytest.mark.parametrize("rationale", [None, "f8g1", "two\nlines"])
 def test_an_open_answer_is_the_last_line(rationale: str | None) -> None:
-    assert answer_of(path_of("7", (), rationale), ()) == "7"
+    assert answer_of(rationale_of("7", (), rationale), ()) == "7"
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_whatever_a_record_holds_gives_a_prompt_and_a_path(
 ) -> None:
     for given in (choices, ()):
         assert prompt_of("?", given).startswith("?\n")
-        assert isinstance(path_of(answer, given, None), str)
-        read = answer_of(path_of(answer, given, "so"), given)
+        assert isinstance(rationale_of(answer, given, None), str)
+        read = answer_of(rationale_of(answer, given, "so"), given)
         assert read is None or isinstance(read, str)
 
 
 def test_an_open_answer_of_two_lines_becomes_one() -> None:
-    assert path_of("7\n8", (), "so") == "so\n7 8"
+    assert rationale_of("7\n8", (), "so") == "so\n7 8"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lada_secure.data.records import inspect_records, parse_pool, read_records
+from lada_secure.data.record_faults import refuse
+from lada_secure.data.records import inspect_records, parse_pool
 from lada_secure.errors import ParameterError
 
 ROW: dict[str, Any] = {
@@ -112,7 +113,7 @@ def test_all_faults_are_told_at_once_up_to_twenty_and_the_rest_is_counted(tmp_pa
     path = tmp_path / "records.jsonl"
     path.write_bytes(b"\n".join([b"{"] * 25))
     with pytest.raises(ParameterError) as refused:
-        read_records(path)
+        refuse([(str(path), fault) for fault in inspect_records(path).faults])
     lines = str(refused.value).splitlines()
     assert lines[0] == f"{path}:1: is not JSON (column 2)"
     assert lines[19] == f"{path}:20: is not JSON (column 2)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lada_secure.dpsgd.batching import physical_batches, single_units
-from lada_secure.models.examples import EncodedExample, EncodedUnit, PublicOrder, TokenRow
+from lada_secure.models.examples import EncodedExample, EncodedUnit, PublicOrder, TokenRow, rows_of
 
 
 def unit(name, *lengths, own=False):
@@ -13,7 +13,7 @@ def unit(name, *lengths, own=False):
     return EncodedUnit(
         unit_id=name,
         examples=tuple(
-            EncodedExample(example_id=f"{name}{at}", path=row, own_path=row if own else None)
+            EncodedExample(example_id=f"{name}{at}", path=row, rejected=row if own else None)
             for at, row in enumerate(rows)
         ),
     )
@@ -37,9 +37,8 @@ def test_rows_of_similar_length_share_a_batch():
 
 def test_own_paths_follow_the_paths_and_belong_to_the_same_units():
     (batch,) = physical_batches((unit("a", 4, 5, own=True), unit("b", 6)), physical_batch_size=4)
-    rows, unit_of_row = batch.rows()
-    assert len(rows) == 5
-    assert unit_of_row == (0, 0, 1, 0, 0)
+    assert [len(row.tokens) for row in rows_of(batch.examples)] == [4, 5, 6, 4, 5]
+    assert batch.unit_of_row == (0, 0, 1, 0, 0)
 
 
 def test_halves_split_between_units():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from unittest import mock
 
 import pytest
 import torch
@@ -12,20 +13,21 @@ from torch.nn import functional
 from trainer_doubles import (
     ARCHITECTURES,
     example,
+    float_sum,
     opened_trainer,
     small_model,
     stir_adapters,
     units_of_sizes,
 )
 
-from lada_secure.dpsgd.clipping import ClippedSum
-from lada_secure.dpsgd.engine_choice import open_engine
+from lada_secure.dpsgd import trainer as trainer_module
+from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import encode_row
-from lada_secure.models.loss import LossSettings
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.loss import BETA, MARGIN, LossSettings
+from lada_secure.models.rationale_scoring import RationaleScorer
 
 ENGINES = ("fused", "opacus")
 EXPECTED_UNITS = 5.0
@@ -43,13 +45,13 @@ def plain_log_probability(lm, prompt, target):
 def plain_loss(lm, one, settings, lead):
     path = plain_log_probability(lm, one.prompt, one.path)
     loss = -path
-    if one.own_path is not None and settings.contrastive_weight:
-        own = plain_log_probability(lm, one.prompt, one.own_path)
+    if one.rejected is not None and settings.contrastive_weight:
+        own = plain_log_probability(lm, one.prompt, one.rejected)
         if settings.contrastive_form == "dpo":
-            margin = settings.beta * ((path - own) - lead)
+            margin = BETA * ((path - own) - lead)
             loss = loss - settings.contrastive_weight * functional.logsigmoid(margin)
         else:
-            short = settings.margin - (path - own)
+            short = MARGIN - (path - own)
             loss = loss + settings.contrastive_weight * torch.clamp(short, min=0.0)
     return loss
 
@@ -59,10 +61,10 @@ def reference_leads(lm, examples):
         return {
             one.example_id: float(
                 plain_log_probability(lm, one.prompt, one.path)
-                - plain_log_probability(lm, one.prompt, one.own_path)
+                - plain_log_probability(lm, one.prompt, one.rejected)
             )
             for one in examples
-            if one.own_path is not None
+            if one.rejected is not None
         }
 
 
@@ -111,17 +113,15 @@ def train_without_noise(lm, units, batches, loss, learning_rate, engine, cache_b
         physical_batch_size=9,
         learning_rate=learning_rate,
         loss=loss,
-        frozen_cache_bytes=cache_bytes,
     )
-    trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
+    with mock.patch.object(trainer_module, "_FROZEN_CACHE_BYTES", cache_bytes):
+        trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
     by_id = {unit.unit_id: unit for unit in trainer._units}
     for joined in batches:
-        total = trainer.source.clipped_sum(
-            [by_id[one.unit_id] for one in joined], l2_clip_norm=privacy.l2_clip_norm, grid=None
-        )
-        trainer.update(total.values() / EXPECTED_UNITS)
+        total = float_sum(trainer, [by_id[one.unit_id] for one in joined])
+        trainer.update(total / EXPECTED_UNITS)
     assert trainer.engine.name == engine
-    caches = trainer.source._scorer.caches_frozen_layers
+    caches = trainer.source._loss._scorer._prefix is not None
     trainer.close()
     return caches
 
@@ -183,18 +183,17 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
     for unit in range(len(units)):
         for one in trainable(lm):
             one.grad = None
-        scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
         mine = [at for at, owner in enumerate(unit_of_row) if owner == unit]
         lead = scorer([rows[at] for at in mine]) - scorer([second[at] for at in mine])
         functional.softplus(lead).sum().backward()
         expected.append([one.grad.clone() for one in trainable(lm)])
 
     opened = open_engine(lm.model, engine)
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
-    opened.begin(len(units))
-    with opened.rows(unit_of_row):
-        functional.softplus(scorer(rows) - scorer(second)).sum().backward()
-    taken = opened.take()
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
+    taken, _ = opened.gradients(
+        len(units), unit_of_row, lambda: functional.softplus(scorer(rows) - scorer(second)).sum()
+    )
     opened.close()
     for at, gradient in enumerate(taken):
         for unit in range(len(units)):
@@ -203,7 +202,7 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
 
 def batched_losses(lm, units, passes):
     """One loss per example: of its path, and with two passes also of the way back."""
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
     there = [encode_row(lm, one.prompt, one.path) for unit in units for one in unit.examples]
     back = [encode_row(lm, one.path, one.prompt) for unit in units for one in unit.examples]
     if passes == 1:
@@ -243,59 +242,25 @@ def test_ten_steps_over_padded_batches_equal_plain_training(architecture, passes
     optimizer = torch.optim.AdamW(opened.parameters, lr=1e-3)
     for units in EIGHT_BATCHES:
         unit_of_row = [at for at, unit in enumerate(units) for _ in unit.examples]
-        opened.begin(len(units))
-        with opened.rows(unit_of_row):
-            batched_losses(lm, units, passes).sum().backward()
-        total = ClippedSum(opened.parameters, l2_clip_norm=1e6, grid=None)
-        total.add(opened.take())
-        assert total.units == len(units)
-        parts = torch.split_with_sizes(total.values(), [one.numel() for one in opened.parameters])
-        for one, part in zip(opened.parameters, parts, strict=True):
-            one.grad = (part / EXPECTED_UNITS).view_as(one).float()
+        found, _ = opened.gradients(
+            len(units), unit_of_row, lambda units=units: batched_losses(lm, units, passes).sum()
+        )
+        for one, taken in zip(opened.parameters, found, strict=True):
+            assert len(taken) == len(units)
+            one.grad = (taken.double().sum(0) / EXPECTED_UNITS).float()
         optimizer.step()
     opened.close()
     for want, got in zip(expected, trainable(lm), strict=True):
         torch.testing.assert_close(got, want, rtol=0.0, atol=1e-5)
 
 
-def test_fused_forward_passes_may_have_different_rows_in_any_order():
+def test_a_forward_pass_over_other_rows_than_were_told_is_refused():
     lm = adapted("llama")
-    rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(5)]
-    passes = [([rows[0], rows[3], rows[1]], [2, 0, 2]), ([rows[4], rows[2]], [1, 0])]
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
-    expected = []
-    for unit in range(3):
-        for one in trainable(lm):
-            one.grad = None
-        mine = [
-            row
-            for some, owners in passes
-            for row, owner in zip(some, owners, strict=True)
-            if owner == unit
-        ]
-        scorer(mine).sum().backward()
-        expected.append([one.grad.clone() for one in trainable(lm)])
+    rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(3)]
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
     engine = open_engine(lm.model, "fused")
-    engine.begin(3)
-    total = torch.zeros(())
-    for some, owners in passes:
-        with engine.rows(owners):
-            total = total + scorer(some).sum()
-    total.backward()
-    for at, gradient in enumerate(engine.take()):
-        for unit in range(3):
-            assert_same_vector(gradient[unit], expected[unit][at])
-    engine.close()
-
-
-def test_opacus_refuses_forward_passes_with_different_rows():
-    lm = adapted("llama")
-    engine = open_engine(lm.model, "opacus")
-    engine.begin(2)
-    with engine.rows([0, 1]):
-        pass
-    with pytest.raises(LocalProtocolError, match="same rows"), engine.rows([0]):
-        pass
+    with pytest.raises(LocalProtocolError, match="expected"):
+        engine.gradients(2, [0, 1], lambda: scorer(rows).sum())
     engine.close()
 
 
@@ -318,22 +283,22 @@ def test_a_closed_engine_leaves_the_model_as_it_was(engine):
 def test_what_an_interrupted_batch_left_does_not_reach_the_next(engine):
     lm = adapted("llama")
     rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(3)]
-    scorer = PathScorer(lm.model, device=torch.device("cpu"))
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
     opened = open_engine(lm.model, engine)
 
     def gradients():
-        opened.begin(3)
-        with opened.rows([0, 1, 2]):
-            scorer(rows).sum().backward()
-        return opened.take()
+        return opened.gradients(3, [0, 1, 2], lambda: scorer(rows).sum())[0]
+
+    def never_ends(backward):
+        loss = scorer(rows[:2]).sum()
+        if backward:
+            loss.backward()
+        raise MemoryError
 
     clean = gradients()
-    opened.begin(2)
-    with opened.rows([0, 1]):
-        scorer(rows[:2])  # the backward pass never comes
-    opened.begin(3)
-    with opened.rows([1, 0, 2]):
-        scorer(rows).sum().backward()  # never taken
+    for backward in (False, True):
+        with pytest.raises(MemoryError):
+            opened.gradients(2, [0, 1], lambda backward=backward: never_ends(backward))
     for expected, got in zip(clean, gradients(), strict=True):
         assert torch.equal(expected, got)
     opened.close()

@@ -5,15 +5,10 @@ from __future__ import annotations
 import pytest
 from trainer_doubles import PLAN_HASH, approved_ledger, example, paid, small_model, units_of_sizes
 
-from lada_secure.dpsgd.distillation import distil, training_spec
+from lada_secure.dpsgd.distillation import distil, released_adapters, training_spec
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.dpsgd.released_adapters import released_adapters
 from lada_secure.errors import LedgerError
-from lada_secure.models.adapters import (
-    AdapterSettings,
-    attach_adapters,
-    load_adapters,
-)
+from lada_secure.models.adapters import AdapterSettings, attach_adapters, load_adapters
 
 PRIVACY = DpSgdParameters(
     noise_multiplier=2.0,

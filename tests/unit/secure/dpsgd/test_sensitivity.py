@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional
 from trainer_doubles import (
     ARCHITECTURES,
+    float_sum,
+    grid_sum,
     opened_trainer,
     small_model,
     stir_adapters,
@@ -20,14 +22,9 @@ from trainer_doubles import (
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import (
-    EncodedExample,
-    EncodedUnit,
-    PrivateUnit,
-    TokenRow,
-)
+from lada_secure.models.examples import EncodedExample, EncodedUnit, PrivateUnit, TokenRow, rows_of
 from lada_secure.models.loss import LossSettings
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 
 CLIP = 0.05
 LIMIT = 1.0 + 1e-6
@@ -82,11 +79,9 @@ def largest_influence(total_of, units, *, unit_scale=1.0):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_removing_any_unit_moves_the_shipped_sum_by_at_most_one_clip_norm(architecture, engine):
     trainer = open_trainer(adapted(architecture), units_of_sizes(1, 4, 2, 8, 1, 3), engine=engine)
-    grid = parameters().grid()
 
     def total_of(units):
-        total = trainer.source.clipped_sum(units, l2_clip_norm=CLIP, grid=grid)
-        return total.integers().double() * (CLIP / grid.clip_steps)
+        return grid_sum(trainer, units).integers().double() * (CLIP / parameters().clip_steps)
 
     influence = largest_influence(total_of, list(trainer._units))
     trainer.close()
@@ -95,15 +90,16 @@ def test_removing_any_unit_moves_the_shipped_sum_by_at_most_one_clip_norm(archit
 
 
 def test_on_the_grid_a_clipped_unit_alone_is_never_longer_than_the_clip_norm():
-    trainer = open_trainer(adapted(), units_of_sizes(1, 4, 2, 8))
     for noise_multiplier in (0.3, 1.0, 7.0, 900.0):
-        grid = parameters(noise_multiplier=noise_multiplier).grid()
+        units = units_of_sizes(1, 4, 2, 8)
+        trainer = open_trainer(adapted(), units, noise_multiplier=noise_multiplier)
+        clip_steps = parameters(noise_multiplier=noise_multiplier).clip_steps
+        assert clip_steps * noise_multiplier <= 2**20
         for unit in trainer._units:
-            total = trainer.source.clipped_sum([unit], l2_clip_norm=CLIP, grid=grid)
+            total = grid_sum(trainer, [unit])
             squared = sum(int(one) ** 2 for one in total.integers().tolist())
-            assert squared <= grid.clip_steps**2
-            assert grid.clip_steps * noise_multiplier <= 2**20
-    trainer.close()
+            assert squared <= clip_steps**2
+        trainer.close()
 
 
 class Fault:
@@ -111,7 +107,7 @@ class Fault:
 
     def __init__(self, lm):
         self.model = lm.model
-        self.scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        self.scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
         self.trained = [one for one in lm.model.parameters() if one.requires_grad]
 
     def gradient(self, loss):
@@ -158,7 +154,7 @@ class Fault:
         total = torch.zeros(1, dtype=torch.float64)
         for unit in units:
             for one in unit.examples:
-                for sign, row in zip((-1.0, 1.0), one.rows, strict=False):
+                for sign, row in zip((-1.0, 1.0), rows_of([one]), strict=False):
                     total = total + self.clipped(sign * self.scores([row]).sum())
         return total
 
@@ -185,7 +181,7 @@ def unit_of(number, *rows, own=None):
     return EncodedUnit(
         unit_id=str(number),
         examples=tuple(
-            EncodedExample(example_id=f"{number}.{at}", path=one, own_path=own)
+            EncodedExample(example_id=f"{number}.{at}", path=one, rejected=own)
             for at, one in enumerate(rows)
         ),
     )
@@ -226,14 +222,13 @@ def test_the_measurement_catches_division_by_the_realised_batch():
 
 
 def test_the_shipped_denominator_is_the_plan_s_whoever_joined():
-    trainer = open_trainer(adapted(), units_of_sizes(1, 2, 3), noise="float_gaussian")
+    privacy = parameters(noise_multiplier=0.02)
+    trainer = open_trainer(adapted(), units_of_sizes(1, 2, 3), noise_multiplier=0.02)
     few, many = list(trainer._units[:1]), list(trainer._units)
-    privacy = parameters(noise="float_gaussian", noise_multiplier=0.01)
     for joined in (few, many):
-        total = trainer.source.clipped_sum(joined, l2_clip_norm=CLIP, grid=None)
-        gradient = noised_gradient(total, privacy)
-        noise = float((gradient - total.values() / 4.0).norm())
-        expected = 0.01 * CLIP / 4.0 * gradient.numel() ** 0.5
+        gradient = noised_gradient(grid_sum(trainer, joined), privacy)
+        noise = float((gradient - float_sum(trainer, joined) / 4.0).norm())
+        expected = 0.02 * CLIP / 4.0 * gradient.numel() ** 0.5
         assert noise == pytest.approx(expected, rel=0.25)
     trainer.close()
 
@@ -241,9 +236,8 @@ def test_the_shipped_denominator_is_the_plan_s_whoever_joined():
 def test_an_empty_batch_still_adds_noise_and_moves_the_weights():
     lm = adapted()
     trainer = open_trainer(lm, units_of_sizes(1, 2))
-    total = trainer.source.clipped_sum([], l2_clip_norm=CLIP, grid=parameters().grid())
-    assert total.units == 0
-    assert not bool(total.values().any())
+    total = grid_sum(trainer, [])
+    assert not bool(total.integers().any())
     before = [one.detach().clone() for one in trainer.parameters]
     trainer.update(noised_gradient(total, parameters()))
     assert trainer.steps_done == 1
@@ -252,11 +246,10 @@ def test_an_empty_batch_still_adds_noise_and_moves_the_weights():
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_unit_with_a_non_finite_gradient_counts_as_zero_and_is_counted(poison):
+def test_a_unit_with_a_non_finite_gradient_counts_as_zero(poison):
     trainer = open_trainer(adapted(), units_of_sizes(1, 2, 1))
     source, units = trainer.source, list(trainer._units)
-    grid = parameters().grid()
-    clean = source.clipped_sum(units[1:], l2_clip_norm=CLIP, grid=grid).integers()
+    clean = grid_sum(trainer, units[1:]).integers()
 
     class Poisoned:
         """Gives one unit's gradient a bad number where the model would have produced one."""
@@ -264,34 +257,25 @@ def test_a_unit_with_a_non_finite_gradient_counts_as_zero_and_is_counted(poison)
         def __init__(self, engine):
             self.__dict__.update(name=engine.name, parameters=engine.parameters, _engine=engine)
 
-        def begin(self, count):
-            self._engine.begin(count)
-
-        def rows(self, unit_of_row):
-            return self._engine.rows(unit_of_row)
-
-        def take(self):
-            taken = self._engine.take()
+        def gradients(self, *batch):
+            taken, loss = self._engine.gradients(*batch)
             for one in taken:
                 one[where][..., 0] = poison
-            return taken
+            return taken, loss
 
     batch_order = sorted(units, key=lambda one: (one.longest_row, one.unit_id))
     where = batch_order.index(units[0])
     source.engine = Poisoned(source.engine)
-    total = source.clipped_sum(units, l2_clip_norm=CLIP, grid=grid)
+    total = grid_sum(trainer, units)
     trainer.close()
-    assert total.non_finite == 1
     # Another physical batch may round a row differently, by far less than a clip norm.
-    difference = (total.integers() - clean).double().norm() / grid.clip_steps
+    difference = (total.integers() - clean).double().norm() / parameters().clip_steps
     assert float(difference) < 1e-3
 
 
 def test_two_steps_over_the_same_sum_never_get_the_same_noise():
     trainer = open_trainer(adapted(), units_of_sizes(1))
-    total = trainer.source.clipped_sum(
-        list(trainer._units), l2_clip_norm=CLIP, grid=parameters().grid()
-    )
+    total = grid_sum(trainer)
     with torch.random.fork_rng(devices=[]):
         # A run that resumes often restores torch's generator; noise must not come from it.
         torch.manual_seed(1)
@@ -312,9 +296,7 @@ def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_o
     sums = []
     for precision in ("float32", "bfloat16"):
         trainer = open_trainer(adapted(), units, engine=engine, precision=precision)
-        sums.append(
-            trainer.source.clipped_sum(trainer._units, l2_clip_norm=1e6, grid=None).values()
-        )
+        sums.append(float_sum(trainer, clip=1e6))
         trainer.close()
     exact, short = sums
     assert not torch.equal(exact, short)
@@ -340,17 +322,16 @@ def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
         contrastive_form=contrastive_form,
         precision="bfloat16",
     )
-    grid = parameters().grid()
 
     def total_of(some):
-        return trainer.source.clipped_sum(some, l2_clip_norm=CLIP, grid=grid).integers()
+        return grid_sum(trainer, some).integers()
 
     everybody = list(trainer._units)
     whole = total_of(everybody)
     for left in everybody:
         change = whole - total_of([one for one in everybody if one is not left])
         squared = sum(int(one) ** 2 for one in change.tolist())
-        assert squared <= grid.clip_steps**2
+        assert squared <= parameters().clip_steps ** 2
         assert torch.equal(change, total_of([left]))
     among_others = total_of(everybody[-1:])
     trainer.close()
@@ -362,7 +343,7 @@ def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
         contrastive_form=contrastive_form,
         precision="bfloat16",
     )
-    by_itself = alone.source.clipped_sum(alone._units, l2_clip_norm=CLIP, grid=grid).integers()
+    by_itself = grid_sum(alone).integers()
     alone.close()
     assert torch.equal(by_itself, among_others)
 

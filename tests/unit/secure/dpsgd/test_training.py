@@ -10,6 +10,8 @@ from trainer_doubles import (
     PLAN_HASH,
     approved_ledger,
     example,
+    float_sum,
+    grid_sum,
     opened_trainer,
     paid,
     small_model,
@@ -19,8 +21,8 @@ from trainer_doubles import (
 from lada_secure.dpsgd.batching import PoissonSampler
 from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.distillation import distil, training_spec
+from lada_secure.dpsgd.gradient import is_out_of_memory
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.dpsgd.signal_to_noise import TimeLeft
 from lada_secure.errors import ParameterError, PrivacyBudgetExceeded, TrainingFailed
 from lada_secure.models.adapters import (
     AdapterSettings,
@@ -29,7 +31,6 @@ from lada_secure.models.adapters import (
     attach_adapters,
     load_adapters,
 )
-from lada_secure.models.memory_limit import is_out_of_memory
 from lada_secure.privacy.accounting.events import DpSgdEvent
 from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry
 from lada_secure.privacy.released import Released
@@ -102,11 +103,12 @@ def test_progress_tells_step_public_loss_and_the_epsilon_of_the_ledger():
     run(adapted(), book, progress=reports.append)
     assert [one.step for one in reports] == list(range(1, 8))
     assert {one.steps for one in reports} == {7}
+    assert reports[-1].seconds_left == 0.0 < reports[0].seconds_left
     # Paid for in chunks of 3 steps; a step that is not committed yet shows nothing of its own.
     assert [one.public_loss for one in reports[:3]] == [None] * 3
     assert len({one.public_loss for one in reports[3:6]}) == 1
     assert all(math.isfinite(one.public_loss) for one in reports[3:])
-    epsilons = [one.epsilon for one in reports]
+    epsilons = [one.study_epsilon for one in reports]
     assert epsilons == sorted(epsilons)
     assert epsilons[-1] == pytest.approx(book.epsilon_spent(1e-5))
     assert epsilons[0] == pytest.approx(reserved(book)[0].epsilon_after)
@@ -152,7 +154,6 @@ def test_an_interrupted_run_goes_on_from_the_last_commit_and_pays_for_each_step_
     chunk, steps = (crash_after - 1) // 3, []
     result = run(adapted(), book, progress=lambda one: steps.append(one.step))
     assert steps == list(range(3 * chunk + 1, 8))
-    assert result.log.resumed_at_step == 3 * chunk
     assert len(result.log.public_losses) == 7
     # Nothing of the first try left, so the second uses its reservation, and the ledger says so.
     assert sum(one.event.steps for one in reserved(book)) == 7
@@ -189,7 +190,7 @@ def test_an_interrupted_model_can_be_used_and_trained_on():
 
 
 def test_restored_moments_make_the_next_step_the_same():
-    privacy, tuned = parameters(), settings(schedule="linear", weight_decay=0.1)
+    privacy, tuned = parameters(), settings()
     one, other = (
         opened_trainer(adapted(), UNITS, pool=POOL, privacy=privacy, settings=tuned)
         for _ in range(2)
@@ -314,10 +315,9 @@ def test_twins_of_one_unit_id_are_one_unit():
     assert len(trainer._units[0].examples) == 2 * len(UNITS[0].examples)
 
 
-@pytest.mark.parametrize("noise", ["discrete_gaussian", "float_gaussian"])
-def test_noise_alone_has_the_stated_standard_deviation(noise):
+def test_noise_alone_has_the_stated_standard_deviation():
     # d = 672 of 7 steps' first: catches a 25% error; the sampler itself is tested elsewhere.
-    privacy = parameters(noise=noise, sampling_probability=1e-12)
+    privacy = parameters(sampling_probability=1e-12)
     trainer = opened_trainer(adapted(), UNITS, pool=(), privacy=privacy, settings=settings())
     pushed = []
     trainer.update = pushed.append
@@ -348,16 +348,6 @@ def test_the_number_of_parameters_is_told_before_anything_is_spent():
     ((count, hint, before),) = told
     assert (count, before) == (672, 0)
     assert "noise would drown" in hint
-
-
-def test_time_left_follows_the_pace_of_the_latest_steps():
-    pace = TimeLeft(started_s=100.0)
-    assert pace.after_step(104.0, steps_left=5) == pytest.approx(20.0)
-    assert pace.after_step(105.0, steps_left=4) == pytest.approx(10.0)
-    for second in range(40):
-        left = pace.after_step(106.0 + second, steps_left=3)
-    assert left == pytest.approx(3.0)
-    assert pace.after_step(146.0, steps_left=0) == 0.0
 
 
 def test_a_run_whose_weights_break_stops_before_the_next_chunk_is_paid_for():
@@ -399,7 +389,7 @@ OUT_OF_MEMORY = {
 
 def short_of_memory(trainer, limit, error, *, after_backward=False):
     """Make every pass over more than `limit` examples end as if memory were full."""
-    collect = trainer.source._backward
+    collect = trainer.source._gradients
 
     def limited(batch):
         if len(batch.examples) <= limit:
@@ -408,7 +398,7 @@ def short_of_memory(trainer, limit, error, *, after_backward=False):
             collect(batch)
         raise error
 
-    trainer.source._backward = limited
+    trainer.source._gradients = limited
 
 
 def open_trainer(pool=()):
@@ -430,44 +420,40 @@ def test_out_of_memory_halves_the_physical_batch_and_changes_nothing_else(
     def total(limit):
         trainer = open_trainer()
         short_of_memory(trainer, limit, OUT_OF_MEMORY[kind], after_backward=after_backward)
-        found = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+        found = float_sum(trainer)
         # The next step starts with the smaller size, and units larger than it still fit.
-        again = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+        again = float_sum(trainer)
         trainer.close()
-        torch.testing.assert_close(found.values(), again.values(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found, again, rtol=1e-4, atol=1e-6)
         return found, trainer.source.physical_batch_size
 
     (full, size), (halved, smaller) = total(99), total(3)
-    assert full.units == halved.units == 4
     assert (size, smaller) == (6, 2)
-    torch.testing.assert_close(full.values(), halved.values(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(full, halved, rtol=1e-4, atol=1e-6)
     assert "going on with" in caplog.text
     # Not even the unit of three fits: it goes record by record.
     alone, _ = total(2)
-    assert (alone.units, alone.left_out) == (4, 0)
-    torch.testing.assert_close(full.values(), alone.values(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(full, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_counts_once_though_memory_ran_out_while_it_was_clipped(monkeypatch):
     trainer = open_trainer()
-    expected = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+    expected = float_sum(trainer)
     cut, calls = ClippedSum._cut_to_grid, []
 
-    def runs_out_once(self, flat, factor, grid):
-        found = cut(self, flat, factor, grid)
+    def runs_out_once(self, flat, factor):
+        found = cut(self, flat, factor)
         calls.append(len(factor))
         if len(calls) == 1:
             raise MemoryError
         return found
 
     monkeypatch.setattr(ClippedSum, "_cut_to_grid", runs_out_once)
-    privacy = parameters()
-    total = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=privacy.grid())
+    total = grid_sum(trainer)
     trainer.close()
     assert len(calls) > 2
-    assert total.units == 4
-    scaled = total.values() * (0.5 / privacy.grid().clip_steps)
-    torch.testing.assert_close(scaled, expected.values(), rtol=1e-3, atol=1e-4)
+    scaled = total.integers() * (0.5 / parameters().clip_steps)
+    torch.testing.assert_close(scaled.double(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", OUT_OF_MEMORY)
@@ -475,7 +461,7 @@ def test_out_of_memory_in_the_pool_s_stream_halves_as_well(kind, caplog):
     def gradient(limit):
         trainer = open_trainer(POOL)
         short_of_memory(trainer, limit, OUT_OF_MEMORY[kind])
-        found = trainer.source.public_gradient(trainer._public, count=7)
+        found = trainer.source.public_gradient(trainer._public)
         trainer.close()
         return found, trainer.source.physical_batch_size
 
@@ -492,14 +478,14 @@ def test_out_of_memory_in_the_pool_s_stream_halves_as_well(kind, caplog):
 def test_out_of_memory_before_training_halves_as_well():
     trainer = open_trainer(POOL)
     expected = trainer.source.losses(trainer._public)
-    score = trainer.source._scores
+    score = trainer.source._loss
 
-    def limited(batch):
-        if len(batch.examples) > 2:
+    def limited(examples):
+        if len(examples) > 2:
             raise torch.OutOfMemoryError("no room")
-        return score(batch)
+        return score(examples)
 
-    trainer.source._scores = limited
+    trainer.source._loss = limited
     found = trainer.source.losses(trainer._public)
     trainer.close()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -511,23 +497,21 @@ def test_out_of_memory_before_training_halves_as_well():
 def test_whatever_one_unit_provokes_the_others_add_what_they_add_and_it_adds_zero(error):
     trainer = open_trainer()
     hostile, others = trainer._units[2], [trainer._units[at] for at in (0, 1, 3)]
-    expected = trainer.source.clipped_sum(others, l2_clip_norm=0.5, grid=None)
-    collect = trainer.source._backward
+    expected = float_sum(trainer, others)
+    collect = trainer.source._gradients
 
     def fails(batch):
         if set(batch.examples) & set(hostile.examples):
             raise error
         return collect(batch)
 
-    trainer.source._backward = fails
-    total = trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+    trainer.source._gradients = fails
+    total = float_sum(trainer)
     # And a whole step: nothing ends it.
     trainer._sampler = PoissonSampler(4, sampling_probability=1.0)
     trainer.step()
     trainer.close()
-    assert (total.units, total.left_out) == (4, 1)
-    assert trainer.left_out_units == 1
-    torch.testing.assert_close(total.values(), expected.values(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_whose_sum_fails_as_a_whole_is_noise_alone(monkeypatch):
@@ -552,20 +536,18 @@ def test_a_person_can_still_end_a_step(stop):
     def ends(_batch):
         raise stop
 
-    trainer.source._backward = ends
+    trainer.source._gradients = ends
     with pytest.raises(stop):
-        trainer.source.clipped_sum(trainer._units, l2_clip_norm=0.5, grid=None)
+        grid_sum(trainer)
     trainer.close()
 
 
 def test_a_gradient_that_stays_too_long_on_the_grid_is_zeroed_and_ends_nothing(monkeypatch):
     # As if rounding never helped: every length is measured far too long.
     monkeypatch.setattr(torch.linalg, "vecdot", lambda one, other: (one * other).sum(1) * 1e30)
-    grid = parameters().grid()
     weight = torch.nn.Parameter(torch.zeros(3))
-    total = ClippedSum([weight], l2_clip_norm=0.5, grid=grid)
+    total = ClippedSum([weight], parameters())
     total.add([torch.ones(2, 3)])
-    assert (total.units, total.non_finite) == (2, 2)
     assert not bool(total.integers().any())
 
 
@@ -624,8 +606,6 @@ class TestRefusedBeforeAnythingIsSpent:
         ("expected_units", 0.0),
         ("steps", 0),
         ("pool_gradients", "both"),
-        ("noise", "laplace"),
-        ("std_steps", 15),
     ],
 )
 def test_privacy_parameters_out_of_range_are_refused(field, value):
@@ -639,13 +619,11 @@ def test_privacy_parameters_out_of_range_are_refused(field, value):
         ("engine", "fast"),
         ("precision", "float16"),
         ("precision", "auto"),
-        ("schedule", "cosine"),
         ("physical_batch_size", 0),
         ("pool_batch_size", -1),
         ("steps_per_reservation", 0),
         ("private_weight", -1.0),
         ("learning_rate", 0.0),
-        ("weight_decay", float("nan")),
         ("threads", 0),
     ],
 )

@@ -17,6 +17,7 @@ from rich.console import Console
 from trainer_doubles import (
     PLAN_HASH,
     approved_ledger,
+    grid_sum,
     opened_trainer,
     paid,
     small_model,
@@ -27,7 +28,7 @@ from lada_clients.site.training_display import TrainingDisplay
 from lada_secure.dpsgd.distillation import distil, training_spec
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.examples import PathExample, PrivateUnit
+from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import load_language_model
 
 PAGE = (Path(__file__).parents[4] / "docs" / "dp-sgd.md").read_text(encoding="utf-8")
@@ -92,11 +93,9 @@ def train_with_little_memory():
     )
 
     def total():
-        return trainer.source.clipped_sum(
-            trainer._units, l2_clip_norm=0.5, grid=PRIVACY.grid()
-        ).values()
+        return grid_sum(trainer).integers().double()
 
-    trainer.source.clipped_sum(trainer._units[:2], l2_clip_norm=0.5, grid=PRIVACY.grid())
+    grid_sum(trainer, trainer._units[:2])
     before = status_bytes("VmSize")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     idle = status_bytes("VmRSS")
@@ -125,15 +124,17 @@ def train_smollm2():
     lm = dataclasses.replace(lm, max_tokens=128)
     lm = attach_adapters(lm, AdapterSettings(rank=8))
     examples = [
-        PathExample(
+        RationaleExample(
             example_id=str(at),
             prompt=f"A patient, {20 + at} years old, coughs. What is it?",
             path="It may be a cold, " * 20,
-            own_path=None,
+            rejected=None,
         )
         for at in range(10)
     ]
-    rows = [len(lm.encode_prompt(one.prompt)) + len(lm.encode_path(one.path)) for one in examples]
+    rows = [
+        len(lm.encode_prompt(one.prompt)) + len(lm.encode_rationale(one.path)) for one in examples
+    ]
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=140)
     with TrainingDisplay(console, epsilon_cap=400.0) as display:

@@ -1,4 +1,4 @@
-"""Shared by the encryption tests: a roster that contributes to one opening."""
+"""Shared by the encryption tests: a roster that contributes to one secure aggregation."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lada_secure.encryption.aggregate_key import OpeningKey
+from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.parameters import OpeningParameters, opening_parameters
+from lada_secure.encryption.parameters import AggregationParameters, aggregation_parameters
 from lada_secure.encryption.sealing import parse_public_key, seal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What the parties of one opening hold."""
+    """What the parties of one secure aggregation hold."""
 
-    params: OpeningParameters
-    key: OpeningKey
+    params: AggregationParameters
+    key: AggregateKey
     vectors: list[npt.NDArray[np.int64]]
     sealed: list[bytes]
 
@@ -30,8 +30,8 @@ class Opening:
 
 
 def make_opening(sites: int, length: int, site_bound: int) -> Opening:
-    params = opening_parameters(length=length, sum_bound=sites * site_bound)
-    key = OpeningKey.generate(params)
+    params = aggregation_parameters(length=length, sum_bound=sites * site_bound)
+    key = AggregateKey.generate(params)
     sealing_key = parse_public_key(key.public_bytes, params)
     keys = {f"site-{index}": MaskKey.generate() for index in range(sites)}
     rng = np.random.default_rng(sites * 1_000_003 + length)

@@ -72,8 +72,8 @@ def test_the_same_query_and_matrix_give_the_same_bytes_in_any_worker() -> None:
     raw = encode_matrix(rows(3000), row_bound=1).to_bytes()
     found = set()
     for _ in range(2):
-        with PoolMatrix(parse_matrix(raw, ONE, 3000)) as matrix:
-            found |= {matrix.score(query), matrix.score(query)}
+        matrix = PoolMatrix(parse_matrix(raw, ONE, 3000))
+        found |= {matrix.score(query), matrix.score(query)}
     assert len(found) == 1
 
 
@@ -175,8 +175,8 @@ def test_a_matrix_shows_its_size_alone() -> None:
 def test_scores_that_are_not_encrypted_are_refused() -> None:
     key = ScoringKey.generate(1, row_bound=1)
     parameters = key.parameters
-    with PoolMatrix(encode_matrix(np.ones((3000, 1)), row_bound=1)) as matrix:
-        scores = matrix.score(key.encrypt(np.array([0.5])))
+    matrix = PoolMatrix(encode_matrix(np.ones((3000, 1)), row_bound=1))
+    scores = matrix.score(key.encrypt(np.array([0.5])))
     half = 7 * 4096
     for block in range(2):
         at = HEADER_BYTES + 2 * half * block + half

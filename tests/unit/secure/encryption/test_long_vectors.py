@@ -15,10 +15,10 @@ import json, resource, sys
 from pathlib import Path
 import numpy as np
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, OpeningKey
-from lada_secure.encryption.parameters import opening_parameters
+from lada_secure.encryption.aggregate_key import DECRYPTING_WORKER, AggregateKey
+from lada_secure.encryption.parameters import aggregation_parameters
 from lada_secure.encryption.sealing import SealedSum, parse_public_key, seal
-from lada_secure.encryption.workers.process import BLIND_WORKER, WorkerProcess
+from lada_secure.encryption.workers.process import shared_worker
 
 def peak(pid):
     status = Path(f"/proc/{pid}/status").read_text()
@@ -26,8 +26,8 @@ def peak(pid):
 
 def run(sites, length):
     bound = 1000
-    params = opening_parameters(length=length, sum_bound=sites * bound)
-    key = OpeningKey.generate(params, worker=opener)
+    params = aggregation_parameters(length=length, sum_bound=sites * bound)
+    key = AggregateKey.generate(params)
     sealing_key = parse_public_key(key.public_bytes, params)
     keys = {f"site-{n}": MaskKey.generate() for n in range(sites)}
     public = {name: one.public_bytes for name, one in keys.items()}
@@ -41,11 +41,11 @@ def run(sites, length):
         )
         hidden = masked(vector, mask, bound=bound, modulus=params.plain_modulus)
         total += vector
-        sealed_sum.add(seal(sealing_key, params, hidden, worker=sealer))
-    opened = key.open_sum(sealed_sum.to_bytes(), sites * bound)
+        sealed_sum.add(seal(sealing_key, params, hidden))
+    opened = key.open_sum(sealed_sum.to_bytes())
     return bool((opened == total).all()), params.sealed_bytes
 
-sealer, opener = WorkerProcess(BLIND_WORKER), WorkerProcess(DECRYPTING_WORKER)
+sealer, opener = shared_worker(), shared_worker(DECRYPTING_WORKER)
 sites, length = int(sys.argv[1]), int(sys.argv[2])
 run(2, 1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from scipy.stats import chi2
 
 from lada_secure.encryption.masks import MaskKey, masked, pairwise_mask
-from lada_secure.encryption.parameters import opening_parameters
+from lada_secure.encryption.parameters import aggregation_parameters
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 CONTEXT = b'{"attempt":0,"purpose":"statistics","round":1}'
@@ -33,7 +33,7 @@ def mask_of(
 @pytest.mark.parametrize("sum_bound", [10, 2**18 - 1, 2**28])
 @pytest.mark.parametrize(("sites", "length"), [(2, 1), (3, 4097), (10, 20_000)])
 def test_the_masks_of_a_roster_add_up_to_zero(sites: int, length: int, sum_bound: int) -> None:
-    modulus = opening_parameters(length=length, sum_bound=sum_bound).plain_modulus
+    modulus = aggregation_parameters(length=length, sum_bound=sum_bound).plain_modulus
     keys = roster(sites)
     masks = [mask_of(keys, name, length=length, modulus=modulus) for name in keys]
     assert all(mask.dtype == np.uint64 and int(mask.max()) < modulus for mask in masks)

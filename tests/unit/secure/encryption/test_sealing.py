@@ -8,17 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sealed_sums import add_sealed
 
-from lada_secure.encryption.aggregate_key import OpeningKey
-from lada_secure.encryption.parameters import HEADER_BYTES, opening_parameters
-from lada_secure.encryption.parsing import frame, pack, sealed_body, sealed_chunk
-from lada_secure.encryption.sealing import (
-    SealedSum,
-    add_sealed,
-    check_sealed,
-    parse_public_key,
-    seal,
-)
+from lada_secure.encryption.aggregate_key import AggregateKey
+from lada_secure.encryption.parameters import HEADER_BYTES, aggregation_parameters
+from lada_secure.encryption.parsing import frame, pack, sealed_chunks
+from lada_secure.encryption.sealing import SealedSum, check_sealed, parse_public_key, seal
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
 Make = Callable[[int, int, int], Any]
@@ -41,7 +36,7 @@ def test_the_opened_sum_is_exact(make: Make, sites: int, length: int, site_bound
     opening = make(sites, length, site_bound)
     total = add_sealed(opening.params, opening.sealed)
     assert len(total) == opening.params.sealed_bytes
-    opened = opening.key.open_sum(total, sites * site_bound)
+    opened = opening.key.open_sum(total)
     assert opened.dtype == np.int64
     assert (opened == opening.total).all()
 
@@ -51,7 +46,7 @@ def test_the_opened_sum_is_exact(make: Make, sites: int, length: int, site_bound
 @pytest.mark.parametrize("length", [4097, 100_000])
 def test_the_opened_sum_of_long_vectors_is_exact(make: Make, sites: int, length: int) -> None:
     opening = make(sites, length, 2**14)
-    opened = opening.key.open_sum(add_sealed(opening.params, opening.sealed), sites * 2**14)
+    opened = opening.key.open_sum(add_sealed(opening.params, opening.sealed))
     assert (opened == opening.total).all()
 
 
@@ -59,17 +54,17 @@ def test_addition_is_seals_addition_bit_for_bit(small: Any) -> None:
     """Oracle: SEAL's evaluator on the same ciphertexts."""
     from tenseal import sealapi
 
-    from lada_secure.encryption.native import opening_ring
+    from lada_secure.encryption.native import aggregation_ring
 
     params = small.params
-    ring = opening_ring(params.coeff_modulus, params.plain_modulus)
-    chunks = [sealed_chunk(sealed_body(raw, params), 0, params) for raw in small.sealed]
+    ring = aggregation_ring(params.coeff_modulus, params.plain_modulus)
+    chunks = [next(sealed_chunks(raw, params)) for raw in small.sealed]
     total = ring.ciphertext(chunks[0], ntt=False, scale=1.0)
     for chunk in chunks[1:]:
         ring.evaluator.add_inplace(total, ring.ciphertext(chunk, ntt=False, scale=1.0))
     assert isinstance(total, sealapi.Ciphertext)
     ours = add_sealed(params, small.sealed)
-    assert (sealed_chunk(sealed_body(ours, params), 0, params) == ring.coefficients(total)).all()
+    assert (next(sealed_chunks(ours, params)) == ring.coefficients(total)).all()
 
 
 def test_the_sum_does_not_depend_on_the_order(small: Any) -> None:
@@ -93,7 +88,6 @@ def test_a_refused_contribution_leaves_the_sum_unchanged(small: Any) -> None:
     with pytest.raises(PeerError):
         total.add(small.sealed[1][:-1])
     assert total.to_bytes() == before
-    assert total.count == 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +109,7 @@ def test_values_that_are_not_masked_entries_are_refused(
 
 
 def test_a_key_of_other_parameters_does_not_seal(small: Any) -> None:
-    other = opening_parameters(length=51, sum_bound=3000)
+    other = aggregation_parameters(length=51, sum_bound=3000)
     key = parse_public_key(small.key.public_bytes, small.params)
     with pytest.raises(ParameterError, match="other parameters"):
         seal(key, other, np.zeros(51, dtype=np.int64))
@@ -128,7 +122,7 @@ def test_nothing_has_no_sum(small: Any) -> None:
 
 def test_contributions_that_cancel_are_not_encrypted_any_more(small: Any) -> None:
     params = small.params
-    body = sealed_chunk(sealed_body(small.sealed[0], params), 0, params)
+    body = next(sealed_chunks(small.sealed[0], params))
     negated = (np.uint64(params.coeff_modulus) - body) % np.uint64(params.coeff_modulus)
     opposite = frame(b"LSV1", params.digest, pack(negated, params.coefficient_bytes))
     with pytest.raises(PeerError) as caught:
@@ -144,7 +138,7 @@ def _with_coefficient(raw: bytes, index: int, value: int, width: int) -> bytes:
 def _bad_forms(opening: Any) -> dict[str, tuple[bytes, str]]:
     raw, params = opening.sealed[0], opening.params
     width, half = params.coefficient_bytes, params.chunk_bytes // 2
-    other = opening_parameters(length=params.length, sum_bound=params.sum_bound + 1)
+    other = aggregation_parameters(length=params.length, sum_bound=params.sum_bound + 1)
     return {
         "empty bytes": (b"", "wrong_length"),
         "one byte short": (raw[:-1], "wrong_length"),
@@ -209,10 +203,10 @@ def test_a_context_of_tenseal_is_not_a_public_key(small: Any) -> None:
 
 
 def test_a_vector_under_another_key_opens_to_garbage_and_is_refused(small: Any) -> None:
-    stranger = OpeningKey.generate(small.params)
+    stranger = AggregateKey.generate(small.params)
     key = parse_public_key(stranger.public_bytes, small.params)
     foreign = seal(key, small.params, np.zeros(50, dtype=np.int64))
     total = add_sealed(small.params, [*small.sealed[:2], foreign])
     with pytest.raises(PeerError) as caught:
-        small.key.open_sum(total, 3000)
+        small.key.open_sum(total)
     assert caught.value.reason == "out_of_range"

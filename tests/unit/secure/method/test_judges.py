@@ -10,7 +10,7 @@ from method_doubles import BAD, GOOD, GUIDE, known, ledger, plan, site_context, 
 from lada_secure.data.records import Record
 from lada_secure.method import judges
 from lada_secure.method.judges import agreeing, drawn_beside, judge, release_valuation
-from lada_secure.method.plan import GuidePlan, MethodPlan, TrialsPlan
+from lada_secure.method.plan import MethodPlan, ReferenceModelPlan, ValuationPlan
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.models.adapters import adapter_weights
@@ -20,13 +20,13 @@ from lada_secure.privacy.release.units import Unit
 ALL = (*known(GOOD, cell=0), *known(BAD, cell=1))
 
 
-def study(guide: GuidePlan = GUIDE) -> MethodPlan:
+def study(guide: ReferenceModelPlan = GUIDE) -> MethodPlan:
     return plan().model_copy(update={"guide": guide})
 
 
-def with_valuation(*, least_gain: float = -1.0) -> GuidePlan:
+def with_valuation(*, least_gain: float = -1.0) -> ReferenceModelPlan:
     """Valuation of next to no noise, so that what it says is certain."""
-    trials = TrialsPlan(noise_multiplier=0.1, gain_clip=0.5, least_gain=least_gain)
+    trials = ValuationPlan(noise_multiplier=0.1, gain_clip=0.5, least_gain=least_gain)
     # What contradicts these records leaves them as unlikely as they were: half as useful as can be.
     return GUIDE.model_copy(update={"trials": trials, "pool_steps": 30, "least_share": 0.75})
 
@@ -66,13 +66,13 @@ def test_only_what_the_dp_reference_model_favours_agrees() -> None:
 def test_something_is_drawn_once_beside_each_rationale(monkeypatch: pytest.MonkeyPatch) -> None:
     site = site_context(study())
     asked: list[int] = []
-    draw = judges.own_paths
+    draw = judges.sampled_responses
 
     def counted(lm: object, prompts: list[str], **options: object) -> object:
         asked.append(len(prompts))
         return draw(lm, prompts, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(judges, "own_paths", counted)
+    monkeypatch.setattr(judges, "sampled_responses", counted)
     first = judge(site, drawn_beside(site, GUIDE, known(GOOD, cell=0)), site.reference)
     again = drawn_beside(site, GUIDE, (*first, *known(BAD, cell=1)))
     assert again[:3] == first

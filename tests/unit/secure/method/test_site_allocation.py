@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from protocol_world import GUIDE, make_plan
 
-from lada_secure.allocation.data_valuation import ClusterTrial
+from lada_secure.allocation.data_valuation import ClusterValuation
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES
 from lada_secure.method.mechanisms import cell_grid
-from lada_secure.method.plan import MethodPlan, TrialsPlan
+from lada_secure.method.plan import MethodPlan, ValuationPlan
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.method.site_state import KnownRationale, SiteState
 
@@ -33,7 +33,7 @@ ONE_CLUSTER = NoisedStatistics(
 )
 
 
-def plan(strategy: str, *, quota: int = 12, trials: TrialsPlan | None = None) -> MethodPlan:
+def plan(strategy: str, *, quota: int = 12, trials: ValuationPlan | None = None) -> MethodPlan:
     base = make_plan()
     return base.model_copy(
         update={
@@ -77,14 +77,14 @@ def judged(gains: dict[int, float], valued: dict[int, float] | None = None) -> S
             for at in range(8)
         ),
         valuations=tuple(
-            ClusterTrial(cluster=cluster, paths=8, gain=gain, std=0.1)
+            ClusterValuation(cluster=cluster, paths=8, gain=gain, std=0.1)
             for cluster, gain in (valued or {}).items()
         ),
     )
 
 
-def trials(least_gain: float = -1.0) -> TrialsPlan:
-    return TrialsPlan(noise_multiplier=8.0, gain_clip=0.5, least_gain=least_gain)
+def trials(least_gain: float = -1.0) -> ValuationPlan:
+    return ValuationPlan(noise_multiplier=8.0, gain_clip=0.5, least_gain=least_gain)
 
 
 def test_without_judged_rationales_equal_masses_share_the_quota() -> None:

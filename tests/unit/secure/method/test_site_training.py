@@ -21,7 +21,6 @@ from method_doubles import (
 )
 
 from lada_secure.data.records import Record
-from lada_secure.dpsgd.private_examples import private_unit
 from lada_secure.errors import LedgerError
 from lada_secure.method import site_training, training
 from lada_secure.method.mechanisms import private_learning_rate
@@ -32,6 +31,7 @@ from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import train, wear_start
 from lada_secure.method.training import private_units
 from lada_secure.models.adapters import adapter_weights, parse_adapter_tensors
+from lada_secure.models.examples import private_unit
 from lada_secure.models.tuning import TuningSettings
 from lada_secure.privacy.release.units import Unit
 
@@ -152,7 +152,7 @@ def test_the_last_rounds_private_steps_go_on_from_the_student_if_the_plan_says_s
     state = SiteState(picks={1: (0, 1, 2)}, trained=(0,), dp_reference=trained_on_good(site))
     taught: list[int] = []
     started: list[object] = []
-    tune, distil = site_training.tune_on_paths, site_training.distil
+    tune, distil = site_training.tune_on_rationales, site_training.distil
 
     def tuned(lm: Any, learn: Sequence[Any], keep: Any, settings: TuningSettings) -> Any:
         taught.append(settings.steps)
@@ -166,7 +166,7 @@ def test_the_last_rounds_private_steps_go_on_from_the_student_if_the_plan_says_s
         )
         return distil(lm, **options)
 
-    monkeypatch.setattr(site_training, "tune_on_paths", tuned)
+    monkeypatch.setattr(site_training, "tune_on_rationales", tuned)
     monkeypatch.setattr(site_training, "distil", distilled)
     done = one_round(site, state, 1)
     # The last round has its own number of steps on pool samples.
@@ -207,7 +207,7 @@ def test_bare_answers_take_part_from_the_second_round_on_where_the_model_reaches
         asked.append(units)
         return [(None, "because\n9", None)]
 
-    monkeypatch.setattr(training, "written_reasons", written)
+    monkeypatch.setattr(training, "self_generated_rationales", written)
     units = [Unit(unit_id="u", records=(record(0, rationale="told"), record(1), record(2, "8")))]
 
     def texts(base: MethodPlan, round_id: int) -> list[str]:

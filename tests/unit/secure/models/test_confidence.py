@@ -17,7 +17,7 @@ from lada_secure.models.evaluation import (
     choose,
     correct,
     option_probabilities,
-    path_log_probabilities,
+    rationale_log_probabilities,
 )
 from lada_secure.models.loading import LanguageModel
 
@@ -31,12 +31,12 @@ def test_certainty_is_the_probability_of_a_right_path_and_zero_elsewhere(
     right = [answer_of(path, ()) == one.answer for path, one in zip(found.paths, POOL, strict=True)]
     assert found.right.tolist() == right
     assert 0 < sum(right) < len(POOL)
-    assert (found.certainty[~found.right] == 0.0).all()
-    scored = path_log_probabilities(
+    assert (found.confidence[~found.right] == 0.0).all()
+    scored = rationale_log_probabilities(
         tiny_slm, [prompt_of(one.question, ()) for one in POOL], list(found.paths), batch_size=8
     )
     wanted = np.exp(scored.mean)[found.right]
-    np.testing.assert_allclose(found.certainty[found.right], wanted, rtol=1e-4)
+    np.testing.assert_allclose(found.confidence[found.right], wanted, rtol=1e-4)
     assert (found.right == correct(tiny_slm, POOL, batch_size=8, max_new_tokens=12)).all()
 
 
@@ -44,7 +44,7 @@ def test_a_gold_answer_that_the_model_never_gives_has_no_certainty(tiny_slm: Lan
     never = [replace(one, answer="11") for one in POOL[:5]]
     found = answer_pool(tiny_slm, never, batch_size=4, max_new_tokens=12)
     assert not found.right.any()
-    assert (found.certainty == 0.0).all()
+    assert (found.confidence == 0.0).all()
 
 
 def test_multiple_choice_takes_the_share_of_the_gold_option() -> None:
@@ -62,14 +62,14 @@ def test_multiple_choice_takes_the_share_of_the_gold_option() -> None:
     found = answer_pool(lm, mixed, batch_size=2, max_new_tokens=4)
 
     for at, (one, share) in enumerate(zip(samples, shares, strict=True)):
-        assert found.certainty[at] == pytest.approx(share[one.choices.index(one.answer)])
+        assert found.confidence[at] == pytest.approx(share[one.choices.index(one.answer)])
         assert answer_of(found.paths[at], one.choices) == one.choices[picks[at]]
         assert found.right[at] == (one.choices[picks[at]] == one.answer)
 
 
 def test_no_questions_have_no_answers(tiny_slm: LanguageModel) -> None:
     found = answer_pool(tiny_slm, [], batch_size=4, max_new_tokens=4)
-    assert (found.paths, len(found.right), len(found.certainty)) == ((), 0, 0)
+    assert (found.paths, len(found.right), len(found.confidence)) == ((), 0, 0)
 
 
 def test_open_questions_have_no_options_to_share(tiny_slm: LanguageModel) -> None:

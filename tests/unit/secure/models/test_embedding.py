@@ -17,7 +17,7 @@ TEXTS = ("start 3, then add 4", "start 7, then add 9", "what is a mortgage?", ""
 
 @pytest.fixture(scope="module")
 def minilm() -> MiniLmEmbedder:
-    return MiniLmEmbedder(batch_size=2)
+    return MiniLmEmbedder()
 
 
 def test_hashed_vectors_are_float32_of_norm_one_even_for_empty_text() -> None:
@@ -61,26 +61,21 @@ def test_embedding_nothing_gives_no_rows() -> None:
     assert HashedNgramEmbedder().embed([]).shape == (0, 128)
 
 
-@pytest.mark.parametrize("options", [{"dimensions": 4}, {"longest": 0}, {"longest": 6}])
-def test_sizes_out_of_range_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ParameterError, match="expected"):
-        HashedNgramEmbedder(**options)
-
-
 def test_the_factory_knows_both_names_and_refuses_others() -> None:
-    assert embedder("hashed-ngrams").reference == "hashed-ngrams"
+    assert isinstance(embedder("hashed-ngrams"), HashedNgramEmbedder)
     with pytest.raises(ParameterError, match="'hashed-ngrams' or 'minilm', got 'bert'"):
         embedder("bert")
 
 
 def test_minilm_vectors_are_of_norm_one_and_do_not_depend_on_the_batch(
-    minilm: MiniLmEmbedder,
+    minilm: MiniLmEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lada_secure.models.minilm._BATCH_SIZE", 2)
     texts = ["type 2 diabetes", "a loan secured by a house, paid back over thirty years", ""]
     together = minilm.embed(texts)
     alone = np.concatenate([minilm.embed([text]) for text in texts])
     assert together.dtype == np.float32
-    assert together.shape == (3, minilm.dimensions)
+    assert together.shape == (3, 384)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(together, alone, atol=1e-5)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lada_lab.worlds.federation import build_federation
-from lada_secure.data.prompts import answer_of, option_text, path_of, prompt_of
+from lada_secure.data.prompts import answer_of, option_text, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models import evaluation
@@ -16,8 +16,8 @@ from lada_secure.models.evaluation import (
     choose,
     correct,
     generate_texts,
-    greedy_paths,
-    path_log_probabilities,
+    greedy_rationales,
+    rationale_log_probabilities,
 )
 from lada_secure.models.loading import LanguageModel
 
@@ -78,10 +78,10 @@ def test_log_probabilities_equal_those_of_single_sequences(
 ) -> None:
     records = TINY.sites["site-a"].train[:8] + TINY.sites["site-b"].train[:8]
     prompts = [prompt_of(one.question, ()) for one in records]
-    paths = [path_of(one.answer, (), one.rationale) for one in records]
-    found = path_log_probabilities(tiny_slm, prompts, paths, batch_size=batch_size)
+    paths = [rationale_of(one.answer, (), one.rationale) for one in records]
+    found = rationale_log_probabilities(tiny_slm, prompts, paths, batch_size=batch_size)
     for at, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
-        tail = tiny_slm.encode_path(path)
+        tail = tiny_slm.encode_rationale(path)
         assert found.tokens[at] == len(tail)
         expected = slow_log_probability(tiny_slm, tiny_slm.encode_prompt(prompt), tail)
         assert found.total[at] == pytest.approx(expected, rel=1e-4, abs=1e-4)
@@ -89,7 +89,7 @@ def test_log_probabilities_equal_those_of_single_sequences(
 
 
 def test_no_paths_give_empty_results(tiny_slm: LanguageModel) -> None:
-    found = path_log_probabilities(tiny_slm, [], [], batch_size=4)
+    found = rationale_log_probabilities(tiny_slm, [], [], batch_size=4)
     assert found.total.shape == found.tokens.shape == (0,)
 
 
@@ -108,7 +108,7 @@ def test_greedy_paths_equal_token_by_token_decoding(
     tiny_slm: LanguageModel, batch_size: int
 ) -> None:
     prompts = [prompt_of(one.question, ()) for one in TINY.pool[:16]]
-    found = greedy_paths(tiny_slm, prompts, batch_size=batch_size, max_new_tokens=7)
+    found = greedy_rationales(tiny_slm, prompts, batch_size=batch_size, max_new_tokens=7)
     assert found == [slow_path(tiny_slm, prompt, 7) for prompt in prompts]
 
 
@@ -160,22 +160,22 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_global_state_alone(
             lambda lm: choose(lm, TINY.pool[:1], batch_size=1), "open question", id="no options"
         ),
         pytest.param(
-            lambda lm: path_log_probabilities(lm, ["4a\n"], [], batch_size=1),
+            lambda lm: rationale_log_probabilities(lm, ["4a\n"], [], batch_size=1),
             "1 prompts and 0 paths",
             id="unequal numbers",
         ),
         pytest.param(
-            lambda lm: greedy_paths(lm, ["4a\n"], batch_size=1, max_new_tokens=64),
+            lambda lm: greedy_rationales(lm, ["4a\n"], batch_size=1, max_new_tokens=64),
             "takes 64 with the prompt",
             id="more to write than the model takes",
         ),
         pytest.param(
-            lambda lm: greedy_paths(lm, ["4a\n"], batch_size=0, max_new_tokens=1),
+            lambda lm: greedy_rationales(lm, ["4a\n"], batch_size=0, max_new_tokens=1),
             "batch_size: expected 1 or more",
             id="empty batches",
         ),
         pytest.param(
-            lambda lm: greedy_paths(lm, ["4a\n"], batch_size=1, max_new_tokens=0),
+            lambda lm: greedy_rationales(lm, ["4a\n"], batch_size=1, max_new_tokens=0),
             "max_new_tokens >= 1",
             id="nothing to write",
         ),
@@ -216,8 +216,8 @@ def test_whatever_a_record_holds_its_company_is_judged_as_without_it(
     ]
     right = correct(tiny_slm, [*hostile, *good], batch_size=4)
     assert right[5:].tolist() == correct(tiny_slm, good, batch_size=4).tolist()
-    losses = path_log_probabilities(tiny_slm, ["4fg\n", odd], ["3", odd], batch_size=2).losses
-    alone = path_log_probabilities(tiny_slm, ["4fg\n"], ["3"], batch_size=2).losses
+    losses = rationale_log_probabilities(tiny_slm, ["4fg\n", odd], ["3", odd], batch_size=2).losses
+    alone = rationale_log_probabilities(tiny_slm, ["4fg\n"], ["3"], batch_size=2).losses
     assert losses[0] == pytest.approx(alone[0], rel=1e-5)
     assert np.isfinite(losses).all()
 

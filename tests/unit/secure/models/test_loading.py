@@ -10,39 +10,35 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM
 
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import build_tiny_model, tiny_tokenizer
+from lada_lab.worlds.tiny_models import build_tiny_model
 from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import greedy_paths
-from lada_secure.models.loading import (
-    LanguageModel,
-    load_folder,
-    load_language_model,
-    wrap_model,
-)
+from lada_secure.models.evaluation import greedy_rationales
+from lada_secure.models.loading import LanguageModel, load_folder, load_language_model, wrap_model
 
 TINY = build_federation("tiny", sites=3, seed=0)
 
 
 def test_a_path_ends_with_the_end_token_and_a_prompt_does_not(tiny_slm: LanguageModel) -> None:
-    assert tiny_slm.encode_path("f8")[-1] == tiny_slm.end_token
-    assert tiny_slm.encode_path("f8")[:-1] == tiny_slm.encode_prompt("f8")
-    assert tiny_slm.decode(tiny_slm.encode_path("f8\n8")) == "f8\n8"
+    assert tiny_slm.encode_rationale("f8")[-1] == tiny_slm.end_token
+    assert tiny_slm.encode_rationale("f8")[:-1] == tiny_slm.encode_prompt("f8")
+    assert tiny_slm.decode(tiny_slm.encode_rationale("f8\n8")) == "f8\n8"
 
 
 def test_overlong_texts_are_cut_and_empty_ones_are_the_end_token(tiny_slm: LanguageModel) -> None:
     end = tiny_slm.end_token
-    assert tiny_slm.encode_prompt("") == tiny_slm.encode_path("") == [end]
+    assert tiny_slm.encode_prompt("") == tiny_slm.encode_rationale("") == [end]
     (four,), (five,) = tiny_slm.tokens_of("4"), tiny_slm.tokens_of("5")
     assert tiny_slm.encode_prompt("4" * 99 + "5") == [four] * 62 + [five]
-    assert tiny_slm.encode_path("5" + "4" * 99) == [five] + [four] * 61 + [end]
+    assert tiny_slm.encode_rationale("5" + "4" * 99) == [five] + [four] * 61 + [end]
     assert tiny_slm.token_counts(["", "44", "\ud8004"]) == [0, 2, 2]
 
 
 def test_a_text_that_spells_a_control_token_is_a_text(tiny_slm: LanguageModel) -> None:
     assert tiny_slm.tokenizer.eos_token == "<end>"
     assert tiny_slm.end_token not in tiny_slm.tokens_of("4<end>5")
-    assert tiny_slm.encode_path("4<end>5").count(tiny_slm.end_token) == 1
+    assert tiny_slm.encode_rationale("4<end>5").count(tiny_slm.end_token) == 1
     assert tiny_slm.token_counts(["4<end>5"]) == [len(tiny_slm.tokens_of("4<end>5"))]
 
 
@@ -100,14 +96,14 @@ def test_greedy_is_greedy_whatever_a_folder_says_of_generation(
     )
     prompts = [one.question + "\n" for one in TINY.pool[:16]]
     plain, told = (
-        greedy_paths(lm, prompts, batch_size=16, max_new_tokens=12)
+        greedy_rationales(lm, prompts, batch_size=16, max_new_tokens=12)
         for lm in (tiny_slm, load_folder(folder, name="told"))
     )
     assert told == plain
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tiny_slm: LanguageModel) -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = character_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ParameterError, match="no end token"):
         wrap_model(tiny_slm.model, tokenizer, name="broken")

@@ -11,7 +11,7 @@ from trainer_doubles import example, small_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import TokenRow, encode_example, encode_row
 from lada_secure.models.loss import LossSettings, example_losses
-from lada_secure.models.rationale_scoring import PathScorer, per_token
+from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 
 PATH = torch.tensor([-1.0, -2.0])
 OWN = torch.tensor([-1.5, -0.5])
@@ -19,8 +19,8 @@ BOTH = torch.tensor([True, True])
 NO_LEAD = torch.zeros(2)
 
 
-def losses(settings, *, has_own=BOTH, lead=NO_LEAD):
-    return example_losses(PATH, OWN, has_own, lead, settings).tolist()
+def losses(settings, *, own=OWN, has_own=BOTH, lead=NO_LEAD):
+    return example_losses(PATH, own, has_own, lead, settings).tolist()
 
 
 def test_without_weight_the_loss_is_cross_entropy_per_token():
@@ -28,17 +28,17 @@ def test_without_weight_the_loss_is_cross_entropy_per_token():
 
 
 def test_margin_adds_what_is_missing_to_the_lead():
-    found = losses(LossSettings(contrastive_weight=0.5, margin=0.75))
-    # Leads are 0.5 and -1.5.
-    assert found == pytest.approx([1.0 + 0.5 * 0.25, 2.0 + 0.5 * 2.25])
+    # Leads are 0.25 and -1.5.
+    found = losses(LossSettings(contrastive_weight=0.5), own=torch.tensor([-1.25, -0.5]))
+    assert found == pytest.approx([1.0 + 0.5 * 0.25, 2.0 + 0.5 * 2.0])
 
 
 def test_margin_is_silent_once_the_path_leads():
-    assert losses(LossSettings(contrastive_weight=0.5, margin=0.25))[0] == pytest.approx(1.0)
+    assert losses(LossSettings(contrastive_weight=0.5), own=torch.tensor([-1.75, -0.5]))[0] == 1.0
 
 
 def test_dpo_is_relative_to_the_reference():
-    settings = LossSettings(contrastive_form="dpo", contrastive_weight=1.0, beta=2.0)
+    settings = LossSettings(contrastive_form="dpo", contrastive_weight=1.0)
     found = losses(settings, lead=torch.tensor([0.5, -0.5]))
     expected = [1.0 + math.log(2.0), 2.0 + math.log1p(math.exp(2.0))]
     assert found == pytest.approx(expected)
@@ -46,17 +46,19 @@ def test_dpo_is_relative_to_the_reference():
 
 @pytest.mark.parametrize("form", ["dpo", "margin"])
 def test_an_example_without_own_path_has_cross_entropy_alone(form):
-    settings = LossSettings(contrastive_form=form, contrastive_weight=0.5, margin=2.0)
-    found = losses(settings, has_own=torch.tensor([True, False]))
+    settings = LossSettings(contrastive_form=form, contrastive_weight=0.5)
+    has_own = torch.tensor([True, False])
+    found = losses(settings, own=torch.tensor([-0.5, -0.5]), has_own=has_own)
     assert found[1] == 2.0
     assert found[0] > 1.0
 
 
 @pytest.mark.parametrize("form", ["dpo", "margin"])
 def test_the_gradient_of_an_example_s_loss_is_zero_in_every_other_example(form):
-    path = torch.randn(5, requires_grad=True)
-    own = torch.randn(5, requires_grad=True)
-    settings = LossSettings(contrastive_form=form, contrastive_weight=1.0, margin=3.0)
+    # Own paths lead, so that the margin is never reached.
+    path = torch.linspace(-5.0, -4.0, 5, requires_grad=True)
+    own = torch.linspace(-3.0, -2.0, 5, requires_grad=True)
+    settings = LossSettings(contrastive_form=form, contrastive_weight=1.0)
     found = example_losses(path, own, torch.ones(5, dtype=torch.bool), torch.zeros(5), settings)
     for at in range(5):
         for gradient in torch.autograd.grad(found[at], (path, own), retain_graph=True):
@@ -69,8 +71,6 @@ def test_the_gradient_of_an_example_s_loss_is_zero_in_every_other_example(form):
         ("contrastive_form", "triplet"),
         ("contrastive_weight", -0.1),
         ("contrastive_weight", float("nan")),
-        ("beta", 0.0),
-        ("margin", -1.0),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value):
@@ -83,7 +83,7 @@ class TestScoring:
         lm = small_model()
         rows = [encode_row(lm, "abc", "defg"), encode_row(lm, "hello world", "no")]
         with torch.no_grad():
-            found = PathScorer(lm.model, device=torch.device("cpu"))(rows)
+            found = RationaleScorer(lm.model, device=torch.device("cpu"))(rows)
         for one, score in zip(rows, found.tolist(), strict=True):
             with torch.no_grad():
                 logits = lm.model(input_ids=torch.tensor([one.tokens])).logits[0]
@@ -95,7 +95,7 @@ class TestScoring:
 
     def test_what_is_padded_beside_a_row_does_not_move_its_score(self):
         lm = small_model("gemma")
-        scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
         short, long = encode_row(lm, "ab", "c"), encode_row(lm, "a" * 30, "b" * 20)
         with torch.no_grad():
             alone, beside = scorer([short])[0], scorer([long, short])[1]
@@ -117,10 +117,10 @@ class TestScoring:
     def test_an_own_path_that_is_the_path_is_no_contrast(self):
         lm = small_model()
         one = example(1)
-        same = type(one)(example_id="x", prompt=one.prompt, path="abc", own_path="abc")
-        assert encode_example(lm, same, contrast=True).own_path is None
-        assert encode_example(lm, one, contrast=True).own_path is not None
-        assert encode_example(lm, one, contrast=False).own_path is None
+        same = type(one)(example_id="x", prompt=one.prompt, path="abc", rejected="abc")
+        assert encode_example(lm, same, contrast=True).rejected is None
+        assert encode_example(lm, one, contrast=True).rejected is not None
+        assert encode_example(lm, one, contrast=False).rejected is None
 
     @pytest.mark.parametrize("text", ["", "\ud800", "\x00", "a" * 500, "<end>"])
     def test_any_text_can_be_encoded_and_fits(self, text):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lada_secure.data.records import Record
-from lada_secure.dpsgd.private_examples import private_unit
-from lada_secure.models import self_rationales as own_reasons
-from lada_secure.models.evaluation import greedy_paths
+from lada_secure.models import rationales as own_reasons
+from lada_secure.models.evaluation import greedy_rationales
+from lada_secure.models.examples import private_unit
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.self_rationales import written_reasons
+from lada_secure.models.rationales import self_generated_rationales
 from lada_secure.privacy.release.units import Unit
 
 
@@ -35,8 +35,8 @@ def units_of(records: list[Record]) -> list[Unit]:
 def written(
     monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, records: list[Record], texts: list[str]
 ) -> list[tuple[str | None, ...]]:
-    monkeypatch.setattr(own_reasons, "greedy_paths", lambda *_args, **_sizes: texts)
-    return written_reasons(lm, units_of(records), batch_size=4, max_new_tokens=8)
+    monkeypatch.setattr(own_reasons, "greedy_rationales", lambda *_args, **_sizes: texts)
+    return self_generated_rationales(lm, units_of(records), batch_size=4, max_new_tokens=8)
 
 
 def test_only_paths_with_reasons_that_reach_the_answer_are_kept(
@@ -53,7 +53,7 @@ def test_only_paths_with_reasons_that_reach_the_answer_are_kept(
 
 def test_a_models_own_text_is_read_for_each_record_alone(tiny_slm: LanguageModel) -> None:
     """Who else is in the data set changes nothing: the bound per unit rests on it."""
-    texts = greedy_paths(
+    texts = greedy_rationales(
         tiny_slm, [f"4f{number}\n" for number in range(6)], batch_size=6, max_new_tokens=4
     )
     # Answers that the model does reach, so that there is something to compare.
@@ -63,14 +63,14 @@ def test_a_models_own_text_is_read_for_each_record_alone(tiny_slm: LanguageModel
             for number, text in enumerate(texts)
         ]
     )
-    together = written_reasons(tiny_slm, told, batch_size=6, max_new_tokens=4)
+    together = self_generated_rationales(tiny_slm, told, batch_size=6, max_new_tokens=4)
     alone = [
         paths
         for one in told
-        for paths in written_reasons(tiny_slm, [one], batch_size=1, max_new_tokens=4)
+        for paths in self_generated_rationales(tiny_slm, [one], batch_size=1, max_new_tokens=4)
     ]
     assert together == alone
-    assert written_reasons(tiny_slm, [], batch_size=6, max_new_tokens=4) == []
+    assert self_generated_rationales(tiny_slm, [], batch_size=6, max_new_tokens=4) == []
 
 
 def test_a_unit_that_the_model_cannot_write_for_gets_nothing_and_the_others_what_they_get(
@@ -81,8 +81,8 @@ def test_a_unit_that_the_model_cannot_write_for_gets_nothing_and_the_others_what
             raise RuntimeError("4f2 is in this text")
         return [f"f9{prompt[2]}\n7" for prompt in prompts]
 
-    monkeypatch.setattr(own_reasons, "greedy_paths", fails)
-    found = written_reasons(
+    monkeypatch.setattr(own_reasons, "greedy_rationales", fails)
+    found = self_generated_rationales(
         tiny_slm, units_of([record(number) for number in range(6)]), batch_size=4, max_new_tokens=8
     )
     assert found == [("f90\n7", "f91\n7"), (), ("f94\n7", "f95\n7")]

@@ -12,7 +12,7 @@ from lada_lab.micro.dpsgd_variants import BenchModel, build_model, make_step, ma
 from lada_secure.models import token_scores as module
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import encode_row
-from lada_secure.models.rationale_scoring import PathScorer
+from lada_secure.models.rationale_scoring import RationaleScorer
 from lada_secure.models.token_scores import can_score_tokens, token_scores
 
 TOKENS, WIDTH, VOCABULARY = 300, 24, 90
@@ -141,7 +141,7 @@ def test_the_scorer_uses_it_and_gives_the_same_gradients_as_without(monkeypatch,
         )
         lm = attach_adapters(small_model(architecture), AdapterSettings(rank=2))
         rows = [encode_row(lm, example(at).prompt, example(at).path) for at in range(4)]
-        scorer = PathScorer(lm.model, device=torch.device("cpu"))
+        scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
         used = len(calls)
         scores = scorer(rows)
         scores.sum().backward()

@@ -13,21 +13,21 @@ from dp_accounting.rdp import RdpAccountant
 
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.privacy.accounting.accountant import PldAccountant, epsilon, epsilon_rdp
-from lada_secure.privacy.accounting.calibration import calibrate_noise_multiplier
 from lada_secure.privacy.accounting.composition import EPSILON_LIMIT, cross_check, gaussian_pld
 from lada_secure.privacy.accounting.events import (
+    DpSgdEvent,
+    GaussianEvent,
     PrivacyEvent,
-    dpsgd_event,
-    gaussian_event,
     to_dp_event,
 )
+from lada_secure.privacy.accounting.planning import calibrate_noise_multiplier
 
 # Discretisation is pessimistic: never below the value, at most 1.5% above it.
 LOOSEST = 1.015
 
 
 def sgd(noise: float, q: float, steps: int) -> PrivacyEvent:
-    return dpsgd_event(noise_multiplier=noise, sampling_probability=q, steps=steps)
+    return DpSgdEvent(noise_multiplier=noise, sampling_probability=q, steps=steps)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_prv_accountant_agrees_within_its_own_error(
     ("event", "delta_at_one", "tolerance"),
     [
         # dp_accounting, pld_privacy_accountant_test.
-        pytest.param(gaussian_event(math.sqrt(3), count=3), 0.126936, 1e-4, id="three Gaussians"),
+        pytest.param(GaussianEvent(math.sqrt(3), count=3), 0.126936, 1e-4, id="three Gaussians"),
         pytest.param(sgd(0.5, 0.2, 3), 0.15594, 1e-3, id="three Poisson steps"),
     ],
 )
@@ -114,7 +114,7 @@ def _replace_one() -> object:
     return NeighboringRelation.REPLACE_ONE
 
 
-MIXED = [gaussian_event(20.0), sgd(1.0, 0.02, 50)] * 10
+MIXED = [GaussianEvent(20.0), sgd(1.0, 0.02, 50)] * 10
 MIXED_PLD, MIXED_RDP = 2.8477, 3.2180
 
 
@@ -174,12 +174,12 @@ def test_small_losses_are_not_blown_up_by_the_grid() -> None:
 
 def test_sampling_everybody_is_a_plain_gaussian() -> None:
     assert epsilon([sgd(5.0, 1.0, 10)], target_delta=1e-6) == epsilon(
-        [gaussian_event(5.0, count=10)], target_delta=1e-6
+        [GaussianEvent(5.0, count=10)], target_delta=1e-6
     )
 
 
 def test_the_discrete_gaussian_of_16_steps_costs_what_the_gaussian_costs() -> None:
-    ours = epsilon([gaussian_event(16.0)], target_delta=1e-6)
+    ours = epsilon([GaussianEvent(16.0)], target_delta=1e-6)
     discrete = pld.from_discrete_gaussian_mechanism(
         16, 1, value_discretization_interval=1e-4, use_connect_dots=True
     )
@@ -209,7 +209,7 @@ def test_the_quick_gaussian_distribution_is_dp_accountings_own(noise: float) -> 
 def test_zcdp_of_the_discrete_gaussian_is_the_gaussians() -> None:
     accountant = RdpAccountant()
     accountant.compose(dp_event.ZCDpEvent(1 / (2 * 16.0**2)))
-    assert epsilon_rdp([gaussian_event(16.0)], target_delta=1e-6) == pytest.approx(
+    assert epsilon_rdp([GaussianEvent(16.0)], target_delta=1e-6) == pytest.approx(
         accountant.get_epsilon(1e-6)
     )
 
@@ -236,13 +236,13 @@ def test_calibration_of_one_step_finds_dp_accountings_noise() -> None:
 
 def test_calibration_counts_what_else_is_released() -> None:
     alone = calibrate_noise_multiplier(target_epsilon=2.0, target_delta=1e-6)
-    other = [gaussian_event(5.0)]
+    other = [GaussianEvent(5.0)]
     beside = calibrate_noise_multiplier(target_epsilon=2.0, target_delta=1e-6, other_events=other)
     assert beside > alone
-    assert epsilon([*other, gaussian_event(beside)], target_delta=1e-6) <= 2.0
+    assert epsilon([*other, GaussianEvent(beside)], target_delta=1e-6) <= 2.0
     with pytest.raises(ParameterError, match="cannot be reached with any noise"):
         calibrate_noise_multiplier(
-            target_epsilon=0.5, target_delta=1e-6, other_events=[gaussian_event(5.0)]
+            target_epsilon=0.5, target_delta=1e-6, other_events=[GaussianEvent(5.0)]
         )
 
 
@@ -255,7 +255,7 @@ def test_nothing_released_costs_nothing() -> None:
 def test_a_loss_beyond_every_guarantee_is_infinite_and_quick() -> None:
     start = time.perf_counter()
     accountant = PldAccountant()
-    accountant.compose(gaussian_event(0.01))
+    accountant.compose(GaussianEvent(0.01))
     assert accountant.epsilon(1e-6) == math.inf
     accountant.compose(sgd(0.02, 0.5, 10**6))
     assert accountant.epsilon(1e-6) == math.inf
@@ -265,9 +265,9 @@ def test_a_loss_beyond_every_guarantee_is_infinite_and_quick() -> None:
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan, math.inf, 1e-11])
 def test_a_delta_outside_its_range_is_refused(delta: float) -> None:
     with pytest.raises(ParameterError, match=r"^target_delta: "):
-        epsilon([gaussian_event(1.0)], target_delta=delta)
+        epsilon([GaussianEvent(1.0)], target_delta=delta)
     with pytest.raises(ParameterError, match=r"^target_delta: "):
-        epsilon_rdp([gaussian_event(1.0)], target_delta=delta)
+        epsilon_rdp([GaussianEvent(1.0)], target_delta=delta)
     with pytest.raises(ParameterError, match=r"^target_delta: "):
         calibrate_noise_multiplier(target_epsilon=1.0, target_delta=delta)
 

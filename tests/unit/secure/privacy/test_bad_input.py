@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from lada_secure.data.records import read_records
+from lada_secure.data.record_faults import refuse
+from lada_secure.data.records import inspect_records
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.commands import app
 
@@ -85,7 +86,7 @@ def test_records_whose_unit_or_id_is_wrong_are_refused_by_line_and_field(
     path = tmp_path / "records.jsonl"
     path.write_text(f"{json.dumps(ROW)}\n{json.dumps({**ROW, **second})}\n", encoding="utf-8")
     with pytest.raises(ParameterError, match=r"records\.jsonl") as refused:
-        read_records(path)
+        refuse([(path.name, fault) for fault in inspect_records(path).faults])
     assert message in str(refused.value)
 
 
@@ -94,7 +95,7 @@ def test_records_without_a_unit_column_are_refused(tmp_path: Path) -> None:
     row = {name: value for name, value in ROW.items() if name != "unit"}
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(ParameterError, match=r"records\.jsonl:1: lacks unit; expected the keys"):
-        read_records(path)
+        refuse([(path.name, fault) for fault in inspect_records(path).faults])
 
 
 @pytest.mark.parametrize("raw", [b"", b"\n\n", b"  \r\n"])
@@ -102,4 +103,4 @@ def test_an_empty_file_of_records_is_refused(tmp_path: Path, raw: bytes) -> None
     path = tmp_path / "records.jsonl"
     path.write_bytes(raw)
     with pytest.raises(ParameterError, match=r"records\.jsonl: holds no line"):
-        read_records(path)
+        refuse([(path.name, fault) for fault in inspect_records(path).faults])

@@ -7,17 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ledger_world import approve, memory_ledger, statistics_spec, training_spec
 
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.ledger.book import Reservation
-from lada_secure.privacy.release.discrete_gaussian import (
-    MAX_ABSOLUTE_VALUE,
-    decode_integers,
-    discrete_gaussian_vector,
-    encode_integers,
-    release_discrete_gaussian,
-)
+from lada_secure.errors import ParameterError
+from lada_secure.privacy.release.noised_vectors import MAX_ABSOLUTE_VALUE, discrete_gaussian_vector
 
 
 def test_noise_is_integer_fresh_and_leaves_the_input_alone() -> None:
@@ -62,40 +54,3 @@ def test_noise_below_16_steps_or_absurd_noise_is_refused(sigma: float) -> None:
 def test_anything_but_a_bounded_int64_vector_is_refused(values: Any) -> None:
     with pytest.raises(ParameterError, match=r"^values: "):
         discrete_gaussian_vector(values, sigma=16.0)
-
-
-def test_integers_survive_their_stored_form() -> None:
-    values = np.array([0, -1, 2**62, -(2**63)], dtype=np.int64)
-    assert np.array_equal(decode_integers(encode_integers(values)), values)
-    assert encode_integers(np.array([1], dtype=np.int64)) == b"\x01" + bytes(7)
-    with pytest.raises(LedgerError, match="got 9 bytes"):
-        decode_integers(bytes(9))
-
-
-def test_a_release_pays_noises_and_is_the_same_when_asked_again() -> None:
-    ledger = memory_ledger()
-    approve(ledger)
-    values = np.arange(5, dtype=np.int64)
-    calls: list[int] = []
-
-    def compute(paid: Reservation) -> np.ndarray:
-        assert paid.entry in ledger.entries(), "pay first"
-        calls.append(1)
-        return values
-
-    released = release_discrete_gaussian(ledger, statistics_spec(), compute=compute)
-    again = release_discrete_gaussian(ledger, statistics_spec(), compute=compute)
-    assert np.array_equal(released.value, again.value)
-    assert released.paid_by == again.paid_by == ledger.entries()[2].entry_hash
-    assert not np.array_equal(released.value, values)
-    assert calls == [1]
-
-
-def test_a_spec_of_another_mechanism_is_refused_before_anything_is_spent() -> None:
-    ledger = memory_ledger()
-    approve(ledger)
-    with pytest.raises(ParameterError, match=r"^mechanism: "):
-        release_discrete_gaussian(
-            ledger, training_spec(), compute=lambda _paid: np.zeros(1, dtype=np.int64)
-        )
-    assert len(ledger.entries()) == 2

@@ -12,22 +12,22 @@ from lada_secure.canonical import canonical_json, parse_canonical_json
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import (
     ComposedEvent,
+    DpSgdEvent,
+    GaussianEvent,
     PrivacyEvent,
     composed_event,
-    dpsgd_event,
     event_parts,
-    gaussian_event,
     parse_event,
     to_dp_event,
 )
 
-GAUSSIAN = gaussian_event(2.5)
-TRAINING = dpsgd_event(noise_multiplier=1.0, sampling_probability=0.02, steps=500)
+GAUSSIAN = GaussianEvent(2.5)
+TRAINING = DpSgdEvent(noise_multiplier=1.0, sampling_probability=0.02, steps=500)
 
 
 @pytest.mark.parametrize(
     "event",
-    [GAUSSIAN, gaussian_event(2.5, count=3), TRAINING, composed_event([GAUSSIAN, TRAINING])],
+    [GAUSSIAN, GaussianEvent(2.5, count=3), TRAINING, composed_event([GAUSSIAN, TRAINING])],
     ids=["Gaussian", "three Gaussians", "DP-SGD", "both together"],
 )
 def test_an_event_survives_its_canonical_json(event: PrivacyEvent) -> None:
@@ -40,7 +40,7 @@ def test_events_have_dp_accountings_vocabulary() -> None:
     assert to_dp_event(TRAINING) == dp_event.SelfComposedDpEvent(
         dp_event.PoissonSampledDpEvent(0.02, dp_event.GaussianDpEvent(1.0)), 500
     )
-    assert to_dp_event(gaussian_event(2.5, count=2)) == dp_event.SelfComposedDpEvent(
+    assert to_dp_event(GaussianEvent(2.5, count=2)) == dp_event.SelfComposedDpEvent(
         dp_event.GaussianDpEvent(2.5), 2
     )
     both = to_dp_event(composed_event([GAUSSIAN, TRAINING]))
@@ -68,23 +68,23 @@ def test_composing_flattens_and_a_single_event_stays() -> None:
 @pytest.mark.parametrize("noise", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-3, 1e7])
 def test_absurd_noise_is_refused(noise: float) -> None:
     with pytest.raises(ParameterError, match=r"^noise_multiplier: "):
-        gaussian_event(noise)
+        GaussianEvent(noise)
     with pytest.raises(ParameterError, match=r"^noise_multiplier: "):
-        dpsgd_event(noise_multiplier=noise, sampling_probability=0.1, steps=1)
+        DpSgdEvent(noise_multiplier=noise, sampling_probability=0.1, steps=1)
 
 
 @pytest.mark.parametrize("q", [math.nan, 0.0, -0.1, 1.0001, math.inf])
 def test_a_sampling_probability_outside_its_range_is_refused(q: float) -> None:
     with pytest.raises(ParameterError, match=r"^sampling_probability: "):
-        dpsgd_event(noise_multiplier=1.0, sampling_probability=q, steps=1)
+        DpSgdEvent(noise_multiplier=1.0, sampling_probability=q, steps=1)
 
 
 @pytest.mark.parametrize("count", [0, -1, 10**10, True, 2.0])
 def test_a_count_outside_its_range_is_refused(count: Any) -> None:
     with pytest.raises(ParameterError, match=r"^steps: "):
-        dpsgd_event(noise_multiplier=1.0, sampling_probability=0.1, steps=count)
+        DpSgdEvent(noise_multiplier=1.0, sampling_probability=0.1, steps=count)
     with pytest.raises(ParameterError, match=r"^count: "):
-        gaussian_event(1.0, count=count)
+        GaussianEvent(1.0, count=count)
 
 
 def inner(name: str, **fields: Any) -> dict[str, Any]:

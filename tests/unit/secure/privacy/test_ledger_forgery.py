@@ -18,7 +18,6 @@ from ledger_world import (
 )
 
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.ledger.book import BudgetCaps
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,
     KeyEntry,
@@ -28,6 +27,7 @@ from lada_secure.privacy.ledger.entries import (
     sign_entry,
     sign_with_new_key,
 )
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
 RENEWED = raw_public_key(NEW_KEY)

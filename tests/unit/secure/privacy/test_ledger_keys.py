@@ -18,8 +18,7 @@ from ledger_world import (
 )
 
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.ledger.entries import KeyEntry, sign_entry
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.entries import KeyEntry, parse_ledger_lines, sign_entry
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 RENEWED = raw_public_key(NEW_KEY)

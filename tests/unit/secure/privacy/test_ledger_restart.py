@@ -30,22 +30,25 @@ from lada_secure.privacy.accounting.events import (
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
-    dpsgd_event,
     event_parts,
-    gaussian_event,
 )
-from lada_secure.privacy.ledger.book import BudgetCaps
-from lada_secure.privacy.ledger.carried_budget import grant_restart, merged_event, spent_events
+from lada_secure.privacy.ledger.carried_budget import (
+    grant_restart,
+    granted_identity,
+    merged_event,
+    spent_events,
+)
 from lada_secure.privacy.ledger.entries import (
     LedgerIdentity,
     ReserveEntry,
     RestartEntry,
+    parse_entry,
+    parse_ledger_lines,
     sign_entry,
 )
-from lada_secure.privacy.ledger.keeper import granted_identity
-from lada_secure.privacy.ledger.lines import parse_entry, parse_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
+from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 LOST = sample_ledger()
@@ -142,7 +145,7 @@ def test_only_the_auditor_that_is_known_grants() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"carried": gaussian_event(1e6)},
+        {"carried": GaussianEvent(1e6)},
         {"carried_epsilon": 0.01},
         {"studies": ("study",)},
         {"site": "hospital-b"},
@@ -281,16 +284,16 @@ def test_nothing_can_be_granted_without_knowing_anything() -> None:
 @pytest.mark.parametrize(
     "events",
     [
-        pytest.param([gaussian_event(20.0)] * 5 + [gaussian_event(30.0, count=3)], id="gaussians"),
+        pytest.param([GaussianEvent(20.0)] * 5 + [GaussianEvent(30.0, count=3)], id="gaussians"),
         pytest.param(
-            [dpsgd_event(noise_multiplier=1.0, sampling_probability=0.02, steps=9)] * 4
-            + [gaussian_event(25.0)],
+            [DpSgdEvent(noise_multiplier=1.0, sampling_probability=0.02, steps=9)] * 4
+            + [GaussianEvent(25.0)],
             id="equal training",
         ),
-        pytest.param([gaussian_event(100.0 + n) for n in range(90)], id="many gaussians"),
+        pytest.param([GaussianEvent(100.0 + n) for n in range(90)], id="many gaussians"),
         pytest.param(
             [
-                dpsgd_event(noise_multiplier=1.0 + n / 100, sampling_probability=0.01, steps=2)
+                DpSgdEvent(noise_multiplier=1.0 + n / 100, sampling_probability=0.01, steps=2)
                 for n in range(70)
             ],
             id="many trainings",
@@ -309,7 +312,7 @@ def test_merging_costs_no_less_and_fits_into_one_event(events: list[PrivacyEvent
 
 def test_folding_trainings_takes_the_worst_of_each_setting() -> None:
     events = [
-        dpsgd_event(noise_multiplier=1.0 + n, sampling_probability=0.5 / (n + 1), steps=2)
+        DpSgdEvent(noise_multiplier=1.0 + n, sampling_probability=0.5 / (n + 1), steps=2)
         for n in range(70)
     ]
     merged = merged_event(events)
@@ -322,7 +325,7 @@ def test_folding_trainings_takes_the_worst_of_each_setting() -> None:
 def test_a_restart_entry_of_the_longest_kind_still_fits_into_a_line() -> None:
     studies = tuple(sorted(f"{number:03d}" + "x" * 125 for number in range(200)))
     events: list[PrivacyEvent] = [
-        dpsgd_event(
+        DpSgdEvent(
             noise_multiplier=1.0123456789012345 + n / 7,
             sampling_probability=0.012345678901234567,
             steps=2,

@@ -27,16 +27,16 @@ from ledger_world import (
 
 from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.accounting.events import composed_event, dpsgd_event, gaussian_event
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, composed_event
 from lada_secure.privacy.ledger.entries import (
     LedgerEntry,
     LedgerIdentity,
     ReserveEntry,
     ResumeEntry,
     commit_to_output,
+    parse_ledger_lines,
 )
-from lada_secure.privacy.ledger.lines import parse_ledger_lines
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
 
@@ -131,7 +131,7 @@ def test_another_release_under_the_same_key_pays_and_the_first_stays_spent() -> 
 @pytest.mark.parametrize(
     "change",
     [
-        {"event": gaussian_event(19.0)},
+        {"event": GaussianEvent(19.0)},
         {"parameters": {"l2_sensitivity": 100.0, "std": 2001.0}},
         {"unit": "household"},
         {"plan_hash": "b" * 64},
@@ -339,7 +339,7 @@ GOOD: dict[str, Any] = {
     "round_id": 0,
     "purpose": "statistics",
     "mechanism": "discrete_gaussian",
-    "event": gaussian_event(20.0),
+    "event": GaussianEvent(20.0),
     "parameters": {"l2_sensitivity": 100.0, "std": 2000.0},
 }
 
@@ -351,11 +351,11 @@ GOOD: dict[str, Any] = {
         pytest.param({"mechanism": "none"}, "mechanism", id="a non-private release"),
         pytest.param({"event": None}, "event", id="no event"),
         pytest.param(
-            {"event": composed_event([gaussian_event(1.0), gaussian_event(2.0)])},
+            {"event": composed_event([GaussianEvent(1.0), GaussianEvent(2.0)])},
             "event",
             id="an event of another mechanism",
         ),
-        pytest.param({"event": gaussian_event(21.0)}, "event", id="more noise claimed than added"),
+        pytest.param({"event": GaussianEvent(21.0)}, "event", id="more noise claimed than added"),
         pytest.param({"parameters": {}}, "parameters", id="no parameters"),
         pytest.param(
             {"parameters": {"l2_sensitivity": 1.0, "std": 15.9}}, "std", id="below 16 steps"
@@ -393,7 +393,7 @@ GOOD_TRAINING: dict[str, Any] = {
     **GOOD,
     "purpose": "training",
     "mechanism": "dp_sgd",
-    "event": dpsgd_event(noise_multiplier=1.0, sampling_probability=0.02, steps=5),
+    "event": DpSgdEvent(noise_multiplier=1.0, sampling_probability=0.02, steps=5),
     "parameters": {"l2_clip_norm": 1.0, "expected_units": 20.0, "noise": "discrete_gaussian"},
 }
 

@@ -17,8 +17,7 @@ from ledger_world import (
 )
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.ledger.entries import sign_entry
-from lada_secure.privacy.ledger.lines import format_ledger_lines, parse_ledger_lines
+from lada_secure.privacy.ledger.entries import format_ledger_lines, parse_ledger_lines, sign_entry
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.verification import verify_ledger
 

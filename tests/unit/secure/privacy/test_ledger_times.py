@@ -20,10 +20,9 @@ from ledger_world import (
 )
 
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import format_time, parse_time
-from lada_secure.privacy.ledger.lines import parse_entry
+from lada_secure.privacy.ledger.entries import parse_entry
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.ledger.times import LedgerClock
+from lada_secure.privacy.ledger.times import LedgerClock, format_time, parse_time
 from lada_secure.privacy.ledger.verification import verify_ledger
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.accountant import epsilon
-from lada_secure.privacy.accounting.events import dpsgd_event, gaussian_event
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.accounting.planning import cost_plan, read_plan
 from lada_secure.privacy.commands import app
 
@@ -54,8 +54,8 @@ def test_a_plan_is_calibrated_to_just_keep_its_target(tmp_path: Path) -> None:
     fixed, calibrated = cost.releases
     assert (fixed.noise_multiplier, fixed.calibrated, calibrated.calibrated) == (10.0, False, True)
     events = [
-        gaussian_event(10.0, count=4),
-        dpsgd_event(
+        GaussianEvent(10.0, count=4),
+        DpSgdEvent(
             noise_multiplier=calibrated.noise_multiplier, sampling_probability=0.05, steps=120
         ),
     ]

@@ -12,15 +12,10 @@ import pytest
 from ledger_world import approve, memory_ledger, statistics_spec, training_spec
 from mypy import api
 
-from lada_secure.errors import (
-    LedgerError,
-    LocalProtocolError,
-    ParameterError,
-    PrivacyBudgetExceeded,
-)
-from lada_secure.privacy.ledger.book import BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.errors import LedgerError, LocalProtocolError, PrivacyBudgetExceeded
 from lada_secure.privacy.ledger.memory import MemoryLedger
-from lada_secure.privacy.released import Released, combine, post_process, require_released
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
+from lada_secure.privacy.released import Released, post_process, require_released
 
 
 def ledger() -> MemoryLedger:
@@ -85,18 +80,6 @@ def test_post_processing_costs_nothing_and_keeps_the_receipt() -> None:
     assert total.paid_by_all == released.paid_by_all
     assert post_process(released, len).label == "statistics"
     assert book.epsilon_spent(1e-6) == before
-
-
-def test_combining_keeps_every_receipt_once() -> None:
-    book = ledger()
-    first = release(book, statistics_spec(), "a")
-    second = release(book, training_spec(), "b")
-    both = combine([first, second, first], "".join, label="both")
-    assert both.value == "aba"
-    assert both.paid_by_all == (first.paid_by, second.paid_by)
-    assert both.paid_by == second.paid_by
-    with pytest.raises(ParameterError, match="at least one"):
-        combine([], lambda _: 1, label="nothing")
 
 
 def test_a_later_chunk_names_the_earlier_ones_that_it_builds_on() -> None:
@@ -168,8 +151,6 @@ def test_a_plain_value_is_refused_wherever_a_released_one_is_needed(raw: Any) ->
         require_released(raw, what="statistics message")
     with pytest.raises(LocalProtocolError, match="expected a Released value"):
         post_process(raw, lambda value: value)
-    with pytest.raises(LocalProtocolError, match="expected a Released value"):
-        combine([raw], lambda values: values, label="x")
     require_released(release(ledger(), statistics_spec(), "noised"), what="message")
 
 

@@ -1,4 +1,4 @@
-"""The board's SQLite file: older, newer, foreign, damaged, locked, and on a full disk."""
+"""The board's SQLite file: of another version, foreign, damaged, locked, and on a full disk."""
 
 import hashlib
 import os
@@ -16,8 +16,6 @@ from lada_server.board import schema
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings
 from lada_server.study.status import read_status
-
-VERSION_1 = Path(__file__).with_name("board-schema-1.sqlite.sql")
 
 
 @contextmanager
@@ -43,109 +41,41 @@ def ask(folder, question, *values):
         return connection.execute(question, values).fetchall()
 
 
-def facts_of(folder):
-    return dict(ask(folder, "SELECT name, value FROM board_facts"))
+def metadata_of(folder):
+    return dict(ask(folder, "SELECT name, value FROM board_metadata"))
 
 
-def as_version_1(folder, study, envelope, payload):
-    """The files of a board that version 1 of the schema wrote, with one message."""
-    with closing(sqlite3.connect(folder / "board.sqlite")) as connection, connection:
-        connection.executescript(VERSION_1.read_text())
-        for row in (("schema_version", "1"), ("roster_hash", study.roster.hash)):
-            connection.execute("INSERT INTO board_facts VALUES (?, ?)", row)
-        head, digest = envelope.header, envelope.message_hash
-        row = (1, digest, head.study_id, 0, 0, "", head.kind, head.sender, "")
-        more = (envelope.header_bytes, envelope.signature, head.payload_sha256, len(payload), 5.0)
-        connection.execute(
-            "INSERT INTO board_messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            row + more,
-        )
-        connection.execute("INSERT INTO board_readers VALUES ('auditor', 1)")
-    path = folder / "payloads" / digest[:2] / digest
-    path.parent.mkdir(parents=True)
-    path.write_bytes(payload)
-
-
-def test_a_board_of_version_1_is_migrated_and_goes_on(tmp_path, study):
-    envelope = study.envelope("contribution", "bank", b"kept")
-    as_version_1(tmp_path, study, envelope, b"kept")
-    with board_in(tmp_path, study) as store:
-        assert [one.message_hash for _, one in store.visible("auditor", 0)] == [
-            envelope.message_hash
-        ]
-        assert store.payload(envelope.message_hash) == b"kept"
-        assert store.post(envelope, b"kept") == 1
-        assert store.post(study.envelope("abort", "coordinator")) == 2
-    assert facts_of(tmp_path)["schema_version"] == "2"
-    assert ask(tmp_path, "PRAGMA application_id") == [(schema.APPLICATION_ID,)]
-
-
-def test_the_status_of_an_older_board_is_read_without_migrating_it(tmp_path, study):
-    as_version_1(tmp_path, study, study.envelope("contribution", "bank", b"kept"), b"kept")
+def test_the_status_of_a_board_of_another_version_is_refused(tmp_path, study):
     files = dict.fromkeys(("identity", "roster", "study", "pool", "cache_dir"), tmp_path)
     settings = ServerSettings(
         party="coordinator", listen="localhost:1", state_dir=tmp_path, llm="none", **files
     )
+    with board_in(tmp_path, study) as store:
+        store.post(study.envelope("contribution", "bank", b"kept"), b"kept")
     found = read_status(settings, study.roster, now_s=0.0)
     assert {one.id: one.messages for one in found.parties if one.messages} == {"bank": 1}
-    assert facts_of(tmp_path)["schema_version"] == "1"
-    ask(tmp_path, "UPDATE board_facts SET value = '3' WHERE name = 'schema_version'")
+    assert ask(tmp_path, "PRAGMA application_id") == [(schema.APPLICATION_ID,)]
+    ask(tmp_path, "UPDATE board_metadata SET value = '3' WHERE name = 'schema_version'")
     with pytest.raises(ParameterError, match="schema version 3"):
         read_status(settings, study.roster, now_s=0.0)
 
 
-def test_a_new_board_and_a_migrated_one_have_the_same_tables(tmp_path, study):
-    new, old = tmp_path / "new", tmp_path / "old"
-    for folder in (new, old):
-        folder.mkdir()
-    as_version_1(old, study, study.envelope("contribution", "bank", b"kept"), b"kept")
-    described = []
-    for folder in (new, old):
-        opened(folder, study)
-        columns = {
-            table: ask(folder, f"PRAGMA table_info({table})")
-            for table in ("board_facts", "board_messages", "board_readers")
-        }
-        described.append((columns, sorted(facts_of(folder))))
-    assert described[0] == described[1]
-
-
-def test_a_migration_that_breaks_off_leaves_the_old_version(tmp_path, study, monkeypatch):
-    envelope = study.envelope("contribution", "bank", b"kept")
-    as_version_1(tmp_path, study, envelope, b"kept")
-    step = schema._STEPS[1]
-
-    def breaks(connection):
-        step(connection)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(schema, "_STEPS", {1: breaks})
-    with pytest.raises(KeyboardInterrupt):
-        opened(tmp_path, study)
-    monkeypatch.undo()
-    assert facts_of(tmp_path) == {"schema_version": "1", "roster_hash": study.roster.hash}
-    opened(tmp_path, study)
-    assert facts_of(tmp_path)["schema_version"] == "2"
-
-
-def test_a_board_of_another_roster_is_not_migrated(tmp_path, study, make_study):
-    as_version_1(tmp_path, study, study.envelope("contribution", "bank", b"kept"), b"kept")
-    with pytest.raises(ParameterError, match="a new roster needs a new state_dir"):
-        opened(tmp_path, make_study())
-    assert facts_of(tmp_path)["schema_version"] == "1"
-
-
 @pytest.mark.parametrize(
     ("stored", "said"),
-    [("3", "schema version 3, this software reads up to 2"), ("0", "'0'"), ("later", "'later'")],
-    ids=["newer", "none", "no number"],
+    [
+        ("3", "schema version 3, this software reads up to 2"),
+        ("1", "schema version 1, this software reads from 2"),
+        ("0", "'0'"),
+        ("later", "'later'"),
+    ],
+    ids=["newer", "older", "none", "no number"],
 )
 def test_a_database_of_another_version_is_refused_and_left_alone(tmp_path, study, stored, said):
     opened(tmp_path, study)
-    ask(tmp_path, "UPDATE board_facts SET value = ? WHERE name = 'schema_version'", stored)
+    ask(tmp_path, "UPDATE board_metadata SET value = ? WHERE name = 'schema_version'", stored)
     with pytest.raises(ParameterError, match=said):
         opened(tmp_path, study)
-    assert facts_of(tmp_path)["schema_version"] == stored
+    assert metadata_of(tmp_path)["schema_version"] == stored
 
 
 @pytest.mark.parametrize(

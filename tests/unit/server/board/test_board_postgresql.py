@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from postgresql_server import name_of
@@ -15,13 +14,12 @@ from postgresql_server import name_of
 from lada_protocol.events import EventLog
 from lada_secure.errors import ParameterError, TransportError
 from lada_server.board import database as database_module
-from lada_server.board.stall_timer import StoragePatience
+from lada_server.board.stall_timer import StorageStallTimer
 from lada_server.board.storage_errors import StorageUnavailable
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings
 from lada_server.study.status import read_status
 
-VERSION_1 = Path(__file__).with_name("board-schema-1.postgresql.sql")
 COUNTED = "CREATE SEQUENCE tries"
 ON_INSERT = (
     "CREATE TRIGGER disturbed BEFORE INSERT ON board_messages FOR EACH ROW EXECUTE FUNCTION f()"
@@ -56,10 +54,10 @@ def store(url, tmp_path, study):
         yield one
 
 
-def patience(events=None, limit_s=30.0):
+def stall_timer(events=None, limit_s=30.0):
     lines = [] if events is None else events
     log = EventLog(party="coordinator", sink=lines.append, clock=time.time)
-    return StoragePatience(events=log, limit_s=limit_s)
+    return StorageStallTimer(events=log, limit_s=limit_s)
 
 
 def hashes(store, reader="auditor"):
@@ -80,7 +78,7 @@ def test_messages_posted_while_the_server_restarts_arrive_once_and_in_order(
     def post():
         try:
             for one in envelopes:
-                patience().insist(lambda one=one: store.post(one), round_id=0, step="opening")
+                stall_timer().retry(lambda one=one: store.post(one), round_id=0, step="opening")
         except BaseException as error:
             failures.append(error)
 
@@ -159,17 +157,17 @@ def test_a_full_disk_of_the_server_is_said_clearly_and_the_retry_is_stored_once(
     with pytest.raises(StorageUnavailable, match="free some space; nothing is lost"):
         store.post(envelope, b"once")
     assert hashes(store) == []
-    patience().insist(lambda: store.post(envelope, b"once"), round_id=0, step="opening")
+    stall_timer().retry(lambda: store.post(envelope, b"once"), round_id=0, step="opening")
     assert hashes(store) == [envelope.message_hash]
 
 
 def test_the_coordinator_waits_for_its_database_visibly_and_goes_on(store, study, postgres):
     envelope, events = study.envelope("abort", "coordinator"), []
-    waiting = patience(events)
+    waiting = stall_timer(events)
     postgres.stop()
     try:
         poster = threading.Thread(
-            target=lambda: waiting.insist(lambda: store.post(envelope), round_id=4, step="opening")
+            target=lambda: waiting.retry(lambda: store.post(envelope), round_id=4, step="opening")
         )
         poster.start()
         time.sleep(1.0)
@@ -187,7 +185,7 @@ def test_the_coordinator_does_not_wait_for_ever(store, study, postgres):
     postgres.stop()
     try:
         with pytest.raises(StorageUnavailable, match="check that it runs"):
-            patience(limit_s=0.5).insist(store.check, round_id=0, step="opening")
+            stall_timer(limit_s=0.5).retry(store.check, round_id=0, step="opening")
     finally:
         postgres.start()
 
@@ -295,75 +293,19 @@ def test_a_coordinator_that_lost_the_lock_does_not_write_before_it_has_it_again(
         with pytest.raises(StorageUnavailable, match="another session holds"):
             store.post(envelope)
         assert other.execute("SELECT count(*) FROM board_messages").fetchone() == (0,)
-    assert patience().insist(lambda: store.post(envelope), round_id=0, step="opening")
+    assert stall_timer().retry(lambda: store.post(envelope), round_id=0, step="opening")
     assert hashes(store) == [envelope.message_hash]
 
 
-def as_version_1(postgres, url, study, envelope, folder):
-    """A board as version 1 of the schema wrote it, with one message."""
-    head, digest = envelope.header, envelope.message_hash
-    row = (1, digest, head.study_id, 0, 0, "", head.kind, head.sender, "")
-    more = (envelope.header_bytes, envelope.signature, head.payload_sha256, 4, 5.0)
-    name = name_of(url)
-    postgres.execute(name, VERSION_1.read_text())
-    for fact in (("schema_version", "1"), ("roster_hash", study.roster.hash)):
-        postgres.execute(name, "INSERT INTO board_facts VALUES (%s, %s)", values=fact)
-    postgres.execute(
-        name,
-        "INSERT INTO board_messages VALUES "
-        "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        values=row + more,
-    )
-    postgres.execute(
-        name,
-        "INSERT INTO board_readers VALUES ('auditor', 1)",
-        "SELECT setval('board_messages_sequence_seq', 1)",
-    )
-    path = folder / "payloads" / digest[:2] / digest
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"kept")
-
-
 def version(postgres, url):
-    query = "SELECT value FROM board_facts WHERE name = 'schema_version'"
+    query = "SELECT value FROM board_metadata WHERE name = 'schema_version'"
     return postgres.execute(name_of(url), query)[0][0]
-
-
-def test_a_board_of_version_1_is_migrated_and_goes_on(postgres, url, tmp_path, study):
-    envelope = study.envelope("contribution", "bank", b"kept")
-    as_version_1(postgres, url, study, envelope, tmp_path)
-    with board(url, tmp_path, study) as store:
-        assert hashes(store) == [envelope.message_hash]
-        assert store.payload(envelope.message_hash) == b"kept"
-        assert store.post(envelope, b"kept") == 1
-        assert store.post(study.envelope("abort", "coordinator")) == 2
-    assert version(postgres, url) == "2"
-
-
-def test_a_migration_that_breaks_off_leaves_the_old_version(
-    postgres, url, tmp_path, study, monkeypatch
-):
-    from lada_server.board import schema
-
-    envelope = study.envelope("contribution", "bank", b"kept")
-    as_version_1(postgres, url, study, envelope, tmp_path)
-    step = schema._STEPS[1]
-
-    def breaks(connection):
-        step(connection)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(schema, "_STEPS", {1: breaks})
-    with pytest.raises(KeyboardInterrupt), board(url, tmp_path, study):
-        pass
-    assert version(postgres, url) == "1"
-    assert postgres.execute(name_of(url), "SELECT count(*) FROM board_facts") == [(2,)]
 
 
 def test_a_newer_version_is_refused_and_left_alone(postgres, url, tmp_path, study):
     with board(url, tmp_path, study):
         pass
-    change = "UPDATE board_facts SET value = '3' WHERE name = 'schema_version'"
+    change = "UPDATE board_metadata SET value = '3' WHERE name = 'schema_version'"
     postgres.execute(name_of(url), change)
     with (
         pytest.raises(ParameterError, match="schema version 3, this software reads up to 2"),

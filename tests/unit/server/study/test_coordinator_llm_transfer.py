@@ -1,4 +1,4 @@
-"""The coordinator's uplink with a real LLM: kept only with the hold-out's consent, and durable."""
+"""The coordinator's LLM transfer with a real LLM: kept if the hold-out agrees; durable."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ import pytest
 import torch
 
 from lada_lab.worlds.arithmetic import ArithmeticWorld, build_world
+from lada_lab.worlds.character_models import character_tokenizer
 from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.tiny_models import pretrain, pretraining_of, tiny_tokenizer
+from lada_lab.worlds.tiny_models import pretrain, pretraining_of
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SitePath
+from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SiteRationale
 from lada_secure.allocation.cells import Clusters
-from lada_secure.data.prompts import path_of
-from lada_secure.data.records import pool_bytes, pool_hash
+from lada_secure.data.prompts import rationale_of
+from lada_secure.data.records import pool_hash
 from lada_secure.errors import TransportError
 from lada_secure.method.holdout import holdout_agrees
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
-    PathsPlan,
     PrivacyPlan,
+    RationalesPlan,
     StatisticsPlan,
     TrainingPlan,
-    UplinkPlan,
+    TransferPlan,
     split_pool,
 )
 from lada_secure.models.loading import quiet_transformers
 from lada_server.study.llm_files import LlmFiles
-from lada_server.study.llm_transfer import CoordinatorUplink, Decision, update_body
+from lada_server.study.llm_transfer import CoordinatorTransfer, Decision, update_body
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
 
 SITES, SEED = 3, 0
-UPLINK = UplinkPlan(
+UPLINK = TransferPlan(
     bar=0.5,
     clip=0.5,
     integer_scale=1_000,
@@ -57,7 +58,7 @@ UPLINK = UplinkPlan(
 )
 
 
-def make_study(uplink: UplinkPlan = UPLINK) -> Study:
+def make_study(uplink: TransferPlan = UPLINK) -> Study:
     """The tiny preset's pool under a plan whose other sections do not matter here."""
     pool = build_federation("tiny", sites=SITES, seed=SEED).pool
     plan = StudyPlan(
@@ -112,16 +113,14 @@ def make_study(uplink: UplinkPlan = UPLINK) -> Study:
             screen_low=0.0,
             screen_high=1.0,
         ),
-        paths=PathsPlan(budget=5, max_new_tokens=12, attempts=1),
+        paths=RationalesPlan(budget=5, max_new_tokens=12, attempts=1),
         uplink=uplink,
     )
     return Study(
         is_new=True,
         plan=plan,
         pool=pool,
-        pool_bytes=pool_bytes(pool),
         clusters=Clusters(centroids=np.zeros((1, 2))),
-        clusters_bytes=b"",
         embeddings=np.zeros((len(pool), 2)),
     )
 
@@ -153,7 +152,7 @@ class Llm:
         for place in places:
             question = STUDY.pool[place].question
             rationale, answer = self.world.solve(int(question[0]), question[1:])
-            found[place] = path_of(answer, (), rationale)
+            found[place] = rationale_of(answer, (), rationale)
         return found
 
 
@@ -165,19 +164,19 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
     model = pretrain(world, pretraining_of("llm", sites=SITES, steps=150), seed=SEED)
     with quiet_transformers():
         model.save_pretrained(folder)
-        tiny_tokenizer().save_pretrained(folder)
+        character_tokenizer().save_pretrained(folder)
     return Llm(folder=folder, world=world)
 
 
 def improve(
-    uplink: CoordinatorUplink,
+    uplink: CoordinatorTransfer,
     paths: dict[int, str],
     *,
     version: str = NO_ADAPTERS,
     written: dict[int, str] | None = None,
 ) -> Decision:
     """One update from two sites that send the same paths."""
-    sent = [SitePath(sample=sample, path=path) for sample, path in sorted(paths.items())]
+    sent = [SiteRationale(sample=sample, path=path) for sample, path in sorted(paths.items())]
     return uplink.improve(
         {"site-a": sent, "site-b": sent},
         written or {},
@@ -191,7 +190,7 @@ def improve(
 def improved(llm: Llm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decision]:
     """A state folder after an update with worked solutions, and the decision."""
     state = tmp_path_factory.mktemp("state")
-    uplink = CoordinatorUplink(study=STUDY, teacher=llm.teacher(state))
+    uplink = CoordinatorTransfer(study=STUDY, teacher=llm.teacher(state))
     return state, improve(uplink, llm.gold(SPLIT.candidates))
 
 
@@ -217,7 +216,7 @@ def test_a_restarted_coordinator_goes_on_with_the_better_llm(
     assert int(after.right.sum()) == decision.after.right
     again.use(STUDY, NO_ADAPTERS)
     np.testing.assert_allclose(
-        again.answer(STUDY, SPLIT.holdout).certainty, before.certainty, atol=1e-6
+        again.answer(STUDY, SPLIT.holdout).confidence, before.confidence, atol=1e-6
     )
 
 
@@ -225,7 +224,7 @@ def test_the_same_update_after_a_crash_is_the_same_version(
     llm: Llm, improved: tuple[Path, Decision]
 ) -> None:
     state, decision = improved
-    uplink = CoordinatorUplink(study=STUDY, teacher=llm.teacher(state))
+    uplink = CoordinatorTransfer(study=STUDY, teacher=llm.teacher(state))
     assert improve(uplink, llm.gold(SPLIT.candidates)) == decision
 
 
@@ -247,7 +246,7 @@ def test_an_update_that_the_hold_out_does_not_agree_with_leaves_no_trace(
     broken = make_study(UPLINK.model_copy(update={"learning_rate": 1.0, "steps": 3}))
     teacher = llm.teacher(tmp_path)
     untouched = teacher.answer(STUDY, EVERYTHING)
-    uplink = CoordinatorUplink(study=broken, teacher=teacher)
+    uplink = CoordinatorTransfer(study=broken, teacher=teacher)
 
     decision = improve(uplink, llm.gold(SPLIT.candidates[:8]))
 
@@ -262,7 +261,7 @@ def test_an_update_that_the_hold_out_does_not_agree_with_leaves_no_trace(
 def test_paths_with_another_answer_than_the_gold_one_are_not_learned(
     llm: Llm, tmp_path: Path
 ) -> None:
-    uplink = CoordinatorUplink(study=STUDY, teacher=llm.teacher(tmp_path))
+    uplink = CoordinatorTransfer(study=STUDY, teacher=llm.teacher(tmp_path))
     wrong = {one: f"{path[:-1]}x" for one, path in llm.gold(SPLIT.candidates[:5]).items()}
 
     decision = improve(uplink, wrong)
@@ -286,7 +285,7 @@ def test_the_llm_s_own_paths_on_held_out_samples_are_never_replayed(
 
     monkeypatch.setattr(teacher, "tune", tune)
     small = make_study(UPLINK.model_copy(update={"steps": 1, "replay_batch_size": 4}))
-    uplink = CoordinatorUplink(study=small, teacher=teacher)
+    uplink = CoordinatorTransfer(study=small, teacher=teacher)
     written = llm.gold((*SPLIT.holdout, *SPLIT.candidates[3:9]))
 
     improve(uplink, llm.gold(SPLIT.candidates[:3]), written=written)
@@ -310,7 +309,7 @@ def test_where_the_hold_out_disagrees_smaller_steps_are_tried_from_the_same_star
         return real(study, version, examples, replay, spoiled, progress=progress)
 
     monkeypatch.setattr(teacher, "tune", tune)
-    uplink = CoordinatorUplink(study=STUDY, teacher=teacher)
+    uplink = CoordinatorTransfer(study=STUDY, teacher=teacher)
 
     decision = improve(uplink, llm.gold(SPLIT.candidates))
 
@@ -322,7 +321,7 @@ def test_where_the_hold_out_disagrees_smaller_steps_are_tried_from_the_same_star
 
 def test_it_asks_where_sites_know_more_and_the_llm_does_not(llm: Llm, tmp_path: Path) -> None:
     teacher = llm.teacher(tmp_path)
-    uplink = CoordinatorUplink(study=STUDY, teacher=teacher)
+    uplink = CoordinatorTransfer(study=STUDY, teacher=teacher)
     opened = np.zeros(len(STUDY.pool), dtype=int)
     opened[list(SPLIT.candidates)] = 7
 
@@ -331,7 +330,7 @@ def test_it_asks_where_sites_know_more_and_the_llm_does_not(llm: Llm, tmp_path: 
     answers = teacher.answer(STUDY, SPLIT.candidates)
     unsure = [
         place
-        for place, own in zip(SPLIT.candidates, answers.certainty, strict=True)
+        for place, own in zip(SPLIT.candidates, answers.confidence, strict=True)
         if own <= UPLINK.bar
     ]
     assert asked == unsure[: UPLINK.budget]

@@ -18,10 +18,11 @@ from lada_secure.canonical import sha256_hex
 from lada_secure.encryption.matrix import parse_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import PeerError
+from lada_secure.method.llm_round import PoolView
 from lada_server.board.store import BoardStore
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.proposal import Study
-from lada_server.study.teacher import PoolView, Teacher
+from lada_server.study.teacher import Teacher
 
 PLAN = STUDY.plan
 CELLS = PLAN.allocation.cells
@@ -63,7 +64,7 @@ def start(study, tmp_path: Path):
             teacher=ForgetfulTeacher(),
             events=EventLog(party="coordinator", sink=lambda _line: None, clock=lambda: 0.0),
         )
-        made._sync(wait_s=0.0)
+        made.board.sync(wait_s=0.0)
         return made
 
     yield make
@@ -91,19 +92,19 @@ def ask(coordinator: Coordinator, study, site: str) -> tuple[ScoringKey, np.ndar
     )
     query = sign_envelope(header, study.credentials(site).signing_key)
     coordinator.store.post(query, payload)
-    coordinator._sync(wait_s=0.0)
+    coordinator.board.sync(wait_s=0.0)
     return key, utilities, query
 
 
 def test_every_site_is_answered_from_the_posted_matrix_also_after_a_restart(study, start) -> None:
     first = start()
-    first._carry_out(PostMatrix(round_id=0))
+    first.loop.carry_out(PostMatrix(round_id=0))
     read = {}
     for site in ("hospital-a", "hospital-b"):
         # The second site is answered by a process that has never looked at the pool.
         coordinator = first if site == "hospital-a" else start()
         key, utilities, query = ask(coordinator, study, site)
-        coordinator._carry_out(Score(round_id=0, site=site))
+        coordinator.loop.carry_out(Score(round_id=0, site=site))
         index = coordinator.board.index
         scores = index.find(Kind.SCORES, sender="coordinator", to=site)
         matrix = index.find(Kind.MATRIX, sender="coordinator")
@@ -115,12 +116,12 @@ def test_every_site_is_answered_from_the_posted_matrix_also_after_a_restart(stud
         rows = parse_matrix(raw, scoring_parameters_of(PLAN), PLAN.pool_size).rows(0)
         read[site] = key.decrypt(coordinator.board.read(scores.message_hash), PLAN.pool_size)
         assert np.abs(read[site] - rows[: PLAN.pool_size] @ utilities).max() < 1e-4
-        assert coordinator._view is None or site == "hospital-a"
+        assert not coordinator._views or site == "hospital-a"
     assert np.abs(read["hospital-a"] - read["hospital-b"]).max() < 1e-4
 
 
 def test_the_matrix_of_a_round_is_posted_once(study, start) -> None:
-    start()._carry_out(PostMatrix(round_id=0))
+    start().loop.carry_out(PostMatrix(round_id=0))
     with pytest.raises(PeerError) as caught:
-        start()._carry_out(PostMatrix(round_id=0))
+        start().loop.carry_out(PostMatrix(round_id=0))
     assert caught.value.reason == "equivocation"

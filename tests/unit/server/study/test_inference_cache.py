@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from lada_secure.method.llm_round import PoolView
 from lada_secure.models.confidence import Answers
-from lada_server.study.inference_cache import LlmLooks, PoolView
+from lada_server.study.inference_cache import InferenceCache
 
 ABOUT = ["plan", "tiny-llm", "0" * 64, []]
 VIEW = PoolView(
@@ -13,13 +14,13 @@ VIEW = PoolView(
 ANSWERS = Answers(
     paths=("1 + 2 = 3", "", "\u00e4"),
     right=np.array([True, False, True]),
-    certainty=np.array([1 / 3, 0.0, 1.0]),
+    confidence=np.array([1 / 3, 0.0, 1.0]),
 )
 
 
 @pytest.fixture
 def looks(tmp_path):
-    return LlmLooks(folder=tmp_path / "llm")
+    return InferenceCache(folder=tmp_path / "llm")
 
 
 def test_nothing_is_known_before_anything_was_kept(looks):
@@ -30,13 +31,13 @@ def test_nothing_is_known_before_anything_was_kept(looks):
 def test_views_and_answers_come_back_bit_by_bit(looks):
     looks.keep_view(ABOUT, VIEW)
     looks.keep_answers(ABOUT, ANSWERS)
-    again = LlmLooks(folder=looks.folder)
+    again = InferenceCache(folder=looks.folder)
     view, answers = again.view(ABOUT), again.answers(ABOUT)
     assert view.features.tobytes() == VIEW.features.tobytes()
     assert view.cells.tobytes() == VIEW.cells.tobytes()
     assert answers.paths == ANSWERS.paths
     assert answers.right.tolist() == ANSWERS.right.tolist()
-    assert answers.certainty.tobytes() == ANSWERS.certainty.tobytes()
+    assert answers.confidence.tobytes() == ANSWERS.confidence.tobytes()
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -60,6 +61,6 @@ def test_a_damaged_file_is_passed_over_and_only_its_owner_may_read_it(looks):
 
 def test_a_disk_that_refuses_costs_nothing_but_another_look(tmp_path):
     (tmp_path / "llm").write_bytes(b"a file where the folder should be")
-    looks = LlmLooks(folder=tmp_path / "llm")
+    looks = InferenceCache(folder=tmp_path / "llm")
     looks.keep_view(ABOUT, VIEW)
     assert looks.view(ABOUT) is None

@@ -15,8 +15,7 @@ from trainer_doubles import small_model
 
 from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.canonical import canonical_json
-from lada_secure.data.records import PoolSample, pool_bytes
+from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_server.settings import StudySettings
@@ -33,9 +32,7 @@ def study_of(plan: StudyPlan | None = None, *, pool: tuple[PoolSample, ...] = PO
         plan=plan or site_plan(),
         is_new=True,
         pool=pool,
-        pool_bytes=pool_bytes(pool),
         clusters=clusters,
-        clusters_bytes=canonical_json(clusters.to_json()),
         embeddings=VECTORS,
     )
 
@@ -121,7 +118,6 @@ def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path)
         return prepare_study(
             settings,
             pool=POOL,
-            pool_bytes=pool_bytes(POOL),
             roster=roster,
             now=datetime(2026, 1, 1, tzinfo=UTC),
             kept_plan=kept,

@@ -1,0 +1,106 @@
+"""The file gate's second half: plan and model against a site's settings and every text's length.
+
+As in `files`, messages name files and lines on the site's own screen, never what a record says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Final
+
+from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.learner import SiteLearner
+from lada_clients.site.settings import SitePolicy
+from lada_secure.data.record_faults import Fault, refuse
+from lada_secure.data.records import PoolSample, Record
+from lada_secure.dpsgd.engine import open_engine
+from lada_secure.method.mechanisms import plan_inconsistencies
+from lada_secure.method.training import trainer_settings
+from lada_secure.models.evaluation import ANSWER_TOKENS
+from lada_secure.models.preflight import needed_tokens, probe_model
+from lada_secure.privacy.release.private_records import for_each_unit
+
+logger = logging.getLogger(__name__)
+
+# More take longer than a person waits without a word.
+_MANY: Final = 5_000
+_NOT_ENCODED: Final = -1
+
+
+def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy) -> None:
+    """Second half: plan against settings and model, and every text in the model's own tokens.
+
+    Loading the learner has loaded the model, put its adapters on it and embedded the pool.
+
+    Raises: ParameterError: all faults; nothing was posted and nothing is in the ledger.
+    """
+    told = [*plan_inconsistencies(learner.plan), *_size_faults(learner)]
+    refuse([("the plan", Fault(line=None, what=one)) for one in told])
+    _call_once(learner)
+    if policy.records.too_long == "refuse":
+        refuse(list(_length_faults(learner, files)))
+
+
+def _size_faults(learner: SiteLearner) -> Iterator[str]:
+    """Sizes of the plan against this site's settings and model; no record is looked at."""
+    plan, most = learner.plan, learner.model.max_tokens
+    batch_size, bound = learner.context.execution.batch_size, plan.privacy.max_records_per_unit
+    if bound > batch_size:
+        yield (
+            f"max_records_per_unit is {bound}, physical_batch_size of the site's settings is "
+            f"{batch_size}; raise physical_batch_size to {bound} or more"
+        )
+    if plan.paths.max_new_tokens >= most:
+        yield (
+            f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the model {plan.slm!r} takes "
+            f"{most} tokens with the prompt"
+        )
+
+
+def _call_once(learner: SiteLearner) -> None:
+    """The trainer's device and engine on this model, and a call of it.
+
+    Raises: ParameterError: the model cannot be used as the plan would.
+    """
+    trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
+    trainer.torch_device()
+    open_engine(learner.model.model, trainer.engine).close()
+    probe_model(learner.model, what="the model")
+
+
+def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str, Fault]]:
+    """Texts that training or evaluation would have to cut, at the plan's lengths."""
+    plan, lm, own, held_out = learner.plan, learner.model, files.records, files.held_out
+    new_tokens = plan.paths.max_new_tokens
+    reasons = new_tokens if plan.guide is not None and plan.guide.own_reasons else 0
+    # File, line, text, and how many tokens the model writes after it.
+    rows: list[tuple[str, int, Record | PoolSample, int]] = [
+        (own.name, line, record, reasons if record.rationale is None else 0)
+        for line, record in zip(own.lines, own.records, strict=True)
+    ]
+    if len(rows) > _MANY:
+        logger.warning("counting the tokens of %d records, once before the study ...", len(rows))
+    rows += [
+        ("the coordinator's pool", line, sample, new_tokens)
+        for line, sample in enumerate(learner.context.pool, start=1)
+    ]
+    if held_out is not None:
+        rows += [
+            (held_out.name, line, record, 0 if record.choices else ANSWER_TOKENS)
+            for line, record in zip(held_out.lines, held_out.records, strict=True)
+        ]
+    needed = for_each_unit(
+        rows,
+        lambda part: needed_tokens(
+            lm, [text for _, _, text, _ in part], written=[tokens for *_, tokens in part]
+        ),
+        otherwise=_NOT_ENCODED,
+        what="counting tokens",
+    )
+    for (name, line, _, _), tokens in zip(rows, needed, strict=True):
+        what = f"too long for the model: needs {tokens} tokens, at most {lm.max_tokens}"
+        if tokens == _NOT_ENCODED:
+            what = "the model's tokenizer cannot encode it"
+        if tokens == _NOT_ENCODED or tokens > lm.max_tokens:
+            yield name, Fault(line=line, what=what)

@@ -1,0 +1,107 @@
+"""Files that are read whole, and written whole or not at all, whatever kills the writer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from lada_secure.errors import LadaError, ParameterError, TransportError
+
+# As `replace_file` names its parts: the number is that of the writing process.
+_PART: Final = re.compile(r"\..+\.([1-9][0-9]{0,9})")
+
+
+def read_file(path: Path, *, what: str = "", refusal: type[LadaError] = ParameterError) -> bytes:
+    """The content of a file that must be there. Raises: refusal, naming `what` it is and where."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise refusal(f"cannot read {what}{path}: {error.strerror}") from error
+
+
+def read_if_there(
+    path: Path, *, what: str = "", refusal: type[LadaError] = TransportError
+) -> bytes | None:
+    """The content of a file, None where there is none. Raises: refusal: it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise refusal(f"cannot read {what}{path}: {error.strerror}") from error
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that a crash leaves the old content or the new, never a part.
+
+    Raises: OSError: disk full, read-only, not permitted; nothing new is left behind.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """`replace_file` for callers who can only give up. Raises: TransportError."""
+    try:
+        replace_file(path, content, mode=mode)
+    except OSError as error:
+        raise TransportError(f"cannot write {path}: {error.strerror}") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would survive a power cut.
+
+    Raises: OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_parts(folder: Path) -> int:
+    """Delete what killed processes had not finished to write under a folder.
+
+    Parts of a process that lives stay, unless it is this one, which has written nothing yet: in a
+    container every process of a party may have the same number.
+
+    Returns: how many there were. Raises: TransportError: the disk refuses.
+    """
+    found = 0
+    try:
+        for path in folder.rglob(".*"):
+            match = _PART.fullmatch(path.name)
+            if match is not None and not _lives(int(match[1])) and path.is_file():
+                path.unlink(missing_ok=True)
+                found += 1
+    except OSError as error:
+        raise TransportError(f"cannot clean up {folder}: {error.strerror}") from error
+    return found
+
+
+def _lives(process_id: int) -> bool:
+    """Whether another process of this number runs."""
+    if process_id == os.getpid():
+        return False
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,166 @@
+"""What every party reads from its own disk before it says a word: settings, roster, identity.
+
+The one module of this package that touches disk, environment and clock: both ends of the wire read
+the same files by the same rules, and neither may import the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field
+
+from lada_protocol.events import EVENTS_FILE, EventLog
+from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
+from lada_protocol.identity.credentials import (
+    MAX_PASSPHRASE_BYTES,
+    UNLOCK_VARIABLE,
+    Credentials,
+    Passphrase,
+    parse_credentials,
+    parse_passphrase,
+    parse_signing_key,
+)
+from lada_protocol.identity.renewal import LiveIdentity
+from lada_protocol.identity.roster import Roster, parse_roster
+from lada_protocol.settings import Settings, parse_settings
+from lada_protocol.wire.transport_settings import TransportSettings
+from lada_secure.errors import ParameterError, PeerError
+from lada_secure.logs import LogSettings
+from lada_secure.storage.identity_folder import IdentityFolder
+from lada_secure.storage.line_file import open_line_file
+from lada_secure.storage.whole_files import read_file
+
+LOG = logging.getLogger(__name__)
+S = TypeVar("S", bound=Settings)
+
+
+class PartySettings(Settings):
+    """The keys of every party's settings file. Relative paths are relative to the file's folder."""
+
+    party: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
+    identity: Annotated[
+        Path, Field(description="folder with ca, tls and sign certificates and keys")
+    ]
+    roster: Annotated[Path, Field(description="roster file, agreed out of band")]
+    state_dir: Annotated[Path, Field(description="everything this party writes")]
+    passphrase_file: Annotated[
+        Path | None, Field(description="passphrase of encrypted private keys")
+    ] = None
+    transport: TransportSettings = TransportSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def passphrase(self) -> Passphrase | None:
+        """Of the private keys; see `read_passphrase`."""
+        return read_passphrase(self.passphrase_file)
+
+    def credentials(self) -> Credentials:
+        """The identity folder, checked to be this party's; see `load_credentials`."""
+        return load_credentials(self.identity, expected_id=self.party, passphrase=self.passphrase)
+
+
+class DiallingSettings(PartySettings):
+    """Of a party that dials the coordinator: a site, or the auditor."""
+
+    coordinator: Annotated[str, Field(description="host:port that this party dials")]
+    wait_s: Annotated[float, Field(gt=0)] = 600.0
+
+
+def read_settings(path: Path, model: type[S]) -> S:
+    """Read one TOML settings file; relative paths in it are relative to the file.
+
+    Raises: ParameterError: unreadable, not TOML, unknown or missing keys.
+    """
+    return parse_settings(read_file(path), model, where=str(path)).beside(path.resolve().parent)
+
+
+def read_roster(path: Path, *, pinned: str | None = None) -> Roster:
+    """The roster file, whose hash must be the pinned one where a party pins one.
+
+    Raises: ParameterError: missing, malformed, or another roster than agreed.
+    """
+    try:
+        roster = parse_roster(read_file(path, what="roster "))
+    except PeerError as error:
+        raise ParameterError(f"roster {path}: {error}") from error
+    if pinned not in (None, roster.hash):
+        raise ParameterError(
+            f"roster {path} has the hash {roster.hash}, the policy pins {pinned}; "
+            "compare the fingerprints with the other parties before changing the pin"
+        )
+    return roster
+
+
+def read_passphrase(file: Path | None) -> Passphrase | None:
+    """The passphrase of private keys: from `file`, else from LADA_KEY_PASSPHRASE, else none.
+
+    Raises: ParameterError: the file cannot be read, or the passphrase is too short.
+    """
+    if file is None:
+        value = os.environ.get(UNLOCK_VARIABLE)
+        return None if value is None else parse_passphrase(os.fsencode(value), where="environment")
+    try:
+        with file.open("rb") as opened:
+            return parse_passphrase(opened.read(MAX_PASSPHRASE_BYTES + 64), where=str(file))
+    except OSError as error:
+        raise ParameterError(f"passphrase file {file}: {error.strerror}") from error
+
+
+def load_credentials(
+    folder: Path, *, expected_id: str | None = None, passphrase: Passphrase | None = None
+) -> Credentials:
+    """Read and check the files that `lada ca issue` writes.
+
+    Args: passphrase: of encrypted keys; by default what LADA_KEY_PASSPHRASE holds, if anything.
+    Raises: ParameterError: a file is missing, too long, expired or does not fit the others.
+    """
+    return parse_credentials(
+        partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
+        at=datetime.now(UTC),
+        expected_id=expected_id,
+        passphrase=passphrase or read_passphrase(None),
+    )
+
+
+def load_signing_key(folder: Path, *, passphrase: Passphrase | None = None) -> Ed25519PrivateKey:
+    """The signing key of an identity folder, whose certificates may have expired.
+
+    Raises: ParameterError: missing, encrypted under another passphrase, or no such key.
+    """
+    return parse_signing_key(
+        partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
+        passphrase=passphrase or read_passphrase(None),
+    )
+
+
+def live_identity(
+    folder: Path, *, party_id: str, roster: Roster, passphrase: Passphrase | None = None
+) -> LiveIdentity:
+    """The identity folder, read again whenever its files change.
+
+    Raises: ParameterError: as `load_credentials`, or the roster lists other keys.
+    """
+    return LiveIdentity(
+        IdentityFolder(folder),
+        roster=roster,
+        clock=lambda: datetime.now(UTC),
+        refused=partial(LOG.error, "%s: a changed file is not used: %s", folder),
+        party_id=party_id,
+        passphrase=passphrase or read_passphrase(None),
+    )
+
+
+def open_event_log(party: str, state_dir: Path) -> EventLog:
+    """The party's progress events for its operator, appended line by line to its state folder.
+
+    Raises: TransportError: the file cannot be opened.
+    """
+    return EventLog(party=party, sink=open_line_file(state_dir / EVENTS_FILE), clock=time.time)

@@ -1,0 +1,64 @@
+# ruff: noqa: B018, F821
+"""Names that only frameworks, files and guarantees use, so that `vulture` does not call them dead.
+
+Nothing runs this module. A name stands here with who uses it; what nobody uses is removed instead.
+"""
+
+# Written to JSON files, whose readers are people and other programs.
+_.coordinator_cpu_s
+_.coordinator_peak_bytes
+_.key_renewals
+_.messages_down
+_.messages_up
+_.resumed_at_step
+_.schema_version
+
+# Set for others to read: tokenizers, transformers, TenSEAL, mpmath, typer.
+_.__doc__
+_.decoder
+_.generation_config
+_.global_scale
+_.hf_quantizer
+_.is_quantized
+_.prec
+_.pre_tokenizer
+
+# Called by Python, by http.server, by prometheus_client, by grpc.
+_.__init_subclass__
+_.__instancecheck__
+_.collect
+_.intercept_service
+_.time_ns
+_.timeout
+_.utcnow
+
+# Guarantees and tables of the literature that tests hold the code to.
+_.MAX_COEFF_MODULUS_BITS_128
+_.MAX_TOTAL_VARIATION
+
+# Named by the parameters of a test: fixtures, and wrong methods that a test finds by name.
+_.mean_over_the_tokens_of_the_batch
+_.negatives_from_the_batch
+_.pairs_clipped_as_rows
+_.records_clipped_each
+wide_limit
+
+# Fields of documents: written by a name that they are given by, read by programs and templates.
+_.rounds_closed
+_.plan_sha256
+_.epsilon_before
+_.study_epsilon_before
+_.verified
+_.new_to_auditor
+_.head_sha256
+_.software_version
+_.study_epsilon_rdp_after
+
+# Found in a table of classes or by a library: message bodies, enum values, pydantic, jinja2.
+EmptyBody
+FinishedBody
+PathsBody
+TranscriptBody
+_._as_written
+_._value_
+_.globals
