@@ -21,7 +21,7 @@ from lada_secure.method.llm_round import (
     view_pool,
     write_rationales,
 )
-from lada_secure.method.llm_transfer import improve, samples_to_inquire
+from lada_secure.method.llm_transfer import Decision, improve, samples_to_inquire
 from lada_secure.method.plan import MethodPlan, split_pool
 from lada_secure.method.site_state import ReceivedRationale
 from lada_secure.method.training import adapter_settings
@@ -167,8 +167,8 @@ class LabLlm:
 
     def improve(
         self, received: Mapping[str, Mapping[int, str]], *, seed: int
-    ) -> dict[str, int | bool]:
-        """Learn from the sites, or stay; a report for the benchmark."""
+    ) -> Decision[AdapterWeights]:
+        """Learn from the sites, or stay."""
         kept = adapter_weights(self.lm)
         written = self._looks.written
         decision = improve(
@@ -177,12 +177,7 @@ class LabLlm:
         load_adapters(self.lm, decision.weights or kept)
         if decision.weights is not None:
             self.forget()
-        return {
-            "used": decision.used,
-            "before": decision.before.right,
-            "after": decision.after.right,
-            "accepted": decision.weights is not None,
-        }
+        return decision
 
     def answer(self, pool_indices: Sequence[int]) -> Answers:
         """What the LLM answers as it is now."""

@@ -1,23 +1,19 @@
-"""One arm in one world: a whole study in one process, by the very functions that parties run.
-
-Left out are messages, signatures and encryption. Sums are whole numbers either way; scores are
-computed in the clear from the matrix in its committed form, and read in the same steps.
-"""
+"""One arm in one world: a whole study in one process, measured on held-out records."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from lada_lab.arms.arms import POOL_SHARES, Arm
 from lada_lab.arms.baseline_rounds import BaselineRounds
 from lada_lab.arms.ledgers import ArmLedger, SharedReleases
 from lada_lab.arms.llm import LabLlm
+from lada_lab.arms.rounds import SimulatedSite, SimulatedStudy
 from lada_lab.arms.study import LabSettings, study_plan
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
 from lada_lab.worlds.chain_world import build_data
@@ -25,22 +21,15 @@ from lada_lab.worlds.study_data import BenchData, check_pool
 from lada_lab.worlds.ward_models import LLM_TUNING, SLM_TUNING, ward_model
 from lada_lab.worlds.wards import WardSettings, build_ward_data
 from lada_secure.allocation.cells import Clusters, fit_clusters
-from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.allocation.strategies import pick
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import Json, canonical_json
-from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.errors import ParameterError
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import MethodPlan
-from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_round import confidence_excess, site_statistics, solved
-from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import SiteState
-from lada_secure.method.site_training import train
 from lada_secure.models.embedding import Embedder, embedder
-from lada_secure.models.evaluation import accuracy, rationale_log_probabilities
+from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import load_folder
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit, bound_units
@@ -99,30 +88,6 @@ def prepare(settings: LabSettings, *, seed: int, cache_dir: Path) -> PreparedWor
 
 
 @dataclass(slots=True, kw_only=True)
-class SimulatedSite:
-    """One site during one arm: what its steps are computed with, and its state."""
-
-    name: str
-    context: SiteContext
-    state: SiteState
-    ledger: ArmLedger
-    reports: list[dict[str, int]] = field(default_factory=list)
-
-    def report(self, trained_on: Sequence[int], harmful: frozenset[int]) -> None:
-        """Note what was asked for, received and learned from so far."""
-        received = [known.pool_index for known in self.state.rationales]
-        self.reports.append(
-            {
-                "asked": sum(len(picks) for picks in self.state.picks.values()),
-                "received": len(received),
-                "received_harmful": sum(index in harmful for index in received),
-                "trained": len(trained_on),
-                "trained_harmful": sum(index in harmful for index in trained_on),
-            }
-        )
-
-
-@dataclass(slots=True, kw_only=True)
 class Laboratory:
     """One world with everything that its arms share."""
 
@@ -168,20 +133,16 @@ class Laboratory:
         """Run all rounds of one arm and measure it on held-out records."""
         started = time.process_time()
         plan = self._plan(arm, epsilon)
-        llm = self._llm_for(arm, plan)
-        llm_before = llm.accuracy()
-        sites = self._sites(plan, epsilon)
-        baseline = None
-        if arm.baseline is not None:
-            baseline = BaselineRounds.open(arm.baseline, llm, [one.context for one in sites])
+        study = self.study(arm, plan)
+        llm_before = study.llm.accuracy()
         transfers: list[dict[str, int | bool]] = []
         for round_id in range(plan.rounds):
-            self._round(arm, plan, llm, sites, baseline, round_id)
-            if plan.transfer_in(round_id) is not None:
-                transfers.append(_transfer(llm, sites, seed=plan.seed + round_id))
+            done = study.run_round(round_id)
+            if done.transfer is not None:
+                transfers.append(done.transfer.report())
             if progress is not None:
                 progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
-        by_site = tuple(self._accuracy(site, number) for number, site in enumerate(sites))
+        by_site = tuple(self._accuracy(site, number) for number, site in enumerate(study.sites))
         return Outcome(
             condition=arm.name,
             epsilon=epsilon,
@@ -189,12 +150,20 @@ class Laboratory:
             accuracy=sum(by_site) / len(by_site),
             by_site=by_site,
             llm_before=llm_before,
-            llm_accuracy=llm.accuracy(),
-            spent=max(site.ledger.epsilon_spent(plan.privacy.target_delta) for site in sites),
+            llm_accuracy=study.llm.accuracy(),
+            spent=max(site.ledger.epsilon_spent(plan.privacy.target_delta) for site in study.sites),
             cpu_s=time.process_time() - started,
-            details={site.name: site.reports for site in sites},
+            details={site.name: site.reports for site in study.sites},
             transfers=tuple(transfers),
         )
+
+    def study(self, arm: Arm, plan: MethodPlan) -> SimulatedStudy:
+        """One arm's study under a plan, before its first round."""
+        llm, sites = self._llm_for(arm, plan), self._sites(plan)
+        baseline = None
+        if arm.baseline is not None:
+            baseline = BaselineRounds.open(arm.baseline, llm, [site.context for site in sites])
+        return SimulatedStudy(arm=arm, plan=plan, llm=llm, sites=tuple(sites), baseline=baseline)
 
     def _plan(self, arm: Arm, epsilon: float) -> MethodPlan:
         data = self.prepared.data
@@ -217,8 +186,9 @@ class Laboratory:
         )
 
     def _llm_for(self, arm: Arm, plan: MethodPlan) -> LabLlm:
-        """The LLM; one that learns serves its own arm alone."""
-        if not arm.teaches_llm and self._llm is not None:
+        """The LLM; one that learns serves its own study alone."""
+        learns = arm.baseline is not None or plan.uplink is not None
+        if not learns and self._llm is not None:
             return replace(self._llm, plan=plan)
         llm = LabLlm.open(
             plan,
@@ -226,13 +196,13 @@ class Laboratory:
             self.prepared.data,
             self.clusters,
             self.embeddings,
-            learns=arm.teaches_llm,
+            learns=learns,
         )
-        if not arm.teaches_llm:
+        if not learns:
             self._llm = llm
         return llm
 
-    def _sites(self, plan: MethodPlan, epsilon: float) -> list[SimulatedSite]:
+    def _sites(self, plan: MethodPlan) -> list[SimulatedSite]:
         found = []
         for data, units in zip(self.prepared.data.sites, self.units, strict=True):
             shared = self._shared.setdefault(data.name, SharedReleases())
@@ -265,54 +235,6 @@ class Laboratory:
             )
         return self._models[shape]
 
-    def _round(
-        self,
-        arm: Arm,
-        plan: MethodPlan,
-        llm: LabLlm,
-        sites: Sequence[SimulatedSite],
-        baseline: BaselineRounds | None,
-        round_id: int,
-    ) -> None:
-        noised = [site_statistics(site.context, site.state, round_id).value for site in sites]
-        demand = [0] * plan.pool_size
-        for site, statistics in zip(sites, noised, strict=True):
-            site.state = self._asked(arm, llm, site, round_id, statistics)
-            for index in site.state.picks[round_id]:
-                demand[index] += 1
-        received = llm.write(demand)
-        if baseline is not None:
-            trained = baseline.train(
-                [(site.context, site.state) for site in sites], noised, received, round_id
-            )
-        else:
-            trained = [
-                train(site.context, site.state, round_id, statistics, received)
-                for site, statistics in zip(sites, noised, strict=True)
-            ]
-        for site, done in zip(sites, trained, strict=True):
-            site.state = done.state
-            site.report(done.trained_on, self.prepared.data.harmful)
-
-    def _asked(
-        self,
-        arm: Arm,
-        llm: LabLlm,
-        site: SimulatedSite,
-        round_id: int,
-        noised: NoisedStatistics,
-    ) -> SiteState:
-        """What a site asks for, by the plan's strategy or by the arm's own rule."""
-        plan, state = site.context.plan, site.state
-        if arm.asks == "none" or (arm.asks == "all" and round_id > 0):
-            return state.with_picks(round_id, ())
-        if arm.asks == "all":
-            return state.with_picks(round_id, [int(at) for at in np.flatnonzero(llm.solved)])
-        if arm.asks == "loss-based":
-            return state.with_picks(round_id, _largest_gap(llm, site, round_id))
-        scores = llm.scores(choose_cells(plan, state, noised).utilities)
-        return pick_by_plan(site.context, state, round_id, noised, scores)
-
     def _accuracy(self, site: SimulatedSite, number: int) -> float:
         """Share of right answers of the student on the site's held-out records."""
         site.context.wear(site.state)
@@ -341,36 +263,3 @@ def _group(plan: MethodPlan) -> str:
             else [guide.records_with_reasons, guide.own_reasons, guide.rate_decay, guide.finish],
         ]
     ).decode()
-
-
-def _largest_gap(llm: LabLlm, site: SimulatedSite, round_id: int) -> list[int]:
-    """Samples whose gold answer the LLM finds likelier than the SLM, by the most."""
-    context, pool = site.context, site.context.pool
-    context.wear(site.state)
-    own = rationale_log_probabilities(
-        context.lm,
-        [prompt_of(sample.question, sample.choices) for sample in pool],
-        [rationale_of(sample.answer, sample.choices, None) for sample in pool],
-        batch_size=context.execution.batch_size,
-    ).losses
-    # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
-    available = llm.solved.copy()
-    available[sorted(site.state.picked_before(round_id))] = False
-    chosen = pick(
-        own - llm.answer_losses(),
-        quota=context.plan.allocation.quota,
-        threshold=1e-9,
-        available=available,
-        seed=context.plan.seed,
-    )
-    return [int(at) for at in np.flatnonzero(chosen)]
-
-
-def _transfer(llm: LabLlm, sites: Sequence[SimulatedSite], *, seed: int) -> dict[str, int | bool]:
-    """One round of SLM-to-LLM transfer: the sum of all excesses, and what sites are asked for."""
-    opened = np.sum([confidence_excess(one.context, one.state) for one in sites], axis=0)
-    asked = llm.inquire([int(value) for value in opened])
-    written: Mapping[str, Mapping[int, str]] = {
-        site.name: solved(site.context, site.state, asked) for site in sites
-    }
-    return {"asked": len(asked), **llm.improve(written, seed=seed)}
