@@ -66,7 +66,7 @@ def test_only_what_the_dp_reference_model_favours_agrees() -> None:
 def test_something_is_drawn_once_beside_each_rationale(monkeypatch: pytest.MonkeyPatch) -> None:
     site = site_context(study())
     asked: list[int] = []
-    draw = judges.own_paths
+    draw = judges.sampled_responses
 
     def counted(lm: object, prompts: list[str], **options: object) -> object:
         asked.append(len(prompts))
