@@ -5,7 +5,7 @@ a restart needs no state. Entry: `python -m` with a byte limit.
 
 Operations (arguments and replies are byte strings, see `frames`):
 
-opening_generate: numbers (q, t) -> public key (2, N) u64, secret key (N,) u64.
+aggregate_generate: numbers (q, t) -> public key (2, N) u64, secret key (N,) u64.
 open: numbers (q, t, width), secret key, packed ciphertexts
     -> per chunk its entries i64, centred modulo t.
 scoring_generate: numbers (q) -> secret key (N,) u64.

@@ -159,7 +159,9 @@ def test_a_database_of_something_else_is_not_made_into_a_ledger(path: Path) -> N
     assert tables == 1
 
 
-@pytest.mark.parametrize("content", [b"this is not a database" * 100, os.urandom(8192)])
+@pytest.mark.parametrize(
+    "content", [b"this is not a database" * 100, os.urandom(8192)], ids=["text", "chance"]
+)
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(LedgerError, match="damaged or not a ledger"):
