@@ -4,50 +4,53 @@
 # source: lada_protocol/wire/lada.proto
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 31, 1, "", "lada_protocol/wire/lada.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    31,
+    1,
+    '',
+    'lada_protocol/wire/lada.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x1dlada_protocol/wire/lada.proto\x12\x07lada.v1"Z\n\tPostFrame\x12#\n\x07opening\x18\x01 \x01(\x0b\x32\x10.lada.v1.OpeningH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.lada.v1.ChunkH\x00\x42\x07\n\x05\x66rame",\n\x07Opening\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c"5\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c")\n\x0fProgressRequest\x12\x16\n\x0emessage_sha256\x18\x01 \x01(\x0c"1\n\rProgressReply\x12\x10\n\x08on_board\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04"3\n\x07Receipt\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x16\n\x0emessage_sha256\x18\x02 \x01(\x0c"6\n\x0bListRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r",\n\tListReply\x12\x1f\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x0e.lada.v1.Entry"<\n\x05\x45ntry\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c"6\n\x0c\x46\x65tchRequest\x12\x16\n\x0emessage_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\xd9\x01\n\x05\x42oard\x12.\n\x04Post\x12\x12.lada.v1.PostFrame\x1a\x10.lada.v1.Receipt(\x01\x12<\n\x08Progress\x12\x18.lada.v1.ProgressRequest\x1a\x16.lada.v1.ProgressReply\x12\x30\n\x04List\x12\x14.lada.v1.ListRequest\x1a\x12.lada.v1.ListReply\x12\x30\n\x05\x46\x65tch\x12\x15.lada.v1.FetchRequest\x1a\x0e.lada.v1.Chunk0\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlada_protocol/wire/lada.proto\x12\x07lada.v1\"Z\n\tPostFrame\x12#\n\x07opening\x18\x01 \x01(\x0b\x32\x10.lada.v1.OpeningH\x00\x12\x1f\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0e.lada.v1.ChunkH\x00\x42\x07\n\x05\x66rame\",\n\x07Opening\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"5\n\x05\x43hunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\")\n\x0fProgressRequest\x12\x16\n\x0emessage_sha256\x18\x01 \x01(\x0c\"1\n\rProgressReply\x12\x10\n\x08on_board\x18\x01 \x01(\x08\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"3\n\x07Receipt\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x16\n\x0emessage_sha256\x18\x02 \x01(\x0c\"6\n\x0bListRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\",\n\tListReply\x12\x1f\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x0e.lada.v1.Entry\"<\n\x05\x45ntry\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"6\n\x0c\x46\x65tchRequest\x12\x16\n\x0emessage_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x32\xd9\x01\n\x05\x42oard\x12.\n\x04Post\x12\x12.lada.v1.PostFrame\x1a\x10.lada.v1.Receipt(\x01\x12<\n\x08Progress\x12\x18.lada.v1.ProgressRequest\x1a\x16.lada.v1.ProgressReply\x12\x30\n\x04List\x12\x14.lada.v1.ListRequest\x1a\x12.lada.v1.ListReply\x12\x30\n\x05\x46\x65tch\x12\x15.lada.v1.FetchRequest\x1a\x0e.lada.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "lada_protocol.wire.lada_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lada_protocol.wire.lada_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_POSTFRAME"]._serialized_start = 42
-    _globals["_POSTFRAME"]._serialized_end = 132
-    _globals["_OPENING"]._serialized_start = 134
-    _globals["_OPENING"]._serialized_end = 178
-    _globals["_CHUNK"]._serialized_start = 180
-    _globals["_CHUNK"]._serialized_end = 233
-    _globals["_PROGRESSREQUEST"]._serialized_start = 235
-    _globals["_PROGRESSREQUEST"]._serialized_end = 276
-    _globals["_PROGRESSREPLY"]._serialized_start = 278
-    _globals["_PROGRESSREPLY"]._serialized_end = 327
-    _globals["_RECEIPT"]._serialized_start = 329
-    _globals["_RECEIPT"]._serialized_end = 380
-    _globals["_LISTREQUEST"]._serialized_start = 382
-    _globals["_LISTREQUEST"]._serialized_end = 436
-    _globals["_LISTREPLY"]._serialized_start = 438
-    _globals["_LISTREPLY"]._serialized_end = 482
-    _globals["_ENTRY"]._serialized_start = 484
-    _globals["_ENTRY"]._serialized_end = 544
-    _globals["_FETCHREQUEST"]._serialized_start = 546
-    _globals["_FETCHREQUEST"]._serialized_end = 600
-    _globals["_BOARD"]._serialized_start = 603
-    _globals["_BOARD"]._serialized_end = 820
+  DESCRIPTOR._loaded_options = None
+  _globals['_POSTFRAME']._serialized_start=42
+  _globals['_POSTFRAME']._serialized_end=132
+  _globals['_OPENING']._serialized_start=134
+  _globals['_OPENING']._serialized_end=178
+  _globals['_CHUNK']._serialized_start=180
+  _globals['_CHUNK']._serialized_end=233
+  _globals['_PROGRESSREQUEST']._serialized_start=235
+  _globals['_PROGRESSREQUEST']._serialized_end=276
+  _globals['_PROGRESSREPLY']._serialized_start=278
+  _globals['_PROGRESSREPLY']._serialized_end=327
+  _globals['_RECEIPT']._serialized_start=329
+  _globals['_RECEIPT']._serialized_end=380
+  _globals['_LISTREQUEST']._serialized_start=382
+  _globals['_LISTREQUEST']._serialized_end=436
+  _globals['_LISTREPLY']._serialized_start=438
+  _globals['_LISTREPLY']._serialized_end=482
+  _globals['_ENTRY']._serialized_start=484
+  _globals['_ENTRY']._serialized_end=544
+  _globals['_FETCHREQUEST']._serialized_start=546
+  _globals['_FETCHREQUEST']._serialized_end=600
+  _globals['_BOARD']._serialized_start=603
+  _globals['_BOARD']._serialized_end=820
 # @@protoc_insertion_point(module_scope)
