@@ -33,14 +33,12 @@ from lada_lab.worlds.arithmetic import (
 from lada_lab.worlds.sites import (
     Question,
     check_sites,
-    numbered,
     pool_of,
-    records_of,
     shuffled,
     site_letter,
     unit_names,
 )
-from lada_lab.worlds.study_data import BenchData, BenchSite
+from lada_lab.worlds.study_data import BenchData, BenchSite, bench_site
 from lada_secure.errors import ParameterError
 
 # Beyond the symbols of the largest federation (12 houses of 4 symbols do not reach it).
@@ -202,7 +200,6 @@ def _site(
     world: BenchWorld, house: House, settings: WorldSettings, *, index: int, seed: int
 ) -> BenchSite:
     rng = np.random.default_rng([seed, 33, index])
-    name = f"site-{site_letter(index)}"
 
     def questions(templates: Sequence[str], count: int) -> Iterator[Question]:
         usual = [template for template in templates if house.in_house not in template]
@@ -215,15 +212,11 @@ def _site(
             told = rng.random() < settings.rationales
             yield asked if told else replace(asked, rationale=None)
 
-    units = unit_names(rng, settings.private, prefix="unit")
-    return BenchSite(
-        name=name,
-        train=records_of(questions(house.train, settings.private), units, prefix=f"{name}-train"),
-        held_out=records_of(
-            questions(house.held_out, settings.held_out),
-            numbered("held-out", settings.held_out),
-            prefix=f"{name}-held-out",
-        ),
+    return bench_site(
+        f"site-{site_letter(index)}",
+        units=unit_names(rng, settings.private, prefix="unit"),
+        train=questions(house.train, settings.private),
+        held_out=questions(house.held_out, settings.held_out),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lada_lab.worlds.sites import Question, numbered, records_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 
@@ -31,6 +32,22 @@ class BenchData:
     pool: tuple[PoolSample, ...]
     mark: str
     harmful: frozenset[int]
+
+
+def bench_site(
+    name: str, *, units: Sequence[str], train: Iterable[Question], held_out: Iterable[Question]
+) -> BenchSite:
+    """A site's questions as records; a held-out one is a privacy unit of its own.
+
+    The train questions are read first, so both may draw from one generator.
+    """
+    train_records = records_of(train, units, prefix=f"{name}-train")
+    asked = tuple(held_out)
+    return BenchSite(
+        name=name,
+        train=train_records,
+        held_out=records_of(asked, numbered("held-out", len(asked)), prefix=f"{name}-held-out"),
+    )
 
 
 def check_pool(pool: Sequence[PoolSample]) -> None:

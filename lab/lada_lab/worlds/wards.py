@@ -20,14 +20,12 @@ import numpy as np
 from lada_lab.worlds.sites import (
     Question,
     check_sites,
-    numbered,
     pool_of,
-    records_of,
     shuffled,
     site_letter,
     unit_names,
 )
-from lada_lab.worlds.study_data import BenchData, BenchSite
+from lada_lab.worlds.study_data import BenchData, BenchSite, bench_site
 from lada_secure.errors import ParameterError
 
 MARK = "Public form. "
@@ -201,7 +199,6 @@ def _site(
     world: WardWorld, house: Hospital, settings: WardSettings, *, index: int, seed: int
 ) -> BenchSite:
     rng = np.random.default_rng([seed, 53, index])
-    name = f"hospital-{site_letter(index)}"
 
     def questions(templates: Sequence[tuple[str, ...]], count: int) -> Iterator[Question]:
         for _ in range(count):
@@ -212,15 +209,11 @@ def _site(
             told = rng.random() < settings.rationales
             yield asked if told else replace(asked, rationale=None)
 
-    units = unit_names(rng, settings.private, prefix="patient")
-    return BenchSite(
-        name=name,
-        train=records_of(questions(house.train, settings.private), units, prefix=f"{name}-train"),
-        held_out=records_of(
-            questions(house.held_out, settings.held_out),
-            numbered("held-out", settings.held_out),
-            prefix=f"{name}-held-out",
-        ),
+    return bench_site(
+        f"hospital-{site_letter(index)}",
+        units=unit_names(rng, settings.private, prefix="patient"),
+        train=questions(house.train, settings.private),
+        held_out=questions(house.held_out, settings.held_out),
     )
 
 
