@@ -122,7 +122,7 @@ STRATEGIES: dict[str, Strategy] = {
         ),
         Strategy(
             name="band",
-            summary="learnability band x noised mass, without the data filter",
+            summary="learnability band x noised mass, without the reward model",
             utility=_utility_band,
         ),
         Strategy(
