@@ -117,6 +117,24 @@ def dpsgd(
     )
 
 
+@app.command(epilog="Example:  lada bench forms --model smollm2-135m --samples 160 --json")
+def forms(
+    cache_dir: CacheDir,
+    model: Annotated[str, typer.Option(help="Folder of a model, or its name in the cache.")],
+    samples: Annotated[int, typer.Option(help="Questions of the demo's public pool.")] = 160,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest path, in tokens.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Which answer forms a model can do, on the demo's public questions."""
+    from lada_lab.micro.forms import run_forms
+
+    _show(
+        run_forms(model=model, cache_dir=cache_dir, samples=samples, max_new_tokens=max_new_tokens),
+        title=f"Answer forms: {model}",
+        as_json=as_json,
+    )
+
+
 def _show(report: Mapping[str, Any], *, title: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True))

@@ -19,7 +19,6 @@ from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import MeasuredRecord, UnitStatistics, unit_statistics
 from lada_secure.allocation.valuation_gains import UnitGains, ValuationParameters, unit_gains
 from lada_secure.arrays import FloatArray
-from lada_secure.data.prompts import rationale_of
 from lada_secure.models.adapters import AdapterWeights, adapters_kept, load_adapters
 from lada_secure.models.embedding import Embedder
 from lada_secure.models.evaluation import batches_by_length, rationale_losses
@@ -57,7 +56,9 @@ def measured_statistics(
         records = [record for unit in part for record in unit.records]
         placed = clusters.assign(embedder.embed([record.question for record in records]))
         stated = [
-            record_example(record, path=rationale_of(record.answer, record.choices, None))
+            record_example(
+                record, lm.form, path=lm.form.target(record.answer, record.choices, None)
+            )
             for record in records
         ]
         losses = rationale_losses(lm, stated, batch_size=batch)
@@ -109,7 +110,11 @@ def measured_gains(
 
     def measured(part: Sequence[Unit], batch: int) -> list[FloatArray]:
         examples = [
-            [record_example(record) for record in unit.records if record.rationale is not None]
+            [
+                record_example(record, lm.form)
+                for record in unit.records
+                if record.rationale is not None
+            ]
             for unit in part
         ]
         rows = [encode_row(lm, one.prompt, one.path) for unit in examples for one in unit]

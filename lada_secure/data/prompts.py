@@ -1,9 +1,9 @@
-"""How a question becomes the text a model reads, and how an answer is read out of its text.
+"""The cloze form: how a question becomes the text a model reads, and how an answer is read back.
 
-Two forms. A multiple-choice question is put in the cloze form: the options are not listed, the path
-names the answer and then the reason, and a model chooses the option whose text it finds the most
-probable. (Small models cannot tie a listed option to its letter: SmolLM2-135M stays at chance.) An
-open question is followed by its reasoning and, on a last line of its own, the answer.
+The options of a multiple-choice question are not listed, the path names the answer and then the
+reason, and a model chooses the option whose text it finds the most probable. (Small models cannot
+tie a listed option to its letter: SmolLM2-135M stays at chance.) An open question is followed by
+its reasoning and, on a last line of its own, the answer. `lada_secure.data.forms` has all forms.
 
 All functions here are total: they give a text for whatever a record holds. What makes no sensible
 question is refused earlier, by file and line (`lada_secure.data.record_faults`). A record that got

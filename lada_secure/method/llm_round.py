@@ -13,14 +13,13 @@ import numpy as np
 
 from lada_secure.allocation.cells import Clusters, difficulty_bins, pool_features
 from lada_secure.arrays import Float32Array, FloatArray, IntArray
-from lada_secure.data.prompts import answer_of, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan, transfer_of
 from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationales import generate_rationales
+from lada_secure.models.rationales import Sampling, generate_rationales
 
 BATCH_SIZE = 16
 GENERATION_BATCH_SIZE = 64
@@ -62,8 +61,9 @@ def view_pool(
     """Difficulty bins and confidence of the LLM for every pool sample (Guo et al. 2026).
 
     Difficulty is the LLM's loss on the rationale it would write or choose. Confidence says how
-    likely that is right: for open questions whether its greedy answer is the gold one; 1 for
-    multiple choice, where a wrong choice is found and dropped when the rationale is written.
+    likely that is right: whether its greedy answer is the gold one where the LLM must write before
+    its answer is known; 1 where it chooses first, for a wrong choice is found and dropped when the
+    rationale is written.
 
     Args: embeddings: (n, e) of the pool.
     """
@@ -85,21 +85,22 @@ def _judge(
     lm: LanguageModel, plan: MethodPlan, pool: Sequence[PoolSample]
 ) -> tuple[FloatArray, FloatArray]:
     """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
-    prompts = [prompt_of(sample.question, sample.choices) for sample in pool]
-    open_questions = [at for at, sample in enumerate(pool) if not sample.choices]
-    texts = [rationale_of(sample.answer, sample.choices, None) for sample in pool]
+    form = lm.form
+    prompts = [form.prompt(sample.question, sample.choices) for sample in pool]
+    places = [at for at, sample in enumerate(pool) if form.writes_first(sample.choices)]
+    texts = [form.target(sample.answer, sample.choices, None) for sample in pool]
     written = greedy_rationales(
         lm,
-        [prompts[at] for at in open_questions],
+        [prompts[at] for at in places],
         batch_size=GENERATION_BATCH_SIZE,
         max_new_tokens=plan.paths.max_new_tokens,
     )
-    for at, text in zip(open_questions, written, strict=True):
+    for at, text in zip(places, written, strict=True):
         texts[at] = text or texts[at]
     losses = rationale_log_probabilities(lm, prompts, texts, batch_size=BATCH_SIZE).losses
     confidence = np.ones(len(pool), dtype=np.float64)
-    for at, text in zip(open_questions, written, strict=True):
-        confidence[at] = float(bool(text) and answer_of(text, ()) == pool[at].answer)
+    for at, text in zip(places, written, strict=True):
+        confidence[at] = float(form.right(text, pool[at].choices, pool[at].answer))
     return losses, confidence
 
 
@@ -126,7 +127,7 @@ def write_rationales(
             lm,
             [pool[index] for index in batch.values()],
             max_new_tokens=plan.paths.max_new_tokens,
-            attempts=plan.paths.attempts,
+            sampling=_sampling(plan),
             batch_size=BATCH_SIZE,
         )
         wrong += generated.wrong
@@ -135,6 +136,16 @@ def write_rationales(
         if progress is not None:
             progress(min(start + BATCH_SIZE, len(chosen)), len(chosen))
     return WrittenRationales(texts=texts, demanded=len(wanted), wrong=wrong, dropped=dropped)
+
+
+def _sampling(plan: MethodPlan) -> Sampling:
+    paths = plan.paths
+    return Sampling(
+        attempts=paths.attempts,
+        temperature=paths.temperature,
+        top_p=paths.top_p,
+        keep=paths.keep,
+    )
 
 
 def llm_adapters(plan: MethodPlan, *, layers: int) -> AdapterSettings:

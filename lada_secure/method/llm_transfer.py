@@ -13,7 +13,6 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from lada_secure.allocation.confidence_excess import samples_to_ask, scaled_confidence
-from lada_secure.data.prompts import answer_of, prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
 from lada_secure.method.plan import MethodPlan, split_pool, transfer_of
@@ -88,12 +87,12 @@ def improve(
     split = split_pool(plan)
     before = _score(plan, llm.answer(split.holdout))
     count = sum(len(texts) for texts in received.values())
-    examples = _examples(pool, received, split.candidates, llm.answer(split.candidates))
+    examples = _examples(plan, pool, received, llm.answer(split.candidates))
     if not examples:
         return Decision(received=count, used=0, before=before, after=before, weights=None)
     held_out = set(split.holdout)
     replay = [
-        _example(pool[index], text, rejected=None)
+        _example(plan, pool[index], text, rejected=None)
         for index, text in sorted(written.items())
         if index not in held_out
     ]
@@ -115,12 +114,16 @@ def _score(plan: MethodPlan, answers: Answers) -> HoldoutScore:
 
 
 def _examples(
+    plan: MethodPlan,
     pool: Sequence[PoolSample],
     received: Mapping[str, Mapping[int, str]],
-    candidates: Sequence[int],
     said: Answers,
 ) -> list[RationaleExample]:
-    """Different rationales that reach the gold answer, each against what the LLM would say."""
+    """Different rationales that reach the gold answer, each against what the LLM would say.
+
+    Args: said: of the LLM on the plan's candidates.
+    """
+    candidates = split_pool(plan).candidates
     rejected = {
         index: text
         for index, text, right in zip(candidates, said.paths, said.right, strict=True)
@@ -130,15 +133,17 @@ def _examples(
     for site in sorted(received):
         for index, text in received[site].items():
             sample = pool[index]
-            if answer_of(text, sample.choices) == sample.answer:
-                found[index, text] = _example(sample, text, rejected=rejected.get(index))
+            if plan.form.right(text, sample.choices, sample.answer):
+                found[index, text] = _example(plan, sample, text, rejected=rejected.get(index))
     return [found[key] for key in sorted(found)]
 
 
-def _example(sample: PoolSample, text: str, *, rejected: str | None) -> RationaleExample:
+def _example(
+    plan: MethodPlan, sample: PoolSample, text: str, *, rejected: str | None
+) -> RationaleExample:
     return RationaleExample(
         example_id=sample.sample_id,
-        prompt=prompt_of(sample.question, sample.choices),
+        prompt=plan.form.prompt(sample.question, sample.choices),
         path=text,
         rejected=rejected,
     )

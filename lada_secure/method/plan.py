@@ -14,7 +14,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.errors import LocalProtocolError
+from lada_secure.data.forms import AnswerForm, FormName, answer_form
+from lada_secure.data.verification import Rule, Verifier
+from lada_secure.errors import LocalProtocolError, ParameterError
 
 # Purposes of releases and of collective sums, as ledger entries and messages name them.
 STATISTICS = "statistics"
@@ -166,11 +168,45 @@ class AllocationPlan(PlanPart):
 
 
 class RationalesPlan(PlanPart):
-    """Step 8: how many rationales the LLM writes, and how long they may be."""
+    """Step 8: how many rationales the LLM writes, how long they may be, and which one is kept.
+
+    attempts, temperature, top_p, keep: see `lada_secure.models.rationales.Sampling`.
+    """
 
     budget: Count
     max_new_tokens: Count
     attempts: Count
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    keep: Literal["first", "shortest", "most_probable"] = "first"
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.keep != "first" and self.attempts < 2:
+            raise ValueError(
+                f"keep = {self.keep} chooses among several paths: attempts must be 2 or more, or "
+                "keep first"
+            )
+        return self
+
+
+class VerifierPlan(PlanPart):
+    """When an open answer is the gold one; see `lada_secure.data.verification.Verifier`."""
+
+    rule: Rule = "exact"
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        try:
+            self.verifier()
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def verifier(self) -> Verifier:
+        """The rule itself."""
+        return Verifier(rule=self.rule, tolerance=self.tolerance)
 
 
 class TransferPlan(PlanPart):
@@ -221,7 +257,10 @@ class TransferPlan(PlanPart):
 
 
 class MethodPlan(PlanPart):
-    """What one study computes. Fields that are None are left out of the bytes, never null."""
+    """What one study computes. Fields that are None are left out of the bytes, never null.
+
+    answer_form: how questions are asked and answers read, for the LLM and all SLMs.
+    """
 
     study_id: str
     rounds: Annotated[int, Field(ge=1, le=1000)]
@@ -229,6 +268,8 @@ class MethodPlan(PlanPart):
     seed: Annotated[int, Field(ge=0)]
     pool_sha256: str
     pool_size: Count
+    answer_form: FormName = "cloze"
+    verifier: VerifierPlan = VerifierPlan()
     privacy: PrivacyPlan
     statistics: StatisticsPlan
     training: TrainingPlan
@@ -249,6 +290,11 @@ class MethodPlan(PlanPart):
         if self.guide is not None and self.guide.finish and self.rounds < 2:
             raise ValueError("guide.finish needs rounds >= 2: the rounds before it make the guide")
         return self
+
+    @property
+    def form(self) -> AnswerForm:
+        """How every model of the study is asked and read."""
+        return answer_form(self.answer_form, self.verifier.verifier())
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, the form that is hashed and signed."""

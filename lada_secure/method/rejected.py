@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lada_secure.data.prompts import answer_of, rationale_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.plan import MethodPlan
 from lada_secure.models.evaluation import choose, greedy_rationales
@@ -23,17 +22,18 @@ def with_rejected(
 ) -> list[RationaleExample]:
     """Add the SLM's wrong responses to examples of pool samples, one sample each.
 
-    For multiple choice that is the option it would choose, for open questions its own greedy
-    rationale. A right one has nothing to be told apart from. Nothing is added where the plan has no
-    contrastive term.
+    That is the option it would choose where that comes first, elsewhere its own greedy rationale. A
+    right one has nothing to be told apart from. Nothing is added where the plan has no contrastive
+    term.
     """
     if plan.distillation.contrastive_weight == 0.0 or not examples:
         return list(examples)
-    if all(sample.choices for sample in samples):
+    form = lm.form
+    if not any(form.writes_first(sample.choices) for sample in samples):
         said = choose(lm, samples, batch_size=batch_size)
         own = [
-            rationale_of(sample.choices[int(letter)], sample.choices, None)
-            for sample, letter in zip(samples, said, strict=True)
+            form.target(sample.choices[int(pick)], sample.choices, None)
+            for sample, pick in zip(samples, said, strict=True)
         ]
     else:
         own = greedy_rationales(
@@ -43,11 +43,9 @@ def with_rejected(
             max_new_tokens=plan.paths.max_new_tokens,
         )
     return [
-        replace(example, rejected=text if text and _is_wrong(text, sample) else None)
+        replace(
+            example,
+            rejected=text if text and not form.right(text, sample.choices, sample.answer) else None,
+        )
         for example, text, sample in zip(examples, own, samples, strict=True)
     ]
-
-
-def _is_wrong(text: str, sample: PoolSample) -> bool:
-    """Whether a rationale ends in another answer than the public gold answer."""
-    return answer_of(text, sample.choices) != sample.answer

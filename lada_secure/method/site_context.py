@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from lada_secure.allocation.cells import Clusters
 from lada_secure.arrays import FloatArray, IntArray
-from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import MethodPlan
@@ -59,7 +58,7 @@ class SiteContext:
         book: LedgerBook,
         execution: Execution,
     ) -> SiteContext:
-        """Attach the plan's adapters, and place the pool among its public clusters.
+        """Attach the plan's adapters, ask in its form, and place the pool among its clusters.
 
         Raises: ParameterError: the model has none of the plan's adapter targets.
         """
@@ -67,7 +66,7 @@ class SiteContext:
         attach_adapters(lm, adapter_settings(plan, layers=layers))
         return cls(
             plan=plan,
-            lm=lm,
+            lm=lm.with_form(plan.form),
             reference=adapter_weights(lm),
             pool=pool,
             clusters=clusters,
@@ -89,7 +88,7 @@ class SiteContext:
     def prompt(self, pool_index: int) -> str:
         """What a model reads of a pool sample."""
         sample = self.pool[pool_index]
-        return prompt_of(sample.question, sample.choices)
+        return self.lm.form.prompt(sample.question, sample.choices)
 
     def example(self, known: KnownRationale) -> RationaleExample:
         """A rationale as something to learn."""

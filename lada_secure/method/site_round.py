@@ -26,7 +26,7 @@ from lada_secure.method.site_state import SiteState
 from lada_secure.method.training import trainer_settings, training_release
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import answer_pool
-from lada_secure.models.rationales import generate_rationales
+from lada_secure.models.rationales import GREEDY, generate_rationales
 from lada_secure.privacy.ledger.terms import Reservation
 from lada_secure.privacy.released import Released
 
@@ -125,7 +125,7 @@ def solved(site: SiteContext, state: SiteState, asked: Sequence[int]) -> dict[in
         site.lm,
         [site.pool[at] for at in asked],
         max_new_tokens=site.plan.paths.max_new_tokens,
-        attempts=1,
+        sampling=GREEDY,
         batch_size=site.execution.batch_size,
     )
     return {indices[one.sample_id]: one.path for one in written.paths}

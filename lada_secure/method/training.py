@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lada_secure.data.records import Record
 from lada_secure.dpsgd.distillation import training_spec
 from lada_secure.dpsgd.parameters import TrainerSettings
 from lada_secure.method.execution import Execution
 from lada_secure.method.mechanisms import loss_settings, privacy_parameters, private_learning_rate
 from lada_secure.method.plan import MethodPlan, ReferenceModelPlan
 from lada_secure.models.adapters import AdapterSettings
+from lada_secure.models.evaluation import ANSWER_TOKENS
 from lada_secure.models.examples import PrivateUnit, private_unit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
@@ -83,6 +85,18 @@ def pool_tuning(
     )
 
 
+def held_out_tokens(plan: MethodPlan, record: Record) -> int:
+    """What a model may write to answer a held-out record; 0 where it only chooses an option."""
+    if not plan.form.writes_first(record.choices):
+        return 0
+    return written_tokens(plan)
+
+
+def written_tokens(plan: MethodPlan) -> int:
+    """What a model may write to answer a question: a whole path where it reasons first."""
+    return plan.paths.max_new_tokens if plan.answer_form == "reasoned" else ANSWER_TOKENS
+
+
 def private_units(
     plan: MethodPlan, lm: LanguageModel, units: Sequence[Unit], *, round_id: int, batch_size: int
 ) -> list[PrivateUnit]:
@@ -96,7 +110,7 @@ def private_units(
     """
     guide = plan.guide
     if guide is None:
-        return [private_unit(unit) for unit in units]
+        return [private_unit(unit, lm.form) for unit in units]
     written: Sequence[Sequence[str | None]] = [()] * len(units)
     if guide.own_reasons and round_id > 0:
         written = self_generated_rationales(
@@ -104,6 +118,6 @@ def private_units(
         )
     only = guide.records_with_reasons
     return [
-        private_unit(unit, with_reasons_only=only, written=own)
+        private_unit(unit, lm.form, with_reasons_only=only, written=own)
         for unit, own in zip(units, written, strict=True)
     ]

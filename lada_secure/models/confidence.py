@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.models.evaluation import (
     greedy_rationales,
@@ -22,8 +21,8 @@ from lada_secure.models.loading import LanguageModel
 class Answers:
     """A model's answers to n public questions.
 
-    paths: what it would write, most probable first; the option alone for multiple choice, empty
-    where it writes nothing. right: (n,) bool, whether the answer is the gold one. confidence: (n,)
+    paths: what it would write; the option alone where that comes first, empty where it writes
+    nothing. right: (n,) bool, whether the answer is the gold one. confidence: (n,)
     float64 in [0, 1].
     """
 
@@ -37,38 +36,48 @@ def answer_pool(
 ) -> Answers:
     """Answer public questions and say how sure the model is of each gold answer.
 
-    Multiple choice: confidence is the probability of the gold option among the options. Open
-    questions have no path to score beforehand, so the model writes one: confidence is exp(mean
-    log-probability per token) of that path where it ends in the gold answer, and 0 elsewhere.
+    Multiple choice: confidence is the probability of the gold option among the options. In a form
+    that reasons first that is the probability behind the model's own greedy reasoning, and 0 where
+    what it wrote cannot be read. Open questions have no path to score beforehand, so the model
+    writes one: confidence is exp(mean log-probability per token) of that path where it ends in the
+    gold answer, and 0 elsewhere.
 
     Args: batch_size, max_new_tokens: >= 1.
     """
+    form = lm.form
     paths = [""] * len(samples)
-    confidence = np.zeros(len(samples), dtype=np.float64)
-    closed = [at for at, sample in enumerate(samples) if sample.choices]
-    opened = [at for at, sample in enumerate(samples) if not sample.choices]
-    shares = option_probabilities(lm, [samples[at] for at in closed], batch_size=batch_size)
-    for at, share in zip(closed, shares, strict=True):
-        choices = samples[at].choices
-        paths[at] = option_text(choices[int(np.argmax(share))])
-        confidence[at] = min(float(share[choices.index(samples[at].answer)]), 1.0)
-    prompts = [prompt_of(sample.question, sample.choices) for sample in samples]
-    written = greedy_rationales(
+    written = [at for at, sample in enumerate(samples) if form.writes_first(sample.choices)]
+    prompts = [form.prompt(sample.question, sample.choices) for sample in samples]
+    texts = greedy_rationales(
         lm,
-        [prompts[at] for at in opened],
+        [prompts[at] for at in written],
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    for at, path in zip(opened, written, strict=True):
+    for at, path in zip(written, texts, strict=True):
         paths[at] = path
+    confidence = np.zeros(len(samples), dtype=np.float64)
+    unread = {at for at in written if form.answer(paths[at], samples[at].choices) is None}
+    closed = [at for at, sample in enumerate(samples) if sample.choices and at not in unread]
+    shares = option_probabilities(
+        lm,
+        [samples[at] for at in closed],
+        batch_size=batch_size,
+        begun=[form.before_answer(paths[at]) for at in closed],
+    )
+    for at, share in zip(closed, shares, strict=True):
+        choices, gold = samples[at].choices, samples[at].answer
+        confidence[at] = min(float(share[choices.index(gold)]), 1.0)
+        if not form.writes_first(choices):
+            paths[at] = form.target(choices[int(np.argmax(share))], choices, None)
     right = np.array(
         [
-            answer_of(path, sample.choices) == sample.answer
+            form.right(path, sample.choices, sample.answer)
             for path, sample in zip(paths, samples, strict=True)
         ],
         dtype=np.bool_,
     )
-    solved = [at for at in opened if right[at]]
+    solved = [at for at in written if right[at] and not samples[at].choices]
     scored = rationale_log_probabilities(
         lm, [prompts[at] for at in solved], [paths[at] for at in solved], batch_size=batch_size
     )

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import RationaleExample, encode_row
@@ -69,11 +68,12 @@ def correct(
 ) -> NDArray[np.bool_]:
     """Which questions are answered rightly: (n,) bool.
 
-    Multiple choice: the option whose text is the most probable, see `choose`.
-    Open questions: greedy generation, then the answer is read from the path.
+    Multiple choice: the option that the model prefers, see `choose`. Where it must write before its
+    answer is known (open questions, and all in a form that reasons first): greedy generation, then
+    the answer is read from the path.
     A record that the model cannot be asked about, whatever it holds, counts as answered wrongly.
 
-    Args: batch_size: >= 1. max_new_tokens: for open questions, path and answer together.
+    Args: batch_size: >= 1. max_new_tokens: of what is written, path and answer together.
     Raises: ParameterError: no records, or a batch size below 1.
     """
     if not records:
@@ -83,18 +83,18 @@ def correct(
 
     def judged(part: Sequence[Record | PoolSample]) -> list[bool]:
         right = [False] * len(part)
-        closed = [at for at, record in enumerate(part) if record.choices]
-        picks = choose(lm, [part[at] for at in closed], batch_size=batch_size)
-        for at, pick in zip(closed, picks, strict=True):
+        chosen = [at for at, one in enumerate(part) if not lm.form.writes_first(one.choices)]
+        picks = choose(lm, [part[at] for at in chosen], batch_size=batch_size)
+        for at, pick in zip(chosen, picks, strict=True):
             right[at] = part[at].choices[pick] == part[at].answer
-        opened = [at for at, record in enumerate(part) if not record.choices]
-        if opened:
-            prompts = [prompt_of(part[at].question, ()) for at in opened]
+        written = [at for at, one in enumerate(part) if lm.form.writes_first(one.choices)]
+        if written:
+            prompts = [lm.form.prompt(part[at].question, part[at].choices) for at in written]
             paths = greedy_rationales(
                 lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens
             )
-            for at, path in zip(opened, paths, strict=True):
-                right[at] = answer_of(path, ()) == part[at].answer
+            for at, path in zip(written, paths, strict=True):
+                right[at] = lm.form.right(path, part[at].choices, part[at].answer)
         return right
 
     found = for_each_unit(records, judged, otherwise=False, what="held-out accuracy")
@@ -106,48 +106,60 @@ def choose(
 ) -> NDArray[np.int64]:
     """The option that the model prefers for each multiple-choice question: its place, (n,).
 
-    The option whose text has the highest log-probability per token; without the division, short
-    options would win by being short. The prompt is read once and its keys and values serve all
-    options.
+    The option whose text, or letter where options are listed, has the highest log-probability per
+    token; without the division, short options would win by being short. The prompt is read once and
+    its keys and values serve all options.
 
     Args: batch_size: questions at a time; four times as many options.
-    Raises: ParameterError: a question without options.
+    Raises: ParameterError: a question without options, or one that must be written about first.
     """
+    if any(lm.form.writes_first(record.choices) for record in records if record.choices):
+        raise ParameterError(f"the form {lm.form.name} has its answer behind what the model writes")
     scores = _all_option_scores(lm, records, batch_size=batch_size)
     return np.array([int(np.argmax(values)) for values in scores], dtype=np.int64)
 
 
 def option_probabilities(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    begun: Sequence[str] = (),
 ) -> list[NDArray[np.float64]]:
     """How probable the model finds each option of a multiple-choice question, among its options.
 
     A softmax over the log-probabilities per token that `choose` compares.
 
+    Args: begun: what the model has written before its answer, per question; none where the answer
+        comes first.
     Returns: one array per question, entries in [0, 1] that sum to 1.
     Raises: ParameterError: a question without options.
     """
-    scores = _all_option_scores(lm, records, batch_size=batch_size)
+    scores = _all_option_scores(lm, records, batch_size=batch_size, begun=begun)
     weights = [np.exp(values - values.max()) for values in scores]
     return [weight / weight.sum() for weight in weights]
 
 
 def _all_option_scores(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+    lm: LanguageModel,
+    records: Sequence[Record | PoolSample],
+    *,
+    batch_size: int,
+    begun: Sequence[str] = (),
 ) -> list[NDArray[np.float64]]:
     if not all(record.choices for record in records):
         raise ParameterError("choosing an option needs options, got an open question")
     # Options of more than half of what the model takes lose their ends, and a prompt its start.
     most = lm.max_tokens // 2
     options = [
-        [lm.encode_prompt(option_text(choice))[:most] for choice in record.choices]
+        [lm.encode_prompt(text)[:most] for text in lm.form.options(record.choices)]
         for record in records
     ]
     prompts = [
-        lm.encode_prompt(prompt_of(record.question, record.choices))[
+        lm.encode_prompt(lm.form.prompt(record.question, record.choices) + text)[
             -(lm.max_tokens - max(len(option) for option in own)) :
         ]
-        for record, own in zip(records, options, strict=True)
+        for record, text, own in zip(records, begun or [""] * len(records), options, strict=True)
     ]
     found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
     for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
@@ -257,19 +269,22 @@ def generate_texts(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    top_p: float = 1.0,
 ) -> list[str]:
     """Let the model continue each prompt up to its end token.
 
     A prompt that leaves no room for `max_new_tokens` loses its start.
 
-    Args: temperature: 0 is greedy. seed: of the sampling; public data only, it is not for privacy.
-    Raises: ParameterError: negative temperature, sizes below 1, or more new tokens than the model
-        takes.
+    Args: temperature: 0 is greedy. top_p: tokens are drawn from the fewest that have this share of
+        the probability (Holtzman et al. 2020), in (0, 1]. seed: of the sampling; public data only,
+        it is not for privacy.
+    Raises: ParameterError: negative temperature, a share outside (0, 1], sizes below 1, or more new
+        tokens than the model takes.
     """
-    if temperature < 0 or max_new_tokens < 1:
+    if temperature < 0 or max_new_tokens < 1 or not 0.0 < top_p <= 1.0:
         raise ParameterError(
-            f"generation needs temperature >= 0 and max_new_tokens >= 1, got {temperature} and "
-            f"{max_new_tokens}"
+            f"generation needs temperature >= 0, max_new_tokens >= 1 and top_p in (0, 1], got "
+            f"{temperature}, {max_new_tokens} and {top_p}"
         )
     if max_new_tokens >= lm.max_tokens:
         raise ParameterError(
@@ -280,7 +295,7 @@ def generate_texts(
     texts = [""] * len(prompts)
     how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
         for rows in batches_by_length([len(one) for one in encoded], batch_size):

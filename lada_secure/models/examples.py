@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lada_secure.data.prompts import prompt_of, rationale_of
+from lada_secure.data.forms import AnswerForm
 from lada_secure.data.records import Record
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.private_records import for_each_unit
@@ -44,23 +44,27 @@ class PrivateUnit:
         return f"PrivateUnit(..., {len(self.examples)} examples)"
 
 
-def record_example(record: Record, *, path: str | None = None) -> RationaleExample:
+def record_example(
+    record: Record, form: AnswerForm, *, path: str | None = None
+) -> RationaleExample:
     """A private record as something to learn: a path, or its own answer with what reasons it has.
 
-    Args: path: stands in for the record's own.
+    Args: form: the study's. path: stands in for the record's own.
     """
     return RationaleExample(
         example_id=record.record_id,
-        prompt=prompt_of(record.question, record.choices),
-        path=rationale_of(record.answer, record.choices, record.rationale)
-        if path is None
-        else path,
+        prompt=form.prompt(record.question, record.choices),
+        path=form.target(record.answer, record.choices, record.rationale) if path is None else path,
         rejected=None,
     )
 
 
 def private_unit(
-    unit: Unit, *, with_reasons_only: bool = False, written: Sequence[str | None] = ()
+    unit: Unit,
+    form: AnswerForm,
+    *,
+    with_reasons_only: bool = False,
+    written: Sequence[str | None] = (),
 ) -> PrivateUnit:
     """A bounded privacy unit with all its records, or those that have reasons.
 
@@ -73,7 +77,7 @@ def private_unit(
     return PrivateUnit(
         unit_id=unit.unit_id,
         examples=tuple(
-            record_example(record, path=path)
+            record_example(record, form, path=path)
             for record, path in zip(
                 unit.records, written or (None,) * len(unit.records), strict=True
             )

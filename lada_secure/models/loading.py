@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lada_secure.data.forms import CLOZE, AnswerForm
 from lada_secure.errors import ParameterError
 
 # Longer texts would only be cut silently somewhere else; every text of the presets fits easily.
@@ -32,13 +33,19 @@ _MAX_TOKENS = 1024
 class LanguageModel:
     """A causal language model, its tokenizer, and how both are called.
 
-    `name` is the reference it was loaded by; `max_tokens` bounds prompt and path together.
+    `name` is the reference it was loaded by; `max_tokens` bounds prompt and path together. Whoever
+    opens a study sets its `form`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     max_tokens: int
+    form: AnswerForm = CLOZE
+
+    def with_form(self, form: AnswerForm) -> LanguageModel:
+        """The same model, asked and read in another form."""
+        return replace(self, form=form)
 
     @property
     def end_token(self) -> int:

@@ -11,7 +11,6 @@ from typing import Final
 
 import numpy as np
 
-from lada_secure.data.prompts import option_text, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
@@ -64,16 +63,17 @@ def needed_tokens(
 def _needed(
     lm: LanguageModel, records: Sequence[Record | PoolSample], written: Sequence[int]
 ) -> list[int]:
-    prompts = lm.token_counts([prompt_of(one.question, one.choices) for one in records])
+    prompts = lm.token_counts([lm.form.prompt(one.question, one.choices) for one in records])
     paths = lm.token_counts(
         [
-            rationale_of(
+            lm.form.target(
                 one.answer, one.choices, one.rationale if isinstance(one, Record) else None
             )
             for one in records
         ]
     )
-    options = iter(lm.token_counts([option_text(text) for one in records for text in one.choices]))
+    texts = [text for one in records for text in lm.form.options(one.choices)]
+    options = iter(lm.token_counts(texts))
     longest = [max((next(options) for _ in one.choices), default=0) for one in records]
     # An option keeps its end only where it takes at most half of what the model does.
     return [

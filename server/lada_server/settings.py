@@ -10,6 +10,7 @@ from pydantic import Field
 from lada_protocol.party_files import PartySettings
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
+from lada_secure.data.forms import FormName
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
@@ -19,6 +20,7 @@ from lada_secure.method.plan import (
     StatisticsPlan,
     TrainingPlan,
     TransferPlan,
+    VerifierPlan,
 )
 
 
@@ -50,6 +52,8 @@ class StudySettings(Settings):
     slm: str
     embedder: str
     seed: Annotated[int, Field(ge=0)] = 0
+    answer_form: FormName = "cloze"
+    verifier: VerifierPlan = VerifierPlan()
     phase_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     privacy: PrivacyPlan
     statistics: StatisticsPlan

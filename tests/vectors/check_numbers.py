@@ -115,10 +115,24 @@ def check_parameters(vectors: Any) -> None:
     need(len(vectors["opening"]) >= 5 and len(vectors["scoring"]) >= 5, "too few sets")
 
 
+def check_answers(plan: Any) -> None:
+    """How questions are asked, answers read, and paths drawn: always in the bytes."""
+    need(plan["answer_form"] in ("cloze", "listed", "reasoned"), "answer form")
+    rule, tolerance = plan["verifier"]["rule"], plan["verifier"]["tolerance"]
+    need(rule in ("exact", "normalised", "numeric"), "verifier")
+    need(isinstance(tolerance, float) and tolerance >= 0.0, "tolerance")
+    need(tolerance == 0.0 or rule == "numeric", "a tolerance of another rule")
+    paths = plan["paths"]
+    need(paths["keep"] in ("first", "shortest", "most_probable"), "keep")
+    need(paths["keep"] == "first" or paths["attempts"] >= 2, "one of several paths")
+    need(0.0 < paths["temperature"] <= 10.0 and 0.0 < paths["top_p"] <= 1.0, "drawing")
+
+
 def check_plan(vectors: Any) -> None:
     """Plan hash, and what follows from the plan."""
     plan = canonical(vectors["plan"])
     need(sha(vectors["plan"].encode("ascii")) == vectors["plan_hash"], "plan hash")
+    check_answers(plan)
     scale = plan["statistics"]["integer_scale"]
     sensitivity = math.nextafter(scale * math.sqrt(2.0), math.inf)
     sigma = math.nextafter(plan["statistics"]["noise_multiplier"] * sensitivity, math.inf)

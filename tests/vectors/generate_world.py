@@ -72,6 +72,8 @@ def the_plan() -> StudyPlan:
                 "seed": 7,
                 "pool_sha256": digest_of("pool"),
                 "pool_size": 20,
+                "answer_form": "reasoned",
+                "verifier": {"rule": "numeric", "tolerance": 0.01},
                 "clusters_sha256": digest_of("clusters"),
                 "phase_timeout_s": 60.0,
                 "privacy": {
@@ -113,7 +115,14 @@ def the_plan() -> StudyPlan:
                     "screen_low": 0.05,
                     "screen_high": 0.95,
                 },
-                "paths": {"budget": 10, "max_new_tokens": 32, "attempts": 2},
+                "paths": {
+                    "budget": 10,
+                    "max_new_tokens": 32,
+                    "attempts": 2,
+                    "temperature": 0.7,
+                    "top_p": 0.95,
+                    "keep": "shortest",
+                },
             }
         )
     )

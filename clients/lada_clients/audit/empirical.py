@@ -26,7 +26,6 @@ from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.party_files import read_settings
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, pool_hash, read_pool
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
@@ -166,7 +165,7 @@ def audit_site(
         raise ParameterError(f"--rounds: expected 1 to {plan.rounds}, the plan's, got {rounds}")
     units = _units(site, records)
     say(f"loading {plan.slm} ...")
-    lm = load_language_model(plan.slm, cache_dir=site.settings.cache_dir)
+    lm = load_language_model(plan.slm, cache_dir=site.settings.cache_dir).with_form(plan.form)
     shape = adapter_settings(plan, layers=int(lm.model.config.num_hidden_layers))
     attach_adapters(lm, shape)
     privacy, delta = privacy_parameters(plan), plan.privacy.target_delta
@@ -249,7 +248,7 @@ def _units(site: AuditedSite, records: Records) -> list[Unit] | tuple[PrivateUni
     if not site.pool:
         raise ParameterError("--records public: name the study's public pool with --pool")
     return tuple(
-        PrivateUnit(unit_id=f"public:{one.sample_id}", examples=(_example(one),))
+        PrivateUnit(unit_id=f"public:{one.sample_id}", examples=(_example(site.plan, one),))
         for one in site.pool
     )
 
@@ -262,13 +261,16 @@ def _pool(site: AuditedSite, round_id: int) -> Sequence[RationaleExample]:
     if site.plan.guide is not None:
         return ()
     count = min(site.plan.allocation.quota, len(site.pool))
-    return [_example(site.pool[(round_id * count + at) % len(site.pool)]) for at in range(count)]
+    return [
+        _example(site.plan, site.pool[(round_id * count + at) % len(site.pool)])
+        for at in range(count)
+    ]
 
 
-def _example(sample: PoolSample) -> RationaleExample:
+def _example(plan: StudyPlan, sample: PoolSample) -> RationaleExample:
     return RationaleExample(
         example_id=sample.sample_id,
-        prompt=prompt_of(sample.question, sample.choices),
-        path=rationale_of(sample.answer, sample.choices, None),
+        prompt=plan.form.prompt(sample.question, sample.choices),
+        path=plan.form.target(sample.answer, sample.choices, None),
         rejected=None,
     )

@@ -29,6 +29,7 @@ from lada_secure.method.site_round import (
 )
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import RoundReports, train
+from lada_secure.method.training import written_tokens
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.embedding import embedder
 from lada_secure.models.evaluation import accuracy
@@ -144,7 +145,12 @@ class SiteLearner:
         if not self.held_out:
             return None
         self.context.wear(self.state)
-        return accuracy(self.model, self.held_out, batch_size=self.context.execution.batch_size)
+        return accuracy(
+            self.model,
+            self.held_out,
+            batch_size=self.context.execution.batch_size,
+            max_new_tokens=written_tokens(self.plan),
+        )
 
     def _keep(self, state: SiteState) -> None:
         self.memory.keep(state)

@@ -10,7 +10,6 @@ import numpy as np
 from lada_lab.worlds.study_data import BenchData
 from lada_secure.allocation.cells import Clusters
 from lada_secure.arrays import BoolArray, Float32Array, FloatArray
-from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import (
@@ -79,6 +78,7 @@ class LabLlm:
 
         Raises: ParameterError: a question that is too long for the LLM.
         """
+        lm = lm.with_form(plan.form)
         needed = max(needed_tokens(lm, data.pool, written=[0] * len(data.pool)))
         if needed > lm.max_tokens:
             raise ParameterError(
@@ -133,8 +133,11 @@ class LabLlm:
         if self._looks.answer_losses is None:
             self._looks.answer_losses = rationale_log_probabilities(
                 self.lm,
-                [prompt_of(sample.question, sample.choices) for sample in self.data.pool],
-                [rationale_of(sample.answer, sample.choices, None) for sample in self.data.pool],
+                [self.lm.form.prompt(sample.question, sample.choices) for sample in self.data.pool],
+                [
+                    self.lm.form.target(sample.answer, sample.choices, None)
+                    for sample in self.data.pool
+                ],
                 batch_size=BATCH_SIZE,
             ).losses
         return self._looks.answer_losses

@@ -17,7 +17,6 @@ from lada_lab.arms.ledgers import ArmLedger
 from lada_lab.arms.llm import LabLlm
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import pick
-from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.method.llm_transfer import Decision
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_allocation import choose_cells
@@ -161,8 +160,8 @@ class SimulatedStudy:
         context.wear(site.state)
         own = rationale_log_probabilities(
             context.lm,
-            [prompt_of(sample.question, sample.choices) for sample in pool],
-            [rationale_of(sample.answer, sample.choices, None) for sample in pool],
+            [context.lm.form.prompt(sample.question, sample.choices) for sample in pool],
+            [context.lm.form.target(sample.answer, sample.choices, None) for sample in pool],
             batch_size=context.execution.batch_size,
         ).losses
         # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.

@@ -188,7 +188,7 @@ class Laboratory:
     def _llm_for(self, arm: Arm, plan: MethodPlan) -> LabLlm:
         """The LLM; one that learns serves its own study alone."""
         learns = arm.baseline is not None or plan.uplink is not None
-        if not learns and self._llm is not None:
+        if not learns and self._llm is not None and self._llm.lm.form == plan.form:
             return replace(self._llm, plan=plan)
         llm = LabLlm.open(
             plan,
@@ -207,9 +207,11 @@ class Laboratory:
         for data, units in zip(self.prepared.data.sites, self.units, strict=True):
             shared = self._shared.setdefault(data.name, SharedReleases())
             ledger = ArmLedger(plan, site=data.name, shared=shared, group=_group(plan))
+            opened = self._context(plan)
             context = replace(
-                self._context(plan),
+                opened,
                 plan=plan,
+                lm=opened.lm.with_form(plan.form),
                 records=PrivateRecords(units),
                 book=ledger,
                 execution=Execution(device="cpu", threads=1, batch_size=self.settings.batch_size),
@@ -257,6 +259,8 @@ def _group(plan: MethodPlan) -> str:
             plan.distillation.model_dump(mode="json"),
             plan.allocation.clusters,
             plan.rounds,
+            plan.answer_form,
+            plan.verifier.model_dump(mode="json"),
             plan.seed,
             None
             if guide is None

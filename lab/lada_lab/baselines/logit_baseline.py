@@ -23,7 +23,6 @@ import numpy as np
 from lada_lab.baselines.logits import TaughtRow, logit_loss, taught_rows
 from lada_lab.baselines.token_alignment import TokenAlignment
 from lada_secure.arrays import BoolArray, FloatArray
-from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import rationale_log_probabilities
@@ -205,4 +204,4 @@ class LogitBaseline:
 
     def _prompts(self, paths: Mapping[int, str]) -> list[str]:
         samples = [self._pool[index] for index in paths]
-        return [prompt_of(sample.question, sample.choices) for sample in samples]
+        return [self._llm.form.prompt(sample.question, sample.choices) for sample in samples]

@@ -34,7 +34,7 @@ def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
     Raises: ParameterError: all faults; nothing was proposed and no plan is kept.
     """
     check_plan(study.plan)
-    lm = teacher.model
+    lm = teacher.model.with_form(study.plan.form)
     _call_once(lm, study.plan)
     refuse([(str(pool_file), fault) for fault in _length_faults(study, lm)])
 

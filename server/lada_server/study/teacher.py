@@ -6,12 +6,13 @@ What it computes, `lada_secure.method.llm_round` says; here are versions, caches
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
+from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS, NO_ADAPTERS
 from lada_secure.arrays import IntArray
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
 from lada_secure.method.llm_round import (
@@ -71,6 +72,10 @@ class Teacher:
             self._model = load_language_model(self._reference, cache_dir=self._cache_dir)
         return self._model
 
+    def _asked(self, study: Study) -> LanguageModel:
+        """The LLM in the study's answer form."""
+        return self.model.with_form(study.plan.form)
+
     def use(self, study: Study, version: str) -> None:
         """Let the LLM be this version.
 
@@ -113,7 +118,7 @@ class Teacher:
         if kept is not None:
             return kept
         answers = answer_pool(
-            self.model,
+            self._asked(study),
             [study.pool[index] for index in pool_indices],
             batch_size=GENERATION_BATCH_SIZE,
             max_new_tokens=study.plan.paths.max_new_tokens,
@@ -128,7 +133,9 @@ class Teacher:
         kept = None if self._looks is None or about is None else self._looks.view(about)
         if kept is not None:
             return kept
-        view = view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings)
+        view = view_pool(
+            self._asked(study), study.plan, study.pool, study.clusters, study.embeddings
+        )
         if self._looks is not None and about is not None:
             self._looks.keep_view(about, view)
         return view
@@ -137,7 +144,9 @@ class Teacher:
         self, study: Study, demand: Sequence[int], *, progress: Callable[[int, int], None]
     ) -> WrittenRationales:
         """What the LLM as it is now writes for the samples in demand."""
-        return write_rationales(self.model, study.plan, study.pool, demand, progress=progress)
+        lm = self._asked(study)
+        written = write_rationales(lm, study.plan, study.pool, demand, progress=progress)
+        return _short_enough(written)
 
     def _about(self, study: Study, pool_indices: list[Json]) -> Json | None:
         """Names a look by all that decides it; None while the LLM is none of its versions."""
@@ -152,6 +161,15 @@ class Teacher:
             attach_adapters(self.model, llm_adapters(study.plan, layers=layers))
             self._fresh = adapter_weights(self.model)
         return self._fresh
+
+
+def _short_enough(written: WrittenRationales) -> WrittenRationales:
+    """Without texts that sites would refuse: one of them would end the round for everybody."""
+    texts = {
+        at: text for at, text in written.texts.items() if len(text) <= MAX_RATIONALE_CHARACTERS
+    }
+    lost = len(written.texts) - len(texts)
+    return replace(written, texts=texts, dropped=written.dropped + lost)
 
 
 def rationales_payload(study: Study, texts: Mapping[int, str], cells: IntArray) -> bytes:

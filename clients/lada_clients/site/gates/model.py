@@ -16,8 +16,7 @@ from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.dpsgd.engine import open_engine
 from lada_secure.method.mechanisms import plan_inconsistencies
-from lada_secure.method.training import trainer_settings
-from lada_secure.models.evaluation import ANSWER_TOKENS
+from lada_secure.method.training import held_out_tokens, trainer_settings
 from lada_secure.models.preflight import needed_tokens, probe_model
 from lada_secure.privacy.release.private_records import for_each_unit
 
@@ -87,7 +86,7 @@ def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str
     ]
     if held_out is not None:
         rows += [
-            (held_out.name, line, record, 0 if record.choices else ANSWER_TOKENS)
+            (held_out.name, line, record, held_out_tokens(plan, record))
             for line, record in zip(held_out.lines, held_out.records, strict=True)
         ]
     needed = for_each_unit(

@@ -20,6 +20,7 @@ from method_doubles import (
     trained_on_good,
 )
 
+from lada_secure.data.forms import CLOZE
 from lada_secure.data.records import Record
 from lada_secure.errors import LedgerError
 from lada_secure.method import site_training, training
@@ -188,10 +189,10 @@ def test_adapters_of_a_round_that_was_not_trained_are_no_release() -> None:
 def test_records_without_rationales_are_left_out_and_their_unit_stays() -> None:
     mixed = Unit(unit_id="u", records=(record(0, rationale="because"), record(1)))
     bare = Unit(unit_id="u", records=(record(2),))
-    assert [one.example_id for one in private_unit(mixed).examples] == ["r0", "r1"]
-    kept = private_unit(mixed, with_reasons_only=True)
+    assert [one.example_id for one in private_unit(mixed, CLOZE).examples] == ["r0", "r1"]
+    kept = private_unit(mixed, CLOZE, with_reasons_only=True)
     assert [one.example_id for one in kept.examples] == ["r0"]
-    assert private_unit(bare, with_reasons_only=True).examples == ()
+    assert private_unit(bare, CLOZE, with_reasons_only=True).examples == ()
 
 
 def test_bare_answers_take_part_from_the_second_round_on_where_the_model_reaches_them(

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from lada_lab.worlds.federation import build_federation
 from lada_secure.data.prompts import answer_of
+from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.rationales import GeneratedRationales
+from lada_secure.models.rationales import GeneratedRationales, Keep, Sampling
 from lada_secure.models.rationales import generate_rationales as generated
 
 POOL = build_federation("tiny", sites=3, seed=0).pool
 MAX_NEW_TOKENS = 12
 
 
-def generate_rationales(lm: LanguageModel, samples: object, **options: int) -> GeneratedRationales:
-    return generated(lm, samples, batch_size=16, **options)  # type: ignore[arg-type]
+def generate_rationales(
+    lm: LanguageModel,
+    samples: Sequence[PoolSample],
+    *,
+    max_new_tokens: int,
+    attempts: int,
+    keep: Keep = "first",
+) -> GeneratedRationales:
+    return generated(
+        lm,
+        samples,
+        batch_size=16,
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(attempts=attempts, keep=keep),
+    )
 
 
 def test_every_sample_is_either_solved_or_dropped(tiny_slm: LanguageModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lada_secure.data.forms import CLOZE
 from lada_secure.data.records import Record
 from lada_secure.models import rationales as own_reasons
 from lada_secure.models.evaluation import greedy_rationales
@@ -94,9 +95,9 @@ def test_a_unit_learns_its_own_reasons_and_what_was_written_for_the_rest() -> No
         records=(record(0, rationale="f9g7"), record(1), record(2)),
     )
     own = (None, None, "f1\n7")
-    taught = private_unit(unit, with_reasons_only=True, written=own)
+    taught = private_unit(unit, CLOZE, with_reasons_only=True, written=own)
     assert [one.path for one in taught.examples] == ["f9g7\n7", "f1\n7"]
-    everything = private_unit(unit, written=own)
+    everything = private_unit(unit, CLOZE, written=own)
     assert [one.path for one in everything.examples] == ["f9g7\n7", "7", "f1\n7"]
-    without = private_unit(unit, with_reasons_only=True)
+    without = private_unit(unit, CLOZE, with_reasons_only=True)
     assert [one.example_id for one in without.examples] == ["record-0"]

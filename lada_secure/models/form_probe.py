@@ -1,0 +1,140 @@
+"""Which answer forms a model can do, measured on public questions.
+
+A pretrained model may answer by an option's text and stay at chance on its letter, or know the
+letter and never end its reasoning in an answer that can be read. Which of these holds is a property
+of the model and of the questions, so it is measured and not guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from lada_secure.arrays import BoolArray
+from lada_secure.data.forms import FORMS, FormName, answer_form
+from lada_secure.data.records import PoolSample
+from lada_secure.errors import ParameterError
+from lada_secure.models.confidence import answer_pool
+from lada_secure.models.evaluation import greedy_rationales
+from lada_secure.models.loading import LanguageModel
+
+# Standard errors that a difference must have to count.
+_NOISE: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FormResult:
+    """One form on n public questions.
+
+    right: (n,) bool, as the product judges an answer in this form. readable: (n,) bool, whether an
+    answer can be read out of what the model writes from the prompt alone. chance: what guessing
+    among the options would score, in [0, 1]; an open question counts 0.
+    """
+
+    form: FormName
+    right: BoolArray
+    readable: BoolArray
+    chance: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, in [0, 1]."""
+        return float(self.right.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, over the choice of questions."""
+        return float(np.sqrt(self.accuracy * (1.0 - self.accuracy) / len(self.right)))
+
+    @property
+    def readable_share(self) -> float:
+        """Share of written paths with an answer that can be read, in [0, 1]."""
+        return float(self.readable.mean())
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the model can do this form: right more often than by guessing, beyond noise."""
+        # The error under guessing: an accuracy of 0 or 1 has none of its own.
+        error = float(np.sqrt(self.chance * (1.0 - self.chance) / len(self.right)))
+        return self.accuracy > self.chance + _NOISE * max(error, self.standard_error)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FormMeasurement:
+    """All forms on the same questions, in the order cloze, listed, reasoned; and which to take."""
+
+    results: tuple[FormResult, ...]
+    recommended: FormName
+
+
+def measure_forms(
+    lm: LanguageModel, samples: Sequence[PoolSample], *, batch_size: int, max_new_tokens: int
+) -> FormMeasurement:
+    """Ask a model public questions in every form.
+
+    Open answers are judged by the verifier of `lm.form`. On a CPU a path takes most of the time:
+    a hundred questions give an accuracy to about five points.
+
+    Args: max_new_tokens: of a path; a model that reasons needs room for it.
+    Raises: ParameterError: no questions, or sizes below 1.
+    """
+    if not samples:
+        raise ParameterError("measuring answer forms needs at least one public question")
+    results = tuple(
+        _measured(lm, name, samples, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        for name in FORMS
+    )
+    return FormMeasurement(results=results, recommended=recommended_form(results))
+
+
+def recommended_form(results: Sequence[FormResult]) -> FormName:
+    """The first form in the order given that is not worse than the best one beyond noise.
+
+    Differences are paired, question by question. Among forms that a model does equally well the
+    first one is the cheapest: it reads and writes the fewest tokens.
+    """
+    best = max(results, key=lambda one: one.accuracy)
+    return next(one.form for one in results if not _worse(one, best))
+
+
+def _worse(one: FormResult, best: FormResult) -> bool:
+    difference = best.right.astype(np.float64) - one.right
+    error = float(difference.std()) / np.sqrt(len(difference))
+    return bool(difference.mean() > _NOISE * error)
+
+
+def _measured(
+    lm: LanguageModel,
+    name: FormName,
+    samples: Sequence[PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> FormResult:
+    form = answer_form(name, lm.form.verifier)
+    asked = lm.with_form(form)
+    answers = answer_pool(asked, samples, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    paths = list(answers.paths)
+    # Where the option is chosen by its score, nothing was written yet.
+    chosen = [at for at, sample in enumerate(samples) if not form.writes_first(sample.choices)]
+    written = greedy_rationales(
+        asked,
+        [form.prompt(samples[at].question, samples[at].choices) for at in chosen],
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+    for at, path in zip(chosen, written, strict=True):
+        paths[at] = path
+    readable = [
+        form.answer(path, sample.choices) is not None
+        for path, sample in zip(paths, samples, strict=True)
+    ]
+    return FormResult(
+        form=name,
+        right=answers.right,
+        readable=np.array(readable, dtype=np.bool_),
+        chance=float(np.mean([1 / len(one.choices) if one.choices else 0.0 for one in samples])),
+    )
