@@ -192,17 +192,20 @@ def _option_scores(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = read.past_key_values
-        cache.batch_select_indices(torch.tensor(owner, device=ids.device))
-        steps = torch.arange(1, longest, device=ids.device)
-        rest = lm.model(
-            input_ids=tail[:, :-1],
-            attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
-            # Behind an option's own end only padding can come to the model's last position.
-            position_ids=(positions[owner, -1:] + steps).clamp(max=lm.max_tokens - 1),
-            past_key_values=cache,
-        ).logits
-        logits = torch.cat([read.logits[owner], rest], dim=1)
+        logits = read.logits[owner]
+        # Letters are single tokens: the prompt's last position has said all.
+        if longest > 1:
+            cache = read.past_key_values
+            cache.batch_select_indices(torch.tensor(owner, device=ids.device))
+            steps = torch.arange(1, longest, device=ids.device)
+            rest = lm.model(
+                input_ids=tail[:, :-1],
+                attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
+                # Behind an option's own end only padding can come to the model's last position.
+                position_ids=(positions[owner, -1:] + steps).clamp(max=lm.max_tokens - 1),
+                past_key_values=cache,
+            ).logits
+            logits = torch.cat([logits, rest], dim=1)
         chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
         log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
     scores = [float(log_p[row, : len(text)].mean()) for row, text in enumerate(texts)]
