@@ -63,8 +63,9 @@ class Verifier:
         return _normalised(given) == _normalised(gold)
 
     def _near(self, read: Decimal, wanted: Decimal) -> bool:
-        if read == wanted:
-            return True
+        # Without a tolerance digits count, also those that no float holds.
+        if read == wanted or self.tolerance == 0.0:
+            return read == wanted
         difference = abs(float(read) - float(wanted))
         scale = abs(float(wanted)) or 1.0
         # Infinite or no number at all where the texts were beyond a float: not near.

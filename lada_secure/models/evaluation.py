@@ -273,6 +273,7 @@ def generate_texts(
     temperature: float,
     seed: int,
     top_p: float = 1.0,
+    begun: Sequence[str] | None = None,
 ) -> list[str]:
     """Let the model continue each prompt up to its end token.
 
@@ -280,7 +281,8 @@ def generate_texts(
 
     Args: temperature: 0 is greedy. top_p: tokens are drawn from the fewest that have this share of
         the probability (Holtzman et al. 2020), in (0, 1]. seed: of the sampling; public data only,
-        it is not for privacy.
+        it is not for privacy. begun: how each path begins already; what is returned goes on from
+        there.
     Raises: ParameterError: negative temperature, a share outside (0, 1], sizes below 1, or more new
         tokens than the model takes.
     """
@@ -294,7 +296,11 @@ def generate_texts(
             f"max_new_tokens is {max_new_tokens}, {lm.name} takes {lm.max_tokens} with the prompt"
         )
     room = lm.max_tokens - max_new_tokens
-    encoded = [lm.encode_prompt(prompt)[-room:] for prompt in prompts]
+    starts = begun or [""] * len(prompts)
+    encoded = [
+        lm.encode_prompt(prompt + start)[-room:]
+        for prompt, start in zip(prompts, starts, strict=True)
+    ]
     texts = [""] * len(prompts)
     how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:

@@ -93,6 +93,8 @@ def generate_rationales(
     found: dict[str, list[str]] = {sample.sample_id: [] for sample in samples}
     left, wrong = list(samples), 0
     for attempt in range(sampling.attempts):
+        if not left:
+            break
         texts = _written(
             lm,
             left,
@@ -177,7 +179,8 @@ def _written(
     going_on.sort()
     reasons = generate_texts(
         lm,
-        [form.prompt(samples[at].question, samples[at].choices) + texts[at] for at in going_on],
+        [form.prompt(samples[at].question, samples[at].choices) for at in going_on],
+        begun=[texts[at] for at in going_on],
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         temperature=sampling.temperature if attempt else 0.0,
