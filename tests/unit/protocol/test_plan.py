@@ -136,6 +136,18 @@ def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
         ("allocation.screen_low", -0.5),
         ("allocation.strategy", "../evil"),
         ("paths.attempts", 0),
+        ("paths.temperature", 0.0),
+        ("paths.temperature", 11.0),
+        ("paths.top_p", 0.0),
+        ("paths.top_p", 1.5),
+        ("paths.keep", "longest"),
+        ("paths.keep", None),
+        ("answer_form", "essay"),
+        ("answer_form", None),
+        ("verifier", None),
+        ("verifier.rule", "fuzzy"),
+        ("verifier.tolerance", 0.1),
+        ("verifier.tolerance", -1.0),
         ("unknown", 1),
     ],
 )
@@ -143,6 +155,12 @@ def test_a_plan_with_a_bad_field_is_refused(path: str, value: Any) -> None:
     with pytest.raises(PeerError) as caught:
         parse_plan(_changed(path, value))
     assert caught.value.reason == "bad_plan"
+
+
+def test_keeping_one_of_several_paths_needs_several() -> None:
+    raw = _changed("paths.keep", "shortest")
+    with pytest.raises(PeerError, match="attempts must be 2 or more"):
+        parse_plan(raw)
 
 
 def test_a_cohort_that_cannot_be_is_refused() -> None:
