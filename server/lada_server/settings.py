@@ -52,9 +52,9 @@ class StudySettings(Settings):
     slm: str
     embedder: str
     seed: Annotated[int, Field(ge=0)] = 0
+    phase_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     answer_form: FormName = "cloze"
     verifier: VerifierPlan = VerifierPlan()
-    phase_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     privacy: PrivacyPlan
     statistics: StatisticsPlan
     training: TrainingPlan
