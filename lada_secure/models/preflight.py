@@ -64,7 +64,10 @@ def needed_tokens(
 def _needed(
     lm: LanguageModel, records: Sequence[Record | PoolSample], written: Sequence[int]
 ) -> list[int]:
-    prompts = lm.token_counts([prompt_of(one.question, one.choices) for one in records])
+    style = lm.style
+    prompts = lm.token_counts(
+        [style.question(prompt_of(one.question, one.choices)) for one in records]
+    )
     paths = lm.token_counts(
         [
             rationale_of(
@@ -75,8 +78,10 @@ def _needed(
     )
     options = iter(lm.token_counts([option_text(text) for one in records for text in one.choices]))
     longest = [max((next(options) for _ in one.choices), default=0) for one in records]
+    # Apart, prompt and path have as many tokens as together, or a few more where tokens merge.
+    frame = len(style.head) + len(style.tail)
     # An option keeps its end only where it takes at most half of what the model does.
     return [
-        max(prompt + max(path + 1, option, new), 2 * option)
+        max(frame + prompt + max(path + 1, option, new), 2 * option)
         for prompt, path, option, new in zip(prompts, paths, longest, written, strict=True)
     ]
