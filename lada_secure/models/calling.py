@@ -20,8 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateError
@@ -31,37 +30,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from lada_secure.errors import ParameterError
-from lada_secure.ranges import at_least, one_of
+from lada_secure.models.calling_settings import Calling
 
 LOG = logging.getLogger(__name__)
 
-Style: TypeAlias = Literal["plain", "chat"]
-MAX_TOKENS: Final = 4096
-_LEAST_TOKENS: Final = 16
-_MAX_TEMPLATE_BYTES: Final = 64 * 1024
 # Templates that tell the model today's date would make tomorrow's tokens other ones.
 _DAY: Final = datetime(2025, 1, 1, tzinfo=UTC)
 _QUESTION: Final = "Question0of1a2placeholder"
 _ANSWER: Final = "Answer0of1a2placeholder"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calling:
-    """What whoever loads a model says of how to call it.
-
-    style: of the tokenizer's own. template: a jinja2 file that takes the place of `style`.
-    max_tokens: bounds the model's own context length, prompt and path together.
-    """
-
-    style: Style = "plain"
-    template: Path | None = None
-    max_tokens: int = MAX_TOKENS
-
-    def __post_init__(self) -> None:
-        one_of(("plain", "chat"), style=self.style)
-        at_least(_LEAST_TOKENS, max_tokens=self.max_tokens)
-        if self.template is not None and self.style != "plain":
-            raise ParameterError("style and template: a template takes the style's place; name one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,31 +84,23 @@ class CallingStyle:
         return f" {own}" if joins and own else own
 
 
-def open_style(
-    calling: Calling, tokenizer: PreTrainedTokenizerBase, *, name: str, adds_bos: bool | None = None
-) -> CallingStyle:
+def open_style(calling: Calling, tokenizer: PreTrainedTokenizerBase, *, name: str) -> CallingStyle:
     """The style that a model is to be called in.
 
-    Args: name: the model's, for messages. adds_bos: whether the tokenizer's configuration says that
-        a beginning-of-sequence token stands in front; None leaves it to tokenizer.json.
+    Args: name: the model's, for messages.
     Raises: ParameterError: no template, or one that cannot be used.
     """
-    front = own_front(tokenizer, adds_bos=adds_bos)
-    if calling.template is not None:
-        text = _read_template(calling.template)
+    front = own_front(tokenizer)
+    text = calling.template_text()
+    if text is not None:
         return _framed(tokenizer, text, name=str(calling.template), style="template", front=front)
     if calling.style == "chat":
         return _framed(tokenizer, _chat_template(tokenizer, name), name=name, style="chat")
     return CallingStyle(head=front, tokens=len(front))
 
 
-def own_front(
-    tokenizer: PreTrainedTokenizerBase, *, adds_bos: bool | None = None
-) -> tuple[int, ...]:
+def own_front(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The special tokens that a tokenizer itself puts in front of a text."""
-    if adds_bos is not None:
-        bos = tokenizer.bos_token_id
-        return (int(bos),) if adds_bos and bos is not None else ()
     with_front: list[int] = tokenizer("1")["input_ids"]
     alone: list[int] = tokenizer("1", add_special_tokens=False)["input_ids"]
     for at in range(len(with_front) - len(alone) + 1):
@@ -152,19 +120,6 @@ def control_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def _looks_like_a_mark(text: str) -> bool:
     return bool(re.fullmatch(r"<[^<>\s]*[A-Za-z][^<>\s]*>|\[[^\[\]\s]*[A-Za-z][^\[\]\s]*\]", text))
-
-
-def _read_template(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ParameterError(f"template {path}: cannot be read: {error.strerror}") from error
-    if len(raw) > _MAX_TEMPLATE_BYTES:
-        raise ParameterError(f"template {path}: {len(raw)} bytes, at most {_MAX_TEMPLATE_BYTES}")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ParameterError(f"template {path}: is not UTF-8") from error
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
@@ -202,7 +157,6 @@ def _render(template: str, tokenizer: PreTrainedTokenizerBase, *, name: str, **g
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
         extensions=[_Generation, loopcontrols],
     )
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)

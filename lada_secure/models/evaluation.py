@@ -24,6 +24,8 @@ from lada_secure.privacy.release.private_records import for_each_unit
 
 # What a model may write to answer an open question, path and answer together.
 ANSWER_TOKENS: Final = 32
+# Lengths of prompts and options without a meaning.
+_MADE_UP: Final = (3, 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +240,27 @@ def _option_scores(lm: LanguageModel, asked: Sequence[_Asked]) -> list[NDArray[n
         np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
         for row in range(len(asked))
     ]
+
+
+def cache_deviation(lm: LanguageModel) -> float:
+    """By how much a shared cache and padding change what options score, on made-up tokens.
+
+    Returns: the largest difference to a pass without any, nats a token; 0 where none is used.
+    """
+    if not lm.pads:
+        return 0.0
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    tokens = [(5 + 11 * at) % rows for at in range(2 * max(_MADE_UP))]
+    asked = [
+        _Asked(
+            prompt=tuple(tokens[:length]),
+            options=tuple(tuple(tokens[length : length + more]) for more in _MADE_UP),
+            firsts=(0,) * len(_MADE_UP),
+        )
+        for length in _MADE_UP
+    ]
+    cached, whole = _option_scores(lm, asked), _whole_option_scores(lm, asked, batch_size=1)
+    return max(float(np.abs(one - other).max()) for one, other in zip(cached, whole, strict=True))
 
 
 def rationale_log_probabilities(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,13 +36,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling import (
-    Calling,
     CallingStyle,
     Joined,
     control_texts,
     join,
     open_style,
+    own_front,
 )
+from lada_secure.models.calling_settings import Calling
 from lada_secure.models.folder import check_folder, read_json, shown_names
 
 LOG = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ class LanguageModel:
     `name` is the reference it was loaded by; `max_tokens` bounds prompt and path together. `pads`:
     whether rows of one batch may be padded on the left and share a cache, as attention allows. A
     model that carries a state from token to token (Mamba, short convolutions) would carry the
-    padding on as well.
+    padding on as well. `spelled`: control tokens that the tokenizer makes of a text that spells
+    them, by their texts.
     """
 
     model: PreTrainedModel
@@ -69,6 +72,7 @@ class LanguageModel:
     max_tokens: int
     style: CallingStyle = field(default_factory=CallingStyle)
     pads: bool = True
+    spelled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def end_token(self) -> int:
@@ -117,12 +121,21 @@ class LanguageModel:
 
     def tokens_of(self, text: str) -> list[int]:
         """All token ids of a text, perhaps none; whatever the text is, without special tokens."""
-        return [int(one) for one in self._tokenized(_encodable(text))]
+        whole = _encodable(text)
+        found = [int(one) for one in self._tokenized(whole)]
+        if self.spelled and not set(self.spelled.values()).isdisjoint(found):
+            # Cut behind the first letter of every such text: its halves spell nothing.
+            starts = "|".join(map(re.escape, self.spelled))
+            parts = re.split(f"(?<=(?=(?:{starts})).)", whole, flags=re.DOTALL)
+            return [int(one) for part in parts if part for one in self._tokenized(part)]
+        return found
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text, without an end token."""
         if not texts:
             return []
+        if self.spelled:
+            return [len(self.tokens_of(one)) for one in texts]
         return [len(one) for one in self._tokenized([_encodable(one) for one in texts])]
 
     def _tokenized(self, texts: str | list[str]) -> Any:
@@ -181,7 +194,6 @@ def load_folder(folder: Path, *, name: str, calling: Calling | None = None) -> L
         configuration says; see also `lada_secure.models.folder`.
     """
     check_folder(folder)
-    adds_bos = read_json(folder / "tokenizer_config.json").get("add_bos_token")
     try:
         with quiet_transformers():
             tokenizer = _load_tokenizer(folder)
@@ -205,13 +217,7 @@ def load_folder(folder: Path, *, name: str, calling: Calling | None = None) -> L
         ) from error
     _check_complete(folder, told)
     _check_finite(folder, model)
-    return wrap_model(
-        model,
-        tokenizer,
-        name=name,
-        calling=calling,
-        adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
-    )
+    return wrap_model(model, tokenizer, name=name, calling=calling)
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -222,9 +228,11 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     written = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    if found(_SAMPLE, add_special_tokens=False)["input_ids"] != (
-        written.encode(_SAMPLE, add_special_tokens=False).ids
-    ) or not _same_front(found, written):
+    if any(
+        found(_SAMPLE, add_special_tokens=special)["input_ids"]
+        != written.encode(_SAMPLE, add_special_tokens=special).ids
+        for special in (False, True)
+    ):
         template = found.chat_template
         found = PreTrainedTokenizerFast(
             tokenizer_object=written,
@@ -232,6 +240,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             **found.special_tokens_map,
         )
         found.chat_template = template
+    _put_in_front(found, read_json(folder / "tokenizer_config.json").get("add_bos_token"))
     # Marks such as "<think>" that are not listed as special: in a record they are text as well.
     found.backend_tokenizer.add_special_tokens(
         [
@@ -245,8 +254,15 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return found
 
 
-def _same_front(found: PreTrainedTokenizerBase, written: Tokenizer) -> bool:
-    return bool(found(_SAMPLE)["input_ids"] == written.encode(_SAMPLE).ids)
+def _put_in_front(tokenizer: PreTrainedTokenizerBase, adds_bos: object) -> None:
+    """Obey a configuration that says whether a text begins with the BOS token."""
+    bos, has = tokenizer.bos_token, tokenizer.bos_token_id in own_front(tokenizer)
+    if not isinstance(adds_bos, bool) or bos is None or adds_bos == has:
+        return
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A" if adds_bos else "$A",
+        special_tokens=[(bos, tokenizer.bos_token_id)],
+    )
 
 
 def _check_architecture(folder: Path) -> None:
@@ -314,14 +330,12 @@ def wrap_model(
     *,
     name: str,
     calling: Calling | None = None,
-    adds_bos: bool | None = None,
 ) -> LanguageModel:
     """Put a model into evaluation mode, let it generate as it is told, and set how it is called.
 
     What a folder says of generation is left out: with a repetition penalty or sampling in it,
     greedy paths would not be greedy.
 
-    Args: adds_bos: see `open_style`.
     Raises: ParameterError: no end token, a template that cannot be used or leaves no room, or a
         tokenizer of another model.
     """
@@ -338,8 +352,9 @@ def wrap_model(
         tokenizer=tokenizer,
         name=name,
         max_tokens=min(int(positions), calling.max_tokens),
-        style=open_style(calling, tokenizer, name=name, adds_bos=adds_bos),
+        style=open_style(calling, tokenizer, name=name),
         pads=not _carries_state(model),
+        spelled=_spelled(tokenizer),
     )
     _check_vocabulary(found)
     if 2 * found.style.tokens > found.max_tokens:
@@ -355,6 +370,23 @@ def wrap_model(
         found.max_tokens,
     )
     return found
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Control tokens that come out of their texts although they are not looked for.
+
+    A Unigram vocabulary lists them among its pieces. The unknown token means nothing and stays.
+    """
+    texts = [text for text in control_texts(tokenizer) if text != tokenizer.unk_token]
+    if not texts:
+        return {}
+    told = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = tokenizer.convert_tokens_to_ids(texts)
+    return {
+        text: int(token)
+        for text, token, found in zip(texts, ids, told, strict=True)
+        if token in found
+    }
 
 
 def _carries_state(model: PreTrainedModel) -> bool:

@@ -6,6 +6,7 @@ from typing import Final
 
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -98,7 +99,7 @@ def _raw(kind: str, size: int) -> Tokenizer:
             else trainers.BpeTrainer(**options)
         )
     else:
-        # As Llama 2 and Gemma have it: no pre-tokenizer at all, so that a merge may span words.
+        # As Llama 2 and Gemma have it: trained on words, used without a pre-tokenizer.
         raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
         steps = [normalizers.Replace(" ", "\u2581")]
         outer = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -106,6 +107,9 @@ def _raw(kind: str, size: int) -> Tokenizer:
             steps.insert(0, normalizers.Prepend("\u2581"))
             outer.append(decoders.Strip(" ", 1, 0))
         raw.normalizer = normalizers.Sequence(steps)
+        raw.pre_tokenizer = pre_tokenizers.Split(
+            Regex("\u2581?[^\u2581\n]+|\n+|\u2581+"), "isolated"
+        )
         raw.decoder = decoders.Sequence(outer)
         trainer = trainers.BpeTrainer(
             initial_alphabet=["\u2581"],
@@ -116,4 +120,6 @@ def _raw(kind: str, size: int) -> Tokenizer:
             },
         )
     raw.train_from_iterator(_SENTENCES, trainer)
+    if kind.startswith("replaced-space"):
+        raw.pre_tokenizer = None
     return raw
