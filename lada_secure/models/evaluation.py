@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, takewhile
 from typing import Final
 
 import numpy as np
@@ -16,12 +17,15 @@ from numpy.typing import NDArray
 
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
-from lada_secure.models.examples import RationaleExample, encode_row
+from lada_secure.models.calling import Joined, common_length
+from lada_secure.models.examples import RationaleExample, TokenRow, encode_row
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.release.private_records import for_each_unit
 
 # What a model may write to answer an open question, path and answer together.
 ANSWER_TOKENS: Final = 32
+# Lengths of prompts and options without a meaning.
+_MADE_UP: Final = (3, 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,35 +153,84 @@ def _all_option_scores(
 ) -> list[NDArray[np.float64]]:
     if not all(record.choices for record in records):
         raise ParameterError("choosing an option needs options, got an open question")
-    # Options of more than half of what the model takes lose their ends, and a prompt its start.
-    most = lm.max_tokens // 2
-    options = [
-        [lm.encode_prompt(text)[:most] for text in lm.form.options(record.choices)]
-        for record in records
+    asked = [
+        _asked(lm, record, text)
+        for record, text in zip(records, begun or [""] * len(records), strict=True)
     ]
-    prompts = [
-        lm.encode_prompt(lm.form.prompt(record.question, record.choices) + text)[
-            -(lm.max_tokens - max(len(option) for option in own)) :
-        ]
-        for record, text, own in zip(records, begun or [""] * len(records), options, strict=True)
-    ]
+    if not lm.pads:
+        return _whole_option_scores(lm, asked, batch_size=batch_size)
     found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
-    for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
-        scores = _option_scores(lm, [prompts[row] for row in rows], [options[row] for row in rows])
+    for rows in batches_by_length([len(one.prompt) for one in asked], batch_size):
+        scores = _option_scores(lm, [asked[row] for row in rows])
         for row, values in zip(rows, scores, strict=True):
             found[row] = values
     return found
 
 
-def _option_scores(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    options: Sequence[Sequence[Sequence[int]]],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A multiple-choice question in tokens: what is read once, and each option after it.
+
+    firsts: place of the first scored token of each option; before it stand the question's last
+    tokens where another option's first token swallows them.
+    """
+
+    prompt: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+    firsts: tuple[int, ...]
+
+
+def _asked(lm: LanguageModel, record: Record | PoolSample, begun: str) -> _Asked:
+    prompt = lm.form.prompt(record.question, record.choices)
+    joined = [_behind(lm, prompt, begun, text) for text in lm.form.options(record.choices)]
+    shortest = min(joined, key=lambda one: len(one.context))
+    shared = len(shortest.context)
+    # Options of more than half of what the model takes lose their ends, and a prompt its start.
+    most = lm.max_tokens // 2
+    options: list[tuple[int, ...]] = []
+    firsts: list[int] = []
+    for one in joined:
+        target = (one.target or (lm.end_token,))[: max(1, most - (len(one.context) - shared))]
+        options.append((*one.context[shared:], *target)[-most:])
+        firsts.append(len(options[-1]) - len(target))
+    room = lm.max_tokens - max(len(option) for option in options)
+    return _Asked(
+        prompt=shortest.fitted(room) or (lm.end_token,),
+        options=tuple(options),
+        firsts=tuple(firsts),
+    )
+
+
+def _behind(lm: LanguageModel, prompt: str, begun: str, option: str) -> Joined:
+    """An option behind what is written of the path already; that is read and not scored."""
+    whole = lm.join(prompt, begun + option)
+    if not begun:
+        return whole
+    before, tokens = lm.join(prompt, begun), whole.context + whole.target
+    shared = common_length(before.context + before.target, tokens)
+    return Joined(context=tokens[:shared], target=tokens[shared:], kept=min(whole.kept, shared))
+
+
+def _whole_option_scores(
+    lm: LanguageModel, asked: Sequence[_Asked], *, batch_size: int
 ) -> list[NDArray[np.float64]]:
+    """What `_option_scores` gives, with the prompt read again for every option and no cache."""
+    rows = [
+        TokenRow(tokens=one.prompt + option, target_start=len(one.prompt) + first)
+        for one in asked
+        for option, first in zip(one.options, one.firsts, strict=True)
+    ]
+    lengths = np.array([row.target_length for row in rows], dtype=np.int64)
+    scores = iter(_log_probabilities(lm, rows, batch_size=batch_size) / lengths)
+    return [np.array([next(scores) for _ in one.options]) for one in asked]
+
+
+def _option_scores(lm: LanguageModel, asked: Sequence[_Asked]) -> list[NDArray[np.float64]]:
     """Log-probability per token of every option after its prompt, one array per question."""
-    ids, mask, positions = _left_padded(lm, prompts)
-    owner = [row for row, texts in enumerate(options) for _ in texts]
-    texts = [text for group in options for text in group]
+    ids, mask, positions = _left_padded(lm, [one.prompt for one in asked])
+    owner = [row for row, one in enumerate(asked) for _ in one.options]
+    texts = [text for one in asked for text in one.options]
+    firsts = [first for one in asked for first in one.firsts]
     longest = max(len(text) for text in texts)
     # Padded on the right: what stands behind an option's end cannot change its probability.
     tail = torch.full((len(texts), longest), lm.end_token, dtype=torch.long)
@@ -208,11 +261,35 @@ def _option_scores(
             logits = torch.cat([logits, rest], dim=1)
         chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
         log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
-    scores = [float(log_p[row, : len(text)].mean()) for row, text in enumerate(texts)]
+    scores = [
+        float(log_p[row, first : len(text)].mean())
+        for row, (text, first) in enumerate(zip(texts, firsts, strict=True))
+    ]
     return [
         np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
-        for row in range(len(prompts))
+        for row in range(len(asked))
     ]
+
+
+def cache_deviation(lm: LanguageModel) -> float:
+    """By how much a shared cache and padding change what options score, on made-up tokens.
+
+    Returns: the largest difference to a pass without any, nats a token; 0 where none is used.
+    """
+    if not lm.pads:
+        return 0.0
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    tokens = [(5 + 11 * at) % rows for at in range(2 * max(_MADE_UP))]
+    asked = [
+        _Asked(
+            prompt=tuple(tokens[:length]),
+            options=tuple(tuple(tokens[length : length + more]) for more in _MADE_UP),
+            firsts=(0,) * len(_MADE_UP),
+        )
+        for length in _MADE_UP
+    ]
+    cached, whole = _option_scores(lm, asked), _whole_option_scores(lm, asked, batch_size=1)
+    return max(float(np.abs(one - other).max()) for one, other in zip(cached, whole, strict=True))
 
 
 def rationale_log_probabilities(
@@ -227,23 +304,30 @@ def rationale_log_probabilities(
     """
     if len(prompts) != len(paths):
         raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
-    texts = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
-    tokens = np.array([row.target_length for row in texts], dtype=np.int64)
-    total = np.zeros(len(paths), dtype=np.float64)
-    for rows in batches_by_length([len(row.tokens) for row in texts], batch_size):
-        ids, mask, positions = _left_padded(lm, [texts[row].tokens for row in rows])
-        keep = int(tokens[rows].max())
+    rows = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
+    return Paths(
+        total=_log_probabilities(lm, rows, batch_size=batch_size),
+        tokens=np.array([row.target_length for row in rows], dtype=np.int64),
+    )
+
+
+def _log_probabilities(
+    lm: LanguageModel, rows: Sequence[TokenRow], *, batch_size: int
+) -> NDArray[np.float64]:
+    """Joint log-probability of each row's target, (n,) nats."""
+    total = np.zeros(len(rows), dtype=np.float64)
+    for places in _batches(lm, [len(row.tokens) for row in rows], batch_size):
+        inputs = _inputs(lm, [rows[at].tokens for at in places])
+        keep = max(rows[at].target_length for at in places)
         with torch.inference_mode():
-            logits = lm.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep + 1
-            ).logits[:, :-1]
-            targets = ids[:, -keep:]
+            logits = lm.model(**inputs, logits_to_keep=keep + 1).logits[:, :-1]
+            targets = inputs["input_ids"][:, -keep:]
             # log p = logit - logsumexp, without a second tensor of the logits' size.
             chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
             log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
-        for row, values in zip(rows, log_p, strict=True):
-            total[row] = values[-tokens[row] :].sum()
-    return Paths(total=total, tokens=tokens)
+        for at, values in zip(places, log_p, strict=True):
+            total[at] = values[-rows[at].target_length :].sum()
+    return total
 
 
 def rationale_losses(
@@ -291,14 +375,14 @@ def generate_texts(
             f"generation needs temperature >= 0, max_new_tokens >= 1 and top_p in (0, 1], got "
             f"{temperature}, {max_new_tokens} and {top_p}"
         )
-    if max_new_tokens >= lm.max_tokens:
+    if max_new_tokens >= lm.room:
         raise ParameterError(
-            f"max_new_tokens is {max_new_tokens}, {lm.name} takes {lm.max_tokens} with the prompt"
+            f"max_new_tokens is {max_new_tokens}, {lm.name} takes {lm.room} with the prompt"
         )
     room = lm.max_tokens - max_new_tokens
     starts = begun or [""] * len(prompts)
     encoded = [
-        lm.encode_prompt(prompt + start)[-room:]
+        lm.encode_prompt(prompt, begun=start, room=room)
         for prompt, start in zip(prompts, starts, strict=True)
     ]
     texts = [""] * len(prompts)
@@ -307,19 +391,20 @@ def generate_texts(
         how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(seed)
-        for rows in batches_by_length([len(one) for one in encoded], batch_size):
+        for rows in _batches(lm, [len(one) for one in encoded], batch_size):
             ids, mask, _ = _left_padded(lm, [encoded[row] for row in rows])
             written = lm.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=lm.end_token,
-                eos_token_id=lm.end_token,
+                eos_token_id=list(lm.end_tokens),
                 **how,
             )[:, ids.shape[1] :]
             for row, tokens in zip(rows, written.tolist(), strict=True):
-                end = tokens.index(lm.end_token) if lm.end_token in tokens else len(tokens)
-                texts[row] = lm.decode(tokens[:end])
+                own = list(takewhile(lambda token: token not in lm.end_tokens, tokens))
+                text = lm.continuation(encoded[row], own)
+                texts[row] = text if starts[row] else lm.style.path(prompts[row], text)
     return texts
 
 
@@ -330,6 +415,24 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[
     order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     for first in range(0, len(order), batch_size):
         yield order[first : first + batch_size]
+
+
+def _batches(lm: LanguageModel, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """`batches_by_length`, of equal lengths alone for a model that padding would change."""
+    for batch in batches_by_length(lengths, batch_size):
+        yield from (
+            [batch]
+            if lm.pads
+            else (list(rows) for _, rows in groupby(batch, key=lambda row: lengths[row]))
+        )
+
+
+def _inputs(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """What the model is called with for rows of one of `_batches`."""
+    ids, mask, positions = _left_padded(lm, rows)
+    if not lm.pads:
+        return {"input_ids": ids}
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def _left_padded(

@@ -42,10 +42,10 @@ def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
 def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
     """The plan's sizes and adapters on the LLM, and a call of it."""
 
-    if plan.paths.max_new_tokens >= lm.max_tokens:
+    if plan.paths.max_new_tokens >= lm.room:
         raise ParameterError(
             f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the LLM {lm.name!r} takes "
-            f"{lm.max_tokens} tokens with the prompt"
+            f"{lm.room} tokens with the prompt"
         )
     if plan.uplink is not None:
         adapter_targets(lm.model, plan.uplink.adapter_targets)

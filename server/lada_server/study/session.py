@@ -54,6 +54,7 @@ def run_study(
         settings.llm,
         cache_dir=settings.cache_dir,
         threads=settings.threads,
+        calling=settings.model.calling,
         files=LlmFiles(folder=settings.state_dir / "llm"),
         looks=InferenceCache(folder=settings.state_dir / "llm"),
     )

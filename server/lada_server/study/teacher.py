@@ -29,6 +29,7 @@ from lada_secure.models.adapters import (
     attach_adapters,
     load_adapters,
 )
+from lada_secure.models.calling_settings import Calling
 from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
@@ -52,12 +53,14 @@ class Teacher:
         cache_dir: Path,
         threads: int,
         files: LlmFiles,
+        calling: Calling | None = None,
         looks: InferenceCache | None = None,
     ) -> None:
         self._looks = looks
         self._reference = reference
         self._cache_dir = cache_dir
         self._threads = threads
+        self._calling = calling or Calling()
         self._files = files
         self._model: LanguageModel | None = None
         self._fresh: AdapterWeights | None = None
@@ -69,7 +72,9 @@ class Teacher:
         """The loaded LLM."""
         if self._model is None:
             torch.set_num_threads(self._threads)
-            self._model = load_language_model(self._reference, cache_dir=self._cache_dir)
+            self._model = load_language_model(
+                self._reference, cache_dir=self._cache_dir, calling=self._calling
+            )
         return self._model
 
     def _asked(self, study: Study) -> LanguageModel:
@@ -152,7 +157,8 @@ class Teacher:
         """Names a look by all that decides it; None while the LLM is none of its versions."""
         if self._version is None:
             return None
-        return [study.plan.hash, self._reference, self._version, pool_indices]
+        called = self._calling.sha256
+        return [study.plan.hash, self._reference, called, self._version, pool_indices]
 
     def _with_adapters(self, study: Study) -> AdapterWeights:
         """Attach adapters where there are none yet. Returns: the ones that change nothing."""
