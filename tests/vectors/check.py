@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from check_forms import check_forms
 from check_ledger import check_ledger
 from check_numbers import (
     check_masks,
@@ -30,6 +31,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "canonical_json.json": check_canonical_json,
     "envelope.json": check_envelopes,
     "plan.json": check_plan,
+    "forms.json": check_forms,
     "parameters.json": check_parameters,
     "masks.json": check_masks,
     "ledger.json": check_ledger,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from generate_forms import form_vectors
 from generate_ledger import ledger_vectors
 from generate_rings import (
     mask_vectors,
@@ -187,6 +188,7 @@ FILES: dict[str, Callable[[], Vectors]] = {
     "canonical_json.json": canonical_json_vectors,
     "envelope.json": envelope_vectors,
     "plan.json": plan_vectors,
+    "forms.json": form_vectors,
     "parameters.json": parameter_vectors,
     "masks.json": mask_vectors,
     "ledger.json": ledger_vectors,

@@ -113,6 +113,16 @@ def test_a_flipped_byte_in_any_value_is_refused(name: str) -> None:
     if name == "envelope.json":
         # A refused message with a flipped byte is still a message to be refused.
         paths = [path for path in paths if path[0] != "refused"]
+    if name == "forms.json":
+        # What a path says beside its answer decides nothing, and a wrong answer may be wrong twice.
+        # A cloze question does not show its options.
+        hidden = [one["form"] == "cloze" for one in vectors["texts"]]
+        paths = [
+            path
+            for path in paths
+            if path[-1] == "right"
+            or (path[0] == "texts" and not ("choices" in path and hidden[path[1]]))
+        ]
     if name == "transcript.json":
         # Nothing binds a message that stands outside of transcripts.
         left_out = ('"kind":"receipt"', '"kind":"refusal"')
