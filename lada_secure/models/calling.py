@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateError
@@ -137,7 +137,7 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
 class _Generation(Extension):
     """`{% generation %}`, which some templates mark the answer with, as plain text."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags: set[str] = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """The nodes between the tag and its end."""
