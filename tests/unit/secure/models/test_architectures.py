@@ -14,6 +14,7 @@ from lada_secure.dpsgd.engine_fused import FusedEngine
 from lada_secure.dpsgd.engine_probe import probe_engine
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
+from lada_secure.models.calling_settings import Calling
 
 
 def page_rows() -> list[str]:
@@ -31,6 +32,14 @@ def test_the_page_has_every_family_once_and_no_other() -> None:
     header, _, *rows = page_rows()
     assert header == line({name: name for name in COLUMNS})
     assert [one.split(" | ")[0].removeprefix("| ") for one in rows] == list(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_context_is_the_models_own_up_to_the_setting(family: str) -> None:
+    own = 4096 if family in ("BLOOM", "Mamba") else 512
+    tokenizer = family_tokenizer(family)
+    assert small_lm(tokenizer, family=family).max_tokens == own
+    assert small_lm(tokenizer, family=family, calling=Calling(max_tokens=64)).max_tokens == 64
 
 
 class TestEngineProbe:

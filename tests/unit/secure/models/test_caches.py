@@ -11,6 +11,7 @@ from architecture_doubles import FAMILIES, WINDOW, family_tokenizer, small_lm
 
 from lada_secure.data.prompts import option_text, prompt_of
 from lada_secure.data.records import PoolSample
+from lada_secure.errors import ParameterError
 from lada_secure.models import evaluation
 from lada_secure.models.evaluation import (
     cache_deviation,
@@ -20,6 +21,7 @@ from lada_secure.models.evaluation import (
     rationale_log_probabilities,
 )
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.preflight import probe_model
 
 QUESTIONS = ("Which?", "The patient has a fever?", "The patient has a fever and a cough. " * 3, "")
 SAMPLES = tuple(
@@ -104,6 +106,9 @@ def test_a_cache_that_changes_what_is_said_is_noticed(
 
     monkeypatch.setattr(evaluation, "_left_padded", shifted)
     assert (cache_deviation(lm) > 0.05) == lm.pads
+    if lm.pads:
+        with pytest.raises(ParameterError, match="its cache changes what it says"):
+            probe_model(lm, what="the model")
 
 
 def test_choosing_does_not_depend_on_the_company() -> None:
