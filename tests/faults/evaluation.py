@@ -178,6 +178,7 @@ class CoordinatorAgain:
             settings.llm,
             cache_dir=settings.cache_dir,
             threads=settings.threads,
+            calling=settings.model.calling,
             files=LlmFiles(folder=settings.state_dir / "llm"),
         )
 
@@ -257,7 +258,9 @@ class SiteAgain:
         study, plan = self.coordinator.study, self.record.plan
         return SiteContext.open(
             plan,
-            load_language_model(plan.slm, cache_dir=settings.cache_dir),
+            load_language_model(
+                plan.slm, cache_dir=settings.cache_dir, calling=settings.model.calling
+            ),
             pool=study.pool,
             clusters=study.clusters,
             embedder=embedder(plan.embedder),

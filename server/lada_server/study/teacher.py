@@ -61,6 +61,7 @@ class Teacher:
         self._cache_dir = cache_dir
         self._threads = threads
         self._calling = calling or Calling()
+        self._calling_sha256 = self._calling.sha256
         self._files = files
         self._model: LanguageModel | None = None
         self._fresh: AdapterWeights | None = None
@@ -157,7 +158,7 @@ class Teacher:
         """Names a look by all that decides it; None while the LLM is none of its versions."""
         if self._version is None:
             return None
-        called = self._calling.sha256
+        called = self._calling_sha256
         return [study.plan.hash, self._reference, called, self._version, pool_indices]
 
     def _with_adapters(self, study: Study) -> AdapterWeights:
