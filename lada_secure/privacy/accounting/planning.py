@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,21 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import optimize
 
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.accounting.accountant import (
-    check_target_delta,
-    check_target_epsilon,
-    epsilon,
-    epsilon_rdp,
-    merged_parts,
-)
-from lada_secure.privacy.accounting.composition import Composition
+from lada_secure.privacy.accounting.accountant import EPSILON_LIMIT, epsilon, epsilon_rdp
 from lada_secure.privacy.accounting.events import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
-    check_sampling_probability,
+    check_target_delta,
 )
 
 MAX_PLAN_BYTES = 1 << 20
@@ -174,14 +167,14 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
     """
     target_epsilon = check_target_epsilon(plan.target_epsilon)
     target_delta = check_target_delta(plan.target_delta)
+
+    def cost(factor: float) -> float:
+        events = [release.event(factor) for release in plan.release]
+        return epsilon(events, target_delta=target_delta)
+
     factor = 1.0
     if any(release.noise_multiplier is None for release in plan.release):
-        factor = least_noise(
-            lambda noise: epsilon(
-                [release.event(noise) for release in plan.release], target_delta=target_delta
-            ),
-            target_epsilon=target_epsilon,
-        )
+        factor = _least_noise(cost, target_epsilon=target_epsilon)
     events = [release.event(factor) for release in plan.release]
     rows = tuple(
         ReleaseCost(
@@ -209,47 +202,43 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
 
 
 def calibrate_noise_multiplier(
-    *,
-    target_epsilon: float,
-    target_delta: float,
-    sampling_probability: float = 1.0,
-    steps: int = 1,
-    other_events: Sequence[PrivacyEvent] = (),
+    *, target_epsilon: float, target_delta: float, sampling_probability: float, steps: int
 ) -> float:
     """The least noise multiplier whose composed epsilon stays at or below the target.
 
     Args: target_epsilon: in (0, 500]. target_delta: in [1e-10, 1). sampling_probability: in
-        (0, 1]; 1 means no sampling. steps: >= 1. other_events: what else is released; the
-        target is for all of it together.
+        (0, 1]; 1 means no sampling. steps: >= 1.
     Returns: rounded up to a multiple of 1e-4, so that it can be written down and still holds.
-    Raises: ParameterError: out of range, or the other events alone reach the target.
+    Raises: ParameterError: out of range.
     """
-    check_target_epsilon(target_epsilon)
-    check_target_delta(target_delta)
-    check_sampling_probability(sampling_probability)
 
-    def composed(noise_multiplier: float) -> Composition:
+    def cost(noise_multiplier: float) -> float:
         event = DpSgdEvent(
             noise_multiplier=noise_multiplier,
             sampling_probability=sampling_probability,
             steps=steps,
         )
-        return Composition().plus(merged_parts([*other_events, event]))
+        return epsilon([event], target_delta=target_delta)
 
-    # The search asks PLD alone: cross-checking every candidate would double its time.
-    found = least_noise(
-        lambda noise_multiplier: composed(noise_multiplier).epsilon(target_delta),
-        target_epsilon=target_epsilon,
-    )
-    composed(found).checked_epsilon(target_delta)
-    return found
+    return _least_noise(cost, target_epsilon=target_epsilon)
 
 
-def least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> float:
+def check_target_epsilon(value: float) -> float:
+    """Refuse what is not a finite epsilon in (0, 500]. Returns it as a float."""
+    value = float(value)
+    if not 0.0 < value <= EPSILON_LIMIT:
+        raise ParameterError(
+            f"target_epsilon: expected above 0 and at most {EPSILON_LIMIT:g}, got {value}"
+        )
+    return value
+
+
+def _least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> float:
     """The least noise x, to 1e-4, with `cost(x) <= target_epsilon`; `cost` falls with x.
 
-    Raises: ParameterError: no noise up to 1e6 reaches the target.
+    Raises: ParameterError: no noise up to 1e6 reaches the target, or it is out of range.
     """
+    check_target_epsilon(target_epsilon)
     low, high = 0.5, 1.0
     if cost(high) > target_epsilon and cost(MAX_NOISE_MULTIPLIER) > target_epsilon:
         raise ParameterError(
