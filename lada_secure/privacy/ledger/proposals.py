@@ -1,85 +1,18 @@
-"""The next entry of a ledger, unsigned: what a store signs and appends.
+"""What a release needs next of a ledger: its stored output, another try, or a payment.
 
-Every function looks at a replay and changes nothing. What the replay would refuse when the entry
-is appended is refused here as well, with the caller's words and the precise clock.
+Nothing is changed here. What the replay would refuse when the entry is appended is refused here as
+well, with the caller's words and the precise clock.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from datetime import datetime
 
-from lada_secure.errors import LedgerError, ParameterError, PrivacyBudgetExceeded
-from lada_secure.privacy.accounting.fields import check_hash, check_name
-from lada_secure.privacy.ledger.entries import (
-    MAX_STATEMENT,
-    CommitEntry,
-    Decision,
-    DecisionEntry,
-    ReserveEntry,
-    RestartEntry,
-    ResumeEntry,
-    StartEntry,
-    commit_to_output,
-)
+from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
+from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry, ResumeEntry
 from lada_secure.privacy.ledger.replay import LedgerReplay
-from lada_secure.privacy.ledger.restart import RestartGrant
-from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
-from lada_secure.privacy.ledger.times import Moment, format_time
-
-MAX_OUTPUT_BYTES = 2**28
-
-
-def propose_first(
-    replay: LedgerReplay, *, public_key: str, grant: RestartGrant | None, now: Moment
-) -> StartEntry | RestartEntry:
-    """The first entry: a start, or the restart that was granted.
-
-    Args: public_key: of the site that signs it, hex.
-    Raises: LedgerError: the grant is for another key.
-    """
-    link = replay.link(now.coarse)
-    if grant is None:
-        return StartEntry(**link, ledger_id=replay.identity.ledger_id, public_key=public_key)
-    if grant.public_key != public_key:
-        raise LedgerError(
-            f"restart: it was granted to the key {grant.public_key[:12]}..., the signing key given "
-            f"is {public_key[:12]}...; put that identity back or ask for another grant"
-        )
-    return RestartEntry(**link, grant=grant)
-
-
-def propose_decision(
-    replay: LedgerReplay,
-    decision: Decision,
-    *,
-    study_id: str,
-    plan_hash: str,
-    expires: datetime,
-    decided_by: str,
-    statement: str,
-    now: Moment,
-) -> DecisionEntry:
-    """The entry for a decision.
-
-    Raises: LedgerError: withdrawing what is not approved, approving an expired plan.
-        ParameterError: a name or the statement has a wrong form.
-    """
-    if len(statement) > MAX_STATEMENT:
-        raise ParameterError(
-            f"statement: expected at most {MAX_STATEMENT} characters, got {len(statement)}"
-        )
-    entry = DecisionEntry(
-        **replay.link(now.coarse),
-        study_id=check_name("study_id", study_id),
-        plan_hash=check_hash("plan_hash", plan_hash),
-        decision=decision,
-        expires=format_time(expires),
-        decided_by=check_name("decided_by", decided_by),
-        statement=statement,
-    )
-    replay.require_decision(entry, now.precise, where=f"{decision} study {study_id}")
-    return entry
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
+from lada_secure.privacy.ledger.times import Moment
 
 
 def propose_reserve(
@@ -87,7 +20,7 @@ def propose_reserve(
 ) -> ReserveEntry | ResumeEntry | CommitEntry:
     """What a release needs next; `LedgerBook.reserve` says why a resumption is free.
 
-    Returns: the key's commit entry if it has one; else a resume entry if the key has a
+    Returns, unsigned: the key's commit entry if it has one; else a resume entry if the key has a
         reservation for this very release; else a reserve entry, which is paid for.
     Raises: PrivacyBudgetExceeded: over a cap. LedgerError: not approved, expired, or the key was
         committed with another mechanism.
@@ -149,37 +82,4 @@ def _paid_reserve(
         target_delta=delta,
         total_cap=caps.total_epsilon,
         study_cap=study_cap,
-    )
-
-
-def propose_commit(
-    replay: LedgerReplay, reservation: Reservation, output: bytes, *, salt: bytes, now: Moment
-) -> CommitEntry:
-    """The entry that commits an output.
-
-    Raises: LedgerError: unknown reservation, the key has an output, no approval. ParameterError:
-        output empty or above 256 MiB, or a salt of the wrong length.
-    """
-    if not 0 < len(output) <= MAX_OUTPUT_BYTES:
-        raise ParameterError(f"output: expected 1 to {MAX_OUTPUT_BYTES} bytes, got {len(output)}")
-    paid = replay.reserved.get(reservation.entry_hash)
-    if paid is None:
-        raise LedgerError("commit: this ledger holds no such reservation")
-    where = f"commit for {paid.key}"
-    earlier = replay.commits.get(paid.key)
-    if earlier is not None:
-        raise LedgerError(
-            f"{where}: entry {earlier.index} committed another output already; send that one "
-            "(`stored_output`) and drop this one"
-        )
-    replay.require_approval(paid.study_id, paid.plan_hash, now.precise, where=where)
-    return CommitEntry(
-        **replay.link(replay.tries[reservation.entry_hash].time),
-        study_id=paid.study_id,
-        plan_hash=paid.plan_hash,
-        round_id=paid.round_id,
-        purpose=paid.purpose,
-        chunk=paid.chunk,
-        reserve_hash=reservation.entry_hash,
-        output_commitment=commit_to_output(output, salt=salt),
     )

@@ -38,7 +38,7 @@ class LedgerReplay:
 
     Attributes:
         identity: whose ledger it is. public_key: the key in force, hex; empty before an entry.
-        length: how many entries were appended. last_time: the newest time in one, None before.
+        entries: what was appended. last_time: the newest time in one, None before.
         grant: what the auditor granted where this ledger replaces a lost one.
         spending: all reservations, with what a restart carried over.
         decisions: the latest one on each study.
@@ -50,7 +50,7 @@ class LedgerReplay:
     def __init__(self, identity: LedgerIdentity) -> None:
         self.identity = identity
         self.public_key = ""
-        self.length = 0
+        self.entries: list[LedgerEntry] = []
         self.last_time: str | None = None
         self.grant: RestartGrant | None = None
         self.spending = Spending()
@@ -61,6 +61,11 @@ class LedgerReplay:
         self.commits: dict[ReleaseKey, CommitEntry] = {}
         self._of_key: dict[ReleaseKey, list[str]] = {}
         self._head_hash = identity.genesis_hash
+
+    @property
+    def length(self) -> int:
+        """How many entries were appended."""
+        return len(self.entries)
 
     def head(self) -> LedgerHead:
         """Where the ledger ends: at index -1 and the genesis hash before the first entry."""
@@ -273,7 +278,7 @@ class LedgerReplay:
         if not isinstance(entry, CommitEntry):
             self.last_time = entry.time
         self._head_hash = entry_hash
-        self.length += 1
+        self.entries.append(entry)
 
 
 def _check_attempt(entry: ReserveEntry | ResumeEntry, expected: int, *, where: str) -> None:

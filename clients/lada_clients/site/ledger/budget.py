@@ -14,6 +14,7 @@ from lada_clients.site.ledger.population import ledger_path
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.settings import SitePolicy, read_site_settings
 from lada_secure.errors import ParameterError
+from lada_secure.privacy.ledger.entries import format_ledger_lines
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 from lada_secure.storage.whole_files import write_atomically
 
@@ -22,14 +23,10 @@ _TOLD_OF_STUDIES = ("study_id", "epsilon", "reservations", "commits", "decision"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteBudget:
-    """What the population's ledger says, recomputed, beside the caps of the site's policy.
-
-    lines: the ledger as canonical JSON Lines, which `lada audit verify` reads inside an export.
-    """
+    """What the population's ledger says, recomputed, beside the caps of the site's policy."""
 
     summary: LedgerSummary
     policy: SitePolicy
-    lines: bytes
 
     @property
     def target_delta(self) -> float:
@@ -103,18 +100,17 @@ def read_budget(settings_path: Path) -> SiteBudget:
             "first decides about a study"
         )
     with open_ledger_reader(path) as ledger:
-        entries, lines = ledger.entries(), ledger.export_lines()
-        key = ledger.public_key
+        entries, key = ledger.entries(), ledger.public_key
     # A policy may have been tightened since; the ledger is held to the caps that it recorded.
     summary = verify_ledger(entries, public_key=key, caps=None)
-    return SiteBudget(summary=summary, policy=policy, lines=lines)
+    return SiteBudget(summary=summary, policy=policy)
 
 
 def export_ledger(budget: SiteBudget, out: Path) -> None:
-    """Write the ledger's lines to a new file.
+    """Write the ledger to a new file, as canonical JSON Lines like those inside an export.
 
     Raises: ParameterError: the file is there already, or cannot be written.
     """
     if out.exists():
         raise ParameterError(f"--out: {out} is there already; name a new file")
-    write_atomically(out, budget.lines)
+    write_atomically(out, format_ledger_lines(budget.summary.entries))
