@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -170,7 +170,6 @@ class LedgerBook(ReadLedger):
         compute: Callable[[Reservation], T],
         encode: Callable[[T], bytes],
         decode: Callable[[bytes], T],
-        after: Sequence[Released[object]] = (),
     ) -> Released[T]:
         """Reserve, compute, commit, and only then hand out the value.
 
@@ -183,11 +182,10 @@ class LedgerBook(ReadLedger):
                 noise that `spec.event` states; the caller ensures that it does. Not called where
                 an output is stored.
             encode, decode: the value to bytes and back.
-            after: earlier releases that `compute` also builds on, such as earlier chunks.
         """
         paid = self.reserve(spec)
         output = encode(compute(paid)) if paid.stored_output is None else paid.stored_output
-        return post_process(self.commit(paid, output, after=after), decode)
+        return post_process(self.commit(paid, output), decode)
 
     def reserve(self, spec: ReleaseSpec) -> Reservation:
         """Spend, before any record is touched.
@@ -268,15 +266,11 @@ class LedgerBook(ReadLedger):
             )
             return self._write(ledger, proposed, kept, now=now)
 
-    def commit(
-        self, paid: Reservation, output: bytes, *, after: Sequence[Released[object]] = ()
-    ) -> Released[bytes]:
+    def commit(self, paid: Reservation, output: bytes) -> Released[bytes]:
         """Store the noised output, and only then hand it out as something that may leave.
 
-        Args:
-            paid: of `reserve`. output: 1 byte to 256 MiB; the caller ensures that it carries the
-                noise that the reservation states.
-            after: earlier releases that the output builds on, such as earlier chunks.
+        Args: paid: of `reserve`. output: 1 byte to 256 MiB; the caller ensures that it carries the
+            noise that the reservation states.
         Raises: LedgerError: see `keep`.
         """
         return released_output(
@@ -284,7 +278,6 @@ class LedgerBook(ReadLedger):
             keep=lambda: self.keep(paid, output),
             paid_by=paid.entry_hash,
             label=paid.entry.purpose,
-            after=after,
         )
 
     def decide(

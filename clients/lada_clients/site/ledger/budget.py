@@ -14,7 +14,6 @@ from lada_clients.site.ledger.population import ledger_path
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.settings import SitePolicy, read_site_settings
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.ledger.entries import format_ledger_lines
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 from lada_secure.storage.whole_files import write_atomically
 
@@ -23,10 +22,14 @@ _TOLD_OF_STUDIES = ("study_id", "epsilon", "reservations", "commits", "decision"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteBudget:
-    """What the population's ledger says, recomputed, beside the caps of the site's policy."""
+    """What the population's ledger says, recomputed, beside the caps of the site's policy.
+
+    lines: the ledger as canonical JSON Lines, which `lada audit verify` reads inside an export.
+    """
 
     summary: LedgerSummary
     policy: SitePolicy
+    lines: bytes
 
     @property
     def target_delta(self) -> float:
@@ -100,17 +103,16 @@ def read_budget(settings_path: Path) -> SiteBudget:
             "first decides about a study"
         )
     with open_ledger_reader(path) as ledger:
-        entries, key = ledger.entries(), ledger.public_key
-    # A policy may have been tightened since; the ledger is held to the caps that it recorded.
-    summary = verify_ledger(entries, public_key=key, caps=None)
-    return SiteBudget(summary=summary, policy=policy)
+        # A policy may have been tightened since; the ledger is held to the caps it recorded.
+        summary = verify_ledger(ledger.entries(), public_key=ledger.public_key, caps=None)
+        return SiteBudget(summary=summary, policy=policy, lines=ledger.export_lines())
 
 
 def export_ledger(budget: SiteBudget, out: Path) -> None:
-    """Write the ledger to a new file, as canonical JSON Lines like those inside an export.
+    """Write the ledger's lines to a new file.
 
     Raises: ParameterError: the file is there already, or cannot be written.
     """
     if out.exists():
         raise ParameterError(f"--out: {out} is there already; name a new file")
-    write_atomically(out, format_ledger_lines(budget.summary.entries))
+    write_atomically(out, budget.lines)
