@@ -18,11 +18,9 @@ from typing import TypeAlias
 
 import numpy as np
 from dp_accounting import dp_event
-from dp_accounting.pld import pld_pmf
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import rdp_privacy_accountant as rdp
 from numpy.typing import NDArray
-from scipy import special
 
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.privacy.accounting.events import (
@@ -38,8 +36,6 @@ EPSILON_LIMIT = 500.0
 # RDP is an upper bound, so PLD may pass it by discretisation only.
 CROSS_CHECK_RELATIVE = 0.05
 CROSS_CHECK_ABSOLUTE = 2e-3
-# Logarithm of the tail mass of a Gaussian that is counted as infinite loss, as in dp_accounting.
-_LOG_TAIL_MASS = -50.0
 
 _INTERVALS = (1e-3, 1e-4, 1e-5)
 # Standard deviation of one step's privacy loss, in intervals, from which the interval is fine
@@ -90,32 +86,13 @@ def _composed(start: _Pld | None, chunks: Mapping[_Chunk, int], interval: float)
     return total
 
 
-@lru_cache(maxsize=1)
-def _tail_quantile() -> float:
-    """How many standard deviations out the tail of `_LOG_TAIL_MASS` begins."""
-    return -float(special.ndtri(0.5 * math.exp(_LOG_TAIL_MASS)))
-
-
 @lru_cache(maxsize=16)
-def gaussian_pld(precision: float, interval: float) -> _Pld:
+def _gaussian_pld(precision: float, interval: float) -> _Pld:
     """PLD of Gaussian releases with noise multipliers s_i, precision = sum of s_i^-2.
 
-    They compose exactly: together they are one release of noise multiplier precision^-1/2. The
-    distribution is that of `pld.from_gaussian_mechanism`, which asks for delta point by point;
-    here all points are asked at once, because every reservation needs a new one.
-    delta(epsilon) is Balle and Wang 2018, Theorem 8.
+    They compose exactly: together they are one release of noise multiplier precision^-1/2.
     """
-    noise = 1.0 / math.sqrt(precision)
-    # The loss of an outcome x standard deviations out is (x + 1 / (2 noise)) / noise.
-    largest = (_tail_quantile() + 0.5 / noise) / noise
-    low, high = math.floor(-largest / interval), math.ceil(largest / interval)
-    epsilons = np.arange(low, high + 1) * interval
-    upper = special.ndtr(0.5 / noise - epsilons * noise)
-    lower = np.exp(epsilons + special.log_ndtr(-0.5 / noise - epsilons * noise))
-    deltas = np.clip(upper - lower, 0.0, 1.0)
-    return pld.PrivacyLossDistribution(
-        pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(interval, low, high, deltas)
-    )
+    return pld.from_gaussian_mechanism(precision**-0.5, value_discretization_interval=interval)
 
 
 @lru_cache(maxsize=256)
@@ -226,7 +203,7 @@ class Composition:
             return math.inf
         total = self._sampled_pld()
         if self.precision > 0.0:
-            gaussian = gaussian_pld(self.precision, self.interval)
+            gaussian = _gaussian_pld(self.precision, self.interval)
             # Nothing is truncated here: this distribution is read once and thrown away.
             total = gaussian if total is None else total.compose(gaussian, 0.0)
         if total is None:
