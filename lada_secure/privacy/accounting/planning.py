@@ -22,6 +22,7 @@ from lada_secure.privacy.accounting.events import (
     PrivacyEvent,
     check_target_delta,
 )
+from lada_secure.storage.whole_files import read_file
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_TIMES = 100_000
@@ -132,10 +133,7 @@ def read_plan(path: Path) -> PrivacyPlan:
 
     Raises: ParameterError: unreadable, not TOML, or a field is missing, unknown or out of range.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
+    raw = read_file(path)
     if len(raw) > MAX_PLAN_BYTES:
         raise ParameterError(f"{path}: {len(raw)} bytes, at most {MAX_PLAN_BYTES} are read")
     try:

@@ -7,6 +7,7 @@ well, with the caller's words and the precise clock.
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
 from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry, ResumeEntry
@@ -29,14 +30,14 @@ def propose_reserve(
     replay.require_approval(spec.study_id, spec.plan_hash, now.precise, where=where)
     commit = replay.commits.get(spec.key)
     if commit is not None:
-        if _is_for(replay, commit.reserve_hash, spec):
+        if _asked(replay.reserved[commit.reserve_hash]) == _asked(spec):
             return commit
         raise LedgerError(
             f"{where}: entry {commit.index} committed an output for it with another plan, "
             "mechanism or event; use another round, purpose or chunk"
         )
     for reserve_hash in reversed(replay.reservations(spec.key)):
-        if _is_for(replay, reserve_hash, spec):
+        if _asked(replay.reserved[reserve_hash]) == _asked(spec):
             return ResumeEntry(
                 **replay.link(now.coarse),
                 study_id=spec.study_id,
@@ -47,16 +48,9 @@ def propose_reserve(
     return _paid_reserve(replay, spec, caps=caps, now=now, where=where)
 
 
-def _is_for(replay: LedgerReplay, reserve_hash: str, spec: ReleaseSpec) -> bool:
-    """Whether a reservation of the spec's key was made for this very release."""
-    paid = replay.reserved[reserve_hash]
-    return (
-        paid.plan_hash == spec.plan_hash
-        and paid.mechanism == spec.mechanism
-        and dict(paid.parameters) == dict(spec.parameters)
-        and paid.event == spec.event
-        and paid.unit == spec.unit
-    )
+def _asked(release: ReleaseSpec | ReserveEntry) -> dict[str, Any]:
+    """What was asked for, by the names of its fields: the same for this very release alone."""
+    return {field.name: getattr(release, field.name) for field in fields(ReleaseSpec)}
 
 
 def _paid_reserve(
@@ -75,9 +69,8 @@ def _paid_reserve(
                 f"the site's cap is {cap:.6g}; nothing was spent and no record was read. "
                 "Plan fewer releases or more noise, or let the site raise its cap"
             )
-    asked = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return ReserveEntry(
-        **(replay.link(now.coarse) | asked | costs),
+        **(replay.link(now.coarse) | _asked(spec) | costs),
         attempt=len(replay.reservations(spec.key)),
         target_delta=delta,
         total_cap=caps.total_epsilon,
