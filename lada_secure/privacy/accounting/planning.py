@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import tomllib
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy import optimize
 
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.accountant import EPSILON_LIMIT, epsilon, epsilon_rdp
@@ -237,26 +237,21 @@ def _least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> fl
     Raises: ParameterError: no noise up to 1e6 reaches the target, or it is out of range.
     """
     check_target_epsilon(target_epsilon)
-    low, high = 0.5, 1.0
-    if cost(high) > target_epsilon and cost(MAX_NOISE_MULTIPLIER) > target_epsilon:
+
+    def enough(noise_multiplier: float) -> bool:
+        return cost(noise_multiplier) <= target_epsilon
+
+    high = 1.0
+    if not enough(high) and not enough(MAX_NOISE_MULTIPLIER):
         raise ParameterError(
             f"target_epsilon: {target_epsilon:g} cannot be reached with any noise; the other "
             "releases spend it alone, so raise the target or plan fewer releases"
         )
-    while cost(high) > target_epsilon:
-        low, high = high, high * 2.0
-    while cost(low) <= target_epsilon:
-        low, high = low / 2.0, low
-        if low < MIN_NOISE_MULTIPLIER:
-            return high
-
-    def excess(log_noise: float) -> float:
-        # In logarithms the curve is nearly straight, which saves most evaluations.
-        spent = min(max(cost(math.exp(log_noise)), 1e-9), 1e9)
-        return math.log(spent / target_epsilon)
-
-    root = math.exp(optimize.brentq(excess, math.log(low), math.log(high), xtol=1e-6))
-    steps = math.ceil(root / NOISE_STEP - 1e-3)
-    while cost(steps * NOISE_STEP) > target_epsilon:
-        steps += 1
-    return round(steps * NOISE_STEP, 4)
+    while not enough(high):
+        high *= 2.0
+    while high / 2.0 >= MIN_NOISE_MULTIPLIER and enough(high / 2.0):
+        high /= 2.0
+    low = max(high / 2.0, MIN_NOISE_MULTIPLIER)
+    steps = range(math.ceil(low / NOISE_STEP), math.ceil(high / NOISE_STEP))
+    found = bisect_left(steps, True, key=lambda one: enough(one * NOISE_STEP))
+    return round((steps.start + found) * NOISE_STEP, 4)
