@@ -25,8 +25,7 @@ from protocol_world import (
 from sealed_sums import add_sealed
 
 from lada_clients.auditor.export import write_export
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
 from lada_clients.net.participant import Participant, checked_transcript
 from lada_protocol.identity.roster import Roster
@@ -658,11 +657,7 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
     return Auditor(
         participant=me,
         state_dir=folder,
-        ledgers=LedgerCopies(
-            folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
-        ),
         known_entries=KnownEntries(folder=me.open_folder()),
-        registry=AggregationRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,
     )
@@ -677,13 +672,13 @@ def refusal(world: World, attempt: Attempt) -> FaultBody:
 
 
 def notes(world: World) -> list[str]:
-    """What the auditor's registry says was opened."""
-    folder = world.auditor.registry.folder
+    """What the auditor has noted as opened."""
+    folder = world.auditor.opening.notes
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def never_opened(world: World) -> None:
-    """Nothing was opened: the registry, which is written before the key is used, is empty."""
+    """Nothing was opened: no note, which is written before the key is used."""
     assert notes(world) == []
     assert not world.coordinator.index.attempts(Kind.OPENED, round_id=0, purpose=STATISTICS)
 

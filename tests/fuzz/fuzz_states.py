@@ -12,6 +12,7 @@ from typing import cast
 from fuzz_loopback import Idle, LoopbackClient, Row, ScriptedBoard
 from fuzz_study import RecordedStudy, silent
 
+from lada_clients.auditor.opening import claim_opening
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import Outbox
 from lada_protocol.kinds import Kind, may_read
@@ -202,15 +203,18 @@ class PartyStates:
         if self._party.id == recording.roster.auditor.id:
             auditor = recording.auditor(recording.participant(self._party.id, folder), folder)
             for site, raw in ledgers.items():
-                path = auditor.ledgers.folder / site / "patients.jsonl"
+                path = folder / "ledgers" / site / "patients.jsonl"
                 path.parent.mkdir(parents=True)
                 path.write_bytes(raw)
             for number, one, _ in recording.rows:
                 if number < until and one.kind is Kind.OPENED:
                     head = one.header
                     attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=0)
-                    auditor.registry.claim(
-                        recording.plan.study_id, attempt, cast(str, head.body["sum_message"])
+                    claim_opening(
+                        auditor.opening.notes,
+                        recording.plan.study_id,
+                        attempt,
+                        cast(str, head.body["sum_message"]),
                     )
 
     def _make_book(self, joined: bool) -> MemoryLedger:

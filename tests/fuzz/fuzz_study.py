@@ -17,8 +17,7 @@ from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.net.participant import Participant
@@ -169,11 +168,7 @@ class Recording:
         return Auditor(
             participant=me,
             state_dir=folder,
-            ledgers=LedgerCopies(
-                folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
-            ),
             known_entries=KnownEntries(folder=folder / "known"),
-            registry=AggregationRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.ledgers import LedgerCopies, claim_of
 from lada_clients.net.participant import Participant
 from lada_protocol.evidence.export import (
     CA_FILE,
@@ -18,7 +18,6 @@ from lada_protocol.evidence.export import (
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
-from lada_protocol.wire.messages import AcceptanceBody, parse_body
 from lada_secure.errors import ParameterError
 from lada_secure.storage.whole_files import read_if_there, write_atomically
 
@@ -61,9 +60,6 @@ def write_export(
     # Copies span studies: only those are evidence of this one that a site was admitted with.
     admitted = {one.header.to for one in ordered if one.kind is Kind.ADMISSION}
     for site in sorted(admitted):
-        acceptance = index.find(Kind.ACCEPTANCE, sender=site)
-        if acceptance is None:
-            continue
-        raw = ledgers.raw(site, parse_body(acceptance, AcceptanceBody).population)
-        if raw:
+        claim = claim_of(index, site)
+        if claim is not None and (raw := ledgers.raw(site, claim.population)):
             write_atomically(folder / ledger_file(site), raw)

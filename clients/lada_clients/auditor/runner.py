@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from lada_clients.auditor.export import check_export_folder, write_export
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
-from lada_clients.auditor.settings import AuditorSettings
 from lada_clients.net.participant import Participant, joined_study
-from lada_protocol.party_files import read_settings
+from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.storage.state_folder import held_state_folder
 from lada_secure.storage.whole_files import sweep_parts
 
 
-def ledger_copies(settings: AuditorSettings) -> LedgerCopies:
-    """The copies of all sites' ledgers, over all studies, and what was granted for them."""
-    return LedgerCopies(
-        folder=settings.state_dir / "ledgers",
-        grants=RestartGrants(folder=settings.state_dir / "grants"),
-    )
+class AuditorSettings(DiallingSettings):
+    """`auditor.toml`. `state_dir` keeps aggregate keys and the ledgers of all sites."""
+
+    roster_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    export_dir: Annotated[Path, Field(description="where the files for `lada audit verify` go")]
+    min_cohort: Annotated[int, Field(ge=3)] = 3
+    epsilon_cap: Annotated[float, Field(gt=0, description="refuse plans above this")]
 
 
 def run_auditor(settings_path: Path) -> None:
@@ -42,13 +44,10 @@ def run_auditor(settings_path: Path) -> None:
 
 def _serve(settings: AuditorSettings, participant: Participant) -> None:
     check_export_folder(settings.export_dir, participant.plan)
-    ledgers = ledger_copies(settings)
     auditor = Auditor(
         participant=participant,
         state_dir=settings.state_dir,
-        ledgers=ledgers,
         known_entries=KnownEntries(folder=participant.open_folder()),
-        registry=AggregationRegistry(folder=settings.state_dir / "opened"),
         min_cohort=settings.min_cohort,
         epsilon_cap=settings.epsilon_cap,
     )
@@ -58,7 +57,7 @@ def _serve(settings: AuditorSettings, participant: Participant) -> None:
         participant.say_failed(error)
         raise
     finally:
-        write_export(settings.export_dir, participant, ledgers, identity=settings.identity)
+        write_export(settings.export_dir, participant, auditor.ledgers, identity=settings.identity)
         # Only now: whoever is killed while exporting needs the board once more. A study that
         # failed is over for us too.
         participant.say_goodbye()

@@ -33,7 +33,7 @@ from simulated_parties import (
 )
 
 from lada_clients.auditor.export import write_export
-from lada_clients.auditor.scores import ScoreCheck
+from lada_clients.auditor.opening import SumOpening
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.blind_scores import SiteScoring
 from lada_protocol.evidence.export import MESSAGES_FILE
@@ -644,7 +644,7 @@ def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) ->
 def test_what_an_auditor_opened_without_its_check_is_found_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScoreCheck, "check", lambda *_: None)
+    monkeypatch.setattr(SumOpening, "_check_scores", lambda *_: None)
     world = make_world(tmp_path, plan=make_plan(rounds=1))
     answer = SimulatedCoordinator.score
     monkeypatch.setattr(
