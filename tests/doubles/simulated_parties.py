@@ -27,7 +27,7 @@ from sealed_sums import add_sealed
 from lada_clients.auditor.export import write_export
 from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
-from lada_clients.net.participant import Participant, checked_transcript
+from lada_clients.net.participant import Participant
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -157,7 +157,7 @@ class SimulatedSite:
             case AnswerInquiry(round_id=round_id):
                 self._answer(round_id)
             case CloseRound(round_id=round_id):
-                digest = checked_transcript(self.me, round_id)
+                digest = self.me.checked_transcript(round_id)
                 self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
             case _:
                 pass

@@ -82,7 +82,7 @@ class PartyState:
 
     def footprint(self) -> tuple[int, int, dict[str, Stamp]]:
         """What a refused message must leave as it is."""
-        index = self.me._index
+        index = getattr(self.me, "index", None)
         return 0 if index is None else len(index), len(self.board.posted), _stamps(self.folder)
 
     def files(self, name: str) -> dict[str, Stamp]:
@@ -156,10 +156,10 @@ class PartyStates:
             events=silent(self._party.id),
         )
         if until > 1:
-            me._plan = recording.plan
-            me._index = MessageIndex(recording.plan.study_id, recording.plan.hash)
+            me.plan = recording.plan
+            me.index = MessageIndex(recording.plan.study_id, recording.plan.hash)
             for _, one in seen:
-                me._index.add(one)
+                me.index.add(one)
         return PartyState(
             me=me,
             board=board,

@@ -16,8 +16,7 @@ from typing import ClassVar, Final, TypeAlias, TypeVar
 
 import grpc
 
-from lada_clients.net.back_off import BackOff
-from lada_clients.net.connection import Endpoint, NotNow, open_channel
+from lada_clients.net.connection import BackOff, Endpoint, NotNow, open_channel
 from lada_protocol.identity.credentials import Credentials, Passphrase
 from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
@@ -85,7 +84,6 @@ class BoardClient:
         host, port = split_address(address)
         if not patience_s >= 0:
             raise ParameterError(f"patience_s: expected 0 or more seconds, got {patience_s}")
-        self._settings = settings or TransportSettings()
         self._endpoint = Endpoint(
             host=host,
             port=port,
@@ -94,9 +92,8 @@ class BoardClient:
                 identity, party_id=party_id, roster=roster, passphrase=passphrase
             ),
             roster=roster,
-            settings=self._settings,
+            settings=settings or TransportSettings(),
         )
-        self._roster = roster
         self._party = roster.party(party_id)
         self._patience_s = patience_s
         self._lock = threading.Lock()
@@ -149,10 +146,9 @@ class BoardClient:
             arrived = self._arrived(stub, envelope, payload)
             receipt: lada_pb2.Receipt = stub.Post(self._frames(envelope, payload, arrived))
             if receipt.message_sha256.hex() != envelope.message_hash:
-                raise PeerError(
+                raise self._coordinator_fault(
                     f"receipt for {header.kind} names another message",
                     reason="bad_receipt",
-                    peer=self._roster.coordinator.id,
                     round_id=header.round_id,
                 )
             return int(receipt.sequence)
@@ -178,7 +174,7 @@ class BoardClient:
         """
         wait_s = min(max(wait_s, 0.0), MAX_WAIT_S)
         request = lada_pb2.ListRequest(after_sequence=after, wait_ms=round(wait_s * 1000))
-        deadline_s = wait_s + self._settings.answer_timeout_s
+        deadline_s = wait_s + self._endpoint.settings.answer_timeout_s
 
         def call(stub: BoardStub) -> Messages:
             reply: lada_pb2.ListReply = stub.List(request, timeout=deadline_s)
@@ -194,7 +190,7 @@ class BoardClient:
         request = lada_pb2.ListRequest(after_sequence=sequence, wait_ms=0)
 
         def call(stub: BoardStub) -> None:
-            stub.List(request, timeout=self._settings.answer_timeout_s)
+            stub.List(request, timeout=self._endpoint.settings.answer_timeout_s)
 
         self._repeat("say goodbye", call, patience_s=min(patience_s, self._patience_s))
 
@@ -208,10 +204,9 @@ class BoardClient:
         """
         header = envelope.header
         if header.payload_bytes > envelope.kind.rules.max_payload_bytes:
-            raise PeerError(
+            raise envelope.fault(
                 f"{header.kind} of {header.sender} announces {header.payload_bytes} bytes",
                 reason="too_large",
-                peer=header.sender,
             )
         received, digest = io.BytesIO(), hashlib.sha256()
 
@@ -231,7 +226,7 @@ class BoardClient:
         if header.payload_bytes > 0:
             self._repeat(f"fetch {header.kind}", call, received.tell)
         if received.tell() != header.payload_bytes or digest.hexdigest() != header.payload_sha256:
-            raise self._mismatch(f"payload of {header.kind} is not the one that was signed")
+            raise self._damaged(f"payload of {header.kind} is not the one that was signed")
         # Shares the buffer: a payload is in memory once.
         return received.getvalue()
 
@@ -241,7 +236,7 @@ class BoardClient:
             return 0
         reply: lada_pb2.ProgressReply = stub.Progress(
             lada_pb2.ProgressRequest(message_sha256=bytes.fromhex(envelope.message_hash)),
-            timeout=self._settings.answer_timeout_s,
+            timeout=self._endpoint.settings.answer_timeout_s,
         )
         return len(payload) if reply.on_board else min(int(reply.offset), len(payload))
 
@@ -262,7 +257,7 @@ class BoardClient:
         found: Messages = []
         for entry in reply.entries:
             self._count(down=len(entry.header) + len(entry.signature))
-            envelope = parse_envelope(entry.header, entry.signature, roster=self._roster)
+            envelope = parse_envelope(entry.header, entry.signature, roster=self._endpoint.roster)
             header = envelope.header
             allowed = may_read(
                 kind=envelope.kind,
@@ -272,11 +267,10 @@ class BoardClient:
                 role=self._party.role,
             )
             if entry.sequence <= after or not allowed:
-                raise PeerError(
+                raise self._coordinator_fault(
                     f"the board shows {header.kind} of {header.sender} out of order or to the "
                     "wrong party",
                     reason="bad_list",
-                    peer=self._roster.coordinator.id,
                     round_id=header.round_id,
                 )
             after = entry.sequence
@@ -291,13 +285,19 @@ class BoardClient:
             or offset + len(chunk.data) > size
             or hashlib.sha256(chunk.data).digest() != chunk.sha256
         ):
-            raise self._mismatch(
+            raise self._damaged(
                 f"chunk at offset {chunk.offset} does not fit after {offset} of {size} bytes"
             )
 
-    def _mismatch(self, what: str) -> PeerError:
+    def _damaged(self, what: str) -> PeerError:
         what = f"{what}; the coordinator's store is damaged or somebody changed it"
-        return PeerError(what, reason="payload_mismatch", peer=self._roster.coordinator.id)
+        return self._coordinator_fault(what, reason="payload_mismatch")
+
+    def _coordinator_fault(
+        self, what: str, *, reason: str, round_id: int | None = None
+    ) -> PeerError:
+        peer = self._endpoint.roster.coordinator.id
+        return PeerError(what, reason=reason, peer=peer, round_id=round_id)
 
     def _repeat(
         self,
@@ -311,7 +311,7 @@ class BoardClient:
         back_off = BackOff(
             what=what,
             patience_s=self._patience_s if patience_s is None else patience_s,
-            longest_pause_s=self._settings.longest_pause_s,
+            longest_pause_s=self._endpoint.settings.longest_pause_s,
             clock=time.monotonic,
             known_there=self._was_served,
         )

@@ -207,7 +207,7 @@ def test_every_party_stands_where_it_was_in_the_uplink_after_reading_again(tmp_p
     world.coordinator.step()
     for name, site in world.sites.items():
         site.me.sync()
-        site.me._sequence, site.me._index = 0, None
+        site.me._sequence = 0
         site.me.join(wait_s=5.0)
         assert site.step() == AnswerInquiry(round_id=0), name
 
