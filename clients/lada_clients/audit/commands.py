@@ -57,7 +57,7 @@ def report(
     """
     from lada_clients.audit.folder import evidence_root, read_evidence
     from lada_clients.reports.audit.report import build_report
-    from lada_clients.reports.audit.report_files import check_out, write_report
+    from lada_clients.reports.audit.report_page import check_out, write_report
 
     root = evidence_root(folder)
     check_out(out, root)
