@@ -22,8 +22,7 @@ from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import Outbox, SecretFolder
-from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.record_files import RecordFiles, file_digests
+from lada_clients.site.gates.files import RecordFiles, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.events import EventLog

@@ -16,11 +16,10 @@ from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.aggregation import SiteAggregation
 from lada_clients.site.blind_scores import SiteScoring
-from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.gates.files import RecordFiles, SiteFiles
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.public_material import read_public_material
-from lada_clients.site.gates.record_files import RecordFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
 from lada_clients.site.llm_transfer import SiteTransfer

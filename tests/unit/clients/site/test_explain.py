@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from lada_clients.site.explain.allocation import read_rounds, site_study
 from lada_clients.site.explain.commands import app
-from lada_clients.site.explain.folder import read_rounds, site_study
 from lada_secure.errors import ParameterError
 
 

@@ -17,9 +17,8 @@ from site_doubles import POOL, file_of, record, site_learner, site_plan, site_po
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
-from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
 from lada_clients.site.gates.model import check_with_model
-from lada_clients.site.gates.record_files import RecordFiles, file_digests
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
 from lada_secure.cli import main

@@ -20,8 +20,7 @@ from protocol_world import (
 )
 
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.record_files import RecordFiles, RecordsChanged, file_digests
+from lada_clients.site.gates.files import RecordFiles, RecordsChanged, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
 from lada_clients.site.settings import SitePolicy, SiteSettings
