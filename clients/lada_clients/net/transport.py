@@ -56,7 +56,7 @@ class RefusedByBoard(TransportError):
 
 
 class BoardClient:
-    """Connection of one party to the coordinator's board. Thread-safe.
+    """Connection of one party to the coordinator's board, for one thread at a time.
 
     The first call connects; a lost connection is made again, with the certificate that lies in
     the identity folder by then. A call that cannot get through is repeated, with growing pauses,
@@ -96,11 +96,11 @@ class BoardClient:
         )
         self._party = roster.party(party_id)
         self._patience_s = patience_s
-        self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._opened_with: _Standing | None = None
-        self._closed = threading.Event()
         self._was_served = False
+        # gRPC takes the pieces of a payload in a thread of its own.
+        self._counting = threading.Lock()
         self._traffic = ByteCounts(up_bytes=0, down_bytes=0)
 
     def __enter__(self) -> BoardClient:
@@ -110,12 +110,10 @@ class BoardClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection and every call that still waits. Idempotent."""
-        self._closed.set()
-        with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
+        """End the connection. Idempotent."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
 
     @property
     def traffic(self) -> ByteCounts:
@@ -324,44 +322,27 @@ class BoardClient:
                 fault = error
             pause_s = back_off.pause_s(fault, moved=moved())
             LOG.info("%s waits since %.1f s: %s", what, back_off.since_s, fault)
-            self._closed.wait(pause_s)
+            time.sleep(pause_s)
 
     def _attempt(self, call: Callable[[BoardStub], _Result]) -> _Result:
         channel = self._connected()
         try:
             return call(BoardStub(channel))
         except grpc.RpcError as error:
-            if self._closed.is_set():
-                raise _closed_here() from error
             renewed = _reason(error) in _CERTIFICATE and self._standing() != self._opened_with
             if error.code() in _RETRIED or renewed:
                 # A new connection is diagnosed from the start, see `connection.py`.
-                with self._lock:
-                    if self._channel is channel:
-                        self._channel = None
+                self.close()
             if renewed:
                 raise NotNow(f"our certificate was renewed: {error.details()}") from error
             raise self._fault(error) from error
-        except ValueError as error:
-            # gRPC's way to say that a channel was closed before the call began.
-            if self._closed.is_set():
-                raise _closed_here() from error
-            raise
 
     def _connected(self) -> grpc.Channel:
         standing = self._standing()
-        with self._lock:
-            # Calls that still run on the old connection keep it until they end.
-            channel = self._channel if standing == self._opened_with else None
-        if self._closed.is_set():
-            raise _closed_here()
-        if channel is not None:
-            return channel
-        fresh = open_channel(self._endpoint)
-        with self._lock:
-            if self._channel is None or standing != self._opened_with:
-                self._channel, self._opened_with = fresh, standing
-            return self._channel
+        if self._channel is None or standing != self._opened_with:
+            self.close()
+            self._channel, self._opened_with = open_channel(self._endpoint), standing
+        return self._channel
 
     def _standing(self) -> _Standing:
         """What a connection rests on: where it changes, the next call makes a new one."""
@@ -382,14 +363,10 @@ class BoardClient:
         return TransportError(f"{where}: {status.name.lower()}: {text}")
 
     def _count(self, *, up: int = 0, down: int = 0) -> None:
-        with self._lock:
+        with self._counting:
             so_far = self._traffic
             self._traffic = ByteCounts(so_far.up_bytes + up, so_far.down_bytes + down)
 
 
 def _reason(error: grpc.RpcError) -> str | None:
     return dict(error.trailing_metadata() or ()).get(REASON_KEY)
-
-
-def _closed_here() -> TransportError:
-    return TransportError("the connection to the board was closed here")
