@@ -24,8 +24,8 @@ from protocol_world import (
 )
 from sealed_sums import add_sealed
 
-from lada_clients.auditor.export import write_export
 from lada_clients.auditor.ledgers import KnownEntries
+from lada_clients.auditor.runner import write_export
 from lada_clients.auditor.service import Auditor
 from lada_clients.net.participant import Participant
 from lada_protocol.identity.roster import Roster

@@ -225,7 +225,7 @@ class Participant:
         Until then it stays for a while: whoever is killed at the very end comes back to a board.
         """
         try:
-            self.client.acknowledge(self._sequence, patience_s=GOODBYE_S)
+            self.client.list(self._sequence, patience_s=GOODBYE_S)
         except LadaError as error:
             LOG.info("the board was gone before our goodbye: %s", error)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -161,11 +162,12 @@ class BoardClient:
             LOG.warning("%s starts over: %s", what, error)
             return self._repeat(what, call, lambda: arrived)
 
-    def list(self, after: int, *, wait_s: float = 0.0) -> Messages:
+    def list(self, after: int, *, wait_s: float = 0.0, patience_s: float = math.inf) -> Messages:
         """Messages for us with a sequence above `after`, in order, signatures checked.
 
         Waits up to `wait_s` (at most 20 s) for the first. A long list comes in parts: ask again
-        after the last sequence until nothing comes.
+        after the last sequence until nothing comes. The board takes `after` for what we have read.
+        patience_s: where it is less than the client's own.
 
         Raises: PeerError: the board shows a message that is malformed, forged, not for us, or out
           of order. TransportError: no connection.
@@ -178,19 +180,7 @@ class BoardClient:
             reply: lada_pb2.ListReply = stub.List(request, timeout=deadline_s)
             return self._entries(reply, after)
 
-        return self._repeat("list messages", call)
-
-    def acknowledge(self, sequence: int, *, patience_s: float) -> None:
-        """Tell the board that everything up to `sequence` was read, and ask for nothing.
-
-        Raises: RefusedByBoard, TransportError: as for `post`, after `patience_s`.
-        """
-        request = lada_pb2.ListRequest(after_sequence=sequence, wait_ms=0)
-
-        def call(stub: BoardStub) -> None:
-            stub.List(request, timeout=self._endpoint.settings.answer_timeout_s)
-
-        self._repeat("say goodbye", call, patience_s=min(patience_s, self._patience_s))
+        return self._repeat("list messages", call, patience_s=patience_s)
 
     def fetch(self, envelope: Envelope) -> bytes:
         """The payload of a message from the board, with the length and hash of its header.
@@ -303,12 +293,12 @@ class BoardClient:
         call: Callable[[BoardStub], _Result],
         moved: Callable[[], int] = lambda: 0,
         *,
-        patience_s: float | None = None,
+        patience_s: float = math.inf,
     ) -> _Result:
         """Repeat a call until it gets through, or until nothing `moved` for our patience."""
         back_off = BackOff(
             what=what,
-            patience_s=self._patience_s if patience_s is None else patience_s,
+            patience_s=min(self._patience_s, patience_s),
             longest_pause_s=self._endpoint.settings.longest_pause_s,
             clock=time.monotonic,
             known_there=self._was_served,

@@ -14,15 +14,13 @@ from rich.console import Console
 
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.aggregation import SiteAggregation
-from lada_clients.site.blind_scores import SiteScoring
+from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
-from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
@@ -76,14 +74,11 @@ class Site:
     display: TrainingDisplay = field(
         default_factory=lambda: TrainingDisplay(Console(quiet=True), epsilon_cap=0.0)
     )
-    _opening: SiteAggregation = field(init=False)
-    _scoring: SiteScoring = field(init=False)
+    _exchanges: SiteExchanges = field(init=False)
     _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
-        me, secrets = self.participant, self.secrets
-        self._opening = SiteAggregation(participant=me, secrets=secrets)
-        self._scoring = SiteScoring(participant=me, secrets=secrets)
+        self._exchanges = SiteExchanges(participant=self.participant, secrets=self.secrets)
 
     def run(self) -> None:
         """Take part in the study to its end.
@@ -106,11 +101,15 @@ class Site:
             lambda: next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party),
             (
                 handles(ReviewPlan, "plan", lambda _: self._review()),
-                handles(PostMaskKey, "opening", lambda t: self._opening.post_mask_key(t.attempt)),
+                handles(PostMaskKey, "opening", lambda t: self._exchanges.post_mask_key(t.attempt)),
                 handles(Contribute, None, lambda t: self._contribute(t.attempt, t.cohort)),
                 handles(AskScores, "filter", lambda t: self._ask_scores(t.round_id)),
                 handles(Distil, "distillation", lambda t: self._distil(t.round_id)),
-                handles(AnswerInquiry, "uplink", lambda t: self._llm_transfer.answer(t.round_id)),
+                handles(
+                    AnswerInquiry,
+                    "uplink",
+                    lambda t: self._answer(t.round_id),
+                ),
                 handles(CloseRound, "close", lambda t: me.close_round(t.round_id)),
             ),
         )
@@ -178,8 +177,8 @@ class Site:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
         vector: Released[npt.NDArray[np.int64]]
         if attempt.purpose == CONFIDENCE_EXCESS:
-            self._opening.check_own_contribution(attempt.round_id, DEMAND)
-            vector = self._llm_transfer.excess_over_threshold(attempt.round_id)
+            self._exchanges.check_own_contribution(attempt.round_id, DEMAND)
+            vector = self._exchanges.confidence_excess(attempt.round_id, self.learner)
         elif attempt.purpose == STATISTICS:
             self.record_files.check()
             noised = self._statistics(attempt.round_id)
@@ -187,7 +186,7 @@ class Site:
             self._post_ledger(attempt.round_id, STATISTICS)
         else:
             vector = self._demand(attempt.round_id)
-        self._opening.send(attempt, cohort, vector)
+        self._exchanges.send(attempt, cohort, vector)
 
     def _statistics(self, round_id: int) -> Released[NoisedStatistics]:
         released = self.learner.release_statistics(round_id)
@@ -197,7 +196,7 @@ class Site:
     def _demand(self, round_id: int) -> Released[npt.NDArray[np.int64]]:
         """The picks as a 0/1 vector: post-processing of this round's released statistics."""
         me = self.participant
-        scores = self._scoring.read(round_id)
+        scores = self._exchanges.read_scores(round_id)
 
         def wanted(noised: NoisedStatistics) -> npt.NDArray[np.int64]:
             vector = np.zeros(me.plan.pool_size, dtype=np.int64)
@@ -209,15 +208,18 @@ class Site:
 
     def _ask_scores(self, round_id: int) -> None:
         """Steps 6 and 7: one encrypted query per round."""
-        self._opening.check_own_contribution(round_id, STATISTICS)
+        self._exchanges.check_own_contribution(round_id, STATISTICS)
         noised = self._statistics(round_id)
         utilities = post_process(noised, self.learner.utilities, label="cell utilities")
-        self._scoring.ask(round_id, utilities)
+        self._exchanges.ask_scores(round_id, utilities)
+
+    def _answer(self, round_id: int) -> None:
+        self._exchanges.answer_inquiry(round_id, self.learner)
 
     def _distil(self, round_id: int) -> None:
         """Step 9, and what may be computed afterwards for free."""
         me = self.participant
-        self._opening.check_own_contribution(round_id, DEMAND)
+        self._exchanges.check_own_contribution(round_id, DEMAND)
         if not self.learner.trained(round_id):
             self.record_files.check()
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
@@ -262,14 +264,6 @@ class Site:
             lambda: format_ledger_lines(entries[first:]),
             round_id=round_id,
             purpose=purpose,
-        )
-
-    @property
-    def _llm_transfer(self) -> SiteTransfer:
-        return SiteTransfer(
-            participant=self.participant,
-            opening=self._opening,
-            learner=self.learner,
         )
 
     @property

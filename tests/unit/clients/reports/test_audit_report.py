@@ -16,7 +16,7 @@ from simulated_parties import make_world
 from typer.testing import CliRunner
 
 from lada_clients.audit.commands import app
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_clients.reports.audit.report import build_report
 from lada_clients.reports.audit.report_document import PrivacyReport
 from lada_clients.reports.audit.report_page import DOCUMENT_FILE, PAGE_FILE, privacy_page

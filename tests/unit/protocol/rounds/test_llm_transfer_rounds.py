@@ -10,7 +10,7 @@ import pytest
 from protocol_world import UPLINK, make_cast, make_plan
 from simulated_parties import FOUR, Outgoing, World, make_world, refusal
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt

@@ -9,7 +9,7 @@ import pytest
 from protocol_world import make_cast, make_plan
 from simulated_parties import FOUR, ROUND_0, World, make_world
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
