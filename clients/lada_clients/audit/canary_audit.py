@@ -107,7 +107,7 @@ class TrainingAudit:
     engine: str
     device: str
     trainable_parameters: int
-    statement: Json
+    statement: dict[str, Json]
     commitment: str
     opening: dict[str, Json]
 
@@ -141,8 +141,6 @@ def audit_size(
         )
     if guesses is None:
         guesses = max(1, int(canaries * needs.share))
-    if not 1 <= guesses <= canaries:
-        raise ParameterError(f"guesses: expected 1 to {canaries} (the canaries), got {guesses}")
     reach = largest_bound(
         canaries=canaries, guesses=guesses, delta=steps.delta, confidence=steps.confidence
     )

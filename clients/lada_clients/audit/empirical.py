@@ -60,11 +60,8 @@ class SiteAudit:
     """Outcome of an audit of one site's training. It stays at the site unless records="public"."""
 
     study_id: str
-    plan_hash: str
-    site: str
     records: Records
     units: int
-    settings_sha256: str
     audit: TrainingAudit
 
     def to_json(self) -> dict[str, Json]:
@@ -74,6 +71,7 @@ class SiteAudit:
             "schema_version": SCHEMA_VERSION,
             "stays_at_the_site": self.records == "site",
             "noise": DISCRETE_GAUSSIAN,
+            **self.audit.statement,
             **facts.pop("audit"),
             **facts,
         }
@@ -82,7 +80,7 @@ class SiteAudit:
         """The result for people. seconds: that it took."""
         audit, own = self.audit, self.records == "site"
         yield (
-            f"site {self.site}, study {self.study_id}: {self.units} units "
+            f"site {audit.statement['site']}, study {self.study_id}: {self.units} units "
             f"({'its own' if own else 'public samples'}), {audit.rounds} rounds of "
             f"{audit.steps // audit.rounds} steps, engine {audit.engine} on {audit.device}"
         )
@@ -208,7 +206,6 @@ def audit_site(
         f"rounds; the ledger would say epsilon {size.epsilon:.3f}, all guesses right would show "
         f"{size.reach:.3f}"
     )
-    settings_sha256 = _settings_hash(site, shape, privacy, rounds=rounds)
     audit = audit_training(
         lm,
         steps,
@@ -227,21 +224,13 @@ def audit_site(
         attack=attack,
         statement={
             "plan_hash": plan.hash,
-            "settings_sha256": settings_sha256,
+            "settings_sha256": _settings_hash(site, shape, privacy, rounds=rounds),
             "site": site.settings.party,
         },
         announce=lambda commitment: say(f"coins are thrown and sealed: {commitment}"),
         progress=progress,
     )
-    return SiteAudit(
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        site=site.settings.party,
-        records=records,
-        units=len(units),
-        settings_sha256=settings_sha256,
-        audit=audit,
-    )
+    return SiteAudit(study_id=plan.study_id, records=records, units=len(units), audit=audit)
 
 
 def _settings_hash(

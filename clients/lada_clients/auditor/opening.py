@@ -17,6 +17,7 @@ from typing import Final
 
 from lada_clients.auditor.ledgers import LedgerCopies, admitted_claim
 from lada_clients.net.participant import Participant
+from lada_clients.net.study_folder import SecretFolder
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import (
     ScoredQuery,
@@ -41,7 +42,7 @@ from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, PeerError, TransportError
 from lada_secure.method.plan import DEMAND
-from lada_secure.storage.whole_files import read_file, read_if_there, sync, write_atomically
+from lada_secure.storage.whole_files import read_file, sync, write_atomically
 
 # Refusals that only a decryption can cause.
 REFUSED_BY_KEY: Final = frozenset({"out_of_range", "over_quota", "native_failure"})
@@ -104,15 +105,12 @@ class SumOpening:
         """The BFV key of a purpose: one per study, made at its first use, kept on disk."""
         plan = self.participant.plan
         parameters = purpose_parameters(plan, purpose)
-        path = self.state_dir / "keys" / f"{plan.study_id}-{plan.hash[:16]}-{purpose}.key"
-        kept = read_if_there(path)
-        if kept is None:
-            key = AggregateKey.generate(parameters)
-            write_atomically(path, key.to_bytes(), mode=0o600)
-        else:
-            key = AggregateKey.from_bytes(kept)
+        name = f"{plan.study_id}-{plan.hash[:16]}-{purpose}.key"
+        kept = SecretFolder(folder=self.state_dir / "keys")
+        raw = kept.once(name, lambda: AggregateKey.generate(parameters).to_bytes())
+        key = AggregateKey.from_bytes(raw)
         if key.parameters != parameters:
-            raise LocalProtocolError(f"{path} holds a key for other parameters")
+            raise LocalProtocolError(f"{kept.folder / name} holds a key for other parameters")
         return key
 
     def post_key(self, purpose: str) -> None:

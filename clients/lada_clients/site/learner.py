@@ -35,6 +35,7 @@ from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.release.units import Unit
 from lada_secure.privacy.released import Released
 
 
@@ -51,12 +52,11 @@ class SiteLearner:
     @classmethod
     def load(
         cls,
-        *,
         plan: StudyPlan,
         settings: SiteSettings,
-        pool: tuple[PoolSample, ...],
-        clusters: Clusters,
-        records: PrivateRecords,
+        public: tuple[tuple[PoolSample, ...], Clusters],
+        units: Sequence[Unit],
+        *,
         held_out: tuple[Record, ...],
         book: LedgerBook,
         memory: SiteMemory,
@@ -65,6 +65,7 @@ class SiteLearner:
         import torch
 
         torch.set_num_threads(settings.threads)
+        pool, clusters = public
         state = memory.load()
         # There from the beginning: adapters without it are those of a state that was lost.
         memory.keep(state)
@@ -74,7 +75,7 @@ class SiteLearner:
             pool=pool,
             clusters=clusters,
             embedder=embedder(plan.embedder),
-            records=records,
+            records=PrivateRecords(units),
             book=book,
             execution=settings.execution,
         )

@@ -15,7 +15,7 @@ from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.models.adapters import AdapterWeights
-from lada_secure.storage.whole_files import write_atomically
+from lada_secure.storage.whole_files import read_file, write_atomically
 
 _STATE = "site-state.json"
 
@@ -110,10 +110,7 @@ class SiteMemory:
         if digest is None or round_id is None:
             return None
         path = self._path(name, round_id)
-        try:
-            weights = AdapterWeights(data=path.read_bytes())
-        except OSError as error:
-            raise ParameterError(f"cannot read {path}: {error}") from error
+        weights = AdapterWeights(data=read_file(path))
         if weights.sha256 != digest:
             raise ParameterError(f"{path} is not what {_STATE} speaks of; restore both")
         return weights

@@ -44,17 +44,11 @@ from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.errors import LedgerError, LocalProtocolError
+from lada_secure.errors import LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.entries import (
-    DecisionEntry,
-    LedgerEntry,
-    ReserveEntry,
-    format_ledger_lines,
-)
-from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, format_ledger_lines
 from lada_secure.privacy.released import Released, post_process
 
 
@@ -105,11 +99,7 @@ class Site:
                 handles(Contribute, None, lambda t: self._contribute(t.attempt, t.cohort)),
                 handles(AskScores, "filter", lambda t: self._ask_scores(t.round_id)),
                 handles(Distil, "distillation", lambda t: self._distil(t.round_id)),
-                handles(
-                    AnswerInquiry,
-                    "uplink",
-                    lambda t: self._answer(t.round_id),
-                ),
+                handles(AnswerInquiry, "uplink", lambda t: self._answer(t.round_id)),
                 handles(CloseRound, "close", lambda t: me.close_round(t.round_id)),
             ),
         )
@@ -237,17 +227,8 @@ class Site:
         self._tell_epsilon(round_id, "distillation")
         self._tell_accuracy("after", round_id=round_id)
         self._post_ledger(round_id, TRAINING)
-        paid_by = self._newest_reservation(round_id, TRAINING)
+        paid_by = self.learner.released_adapters(round_id).paid_by
         me.post(Kind.TRAINED, {"paid_by": paid_by}, round_id=round_id)
-
-    def _newest_reservation(self, round_id: int, purpose: str) -> str:
-        study = self.participant.plan.study_id
-        for entry in reversed(self.book.entries()):
-            if isinstance(entry, ReserveEntry) and (
-                (entry.study_id, entry.round_id, entry.purpose) == (study, round_id, purpose)
-            ):
-                return entry.entry_hash
-        raise LedgerError(f"round {round_id}: nothing was reserved for {purpose}")
 
     def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
         """Show the auditor every entry since the last part, before anything they paid for."""
@@ -270,19 +251,14 @@ class Site:
     def learner(self) -> SiteLearner:
         """The model with its data, loaded at first use."""
         if self._learner is None:
-            me = self.participant
-            pool, clusters = read_public_material(me)
+            plan, files = self.participant.plan, self.files
+            bound = plan.privacy.max_records_per_unit
             self._learner = SiteLearner.load(
-                plan=me.plan,
-                settings=self.settings,
-                pool=pool,
-                clusters=clusters,
-                records=PrivateRecords(
-                    self.files.units(
-                        self.policy, max_records_per_unit=me.plan.privacy.max_records_per_unit
-                    )
-                ),
-                held_out=() if self.files.held_out is None else self.files.held_out.records,
+                plan,
+                self.settings,
+                read_public_material(self.participant),
+                files.units(self.policy, max_records_per_unit=bound),
+                held_out=() if files.held_out is None else files.held_out.records,
                 book=self.book,
                 memory=self.memory,
             )

@@ -18,12 +18,7 @@ from lada_clients.reports.audit.report_document import (
     StudySpending,
     StudyTerms,
 )
-from lada_clients.reports.ledger_history import (
-    Restart,
-    filled,
-    history_sentences,
-    key_renewals,
-)
+from lada_clients.reports.ledger_history import Restart, filled, history_sentences, key_renewals
 from lada_protocol.evidence.export import ExportedStudy, ledger_file
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind

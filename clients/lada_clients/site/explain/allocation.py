@@ -69,33 +69,26 @@ def site_study(run: Path, site: str | None, study: str | None) -> tuple[str, Pat
         left out. study: its id; it may be left out where the site took part in one only.
     Raises: ParameterError: no such folder, or no or several sites or studies of that name.
     """
-    name, state = _site_state(run, site)
-    return name, find_study_folder(state, study)
-
-
-def _site_state(run: Path, site: str | None) -> tuple[str, Path]:
     if not run.is_dir():
         raise ParameterError(
             f"{run}: no such folder; expected the folder of a mock run or of a site"
         )
-    sites = sorted(settings.parent.name for settings in run.glob("*/site.toml"))
-    if sites:
-        if site is None and len(sites) > 1:
-            raise ParameterError(f"{run} has several sites; name one: --site {sites[0]}")
-        name = site or sites[0]
-        if name not in sites:
-            raise ParameterError(f"--site {name}: {run} has {', '.join(sites)}")
-        return name, run / name / _STATE
-    own = run / _STATE if (run / _STATE).is_dir() else run
-    if not (own / STUDIES).is_dir():
-        raise ParameterError(
-            f"{run}: no run and no site: expected SITE/state/{STUDIES}, state/{STUDIES} or "
-            f"{STUDIES} in it. A site makes it when it joins its first study"
-        )
-    name = (run if own != run else run.parent).absolute().name
-    if site is not None and site != name:
-        raise ParameterError(f"--site {site}: {run} is the folder of {name} alone")
-    return name, own
+    states = {found.parent.name: found.parent / _STATE for found in run.glob("*/site.toml")}
+    if not states:
+        own = run / _STATE if (run / _STATE).is_dir() else run
+        if not (own / STUDIES).is_dir():
+            raise ParameterError(
+                f"{run}: no run and no site: expected SITE/state/{STUDIES}, state/{STUDIES} or "
+                f"{STUDIES} in it. A site makes it when it joins its first study"
+            )
+        states = {(run if own != run else run.parent).absolute().name: own}
+    first, *others = sorted(states)
+    if site is None and others:
+        raise ParameterError(f"{run} has several sites; name one: --site {first}")
+    name = site or first
+    if name not in states:
+        raise ParameterError(f"--site {name}: {run} has {', '.join(sorted(states))}")
+    return name, find_study_folder(states[name], study)
 
 
 def read_rounds(study: Path, wanted: int | None) -> list[ExplainedRound]:
