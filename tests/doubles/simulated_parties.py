@@ -147,7 +147,7 @@ class SimulatedSite:
                 self._accept()
             case PostMaskKey(attempt=attempt):
                 key = self.mask_keys.setdefault(attempt, MaskKey.generate())
-                self._post_at(Kind.MASK_KEY, attempt, {"public_key": key.public_bytes.hex()})
+                self._post(Kind.MASK_KEY, {"public_key": key.public_bytes.hex()}, attempt=attempt)
             case Contribute(attempt=attempt, cohort=cohort):
                 self._contribute(attempt, cohort)
             case AskScores(round_id=round_id):
@@ -262,7 +262,7 @@ class SimulatedSite:
         if attempt.purpose == STATISTICS:
             self.post_ledger(attempt.round_id, STATISTICS)
         body, payload = self.seal_for(attempt, cohort, self.vector(attempt))
-        self._post_at(Kind.CONTRIBUTION, attempt, {**body, "paid_by": paid_by}, payload)
+        self._post(Kind.CONTRIBUTION, {**body, "paid_by": paid_by}, payload, attempt=attempt)
 
     def _distil(self, round_id: int) -> None:
         reservation = self.book.reserve(training_spec(self.me.plan, round_id))
@@ -313,18 +313,6 @@ class SimulatedSite:
             one
             for one in self.book.entries()
             if isinstance(one, ReserveEntry) and (one.round_id, one.purpose) == (round_id, purpose)
-        )
-
-    def _post_at(
-        self, kind: Kind, attempt: Attempt, body: dict[str, Any], payload: bytes = b""
-    ) -> None:
-        self._post(
-            kind,
-            body,
-            payload,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
         )
 
     def _post(

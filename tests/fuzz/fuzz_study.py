@@ -16,6 +16,7 @@ from typing import Any, cast
 from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
+from rich.console import Console
 
 from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
@@ -25,6 +26,7 @@ from lada_clients.net.study_folder import Outbox, SecretFolder
 from lada_clients.site.gates.files import RecordFiles, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import PartyName, certificate_pem
 from lada_protocol.identity.credentials import Credentials
@@ -210,6 +212,7 @@ class Recording:
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder / "memory"),
             now=lambda: datetime.now(UTC),
+            display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
         )
 
     def book(self, party: str) -> MemoryLedger:

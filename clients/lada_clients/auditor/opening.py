@@ -137,7 +137,7 @@ class SumOpening:
             values = [int(value) for value in self.key(attempt.purpose).open_sum(sealed)]
             check_opened_range(values, me.plan, attempt.purpose, len(request.cohort))
         except PeerError as error:
-            me.post_at(Kind.OPENING_REFUSED, attempt, fault_body(error))
+            me.post(Kind.OPENING_REFUSED, fault_body(error), attempt=attempt)
             return
         contributions = {site: sent.message_hash for site, sent in request.contributions.items()}
         body = {
@@ -145,7 +145,7 @@ class SumOpening:
             "sum_message": sum_message,
             "largest": max(abs(value) for value in values),
         }
-        me.post_at(Kind.OPENED, attempt, body, lambda: canonical_json(values))
+        me.post(Kind.OPENED, body, lambda: canonical_json(values), attempt=attempt)
 
     def _verified(self, attempt: Attempt) -> AggregateRequest:
         """Every check of signed messages and ledgers."""

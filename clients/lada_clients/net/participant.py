@@ -154,14 +154,16 @@ class Participant:
         *,
         round_id: int = 0,
         purpose: str = "",
-        attempt: int = 0,
         to: str = "",
+        attempt: Attempt | None = None,
     ) -> Envelope:
         """Send a message once: made, signed and written down at the first call, re-sent after.
 
         Args: payload: makes the bytes, none by default; not called for a message that is re-sent.
+          attempt: at a sum that the message belongs to, in place of `round_id` and `purpose`.
         """
-        slot = Slot(kind, round_id, purpose, attempt, self.party, to)
+        place = attempt or Attempt(round_id=round_id, purpose=purpose, number=0)
+        slot = Slot(kind, place.round_id, place.purpose, place.number, self.party, to)
         kept = self.outbox.load(slot, study_id=self.plan.study_id, plan_hash=self.plan.hash)
         if kept is None:
             content = payload()
@@ -172,23 +174,6 @@ class Participant:
         self.client.post(*kept)
         self.index.add(kept[0])
         return kept[0]
-
-    def post_at(
-        self,
-        kind: Kind,
-        attempt: Attempt,
-        body: Mapping[str, Any],
-        payload: Callable[[], bytes] = bytes,
-    ) -> Envelope:
-        """`post` for one attempt at a sum."""
-        return self.post(
-            kind,
-            body,
-            payload,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
 
     def payload(self, envelope: Envelope) -> bytes:
         """The payload of a message; the client has checked size and hash."""

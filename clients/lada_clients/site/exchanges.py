@@ -52,7 +52,7 @@ class SiteExchanges:
     def post_mask_key(self, attempt: Attempt) -> None:
         """Step 2: the public half of a key for this attempt alone."""
         body = {"public_key": self._mask_key(attempt).public_bytes.hex()}
-        self.participant.post_at(Kind.MASK_KEY, attempt, body)
+        self.participant.post(Kind.MASK_KEY, body, attempt=attempt)
 
     def _mask_key(self, attempt: Attempt) -> MaskKey:
         """Fresh per round, purpose and attempt: one key for two attempts would reveal the
@@ -108,7 +108,7 @@ class SiteExchanges:
             "parameters_digest": parameters.digest,
             "rests_on": basis.message_hash,
         }
-        me.post_at(Kind.CONTRIBUTION, attempt, body, sealed)
+        me.post(Kind.CONTRIBUTION, body, sealed, attempt=attempt)
 
     def check_own_contribution(self, round_id: int, purpose: str) -> Envelope:
         """Step 5, the site's side: the signed sum must hold this site's own contribution.

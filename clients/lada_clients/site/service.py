@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
@@ -65,9 +64,7 @@ class Site:
     secrets: SecretFolder
     memory: SiteMemory
     now: Callable[[], datetime]
-    display: TrainingDisplay = field(
-        default_factory=lambda: TrainingDisplay(Console(quiet=True), epsilon_cap=0.0)
-    )
+    display: TrainingDisplay
     _exchanges: SiteExchanges = field(init=False)
     _learner: SiteLearner | None = None
 

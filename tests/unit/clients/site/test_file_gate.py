@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 import torch
 from method_doubles import ledger
+from rich.console import Console
 from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
 
 from lada_clients.net.study_folder import SecretFolder
@@ -21,6 +22,7 @@ from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, f
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
+from lada_clients.site.training_display import TrainingDisplay
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
 from lada_secure.errors import ParameterError
@@ -346,6 +348,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
             now=lambda: None,  # type: ignore[arg-type, return-value]
+            display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
             _learner=learner,
         )
 
