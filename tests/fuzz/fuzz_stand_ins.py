@@ -122,10 +122,6 @@ class LearnerWithoutModel:
         """The real parser."""
         return parse_received_rationales(raw, pool=self.pool, cells=self.plan.allocation.cells)
 
-    def trained(self, round_id: int) -> bool:
-        """Whether a round was paid for."""
-        return round_id in self.state.trained
-
     def train(self, round_id: int, *_inputs: object) -> None:
         """Pay, and remember it."""
         self.released_adapters(round_id)

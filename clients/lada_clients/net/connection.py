@@ -191,13 +191,12 @@ def _server_certificate(
         raise _tls_fault(where, error) from error
     except ConnectionResetError as error:
         raise _hung_up(where) from error
-    except OSError as error:
-        if proxy is None:
-            raise NotNow(f"{where}: {_socket_fault(error, endpoint.settings)}") from error
-        # The coordinator was never reached: whoever reads this must look at the proxy.
-        raise NotNow(f"{_through(where, proxy)}: {_proxy_fault(error)}") from error
-    except http.client.HTTPException as error:
-        raise NotNow(f"{_through(where, proxy)}: it gave no usable answer") from error
+    except (OSError, http.client.HTTPException) as error:
+        fault = _socket_fault(error, endpoint.settings) if proxy is None else _proxy_fault(error)
+        if proxy is not None:
+            # The coordinator was never reached: whoever reads this must look at the proxy.
+            where += f", through the proxy {join_address(*proxy)} that the environment names"
+        raise NotNow(f"{where}: {fault}") from error
     if der is None:
         raise TransportError(f"{where} showed no certificate")
     certificate = x509.load_der_x509_certificate(der)
@@ -300,12 +299,9 @@ def _in_networks(host: str, no_proxy: str) -> bool:
     return False
 
 
-def _through(where: str, proxy: tuple[str, int] | None) -> str:
-    named = "" if proxy is None else f" {join_address(*proxy)}"
-    return f"{where}, through the proxy{named} that the environment names"
-
-
-def _proxy_fault(error: OSError) -> str:
+def _proxy_fault(error: OSError | http.client.HTTPException) -> str:
+    if isinstance(error, http.client.HTTPException):
+        return "it gave no usable answer"
     detail = str(error) if error.errno is None else error.strerror
     return (
         f"the proxy refused or could not be reached ({detail or type(error).__name__}); add the "
@@ -313,14 +309,14 @@ def _proxy_fault(error: OSError) -> str:
     )
 
 
-def _socket_fault(error: OSError, settings: TransportSettings) -> str:
+def _socket_fault(error: Exception, settings: TransportSettings) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {settings.connect_timeout_s:g} s; check address and firewall"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused; is `lada server run` running there?"
     if isinstance(error, socket.gaierror):
         return "the host name is unknown; check the address in the settings and the network"
-    return f"connection failed ({error.strerror or type(error).__name__})"
+    return f"connection failed ({getattr(error, 'strerror', None) or type(error).__name__})"
 
 
 def _hung_up(where: str) -> HungUp:

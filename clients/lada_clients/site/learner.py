@@ -32,7 +32,7 @@ from lada_secure.method.site_training import RoundReports, train
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.embedding import embedder
 from lada_secure.models.evaluation import accuracy
-from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.models.loading import load_language_model
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit
@@ -81,11 +81,6 @@ class SiteLearner:
         )
         return cls(plan=plan, context=context, memory=memory, state=state, held_out=held_out)
 
-    @property
-    def model(self) -> LanguageModel:
-        """The SLM; which adapters it wears is the last step's choice."""
-        return self.context.lm
-
     def release_statistics(self, round_id: int) -> Released[NoisedStatistics]:
         """This round's noised statistics; paid for once, the same value at every call."""
         return site_statistics(self.context, self.state, round_id)
@@ -105,10 +100,6 @@ class SiteLearner:
         return parse_received_rationales(
             raw, pool=self.context.pool, cells=cell_grid(self.plan).cells
         )
-
-    def trained(self, round_id: int) -> bool:
-        """Whether a round's training is behind this site."""
-        return round_id in self.state.trained
 
     def train(
         self,
@@ -145,7 +136,9 @@ class SiteLearner:
         if not self.held_out:
             return None
         self.context.wear(self.state)
-        return accuracy(self.model, self.held_out, batch_size=self.context.execution.batch_size)
+        return accuracy(
+            self.context.lm, self.held_out, batch_size=self.context.execution.batch_size
+        )
 
     def _keep(self, state: SiteState) -> None:
         self.memory.keep(state)

@@ -207,7 +207,7 @@ class Site:
         """Step 9, and what may be computed afterwards for free."""
         me = self.participant
         self._exchanges.check_own_contribution(round_id, DEMAND)
-        if not self.learner.trained(round_id):
+        if round_id not in self.learner.state.trained:
             self.record_files.check()
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
             if paths is None:

@@ -291,17 +291,17 @@ def test_all_faults_of_a_plan_are_told_at_once() -> None:
 def test_a_model_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
     learner = site_learner(tmp_path, GOOD)
     with torch.no_grad():
-        next(learner.model.model.parameters()).fill_(float("nan"))
+        next(learner.context.lm.model.parameters()).fill_(float("nan"))
     with pytest.raises(ParameterError, match="its weights are broken"):
-        gate(tmp_path, model=learner.model)
+        gate(tmp_path, model=learner.context.lm)
 
     def broken(*_args: object, **_options: object) -> None:
         raise AttributeError("no such layer")
 
     learner = site_learner(tmp_path, GOOD)
-    learner.model.model.forward = broken
+    learner.context.lm.model.forward = broken
     with pytest.raises(ParameterError, match=r"cannot be called: AttributeError: no such layer"):
-        gate(tmp_path, model=learner.model)
+        gate(tmp_path, model=learner.context.lm)
 
 
 def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
