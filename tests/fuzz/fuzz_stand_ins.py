@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 from protocol_world import training_spec
 
-from lada_clients.site.gates.public_material import parse_received_rationales, read_public_material
 from lada_clients.site.learner import SiteLearner
+from lada_clients.site.public_material import parse_received_rationales, read_public_material
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SiteRationale

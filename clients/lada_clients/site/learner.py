@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lada_clients.site.gates.public_material import parse_received_rationales
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.public_material import parse_received_rationales
 from lada_clients.site.settings import SiteSettings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS, SiteRationale

@@ -17,10 +17,10 @@ from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
-from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.public_material import read_public_material
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import Accuracy, Epsilon, Progress
