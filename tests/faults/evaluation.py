@@ -20,7 +20,7 @@ import numpy as np
 
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import parse_received_rationales
+from lada_clients.site.public_material import parse_received_rationales
 from lada_clients.site.settings import read_site_settings
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind

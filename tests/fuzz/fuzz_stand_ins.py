@@ -9,9 +9,8 @@ from typing import cast
 import numpy as np
 from protocol_world import training_spec
 
-from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.received_paths import parse_received_rationales
+from lada_clients.site.public_material import parse_received_rationales, read_public_material
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SiteRationale
@@ -122,10 +121,6 @@ class LearnerWithoutModel:
     def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
         """The real parser."""
         return parse_received_rationales(raw, pool=self.pool, cells=self.plan.allocation.cells)
-
-    def trained(self, round_id: int) -> bool:
-        """Whether a round was paid for."""
-        return round_id in self.state.trained
 
     def train(self, round_id: int, *_inputs: object) -> None:
         """Pay, and remember it."""

@@ -16,17 +16,17 @@ from typing import Any, cast
 from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
+from rich.console import Console
 
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import Outbox, SecretFolder
-from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.record_files import RecordFiles, file_digests
+from lada_clients.site.gates.files import RecordFiles, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import PartyName, certificate_pem
 from lada_protocol.identity.credentials import Credentials
@@ -169,11 +169,7 @@ class Recording:
         return Auditor(
             participant=me,
             state_dir=folder,
-            ledgers=LedgerCopies(
-                folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
-            ),
             known_entries=KnownEntries(folder=folder / "known"),
-            registry=AggregationRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,
         )
@@ -216,6 +212,7 @@ class Recording:
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder / "memory"),
             now=lambda: datetime.now(UTC),
+            display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
         )
 
     def book(self, party: str) -> MemoryLedger:

@@ -210,25 +210,6 @@ def test_calls_outlive_a_coordinator_that_is_killed_and_started_again(study, tmp
     assert any("refused" in why or "closed" in why for why in waits)
 
 
-def test_closing_a_client_ends_its_waiting_list(served):
-    bank = served.client("bank")
-    bank.list(0)
-    failures = []
-
-    def wait():
-        try:
-            bank.list(0, wait_s=20)
-        except TransportError as error:
-            failures.append(str(error))
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    time.sleep(0.3)
-    bank.close()
-    waiter.join(5)
-    assert failures == ["the connection to the board was closed here"]
-
-
 def test_a_disk_that_refuses_is_waited_for_with_its_reason(served, study, tmp_path):
     envelope = study.envelope("contribution", "bank", b"payload")
     incoming = tmp_path / "payloads" / "incoming"

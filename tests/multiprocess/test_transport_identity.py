@@ -195,7 +195,7 @@ def issued(study, folder, *, party, begins, ends):
     """An identity folder with bank's own keys and a TLS certificate that the CA really signed."""
     from cryptography.hazmat.primitives import serialization
 
-    from lada_clients.ca.folder import CaFolder
+    from lada_clients.ca.authority import CaFolder
     from lada_protocol.identity.certificates import certificate_pem
 
     shutil.copytree(study.identity("bank"), folder)

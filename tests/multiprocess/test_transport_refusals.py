@@ -24,7 +24,7 @@ from served_board import (
 from tunnel import Tunnel
 
 from lada_clients.ca.authority import issue_party
-from lada_clients.net import back_off
+from lada_clients.net import connection
 from lada_clients.net.transport import BoardClient, RefusedByBoard
 from lada_protocol.party_files import live_identity
 from lada_protocol.wire import lada_pb2
@@ -352,7 +352,7 @@ def test_a_server_of_another_ca_is_refused_at_once(served, study, make_study):
 def test_a_server_that_does_not_take_our_certificate_is_named_soon(study, make_study, monkeypatch):
     """Right certificate, but it trusts another CA: it hangs up without saying why."""
     # Long enough for several connections to be hung up on; the real limit is for slow links.
-    monkeypatch.setattr(back_off, "HANG_UPS_BELIEVED_AFTER_S", 3.0)
+    monkeypatch.setattr(connection, "HANG_UPS_BELIEVED_AFTER_S", 3.0)
     coordinator, other = study.credentials("coordinator"), make_study()
     server = grpc.server(None)
     credentials = grpc.ssl_server_credentials(

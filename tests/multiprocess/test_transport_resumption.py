@@ -136,7 +136,7 @@ def test_the_board_waits_until_everybody_has_said_that_the_end_was_read(study, t
         last = served.store.post(study.envelope("finished", "coordinator", body={"rounds": 1}))
         assert [sequence for sequence, _ in bank.list(0)] == [last]
         assert served.store.wait_until_read(last, timeout_s=0.05) == ("bank",)
-        bank.acknowledge(last, patience_s=5.0)
+        bank.list(last, patience_s=5.0)
         assert served.store.wait_until_read(last, timeout_s=5.0) == ()
 
 
