@@ -18,9 +18,9 @@ from lada_secure.storage.state_folder import held_state_folder
 from lada_server.board.store import BoardStore
 from lada_server.rpc.service import RunningServer, start_server
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.study.monitor import Monitored, start_monitor
+from lada_server.study.monitor import Monitored, monitoring
 from lada_server.study.status import Status, read_status
-from lada_server.study.status_file import STATUS_FILE, StatusFile
+from lada_server.study.status_file import STATUS_FILE, keep_status_file
 
 
 def run_server(settings_path: Path) -> None:
@@ -64,7 +64,7 @@ def _serve(
                 upload_dir=settings.state_dir / "uploads",
                 settings=settings.transport,
             ) as running,
-            _observed(settings, running, identity, store),
+            _observed(settings, running),
         ):
             # Imported here: libraries of models take seconds, and callers are heard by now.
             from lada_server.study.session import run_study
@@ -89,27 +89,15 @@ def server_status(settings_path: Path) -> Status:
 
 
 @contextmanager
-def _observed(
-    settings: ServerSettings, running: RunningServer, identity: LiveIdentity, store: BoardStore
-) -> Iterator[None]:
+def _observed(settings: ServerSettings, running: RunningServer) -> Iterator[None]:
     """What others may see of a running server: its status file, and the monitor if it is named."""
-    status = StatusFile(
-        path=settings.state_dir / STATUS_FILE,
-        presence=running.presence,
-        listen=running.address,
-        clock=time.time,
-    ).keep(running.stopped)
-    monitored = Monitored(
-        presence=running.presence,
-        identity=identity,
-        events=settings.state_dir / EVENTS_FILE,
-        check=store.check,
-    )
+    status = keep_status_file(settings.state_dir / STATUS_FILE, running)
+    monitored = Monitored(server=running, events=settings.state_dir / EVENTS_FILE)
     try:
         if settings.monitor is None:
             yield
         else:
-            with start_monitor(settings.monitor, monitored):
+            with monitoring(settings.monitor, monitored):
                 yield
     finally:
         running.stop()

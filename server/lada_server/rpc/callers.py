@@ -79,11 +79,3 @@ class Callers:
         listed = self.identity.revocations()
         if listed is not None:
             listed.check(caller.certificate, holder=caller.party.id)
-
-    def welcome(self, caller: Caller) -> bool:
-        """`check` as a question."""
-        try:
-            self.check(caller)
-        except PeerError:
-            return False
-        return True

@@ -18,18 +18,16 @@ import grpc
 
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
-from lada_protocol.wire.limits import CHUNK_BYTES, MAX_WAIT_S, REASON_KEY
+from lada_protocol.wire.limits import CHUNK_BYTES, REASON_KEY
 from lada_protocol.wire.messages import check_body
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Upload, Uploads
 from lada_server.rpc.callers import Caller, Callers
 from lada_server.rpc.limits import CallGate
-from lada_server.rpc.presence import Presence
 
 LOG = logging.getLogger(__name__)
 
-_SIGNATURE_BYTES: Final = 64
 _DIGEST_BYTES: Final = 32
 
 _STATUS: Final = {
@@ -60,7 +58,6 @@ class BoardCalls:
     callers: Callers
     gate: CallGate
     uploads: Uploads
-    presence: Presence
 
     def post(
         self, frames: Iterator[lada_pb2.PostFrame], context: grpc.ServicerContext
@@ -99,15 +96,20 @@ class BoardCalls:
     ) -> lada_pb2.ListReply:
         """Messages after a sequence; waits for the first."""
         with self._call(context, "List") as caller:
+
+            def gone() -> bool:
+                # Revoked while it waited: it gets the reason and not the messages.
+                self.callers.check(caller)
+                return not context.is_active()
+
             # A caller that hangs up gives its thread back at once.
             context.add_callback(self.store.wake)
             found = self.store.entries(
                 caller.party.id,
                 request.after_sequence,
-                wait_s=min(request.wait_ms / 1000, MAX_WAIT_S),
-                gone=lambda: not context.is_active() or not self.callers.welcome(caller),
+                wait_s=request.wait_ms / 1000,
+                gone=gone,
             )
-            # Revoked while it waited: it gets the reason and not the messages.
             self.callers.check(caller)
             entries = [
                 lada_pb2.Entry(
@@ -135,7 +137,7 @@ class BoardCalls:
         """One call of one party, within its limits; an error of ours ends it with a status."""
         try:
             caller = self.callers.identify(context, method)
-            with self.gate.call(caller.party.id), self.presence.call(caller.party.id):
+            with self.gate.call(caller.party.id):
                 yield caller
         except LadaError as error:
             self._abort(context, error)
@@ -144,8 +146,6 @@ class BoardCalls:
         party, frame = caller.party, next(frames, None)
         if frame is None or frame.WhichOneof("frame") != "opening":
             raise PeerError("the first frame of a post must be its opening", peer=party.id)
-        if len(frame.opening.signature) != _SIGNATURE_BYTES:
-            raise PeerError("signature: expected 64 bytes", reason="bad_signature", peer=party.id)
         envelope = parse_envelope(
             frame.opening.header, frame.opening.signature, roster=self.store.roster
         )
@@ -194,37 +194,34 @@ class BoardCalls:
 
         The first chunk begins at 0, or where the ones of an earlier post ended (`after`).
         """
-        party, expected = caller.party.id, {0, after}
+        header, expected = envelope.header, {0, after}
         for frame in frames:
             chunk = frame.chunk
             self.callers.check(caller)
             if frame.WhichOneof("frame") != "chunk" or chunk.offset not in expected:
-                raise PeerError(f"expected the chunk at offset {max(expected)}", peer=party)
+                raise envelope.fault(f"expected the chunk at offset {max(expected)}")
             if not 0 < len(chunk.data) <= CHUNK_BYTES:
-                raise PeerError(
-                    f"chunk of {len(chunk.data)} bytes, expected 1 to {CHUNK_BYTES}", peer=party
+                raise envelope.fault(
+                    f"chunk of {len(chunk.data)} bytes, expected 1 to {CHUNK_BYTES}"
                 )
             if hashlib.sha256(chunk.data).digest() != chunk.sha256:
-                raise PeerError(
+                raise envelope.fault(
                     f"chunk at offset {chunk.offset} does not have the hash that it states",
                     reason="payload_mismatch",
-                    peer=party,
                 )
-            if chunk.offset + len(chunk.data) > envelope.header.payload_bytes:
-                raise PeerError(
-                    f"{envelope.header.kind} of {party}: payload is longer than the "
-                    f"{envelope.header.payload_bytes} bytes that its header announces",
+            end = chunk.offset + len(chunk.data)
+            if end > header.payload_bytes:
+                raise envelope.fault(
+                    f"{header.kind} of {header.sender}: payload is longer than the "
+                    f"{header.payload_bytes} bytes that its header announces",
                     reason="too_large",
-                    peer=party,
-                    round_id=envelope.header.round_id,
                 )
-            expected = {chunk.offset + len(chunk.data)}
+            expected = {end}
             self._account(caller, up_bytes=len(chunk.data))
             yield chunk.offset, chunk.data
 
     def _account(self, caller: Caller, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
-        self.presence.moved(caller.party.id, up_bytes=up_bytes, down_bytes=down_bytes)
-        pause_s = self.gate.pause_s(caller.party.id, up_bytes + down_bytes)
+        pause_s = self.gate.moved(caller.party.id, up_bytes=up_bytes, down_bytes=down_bytes)
         if pause_s > 0:
             # In the party's own thread: HTTP/2 flow control passes the pause on to its sender.
             time.sleep(pause_s)
@@ -235,7 +232,7 @@ class BoardCalls:
         if isinstance(error, PeerError):
             reason = error.reason
             status = _STATUS.get(reason, grpc.StatusCode.INVALID_ARGUMENT)
-            self.presence.refused(error.peer, reason)
+            self.gate.refused(error.peer, reason)
             LOG.warning(
                 "refused a call of %s: %s (%s)",
                 error.peer or "an unknown peer",

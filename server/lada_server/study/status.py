@@ -20,7 +20,7 @@ from lada_server.board.database import Database
 from lada_server.board.metadata import checked_metadata
 from lada_server.board.schema import messages
 from lada_server.board.storage_errors import StorageUnavailable
-from lada_server.rpc.presence import AWAY_AFTER_S
+from lada_server.rpc.limits import AWAY_AFTER_S
 from lada_server.settings import ServerSettings
 from lada_server.study.status_file import STATUS_FILE, KnownProcess, read_status_file
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lada_server.rpc.presence import PartyActivity, Presence
+from lada_server.rpc.limits import PartyActivity
+from lada_server.rpc.service import RunningServer
 
 LOG = logging.getLogger(__name__)
 
@@ -37,44 +37,33 @@ class KnownProcess(BaseModel):
     parties: dict[str, PartyActivity]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusFile:
-    """Writes the file until told to stop.
+def keep_status_file(path: Path, running: RunningServer) -> threading.Thread:
+    """Write it now and every two seconds, in a thread, until the server stops; then it goes."""
+    thread = threading.Thread(target=_keep, args=(path, running), name="status", daemon=True)
+    thread.start()
+    return thread
 
-    Args: path: of the file. listen: our address. clock: seconds since the epoch.
-    """
 
-    path: Path
-    presence: Presence
-    listen: str
-    clock: Callable[[], float]
-
-    def keep(self, stopped: threading.Event) -> threading.Thread:
-        """Write now and every two seconds, in a thread; the file goes when it stops."""
-        thread = threading.Thread(target=self._run, args=(stopped,), name="status", daemon=True)
-        thread.start()
-        return thread
-
-    def _run(self, stopped: threading.Event) -> None:
-        fresh = self.path.with_name(f".{self.path.name}")
-        while True:
-            known = KnownProcess(
-                pid=os.getpid(),
-                at_s=self.clock(),
-                listen=self.listen,
-                parties=self.presence.parties(),
-            )
-            try:
-                fresh.write_text(known.model_dump_json(), encoding="utf-8")
-                fresh.replace(self.path)
-            except OSError as error:
-                # Telling is not worth a study: the disk's state shows in what matters.
-                LOG.warning("cannot write %s: %s", self.path, error.strerror)
-            if stopped.wait(INTERVAL_S):
-                break
-        self.path.unlink(missing_ok=True)
-        # What a killed process, or a full disk, has left half written.
-        fresh.unlink(missing_ok=True)
+def _keep(path: Path, running: RunningServer) -> None:
+    fresh = path.with_name(f".{path.name}")
+    while True:
+        known = KnownProcess(
+            pid=os.getpid(),
+            at_s=time.time(),
+            listen=running.address,
+            parties=running.gate.activity(),
+        )
+        try:
+            fresh.write_text(known.model_dump_json(), encoding="utf-8")
+            fresh.replace(path)
+        except OSError as error:
+            # Telling is not worth a study: the disk's state shows in what matters.
+            LOG.warning("cannot write %s: %s", path, error.strerror)
+        if running.stopped.wait(INTERVAL_S):
+            break
+    path.unlink(missing_ok=True)
+    # What a killed process, or a full disk, has left half written.
+    fresh.unlink(missing_ok=True)
 
 
 def read_status_file(path: Path, *, now_s: float) -> KnownProcess | None:
