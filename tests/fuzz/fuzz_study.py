@@ -47,6 +47,7 @@ from lada_secure.method.llm_round import PoolView
 from lada_secure.models.embedding import embedder
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Uploads
 from lada_server.rpc.callers import Callers
@@ -140,12 +141,14 @@ class Recording:
         """The real coordinator; looking at the pool is done."""
         made = Coordinator(
             study=self.study,
-            roster=self.roster,
-            store=store,
-            signing_key=self.credentials["coordinator"].signing_key,
+            board=LocalBoardClient(
+                plan=self.plan,
+                store=store,
+                signing_key=self.credentials["coordinator"].signing_key,
+                events=silent("coordinator"),
+            ),
             certificate=self.certificate("coordinator"),
-            teacher=TeacherWithoutModel(),
-            events=silent("coordinator"),
+            teacher=TeacherWithoutModel(self.study),
         )
         made._views = {NO_ADAPTERS: self.view}
         return made
@@ -278,7 +281,7 @@ def _prepare(folder: Path) -> Recording:
         clusters=clusters,
         embeddings=vectors,
     )
-    view = TeacherWithoutModel().view_pool(study)
+    view = TeacherWithoutModel(study).view_pool()
     return Recording(
         folder=folder,
         roster=roster,

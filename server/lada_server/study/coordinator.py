@@ -7,16 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from lada_protocol.events import EventLog, Failed, LlmUpdate, Progress, StallTimer
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.coordinator import next_coordinator_task
-from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.llm_transfer import (
-    NO_ADAPTERS,
     SiteRationale,
     inquiry_bytes,
     llm_version,
@@ -54,9 +49,7 @@ from lada_secure.errors import LocalProtocolError, PeerError
 from lada_secure.method.llm_round import PoolView
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 from lada_server.board.client import LocalBoardClient
-from lada_server.board.stall_timer import StorageStallTimer
-from lada_server.board.store import BoardStore
-from lada_server.study.llm_transfer import CoordinatorTransfer, update_body
+from lada_server.study.llm_transfer import improve_llm, samples_to_ask
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
@@ -69,15 +62,10 @@ class Coordinator:
     """One study at the coordinator. All state that matters is on the board."""
 
     study: Study
-    roster: Roster
-    store: BoardStore
-    signing_key: Ed25519PrivateKey
+    board: LocalBoardClient
     certificate: str
     teacher: Teacher
-    events: EventLog
-    board: LocalBoardClient = field(init=False)
     loop: RunLoop = field(init=False)
-    _llm_transfer: CoordinatorTransfer = field(init=False)
     _given_up: set[tuple[int, str]] = field(default_factory=set)
     _stall: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
     # What the LLM of a version sees in the pool, and the matrix of a payload hash: the newest one.
@@ -85,24 +73,15 @@ class Coordinator:
     _matrices: dict[str, PoolMatrix] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        plan = self.study.plan
-        self.board = LocalBoardClient(
-            plan=plan,
-            roster=self.roster,
-            store=self.store,
-            signing_key=self.signing_key,
-            stall=StorageStallTimer(events=self.events, limit_s=plan.phase_timeout_s),
-        )
-        self._llm_transfer = CoordinatorTransfer(study=self.study, teacher=self.teacher)
         self.loop = RunLoop(
             events=self.events,
-            rounds=plan.rounds,
+            rounds=self.study.plan.rounds,
             next_task=self._next_task,
             wait=self._wait,
             handlers=dict(self._handlers()),
             traffic=lambda: ByteCounts(self.board.sent_bytes, self.board.read_bytes),
             clock=time.monotonic,
-            entered=self.board.enter,
+            entered=self.board.stall.enter,
         )
 
     def _handlers(self) -> Iterator[tuple[type[Task], Handler]]:
@@ -120,42 +99,32 @@ class Coordinator:
         yield handles(Finish, "close", self._finish)
         yield handles(GiveUp, "close", self._give_up)
 
-    def run(self) -> None:
-        """Carry the study out to its end.
-
-        Raises: StudyFailed: it cannot go on; every party has been told why.
-        """
-        self.loop.run()
-
     @property
-    def _index(self) -> MessageIndex:
-        return self.board.index
-
-    @property
-    def _me(self) -> str:
-        return self.roster.coordinator.id
+    def events(self) -> EventLog:
+        """For the operator."""
+        return self.board.events
 
     def _next_task(self) -> Task:
         self.board.sync(wait_s=0.0)
         return next_coordinator_task(
-            self._index,
+            self.board.index,
             plan=self.study.plan,
-            roster=self.roster,
+            roster=self.board.roster,
             given_up=frozenset(self._given_up),
         )
 
     def _wait(self, task: Wait) -> None:
-        self.board.enter(task.round_id, task.step)
+        self.board.stall.enter(task.round_id, task.step)
         if self.board.stall.was_interrupted():
             # Nobody could answer while the board was down: everybody's time begins again.
             self._stall = StallTimer(clock=time.monotonic)
         waited_s = self._stall.wait(task, self.events)
         if waited_s > self.study.plan.phase_timeout_s:
-            joined = bool(self._index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
+            joined = bool(self.board.index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
             round_id = task.round_id if joined else -1
             self._given_up.update((round_id, party) for party in task.parties)
             return
-        proposed = self._index.find(Kind.CLUSTERS, sender=self._me) is not None
+        proposed = self.board.index.find(Kind.CLUSTERS, sender=self.board.me) is not None
         if proposed and self._llm(task.round_id) not in self._views:
             # The LLM looks at the pool while the sites compute their statistics.
             self._look_at_pool(task.round_id)
@@ -177,7 +146,7 @@ class Coordinator:
         self.board.post(Kind.ABORT, body, attempt=task.attempt)
 
     def _add_up(self, task: AddUp) -> None:
-        sent = self._index.all_at(Kind.CONTRIBUTION, task.attempt)
+        sent = self.board.index.all_at(Kind.CONTRIBUTION, task.attempt)
         total = SealedSum(purpose_parameters(self.study.plan, task.attempt.purpose))
         for site in task.cohort:
             try:
@@ -190,15 +159,14 @@ class Coordinator:
 
     def _llm(self, round_id: int) -> str:
         """The LLM that a round works with: an update counts from the next round on."""
-        return llm_version(self._index, coordinator=self._me, before_round=round_id)
+        return llm_version(self.board.index, coordinator=self.board.me, before_round=round_id)
 
     def _look_at_pool(self, round_id: int) -> PoolView:
         version = self._llm(round_id)
         if version not in self._views:
             with self.loop.step(round_id, "filter"):
-                if version != NO_ADAPTERS:
-                    self.teacher.use(self.study, version)
-                self._views = {version: self.teacher.view_pool(self.study)}
+                self.teacher.use(version)
+                self._views = {version: self.teacher.view_pool()}
         return self._views[version]
 
     def _post_matrix(self, task: PostMatrix) -> None:
@@ -220,7 +188,7 @@ class Coordinator:
     def _score(self, task: Score) -> None:
         round_id, site = task.round_id, task.site
         matrix = self._mine(Kind.MATRIX, round_id)
-        query = self._index.find(Kind.QUERY, sender=site, to=self._me, round_id=round_id)
+        query = self.board.index.find(Kind.QUERY, sender=site, to=self.board.me, round_id=round_id)
         if query is None:
             raise LocalProtocolError(f"round {round_id}: asked to score without a query")
         committed = self._committed(matrix)
@@ -246,7 +214,7 @@ class Coordinator:
         view = self._look_at_pool(round_id)
         demand = self.board.opened_sum(round_id, DEMAND)
         progress = self._progress(round_id, "paths")
-        written = self.teacher.write(self.study, demand, progress=progress)
+        written = self.teacher.write(demand, progress=progress)
         body = {
             "demanded": written.demanded,
             "written": len(written.texts),
@@ -259,9 +227,11 @@ class Coordinator:
     def _inquire(self, task: Inquire) -> None:
         """Ask the sites about samples on which, as the opened sum says, they know more."""
         round_id = task.round_id
-        opened = self._index.opened(round_id, CONFIDENCE_EXCESS, auditor=self.roster.auditor.id)
+        opened = self.board.index.opened(
+            round_id, CONFIDENCE_EXCESS, auditor=self.board.roster.auditor.id
+        )
         values = self.board.opened_sum(round_id, CONFIDENCE_EXCESS)
-        samples = self._llm_transfer.samples_to_ask(values, version=self._llm(round_id))
+        samples = samples_to_ask(self.teacher, values, version=self._llm(round_id))
         body = {"opened": opened.message_hash, "samples": len(samples)}
         self.board.post(Kind.INQUIRY, body, payload=inquiry_bytes(samples), round_id=round_id)
 
@@ -269,23 +239,18 @@ class Coordinator:
         """Train on what the sites sent, decide, and only then tell; what is kept is on disk."""
         round_id = task.round_id
         inquiry, written = self._mine(Kind.INQUIRY, round_id), self._mine(Kind.PATHS, round_id)
-        before = self._llm(round_id)
-        decision = self._llm_transfer.improve(
+        body = improve_llm(
+            self.teacher,
             self._site_rationales(round_id, inquiry),
             parse_rationales(self.board.read(written.message_hash), self.study),
-            version=before,
+            inquiry=inquiry.message_hash,
+            version=self._llm(round_id),
             seed=self.study.plan.seed + round_id,
             progress=self._progress(round_id, "uplink"),
         )
+        self.board.post(Kind.LLM_UPDATE, body.model_dump(), round_id=round_id)
         asked = parse_body(inquiry, InquiryBody).samples
-        body = update_body(
-            decision,
-            inquiry=inquiry.message_hash,
-            holdout=self._llm_transfer.settings.holdout,
-            before=before,
-        )
-        self.board.post(Kind.LLM_UPDATE, body, round_id=round_id)
-        figures = {key: value for key, value in body.items() if key != "inquiry"}
+        figures = body.model_dump(exclude={"inquiry"})
         self.events.write(LlmUpdate, round_id=round_id, step="uplink", asked=asked, **figures)
 
     def _site_rationales(
@@ -298,8 +263,10 @@ class Coordinator:
         )
         indices = [at for at in asked if type(at) is int] if isinstance(asked, list) else []
         found: dict[str, tuple[SiteRationale, ...]] = {}
-        for site in sorted(party.id for party in self.roster.sites):
-            answer = self._index.find(Kind.SITE_PATHS, sender=site, to=self._me, round_id=round_id)
+        for site in sorted(party.id for party in self.board.roster.sites):
+            answer = self.board.index.find(
+                Kind.SITE_PATHS, sender=site, to=self.board.me, round_id=round_id
+            )
             if answer is None:
                 continue
             try:
@@ -314,7 +281,7 @@ class Coordinator:
 
     def _post_transcript(self, task: PostTranscript) -> None:
         round_id = task.round_id
-        transcript = build_transcript(self._index, round_id, previous=self._previous(round_id))
+        transcript = build_transcript(self.board.index, round_id, previous=self._previous(round_id))
         body = {"messages": len(transcript.entries)}
         self.board.post(Kind.TRANSCRIPT, body, payload=transcript.to_bytes(), round_id=round_id)
 
@@ -338,7 +305,7 @@ class Coordinator:
 
     def _mine(self, kind: Kind, round_id: int) -> Envelope:
         """Our own message of this kind, which a task says is there."""
-        message = self._index.find(kind, sender=self._me, round_id=round_id)
+        message = self.board.index.find(kind, sender=self.board.me, round_id=round_id)
         if message is None:
             raise LocalProtocolError(f"round {round_id}: there is no {kind.value} of ours yet")
         return message

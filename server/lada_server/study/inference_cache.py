@@ -11,9 +11,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 
@@ -24,73 +25,87 @@ from lada_secure.storage.whole_files import replace_file
 
 LOG = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _DIGEST_BYTES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Generic[T]):
+    """A kind of look: its name in file names, and its result to bytes and back, exactly."""
+
+    name: str
+    encode: Callable[[T], bytes]
+    decode: Callable[[bytes], T]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceCache:
-    """A folder with one file per look. Writing may fail: then the next process looks again."""
+    """A folder with one file per look. Writing may fail: then it is computed again."""
 
     folder: Path
 
-    def view(self, about: Json) -> PoolView | None:
-        """The kept view of the pool under a plan and an LLM; None where there is none."""
-        raw = self._read("view", about)
-        if raw is None:
-            return None
-        with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-            return PoolView(features=arrays["features"], cells=arrays["cells"])
-
-    def keep_view(self, about: Json, view: PoolView) -> None:
-        """Remember a view."""
-        into = io.BytesIO()
-        np.savez(into, features=view.features, cells=view.cells)
-        self._write("view", about, into.getvalue())
-
-    def answers(self, about: Json) -> Answers | None:
-        """The kept answers to some pool samples; None where there are none."""
-        raw = self._read("answers", about)
-        if raw is None:
-            return None
-        value = json.loads(raw)
-        return Answers(
-            paths=tuple(value["paths"]),
-            right=np.array(value["right"], dtype=np.bool_),
-            confidence=np.array(value["certainty"], dtype=np.float64),
-        )
-
-    def keep_answers(self, about: Json, answers: Answers) -> None:
-        """Remember answers, every number exactly."""
-        value: Json = {
-            "paths": list(answers.paths),
-            "right": answers.right.tolist(),
-            "certainty": answers.confidence.tolist(),
-        }
-        self._write("answers", about, canonical_json(value))
-
-    def _path(self, what: str, about: Json) -> Path:
-        return self.folder / f"{what}-{sha256_hex(canonical_json(about))[:32]}"
-
-    def _read(self, what: str, about: Json) -> bytes | None:
-        """The content, if it is what was written."""
-        path = self._path(what, about)
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            LOG.warning("cannot read %s: %s; computing it again", path, error.strerror)
-            return None
-        digest, content = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
-        if sha256_hex(content).encode("ascii") != digest:
-            LOG.warning("%s is damaged; computing it again", path)
-            return None
-        return content
-
-    def _write(self, what: str, about: Json, content: bytes) -> None:
-        path = self._path(what, about)
+    def remembered(self, look: Look[T], about: Json, compute: Callable[[], T]) -> T:
+        """What was kept of a look, or what `compute` gives, kept. about: all that decides it."""
+        path = self.folder / f"{look.name}-{sha256_hex(canonical_json(about))[:32]}"
+        kept = _read(path)
+        if kept is not None:
+            return look.decode(kept)
+        found = compute()
+        content = look.encode(found)
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             replace_file(path, sha256_hex(content).encode("ascii") + content, mode=0o600)
         except OSError as error:
             LOG.warning("cannot keep %s: %s; a restart computes it again", path, error.strerror)
+        return found
+
+
+def _read(path: Path) -> bytes | None:
+    """The content, if it is what was written."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        LOG.warning("cannot read %s: %s; computing it again", path, error.strerror)
+        return None
+    digest, content = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+    if sha256_hex(content).encode("ascii") != digest:
+        LOG.warning("%s is damaged; computing it again", path)
+        return None
+    return content
+
+
+def _view_bytes(view: PoolView) -> bytes:
+    into = io.BytesIO()
+    np.savez(into, features=view.features, cells=view.cells)
+    return into.getvalue()
+
+
+def _view(raw: bytes) -> PoolView:
+    with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
+        return PoolView(features=arrays["features"], cells=arrays["cells"])
+
+
+def _answers_bytes(answers: Answers) -> bytes:
+    return canonical_json(
+        {
+            "paths": list(answers.paths),
+            "right": answers.right.tolist(),
+            "certainty": answers.confidence.tolist(),
+        }
+    )
+
+
+def _answers(raw: bytes) -> Answers:
+    value = json.loads(raw)
+    return Answers(
+        paths=tuple(value["paths"]),
+        right=np.array(value["right"], dtype=np.bool_),
+        confidence=np.array(value["certainty"], dtype=np.float64),
+    )
+
+
+VIEW: Final = Look("view", _view_bytes, _view)
+ANSWERS: Final = Look("answers", _answers_bytes, _answers)

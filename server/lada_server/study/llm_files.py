@@ -8,6 +8,7 @@ from pathlib import Path
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import TransportError
 from lada_secure.storage.whole_files import replace_file, sync
+from lada_server.board.storage_errors import disk_errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +25,10 @@ class LlmFiles:
         """
         version = sha256_hex(weights)
         path = self._path(version)
-        try:
+        with disk_errors(f"cannot keep the LLM's adapters in {path}"):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             replace_file(path, weights)
             sync(self.folder)
-        except OSError as error:
-            raise TransportError(f"cannot keep the LLM's adapters in {path}: {error}") from error
         return version
 
     def read(self, version: str) -> bytes:
@@ -38,13 +37,11 @@ class LlmFiles:
         Raises: TransportError: missing or damaged.
         """
         path = self._path(version)
-        try:
+        advice = (
+            "the study goes on with them, so restore the coordinator's state folder from its backup"
+        )
+        with disk_errors(f"cannot read the LLM's adapters {path}", advice=advice):
             raw = path.read_bytes()
-        except OSError as error:
-            raise TransportError(
-                f"cannot read the LLM's adapters {path}: {error.strerror}; the study goes on with "
-                "them, so restore the coordinator's state folder from its backup"
-            ) from error
         if sha256_hex(raw) != version:
             raise TransportError(f"{path} was damaged on disk; restore it from its backup")
         return raw

@@ -13,13 +13,13 @@ from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.credentials import Credentials
 from lada_secure.data.records import PoolSample
+from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
-from lada_server.study.pool_gate import check_study
-from lada_server.study.proposal import keep_plan, prepare_study
+from lada_server.study.proposal import check_llm, check_plan, keep_plan, prepare_study
 from lada_server.study.teacher import Teacher
 
 # How long the board stays up at most after the study, so that everybody reads the last message.
@@ -51,6 +51,7 @@ def run_study(
         kept_plan=kept_plan,
     )
     teacher = Teacher(
+        study,
         settings.llm,
         cache_dir=settings.cache_dir,
         threads=settings.threads,
@@ -58,24 +59,25 @@ def run_study(
         looks=InferenceCache(folder=settings.state_dir / "llm"),
     )
     if study.is_new:
-        check_study(study, teacher, pool_file=settings.pool)
+        check_plan(study.plan)
+        check_llm(study, teacher.model, pool_file=settings.pool)
         keep_plan(kept_plan, study.plan)
+    board = LocalBoardClient(
+        plan=study.plan, store=store, signing_key=credentials.signing_key, events=events
+    )
     coordinator = Coordinator(
         study=study,
-        roster=store.roster,
-        store=store,
-        signing_key=credentials.signing_key,
+        board=board,
         certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
         teacher=teacher,
-        events=events,
     )
     try:
-        coordinator.run()
+        coordinator.loop.run()
     finally:
         store.wait_until_read(
-            coordinator.board.last_sequence,
+            board.last_sequence,
             timeout_s=FAREWELL_S,
-            expected=coordinator.board.participants(),
-            without=coordinator.board.refusers(),
+            expected=board.participants(),
+            without=board.refusers(),
         )
         time.sleep(LINGER_S)

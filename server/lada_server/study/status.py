@@ -17,8 +17,7 @@ from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.plan import parse_plan
 from lada_secure.errors import ParameterError, PeerError
 from lada_server.board.database import Database
-from lada_server.board.metadata import checked_metadata
-from lada_server.board.schema import messages
+from lada_server.board.schema import checked_metadata, messages
 from lada_server.board.storage_errors import StorageUnavailable
 from lada_server.rpc.limits import AWAY_AFTER_S
 from lada_server.settings import ServerSettings

@@ -6,7 +6,9 @@ What it computes, `lada_secure.method.llm_round` says; here are versions, caches
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -32,13 +34,15 @@ from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
-from lada_server.study.inference_cache import InferenceCache
+from lada_server.study.inference_cache import ANSWERS, VIEW, InferenceCache, Look
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
 
+T = TypeVar("T")
+
 
 class Teacher:
-    """The LLM; everything here is computed on public samples only.
+    """The LLM in one study; everything here is computed on public samples only.
 
     It starts without adapters. `files` holds those of every version that a transfer has left;
     `looks` what was computed before a restart, where it is kept.
@@ -46,6 +50,7 @@ class Teacher:
 
     def __init__(
         self,
+        study: Study,
         reference: str,
         *,
         cache_dir: Path,
@@ -53,32 +58,30 @@ class Teacher:
         files: LlmFiles,
         looks: InferenceCache | None = None,
     ) -> None:
+        self.study = study
         self._looks = looks
         self._reference = reference
         self._cache_dir = cache_dir
         self._threads = threads
         self._files = files
-        self._model: LanguageModel | None = None
         self._fresh: AdapterWeights | None = None
         # What the adapters hold; None while they are being trained.
         self._version: str | None = NO_ADAPTERS
 
-    @property
+    @cached_property
     def model(self) -> LanguageModel:
         """The loaded LLM."""
-        if self._model is None:
-            torch.set_num_threads(self._threads)
-            self._model = load_language_model(self._reference, cache_dir=self._cache_dir)
-        return self._model
+        torch.set_num_threads(self._threads)
+        return load_language_model(self._reference, cache_dir=self._cache_dir)
 
-    def use(self, study: Study, version: str) -> None:
+    def use(self, version: str) -> None:
         """Let the LLM be this version.
 
         Raises: TransportError: its adapters are missing or damaged.
         """
         if version == self._version:
             return
-        fresh = self._with_adapters(study)
+        fresh = self._with_adapters()
         weights = (
             fresh if version == NO_ADAPTERS else AdapterWeights(data=self._files.read(version))
         )
@@ -87,7 +90,6 @@ class Teacher:
 
     def tune(
         self,
-        study: Study,
         version: str,
         examples: Sequence[RationaleExample],
         replay: Sequence[RationaleExample],
@@ -96,8 +98,8 @@ class Teacher:
         progress: Callable[[int, int], None],
     ) -> AdapterWeights:
         """Train the LLM of a version; it is the trained one until `use` says otherwise."""
-        self._with_adapters(study)
-        self.use(study, version)
+        self._with_adapters()
+        self.use(version)
         self._version = None
         return tune_on_rationales(self.model, examples, replay, settings, progress=progress)
 
@@ -106,50 +108,48 @@ class Teacher:
         self._version = self._files.keep(weights.data)
         return self._version
 
-    def answer(self, study: Study, pool_indices: Sequence[int]) -> Answers:
+    def answer(self, pool_indices: Sequence[int]) -> Answers:
         """What the LLM as it is now answers on pool samples, and how sure it is."""
-        about = self._about(study, list(pool_indices))
-        kept = None if self._looks is None or about is None else self._looks.answers(about)
-        if kept is not None:
-            return kept
-        answers = answer_pool(
-            self.model,
-            [study.pool[index] for index in pool_indices],
-            batch_size=GENERATION_BATCH_SIZE,
-            max_new_tokens=study.plan.paths.max_new_tokens,
+        return self._remembered(
+            ANSWERS,
+            list(pool_indices),
+            lambda: answer_pool(
+                self.model,
+                [self.study.pool[index] for index in pool_indices],
+                batch_size=GENERATION_BATCH_SIZE,
+                max_new_tokens=self.study.plan.paths.max_new_tokens,
+            ),
         )
-        if self._looks is not None and about is not None:
-            self._looks.keep_answers(about, answers)
-        return answers
 
-    def view_pool(self, study: Study) -> PoolView:
+    def view_pool(self) -> PoolView:
         """What the LLM as it is now thinks of every pool sample."""
-        about = self._about(study, [])
-        kept = None if self._looks is None or about is None else self._looks.view(about)
-        if kept is not None:
-            return kept
-        view = view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings)
-        if self._looks is not None and about is not None:
-            self._looks.keep_view(about, view)
-        return view
+        study = self.study
+        return self._remembered(
+            VIEW,
+            [],
+            lambda: view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings),
+        )
 
     def write(
-        self, study: Study, demand: Sequence[int], *, progress: Callable[[int, int], None]
+        self, demand: Sequence[int], *, progress: Callable[[int, int], None]
     ) -> WrittenRationales:
         """What the LLM as it is now writes for the samples in demand."""
-        return write_rationales(self.model, study.plan, study.pool, demand, progress=progress)
+        return write_rationales(
+            self.model, self.study.plan, self.study.pool, demand, progress=progress
+        )
 
-    def _about(self, study: Study, pool_indices: list[Json]) -> Json | None:
-        """Names a look by all that decides it; None while the LLM is none of its versions."""
-        if self._version is None:
-            return None
-        return [study.plan.hash, self._reference, self._version, pool_indices]
+    def _remembered(self, look: Look[T], pool_indices: list[Json], compute: Callable[[], T]) -> T:
+        """A look under the name of all that decides it; the LLM has none while it is trained."""
+        if self._looks is None or self._version is None:
+            return compute()
+        about: Json = [self.study.plan.hash, self._reference, self._version, pool_indices]
+        return self._looks.remembered(look, about, compute)
 
-    def _with_adapters(self, study: Study) -> AdapterWeights:
+    def _with_adapters(self) -> AdapterWeights:
         """Attach adapters where there are none yet. Returns: the ones that change nothing."""
         if self._fresh is None:
             layers = int(self.model.model.config.num_hidden_layers)
-            attach_adapters(self.model, llm_adapters(study.plan, layers=layers))
+            attach_adapters(self.model, llm_adapters(self.study.plan, layers=layers))
             self._fresh = adapter_weights(self.model)
         return self._fresh
 
