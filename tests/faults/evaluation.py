@@ -179,6 +179,7 @@ class CoordinatorAgain:
             cache_dir=settings.cache_dir,
             threads=settings.threads,
             files=LlmFiles(folder=settings.state_dir / "llm"),
+            progress=lambda *_: None,
         )
 
     def features(self, round_id: int) -> FloatArray:
@@ -200,7 +201,7 @@ class CoordinatorAgain:
         record, where = self.record, f"round {round_id}"
         teacher, view = self._view(round_id)
         _, demand = record.opened(round_id, DEMAND)
-        written = teacher.write(demand, progress=lambda *_: None)
+        written = teacher.write(demand)
         paths = record.payload(record.find(Kind.PATHS, round_id))
         if rationales_payload(self.study, written.texts, view.cells) != paths:
             yield f"{where}: the paths on the board are not those of the opened demand"
@@ -219,7 +220,6 @@ class CoordinatorAgain:
             inquiry=inquiry.message_hash,
             version=version,
             seed=self.study.plan.seed + round_id,
-            progress=lambda *_: None,
         )
         expected = decision.model_dump()
         found = dict(record.find(Kind.LLM_UPDATE, round_id).header.body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -59,13 +59,15 @@ class TeacherWithoutModel(Teacher):
             paths=("no",) * count, right=np.zeros(count, dtype=np.bool_), confidence=np.zeros(count)
         )
 
+    def answer_tuned(self, places: Sequence[int]) -> Answers:
+        """Knows no more."""
+        return self.answer(places)
+
     def tune(self, *_study: object, **_progress: object) -> AdapterWeights:
         """Learns nothing."""
         return AdapterWeights(data=b"adapters")
 
-    def write(
-        self, demand: Sequence[int], *, progress: Callable[[int, int], None]
-    ) -> WrittenRationales:
+    def write(self, demand: Sequence[int]) -> WrittenRationales:
         """One rationale for every sample in demand, most wanted first."""
         order = sorted(range(len(demand)), key=lambda index: (-demand[index], index))
         wanted = [index for index in order if demand[index] > 0]

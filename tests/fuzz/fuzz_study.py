@@ -50,7 +50,6 @@ from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Uploads
-from lada_server.rpc.callers import Callers
 from lada_server.rpc.calls import BoardCalls
 from lada_server.rpc.limits import CallGate
 from lada_server.study.coordinator import Coordinator
@@ -132,7 +131,7 @@ class Recording:
         )
         return BoardCalls(
             store=store,
-            callers=Callers(roster=self.roster, identity=identity, clock=lambda: datetime.now(UTC)),
+            identity=identity,
             gate=CallGate(limits, names, clock=lambda: 0.0),
             uploads=Uploads(uploads),
         )
@@ -276,7 +275,6 @@ def _prepare(folder: Path) -> Recording:
     )
     study = Study(
         plan=plan,
-        is_new=True,
         pool=POOL,
         clusters=clusters,
         embeddings=vectors,

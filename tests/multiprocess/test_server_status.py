@@ -21,8 +21,7 @@ from lada_secure.errors import ParameterError
 from lada_server.commands import app
 from lada_server.settings import ServerSettings
 from lada_server.study.monitor import Monitored, monitoring
-from lada_server.study.status import Status, read_status
-from lada_server.study.status_file import STATUS_FILE, keep_status_file
+from lada_server.study.status import STATUS_FILE, Status, keep_status_file, read_status
 
 
 def settings_of(study, folder):

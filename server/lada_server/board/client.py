@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Waiting
+from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Progress, Waiting
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -39,12 +39,13 @@ class StorageStallTimer:
 
     events: EventLog
     limit_s: float
-    _step: tuple[int, str] = (0, "plan")
+    round_id: int = 0
+    step: str = "plan"
     _interrupted: bool = False
 
     def enter(self, round_id: int, step: str) -> None:
         """Note the round and step under way, for the live view."""
-        self._step = round_id, step
+        self.round_id, self.step = round_id, step
 
     def retry(self, action: Callable[[], T]) -> T:
         """Carry out an action that may be repeated.
@@ -66,8 +67,8 @@ class StorageStallTimer:
                     LOG.warning("waiting for the storage: %s", error)
                     self.events.write(
                         Waiting,
-                        round_id=self._step[0],
-                        step=self._step[1],
+                        round_id=self.round_id,
+                        step=self.step,
                         awaited=("storage",),
                         waited_s=round(now - began, 3),
                         because=str(error)[:300],
@@ -112,6 +113,13 @@ class LocalBoardClient:
     def me(self) -> str:
         """The coordinator's id."""
         return self.roster.coordinator.id
+
+    def say_progress(self, done: int, total: int) -> None:
+        """Tell the operator how much of the step under way is done."""
+        stall = self.stall
+        self.events.write(
+            Progress, round_id=stall.round_id, step=stall.step, done=done, total=total
+        )
 
     def sync(self, *, wait_s: float) -> None:
         """Take up what is new on the board, waiting so long for the first message."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -72,10 +72,10 @@ class PayloadFiles:
             replace_file(self._folder / _BOARD_FILE, board_id.encode("ascii"))
             sync(self._folder)
 
-    def sweep(self, is_known: Callable[[str], bool]) -> int:
+    def sweep(self, message_hashes: Container[str]) -> int:
         """Delete what an interrupted upload left behind; returns the number of files."""
         stale = [path for path in self._incoming.iterdir() if path.is_file()]
-        stale += [path for path in self._kept() if not is_known(path.name)]
+        stale += [path for path in self._kept() if path.name not in message_hashes]
         for path in stale:
             path.unlink(missing_ok=True)
         return len(stale)

@@ -67,10 +67,13 @@ readers = sa.Table(
 )
 
 
-def open_board(connection: Connection, *, roster: Roster, payloads: PayloadFiles) -> str:
+def open_board(
+    connection: Connection, *, roster: Roster, payloads: PayloadFiles
+) -> tuple[str, set[str]]:
     """Make the tables of a new board, or check those of an old one, in one transaction.
 
-    Returns: the board's id, which the folder of payloads is to remember once this is committed.
+    Returns: the board's id, which the folder of payloads is to remember once this is committed,
+      and the hashes of its messages.
     Raises: ParameterError: of another roster or version, another board's folder, or not a board at
       all. TransportError: damaged, or payloads are missing.
     """
@@ -86,9 +89,9 @@ def open_board(connection: Connection, *, roster: Roster, payloads: PayloadFiles
                 f"settings name {roster.hash[:16]}...; a new roster needs a new state_dir, and a "
                 "database of its own"
             )
-        hashes = connection.execute(sa.select(messages.c.message_hash)).scalars()
+        hashes = set(connection.execute(sa.select(messages.c.message_hash)).scalars())
         payloads.check_complete(found["board_id"], hashes)
-        return found["board_id"]
+        return found["board_id"], hashes
     if on_sqlite and present:
         # A file with somebody else's tables, as a site's ledger, is not made into a board.
         raise ParameterError(
@@ -96,7 +99,7 @@ def open_board(connection: Connection, *, roster: Roster, payloads: PayloadFiles
             "another file. Nothing was changed"
         )
     payloads.check_unused()
-    return _create_board(connection, roster)
+    return _create_board(connection, roster), set()
 
 
 def checked_metadata(connection: Connection) -> dict[str, str]:

@@ -80,12 +80,12 @@ class BoardStore:
         self._payloads = PayloadFiles(payload_dir)
         try:
             self._database.hold()
-            board_id = self._database.write(
+            board_id, known = self._database.write(
                 "open the board",
                 lambda connection: open_board(connection, roster=roster, payloads=self._payloads),
             )
             self._payloads.remember(board_id)
-            removed = self._payloads.sweep(lambda name: self._find(name) is not None)
+            removed = self._payloads.sweep(known)
         except BaseException:
             self._database.close()
             raise
@@ -290,7 +290,15 @@ class BoardStore:
         return self._database.read("list messages", first)
 
     def _known(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any]:
-        stored = self._find(message_hash, reader)
+        """Sender, `payload_sha256` and `payload_bytes` of a message that `reader` may see."""
+        query = sa.select(
+            messages.c.sender, messages.c.payload_sha256, messages.c.payload_bytes
+        ).where(messages.c.message_hash == message_hash)
+        if reader is not None:
+            query = query.join(readers).where(readers.c.reader == reader)
+        stored = self._database.read(
+            "look up a message", lambda connection: connection.execute(query).one_or_none()
+        )
         if stored is None:
             raise PeerError(
                 f"message {message_hash[:16]}... is not on the board, or not for this reader",
@@ -298,17 +306,6 @@ class BoardStore:
                 peer=reader,
             )
         return stored
-
-    def _find(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any] | None:
-        """Sender, `payload_sha256` and `payload_bytes` of a message, if `reader` may see it."""
-        query = sa.select(
-            messages.c.sender, messages.c.payload_sha256, messages.c.payload_bytes
-        ).where(messages.c.message_hash == message_hash)
-        if reader is not None:
-            query = query.join(readers).where(readers.c.reader == reader)
-        return self._database.read(
-            "look up a message", lambda connection: connection.execute(query).one_or_none()
-        )
 
     def _insert(self, envelope: Envelope) -> int:
         header = envelope.header

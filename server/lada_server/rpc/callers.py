@@ -6,9 +6,8 @@ a request can say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import grpc
@@ -27,55 +26,45 @@ CALLING_ROLES: Final = frozenset({Role.SITE, Role.AUDITOR})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """A party and the certificate it showed."""
+    """A party and the certificate it showed. identity: ours, with the CA and what it revoked."""
 
     party: Party
     certificate: x509.Certificate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Callers:
-    """Decides who may call.
-
-    Args: identity: ours, with the CA and what it has revoked. clock: aware UTC time.
-    """
-
-    roster: Roster
     identity: LiveIdentity
-    clock: Callable[[], datetime]
 
-    def identify(self, context: grpc.ServicerContext, method: str) -> Caller:
-        """The caller of a method.
-
-        Raises: PeerError: no certificate (unauthenticated), a key that is not in the roster
-          (unknown_party), a certificate for another name (bad_certificate), out of its period
-          (expired), taken back (revoked), or of a role that may not call this (wrong_role).
-        """
-        shown = context.auth_context().get("x509_pem_cert")
-        if not shown:
-            raise PeerError("no client certificate was shown", reason="unauthenticated")
-        certificate = parse_certificate(shown[0])
-        party = self.roster.party_with_tls_key(key_fingerprint(certificate))
-        caller = Caller(party=party, certificate=certificate)
-        self.check(caller)
-        if party.role not in CALLING_ROLES:
-            raise PeerError(
-                f"a {party.role} may not call {method}", reason="wrong_role", peer=party.id
-            )
-        return caller
-
-    def check(self, caller: Caller) -> None:
-        """Whether a caller may go on. TLS asked when the connection was made, perhaps days ago.
+    def check(self) -> None:
+        """Whether it may go on. TLS asked when the connection was made, perhaps days ago.
 
         Raises: PeerError: bad_certificate, expired, revoked.
         """
         verify_party(
-            caller.certificate,
+            self.certificate,
             ca=self.identity.credentials().ca,
-            at=self.clock(),
+            at=datetime.now(UTC),
             usage="tls",
-            expected=caller.party.name,
+            expected=self.party.name,
         )
         listed = self.identity.revocations()
         if listed is not None:
-            listed.check(caller.certificate, holder=caller.party.id)
+            listed.check(self.certificate, holder=self.party.id)
+
+
+def identify(
+    context: grpc.ServicerContext, method: str, *, roster: Roster, identity: LiveIdentity
+) -> Caller:
+    """The caller of a method.
+
+    Raises: PeerError: no certificate (unauthenticated), a key that is not in the roster
+      (unknown_party), a certificate for another name (bad_certificate), out of its period
+      (expired), taken back (revoked), or of a role that may not call this (wrong_role).
+    """
+    shown = context.auth_context().get("x509_pem_cert")
+    if not shown:
+        raise PeerError("no client certificate was shown", reason="unauthenticated")
+    certificate = parse_certificate(shown[0])
+    party = roster.party_with_tls_key(key_fingerprint(certificate))
+    caller = Caller(party=party, certificate=certificate, identity=identity)
+    caller.check()
+    if party.role not in CALLING_ROLES:
+        raise PeerError(f"a {party.role} may not call {method}", reason="wrong_role", peer=party.id)
+    return caller

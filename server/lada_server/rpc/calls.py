@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 
 import grpc
 
+from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.limits import CHUNK_BYTES, REASON_KEY
@@ -23,7 +24,7 @@ from lada_protocol.wire.messages import check_body
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Upload, Uploads
-from lada_server.rpc.callers import Caller, Callers
+from lada_server.rpc.callers import Caller, identify
 from lada_server.rpc.limits import CallGate
 
 LOG = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class BoardCalls:
     """Answers the calls of one board."""
 
     store: BoardStore
-    callers: Callers
+    identity: LiveIdentity
     gate: CallGate
     uploads: Uploads
 
@@ -99,7 +100,7 @@ class BoardCalls:
 
             def gone() -> bool:
                 # Revoked while it waited: it gets the reason and not the messages.
-                self.callers.check(caller)
+                caller.check()
                 return not context.is_active()
 
             # A caller that hangs up gives its thread back at once.
@@ -110,7 +111,7 @@ class BoardCalls:
                 wait_s=request.wait_ms / 1000,
                 gone=gone,
             )
-            self.callers.check(caller)
+            caller.check()
             entries = [
                 lada_pb2.Entry(
                     sequence=entry.sequence, header=entry.header_bytes, signature=entry.signature
@@ -127,7 +128,7 @@ class BoardCalls:
             message_hash, offset = _message_hash(request.message_sha256, caller), request.offset
             chunks = self.store.payload_chunks(message_hash, reader=caller.party.id, offset=offset)
             for data in chunks:
-                self.callers.check(caller)
+                caller.check()
                 self._account(caller, down_bytes=len(data))
                 yield lada_pb2.Chunk(offset=offset, data=data, sha256=hashlib.sha256(data).digest())
                 offset += len(data)
@@ -136,7 +137,7 @@ class BoardCalls:
     def _call(self, context: grpc.ServicerContext, method: str) -> Iterator[Caller]:
         """One call of one party, within its limits; an error of ours ends it with a status."""
         try:
-            caller = self.callers.identify(context, method)
+            caller = identify(context, method, roster=self.store.roster, identity=self.identity)
             with self.gate.call(caller.party.id):
                 yield caller
         except LadaError as error:
@@ -197,7 +198,7 @@ class BoardCalls:
         header, expected = envelope.header, {0, after}
         for frame in frames:
             chunk = frame.chunk
-            self.callers.check(caller)
+            caller.check()
             if frame.WhichOneof("frame") != "chunk" or chunk.offset not in expected:
                 raise envelope.fault(f"expected the chunk at offset {max(expected)}")
             if not 0 < len(chunk.data) <= CHUNK_BYTES:

@@ -7,7 +7,6 @@ import socket
 import threading
 from concurrent import futures
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +27,6 @@ from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import ParameterError
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Uploads
-from lada_server.rpc.callers import Callers
 from lada_server.rpc.calls import BoardCalls
 from lada_server.rpc.limits import CallGate
 
@@ -114,7 +112,7 @@ def start_server(
     gate = CallGate(settings, names)
     calls = BoardCalls(
         store=store,
-        callers=Callers(roster=roster, identity=identity, clock=lambda: datetime.now(UTC)),
+        identity=identity,
         gate=gate,
         uploads=Uploads(upload_dir),
     )

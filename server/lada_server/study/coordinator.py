@@ -1,13 +1,20 @@
-"""The coordinator: carries out its next task until the study is over."""
+"""The coordinator: carries out its next task until the study is over.
+
+Whoever imports this imports the libraries of models, which takes seconds.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
 
-from lada_protocol.events import EventLog, Failed, LlmUpdate, Progress, StallTimer
+from lada_protocol.events import EventLog, Failed, LlmUpdate, StallTimer
+from lada_protocol.identity.certificates import certificate_pem
+from lada_protocol.identity.credentials import Credentials
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.coordinator import next_coordinator_task
@@ -40,7 +47,7 @@ from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed, ha
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json
-from lada_secure.data.records import pool_bytes
+from lada_secure.data.records import PoolSample, pool_bytes
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.sealing import SealedSum
@@ -49,12 +56,19 @@ from lada_secure.errors import LocalProtocolError, PeerError
 from lada_secure.method.llm_round import PoolView
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 from lada_server.board.client import LocalBoardClient
+from lada_server.board.store import BoardStore
+from lada_server.settings import ServerSettings, StudySettings
+from lada_server.study.llm_files import InferenceCache, LlmFiles
 from lada_server.study.llm_transfer import improve_llm, samples_to_ask
-from lada_server.study.proposal import Study
+from lada_server.study.proposal import Study, check_llm, check_plan, keep_plan, prepare_study
 from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
 LOG = logging.getLogger(__name__)
 POLL_S = 5.0
+# How long the board stays up at most after the study, so that everybody reads the last message.
+FAREWELL_S: Final = 60.0
+# gRPC has handed the last reply to the network by then.
+LINGER_S: Final = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +88,7 @@ class Coordinator:
 
     def __post_init__(self) -> None:
         self.loop = RunLoop(
-            events=self.events,
+            events=self.board.events,
             rounds=self.study.plan.rounds,
             next_task=self._next_task,
             wait=self._wait,
@@ -99,11 +113,6 @@ class Coordinator:
         yield handles(Finish, "close", self._finish)
         yield handles(GiveUp, "close", self._give_up)
 
-    @property
-    def events(self) -> EventLog:
-        """For the operator."""
-        return self.board.events
-
     def _next_task(self) -> Task:
         self.board.sync(wait_s=0.0)
         return next_coordinator_task(
@@ -118,7 +127,7 @@ class Coordinator:
         if self.board.stall.was_interrupted():
             # Nobody could answer while the board was down: everybody's time begins again.
             self._stall = StallTimer(clock=time.monotonic)
-        waited_s = self._stall.wait(task, self.events)
+        waited_s = self._stall.wait(task, self.board.events)
         if waited_s > self.study.plan.phase_timeout_s:
             joined = bool(self.board.index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
             round_id = task.round_id if joined else -1
@@ -187,10 +196,8 @@ class Coordinator:
 
     def _score(self, task: Score) -> None:
         round_id, site = task.round_id, task.site
-        matrix = self._mine(Kind.MATRIX, round_id)
-        query = self.board.index.find(Kind.QUERY, sender=site, to=self.board.me, round_id=round_id)
-        if query is None:
-            raise LocalProtocolError(f"round {round_id}: asked to score without a query")
+        matrix = self._posted(Kind.MATRIX, round_id)
+        query = self._posted(Kind.QUERY, round_id, sender=site, to=self.board.me)
         committed = self._committed(matrix)
         try:
             scores = committed.score(self.board.read(query.message_hash))
@@ -213,8 +220,7 @@ class Coordinator:
         round_id = task.round_id
         view = self._look_at_pool(round_id)
         demand = self.board.opened_sum(round_id, DEMAND)
-        progress = self._progress(round_id, "paths")
-        written = self.teacher.write(demand, progress=progress)
+        written = self.teacher.write(demand)
         body = {
             "demanded": written.demanded,
             "written": len(written.texts),
@@ -238,7 +244,7 @@ class Coordinator:
     def _improve(self, task: ImproveModel) -> None:
         """Train on what the sites sent, decide, and only then tell; what is kept is on disk."""
         round_id = task.round_id
-        inquiry, written = self._mine(Kind.INQUIRY, round_id), self._mine(Kind.PATHS, round_id)
+        inquiry, written = self._posted(Kind.INQUIRY, round_id), self._posted(Kind.PATHS, round_id)
         body = improve_llm(
             self.teacher,
             self._site_rationales(round_id, inquiry),
@@ -246,12 +252,11 @@ class Coordinator:
             inquiry=inquiry.message_hash,
             version=self._llm(round_id),
             seed=self.study.plan.seed + round_id,
-            progress=self._progress(round_id, "uplink"),
         )
         self.board.post(Kind.LLM_UPDATE, body.model_dump(), round_id=round_id)
         asked = parse_body(inquiry, InquiryBody).samples
         figures = body.model_dump(exclude={"inquiry"})
-        self.events.write(LlmUpdate, round_id=round_id, step="uplink", asked=asked, **figures)
+        self.board.events.write(LlmUpdate, round_id=round_id, step="uplink", asked=asked, **figures)
 
     def _site_rationales(
         self, round_id: int, inquiry: Envelope
@@ -294,24 +299,75 @@ class Coordinator:
 
     def _give_up(self, task: GiveUp) -> None:
         self.board.post(Kind.FAILED, {"code": task.code, "message": task.message})
-        self.events.write(Failed, round_id=0, step="close", message=task.message)
+        self.board.events.write(Failed, round_id=0, step="close", message=task.message)
         raise StudyFailed(task.message)
 
     def _previous(self, round_id: int) -> str:
         """Hash of the transcript before this round."""
         if round_id == 0:
             return FIRST
-        return self._mine(Kind.TRANSCRIPT, round_id - 1).header.payload_sha256
+        return self._posted(Kind.TRANSCRIPT, round_id - 1).header.payload_sha256
 
-    def _mine(self, kind: Kind, round_id: int) -> Envelope:
-        """Our own message of this kind, which a task says is there."""
-        message = self.board.index.find(kind, sender=self.board.me, round_id=round_id)
+    def _posted(self, kind: Kind, round_id: int, *, sender: str = "", to: str = "") -> Envelope:
+        """A message, by default our own, which a task says is there."""
+        whose = sender or self.board.me
+        message = self.board.index.find(kind, sender=whose, to=to, round_id=round_id)
         if message is None:
-            raise LocalProtocolError(f"round {round_id}: there is no {kind.value} of ours yet")
+            raise LocalProtocolError(f"round {round_id}: there is no {kind.value} of {whose} yet")
         return message
 
-    def _progress(self, round_id: int, step: str) -> Callable[[int, int], None]:
-        def report(done: int, total: int) -> None:
-            self.events.write(Progress, round_id=round_id, step=step, done=done, total=total)
 
-        return report
+def run_study(
+    settings: ServerSettings,
+    study_settings: StudySettings,
+    pool: tuple[PoolSample, ...],
+    *,
+    store: BoardStore,
+    credentials: Credentials,
+    events: EventLog,
+) -> None:
+    """Propose a study, or go on with it, and carry it out to its end.
+
+    Raises: ParameterError: study and pool do not fit each other or the LLM, and nothing was
+        proposed. StudyFailed: the study could not reach its last round.
+    """
+    kept_plan = settings.state_dir / "plan.json"
+    study = prepare_study(
+        study_settings,
+        pool=pool,
+        roster=store.roster,
+        now=datetime.now(UTC),
+        kept_plan=kept_plan,
+    )
+    board = LocalBoardClient(
+        plan=study.plan, store=store, signing_key=credentials.signing_key, events=events
+    )
+    teacher = Teacher(
+        study,
+        settings.llm,
+        cache_dir=settings.cache_dir,
+        threads=settings.threads,
+        files=LlmFiles(folder=settings.state_dir / "llm"),
+        progress=board.say_progress,
+        looks=InferenceCache(folder=settings.state_dir / "llm"),
+    )
+    if not kept_plan.exists():
+        check_plan(study.plan)
+        check_llm(study, teacher.model, pool_file=settings.pool)
+        keep_plan(kept_plan, study.plan)
+    coordinator = Coordinator(
+        study=study,
+        board=board,
+        certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
+        teacher=teacher,
+    )
+    try:
+        coordinator.loop.run()
+    finally:
+        store.wait_until_read(
+            board.last_sequence,
+            timeout_s=FAREWELL_S,
+            expected=board.participants(),
+            without=board.refusers(),
+        )
+        time.sleep(LINGER_S)

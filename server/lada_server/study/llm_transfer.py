@@ -6,17 +6,12 @@ Step 10 at the coordinator. The LLM's own answers stay with it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from lada_protocol.rounds.llm_transfer import SiteRationale
 from lada_protocol.wire.messages import LlmUpdateBody
 from lada_secure.method.llm_transfer import improve, samples_to_inquire
 from lada_secure.method.plan import split_pool, transfer_of
-from lada_secure.models.adapters import AdapterWeights
-from lada_secure.models.confidence import Answers
-from lada_secure.models.examples import RationaleExample
-from lada_secure.models.tuning import TuningSettings
 from lada_server.study.teacher import Teacher
 
 LOG = logging.getLogger(__name__)
@@ -37,7 +32,6 @@ def improve_llm(
     inquiry: str,
     version: str,
     seed: int,
-    progress: Callable[[int, int], None],
 ) -> LlmUpdateBody:
     """Train the LLM of this version on the sites' rationales, and decide by the hold-out.
 
@@ -49,9 +43,9 @@ def improve_llm(
     Returns: what all are told.
     """
     study = teacher.study
-    llm = _TunableVersion(teacher, version, progress)
+    teacher.use(version)
     received = {site: {one.sample: one.path for one in paths} for site, paths in site_paths.items()}
-    found = improve(llm, study.plan, study.pool, received, written, seed=seed)
+    found = improve(teacher, study.plan, study.pool, received, written, seed=seed)
     accepted = found.weights is not None
     if found.weights is not None:
         kept = teacher.keep(found.weights)
@@ -77,27 +71,3 @@ def improve_llm(
         llm_before=version,
         llm_after=kept,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _TunableVersion:
-    """A version of the LLM as `improve` wants it."""
-
-    teacher: Teacher
-    version: str
-    progress: Callable[[int, int], None]
-
-    def answer(self, pool_indices: Sequence[int]) -> Answers:
-        self.teacher.use(self.version)
-        return self.teacher.answer(pool_indices)
-
-    def answer_tuned(self, pool_indices: Sequence[int]) -> Answers:
-        return self.teacher.answer(pool_indices)
-
-    def tune(
-        self,
-        examples: Sequence[RationaleExample],
-        replay: Sequence[RationaleExample],
-        settings: TuningSettings,
-    ) -> AdapterWeights:
-        return self.teacher.tune(self.version, examples, replay, settings, progress=self.progress)

@@ -24,17 +24,16 @@ from lada_secure.models.adapters import adapter_targets
 from lada_secure.models.embedding import embedder
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.preflight import needed_tokens, probe_model
-from lada_secure.storage.whole_files import replace_file
+from lada_secure.storage.whole_files import read_if_there, replace_file
 from lada_server.board.storage_errors import disk_errors
 from lada_server.settings import StudySettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A plan and the public material that its hashes pin. is_new: it was never proposed yet."""
+    """A plan and the public material that its hashes pin."""
 
     plan: StudyPlan
-    is_new: bool
     pool: tuple[PoolSample, ...]
     clusters: Clusters
     embeddings: Float32Array
@@ -69,8 +68,7 @@ def prepare_study(
         )
     embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
-    kept = _kept(kept_plan)
-    plan = kept or _plan(settings, roster, now, pool=pool, clusters=clusters)
+    plan = _kept(kept_plan) or _plan(settings, roster, now, pool=pool, clusters=clusters)
     if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
         raise ParameterError(
             f"{kept_plan} holds the plan of study {plan.study_id} over another pool or id; "
@@ -78,21 +76,14 @@ def prepare_study(
         )
     if plan.clusters_sha256 != sha256_hex(canonical_json(clusters.to_json())):
         raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
-    return Study(
-        plan=plan,
-        is_new=kept is None,
-        pool=pool,
-        clusters=clusters,
-        embeddings=embeddings,
-    )
+    return Study(plan=plan, pool=pool, clusters=clusters, embeddings=embeddings)
 
 
 def _kept(path: Path) -> StudyPlan | None:
-    if not path.exists():
-        return None
+    raw = read_if_there(path, what="the kept plan ", refusal=ParameterError)
     try:
-        return parse_plan(path.read_bytes())
-    except (OSError, PeerError) as error:
+        return None if raw is None else parse_plan(raw)
+    except PeerError as error:
         raise ParameterError(f"cannot read the kept plan {path}: {error}") from error
 
 

@@ -34,8 +34,7 @@ from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
-from lada_server.study.inference_cache import ANSWERS, VIEW, InferenceCache, Look
-from lada_server.study.llm_files import LlmFiles
+from lada_server.study.llm_files import ANSWERS, VIEW, InferenceCache, LlmFiles, Look
 from lada_server.study.proposal import Study
 
 T = TypeVar("T")
@@ -45,7 +44,8 @@ class Teacher:
     """The LLM in one study; everything here is computed on public samples only.
 
     It starts without adapters. `files` holds those of every version that a transfer has left;
-    `looks` what was computed before a restart, where it is kept.
+    `looks` what was computed before a restart, where it is kept. `progress` is told how much is
+    done of how much while it writes or trains.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Teacher:
         cache_dir: Path,
         threads: int,
         files: LlmFiles,
+        progress: Callable[[int, int], None],
         looks: InferenceCache | None = None,
     ) -> None:
         self.study = study
@@ -64,9 +65,11 @@ class Teacher:
         self._cache_dir = cache_dir
         self._threads = threads
         self._files = files
+        self._progress = progress
         self._fresh: AdapterWeights | None = None
-        # What the adapters hold; None while they are being trained.
-        self._version: str | None = NO_ADAPTERS
+        self._version = NO_ADAPTERS
+        # What the adapters hold; None once they are trained further than any version.
+        self._held: str | None = NO_ADAPTERS
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -75,72 +78,70 @@ class Teacher:
         return load_language_model(self._reference, cache_dir=self._cache_dir)
 
     def use(self, version: str) -> None:
-        """Let the LLM be this version.
+        """Let the LLM be this version, which `tune` will start from.
 
         Raises: TransportError: its adapters are missing or damaged.
         """
-        if version == self._version:
-            return
-        fresh = self._with_adapters()
-        weights = (
-            fresh if version == NO_ADAPTERS else AdapterWeights(data=self._files.read(version))
-        )
-        load_adapters(self.model, weights)
-        self._version = version
+        if version != self._held:
+            fresh = self._with_adapters()
+            known = version == NO_ADAPTERS
+            load_adapters(
+                self.model, fresh if known else AdapterWeights(data=self._files.read(version))
+            )
+        self._version = self._held = version
 
     def tune(
         self,
-        version: str,
         examples: Sequence[RationaleExample],
         replay: Sequence[RationaleExample],
         settings: TuningSettings,
-        *,
-        progress: Callable[[int, int], None],
     ) -> AdapterWeights:
-        """Train the LLM of a version; it is the trained one until `use` says otherwise."""
+        """Train the LLM of the version in use, until `use` or `keep` says what it then is."""
         self._with_adapters()
-        self.use(version)
-        self._version = None
-        return tune_on_rationales(self.model, examples, replay, settings, progress=progress)
+        self.use(self._version)
+        self._held = None
+        return tune_on_rationales(self.model, examples, replay, settings, progress=self._progress)
 
     def keep(self, weights: AdapterWeights) -> str:
-        """Make what `tune` returned a version, durably. Returns: its name."""
-        self._version = self._files.keep(weights.data)
+        """Make what `tune` returned the version in use, durably. Returns: its name."""
+        self._version = self._held = self._files.keep(weights.data)
         return self._version
 
     def answer(self, pool_indices: Sequence[int]) -> Answers:
-        """What the LLM as it is now answers on pool samples, and how sure it is."""
+        """What the LLM of the version in use answers on pool samples, and how sure it is."""
+        self.use(self._version)
         return self._remembered(
-            ANSWERS,
-            list(pool_indices),
-            lambda: answer_pool(
-                self.model,
-                [self.study.pool[index] for index in pool_indices],
-                batch_size=GENERATION_BATCH_SIZE,
-                max_new_tokens=self.study.plan.paths.max_new_tokens,
-            ),
+            ANSWERS, list(pool_indices), lambda: self.answer_tuned(pool_indices)
+        )
+
+    def answer_tuned(self, pool_indices: Sequence[int]) -> Answers:
+        """What the LLM answers as `tune` left it."""
+        return answer_pool(
+            self.model,
+            [self.study.pool[index] for index in pool_indices],
+            batch_size=GENERATION_BATCH_SIZE,
+            max_new_tokens=self.study.plan.paths.max_new_tokens,
         )
 
     def view_pool(self) -> PoolView:
-        """What the LLM as it is now thinks of every pool sample."""
+        """What the LLM of the version in use thinks of every pool sample."""
         study = self.study
+        self.use(self._version)
         return self._remembered(
             VIEW,
             [],
             lambda: view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings),
         )
 
-    def write(
-        self, demand: Sequence[int], *, progress: Callable[[int, int], None]
-    ) -> WrittenRationales:
-        """What the LLM as it is now writes for the samples in demand."""
-        return write_rationales(
-            self.model, self.study.plan, self.study.pool, demand, progress=progress
-        )
+    def write(self, demand: Sequence[int]) -> WrittenRationales:
+        """What the LLM of the version in use writes for the samples in demand."""
+        study = self.study
+        self.use(self._version)
+        return write_rationales(self.model, study.plan, study.pool, demand, progress=self._progress)
 
     def _remembered(self, look: Look[T], pool_indices: list[Json], compute: Callable[[], T]) -> T:
-        """A look under the name of all that decides it; the LLM has none while it is trained."""
-        if self._looks is None or self._version is None:
+        """A look of the version in use, under the name of all that decides it."""
+        if self._looks is None:
             return compute()
         about: Json = [self.study.plan.hash, self._reference, self._version, pool_indices]
         return self._looks.remembered(look, about, compute)

@@ -19,7 +19,6 @@ from lada_protocol.wire.messages import LlmUpdateBody
 from lada_secure.allocation.cells import Clusters
 from lada_secure.data.prompts import rationale_of
 from lada_secure.data.records import pool_hash
-from lada_secure.errors import TransportError
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
@@ -117,7 +116,6 @@ def make_study(uplink: TransferPlan = UPLINK) -> Study:
         uplink=uplink,
     )
     return Study(
-        is_new=True,
         plan=plan,
         pool=pool,
         clusters=Clusters(centroids=np.zeros((1, 2))),
@@ -145,6 +143,7 @@ class Llm:
             cache_dir=state,
             threads=1,
             files=LlmFiles(folder=state / "llm"),
+            progress=lambda _done, _total: None,
         )
 
     def gold(self, places: tuple[int, ...]) -> dict[int, str]:
@@ -185,7 +184,6 @@ def improve(
         inquiry="5" * 64,
         version=version,
         seed=3,
-        progress=lambda _done, _total: None,
     )
 
 
@@ -279,9 +277,9 @@ def test_the_llm_s_own_paths_on_held_out_samples_are_never_replayed(
     seen: list[set[str]] = []
     real = teacher.tune
 
-    def tune(version, examples, replay, settings, *, progress):
+    def tune(examples, replay, settings):
         seen.append({one.example_id for one in [*examples, *replay]})
-        return real(version, examples, replay, settings, progress=progress)
+        return real(examples, replay, settings)
 
     monkeypatch.setattr(teacher, "tune", tune)
     written = llm.gold((*SPLIT.holdout, *SPLIT.candidates[3:9]))
@@ -300,11 +298,11 @@ def test_where_the_hold_out_disagrees_smaller_steps_are_tried_from_the_same_star
     rates: list[float] = []
     real = teacher.tune
 
-    def tune(version, examples, replay, settings, *, progress):
+    def tune(examples, replay, settings):
         rates.append(settings.learning_rate)
         # The first try ruins the model; the second one must not start from there.
         spoiled = replace(settings, learning_rate=1.0) if len(rates) == 1 else settings
-        return real(version, examples, replay, spoiled, progress=progress)
+        return real(examples, replay, spoiled)
 
     monkeypatch.setattr(teacher, "tune", tune)
 
@@ -332,15 +330,3 @@ def test_it_asks_where_sites_know_more_and_the_llm_does_not(llm: Llm, tmp_path: 
     assert asked == unsure[: UPLINK.budget]
     assert 0 < len(asked) < len(SPLIT.candidates)
     assert samples_to_ask(teacher, [0] * len(STUDY.pool), version=NO_ADAPTERS) == []
-
-
-def test_adapters_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
-    files = LlmFiles(folder=tmp_path / "llm")
-    version = files.keep(b"weights")
-    assert files.read(version) == b"weights"
-    assert files.keep(b"weights") == version
-    (tmp_path / "llm" / f"{version}.safetensors").write_bytes(b"changed")
-    with pytest.raises(TransportError, match="damaged"):
-        files.read(version)
-    with pytest.raises(TransportError, match="restore"):
-        files.read("5" * 64)

@@ -29,7 +29,6 @@ def study_of(plan: StudyPlan | None = None, *, pool: tuple[PoolSample, ...] = PO
     clusters = fit_clusters(VECTORS, 2, 0)
     return Study(
         plan=plan or site_plan(),
-        is_new=True,
         pool=pool,
         clusters=clusters,
         embeddings=VECTORS,
@@ -123,7 +122,6 @@ def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path)
         )
 
     study = prepared()
-    assert study.is_new
     assert not kept.exists()
     keep_plan(kept, study.plan)
-    assert not prepared().is_new
+    assert prepared().plan == study.plan

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from lada_secure.errors import TransportError
 from lada_secure.method.llm_round import PoolView
 from lada_secure.models.confidence import Answers
-from lada_server.study.inference_cache import ANSWERS, VIEW, InferenceCache
+from lada_server.study.llm_files import ANSWERS, VIEW, InferenceCache, LlmFiles
 
 ABOUT = ["plan", "tiny-llm", "0" * 64, []]
 SEEN = PoolView(
@@ -76,3 +77,15 @@ def test_a_disk_that_refuses_costs_nothing_but_another_look(tmp_path):
     looks = InferenceCache(folder=tmp_path / "llm")
     for _ in range(2):
         assert looks.remembered(VIEW, ABOUT, lambda: SEEN) is SEEN
+
+
+def test_adapters_that_are_missing_or_damaged_are_named(tmp_path):
+    files = LlmFiles(folder=tmp_path / "llm")
+    version = files.keep(b"weights")
+    assert files.read(version) == b"weights"
+    assert files.keep(b"weights") == version
+    (tmp_path / "llm" / f"{version}.safetensors").write_bytes(b"changed")
+    with pytest.raises(TransportError, match="damaged"):
+        files.read(version)
+    with pytest.raises(TransportError, match="restore"):
+        files.read("5" * 64)
