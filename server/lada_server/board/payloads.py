@@ -96,7 +96,7 @@ class PayloadFiles:
         ):
             try:
                 fill(part)
-                check_payload(part, envelope)
+                _check(part, envelope)
                 target.parent.mkdir(exist_ok=True, mode=0o700)
                 sync(part)
                 part.rename(target)
@@ -133,7 +133,7 @@ class PayloadFiles:
         return self._folder / message_hash[:2] / message_hash
 
 
-def check_payload(path: Path, envelope: Envelope) -> None:
+def _check(path: Path, envelope: Envelope) -> None:
     """Compare a file with what a header announces.
 
     Raises: PeerError: another length or hash (reason "payload_mismatch"). OSError: disk.

@@ -22,6 +22,9 @@ SCHEMA_VERSION: Final = 2
 # "LDbd" in the header of a SQLite file, where `file` and `PRAGMA application_id` show it.
 APPLICATION_ID: Final = 0x4C446264
 
+# Columns that say where a message belongs, named as in its header but for the last, `to` there.
+PLACE: Final = ("study_id", "round_id", "attempt", "purpose", "kind", "sender", "addressee")
+
 tables = sa.MetaData()
 
 # SQLite counts a row id only for INTEGER, PostgreSQL should have 64 bits.
@@ -52,10 +55,7 @@ messages = sa.Table(
     sa.Column("payload_bytes", sa.BigInteger, nullable=False),
     sa.Column("received_at_s", sa.Double, nullable=False),
     # One sender says one thing per place: a second header there is an equivocation.
-    sa.UniqueConstraint(
-        *("study_id", "round_id", "attempt", "purpose", "kind", "sender", "addressee"),
-        name="one_message_per_key",
-    ),
+    sa.UniqueConstraint(*PLACE, name="one_message_per_key"),
 )
 
 # Who may read which message, decided once when it is posted.
@@ -189,12 +189,5 @@ def insert_message(
 
 
 def _place(header: Header) -> dict[str, str | int]:
-    return {
-        "study_id": header.study_id,
-        "round_id": header.round_id,
-        "attempt": header.attempt,
-        "purpose": header.purpose,
-        "kind": header.kind,
-        "sender": header.sender,
-        "addressee": header.to,
-    }
+    same = {name: getattr(header, name) for name in PLACE[:-1]}
+    return {**same, "addressee": header.to}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from lada_protocol.wire.envelope import Envelope
-from lada_server.board.payloads import check_payload
 from lada_server.board.storage_errors import disk_errors
 
 UNFINISHED_PER_PARTY: Final = 4
@@ -114,14 +113,6 @@ class Upload:
             with self.path.open("ab" if offset else "wb") as file:
                 file.write(chunk)
             self.received_bytes = offset + len(chunk)
-
-    def check(self) -> None:
-        """Compare what has arrived with what the header announces.
-
-        Raises: PeerError: another length or hash (reason "payload_mismatch"). TransportError: disk.
-        """
-        with disk_errors(f"{self.path}: cannot be read"):
-            check_payload(self.path, self._envelope)
 
     def move(self, target: Path) -> None:
         """Hand over what has arrived. From now on no other connection can change it.

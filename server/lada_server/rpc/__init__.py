@@ -1,1 +1,1 @@
-"""The board over gRPC: callers, limits, calls."""
+"""The board over gRPC: limits, calls, service."""

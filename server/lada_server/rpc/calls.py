@@ -1,4 +1,7 @@
-"""The four calls of the board. Nothing but this module sees a gRPC context.
+"""The four calls of the board, and who makes them. Nothing but this module sees a gRPC context.
+
+The caller is the roster's party whose TLS key is on the other end of the connection; no field of
+a request can say otherwise.
 
 Faults of a caller end its call with a status, a text and the reason code in the trailing metadata
 `lada-reason`; they never end anybody else's.
@@ -12,11 +15,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, NoReturn
 
 import grpc
+from cryptography import x509
 
+from lada_protocol.identity.certificates import key_fingerprint, parse_certificate, verify_party
 from lada_protocol.identity.renewal import LiveIdentity
+from lada_protocol.identity.roster import Party
+from lada_protocol.kinds import Role
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.limits import CHUNK_BYTES, REASON_KEY
@@ -24,31 +32,58 @@ from lada_protocol.wire.messages import check_body
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Upload, Uploads
-from lada_server.rpc.callers import Caller, identify
 from lada_server.rpc.limits import CallGate
 
 LOG = logging.getLogger(__name__)
 
 _DIGEST_BYTES: Final = 32
 
-_STATUS: Final = {
-    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
-    "unknown_party": grpc.StatusCode.UNAUTHENTICATED,
-    "bad_certificate": grpc.StatusCode.UNAUTHENTICATED,
-    "expired": grpc.StatusCode.UNAUTHENTICATED,
-    "revoked": grpc.StatusCode.UNAUTHENTICATED,
-    "bad_signature": grpc.StatusCode.UNAUTHENTICATED,
-    "wrong_sender": grpc.StatusCode.PERMISSION_DENIED,
-    "wrong_role": grpc.StatusCode.PERMISSION_DENIED,
-    "cut_off": grpc.StatusCode.PERMISSION_DENIED,
-    "wrong_roster": grpc.StatusCode.FAILED_PRECONDITION,
-    "equivocation": grpc.StatusCode.ALREADY_EXISTS,
-    "not_found": grpc.StatusCode.NOT_FOUND,
-    "superseded": grpc.StatusCode.ABORTED,
-    "rate_limited": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "quota": grpc.StatusCode.RESOURCE_EXHAUSTED,
+# The coordinator works on its own board in its own process. Whoever dials with the coordinator's
+# key is not it, so no method lets it in.
+CALLING_ROLES: Final = frozenset({Role.SITE, Role.AUDITOR})
+
+_REASONS: Final = {
+    grpc.StatusCode.UNAUTHENTICATED: {
+        "unauthenticated",
+        "unknown_party",
+        "bad_certificate",
+        "expired",
+        "revoked",
+        "bad_signature",
+    },
+    grpc.StatusCode.PERMISSION_DENIED: {"wrong_sender", "wrong_role", "cut_off"},
+    grpc.StatusCode.FAILED_PRECONDITION: {"wrong_roster"},
+    grpc.StatusCode.ALREADY_EXISTS: {"equivocation"},
+    grpc.StatusCode.NOT_FOUND: {"not_found"},
+    grpc.StatusCode.ABORTED: {"superseded"},
+    grpc.StatusCode.RESOURCE_EXHAUSTED: {"rate_limited", "too_large", "quota"},
 }
+_STATUS: Final = {reason: status for status, reasons in _REASONS.items() for reason in reasons}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """A party and the certificate it showed. identity: ours, with the CA and what it revoked."""
+
+    party: Party
+    certificate: x509.Certificate
+    identity: LiveIdentity
+
+    def check(self) -> None:
+        """Whether it may go on. TLS asked when the connection was made, perhaps days ago.
+
+        Raises: PeerError: bad_certificate, expired, revoked.
+        """
+        verify_party(
+            self.certificate,
+            ca=self.identity.credentials().ca,
+            at=datetime.now(UTC),
+            usage="tls",
+            expected=self.party.name,
+        )
+        listed = self.identity.revocations()
+        if listed is not None:
+            listed.check(self.certificate, holder=self.party.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,11 +172,31 @@ class BoardCalls:
     def _call(self, context: grpc.ServicerContext, method: str) -> Iterator[Caller]:
         """One call of one party, within its limits; an error of ours ends it with a status."""
         try:
-            caller = identify(context, method, roster=self.store.roster, identity=self.identity)
+            caller = self._caller(context, method)
             with self.gate.call(caller.party.id):
                 yield caller
         except LadaError as error:
             self._abort(context, error)
+
+    def _caller(self, context: grpc.ServicerContext, method: str) -> Caller:
+        """The caller of a method.
+
+        Raises: PeerError: no certificate (unauthenticated), a key that is not in the roster
+          (unknown_party), a certificate for another name (bad_certificate), out of its period
+          (expired), taken back (revoked), or of a role that may not call this (wrong_role).
+        """
+        shown = context.auth_context().get("x509_pem_cert")
+        if not shown:
+            raise PeerError("no client certificate was shown", reason="unauthenticated")
+        certificate = parse_certificate(shown[0])
+        party = self.store.roster.party_with_tls_key(key_fingerprint(certificate))
+        caller = Caller(party=party, certificate=certificate, identity=self.identity)
+        caller.check()
+        if party.role not in CALLING_ROLES:
+            raise PeerError(
+                f"a {party.role} may not call {method}", reason="wrong_role", peer=party.id
+            )
+        return caller
 
     def _opening(self, frames: Iterator[lada_pb2.PostFrame], caller: Caller) -> Envelope:
         party, frame = caller.party, next(frames, None)
@@ -173,14 +228,19 @@ class BoardCalls:
         """The rest of a payload of more than one chunk, which may come in several posts."""
         for offset, data in self._chunks(frames, caller, envelope, after=upload.received_bytes):
             upload.write(offset, data)
-        if upload.received_bytes < envelope.header.payload_bytes:
+        arrived, announced = upload.received_bytes, envelope.header.payload_bytes
+        if arrived < announced:
             if not context.is_active():
                 raise TransportError(
-                    f"the connection of {caller.party.id} broke after {upload.received_bytes} bytes"
+                    f"the connection of {caller.party.id} broke after {arrived} bytes"
                 )
             # A link that breaks can look like a stream that ended early, so a part that is merely
             # too short is kept for the next post.
-            upload.check()
+            raise envelope.fault(
+                f"{envelope.kind} of {caller.party.id}: header announces {announced} bytes, got "
+                f"{arrived}",
+                reason="payload_mismatch",
+            )
         return self.store.receive(envelope, upload.move)
 
     def _chunks(

@@ -42,7 +42,7 @@ WATCH_INTERVAL_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningServer:
-    """A listening board. Stop it with `stop`, or use it as a context.
+    """A listening board. End it with `stop`.
 
     port: the TCP port in use; the one chosen by the system where 0 was asked for.
     """
@@ -71,12 +71,6 @@ class RunningServer:
         done = self.server.stop(grace_s)
         self.store.wake()
         done.wait()
-
-    def __enter__(self) -> RunningServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def start_server(
@@ -154,7 +148,8 @@ def _tls(identity: LiveIdentity) -> grpc.ServerCredentials:
         if newest is used:
             return None
         used = newest
-        LOG.info("serves with a new certificate, valid until %s", _end(newest))
+        ends = newest.tls_certificate.not_valid_after_utc
+        LOG.info("serves with a new certificate, valid until %s UTC", f"{ends:%Y-%m-%d %H:%M}")
         return configuration(newest)
 
     return grpc.dynamic_ssl_server_credentials(
@@ -175,10 +170,6 @@ def _watch(running: RunningServer) -> None:
                 len(newest.revoked),
             )
             running.store.wake()
-
-
-def _end(credentials: Credentials) -> str:
-    return f"{credentials.tls_certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
 
 
 def _options(settings: TransportSettings, parties: int) -> list[tuple[str, int]]:

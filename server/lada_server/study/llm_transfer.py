@@ -47,11 +47,8 @@ def improve_llm(
     received = {site: {one.sample: one.path for one in paths} for site, paths in site_paths.items()}
     found = improve(teacher, study.plan, study.pool, received, written, seed=seed)
     accepted = found.weights is not None
-    if found.weights is not None:
-        kept = teacher.keep(found.weights)
-    else:
-        kept = version
-        teacher.use(version)
+    kept = version if found.weights is None else teacher.keep(found.weights)
+    teacher.use(kept)
     LOG.info(
         "update of the LLM %s: %s to %s",
         "kept" if accepted else "dropped",

@@ -83,11 +83,10 @@ class Teacher:
         Raises: TransportError: its adapters are missing or damaged.
         """
         if version != self._held:
-            fresh = self._with_adapters()
-            known = version == NO_ADAPTERS
-            load_adapters(
-                self.model, fresh if known else AdapterWeights(data=self._files.read(version))
-            )
+            weights = self._with_adapters()
+            if version != NO_ADAPTERS:
+                weights = AdapterWeights(data=self._files.read(version))
+            load_adapters(self.model, weights)
         self._version = self._held = version
 
     def tune(
