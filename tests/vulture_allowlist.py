@@ -10,6 +10,7 @@ _.coordinator_peak_bytes
 _.key_renewals
 _.messages_down
 _.messages_up
+_.notes
 _.resumed_at_step
 _.schema_version
 

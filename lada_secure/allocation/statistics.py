@@ -143,7 +143,6 @@ def release_statistics(
     parameters: StatisticsParameters,
     book: LedgerBook,
     spec: ReleaseSpec,
-    after: Sequence[Released[object]] = (),
 ) -> Released[NoisedStatistics]:
     """Pay, compute, add discrete Gaussian noise, clamp, commit: the only way out for statistics.
 
@@ -153,8 +152,6 @@ def release_statistics(
         compute: `unit_statistics` of the site's records; called only once the ledger has the
             reservation, and not at all where this round's output is stored already.
         spec: from `statistics_spec` with the same parameters.
-        after: releases that the computation builds on, such as the SLM's adapters whose losses
-            it uses.
     Returns: every entry within `parameters.site_bound` of 0.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
         `spec` or the computed statistics belong to other parameters. LedgerError: see
@@ -173,7 +170,6 @@ def release_statistics(
         bound=parameters.site_bound,
         book=book,
         spec=spec,
-        after=after,
     )
     return post_process(
         noised, lambda vector: NoisedStatistics(vector=vector, parameters=parameters)

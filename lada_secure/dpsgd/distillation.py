@@ -217,7 +217,6 @@ class _Run:
                 compute=partial(self._take_steps, start + self.chunk_steps),
                 encode=encode_state,
                 decode=partial(decode_state, binding=self.binding),
-                after=released[-1:],
             )
             released.append(state)
             if state.value.step != trainer.steps_done:

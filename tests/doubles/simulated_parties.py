@@ -24,11 +24,10 @@ from protocol_world import (
 )
 from sealed_sums import add_sealed
 
-from lada_clients.auditor.export import write_export
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from lada_clients.auditor.ledgers import KnownEntries
+from lada_clients.auditor.runner import write_export
 from lada_clients.auditor.service import Auditor
-from lada_clients.net.participant import Participant, checked_transcript
+from lada_clients.net.participant import Participant
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -148,7 +147,7 @@ class SimulatedSite:
                 self._accept()
             case PostMaskKey(attempt=attempt):
                 key = self.mask_keys.setdefault(attempt, MaskKey.generate())
-                self._post_at(Kind.MASK_KEY, attempt, {"public_key": key.public_bytes.hex()})
+                self._post(Kind.MASK_KEY, {"public_key": key.public_bytes.hex()}, attempt=attempt)
             case Contribute(attempt=attempt, cohort=cohort):
                 self._contribute(attempt, cohort)
             case AskScores(round_id=round_id):
@@ -158,7 +157,7 @@ class SimulatedSite:
             case AnswerInquiry(round_id=round_id):
                 self._answer(round_id)
             case CloseRound(round_id=round_id):
-                digest = checked_transcript(self.me, round_id)
+                digest = self.me.checked_transcript(round_id)
                 self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
             case _:
                 pass
@@ -263,7 +262,7 @@ class SimulatedSite:
         if attempt.purpose == STATISTICS:
             self.post_ledger(attempt.round_id, STATISTICS)
         body, payload = self.seal_for(attempt, cohort, self.vector(attempt))
-        self._post_at(Kind.CONTRIBUTION, attempt, {**body, "paid_by": paid_by}, payload)
+        self._post(Kind.CONTRIBUTION, {**body, "paid_by": paid_by}, payload, attempt=attempt)
 
     def _distil(self, round_id: int) -> None:
         reservation = self.book.reserve(training_spec(self.me.plan, round_id))
@@ -314,18 +313,6 @@ class SimulatedSite:
             one
             for one in self.book.entries()
             if isinstance(one, ReserveEntry) and (one.round_id, one.purpose) == (round_id, purpose)
-        )
-
-    def _post_at(
-        self, kind: Kind, attempt: Attempt, body: dict[str, Any], payload: bytes = b""
-    ) -> None:
-        self._post(
-            kind,
-            body,
-            payload,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
         )
 
     def _post(
@@ -658,11 +645,7 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
     return Auditor(
         participant=me,
         state_dir=folder,
-        ledgers=LedgerCopies(
-            folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
-        ),
         known_entries=KnownEntries(folder=me.open_folder()),
-        registry=AggregationRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,
     )
@@ -677,13 +660,13 @@ def refusal(world: World, attempt: Attempt) -> FaultBody:
 
 
 def notes(world: World) -> list[str]:
-    """What the auditor's registry says was opened."""
-    folder = world.auditor.registry.folder
+    """What the auditor has noted as opened."""
+    folder = world.auditor.opening.notes
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def never_opened(world: World) -> None:
-    """Nothing was opened: the registry, which is written before the key is used, is empty."""
+    """Nothing was opened: no note, which is written before the key is used."""
     assert notes(world) == []
     assert not world.coordinator.index.attempts(Kind.OPENED, round_id=0, purpose=STATISTICS)
 

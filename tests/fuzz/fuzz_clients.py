@@ -15,7 +15,7 @@ from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 from sealed_sums import add_sealed
 
-from lada_clients.auditor.service import REFUSED_BY_KEY
+from lada_clients.auditor.opening import REFUSED_BY_KEY
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import MessageIndex

@@ -32,7 +32,7 @@ def coordinator_identity(study, folder=None):
 class Served:
     """A board, its server, and clients of every party."""
 
-    def __init__(self, study, folder, *, listen="127.0.0.1:0", limits=None, database=None):
+    def __init__(self, study, folder, *, listen="127.0.0.1:0", settings=None, database=None):
         self.study = study
         self.store = BoardStore(
             database or f"sqlite:///{folder / 'board.sqlite'}",
@@ -44,7 +44,7 @@ class Served:
             identity=coordinator_identity(study),
             store=self.store,
             upload_dir=folder / "uploads",
-            limits=limits,
+            settings=settings,
         )
 
     def client(self, party, **options):

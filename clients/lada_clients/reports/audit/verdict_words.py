@@ -16,19 +16,13 @@ def verdict_json(found: JointVerdict) -> dict[str, Any]:
 
     Of a single export, its own fields stand on top as well.
     """
-    exports = [{"folder": name, **_export(one)} for name, one in found.verdicts.items()]
-    several = len(exports) > 1
-    alone = {} if several else {key: one for key, one in exports[0].items() if key != "folder"}
-    faults = [
-        f"{name}: {fault}" if several else fault
-        for name, one in found.verdicts.items()
-        for fault in one.faults
-    ]
+    exports = {name: _export(one) for name, one in found.verdicts.items()}
+    alone = next(iter(exports.values())) if len(exports) == 1 else {}
     return {
         **alone,
         "good": found.good,
-        "faults": [*faults, *found.faults],
-        "exports": exports,
+        "faults": _faults(found),
+        "exports": [{"folder": name, **one} for name, one in exports.items()],
         "populations": [_population(one) for one in found.populations],
     }
 
@@ -60,11 +54,8 @@ def _cost(summary: LedgerSummary) -> dict[str, Any]:
 
 def verdict_lines(found: JointVerdict) -> Iterator[str]:
     """The same, line by line; faults come first."""
-    several = len(found.verdicts) > 1
-    for name, verdict in found.verdicts.items():
-        where = f"{name}: " if several else ""
-        yield from (f"WRONG  {where}{fault}" for fault in verdict.faults)
-    yield from (f"WRONG  {fault}" for fault in found.faults)
+    faults = _faults(found)
+    yield from (f"WRONG  {fault}" for fault in faults)
     for one in found.populations:
         summary = one.summary
         yield (
@@ -73,15 +64,25 @@ def verdict_lines(found: JointVerdict) -> Iterator[str]:
             f"{summary.reservations} releases in {len(summary.studies)} studies"
         )
         yield from (f"  {sentence}" for sentence in history_sentences(summary))
-    for name, verdict in found.verdicts.items():
-        where = f"{name}: " if several else ""
+    for where, verdict in _prefixed(found):
         yield (
             f"{where}{verdict.messages} messages, {verdict.openings} openings, {verdict.rounds} "
             f"rounds of study {verdict.study_id or '?'}: {_outcome(verdict)}"
         )
-    if several:
-        faults = len(found.faults) + sum(len(one.faults) for one in found.verdicts.values())
-        yield f"{len(found.verdicts)} studies: " + (f"{faults} faults" if faults else "all good")
+    if len(found.verdicts) > 1:
+        outcome = f"{len(faults)} faults" if faults else "all good"
+        yield f"{len(found.verdicts)} studies: {outcome}"
+
+
+def _prefixed(found: JointVerdict) -> list[tuple[str, Verdict]]:
+    """Every export's verdict after its name; a single one needs no name."""
+    several = len(found.verdicts) > 1
+    return [(f"{name}: " if several else "", one) for name, one in found.verdicts.items()]
+
+
+def _faults(found: JointVerdict) -> list[str]:
+    own = [f"{where}{fault}" for where, one in _prefixed(found) for fault in one.faults]
+    return [*own, *found.faults]
 
 
 def _outcome(verdict: Verdict) -> str:

@@ -179,7 +179,7 @@ def test_a_grant_is_no_second_budget_once_the_lost_ledger_went_on(federation: Fe
 def test_without_the_auditor_s_grant_a_restart_is_another_ledger(federation: Federation) -> None:
     world = federation.study()
     grant, federation.books[SITE] = granted(federation, world)
-    (world.auditor.ledgers.grants.folder / f"{grant.ledger_id}.json").unlink()
+    (world.auditor.state_dir / "grants" / f"{grant.ledger_id}.json").unlink()
     assert _refused(federation.finished()).code == "other_ledger"
 
 

@@ -22,6 +22,7 @@ from simulated_parties import (
     refusal,
 )
 
+from lada_clients.auditor.opening import claim_opening
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (
@@ -125,7 +126,7 @@ def _out_of_range_ends_it(world: World, attempt: Attempt) -> None:
     assert task.code == "opening_refused"
     # The claim stays: the same round and purpose can never be opened with another sum.
     with pytest.raises(PeerError) as caught:
-        world.auditor.registry.claim(world.plan.study_id, attempt, "f" * 64)
+        claim_opening(world.auditor.opening.notes, world.plan.study_id, attempt, "f" * 64)
     assert caught.value.reason == "already_opened"
 
 
@@ -199,7 +200,7 @@ def test_uncancelled_masks_show_in_the_range_and_expose_nobody(tmp_path: Path) -
     _out_of_range_ends_it(world, ROUND_0)
 
     # What the auditor decrypted is the sum plus masks that it does not know.
-    key = world.auditor._key(STATISTICS)
+    key = world.auditor.opening.key(STATISTICS)
     garbage = key.open(world.board.payload(total.message_hash))
     true_sum = np.sum([one.vector(ROUND_0) for one in world.sites.values()], axis=0)
     parameters = purpose_parameters(world.plan, STATISTICS)

@@ -32,10 +32,10 @@ from simulated_parties import (
     scores_of,
 )
 
-from lada_clients.auditor.export import write_export
-from lada_clients.auditor.scores import ScoreCheck
+from lada_clients.auditor.opening import SumOpening
+from lada_clients.auditor.runner import write_export
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.blind_scores import SiteScoring
+from lada_clients.site.exchanges import SiteExchanges
 from lada_protocol.evidence.export import MESSAGES_FILE
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.roster import Party
@@ -102,8 +102,8 @@ class PickingSite(SimulatedSite):
     secrets: SecretFolder
 
     @property
-    def scoring(self) -> SiteScoring:
-        return SiteScoring(participant=self.me, secrets=self.secrets)
+    def scoring(self) -> SiteExchanges:
+        return SiteExchanges(participant=self.me, secrets=self.secrets)
 
     def ask(self, round_id: int) -> None:
         plan = self.me.plan
@@ -114,14 +114,14 @@ class PickingSite(SimulatedSite):
             decode=bytes,
         )
         utilities = post_process(released, lambda _: self.utilities[0], label="cell utilities")
-        self.scoring.ask(round_id, utilities)
+        self.scoring.ask_scores(round_id, utilities)
 
     def vector(self, attempt: Attempt) -> np.ndarray:
         if attempt.purpose != DEMAND:
             return super().vector(attempt)
         allocation = self.me.plan.allocation
         wanted = np.zeros(POOL, dtype=np.int64)
-        scores = self.scoring.read(attempt.round_id)
+        scores = self.scoring.read_scores(attempt.round_id)
         if scores is not None:
             picked = pick(scores, quota=allocation.quota, threshold=allocation.threshold)
             wanted[picked] = 1
@@ -644,7 +644,7 @@ def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) ->
 def test_what_an_auditor_opened_without_its_check_is_found_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScoreCheck, "check", lambda *_: None)
+    monkeypatch.setattr(SumOpening, "_check_scores", lambda *_: None)
     world = make_world(tmp_path, plan=make_plan(rounds=1))
     answer = SimulatedCoordinator.score
     monkeypatch.setattr(

@@ -23,6 +23,7 @@ from simulated_parties import (
     refusal,
 )
 
+from lada_clients.auditor.opening import claim_opening
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import read_roster
 from lada_protocol.rounds.tasks import PostMaskKey
@@ -209,7 +210,7 @@ def test_an_opening_that_was_claimed_before_a_crash_opens_the_same_sum_only(
     world = make_world(tmp_path)
     due = world.to_sum()
     total = world.coordinator.add_up(ROUND_0, due.cohort)
-    world.auditor.registry.claim(world.plan.study_id, ROUND_0, total.message_hash)
+    claim_opening(world.auditor.opening.notes, world.plan.study_id, ROUND_0, total.message_hash)
 
     assert world.answer(ROUND_0).kind is Kind.OPENED
 
@@ -219,7 +220,7 @@ def test_the_claim_of_another_sum_is_final_even_before_anything_was_opened(
 ) -> None:
     world = make_world(tmp_path)
     due = world.to_sum()
-    world.auditor.registry.claim(world.plan.study_id, ROUND_0, "f" * 64)
+    claim_opening(world.auditor.opening.notes, world.plan.study_id, ROUND_0, "f" * 64)
 
     world.coordinator.add_up(ROUND_0, due.cohort)
 

@@ -29,7 +29,7 @@ def _decrypted(world: World, attempt: Attempt, site: str) -> np.ndarray:
     """A single contribution under the auditor's key: masked vector modulo t."""
     message = world.coordinator.index.at(Kind.CONTRIBUTION, attempt, sender=site)
     assert message is not None
-    key = world.auditor._key(attempt.purpose)
+    key = world.auditor.opening.key(attempt.purpose)
     centred = key.open(world.board.payload(message.message_hash))
     return np.mod(centred, key.parameters.plain_modulus)
 
@@ -142,7 +142,9 @@ def test_the_coordinator_alone_cannot_open_even_the_sum(tmp_path: Path) -> None:
     true_sum = np.sum([one.vector(ROUND_0) for one in world.sites.values()], axis=0)
 
     # Whatever key it makes itself, what it decrypts has nothing to do with the sum.
-    key = type(world.auditor._key(STATISTICS)).generate(purpose_parameters(world.plan, STATISTICS))
+    key = type(world.auditor.opening.key(STATISTICS)).generate(
+        purpose_parameters(world.plan, STATISTICS)
+    )
     from lada_secure.errors import PeerError
 
     with pytest.raises(PeerError) as caught:

@@ -9,7 +9,7 @@ import pytest
 from protocol_world import make_cast, make_plan
 from simulated_parties import make_world
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.export import CA_FILE, MESSAGES_FILE, PLAN_FILE, ROSTER_FILE
 from lada_protocol.evidence.study import verify_evidence
 

@@ -10,7 +10,7 @@ import pytest
 from protocol_world import UPLINK, make_cast, make_plan
 from simulated_parties import FOUR, Outgoing, World, make_world, refusal
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
@@ -207,7 +207,7 @@ def test_every_party_stands_where_it_was_in_the_uplink_after_reading_again(tmp_p
     world.coordinator.step()
     for name, site in world.sites.items():
         site.me.sync()
-        site.me._sequence, site.me._index = 0, None
+        site.me._sequence = 0
         site.me.join(wait_s=5.0)
         assert site.step() == AnswerInquiry(round_id=0), name
 

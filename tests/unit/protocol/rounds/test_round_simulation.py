@@ -9,7 +9,7 @@ import pytest
 from protocol_world import make_cast, make_plan
 from simulated_parties import FOUR, ROUND_0, World, make_world
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
@@ -212,7 +212,7 @@ def test_every_party_stands_where_it_was_after_reading_the_board_again(tmp_path:
     world.to_sum(DEMAND)
     for name, site in world.sites.items():
         before = site.step()
-        site.me._sequence, site.me._index = 0, None
+        site.me._sequence = 0
         site.me.join(wait_s=5.0)
         assert site.step() == before, name
 

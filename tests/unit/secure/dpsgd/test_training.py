@@ -120,7 +120,7 @@ def test_the_result_is_released_and_is_what_the_model_holds():
     before = adapter_weights(lm)
     result = run(lm, book)
     assert type(result.adapters) is Released
-    assert result.adapters.paid_by_all == tuple(one.entry_hash for one in reserved(book))
+    assert result.adapters.paid_by == reserved(book)[-1].entry_hash
     assert result.adapters.value.data == adapter_weights(lm).data != before.data
     fresh = adapted()
     load_adapters(fresh, AdapterWeights(data=result.adapters.value.data))

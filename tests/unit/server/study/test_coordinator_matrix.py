@@ -19,6 +19,7 @@ from lada_secure.encryption.matrix import parse_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import PeerError
 from lada_secure.method.llm_round import PoolView
+from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.proposal import Study
@@ -31,12 +32,16 @@ CELLS = PLAN.allocation.cells
 class ForgetfulTeacher(Teacher):
     """Sees another matrix in the pool each time it looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, study: Study) -> None:
         """There is nothing to load."""
+        self.study = study
 
-    def view_pool(self, study: Study) -> PoolView:
+    def use(self, version: str) -> None:
+        """One version is as good as another."""
+
+    def view_pool(self) -> PoolView:
         """Random cells."""
-        size = len(study.pool)
+        size = len(self.study.pool)
         cells = np.random.default_rng().integers(0, CELLS, size)
         return PoolView(features=np.eye(CELLS)[cells], cells=cells)
 
@@ -57,12 +62,14 @@ def start(study, tmp_path: Path):
         stores.append(store)
         made = Coordinator(
             study=STUDY,
-            roster=study.roster,
-            store=store,
-            signing_key=study.credentials("coordinator").signing_key,
+            board=LocalBoardClient(
+                plan=STUDY.plan,
+                store=store,
+                signing_key=study.credentials("coordinator").signing_key,
+                events=EventLog(party="coordinator", sink=lambda _line: None, clock=lambda: 0.0),
+            ),
             certificate="PEM",
-            teacher=ForgetfulTeacher(),
-            events=EventLog(party="coordinator", sink=lambda _line: None, clock=lambda: 0.0),
+            teacher=ForgetfulTeacher(STUDY),
         )
         made.board.sync(wait_s=0.0)
         return made
@@ -91,7 +98,7 @@ def ask(coordinator: Coordinator, study, site: str) -> tuple[ScoringKey, np.ndar
         payload_bytes=len(payload),
     )
     query = sign_envelope(header, study.credentials(site).signing_key)
-    coordinator.store.post(query, payload)
+    coordinator.board.store.post(query, payload)
     coordinator.board.sync(wait_s=0.0)
     return key, utilities, query
 
