@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.cluster_estimates import ClusterEstimates
 from lada_secure.allocation.gap import cell_means, probability, smoothed
 from lada_secure.allocation.reward_model import (
     CellBeliefs,
@@ -21,6 +20,7 @@ from lada_secure.allocation.reward_model import (
     feature_count,
     fit_reward_model,
 )
+from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import (
     SMALLEST_SCORE,
     CellView,
@@ -80,7 +80,7 @@ class PoolMap:
 def cell_view(
     paths: Sequence[tuple[int, float]],
     history: RewardHistory,
-    estimates: ClusterEstimates,
+    noised: NoisedStatistics,
     grid: CellGrid,
     settings: AllocationSettings,
     *,
@@ -89,19 +89,19 @@ def cell_view(
     """What the site believes of every cell, and what its reward model forecasts.
 
     Args: paths: cell and p = exp(-loss) under the site's SLM of the paths that came so far; before
-        any came, the noised losses stand in. history: what training on cells brought. estimates:
+        any came, the noised losses stand in. history: what training on cells brought. noised:
         the site's own released statistics. agreement: (d,) of `allocation.agreement`.
     """
-    prior = probability(estimates.mean_losses)
+    prior = probability(noised.mean_losses)
     known = smoothed(
         cell_means([p for _, p in paths], [cell for cell, _ in paths], cells=grid.cells),
         grid.clusters_of_cells(),
-        prior=float(np.dot(estimates.shares, prior)),
+        prior=float(np.dot(noised.shares, prior)),
     )
     beliefs = CellBeliefs(
         grid=grid,
-        mass_share=grid.spread(estimates.shares),
-        mean_loss=grid.spread(np.clip(estimates.mean_losses / settings.loss_clip, 0.0, 1.0)),
+        mass_share=grid.spread(noised.shares),
+        mean_loss=grid.spread(np.clip(noised.mean_losses / settings.loss_clip, 0.0, 1.0)),
         probability=known if paths else grid.spread(prior),
         last_reward=history.last_rewards(grid.cells),
         picks=history.picks(grid.cells),
@@ -114,7 +114,7 @@ def cell_view(
 
 def choose(
     pool: PoolMap,
-    estimates: ClusterEstimates,
+    noised: NoisedStatistics,
     utilities: FloatArray,
     scores: FloatArray,
     available: BoolArray,
@@ -138,7 +138,7 @@ def choose(
     start = round_id == 0 and rule.sample_order == "scores"
     order = utilities_of_samples(settings.strategy, exact, seed=settings.seed + round_id)
     if start or rule.by_cluster:
-        shares = estimates.shares if start else cluster_utilities(utilities, pool.grid)
+        shares = noised.shares if start else cluster_utilities(utilities, pool.grid)
         good = available & (exact >= settings.threshold)
         rooms = np.bincount(pool.clusters[good], minlength=pool.grid.clusters)
         return pick_by_cluster(

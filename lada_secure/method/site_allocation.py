@@ -44,7 +44,7 @@ def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -
     view = cell_view(
         [(known.cell, known.p) for known in state.rationales],
         state.history,
-        noised.estimates(),
+        noised,
         grid,
         settings,
         agreement=_agreement(plan, state),
@@ -72,7 +72,7 @@ def pick_samples(
     available[sorted(state.picked_before(round_id))] = False
     chosen = choose(
         PoolMap(grid=cell_grid(plan), clusters=pool_clusters),
-        noised.estimates(),
+        noised,
         utilities,
         scores,
         available,
