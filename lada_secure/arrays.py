@@ -24,19 +24,54 @@ def frozen(array: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
     return copy
 
 
-def float_vector(name: str, values: npt.ArrayLike, *, length: int | None = None) -> FloatArray:
-    """Check one vector of finite numbers and return it as float64.
+def float_vector(
+    name: str,
+    values: npt.ArrayLike,
+    *,
+    length: int | None = None,
+    low: float = -np.inf,
+    high: float = np.inf,
+) -> FloatArray:
+    """Check one vector of finite numbers in [low, high] and return it as float64.
 
-    Raises: ParameterError: not one-dimensional, wrong length, NaN or infinite.
+    Raises: ParameterError: not one-dimensional, wrong length, NaN or infinite, out of range.
     """
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or (length is not None and len(vector) != length):
         wanted = "one dimension" if length is None else f"({length},)"
         raise ParameterError(f"{name}: expected shape {wanted}, got {vector.shape}")
-    if not np.isfinite(vector).all():
-        wrong = int((~np.isfinite(vector)).sum())
-        raise ParameterError(f"{name}: {wrong} of {len(vector)} entries are NaN or infinite")
+    _check_entries(name, vector, low, high)
     return vector
+
+
+def float_matrix(
+    name: str,
+    values: npt.ArrayLike,
+    *,
+    rows: int | None = None,
+    columns: int | None = None,
+    low: float = -np.inf,
+    high: float = np.inf,
+) -> FloatArray:
+    """Check one matrix of finite numbers in [low, high] and return it as float64.
+
+    Raises: ParameterError: not two-dimensional, wrong size, NaN or infinite, out of range.
+    """
+    matrix = np.asarray(values, dtype=np.float64)
+    found = matrix.shape
+    if len(found) != 2 or rows not in (None, found[0]) or columns not in (None, found[1]):
+        wanted = f"({'n' if rows is None else rows}, {'m' if columns is None else columns})"
+        raise ParameterError(f"{name}: expected shape {wanted}, got {found}")
+    _check_entries(name, matrix, low, high)
+    return matrix
+
+
+def _check_entries(name: str, array: FloatArray, low: float, high: float) -> None:
+    if not np.isfinite(array).all():
+        wrong = int((~np.isfinite(array)).sum())
+        raise ParameterError(f"{name}: {wrong} of {array.size} entries are NaN or infinite")
+    if (array < low).any() or (array > high).any():
+        raise ParameterError(f"{name}: expected entries in [{low}, {high}]")
 
 
 def index_vector(

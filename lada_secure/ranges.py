@@ -18,7 +18,7 @@ def within(low: float, high: float, **values: float) -> None:
     """Raises: ParameterError: a value outside [low, high], or NaN."""
     for name, value in values.items():
         if not low <= value <= high:
-            raise ParameterError(f"{name}: expected {low:g} to {high:g}, got {value}")
+            raise ParameterError(f"{name}: expected {low} to {high}, got {value}")
 
 
 def above_zero(**values: float) -> None:

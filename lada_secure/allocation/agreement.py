@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.gap import CellMeans, cell_means
 from lada_secure.arrays import BoolArray, FloatArray, float_vector, index_vector
-from lada_secure.errors import ParameterError
+from lada_secure.ranges import within
 
 _PRIOR_PATHS = 2.0
 # How many paths a cell's mean counts for beside one of its own.
@@ -70,8 +70,7 @@ def agreeing_rationales(
 
 
 def _bound(seen: CellMeans, least_share: float) -> float:
-    if not 0.0 <= least_share <= 1.0:
-        raise ParameterError(f"least_share: expected 0 to 1, got {least_share}")
+    within(0.0, 1.0, least_share=least_share)
     leaning = seen.mean * seen.count / (seen.count + _PRIOR_PATHS)
     return least_share * max(float(leaning.max(initial=0.0)), 0.0)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.valuation_gains import NoisedGains
 from lada_secure.arrays import BoolArray, FloatArray, index_vector
-from lada_secure.errors import ParameterError
+from lada_secure.ranges import within
 
 # Fewer paths say more of themselves than of their cluster.
 LEAST_RATIONALES = 3
@@ -61,8 +61,7 @@ class ClusterUsefulness:
 
     def bound(self, least_share: float) -> float:
         """Usefulness that is `least_share` of the best cluster's, and at least `least`."""
-        if not 0.0 <= least_share <= 1.0:
-            raise ParameterError(f"least_share: expected 0 to 1, got {least_share}")
+        within(0.0, 1.0, least_share=least_share)
         # Noise may carry it beyond what can be.
         best = min(float(np.max(self.value, initial=0.0, where=self.tried)), 1.0)
         return max(least_share * best, self.least)
@@ -107,8 +106,7 @@ def usefulness(
         few paths lower every record, whatever they say.
     Raises: ParameterError: a cluster or least_gain out of range.
     """
-    if not -1.0 <= least_gain <= 1.0:
-        raise ParameterError(f"least_gain: expected -1 to 1 clips, got {least_gain}")
+    within(-1.0, 1.0, least_gain=least_gain)
     places = index_vector("clusters of trials", [one.cluster for one in trials], below=clusters)
     weights = np.array([one.paths for one in trials], dtype=np.float64)
     gains = np.array([one.gain for one in trials], dtype=np.float64)

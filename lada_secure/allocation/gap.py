@@ -36,9 +36,7 @@ def band(probabilities: npt.ArrayLike) -> FloatArray:
     p (1 - p) is the variance of a success with probability p, which bounds how far one step of
     training can move it; the factor puts its largest value, at p = 1/2, to 1.
     """
-    values = float_vector("probabilities", probabilities)
-    if (values < 0.0).any() or (values > 1.0).any():
-        raise ParameterError("probabilities: expected entries in [0, 1]")
+    values = float_vector("probabilities", probabilities, low=0.0, high=1.0)
     return 4.0 * values * (1.0 - values)
 
 

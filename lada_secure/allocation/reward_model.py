@@ -20,12 +20,19 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.gap import CellMeans, band
 from lada_secure.allocation.reward_networks import ZeroStartNetwork, pooled_unit_rows
-from lada_secure.arrays import FloatArray, IntArray, float_vector, frozen, index_vector
+from lada_secure.arrays import (
+    FloatArray,
+    IntArray,
+    float_matrix,
+    float_vector,
+    frozen,
+    index_vector,
+)
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError
 
@@ -71,9 +78,9 @@ class CellBeliefs:
     def __post_init__(self) -> None:
         """Raises: ParameterError: an array of the wrong length, not finite, or out of range."""
         for name, (low, high) in _RANGES.items():
-            values = float_vector(name, getattr(self, name), length=self.grid.cells)
-            if (values < low).any() or (values > high).any():
-                raise ParameterError(f"{name}: expected entries in [{low}, {high}]")
+            values = float_vector(
+                name, getattr(self, name), length=self.grid.cells, low=low, high=high
+            )
             object.__setattr__(self, name, frozen(values))
 
     @property
@@ -125,18 +132,17 @@ class RoundObservations:
     def __post_init__(self) -> None:
         """Raises: ParameterError: shapes that differ, or values out of range."""
         cells = index_vector("cells", self.cells, below=2**31)
-        features = np.asarray(self.features, dtype=np.float64)
-        if features.ndim != 2 or len(features) != len(cells) or not np.isfinite(features).all():
-            raise ParameterError(
-                f"features: expected ({len(cells)}, F), finite, got shape {features.shape}"
-            )
-        rewards = float_vector("rewards", self.rewards, length=len(cells))
-        samples = float_vector("samples", self.samples, length=len(cells))
-        if (np.abs(rewards) > 1.0).any() or (samples < 1.0).any():
-            raise ParameterError("rewards must lie in [-1, 1] and samples be at least 1")
+        features = float_matrix("features", self.features, rows=len(cells))
+        rewards = float_vector("rewards", self.rewards, length=len(cells), low=-1.0, high=1.0)
+        samples = float_vector("samples", self.samples, length=len(cells), low=1.0)
         for name, values in (("features", features), ("rewards", rewards), ("samples", samples)):
             object.__setattr__(self, name, frozen(values))
         object.__setattr__(self, "cells", frozen(cells))
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON form, as part of `RewardHistory.to_json`."""
+        arrays = ("cells", "features", "rewards", "samples")
+        return {"round_id": self.round_id, **{one: getattr(self, one).tolist() for one in arrays}}
 
 
 def observations(beliefs: CellBeliefs, rewards: CellMeans, *, round_id: int) -> RoundObservations:
@@ -188,17 +194,7 @@ class RewardHistory:
 
     def to_json(self) -> dict[str, Json]:
         """JSON form for the site's own state; `parse_history` reads it back."""
-        arrays = ("cells", "features", "rewards", "samples")
-        return {
-            "version": 1,
-            "rounds": [
-                {
-                    "round_id": observed.round_id,
-                    **{name: getattr(observed, name).tolist() for name in arrays},
-                }
-                for observed in self.rounds
-            ],
-        }
+        return {"version": 1, "rounds": [observed.to_json() for observed in self.rounds]}
 
 
 class _StoredRound(BaseModel):
@@ -223,30 +219,23 @@ def parse_history(value: Json) -> RewardHistory:
 
     Raises: ParameterError: not what `RewardHistory.to_json` writes.
     """
-    try:
-        stored = _StoredHistory.model_validate(value)
-    except ValidationError as error:
-        fault = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise ParameterError(f"filter history: {where}: {fault['msg']}") from error
     history = RewardHistory()
-    for row in stored.rounds:
-        history = history.with_round(
-            RoundObservations(
-                round_id=row.round_id,
-                cells=np.array(row.cells, dtype=np.int64),
-                features=_rows(row.features),
-                rewards=np.array(row.rewards, dtype=np.float64),
-                samples=np.array(row.samples, dtype=np.float64),
+    try:
+        for stored in _StoredHistory.model_validate(value).rounds:
+            # A round that trained on nothing has no row to tell how many features there are.
+            features = np.array(stored.features or np.zeros((0, 0)), dtype=np.float64)
+            observed = RoundObservations(
+                round_id=stored.round_id,
+                cells=np.array(stored.cells, dtype=np.int64),
+                features=features,
+                rewards=np.array(stored.rewards, dtype=np.float64),
+                samples=np.array(stored.samples, dtype=np.float64),
             )
-        )
+            history = history.with_round(observed)
+    # NumPy raises ValueError for rows that differ in length, pydantic one of its own.
+    except ValueError as error:
+        raise ParameterError(f"filter history: {error}") from error
     return history
-
-
-def _rows(features: list[list[float]]) -> FloatArray:
-    if len({len(row) for row in features}) > 1:
-        raise ParameterError("filter history: rows of features differ in length")
-    return np.array(features, dtype=np.float64).reshape(len(features), -1 if features else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -272,11 +261,7 @@ class RewardModel:
         Args: features: (d, F), the width that the filter was fitted with.
         Raises: ParameterError: another width.
         """
-        inputs = np.asarray(features, dtype=np.float64)
-        if inputs.ndim != 2 or inputs.shape[1] != self.exploitation.width:
-            raise ParameterError(
-                f"features: expected (d, {self.exploitation.width}), got {inputs.shape}"
-            )
+        inputs = float_matrix("features", features, columns=self.exploitation.width)
         first = self.exploitation.outputs(inputs)
         gradients = pooled_unit_rows(self.exploitation.gradients(inputs), _GRADIENT_FEATURES)
         # A correction of more than two spreads is beyond anything that was observed.

@@ -26,13 +26,13 @@ from lada_secure.allocation.strategies import (
     CellView,
     cluster_quotas,
     cluster_utilities,
+    order_of_samples,
     pick,
     pick_by_cluster,
     strategy,
-    utilities_of_samples,
 )
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
-from lada_secure.errors import ParameterError
+from lada_secure.ranges import above_zero, at_least, within, zero_or_more
 
 # Scores are read in steps of this size: wider than the error that decryption leaves.
 SCORE_STEP = 2.0**-10
@@ -58,15 +58,10 @@ class AllocationSettings:
     def __post_init__(self) -> None:
         """Check ranges. Raises: ParameterError: unknown strategy, or a value out of range."""
         strategy(self.strategy)
-        checks = {
-            "quota": self.quota >= 1,
-            "threshold": 0.0 <= self.threshold <= 1.0,
-            "exploration_weight": 0.0 <= self.exploration_weight < float("inf"),
-            "loss_clip": 0.0 < self.loss_clip < float("inf"),
-        }
-        wrong = [name for name, good in checks.items() if not good]
-        if wrong:
-            raise ParameterError(f"allocation settings out of range: {', '.join(wrong)}")
+        at_least(1, quota=self.quota)
+        within(0.0, 1.0, threshold=self.threshold)
+        zero_or_more(exploration_weight=self.exploration_weight)
+        above_zero(loss_clip=self.loss_clip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,27 +131,14 @@ def choose(
     rule = strategy(settings.strategy)
     exact = np.round(scores / SCORE_STEP) * SCORE_STEP
     start = round_id == 0 and rule.sample_order == "scores"
-    order = utilities_of_samples(settings.strategy, exact, seed=settings.seed + round_id)
+    order = order_of_samples(settings.strategy, exact, seed=settings.seed + round_id)
     if start or rule.by_cluster:
+        candidates = available & (exact >= settings.threshold)
         shares = noised.shares if start else cluster_utilities(utilities, pool.grid)
-        good = available & (exact >= settings.threshold)
-        rooms = np.bincount(pool.clusters[good], minlength=pool.grid.clusters)
-        return pick_by_cluster(
-            exact,
-            pool.clusters,
-            cluster_quotas(shares, settings.quota, available=rooms),
-            threshold=settings.threshold,
-            available=available,
-            sample_utilities=order,
-            seed=settings.seed,
-        )
+        rooms = np.bincount(pool.clusters[candidates], minlength=pool.grid.clusters)
+        quotas = cluster_quotas(shares, settings.quota, available=rooms)
+        return pick_by_cluster(order, candidates, pool.clusters, quotas, seed=settings.seed)
     # A share of the best score that is left, because the cell that it was set by may be used up.
     best = float(exact[available].max(initial=0.0))
-    return pick(
-        exact,
-        quota=settings.quota,
-        threshold=max(settings.threshold * best, SMALLEST_SCORE),
-        available=available,
-        sample_utilities=order,
-        seed=settings.seed + round_id,
-    )
+    candidates = available & (exact >= max(settings.threshold * best, SMALLEST_SCORE))
+    return pick(order, candidates, quota=settings.quota, seed=settings.seed + round_id)

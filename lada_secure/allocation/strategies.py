@@ -16,6 +16,7 @@ from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.reward_model import CellBeliefs, Forecast
 from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
+from lada_secure.ranges import at_least, zero_or_more
 
 # Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
 SMALLEST_SCORE = 0.01
@@ -42,9 +43,7 @@ class CellView:
         float_vector("exploitation", self.forecast.exploitation, length=cells)
         float_vector("exploration", self.forecast.exploration, length=cells)
         if self.agreement is not None:
-            shares = float_vector("agreement", self.agreement, length=cells)
-            if (shares < 0.0).any() or (shares > 1.0).any():
-                raise ParameterError("agreement: expected entries in [0, 1]")
+            float_vector("agreement", self.agreement, length=cells, low=0.0, high=1.0)
 
     def promise(self, alpha: float) -> FloatArray:
         """Exploitation + alpha x exploration, (d,), in units of reward."""
@@ -173,8 +172,7 @@ def cell_utilities(name: str, view: CellView, *, alpha: float) -> FloatArray:
         relative to the best cell. All zeros where no cell is worth anything.
     Raises: ParameterError: unknown name, alpha < 0 or not finite.
     """
-    if not (np.isfinite(alpha) and alpha >= 0.0):
-        raise ParameterError(f"alpha: expected a finite number >= 0, got {alpha}")
+    zero_or_more(alpha=alpha)
     utility = float_vector("worth of cells", strategy(name).utility(view, alpha))
     largest = float(np.abs(utility).max())
     if largest == 0.0:
@@ -182,7 +180,7 @@ def cell_utilities(name: str, view: CellView, *, alpha: float) -> FloatArray:
     return np.clip(utility / largest, -1.0, 1.0)
 
 
-def utilities_of_samples(name: str, scores: npt.ArrayLike, *, seed: int) -> FloatArray:
+def order_of_samples(name: str, scores: npt.ArrayLike, *, seed: int) -> FloatArray:
     """In which order samples are picked: by score, or at random for a random strategy, (n,)."""
     values = float_vector("scores", scores)
     if strategy(name).sample_order == "random":
@@ -190,76 +188,32 @@ def utilities_of_samples(name: str, scores: npt.ArrayLike, *, seed: int) -> Floa
     return values
 
 
-def pick(
-    scores: npt.ArrayLike,
-    *,
-    quota: int,
-    threshold: float,
-    available: npt.ArrayLike | None = None,
-    sample_utilities: npt.ArrayLike | None = None,
-    seed: int = 0,
-) -> BoolArray:
-    """Pick up to `quota` samples whose score reaches the threshold, the best first.
+def pick(order: FloatArray, candidates: BoolArray, *, quota: int, seed: int) -> BoolArray:
+    """Pick up to `quota` candidates, the first in order.
 
-    Args:
-        scores: (n,) decrypted scores, M u.
-        quota: largest number of picks, >= 0.
-        threshold: smallest score that may be picked; at least `SMALLEST_SCORE` makes sense.
-        available: (n,) bool, False for samples that must not be picked again; None for all.
-        sample_utilities: (n,) order of picking where it is not by score; see
-            `utilities_of_samples`.
-        seed: breaks ties, by a fixed shuffle rather than by position: a pool is often sorted by
-            topic.
-    Returns: (n,) bool with at most quota True; fewer where fewer qualify.
+    Args: order: (n,) finite, largest first; see `order_of_samples`. candidates: (n,) samples that
+        may be picked. seed: breaks ties, by a fixed shuffle rather than by position: a pool is
+        often sorted by topic.
+    Returns: (n,) bool with at most quota True; fewer where there are fewer candidates.
     """
-    values = float_vector("scores", scores)
-    if quota < 0:
-        raise ParameterError(f"quota: expected at least 0, got {quota}")
-    allowed = _allowed(values, threshold, available)
-    order_by = (
-        values
-        if sample_utilities is None
-        else float_vector("priorities", sample_utilities, length=len(values))
-    )
-    shuffle = np.random.default_rng(seed).permutation(len(values))
-    order = np.lexsort((shuffle, -order_by))
-    chosen = order[allowed[order]][:quota]
-    picked = np.zeros(len(values), dtype=np.bool_)
-    picked[chosen] = True
+    shuffle = np.random.default_rng(seed).permutation(len(order))
+    places = np.lexsort((shuffle, -order))
+    picked = np.zeros(len(order), dtype=np.bool_)
+    picked[places[candidates[places]][:quota]] = True
     return picked
 
 
 def pick_by_cluster(
-    scores: npt.ArrayLike,
-    cluster_of_sample: npt.ArrayLike,
-    quotas: npt.ArrayLike,
-    *,
-    threshold: float,
-    available: npt.ArrayLike | None = None,
-    sample_utilities: npt.ArrayLike | None = None,
-    seed: int = 0,
+    order: FloatArray, candidates: BoolArray, clusters: IntArray, quotas: IntArray, *, seed: int
 ) -> BoolArray:
-    """Pick within a quota per cluster, the clustering start of round 0.
+    """Pick within a quota per cluster.
 
-    Args: quotas: (C,) whole numbers >= 0, from `cluster_quotas`. The rest as in `pick`.
+    Args: clusters: (n,) of samples. quotas: (C,) from `cluster_quotas`. The rest as in `pick`.
     Returns: (n,) bool.
     """
-    values = float_vector("scores", scores)
-    wanted = index_vector("cluster quotas", quotas, below=2**31)
-    clusters = index_vector(
-        "clusters of samples", cluster_of_sample, below=len(wanted), length=len(values)
-    )
-    allowed = _allowed(values, threshold, available)
-    picked = np.zeros(len(values), dtype=np.bool_)
-    for cluster in range(len(wanted)):
-        picked |= pick(
-            values,
-            quota=int(wanted[cluster]),
-            threshold=threshold,
-            available=allowed & (clusters == cluster),
-            sample_utilities=sample_utilities,
-            seed=seed,
-        )
+    picked = np.zeros(len(order), dtype=np.bool_)
+    for cluster, quota in enumerate(quotas.tolist()):
+        picked |= pick(order, candidates & (clusters == cluster), quota=quota, seed=seed)
     return picked
 
 
@@ -271,10 +225,9 @@ def cluster_quotas(shares: npt.ArrayLike, quota: int, *, available: npt.ArrayLik
     Returns: (C,) int64, at most `available` each; what a full cluster cannot take goes to the
         others with a share, then to any. Sums to min(quota, samples available).
     """
-    weights = float_vector("cluster shares", shares)
+    at_least(0, quota=quota)
+    weights = float_vector("cluster shares", shares, low=0.0)
     rooms = index_vector("available per cluster", available, below=2**31, length=len(weights))
-    if quota < 0 or (weights < 0.0).any():
-        raise ParameterError("cluster quotas: quota and shares must be at least 0")
     given = np.zeros(len(weights), dtype=np.int64)
     left = min(quota, int(rooms.sum()))
     while left > 0:
@@ -314,18 +267,3 @@ def rationale_screen(probabilities: npt.ArrayLike, low: float, high: float) -> B
     if not 0.0 <= low < high <= 1.0:
         raise ParameterError(f"path screen: expected 0 <= low < high <= 1, got {low} and {high}")
     return (values >= low) & (values <= high)
-
-
-def _allowed(scores: FloatArray, threshold: float, available: npt.ArrayLike | None) -> BoolArray:
-    if not np.isfinite(threshold):
-        raise ParameterError(f"score threshold: expected a finite number, got {threshold}")
-    allowed: BoolArray = scores >= threshold
-    if available is None:
-        return allowed
-    mask = np.asarray(available)
-    if mask.dtype != np.bool_ or mask.shape != scores.shape:
-        raise ParameterError(
-            f"available: expected ({len(scores)},) of bool, got {mask.shape} of {mask.dtype}"
-        )
-    both: BoolArray = allowed & mask
-    return both

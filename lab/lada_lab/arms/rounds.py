@@ -168,11 +168,11 @@ class SimulatedStudy:
         # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
         available = self.llm.solved.copy()
         available[sorted(site.state.picked_before(round_id))] = False
+        gap = own - self.llm.answer_losses()
         chosen = pick(
-            own - self.llm.answer_losses(),
+            gap,
+            available & (gap >= 1e-9),
             quota=self.plan.allocation.quota,
-            threshold=1e-9,
-            available=available,
             seed=self.plan.seed,
         )
         return [int(at) for at in np.flatnonzero(chosen)]

@@ -123,7 +123,7 @@ class PickingSite(SimulatedSite):
         wanted = np.zeros(POOL, dtype=np.int64)
         scores = self.scoring.read(attempt.round_id)
         if scores is not None:
-            picked = pick(scores, quota=allocation.quota, threshold=allocation.threshold)
+            picked = pick(scores, scores >= allocation.threshold, quota=allocation.quota, seed=0)
             wanted[picked] = 1
         return wanted
 
