@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import numpy as np
@@ -45,7 +45,7 @@ class MaskKey:
     purposes apart even so. Never printed, never pickled; Python cannot wipe it from memory.
     """
 
-    _private: X25519PrivateKey
+    _private: X25519PrivateKey = field(repr=False)
 
     @classmethod
     def generate(cls) -> MaskKey:
@@ -77,9 +77,6 @@ class MaskKey:
         except ValueError as error:
             # A point of small order: the "shared" secret would be zero for every peer.
             raise _bad_key(peer_id, ": not a usable X25519 key") from error
-
-    def __repr__(self) -> str:
-        return "MaskKey(secret)"
 
     def __reduce__(self) -> NoReturn:
         raise LocalProtocolError("a mask key cannot be pickled")

@@ -26,7 +26,7 @@ from lada_secure.encryption.parsing import (
     public_key_coefficients,
     sealed_chunks,
 )
-from lada_secure.encryption.workers.frames import Part, numbers
+from lada_secure.encryption.workers.frames import Part
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import ParameterError, PeerError
 
@@ -81,12 +81,14 @@ def seal(key: SealingKey, params: AggregationParameters, values: npt.NDArray[np.
     # Slots behind the last entry hold zero at every site; the opener checks that they do.
     padded = np.zeros(params.chunks * POLY_MODULUS_DEGREE, dtype="<u8")
     padded[: params.length] = array
-    which = numbers([params.coeff_modulus, params.plain_modulus, params.coefficient_bytes])
+    which = [params.coeff_modulus, params.plain_modulus, params.coefficient_bytes]
     sealed: list[Part] = []
     step = CHUNKS_PER_REQUEST * POLY_MODULUS_DEGREE
     for start in range(0, padded.size, step):
-        parts = [which, key.coefficients, padded[start : start + step].tobytes()]
-        sealed += shared_worker().call("seal", parts, foreign="opening key")
+        entries = padded[start : start + step].tobytes()
+        sealed += shared_worker().call(
+            "seal", which, key.coefficients, entries, foreign="opening key"
+        )
     return frame(SEALED_MAGIC, params.digest, *sealed)
 
 

@@ -228,7 +228,7 @@ def test_a_scoring_key_comes_back_from_disk() -> None:
 
 def test_a_scoring_key_shows_and_pickles_nothing() -> None:
     key = ScoringKey.generate(1)
-    assert repr(key) == "ScoringKey(cells=1, secret)"
+    assert repr(key) == f"ScoringKey(parameters={key.parameters})"
     with pytest.raises(LocalProtocolError):
         pickle.dumps(key)
 
