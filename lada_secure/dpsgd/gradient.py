@@ -11,7 +11,12 @@ from typing import Final, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lada_secure.dpsgd.batching import PhysicalBatch, one_sum, physical_batches, single_units
+from lada_secure.dpsgd.batching import (
+    PhysicalBatch,
+    physical_batches,
+    single_units,
+    unit_of_row,
+)
 from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.engine import GradientEngine
 from lada_secure.errors import ParameterError
@@ -100,22 +105,23 @@ class GradientSource:
         be computed alone, not even record by record, adds exactly zero. Each of these parts is at
         most one clip norm long, and which of them a unit gets does not change what another adds.
         """
-        waiting = list(self._batches_of(units))[::-1]
+        waiting = self._batches_of(units)[::-1]
         while waiting:
             batch = waiting.pop()
             failure = self._added(total, batch)
             if failure is None:
                 continue
             _release_cached_memory()
-            if batch.units > 1:
-                waiting.extend(batch.halves()[::-1])
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                waiting.extend((batch[middle:], batch[:middle]))
                 if failure == "memory":
-                    self._take_smaller_batches(len(batch.examples))
+                    self._take_smaller_batches(sum(len(unit) for unit in batch))
             else:
-                self._add_by_record(total, batch)
+                self._add_by_record(total, batch[0])
         return total
 
-    def _batches_of(self, units: Sequence[EncodedUnit]) -> tuple[PhysicalBatch, ...]:
+    def _batches_of(self, units: Sequence[EncodedUnit]) -> list[PhysicalBatch]:
         if self._is_float32:
             return physical_batches(units, physical_batch_size=self.physical_batch_size)
         return single_units(units)
@@ -130,11 +136,11 @@ class GradientSource:
             return "memory" if is_out_of_memory(error) else "other"
         return None
 
-    def _add_by_record(self, total: ClippedSum, batch: PhysicalBatch) -> None:
+    def _add_by_record(self, total: ClippedSum, records: Sequence[EncodedExample]) -> None:
         """Add one unit's gradient as the sum of its records' gradients, one at a time, or zero."""
         try:
             gradients: Iterator[Sequence[Tensor]] = (
-                self.unit_gradients(one_sum([example])) for example in batch.examples
+                self.unit_gradients([[record]]) for record in records
             )
             total.add(reduce(_added_up, gradients))
         # As in `_added`.
@@ -148,7 +154,7 @@ class GradientSource:
         """
 
         def gradient(part: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
-            return self._gradients(one_sum(part))
+            return self._gradients([part])
 
         sums = [
             torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.engine.parameters
@@ -161,13 +167,14 @@ class GradientSource:
         return PublicGradient(gradients=tuple(total / count for total in sums), loss=loss / count)
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
-        """Per parameter, (units, *parameter.shape) float32: each unit's gradient, unclipped."""
+        """Each unit's gradient, unclipped. Per parameter (units, *parameter.shape) float32."""
         return self._gradients(batch)[0]
 
     def _gradients(self, batch: PhysicalBatch) -> tuple[list[Tensor], float]:
         # A sum, not a mean: an example's gradient must not depend on how many others came.
+        examples = [example for unit in batch for example in unit]
         return self.engine.gradients(
-            batch.units, batch.unit_of_row, lambda: self._loss(batch.examples).sum()
+            len(batch), unit_of_row(batch), lambda: self._loss(examples).sum()
         )
 
     def _fitting(

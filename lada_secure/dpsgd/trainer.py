@@ -31,7 +31,7 @@ from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
 from lada_secure.dpsgd.noise import DiscreteGaussian
 from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
-from lada_secure.dpsgd.state import TrainingState, gather_state, restore_state
+from lada_secure.dpsgd.state import TrainingState
 from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFailed
 from lada_secure.models.examples import (
     EncodedUnit,
@@ -224,13 +224,33 @@ class Trainer:
 
     def state(self, binding: str) -> TrainingState:
         """A copy of everything that the next step depends on, but for randomness."""
-        return gather_state(
-            self.parameters, self.optimizer, binding=binding, public_losses=self.public_losses
+        tensors: dict[str, Tensor] = {}
+        for at, one in enumerate(self.parameters):
+            tensors[f"{at}.value"] = one.detach().cpu().clone()
+            for name, moment in self.optimizer.state.get(one, {}).items():
+                tensors[f"{at}.{name}"] = torch.as_tensor(moment).detach().cpu().clone()
+        return TrainingState(
+            binding=binding, public_losses=tuple(self.public_losses), tensors=tensors
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Go on after the steps of `state`."""
-        restore_state(self.parameters, self.optimizer, state)
+        """Go on after the steps of `state`. Raises: ParameterError: state of other parameters."""
+        found: list[dict[str, Tensor]] = [{} for _ in self.parameters]
+        for key, tensor in state.tensors.items():
+            number, _, name = key.partition(".")
+            if not number.isdigit() or int(number) >= len(found):
+                raise ParameterError(f"training state: unexpected tensor {key!r}")
+            found[int(number)][name] = tensor
+        for one, tensors in zip(self.parameters, found, strict=True):
+            if "value" not in tensors or tensors["value"].shape != one.shape:
+                raise ParameterError("training state: weights are missing or have another shape")
+        for one, tensors in zip(self.parameters, found, strict=True):
+            one.data.copy_(tensors.pop("value"))
+            self.optimizer.state[one] = {
+                # AdamW counts its steps in a CPU tensor whatever the device.
+                name: tensor.clone() if name == "step" else tensor.to(one.device, copy=True)
+                for name, tensor in tensors.items()
+            }
         self.public_losses = list(state.public_losses)
 
     def close(self) -> None:
