@@ -71,25 +71,34 @@ def _check_entries(name: str, array: FloatArray, low: float, high: float) -> Non
         wrong = int((~np.isfinite(array)).sum())
         raise ParameterError(f"{name}: {wrong} of {array.size} entries are NaN or infinite")
     if (array < low).any() or (array > high).any():
-        raise ParameterError(f"{name}: expected entries in [{low}, {high}]")
+        raise ParameterError(f"{name}: expected entries in [{low:g}, {high:g}]")
 
 
-def index_vector(
-    name: str, values: npt.ArrayLike, *, below: int, length: int | None = None
+def whole_vector(
+    name: str, values: npt.ArrayLike, *, low: int, high: int, length: int | None = None
 ) -> IntArray:
-    """Check one vector of indices in [0, below) and return it as int64.
+    """Check one vector of whole numbers in [low, high] and return it as int64.
 
-    Raises: ParameterError: not whole numbers, not one-dimensional, wrong length, out of range.
+    Raises: ParameterError: not whole numbers (NaN and infinity are none), not one-dimensional,
+        wrong length, out of range. The message holds no entry: it may be meant to stay hidden.
     """
     array = np.asarray(values)
     if array.size == 0 and array.ndim == 1:
         array = array.astype(np.int64)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ParameterError(f"{name}: expected whole numbers in one dimension, got {array.dtype}")
+        raise ParameterError(
+            f"{name}: expected whole numbers in one dimension, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
     if length is not None and len(array) != length:
         raise ParameterError(f"{name}: expected {length} entries, got {len(array)}")
-    if array.size:
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= below:
-            raise ParameterError(f"{name}: expected entries in [0, {below}), got {low} to {high}")
+    if array.size and (int(array.min()) < low or int(array.max()) > high):
+        raise ParameterError(f"{name}: expected entries in [{low}, {high}]")
     return array.astype(np.int64)
+
+
+def index_vector(
+    name: str, values: npt.ArrayLike, *, below: int, length: int | None = None
+) -> IntArray:
+    """Check one vector of indices in [0, below): `whole_vector`."""
+    return whole_vector(name, values, low=0, high=below - 1, length=length)

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import dct
 
+from lada_secure.arrays import FloatArray, float_matrix
 from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     ScoringParameters,
@@ -36,8 +37,6 @@ from lada_secure.errors import ParameterError, PeerError
 # What rounding to integers may add to a row, as a share of the row bound. With row bound 1 this
 # is half of what a site forgives a score, so no score of an accepted matrix is out of range.
 ROUNDING_SHARE: Final = 0.005
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,14 +54,14 @@ class EncodedMatrix:
         """Exactly `parameters.matrix_bytes(pool_size)` bytes; each matrix has one spelling."""
         return frame(MATRIX_MAGIC, self.parameters.digest, self.columns.astype("<i4").tobytes())
 
-    def rows(self, block: int) -> Floats:
+    def rows(self, block: int) -> FloatArray:
         """The values of a block, (2048, cells) float64, as close as float64 comes to them.
 
         SEAL's encoder rounds them to the same integers again: they are off by less than 1e-6 then.
         """
         scale = 2.0**self.parameters.matrix_scale_bits
         points = dct(self.columns[block].astype(np.float64), type=3, axis=1) / scale
-        values: Floats = points[:, _points()].T
+        values: FloatArray = points[:, _points()].T
         return np.ascontiguousarray(values)
 
     def __repr__(self) -> str:
@@ -79,15 +78,10 @@ def encode_matrix(
         row_bound: bound on the sum of a row, None for d; part of the parameters' digest.
     Raises: ParameterError: shape, NaN, an entry outside [0, 1], a row above its bound.
     """
-    array = np.asarray(features, dtype=np.float64)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ParameterError(f"pool features must have shape (n, d), got {array.shape}")
+    array = float_matrix("pool features", features, low=0.0, high=1.0)
     pool_size, cells = array.shape
     parameters = scoring_parameters(cells=cells, row_bound=row_bound)
-    # NaN fails both comparisons, so it is refused as well.
-    if not (array.min() >= 0.0 and array.max() <= 1.0):
-        raise ParameterError("pool features must lie in [0, 1] and hold no NaN")
-    largest = float(array.sum(axis=1).max())
+    largest = float(array.sum(axis=1).max(initial=0.0))
     if largest > parameters.row_bound * (1 + 1e-9):
         raise ParameterError(
             f"a row of the pool features adds up to {largest:.6g}, its bound is "

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from lada_secure.arrays import float_vector
 from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     SCORING_COEFFICIENT_BYTES,
@@ -70,11 +71,8 @@ class ScoringKey:
             for a retry.
         Raises: ParameterError: shape, NaN, out of range.
         """
-        array, params = np.asarray(utilities, dtype=np.float64), self.parameters
-        if array.shape != (params.cells,):
-            raise ParameterError(f"utilities have shape {array.shape}, expected ({params.cells},)")
-        if not (array.min() >= -1.0 and array.max() <= 1.0):
-            raise ParameterError("utilities must lie in [-1, 1] and hold no NaN")
+        params = self.parameters
+        array = float_vector("utilities", utilities, length=params.cells, low=-1.0, high=1.0)
         which = [SCORING_MODULUS, params.query_scale_bits, SCORING_COEFFICIENT_BYTES]
         sealed = shared_worker(DECRYPTING_WORKER).call(
             "scoring_encrypt", which, self._secret, array.astype("<f8").tobytes()

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from lada_secure.arrays import index_vector
 from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, AggregationParameters
 from lada_secure.encryption.parsing import (
     SEALED_MAGIC,
@@ -69,15 +70,7 @@ def seal(key: SealingKey, params: AggregationParameters, values: npt.NDArray[np.
     """
     if key.parameters != params:
         raise ParameterError("sealing key was parsed under other parameters than the vector's")
-    array = np.asarray(values)
-    if array.shape != (params.length,):
-        raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")
-    if array.dtype.kind not in "iu":
-        raise ParameterError(f"vector must hold integers, got {array.dtype}")
-    if int(array.min()) < 0 or int(array.max()) >= params.plain_modulus:
-        raise ParameterError(
-            f"an entry is outside [0, {params.plain_modulus}); mask the vector first"
-        )
+    array = index_vector("masked vector", values, below=params.plain_modulus, length=params.length)
     # Slots behind the last entry hold zero at every site; the opener checks that they do.
     padded = np.zeros(params.chunks * POLY_MODULUS_DEGREE, dtype="<u8")
     padded[: params.length] = array
