@@ -39,10 +39,9 @@ def cell_agreement(
     bound = _bound(seen, _LEAST_SHARE)
     counted = seen.count + _PRIOR_PATHS
     excess = (seen.mean - bound) * seen.count / counted
-    confidence: FloatArray = np.asarray(
+    return np.asarray(
         ndtr(excess * np.sqrt(counted) / _spread(values, seen, cell_of_rationale)), dtype=np.float64
     )
-    return confidence
 
 
 def agreeing_rationales(
@@ -65,8 +64,7 @@ def agreeing_rationales(
     places = index_vector("cells of paths", cell_of_rationale, below=cells, length=len(values))
     seen = cell_means(values, places, cells=cells)
     leaning: FloatArray = (values + _CELL_WEIGHT * seen.mean[places]) / (1.0 + _CELL_WEIGHT)
-    verdict: BoolArray = leaning > _bound(seen, least_share)
-    return verdict
+    return leaning > _bound(seen, least_share)
 
 
 def _bound(seen: CellMeans, least_share: float) -> float:

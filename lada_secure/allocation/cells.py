@@ -209,8 +209,7 @@ def difficulty_bins(losses: npt.ArrayLike, bins: int) -> IntArray:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     below = np.cumsum(counts) - counts
     middles = (below + counts / 2.0)[place] / len(values)
-    assigned: IntArray = np.floor(bins * middles).astype(np.int64)
-    return assigned
+    return np.floor(bins * middles).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,8 +56,7 @@ class ClusterUsefulness:
     @property
     def tried(self) -> BoolArray:
         """Which clusters had a valuation, (C,)."""
-        known: BoolArray = ~np.isnan(self.value)
-        return known
+        return ~np.isnan(self.value)
 
     def bound(self, least_share: float) -> float:
         """Usefulness that is `least_share` of the best cluster's, and at least `least`."""
@@ -150,5 +149,4 @@ def useful_rationales(
         "clusters of paths", clusters_of_rationales, below=len(found.value), length=len(otherwise)
     )
     useful = found.tried & (np.nan_to_num(found.value) >= found.bound(least_share))
-    verdict: BoolArray = np.where(found.tried[places], useful[places], otherwise)
-    return verdict
+    return np.where(found.tried[places], useful[places], otherwise)
