@@ -15,8 +15,8 @@ from lada_lab.arms.arms import Arm
 from lada_lab.arms.baseline_rounds import BaselineRounds
 from lada_lab.arms.ledgers import ArmLedger
 from lada_lab.arms.llm import LabLlm
+from lada_secure.allocation.selection import pick
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.allocation.strategies import pick
 from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.method.llm_transfer import Decision
 from lada_secure.method.plan import MethodPlan

@@ -47,7 +47,7 @@ from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import AddUp, Score, StartAttempt, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody
-from lada_secure.allocation.strategies import pick
+from lada_secure.allocation.selection import pick
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,

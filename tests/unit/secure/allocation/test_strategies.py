@@ -11,14 +11,16 @@ from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.explanation import explain_cells
 from lada_secure.allocation.gap import cell_rewards
 from lada_secure.allocation.reward_model import CellBeliefs, Forecast
+from lada_secure.allocation.selection import (
+    cluster_quotas,
+    pick,
+    pick_by_cluster,
+    read_scores,
+)
 from lada_secure.allocation.strategies import (
     STRATEGIES,
     CellView,
     cell_utilities,
-    cluster_quotas,
-    order_of_samples,
-    pick,
-    pick_by_cluster,
     rationale_screen,
     strategy,
 )
@@ -103,8 +105,9 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_forecast_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ParameterError, match="exploitation"):
-        view(exploitation=(np.nan, 0.0, 0.0, 0.0))
+    for name in ("lada", "paper"):
+        with pytest.raises(ParameterError, match="worth of cells"):
+            cell_utilities(name, view(exploitation=(np.nan, 0.0, 0.0, 0.0)), alpha=0.0)
 
 
 ALL = np.ones(5, dtype=np.bool_)
@@ -132,19 +135,9 @@ def test_ties_are_broken_the_same_way_every_time_and_not_by_position() -> None:
     assert (first != pick(scores, every, quota=100, seed=2)).any()
 
 
-def test_the_random_strategy_orders_by_chance_but_keeps_to_the_candidates() -> None:
-    scores = np.concatenate([np.zeros(50), np.linspace(0.5, 1.0, 50)])
-    order = order_of_samples("random", scores, seed=3)
-    picked = pick(order, scores >= 0.01, quota=20, seed=0)
-    assert picked.sum() == 20
-    assert picked[:50].sum() == 0
-    assert (picked != pick(scores, scores >= 0.01, quota=20, seed=0)).any()
-    np.testing.assert_array_equal(order_of_samples("lada", scores, seed=3), scores)
-
-
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(ParameterError, match="scores"):
-        order_of_samples("lada", [0.1, np.nan], seed=0)
+        read_scores([0.1, np.nan])
 
 
 @pytest.mark.parametrize(
