@@ -223,14 +223,8 @@ def parse_history(value: Json) -> RewardHistory:
     try:
         for stored in _StoredHistory.model_validate(value).rounds:
             # A round that trained on nothing has no row to tell how many features there are.
-            features = np.array(stored.features or np.zeros((0, 0)), dtype=np.float64)
-            observed = RoundObservations(
-                round_id=stored.round_id,
-                cells=np.array(stored.cells, dtype=np.int64),
-                features=features,
-                rewards=np.array(stored.rewards, dtype=np.float64),
-                samples=np.array(stored.samples, dtype=np.float64),
-            )
+            features = stored.features or np.zeros((0, 0))
+            observed = RoundObservations(**{**dict(stored), "features": features})
             history = history.with_round(observed)
     # NumPy raises ValueError for rows that differ in length, pydantic one of its own.
     except ValueError as error:

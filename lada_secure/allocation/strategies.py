@@ -43,7 +43,8 @@ class Strategy:
     rank that pass the threshold: by their scores, or at random. `by_cluster`: the quota is split
     over clusters by utility in every round, not only in the first by mass. `judged`: rationales are
     judged by the DP reference model and by data valuation, where the plan has them, and those that
-    contradict the private records are not trained on; without it nothing is judged or paid for.
+    contradict the private records are not trained on; a cell's worth is multiplied by how surely
+    its rationales agree with the records. Without it nothing is judged or paid for.
     """
 
     name: str
@@ -63,16 +64,6 @@ def _utility_lada(view: CellView, alpha: float) -> FloatArray:
         # mass still do.
         promise = np.ones_like(promise)
     return view.beliefs.band * view.beliefs.mass_share * promise
-
-
-def _utility_guided(view: CellView, alpha: float) -> FloatArray:
-    utility = _utility_lada(view, alpha)
-    return utility if view.agreement is None else utility * view.agreement
-
-
-def _utility_valuation(view: CellView, _alpha: float) -> FloatArray:
-    mass = view.beliefs.mass_share
-    return mass.copy() if view.agreement is None else mass * view.agreement
 
 
 def _utility_band(view: CellView, _alpha: float) -> FloatArray:
@@ -112,14 +103,14 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             name="guided",
             summary="lada x how surely the cell's paths agree with the private records",
-            utility=_utility_guided,
+            utility=_utility_lada,
             by_cluster=True,
             judged=True,
         ),
         Strategy(
             name="valuation",
             summary="noised mass x how surely the cell's paths agree with the private records",
-            utility=_utility_valuation,
+            utility=_utility_domain,
             by_cluster=True,
             judged=True,
         ),
@@ -158,9 +149,10 @@ def cell_utilities(name: str, view: CellView, *, alpha: float) -> FloatArray:
     Raises: ParameterError: unknown name, alpha < 0 or not finite.
     """
     zero_or_more(alpha=alpha)
-    utility = float_vector(
-        "worth of cells", strategy(name).utility(view, alpha), length=view.beliefs.grid.cells
-    )
+    rule, cells = strategy(name), view.beliefs.grid.cells
+    utility = float_vector("worth of cells", rule.utility(view, alpha), length=cells)
+    if rule.judged and view.agreement is not None:
+        utility = utility * view.agreement
     largest = float(np.abs(utility).max())
     if largest == 0.0:
         return np.zeros_like(utility)

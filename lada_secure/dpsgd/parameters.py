@@ -13,7 +13,7 @@ from lada_secure.dpsgd.engine import ENGINES, EngineName
 from lada_secure.errors import ParameterError
 from lada_secure.models.loss import LossSettings
 from lada_secure.privacy.accounting.events import MAX_STEPS, DpSgdEvent
-from lada_secure.ranges import above_zero, at_least, one_of, zero_or_more
+from lada_secure.ranges import above_zero, at_least, one_of, within, zero_or_more
 
 # Standard deviation of the noise in grid steps.
 STD_STEPS: Final = 2**20
@@ -50,12 +50,8 @@ class DpSgdParameters:
             l2_clip_norm=self.l2_clip_norm,
             expected_units=self.expected_units,
         )
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise ParameterError(f"steps: expected 1 to {MAX_STEPS}, got {self.steps}")
-        if self.pool_gradients not in ("public", "private"):
-            raise ParameterError(
-                f"pool_gradients: expected 'public' or 'private', got {self.pool_gradients!r}"
-            )
+        within(1, MAX_STEPS, steps=self.steps)
+        one_of(("public", "private"), pool_gradients=self.pool_gradients)
         # Both refuse what they cannot do.
         _ = self.event(1), self.clip_steps
 
