@@ -30,16 +30,6 @@ def probability(losses: npt.ArrayLike) -> FloatArray:
     return np.exp(-values)
 
 
-def band(probabilities: npt.ArrayLike) -> FloatArray:
-    """Learnability band 4 p (1 - p), (n,) in [0, 1]: 0 for mastered and for hopeless samples.
-
-    p (1 - p) is the variance of a success with probability p, which bounds how far one step of
-    training can move it; the factor puts its largest value, at p = 1/2, to 1.
-    """
-    values = float_vector("probabilities", probabilities, low=0.0, high=1.0)
-    return 4.0 * values * (1.0 - values)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CellMeans:
     """Means per cell: `mean` (d,) float64, 0 where nothing was seen; `count` (d,) int64."""

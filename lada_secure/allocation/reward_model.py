@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.gap import CellMeans, band
+from lada_secure.allocation.gap import CellMeans
 from lada_secure.allocation.reward_networks import ZeroStartNetwork, pooled_unit_rows
 from lada_secure.arrays import (
     FloatArray,
@@ -85,8 +85,12 @@ class CellBeliefs:
 
     @property
     def band(self) -> FloatArray:
-        """Learnability band of the mean p, (d,) in [0, 1]."""
-        return band(self.probability)
+        """Learnability band 4 p (1 - p), (d,) in [0, 1]: 0 for mastered and for hopeless cells.
+
+        p (1 - p) is the variance of a success with probability p, which bounds how far one step of
+        training can move it; the factor puts its largest value, at p = 1/2, to 1.
+        """
+        return 4.0 * self.probability * (1.0 - self.probability)
 
     def features(self) -> FloatArray:
         """Inputs of the filter, (d, `feature_count(grid)`) float64, all in [-1, 1].

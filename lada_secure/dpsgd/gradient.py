@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Final, Literal, TypeVar
 
@@ -37,14 +36,6 @@ _SIGNS: Final = (
 )
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicGradient:
-    """Mean loss of public examples, and its gradients."""
-
-    gradients: tuple[Tensor, ...]
-    loss: float
 
 
 def _added_up(left: Sequence[Tensor], right: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -147,24 +138,17 @@ class GradientSource:
         except Exception:  # noqa: S110
             pass
 
-    def public_gradient(self, examples: Sequence[EncodedExample]) -> PublicGradient:
-        """Exact gradient of the mean loss of public examples; 0 for none.
+    def public_gradient(self, examples: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
+        """Exact gradients of the mean loss of public examples, and that loss; 0 for none.
 
         Batches go through the same engine as the private stream, as one unit.
         """
-
-        def gradient(part: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
-            return self._gradients([part])
-
-        sums = [
-            torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.engine.parameters
-        ]
-        loss = 0.0
-        for taken, part in self._fitting(examples, gradient):
+        sums = [torch.zeros_like(one, dtype=torch.float32) for one in self.engine.parameters]
+        loss, count = 0.0, max(len(examples), 1)
+        for taken, part in self._fitting(examples, lambda batch: self._gradients([batch])):
             loss += part
             sums = [a.add_(b[0]) for a, b in zip(sums, taken, strict=True)]
-        count = max(len(examples), 1)
-        return PublicGradient(gradients=tuple(total / count for total in sums), loss=loss / count)
+        return [total / count for total in sums], loss / count
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """Each unit's gradient, unclipped. Per parameter (units, *parameter.shape) float32."""
@@ -199,19 +183,19 @@ class GradientSource:
             # After the except clause: the error's traceback holds the batch's activations.
             if not done:
                 _release_cached_memory()
-                waiting.extend(self._halves(part)[::-1])
+                self._check_divisible(part)
+                middle = len(part) // 2
+                waiting.extend((part[middle:], part[:middle]))
                 self._take_smaller_batches(len(part))
             yield from done
 
-    def _halves(self, examples: Sequence[EncodedExample]) -> list[Sequence[EncodedExample]]:
+    def _check_divisible(self, examples: Sequence[EncodedExample]) -> None:
         if len(examples) < 2:
             longest = max(len(row.tokens) for row in rows_of(examples))
             raise ParameterError(
                 f"one example of {longest} tokens does not fit into memory; shorten the texts, "
                 "train fewer layers (last_layers) or take a smaller model"
             )
-        middle = len(examples) // 2
-        return [examples[:middle], examples[middle:]]
 
     def _take_smaller_batches(self, examples: int) -> None:
         half = max(1, examples // 2)

@@ -209,16 +209,16 @@ class Trainer:
         """The rest of a step, after noise: public stream and AdamW."""
         batch = [self._public[at] for at in self._order.batch(self.steps_done)]
         # First, for the engine may use .grad itself (opacus).
-        public = self.source.public_gradient(batch)
-        finite = all(bool(torch.isfinite(part).all()) for part in public.gradients)
+        exact, mean_loss = self.source.public_gradient(batch)
+        finite = all(bool(torch.isfinite(part).all()) for part in exact)
         sizes = [one.numel() for one in self.parameters]
         parts = torch.split_with_sizes(private_gradient, sizes)
-        for parameter, part, added in zip(self.parameters, parts, public.gradients, strict=True):
+        for parameter, part, added in zip(self.parameters, parts, exact, strict=True):
             gradient = part.view_as(parameter).to(parameter.dtype, copy=True)
             parameter.grad = gradient.add_(added.to(parameter.dtype)) if finite else gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = public.loss if batch and math.isfinite(public.loss) else None
+        loss = mean_loss if batch and math.isfinite(mean_loss) else None
         self.public_losses.append(loss)
         return loss
 

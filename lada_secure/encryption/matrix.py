@@ -17,7 +17,7 @@ directions. Slot i is the point m = 3^i (Cheon, Kim, Kim, Song 2017, section 2.2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
@@ -48,7 +48,7 @@ class EncodedMatrix:
 
     parameters: ScoringParameters
     pool_size: int
-    columns: npt.NDArray[np.int32]
+    columns: npt.NDArray[np.int32] = field(repr=False)
 
     def to_bytes(self) -> bytes:
         """Exactly `parameters.matrix_bytes(pool_size)` bytes; each matrix has one spelling."""
@@ -63,9 +63,6 @@ class EncodedMatrix:
         points = dct(self.columns[block].astype(np.float64), type=3, axis=1) / scale
         values: FloatArray = points[:, _points()].T
         return np.ascontiguousarray(values)
-
-    def __repr__(self) -> str:
-        return f"EncodedMatrix(pool_size={self.pool_size}, cells={self.parameters.cells})"
 
 
 def encode_matrix(
