@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from lada_secure.allocation.cells import CellGrid
@@ -45,7 +44,6 @@ _PRIOR_SAMPLES = 8.0
 # Rounds beyond this many are learned from together, which bounds the time of a fit.
 _SEPARATE_ROUNDS = 6
 _SMALLEST_SPREAD = 0.01
-_FEATURES_BEFORE_CLUSTERS = 8
 _RANGES = {
     "mass_share": (0.0, 1.0),
     "mean_loss": (0.0, 1.0),
@@ -93,7 +91,7 @@ class CellBeliefs:
         return 4.0 * self.probability * (1.0 - self.probability)
 
     def features(self) -> FloatArray:
-        """Inputs of the filter, (d, `feature_count(grid)`) float64, all in [-1, 1].
+        """Inputs of the filter, (d, 8 + clusters) float64, all in [-1, 1].
 
         Columns: mass over the largest mass, mean loss, p, band, last reward over 0.1 (clipped),
         log of picks, 1 where the cell was ever trained on, difficulty, one-hot cluster.
@@ -112,11 +110,6 @@ class CellBeliefs:
             grid.bins_of_cells() / max(grid.bins - 1, 1),
         )
         return np.concatenate([np.stack(columns, axis=1), cluster], axis=1)
-
-
-def feature_count(grid: CellGrid) -> int:
-    """Width of `CellBeliefs.features`."""
-    return _FEATURES_BEFORE_CLUSTERS + grid.clusters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -244,42 +237,17 @@ class Forecast:
     exploration: FloatArray
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RewardModel:
-    """A fitted pair of networks; rewards are centre + spread x their outputs."""
+def forecast(history: RewardHistory, features: FloatArray, *, seed: int) -> Forecast:
+    """Fit both networks to a site's history, and predict the rewards of cells.
 
-    exploitation: ZeroStartNetwork
-    exploration: ZeroStartNetwork
-    centre: float
-    spread: float
+    No history gives the prior for every cell. f2 learns from residuals as they stood when each
+    round was chosen: round t's observations against the f1 of rounds before t, with the gradients
+    of that f1. Residuals of a network on its own training data would say that nothing is uncertain.
 
-    def forecast(self, features: npt.ArrayLike) -> Forecast:
-        """Predict the rewards of cells.
-
-        Args: features: (d, F), the width that the filter was fitted with.
-        Raises: ParameterError: another width.
-        """
-        inputs = float_matrix("features", features, columns=self.exploitation.width)
-        first = self.exploitation.outputs(inputs)
-        gradients = pooled_unit_rows(self.exploitation.gradients(inputs), _GRADIENT_FEATURES)
-        # A correction of more than two spreads is beyond anything that was observed.
-        second = self.spread * np.clip(self.exploration.outputs(gradients), -2.0, 2.0)
-        return Forecast(
-            exploitation=np.clip(self.centre + self.spread * first, -1.0, 1.0),
-            exploration=np.clip(second, -1.0, 1.0),
-        )
-
-
-def fit_reward_model(history: RewardHistory, *, width: int, seed: int) -> RewardModel:
-    """Fit both networks to a site's history; no history gives the prior for every cell.
-
-    f2 learns from residuals as they stood when each round was chosen: round t's observations
-    against the f1 of rounds before t, with the gradients of that f1. Residuals of a network on
-    its own training data would say that nothing is uncertain.
-
-    Args: width: number of features F, `feature_count(grid)`. seed: of the initial weights.
+    Args: features: (d, F) of `CellBeliefs.features`. seed: of the initial weights.
     Raises: ParameterError: a round whose features have another width.
     """
+    width = features.shape[1]
     generator = np.random.default_rng(seed)
     first = ZeroStartNetwork(width, _HIDDEN, generator)
     second = ZeroStartNetwork(_GRADIENT_FEATURES, _HIDDEN, generator)
@@ -303,7 +271,14 @@ def fit_reward_model(history: RewardHistory, *, width: int, seed: int) -> Reward
     if rounds:
         weights = _examples(rounds, centre, spread)[2]
         second.fit(np.concatenate(gradients), np.concatenate(residuals), weights)
-    return RewardModel(exploitation=first, exploration=second, centre=centre, spread=spread)
+    own_gradients = pooled_unit_rows(first.gradients(features), _GRADIENT_FEATURES)
+    # Rewards are centre + spread x outputs. A correction of more than two spreads is beyond
+    # anything that was observed.
+    correction = spread * np.clip(second.outputs(own_gradients), -2.0, 2.0)
+    return Forecast(
+        exploitation=np.clip(centre + spread * first.outputs(features), -1.0, 1.0),
+        exploration=np.clip(correction, -1.0, 1.0),
+    )
 
 
 def _centre_and_spread(rounds: Sequence[RoundObservations]) -> tuple[float, float]:

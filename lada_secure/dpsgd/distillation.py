@@ -225,7 +225,7 @@ class _Run:
         return released[-1]
 
     def _take_steps(self, last: int, paid: Reservation) -> TrainingState:
-        if not self.trainer.has_units:
+        if not self.taken:
             self._read_units(paid)
         while self.trainer.steps_done < min(last, self.privacy.steps):
             self.trainer.step()

@@ -114,15 +114,17 @@ def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> Si
         parameters=parameters,
         steps=privacy.steps,
     )
-    hint = None
-    if ratio < _DROWNED:
-        hint = (
-            f"noise would drown the private gradients: best-case signal-to-noise {ratio:.2g} over "
-            f"{privacy.steps} steps with {parameters} trainable parameters. Lower the rank, adapt "
-            "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
-            "or lower private_weight"
-        )
-    return SignalToNoiseEstimate(parameters=parameters, signal_to_noise=ratio, hint=hint)
+    hint = (
+        f"noise would drown the private gradients: best-case signal-to-noise {ratio:.2g} over "
+        f"{privacy.steps} steps with {parameters} trainable parameters. Lower the rank, adapt "
+        "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
+        "or lower private_weight"
+    )
+    return SignalToNoiseEstimate(
+        parameters=parameters,
+        signal_to_noise=ratio,
+        hint=hint if ratio < _DROWNED else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,21 +171,16 @@ class TrainerSettings:
 
     def torch_device(self) -> torch.device:
         """The device to train on. Raises: ParameterError: unknown, or CUDA where there is none."""
-        if self.device == "auto":
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        else:
-            try:
-                device = torch.device(self.device)
-            except RuntimeError as error:
-                raise ParameterError(f"device: {self.device!r} is not known to torch") from error
-        if device.type == "cuda":
-            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            if not found:
-                raise ParameterError("device: 'cuda' was asked for, but torch sees no CUDA device")
-            if (device.index or 0) >= found:
-                raise ParameterError(
-                    f"device: {self.device!r}, but torch sees {found} CUDA devices"
-                )
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        automatic = "cuda" if found else "cpu"
+        try:
+            device = torch.device(automatic if self.device == "auto" else self.device)
+        except RuntimeError as error:
+            raise ParameterError(f"device: {self.device!r} is not known to torch") from error
+        if device.type == "cuda" and (device.index or 0) >= found:
+            raise ParameterError(
+                f"device: {self.device!r} was asked for, but torch sees {found or 'no'} CUDA devices"
+            )
         return device
 
     def autocast_dtype(self) -> torch.dtype | None:

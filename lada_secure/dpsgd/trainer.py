@@ -146,11 +146,6 @@ class Trainer:
         )
         self.source.remember_reference_of_units(self._units)
 
-    @property
-    def has_units(self) -> bool:
-        """Whether the private units were read."""
-        return self._units is not None
-
     def _check_public_loss(self) -> None:
         # Only public samples may be looked at here: an error is an output too.
         first = [self._public[at] for at in self._order.batch(0)]

@@ -13,7 +13,7 @@ import numpy as np
 from lada_secure.allocation.agreement import cell_agreement
 from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
 from lada_secure.allocation.gap import cell_means, probability, smoothed
-from lada_secure.allocation.reward_model import CellBeliefs, feature_count, fit_reward_model
+from lada_secure.allocation.reward_model import CellBeliefs, forecast
 from lada_secure.allocation.selection import (
     SMALLEST_SCORE,
     cluster_quotas,
@@ -66,9 +66,11 @@ def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -
         last_reward=state.history.last_rewards(grid.cells),
         picks=state.history.picks(grid.cells),
     )
-    fitted = fit_reward_model(state.history, width=feature_count(grid), seed=plan.seed)
-    forecast = fitted.forecast(beliefs.features())
-    view = CellView(beliefs=beliefs, forecast=forecast, agreement=_agreement(plan, state))
+    view = CellView(
+        beliefs=beliefs,
+        forecast=forecast(state.history, beliefs.features(), seed=plan.seed),
+        agreement=_agreement(plan, state),
+    )
     utilities = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
     return CellChoice(view=view, utilities=utilities)
 
