@@ -71,10 +71,7 @@ def groups_to_value(
 ) -> dict[int, list[int]]:
     """Places of the paths of every cluster that has enough for a valuation, by cluster."""
     places = index_vector("clusters of paths", clusters_of_rationales, below=clusters)
-    groups = {
-        cluster: [int(one) for one in np.flatnonzero(places == cluster)]
-        for cluster in range(clusters)
-    }
+    groups = {cluster: np.flatnonzero(places == cluster).tolist() for cluster in range(clusters)}
     return {cluster: found for cluster, found in groups.items() if len(found) >= LEAST_RATIONALES}
 
 

@@ -97,8 +97,7 @@ class CellBeliefs:
         log of picks, 1 where the cell was ever trained on, difficulty, one-hot cluster.
         """
         grid = self.grid
-        cluster = np.zeros((grid.cells, grid.clusters), dtype=np.float64)
-        cluster[np.arange(grid.cells), grid.clusters_of_cells()] = 1.0
+        one_hot_cluster = np.eye(grid.clusters)[grid.clusters_of_cells()]
         columns = (
             self.mass_share / max(float(self.mass_share.max()), 1e-12),
             self.mean_loss,
@@ -109,7 +108,7 @@ class CellBeliefs:
             (self.picks > 0).astype(np.float64),
             grid.bins_of_cells() / max(grid.bins - 1, 1),
         )
-        return np.concatenate([np.stack(columns, axis=1), cluster], axis=1)
+        return np.concatenate([np.stack(columns, axis=1), one_hot_cluster], axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

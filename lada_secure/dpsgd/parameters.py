@@ -179,7 +179,7 @@ class TrainerSettings:
             raise ParameterError(f"device: {self.device!r} is not known to torch") from error
         if device.type == "cuda" and (device.index or 0) >= found:
             raise ParameterError(
-                f"device: {self.device!r} was asked for, but torch sees {found or 'no'} CUDA devices"
+                f"device: {self.device!r}, but torch sees {found or 'no'} CUDA devices"
             )
         return device
 

@@ -51,7 +51,6 @@ class PoolMatrix:
 
     def __init__(self, matrix: EncodedMatrix, *, worker: WorkerProcess | None = None) -> None:
         self.parameters: Final[ScoringParameters] = matrix.parameters
-        self.pool_size: Final[int] = matrix.pool_size
         self._matrix = matrix
         self._worker = worker or shared_worker()
         # Names this matrix towards a worker that may have seen another one.
@@ -77,7 +76,7 @@ class PoolMatrix:
             worker.call("load_query", which, coefficients.tobytes(), seeds, foreign="query")
             (raw,) = worker.call("held", [self._matrix_id])
             held = frozenset(read_numbers(raw))
-            every = range(params.blocks(self.pool_size))
+            every = range(params.blocks(self._matrix.pool_size))
             for start in range(0, len(every), _BLOCKS_PER_REQUEST):
                 blocks = every[start : start + _BLOCKS_PER_REQUEST]
                 rows = [b"" if one in held else self._matrix.rows(one).tobytes() for one in blocks]
