@@ -47,7 +47,7 @@ from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import AddUp, Score, StartAttempt, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody
-from lada_secure.allocation.strategies import pick
+from lada_secure.allocation.selection import pick
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
@@ -123,7 +123,7 @@ class PickingSite(SimulatedSite):
         wanted = np.zeros(POOL, dtype=np.int64)
         scores = self.scoring.read_scores(attempt.round_id)
         if scores is not None:
-            picked = pick(scores, quota=allocation.quota, threshold=allocation.threshold)
+            picked = pick(scores, scores >= allocation.threshold, quota=allocation.quota, seed=0)
             wanted[picked] = 1
         return wanted
 
