@@ -37,7 +37,7 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import Done, StartAttempt, Wait
+from lada_protocol.rounds.tasks import Done, Post, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.canonical import canonical_json, sha256_hex
@@ -340,7 +340,8 @@ class _HonestRun:
     def _coordinator_step(self) -> bool:
         one = self._coordinator
         task = one.loop.next_task()
-        second_round = isinstance(task, StartAttempt) and task.attempt.round_id > 0
+        is_cohort = isinstance(task, Post) and task.kind is Kind.COHORT
+        second_round = is_cohort and task.round_id > 0
         if isinstance(task, Done) or second_round:
             return False
         if not isinstance(task, Wait):

@@ -24,8 +24,8 @@ from lada_protocol.rounds.secure_aggregation import (
     check_opened_range,
     purpose_parameters,
 )
-from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
+from lada_protocol.rounds.tasks import Post
+from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, LedgerBody, parse_body
 from lada_secure.canonical import canonical_json
@@ -74,13 +74,13 @@ class Auditor:
         me = self.participant
         return me.run_loop(
             lambda: next_auditor_task(me.index, plan=me.plan, roster=me.roster),
-            (
-                handles(PostOpeningKey, "plan", lambda task: self._post_key(task.purpose)),
-                handles(AdmitSite, "plan", lambda task: self._admit(task.site)),
-                handles(CheckLedger, "opening", self._check_ledger),
-                handles(OpenSum, "opening", lambda task: self._open(task.attempt)),
-                handles(CloseRound, "close", lambda task: me.close_round(task.round_id)),
-            ),
+            {
+                Kind.OPENING_KEY: Handler("plan", lambda t: self._post_key(t.attempt.purpose)),
+                Kind.ADMISSION: Handler("plan", lambda t: self._admit(t.to)),
+                Kind.RECEIPT: Handler("opening", self._check_ledger),
+                Kind.OPENED: Handler("opening", lambda t: self._open(t.attempt)),
+                Kind.CLOSE: Handler("close", lambda t: me.close_round(t.round_id)),
+            },
         )
 
     def _plan_is_acceptable(self) -> bool:
@@ -191,9 +191,9 @@ class Auditor:
             )
         return parse_body(acceptance, AcceptanceBody)
 
-    def _check_ledger(self, task: CheckLedger) -> None:
-        me, site = self.participant, task.site
-        round_id, purpose = task.round_id, task.purpose
+    def _check_ledger(self, task: Post) -> None:
+        me, site = self.participant, task.to
+        round_id, purpose = task.round_id, task.attempt.purpose
         message = me.index.find(Kind.LEDGER, sender=site, round_id=round_id, purpose=purpose)
         answer = partial(me.post, round_id=round_id, purpose=purpose, to=site)
         try:

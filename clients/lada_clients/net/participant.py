@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,9 +136,7 @@ class Participant:
             write_atomically(folder / PLAN_FILE, plan.to_bytes())
         return folder
 
-    def run_loop(
-        self, next_task: Callable[[], Task], handlers: Iterable[tuple[type[Task], Handler]]
-    ) -> RunLoop:
+    def run_loop(self, next_task: Callable[[], Task], handlers: Mapping[Kind, Handler]) -> RunLoop:
         """The study from this party's side. next_task: from the index, which is new by then."""
 
         def after_sync() -> Task:
@@ -150,7 +148,7 @@ class Participant:
             rounds=self.plan.rounds,
             next_task=after_sync,
             wait=self.wait,
-            handlers=dict(handlers),
+            handlers=handlers,
             traffic=lambda: self.client.traffic,
             clock=time.monotonic,
         )

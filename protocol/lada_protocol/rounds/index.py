@@ -22,11 +22,15 @@ from lada_secure.errors import PeerError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try at one secure aggregation; everything in it is fresh but the noised vectors."""
+    """One try at one secure aggregation; everything in it is fresh but the noised vectors.
 
-    round_id: int
-    purpose: str
-    number: int
+    Messages of a round outside of secure aggregations, and those before the rounds, stand where an
+    attempt without a purpose would.
+    """
+
+    round_id: int = 0
+    purpose: str = ""
+    number: int = 0
 
     def fault(self, message: str, *, reason: str, peer: str | None = None) -> PeerError:
         """An error for what is wrong with the secure aggregation."""
@@ -142,7 +146,7 @@ class MessageIndex:
 
     def all(self, kind: Kind, *, round_id: int) -> dict[str, Envelope]:
         """Messages of a kind in a round, outside of attempts, by sender."""
-        return self.all_at(kind, Attempt(round_id=round_id, purpose="", number=0))
+        return self.all_at(kind, Attempt(round_id=round_id))
 
     def by_hash(self, message_hash: str) -> Envelope | None:
         """The message of that name, or None."""

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.completion import ending_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
-from lada_protocol.rounds.tasks import Done, Task, Wait
+from lada_protocol.rounds.tasks import Done, Post, Task, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import fault_of
-
-T = TypeVar("T", bound=Task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundView:
-    """What a party sees of one round; what comes before the rounds stands in round 0."""
+    """What a party, `me`, sees of one round; what comes before the rounds stands in round 0."""
 
     index: MessageIndex
     plan: StudyPlan
     roster: Roster
+    me: str
     round_id: int = 0
 
     @property
@@ -64,9 +62,11 @@ class RoundView:
         """A message of this round that belongs to no attempt."""
         return self.index.find(kind, sender=sender, to=to, purpose=purpose, round_id=self.round_id)
 
-    def until(self, kind: Kind, sender: str, task: T, *, to: str = "") -> T | None:
-        """The task until that message is there."""
-        return task if self.find(kind, sender, to=to) is None else None
+    def owed(self, kind: Kind, *, to: str = "") -> Post | None:
+        """Post a message of this round; None once it is there."""
+        if self.find(kind, self.me, to=to) is not None:
+            return None
+        return Post(kind=kind, attempt=self.attempt("", 0), to=to)
 
     def silent(self, kind: Kind, senders: Iterable[str], *, to: str = "") -> tuple[str, ...]:
         """Those that have not sent a message of this kind in this round."""

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 from protocol_world import UPLINK, make_plan, training_spec
-from simulated_parties import World, make_world
+from simulated_parties import World, make_world, owes
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.aggregation import SiteAggregation
@@ -18,7 +18,6 @@ from lada_clients.site.memory import SiteMemory
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SiteRationale, parse_site_rationales
-from lada_protocol.rounds.tasks import ImproveModel, Inquire
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, TRAINING, split_pool
@@ -79,7 +78,7 @@ def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteTran
 def at_the_inquiry(tmp_path: Path) -> World:
     """A study in which the coordinator is about to ask."""
     world = make_world(tmp_path, plan=PLAN)
-    world.run(until=lambda one: isinstance(one.coordinator.next(), Inquire))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.INQUIRY))
     return world
 
 
@@ -130,7 +129,7 @@ def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
     paths = parse_site_rationales(world.board.payload(sent.message_hash), asked=learner.asked)
     assert paths == (SiteRationale(sample=learner.asked[-1], path="because 7"),)
     uplink.answer(0)
-    world.run(until=lambda one: isinstance(one.coordinator.next(), ImproveModel))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.LLM_UPDATE))
 
 
 def test_it_writes_nothing_for_an_inquiry_outside_the_plan(tmp_path: Path) -> None:

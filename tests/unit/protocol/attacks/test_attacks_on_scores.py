@@ -28,6 +28,7 @@ from simulated_parties import (
     make_auditor,
     make_world,
     notes,
+    owes,
     refusal,
     scores_of,
 )
@@ -44,7 +45,7 @@ from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import opened_values
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import AddUp, Score, StartAttempt, Wait
+from lada_protocol.rounds.tasks import Post, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody
 from lada_secure.allocation.strategies import pick
@@ -160,7 +161,7 @@ def queried(world: World, round_id: int = 0) -> None:
     """Run until every site has asked in this round and nobody is answered."""
     for _ in range(400):
         task = world.coordinator.next()
-        answering = isinstance(task, Score) and task.round_id == round_id
+        answering = owes(task, Kind.SCORES) and task.round_id == round_id
         asked = [
             one
             for one, _ in world.board.rows
@@ -189,9 +190,9 @@ def to_opening(world: World, round_id: int = 0) -> Attempt:
     """The coordinator names the cohort, the sites contribute, the sum is on the board."""
     attempt = Attempt(round_id=round_id, purpose=DEMAND, number=0)
     world.coordinator.sync()
-    world.coordinator.carry_out(StartAttempt(attempt=attempt, sites=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.COHORT, attempt=attempt, sites=THREE))
     bring_together(world, attempt, THREE)
-    world.coordinator.carry_out(AddUp(attempt=attempt, cohort=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.SUM, attempt=attempt, sites=THREE))
     return attempt
 
 
@@ -344,9 +345,9 @@ def test_a_refused_demand_ends_the_study_and_is_refused_after_a_restart_too(
 
     # A coordinator that goes on all the same: the same scores stand in their places.
     again = Attempt(round_id=0, purpose=DEMAND, number=1)
-    world.coordinator.carry_out(StartAttempt(attempt=again, sites=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.COHORT, attempt=again, sites=THREE))
     bring_together(world, again, THREE)
-    world.coordinator.carry_out(AddUp(attempt=again, cohort=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.SUM, attempt=again, sites=THREE))
 
     assert_refused(world, again, "wrong_scores")
 
