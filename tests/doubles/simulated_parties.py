@@ -119,7 +119,7 @@ class SimulatedSite:
         """Read the board and carry out one task."""
         me = self.me
         me.sync()
-        task = next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party)
+        task = next_site_task(me.index, site=me.party)
         self.carry_out(task)
         return task
 
@@ -212,7 +212,7 @@ class SimulatedSite:
             "keys_digest": digest,
             "opening_key": shown.message_hash,
             "parameters_digest": parameters.digest,
-            "rests_on": basis_of(me.index, attempt, site=me.party, roster=me.roster).message_hash,
+            "rests_on": basis_of(me.index, attempt, site=me.party).message_hash,
         }
         return body, seal(key, parameters, hidden)
 
@@ -277,7 +277,7 @@ class SimulatedSite:
         inquiry = me.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
         if inquiry is None:
             raise AssertionError("asked to answer without an inquiry")
-        opened = me.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        opened = me.index.opened(round_id, CONFIDENCE_EXCESS)
         samples = parse_inquiry(
             me.payload(inquiry),
             parse_body(inquiry, InquiryBody),
@@ -336,7 +336,7 @@ class SimulatedCoordinator:
     _seen: int = 0
 
     def __post_init__(self) -> None:
-        self.index = MessageIndex(self.plan.study_id, self.plan.hash)
+        self.index = MessageIndex(self.plan, self.roster)
         rows = np.random.default_rng(7).uniform(
             size=(self.plan.pool_size, self.plan.allocation.cells)
         )
@@ -351,9 +351,7 @@ class SimulatedCoordinator:
     def next(self) -> Task:
         """The next task after reading the board."""
         self.sync()
-        return next_coordinator_task(
-            self.index, plan=self.plan, roster=self.roster, given_up=frozenset(self.given_up)
-        )
+        return next_coordinator_task(self.index, given_up=frozenset(self.given_up))
 
     def step(self) -> Task:
         """Read the board and carry out one task."""
@@ -435,7 +433,7 @@ class SimulatedCoordinator:
 
     def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
         """Ask about the samples with the largest sums, or about those that a test wants."""
-        opened = self.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        opened = self.index.opened(round_id, CONFIDENCE_EXCESS)
         values = opened_values(
             self.board.payload(opened.message_hash), self.plan, CONFIDENCE_EXCESS
         )
@@ -455,7 +453,7 @@ class SimulatedCoordinator:
         inquiry = self.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
         if inquiry is None:
             raise AssertionError("an update without an inquiry")
-        before = llm_version(self.index, coordinator="coordinator", before_round=round_id)
+        before = llm_version(self.index, before_round=round_id)
         kept = round_id % 2 == 0
         body = {
             "inquiry": inquiry.message_hash,
@@ -539,7 +537,7 @@ class World:
         """Let the real auditor carry out one task."""
         me = self.auditor.participant
         me.sync()
-        task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
+        task = next_auditor_task(me.index)
         if not isinstance(task, Wait | Done):
             self.auditor.loop.carry_out(task)
         return task

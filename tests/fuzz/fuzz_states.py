@@ -156,7 +156,7 @@ class PartyStates:
         )
         if until > 1:
             me._plan = recording.plan
-            me._index = MessageIndex(recording.plan.study_id, recording.plan.hash)
+            me._index = MessageIndex(recording.plan, recording.roster)
             for _, one in seen:
                 me._index.add(one)
         return PartyState(

@@ -73,7 +73,7 @@ class Auditor:
         """What the auditor does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_auditor_task(me.index, plan=me.plan, roster=me.roster),
+            lambda: next_auditor_task(me.index),
             {
                 Kind.OPENING_KEY: Handler("plan", lambda t: self._post_key(t.attempt.purpose)),
                 Kind.ADMISSION: Handler("plan", lambda t: self._admit(t.to)),
@@ -183,7 +183,7 @@ class Auditor:
         """What an admitted site has accepted with. Raises: PeerError: it was not admitted."""
         me = self.participant
         acceptance = me.index.find(Kind.ACCEPTANCE, sender=site)
-        if acceptance is None or admission_of(me.index, site, roster=me.roster) is None:
+        if acceptance is None or admission_of(me.index, site) is None:
             raise PeerError(
                 f"{site} sends a ledger, but was not admitted to the study",
                 reason="not_admitted",
@@ -239,12 +239,7 @@ class Auditor:
         """Every check that comes before the key is touched."""
         me = self.participant
         self._check_key_is_fresh(attempt)
-        request = check_aggregate_request(
-            me.index,
-            attempt,
-            plan=me.plan,
-            roster=me.roster,
-        )
+        request = check_aggregate_request(me.index, attempt)
         for site, paid_by in request.paid_by.items():
             entries = self.ledgers.entries(site, self._claim(site).population)
             check_payment(entries, paid_by, plan=me.plan, attempt=attempt, site=site)

@@ -21,7 +21,7 @@ from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, open_event_log, read_roster
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.tasks import Task, Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
@@ -121,7 +121,7 @@ class Participant:
             )
         if plan.coordinator != header.sender:
             raise PeerError("the plan names another coordinator", reason="bad_plan")
-        self._plan, self._index = plan, MessageIndex(plan.study_id, plan.hash)
+        self._plan, self._index = plan, MessageIndex(plan, self.roster)
         for message in early:
             self._index.take(message)
 
@@ -177,9 +177,7 @@ class Participant:
         kept = self.outbox.load(slot, study_id=self.plan.study_id, plan_hash=self.plan.hash)
         if kept is None:
             content = payload()
-            key = self.signing_key
-            signed = sign_message(slot, body, content, plan=self.plan, roster=self.roster, key=key)
-            kept = signed, content
+            kept = self.index.sign(slot, body, content, self.signing_key), content
             self.outbox.store(*kept)
         self.client.post(*kept)
         self.index.add(kept[0])
@@ -250,5 +248,5 @@ def checked_transcript(me: Participant, round_id: int) -> str:
     previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
     transcript = parse_transcript(me.payload(message))
     check_transcript(transcript, me.index, round_id=round_id, previous=previous, reader=me.party)
-    check_transfer(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
+    check_transfer(me.index, round_id=round_id)
     return message.header.payload_sha256

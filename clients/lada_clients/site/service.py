@@ -95,7 +95,7 @@ class Site:
         """What this site does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party),
+            lambda: next_site_task(me.index, site=me.party),
             {
                 Kind.ACCEPTANCE: Handler("plan", lambda _: self._review()),
                 Kind.MASK_KEY: Handler("opening", lambda t: self._opening.post_mask_key(t.attempt)),

@@ -64,9 +64,17 @@ class ExportedStudy:
     """All files by their path in the export, and what was read from them."""
 
     files: Mapping[str, bytes]
-    roster: Roster
-    plan: StudyPlan
     index: MessageIndex
+
+    @property
+    def roster(self) -> Roster:
+        """Who took part."""
+        return self.index.roster
+
+    @property
+    def plan(self) -> StudyPlan:
+        """What was agreed."""
+        return self.index.plan
 
     def sent(self, kind: Kind) -> list[Envelope]:
         """All messages of a kind."""

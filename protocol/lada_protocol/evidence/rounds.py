@@ -58,16 +58,9 @@ def _check_aggregate(
     if head.purpose == CONFIDENCE_EXCESS:
         need(plan.transfer_in(head.round_id) is not None, "the plan has no uplink in this round")
     attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=head.attempt)
-    request = check_aggregate_request(
-        study.index,
-        attempt,
-        plan=plan,
-        roster=study.roster,
-    )
+    request = check_aggregate_request(study.index, attempt)
     if head.purpose == DEMAND:
-        check_scored_round(
-            study.index, request.cohort, round_id=head.round_id, plan=plan, roster=study.roster
-        )
+        check_scored_round(study.index, request.cohort, round_id=head.round_id)
     body = parse_body(opened, OpenedBody)
     sent = {site: message.message_hash for site, message in request.contributions.items()}
     need(
@@ -100,18 +93,16 @@ def check_trainings(
 
 def check_transfers(study: ExportedStudy, faults: Faults) -> None:
     """Every inquiry and every decision about the LLM, by the plan and the hold-out's rule."""
-    coordinator = study.roster.coordinator.id
     for round_id in range(study.plan.rounds):
         with faults.of(MESSAGES_FILE):
-            check_transfer(study.index, plan=study.plan, coordinator=coordinator, round_id=round_id)
+            check_transfer(study.index, round_id=round_id)
 
 
 def check_transcripts(study: ExportedStudy, faults: Faults) -> None:
     """Every transcript: its chain, its completeness and its signers."""
-    coordinator = study.roster.coordinator.id
-    previous = FIRST
+    index, previous = study.index, FIRST
     for round_id in range(study.plan.rounds):
-        message = study.index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
+        message = index.find(Kind.TRANSCRIPT, sender=index.coordinator, round_id=round_id)
         if message is None:
             break
         digest, name = message.header.payload_sha256, transcript_file(round_id)
@@ -120,11 +111,7 @@ def check_transcripts(study: ExportedStudy, faults: Faults) -> None:
             need(sha256_hex(raw) == digest, "the file is not what was signed")
             transcript = parse_transcript(raw)
             check_transcript(
-                transcript,
-                study.index,
-                round_id=round_id,
-                previous=previous,
-                reader=study.roster.auditor.id,
+                transcript, index, round_id=round_id, previous=previous, reader=index.auditor
             )
             _check_complete(study, transcript)
             _check_signers(study, round_id, digest)
@@ -138,7 +125,7 @@ def _check_complete(study: ExportedStudy, transcript: Transcript) -> None:
             kind=Kind(entry.kind),
             sender=entry.sender,
             to=entry.to,
-            reader=study.roster.auditor.id,
+            reader=study.index.auditor,
             role=Role.AUDITOR,
         )
         need(
@@ -151,7 +138,7 @@ def _check_signers(study: ExportedStudy, round_id: int, digest: str) -> None:
     """Everybody who worked in the round signed this transcript."""
     closes = study.index.all(Kind.CLOSE, round_id=round_id)
     trained = study.index.all(Kind.TRAINED, round_id=round_id)
-    for party in (*trained, study.roster.coordinator.id, study.roster.auditor.id):
+    for party in (*trained, study.index.coordinator, study.index.auditor):
         need(party in closes, f"{party} never signed the transcript")
         signed = parse_body(closes[party], CloseBody).transcript_sha256
         need(signed == digest, f"{party} signed another transcript")

@@ -44,9 +44,9 @@ from lada_protocol.identity.certificates import (
     parse_certificate,
     verify_party,
 )
-from lada_protocol.identity.roster import Party, Roster, parse_roster
+from lada_protocol.identity.roster import Party, parse_roster
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.plan import parse_plan
 from lada_protocol.rounds.admission import admission_of, check_accepted_head
 from lada_protocol.rounds.completion import Outcome, ending_of
 from lada_protocol.rounds.index import MessageIndex
@@ -131,7 +131,7 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
     check_trainings(study, entries, faults)
     check_transfers(study, faults)
     check_transcripts(study, faults)
-    ending = ending_of(study.index, plan=study.plan, roster=study.roster)
+    ending = ending_of(study.index)
     if ending.outcome != "finished":
         how = "failed" if ending.outcome == "failed" else "did not finish"
         faults.add(MESSAGES_FILE, f"the study {how}: {ending.reason}")
@@ -141,18 +141,13 @@ def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
 
 
 def _read_study(files: Mapping[str, bytes]) -> ExportedStudy:
-    roster, plan = parse_roster(files[ROSTER_FILE]), parse_plan(files[PLAN_FILE])
-    index = _read_messages(files[MESSAGES_FILE], roster, plan)
-    return ExportedStudy(files=files, roster=roster, plan=plan, index=index)
-
-
-def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
+    raw, roster = files[MESSAGES_FILE], parse_roster(files[ROSTER_FILE])
+    index = MessageIndex(parse_plan(files[PLAN_FILE]), roster)
     if len(raw) > MAX_MESSAGES_BYTES:
         raise PeerError(f"{MESSAGES_FILE} is larger than {MAX_MESSAGES_BYTES} bytes")
     lines = raw.split(b"\n")
     if lines.pop() != b"":
         raise PeerError(f"{MESSAGES_FILE}: the last line does not end with a line feed")
-    index = MessageIndex(plan.study_id, plan.hash)
     before = ""
     for number, line in enumerate(lines, start=1):
         try:
@@ -163,7 +158,7 @@ def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
         if envelope.message_hash <= before:
             raise PeerError(f"{MESSAGES_FILE}:{number}: repeated or out of order")
         before = envelope.message_hash
-    return index
+    return ExportedStudy(files=files, index=index)
 
 
 def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
@@ -268,8 +263,8 @@ def _check_ledgers(
 def _admitted_claim(study: ExportedStudy, party: Party) -> AcceptanceBody:
     """What the site has accepted the plan with. Raises: PeerError: it was never admitted."""
     acceptance = study.index.find(Kind.ACCEPTANCE, sender=party.id)
-    if acceptance is None or admission_of(study.index, party.id, roster=study.roster) is None:
-        raise PeerError(f"{study.roster.auditor.id} never admitted {party.id} with it")
+    if acceptance is None or admission_of(study.index, party.id) is None:
+        raise PeerError(f"{study.index.auditor} never admitted {party.id} with it")
     return parse_body(acceptance, AcceptanceBody)
 
 
@@ -279,7 +274,7 @@ def _check_shown(study: ExportedStudy, party: Party, raw: bytes) -> None:
     Raises: PeerError.
     """
     lines = raw.splitlines(keepends=True)
-    auditor = study.roster.auditor.id
+    auditor = study.index.auditor
     newest = -1
     for message in study.sent(Kind.LEDGER):
         head = message.header

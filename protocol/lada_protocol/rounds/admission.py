@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.envelope import Envelope
@@ -42,9 +41,9 @@ def shown_with_acceptance(index: MessageIndex, site: str) -> Envelope | None:
     return index.find(Kind.LEDGER, sender=site, purpose=WITH_ACCEPTANCE)
 
 
-def is_to_admit(index: MessageIndex, site: str, *, roster: Roster) -> bool:
+def is_to_admit(index: MessageIndex, site: str) -> bool:
     """Whether a site has accepted with a ledger that was verified, and is not answered yet."""
-    auditor = roster.auditor.id
+    auditor = index.auditor
     if index.find(Kind.ACCEPTANCE, sender=site) is None:
         return False
     if index.find(Kind.RECEIPT, sender=auditor, to=site) is None:
@@ -139,27 +138,27 @@ def check_accepted_head(
         )
 
 
-def admission_of(index: MessageIndex, site: str, *, roster: Roster) -> Envelope | None:
+def admission_of(index: MessageIndex, site: str) -> Envelope | None:
     """The auditor's admission of a site's acceptance; None before it.
 
     Raises: PeerError: it is about another acceptance than the one on the board.
     """
     acceptance = index.find(Kind.ACCEPTANCE, sender=site)
-    admission = index.find(Kind.ADMISSION, sender=roster.auditor.id, to=site)
+    admission = index.find(Kind.ADMISSION, sender=index.auditor, to=site)
     if acceptance is None or admission is None:
         return None
     if parse_body(admission, AdmissionBody).acceptance != acceptance.message_hash:
         raise PeerError(
-            f"{roster.auditor.id} admits {site} with another acceptance than the one it sent",
+            f"{index.auditor} admits {site} with another acceptance than the one it sent",
             reason="wrong_admission",
-            peer=roster.auditor.id,
+            peer=index.auditor,
         )
     return admission
 
 
-def refused_admission(index: MessageIndex, site: str, *, roster: Roster) -> Envelope | None:
+def refused_admission(index: MessageIndex, site: str) -> Envelope | None:
     """The auditor's refusal to admit a site; None where there is none."""
-    return index.find(Kind.REFUSAL, sender=roster.auditor.id, to=site)
+    return index.find(Kind.REFUSAL, sender=index.auditor, to=site)
 
 
 def _ledger_id(entries: Sequence[LedgerEntry]) -> str:

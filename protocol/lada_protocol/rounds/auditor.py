@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.admission import is_to_admit, shown_with_acceptance
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
@@ -17,13 +15,13 @@ from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.errors import PeerError
 
 
-def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Task:
+def next_auditor_task(index: MessageIndex) -> Task:
     """What the auditor does next.
 
     Acceptances with a verified ledger come first: a site spends nothing before its answer. Ledgers
     come before sums, so that a contribution's payment is known when its sum arrives.
     """
-    return _AuditorView(index=index, plan=plan, roster=roster, me=roster.auditor.id).task()
+    return _AuditorView(index=index, me=index.auditor).task()
 
 
 class _AuditorView(RoundView):
@@ -34,10 +32,10 @@ class _AuditorView(RoundView):
         for purpose in purposes_of(self.plan):
             if self.find(Kind.OPENING_KEY, self.me, purpose=purpose) is None:
                 return Post(kind=Kind.OPENING_KEY, attempt=self.attempt(purpose, 0))
-        for party in self.roster.sites:
-            if is_to_admit(index, party.id, roster=self.roster):
+        for party in index.roster.sites:
+            if is_to_admit(index, party.id):
                 return Post(kind=Kind.ADMISSION, to=party.id)
-        due = [part for part in index if part.kind is Kind.LEDGER and _is_due(index, part, self.me)]
+        due = [part for part in index if part.kind is Kind.LEDGER and _is_due(index, part)]
         if due:
             # Oldest part of each chain first: a later part only verifies on top of it.
             part = min(due, key=lambda part: (part.header.sender, _first_index(part)))
@@ -64,14 +62,16 @@ def _place(part: Envelope) -> Attempt:
     return Attempt(round_id=part.header.round_id, purpose=part.header.purpose)
 
 
-def _is_due(index: MessageIndex, part: Envelope, auditor: str) -> bool:
+def _is_due(index: MessageIndex, part: Envelope) -> bool:
     """Whether a ledger part has no answer; one that comes with an acceptance waits for that."""
     head = part.header
     with_acceptance = shown_with_acceptance(index, head.sender) is part
     if with_acceptance and index.find(Kind.ACCEPTANCE, sender=head.sender) is None:
         return False
-    answers = (Kind.RECEIPT, Kind.REFUSAL)
-    return not any(index.at(kind, _place(part), sender=auditor, to=head.sender) for kind in answers)
+    return not any(
+        index.at(kind, _place(part), sender=index.auditor, to=head.sender)
+        for kind in (Kind.RECEIPT, Kind.REFUSAL)
+    )
 
 
 def _first_index(part: Envelope) -> int:

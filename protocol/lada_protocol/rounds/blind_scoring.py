@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
@@ -63,7 +62,7 @@ def check_answer(scores: Envelope, query: Envelope, plan: StudyPlan) -> ScoresBo
 
 
 def check_scored_round(
-    index: MessageIndex, sites: tuple[str, ...], *, round_id: int, plan: StudyPlan, roster: Roster
+    index: MessageIndex, sites: tuple[str, ...], *, round_id: int
 ) -> ScoredRound:
     """Check that each of these sites was answered from the one matrix of the round.
 
@@ -71,7 +70,7 @@ def check_scored_round(
         or scores that name another one), missing_scores (no query, or no answer), wrong_scores,
         wrong_parameters (a query of other cells), malformed.
     """
-    coordinator, parameters = roster.coordinator.id, scoring_parameters_of(plan)
+    coordinator, parameters = index.coordinator, scoring_parameters_of(index.plan)
     where = f"round {round_id}:"
     matrix = index.find(Kind.MATRIX, sender=coordinator, round_id=round_id)
     if matrix is None or parse_body(matrix, MatrixBody).parameters_digest != parameters.digest:
@@ -96,7 +95,7 @@ def check_scored_round(
                 f"{where} the query of {site} has other than {parameters.cells} cells",
                 reason="wrong_parameters",
             )
-        named = check_answer(scores, query, plan).matrix
+        named = check_answer(scores, query, index.plan).matrix
         if named != matrix.message_hash:
             raise scores.fault(
                 f"{where} the scores of {coordinator} for {site} name matrix {named[:16]}, the "

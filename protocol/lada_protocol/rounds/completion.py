@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.messages import fault_of
 
@@ -26,14 +24,14 @@ class Ending:
     reason: str = ""
 
 
-def ending_of(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Ending:
+def ending_of(index: MessageIndex) -> Ending:
     """How a study ended, from its messages alone."""
-    coordinator, auditor = roster.coordinator.id, roster.auditor.id
+    coordinator = index.coordinator
     failed = index.find(Kind.FAILED, sender=coordinator)
-    failed = failed or index.find(Kind.REFUSAL, sender=auditor)
+    failed = failed or index.find(Kind.REFUSAL, sender=index.auditor)
     if failed is not None:
         return Ending(outcome="failed", reason=fault_of(failed))
-    lacks = unfinished(index, plan=plan, roster=roster)
+    lacks = unfinished(index)
     if index.find(Kind.FINISHED, sender=coordinator) is None:
         where = lacks or "all of its rounds are closed"
         return Ending(outcome="unfinished", reason=f"{coordinator} never ended it; {where}")
@@ -42,36 +40,34 @@ def ending_of(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Ending
     return Ending(outcome="finished")
 
 
-def missing_from_round(
-    index: MessageIndex, round_id: int, *, plan: StudyPlan, roster: Roster
-) -> str:
+def missing_from_round(index: MessageIndex, round_id: int) -> str:
     """What a round lacks of being carried out, in words; empty where it lacks nothing."""
-    trained = set(index.all(Kind.TRAINED, round_id=round_id)) & {one.id for one in roster.sites}
-    if len(trained) < plan.min_cohort:
-        return f"round {round_id}: {len(trained)} sites have trained, {plan.min_cohort} are needed"
-    signers = _signers(index, round_id, roster=roster)
+    sites, needed = {one.id for one in index.roster.sites}, index.plan.min_cohort
+    trained = set(index.all(Kind.TRAINED, round_id=round_id)) & sites
+    if len(trained) < needed:
+        return f"round {round_id}: {len(trained)} sites have trained, {needed} are needed"
+    signers = _signers(index, round_id)
     closed = trained & signers
-    if len(closed) < plan.min_cohort:
+    if len(closed) < needed:
         return (
             f"round {round_id}: {len(closed)} sites have trained and signed its transcript, "
-            f"{plan.min_cohort} are needed"
+            f"{needed} are needed"
         )
-    for party in (roster.coordinator.id, roster.auditor.id):
+    for party in (index.coordinator, index.auditor):
         if party not in signers:
             return f"round {round_id}: {party} never signed its transcript"
     return ""
 
 
-def unfinished(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> str:
+def unfinished(index: MessageIndex) -> str:
     """What the first round that was not carried out lacks; empty where all of them were."""
-    rounds = range(plan.rounds)
-    lacks = (missing_from_round(index, one, plan=plan, roster=roster) for one in rounds)
+    lacks = (missing_from_round(index, one) for one in range(index.plan.rounds))
     return next((one for one in lacks if one), "")
 
 
-def _signers(index: MessageIndex, round_id: int, *, roster: Roster) -> set[str]:
+def _signers(index: MessageIndex, round_id: int) -> set[str]:
     """Who signed the coordinator's transcript of a round."""
-    transcript = index.find(Kind.TRANSCRIPT, sender=roster.coordinator.id, round_id=round_id)
+    transcript = index.find(Kind.TRANSCRIPT, sender=index.coordinator, round_id=round_id)
     if transcript is None:
         return set()
     digest = transcript.header.payload_sha256

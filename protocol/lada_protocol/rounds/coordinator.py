@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
 from lada_protocol.rounds.index import Attempt, MessageIndex
@@ -22,18 +20,14 @@ BEFORE_ROUNDS = -1
 TOO_FEW = "cohort_too_small"
 
 
-def next_coordinator_task(
-    index: MessageIndex, *, plan: StudyPlan, roster: Roster, given_up: frozenset[tuple[int, str]]
-) -> Task:
+def next_coordinator_task(index: MessageIndex, *, given_up: frozenset[tuple[int, str]]) -> Task:
     """What the coordinator does next.
 
     Args: given_up: (round, party) pairs that did not answer within the plan's phase timeout, or
         answered with something that cannot be used; round -1 stands for the time before the
         first round.
     """
-    me = roster.coordinator.id
-    view = _CoordinatorView(index=index, plan=plan, roster=roster, me=me, given_up=given_up)
-    return view.task()
+    return _CoordinatorView(index=index, me=index.coordinator, given_up=given_up).task()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +64,14 @@ class _CoordinatorView(RoundView):
 
     def answers(self) -> tuple[list[str], list[str], list[str], list[str]]:
         """Sites that were admitted, refusals in words, sites to wait for, and sites to admit."""
-        index, roster = self.index, self.roster
+        index = self.index
         accepted, refused, silent, unanswered = [], [], [], []
-        for site in (party.id for party in roster.sites):
+        for site in (party.id for party in index.roster.sites):
             refusal = self.find(Kind.REFUSAL, site)
-            refusal = refusal or refused_admission(index, site, roster=roster)
+            refusal = refusal or refused_admission(index, site)
             if refusal is not None:
                 refused.append(f"{site}: {fault_of(refusal)}")
-            elif admission_of(index, site, roster=roster) is not None:
+            elif admission_of(index, site) is not None:
                 accepted.append(site)
             elif self.find(Kind.ACCEPTANCE, site) and shown_with_acceptance(index, site):
                 unanswered.append(site)
@@ -206,4 +200,4 @@ class _CoordinatorView(RoundView):
 
     def missing(self) -> str:
         """What the round lacks of being carried out; empty where it lacks nothing."""
-        return missing_from_round(self.index, self.round_id, plan=self.plan, roster=self.roster)
+        return missing_from_round(self.index, self.round_id)

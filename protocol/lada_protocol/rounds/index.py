@@ -55,41 +55,53 @@ def slot_of(envelope: Envelope) -> Slot:
     return Slot(envelope.kind, head.round_id, head.purpose, head.attempt, head.sender, head.to)
 
 
-def sign_message(
-    slot: Slot,
-    body: Mapping[str, Any],
-    payload: bytes,
-    *,
-    plan: StudyPlan,
-    roster: Roster,
-    key: Ed25519PrivateKey,
-) -> Envelope:
-    """The message for a slot, bound to plan and roster and signed by its sender."""
-    header = Header(
-        kind=slot.kind.value,
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        roster_hash=roster.hash,
-        round_id=slot.round_id,
-        attempt=slot.attempt,
-        purpose=slot.purpose,
-        sender=slot.sender,
-        to=slot.to,
-        body=dict(body),
-        payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
-        payload_bytes=len(payload),
-    )
-    return sign_envelope(header, key)
-
-
 @dataclass(slots=True)
 class MessageIndex:
-    """Messages of one study and plan, by slot and by hash."""
+    """Messages of one study, among the parties of its roster, by slot and by hash."""
 
-    study_id: str
-    plan_hash: str
+    plan: StudyPlan
+    roster: Roster
+    plan_hash: str = field(init=False)
     _by_slot: dict[Slot, Envelope] = field(default_factory=dict)
     _by_hash: dict[str, Envelope] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.plan_hash = self.plan.hash
+
+    @property
+    def study_id(self) -> str:
+        """Of the plan."""
+        return self.plan.study_id
+
+    @property
+    def coordinator(self) -> str:
+        """The coordinator's id."""
+        return self.roster.coordinator.id
+
+    @property
+    def auditor(self) -> str:
+        """The auditor's id."""
+        return self.roster.auditor.id
+
+    def sign(
+        self, slot: Slot, body: Mapping[str, Any], payload: bytes, key: Ed25519PrivateKey
+    ) -> Envelope:
+        """The message for a slot, bound to plan and roster and signed by its sender."""
+        header = Header(
+            kind=slot.kind.value,
+            study_id=self.study_id,
+            plan_hash=self.plan_hash,
+            roster_hash=self.roster.hash,
+            round_id=slot.round_id,
+            attempt=slot.attempt,
+            purpose=slot.purpose,
+            sender=slot.sender,
+            to=slot.to,
+            body=dict(body),
+            payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
+            payload_bytes=len(payload),
+        )
+        return sign_envelope(header, key)
 
     def take(self, envelope: Envelope) -> None:
         """Add a message if it belongs to this study; a board may hold others."""
@@ -152,7 +164,7 @@ class MessageIndex:
         """The message of that name, or None."""
         return self._by_hash.get(message_hash)
 
-    def opened(self, round_id: int, purpose: str, *, auditor: str) -> Envelope:
+    def opened(self, round_id: int, purpose: str) -> Envelope:
         """The one opened sum of a round and purpose.
 
         Raises: PeerError: none (missing_message), or two of them (already_opened).
@@ -161,13 +173,13 @@ class MessageIndex:
         found = [
             envelope
             for slot, envelope in self._by_slot.items()
-            if slot[:3] == place and slot.sender == auditor
+            if slot[:3] == place and slot.sender == self.auditor
         ]
         if len(found) != 1:
             raise PeerError(
                 f"round {round_id}, {purpose}: {len(found)} opened sums, there is exactly one",
                 reason="already_opened" if found else "missing_message",
-                peer=auditor,
+                peer=self.auditor,
                 round_id=round_id,
             )
         return found[0]

@@ -99,27 +99,26 @@ def parse_site_rationales(raw: bytes, *, asked: Sequence[int]) -> tuple[SiteRati
     return tuple(found)
 
 
-def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> str:
+def llm_version(index: MessageIndex, *, before_round: int) -> str:
     """The LLM that a round starts with: what the newest accepted update before it left."""
     for round_id in reversed(range(before_round)):
-        update = index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id)
+        update = index.find(Kind.LLM_UPDATE, sender=index.coordinator, round_id=round_id)
         if update is not None:
             return parse_body(update, LlmUpdateBody).llm_after
     return NO_ADAPTERS
 
 
-def check_transfer(
-    index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int
-) -> None:
+def check_transfer(index: MessageIndex, *, round_id: int) -> None:
     """Check a round's inquiry and update, where there are any, against the plan and each other.
 
     Raises: PeerError(reason="bad_inquiry"): an inquiry without the opened sum that it rests on.
         PeerError(reason="wrong_update"): an update out of its place, without its inquiry, against
         the hold-out's rule, or that does not follow from the LLM before.
     """
+    coordinator = index.coordinator
     inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
     update = index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id)
-    uplink = plan.transfer_in(round_id)
+    uplink = index.plan.transfer_in(round_id)
 
     def fault(message: str, *, reason: str = "wrong_update") -> PeerError:
         message = f"round {round_id}: {message}"
@@ -138,7 +137,7 @@ def check_transfer(
     body = parse_body(update, LlmUpdateBody)
     before = HoldoutScore(right=body.right_before, confidence=body.certainty_before)
     after = HoldoutScore(right=body.right_after, confidence=body.certainty_after)
-    known = llm_version(index, coordinator=coordinator, before_round=round_id)
+    known = llm_version(index, before_round=round_id)
     sizes = (
         body.holdout == uplink.holdout,
         body.used <= body.received,

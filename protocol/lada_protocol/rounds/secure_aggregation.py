@@ -130,7 +130,7 @@ def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str)
     )
 
 
-def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster) -> Envelope:
+def basis_of(index: MessageIndex, attempt: Attempt, *, site: str) -> Envelope:
     """What a site's vector of this purpose is computed from, of all that the coordinator sent it.
 
     Statistics: the clusters. Demand: this site's blind scores. Confidence excess: the round's
@@ -138,7 +138,7 @@ def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster
 
     Raises: PeerError: missing_scores, missing_message.
     """
-    coordinator, round_id = roster.coordinator.id, attempt.round_id
+    coordinator, round_id = index.coordinator, attempt.round_id
     if attempt.purpose == DEMAND:
         found = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
     elif attempt.purpose == CONFIDENCE_EXCESS:
@@ -209,9 +209,7 @@ class AggregateRequest:
     sum_message: Envelope
 
 
-def check_aggregate_request(
-    index: MessageIndex, attempt: Attempt, *, plan: StudyPlan, roster: Roster
-) -> AggregateRequest:
+def check_aggregate_request(index: MessageIndex, attempt: Attempt) -> AggregateRequest:
     """Check everything about a secure aggregation that messages alone can show.
 
     The caller still checks ledgers, recomputes the sum, and makes sure that nothing was opened
@@ -219,7 +217,7 @@ def check_aggregate_request(
 
     Raises: PeerError with the codes of SPEC.md, section 7.5.
     """
-    coordinator = roster.coordinator.id
+    coordinator = index.coordinator
     where = f"round {attempt.round_id}, {attempt.purpose}, attempt {attempt.number}"
 
     def needed(kind: Kind, found: Envelope | None) -> Envelope:
@@ -228,7 +226,7 @@ def check_aggregate_request(
         return found
 
     named = needed(Kind.COHORT, index.at(Kind.COHORT, attempt, sender=coordinator))
-    cohort = check_cohort(named, plan=plan, roster=roster)
+    cohort = check_cohort(named, plan=index.plan, roster=index.roster)
     keys = index.all_at(Kind.MASK_KEY, attempt)
     check_mask_keys(cohort, keys, attempt)
     digest = keys_digest({site: keys[site] for site in cohort})
@@ -239,9 +237,9 @@ def check_aggregate_request(
             f"{where}: the sum names {sorted(added)}, the cohort is {list(cohort)}",
             reason="wrong_cohort",
         )
-    opening_key = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
+    opening_key = index.find(Kind.OPENING_KEY, sender=index.auditor, purpose=attempt.purpose)
     shown = needed(Kind.OPENING_KEY, opening_key).message_hash
-    parameters = purpose_parameters(plan, attempt.purpose)
+    parameters = purpose_parameters(index.plan, attempt.purpose)
     sent = index.all_at(Kind.CONTRIBUTION, attempt)
     paid_by: dict[str, str] = {}
     for site in cohort:
@@ -268,7 +266,7 @@ def check_aggregate_request(
                 f"{body.opening_key[:16]}",
                 reason="wrong_opening_key",
             )
-        basis = basis_of(index, attempt, site=site, roster=roster)
+        basis = basis_of(index, attempt, site=site)
         if body.rests_on != basis.message_hash:
             raise basis.fault(
                 f"{who} was shown another {basis.kind} message by {coordinator} than the auditor",

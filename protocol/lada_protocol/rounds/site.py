@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.admission import admission_of, refused_admission
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import check_cohort
@@ -16,12 +14,12 @@ from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 
-def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> Task:
+def next_site_task(index: MessageIndex, *, site: str) -> Task:
     """What the site does next.
 
     Raises: PeerError where the coordinator's messages break the protocol.
     """
-    return _SiteView(index=index, plan=plan, roster=roster, me=site).task()
+    return _SiteView(index=index, me=site).task()
 
 
 class _SiteView(RoundView):
@@ -29,7 +27,7 @@ class _SiteView(RoundView):
 
     def task(self) -> Task:
         # First of all: whoever was left out has failed, however the study of the others ended.
-        refused = refused_admission(self.index, self.me, roster=self.roster)
+        refused = refused_admission(self.index, self.me)
         if refused is not None:
             return Done(failure=fault_of(refused))
         over = self.over()
@@ -40,7 +38,7 @@ class _SiteView(RoundView):
         owed = self.owed(Kind.ACCEPTANCE)
         if owed is not None:
             return owed
-        if admission_of(self.index, self.me, roster=self.roster) is None:
+        if admission_of(self.index, self.me) is None:
             return self.wait("plan", "the admission", self.auditor)
         last = replace(self, round_id=self.plan.rounds - 1)
         return self.first_of_rounds() or last.wait("close", "the end", self.coordinator)
@@ -90,7 +88,7 @@ class _SiteView(RoundView):
         named = index.at(Kind.COHORT, attempt, sender=coordinator)
         if named is None:
             return self.wait("opening", "the cohort", coordinator)
-        cohort = check_cohort(named, plan=self.plan, roster=self.roster)
+        cohort = check_cohort(named, plan=self.plan, roster=self.index.roster)
         if self.me not in cohort:
             return self.wait("opening", "the next round (not in this cohort)", coordinator)
         if index.at(Kind.OPENED, attempt, sender=self.auditor) is not None:

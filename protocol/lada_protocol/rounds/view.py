@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.completion import ending_of
@@ -24,20 +23,23 @@ class RoundView:
     """What a party, `me`, sees of one round; what comes before the rounds stands in round 0."""
 
     index: MessageIndex
-    plan: StudyPlan
-    roster: Roster
     me: str
     round_id: int = 0
 
     @property
+    def plan(self) -> StudyPlan:
+        """The plan of the study."""
+        return self.index.plan
+
+    @property
     def coordinator(self) -> str:
         """The coordinator's id."""
-        return self.roster.coordinator.id
+        return self.index.coordinator
 
     @property
     def auditor(self) -> str:
         """The auditor's id."""
-        return self.roster.auditor.id
+        return self.index.auditor
 
     def round_task(self) -> Task | None:
         """The party's task in this round; None where it has none, or none any more."""
@@ -54,8 +56,7 @@ class RoundView:
         if failed is not None:
             return Done(failure=fault_of(failed))
         if self.index.find(Kind.FINISHED, sender=self.coordinator) is not None:
-            ending = ending_of(self.index, plan=self.plan, roster=self.roster)
-            return Done(failure=ending.reason or None)
+            return Done(failure=ending_of(self.index).reason or None)
         return None
 
     def find(self, kind: Kind, sender: str, *, to: str = "", purpose: str = "") -> Envelope | None:

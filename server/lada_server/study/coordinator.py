@@ -123,12 +123,7 @@ class Coordinator:
 
     def _next_task(self) -> Task:
         self.board.sync(wait_s=0.0)
-        return next_coordinator_task(
-            self._index,
-            plan=self.study.plan,
-            roster=self.roster,
-            given_up=frozenset(self._given_up),
-        )
+        return next_coordinator_task(self._index, given_up=frozenset(self._given_up))
 
     def _wait(self, task: Wait) -> None:
         self.board.enter(task.round_id, task.step)
@@ -176,7 +171,7 @@ class Coordinator:
 
     def _llm(self, round_id: int) -> str:
         """The LLM that a round works with: an update counts from the next round on."""
-        return llm_version(self._index, coordinator=self._me, before_round=round_id)
+        return llm_version(self._index, before_round=round_id)
 
     def _look_at_pool(self, round_id: int) -> PoolView:
         version = self._llm(round_id)
@@ -245,7 +240,7 @@ class Coordinator:
     def _inquire(self, task: Post) -> None:
         """Ask the sites about samples on which, as the opened sum says, they know more."""
         round_id = task.round_id
-        opened = self._index.opened(round_id, CONFIDENCE_EXCESS, auditor=self.roster.auditor.id)
+        opened = self._index.opened(round_id, CONFIDENCE_EXCESS)
         values = self.board.opened_sum(round_id, CONFIDENCE_EXCESS)
         samples = self._llm_transfer.samples_to_ask(values, version=self._llm(round_id))
         body = {"opened": opened.message_hash, "samples": len(samples)}

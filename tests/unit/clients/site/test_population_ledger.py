@@ -21,7 +21,6 @@ from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Kind, Role
 from lada_protocol.party_files import load_credentials
-from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerEntry, format_ledger_lines
@@ -258,7 +257,7 @@ def test_a_ledger_put_back_while_the_study_runs_is_noticed_before_anything_is_sp
     parties: Parties, study: Any
 ) -> None:
     whole = parties.spend(0)
-    index = MessageIndex("study", "0" * 64)
+    index = study.index()
     head = whole[-1]
     body = {"first_index": 0, "head_index": head.index, "head_hash": head.entry_hash}
     index.add(study.envelope(Kind.LEDGER, "hospital-a", b"", body=body))

@@ -148,7 +148,7 @@ def test_it_computes_on_no_sum_that_leaves_it_out(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     world.coordinator.inquire(0)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    opened = uplink.participant.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
+    opened = uplink.participant.index.opened(0, CONFIDENCE_EXCESS)
     opened.header.body["contributions"]["site-a"] = "5" * 64
 
     with pytest.raises(PeerError) as caught:

@@ -82,7 +82,7 @@ def test_a_message_of_another_study_or_plan_is_refused(
 ) -> None:
     cast_, plan = make_cast(), make_plan()
     other = make_plan(**changed)
-    index = MessageIndex(plan.study_id, plan.hash)
+    index = MessageIndex(plan, cast_.roster)
     message = signed(cast_.roster, cast_.keys["site-a"], other, Kind.CONTRIBUTION, "site-a")
 
     with pytest.raises(PeerError) as caught:

@@ -487,7 +487,7 @@ def test_a_second_matrix_of_a_round_is_equivocation_and_nothing_is_opened(tmp_pa
     aside = MemoryBoard(world.cast.roster)
     first = world.coordinator.index
     world.coordinator.board, honest = aside, world.board
-    world.coordinator.index = type(first)(PLAN.study_id, PLAN.hash)
+    world.coordinator.index = type(first)(PLAN, first.roster)
     second = world.coordinator.post(
         Kind.MATRIX, {"parameters_digest": other.parameters.digest}, payload=other.to_bytes()
     )
@@ -511,7 +511,7 @@ def test_other_scores_for_the_site_than_for_the_auditor_open_nothing(tmp_path: P
     queried(world)
     shown = world.coordinator.score(0, VICTIM, payload=_silence(world, VICTIM))
     aside = world.coordinator.index
-    world.coordinator.index = type(aside)(PLAN.study_id, PLAN.hash)
+    world.coordinator.index = type(aside)(PLAN, aside.roster)
     for one in aside:
         if one is not shown:
             world.coordinator.index.add(one)
@@ -589,7 +589,7 @@ def test_a_site_that_contributes_without_scores_is_not_counted_in(
     for name in without:
         me = world.sites[name].me
         me.sync()
-        task = next_site_task(me.index, plan=PLAN, roster=me.roster, site=name)
+        task = next_site_task(me.index, site=name)
         assert isinstance(task, Wait)
         assert task.step == "scoring"
         _collude(world.sites[name])

@@ -64,7 +64,7 @@ def test_every_round_opens_the_exact_sum_of_the_advantages_and_ends_with_a_decis
     index = world.coordinator.index
     for round_id in range(PLAN.rounds):
         attempt = Attempt(round_id=round_id, purpose=CONFIDENCE_EXCESS, number=0)
-        opened = index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        opened = index.opened(round_id, CONFIDENCE_EXCESS)
         values = opened_values(world.board.payload(opened.message_hash), PLAN, CONFIDENCE_EXCESS)
         assert values == sum(one.vector(attempt) for one in world.sites.values()).tolist()
         assert max(values) > 0
@@ -80,9 +80,9 @@ def test_every_round_opens_the_exact_sum_of_the_advantages_and_ends_with_a_decis
         ]
         assert {"inquiry", "site_paths", "llm_update"} <= set(kinds)
     kept = f"{1:064x}"
-    assert llm_version(index, coordinator="coordinator", before_round=0) == NO_ADAPTERS
-    assert llm_version(index, coordinator="coordinator", before_round=1) == kept
-    assert llm_version(index, coordinator="coordinator", before_round=2) == kept
+    assert llm_version(index, before_round=0) == NO_ADAPTERS
+    assert llm_version(index, before_round=1) == kept
+    assert llm_version(index, before_round=2) == kept
     verdict = verify_evidence(export_of(world, tmp_path))
     assert verdict.faults == ()
     assert verdict.openings == 3 * PLAN.rounds
@@ -153,7 +153,7 @@ def test_a_site_that_is_silent_in_the_uplink_is_left_behind_and_the_rest_go_on(
 
     index = world.coordinator.index
     assert index.at(Kind.ABORT, SUM, sender="coordinator") is not None
-    assert index.opened(0, CONFIDENCE_EXCESS, auditor="auditor").header.attempt == 1
+    assert index.opened(0, CONFIDENCE_EXCESS).header.attempt == 1
     assert world.coordinator.next() == Done()
 
 
@@ -233,7 +233,7 @@ def test_a_site_refuses_to_be_asked_about_other_samples(
 
 def test_a_site_refuses_an_inquiry_whose_body_counts_otherwise(tmp_path: Path) -> None:
     world = world_at(tmp_path, Kind.INQUIRY)
-    opened = world.coordinator.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
+    opened = world.coordinator.index.opened(0, CONFIDENCE_EXCESS)
     body = {"opened": opened.message_hash, "samples": 2}
     world.coordinator.post(Kind.INQUIRY, body, payload=b"[4]", round_id=0)
     assert parse_body_samples(world) == 2
@@ -304,7 +304,7 @@ def test_an_update_without_an_uplink_in_the_plan_is_refused(tmp_path: Path) -> N
 
 def test_an_inquiry_that_rests_on_another_opening_is_not_signed(tmp_path: Path) -> None:
     world = world_at(tmp_path, Kind.INQUIRY)
-    other = world.coordinator.index.opened(0, STATISTICS, auditor="auditor")
+    other = world.coordinator.index.opened(0, STATISTICS)
     body = {"opened": other.message_hash, "samples": 0}
     world.coordinator.post(Kind.INQUIRY, body, payload=b"[]", round_id=0)
     world.coordinator.step()

@@ -38,7 +38,7 @@ def test_a_study_runs_to_its_end_and_every_opened_sum_is_exact(
     for round_id in range(world.plan.rounds):
         for purpose in (STATISTICS, DEMAND):
             attempt = Attempt(round_id=round_id, purpose=purpose, number=0)
-            opened = index.opened(round_id, purpose, auditor="auditor")
+            opened = index.opened(round_id, purpose)
             values = opened_values(world.board.payload(opened.message_hash), world.plan, purpose)
             assert values == _sum_of(world, attempt, sites)
         closes = index.all(Kind.CLOSE, round_id=round_id)
@@ -84,7 +84,7 @@ def test_a_site_that_vanishes_before_the_opening_leads_to_a_new_attempt_with_fre
             if (found := index.at(Kind.MASK_KEY, attempt, sender=name)) is not None
         ]
         assert len(set(keys)) == 2
-    opened = index.opened(0, STATISTICS, auditor="auditor")
+    opened = index.opened(0, STATISTICS)
     values = opened_values(world.board.payload(opened.message_hash), world.plan, STATISTICS)
     assert values == _sum_of(world, second, ("site-a", "site-b", "site-c"))
     assert {name: one.book.epsilon_spent(1e-5) for name, one in world.sites.items()} == spent

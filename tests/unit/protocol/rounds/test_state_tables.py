@@ -269,14 +269,14 @@ CASES = [
 
 
 def next_task(party: str, case: Line) -> Task:
-    index = MessageIndex(PLAN.study_id, PLAN.hash)
+    index = MessageIndex(PLAN, CAST.roster)
     for one in case.seen:
         index.add(one)
     if party == "Site":
-        return next_site_task(index, plan=PLAN, roster=CAST.roster, site=case.party)
+        return next_site_task(index, site=case.party)
     if party == "Auditor":
-        return next_auditor_task(index, plan=PLAN, roster=CAST.roster)
-    return next_coordinator_task(index, plan=PLAN, roster=CAST.roster, given_up=case.given_up)
+        return next_auditor_task(index)
+    return next_coordinator_task(index, given_up=case.given_up)
 
 
 @pytest.mark.parametrize(("party", "text", "case"), CASES)
