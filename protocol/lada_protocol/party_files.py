@@ -23,10 +23,12 @@ from lada_protocol.identity.credentials import (
     MAX_PASSPHRASE_BYTES,
     UNLOCK_VARIABLE,
     Credentials,
+    IdentityFile,
     Passphrase,
+    check_signing_key,
+    load_private_key,
     parse_credentials,
     parse_passphrase,
-    parse_signing_key,
 )
 from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster, parse_roster
@@ -135,10 +137,9 @@ def load_signing_key(folder: Path, *, passphrase: Passphrase | None = None) -> E
 
     Raises: ParameterError: missing, encrypted under another passphrase, or no such key.
     """
-    return parse_signing_key(
-        partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
-        passphrase=passphrase or read_passphrase(None),
-    )
+    file = IdentityFile.SIGNING_KEY
+    pem = IdentityFolder(folder).read(file, MAX_CERTIFICATE_BYTES)
+    return check_signing_key(load_private_key(file, pem, passphrase or read_passphrase(None)))
 
 
 def live_identity(
@@ -148,14 +149,15 @@ def live_identity(
 
     Raises: ParameterError: as `load_credentials`, or the roster lists other keys.
     """
-    return LiveIdentity(
-        IdentityFolder(folder),
-        roster=roster,
-        clock=lambda: datetime.now(UTC),
-        refused=partial(LOG.error, "%s: a changed file is not used: %s", folder),
-        party_id=party_id,
-        passphrase=passphrase or read_passphrase(None),
-    )
+    passphrase = passphrase or read_passphrase(None)
+
+    def load() -> Credentials:
+        loaded = load_credentials(folder, expected_id=party_id, passphrase=passphrase)
+        loaded.check_roster(roster)
+        return loaded
+
+    refused = partial(LOG.error, "%s: a changed file is not used: %s", folder)
+    return LiveIdentity(IdentityFolder(folder), load=load, refused=refused, passphrase=passphrase)
 
 
 def open_event_log(party: str, state_dir: Path) -> EventLog:

@@ -38,10 +38,10 @@ from lada_protocol.identity.issuance import (
     Enrolment,
     Period,
     build_ca_certificate,
+    build_revocation_list,
     issue_certificate,
     parse_requests,
 )
-from lada_protocol.identity.revocation import build_revocation_list
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.storage.whole_files import write_atomically

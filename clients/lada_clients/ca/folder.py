@@ -12,17 +12,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from lada_protocol.identity.certificates import (
     MAX_CERTIFICATE_BYTES,
+    MAX_REVOCATION_BYTES,
     PartyName,
+    RevocationList,
     certificate_pem,
     parse_certificate,
+    parse_revocations,
     party_name_of,
 )
 from lada_protocol.identity.credentials import IdentityFile, Passphrase, load_private_key
-from lada_protocol.identity.revocation import (
-    MAX_REVOCATION_BYTES,
-    RevocationList,
-    parse_revocations,
-)
 from lada_secure.errors import ParameterError, PeerError, TransportError
 
 CA_KEY: Final = "ca.key"

@@ -18,8 +18,8 @@ import grpc
 
 from lada_clients.net.back_off import BackOff
 from lada_clients.net.connection import Endpoint, NotNow, open_channel
+from lada_protocol.identity.certificates import RevocationList
 from lada_protocol.identity.credentials import Credentials, Passphrase
-from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import may_read
 from lada_protocol.party_files import live_identity

@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from datetime import datetime
 from typing import Generic, TypeVar
 
-from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
-from lada_protocol.identity.credentials import (
-    Credentials,
-    IdentityFile,
-    Passphrase,
-    parse_credentials,
-)
-from lada_protocol.identity.revocation import (
+from lada_protocol.identity.certificates import (
     MAX_REVOCATION_BYTES,
     RevocationList,
     parse_revocations,
 )
-from lada_protocol.identity.roster import Roster
+from lada_protocol.identity.credentials import Credentials, IdentityFile, Passphrase
 from lada_secure.errors import LadaError, ParameterError, PeerError
 from lada_secure.storage.identity_folder import IdentityFolder
 
@@ -68,34 +60,22 @@ class Renewed(Generic[T]):
 class LiveIdentity:
     """A party's certificates and keys, and what the CA has revoked, as they stand now.
 
-    Args: files: the identity folder. clock: aware UTC time. party_id: who we must be.
+    Args: files: the identity folder. load: reads and checks the certificates and keys in it.
       refused: told of a changed file that cannot be used; the old content stays in force.
-    Raises: ParameterError: the folder cannot be used, or the roster does not list its keys.
+    Raises: ParameterError: the folder cannot be used.
     """
 
     def __init__(
         self,
         files: IdentityFolder,
         *,
-        roster: Roster,
-        clock: Callable[[], datetime],
+        load: Callable[[], Credentials],
         refused: Callable[[LadaError], None],
-        party_id: str | None = None,
-        passphrase: Passphrase | None = None,
+        passphrase: Passphrase | None,
     ) -> None:
         self.passphrase = passphrase
         revoked = IdentityFile.REVOCATIONS
         others = [file for file in IdentityFile if file is not revoked]
-
-        def load(_: Credentials | None) -> Credentials:
-            loaded = parse_credentials(
-                lambda name: files.read(name, MAX_CERTIFICATE_BYTES),
-                at=clock(),
-                expected_id=party_id,
-                passphrase=passphrase,
-            )
-            loaded.check_roster(roster)
-            return loaded
 
         def load_revocations(known: RevocationList | None) -> RevocationList | None:
             stays = "" if known is None else f"list {known.number}"
@@ -115,7 +95,7 @@ class LiveIdentity:
 
         # The newest usable certificates and keys.
         self.credentials = Renewed(
-            lambda: tuple(files.stamp(file) for file in others), load, refused
+            lambda: tuple(files.stamp(file) for file in others), lambda _: load(), refused
         ).current
         ca = self.credentials().ca
         # The newest list of revoked certificates; None where there never was one.
