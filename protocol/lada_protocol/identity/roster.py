@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import TypeAdapter, ValidationError
 
-from lada_protocol.identity.certificates import PartyName, key_fingerprint, parse_role
+from lada_protocol.identity.certificates import PartyName, key_fingerprint
 from lada_protocol.kinds import Role
 from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
 from lada_secure.errors import ParameterError, PeerError
@@ -172,25 +173,15 @@ def parse_roster(raw: bytes, max_bytes: int = MAX_ROSTER_BYTES) -> Roster:
 
     Raises: PeerError: too long, not canonical, unknown or missing fields, or not a roster.
     """
-    value: Any = parse_canonical_json(raw, max_bytes=max_bytes)
-    if not isinstance(value, dict) or set(value) != {"study_ca", "parties"}:
-        raise PeerError("roster: expected an object with study_ca and parties")
-    if not isinstance(value["parties"], list) or not isinstance(value["study_ca"], str):
-        raise PeerError("roster: parties must be a list and study_ca a text")
+    parse_canonical_json(raw, max_bytes=max_bytes)
     try:
-        parties = tuple(_parse_party(party) for party in value["parties"])
-        roster = Roster(study_ca=value["study_ca"], parties=parties)
+        roster = TypeAdapter(Roster).validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PeerError(f"roster, {where}: {first['msg']}") from error
     except ParameterError as error:
         raise PeerError(str(error)) from error
     if roster.to_bytes() != raw:
-        raise PeerError("roster: parties must be sorted by id")
+        raise PeerError("roster: parties must be sorted by id, without other fields")
     return roster
-
-
-def _parse_party(value: Any) -> Party:
-    names = sorted(field.name for field in fields(Party))
-    if not isinstance(value, dict) or sorted(value) != names:
-        raise ParameterError(f"roster: a party has the fields {', '.join(names)}")
-    if not all(isinstance(text, str) for text in value.values()):
-        raise ParameterError("roster: every field of a party is a text")
-    return Party(**{**value, "role": parse_role(value["role"])})

@@ -12,7 +12,7 @@ from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt, MessageIndex
-from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.envelope import Envelope, read_document
 from lada_protocol.wire.messages import (
     CohortBody,
     ContributionBody,
@@ -21,7 +21,7 @@ from lada_protocol.wire.messages import (
     parse_body,
 )
 from lada_secure.allocation.statistics_parameters import site_bound
-from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.encryption.parameters import AggregationParameters, aggregation_parameters
 from lada_secure.errors import PeerError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, split_pool, transfer_of
@@ -96,13 +96,12 @@ def opened_values(raw: bytes, plan: StudyPlan, purpose: str) -> list[int]:
 
     Raises: PeerError(reason="malformed").
     """
-    value = parse_canonical_json(raw, max_bytes=Kind.OPENED.rules.max_payload_bytes)
+    what, limit = f"opened {purpose}", Kind.OPENED.rules.max_payload_bytes
+    values = read_document(raw, list[int], what=what, max_bytes=limit)
     length = purpose_length(plan, purpose)
-    if not isinstance(value, list) or len(value) != length:
-        raise PeerError(f"opened {purpose}: expected a list of {length} integers")
-    if any(type(entry) is not int for entry in value):
-        raise PeerError(f"opened {purpose}: expected integers only")
-    return value
+    if len(values) != length:
+        raise PeerError(f"{what}: expected {length} integers, got {len(values)}")
+    return values
 
 
 def keys_digest(keys: Mapping[str, Envelope]) -> str:

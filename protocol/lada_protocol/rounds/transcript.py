@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
-from lada_protocol.wire.envelope import Digest, Envelope, Header, StrictModel
+from lada_protocol.wire.envelope import Digest, Envelope, Header, StrictModel, read_document
 from lada_protocol.wire.messages import ScoresBody, parse_body
-from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.errors import PeerError
 
 FIRST = "0" * 64
@@ -92,10 +92,9 @@ def build_transcript(index: MessageIndex, round_id: int, *, previous: str) -> Tr
 def parse_transcript(raw: bytes) -> Transcript:
     """Read a transcript. Raises: PeerError(reason="bad_transcript")."""
     limit = Kind.TRANSCRIPT.rules.max_payload_bytes
-    try:
-        transcript = Transcript.model_validate(parse_canonical_json(raw, max_bytes=limit))
-    except ValidationError as error:
-        raise _bad(error.errors()[0]["msg"]) from error
+    transcript = read_document(
+        raw, Transcript, what="transcript", max_bytes=limit, reason="bad_transcript"
+    )
     if transcript.entries != sorted(transcript.entries, key=_order):
         raise _bad("entries are not sorted")
     return transcript

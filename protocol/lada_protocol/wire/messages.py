@@ -271,5 +271,5 @@ def parse_body(envelope: Envelope, model: type[B]) -> B:
     try:
         return model.model_validate(envelope.header.body)
     except ValidationError as error:
-        where = f"{envelope.kind} of {envelope.header.sender}"
-        raise envelope.fault(f"{where}, {first_fault(error, 'body')}") from error
+        where = f"body of {envelope.kind} of {envelope.header.sender}"
+        raise envelope.fault(first_fault(error, where)) from error
