@@ -160,6 +160,10 @@ class MessageIndex:
         """Messages of a kind in a round, outside of attempts, by sender."""
         return self.all_at(kind, Attempt(round_id=round_id))
 
+    def sent(self, kind: Kind) -> list[Envelope]:
+        """All messages of a kind."""
+        return [message for message in self if message.kind is kind]
+
     def by_hash(self, message_hash: str) -> Envelope | None:
         """The message of that name, or None."""
         return self._by_hash.get(message_hash)
