@@ -32,7 +32,7 @@ from lada_protocol.identity.certificates import PartyName, certificate_pem
 from lada_protocol.identity.credentials import Credentials
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.party_files import live_identity, load_credentials
+from lada_protocol.party_files import LiveIdentity, load_credentials
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
@@ -126,7 +126,7 @@ class Recording:
         """The calls of a board, without a limit on their rate."""
         names = [one.id for one in self.roster.parties]
         limits = PeerLimits(calls_per_s=1e9, burst_calls=10**9, concurrent_calls=64)
-        identity = live_identity(
+        identity = LiveIdentity(
             self.identity("coordinator"), party_id="coordinator", roster=self.roster
         )
         return BoardCalls(

@@ -8,8 +8,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import is_to_admit, shown_with_acceptance
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
-from lada_protocol.rounds.tasks import Post, Task
-from lada_protocol.rounds.view import RoundView
+from lada_protocol.rounds.tasks import Post, RoundView, Task
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.errors import PeerError

@@ -8,8 +8,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of, refused_admission
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import check_cohort
-from lada_protocol.rounds.tasks import Done, Post, Task, Wait
-from lada_protocol.rounds.view import RoundView
+from lada_protocol.rounds.tasks import Done, Post, RoundView, Task, Wait
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 

@@ -1,17 +1,23 @@
-"""What a party does next, as frozen values; an adapter carries them out.
+"""What a party does next, as frozen values, and the view of a round from which its rules say so.
 
-The rules of site, auditor and coordinator compute one of these from the message index alone. They
-hold no memory of their own: a task that was not carried out is returned again, so a crash between
-any two messages loses nothing.
+An adapter carries a task out. The rules of site, auditor and coordinator compute it from the
+message index alone and hold no memory of their own: a task that was not carried out is returned
+again, so a crash between any two messages loses nothing. They are lines of an `or`, as the tables
+of SPEC.md, "State machines": the first that gives a task says what comes next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.index import Attempt
+from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.completion import ending_of
+from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import fault_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,3 +76,74 @@ class Done:
 
 
 Task: TypeAlias = Post | Wait | Done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundView:
+    """What a party, `me`, sees of one round; what comes before the rounds stands in round 0."""
+
+    index: MessageIndex
+    me: str
+    round_id: int = 0
+
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan of the study."""
+        return self.index.plan
+
+    @property
+    def coordinator(self) -> str:
+        """The coordinator's id."""
+        return self.index.coordinator
+
+    @property
+    def auditor(self) -> str:
+        """The auditor's id."""
+        return self.index.auditor
+
+    def round_task(self) -> Task | None:
+        """The party's task in this round; None where it has none, or none any more."""
+        raise NotImplementedError
+
+    def first_of_rounds(self) -> Task | None:
+        """The task in the first round that has one."""
+        rounds = (replace(self, round_id=round_id) for round_id in range(self.plan.rounds))
+        return next((task for view in rounds if (task := view.round_task()) is not None), None)
+
+    def over(self) -> Done | None:
+        """Whether the coordinator has ended the study; "finished" counts only where it was."""
+        failed = self.index.find(Kind.FAILED, sender=self.coordinator)
+        if failed is not None:
+            return Done(failure=fault_of(failed))
+        if self.index.find(Kind.FINISHED, sender=self.coordinator) is not None:
+            return Done(failure=ending_of(self.index).reason or None)
+        return None
+
+    def find(self, kind: Kind, sender: str, *, to: str = "", purpose: str = "") -> Envelope | None:
+        """A message of this round that belongs to no attempt."""
+        return self.index.find(kind, sender=sender, to=to, purpose=purpose, round_id=self.round_id)
+
+    def owed(self, kind: Kind, *, to: str = "") -> Post | None:
+        """Post a message of this round; None once it is there."""
+        if self.find(kind, self.me, to=to) is not None:
+            return None
+        return Post(kind=kind, attempt=self.attempt("", 0), to=to)
+
+    def silent(self, kind: Kind, senders: Iterable[str], *, to: str = "") -> tuple[str, ...]:
+        """Those that have not sent a message of this kind in this round."""
+        return tuple(sender for sender in senders if self.find(kind, sender, to=to) is None)
+
+    def wait(self, step: str, awaited: str, *parties: str, attempt: Attempt | None = None) -> Wait:
+        """Wait for these parties."""
+        return Wait(
+            step=step, round_id=self.round_id, awaited=awaited, parties=parties, attempt=attempt
+        )
+
+    def attempt(self, purpose: str, number: int) -> Attempt:
+        """One attempt of this round."""
+        return Attempt(round_id=self.round_id, purpose=purpose, number=number)
+
+    def attempts(self, kind: Kind, purpose: str) -> list[Attempt]:
+        """Attempts of this round for which a message of this kind is there, ascending."""
+        numbers = self.index.attempts(kind, round_id=self.round_id, purpose=purpose)
+        return [self.attempt(purpose, number) for number in numbers]

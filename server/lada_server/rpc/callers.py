@@ -15,9 +15,9 @@ import grpc
 from cryptography import x509
 
 from lada_protocol.identity.certificates import key_fingerprint, parse_certificate, verify_party
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import LiveIdentity
 from lada_secure.errors import PeerError
 
 # The coordinator works on its own board in its own process. Whoever dials with the coordinator's

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lada_protocol.events import Waiting
-from lada_protocol.identity.renewal import LiveIdentity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire.limits import join_address, split_address
 from lada_secure.errors import LadaError, ParameterError
 from lada_server.rpc.presence import Presence
