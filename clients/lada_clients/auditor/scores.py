@@ -41,9 +41,9 @@ class ScoreCheck:
             matrix; wrong_scores: not the scores of this query under this matrix.
         """
         me = self.participant
-        scored = check_scored_round(me.index, cohort, round_id=attempt.round_id)
-        matrix = self._parsed(scored.matrix)
-        for site, one in scored.by_site.items():
+        committed, by_site = check_scored_round(me.index, cohort, round_id=attempt.round_id)
+        matrix = self._parsed(committed)
+        for site, one in by_site.items():
             self._check_site(matrix, site, one)
 
     def _parsed(self, message: Envelope) -> PoolMatrix:

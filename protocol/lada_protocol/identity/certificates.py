@@ -60,24 +60,15 @@ class PartyName:
         return f"lada:{self.role}:{self.id}"
 
 
-def parse_role(text: str) -> Role:
-    """The role of that name. Raises: ParameterError: there is none."""
-    try:
-        return Role(text)
-    except ValueError:
-        raise ParameterError(
-            f"role of a party: expected one of {', '.join(Role)}, got {text[:40]!r}"
-        ) from None
-
-
 def parse_party_name(uri: str) -> PartyName:
     """Read `lada:<role>:<id>`. Raises: PeerError: any other form (reason "bad_certificate")."""
     scheme, _, rest = uri.partition(":")
     role, _, party_id = rest.partition(":")
-    if scheme != "lada":
-        raise _bad(f"certificate name {uri!r}: expected lada:<role>:<id>")
+    if scheme != "lada" or role not in list(Role):
+        known = ", ".join(Role)
+        raise _bad(f"certificate name {uri!r}: expected lada:<role>:<id>, role one of {known}")
     try:
-        return PartyName(role=parse_role(role), id=party_id)
+        return PartyName(role=Role(role), id=party_id)
     except ParameterError as error:
         raise _bad(f"certificate name {uri!r}: {error}") from error
 

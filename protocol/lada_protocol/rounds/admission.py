@@ -151,11 +151,6 @@ def admission_of(index: MessageIndex, site: str) -> Envelope | None:
     return admission
 
 
-def refused_admission(index: MessageIndex, site: str) -> Envelope | None:
-    """The auditor's refusal to admit a site; None where there is none."""
-    return index.find(Kind.REFUSAL, sender=index.auditor, to=site)
-
-
 def _ledger_id(entries: Sequence[LedgerEntry]) -> str:
     first = entries[0] if entries else None
     return first.ledger_id if isinstance(first, StartEntry | RestartEntry) else ""

@@ -8,7 +8,6 @@ Here is what signed messages alone show of that; the auditor compares the bytes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,14 +29,6 @@ class ScoredQuery:
 
     query: Envelope
     scores: Envelope
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredRound:
-    """A round's matrix, and query and scores of every site whose demand is to be opened."""
-
-    matrix: Envelope
-    by_site: Mapping[str, ScoredQuery]
 
 
 def scoring_parameters_of(plan: StudyPlan) -> ScoringParameters:
@@ -63,9 +54,10 @@ def check_answer(scores: Envelope, query: Envelope, plan: StudyPlan) -> ScoresBo
 
 def check_scored_round(
     index: MessageIndex, sites: tuple[str, ...], *, round_id: int
-) -> ScoredRound:
+) -> tuple[Envelope, dict[str, ScoredQuery]]:
     """Check that each of these sites was answered from the one matrix of the round.
 
+    Returns: the matrix, and query and scores of every site.
     Raises: PeerError that names coordinator and site: wrong_matrix (none, under other parameters,
         or scores that name another one), missing_scores (no query, or no answer), wrong_scores,
         wrong_parameters (a query of other cells), malformed.
@@ -103,4 +95,4 @@ def check_scored_round(
                 reason="wrong_matrix",
             )
         found[site] = ScoredQuery(query=query, scores=scores)
-    return ScoredRound(matrix=matrix, by_site=found)
+    return matrix, found

@@ -31,7 +31,8 @@ def ending_of(index: MessageIndex) -> Ending:
     failed = failed or index.find(Kind.REFUSAL, sender=index.auditor)
     if failed is not None:
         return Ending(outcome="failed", reason=fault_of(failed))
-    lacks = unfinished(index)
+    rounds = range(index.plan.rounds)
+    lacks = next(filter(None, (missing_from_round(index, one) for one in rounds)), "")
     if index.find(Kind.FINISHED, sender=coordinator) is None:
         where = lacks or "all of its rounds are closed"
         return Ending(outcome="unfinished", reason=f"{coordinator} never ended it; {where}")
@@ -57,12 +58,6 @@ def missing_from_round(index: MessageIndex, round_id: int) -> str:
         if party not in signers:
             return f"round {round_id}: {party} never signed its transcript"
     return ""
-
-
-def unfinished(index: MessageIndex) -> str:
-    """What the first round that was not carried out lacks; empty where all of them were."""
-    lacks = (missing_from_round(index, one) for one in range(index.plan.rounds))
-    return next((one for one in lacks if one), "")
 
 
 def _signers(index: MessageIndex, round_id: int) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
+from lada_protocol.rounds.admission import admission_of, shown_with_acceptance
 from lada_protocol.rounds.completion import missing_from_round
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
@@ -67,7 +67,7 @@ class _CoordinatorView(RoundView):
         accepted, refused, silent, unanswered = [], [], [], []
         for site in (party.id for party in index.roster.sites):
             refusal = self.find(Kind.REFUSAL, site)
-            refusal = refusal or refused_admission(index, site)
+            refusal = refusal or self.find(Kind.REFUSAL, self.auditor, to=site)
             if refusal is not None:
                 refused.append(f"{site}: {fault_of(refusal)}")
             elif admission_of(index, site) is not None:

@@ -88,15 +88,10 @@ class MessageIndex:
     ) -> Envelope:
         """The message for a slot, bound to plan and roster and signed by its sender."""
         header = Header(
-            kind=slot.kind.value,
+            **slot._asdict(),
             study_id=self.study_id,
             plan_hash=self.plan_hash,
             roster_hash=self.roster.hash,
-            round_id=slot.round_id,
-            attempt=slot.attempt,
-            purpose=slot.purpose,
-            sender=slot.sender,
-            to=slot.to,
             body=dict(body),
             payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
             payload_bytes=len(payload),

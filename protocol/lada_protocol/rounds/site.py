@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.admission import admission_of, refused_admission
+from lada_protocol.rounds.admission import admission_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import check_cohort
 from lada_protocol.rounds.tasks import Done, Post, RoundView, Task, Wait
@@ -26,7 +26,7 @@ class _SiteView(RoundView):
 
     def task(self) -> Task:
         # First of all: whoever was left out has failed, however the study of the others ended.
-        refused = refused_admission(self.index, self.me)
+        refused = self.find(Kind.REFUSAL, self.auditor, to=self.me)
         if refused is not None:
             return Done(failure=fault_of(refused))
         over = self.over()

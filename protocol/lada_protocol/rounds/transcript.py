@@ -62,15 +62,8 @@ def stands_outside(envelope: Envelope) -> bool:
 
 
 def _entry(envelope: Envelope) -> Entry:
-    head = envelope.header
-    return Entry(
-        kind=head.kind,
-        purpose=head.purpose,
-        attempt=head.attempt,
-        sender=head.sender,
-        to=head.to,
-        message_hash=envelope.message_hash,
-    )
+    place = envelope.header.model_dump(include={"kind", "purpose", "attempt", "sender", "to"})
+    return Entry(**place, message_hash=envelope.message_hash)
 
 
 def _order(entry: Entry | Header) -> tuple[str, str, int, str, str]:

@@ -68,9 +68,9 @@ def _check(index: MessageIndex) -> Any:
 
 
 def test_a_round_in_which_everybody_was_answered_from_one_matrix_passes() -> None:
-    scored = _check(_round())
-    assert tuple(scored.by_site) == SITES
-    assert scored.matrix.kind is Kind.MATRIX
+    matrix, by_site = _check(_round())
+    assert tuple(by_site) == SITES
+    assert matrix.kind is Kind.MATRIX
 
 
 @pytest.mark.parametrize(
