@@ -47,8 +47,8 @@ from lada_protocol.identity.roster import Party, parse_roster
 from lada_protocol.kinds import Kind, Role
 from lada_protocol.plan import parse_plan
 from lada_protocol.rounds.admission import admission_of, check_accepted_head
-from lada_protocol.rounds.completion import Outcome, ending_of
 from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.rounds.transcript import Outcome, ending_of
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import (
     BODIES,
@@ -82,7 +82,7 @@ class Verdict:
     @property
     def study_id(self) -> str:
         """Empty where it is not known."""
-        return self.study.study_id if self.study else ""
+        return self.study.plan.study_id if self.study else ""
 
     @property
     def messages(self) -> int:

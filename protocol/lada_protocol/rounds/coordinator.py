@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of, shown_with_acceptance
-from lada_protocol.rounds.completion import missing_from_round
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
 from lada_protocol.rounds.tasks import GiveUp, Post, RoundView, Task
+from lada_protocol.rounds.transcript import missing_from_round
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 

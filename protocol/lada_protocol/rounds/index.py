@@ -69,11 +69,6 @@ class MessageIndex:
         self.plan_hash = self.plan.hash
 
     @property
-    def study_id(self) -> str:
-        """Of the plan."""
-        return self.plan.study_id
-
-    @property
     def coordinator(self) -> str:
         """The coordinator's id."""
         return self.roster.coordinator.id
@@ -89,7 +84,7 @@ class MessageIndex:
         """The message for a slot, bound to plan and roster and signed by its sender."""
         header = Header(
             **slot._asdict(),
-            study_id=self.study_id,
+            study_id=self.plan.study_id,
             plan_hash=self.plan_hash,
             roster_hash=self.roster.hash,
             body=dict(body),
@@ -101,7 +96,7 @@ class MessageIndex:
     def take(self, envelope: Envelope) -> None:
         """Add a message if it belongs to this study; a board may hold others."""
         head = envelope.header
-        if (head.study_id, head.plan_hash) == (self.study_id, self.plan_hash):
+        if (head.study_id, head.plan_hash) == (self.plan.study_id, self.plan_hash):
             self.add(envelope)
 
     def add(self, envelope: Envelope) -> None:
@@ -110,9 +105,9 @@ class MessageIndex:
         Raises: PeerError: wrong_study, wrong_plan, equivocation (two messages in one slot).
         """
         head, slot = envelope.header, slot_of(envelope)
-        if head.study_id != self.study_id:
+        if head.study_id != self.plan.study_id:
             raise envelope.fault(
-                f"{envelope!r} belongs to study {head.study_id}, not {self.study_id}",
+                f"{envelope!r} belongs to study {head.study_id}, not {self.plan.study_id}",
                 reason="wrong_study",
             )
         if head.plan_hash != self.plan_hash:
@@ -169,19 +164,16 @@ class MessageIndex:
         Raises: PeerError: none (missing_message), or two of them (already_opened).
         """
         place = Kind.OPENED, round_id, purpose
-        found = [
-            envelope
-            for slot, envelope in self._by_slot.items()
-            if slot[:3] == place and slot.sender == self.auditor
+        slots = [
+            slot for slot in self._by_slot if slot[:3] == place and slot.sender == self.auditor
         ]
-        if len(found) != 1:
-            raise PeerError(
-                f"round {round_id}, {purpose}: {len(found)} opened sums, there is exactly one",
-                reason="already_opened" if found else "missing_message",
+        if len(slots) != 1:
+            raise Attempt(round_id=round_id, purpose=purpose).fault(
+                f"{len(slots)} opened sums, there is exactly one",
+                reason="already_opened" if slots else "missing_message",
                 peer=self.auditor,
-                round_id=round_id,
             )
-        return found[0]
+        return self._by_slot[slots[0]]
 
     def attempts(self, kind: Kind, *, round_id: int, purpose: str) -> list[int]:
         """Attempts of a (round, purpose) for which a message of this kind is there, ascending."""

@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.completion import ending_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.transcript import ending_of
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import fault_of
 
