@@ -82,22 +82,22 @@ class Verdict:
     @property
     def study_id(self) -> str:
         """Empty where it is not known."""
-        return self.study.plan.study_id if self.study else ""
+        return "" if self.study is None else self.study.plan.study_id
 
     @property
     def messages(self) -> int:
         """How many signed messages were read."""
-        return len(self.study) if self.study else 0
+        return 0 if self.study is None else len(self.study)
 
     @property
     def rounds(self) -> int:
         """How many transcripts there are."""
-        return len(self.study.sent(Kind.TRANSCRIPT)) if self.study else 0
+        return 0 if self.study is None else len(self.study.sent(Kind.TRANSCRIPT))
 
     @property
     def openings(self) -> int:
         """How many sums were opened."""
-        return len(self.study.sent(Kind.OPENED)) if self.study else 0
+        return 0 if self.study is None else len(self.study.sent(Kind.OPENED))
 
     @property
     def good(self) -> bool:
