@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from postgresql_server import PostgresServer
-from protocol_world import make_plan
 
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_protocol.identity.certificates import PartyName
@@ -19,7 +18,6 @@ from lada_protocol.identity.credentials import Credentials
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Role
 from lada_protocol.party_files import load_credentials
-from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 
 # A shell that starts a job in the background lets it ignore Ctrl-C, and every child of the job
@@ -67,12 +65,6 @@ class Study:
     def credentials(self, party: str) -> Credentials:
         """The party's loaded credentials."""
         return load_credentials(self.folder / party)
-
-    def index(self) -> MessageIndex:
-        """An index that takes these messages, whose plan is a hash and no more."""
-        index = MessageIndex(make_plan(study_id="study"), self.roster)
-        index.plan_hash = "0" * 64
-        return index
 
     def envelope(
         self,

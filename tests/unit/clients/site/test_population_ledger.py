@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from protocol_world import index_of_zeros
 from typer.testing import CliRunner
 
 from lada_clients.auditor.commands import app as auditor_app
@@ -257,7 +258,7 @@ def test_a_ledger_put_back_while_the_study_runs_is_noticed_before_anything_is_sp
     parties: Parties, study: Any
 ) -> None:
     whole = parties.spend(0)
-    index = study.index()
+    index = index_of_zeros(study.roster)
     head = whole[-1]
     body = {"first_index": 0, "head_index": head.index, "head_hash": head.entry_hash}
     index.add(study.envelope(Kind.LEDGER, "hospital-a", b"", body=body))
