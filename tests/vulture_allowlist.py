@@ -58,6 +58,7 @@ _.study_epsilon_rdp_after
 # Found in a table of classes or by a library: message bodies, enum values, pydantic, jinja2.
 EmptyBody
 FinishedBody
+OpeningKeyBody
 PathsBody
 TranscriptBody
 _._as_written

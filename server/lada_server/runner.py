@@ -8,8 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lada_protocol.events import EVENTS_FILE, Failed
-from lada_protocol.identity.renewal import LiveIdentity
-from lada_protocol.party_files import live_identity, open_event_log, read_roster, read_settings
+from lada_protocol.party_files import LiveIdentity, open_event_log, read_roster, read_settings
 from lada_secure.data.records import read_pool
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
@@ -31,7 +30,7 @@ def run_server(settings_path: Path) -> None:
     configure_logs(settings.log)
     study_settings = read_settings(settings.study, StudySettings)
     roster = read_roster(settings.roster)
-    identity = live_identity(
+    identity = LiveIdentity(
         settings.identity,
         party_id=settings.party,
         roster=roster,

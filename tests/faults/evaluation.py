@@ -81,7 +81,7 @@ class Record:
     @cached_property
     def index(self) -> MessageIndex:
         """Every message on the board."""
-        index = MessageIndex(self.plan.study_id, self.plan.hash)
+        index = MessageIndex(self.plan, self.roster)
         with reading(self.federation.layout.coordinator.state / "board.sqlite") as connection:
             rows = connection.execute(
                 "select header, signature from board_messages order by sequence"
@@ -108,7 +108,7 @@ class Record:
 
     def opened(self, round_id: int, purpose: str) -> tuple[tuple[str, ...], list[int]]:
         """The cohort of a secure aggregation, and the sum."""
-        message = self.index.opened(round_id, purpose, auditor=self.roster.auditor.id)
+        message = self.index.opened(round_id, purpose)
         sites = tuple(sorted(parse_body(message, OpenedBody).contributions))
         return sites, [int(one) for one in json.loads(self.payload(message))]
 
@@ -193,8 +193,7 @@ class CoordinatorAgain:
         return teacher, teacher.view_pool()
 
     def _version(self, round_id: int) -> str:
-        me = self.record.roster.coordinator.id
-        return llm_version(self.record.index, coordinator=me, before_round=round_id)
+        return llm_version(self.record.index, before_round=round_id)
 
     def faults(self, round_id: int) -> Iterator[str]:
         """Where the coordinator's messages of a round are not what follows from its input."""

@@ -17,7 +17,6 @@ from lada_protocol.rounds.llm_transfer import SiteRationale
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import (
     NoisedStatistics,
-    UnitStatistics,
     release_statistics,
     statistics_spec,
 )
@@ -96,12 +95,6 @@ class LearnerWithoutModel:
             max_units=plan.privacy.max_units,
             scale=plan.statistics.integer_scale,
         )
-        nothing = UnitStatistics(
-            vector=np.zeros(parameters.length, dtype=np.int64),
-            clusters=parameters.clusters,
-            loss_clip=parameters.loss_clip,
-            scale=parameters.scale,
-        )
         spec = statistics_spec(
             parameters,
             study_id=plan.study_id,
@@ -110,7 +103,7 @@ class LearnerWithoutModel:
             unit=plan.privacy.unit,
         )
         return release_statistics(
-            lambda _paid: nothing, parameters=parameters, book=self.book, spec=spec
+            lambda _paid: (), parameters=parameters, book=self.book, spec=spec
         )
 
     def utilities(self, noised: NoisedStatistics) -> np.ndarray:

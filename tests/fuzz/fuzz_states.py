@@ -157,7 +157,7 @@ class PartyStates:
         )
         if until > 1:
             me.plan = recording.plan
-            me.index = MessageIndex(recording.plan.study_id, recording.plan.hash)
+            me.index = MessageIndex(recording.plan, recording.roster)
             for _, one in seen:
                 me.index.add(one)
         return PartyState(

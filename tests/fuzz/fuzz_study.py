@@ -32,12 +32,12 @@ from lada_protocol.identity.certificates import PartyName, certificate_pem
 from lada_protocol.identity.credentials import Credentials
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.party_files import live_identity, load_credentials
+from lada_protocol.party_files import LiveIdentity, load_credentials
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import Done, StartAttempt, Wait
+from lada_protocol.rounds.tasks import Done, Post, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.allocation.cells import fit_clusters
@@ -126,7 +126,7 @@ class Recording:
         """The calls of a board, without a limit on their rate."""
         names = [one.id for one in self.roster.parties]
         limits = TransportSettings(calls_per_s=1e9, burst_calls=10**9, concurrent_calls=64)
-        identity = live_identity(
+        identity = LiveIdentity(
             self.identity("coordinator"), party_id="coordinator", roster=self.roster
         )
         return BoardCalls(
@@ -337,7 +337,8 @@ class _HonestRun:
     def _coordinator_step(self) -> bool:
         one = self._coordinator
         task = one.loop.next_task()
-        second_round = isinstance(task, StartAttempt) and task.attempt.round_id > 0
+        is_cohort = isinstance(task, Post) and task.kind is Kind.COHORT
+        second_round = is_cohort and task.round_id > 0
         if isinstance(task, Done) or second_round:
             return False
         if not isinstance(task, Wait):

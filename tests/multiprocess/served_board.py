@@ -10,7 +10,7 @@ import pytest
 from lada_clients.net.transport import LOG, BoardClient
 from lada_protocol.identity.certificates import role_host
 from lada_protocol.kinds import Role
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
 from lada_protocol.wire.limits import REASON_KEY
@@ -24,7 +24,7 @@ FIVE_MB = bytes(range(256)) * (5 * 4096)
 
 def coordinator_identity(study, folder=None):
     """What the coordinator serves with; from another folder where one is given."""
-    return live_identity(
+    return LiveIdentity(
         folder or study.identity("coordinator"), party_id="coordinator", roster=study.roster
     )
 

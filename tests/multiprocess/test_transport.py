@@ -21,7 +21,7 @@ from tunnel import connect_proxy
 from lada_clients.net import connection
 from lada_clients.net.transport import BoardClient, RefusedByBoard
 from lada_protocol.identity.roster import parse_roster
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import TransportError
 from lada_server.board.store import BoardStore
@@ -134,7 +134,7 @@ def serve(identity, roster_file, folder, port, ready):
     )
     server = start_server(
         f"127.0.0.1:{port}",
-        identity=live_identity(identity, party_id="coordinator", roster=roster),
+        identity=LiveIdentity(identity, party_id="coordinator", roster=roster),
         store=store,
         upload_dir=folder / "uploads",
     )

@@ -26,7 +26,7 @@ from tunnel import Tunnel
 from lada_clients.ca.authority import issue_party
 from lada_clients.net import connection
 from lada_clients.net.transport import BoardClient, RefusedByBoard
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
 from lada_protocol.wire.limits import CHUNK_BYTES
@@ -472,7 +472,7 @@ def test_only_the_coordinators_certificate_serves(served, study, tmp_path):
     with pytest.raises(ParameterError, match="needs the coordinator's"):
         start_server(
             "127.0.0.1:0",
-            identity=live_identity(study.identity("bank"), party_id="bank", roster=study.roster),
+            identity=LiveIdentity(study.identity("bank"), party_id="bank", roster=study.roster),
             store=served.store,
             upload_dir=tmp_path / "other",
         )

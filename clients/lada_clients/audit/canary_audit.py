@@ -250,7 +250,7 @@ def audit_training(
         def report(step: StepReport, before: int = round_id * privacy.steps) -> None:
             progress(before + step.step, steps.count)
 
-        log = distil(
+        done = distil(
             lm,
             units=paid_units,
             pool=pool_of(round_id),
@@ -260,7 +260,7 @@ def audit_training(
             spec=training_spec(privacy, study_id=_STUDY, plan_hash=_PLAN_HASH, round_id=round_id),
             progress=report,
             open_trainer=partial(AuditedTrainer, canaries=run),
-        ).log
+        )
     if attack == "updates":
         counts = count_confident(run.watcher.log_odds, coins.joined, guesses=size.guesses)
     else:
@@ -280,9 +280,9 @@ def audit_training(
         flagged=bound > epsilon,
         noise_multiplier=privacy.noise_multiplier,
         noise_seen=run.watcher.noise_seen if attack == "updates" else None,
-        engine=log.engine,
-        device=log.device,
-        trainable_parameters=log.trainable_parameters,
+        engine=done.engine,
+        device=done.device,
+        trainable_parameters=done.trainable_parameters,
         statement=fixed,
         commitment=coins.commitment,
         opening=coins.opening,

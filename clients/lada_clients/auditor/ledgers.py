@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lada_protocol.identity.roster import Party, Roster
+from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of, check_accepted_head
 from lada_protocol.rounds.index import MessageIndex
@@ -30,10 +30,10 @@ def claim_of(index: MessageIndex, site: str) -> AcceptanceBody | None:
     return None if acceptance is None else parse_body(acceptance, AcceptanceBody)
 
 
-def admitted_claim(index: MessageIndex, site: str, *, roster: Roster) -> AcceptanceBody:
+def admitted_claim(index: MessageIndex, site: str) -> AcceptanceBody:
     """What an admitted site has accepted with. Raises: PeerError: it was not admitted."""
     claim = claim_of(index, site)
-    if claim is None or admission_of(index, site, roster=roster) is None:
+    if claim is None or admission_of(index, site) is None:
         raise PeerError(
             f"{site} sends a ledger, but was not admitted to the study",
             reason="not_admitted",

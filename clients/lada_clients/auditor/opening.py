@@ -151,10 +151,9 @@ class SumOpening:
         """Every check of signed messages and ledgers."""
         me = self.participant
         self._check_key_is_fresh(attempt)
-        request = check_aggregate_request(me.index, attempt, plan=me.plan, roster=me.roster)
+        request = check_aggregate_request(me.index, attempt)
         for site, paid_by in request.paid_by.items():
-            claim = admitted_claim(me.index, site, roster=me.roster)
-            entries = self.ledgers.entries(site, claim.population)
+            entries = self.ledgers.entries(site, admitted_claim(me.index, site).population)
             check_payment(entries, paid_by, plan=me.plan, attempt=attempt, site=site)
         return request
 
@@ -206,11 +205,9 @@ class SumOpening:
             matrix; wrong_scores: not the scores of this query under this matrix.
         """
         me = self.participant
-        scored = check_scored_round(
-            me.index, cohort, round_id=attempt.round_id, plan=me.plan, roster=me.roster
-        )
-        matrix = self._parsed_matrix(scored.matrix)
-        for site, one in scored.by_site.items():
+        committed, by_site = check_scored_round(me.index, cohort, round_id=attempt.round_id)
+        matrix = self._parsed_matrix(committed)
+        for site, one in by_site.items():
             self._check_scores_of(site, one, matrix)
 
     def _parsed_matrix(self, message: Envelope) -> PoolMatrix:

@@ -20,8 +20,8 @@ from lada_protocol.events import NewLedger
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import check_ledger_claim, shown_with_acceptance
 from lada_protocol.rounds.auditor import next_auditor_task
-from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, CloseRound, OpenSum, PostOpeningKey
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
+from lada_protocol.rounds.tasks import Post
+from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, parse_body
 from lada_secure.errors import LedgerError, LocalProtocolError, PeerError
 from lada_secure.privacy.ledger.entries import parse_ledger_lines
@@ -61,14 +61,16 @@ class Auditor:
         """What the auditor does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_auditor_task(me.index, plan=me.plan, roster=me.roster),
-            (
-                handles(PostOpeningKey, "plan", lambda task: self.opening.post_key(task.purpose)),
-                handles(AdmitSite, "plan", lambda task: self._admit(task.site)),
-                handles(CheckLedger, "opening", self._check_ledger),
-                handles(OpenSum, "opening", lambda task: self.opening.answer(task.attempt)),
-                handles(CloseRound, "close", lambda task: me.close_round(task.round_id)),
-            ),
+            lambda: next_auditor_task(me.index),
+            {
+                Kind.OPENING_KEY: Handler(
+                    "plan", lambda t: self.opening.post_key(t.attempt.purpose)
+                ),
+                Kind.ADMISSION: Handler("plan", lambda t: self._admit(t.to)),
+                Kind.RECEIPT: Handler("opening", self._check_ledger),
+                Kind.OPENED: Handler("opening", lambda t: self.opening.answer(t.attempt)),
+                Kind.CLOSE: Handler("close", lambda t: me.close_round(t.round_id)),
+            },
         )
 
     def _plan_is_acceptable(self) -> bool:
@@ -141,9 +143,9 @@ class Auditor:
             entries=claim.head_index + 1,
         )
 
-    def _check_ledger(self, task: CheckLedger) -> None:
-        me, site = self.participant, task.site
-        round_id, purpose = task.round_id, task.purpose
+    def _check_ledger(self, task: Post) -> None:
+        me, site = self.participant, task.to
+        round_id, purpose = task.round_id, task.attempt.purpose
         message = me.index.find(Kind.LEDGER, sender=site, round_id=round_id, purpose=purpose)
         answer = partial(me.post, round_id=round_id, purpose=purpose, to=site)
         try:
@@ -158,7 +160,7 @@ class Auditor:
             if message is shown_with_acceptance(me.index, site):
                 claim = self._joining(site, body, part)
             else:
-                claim = admitted_claim(me.index, site, roster=me.roster)
+                claim = admitted_claim(me.index, site)
             self.ledgers.append(me.roster.party(site), claim, body, part)
         except PeerError as error:
             # One site's bad ledger ends nobody else's work; its contributions stay unpaid.

@@ -24,9 +24,12 @@ from lada_clients.ca.enrolment import (
 )
 from lada_protocol.identity.certificates import (
     MAX_CERTIFICATE_BYTES,
+    MAX_REVOCATION_BYTES,
     PartyName,
+    RevocationList,
     certificate_fingerprint,
     certificate_pem,
+    parse_revocations,
     party_name_of,
     verify_party,
 )
@@ -43,14 +46,9 @@ from lada_protocol.identity.issuance import (
     Enrolment,
     Period,
     build_ca_certificate,
+    build_revocation_list,
     issue_certificate,
     parse_requests,
-)
-from lada_protocol.identity.revocation import (
-    MAX_REVOCATION_BYTES,
-    RevocationList,
-    build_revocation_list,
-    parse_revocations,
 )
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError

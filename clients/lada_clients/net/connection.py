@@ -33,9 +33,9 @@ from lada_protocol.identity.certificates import (
     verify_party,
 )
 from lada_protocol.identity.credentials import Credentials, IdentityFile
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire.limits import MAX_FRAME_BYTES, MAX_REPLY_BYTES, WINDOW_BYTES, join_address
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import PeerError, TransportError

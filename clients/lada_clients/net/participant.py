@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, open_event_log, read_roster
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.tasks import Task, Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
@@ -107,7 +107,7 @@ class Participant:
             raise plans[-1].fault(named, reason="bad_plan")
         if plan.coordinator != header.sender:
             raise plans[-1].fault("the plan names another coordinator", reason="bad_plan")
-        self.plan, self.index = plan, MessageIndex(plan.study_id, plan.hash)
+        self.plan, self.index = plan, MessageIndex(plan, self.roster)
         for message in early:
             self.index.take(message)
 
@@ -122,9 +122,7 @@ class Participant:
             write_atomically(folder / PLAN_FILE, plan.to_bytes())
         return folder
 
-    def run_loop(
-        self, next_task: Callable[[], Task], handlers: Iterable[tuple[type[Task], Handler]]
-    ) -> RunLoop:
+    def run_loop(self, next_task: Callable[[], Task], handlers: Mapping[Kind, Handler]) -> RunLoop:
         """The study from this party's side. next_task: from the index, which is new by then."""
 
         def after_sync() -> Task:
@@ -136,7 +134,7 @@ class Participant:
             rounds=self.plan.rounds,
             next_task=after_sync,
             wait=self.wait,
-            handlers=dict(handlers),
+            handlers=handlers,
             traffic=lambda: self.client.traffic,
             clock=time.monotonic,
         )
@@ -167,9 +165,7 @@ class Participant:
         kept = self.outbox.load(slot, study_id=self.plan.study_id, plan_hash=self.plan.hash)
         if kept is None:
             content = payload()
-            key = self.signing_key
-            signed = sign_message(slot, body, content, plan=self.plan, roster=self.roster, key=key)
-            kept = signed, content
+            kept = self.index.sign(slot, body, content, self.signing_key), content
             self.outbox.store(*kept)
         self.client.post(*kept)
         self.index.add(kept[0])
@@ -197,7 +193,7 @@ class Participant:
         previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
         transcript = parse_transcript(self.payload(message))
         check_transcript(transcript, index, round_id=round_id, previous=previous, reader=self.party)
-        check_transfer(index, plan=self.plan, coordinator=coordinator, round_id=round_id)
+        check_transfer(index, round_id=round_id)
         return message.header.payload_sha256
 
     def say_failed(self, error: LadaError) -> None:

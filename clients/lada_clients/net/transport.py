@@ -18,11 +18,11 @@ from typing import ClassVar, Final, TypeAlias, TypeVar
 import grpc
 
 from lada_clients.net.connection import BackOff, Endpoint, NotNow, open_channel
+from lada_protocol.identity.certificates import RevocationList
 from lada_protocol.identity.credentials import Credentials, Passphrase
-from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import may_read
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
@@ -89,7 +89,7 @@ class BoardClient:
             host=host,
             port=port,
             folder=identity,
-            identity=live_identity(
+            identity=LiveIdentity(
                 identity, party_id=party_id, roster=roster, passphrase=passphrase
             ),
             roster=roster,

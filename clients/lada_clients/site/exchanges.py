@@ -100,7 +100,7 @@ class SiteExchanges:
             key = parse_public_key(me.payload(key_message), parameters)
             return seal(key, parameters, hidden)
 
-        basis = basis_of(me.index, attempt, site=me.party, roster=me.roster)
+        basis = basis_of(me.index, attempt, site=me.party)
         body = {
             "keys_digest": digest,
             "opening_key": opening_key.message_hash,
@@ -117,7 +117,7 @@ class SiteExchanges:
         Raises: PeerError(reason="not_in_opening").
         """
         me = self.participant
-        opened = me.index.opened(round_id, purpose, auditor=me.roster.auditor.id)
+        opened = me.index.opened(round_id, purpose)
         attempt = Attempt(round_id=round_id, purpose=purpose, number=opened.header.attempt)
         mine = me.index.at(Kind.CONTRIBUTION, attempt, sender=me.party)
         listed = parse_body(opened, OpenedBody).contributions.get(me.party)

@@ -29,16 +29,7 @@ from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import (
-    AnswerInquiry,
-    AskScores,
-    CloseRound,
-    Contribute,
-    Distil,
-    PostMaskKey,
-    ReviewPlan,
-)
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
+from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
@@ -89,16 +80,18 @@ class Site:
         """What this site does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party),
-            (
-                handles(ReviewPlan, "plan", lambda _: self._review()),
-                handles(PostMaskKey, "opening", lambda t: self._exchanges.post_mask_key(t.attempt)),
-                handles(Contribute, None, lambda t: self._contribute(t.attempt, t.cohort)),
-                handles(AskScores, "filter", lambda t: self._ask_scores(t.round_id)),
-                handles(Distil, "distillation", lambda t: self._distil(t.round_id)),
-                handles(AnswerInquiry, "uplink", lambda t: self._answer(t.round_id)),
-                handles(CloseRound, "close", lambda t: me.close_round(t.round_id)),
-            ),
+            lambda: next_site_task(me.index, site=me.party),
+            {
+                Kind.ACCEPTANCE: Handler("plan", lambda _: self._review()),
+                Kind.MASK_KEY: Handler(
+                    "opening", lambda t: self._exchanges.post_mask_key(t.attempt)
+                ),
+                Kind.CONTRIBUTION: Handler(None, lambda t: self._contribute(t.attempt, t.sites)),
+                Kind.QUERY: Handler("filter", lambda t: self._ask_scores(t.round_id)),
+                Kind.TRAINED: Handler("distillation", lambda t: self._distil(t.round_id)),
+                Kind.SITE_PATHS: Handler("uplink", lambda t: self._answer(t.round_id)),
+                Kind.CLOSE: Handler("close", lambda t: me.close_round(t.round_id)),
+            },
         )
 
     def _review(self) -> None:

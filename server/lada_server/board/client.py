@@ -14,7 +14,7 @@ from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Progress, Waiting
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.secure_aggregation import opened_values
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import OpenedBody, parse_body
@@ -101,7 +101,7 @@ class LocalBoardClient:
     _sequence: int = 0
 
     def __post_init__(self) -> None:
-        self.index = MessageIndex(self.plan.study_id, self.plan.hash)
+        self.index = MessageIndex(self.plan, self.store.roster)
         self.stall = StorageStallTimer(events=self.events, limit_s=self.plan.phase_timeout_s)
 
     @property
@@ -153,7 +153,7 @@ class LocalBoardClient:
 
     def opened_sum(self, round_id: int, purpose: str) -> list[int]:
         """A sum as the auditor opened it, once it is clear that it is the one it was sent."""
-        opened = self.index.opened(round_id, purpose, auditor=self.roster.auditor.id)
+        opened = self.index.opened(round_id, purpose)
         attempt = Attempt(round_id=round_id, purpose=purpose, number=opened.header.attempt)
         mine = self.index.at(Kind.SUM, attempt, sender=self.me)
         if mine is None or parse_body(opened, OpenedBody).sum_message != mine.message_hash:
@@ -179,9 +179,7 @@ class LocalBoardClient:
         """
         at = attempt or Attempt(round_id=round_id, purpose="", number=0)
         slot = Slot(kind, at.round_id, at.purpose, at.number, self.me, to)
-        envelope = sign_message(
-            slot, body, payload, plan=self.plan, roster=self.roster, key=self.signing_key
-        )
+        envelope = self.index.sign(slot, body, payload, self.signing_key)
         self.last_sequence = self.stall.retry(lambda: self.store.post(envelope, payload))
         self.sent_bytes += len(envelope.header_bytes) + len(payload)
         self.index.add(envelope)

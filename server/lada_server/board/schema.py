@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from lada_protocol.identity.roster import Roster
 from lada_protocol.wire.envelope import Envelope, Header
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.storage.schema_versions import check_schema_version
+from lada_secure.storage.state_folder import check_schema_version
 from lada_server.board.payloads import PayloadFiles
 
 WHERE: Final = "the board's database"

@@ -22,9 +22,9 @@ import grpc
 from cryptography import x509
 
 from lada_protocol.identity.certificates import key_fingerprint, parse_certificate, verify_party
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.limits import CHUNK_BYTES, REASON_KEY

@@ -13,8 +13,8 @@ from typing import Final
 import grpc
 
 from lada_protocol.identity.credentials import Credentials
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire.lada_pb2_grpc import BoardServicer, add_BoardServicer_to_server
 from lada_protocol.wire.limits import (
     MAX_FRAME_BYTES,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -25,25 +24,9 @@ from lada_protocol.rounds.llm_transfer import (
     parse_site_rationales,
 )
 from lada_protocol.rounds.secure_aggregation import purpose_parameters
-from lada_protocol.rounds.tasks import (
-    AbortAttempt,
-    AddUp,
-    CloseRound,
-    Finish,
-    GiveUp,
-    ImproveModel,
-    Inquire,
-    PostMatrix,
-    PostTranscript,
-    ProposePlan,
-    Score,
-    StartAttempt,
-    Task,
-    Wait,
-    WriteRationales,
-)
+from lada_protocol.rounds.tasks import GiveUp, Post, Task, Wait
 from lada_protocol.rounds.transcript import FIRST, build_transcript
-from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed, handles
+from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json
@@ -92,35 +75,32 @@ class Coordinator:
             rounds=self.study.plan.rounds,
             next_task=self._next_task,
             wait=self._wait,
-            handlers=dict(self._handlers()),
+            handlers=self._handlers(),
             traffic=lambda: ByteCounts(self.board.sent_bytes, self.board.read_bytes),
             clock=time.monotonic,
             entered=self.board.stall.enter,
         )
 
-    def _handlers(self) -> Iterator[tuple[type[Task], Handler]]:
-        yield handles(ProposePlan, "plan", self._propose)
-        yield handles(StartAttempt, "opening", self._start_attempt)
-        yield handles(AbortAttempt, "opening", self._abort_attempt)
-        yield handles(AddUp, "opening", self._add_up)
-        yield handles(PostMatrix, "scoring", self._post_matrix)
-        yield handles(Score, "scoring", self._score)
-        yield handles(WriteRationales, "paths", self._write_rationales)
-        yield handles(Inquire, "uplink", self._inquire)
-        yield handles(ImproveModel, "uplink", self._improve)
-        yield handles(PostTranscript, "close", self._post_transcript)
-        yield handles(CloseRound, "close", self._close_round)
-        yield handles(Finish, "close", self._finish)
-        yield handles(GiveUp, "close", self._give_up)
+    def _handlers(self) -> dict[Kind, Handler]:
+        return {
+            Kind.PLAN: Handler("plan", self._propose),
+            Kind.COHORT: Handler("opening", self._start_attempt),
+            Kind.ABORT: Handler("opening", self._abort_attempt),
+            Kind.SUM: Handler("opening", self._add_up),
+            Kind.MATRIX: Handler("scoring", self._post_matrix),
+            Kind.SCORES: Handler("scoring", self._score),
+            Kind.PATHS: Handler("paths", self._write_rationales),
+            Kind.INQUIRY: Handler("uplink", self._inquire),
+            Kind.LLM_UPDATE: Handler("uplink", self._improve),
+            Kind.TRANSCRIPT: Handler("close", self._post_transcript),
+            Kind.CLOSE: Handler("close", self._close_round),
+            Kind.FINISHED: Handler("close", self._finish),
+            Kind.FAILED: Handler("close", self._give_up),
+        }
 
     def _next_task(self) -> Task:
         self.board.sync(wait_s=0.0)
-        return next_coordinator_task(
-            self.board.index,
-            plan=self.study.plan,
-            roster=self.board.roster,
-            given_up=frozenset(self._given_up),
-        )
+        return next_coordinator_task(self.board.index, given_up=frozenset(self._given_up))
 
     def _wait(self, task: Wait) -> None:
         self.board.stall.enter(task.round_id, task.step)
@@ -140,35 +120,35 @@ class Coordinator:
             return
         self.board.sync(wait_s=POLL_S)
 
-    def _propose(self, _: ProposePlan) -> None:
+    def _propose(self, _: Post) -> None:
         study = self.study
         self.board.post(Kind.PLAN, {"certificate": self.certificate}, payload=study.plan.to_bytes())
         self.board.post(Kind.POOL, {}, payload=pool_bytes(study.pool))
         clusters = canonical_json(study.clusters.to_json())
         self.board.post(Kind.CLUSTERS, {}, payload=clusters)
 
-    def _start_attempt(self, task: StartAttempt) -> None:
+    def _start_attempt(self, task: Post) -> None:
         self.board.post(Kind.COHORT, {"sites": list(task.sites)}, attempt=task.attempt)
 
-    def _abort_attempt(self, task: AbortAttempt) -> None:
-        body = {"code": "timeout", "message": f"no answer from {', '.join(task.missing)}"}
+    def _abort_attempt(self, task: Post) -> None:
+        body = {"code": "timeout", "message": f"no answer from {', '.join(task.sites)}"}
         self.board.post(Kind.ABORT, body, attempt=task.attempt)
 
-    def _add_up(self, task: AddUp) -> None:
+    def _add_up(self, task: Post) -> None:
         sent = self.board.index.all_at(Kind.CONTRIBUTION, task.attempt)
         total = SealedSum(purpose_parameters(self.study.plan, task.attempt.purpose))
-        for site in task.cohort:
+        for site in task.sites:
             try:
                 total.add(self.board.read(sent[site].message_hash))
             except PeerError as error:
                 self._exclude(task.attempt.round_id, site, error)
                 return
-        body = {"contributions": {site: sent[site].message_hash for site in task.cohort}}
+        body = {"contributions": {site: sent[site].message_hash for site in task.sites}}
         self.board.post(Kind.SUM, body, payload=total.to_bytes(), attempt=task.attempt)
 
     def _llm(self, round_id: int) -> str:
         """The LLM that a round works with: an update counts from the next round on."""
-        return llm_version(self.board.index, coordinator=self.board.me, before_round=round_id)
+        return llm_version(self.board.index, before_round=round_id)
 
     def _look_at_pool(self, round_id: int) -> PoolView:
         version = self._llm(round_id)
@@ -178,7 +158,7 @@ class Coordinator:
                 self._views = {version: self.teacher.view_pool()}
         return self._views[version]
 
-    def _post_matrix(self, task: PostMatrix) -> None:
+    def _post_matrix(self, task: Post) -> None:
         """Commit to what all queries of the round are answered from."""
         features = self._look_at_pool(task.round_id).features
         matrix = encode_matrix(features, row_bound=ROW_BOUND)
@@ -194,8 +174,8 @@ class Coordinator:
             self._matrices = {digest: PoolMatrix(parsed, worker=shared_worker())}
         return self._matrices[digest]
 
-    def _score(self, task: Score) -> None:
-        round_id, site = task.round_id, task.site
+    def _score(self, task: Post) -> None:
+        round_id, site = task.round_id, task.to
         matrix = self._posted(Kind.MATRIX, round_id)
         query = self._posted(Kind.QUERY, round_id, sender=site, to=self.board.me)
         committed = self._committed(matrix)
@@ -216,7 +196,7 @@ class Coordinator:
         LOG.warning("round %d: %s is left out (%s): %s", round_id, site, error.reason, error)
         self._given_up.add((round_id, site))
 
-    def _write_rationales(self, task: WriteRationales) -> None:
+    def _write_rationales(self, task: Post) -> None:
         round_id = task.round_id
         view = self._look_at_pool(round_id)
         demand = self.board.opened_sum(round_id, DEMAND)
@@ -230,18 +210,16 @@ class Coordinator:
         payload = rationales_payload(self.study, written.texts, view.cells)
         self.board.post(Kind.PATHS, body, payload=payload, round_id=round_id)
 
-    def _inquire(self, task: Inquire) -> None:
+    def _inquire(self, task: Post) -> None:
         """Ask the sites about samples on which, as the opened sum says, they know more."""
         round_id = task.round_id
-        opened = self.board.index.opened(
-            round_id, CONFIDENCE_EXCESS, auditor=self.board.roster.auditor.id
-        )
+        opened = self.board.index.opened(round_id, CONFIDENCE_EXCESS)
         values = self.board.opened_sum(round_id, CONFIDENCE_EXCESS)
         samples = samples_to_ask(self.teacher, values, version=self._llm(round_id))
         body = {"opened": opened.message_hash, "samples": len(samples)}
         self.board.post(Kind.INQUIRY, body, payload=inquiry_bytes(samples), round_id=round_id)
 
-    def _improve(self, task: ImproveModel) -> None:
+    def _improve(self, task: Post) -> None:
         """Train on what the sites sent, decide, and only then tell; what is kept is on disk."""
         round_id = task.round_id
         inquiry, written = self._posted(Kind.INQUIRY, round_id), self._posted(Kind.PATHS, round_id)
@@ -284,17 +262,17 @@ class Coordinator:
                 LOG.warning("round %d: paths of %s are left out: %s", round_id, site, error)
         return found
 
-    def _post_transcript(self, task: PostTranscript) -> None:
+    def _post_transcript(self, task: Post) -> None:
         round_id = task.round_id
         transcript = build_transcript(self.board.index, round_id, previous=self._previous(round_id))
         body = {"messages": len(transcript.entries)}
         self.board.post(Kind.TRANSCRIPT, body, payload=transcript.to_bytes(), round_id=round_id)
 
-    def _close_round(self, task: CloseRound) -> None:
+    def _close_round(self, task: Post) -> None:
         body = {"transcript_sha256": self._previous(task.round_id + 1)}
         self.board.post(Kind.CLOSE, body, round_id=task.round_id)
 
-    def _finish(self, _: Finish) -> None:
+    def _finish(self, _: Post) -> None:
         self.board.post(Kind.FINISHED, {"rounds": self.study.plan.rounds})
 
     def _give_up(self, task: GiveUp) -> None:

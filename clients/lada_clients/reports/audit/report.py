@@ -19,9 +19,10 @@ from lada_clients.reports.audit.report_document import (
     StudyTerms,
 )
 from lada_clients.reports.ledger_history import Restart, filled, history_sentences, key_renewals
-from lada_protocol.evidence.export import ExportedStudy, ledger_file
+from lada_protocol.evidence.export import ledger_file
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
+from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.secure_aggregation import purpose_length
 from lada_protocol.wire.messages import AdmissionBody, OpenedBody, parse_body
 from lada_secure.errors import LadaError
@@ -70,7 +71,7 @@ def build_report(files: Mapping[str, bytes]) -> PrivacyReport:
 
 
 def _site(
-    site: str, study: ExportedStudy, summary: LedgerSummary | None, faults: Sequence[str]
+    site: str, study: MessageIndex, summary: LedgerSummary | None, faults: Sequence[str]
 ) -> SiteReport:
     if summary is None:
         # The ledger itself is not whole, and nothing that it says is repeated.
@@ -107,8 +108,8 @@ def _site(
     )
 
 
-def _is_new_to_auditor(study: ExportedStudy, site: str) -> bool:
-    admission = study.index.find(Kind.ADMISSION, sender=study.roster.auditor.id, to=site)
+def _is_new_to_auditor(study: MessageIndex, site: str) -> bool:
+    admission = study.find(Kind.ADMISSION, sender=study.auditor, to=site)
     try:
         return admission is None or parse_body(admission, AdmissionBody).known_entries == 0
     except LadaError:
@@ -203,7 +204,7 @@ def _purposes(
     return tuple(found)
 
 
-def _aggregates(study: ExportedStudy) -> tuple[OpenedSum, ...]:
+def _aggregates(study: MessageIndex) -> tuple[OpenedSum, ...]:
     found: list[OpenedSum] = []
     for message in study.sent(Kind.OPENED):
         head = message.header

@@ -38,8 +38,8 @@ def _export(verdict: Verdict) -> dict[str, Any]:
 
 def _population(ledger: PopulationLedger) -> dict[str, Any]:
     return {
-        "site": ledger.site,
-        "population": ledger.population,
+        "site": ledger.summary.identity.site,
+        "population": ledger.summary.identity.population,
         **_cost(ledger.summary),
         "studies": [study.study_id for study in ledger.summary.studies],
         "exports": list(ledger.exports),
@@ -57,10 +57,11 @@ def verdict_lines(found: JointVerdict) -> Iterator[str]:
     faults = _faults(found)
     yield from (f"WRONG  {fault}" for fault in faults)
     for one in found.populations:
-        summary = one.summary
+        summary, identity = one.summary, one.summary.identity
         yield (
-            f"ledger {one.site}, population {one.population}: epsilon {summary.epsilon:.4f} "
-            f"(RDP {summary.epsilon_rdp:.4f}) at delta {summary.target_delta}, "
+            f"ledger {identity.site}, population {identity.population}: "
+            f"epsilon {summary.epsilon:.4f} (RDP {summary.epsilon_rdp:.4f}) "
+            f"at delta {summary.target_delta}, "
             f"{summary.reservations} releases in {len(summary.studies)} studies"
         )
         yield from (f"  {sentence}" for sentence in history_sentences(summary))

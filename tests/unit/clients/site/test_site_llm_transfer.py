@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 from protocol_world import UPLINK, make_plan, training_spec
-from simulated_parties import World, make_world
+from simulated_parties import World, make_world, owes
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges
@@ -17,7 +17,6 @@ from lada_clients.site.memory import SiteMemory
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SiteRationale, parse_site_rationales
-from lada_protocol.rounds.tasks import ImproveModel, Inquire
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.arrays import IntArray
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
@@ -92,7 +91,7 @@ def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> Uplink:
 def at_the_inquiry(tmp_path: Path) -> World:
     """A study in which the coordinator is about to ask."""
     world = make_world(tmp_path, plan=PLAN)
-    world.run(until=lambda one: isinstance(one.coordinator.next(), Inquire))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.INQUIRY))
     return world
 
 
@@ -143,7 +142,7 @@ def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
     paths = parse_site_rationales(world.board.payload(sent.message_hash), asked=learner.asked)
     assert paths == (SiteRationale(sample=learner.asked[-1], path="because 7"),)
     uplink.answer()
-    world.run(until=lambda one: isinstance(one.coordinator.next(), ImproveModel))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.LLM_UPDATE))
 
 
 def test_it_writes_nothing_for_an_inquiry_outside_the_plan(tmp_path: Path) -> None:
@@ -162,7 +161,7 @@ def test_it_computes_on_no_sum_that_leaves_it_out(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     world.coordinator.inquire(0)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    opened = uplink.exchanges.participant.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
+    opened = uplink.exchanges.participant.index.opened(0, CONFIDENCE_EXCESS)
     opened.header.body["contributions"]["site-a"] = "5" * 64
 
     with pytest.raises(PeerError) as caught:

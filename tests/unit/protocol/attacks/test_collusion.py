@@ -137,7 +137,7 @@ def test_the_mask_of_an_honest_pair_is_uniform_whatever_it_hides(modulus: int) -
 def test_the_coordinator_alone_cannot_open_even_the_sum(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     due = world.to_sum()
-    total = world.coordinator.add_up(ROUND_0, due.cohort)
+    total = world.coordinator.add_up(ROUND_0, due.sites)
     sealed = world.board.payload(total.message_hash)
     true_sum = np.sum([one.vector(ROUND_0) for one in world.sites.values()], axis=0)
 

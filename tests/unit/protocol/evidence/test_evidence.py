@@ -104,8 +104,11 @@ def test_a_file_that_nothing_speaks_of_is_named(export: Files) -> None:
         (lambda raw: raw[:-1], "does not end with a line feed"),
         (lambda raw: raw + raw.split(b"\n")[0] + b"\n", "repeated or out of order"),
         (lambda raw: b"\n".join(raw.split(b"\n")[:-1][::-1]) + b"\n", "repeated or out of order"),
-        (lambda raw: raw + b"{}\n", "expected an object with header and signature"),
-        (lambda raw: raw + b'{"header":"\\u00e9","signature":"00"}\n', "ASCII"),
+        (lambda raw: raw + b"{}\n", "message, header: Field required"),
+        (
+            lambda raw: raw + b'{"header":"\\u00e9","signature":"00"}\n',
+            "message, header: String should match",
+        ),
     ],
     ids=["cut", "repeated", "reversed", "no message", "not ASCII"],
 )

@@ -11,7 +11,7 @@ from test_coordinator_llm_transfer import STUDY
 from lada_protocol.events import EventLog
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, check_answer, scoring_parameters_of
-from lada_protocol.rounds.tasks import PostMatrix, Score
+from lada_protocol.rounds.tasks import Post
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_protocol.wire.messages import ScoresBody, parse_body
 from lada_secure.canonical import sha256_hex
@@ -105,13 +105,13 @@ def ask(coordinator: Coordinator, study, site: str) -> tuple[ScoringKey, np.ndar
 
 def test_every_site_is_answered_from_the_posted_matrix_also_after_a_restart(study, start) -> None:
     first = start()
-    first.loop.carry_out(PostMatrix(round_id=0))
+    first.loop.carry_out(Post(kind=Kind.MATRIX))
     read = {}
     for site in ("hospital-a", "hospital-b"):
         # The second site is answered by a process that has never looked at the pool.
         coordinator = first if site == "hospital-a" else start()
         key, utilities, query = ask(coordinator, study, site)
-        coordinator.loop.carry_out(Score(round_id=0, site=site))
+        coordinator.loop.carry_out(Post(kind=Kind.SCORES, to=site))
         index = coordinator.board.index
         scores = index.find(Kind.SCORES, sender="coordinator", to=site)
         matrix = index.find(Kind.MATRIX, sender="coordinator")
@@ -128,7 +128,7 @@ def test_every_site_is_answered_from_the_posted_matrix_also_after_a_restart(stud
 
 
 def test_the_matrix_of_a_round_is_posted_once(study, start) -> None:
-    start().loop.carry_out(PostMatrix(round_id=0))
+    start().loop.carry_out(Post(kind=Kind.MATRIX))
     with pytest.raises(PeerError) as caught:
-        start().loop.carry_out(PostMatrix(round_id=0))
+        start().loop.carry_out(Post(kind=Kind.MATRIX))
     assert caught.value.reason == "equivocation"
