@@ -27,7 +27,6 @@ def test_a_path_longer_than_its_message_may_hold_ends_no_round(
     vectors = HashedNgramEmbedder().embed([one.question for one in POOL])
     study = Study(
         plan=plan,
-        is_new=True,
         pool=POOL,
         clusters=fit_clusters(vectors, 2, 0),
         embeddings=vectors,
@@ -41,6 +40,13 @@ def test_a_path_longer_than_its_message_may_hold_ends_no_round(
 
     monkeypatch.setattr(teacher_module, "write_rationales", write)
     monkeypatch.setattr(teacher_module, "load_language_model", lambda *_, **__: small_model())
-    llm = Teacher("small", cache_dir=tmp_path, threads=1, files=LlmFiles(folder=tmp_path))
-    written = llm.write(study, [1, 1, 1], progress=lambda _done, _all: None)
+    llm = Teacher(
+        study,
+        "small",
+        cache_dir=tmp_path,
+        threads=1,
+        files=LlmFiles(folder=tmp_path),
+        progress=lambda _done, _all: None,
+    )
+    written = llm.write([1, 1, 1])
     assert (list(written.texts), written.dropped, asked) == ([0], 2, ["reasoned"])
