@@ -310,7 +310,8 @@ class LedgerBook(ReadLedger):
                 decision=decision,
                 expires=format_time(expires),
                 decided_by=check_name("decided_by", decided_by),
-                statement=statement,
+                # Half a surrogate pair, as in a file name that is no text, is in no JSON.
+                statement=statement.encode("utf-8", "replace").decode("utf-8"),
             )
             where = f"{decision} study {study_id}"
             ledger.replay.require_decision(proposed, now.precise, where=where)

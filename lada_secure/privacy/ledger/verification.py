@@ -224,17 +224,17 @@ def _studies(
     caps: BudgetCaps | None,
 ) -> tuple[StudySpending, ...]:
     kinds = {
-        study_id: Counter[str]() for study_id in (replay.grant.studies if replay.grant else ())
+        study_id: Counter[type]() for study_id in (replay.grant.studies if replay.grant else ())
     }
     for entry in entries:
         if isinstance(entry, StudyEntry):
-            kinds.setdefault(entry.study_id, Counter())[entry.kind] += 1
+            kinds.setdefault(entry.study_id, Counter())[type(entry)] += 1
     result: list[StudySpending] = []
     for study_id, counts in sorted(kinds.items()):
         spent = 0.0
         if target_delta is not None:
             spent = replay.spending.of(study_id).epsilon(target_delta)
-        if caps is not None and counts[ReserveEntry.kind]:
+        if caps is not None and counts[ReserveEntry]:
             cap = caps.for_study(study_id) * (1 + RELATIVE_TOLERANCE)
             _within(f"study {study_id}", f"study {study_id}", spent, cap)
         decision = replay.decisions.get(study_id)
@@ -242,9 +242,9 @@ def _studies(
             StudySpending(
                 study_id=study_id,
                 epsilon=spent,
-                reservations=counts[ReserveEntry.kind],
-                resumes=counts[ResumeEntry.kind],
-                commits=counts[CommitEntry.kind],
+                reservations=counts[ReserveEntry],
+                resumes=counts[ResumeEntry],
+                commits=counts[CommitEntry],
                 decision="none" if decision is None else decision.decision,
             )
         )
