@@ -118,13 +118,12 @@ class Site:
         # Both may be there after a crash; the acceptance speaks of the ledger that was shown, so
         # that the auditor can tell whether it is the whole one.
         shown = parse_body(self._post_ledger(0, WITH_ACCEPTANCE), LedgerBody)
-        head = self.book.head()
         me.post(
             Kind.ACCEPTANCE,
             {
                 "certificate": me.certificate,
-                "population": head.population,
-                "ledger_id": head.ledger_id,
+                "population": self.book.identity.population,
+                "ledger_id": self.book.identity.ledger_id,
                 "head_index": shown.head_index,
                 "head_hash": shown.head_hash,
                 "new_ledger": is_new(self.book.entries()),

@@ -23,23 +23,12 @@ from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import (
     FirstEntry,
     LedgerEntry,
-    LedgerIdentity,
     ReserveEntry,
     RestartEntry,
     new_ledger_id,
 )
-from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
+from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.times import format_time
-
-
-def granted_identity(grant: RestartGrant, *, auditor_key: bytes) -> LedgerIdentity:
-    """The identity of the ledger that a grant lets begin.
-
-    Args: auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
-    Raises: LedgerError: not that auditor's, or changed.
-    """
-    check_grant(grant, where="restart", auditor_key=auditor_key)
-    return LedgerIdentity(site=grant.site, population=grant.population, ledger_id=grant.ledger_id)
 
 
 def spent_events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:

@@ -19,7 +19,7 @@ from lada_secure.privacy.ledger.entries import (
 )
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
-from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 # Composition in another order differs in the last digits, and FFT libraries differ as well.
 RELATIVE_TOLERANCE = 1e-4
@@ -58,7 +58,6 @@ class LedgerSummary:
     identity: LedgerIdentity
     entries: tuple[LedgerEntry, ...]
     public_key: str
-    head: LedgerHead
     started: str
     restart: RestartGrant | None
     target_delta: float | None
@@ -187,7 +186,6 @@ def verify_ledger(
         identity=identity,
         entries=tuple(entries),
         public_key=replay.public_key,
-        head=replay.head(),
         started=entries[0].time,
         restart=grant,
         target_delta=target_delta,

@@ -231,11 +231,11 @@ class LedgerFile:
         if replay is None:
             replay = LedgerReplay(identity)
         else:
-            known = replay.head()
+            newest = replay.length - 1
             query = "SELECT entry_hash FROM entries WHERE number = ?"
-            if connection.execute(query, (known.index,)).fetchone() != (known.entry_hash,):
+            if connection.execute(query, (newest,)).fetchone() != (replay.head_hash,):
                 raise LedgerError(
-                    f"ledger {self.path}: entry {known.index} is gone or was replaced since it "
+                    f"ledger {self.path}: entry {newest} is gone or was replaced since it "
                     "was last read; was an old copy put back? Nothing was written"
                 )
         self._replay = None
@@ -244,7 +244,7 @@ class LedgerFile:
             where = f"ledger {self.path}: entry {number}"
             entry = parse_entry(_stored_bytes(line, where), where=where)
             replay.append(entry)
-            if (number, entry_hash) != (entry.index, replay.head().entry_hash):
+            if (number, entry_hash) != (entry.index, replay.head_hash):
                 raise LedgerError(f"{where}: stored as another one")
         if not replay.length:
             raise LedgerError(f"ledger {self.path}: all its entries are gone; restore a backup")

@@ -34,7 +34,6 @@ from lada_secure.privacy.accounting.events import (
 )
 from lada_secure.privacy.ledger.carried_budget import (
     grant_restart,
-    granted_identity,
     merged_event,
     spent_events,
 )
@@ -65,14 +64,14 @@ def test_the_new_ledger_begins_with_what_the_lost_one_had_cost() -> None:
     grant = first.grant
     assert (grant.requested_by, grant.granted_by) == ("dr.weber", "ms.okafor")
     assert grant.previous_ledger_id == LOST.identity.ledger_id != grant.ledger_id
-    assert (grant.previous_index, grant.previous_hash) == (11, LOST.head().entry_hash)
+    assert (grant.previous_index, grant.previous_hash) == (11, LOST.entries()[-1].entry_hash)
     assert grant.studies == ("second", "study")
     summary = verify_ledger(entries, public_key=SITE, caps=None, auditor_key=AUDITOR)
     assert summary.restart == grant
     assert summary.target_delta == 1e-6
     assert summary.epsilon == pytest.approx(spent, rel=1e-4)
     assert summary.epsilon == pytest.approx(grant.carried_epsilon)
-    assert summary.identity.ledger_id == ledger.head().ledger_id == grant.ledger_id
+    assert summary.identity.ledger_id == ledger.identity.ledger_id == grant.ledger_id
     assert ledger.started_now
 
 
@@ -136,7 +135,7 @@ def test_only_the_auditor_that_is_known_grants() -> None:
     impostor = GRANT.signed(NEW_KEY)
     check_grant(impostor, where="restart")
     with pytest.raises(LedgerError, match="not by the auditor's key"):
-        granted_identity(impostor, auditor_key=AUDITOR)
+        check_grant(impostor, where="restart", auditor_key=AUDITOR)
     ledger = begin(impostor)
     with pytest.raises(LedgerError, match=r"^entry 0: the restart was granted by auditor with"):
         verify_ledger(ledger.entries(), public_key=SITE, caps=None, auditor_key=AUDITOR)
