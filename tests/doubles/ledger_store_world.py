@@ -146,7 +146,8 @@ def release_and_die(path: str, sent: str, steps: int) -> None:
     step = _Countdown(steps)
     ledger = open_ledger(Path(path))
     # Called before every statement: what was done after one is what is there before the next.
-    ledger._file.connection().set_trace_callback(step)
+    with ledger._file.transaction("BEGIN") as connection:
+        connection.set_trace_callback(step)
 
     def compute(_paid: Reservation) -> bytes:
         step()

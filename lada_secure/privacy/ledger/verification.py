@@ -221,18 +221,14 @@ def _studies(
     target_delta: float | None,
     caps: BudgetCaps | None,
 ) -> tuple[StudySpending, ...]:
-    kinds = {
-        study_id: Counter[type]() for study_id in (replay.grant.studies if replay.grant else ())
-    }
-    for entry in entries:
-        if isinstance(entry, StudyEntry):
-            kinds.setdefault(entry.study_id, Counter())[type(entry)] += 1
+    counts = Counter((one.study_id, type(one)) for one in entries if isinstance(one, StudyEntry))
+    carried = replay.grant.studies if replay.grant else ()
     result: list[StudySpending] = []
-    for study_id, counts in sorted(kinds.items()):
+    for study_id in sorted({*carried, *(study_id for study_id, _ in counts)}):
         spent = 0.0
         if target_delta is not None:
             spent = replay.spending.of(study_id).epsilon(target_delta)
-        if caps is not None and counts[ReserveEntry]:
+        if caps is not None and counts[study_id, ReserveEntry]:
             cap = caps.for_study(study_id) * (1 + RELATIVE_TOLERANCE)
             _within(f"study {study_id}", f"study {study_id}", spent, cap)
         decision = replay.decisions.get(study_id)
@@ -240,9 +236,9 @@ def _studies(
             StudySpending(
                 study_id=study_id,
                 epsilon=spent,
-                reservations=counts[ReserveEntry],
-                resumes=counts[ResumeEntry],
-                commits=counts[CommitEntry],
+                reservations=counts[study_id, ReserveEntry],
+                resumes=counts[study_id, ResumeEntry],
+                commits=counts[study_id, CommitEntry],
                 decision="none" if decision is None else decision.decision,
             )
         )

@@ -178,12 +178,6 @@ class LedgerFile:
         self._lock = threading.RLock()
         self._replay: LedgerReplay | None = None
 
-    def connection(self) -> sqlite3.Connection:
-        """The one connection, opened where it is not."""
-        if self._connection is None:
-            self._connection = self._connect()
-        return self._connection
-
     def close(self) -> None:
         """Close the connection. Every completed transaction is on disk already."""
         if self._connection is not None:
@@ -198,7 +192,9 @@ class LedgerFile:
                 f"ledger {self.path}: it was opened before a fork; open it in this process"
             )
         with self._lock, own_errors(self.path):
-            connection = self.connection()
+            if self._connection is None:
+                self._connection = self._connect()
+            connection = self._connection
             connection.execute(begin)
             try:
                 yield connection

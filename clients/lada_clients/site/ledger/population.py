@@ -24,6 +24,7 @@ from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
 from lada_secure.privacy.ledger.terms import BudgetCaps
@@ -80,19 +81,8 @@ def is_new(entries: Sequence[LedgerEntry]) -> bool:
     return not any(isinstance(one, ReserveEntry | RestartEntry) for one in entries)
 
 
-def spending(entries: Sequence[LedgerEntry]) -> tuple[tuple[str, PrivacyEvent], ...]:
-    """Plan hash and event of all reservations; what a restart carried over is of no known plan."""
-    spent: list[tuple[str, PrivacyEvent]] = []
-    for entry in entries:
-        if isinstance(entry, ReserveEntry):
-            spent.append((entry.plan_hash, entry.event))
-        elif isinstance(entry, RestartEntry):
-            spent += (("", event) for event in entry.grant.events)
-    return tuple(spent)
-
-
 def read_spending(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
-    """The same of a ledger file; nothing where there is none yet."""
+    """What a ledger file has paid for, see `spending`; nothing where there is none yet."""
     if not path.exists():
         return ()
     with open_ledger_reader(path) as ledger:

@@ -184,7 +184,8 @@ def test_the_file_is_in_wal_mode_and_synchronous(path: Path) -> None:
 
 def pragma(ledger: SqliteLedger, words: str) -> object:
     """Ask or tell the ledger's own connection."""
-    found = ledger._file.connection().execute(f"PRAGMA {words}").fetchone()
+    with ledger._file.transaction("BEGIN") as connection:
+        found = connection.execute(f"PRAGMA {words}").fetchone()
     return None if found is None else found[0]
 
 

@@ -35,7 +35,7 @@ from lada_secure.privacy.accounting.events import (
 from lada_secure.privacy.ledger.carried_budget import (
     grant_restart,
     merged_event,
-    spent_events,
+    spending,
 )
 from lada_secure.privacy.ledger.entries import (
     LedgerIdentity,
@@ -79,7 +79,7 @@ def test_later_spending_is_counted_on_top_of_what_was_carried() -> None:
     ledger = restarted_ledger(GRANT)
     approve(ledger, "third")
     entry = ledger.reserve(statistics_spec(study_id="third")).entry
-    events = [*spent_events(LOST.entries()), statistics_spec().event]
+    events = [*(event for _, event in spending(LOST.entries())), statistics_spec().event]
     assert entry.epsilon_after == pytest.approx(epsilon(events, target_delta=1e-6), rel=1e-4)
     assert entry.study_epsilon_after < entry.epsilon_after, "a new study did not spend before"
     ledger.commit(ledger.reserve(statistics_spec(study_id="third")), b"noised")
