@@ -172,7 +172,7 @@ def learn(
             guide,
             round_id=round_id,
             steps=guide.last_pool_steps if last else guide.pool_steps,
-            loss=loss_settings(plan),
+            loss=loss_settings(plan.distillation),
         )
         tune_on_rationales(site.lm, examples, (), tuning)
     finish(site, considered, round_id, reports)

@@ -13,7 +13,6 @@ from lada_secure.dpsgd.parameters import TrainerSettings
 from lada_secure.method.execution import Execution
 from lada_secure.method.mechanisms import loss_settings, privacy_parameters, private_learning_rate
 from lada_secure.method.plan import MethodPlan, ReferenceModelPlan
-from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.examples import PrivateUnit, private_unit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
@@ -24,19 +23,6 @@ from lada_secure.privacy.release.units import Unit
 
 # The number of steps is the plan's, however few samples there are.
 _MANY_EPOCHS = 10**6
-
-
-def adapter_settings(plan: MethodPlan, *, layers: int) -> AdapterSettings:
-    """The adapters of the plan on a model of so many layers."""
-    shape = plan.distillation
-    return AdapterSettings(
-        rank=shape.adapter_rank,
-        alpha=2.0 * shape.adapter_rank,
-        target_modules=shape.adapter_targets,
-        last_layers=min(shape.adapter_layers, layers),
-        train_a=shape.train_a,
-        seed=plan.seed,
-    )
 
 
 def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -> TrainerSettings:
@@ -53,7 +39,7 @@ def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -
         private_weight=shape.private_weight,
         learning_rate=private_learning_rate(plan, round_id),
         seed=plan.seed + round_id,
-        loss=loss_settings(plan),
+        loss=loss_settings(shape),
     )
 
 
