@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.statistics import statistics_spec
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES, strategy
-from lada_secure.allocation.valuation_gains import ValuationParameters, valuation_spec
+from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.errors import ParameterError
 from lada_secure.method.plan import (
     STATISTICS,
@@ -114,22 +113,14 @@ def private_learning_rate(plan: MethodPlan, round_id: int) -> float:
     return plan.distillation.learning_rate * decay
 
 
-def statistics_release(plan: MethodPlan, round_id: int) -> ReleaseSpec:
-    """What a round's statistics cost, as the ledger says it."""
-    return statistics_spec(
-        statistics_parameters(plan),
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        round_id=round_id,
-        unit=plan.privacy.unit,
-    )
-
-
-def valuation_release(
-    plan: MethodPlan, parameters: ValuationParameters, round_id: int
+def round_release(
+    plan: MethodPlan, round_id: int, spec: Callable[..., ReleaseSpec], parameters: object
 ) -> ReleaseSpec:
-    """What a round's data valuation costs, as the ledger says it."""
-    return valuation_spec(
+    """What one release of a round costs, as the ledger says it.
+
+    Args: spec: the mechanism's own, such as `statistics_spec`. parameters: of that mechanism.
+    """
+    return spec(
         parameters,
         study_id=plan.study_id,
         plan_hash=plan.hash,
