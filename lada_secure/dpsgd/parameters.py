@@ -81,12 +81,24 @@ class DpSgdParameters:
         return steps
 
 
+def signal_to_noise(
+    *, expected_units: float, noise_multiplier: float, parameters: int, steps: int = 1
+) -> float:
+    """Best-case ratio of the private gradient's length to the noise's, over `steps` steps.
+
+    If all units agreed, the sum of a step were expected_units clip norms long; the noise is
+    noise_multiplier sqrt(parameters) of them. Signal adds up over steps, noise by its square root.
+    Needs no data.
+    """
+    return math.sqrt(steps) * expected_units / (noise_multiplier * math.sqrt(parameters))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalToNoiseEstimate:
     """What a run can achieve at best, told from public settings before anything is spent.
 
-    parameters: how many numbers are trained. signal_to_noise: best-case ratio of the private
-    gradient's length to the noise's, over the whole run. hint: None where it looks fine.
+    parameters: how many numbers are trained. signal_to_noise: best case over the whole run. hint:
+    None where it looks fine.
     """
 
     parameters: int
@@ -95,13 +107,13 @@ class SignalToNoiseEstimate:
 
 
 def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> SignalToNoiseEstimate:
-    """Judge privacy parameters against the number of trainable parameters, > 0; needs no data.
-
-    If all units agreed, the sum of a step were expected_units clip norms long; the noise is
-    noise_multiplier sqrt(parameters) of them. Signal adds up over steps, noise by its square root.
-    """
-    noise = privacy.noise_multiplier * math.sqrt(parameters)
-    ratio = math.sqrt(privacy.steps) * privacy.expected_units / noise
+    """Judge privacy parameters against the number of trainable parameters, > 0."""
+    ratio = signal_to_noise(
+        expected_units=privacy.expected_units,
+        noise_multiplier=privacy.noise_multiplier,
+        parameters=parameters,
+        steps=privacy.steps,
+    )
     hint = (
         f"noise would drown the private gradients: best-case signal-to-noise {ratio:.2g} over "
         f"{privacy.steps} steps with {parameters} trainable parameters. Lower the rank, adapt "

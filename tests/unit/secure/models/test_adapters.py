@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from safetensors.torch import load, save
 from trainer_doubles import ARCHITECTURES, small_model, stir_adapters
 
-from lada_secure.dpsgd.parameters import DpSgdParameters, estimate_signal_to_noise
+from lada_secure.dpsgd.parameters import DpSgdParameters, estimate_signal_to_noise, signal_to_noise
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import (
     AdapterSettings,
@@ -125,31 +123,23 @@ def test_settings_out_of_range_are_refused(field):
         AdapterSettings(**{field: 0})
 
 
-PRIVACY = DpSgdParameters(
-    noise_multiplier=2.0,
-    l2_clip_norm=1.0,
-    sampling_probability=0.1,
-    expected_units=4.0,
-    steps=4,
-    pool_gradients="public",
-)
-
-
 def test_signal_to_noise_falls_with_dimension_and_grows_with_units_and_steps():
-    privacy = replace(PRIVACY, expected_units=10.0, steps=1)
-
-    def ratio(parameters, **changes):
-        changed = replace(privacy, **changes)
-        return estimate_signal_to_noise(changed, parameters=parameters).signal_to_noise
-
-    assert ratio(400) == pytest.approx(0.25)
-    assert ratio(1600) == pytest.approx(0.125)
-    assert ratio(400, expected_units=20.0) == pytest.approx(0.5)
-    assert ratio(400, steps=16) == pytest.approx(1.0)
+    values = {"expected_units": 10.0, "noise_multiplier": 2.0, "parameters": 400}
+    assert signal_to_noise(**values) == pytest.approx(0.25)
+    assert signal_to_noise(**{**values, "parameters": 1600}) == pytest.approx(0.125)
+    assert signal_to_noise(**values, steps=16) == pytest.approx(1.0)
 
 
 def test_the_outlook_warns_where_noise_would_drown_the_signal():
-    assert estimate_signal_to_noise(PRIVACY, parameters=400).hint is None
-    drowned = estimate_signal_to_noise(PRIVACY, parameters=460_800)
+    privacy = DpSgdParameters(
+        noise_multiplier=2.0,
+        l2_clip_norm=1.0,
+        sampling_probability=0.1,
+        expected_units=4.0,
+        steps=4,
+        pool_gradients="public",
+    )
+    assert estimate_signal_to_noise(privacy, parameters=400).hint is None
+    drowned = estimate_signal_to_noise(privacy, parameters=460_800)
     assert drowned.signal_to_noise < 0.1
     assert "last_layers" in drowned.hint
