@@ -66,21 +66,17 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingLog:
-    """What was trained and where, and the mean pool loss of every step."""
+class Distilled:
+    """Result of `distil`: adapters that may leave, and for the site what was trained and where.
 
+    public_losses: mean pool loss of every step.
+    """
+
+    adapters: Released[AdapterWeights]
     engine: str
     device: str
     trainable_parameters: int
     public_losses: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distilled:
-    """Result of `distil`: adapters that may leave, and a log for the site."""
-
-    adapters: Released[AdapterWeights]
-    log: TrainingLog
 
 
 PaidUnits: TypeAlias = Callable[[Reservation], Sequence[PrivateUnit]]
@@ -134,15 +130,9 @@ def distil(
         try:
             if announce is not None:
                 announce(estimate_signal_to_noise(privacy, parameters=count))
+            binding = _binding(first, pool, privacy, settings)
             run = _Run(
-                lm=lm,
-                trainer=trainer,
-                first=first,
-                binding=_binding(first, pool, privacy, settings),
-                privacy=privacy,
-                chunk_steps=settings.steps_per_reservation,
-                units=units,
-                progress=progress,
+                trainer=trainer, first=first, binding=binding, units=units, progress=progress
             )
             released = run.train(book, _chunks(spec, privacy, settings))
         finally:
@@ -150,12 +140,10 @@ def distil(
         return Distilled(
             # The model holds exactly the released state now: its adapters are a function of it.
             adapters=post_process(released, lambda _: adapter_weights(lm), label="adapters"),
-            log=TrainingLog(
-                engine=trainer.engine.name,
-                device=str(trainer.device),
-                trainable_parameters=count,
-                public_losses=tuple(trainer.public_losses),
-            ),
+            engine=trainer.engine.name,
+            device=str(trainer.device),
+            trainable_parameters=count,
+            public_losses=tuple(trainer.public_losses),
         )
 
 
@@ -194,12 +182,9 @@ def released_adapters(
 class _Run:
     """One training, chunk by chunk. first: the adapters before it."""
 
-    lm: LanguageModel
     trainer: Trainer
     first: AdapterWeights
     binding: str
-    privacy: DpSgdParameters
-    chunk_steps: int
     units: PaidUnits
     progress: Callable[[StepReport], None] | None
     started_s: float = field(default_factory=time.monotonic)
@@ -214,10 +199,9 @@ class _Run:
             start = trainer.steps_done
             state = book.release(
                 chunk,
-                compute=partial(self._take_steps, start + self.chunk_steps),
+                compute=partial(self._take_steps, start + trainer.settings.steps_per_reservation),
                 encode=encode_state,
                 decode=partial(decode_state, binding=self.binding),
-                after=released[-1:],
             )
             released.append(state)
             if state.value.step != trainer.steps_done:
@@ -231,9 +215,10 @@ class _Run:
         return released[-1]
 
     def _take_steps(self, last: int, paid: Reservation) -> TrainingState:
-        if not self.trainer.has_units:
+        if not self.taken:
             self._read_units(paid)
-        while self.trainer.steps_done < min(last, self.privacy.steps):
+        every = self.trainer.privacy.steps
+        while self.trainer.steps_done < min(last, every):
             self.trainer.step()
             self.taken += 1
             done = self.trainer.steps_done
@@ -242,18 +227,19 @@ class _Run:
                 self.progress(
                     StepReport(
                         step=done,
-                        steps=self.privacy.steps,
+                        steps=every,
                         public_loss=self.committed_loss,
                         study_epsilon=paid.entry.study_epsilon_after,
-                        seconds_left=pace_s * (self.privacy.steps - done),
+                        seconds_left=pace_s * (every - done),
                     )
                 )
         return self.trainer.state(self.binding)
 
     def _read_units(self, paid: Reservation) -> None:
         """Read the private units under the reference model, wherever a resumed run stands."""
-        with adapters_kept(self.lm):
-            load_adapters(self.lm, self.first)
+        lm = self.trainer.lm
+        with adapters_kept(lm):
+            load_adapters(lm, self.first)
             self.trainer.take_units(self.units(paid))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -101,7 +102,7 @@ def epsilon_lower_bound(counts: GuessCounts, *, delta: float, confidence: float 
     return low
 
 
-def _check_scores(scores: _Floats, joined: _Flags, guesses: int) -> None:
+def _check_scores(scores: _Floats, joined: _Flags) -> None:
     if scores.ndim != 1 or scores.shape != joined.shape or joined.dtype != np.bool_:
         raise ParameterError(
             f"scores, joined: expected (m,) numbers and (m,) bool, got {scores.shape} and "
@@ -109,8 +110,6 @@ def _check_scores(scores: _Floats, joined: _Flags, guesses: int) -> None:
         )
     if not np.all(np.isfinite(scores)):
         raise ParameterError("scores: expected finite numbers, got NaN or infinity")
-    if not 1 <= guesses <= len(scores):
-        raise ParameterError(f"guesses: expected 1 to {len(scores)} (the canaries), got {guesses}")
 
 
 def count_correct(scores: _Floats, joined: _Flags, *, guesses: int) -> GuessCounts:
@@ -123,7 +122,7 @@ def count_correct(scores: _Floats, joined: _Flags, *, guesses: int) -> GuessCoun
         joined: (m,) bool, the coins. guesses: 1 to m, fixed before the run.
     Raises: ParameterError: shapes differ, NaN or infinite scores, guesses out of range.
     """
-    _check_scores(scores, joined, guesses)
+    _check_scores(scores, joined)
     count = len(scores)
     order = np.argsort(-scores, kind="stable")
     inside, outside = order[: (guesses + 1) // 2], order[count - guesses // 2 :]
@@ -141,7 +140,7 @@ def count_confident(log_odds: _Floats, joined: _Flags, *, guesses: int) -> Guess
         guesses: 1 to m, fixed before the run.
     Raises: ParameterError: shapes differ, NaN or infinite values, guesses out of range.
     """
-    _check_scores(log_odds, joined, guesses)
+    _check_scores(log_odds, joined)
     surest = np.argsort(-np.abs(log_odds), kind="stable")[:guesses]
     correct = int(((log_odds[surest] > 0.0) == joined[surest]).sum())
     return GuessCounts(canaries=len(log_odds), guesses=guesses, correct=correct)
@@ -191,10 +190,7 @@ def guesses_to_refute(
         low, high = high, min(2 * high, most)
     if high <= low:
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
-    return high
+    return low + 1 + bisect_left(range(low + 1, high), True, key=reaches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,10 +205,14 @@ class SealedCoins:
     joined: _Flags = field(repr=False)
     salt: bytes = field(repr=False)
     statement: Json
-    commitment: str
 
     @property
-    def opening(self) -> dict[str, Json]:
+    def commitment(self) -> str:
+        """The hash that is told before the run."""
+        return commitment_of(**self.opening, statement=self.statement)
+
+    @property
+    def opening(self) -> dict[str, str]:
         """Coins (bits, first coin in the highest bit of the first byte) and salt in hex."""
         return {"coins": np.packbits(self.joined).tobytes().hex(), "salt": self.salt.hex()}
 
@@ -227,15 +227,7 @@ def seal_coins(count: int, *, statement: Json) -> SealedCoins:
     drawn = np.frombuffer(secrets.token_bytes((count + 7) // 8), dtype=np.uint8)
     joined = np.unpackbits(drawn)[:count].astype(np.bool_)
     joined.setflags(write=False)
-    salt = secrets.token_bytes(_SALT_BYTES)
-    return SealedCoins(
-        joined=joined,
-        salt=salt,
-        statement=statement,
-        commitment=commitment_of(
-            np.packbits(joined).tobytes().hex(), salt.hex(), statement=statement
-        ),
-    )
+    return SealedCoins(joined=joined, salt=secrets.token_bytes(_SALT_BYTES), statement=statement)
 
 
 def commitment_of(coins: str, salt: str, *, statement: Json) -> str:

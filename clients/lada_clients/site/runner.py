@@ -11,20 +11,18 @@ from pathlib import Path
 
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
 from lada_clients.site.gates.policy import (
     describe_budget,
     describe_plan,
     plan_faults,
     planned_budget,
 )
-from lada_clients.site.gates.record_files import RecordFiles, file_digests
 from lada_clients.site.ledger.population import (
     ledger_path,
     new_ledger_sentence,
     open_own_ledger,
     read_spending,
-    spending,
 )
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
@@ -35,6 +33,7 @@ from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder

@@ -7,16 +7,16 @@ and none for an unknown mechanism, so neither can be written into a ledger.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, GetPydanticSchema
+from pydantic_core import core_schema
 
 from lada_secure.canonical import Json
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import Reader, integer, number, read_fields, text
-
-if TYPE_CHECKING:
-    from dp_accounting import dp_event
+from lada_secure.errors import ParameterError
+from lada_secure.privacy.accounting.fields import Number
 
 # Below this a release is the data with a blur; above it, it is noise with a name.
 MIN_NOISE_MULTIPLIER = 0.01
@@ -24,6 +24,10 @@ MAX_NOISE_MULTIPLIER = 1e6
 # Composing takes time and memory with the number of steps, and entries come from other parties.
 MAX_STEPS = 10**6
 MAX_PARTS = 64
+# Each composition gives up to 1e-15 of probability to infinite loss, and FFT rounding is of the
+# same order: after 10,000 entries a delta below this would be about numerics, not privacy.
+MIN_TARGET_DELTA = 1e-10
+_BY_CLASS: Final = Discriminator("class_name")
 
 
 def check_noise_multiplier(value: float) -> float:
@@ -42,6 +46,16 @@ def check_sampling_probability(value: float) -> float:
     value = float(value)
     if not 0.0 < value <= 1.0:
         raise ParameterError(f"sampling_probability: expected above 0 and at most 1, got {value}")
+    return value
+
+
+def check_target_delta(value: float) -> float:
+    """Refuse what is outside [1e-10, 1). Returns it as a float."""
+    value = float(value)
+    if not MIN_TARGET_DELTA <= value < 1.0:
+        raise ParameterError(
+            f"target_delta: expected at least {MIN_TARGET_DELTA:g} and below 1, got {value}"
+        )
     return value
 
 
@@ -153,87 +167,58 @@ def event_parts(event: PrivacyEvent) -> tuple[EventPart, ...]:
     return event.parts if isinstance(event, ComposedEvent) else (event,)
 
 
-_Forms: TypeAlias = Mapping[str, Sequence[Reader]]
-_CLASS: _Forms = {"class_name": (text(),)}
-_GAUSSIAN: _Forms = {**_CLASS, "noise_multiplier": (number(),)}
-_SAMPLED: _Forms = {**_CLASS, "sampling_probability": (number(),), "event": ()}
-_REPEATED: _Forms = {**_CLASS, "count": (integer(1, MAX_STEPS),), "event": ()}
-_COMPOSED: _Forms = {**_CLASS, "events": ()}
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _class_of(value: Json, *, where: str) -> str:
-    known = value
-    if isinstance(value, dict):
-        known = {name: inner for name, inner in value.items() if name in _CLASS}
-    return str(read_fields(known, _CLASS, where=where)["class_name"])
+class _Gaussian(_Json):
+    class_name: Literal["GaussianDpEvent"]
+    noise_multiplier: Number
 
 
-def _parse_part(value: Json, *, where: str) -> EventPart:
-    name = _class_of(value, where=where)
-    if name == "GaussianDpEvent":
-        found = read_fields(value, _GAUSSIAN, where=where)
-        return GaussianEvent(noise_multiplier=found["noise_multiplier"])
-    if name != "SelfComposedDpEvent":
-        raise LedgerError(
-            f"{where}: the mechanism {name[:60]!r} is unknown or not private and may not be "
-            "released; known are GaussianDpEvent and SelfComposedDpEvent of it or of "
-            "PoissonSampledDpEvent"
-        )
-    repeated = read_fields(value, _REPEATED, where=where)
-    count, inner, inside = repeated["count"], repeated["event"], f"{where}: event"
-    kind = _class_of(inner, where=inside)
-    if kind == "GaussianDpEvent":
-        found = read_fields(inner, _GAUSSIAN, where=inside)
-        return GaussianEvent(noise_multiplier=found["noise_multiplier"], count=count)
-    if kind != "PoissonSampledDpEvent":
-        raise LedgerError(f"{where}: the mechanism {kind[:60]!r} is unknown or not private")
-    sampled = read_fields(inner, _SAMPLED, where=inside)
-    base = _parse_part(sampled["event"], where=f"{inside}: event")
-    if not isinstance(base, GaussianEvent) or base.count != 1:
-        raise LedgerError(f"{where}: Poisson sampling is accounted for one Gaussian only")
+class _Sampled(_Json):
+    class_name: Literal["PoissonSampledDpEvent"]
+    sampling_probability: Number
+    event: _Gaussian
+
+
+class _Repeated(_Json):
+    class_name: Literal["SelfComposedDpEvent"]
+    count: int
+    event: Annotated[_Gaussian | _Sampled, _BY_CLASS]
+
+
+class _Composed(_Json):
+    class_name: Literal["ComposedDpEvent"]
+    events: list[Annotated[_Gaussian | _Repeated, _BY_CLASS]]
+
+
+def _part(found: _Gaussian | _Repeated) -> EventPart:
+    if isinstance(found, _Gaussian):
+        return GaussianEvent(found.noise_multiplier)
+    once = found.event
+    if isinstance(once, _Gaussian):
+        return GaussianEvent(once.noise_multiplier, count=found.count)
     return DpSgdEvent(
-        noise_multiplier=base.noise_multiplier,
-        sampling_probability=sampled["sampling_probability"],
-        steps=count,
+        noise_multiplier=once.event.noise_multiplier,
+        sampling_probability=once.sampling_probability,
+        steps=found.count,
     )
 
 
-def parse_event(value: Json, *, where: str = "event") -> PrivacyEvent:
-    """Read an event from its JSON form; every value has exactly one spelling.
-
-    Raises: LedgerError: unknown or non-private mechanism, fields missing, unknown or out of
-        range, or another spelling of an event.
-    """
-    event: PrivacyEvent
-    try:
-        if isinstance(value, dict) and value.get("class_name") == "ComposedDpEvent":
-            parts = read_fields(value, _COMPOSED, where=where)["events"]
-            if not isinstance(parts, list):
-                raise LedgerError(f"{where}: events: expected a list")
-            event = ComposedEvent(
-                parts=tuple(_parse_part(part, where=f"{where}: events") for part in parts)
-            )
-        else:
-            event = _parse_part(value, where=where)
-    except ParameterError as error:
-        raise LedgerError(f"{where}: {error}") from error
-    if event.to_json() != value:
-        raise LedgerError(f"{where}: not the one spelling of this event")
-    return event
+def _event(found: _Gaussian | _Repeated | _Composed) -> PrivacyEvent:
+    if isinstance(found, _Composed):
+        return ComposedEvent(parts=tuple(_part(one) for one in found.events))
+    return _part(found)
 
 
-def to_dp_event(event: PrivacyEvent) -> dp_event.DpEvent:
-    """The same event as an object of dp_accounting."""
-    # Reading a ledger needs no accountant, and importing one takes two seconds.
-    from dp_accounting import dp_event
-
-    if isinstance(event, ComposedEvent):
-        return dp_event.ComposedDpEvent([to_dp_event(one) for one in event.parts])
-    gaussian = dp_event.GaussianDpEvent(event.noise_multiplier)
-    if isinstance(event, GaussianEvent):
-        if event.count == 1:
-            return gaussian
-        return dp_event.SelfComposedDpEvent(gaussian, event.count)
-    return dp_event.SelfComposedDpEvent(
-        dp_event.PoissonSampledDpEvent(event.sampling_probability, gaussian), event.steps
-    )
+# A field of a signed object that holds an event. An unknown or non-private mechanism has no class
+# here and is refused; so is a second spelling of an event, for it is written back as another one.
+EventField = Annotated[
+    PrivacyEvent,
+    GetPydanticSchema(
+        lambda _, schema_of: core_schema.no_info_after_validator_function(
+            _event, schema_of(Annotated[_Gaussian | _Repeated | _Composed, _BY_CLASS])
+        )
+    ),
+]

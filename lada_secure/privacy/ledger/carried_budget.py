@@ -10,46 +10,36 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.accounting.accountant import epsilon, merged_parts
+from lada_secure.privacy.accounting.accountant import Group, epsilon
 from lada_secure.privacy.accounting.events import (
     MAX_PARTS,
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
     composed_event,
+    event_parts,
 )
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import (
     FirstEntry,
     LedgerEntry,
-    LedgerIdentity,
     ReserveEntry,
     RestartEntry,
     new_ledger_id,
 )
-from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
+from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.times import format_time
 
 
-def granted_identity(grant: RestartGrant, *, auditor_key: bytes) -> LedgerIdentity:
-    """The identity of the ledger that a grant lets begin.
-
-    Args: auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
-    Raises: LedgerError: not that auditor's, or changed.
-    """
-    check_grant(grant, where="restart", auditor_key=auditor_key)
-    return LedgerIdentity(site=grant.site, population=grant.population, ledger_id=grant.ledger_id)
-
-
-def spent_events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:
-    """The events of all reservations, before them what an earlier restart had carried over."""
-    events: list[PrivacyEvent] = []
+def spending(entries: Sequence[LedgerEntry]) -> tuple[tuple[str, PrivacyEvent], ...]:
+    """Plan hash and event of all reservations; what a restart carried over is of no known plan."""
+    spent: list[tuple[str, PrivacyEvent]] = []
     for entry in entries:
-        if isinstance(entry, RestartEntry):
-            events.extend(entry.grant.events)
-        elif isinstance(entry, ReserveEntry):
-            events.append(entry.event)
-    return events
+        if isinstance(entry, ReserveEntry):
+            spent.append((entry.plan_hash, entry.event))
+        elif isinstance(entry, RestartEntry):
+            spent += (("", event) for event in entry.grant.events)
+    return tuple(spent)
 
 
 def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
@@ -62,13 +52,17 @@ def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
     """
     if not events:
         return None
-    parts = merged_parts(events)
-    counts = Counter[float]()
-    for part in parts:
+    counts, steps = Counter[float](), Counter[Group]()
+    for part in (part for event in events for part in event_parts(event)):
         if isinstance(part, GaussianEvent):
             counts[part.noise_multiplier] += part.count
+        else:
+            steps[part.noise_multiplier, part.sampling_probability] += part.steps
     gaussian = [GaussianEvent(noise, count=n) for noise, n in sorted(counts.items())]
-    sampled = [part for part in parts if isinstance(part, DpSgdEvent)]
+    sampled = [
+        DpSgdEvent(noise_multiplier=noise, sampling_probability=probability, steps=n)
+        for (noise, probability), n in steps.items()
+    ]
     if len(gaussian) + len(sampled) > MAX_PARTS:
         gaussian = _one_gaussian(gaussian)
         sampled = _fewer(sampled, MAX_PARTS - len(gaussian))
@@ -124,7 +118,7 @@ def grant_restart(
         raise LedgerError(
             "restart: no entry of the lost ledger is known, so nothing can be carried"
         )
-    carried = merged_event(spent_events(known))
+    carried = merged_event([event for _, event in spending(known)])
     studies = {one.study_id for one in known if isinstance(one, ReserveEntry)}
     if isinstance(known[0], RestartEntry):
         studies.update(known[0].grant.studies)

@@ -1,4 +1,4 @@
-"""What a site asks of its ledger and what it answers: releases, caps, reservations, heads.
+"""What a site asks of its ledger and what it answers: releases, caps, reservations.
 
 A ledger belongs to one site and one population. `book` keeps one, `replay` holds its
 rules, `verification` checks one from its exported lines alone.
@@ -17,6 +17,7 @@ from lada_secure.privacy.accounting.events import (
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
+    check_target_delta,
 )
 from lada_secure.privacy.accounting.fields import check_hash, check_name
 from lada_secure.privacy.ledger.entries import ADJACENCY, ReleaseKey, ReserveEntry
@@ -40,6 +41,13 @@ def numeric_parameter(parameters: MechanismParameters, name: str) -> float:
     value = parameters.get(name)
     if not isinstance(value, float):
         raise ParameterError(f"{name}: expected a number, got {str(value)[:40]!r}")
+    return value
+
+
+def _positive_parameter(parameters: MechanismParameters, name: str) -> float:
+    value = numeric_parameter(parameters, name)
+    if not math.isfinite(value) or value <= 0:
+        raise ParameterError(f"{name}: expected above 0, got {value}")
     return value
 
 
@@ -73,14 +81,12 @@ def _check_discrete_gaussian(parameters: MechanismParameters, event: PrivacyEven
     if not isinstance(event, GaussianEvent) or event.count != 1:
         raise ParameterError("event: discrete_gaussian needs one Gaussian event")
     std = numeric_parameter(parameters, "std")
-    sensitivity = numeric_parameter(parameters, "l2_sensitivity")
+    sensitivity = _positive_parameter(parameters, "l2_sensitivity")
     if not math.isfinite(std) or std < MIN_STD_STEPS:
         raise ParameterError(
             f"std: expected at least {MIN_STD_STEPS:g} integer steps, got {std}; scale the "
             "statistic up before rounding"
         )
-    if not math.isfinite(sensitivity) or sensitivity <= 0:
-        raise ParameterError(f"l2_sensitivity: expected above 0, got {sensitivity}")
     if event.noise_multiplier * sensitivity > std * (1 + _PRODUCT_TOLERANCE):
         raise ParameterError(
             f"event: noise_multiplier {event.noise_multiplier} claims more noise than std "
@@ -97,9 +103,7 @@ def _check_dp_sgd(parameters: MechanismParameters, event: PrivacyEvent) -> None:
     if not isinstance(event, DpSgdEvent):
         raise ParameterError("event: dp_sgd needs an event of Poisson-sampled steps")
     for name in ("expected_units", "l2_clip_norm"):
-        value = numeric_parameter(parameters, name)
-        if not math.isfinite(value) or value <= 0:
-            raise ParameterError(f"{name}: expected above 0, got {value}")
+        _positive_parameter(parameters, name)
     if parameters["noise"] not in DP_SGD_NOISES:
         raise ParameterError(
             f"noise: expected {' or '.join(DP_SGD_NOISES)}, got {str(parameters['noise'])[:40]!r}"
@@ -180,10 +184,7 @@ class BudgetCaps:
     study_overrides: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        delta = float(self.target_delta)
-        if not 1e-10 <= delta < 1.0:
-            raise ParameterError(f"target_delta: expected at least 1e-10 and below 1, got {delta}")
-        object.__setattr__(self, "target_delta", delta)
+        object.__setattr__(self, "target_delta", check_target_delta(self.target_delta))
         caps = {"total_epsilon": self.total_epsilon, "study_epsilon": self.study_epsilon}
         for name, value in (*caps.items(), *self.study_overrides.items()):
             if not math.isfinite(value) or not 0.0 < value <= MAX_CAP:
@@ -212,14 +213,3 @@ class Reservation:
     entry: ReserveEntry
     entry_hash: str
     stored_output: bytes | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHead:
-    """Where a ledger ends: the index and hash of its newest entry."""
-
-    site: str
-    population: str
-    ledger_id: str
-    index: int
-    entry_hash: str

@@ -57,8 +57,8 @@ class SiteBudget:
             "epsilon_cap_total": self.policy.epsilon_cap_total,
             "epsilon_cap_per_study": self.policy.epsilon_cap_per_study,
             "epsilon_left": self.left,
-            "entries": summary.head.index + 1,
-            "head": summary.head.entry_hash,
+            "entries": len(summary.entries),
+            "head": summary.entries[-1].entry_hash,
             **history_facts(summary),
             "reservations": summary.reservations,
             "uncommitted": summary.uncommitted,
@@ -75,7 +75,7 @@ class SiteBudget:
             f"{summary.identity.population} at {summary.identity.site}: epsilon "
             f"{summary.epsilon:.4f} of {policy.epsilon_cap_total:g} is spent at delta "
             f"{self.target_delta:g}, {self.left:.4f} is left.",
-            f"The ledger is whole: {summary.head.index + 1} entries, {summary.reservations} "
+            f"The ledger is whole: {len(summary.entries)} entries, {summary.reservations} "
             f"releases paid for, {summary.uncommitted} of them without an output.",
         ]
         if summary.reservations == 0 and summary.restart is None:
@@ -103,11 +103,9 @@ def read_budget(settings_path: Path) -> SiteBudget:
             "first decides about a study"
         )
     with open_ledger_reader(path) as ledger:
-        entries, lines = ledger.entries(), ledger.export_lines()
-        key = ledger.public_key
-    # A policy may have been tightened since; the ledger is held to the caps that it recorded.
-    summary = verify_ledger(entries, public_key=key, caps=None)
-    return SiteBudget(summary=summary, policy=policy, lines=lines)
+        # A policy may have been tightened since; the ledger is held to the caps it recorded.
+        summary = verify_ledger(ledger.entries(), public_key=ledger.public_key, caps=None)
+        return SiteBudget(summary=summary, policy=policy, lines=ledger.export_lines())
 
 
 def export_ledger(budget: SiteBudget, out: Path) -> None:
