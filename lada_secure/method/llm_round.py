@@ -15,8 +15,7 @@ from lada_secure.allocation.cells import Clusters, difficulty_bins, pool_feature
 from lada_secure.arrays import Float32Array, FloatArray, IntArray
 from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import cell_grid
-from lada_secure.method.plan import MethodPlan, transfer_of
-from lada_secure.models.adapters import AdapterSettings
+from lada_secure.method.plan import MethodPlan
 from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.rationales import Sampling, generate_rationales
@@ -145,16 +144,4 @@ def _sampling(plan: MethodPlan) -> Sampling:
         temperature=paths.temperature,
         top_p=paths.top_p,
         keep=paths.keep,
-    )
-
-
-def llm_adapters(plan: MethodPlan, *, layers: int) -> AdapterSettings:
-    """The adapters of the plan on an LLM of so many layers."""
-    uplink = transfer_of(plan)
-    return AdapterSettings(
-        rank=uplink.adapter_rank,
-        alpha=2.0 * uplink.adapter_rank,
-        target_modules=uplink.adapter_targets,
-        last_layers=min(uplink.adapter_layers, layers),
-        seed=plan.seed,
     )

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling_settings import Calling
+from lada_secure.models.tokenizer import control_texts, own_front
 
 LOG = logging.getLogger(__name__)
 
@@ -97,29 +98,6 @@ def open_style(calling: Calling, tokenizer: PreTrainedTokenizerBase, *, name: st
     if calling.style == "chat":
         return _framed(tokenizer, _chat_template(tokenizer, name), name=name, style="chat")
     return CallingStyle(head=front, tokens=len(front))
-
-
-def own_front(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that a tokenizer itself puts in front of a text."""
-    with_front: list[int] = tokenizer("1")["input_ids"]
-    alone: list[int] = tokenizer("1", add_special_tokens=False)["input_ids"]
-    for at in range(len(with_front) - len(alone) + 1):
-        if with_front[at : at + len(alone)] == alone:
-            return tuple(with_front[:at])
-    return ()
-
-
-def control_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Texts that a tokenizer takes for tokens of their own wherever they stand, and what they are.
-
-    Without those that are plain text (runs of spaces and line breaks, as Gemma has them).
-    """
-    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-    return {one.content: one for one in added if one.special or _looks_like_a_mark(one.content)}
-
-
-def _looks_like_a_mark(text: str) -> bool:
-    return bool(re.fullmatch(r"<[^<>\s]*[A-Za-z][^<>\s]*>|\[[^\[\]\s]*[A-Za-z][^\[\]\s]*\]", text))
 
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:

@@ -22,38 +22,23 @@ from typing import Any, Final
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, processors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lada_secure.data.forms import CLOZE, AnswerForm
 from lada_secure.errors import ParameterError
-from lada_secure.models.calling import (
-    CallingStyle,
-    Joined,
-    control_texts,
-    join,
-    open_style,
-    own_front,
-)
+from lada_secure.models.calling import CallingStyle, Joined, join, open_style
 from lada_secure.models.calling_settings import Calling
 from lada_secure.models.folder import check_folder, read_json, shown_names
+from lada_secure.models.tokenizer import largest_token, load_tokenizer, spelled_controls
 
 LOG = logging.getLogger(__name__)
-
-# Spaces, line breaks, digits, marks and letters of several scripts: where tokenizers differ.
-_SAMPLE: Final = (
-    "Group?\nAnswer:  42 1,000.5\n\n\tNaïve, e.g. GmbH's Über-größe "
-    "\u65e5\u672c \u0434\u0430 \U0001f600"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +187,7 @@ def load_folder(folder: Path, *, name: str, calling: Calling | None = None) -> L
     check_folder(folder)
     try:
         with quiet_transformers():
-            tokenizer = _load_tokenizer(folder)
+            tokenizer = load_tokenizer(folder)
             _check_architecture(folder)
             model, told = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -224,51 +209,6 @@ def load_folder(folder: Path, *, name: str, calling: Calling | None = None) -> L
     _check_complete(folder, told)
     _check_finite(folder, model)
     return wrap_model(model, tokenizer, name=name, calling=calling)
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of tokenizer.json, with the special tokens and template of its configuration.
-
-    Some of the library's classes build another tokenizer than the file holds, with their own idea
-    of spaces and special tokens; then the file counts.
-    """
-    found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    written = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    if any(
-        found(_SAMPLE, add_special_tokens=special)["input_ids"]
-        != written.encode(_SAMPLE, add_special_tokens=special).ids
-        for special in (False, True)
-    ):
-        template = found.chat_template
-        found = PreTrainedTokenizerFast(
-            tokenizer_object=written,
-            clean_up_tokenization_spaces=False,
-            **found.special_tokens_map,
-        )
-        found.chat_template = template
-    _put_in_front(found, read_json(folder / "tokenizer_config.json").get("add_bos_token"))
-    # Marks such as "<think>" that are not listed as special: in a record they are text as well.
-    found.backend_tokenizer.add_special_tokens(
-        [
-            AddedToken(
-                text, special=True, normalized=False, lstrip=token.lstrip, rstrip=token.rstrip
-            )
-            for text, token in control_texts(found).items()
-            if not token.special
-        ]
-    )
-    return found
-
-
-def _put_in_front(tokenizer: PreTrainedTokenizerBase, adds_bos: object) -> None:
-    """Obey a configuration that says whether a text begins with the BOS token."""
-    bos, has = tokenizer.bos_token, tokenizer.bos_token_id in own_front(tokenizer)
-    if not isinstance(adds_bos, bool) or bos is None or adds_bos == has:
-        return
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A" if adds_bos else "$A",
-        special_tokens=[(bos, tokenizer.bos_token_id)],
-    )
 
 
 def _check_architecture(folder: Path) -> None:
@@ -360,9 +300,17 @@ def wrap_model(
         max_tokens=min(int(positions), calling.max_tokens),
         style=open_style(calling, tokenizer, name=name),
         pads=not _carries_state(model),
-        spelled=_spelled(tokenizer),
+        spelled=spelled_controls(tokenizer),
     )
-    _check_vocabulary(found)
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    largest = largest_token(
+        tokenizer, used=(*found.style.head, *found.style.tail, *found.end_tokens)
+    )
+    if largest >= rows:
+        raise ParameterError(
+            f"{name}: its tokenizer has a token {largest}, the model has {rows} rows of "
+            "embeddings; tokenizer and weights are of different models"
+        )
     if 2 * found.style.tokens > found.max_tokens:
         raise ParameterError(
             f"{name}: its template alone takes {found.style.tokens} of {found.max_tokens} tokens; "
@@ -378,50 +326,11 @@ def wrap_model(
     return found
 
 
-def _spelled(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Control tokens that come out of their texts although they are not looked for.
-
-    A Unigram vocabulary lists them among its pieces. The unknown token means nothing and stays.
-    """
-    texts = [text for text in control_texts(tokenizer) if text != tokenizer.unk_token]
-    if not texts:
-        return {}
-    told = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    ids = tokenizer.convert_tokens_to_ids(texts)
-    return {
-        text: int(token)
-        for text, token, found in zip(texts, ids, told, strict=True)
-        if token in found
-    }
-
-
 def _carries_state(model: PreTrainedModel) -> bool:
     layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
     # "linear_attention" is a recurrence, whatever its name says.
     others = [one for one in layers if not one.endswith("attention") or one.startswith("linear")]
     return bool(getattr(model, "_is_stateful", False)) or bool(others)
-
-
-def _check_vocabulary(lm: LanguageModel) -> None:
-    """Refuse a tokenizer whose tokens the model has no rows for.
-
-    Added tokens beyond the last row (placeholders for images) come from no text: controls are text.
-    """
-    backend, rows = lm.tokenizer.backend_tokenizer, lm.model.get_input_embeddings().weight.shape[0]
-    controls = control_texts(lm.tokenizer)
-    added = backend.get_added_tokens_decoder()
-    plain = [token for token, one in added.items() if one.content not in controls]
-    own = backend.get_vocab(with_added_tokens=False)
-    framed = (*lm.style.head, *lm.style.tail, *lm.end_tokens)
-    # The model's own vocabulary lists control tokens as well, under the same numbers.
-    largest = max(
-        (*plain, *framed, *(token for text, token in own.items() if text not in controls))
-    )
-    if largest >= rows:
-        raise ParameterError(
-            f"{lm.name}: its tokenizer has a token {largest}, the model has {rows} rows of "
-            "embeddings; tokenizer and weights are of different models"
-        )
 
 
 @contextlib.contextmanager

@@ -84,9 +84,8 @@ def test_a_site_that_calls_a_base_model_in_chat_style_is_told_at_its_start(
         SiteLearner.load(
             plan=plan,
             settings=settings,
-            pool=POOL,
-            clusters=cast(Any, None),
-            records=cast(Any, None),
+            public=(POOL, cast(Any, None)),
+            units=(),
             held_out=(),
             book=ledger(plan),
             memory=SiteMemory(folder=tmp_path / "memory"),
@@ -96,11 +95,13 @@ def test_a_site_that_calls_a_base_model_in_chat_style_is_told_at_its_start(
 def test_a_coordinator_calls_its_llm_as_its_settings_say(base_model: Path, tmp_path: Path) -> None:
     def teacher(calling: Calling | None) -> Teacher:
         return Teacher(
+            cast(Any, None),
             str(base_model),
             cache_dir=tmp_path,
             threads=1,
             calling=calling,
             files=LlmFiles(folder=tmp_path / "llm"),
+            progress=lambda _done, _total: None,
         )
 
     assert teacher(None).model.style.name == "plain"
