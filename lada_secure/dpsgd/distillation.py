@@ -269,12 +269,7 @@ def _ledger_parameters(privacy: DpSgdParameters) -> MechanismParameters:
 
 
 def training_spec(
-    privacy: DpSgdParameters,
-    *,
-    study_id: str,
-    plan_hash: str,
-    round_id: int,
-    unit: str = "unit",
+    privacy: DpSgdParameters, *, study_id: str, plan_hash: str, round_id: int, unit: str = "unit"
 ) -> ReleaseSpec:
     """The release that `distil` makes: all its steps as one event; `distil` cuts it into chunks.
 

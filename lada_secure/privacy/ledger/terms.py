@@ -163,10 +163,7 @@ class ReleaseSpec:
     def key(self) -> ReleaseKey:
         """What the release is for; at most one output is ever committed for it."""
         return ReleaseKey(
-            study_id=self.study_id,
-            round_id=self.round_id,
-            purpose=self.purpose,
-            chunk=self.chunk,
+            study_id=self.study_id, round_id=self.round_id, purpose=self.purpose, chunk=self.chunk
         )
 
 

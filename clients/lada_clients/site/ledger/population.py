@@ -41,11 +41,7 @@ def ledger_path(settings: SiteSettings, policy: SitePolicy) -> Path:
 
 @contextmanager
 def open_own_ledger(
-    settings: SiteSettings,
-    policy: SitePolicy,
-    plan: StudyPlan,
-    *,
-    signing_key: Ed25519PrivateKey,
+    settings: SiteSettings, policy: SitePolicy, plan: StudyPlan, *, signing_key: Ed25519PrivateKey
 ) -> Iterator[SqliteLedger]:
     """The population's ledger, held to the stricter of the plan and the policy.
 
