@@ -171,8 +171,8 @@ def test_edits_change_what_they_should_and_a_rebound_ledger_is_whole(
         == draft.header["body"]["head_hash"]
         != (envelope.header.body["head_hash"])
     )
-    honest = parse_ledger_lines(payload)
-    verify_ledger(honest, public_key=key.public_key().public_bytes_raw(), caps=None)
+    for whole in (entries, parse_ledger_lines(payload)):
+        verify_ledger(whole, public_key=key.public_key().public_bytes_raw(), caps=None)
 
 
 def test_every_moment_of_a_message_lies_before_the_transcript_that_lists_it(
