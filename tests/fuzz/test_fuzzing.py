@@ -173,6 +173,10 @@ def test_edits_change_what_they_should_and_a_rebound_ledger_is_whole(
     )
     honest = parse_ledger_lines(payload)
     verify_ledger(honest, public_key=key.public_key().public_bytes_raw(), caps=None)
+    # Ed25519 is deterministic: what was not changed is signed as its owner signed it.
+    same = Draft.of(envelope, payload)
+    bind_ledger(same, key)
+    assert same.payload == payload
 
 
 def test_every_moment_of_a_message_lies_before_the_transcript_that_lists_it(
