@@ -252,7 +252,7 @@ class SiteAgain:
         study, plan = self.coordinator.study, self.record.plan
         return SiteContext.open(
             plan,
-            load_language_model(plan.slm, cache_dir=settings.cache_dir),
+            load_language_model(str(settings.slm_folder), cache_dir=settings.cache_dir),
             pool=study.pool,
             clusters=study.clusters,
             embedder=embedder(plan.embedder),

@@ -182,8 +182,9 @@ def audit_site(
     if rounds is not None and not 1 <= rounds <= plan.rounds:
         raise ParameterError(f"--rounds: expected 1 to {plan.rounds}, the plan's, got {rounds}")
     units = _units(site, records)
-    say(f"loading {plan.slm} ...")
-    lm = load_language_model(plan.slm, cache_dir=site.settings.cache_dir)
+    slm = str(site.settings.slm_folder)
+    say(f"loading {slm} ...")
+    lm = load_language_model(slm, cache_dir=site.settings.cache_dir)
     shape = adapter_settings(plan, layers=int(lm.model.config.num_hidden_layers))
     attach_adapters(lm, shape)
     privacy, delta = privacy_parameters(plan), plan.privacy.target_delta

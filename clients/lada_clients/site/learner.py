@@ -71,7 +71,7 @@ class SiteLearner:
         memory.keep(state)
         context = SiteContext.open(
             plan,
-            load_language_model(plan.slm, cache_dir=settings.cache_dir),
+            load_language_model(str(settings.slm_folder), cache_dir=settings.cache_dir),
             pool=pool,
             clusters=clusters,
             embedder=embedder(plan.embedder),

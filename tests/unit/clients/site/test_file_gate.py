@@ -170,6 +170,7 @@ def test_a_bad_line_ends_the_command_before_any_connection_and_nothing_of_it_is_
                 "records": "records.jsonl",
                 "cache_dir": "cache",
                 "log": {"format": "json", "level": "debug"},
+                "model": {"slm": "slm"},
             }
         )
     )

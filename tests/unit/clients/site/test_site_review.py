@@ -19,12 +19,13 @@ from protocol_world import (
     statistics_spec,
 )
 from rich.console import Console
+from slm_files import write_slm
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, RecordsChanged, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings, SlmSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -89,6 +90,7 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
     me.join(wait_s=5.0)
     folder.mkdir(exist_ok=True)
     (folder / "records.jsonl").write_text("{}\n")
+    write_slm(folder / "slm")
     settings = SiteSettings(
         party="site-a",
         coordinator="localhost:1",
@@ -98,6 +100,7 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
         state_dir=folder,
         records=folder / "records.jsonl",
         cache_dir=folder,
+        model=SlmSettings(slm="slm", licence="Apache-2.0"),
     )
     book = make_ledger(cast, "site-a")
     if earlier_rounds:
@@ -145,6 +148,7 @@ def test_a_new_site_accepts_with_the_head_of_its_new_ledger(tmp_path: Path) -> N
         head_index=1,
         head_hash=head.entry_hash,
         new_ledger=True,
+        slm=found.site._slm.identity(),
     )
     assert isinstance(found.book.entries()[-1], DecisionEntry)
 
