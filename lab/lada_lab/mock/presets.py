@@ -29,8 +29,8 @@ class Preset(StudySettings):
 
     `data` is what `build_federation` makes. `rounds` is the default of `--rounds`. `site_slm` is
     the SLM of every site that `slms` does not name another one for. In the model references,
-    {sites} and {seed} stand for the run's own. `physical_batch_size` and the threads (of a site, of the
-    coordinator, whose LLM works while sites wait) change speed only.
+    {sites} and {seed} stand for the run's own. `physical_batch_size` and the threads (of a site, of
+    the coordinator, whose LLM works while sites wait) change speed only.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,10 +20,11 @@ from protocol_world import (
     statistics_spec,
 )
 from rich.console import Console
-from slm_files import write_slm
+from slm_files import write_slm, write_weights
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, RecordsChanged, SiteFiles, file_digests
+from lada_clients.site.gates.slm import ModelChanged
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
 from lada_clients.site.settings import SitePolicy, SiteSettings, SlmSettings
@@ -33,8 +35,10 @@ from lada_protocol.rounds.index import Attempt
 from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, parse_body
 from lada_secure.data.records import RecordFile
+from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import planned_epsilon
 from lada_secure.method.plan import STATISTICS
+from lada_secure.models.identity import SlmPlan
 from lada_secure.privacy.ledger.entries import DecisionEntry, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
@@ -216,3 +220,47 @@ def test_records_that_change_pause_the_site_before_it_reserves_anything(tmp_path
     assert len(found.board.rows) == posted
     records.write_bytes(kept)
     found.site.record_files.check()
+
+
+def test_a_model_that_the_policy_does_not_allow_is_refused_before_anything_is_posted(
+    tmp_path: Path,
+) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+    found.site.policy = found.site.policy.model_copy(
+        update={"model": SlmPlan(families=("GPT2LMHeadModel",))}
+    )
+    with pytest.raises(ParameterError, match="its architecture is LlamaForCausalLM, allowed are"):
+        found.site._review()
+    assert found.posted(Kind.ACCEPTANCE) is None
+    assert found.posted(Kind.REFUSAL) is None
+    assert found.reservations() == 0
+
+
+def test_weights_that_change_while_the_gate_loads_them_are_not_signed_for(tmp_path: Path) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+
+    class Swapping(SiteWithoutModel):
+        def _check_with_model(self) -> None:
+            write_weights(tmp_path / "slm" / "model.safetensors", b"others")
+
+    found.site.__class__ = Swapping
+    with pytest.raises(ModelChanged, match="weights_sha256 was"):
+        found.site._review()
+    assert found.posted(Kind.ACCEPTANCE) is None
+
+
+@pytest.mark.parametrize("step", ["restart", "statistics"])
+def test_other_weights_are_refused_before_anything_is_reserved(tmp_path: Path, step: str) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+    found.site._review()
+    kept = (tmp_path / "slm" / "model.safetensors").read_bytes()
+    write_weights(tmp_path / "slm" / "model.safetensors", b"others")
+    go_on: dict[str, Callable[[], None]] = {
+        "restart": found.site.run,
+        "statistics": lambda: found.site._contribute(ATTEMPT, ("site-a", "site-b", "site-c")),
+    }
+    with pytest.raises(ModelChanged, match=r"weights_sha256 was \w+ and is \w+"):
+        go_on[step]()
+    assert found.reservations() == 0
+    (tmp_path / "slm" / "model.safetensors").write_bytes(kept)
+    found.site._check_slm()
