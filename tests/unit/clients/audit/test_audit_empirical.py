@@ -141,7 +141,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "cache_dir": str(root / "cache"),
                     "device": "cpu",
                     "physical_batch_size": 64,
-                    "model": {"slm": "../model"},
+                    "model": {"slm": str(root / "model")},
                 }
             )
         )

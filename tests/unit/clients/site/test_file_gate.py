@@ -15,6 +15,7 @@ import torch
 from method_doubles import ledger
 from rich.console import Console
 from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
+from slm_files import write_slm
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
@@ -310,6 +311,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
 ) -> None:
     records = (*GOOD, record(4, question=LONG))
     study, place = site_plan(), site_settings(tmp_path)
+    write_slm(place.slm_folder)
     book = ledger(study)
     learner = site_learner(tmp_path, records, study=study, book=book)
     before = book.entries()
