@@ -45,11 +45,7 @@ def cell_agreement(
 
 
 def agreeing_rationales(
-    gains: npt.ArrayLike,
-    cell_of_rationale: npt.ArrayLike,
-    *,
-    cells: int,
-    least_share: float,
+    gains: npt.ArrayLike, cell_of_rationale: npt.ArrayLike, *, cells: int, least_share: float
 ) -> BoolArray:
     """Which paths to train on: those that gain enough beside the cell that gains most.
 

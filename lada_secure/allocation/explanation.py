@@ -14,11 +14,7 @@ from lada_secure.canonical import Json
 
 
 def explain_cells(
-    view: CellView,
-    utilities: npt.ArrayLike,
-    *,
-    picked_cells: npt.ArrayLike,
-    rewards: CellMeans,
+    view: CellView, utilities: npt.ArrayLike, *, picked_cells: npt.ArrayLike, rewards: CellMeans
 ) -> tuple[dict[str, Json], ...]:
     """Explain a round cell by cell, as JSON objects with numbers rounded to 6 decimals.
 

@@ -130,15 +130,9 @@ def distil(
         try:
             if announce is not None:
                 announce(estimate_signal_to_noise(privacy, parameters=count))
+            binding = _binding(first, pool, privacy, settings)
             run = _Run(
-                lm=lm,
-                trainer=trainer,
-                first=first,
-                binding=_binding(first, pool, privacy, settings),
-                privacy=privacy,
-                chunk_steps=settings.steps_per_reservation,
-                units=units,
-                progress=progress,
+                trainer=trainer, first=first, binding=binding, units=units, progress=progress
             )
             released = run.train(book, _chunks(spec, privacy, settings))
         finally:
@@ -188,12 +182,9 @@ def released_adapters(
 class _Run:
     """One training, chunk by chunk. first: the adapters before it."""
 
-    lm: LanguageModel
     trainer: Trainer
     first: AdapterWeights
     binding: str
-    privacy: DpSgdParameters
-    chunk_steps: int
     units: PaidUnits
     progress: Callable[[StepReport], None] | None
     started_s: float = field(default_factory=time.monotonic)
@@ -208,7 +199,7 @@ class _Run:
             start = trainer.steps_done
             state = book.release(
                 chunk,
-                compute=partial(self._take_steps, start + self.chunk_steps),
+                compute=partial(self._take_steps, start + trainer.settings.steps_per_reservation),
                 encode=encode_state,
                 decode=partial(decode_state, binding=self.binding),
             )
@@ -226,7 +217,8 @@ class _Run:
     def _take_steps(self, last: int, paid: Reservation) -> TrainingState:
         if not self.taken:
             self._read_units(paid)
-        while self.trainer.steps_done < min(last, self.privacy.steps):
+        every = self.trainer.privacy.steps
+        while self.trainer.steps_done < min(last, every):
             self.trainer.step()
             self.taken += 1
             done = self.trainer.steps_done
@@ -235,18 +227,19 @@ class _Run:
                 self.progress(
                     StepReport(
                         step=done,
-                        steps=self.privacy.steps,
+                        steps=every,
                         public_loss=self.committed_loss,
                         study_epsilon=paid.entry.study_epsilon_after,
-                        seconds_left=pace_s * (self.privacy.steps - done),
+                        seconds_left=pace_s * (every - done),
                     )
                 )
         return self.trainer.state(self.binding)
 
     def _read_units(self, paid: Reservation) -> None:
         """Read the private units under the reference model, wherever a resumed run stands."""
-        with adapters_kept(self.lm):
-            load_adapters(self.lm, self.first)
+        lm = self.trainer.lm
+        with adapters_kept(lm):
+            load_adapters(lm, self.first)
             self.trainer.take_units(self.units(paid))
 
 
@@ -276,12 +269,7 @@ def _ledger_parameters(privacy: DpSgdParameters) -> MechanismParameters:
 
 
 def training_spec(
-    privacy: DpSgdParameters,
-    *,
-    study_id: str,
-    plan_hash: str,
-    round_id: int,
-    unit: str = "unit",
+    privacy: DpSgdParameters, *, study_id: str, plan_hash: str, round_id: int, unit: str = "unit"
 ) -> ReleaseSpec:
     """The release that `distil` makes: all its steps as one event; `distil` cuts it into chunks.
 

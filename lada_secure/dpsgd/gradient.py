@@ -10,12 +10,7 @@ from typing import Final, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lada_secure.dpsgd.batching import (
-    PhysicalBatch,
-    physical_batches,
-    single_units,
-    unit_of_row,
-)
+from lada_secure.dpsgd.batching import PhysicalBatch, physical_batches, single_units, unit_of_row
 from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.engine import GradientEngine
 from lada_secure.errors import ParameterError
@@ -162,9 +157,7 @@ class GradientSource:
         )
 
     def _fitting(
-        self,
-        examples: Sequence[EncodedExample],
-        work: Callable[[Sequence[EncodedExample]], Result],
+        self, examples: Sequence[EncodedExample], work: Callable[[Sequence[EncodedExample]], Result]
     ) -> Iterator[Result]:
         """Do the work on batches of public examples; one too large for memory goes in halves.
 

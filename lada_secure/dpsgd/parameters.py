@@ -121,9 +121,7 @@ def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> Si
         "or lower private_weight"
     )
     return SignalToNoiseEstimate(
-        parameters=parameters,
-        signal_to_noise=ratio,
-        hint=hint if ratio < _DROWNED else None,
+        parameters=parameters, signal_to_noise=ratio, hint=hint if ratio < _DROWNED else None
     )
 
 

@@ -84,9 +84,9 @@ class Trainer:
         settings: TrainerSettings,
     ) -> None:
         """Check everything that can be checked without spending, and attach the engine."""
-        self._lm = lm
-        self._privacy = privacy
-        self._settings = settings
+        self.lm = lm
+        self.privacy = privacy
+        self.settings = settings
         self.device = settings.torch_device()
         self._contrast = settings.loss.contrastive_weight > 0.0
         encoded_pool = tuple(encode_example(lm, one, contrast=self._contrast) for one in pool)
@@ -140,9 +140,9 @@ class Trainer:
 
         Args: units: bounded; may be empty. Paid for: the caller holds the reservation.
         """
-        self._units = (*encode_units(self._lm, units, contrast=self._contrast), *self._pool_units)
+        self._units = (*encode_units(self.lm, units, contrast=self._contrast), *self._pool_units)
         self._sampler = PoissonSampler(
-            len(self._units), sampling_probability=self._privacy.sampling_probability
+            len(self._units), sampling_probability=self.privacy.sampling_probability
         )
         self.source.remember_reference_of_units(self._units)
 
@@ -182,7 +182,7 @@ class Trainer:
     def step(self) -> float | None:
         """Sample, clip, sum, noise, add the public gradient, update. Returns: public loss."""
         total = self._clipped_sum(self.draw())
-        return self.update(noised_gradient(total, self._privacy) * self._settings.private_weight)
+        return self.update(noised_gradient(total, self.privacy) * self.settings.private_weight)
 
     def draw(self) -> list[EncodedUnit]:
         """The units that join a step. Raises: LocalProtocolError: they were not read yet."""
@@ -192,13 +192,13 @@ class Trainer:
 
     def _clipped_sum(self, joined: Sequence[EncodedUnit]) -> ClippedSum:
         try:
-            return self.source.clipped_sum(joined, ClippedSum(self.parameters, self._privacy))
+            return self.source.clipped_sum(joined, ClippedSum(self.parameters, self.privacy))
         except Exception:
             # `clipped_sum` lets no unit's own failure out, so this is a defect that no single unit
             # decides. A step without private gradient, with all of its noise, still says less
             # than a process that ends.
             logger.warning("a step's private gradient could not be computed; its sum is zero")
-            return ClippedSum(self.parameters, self._privacy)
+            return ClippedSum(self.parameters, self.privacy)
 
     def update(self, private_gradient: Tensor) -> float | None:
         """The rest of a step, after noise: public stream and AdamW."""

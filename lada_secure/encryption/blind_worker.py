@@ -120,10 +120,5 @@ def _encode(encoder: Any, matrix: Any, scale: float) -> list[tuple[int, Any]]:
 if __name__ == "__main__":
     scorer = _Scorer()
     run(
-        {
-            "seal": _seal,
-            "load_query": scorer.load_query,
-            "held": scorer.held,
-            "score": scorer.score,
-        }
+        {"seal": _seal, "load_query": scorer.load_query, "held": scorer.held, "score": scorer.score}
     )

@@ -18,9 +18,9 @@ from lada_secure.allocation.data_valuation import (
     useful_rationales,
 )
 from lada_secure.allocation.measurement import measured_gains, valuation_student
-from lada_secure.allocation.valuation_gains import release_gains
+from lada_secure.allocation.valuation_gains import release_gains, valuation_spec
 from lada_secure.arrays import BoolArray
-from lada_secure.method.mechanisms import cell_grid, valuation_parameters, valuation_release
+from lada_secure.method.mechanisms import cell_grid, round_release, valuation_parameters
 from lada_secure.method.plan import MethodPlan, ReferenceModelPlan
 from lada_secure.method.site_allocation import valued_clusters
 from lada_secure.method.site_context import SiteContext
@@ -118,7 +118,7 @@ def release_valuation(
         ),
         parameters=parameters,
         book=site.book,
-        spec=valuation_release(plan, parameters, round_id),
+        spec=round_release(plan, round_id, valuation_spec, parameters),
     ).value
     return cluster_valuations(
         noised, {cluster: len(members) for cluster, members in groups.items()}

@@ -16,8 +16,7 @@ from lada_secure.arrays import Float32Array, FloatArray, IntArray
 from lada_secure.data.prompts import answer_of, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import cell_grid
-from lada_secure.method.plan import MethodPlan, transfer_of
-from lada_secure.models.adapters import AdapterSettings
+from lada_secure.method.plan import MethodPlan
 from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.rationales import generate_rationales
@@ -135,15 +134,3 @@ def write_rationales(
         if progress is not None:
             progress(min(start + BATCH_SIZE, len(chosen)), len(chosen))
     return WrittenRationales(texts=texts, demanded=len(wanted), wrong=wrong, dropped=dropped)
-
-
-def llm_adapters(plan: MethodPlan, *, layers: int) -> AdapterSettings:
-    """The adapters of the plan on an LLM of so many layers."""
-    uplink = transfer_of(plan)
-    return AdapterSettings(
-        rank=uplink.adapter_rank,
-        alpha=2.0 * uplink.adapter_rank,
-        target_modules=uplink.adapter_targets,
-        last_layers=min(uplink.adapter_layers, layers),
-        seed=plan.seed,
-    )

@@ -16,10 +16,10 @@ from lada_secure.allocation.confidence_excess import samples_to_ask, scaled_conf
 from lada_secure.data.prompts import answer_of, prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
+from lada_secure.method.mechanisms import loss_settings
 from lada_secure.method.plan import MethodPlan, split_pool, transfer_of
 from lada_secure.models.confidence import Answers
 from lada_secure.models.examples import RationaleExample
-from lada_secure.models.loss import LossSettings
 from lada_secure.models.tuning import RATE_SHARES, TuningSettings
 
 W = TypeVar("W")
@@ -152,8 +152,5 @@ def _tuning(plan: MethodPlan, seed: int) -> TuningSettings:
         replay_batch_size=uplink.replay_batch_size,
         learning_rate=uplink.learning_rate,
         seed=seed,
-        loss=LossSettings(
-            contrastive_form=uplink.contrastive_form,
-            contrastive_weight=uplink.contrastive_weight,
-        ),
+        loss=loss_settings(uplink),
     )

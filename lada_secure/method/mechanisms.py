@@ -10,18 +10,26 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.statistics import statistics_spec
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES, strategy
-from lada_secure.allocation.valuation_gains import ValuationParameters, valuation_spec
+from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.errors import ParameterError
-from lada_secure.method.plan import STATISTICS, TRAINING, VALUATION, MethodPlan
+from lada_secure.method.plan import (
+    STATISTICS,
+    TRAINING,
+    VALUATION,
+    DistillationPlan,
+    MethodPlan,
+    TransferPlan,
+)
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
 from lada_secure.privacy.ledger.terms import ReleaseSpec
 
 if TYPE_CHECKING:
     from lada_secure.dpsgd.parameters import DpSgdParameters
+    from lada_secure.models.adapters import AdapterSettings
+    from lada_secure.models.loading import LanguageModel
     from lada_secure.models.loss import LossSettings
 
 
@@ -71,18 +79,28 @@ def privacy_parameters(plan: MethodPlan) -> DpSgdParameters:
     )
 
 
-def loss_settings(plan: MethodPlan) -> LossSettings:
-    """The loss of distillation. Raises: ParameterError: an unknown contrastive form."""
-    from lada_secure.models.loss import CONTRASTIVE_FORMS, LossSettings
+def loss_settings(part: DistillationPlan | TransferPlan) -> LossSettings:
+    """The loss of SLM or LLM. Raises: ParameterError: an unknown contrastive form."""
+    from lada_secure.models.loss import LossSettings
 
-    wanted = plan.distillation.contrastive_form
-    form = next((one for one in CONTRASTIVE_FORMS if one == wanted), None)
-    if form is None:
-        raise ParameterError(
-            f"contrastive_form: expected one of {', '.join(CONTRASTIVE_FORMS)}, got {wanted!r}"
-        )
     return LossSettings(
-        contrastive_form=form, contrastive_weight=plan.distillation.contrastive_weight
+        contrastive_form=part.contrastive_form, contrastive_weight=part.contrastive_weight
+    )
+
+
+def adapter_settings(
+    part: DistillationPlan | TransferPlan, lm: LanguageModel, *, seed: int
+) -> AdapterSettings:
+    """The adapters of SLM or LLM, on no more layers than the model has."""
+    from lada_secure.models.adapters import AdapterSettings
+
+    return AdapterSettings(
+        rank=part.adapter_rank,
+        alpha=2.0 * part.adapter_rank,
+        target_modules=part.adapter_targets,
+        last_layers=min(part.adapter_layers, int(lm.model.config.num_hidden_layers)),
+        train_a=part.train_a,
+        seed=seed,
     )
 
 
@@ -95,22 +113,14 @@ def private_learning_rate(plan: MethodPlan, round_id: int) -> float:
     return plan.distillation.learning_rate * decay
 
 
-def statistics_release(plan: MethodPlan, round_id: int) -> ReleaseSpec:
-    """What a round's statistics cost, as the ledger says it."""
-    return statistics_spec(
-        statistics_parameters(plan),
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        round_id=round_id,
-        unit=plan.privacy.unit,
-    )
-
-
-def valuation_release(
-    plan: MethodPlan, parameters: ValuationParameters, round_id: int
+def round_release(
+    plan: MethodPlan, round_id: int, spec: Callable[..., ReleaseSpec], parameters: object
 ) -> ReleaseSpec:
-    """What a round's data valuation costs, as the ledger says it."""
-    return valuation_spec(
+    """What one release of a round costs, as the ledger says it.
+
+    Args: spec: the mechanism's own, such as `statistics_spec`. parameters: of that mechanism.
+    """
+    return spec(
         parameters,
         study_id=plan.study_id,
         plan_hash=plan.hash,
@@ -149,7 +159,7 @@ def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
     checks: dict[str, Callable[[], object]] = {
         "statistics": lambda: statistics_parameters(plan),
         "training": lambda: privacy_parameters(plan),
-        "distillation": lambda: loss_settings(plan),
+        "distillation": lambda: loss_settings(plan.distillation),
         "allocation": lambda: (cell_grid(plan), strategy(plan.allocation.strategy)),
         "guide.trials": lambda: valuation_parameters(plan),
         "privacy": lambda: _within_cap(plan),

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.errors import LocalProtocolError
@@ -34,11 +34,9 @@ class PlanPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def _with_tuple(value: object, name: str) -> object:
+def _tuple_of_list(value: object) -> object:
     """JSON has lists only; strict models take tuples."""
-    if isinstance(value, dict) and isinstance(value.get(name), list):
-        return {**value, name: tuple(value[name])}
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 class PrivacyPlan(PlanPart):
@@ -76,23 +74,23 @@ class TrainingPlan(PlanPart):
     pool_gradients: Literal["public", "private"]
 
 
-class DistillationPlan(PlanPart):
-    """Step 9: adapters, loss and optimiser."""
+class LearnerPlan(PlanPart):
+    """What SLM and LLM alike are trained with: adapters, loss and optimiser."""
 
     adapter_rank: Count
     adapter_layers: Count
-    adapter_targets: tuple[str, ...]
-    train_a: bool
+    adapter_targets: Annotated[tuple[str, ...], BeforeValidator(_tuple_of_list)]
     learning_rate: Positive
+    contrastive_weight: Annotated[float, Field(ge=0)]
+
+
+class DistillationPlan(LearnerPlan):
+    """Step 9: how the SLM learns."""
+
+    train_a: bool
     pool_batch_size: Count
     private_weight: Annotated[float, Field(ge=0)]
-    contrastive_weight: Annotated[float, Field(ge=0)]
     contrastive_form: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, value: object) -> object:
-        return _with_tuple(value, "adapter_targets")
 
 
 class ValuationPlan(PlanPart):
@@ -173,7 +171,7 @@ class RationalesPlan(PlanPart):
     attempts: Count
 
 
-class TransferPlan(PlanPart):
+class TransferPlan(LearnerPlan):
     """Step 10: what the sites' models may teach the LLM, and when it is allowed to learn it.
 
     bar: confidence above which a model counts as knowing a sample. clip, integer_scale: how its
@@ -193,20 +191,12 @@ class TransferPlan(PlanPart):
     budget: Count
     first_round: Annotated[int, Field(ge=0)]
     last_round: bool
-    adapter_rank: Count
-    adapter_layers: Count
-    adapter_targets: tuple[str, ...]
     steps: Count
     batch_size: Count
     replay_batch_size: Annotated[int, Field(ge=0)]
-    learning_rate: Positive
-    contrastive_weight: Annotated[float, Field(ge=0)]
     contrastive_form: Literal["dpo", "margin"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, value: object) -> object:
-        return _with_tuple(value, "adapter_targets")
+    # No field: the LLM's adapters have no noise to spare them from.
+    train_a: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

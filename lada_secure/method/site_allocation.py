@@ -23,8 +23,8 @@ from lada_secure.allocation.selection import (
     read_scores,
 )
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.allocation.strategies import CellView, cell_utilities, rationale_screen, strategy
-from lada_secure.arrays import BoolArray, FloatArray, IntArray
+from lada_secure.allocation.strategies import CellView, cell_utilities, strategy
+from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_state import SiteState
@@ -113,12 +113,6 @@ def pick_samples(
         candidates = available & (exact >= max(allocation.threshold * best, SMALLEST_SCORE))
         chosen = pick(order, candidates, quota=allocation.quota, seed=plan.seed + round_id)
     return tuple(int(index) for index in np.flatnonzero(chosen))
-
-
-def screened(plan: MethodPlan, probabilities: FloatArray) -> BoolArray:
-    """(m,) rationales that the SLM can follow and does not know by heart yet."""
-    allocation = plan.allocation
-    return rationale_screen(probabilities, allocation.screen_low, allocation.screen_high)
 
 
 def _agreement(plan: MethodPlan, state: SiteState) -> FloatArray | None:

@@ -10,9 +10,9 @@ from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.data.prompts import prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.method.execution import Execution
+from lada_secure.method.mechanisms import adapter_settings
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_state import KnownRationale, SiteState
-from lada_secure.method.training import adapter_settings
 from lada_secure.models.adapters import (
     AdapterWeights,
     adapter_weights,
@@ -63,8 +63,7 @@ class SiteContext:
 
         Raises: ParameterError: the model has none of the plan's adapter targets.
         """
-        layers = int(lm.model.config.num_hidden_layers)
-        attach_adapters(lm, adapter_settings(plan, layers=layers))
+        attach_adapters(lm, adapter_settings(plan.distillation, lm, seed=plan.seed))
         return cls(
             plan=plan,
             lm=lm,

@@ -11,19 +11,20 @@ from collections.abc import Sequence
 
 from lada_secure.allocation.confidence_excess import excess_over_threshold
 from lada_secure.allocation.measurement import measured_records
-from lada_secure.allocation.statistics import MeasuredRecord, NoisedStatistics, release_statistics
-from lada_secure.arrays import FloatArray, IntArray
-from lada_secure.dpsgd.distillation import released_adapters
-from lada_secure.method.mechanisms import (
-    privacy_parameters,
-    statistics_parameters,
-    statistics_release,
+from lada_secure.allocation.statistics import (
+    MeasuredRecord,
+    NoisedStatistics,
+    release_statistics,
+    statistics_spec,
 )
+from lada_secure.arrays import FloatArray, IntArray
+from lada_secure.dpsgd.distillation import released_adapters, training_spec
+from lada_secure.method.mechanisms import privacy_parameters, round_release, statistics_parameters
 from lada_secure.method.plan import split_pool, transfer_of
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import SiteState
-from lada_secure.method.training import trainer_settings, training_release
+from lada_secure.method.training import trainer_settings
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import answer_pool
 from lada_secure.models.rationales import generate_rationales
@@ -46,11 +47,12 @@ def site_statistics(
             batch_size=site.execution.batch_size,
         )
 
+    parameters = statistics_parameters(site.plan)
     return release_statistics(
         measured,
-        parameters=statistics_parameters(site.plan),
+        parameters=parameters,
         book=site.book,
-        spec=statistics_release(site.plan, round_id),
+        spec=round_release(site.plan, round_id, statistics_spec, parameters),
     )
 
 
@@ -83,12 +85,13 @@ def site_adapters(site: SiteContext, state: SiteState, round_id: int) -> Release
     Raises: LedgerError: the round was not trained.
     """
     site.wear(state)
+    privacy = privacy_parameters(site.plan)
     return released_adapters(
         site.lm,
-        privacy=privacy_parameters(site.plan),
+        privacy=privacy,
         settings=trainer_settings(site.plan, site.execution, round_id=round_id),
         book=site.book,
-        spec=training_release(site.plan, round_id),
+        spec=round_release(site.plan, round_id, training_spec, privacy),
     )
 
 

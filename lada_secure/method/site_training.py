@@ -11,24 +11,24 @@ from lada_secure.allocation.explanation import explain_cells
 from lada_secure.allocation.gap import cell_rewards, probability
 from lada_secure.allocation.reward_model import observations
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.allocation.strategies import strategy
+from lada_secure.allocation.strategies import rationale_screen, strategy
 from lada_secure.arrays import FloatArray
 from lada_secure.canonical import Json
-from lada_secure.dpsgd.distillation import Distilled, StepReport, distil
+from lada_secure.dpsgd.distillation import Distilled, StepReport, distil, training_spec
 from lada_secure.dpsgd.parameters import SignalToNoiseEstimate
 from lada_secure.method.judges import agreeing, drawn_beside, judge, release_valuation
-from lada_secure.method.mechanisms import cell_grid, loss_settings, privacy_parameters
+from lada_secure.method.mechanisms import (
+    cell_grid,
+    loss_settings,
+    privacy_parameters,
+    round_release,
+)
 from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.method.rejected import with_rejected
-from lada_secure.method.site_allocation import CellChoice, choose_cells, screened
+from lada_secure.method.site_allocation import CellChoice, choose_cells
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, ReceivedRationale, SiteState
-from lada_secure.method.training import (
-    pool_tuning,
-    private_units,
-    trainer_settings,
-    training_release,
-)
+from lada_secure.method.training import pool_tuning, private_units, trainer_settings
 from lada_secure.models.adapters import adapter_weights, load_adapters
 from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.reference_model import scaled_adapters
@@ -121,7 +121,8 @@ def consider(
         for at, known in enumerate(rationales)
     ]
     state = replace(state, rationales=tuple(rationales))
-    passing = screened(plan, probabilities)
+    screens = plan.allocation
+    passing = rationale_screen(probabilities, screens.screen_low, screens.screen_high)
     distilled = None
     if plan.guide is not None:
         state, distilled = _with_dp_reference(site, state, plan.guide, round_id, reports)
@@ -172,7 +173,7 @@ def learn(
             guide,
             round_id=round_id,
             steps=guide.last_pool_steps if last else guide.pool_steps,
-            loss=loss_settings(plan),
+            loss=loss_settings(plan.distillation),
         )
         tune_on_rationales(site.lm, examples, (), tuning)
     finish(site, considered, round_id, reports)
@@ -281,7 +282,7 @@ def _private_steps(
     reports: RoundReports,
 ) -> Distilled:
     """The round's DP-SGD, from the present adapters, beside examples of pool samples."""
-    plan = site.plan
+    plan, privacy = site.plan, privacy_parameters(site.plan)
 
     def units(paid: Reservation) -> Sequence[PrivateUnit]:
         return private_units(
@@ -296,10 +297,10 @@ def _private_steps(
         site.lm,
         units=units,
         pool=examples,
-        privacy=privacy_parameters(plan),
+        privacy=privacy,
         settings=trainer_settings(plan, site.execution, round_id=round_id),
         book=site.book,
-        spec=training_release(plan, round_id),
+        spec=round_release(plan, round_id, training_spec, privacy),
         progress=reports.progress,
         announce=reports.announce,
     )

@@ -8,35 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lada_secure.dpsgd.distillation import training_spec
 from lada_secure.dpsgd.parameters import TrainerSettings
 from lada_secure.method.execution import Execution
-from lada_secure.method.mechanisms import loss_settings, privacy_parameters, private_learning_rate
+from lada_secure.method.mechanisms import loss_settings, private_learning_rate
 from lada_secure.method.plan import MethodPlan, ReferenceModelPlan
-from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.examples import PrivateUnit, private_unit
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import LossSettings
 from lada_secure.models.rationales import self_generated_rationales
 from lada_secure.models.tuning import TuningSettings
-from lada_secure.privacy.ledger.terms import ReleaseSpec
 from lada_secure.privacy.release.units import Unit
 
 # The number of steps is the plan's, however few samples there are.
 _MANY_EPOCHS = 10**6
-
-
-def adapter_settings(plan: MethodPlan, *, layers: int) -> AdapterSettings:
-    """The adapters of the plan on a model of so many layers."""
-    shape = plan.distillation
-    return AdapterSettings(
-        rank=shape.adapter_rank,
-        alpha=2.0 * shape.adapter_rank,
-        target_modules=shape.adapter_targets,
-        last_layers=min(shape.adapter_layers, layers),
-        train_a=shape.train_a,
-        seed=plan.seed,
-    )
 
 
 def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -> TrainerSettings:
@@ -53,18 +37,7 @@ def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -
         private_weight=shape.private_weight,
         learning_rate=private_learning_rate(plan, round_id),
         seed=plan.seed + round_id,
-        loss=loss_settings(plan),
-    )
-
-
-def training_release(plan: MethodPlan, round_id: int) -> ReleaseSpec:
-    """What a round's DP-SGD costs, as the ledger says it."""
-    return training_spec(
-        privacy_parameters(plan),
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        round_id=round_id,
-        unit=plan.privacy.unit,
+        loss=loss_settings(shape),
     )
 
 

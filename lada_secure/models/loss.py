@@ -19,19 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, rows_of
 from lada_secure.models.rationale_scoring import RationaleScorer, per_token
-from lada_secure.ranges import zero_or_more
+from lada_secure.ranges import one_of, zero_or_more
 
-ContrastiveForm: TypeAlias = Literal["dpo", "margin"]
-CONTRASTIVE_FORMS: Final[tuple[ContrastiveForm, ...]] = ("dpo", "margin")
+CONTRASTIVE_FORMS: Final = ("dpo", "margin")
 # Of "dpo"; log-probabilities are per token, so values of 1 to 10 are usual.
 BETA: Final = 2.0
 # Of "margin", nats a token.
@@ -45,14 +43,11 @@ class LossSettings:
     contrastive_weight: >= 0; 0 leaves cross-entropy alone and saves the own paths' forward passes.
     """
 
-    contrastive_form: ContrastiveForm = "margin"
+    contrastive_form: str = "margin"
     contrastive_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.contrastive_form not in CONTRASTIVE_FORMS:
-            raise ParameterError(
-                f"contrastive_form: expected 'dpo' or 'margin', got {self.contrastive_form!r}"
-            )
+        one_of(CONTRASTIVE_FORMS, contrastive_form=self.contrastive_form)
         zero_or_more(contrastive_weight=self.contrastive_weight)
 
 

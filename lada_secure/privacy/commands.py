@@ -54,9 +54,7 @@ def epsilon(
     from lada_secure.privacy.accounting import accountant, events
 
     event = events.DpSgdEvent(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=sampling_probability,
-        steps=steps,
+        noise_multiplier=noise_multiplier, sampling_probability=sampling_probability, steps=steps
     )
     value = _finite(accountant.epsilon([event], target_delta=delta))
     if as_json:
@@ -88,9 +86,7 @@ def calibrate(
         steps=steps,
     )
     event = events.DpSgdEvent(
-        noise_multiplier=noise_multiplier,
-        sampling_probability=sampling_probability,
-        steps=steps,
+        noise_multiplier=noise_multiplier, sampling_probability=sampling_probability, steps=steps
     )
     reached = accountant.epsilon([event], target_delta=delta)
     if as_json:

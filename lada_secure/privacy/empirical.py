@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -189,10 +190,7 @@ def guesses_to_refute(
         low, high = high, min(2 * high, most)
     if high <= low:
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reaches(middle) else (middle, high)
-    return high
+    return low + 1 + bisect_left(range(low + 1, high), True, key=reaches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,10 +205,14 @@ class SealedCoins:
     joined: _Flags = field(repr=False)
     salt: bytes = field(repr=False)
     statement: Json
-    commitment: str
 
     @property
-    def opening(self) -> dict[str, Json]:
+    def commitment(self) -> str:
+        """The hash that is told before the run."""
+        return commitment_of(**self.opening, statement=self.statement)
+
+    @property
+    def opening(self) -> dict[str, str]:
         """Coins (bits, first coin in the highest bit of the first byte) and salt in hex."""
         return {"coins": np.packbits(self.joined).tobytes().hex(), "salt": self.salt.hex()}
 
@@ -225,15 +227,7 @@ def seal_coins(count: int, *, statement: Json) -> SealedCoins:
     drawn = np.frombuffer(secrets.token_bytes((count + 7) // 8), dtype=np.uint8)
     joined = np.unpackbits(drawn)[:count].astype(np.bool_)
     joined.setflags(write=False)
-    salt = secrets.token_bytes(_SALT_BYTES)
-    return SealedCoins(
-        joined=joined,
-        salt=salt,
-        statement=statement,
-        commitment=commitment_of(
-            np.packbits(joined).tobytes().hex(), salt.hex(), statement=statement
-        ),
-    )
+    return SealedCoins(joined=joined, salt=secrets.token_bytes(_SALT_BYTES), statement=statement)
 
 
 def commitment_of(coins: str, salt: str, *, statement: Json) -> str:

@@ -222,10 +222,7 @@ class EventLog:
     clock: Callable[[], float]
 
     def write(
-        self,
-        kind: Callable[Concatenate[float, str, P], Event],
-        *args: P.args,
-        **fields: P.kwargs,
+        self, kind: Callable[Concatenate[float, str, P], Event], *args: P.args, **fields: P.kwargs
     ) -> None:
         """Write one event: its type and its fields; time and party are added here."""
         event = kind(self.clock(), self.party, *args, **fields)

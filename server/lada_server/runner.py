@@ -31,10 +31,7 @@ def run_server(settings_path: Path) -> None:
     study_settings = read_settings(settings.study, StudySettings)
     roster = read_roster(settings.roster)
     identity = LiveIdentity(
-        settings.identity,
-        party_id=settings.party,
-        roster=roster,
-        passphrase=settings.passphrase,
+        settings.identity, party_id=settings.party, roster=roster, passphrase=settings.passphrase
     )
     with held_state_folder(settings.state_dir, party=settings.party, role="coordinator"):
         pool = read_pool(settings.pool)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.site.ledger.store import SqliteLedger, restart_ledger
+from lada_clients.site.ledger.store import SqliteLedger
 from lada_secure.errors import PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.carried_budget import grant_restart
 from lada_secure.privacy.ledger.entries import parse_ledger_lines
-from lada_secure.privacy.ledger.restart import RestartGrant
+from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec, Reservation
 
 SITE_KEY = Ed25519PrivateKey.from_private_bytes(b"site key for tests only, 32 byte")
@@ -42,6 +42,7 @@ def open_ledger(
     key: Ed25519PrivateKey = SITE_KEY,
     caps: BudgetCaps = CAPS,
     clock: Callable[[], datetime] = now,
+    grant: RestartGrant | None = None,
 ) -> SqliteLedger:
     """The test site's ledger, or with one name changed somebody else's."""
     return SqliteLedger(
@@ -52,6 +53,7 @@ def open_ledger(
         caps=caps,
         clock=clock,
         time_step_s=TIME_STEP_S,
+        grant=grant,
     )
 
 
@@ -106,14 +108,8 @@ def grant(lines: bytes, *, public_key: bytes = PUBLIC) -> RestartGrant:
 
 def restart(path: Path, granted: RestartGrant, *, auditor_key: bytes = AUDITOR) -> None:
     """Begin the ledger that was granted."""
-    restart_ledger(
-        path,
-        grant=granted,
-        auditor_key=auditor_key,
-        signing_key=SITE_KEY,
-        clock=now,
-        time_step_s=TIME_STEP_S,
-    )
+    check_grant(granted, where="restart", auditor_key=auditor_key)
+    open_ledger(path, grant=granted).close()
 
 
 def hammer(path: str, worker: int) -> None:
@@ -150,7 +146,8 @@ def release_and_die(path: str, sent: str, steps: int) -> None:
     step = _Countdown(steps)
     ledger = open_ledger(Path(path))
     # Called before every statement: what was done after one is what is there before the next.
-    ledger._file.connection().set_trace_callback(step)
+    with ledger._file.transaction("BEGIN") as connection:
+        connection.set_trace_callback(step)
 
     def compute(_paid: Reservation) -> bytes:
         step()

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.carried_budget import grant_restart, granted_identity
+from lada_secure.privacy.ledger.carried_budget import grant_restart
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.restart import RestartGrant
@@ -77,7 +77,9 @@ def restarted_ledger(
 ) -> MemoryLedger:
     """The ledger that a grant lets begin."""
     return MemoryLedger(
-        identity=granted_identity(grant, auditor_key=AUDITOR),
+        identity=LedgerIdentity(
+            site=grant.site, population=grant.population, ledger_id=grant.ledger_id
+        ),
         signing_key=SITE_KEY,
         caps=caps,
         clock=clock or Clock(),

@@ -229,11 +229,11 @@ class SimulatedSite:
             statement="inside the policy",
         )
         self.post_ledger(0, "")
-        head = self.book.head()
+        head = self.book.entries()[-1]
         body = {
             "certificate": self.me.certificate,
             "population": head.population,
-            "ledger_id": head.ledger_id,
+            "ledger_id": self.book.identity.ledger_id,
             "head_index": head.index,
             "head_hash": head.entry_hash,
             "new_ledger": not any(isinstance(one, ReserveEntry) for one in self.book.entries()),

@@ -136,14 +136,14 @@ class FloatSum(ClippedSum):
 
 def float_sum(trainer, units=None, *, clip=None):
     """The clipped sum of units, all of the trainer's if none are named, (d,) float64."""
-    privacy = trainer._privacy if clip is None else replace(trainer._privacy, l2_clip_norm=clip)
+    privacy = trainer.privacy if clip is None else replace(trainer.privacy, l2_clip_norm=clip)
     total = FloatSum(trainer.parameters, privacy)
     return trainer.source.clipped_sum(trainer._units if units is None else units, total).values()
 
 
 def grid_sum(trainer, units=None):
     """The same on the grid, as the trainer adds it up."""
-    total = ClippedSum(trainer.parameters, trainer._privacy)
+    total = ClippedSum(trainer.parameters, trainer.privacy)
     return trainer.source.clipped_sum(trainer._units if units is None else units, total)
 
 

@@ -21,9 +21,11 @@ from lada_protocol.kinds import Kind
 from lada_protocol.wire.envelope import SIGNATURE_CONTEXT, Envelope
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.ledger.entries import SIGNATURE_DOMAIN
 
 _Item = TypeVar("_Item")
+
+# What a ledger entry is signed behind; SPEC.md, "Ledger".
+_ENTRY_DOMAIN = b"lada/ledger/2/"
 
 _CORPUS = Path(__file__).resolve().parent / "corpus" / "payloads"
 
@@ -294,7 +296,7 @@ def bind_ledger(draft: Draft, key: Ed25519PrivateKey) -> None:
             entry["previous_hash"] = previous
         signed = {
             **entry,
-            "signature": key.sign(SIGNATURE_DOMAIN + canonical_json(entry)).hex(),
+            "signature": key.sign(_ENTRY_DOMAIN + canonical_json(entry)).hex(),
         }
         lines.append(canonical_json(signed))
         previous = sha256_hex(lines[-1])

@@ -224,7 +224,7 @@ class PartyStates:
             kept = self._study.books[self._party.id]
             book.identity, book._kept = kept.identity, type(book._kept)(kept.identity)
             with kept._transaction() as old, book._transaction() as new:
-                for entry in old.entries():
+                for entry in old.replay.entries:
                     paid_by = getattr(entry, "reserve_hash", "")
                     new.append(entry, old.output(paid_by), written=entry.time)
         return book

@@ -351,7 +351,7 @@ class _HonestRun:
     def _step(self, party: Any, next_task: Callable[..., Any], **more: Any) -> None:
         me = party.participant
         me.sync()
-        task = next_task(me.index, plan=me.plan, roster=me.roster, **more)
+        task = next_task(me.index, **more)
         if not isinstance(task, Wait | Done):
             party.loop.carry_out(task)
 

@@ -55,7 +55,6 @@ def stages_of(recording: Recording, reader: str) -> list[Stage]:
     """
     party = recording.roster.party(reader)
     own = [number for number, one, _ in recording.rows if one.header.sender == reader]
-    listed = [number for number, one, _ in recording.rows if one.kind is Kind.TRANSCRIPT]
     stages = []
     for number, one, payload in recording.rows:
         head = one.header
@@ -64,14 +63,29 @@ def stages_of(recording: Recording, reader: str) -> list[Stage]:
         )
         if head.sender == reader or not visible:
             continue
-        # A transcript lists what was sent before it, so it does not fit a changed message.
-        end = min((one for one in listed if one > number), default=len(recording.rows) + 1)
+        end = next(
+            (
+                later
+                for later, answer, _ in recording.rows
+                if later > number and _names(answer, one)
+            ),
+            len(recording.rows) + 1,
+        )
         moments = [number + 1, *(later for later in own if number + 1 < later <= end)]
         stages += [
             Stage(sequence=number, envelope=one, payload=payload, until=moment)
             for moment in moments[:_MOST_MOMENTS]
         ]
     return stages
+
+
+def _names(later: Envelope, earlier: Envelope) -> bool:
+    """Whether a message holds the hash of an earlier one, and so does not fit a changed one.
+
+    A transcript lists all before it; an admission is of one acceptance.
+    """
+    admits = later.kind is Kind.ADMISSION and later.header.to == earlier.header.sender
+    return later.kind is Kind.TRANSCRIPT or (admits and earlier.kind is Kind.ACCEPTANCE)
 
 
 class Target(ABC):

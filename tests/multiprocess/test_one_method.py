@@ -181,7 +181,7 @@ def watched_pick(plain, steady):
         chosen = plain(site, state, round_id, noised, scores)
         utilities = choose_cells(site.plan, state, noised).utilities
         drawn = np.random.default_rng(round_id)
-        steady[site.book.head().site, round_id] = all(
+        steady[site.book.identity.site, round_id] = all(
             pick_samples(
                 site.plan,
                 state,

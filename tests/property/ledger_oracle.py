@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import GaussianEvent, PrivacyEvent
-from lada_secure.privacy.ledger.carried_budget import grant_restart, granted_identity
+from lada_secure.privacy.ledger.carried_budget import grant_restart
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
 from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
@@ -87,9 +87,10 @@ def restarted(ledger: MemoryLedger, key: int, clock: Clock | None = None) -> Mem
         signing_key=AUDITOR_KEY,
         time=clock.now,
     )
-    auditor_key = AUDITOR_KEY.public_key().public_bytes_raw()
     return MemoryLedger(
-        identity=granted_identity(grant, auditor_key=auditor_key),
+        identity=LedgerIdentity(
+            site=grant.site, population=grant.population, ledger_id=grant.ledger_id
+        ),
         signing_key=SITE_KEYS[key],
         caps=CAPS,
         clock=clock,

@@ -173,8 +173,8 @@ class AuditedTrainer(Trainer):
             )
         super().__init__(lm, settings=settings, **options)
         self.source.canaries = canaries
-        self._to_clip_norms = self._privacy.expected_units / (
-            self._privacy.l2_clip_norm * settings.private_weight
+        self._to_clip_norms = self.privacy.expected_units / (
+            self.privacy.l2_clip_norm * settings.private_weight
         )
 
     def take_units(self, units: Sequence[PrivateUnit]) -> None:

@@ -109,7 +109,7 @@ class TrainingAudit:
     trainable_parameters: int
     statement: dict[str, Json]
     commitment: str
-    opening: dict[str, Json]
+    opening: dict[str, str]
 
 
 def audit_size(

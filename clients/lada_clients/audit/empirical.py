@@ -30,8 +30,8 @@ from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, pool_hash, read_pool
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.errors import ParameterError, PeerError
-from lada_secure.method.mechanisms import privacy_parameters
-from lada_secure.method.training import adapter_settings, private_units, trainer_settings
+from lada_secure.method.mechanisms import adapter_settings, privacy_parameters
+from lada_secure.method.training import private_units, trainer_settings
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import load_language_model
@@ -185,7 +185,7 @@ def audit_site(
     slm = str(site.settings.slm_folder)
     say(f"loading {slm} ...")
     lm = load_language_model(slm, cache_dir=site.settings.cache_dir)
-    shape = adapter_settings(plan, layers=int(lm.model.config.num_hidden_layers))
+    shape = adapter_settings(plan.distillation, lm, seed=plan.seed)
     attach_adapters(lm, shape)
     privacy, delta = privacy_parameters(plan), plan.privacy.target_delta
     # With `guide.finish`, the last round's DP-SGD starts from a student of the LLM's paths.

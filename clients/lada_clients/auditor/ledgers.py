@@ -90,7 +90,7 @@ class LedgerCopies:
 
     def keep_grant(self, grant: RestartGrant) -> None:
         """Note a grant before it is given away. Raises: TransportError: it cannot be written."""
-        write_atomically(self._grant_path(grant.ledger_id), grant.to_bytes())
+        write_atomically(self._grant_path(grant.ledger_id), grant.line())
 
     def raw(self, site: str, population: str) -> bytes:
         """The copy of one ledger; empty before its first part."""

@@ -63,7 +63,7 @@ def grant_restart(
         )
         # Noted before it is given away: the site is admitted with it only where it is noted.
         copies.keep_grant(grant)
-    write_atomically(out, grant.to_bytes())
+    write_atomically(out, grant.line())
     return grant
 
 

@@ -111,10 +111,7 @@ def init_ca(
     """
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = build_ca_certificate(
-        key=key,
-        name=name,
-        serial=x509.random_serial_number(),
-        period=_period(days, now),
+        key=key, name=name, serial=x509.random_serial_number(), period=_period(days, now)
     )
     write_new_files(
         folder,

@@ -24,7 +24,6 @@ from lada_clients.site.ledger.population import (
     new_ledger_sentence,
     open_own_ledger,
     read_spending,
-    spending,
 )
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.memory import SiteMemory
@@ -35,6 +34,7 @@ from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder

@@ -19,7 +19,7 @@ from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.slm import SiteSlm, file_hashes
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
+from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.public_material import read_public_material
 from lada_clients.site.settings import SitePolicy, SiteSettings
@@ -40,6 +40,7 @@ from lada_secure.errors import LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
+from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, format_ledger_lines
 from lada_secure.privacy.released import Released, post_process
 
@@ -127,13 +128,12 @@ class Site:
         # Both may be there after a crash; the acceptance speaks of the ledger that was shown, so
         # that the auditor can tell whether it is the whole one.
         shown = parse_body(self._post_ledger(0, WITH_ACCEPTANCE), LedgerBody)
-        head = self.book.head()
         me.post(
             Kind.ACCEPTANCE,
             {
                 "certificate": me.certificate,
-                "population": head.population,
-                "ledger_id": head.ledger_id,
+                "population": self.book.identity.population,
+                "ledger_id": self.book.identity.ledger_id,
                 "head_index": shown.head_index,
                 "head_hash": shown.head_hash,
                 "new_ledger": is_new(self.book.entries()),

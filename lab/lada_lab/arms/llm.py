@@ -17,14 +17,13 @@ from lada_secure.method.llm_round import (
     BATCH_SIZE,
     GENERATION_BATCH_SIZE,
     PoolView,
-    llm_adapters,
     view_pool,
     write_rationales,
 )
 from lada_secure.method.llm_transfer import Decision, improve, samples_to_inquire
+from lada_secure.method.mechanisms import adapter_settings
 from lada_secure.method.plan import MethodPlan, split_pool
 from lada_secure.method.site_state import ReceivedRationale
-from lada_secure.method.training import adapter_settings
 from lada_secure.models.adapters import (
     AdapterWeights,
     adapter_weights,
@@ -85,9 +84,8 @@ class LabLlm:
                 f"the pool's longest question needs {needed} tokens, at most {lm.max_tokens}"
             )
         if learns:
-            layers = int(lm.model.config.num_hidden_layers)
-            settings = adapter_settings if plan.uplink is None else llm_adapters
-            attach_adapters(lm, settings(plan, layers=layers))
+            part = plan.distillation if plan.uplink is None else plan.uplink
+            attach_adapters(lm, adapter_settings(part, lm, seed=plan.seed))
         return cls(plan=plan, lm=lm, data=data, clusters=clusters, embeddings=embeddings)
 
     def forget(self) -> None:

@@ -63,9 +63,7 @@ def _interval_for(noise_multiplier: float, sampling_probability: float) -> float
 @lru_cache(maxsize=64)
 def _step_pld(noise_multiplier: float, sampling_probability: float, interval: float) -> _Pld:
     return pld.from_gaussian_mechanism(
-        noise_multiplier,
-        sampling_prob=sampling_probability,
-        value_discretization_interval=interval,
+        noise_multiplier, sampling_prob=sampling_probability, value_discretization_interval=interval
     )
 
 

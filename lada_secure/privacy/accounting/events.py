@@ -7,13 +7,16 @@ and none for an unknown mechanism, so neither can be written into a ledger.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, GetPydanticSchema
+from pydantic_core import core_schema
 
 from lada_secure.canonical import Json
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import Reader, integer, number, read_fields, text
+from lada_secure.errors import ParameterError
+from lada_secure.privacy.accounting.fields import Number
 
 # Below this a release is the data with a blur; above it, it is noise with a name.
 MIN_NOISE_MULTIPLIER = 0.01
@@ -24,6 +27,7 @@ MAX_PARTS = 64
 # Each composition gives up to 1e-15 of probability to infinite loss, and FFT rounding is of the
 # same order: after 10,000 entries a delta below this would be about numerics, not privacy.
 MIN_TARGET_DELTA = 1e-10
+_BY_CLASS: Final = Discriminator("class_name")
 
 
 def check_noise_multiplier(value: float) -> float:
@@ -163,65 +167,58 @@ def event_parts(event: PrivacyEvent) -> tuple[EventPart, ...]:
     return event.parts if isinstance(event, ComposedEvent) else (event,)
 
 
-_Forms: TypeAlias = Mapping[str, Sequence[Reader]]
-_CLASS: _Forms = {"class_name": (text(),)}
-# By class name, what may stand on its own, what may be repeated, and what may be sampled.
-_ONE: Mapping[str, _Forms] = {"GaussianDpEvent": {"noise_multiplier": (number(),)}}
-_PARTS: Mapping[str, _Forms] = {
-    **_ONE,
-    "SelfComposedDpEvent": {"count": (integer(1, MAX_STEPS),), "event": ()},
-}
-_REPEATED: Mapping[str, _Forms] = {
-    **_ONE,
-    "PoissonSampledDpEvent": {"sampling_probability": (number(),), "event": ()},
-}
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _opened(value: Json, known: Mapping[str, _Forms], *, where: str) -> dict[str, Any]:
-    """The fields of an event of one of these classes."""
-    name = value.get("class_name", "") if isinstance(value, dict) else ""
-    if isinstance(name, str) and name and name not in known:
-        raise LedgerError(
-            f"{where}: the mechanism {name[:60]!r} is unknown or not private and may not be "
-            f"released here; known are {', '.join(known)}"
-        )
-    return read_fields(value, {**_CLASS, **known.get(str(name), {})}, where=where)
+class _Gaussian(_Json):
+    class_name: Literal["GaussianDpEvent"]
+    noise_multiplier: Number
 
 
-def _parse_part(value: Json, *, where: str) -> EventPart:
-    outer = _opened(value, _PARTS, where=where)
-    if "count" not in outer:
-        return GaussianEvent(outer["noise_multiplier"])
-    inner = _opened(outer["event"], _REPEATED, where=f"{where}: event")
-    if "event" not in inner:
-        return GaussianEvent(inner["noise_multiplier"], count=outer["count"])
-    gaussian = _opened(inner["event"], _ONE, where=f"{where}: event: event")
+class _Sampled(_Json):
+    class_name: Literal["PoissonSampledDpEvent"]
+    sampling_probability: Number
+    event: _Gaussian
+
+
+class _Repeated(_Json):
+    class_name: Literal["SelfComposedDpEvent"]
+    count: int
+    event: Annotated[_Gaussian | _Sampled, _BY_CLASS]
+
+
+class _Composed(_Json):
+    class_name: Literal["ComposedDpEvent"]
+    events: list[Annotated[_Gaussian | _Repeated, _BY_CLASS]]
+
+
+def _part(found: _Gaussian | _Repeated) -> EventPart:
+    if isinstance(found, _Gaussian):
+        return GaussianEvent(found.noise_multiplier)
+    once = found.event
+    if isinstance(once, _Gaussian):
+        return GaussianEvent(once.noise_multiplier, count=found.count)
     return DpSgdEvent(
-        noise_multiplier=gaussian["noise_multiplier"],
-        sampling_probability=inner["sampling_probability"],
-        steps=outer["count"],
+        noise_multiplier=once.event.noise_multiplier,
+        sampling_probability=once.sampling_probability,
+        steps=found.count,
     )
 
 
-def parse_event(value: Json, *, where: str = "event") -> PrivacyEvent:
-    """Read an event from its JSON form; every value has exactly one spelling.
+def _event(found: _Gaussian | _Repeated | _Composed) -> PrivacyEvent:
+    if isinstance(found, _Composed):
+        return ComposedEvent(parts=tuple(_part(one) for one in found.events))
+    return _part(found)
 
-    Raises: LedgerError: unknown or non-private mechanism, fields missing, unknown or out of
-        range, or another spelling of an event.
-    """
-    event: PrivacyEvent
-    try:
-        if isinstance(value, dict) and value.get("class_name") == "ComposedDpEvent":
-            parts = read_fields(value, {**_CLASS, "events": ()}, where=where)["events"]
-            if not isinstance(parts, list):
-                raise LedgerError(f"{where}: events: expected a list")
-            event = ComposedEvent(
-                parts=tuple(_parse_part(part, where=f"{where}: events") for part in parts)
-            )
-        else:
-            event = _parse_part(value, where=where)
-    except ParameterError as error:
-        raise LedgerError(f"{where}: {error}") from error
-    if event.to_json() != value:
-        raise LedgerError(f"{where}: not the one spelling of this event")
-    return event
+
+# A field of a signed object that holds an event. An unknown or non-private mechanism has no class
+# here and is refused; so is a second spelling of an event, for it is written back as another one.
+EventField = Annotated[
+    PrivacyEvent,
+    GetPydanticSchema(
+        lambda _, schema_of: core_schema.no_info_after_validator_function(
+            _event, schema_of(Annotated[_Gaussian | _Repeated | _Composed, _BY_CLASS])
+        )
+    ),
+]

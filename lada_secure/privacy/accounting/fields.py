@@ -1,129 +1,37 @@
-"""Fields of signed JSON objects: what each may hold, and a strict reader and writer of dataclasses.
+"""Signed JSON objects: what a field may hold, how they are written, and a strict reader.
 
-A dataclass names the forms of each field by `Annotated[type, form, ...]`. They are applied in turn
-to the JSON value; the last result is kept. Whoever makes such an object answers for its values.
+Each is a frozen dataclass whose annotations say what pydantic accepts of foreign bytes. Made here,
+its values are not looked at: whoever makes such an object answers for them.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-    Ed25519PrivateKey,
-    Ed25519PublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from lada_secure.canonical import Json
+from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import LedgerError, ParameterError
 
-HEX_64 = re.compile(r"[0-9a-f]{64}")
-HEX_128 = re.compile(r"[0-9a-f]{128}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+HEX_64 = re.compile(r"^[0-9a-f]{64}\Z")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
 
-Reader: TypeAlias = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A condition on a value, the words for it, and how much of another value a message shows."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-    shown: int = 80
-
-    def __call__(self, value: Any) -> Any:
-        """The value. Raises: ValueError: the condition does not hold."""
-        if not self.holds(value):
-            raise ValueError(f"expected {self.expected}, got {str(value)[: self.shown]!r}")
-        return value
-
-
-def matching(pattern: re.Pattern[str]) -> Form:
-    """A string that matches a pattern as a whole."""
-    return Form(
-        f"text of the form {pattern.pattern}",
-        lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None,
-    )
-
-
-def text(max_length: int = 1000) -> Form:
-    """A string of at most `max_length` characters."""
-    return Form(
-        f"text of at most {max_length} characters",
-        lambda value: isinstance(value, str) and len(value) <= max_length,
-    )
-
-
-def integer(low: int = 0, high: int = 2**53) -> Form:
-    """A whole number in [low, high]."""
-    return Form(
-        f"a whole number from {low} to {high}",
-        lambda value: type(value) is int and low <= value <= high,
-    )
-
-
-def number(low: float = 0.0, high: float = 1e12) -> Form:
-    """A finite float in [low, high]."""
-    return Form(
-        f"a number from {low} to {high}",
-        lambda value: type(value) is float and low <= value <= high,
-    )
-
-
-def names(max_names: int) -> Reader:
-    """A list of at most `max_names` different names, sorted; kept as a tuple."""
-    listed = Form(
-        f"a list of at most {max_names} names",
-        lambda value: isinstance(value, list) and len(value) <= max_names,
-    )
-    in_order = Form(
-        "different names, sorted", lambda value: value == sorted(set(filter(_is_name, value)))
-    )
-    return lambda value: tuple(in_order(listed(value)))
-
-
-def version(known: int) -> Reader:
-    """The one version that is read."""
-    return Form(
-        f"version {known}, which this software reads",
-        lambda value: type(value) is int and value == known,
-    )
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and NAME.fullmatch(value) is not None
-
-
-def _parameters(value: Any) -> dict[str, float | str]:
-    Form("an object of numbers and names", lambda one: isinstance(one, dict))(value)
-    known = Form(
-        "a finite number or a name",
-        lambda one: _is_name(one) or (type(one) is float and math.isfinite(one)),
-    )
-    for name, parameter in value.items():
-        try:
-            known(parameter)
-        except ValueError as error:
-            raise ValueError(f"{name[:40]}: {error}") from error
-    return dict(value)
-
-
-Name = Annotated[str, matching(NAME)]
-Digest = Annotated[str, matching(HEX_64)]
-Signature = Annotated[str, matching(HEX_128)]
-Count = Annotated[int, integer()]
-Number = Annotated[float, number()]
-Parameters = Annotated[Mapping[str, float | str], _parameters]
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Digest = Annotated[str, StringConstraints(pattern=HEX_64)]
+Signature = Annotated[str, StringConstraints(pattern=re.compile(r"^[0-9a-f]{128}\Z"))]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Number = Annotated[float, Field(ge=0.0, le=1e12)]
+Parameters = Mapping[str, Annotated[float, Field(allow_inf_nan=False)] | Name]
 
 
 def check_name(field: str, value: str) -> str:
     """Refuse names that are empty, long, or hold anything but letters, digits and `._:-`."""
-    if not _is_name(value):
+    if NAME.match(value) is None:
         raise ParameterError(
             f"{field}: expected 1 to 128 letters, digits or . _ : - (starting with a letter or "
             f"digit), got {value[:40]!r}"
@@ -133,7 +41,7 @@ def check_name(field: str, value: str) -> str:
 
 def check_hash(field: str, value: str) -> str:
     """Refuse what is not a SHA-256 in lower-case hexadecimal."""
-    if HEX_64.fullmatch(value) is None:
+    if HEX_64.match(value) is None:
         raise ParameterError(f"{field}: expected 64 lower-case hexadecimal digits, got {value!r}")
     return value
 
@@ -155,44 +63,60 @@ def check_signed(content: bytes, signature: str, *, by: str, fault: str) -> None
         raise LedgerError(fault) from error
 
 
-def read_fields(
-    value: Json, forms: Mapping[str, Sequence[Reader]], *, where: str
-) -> dict[str, Any]:
-    """The fields of a JSON object, each by its forms.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedRecord:
+    """A signed JSON object. `signature` is hex, over everything else."""
 
-    Raises: LedgerError: no object, or fields that are missing, unknown or of another form.
-    """
-    if not isinstance(value, dict):
-        raise LedgerError(f"{where}: expected a JSON object, got {type(value).__name__}")
-    found = dict(value)
-    for name, readers in forms.items():
-        if name not in value:
-            raise LedgerError(f"{where}: the field {name!r} is missing")
-        try:
-            for read in readers:
-                found[name] = read(found[name])
-        except ValueError as error:
-            raise LedgerError(f"{where}: {name}: {error}") from error
-        except LedgerError as error:
-            # Of an object inside, which names the field itself.
-            raise LedgerError(f"{where}: {error}") from error
-    if unknown := found.keys() - forms.keys():
-        raise LedgerError(f"{where}: unknown fields {sorted(unknown)}")
-    return found
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    # What the signed bytes begin with, so that no signature serves for another kind of object.
+    domain: ClassVar[bytes] = b""
 
+    signature: Signature
 
-def forms_of(kind: type) -> Mapping[str, Sequence[Reader]]:
-    """The forms of each field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: get_args(hints[field.name])[1:] for field in fields(kind)}
+    def to_json(self) -> dict[str, Json]:
+        """All fields, as they stand in the bytes."""
+        return {field.name: _written(getattr(self, field.name)) for field in fields(self)}
 
+    def line(self) -> bytes:
+        """The one byte form: canonical JSON, without a line feed."""
+        return canonical_json(self.to_json())
 
-def written_fields(record: Any) -> dict[str, Json]:
-    """The fields of a dataclass as JSON; `read_fields` reads them back."""
-    return {field.name: _written(getattr(record, field.name)) for field in fields(record)}
+    def signed_bytes(self) -> bytes:
+        """What the signature is over."""
+        return self._without("signature", domain=self.domain)
+
+    def _without(self, *names: str, domain: bytes) -> bytes:
+        content = self.to_json().items()
+        return domain + canonical_json({name: v for name, v in content if name not in names})
 
 
 def _written(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return value.to_json() if hasattr(value, "to_json") else value
+
+
+Record = TypeVar("Record", bound=SignedRecord)
+
+
+def read_record(known: TypeAdapter[Record], raw: bytes, *, max_bytes: int, where: str) -> Record:
+    """Read the one byte form of a signed object; the signature is not checked here.
+
+    Raises: LedgerError: too long, no JSON, another spelling, or a field that is missing, unknown
+        or of another form.
+    """
+    if len(raw) > max_bytes:
+        raise LedgerError(f"{where}: expected at most {max_bytes} bytes, got {len(raw)}")
+    try:
+        record = known.validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ": ".join((where, *map(str, first["loc"])))
+        told = first["msg"].removeprefix("Value error, ")
+        raise LedgerError(f"{field}: {told}, got {str(first['input'])[:80]!r}") from error
+    except ParameterError as error:
+        raise LedgerError(f"{where}: {error}") from error
+    # Two spellings of one value would give one meaning two hashes.
+    if record.line() != raw:
+        raise LedgerError(f"{where}: not in its one spelling, which is canonical JSON")
+    return record

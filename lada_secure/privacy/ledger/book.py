@@ -42,7 +42,7 @@ from lada_secure.privacy.ledger.entries import (
 from lada_secure.privacy.ledger.proposals import propose_reserve
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
-from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead, ReleaseSpec, Reservation
+from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
 from lada_secure.privacy.ledger.times import LedgerClock, Moment, format_time
 from lada_secure.privacy.released import Released, post_process, released_output
 
@@ -116,11 +116,6 @@ class ReadLedger(ABC):
         """Epsilon of all reservations, or of one study's, with what a restart carried over."""
         with self._reading() as ledger:
             return ledger.replay.spending.of(study_id).epsilon(target_delta)
-
-    def head(self) -> LedgerHead:
-        """Where the ledger ends now."""
-        with self._reading() as ledger:
-            return ledger.replay.head()
 
     def export_lines(self) -> bytes:
         """The ledger as canonical JSON Lines, for the auditor."""
@@ -310,7 +305,8 @@ class LedgerBook(ReadLedger):
                 decision=decision,
                 expires=format_time(expires),
                 decided_by=check_name("decided_by", decided_by),
-                statement=statement,
+                # Half a surrogate pair, as in a file name that is no text, is in no JSON.
+                statement=statement.encode("utf-8", "replace").decode("utf-8"),
             )
             where = f"{decision} study {study_id}"
             ledger.replay.require_decision(proposed, now.precise, where=where)

@@ -23,34 +23,23 @@ from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import (
     FirstEntry,
     LedgerEntry,
-    LedgerIdentity,
     ReserveEntry,
     RestartEntry,
     new_ledger_id,
 )
-from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
+from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.times import format_time
 
 
-def granted_identity(grant: RestartGrant, *, auditor_key: bytes) -> LedgerIdentity:
-    """The identity of the ledger that a grant lets begin.
-
-    Args: auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
-    Raises: LedgerError: not that auditor's, or changed.
-    """
-    check_grant(grant, where="restart", auditor_key=auditor_key)
-    return LedgerIdentity(site=grant.site, population=grant.population, ledger_id=grant.ledger_id)
-
-
-def spent_events(entries: Sequence[LedgerEntry]) -> list[PrivacyEvent]:
-    """The events of all reservations, before them what an earlier restart had carried over."""
-    events: list[PrivacyEvent] = []
+def spending(entries: Sequence[LedgerEntry]) -> tuple[tuple[str, PrivacyEvent], ...]:
+    """Plan hash and event of all reservations; what a restart carried over is of no known plan."""
+    spent: list[tuple[str, PrivacyEvent]] = []
     for entry in entries:
-        if isinstance(entry, RestartEntry):
-            events.extend(entry.grant.events)
-        elif isinstance(entry, ReserveEntry):
-            events.append(entry.event)
-    return events
+        if isinstance(entry, ReserveEntry):
+            spent.append((entry.plan_hash, entry.event))
+        elif isinstance(entry, RestartEntry):
+            spent += (("", event) for event in entry.grant.events)
+    return tuple(spent)
 
 
 def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
@@ -129,7 +118,7 @@ def grant_restart(
         raise LedgerError(
             "restart: no entry of the lost ledger is known, so nothing can be carried"
         )
-    carried = merged_event(spent_events(known))
+    carried = merged_event([event for _, event in spending(known)])
     studies = {one.study_id for one in known if isinstance(one, ReserveEntry)}
     if isinstance(known[0], RestartEntry):
         studies.update(known[0].grant.studies)

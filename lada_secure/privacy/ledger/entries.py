@@ -11,41 +11,33 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Discriminator, Field, TypeAdapter
 
-from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
-from lada_secure.errors import LedgerError, ParameterError, PeerError
-from lada_secure.privacy.accounting.events import PrivacyEvent, parse_event
+from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.errors import LedgerError, ParameterError
+from lada_secure.privacy.accounting.events import EventField
 from lada_secure.privacy.accounting.fields import (
     Count,
     Digest,
-    Form,
     Name,
     Number,
     Parameters,
-    Reader,
     Signature,
+    SignedRecord,
     check_hash,
     check_name,
-    forms_of,
-    integer,
-    read_fields,
-    text,
-    version,
-    written_fields,
+    read_record,
 )
-from lada_secure.privacy.ledger.restart import RestartGrant, grant_from_json
+from lada_secure.privacy.ledger.restart import GrantField
 from lada_secure.privacy.ledger.times import Time, WholeSeconds
 
-VERSION = 2
+VERSION: Final = 2
 ADJACENCY = "add_or_remove_one_unit"
 MAX_STATEMENT = 2000  # escaped, at most 24 kB of a line
-SIGNATURE_DOMAIN = b"lada/ledger/2/"
 NEW_KEY_DOMAIN = b"lada/ledger-key/2/"
 OUTPUT_DOMAIN = b"lada/ledger-output/2/"
 SALT_BYTES = 32
@@ -53,7 +45,6 @@ MAX_LINE_BYTES = 64 * 1024
 MAX_LEDGER_BYTES = 2**30
 
 Decision: TypeAlias = Literal["approve", "refuse", "withdraw"]
-_DECISIONS: Final[tuple[Decision, ...]] = ("approve", "refuse", "withdraw")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +90,7 @@ class LedgerIdentity:
     @property
     def genesis_hash(self) -> str:
         """`previous_hash` of the first entry."""
-        return sha256_hex(canonical_json({"ledger_version": VERSION, **written_fields(self)}))
+        return sha256_hex(canonical_json({"ledger_version": VERSION, **asdict(self)}))
 
 
 def new_ledger_id() -> str:
@@ -108,33 +99,22 @@ def new_ledger_id() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerEntry:
-    """What all entries share. `time` is UTC text in whole seconds; `signature` is hex.
+class LedgerEntry(SignedRecord):
+    """What all entries share. `time` is UTC text in whole seconds.
 
     The signature is the site's, by the key that is in force before the entry; the first entry
     names its own.
     """
 
-    kind: ClassVar[str] = ""
+    domain: ClassVar[bytes] = b"lada/ledger/2/"
 
+    version: Literal[2] = VERSION
+    kind: str
     index: Count
     previous_hash: Digest
     site: Name
     population: Name
     time: WholeSeconds
-    signature: Signature
-
-    def _signed(self, domain: bytes, *without: str) -> bytes:
-        content = {"version": VERSION, "kind": self.kind, **written_fields(self)}
-        return domain + canonical_json({n: v for n, v in content.items() if n not in without})
-
-    def signed_bytes(self) -> bytes:
-        """What the signature is over."""
-        return self._signed(SIGNATURE_DOMAIN, "signature")
-
-    def line(self) -> bytes:
-        """The entry's one byte form, without a line feed."""
-        return self._signed(b"")
 
     @property
     def entry_hash(self) -> str:
@@ -146,7 +126,7 @@ class LedgerEntry:
 class StartEntry(LedgerEntry):
     """The first entry of a ledger of people for whom nothing was spent before."""
 
-    kind: ClassVar[str] = "start"
+    kind: Literal["start"] = "start"
 
     ledger_id: Digest
     public_key: Digest
@@ -156,9 +136,9 @@ class StartEntry(LedgerEntry):
 class RestartEntry(LedgerEntry):
     """The first entry of a ledger in place of a lost one, with the auditor's grant."""
 
-    kind: ClassVar[str] = "restart"
+    kind: Literal["restart"] = "restart"
 
-    grant: Annotated[RestartGrant, partial(grant_from_json, where="grant")]
+    grant: GrantField
 
     @property
     def ledger_id(self) -> str:
@@ -181,7 +161,7 @@ class KeyEntry(LedgerEntry):
     `new_signature` is over everything but both signatures; `signature` covers it too.
     """
 
-    kind: ClassVar[str] = "key"
+    kind: Literal["key"] = "key"
 
     new_public_key: Digest
     decided_by: Name
@@ -189,7 +169,7 @@ class KeyEntry(LedgerEntry):
 
     def new_signed_bytes(self) -> bytes:
         """What the new key signs."""
-        return self._signed(NEW_KEY_DOMAIN, "signature", "new_signature")
+        return self._without("signature", "new_signature", domain=NEW_KEY_DOMAIN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,14 +187,12 @@ class DecisionEntry(StudyEntry):
     `expires` is when the plan ends; nothing is released under it afterwards.
     """
 
-    kind: ClassVar[str] = "decision"
+    kind: Literal["decision"] = "decision"
 
-    decision: Annotated[
-        Decision, text(), Form(f"one of {_DECISIONS}", _DECISIONS.__contains__, shown=40)
-    ]
+    decision: Decision
     expires: Time
     decided_by: Name
-    statement: Annotated[str, text(MAX_STATEMENT)]
+    statement: Annotated[str, Field(max_length=MAX_STATEMENT)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,12 +218,12 @@ class ReserveEntry(_KeyedEntry):
     `attempt` counts the reservations of the key that were paid for before this one.
     """
 
-    kind: ClassVar[str] = "reserve"
+    kind: Literal["reserve"] = "reserve"
 
     attempt: Count
     mechanism: Name
     parameters: Parameters
-    event: Annotated[PrivacyEvent, parse_event]
+    event: EventField
     unit: Name
     adjacency: Name
     target_delta: Number
@@ -264,10 +242,10 @@ class ResumeEntry(StudyEntry):
     `attempt` numbers the tries after the first one, from 1.
     """
 
-    kind: ClassVar[str] = "resume"
+    kind: Literal["resume"] = "resume"
 
     reserve_hash: Digest
-    attempt: Annotated[int, integer(low=1)]
+    attempt: Annotated[int, Field(ge=1, le=2**53)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +257,7 @@ class CommitEntry(_KeyedEntry):
     site; see `commit_to_output`.
     """
 
-    kind: ClassVar[str] = "commit"
+    kind: Literal["commit"] = "commit"
 
     reserve_hash: Digest
     output_commitment: Digest
@@ -312,18 +290,18 @@ def sign_with_new_key(entry: KeyEntry, key: Ed25519PrivateKey) -> KeyEntry:
     return replace(entry, new_signature=key.sign(entry.new_signed_bytes()).hex())
 
 
-_KINDS: Final[Mapping[str, type[LedgerEntry]]] = {
-    entry.kind: entry
-    for entry in (
-        *(StartEntry, RestartEntry, KeyEntry, DecisionEntry),
-        *(ReserveEntry, ResumeEntry, CommitEntry),
-    )
-}
-_FORMS: Final = {name: forms_of(kind) for name, kind in _KINDS.items()}
-_HEAD: Final[Mapping[str, Sequence[Reader]]] = {
-    "version": (version(VERSION),),
-    "kind": (text(), Form(f"one of {', '.join(_KINDS)}", _KINDS.__contains__, shown=40)),
-}
+_ENTRY: Final = TypeAdapter[LedgerEntry](
+    Annotated[
+        StartEntry
+        | RestartEntry
+        | KeyEntry
+        | DecisionEntry
+        | ReserveEntry
+        | ResumeEntry
+        | CommitEntry,
+        Discriminator("kind"),
+    ]
+)
 
 
 def parse_entry(raw: bytes, *, where: str) -> LedgerEntry:
@@ -331,17 +309,7 @@ def parse_entry(raw: bytes, *, where: str) -> LedgerEntry:
 
     Raises: LedgerError: too long, not canonical, fields missing, unknown or out of range.
     """
-    try:
-        value = parse_canonical_json(raw, max_bytes=MAX_LINE_BYTES)
-    except PeerError as error:
-        raise LedgerError(f"{where}: {error}") from error
-    named = str(value.get("kind")) if isinstance(value, dict) else ""
-    # Of an unknown kind the head alone is looked at, and refused.
-    found = read_fields(value, {**_HEAD, **_FORMS.get(named, {})}, where=where)
-    entry = _KINDS[named](**{name: found[name] for name in _FORMS[named]})
-    if entry.line() != raw:
-        raise LedgerError(f"{where}: not the one spelling of this entry")
-    return entry
+    return read_record(_ENTRY, raw, max_bytes=MAX_LINE_BYTES, where=where)
 
 
 def parse_ledger_lines(raw: bytes) -> tuple[LedgerEntry, ...]:

@@ -9,12 +9,7 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.privacy.ledger.book import (
-    KeptOutput,
-    LedgerBook,
-    LedgerTransaction,
-    begin_ledger,
-)
+from lada_secure.privacy.ledger.book import KeptOutput, LedgerBook, LedgerTransaction, begin_ledger
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant

@@ -29,7 +29,7 @@ from lada_secure.privacy.ledger.entries import (
     StudyEntry,
 )
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
-from lada_secure.privacy.ledger.terms import LedgerHead, check_mechanism
+from lada_secure.privacy.ledger.terms import check_mechanism
 
 
 class LedgerReplay:
@@ -44,6 +44,7 @@ class LedgerReplay:
         reserved: reservations by the hash of their entry, oldest first; tries: the newest `reserve`
             or `resume` entry of each; resumes: how often it was used again.
         commits: by what they are for.
+        head_hash: of the newest entry; the genesis hash before the first.
     """
 
     def __init__(self, identity: LedgerIdentity) -> None:
@@ -59,28 +60,18 @@ class LedgerReplay:
         self.resumes: Counter[str] = Counter()
         self.commits: dict[ReleaseKey, CommitEntry] = {}
         self._of_key: dict[ReleaseKey, list[str]] = {}
-        self._head_hash = identity.genesis_hash
+        self.head_hash = identity.genesis_hash
 
     @property
     def length(self) -> int:
         """How many entries were appended."""
         return len(self.entries)
 
-    def head(self) -> LedgerHead:
-        """Where the ledger ends: at index -1 and the genesis hash before the first entry."""
-        return LedgerHead(
-            site=self.identity.site,
-            population=self.identity.population,
-            ledger_id=self.identity.ledger_id,
-            index=self.length - 1,
-            entry_hash=self._head_hash,
-        )
-
     def link(self, time: str) -> dict[str, Any]:
         """What the next entry says about its place, unsigned."""
         return {
             "index": self.length,
-            "previous_hash": self._head_hash,
+            "previous_hash": self.head_hash,
             "site": self.identity.site,
             "population": self.identity.population,
             "time": time,
@@ -178,7 +169,7 @@ class LedgerReplay:
                 raise LedgerError(f"{where}: unknown kind {entry.kind!r}")
         if not isinstance(entry, CommitEntry):
             self.last_time = entry.time
-        self._head_hash = entry_hash
+        self.head_hash = entry_hash
         self.entries.append(entry)
 
     def _check_link(self, entry: LedgerEntry) -> None:
@@ -193,7 +184,7 @@ class LedgerReplay:
                 f"{entry.population!r}, not to {self.identity.site!r}, "
                 f"{self.identity.population!r}"
             )
-        if entry.previous_hash != self._head_hash:
+        if entry.previous_hash != self.head_hash:
             raise LedgerError(
                 f"entry {entry.index}: previous_hash does not match the entry before it; this "
                 "entry or the one before was changed, or the history was forked here"

@@ -8,42 +8,37 @@ other; it stands in the new ledger's first entry, so every later reader sees it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Final, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import AfterValidator, Field, TypeAdapter
 
-from lada_secure.canonical import Json, canonical_json, parse_canonical_json
-from lada_secure.errors import LedgerError, PeerError
-from lada_secure.privacy.accounting.events import PrivacyEvent, parse_event
+from lada_secure.errors import LedgerError
+from lada_secure.privacy.accounting.events import EventField, PrivacyEvent
 from lada_secure.privacy.accounting.fields import (
     Count,
     Digest,
     Name,
     Number,
-    Signature,
+    SignedRecord,
     check_signed,
-    forms_of,
-    names,
-    number,
     public_hex,
-    read_fields,
-    version,
-    written_fields,
+    read_record,
 )
 from lada_secure.privacy.ledger.times import Time
 
-VERSION = 2
 MAX_GRANT_BYTES = 48 * 1024
 MAX_STUDIES = 200
-SIGNATURE_DOMAIN = b"lada/ledger-restart/2/"
 
 
-def _carried(value: Json) -> PrivacyEvent | None:
-    return None if value is None else parse_event(value, where="carried")
+def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
+    if list(names) != sorted(set(names)):
+        raise ValueError("expected different names, sorted")
+    return names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RestartGrant:
+class RestartGrant(SignedRecord):
     """`auditor` lets `site` begin the ledger `ledger_id` in place of a lost one.
 
     Attributes:
@@ -61,6 +56,9 @@ class RestartGrant:
         time: the auditor's clock, UTC. signature: Ed25519 by `auditor_key`, hex.
     """
 
+    domain: ClassVar[bytes] = b"lada/ledger-restart/2/"
+
+    version: Literal[2] = 2
     site: Name
     population: Name
     ledger_id: Digest
@@ -68,35 +66,20 @@ class RestartGrant:
     previous_ledger_id: Digest
     previous_index: Count
     previous_hash: Digest
-    carried: Annotated[PrivacyEvent | None, _carried]
-    studies: Annotated[tuple[str, ...], names(MAX_STUDIES)]
-    target_delta: Annotated[float, number(low=1e-10, high=0.5)]
+    carried: EventField | None
+    studies: Annotated[tuple[Name, ...], Field(max_length=MAX_STUDIES), AfterValidator(_in_order)]
+    target_delta: Annotated[float, Field(ge=1e-10, le=0.5)]
     carried_epsilon: Number
     requested_by: Name
     auditor: Name
     auditor_key: Digest
     granted_by: Name
     time: Time
-    signature: Signature
 
     @property
     def events(self) -> tuple[PrivacyEvent, ...]:
         """What is carried over: one event or none."""
         return () if self.carried is None else (self.carried,)
-
-    def to_json(self) -> dict[str, Json]:
-        """The grant as it stands in a restart entry."""
-        return {"version": VERSION, **written_fields(self)}
-
-    def to_bytes(self) -> bytes:
-        """The one byte form: canonical JSON."""
-        return canonical_json(self.to_json())
-
-    def signed_bytes(self) -> bytes:
-        """What the signature is over."""
-        content = self.to_json()
-        del content["signature"]
-        return SIGNATURE_DOMAIN + canonical_json(content)
 
     def signed(self, key: Ed25519PrivateKey) -> Self:
         """The grant with a signature in place of whatever stood there.
@@ -107,32 +90,22 @@ class RestartGrant:
         return replace(named, signature=key.sign(named.signed_bytes()).hex())
 
 
-_FORMS: Final = {"version": (version(VERSION),), **forms_of(RestartGrant)}
+def _consistent(grant: RestartGrant) -> RestartGrant:
+    if (grant.carried is None) != (not grant.studies):
+        raise ValueError("studies: expected those, and only those, that spent `carried`")
+    if grant.ledger_id == grant.previous_ledger_id:
+        raise ValueError("ledger_id: the new ledger has the lost one's")
+    return grant
+
+
+# A grant as it stands in a restart entry.
+GrantField = Annotated[RestartGrant, AfterValidator(_consistent)]
+_GRANT: Final = TypeAdapter[RestartGrant](GrantField)
 
 
 def parse_grant(raw: bytes) -> RestartGrant:
     """Read the byte form; the signature is not checked here. Raises: LedgerError."""
-    where = "restart grant"
-    try:
-        value = parse_canonical_json(raw, max_bytes=MAX_GRANT_BYTES)
-    except PeerError as error:
-        raise LedgerError(f"{where}: {error}") from error
-    grant = grant_from_json(value, where=where)
-    if grant.to_bytes() != raw:
-        raise LedgerError(f"{where}: not the one spelling of this grant")
-    return grant
-
-
-def grant_from_json(value: Json, *, where: str) -> RestartGrant:
-    """Read the JSON form; the signature is not checked here. Raises: LedgerError."""
-    found = read_fields(value, _FORMS, where=where)
-    del found["version"]
-    grant = RestartGrant(**found)
-    if (grant.carried is None) != (not grant.studies):
-        raise LedgerError(f"{where}: studies: expected those, and only those, that spent `carried`")
-    if grant.ledger_id == grant.previous_ledger_id:
-        raise LedgerError(f"{where}: ledger_id: the new ledger has the lost one's")
-    return grant
+    return read_record(_GRANT, raw, max_bytes=MAX_GRANT_BYTES, where="restart grant")
 
 
 def check_grant(grant: RestartGrant, *, where: str, auditor_key: bytes | None = None) -> None:

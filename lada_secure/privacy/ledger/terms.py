@@ -1,4 +1,4 @@
-"""What a site asks of its ledger and what it answers: releases, caps, reservations, heads.
+"""What a site asks of its ledger and what it answers: releases, caps, reservations.
 
 A ledger belongs to one site and one population. `book` keeps one, `replay` holds its
 rules, `verification` checks one from its exported lines alone.
@@ -44,6 +44,13 @@ def numeric_parameter(parameters: MechanismParameters, name: str) -> float:
     return value
 
 
+def _positive_parameter(parameters: MechanismParameters, name: str) -> float:
+    value = numeric_parameter(parameters, name)
+    if not math.isfinite(value) or value <= 0:
+        raise ParameterError(f"{name}: expected above 0, got {value}")
+    return value
+
+
 def check_mechanism(mechanism: str, parameters: MechanismParameters, event: PrivacyEvent) -> None:
     """Refuse a mechanism that is unknown, or whose parameters do not carry its event.
 
@@ -74,14 +81,12 @@ def _check_discrete_gaussian(parameters: MechanismParameters, event: PrivacyEven
     if not isinstance(event, GaussianEvent) or event.count != 1:
         raise ParameterError("event: discrete_gaussian needs one Gaussian event")
     std = numeric_parameter(parameters, "std")
-    sensitivity = numeric_parameter(parameters, "l2_sensitivity")
+    sensitivity = _positive_parameter(parameters, "l2_sensitivity")
     if not math.isfinite(std) or std < MIN_STD_STEPS:
         raise ParameterError(
             f"std: expected at least {MIN_STD_STEPS:g} integer steps, got {std}; scale the "
             "statistic up before rounding"
         )
-    if not math.isfinite(sensitivity) or sensitivity <= 0:
-        raise ParameterError(f"l2_sensitivity: expected above 0, got {sensitivity}")
     if event.noise_multiplier * sensitivity > std * (1 + _PRODUCT_TOLERANCE):
         raise ParameterError(
             f"event: noise_multiplier {event.noise_multiplier} claims more noise than std "
@@ -98,9 +103,7 @@ def _check_dp_sgd(parameters: MechanismParameters, event: PrivacyEvent) -> None:
     if not isinstance(event, DpSgdEvent):
         raise ParameterError("event: dp_sgd needs an event of Poisson-sampled steps")
     for name in ("expected_units", "l2_clip_norm"):
-        value = numeric_parameter(parameters, name)
-        if not math.isfinite(value) or value <= 0:
-            raise ParameterError(f"{name}: expected above 0, got {value}")
+        _positive_parameter(parameters, name)
     if parameters["noise"] not in DP_SGD_NOISES:
         raise ParameterError(
             f"noise: expected {' or '.join(DP_SGD_NOISES)}, got {str(parameters['noise'])[:40]!r}"
@@ -160,10 +163,7 @@ class ReleaseSpec:
     def key(self) -> ReleaseKey:
         """What the release is for; at most one output is ever committed for it."""
         return ReleaseKey(
-            study_id=self.study_id,
-            round_id=self.round_id,
-            purpose=self.purpose,
-            chunk=self.chunk,
+            study_id=self.study_id, round_id=self.round_id, purpose=self.purpose, chunk=self.chunk
         )
 
 
@@ -210,14 +210,3 @@ class Reservation:
     entry: ReserveEntry
     entry_hash: str
     stored_output: bytes | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHead:
-    """Where a ledger ends: the index and hash of its newest entry."""
-
-    site: str
-    population: str
-    ledger_id: str
-    index: int
-    entry_hash: str

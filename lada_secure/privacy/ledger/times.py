@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import Form, matching
+from pydantic import AfterValidator, StringConstraints
 
-TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+from lada_secure.errors import LedgerError, ParameterError
+
+TIME = re.compile(r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z\Z")
 # Time services step a clock back by fractions of a second; more than this is somebody's doing.
 CLOCK_TOLERANCE = timedelta(seconds=2)
 MAX_TIME_STEP_S = 24 * 3600
@@ -36,7 +37,7 @@ def format_time(moment: datetime) -> str:
 def parse_time(text: str) -> datetime:
     """The inverse of `format_time`. Raises: ParameterError: any other form."""
     try:
-        if TIME.fullmatch(text) is None:
+        if TIME.match(text) is None:
             raise ValueError("wrong form")
         # Not strptime: it reads the locale under a lock, and is ten times slower.
         return datetime.fromisoformat(text)
@@ -46,23 +47,21 @@ def parse_time(text: str) -> datetime:
         ) from error
 
 
-def _exists(text: str) -> bool:
-    try:
-        parse_time(text)
-    except ParameterError:
-        return False
-    return True
+def _existing(text: str) -> str:
+    """Raises: ValueError: no such date and time."""
+    datetime.fromisoformat(text)
+    return text
+
+
+def _whole_seconds(text: str) -> str:
+    if not text.endswith(".000000Z"):
+        raise ValueError("expected whole seconds; finer ones tell how long records took")
+    return text
 
 
 # What the fields of signed objects hold, kept as text.
-Time = Annotated[str, matching(TIME), Form("an existing date and time", _exists)]
-WholeSeconds = Annotated[
-    Time,
-    Form(
-        "whole seconds; finer ones tell how long records took",
-        lambda text: text.endswith(".000000Z"),
-    ),
-]
+Time = Annotated[str, StringConstraints(pattern=TIME), AfterValidator(_existing)]
+WholeSeconds = Annotated[Time, AfterValidator(_whole_seconds)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from lada_secure.privacy.ledger.entries import (
 )
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
-from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead
+from lada_secure.privacy.ledger.terms import BudgetCaps
 
 # Composition in another order differs in the last digits, and FFT libraries differ as well.
 RELATIVE_TOLERANCE = 1e-4
@@ -58,7 +58,6 @@ class LedgerSummary:
     identity: LedgerIdentity
     entries: tuple[LedgerEntry, ...]
     public_key: str
-    head: LedgerHead
     started: str
     restart: RestartGrant | None
     target_delta: float | None
@@ -187,7 +186,6 @@ def verify_ledger(
         identity=identity,
         entries=tuple(entries),
         public_key=replay.public_key,
-        head=replay.head(),
         started=entries[0].time,
         restart=grant,
         target_delta=target_delta,
@@ -223,18 +221,14 @@ def _studies(
     target_delta: float | None,
     caps: BudgetCaps | None,
 ) -> tuple[StudySpending, ...]:
-    kinds = {
-        study_id: Counter[str]() for study_id in (replay.grant.studies if replay.grant else ())
-    }
-    for entry in entries:
-        if isinstance(entry, StudyEntry):
-            kinds.setdefault(entry.study_id, Counter())[entry.kind] += 1
+    counts = Counter((one.study_id, type(one)) for one in entries if isinstance(one, StudyEntry))
+    carried = replay.grant.studies if replay.grant else ()
     result: list[StudySpending] = []
-    for study_id, counts in sorted(kinds.items()):
+    for study_id in sorted({*carried, *(study_id for study_id, _ in counts)}):
         spent = 0.0
         if target_delta is not None:
             spent = replay.spending.of(study_id).epsilon(target_delta)
-        if caps is not None and counts[ReserveEntry.kind]:
+        if caps is not None and counts[study_id, ReserveEntry]:
             cap = caps.for_study(study_id) * (1 + RELATIVE_TOLERANCE)
             _within(f"study {study_id}", f"study {study_id}", spent, cap)
         decision = replay.decisions.get(study_id)
@@ -242,9 +236,9 @@ def _studies(
             StudySpending(
                 study_id=study_id,
                 epsilon=spent,
-                reservations=counts[ReserveEntry.kind],
-                resumes=counts[ResumeEntry.kind],
-                commits=counts[CommitEntry.kind],
+                reservations=counts[study_id, ReserveEntry],
+                resumes=counts[study_id, ResumeEntry],
+                commits=counts[study_id, CommitEntry],
                 decision="none" if decision is None else decision.decision,
             )
         )

@@ -305,11 +305,7 @@ def _check_shown(index: MessageIndex, party: Party, raw: bytes) -> None:
             f"for round {head.round_id}",
         )
         receipt = index.find(
-            Kind.RECEIPT,
-            sender=auditor,
-            to=party.id,
-            round_id=head.round_id,
-            purpose=head.purpose,
+            Kind.RECEIPT, sender=auditor, to=party.id, round_id=head.round_id, purpose=head.purpose
         )
         need(
             receipt is not None and parse_body(receipt, ReceiptBody).head_hash == body.head_hash,

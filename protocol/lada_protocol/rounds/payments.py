@@ -16,12 +16,7 @@ from lada_secure.privacy.ledger.terms import numeric_parameter
 
 
 def check_payment(
-    entries: Sequence[LedgerEntry],
-    paid_by: str,
-    *,
-    plan: StudyPlan,
-    attempt: Attempt,
-    site: str,
+    entries: Sequence[LedgerEntry], paid_by: str, *, plan: StudyPlan, attempt: Attempt, site: str
 ) -> None:
     """Check the reservations behind a contribution of (round, purpose).
 

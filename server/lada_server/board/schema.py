@@ -107,10 +107,7 @@ def checked_metadata(connection: Connection) -> dict[str, str]:
     rows = connection.execute(sa.select(metadata.c.name, metadata.c.value))
     found = {str(name): str(value) for name, value in rows}
     check_schema_version(
-        found.get("schema_version"),
-        current=SCHEMA_VERSION,
-        where=WHERE,
-        refusal=ParameterError,
+        found.get("schema_version"), current=SCHEMA_VERSION, where=WHERE, refusal=ParameterError
     )
     return found
 

@@ -110,7 +110,9 @@ class Upload:
         cannot = f"{self.path.parent}: cannot store a part of a payload"
         with self._lock, disk_errors(cannot, advice="free some space, the sender tries again"):
             self._check_ours()
-            with self.path.open("ab" if offset else "wb") as file:
+            # At its place: what a full disk kept of this chunk before is written over.
+            with self.path.open("r+b" if offset else "wb") as file:
+                file.seek(offset)
                 file.write(chunk)
             self.received_bytes = offset + len(chunk)
 

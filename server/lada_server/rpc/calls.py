@@ -141,10 +141,7 @@ class BoardCalls:
             # A caller that hangs up gives its thread back at once.
             context.add_callback(self.store.wake)
             found = self.store.entries(
-                caller.party.id,
-                request.after_sequence,
-                wait_s=request.wait_ms / 1000,
-                gone=gone,
+                caller.party.id, request.after_sequence, wait_s=request.wait_ms / 1000, gone=gone
             )
             caller.check()
             entries = [

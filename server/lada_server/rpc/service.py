@@ -104,12 +104,7 @@ def start_server(
     )
     names = [party.id for party in roster.parties]
     gate = CallGate(settings, names)
-    calls = BoardCalls(
-        store=store,
-        identity=identity,
-        gate=gate,
-        uploads=Uploads(upload_dir),
-    )
+    calls = BoardCalls(store=store, identity=identity, gate=gate, uploads=Uploads(upload_dir))
     handlers = BoardServicer()
     handlers.Post, handlers.Progress = calls.post, calls.progress
     handlers.List, handlers.Fetch = calls.list, calls.fetch

@@ -20,10 +20,11 @@ from lada_secure.method.llm_round import (
     GENERATION_BATCH_SIZE,
     PoolView,
     WrittenRationales,
-    llm_adapters,
     view_pool,
     write_rationales,
 )
+from lada_secure.method.mechanisms import adapter_settings
+from lada_secure.method.plan import transfer_of
 from lada_secure.models.adapters import (
     AdapterWeights,
     adapter_weights,
@@ -148,8 +149,9 @@ class Teacher:
     def _with_adapters(self) -> AdapterWeights:
         """Attach adapters where there are none yet. Returns: the ones that change nothing."""
         if self._fresh is None:
-            layers = int(self.model.model.config.num_hidden_layers)
-            attach_adapters(self.model, llm_adapters(self.study.plan, layers=layers))
+            plan = self.study.plan
+            settings = adapter_settings(transfer_of(plan), self.model, seed=plan.seed)
+            attach_adapters(self.model, settings)
             self._fresh = adapter_weights(self.model)
         return self._fresh
 

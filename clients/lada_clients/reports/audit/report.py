@@ -98,7 +98,7 @@ def _site(
         resumes=summary.resumes,
         history=said,
         entries=len(entries),
-        head_sha256=summary.head.entry_hash,
+        head_sha256=entries[-1].entry_hash,
         target_delta=last.target_delta if last else None,
         epsilon=last.epsilon_after if last else None,
         epsilon_rdp=last.epsilon_rdp_after if last else None,

@@ -57,8 +57,8 @@ class SiteBudget:
             "epsilon_cap_total": self.policy.epsilon_cap_total,
             "epsilon_cap_per_study": self.policy.epsilon_cap_per_study,
             "epsilon_left": self.left,
-            "entries": summary.head.index + 1,
-            "head": summary.head.entry_hash,
+            "entries": len(summary.entries),
+            "head": summary.entries[-1].entry_hash,
             **history_facts(summary),
             "reservations": summary.reservations,
             "uncommitted": summary.uncommitted,
@@ -75,7 +75,7 @@ class SiteBudget:
             f"{summary.identity.population} at {summary.identity.site}: epsilon "
             f"{summary.epsilon:.4f} of {policy.epsilon_cap_total:g} is spent at delta "
             f"{self.target_delta:g}, {self.left:.4f} is left.",
-            f"The ledger is whole: {summary.head.index + 1} entries, {summary.reservations} "
+            f"The ledger is whole: {len(summary.entries)} entries, {summary.reservations} "
             f"releases paid for, {summary.uncommitted} of them without an output.",
         ]
         if summary.reservations == 0 and summary.restart is None:

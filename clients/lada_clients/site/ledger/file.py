@@ -178,12 +178,6 @@ class LedgerFile:
         self._lock = threading.RLock()
         self._replay: LedgerReplay | None = None
 
-    def connection(self) -> sqlite3.Connection:
-        """The one connection, opened where it is not."""
-        if self._connection is None:
-            self._connection = self._connect()
-        return self._connection
-
     def close(self) -> None:
         """Close the connection. Every completed transaction is on disk already."""
         if self._connection is not None:
@@ -198,7 +192,9 @@ class LedgerFile:
                 f"ledger {self.path}: it was opened before a fork; open it in this process"
             )
         with self._lock, own_errors(self.path):
-            connection = self.connection()
+            if self._connection is None:
+                self._connection = self._connect()
+            connection = self._connection
             connection.execute(begin)
             try:
                 yield connection
@@ -231,11 +227,11 @@ class LedgerFile:
         if replay is None:
             replay = LedgerReplay(identity)
         else:
-            known = replay.head()
+            newest = replay.length - 1
             query = "SELECT entry_hash FROM entries WHERE number = ?"
-            if connection.execute(query, (known.index,)).fetchone() != (known.entry_hash,):
+            if connection.execute(query, (newest,)).fetchone() != (replay.head_hash,):
                 raise LedgerError(
-                    f"ledger {self.path}: entry {known.index} is gone or was replaced since it "
+                    f"ledger {self.path}: entry {newest} is gone or was replaced since it "
                     "was last read; was an old copy put back? Nothing was written"
                 )
         self._replay = None
@@ -244,7 +240,7 @@ class LedgerFile:
             where = f"ledger {self.path}: entry {number}"
             entry = parse_entry(_stored_bytes(line, where), where=where)
             replay.append(entry)
-            if (number, entry_hash) != (entry.index, replay.head().entry_hash):
+            if (number, entry_hash) != (entry.index, replay.head_hash):
                 raise LedgerError(f"{where}: stored as another one")
         if not replay.length:
             raise LedgerError(f"ledger {self.path}: all its entries are gone; restore a backup")

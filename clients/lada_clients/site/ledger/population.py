@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_clients.site.gates.policy import study_caps
-from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader, restart_ledger
+from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import load_signing_key, read_roster
@@ -24,8 +24,9 @@ from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import check_name
+from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
-from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
+from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
 from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.storage.state_folder import held_state_folder
 from lada_secure.storage.whole_files import read_file
@@ -40,11 +41,7 @@ def ledger_path(settings: SiteSettings, policy: SitePolicy) -> Path:
 
 @contextmanager
 def open_own_ledger(
-    settings: SiteSettings,
-    policy: SitePolicy,
-    plan: StudyPlan,
-    *,
-    signing_key: Ed25519PrivateKey,
+    settings: SiteSettings, policy: SitePolicy, plan: StudyPlan, *, signing_key: Ed25519PrivateKey
 ) -> Iterator[SqliteLedger]:
     """The population's ledger, held to the stricter of the plan and the policy.
 
@@ -80,19 +77,8 @@ def is_new(entries: Sequence[LedgerEntry]) -> bool:
     return not any(isinstance(one, ReserveEntry | RestartEntry) for one in entries)
 
 
-def spending(entries: Sequence[LedgerEntry]) -> tuple[tuple[str, PrivacyEvent], ...]:
-    """Plan hash and event of all reservations; what a restart carried over is of no known plan."""
-    spent: list[tuple[str, PrivacyEvent]] = []
-    for entry in entries:
-        if isinstance(entry, ReserveEntry):
-            spent.append((entry.plan_hash, entry.event))
-        elif isinstance(entry, RestartEntry):
-            spent += (("", event) for event in entry.grant.events)
-    return tuple(spent)
-
-
 def read_spending(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
-    """The same of a ledger file; nothing where there is none yet."""
+    """What a ledger file has paid for, see `spending`; nothing where there is none yet."""
     if not path.exists():
         return ()
     with open_ledger_reader(path) as ledger:
@@ -150,20 +136,7 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
     old = load_signing_key(old_identity, passphrase=settings.passphrase)
     with (
         held_state_folder(settings.state_dir, party=settings.party, role="site"),
-        SqliteLedger(
-            path,
-            site=settings.party,
-            population=policy.population,
-            signing_key=old,
-            # No study is under way; nothing can be reserved now.
-            caps=BudgetCaps(
-                target_delta=policy.target_delta,
-                total_epsilon=policy.epsilon_cap_total,
-                study_epsilon=policy.epsilon_cap_per_study,
-            ),
-            clock=_now,
-            time_step_s=LEDGER_TIME_STEP_S,
-        ) as ledger,
+        _ledger_between_studies(settings, policy, signing_key=old) as ledger,
     ):
         return ledger.renew_key(new.signing_key, decided_by=by).new_public_key
 
@@ -196,17 +169,36 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
                 "auditor for a grant of your own. Nothing was written"
             )
     roster = read_roster(settings.roster, pinned=policy.roster_sha256)
+    auditor_key = bytes.fromhex(roster.auditor.signing_key)
+    check_grant(grant, where="restart", auditor_key=auditor_key)
     signing_key = settings.credentials().signing_key
     with held_state_folder(settings.state_dir, party=settings.party, role="site"):
-        restart_ledger(
-            path,
-            grant=grant,
-            auditor_key=bytes.fromhex(roster.auditor.signing_key),
-            signing_key=signing_key,
-            clock=_now,
-            time_step_s=LEDGER_TIME_STEP_S,
-        )
+        _ledger_between_studies(settings, policy, signing_key=signing_key, grant=grant).close()
     return grant
+
+
+def _ledger_between_studies(
+    settings: SiteSettings,
+    policy: SitePolicy,
+    *,
+    signing_key: Ed25519PrivateKey,
+    grant: RestartGrant | None = None,
+) -> SqliteLedger:
+    """The population's ledger while no study is under way, so that nothing is reserved in it."""
+    return SqliteLedger(
+        ledger_path(settings, policy),
+        site=settings.party,
+        population=policy.population,
+        signing_key=signing_key,
+        caps=BudgetCaps(
+            target_delta=policy.target_delta,
+            total_epsilon=policy.epsilon_cap_total,
+            study_epsilon=policy.epsilon_cap_per_study,
+        ),
+        clock=_now,
+        time_step_s=LEDGER_TIME_STEP_S,
+        grant=grant,
+    )
 
 
 def _now() -> datetime:

@@ -29,12 +29,10 @@ from lada_clients.site.ledger.file import (
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.fields import check_hash, check_name, public_hex
 from lada_secure.privacy.ledger.book import LedgerBook, ReadLedger, begin_ledger
-from lada_secure.privacy.ledger.carried_budget import granted_identity
-from lada_secure.privacy.ledger.entries import LedgerIdentity
+from lada_secure.privacy.ledger.entries import LedgerIdentity, new_ledger_id
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps
-from lada_secure.privacy.ledger.times import LedgerClock
 
 
 def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
@@ -54,27 +52,6 @@ def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
         )
 
 
-def _found_or_begun(
-    file: LedgerFile,
-    new: LedgerIdentity,
-    *,
-    signing_key: Ed25519PrivateKey,
-    clock: LedgerClock,
-    grant: RestartGrant | None,
-) -> LedgerIdentity | None:
-    """Whose ledger is in the file; None where there was none and `new` was begun."""
-    # Looked at again with the lock held: another process may have been quicker.
-    for begin in (READ, WRITE):
-        with file.transaction(begin) as connection:
-            if has_tables(connection):
-                return stored_identity(connection, file.path)
-            if begin == WRITE:
-                create_tables(connection, new, file.path)
-                transaction = SqliteTransaction(connection, LedgerReplay(new))
-                begin_ledger(transaction, signing_key=signing_key, clock=clock, grant=grant)
-    return None
-
-
 class SqliteLedger(LedgerBook):
     """A site's ledger in one SQLite file; several processes may have it open.
 
@@ -91,9 +68,12 @@ class SqliteLedger(LedgerBook):
         signing_key: the site's Ed25519 key.
         caps: the site's own policy.
         clock: the current time with a zone. time_step_s: see `LedgerClock`.
+        grant: begins the ledger that the auditor granted in place of a lost one, in a new file;
+            what is left of the lost one is moved away first, by a person. The caller has checked
+            that it is the auditor's, see `check_grant`.
     Raises: LedgerError: of another site, population, schema version or key in force (see
-        `LedgerBook.renew_key`), or damaged. TransportError: cannot be opened, read-only, disk
-        full.
+        `LedgerBook.renew_key`), or damaged; with a grant, a file that is a ledger already, or
+        a grant for another key. TransportError: cannot be opened, read-only, disk full.
     """
 
     def __init__(
@@ -106,10 +86,11 @@ class SqliteLedger(LedgerBook):
         caps: BudgetCaps,
         clock: Callable[[], datetime],
         time_step_s: int,
+        grant: RestartGrant | None = None,
     ) -> None:
-        new = LedgerIdentity.new(site=site, population=population)
+        ledger_id = new_ledger_id() if grant is None else grant.ledger_id
         super().__init__(
-            identity=new,
+            identity=LedgerIdentity(site=site, population=population, ledger_id=ledger_id),
             signing_key=signing_key,
             caps=caps,
             clock=clock,
@@ -118,13 +99,16 @@ class SqliteLedger(LedgerBook):
         create_private(path)
         self._file = LedgerFile(path, partial(connect_to_write, path))
         try:
-            found = _found_or_begun(
-                self._file, new, signing_key=signing_key, clock=self._clock, grant=None
-            )
-            if found is not None:
-                _check_own(found, new, path)
-                self.identity = found
+            found = self._found_or_begun(grant)
             self.started_now = found is None
+            if found is not None:
+                if grant is not None:
+                    raise LedgerError(
+                        f"ledger {path}: there is a ledger in this file already. Nothing was "
+                        "written; move the file away if it is the one that is lost"
+                    )
+                _check_own(found, self.identity, path)
+                self.identity = found
             with self._reading() as ledger:
                 ledger.replay.require_key(public_hex(signing_key))
                 _check_last_epsilon(ledger.replay, path)
@@ -155,6 +139,23 @@ class SqliteLedger(LedgerBook):
         with self._transaction() as ledger:
             return ledger.note_data(DataNote(study_id, fingerprint))
 
+    def _found_or_begun(self, grant: RestartGrant | None) -> LedgerIdentity | None:
+        """Whose ledger is in the file; None where there was none and this one was begun."""
+        # Looked at again with the lock held: another process may have been quicker.
+        for begin in (READ, WRITE):
+            with self._file.transaction(begin) as connection:
+                if has_tables(connection):
+                    return stored_identity(connection, self._file.path)
+                if begin == WRITE:
+                    create_tables(connection, self.identity, self._file.path)
+                    begin_ledger(
+                        SqliteTransaction(connection, LedgerReplay(self.identity)),
+                        signing_key=self._signing_key,
+                        clock=self._clock,
+                        grant=grant,
+                    )
+        return None
+
     def _transaction(self) -> AbstractContextManager[SqliteTransaction]:
         return self._file.opened(WRITE, self.identity)
 
@@ -170,40 +171,6 @@ def _check_own(found: LedgerIdentity, expected: LedgerIdentity, path: Path) -> N
                 f"ledger {path}: it is of another {name}: expected {getattr(expected, name)!r}, "
                 f"it says {getattr(found, name)!r}. Nothing was written; open the right file"
             )
-
-
-def restart_ledger(
-    path: Path,
-    *,
-    grant: RestartGrant,
-    auditor_key: bytes,
-    signing_key: Ed25519PrivateKey,
-    clock: Callable[[], datetime],
-    time_step_s: int,
-) -> None:
-    """Create the ledger that an auditor's person granted in place of a lost one.
-
-    Open it with `SqliteLedger` afterwards.
-
-    Args:
-        path: a new file; what is left of the lost ledger is moved away first, by a person.
-        auditor_key: the auditor's Ed25519 key, 32 raw bytes, from its certificate.
-        signing_key: the site's, for which the grant is.
-    Raises: LedgerError: the file is a ledger already, or the grant is not the auditor's or for
-        another key; nothing was written.
-    """
-    identity = granted_identity(grant, auditor_key=auditor_key)
-    create_private(path)
-    with closing(LedgerFile(path, partial(connect_to_write, path))) as file:
-        ledger_clock = LedgerClock(read=clock, time_step_s=time_step_s)
-        found = _found_or_begun(
-            file, identity, signing_key=signing_key, clock=ledger_clock, grant=grant
-        )
-    if found is not None:
-        raise LedgerError(
-            f"ledger {path}: there is a ledger in this file already. Nothing was written; "
-            "move the file away if it is the one that is lost"
-        )
 
 
 class SqliteLedgerReader(ReadLedger):

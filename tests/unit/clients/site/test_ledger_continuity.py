@@ -61,7 +61,7 @@ def test_a_new_file_says_that_its_budget_starts_at_zero_and_an_old_one_does_not(
 def test_of_two_that_open_a_new_file_one_has_started_it(path: Path) -> None:
     with open_ledger(path) as first, open_ledger(path) as second:
         assert (first.started_now, second.started_now) == (True, False)
-        assert first.head() == second.head()
+        assert first.entries()[-1] == second.entries()[-1]
 
 
 def test_a_beginning_that_breaks_off_leaves_no_ledger_behind(path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_beginning_that_breaks_off_leaves_no_ledger_behind(path: Path) -> None
     assert rows(path, "SELECT count(*) FROM sqlite_master") == [(0,)]
     with open_ledger(path) as ledger:
         assert ledger.started_now
-        assert ledger.head().index == 0
+        assert ledger.entries()[-1].index == 0
 
 
 # --- keys -------------------------------------------------------------------------------------

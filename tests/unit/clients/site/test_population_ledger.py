@@ -17,13 +17,14 @@ from lada_clients.auditor.commands import app as auditor_app
 from lada_clients.ca.authority import issue_party
 from lada_clients.site import runner
 from lada_clients.site.commands import app as site_app
-from lada_clients.site.ledger.population import check_shown, is_new, renew_key, restart, spending
+from lada_clients.site.ledger.population import check_shown, is_new, renew_key, restart
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Kind, Role
 from lada_protocol.party_files import load_credentials
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import GaussianEvent
+from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import LedgerEntry, format_ledger_lines
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
 

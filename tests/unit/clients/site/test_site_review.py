@@ -142,13 +142,13 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
 def test_a_new_site_accepts_with_the_head_of_its_new_ledger(tmp_path: Path) -> None:
     found = _reviewing(tmp_path, cap=8.0)
     found.site._review()
-    head = found.book.head()
+    head = found.book.entries()[-1]
     body = found.posted(Kind.ACCEPTANCE)
     assert body is not None
     assert AcceptanceBody.model_validate(body) == AcceptanceBody(
         certificate=found.site.participant.certificate,
         population="patients",
-        ledger_id=head.ledger_id,
+        ledger_id=found.book.identity.ledger_id,
         head_index=1,
         head_hash=head.entry_hash,
         new_ledger=True,

@@ -90,7 +90,10 @@ def test_what_another_arm_has_computed_is_paid_for_again_and_not_computed(
     plan = laboratory._plan(ARMS["random"], 8.0)
     shared = SharedReleases()
     first, second = (ArmLedger(plan, site="site-a", shared=shared, group="one") for _ in range(2))
-    from lada_secure.method.mechanisms import statistics_release
+    from lada_secure.allocation.statistics import statistics_spec
+    from lada_secure.method.mechanisms import round_release, statistics_parameters
+
+    parameters = statistics_parameters(plan)
 
     calls: list[int] = []
 
@@ -99,12 +102,12 @@ def test_what_another_arm_has_computed_is_paid_for_again_and_not_computed(
         return b"noised"
 
     for book in (first, second):
-        spec = statistics_release(plan, 0)
+        spec = round_release(plan, 0, statistics_spec, parameters)
         done = book.release(spec, compute=compute, encode=bytes, decode=bytes)
         assert done.value == b"noised"
         assert book.epsilon_spent(1e-5) > 0.0
     assert calls == [1]
-    later = statistics_release(plan, 1)
+    later = round_release(plan, 1, statistics_spec, parameters)
     for book in (first, second):
         book.release(later, compute=compute, encode=bytes, decode=bytes)
     assert calls == [1, 1, 1]

@@ -65,7 +65,7 @@ def test_an_untouched_ledger_verifies_and_says_what_it_cost() -> None:
         ("second", "withdraw", 0),
         ("study", "approve", 1),
     ]
-    assert summary.head == ledger.head()
+    assert summary.entries == ledger.entries()
     assert summary.identity == ledger.identity == IDENTITY
     assert summary.public_key == NEW_KEY.public_key().public_bytes_raw().hex()
     assert (summary.started, summary.restart) == (entries[0].time, None)
@@ -179,11 +179,11 @@ def test_a_committed_key_returns_its_bytes_and_spends_nothing() -> None:
     ledger = memory_ledger()
     approve(ledger)
     entry = ledger.keep(ledger.reserve(training_spec()), b"weights")
-    spent, head = ledger.epsilon_spent(1e-6), ledger.head()
+    spent, head = ledger.epsilon_spent(1e-6), ledger.entries()[-1]
     again = ledger.reserve(training_spec())
     assert again.stored_output == b"weights" == ledger.stored_output(training_spec().key)
     assert ledger.keep(again, b"weights") == entry, "committing the same again changes nothing"
-    assert (ledger.epsilon_spent(1e-6), ledger.head()) == (spent, head)
+    assert (ledger.epsilon_spent(1e-6), ledger.entries()[-1]) == (spent, head)
 
 
 def test_nothing_of_an_output_can_be_told_from_the_ledger() -> None:
@@ -256,12 +256,12 @@ def test_the_cap_of_a_study_and_of_all_studies_refuse_before_spending() -> None:
     refused_by: set[str] = set()
     for study in ("a", "b"):
         for round_id in range(20):
-            head, spent = ledger.head(), ledger.epsilon_spent(1e-6)
+            head, spent = ledger.entries()[-1], ledger.epsilon_spent(1e-6)
             try:
                 ledger.reserve(statistics_spec(round_id, study_id=study, noise_multiplier=15.0))
             except PrivacyBudgetExceeded as error:
                 refused_by.add("study" if f"study {study} would" in str(error) else "all")
-                assert (ledger.head(), ledger.epsilon_spent(1e-6)) == (head, spent)
+                assert (ledger.entries()[-1], ledger.epsilon_spent(1e-6)) == (head, spent)
                 break
         assert ledger.epsilon_spent(1e-6, study_id=study) <= 0.8
     assert refused_by == {"study", "all"}

@@ -202,6 +202,22 @@ def test_an_upload_reaches_the_board_from_another_disk(tmp_path, study, monkeypa
         assert not upload.path.exists()
 
 
+def test_a_chunk_that_a_full_disk_cut_is_written_again_in_its_place(tmp_path, study):
+    payload = bytes(range(200)) * 10
+    envelope = study.envelope("contribution", "bank", payload)
+    with (
+        board_in(tmp_path, study) as store,
+        Uploads(tmp_path / "uploads").begin("bank", envelope) as upload,
+    ):
+        upload.write(0, payload[:1000])
+        # As much of the second chunk as there was room for; its writer was told of a full disk.
+        with upload.path.open("ab") as file:
+            file.write(payload[1000:1300])
+        upload.write(1000, payload[1000:])
+        store.receive(envelope, upload.move)
+        assert store.payload(envelope.message_hash) == payload
+
+
 def test_the_database_holds_no_payload(tmp_path, study):
     payload = hashlib.sha256(b"marker").digest() * 100
     with board_in(tmp_path, study) as store:
