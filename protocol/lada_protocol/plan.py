@@ -15,6 +15,7 @@ from lada_protocol.wire.envelope import Digest, PartyId, StudyId, read_document
 from lada_secure.encryption.parameters import MAX_CELLS, MAX_LENGTH
 from lada_secure.errors import PeerError
 from lada_secure.method.plan import MethodPlan, Positive
+from lada_secure.models.identity import SlmPlan
 
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
@@ -39,7 +40,7 @@ class StudyPlan(MethodPlan):
     expires: str
     min_cohort: Annotated[int, Field(ge=3)]
     max_cohort: Annotated[int, Field(ge=3, le=1000)]
-    slm: Annotated[str, Field(max_length=200)]
+    slm: SlmPlan
     pool_sha256: Digest
     clusters_sha256: Digest
     phase_timeout_s: Positive

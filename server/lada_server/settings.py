@@ -22,6 +22,7 @@ from lada_secure.method.plan import (
     TransferPlan,
     VerifierPlan,
 )
+from lada_secure.models.identity import SlmPlan
 
 
 class ServerSettings(PartySettings):
@@ -60,7 +61,7 @@ class StudySettings(Settings):
     valid_days: Annotated[float, Field(gt=0, le=3650)]
     rounds: Annotated[int, Field(ge=1, le=1000)]
     min_cohort: Annotated[int, Field(ge=3)] = 3
-    slm: str
+    slm: SlmPlan = SlmPlan()
     embedder: str
     seed: Annotated[int, Field(ge=0)] = 0
     phase_timeout_s: Annotated[float, Field(gt=0)] = 600.0

@@ -24,6 +24,7 @@ from lada_secure.models.adapters import (
     load_adapters,
 )
 from lada_secure.models.embedding import HashedNgramEmbedder
+from lada_secure.models.identity import SlmPlan
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 from lada_secure.privacy.ledger.book import LedgerBook
@@ -64,7 +65,7 @@ def plan() -> StudyPlan:
         rounds=2,
         min_cohort=3,
         max_cohort=3,
-        slm="small",
+        slm=SlmPlan(),
         embedder=GUIDED.embedder,
         seed=0,
         pool_sha256="ab" * 32,

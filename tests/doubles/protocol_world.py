@@ -49,6 +49,7 @@ from lada_secure.method.plan import (
     TrainingPlan,
     TransferPlan,
 )
+from lada_secure.models.identity import ModelIdentity, SlmPlan
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -93,6 +94,18 @@ GUIDE = ReferenceModelPlan(
 )
 
 
+# What every site of these studies takes part with.
+SLM = ModelIdentity(
+    architecture="LlamaForCausalLM",
+    parameters=1000,
+    licence="Apache-2.0",
+    revision="",
+    weights_sha256="3" * 64,
+    tokenizer_sha256="4" * 64,
+    template_sha256="5" * 64,
+)
+
+
 def make_plan(**changes: Any) -> StudyPlan:
     """A small plan: 6 clusters, 9 pool samples, 2 rounds, cheap noise."""
     base: dict[str, Any] = {
@@ -103,7 +116,7 @@ def make_plan(**changes: Any) -> StudyPlan:
         "rounds": 2,
         "min_cohort": 3,
         "max_cohort": 6,
-        "slm": "tiny",
+        "slm": SlmPlan(),
         "embedder": "ngrams",
         "seed": 1,
         "pool_sha256": "1" * 64,

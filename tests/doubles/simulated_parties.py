@@ -12,6 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol_world import (
     NOW,
+    SLM,
     Cast,
     MemoryBoard,
     make_cast,
@@ -71,6 +72,7 @@ from lada_secure.method.plan import (
     split_pool,
     transfer_of,
 )
+from lada_secure.models.identity import ModelIdentity
 from lada_secure.privacy.ledger.entries import ReserveEntry, format_ledger_lines
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
@@ -108,6 +110,7 @@ class SimulatedSite:
 
     me: Participant
     book: MemoryLedger
+    slm: ModelIdentity = SLM
     noised: dict[int, np.ndarray] = field(default_factory=dict)
     mask_keys: dict[Attempt, MaskKey] = field(default_factory=dict)
     scoring_keys: dict[int, ScoringKey] = field(default_factory=dict)
@@ -234,6 +237,7 @@ class SimulatedSite:
             "head_index": head.index,
             "head_hash": head.entry_hash,
             "new_ledger": not any(isinstance(one, ReserveEntry) for one in self.book.entries()),
+            "slm": self.slm.model_dump(),
         }
         self._post(Kind.ACCEPTANCE, body)
 

@@ -12,7 +12,7 @@ from trainer_doubles import small_model
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings, SlmSettings
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import PoolSample, Record, RecordFile
 from lada_secure.method.plan import ReferenceModelPlan
@@ -75,6 +75,7 @@ def site_settings(folder: Path, **changes: object) -> SiteSettings:
         state_dir=folder / "state",
         records=folder / "records.jsonl",
         cache_dir=folder / "cache",
+        model=SlmSettings(slm="slm"),
         device="cpu",
         physical_batch_size=4,
     )

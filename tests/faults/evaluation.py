@@ -254,7 +254,9 @@ class SiteAgain:
         return SiteContext.open(
             plan,
             load_language_model(
-                plan.slm, cache_dir=settings.cache_dir, calling=settings.model.calling
+                str(settings.slm_folder),
+                cache_dir=settings.cache_dir,
+                calling=settings.model.calling,
             ),
             pool=study.pool,
             clusters=study.clusters,

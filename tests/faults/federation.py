@@ -55,7 +55,7 @@ def light_preset(*, sites: int, rounds: int, seed: int, phase_timeout_s: float) 
             }
         ),
         # A weak LLM: the sites come to know more in places, so that the LLM transfer has work.
-        "llm": tiny.slm,
+        "llm": tiny.site_slm,
         "phase_timeout_s": phase_timeout_s,
     }
     return tiny.model_copy(update=changes)

@@ -17,6 +17,7 @@ from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
 from rich.console import Console
+from slm_files import write_slm
 
 from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
@@ -25,7 +26,7 @@ from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import Outbox, SecretFolder
 from lada_clients.site.gates.files import RecordFiles, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings, SlmSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import PartyName, certificate_pem
@@ -186,7 +187,8 @@ class Recording:
             state_dir=folder,
             # Any file that stays as it is: there is no model to read it.
             records=self.folder / "roster.json",
-            cache_dir=Path("cache"),
+            cache_dir=self.folder,
+            model=SlmSettings(slm="slm"),
         )
         record_files = RecordFiles(
             settings=settings, digests=file_digests(settings), folder=folder, key=b"k" * 32
@@ -254,6 +256,7 @@ def _prepare(folder: Path) -> Recording:
         out=folder / "roster.json",
         now=now,
     )
+    write_slm(folder / "slm")
     vectors = embedder("hashed-ngrams").embed([one.question for one in POOL])
     clusters = fit_clusters(vectors, 3, 1)
     raw_clusters = canonical_json(clusters.to_json())

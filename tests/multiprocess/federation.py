@@ -20,7 +20,7 @@ class PreparedFederation:
         data = data or build_federation("tiny", sites=3, seed=seed)
         cache = default_cache_dir(os.environ)
         if weights:
-            for reference in (preset.slm, preset.llm):
+            for reference in (*preset.site_models, preset.llm):
                 make_model(reference, cache_dir=cache)
         self.environment = child_environment(os.environ)
         self.layout = RunLayout(root=root, site_ids=tuple(data.sites))

@@ -32,7 +32,8 @@ class NextStudies:
         self.number += 1
         study = self.layout.coordinator.root / "study.toml"
         set_value(study, "study_id", f"study-{self.number}")
-        set_value(study, "slm", slm)
+        for site in self.layout.site_ids:
+            set_value(self.layout.site(site).settings, "slm", slm)
         set_value(study, "rounds", rounds)
         set_value(study, "steps_per_round", 2)
         set_value(study, "phase_timeout_s", 60.0)

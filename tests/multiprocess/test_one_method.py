@@ -78,7 +78,7 @@ def light(preset, *, llm):
     changed = {
         name: part.model_copy(update=few[name]) for name, part in parts.items() if part is not None
     }
-    return preset.model_copy(update={**changed, "slm": preset.llm, "llm": str(llm)})
+    return preset.model_copy(update={**changed, "site_slm": preset.llm, "llm": str(llm)})
 
 
 def small_data():
@@ -209,7 +209,7 @@ def both(request, weak_llm, tmp_path_factory):
     root = tmp_path_factory.mktemp(name)
     preset = light(preset_for(name, sites=SITES, rounds=count, seed=WORLD), llm=weak_llm)
     prepared = PreparedFederation(root / "run", preset=preset, data=small_data(), weights=False)
-    slm = make_model(preset.slm, cache_dir=default_cache_dir(os.environ))
+    slm = make_model(preset.site_slm, cache_dir=default_cache_dir(os.environ))
     run_parties(prepared.layout, prepared)
     steady = {}
     with pytest.MonkeyPatch.context() as patch:

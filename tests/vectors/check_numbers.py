@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from check_text import (
@@ -151,6 +152,29 @@ def check_plan(vectors: Any) -> None:
             "parameters_digest": opening(lengths[purpose], total)["digest"],
         }
         need(derived == expected, f"derived numbers of {purpose}")
+    check_slms(plan["slm"], vectors["slms"])
+
+
+SLM_DIGESTS = {"weights_sha256", "tokenizer_sha256", "template_sha256"}
+SLM_FIELDS = SLM_DIGESTS | {"architecture", "parameters", "licence", "revision"}
+
+
+def check_slms(bounds: Any, cases: Any) -> None:
+    """Fields of an acceptance's `slm`, and whether the plan allows it."""
+    need(set(bounds) == {"families", "licences", "max_parameters"}, "fields of the plan's slm")
+    for case in cases:
+        slm = canonical(case["slm"])
+        need(sha(case["slm"].encode("ascii")) == case["sha256"], "hash of a slm")
+        need(set(slm) == SLM_FIELDS and slm["parameters"] >= 1, "fields of a slm")
+        digests = [slm[name] for name in SLM_DIGESTS]
+        need(all(re.fullmatch("[0-9a-f]{64}", one) for one in digests), "digests of a slm")
+        allowed = (
+            (not bounds["families"] or slm["architecture"] in bounds["families"])
+            and (not bounds["max_parameters"] or slm["parameters"] <= bounds["max_parameters"])
+            and (not bounds["licences"] or slm["licence"] in bounds["licences"])
+        )
+        need(case["allowed"] is allowed, f"a slm of {slm['architecture']}")
+    need({case["allowed"] for case in cases} == {True, False}, "too few slms")
 
 
 # --- section 7.2: masks -----------------------------------------------------------------------

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from generate_world import (
     ATTEMPT,
     SITES,
     Vectors,
+    digest_of,
     mask_key,
     mask_messages,
     seed_of,
@@ -24,6 +27,7 @@ from lada_protocol.rounds.secure_aggregation import (
     purpose_parameters,
     site_bound_of,
 )
+from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.encryption.aggregate_key import AggregateKey
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.masks import masked, pairwise_mask
@@ -36,6 +40,7 @@ from lada_secure.encryption.parameters import (
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.encryption.sealing import SealedSum, parse_public_key, seal
 from lada_secure.method.plan import DEMAND, STATISTICS
+from lada_secure.models.identity import ModelIdentity
 
 
 def _opening_numbers(parameters: AggregationParameters) -> Vectors:
@@ -67,7 +72,39 @@ def plan_vectors() -> Vectors:
             }
             for purpose in (STATISTICS, DEMAND)
         },
+        "slms": [
+            {
+                "slm": (raw := canonical_json(slm.model_dump())).decode("ascii"),
+                "sha256": sha256_hex(raw),
+                "allowed": not plan.slm.faults(slm),
+            }
+            for slm in _slms()
+        ],
     }
+
+
+def _slms() -> Iterator[ModelIdentity]:
+    """What sites accept with: on and beyond every bound of the plan."""
+    fine: dict[str, Any] = {
+        "architecture": "LlamaForCausalLM",
+        "parameters": 134_515_008,
+        "licence": "Apache-2.0",
+        "revision": "main",
+        **{
+            f"{part}_sha256": digest_of(f"{part} of the SLM")
+            for part in ("weights", "tokenizer", "template")
+        },
+    }
+    for change in (
+        {},
+        {"architecture": "GPT2LMHeadModel", "licence": "MIT", "revision": ""},
+        {"parameters": 10**9},
+        {"parameters": 10**9 + 1},
+        {"architecture": "llamaforcausallm"},
+        {"licence": ""},
+        {"licence": "apache-2.0"},
+    ):
+        yield ModelIdentity(**{**fine, **change})
 
 
 def parameter_vectors() -> Vectors:

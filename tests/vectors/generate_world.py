@@ -67,7 +67,11 @@ def the_plan() -> StudyPlan:
                 "rounds": 2,
                 "min_cohort": 3,
                 "max_cohort": 5,
-                "slm": "tiny",
+                "slm": {
+                    "families": ["LlamaForCausalLM", "GPT2LMHeadModel"],
+                    "licences": ["Apache-2.0", "MIT"],
+                    "max_parameters": 1000000000,
+                },
                 "embedder": "ngrams",
                 "seed": 7,
                 "pool_sha256": digest_of("pool"),

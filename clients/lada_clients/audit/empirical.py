@@ -181,9 +181,10 @@ def audit_site(
     if rounds is not None and not 1 <= rounds <= plan.rounds:
         raise ParameterError(f"--rounds: expected 1 to {plan.rounds}, the plan's, got {rounds}")
     units = _units(site, records)
-    say(f"loading {plan.slm} ...")
+    slm = str(site.settings.slm_folder)
+    say(f"loading {slm} ...")
     lm = load_language_model(
-        plan.slm, cache_dir=site.settings.cache_dir, calling=site.settings.model.calling
+        slm, cache_dir=site.settings.cache_dir, calling=site.settings.model.calling
     ).with_form(plan.form)
     shape = adapter_settings(plan.distillation, lm, seed=plan.seed)
     attach_adapters(lm, shape)

@@ -18,7 +18,11 @@ from lada_clients.auditor.opening import SumOpening, fault_body
 from lada_clients.net.participant import Participant
 from lada_protocol.events import NewLedger
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.admission import check_ledger_claim, shown_with_acceptance
+from lada_protocol.rounds.admission import (
+    check_ledger_claim,
+    check_slm,
+    shown_with_acceptance,
+)
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.tasks import Post
 from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
@@ -99,12 +103,13 @@ class Auditor:
     def _joining(self, site: str, body: LedgerBody, part: bytes) -> AcceptanceBody:
         """What a site accepts with, compared with the copy over all studies; nothing is kept yet.
 
-        Raises: PeerError: ledger_behind, ledger_forked, other_ledger, bad_ledger. The refusal of
-            this part is the refusal of the acceptance.
+        Raises: PeerError: slm_not_allowed, ledger_behind, ledger_forked, other_ledger, bad_ledger.
+            The refusal of this part is the refusal of the acceptance.
         """
         claim = claim_of(self.participant.index, site)
         if claim is None:
             raise LocalProtocolError(f"asked to admit {site}, which has not accepted")
+        check_slm(self.participant.index, claim, site=site)
         copy = self.ledgers.entries(site, claim.population)
         if body.first_index != 0:
             raise ledger_fault(

@@ -73,7 +73,9 @@ class SiteLearner:
         context = SiteContext.open(
             plan,
             load_language_model(
-                plan.slm, cache_dir=settings.cache_dir, calling=settings.model.calling
+                str(settings.slm_folder),
+                cache_dir=settings.cache_dir,
+                calling=settings.model.calling,
             ),
             pool=pool,
             clusters=clusters,

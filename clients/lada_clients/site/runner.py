@@ -18,6 +18,7 @@ from lada_clients.site.gates.policy import (
     plan_faults,
     planned_budget,
 )
+from lada_clients.site.gates.slm import SiteSlm, describe_slm, file_hashes, slm_faults
 from lada_clients.site.ledger.population import (
     ledger_path,
     new_ledger_sentence,
@@ -124,14 +125,16 @@ def show_plan(settings_path: Path) -> tuple[str, ...]:
     check_files(settings, policy)
     with _joined(settings, policy) as participant:
         plan = participant.plan
+        model = SiteSlm(settings=settings, hashes=file_hashes(settings)).identity()
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
+        faults += slm_faults(model, plan, policy)
         verdict = (
             f"The policy forbids it: {'; '.join(faults)}." if faults else "The policy allows it."
         )
         path = ledger_path(settings, policy)
         budget = describe_budget(plan, policy, spent=read_spending(path))
         new = () if path.exists() else (f"{new_ledger_sentence(path, policy)}.",)
-        return (*describe_plan(plan), *budget, *new, verdict)
+        return (*describe_plan(plan), *describe_slm(model), *budget, *new, verdict)
 
 
 def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
@@ -151,6 +154,8 @@ def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
                 f"the waiting plan is of study {plan.study_id}, not {study}; nothing was recorded"
             )
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
+        if decision == "approve" and not faults:
+            SiteSlm(settings=settings, hashes=file_hashes(settings)).allowed(plan, policy)
         if decision == "approve" and faults:
             raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
         with open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book:

@@ -17,6 +17,7 @@ from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
+from lada_clients.site.gates.slm import SiteSlm, file_hashes
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults
 from lada_clients.site.memory import SiteMemory
@@ -29,9 +30,10 @@ from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
+from lada_protocol.rounds.tasks import Done
 from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
-from lada_protocol.wire.messages import LedgerBody, parse_body
+from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LocalProtocolError
@@ -58,10 +60,12 @@ class Site:
     now: Callable[[], datetime]
     display: TrainingDisplay
     _exchanges: SiteExchanges = field(init=False)
+    _slm: SiteSlm = field(init=False)
     _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
         self._exchanges = SiteExchanges(participant=self.participant, secrets=self.secrets)
+        self._slm = SiteSlm(settings=self.settings, hashes=file_hashes(self.settings))
 
     def run(self) -> None:
         """Take part in the study to its end.
@@ -71,6 +75,8 @@ class Site:
         me = self.participant
         me.sync()
         check_shown(self.book.entries(), me.index, party=me.party)
+        if not isinstance(next_site_task(me.index, site=me.party), Done):
+            self._check_slm()
         self.loop.run()
         # Every mask and query of the study was used; no later message needs their keys.
         for use in ("mask", "scores"):
@@ -102,7 +108,10 @@ class Site:
         if not faults:
             # Before the acceptance, and before the ledger has any of it.
             self.record_files.keep()
+            model = self._slm.allowed(plan, self.policy)
             self._check_with_model()
+            # The gate has loaded it since.
+            self._slm.check(model)
         if faults or self.policy.approval == "policy":
             self.book.decide(
                 "refuse" if faults else "approve",
@@ -128,8 +137,11 @@ class Site:
                 "head_index": shown.head_index,
                 "head_hash": shown.head_hash,
                 "new_ledger": is_new(self.book.entries()),
+                "slm": model.model_dump(),
             },
         )
+        # After a crash it may be an earlier acceptance that was sent again.
+        self._check_slm()
         self._tell_accuracy("before", round_id=0)
 
     def _faults_of_plan(self) -> tuple[str, tuple[str, ...]]:
@@ -149,6 +161,13 @@ class Site:
             )
         return "policy", ()
 
+    def _check_slm(self) -> None:
+        """Raises: ModelChanged: the SLM is not the one that this site has accepted with."""
+        me = self.participant
+        acceptance = me.index.find(Kind.ACCEPTANCE, sender=me.party)
+        if acceptance is not None:
+            self._slm.check(parse_body(acceptance, AcceptanceBody).slm)
+
     def _check_with_model(self) -> None:
         """The file gate's second half. Raises: ParameterError: nothing was promised yet."""
         check_with_model(self.learner, self.files, self.policy)
@@ -160,13 +179,18 @@ class Site:
             self._exchanges.check_own_contribution(attempt.round_id, DEMAND)
             vector = self._exchanges.confidence_excess(attempt.round_id, self.learner)
         elif attempt.purpose == STATISTICS:
-            self.record_files.check()
+            self._check_files()
             noised = self._statistics(attempt.round_id)
             vector = post_process(noised, lambda one: one.vector, label="statistics")
             self._post_ledger(attempt.round_id, STATISTICS)
         else:
             vector = self._demand(attempt.round_id)
         self._exchanges.send(attempt, cohort, vector)
+
+    def _check_files(self) -> None:
+        """Before anything is reserved. Raises: RecordsChanged, ModelChanged."""
+        self.record_files.check()
+        self._check_slm()
 
     def _statistics(self, round_id: int) -> Released[NoisedStatistics]:
         released = self.learner.release_statistics(round_id)
@@ -201,7 +225,7 @@ class Site:
         me = self.participant
         self._exchanges.check_own_contribution(round_id, DEMAND)
         if round_id not in self.learner.state.trained:
-            self.record_files.check()
+            self._check_files()
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
             if paths is None:
                 raise LocalProtocolError(f"round {round_id}: training before paths")
@@ -243,6 +267,7 @@ class Site:
         if self._learner is None:
             plan, files = self.participant.plan, self.files
             bound = plan.privacy.max_records_per_unit
+            self._check_slm()
             self._learner = SiteLearner.load(
                 plan,
                 self.settings,
@@ -252,6 +277,7 @@ class Site:
                 book=self.book,
                 memory=self.memory,
             )
+            self._check_slm()
         return self._learner
 
     def _training_progress(self, round_id: int) -> Callable[[StepReport], None]:

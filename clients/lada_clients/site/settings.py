@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +12,34 @@ from lada_protocol.party_files import DiallingSettings, ModelSettings, read_sett
 from lada_protocol.settings import Settings
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
+from lada_secure.models.identity import SlmPlan
 from lada_secure.privacy.release.units import MissingLike, Spellings
+
+# A reference that looks like anything else is a path.
+_NAME_IN_CACHE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class _Place(Settings):
+    slm: Path
+
+
+class SlmSettings(ModelSettings):
+    """The table `[model]` of a site's settings: the SLM that this site has, and how it is called.
+
+    slm: a plain name is a folder in `cache_dir`, anything with a slash or a leading dot or tilde is
+    a path. revision, licence: what the site says of it; both are signed with the acceptance.
+    """
+
+    slm: Annotated[str, Field(min_length=1, description="model folder, or its name in cache_dir")]
+    revision: Annotated[str, Field(max_length=200)] = ""
+    licence: Annotated[str, Field(max_length=200)] = ""
+
+    def beside(self, folder: Path) -> Self:
+        """See `Settings.beside`. Raises: ParameterError."""
+        own = super().beside(folder)
+        if _NAME_IN_CACHE.fullmatch(own.slm):
+            return own
+        return own.model_copy(update={"slm": str(_Place(slm=Path(own.slm)).beside(folder).slm)})
 
 
 class SiteSettings(DiallingSettings):
@@ -26,7 +54,18 @@ class SiteSettings(DiallingSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     physical_batch_size: Annotated[int, Field(ge=1)] = 16
-    model: ModelSettings = ModelSettings()
+    model: SlmSettings
+
+    @property
+    def slm_folder(self) -> Path:
+        """Where the SLM lies."""
+        # A path that is absolute by now stays as it is.
+        return self.cache_dir / self.model.slm
+
+    @property
+    def called(self) -> str:
+        """How questions are put to the SLM, as far as these settings decide it."""
+        return self.model.calling.sha256
 
     @property
     def execution(self) -> Execution:
@@ -75,6 +114,7 @@ class SitePolicy(Settings):
     approval: Literal["policy", "person"] = "policy"
     units: UnitRules = UnitRules()
     records: RecordRules = RecordRules()
+    model: SlmPlan = SlmPlan()
 
 
 def read_site_settings(path: Path) -> tuple[SiteSettings, SitePolicy]:

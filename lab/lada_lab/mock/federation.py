@@ -86,7 +86,8 @@ def _report(
             software_version=version("lada-secure"),
         ),
         study=Study(
-            **preset.model_dump(include={"study_id", "title", "slm", "llm", "embedder"}),
+            **preset.model_dump(include={"study_id", "title", "llm", "embedder"}),
+            slm=", ".join(dict.fromkeys(preset.slm_of(site) for site in data.sites)),
             **privacy.model_dump(include={"unit", "target_delta", "epsilon_cap"}),
             **allocation.model_dump(include={"clusters", "difficulty_bins", "quota", "strategy"}),
             pool_size=len(data.pool),

@@ -116,8 +116,15 @@ def write_run(
 ) -> None:
     """Write everything that a run's parties start from: data, identities, settings.
 
-    Raises: TransportError: the disk refuses.
+    Raises: ParameterError: the preset names an SLM for a site that there is not. TransportError:
+        the disk refuses.
     """
+    strangers = sorted(set(preset.slms) - set(layout.site_ids))
+    if strangers:
+        raise ParameterError(
+            f"[slms] of the preset names {', '.join(strangers)}; the sites are "
+            f"{', '.join(layout.site_ids)}"
+        )
     _write_data(layout, data)
     tables = settings_tables(
         layout, preset, port=port, roster_sha256=_make_identities(layout), cache_dir=cache_dir
@@ -183,6 +190,7 @@ def settings_tables(
             "threads": preset.threads,
             "device": "cpu",
             "physical_batch_size": preset.physical_batch_size,
+            "model": {"slm": preset.slm_of(site_id)},
         }
         tables[folder.root / "policy.toml"] = policy_table(
             preset, roster_sha256=roster_sha256, population=f"{site_id}.records"

@@ -8,8 +8,11 @@ each preset is for.
 from __future__ import annotations
 
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
+
+from pydantic import Field
 
 from lada_lab.worlds.sites import MAX_SITES, MIN_SITES
 from lada_secure.allocation.strategies import strategy as allocation_strategy
@@ -24,18 +27,30 @@ _STUDIES: Final = Path(__file__).with_name("studies")
 class Preset(StudySettings):
     """A study, and how the mock's machines are set up.
 
-    `data` is what `build_federation` makes. `rounds` is the default of `--rounds`. In the model
-    references, {sites} and {seed} stand for the run's own. `physical_batch_size` and the threads
-    (of a site, of the coordinator, whose LLM works while sites wait) change speed only.
+    `data` is what `build_federation` makes. `rounds` is the default of `--rounds`. `site_slm` is
+    the SLM of every site that `slms` does not name another one for. In the model references,
+    {sites} and {seed} stand for the run's own. `physical_batch_size` and the threads (of a site, of
+    the coordinator, whose LLM works while sites wait) change speed only.
     """
 
     name: str
     data: Literal["demo", "tiny"]
     valid_days: float = 1.0
+    site_slm: str
+    slms: dict[str, str] = Field(default_factory=dict)
     llm: str
     physical_batch_size: int
     threads: int = 1
     coordinator_threads: int = 1
+
+    def slm_of(self, site: str) -> str:
+        """Model reference of a site's SLM."""
+        return self.slms.get(site, self.site_slm)
+
+    @property
+    def site_models(self) -> tuple[str, ...]:
+        """Model references of all SLMs, each once."""
+        return tuple(dict.fromkeys((self.site_slm, *self.slms.values())))
 
     def study_table(self) -> dict[str, Any]:
         """`study.toml`: the study as its operator proposes it."""
@@ -79,6 +94,7 @@ def preset_for(
         raise ParameterError(f"--rounds: expected 1 to {MAX_ROUNDS}, got {chosen}")
     if seed < 0:
         raise ParameterError(f"--seed: expected 0 or more, got {seed}")
+    complete = partial(str.format, sites=sites, seed=seed)
     named = preset.allocation.strategy if strategy is None else allocation_strategy(strategy).name
     return preset.model_copy(
         update={
@@ -86,7 +102,8 @@ def preset_for(
             "seed": seed,
             "rounds": chosen,
             "allocation": preset.allocation.model_copy(update={"strategy": named}),
-            "slm": preset.slm.format(sites=sites, seed=seed),
-            "llm": preset.llm.format(sites=sites, seed=seed),
+            "site_slm": complete(preset.site_slm),
+            "slms": {site: complete(one) for site, one in preset.slms.items()},
+            "llm": complete(preset.llm),
         }
     )

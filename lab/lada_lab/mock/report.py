@@ -59,7 +59,7 @@ class Study(_Part):
 
     study_id: str
     title: str
-    slm: str
+    slm: Annotated[str, Field(description="models of the sites, each once")]
     llm: str
     embedder: str
     unit: str

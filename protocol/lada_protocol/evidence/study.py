@@ -14,6 +14,7 @@ a hash in a signature, so any change shows.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ from lada_protocol.identity.certificates import (
 from lada_protocol.identity.roster import Party, parse_roster
 from lada_protocol.kinds import Kind, Role
 from lada_protocol.plan import parse_plan
-from lada_protocol.rounds.admission import admission_of, check_accepted_head
+from lada_protocol.rounds.admission import admission_of, check_accepted_head, slm_refusal
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.transcript import Outcome, ending_of
 from lada_protocol.wire.envelope import envelope_from_line
@@ -60,6 +61,7 @@ from lada_protocol.wire.messages import (
 )
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError
+from lada_secure.models.identity import ModelIdentity
 from lada_secure.privacy.ledger.entries import LedgerEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.verification import LedgerSummary, verify_ledger
 
@@ -83,6 +85,11 @@ class Verdict:
     def study_id(self) -> str:
         """Empty where it is not known."""
         return "" if self.study is None else self.study.plan.study_id
+
+    @property
+    def slms(self) -> dict[str, ModelIdentity]:
+        """The SLM of every site that was admitted, as it signed for it."""
+        return {} if self.study is None else _slms(self.study)
 
     @property
     def messages(self) -> int:
@@ -126,6 +133,7 @@ def verify_evidence(files: Files) -> Verdict:
     _check_file_names(index, files, faults)
     _check_certificates(index, files, faults)
     entries, summaries = _check_ledgers(index, files, faults)
+    _check_slms(index, faults)
     check_aggregates(index, files, entries, faults)
     check_trainings(index, entries, faults)
     check_transfers(index, faults)
@@ -249,6 +257,24 @@ def _check_ledgers(
             _check_shown(index, party, raw)
             entries[party.id] = found
     return entries, summaries
+
+
+def _slms(index: MessageIndex) -> dict[str, ModelIdentity]:
+    """SLMs of the sites that were admitted with an acceptance that can be read."""
+    found: dict[str, ModelIdentity] = {}
+    for party in index.roster.sites:
+        # What cannot be read is among the faults already.
+        with contextlib.suppress(PeerError):
+            found[party.id] = _admitted_claim(index, party).slm
+    return found
+
+
+def _check_slms(index: MessageIndex, faults: Faults) -> None:
+    """Every site that was admitted took part with a model that the plan allows."""
+    for site in _slms(index):
+        refused = slm_refusal(index, site)
+        if refused:
+            faults.add(MESSAGES_FILE, f"{index.auditor} admitted {site}, but {refused}")
 
 
 def _admitted_claim(index: MessageIndex, party: Party) -> AcceptanceBody:

@@ -115,6 +115,36 @@ def _restart_fault(
     return ""
 
 
+def slm_refusal(index: MessageIndex, site: str) -> str:
+    """Why the plan does not allow the SLM that a site has accepted with; empty where it does.
+
+    An acceptance that cannot be read names no SLM: nobody takes part with it.
+    """
+    acceptance = index.find(Kind.ACCEPTANCE, sender=site)
+    if acceptance is None:
+        return ""
+    try:
+        claim = parse_body(acceptance, AcceptanceBody)
+    except PeerError as error:
+        return str(error)
+    return _slm_fault(index, claim)
+
+
+def check_slm(index: MessageIndex, claim: AcceptanceBody, *, site: str) -> None:
+    """Check that the plan allows the SLM that a site accepts with.
+
+    Raises: PeerError(reason="slm_not_allowed").
+    """
+    refused = _slm_fault(index, claim)
+    if refused:
+        raise PeerError(f"{site}: {refused}", reason="slm_not_allowed", peer=site)
+
+
+def _slm_fault(index: MessageIndex, claim: AcceptanceBody) -> str:
+    faults = index.plan.slm.faults(claim.slm)
+    return f"the plan does not allow its SLM: {'; '.join(faults)}" if faults else ""
+
+
 def check_accepted_head(
     claim: AcceptanceBody, entries: Sequence[LedgerEntry], *, site: str
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.admission import admission_of, shown_with_acceptance
+from lada_protocol.rounds.admission import admission_of, shown_with_acceptance, slm_refusal
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
 from lada_protocol.rounds.tasks import GiveUp, Post, RoundView, Task
@@ -70,6 +70,9 @@ class _CoordinatorView(RoundView):
             refusal = refusal or self.find(Kind.REFUSAL, self.auditor, to=site)
             if refusal is not None:
                 refused.append(f"{site}: {fault_of(refusal)}")
+            elif wrong := slm_refusal(index, site):
+                # Whatever the auditor says of it.
+                refused.append(f"{site}: {wrong}")
             elif admission_of(index, site) is not None:
                 accepted.append(site)
             elif self.find(Kind.ACCEPTANCE, site) and shown_with_acceptance(index, site):

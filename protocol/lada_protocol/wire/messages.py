@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.envelope import Digest, Envelope, PartyId, StrictModel, first_fault
 from lada_secure.errors import PeerError
+from lada_secure.models.identity import ModelIdentity
 
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
 Sentence = Annotated[str, Field(max_length=1000)]
@@ -53,6 +54,7 @@ class AcceptanceBody(CertifiedBody, kinds=[Kind.ACCEPTANCE]):
 
     ledger_id, head_index, head_hash: the population's ledger with the decision on this plan.
     new_ledger: whether nothing was ever reserved in it and nothing carried into it.
+    slm: the model that this site takes part with, to the end of the study.
     """
 
     population: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -60,6 +62,7 @@ class AcceptanceBody(CertifiedBody, kinds=[Kind.ACCEPTANCE]):
     head_index: Index
     head_hash: Digest
     new_ledger: bool
+    slm: ModelIdentity
 
 
 class AdmissionBody(Body, kinds=[Kind.ADMISSION]):

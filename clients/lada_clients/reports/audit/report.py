@@ -15,12 +15,13 @@ from lada_clients.reports.audit.report_document import (
     PurposeSpending,
     Release,
     SiteReport,
+    Slm,
     StudySpending,
     StudyTerms,
 )
 from lada_clients.reports.ledger_history import Restart, filled, history_sentences, key_renewals
 from lada_protocol.evidence.export import ledger_file
-from lada_protocol.evidence.study import verify_evidence
+from lada_protocol.evidence.study import Verdict, verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.secure_aggregation import purpose_length
@@ -63,7 +64,7 @@ def build_report(files: Mapping[str, bytes]) -> PrivacyReport:
             roster_sha256=study.roster.hash,
         ),
         sites=tuple(
-            _site(party.id, study, verdict.ledgers.get(party.id), verdict.faults)
+            _site(party.id, study, verdict.ledgers.get(party.id), verdict)
             for party in study.roster.sites
         ),
         openings=_aggregates(study),
@@ -71,11 +72,13 @@ def build_report(files: Mapping[str, bytes]) -> PrivacyReport:
 
 
 def _site(
-    site: str, study: MessageIndex, summary: LedgerSummary | None, faults: Sequence[str]
+    site: str, study: MessageIndex, summary: LedgerSummary | None, verdict: Verdict
 ) -> SiteReport:
+    named = verdict.slms.get(site)
+    slm = filled(Slm, named) if named else None
     if summary is None:
         # The ledger itself is not whole, and nothing that it says is repeated.
-        return SiteReport(site=site)
+        return SiteReport(site=site, slm=slm)
     entries = summary.entries
     releases = _releases(entries)
     last = releases[-1] if releases else None
@@ -84,8 +87,9 @@ def _site(
         said = (*said, "A NEW LEDGER: the auditor had seen no entry of it before this study.")
     return SiteReport(
         site=site,
+        slm=slm,
         population=summary.identity.population,
-        verified=not any(fault.startswith(f"{ledger_file(site)}:") for fault in faults),
+        verified=not any(fault.startswith(f"{ledger_file(site)}:") for fault in verdict.faults),
         ledger_id=summary.identity.ledger_id,
         started=summary.started,
         new_to_auditor=new,

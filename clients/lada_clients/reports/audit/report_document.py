@@ -117,15 +117,33 @@ class DecisionTaken(DocumentPart):
     statement: str
 
 
+class Slm(DocumentPart):
+    """The model that a site took part with, as it signed for it with its acceptance.
+
+    `licence` and `revision` are what the site says of it. Hashes are SHA-256 of its weights with
+    their configuration, of its tokenizer, and of how questions are put to it.
+    """
+
+    architecture: str
+    parameters: int
+    licence: str
+    revision: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    template_sha256: str
+
+
 class SiteReport(DocumentPart):
     """One site's ledger. `verified` is false where it has a fault; then it may hold no figures.
 
     `started` is the time of its first entry. `new_to_auditor` says that the auditor had seen
     nothing of it before this study: whatever its people were in before is not counted. `resumes`
     counts payments that were used again after a failure, at no cost. `history` is this in words.
+    `slm` is null where the site was not admitted.
     """
 
     site: str
+    slm: Slm | None = None
     population: str = ""
     verified: bool = False
     ledger_id: str = ""

@@ -32,6 +32,7 @@ def _export(verdict: Verdict) -> dict[str, Any]:
     return {
         **{name: getattr(verdict, name) for name in told},
         "epsilon": {site: _cost(summary) for site, summary in verdict.ledgers.items()},
+        "slms": {site: slm.model_dump() for site, slm in verdict.slms.items()},
         "faults": list(verdict.faults),
     }
 
@@ -70,9 +71,17 @@ def verdict_lines(found: JointVerdict) -> Iterator[str]:
             f"{where}{verdict.messages} messages, {verdict.openings} openings, {verdict.rounds} "
             f"rounds of study {verdict.study_id or '?'}: {_outcome(verdict)}"
         )
+        yield from _slm_lines(verdict)
     if len(found.verdicts) > 1:
         outcome = f"{len(faults)} faults" if faults else "all good"
         yield f"{len(found.verdicts)} studies: {outcome}"
+
+
+def _slm_lines(verdict: Verdict) -> Iterator[str]:
+    for site, slm in verdict.slms.items():
+        yield f"  SLM of {site}: {slm.sentence()}"
+        for part in ("weights", "tokenizer", "template"):
+            yield f"    {part} {getattr(slm, f'{part}_sha256')}"
 
 
 def _prefixed(found: JointVerdict) -> list[tuple[str, Verdict]]:

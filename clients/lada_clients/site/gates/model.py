@@ -52,7 +52,7 @@ def _size_faults(learner: SiteLearner) -> Iterator[str]:
         )
     if plan.paths.max_new_tokens >= most:
         yield (
-            f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the model {plan.slm!r} takes "
+            f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the SLM takes "
             f"{most} tokens with the prompt"
         )
 

@@ -94,6 +94,7 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
         f"Every round leaves here: a noised count of records and of their losses per topic "
         f"({STATISTICS}; sealed, opened only as a sum over at least {plan.min_cohort} sites), "
         f"which public questions this site wants ({DEMAND}; likewise), and that it has trained.",
+        f"A site's own SLM may be {plan.slm.sentence()}.",
     ]
     if plan.uplink is None:
         sentences.append(

@@ -31,6 +31,7 @@ from lada_secure.dpsgd import trainer
 from lada_secure.dpsgd.noise import DiscreteGaussian
 from lada_secure.method import training
 from lada_secure.method.plan import ReferenceModelPlan
+from lada_secure.models.identity import SlmPlan
 from lada_secure.privacy.empirical import commitment_of
 
 POOL = tuple(
@@ -97,7 +98,7 @@ def plan_for(model: Path) -> StudyPlan:
         rounds=2,
         min_cohort=3,
         max_cohort=3,
-        slm=str(model),
+        slm=SlmPlan(),
         embedder=preset.embedder,
         seed=0,
         pool_sha256=pool_hash(POOL),
@@ -140,6 +141,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "cache_dir": str(root / "cache"),
                     "device": "cpu",
                     "physical_batch_size": 64,
+                    "model": {"slm": str(root / "model")},
                 }
             )
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from federation_world import SITE, Federation, backup_of, forged, granted
-from protocol_world import NOW, make_cast, make_ledger
+from protocol_world import NOW, SLM, make_cast, make_ledger
 from simulated_parties import FOUR, Outgoing, World, exported, owes
 
 from lada_protocol.evidence.study import verify_evidence
@@ -305,5 +305,6 @@ def test_any_ledger_is_fine_where_none_is_known() -> None:
         head_index=70,
         head_hash="b" * 64,
         new_ledger=False,
+        slm=SLM,
     )
     check_ledger_claim(claim, (), (), site=SITE, granted=None)

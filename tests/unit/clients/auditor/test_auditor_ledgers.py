@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from protocol_world import SLM
 
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies
 from lada_protocol.identity.roster import Party
@@ -75,6 +76,7 @@ def _claim(entries: tuple[LedgerEntry, ...] = ENTRIES) -> AcceptanceBody:
         head_index=1,
         head_hash=entries[1].entry_hash,
         new_ledger=True,
+        slm=SLM,
     )
 
 

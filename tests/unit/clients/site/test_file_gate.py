@@ -15,6 +15,7 @@ import torch
 from method_doubles import ledger
 from rich.console import Console
 from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
+from slm_files import write_slm
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
@@ -23,6 +24,7 @@ from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
 from lada_clients.site.training_display import TrainingDisplay
+from lada_protocol.rounds.index import MessageIndex
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
 from lada_secure.errors import ParameterError
@@ -170,6 +172,7 @@ def test_a_bad_line_ends_the_command_before_any_connection_and_nothing_of_it_is_
                 "records": "records.jsonl",
                 "cache_dir": "cache",
                 "log": {"format": "json", "level": "debug"},
+                "model": {"slm": "slm"},
             }
         )
     )
@@ -309,6 +312,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
 ) -> None:
     records = (*GOOD, record(4, question=LONG))
     study, place = site_plan(), site_settings(tmp_path)
+    write_slm(place.slm_folder)
     book = ledger(study)
     learner = site_learner(tmp_path, records, study=study, book=book)
     before = book.entries()
@@ -320,10 +324,11 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
         posted.append(kind)
         return SimpleNamespace(kind=kind, header=SimpleNamespace(body=shown))
 
+    nobody: Any = None
     participant: Any = SimpleNamespace(
         plan=learner.plan,
         roster=None,
-        index=(),
+        index=MessageIndex(learner.plan, nobody),
         party="site-a",
         certificate="",
         post=post,

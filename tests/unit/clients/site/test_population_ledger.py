@@ -48,6 +48,7 @@ class Parties:
         self.site.write_text(
             f'party = "hospital-a"\nidentity = "{self.identity}"\npolicy = "policy.toml"\n'
             f'records = "records.jsonl"\ncache_dir = "cache"\n{common.format("site")}'
+            '[model]\nslm = "slm"\n'
         )
         self.auditor = folder / "auditor.toml"
         self.auditor.write_text(

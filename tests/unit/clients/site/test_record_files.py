@@ -13,7 +13,7 @@ from lada_clients.site.gates.files import (
     RecordsChanged,
     file_digests,
 )
-from lada_clients.site.settings import SiteSettings
+from lada_clients.site.settings import SiteSettings, SlmSettings
 from lada_secure.errors import ParameterError
 
 SECRET = '{"question": "does Frau Maier cough?"}\n'
@@ -30,6 +30,7 @@ def _settings(folder: Path, *, held_out: bool = True) -> SiteSettings:
         records=folder / "records.jsonl",
         held_out=folder / "held-out.jsonl" if held_out else None,
         cache_dir=folder / "cache",
+        model=SlmSettings(slm="slm"),
     )
 
 

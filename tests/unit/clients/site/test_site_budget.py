@@ -38,6 +38,8 @@ def settings(tmp_path: Path) -> Path:
         state_dir = "state"
         records = "records.jsonl"
         cache_dir = "cache"
+        [model]
+        slm = "slm"
         """
     )
     (tmp_path / "state").mkdir()

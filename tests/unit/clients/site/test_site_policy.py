@@ -81,7 +81,7 @@ def _plan(**changes: Any) -> StudyPlan:
         "rounds": 2,
         "min_cohort": 3,
         "max_cohort": 3,
-        "slm": "tiny",
+        "slm": {},
         "embedder": "ngrams",
         "seed": 1,
         "pool_sha256": "1" * 64,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +20,14 @@ from protocol_world import (
     statistics_spec,
 )
 from rich.console import Console
+from slm_files import write_slm, write_weights
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, RecordsChanged, SiteFiles, file_digests
+from lada_clients.site.gates.slm import ModelChanged
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
-from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.settings import SitePolicy, SiteSettings, SlmSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -32,8 +35,10 @@ from lada_protocol.rounds.index import Attempt
 from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, parse_body
 from lada_secure.data.records import RecordFile
+from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import planned_epsilon
 from lada_secure.method.plan import STATISTICS
+from lada_secure.models.identity import SlmPlan
 from lada_secure.privacy.ledger.entries import DecisionEntry, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
 
@@ -89,6 +94,7 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
     me.join(wait_s=5.0)
     folder.mkdir(exist_ok=True)
     (folder / "records.jsonl").write_text("{}\n")
+    write_slm(folder / "slm")
     settings = SiteSettings(
         party="site-a",
         coordinator="localhost:1",
@@ -98,6 +104,7 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
         state_dir=folder,
         records=folder / "records.jsonl",
         cache_dir=folder,
+        model=SlmSettings(slm="slm", licence="Apache-2.0"),
     )
     book = make_ledger(cast, "site-a")
     if earlier_rounds:
@@ -145,6 +152,7 @@ def test_a_new_site_accepts_with_the_head_of_its_new_ledger(tmp_path: Path) -> N
         head_index=1,
         head_hash=head.entry_hash,
         new_ledger=True,
+        slm=found.site._slm.identity(),
     )
     assert isinstance(found.book.entries()[-1], DecisionEntry)
 
@@ -212,3 +220,47 @@ def test_records_that_change_pause_the_site_before_it_reserves_anything(tmp_path
     assert len(found.board.rows) == posted
     records.write_bytes(kept)
     found.site.record_files.check()
+
+
+def test_a_model_that_the_policy_does_not_allow_is_refused_before_anything_is_posted(
+    tmp_path: Path,
+) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+    found.site.policy = found.site.policy.model_copy(
+        update={"model": SlmPlan(families=("GPT2LMHeadModel",))}
+    )
+    with pytest.raises(ParameterError, match="its architecture is LlamaForCausalLM, allowed are"):
+        found.site._review()
+    assert found.posted(Kind.ACCEPTANCE) is None
+    assert found.posted(Kind.REFUSAL) is None
+    assert found.reservations() == 0
+
+
+def test_weights_that_change_while_the_gate_loads_them_are_not_signed_for(tmp_path: Path) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+
+    class Swapping(SiteWithoutModel):
+        def _check_with_model(self) -> None:
+            write_weights(tmp_path / "slm" / "model.safetensors", b"others")
+
+    found.site.__class__ = Swapping
+    with pytest.raises(ModelChanged, match="weights_sha256 was"):
+        found.site._review()
+    assert found.posted(Kind.ACCEPTANCE) is None
+
+
+@pytest.mark.parametrize("step", ["restart", "statistics"])
+def test_other_weights_are_refused_before_anything_is_reserved(tmp_path: Path, step: str) -> None:
+    found = _reviewing(tmp_path, cap=8.0)
+    found.site._review()
+    kept = (tmp_path / "slm" / "model.safetensors").read_bytes()
+    write_weights(tmp_path / "slm" / "model.safetensors", b"others")
+    go_on: dict[str, Callable[[], None]] = {
+        "restart": found.site.run,
+        "statistics": lambda: found.site._contribute(ATTEMPT, ("site-a", "site-b", "site-c")),
+    }
+    with pytest.raises(ModelChanged, match=r"weights_sha256 was \w+ and is \w+"):
+        go_on[step]()
+    assert found.reservations() == 0
+    (tmp_path / "slm" / "model.safetensors").write_bytes(kept)
+    found.site._check_slm()

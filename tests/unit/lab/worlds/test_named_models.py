@@ -69,8 +69,8 @@ def test_smollm2_is_exported_once_and_then_loads_in_seconds(tmp_path: Path) -> N
 
 def test_a_model_counts_as_made_once_its_folder_is_in_the_cache(tmp_path: Path) -> None:
     assert TUNED.fullmatch(DEMO.llm.format(sites=3, seed=0))
-    assert missing_models(DEMO, tmp_path) == (DEMO.slm, DEMO.llm)
-    (tmp_path / DEMO.slm).mkdir()
-    assert not is_made(DEMO.slm, cache_dir=tmp_path)
-    (tmp_path / DEMO.slm / "config.json").touch()
+    assert missing_models(DEMO, tmp_path) == (DEMO.site_slm, DEMO.llm)
+    (tmp_path / DEMO.site_slm).mkdir()
+    assert not is_made(DEMO.site_slm, cache_dir=tmp_path)
+    (tmp_path / DEMO.site_slm / "config.json").touch()
     assert missing_models(DEMO, tmp_path) == (DEMO.llm,)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from protocol_world import UPLINK, make_cast, make_plan, signed
+from protocol_world import SLM, UPLINK, make_cast, make_plan, signed
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.auditor import next_auditor_task
@@ -53,6 +53,17 @@ SENDS: dict[Kind, tuple[str, ...]] = {
 }
 
 
+ACCEPTED: dict[str, Any] = {
+    "certificate": "PEM",
+    "population": "patients",
+    "ledger_id": "0" * 64,
+    "head_index": 1,
+    "head_hash": "0" * 64,
+    "new_ledger": True,
+    "slm": SLM.model_dump(),
+}
+
+
 def message(kind: Kind, sender: str, body: dict[str, Any] | None = None, **place: Any) -> Envelope:
     return signed(CAST.roster, CAST.keys[sender], PLAN, kind, sender, body, **place)
 
@@ -63,7 +74,7 @@ def story() -> Iterator[Envelope]:
         yield message(kind, C)
     for purpose in purposes_of(PLAN):
         yield message(Kind.OPENING_KEY, A, purpose=purpose)
-    acceptances = {site: message(Kind.ACCEPTANCE, site) for site in (*COHORT, LATE)}
+    acceptances = {site: message(Kind.ACCEPTANCE, site, ACCEPTED) for site in (*COHORT, LATE)}
     for site, acceptance in acceptances.items():
         yield message(Kind.LEDGER, site, {"first_index": 0, "head_index": 1, "head_hash": "0" * 64})
         yield acceptance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from protocol_world import make_cast, make_plan, signed
+from protocol_world import SLM, make_cast, make_plan, signed
 
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.envelope import Envelope
@@ -32,6 +32,7 @@ GOOD: dict[Kind, dict[str, Any]] = {
         "head_index": 1,
         "head_hash": D,
         "new_ledger": True,
+        "slm": SLM.model_dump(),
     },
     Kind.ADMISSION: {"acceptance": D, "known_entries": 0},
     Kind.REFUSAL: {"code": "policy", "message": "no"},

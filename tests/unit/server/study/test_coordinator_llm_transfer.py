@@ -29,6 +29,7 @@ from lada_secure.method.plan import (
     TransferPlan,
     split_pool,
 )
+from lada_secure.models.identity import SlmPlan
 from lada_secure.models.loading import quiet_transformers
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import improve_llm, samples_to_ask
@@ -68,7 +69,7 @@ def make_study(uplink: TransferPlan = UPLINK) -> Study:
         rounds=2,
         min_cohort=3,
         max_cohort=3,
-        slm="small",
+        slm=SlmPlan(),
         embedder="ngrams",
         seed=1,
         pool_sha256=pool_hash(pool),

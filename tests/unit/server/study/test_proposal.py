@@ -18,6 +18,7 @@ from lada_secure.allocation.cells import fit_clusters
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.embedding import HashedNgramEmbedder
+from lada_secure.models.identity import SlmPlan
 from lada_server.settings import StudySettings
 from lada_server.study.proposal import Study, check_llm, check_plan, keep_plan, prepare_study
 
@@ -101,7 +102,7 @@ def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path)
         title="t",
         valid_days=1.0,
         rounds=2,
-        slm="small",
+        slm=SlmPlan(),
         embedder="hashed-ngrams",
         privacy=plan.privacy,
         statistics=plan.statistics,
