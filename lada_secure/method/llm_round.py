@@ -19,7 +19,7 @@ from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan, transfer_of
 from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loading import TextModel
 from lada_secure.models.rationales import generate_rationales
 
 BATCH_SIZE = 16
@@ -53,7 +53,7 @@ class WrittenRationales:
 
 
 def view_pool(
-    lm: LanguageModel,
+    lm: TextModel,
     plan: MethodPlan,
     pool: Sequence[PoolSample],
     clusters: Clusters,
@@ -82,7 +82,7 @@ def view_pool(
 
 
 def _judge(
-    lm: LanguageModel, plan: MethodPlan, pool: Sequence[PoolSample]
+    lm: TextModel, plan: MethodPlan, pool: Sequence[PoolSample]
 ) -> tuple[FloatArray, FloatArray]:
     """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
     prompts = [prompt_of(sample.question, sample.choices) for sample in pool]
@@ -104,7 +104,7 @@ def _judge(
 
 
 def write_rationales(
-    lm: LanguageModel,
+    lm: TextModel,
     plan: MethodPlan,
     pool: Sequence[PoolSample],
     demand: Sequence[int],

@@ -1,24 +1,19 @@
-"""How well a model answers, and how probable it finds a path.
-
-Batches are padded on the left, so that the positions that matter are the last ones of every row and
-only their logits are computed: the output layer of a small model costs as much as many layers.
-"""
+"""How well a model answers, and how probable it finds a path; here or behind a server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import RationaleExample, encode_row
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loading import TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 
 # What a model may write to answer an open question, path and answer together.
@@ -49,7 +44,7 @@ class Paths:
 
 
 def accuracy(
-    lm: LanguageModel,
+    lm: TextModel,
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
@@ -61,7 +56,7 @@ def accuracy(
 
 
 def correct(
-    lm: LanguageModel,
+    lm: TextModel,
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
@@ -102,7 +97,7 @@ def correct(
 
 
 def choose(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+    lm: TextModel, records: Sequence[Record | PoolSample], *, batch_size: int
 ) -> NDArray[np.int64]:
     """The option that the model prefers for each multiple-choice question: its place, (n,).
 
@@ -118,7 +113,7 @@ def choose(
 
 
 def option_probabilities(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+    lm: TextModel, records: Sequence[Record | PoolSample], *, batch_size: int
 ) -> list[NDArray[np.float64]]:
     """How probable the model finds each option of a multiple-choice question, among its options.
 
@@ -133,7 +128,7 @@ def option_probabilities(
 
 
 def _all_option_scores(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+    lm: TextModel, records: Sequence[Record | PoolSample], *, batch_size: int
 ) -> list[NDArray[np.float64]]:
     if not all(record.choices for record in records):
         raise ParameterError("choosing an option needs options, got an open question")
@@ -149,59 +144,11 @@ def _all_option_scores(
         ]
         for record, own in zip(records, options, strict=True)
     ]
-    found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
-    for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):
-        scores = _option_scores(lm, [prompts[row] for row in rows], [options[row] for row in rows])
-        for row, values in zip(rows, scores, strict=True):
-            found[row] = values
-    return found
-
-
-def _option_scores(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    options: Sequence[Sequence[Sequence[int]]],
-) -> list[NDArray[np.float64]]:
-    """Log-probability per token of every option after its prompt, one array per question."""
-    ids, mask, positions = _left_padded(lm, prompts)
-    owner = [row for row, texts in enumerate(options) for _ in texts]
-    texts = [text for group in options for text in group]
-    longest = max(len(text) for text in texts)
-    # Padded on the right: what stands behind an option's end cannot change its probability.
-    tail = torch.full((len(texts), longest), lm.end_token, dtype=torch.long)
-    for number, text in enumerate(texts):
-        tail[number, : len(text)] = torch.tensor(text, dtype=torch.long)
-    tail = tail.to(ids.device)
-    with torch.inference_mode():
-        read = lm.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = read.past_key_values
-        cache.batch_select_indices(torch.tensor(owner, device=ids.device))
-        steps = torch.arange(1, longest, device=ids.device)
-        rest = lm.model(
-            input_ids=tail[:, :-1],
-            attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
-            # Behind an option's own end only padding can come to the model's last position.
-            position_ids=(positions[owner, -1:] + steps).clamp(max=lm.max_tokens - 1),
-            past_key_values=cache,
-        ).logits
-        logits = torch.cat([read.logits[owner], rest], dim=1)
-        chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
-        log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
-    scores = [float(log_p[row, : len(text)].mean()) for row, text in enumerate(texts)]
-    return [
-        np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
-        for row in range(len(prompts))
-    ]
+    return lm.option_log_probabilities(prompts, options, batch_size=batch_size)
 
 
 def rationale_log_probabilities(
-    lm: LanguageModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
+    lm: TextModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
 ) -> Paths:
     """Joint log-probability of each path, end token included, after its prompt.
 
@@ -214,25 +161,14 @@ def rationale_log_probabilities(
         raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
     texts = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
     tokens = np.array([row.target_length for row in texts], dtype=np.int64)
-    total = np.zeros(len(paths), dtype=np.float64)
-    for rows in batches_by_length([len(row.tokens) for row in texts], batch_size):
-        ids, mask, positions = _left_padded(lm, [texts[row].tokens for row in rows])
-        keep = int(tokens[rows].max())
-        with torch.inference_mode():
-            logits = lm.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep + 1
-            ).logits[:, :-1]
-            targets = ids[:, -keep:]
-            # log p = logit - logsumexp, without a second tensor of the logits' size.
-            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-            log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
-        for row, values in zip(rows, log_p, strict=True):
-            total[row] = values[-tokens[row] :].sum()
+    total = lm.target_log_probabilities(
+        [row.tokens for row in texts], tokens.tolist(), batch_size=batch_size
+    )
     return Paths(total=total, tokens=tokens)
 
 
 def rationale_losses(
-    lm: LanguageModel, examples: Sequence[RationaleExample], *, batch_size: int
+    lm: TextModel, examples: Sequence[RationaleExample], *, batch_size: int
 ) -> NDArray[np.float64]:
     """Losses of the examples' paths under a model as it is now, (n,), see `Paths.losses`."""
     prompts = [example.prompt for example in examples]
@@ -241,7 +177,7 @@ def rationale_losses(
 
 
 def greedy_rationales(
-    lm: LanguageModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
+    lm: TextModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
 ) -> list[str]:
     """The path that the model writes after each prompt, most probable token by token."""
     return generate_texts(
@@ -250,7 +186,7 @@ def greedy_rationales(
 
 
 def generate_texts(
-    lm: LanguageModel,
+    lm: TextModel,
     prompts: Sequence[str],
     *,
     batch_size: int,
@@ -277,47 +213,10 @@ def generate_texts(
         )
     room = lm.max_tokens - max_new_tokens
     encoded = [lm.encode_prompt(prompt)[-room:] for prompt in prompts]
-    texts = [""] * len(prompts)
-    how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-    with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(seed)
-        for rows in batches_by_length([len(one) for one in encoded], batch_size):
-            ids, mask, _ = _left_padded(lm, [encoded[row] for row in rows])
-            written = lm.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=lm.end_token,
-                eos_token_id=lm.end_token,
-                **how,
-            )[:, ids.shape[1] :]
-            for row, tokens in zip(rows, written.tolist(), strict=True):
-                end = tokens.index(lm.end_token) if lm.end_token in tokens else len(tokens)
-                texts[row] = lm.decode(tokens[:end])
-    return texts
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, so that little is padded."""
-    if batch_size < 1:
-        raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]
-
-
-def _left_padded(
-    lm: LanguageModel, rows: Sequence[Sequence[int]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, attention mask and positions, each (batch, longest) int64."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), lm.end_token, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[number, longest - len(row) :] = 1
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    device = lm.model.device
-    return ids.to(device), mask.to(device), positions.to(device)
+    return lm.continuations(
+        encoded,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )

@@ -9,7 +9,7 @@ import numpy as np
 
 from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loading import TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
@@ -147,7 +147,7 @@ class PublicOrder:
         return tuple(order[start : start + self.batch_size].tolist())
 
 
-def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
+def encode_row(lm: TextModel, prompt: str, target: str) -> TokenRow:
     """Tokenize prompt and target as generation and evaluation do, and join them.
 
     A row longer than `lm.max_tokens` loses the start of its prompt first, then the end of its
@@ -158,9 +158,7 @@ def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
     return TokenRow(tokens=(*head, *tail), target_start=len(head))
 
 
-def encode_example(
-    lm: LanguageModel, example: RationaleExample, *, contrast: bool
-) -> EncodedExample:
+def encode_example(lm: TextModel, example: RationaleExample, *, contrast: bool) -> EncodedExample:
     """Encode an example; `contrast` False or an own path equal to the path drops the own path."""
     own = example.rejected if contrast and example.rejected != example.path else None
     return EncodedExample(
@@ -171,7 +169,7 @@ def encode_example(
 
 
 def encode_units(
-    lm: LanguageModel, units: Sequence[PrivateUnit], *, contrast: bool
+    lm: TextModel, units: Sequence[PrivateUnit], *, contrast: bool
 ) -> tuple[EncodedUnit, ...]:
     """Encode units in the given order; one that cannot be encoded stays, without examples.
 

@@ -7,6 +7,7 @@ about twenty times as long.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +23,22 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError
+from lada_secure.models.forward import Tokens, continuations, option_scores, target_scores
 
 # Longer texts would only be cut silently somewhere else; every text of the presets fits easily.
 _MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LanguageModel:
-    """A causal language model, its tokenizer, and how both are called.
+class TextModel(ABC):
+    """A causal language model as the method calls it, wherever its weights are.
 
+    The tokenizer is always on this machine; what a model computes is computed here or by a server.
     `name` is the reference it was loaded by; `max_tokens` bounds prompt and path together.
     """
 
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     max_tokens: int
@@ -83,6 +86,84 @@ class LanguageModel:
     def decode(self, tokens: list[int]) -> str:
         """Text of generated tokens; special tokens are left out."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    @abstractmethod
+    def target_log_probabilities(
+        self, rows: Sequence[Tokens], targets: Sequence[int], *, batch_size: int
+    ) -> FloatArray:
+        """Joint log-probability of the last tokens of each row after the ones before, (n,) nats.
+
+        Args: targets: per row, how many of its last tokens are the target, >= 1 and fewer than
+            all. batch_size: >= 1, rows at a time on this machine.
+        """
+
+    @abstractmethod
+    def option_log_probabilities(
+        self, prompts: Sequence[Tokens], options: Sequence[Sequence[Tokens]], *, batch_size: int
+    ) -> list[FloatArray]:
+        """Log-probability per token of every option after its prompt, one array per prompt."""
+
+    @abstractmethod
+    def continuations(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[str]:
+        """The text that the model writes after each prompt, up to its end token.
+
+        Args: temperature: 0 is greedy. seed: of the sampling, not for privacy.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel(TextModel):
+    """A causal language model whose weights are on this machine."""
+
+    model: PreTrainedModel
+
+    def target_log_probabilities(
+        self, rows: Sequence[Tokens], targets: Sequence[int], *, batch_size: int
+    ) -> FloatArray:
+        """See `TextModel`."""
+        return target_scores(self.model, rows, targets, pad=self.end_token, batch_size=batch_size)
+
+    def option_log_probabilities(
+        self, prompts: Sequence[Tokens], options: Sequence[Sequence[Tokens]], *, batch_size: int
+    ) -> list[FloatArray]:
+        """See `TextModel`."""
+        return option_scores(
+            self.model,
+            prompts,
+            options,
+            pad=self.end_token,
+            max_tokens=self.max_tokens,
+            batch_size=batch_size,
+        )
+
+    def continuations(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[str]:
+        """See `TextModel`."""
+        written = continuations(
+            self.model,
+            prompts,
+            end=self.end_token,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        return [self.decode(tokens) for tokens in written]
 
 
 def _encodable(text: str) -> str:

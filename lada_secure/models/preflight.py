@@ -15,7 +15,7 @@ from lada_secure.data.prompts import option_text, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loading import TextModel
 
 # Any tokenizer has tokens for digits.
 _PROBE: Final = "1"
@@ -23,7 +23,7 @@ _PROBE: Final = "1"
 _BLOCK: Final = 4096
 
 
-def probe_model(lm: LanguageModel, *, what: str) -> None:
+def probe_model(lm: TextModel, *, what: str) -> None:
     """Call a model once, on a made-up text: a forward pass and a generated token.
 
     Args: what: the model's part in the study, for messages ("the LLM").
@@ -47,7 +47,7 @@ def probe_model(lm: LanguageModel, *, what: str) -> None:
 
 
 def needed_tokens(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, written: Sequence[int]
+    lm: TextModel, records: Sequence[Record | PoolSample], *, written: Sequence[int]
 ) -> list[int]:
     """Most tokens of each record that the model has before it at once.
 
@@ -62,7 +62,7 @@ def needed_tokens(
 
 
 def _needed(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], written: Sequence[int]
+    lm: TextModel, records: Sequence[Record | PoolSample], written: Sequence[int]
 ) -> list[int]:
     prompts = lm.token_counts([prompt_of(one.question, one.choices) for one in records])
     paths = lm.token_counts(

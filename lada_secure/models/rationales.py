@@ -10,7 +10,7 @@ from lada_secure.data.prompts import answer_of, option_text, prompt_of, rational
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import choose, generate_texts, greedy_rationales
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loading import TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
@@ -40,7 +40,7 @@ class GeneratedRationales:
 
 
 def generate_rationales(
-    lm: LanguageModel,
+    lm: TextModel,
     samples: Sequence[PoolSample],
     *,
     max_new_tokens: int,
@@ -90,7 +90,7 @@ def generate_rationales(
 
 
 def _written(
-    lm: LanguageModel,
+    lm: TextModel,
     samples: Sequence[PoolSample],
     *,
     batch_size: int,
@@ -123,7 +123,7 @@ def _written(
 
 
 def self_generated_rationales(
-    lm: LanguageModel, units: Sequence[Unit], *, batch_size: int, max_new_tokens: int
+    lm: TextModel, units: Sequence[Unit], *, batch_size: int, max_new_tokens: int
 ) -> list[tuple[str | None, ...]]:
     """What the model as it is now writes for each record without reasons, if that answers it.
 
