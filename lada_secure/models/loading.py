@@ -28,7 +28,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.forward import Tokens, continuations, option_scores, target_scores
 
 # Longer texts would only be cut silently somewhere else; every text of the presets fits easily.
-_MAX_TOKENS = 1024
+MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +86,10 @@ class TextModel(ABC):
     def decode(self, tokens: list[int]) -> str:
         """Text of generated tokens; special tokens are left out."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def reads_as_meant(self, _tokens: Tokens) -> bool:
+        """Whether the model is given these tokens and no others; a server may make its own."""
+        return True
 
     @abstractmethod
     def target_log_probabilities(
@@ -242,8 +246,8 @@ def wrap_model(
     model.eval()
     model.generation_config = GenerationConfig()
     # Families without position embeddings (ALiBi) have no limit of their own.
-    positions = getattr(model.config, "max_position_embeddings", None) or _MAX_TOKENS
-    limit = min(int(positions), _MAX_TOKENS)
+    positions = getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS
+    limit = min(int(positions), MAX_TOKENS)
     return LanguageModel(model=model, tokenizer=tokenizer, name=name, max_tokens=limit)
 
 

@@ -57,6 +57,7 @@ from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import CoordinatorTransfer, update_body
 from lada_server.study.proposal import Study, prepare_study
+from lada_server.study.session import open_llm
 from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
 from .federation import Federation
@@ -175,9 +176,7 @@ class CoordinatorAgain:
         """A freshly loaded LLM."""
         settings = self.settings
         return Teacher(
-            settings.llm,
-            cache_dir=settings.cache_dir,
-            threads=settings.threads,
+            open_llm(settings),
             files=LlmFiles(folder=settings.state_dir / "llm"),
         )
 

@@ -198,7 +198,8 @@ class Coordinator:
             with self.loop.step(round_id, "filter"):
                 if version != NO_ADAPTERS:
                     self.teacher.use(self.study, version)
-                self._views = {version: self.teacher.view_pool(self.study)}
+                progress = self._progress(round_id, "filter")
+                self._views = {version: self.teacher.view_pool(self.study, progress=progress)}
         return self._views[version]
 
     def _post_matrix(self, task: PostMatrix) -> None:

@@ -7,15 +7,16 @@ named by line and id.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lada_protocol.plan import StudyPlan
+from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import plan_inconsistencies
-from lada_secure.models.adapters import adapter_targets
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.examples import encode_row
+from lada_secure.models.loading import TextModel
 from lada_secure.models.preflight import needed_tokens, probe_model
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
@@ -36,30 +37,46 @@ def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
     check_plan(study.plan)
     lm = teacher.model
     _call_once(lm, study.plan)
-    refuse([(str(pool_file), fault) for fault in _length_faults(study, lm)])
+    needed = needed_tokens(
+        lm, study.pool, written=[study.plan.paths.max_new_tokens] * len(study.pool)
+    )
+    faults = [*_length_faults(study, lm, needed), *_reading_faults(study, lm)]
+    refuse([(str(pool_file), fault) for fault in faults])
+    teacher.check_length(max(needed))
+    if study.plan.uplink is not None:
+        teacher.check_transfer(study)
 
 
-def _call_once(lm: LanguageModel, plan: StudyPlan) -> None:
-    """The plan's sizes and adapters on the LLM, and a call of it."""
+def _call_once(lm: TextModel, plan: StudyPlan) -> None:
+    """The plan's sizes on the LLM, and a call of it."""
 
     if plan.paths.max_new_tokens >= lm.max_tokens:
         raise ParameterError(
             f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the LLM {lm.name!r} takes "
             f"{lm.max_tokens} tokens with the prompt"
         )
-    if plan.uplink is not None:
-        adapter_targets(lm.model, plan.uplink.adapter_targets)
     probe_model(lm, what="the LLM")
 
 
-def _length_faults(study: Study, lm: LanguageModel) -> Iterator[Fault]:
-
-    new_tokens = study.plan.paths.max_new_tokens
-    needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))
+def _length_faults(study: Study, lm: TextModel, needed: Sequence[int]) -> Iterator[Fault]:
     for line, (sample, tokens) in enumerate(zip(study.pool, needed, strict=True), start=1):
         if tokens > lm.max_tokens:
             yield Fault(
                 line=line,
                 what=f"sample {sample.sample_id!r} is too long for the LLM: needs {tokens} tokens "
                 f"with its path, at most {lm.max_tokens}",
+            )
+
+
+def _reading_faults(study: Study, lm: TextModel) -> Iterator[Fault]:
+    """Samples that a server which takes texts alone would read otherwise."""
+    for line, sample in enumerate(study.pool, start=1):
+        path = rationale_of(sample.answer, sample.choices, None)
+        row = encode_row(lm, prompt_of(sample.question, sample.choices), path)
+        if not lm.reads_as_meant(row.tokens):
+            yield Fault(
+                line=line,
+                what=f"sample {sample.sample_id!r} has other tokens at the LLM's server, which "
+                "takes texts; does it spell a control token? Leave it out, or use a server that "
+                "takes token ids, as vLLM does",
             )

@@ -13,19 +13,38 @@ from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.credentials import Credentials
 from lada_secure.data.records import PoolSample
+from lada_secure.models.endpoint.opening import ServedFolder
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
+from lada_server.study.local_llm import LocalLlm
 from lada_server.study.pool_gate import check_study
 from lada_server.study.proposal import keep_plan, prepare_study
+from lada_server.study.served_llm import ServedLlm
 from lada_server.study.teacher import Teacher
 
 # How long the board stays up at most after the study, so that everybody reads the last message.
 FAREWELL_S: Final = 60.0
 # gRPC has handed the last reply to the network by then.
 LINGER_S: Final = 0.5
+
+
+def open_llm(settings: ServerSettings) -> LocalLlm | ServedLlm:
+    """The LLM of the settings; nothing is loaded and nobody is asked yet.
+
+    Raises: ParameterError: the key file or the URL of a served one.
+    """
+    if isinstance(settings.llm, str):
+        return LocalLlm(settings.llm, cache_dir=settings.cache_dir, threads=settings.threads)
+    return ServedLlm(
+        settings.llm.address(),
+        tokenizer=settings.llm.tokenizer,
+        adapters=settings.llm.adapters,
+        kept=ServedFolder(folder=settings.state_dir / "llm"),
+        threads=settings.threads,
+    )
 
 
 def run_study(
@@ -51,9 +70,7 @@ def run_study(
         kept_plan=kept_plan,
     )
     teacher = Teacher(
-        settings.llm,
-        cache_dir=settings.cache_dir,
-        threads=settings.threads,
+        open_llm(settings),
         files=LlmFiles(folder=settings.state_dir / "llm"),
         looks=InferenceCache(folder=settings.state_dir / "llm"),
     )

@@ -1,4 +1,4 @@
-"""The coordinator's LLM in one study: loaded once, in one of its versions, with what it remembers.
+"""The coordinator's LLM in one study: in one of its versions, with what it remembers.
 
 What it computes, `lada_secure.method.llm_round` says; here are versions, caches and payloads.
 """
@@ -6,9 +6,7 @@ What it computes, `lada_secure.method.llm_round` says; here are versions, caches
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-
-import torch
+from typing import Protocol
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
@@ -18,23 +16,60 @@ from lada_secure.method.llm_round import (
     GENERATION_BATCH_SIZE,
     PoolView,
     WrittenRationales,
-    llm_adapters,
     view_pool,
     write_rationales,
 )
-from lada_secure.models.adapters import (
-    AdapterWeights,
-    adapter_weights,
-    attach_adapters,
-    load_adapters,
-)
+from lada_secure.method.plan import MethodPlan
+from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.examples import RationaleExample
-from lada_secure.models.loading import LanguageModel, load_language_model
-from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_secure.models.loading import TextModel
+from lada_secure.models.tuning import TuningSettings
 from lada_server.study.inference_cache import InferenceCache
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
+
+
+class CoordinatorLlm(Protocol):
+    """The LLM's weights, here or behind a server, as they are or with adapters."""
+
+    @property
+    def reference(self) -> str:
+        """Names the LLM in what is remembered of it."""
+        ...
+
+    @property
+    def model(self) -> TextModel:
+        """The LLM as it is now; opened at first use."""
+        ...
+
+    def check_length(self, tokens: int) -> None:
+        """Raises: ParameterError: it does not take so many tokens at once."""
+        ...
+
+    def check_transfer(self, plan: MethodPlan) -> None:
+        """Raises: ParameterError: it cannot learn from sites as the plan says."""
+        ...
+
+    def become(self, plan: MethodPlan, weights: AdapterWeights | None) -> None:
+        """Take these adapters, or none."""
+        ...
+
+    def tune(
+        self,
+        plan: MethodPlan,
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
+        settings: TuningSettings,
+        *,
+        progress: Callable[[int, int], None],
+    ) -> AdapterWeights:
+        """Train from what it is now; afterwards it is what was trained."""
+        ...
+
+    def watch(self, progress: Callable[[int, int], None]) -> None:
+        """Tell how far long work is, (done, all), from now on."""
+        ...
 
 
 class Teacher:
@@ -46,30 +81,29 @@ class Teacher:
 
     def __init__(
         self,
-        reference: str,
+        llm: CoordinatorLlm,
         *,
-        cache_dir: Path,
-        threads: int,
         files: LlmFiles,
         looks: InferenceCache | None = None,
     ) -> None:
+        self._llm = llm
         self._looks = looks
-        self._reference = reference
-        self._cache_dir = cache_dir
-        self._threads = threads
         self._files = files
-        self._model: LanguageModel | None = None
-        self._fresh: AdapterWeights | None = None
         # What the adapters hold; None while they are being trained.
         self._version: str | None = NO_ADAPTERS
 
     @property
-    def model(self) -> LanguageModel:
-        """The loaded LLM."""
-        if self._model is None:
-            torch.set_num_threads(self._threads)
-            self._model = load_language_model(self._reference, cache_dir=self._cache_dir)
-        return self._model
+    def model(self) -> TextModel:
+        """The LLM as it is now."""
+        return self._llm.model
+
+    def check_length(self, tokens: int) -> None:
+        """Raises: ParameterError: the LLM does not take so many tokens at once."""
+        self._llm.check_length(tokens)
+
+    def check_transfer(self, study: Study) -> None:
+        """Raises: ParameterError: the LLM cannot learn from sites as the plan says."""
+        self._llm.check_transfer(study.plan)
 
     def use(self, study: Study, version: str) -> None:
         """Let the LLM be this version.
@@ -78,11 +112,10 @@ class Teacher:
         """
         if version == self._version:
             return
-        fresh = self._with_adapters(study)
-        weights = (
-            fresh if version == NO_ADAPTERS else AdapterWeights(data=self._files.read(version))
-        )
-        load_adapters(self.model, weights)
+        weights = None
+        if version != NO_ADAPTERS:
+            weights = AdapterWeights(data=self._files.read(version))
+        self._llm.become(study.plan, weights)
         self._version = version
 
     def tune(
@@ -96,10 +129,9 @@ class Teacher:
         progress: Callable[[int, int], None],
     ) -> AdapterWeights:
         """Train the LLM of a version; it is the trained one until `use` says otherwise."""
-        self._with_adapters(study)
         self.use(study, version)
         self._version = None
-        return tune_on_rationales(self.model, examples, replay, settings, progress=progress)
+        return self._llm.tune(study.plan, examples, replay, settings, progress=progress)
 
     def keep(self, weights: AdapterWeights) -> str:
         """Make what `tune` returned a version, durably. Returns: its name."""
@@ -122,12 +154,15 @@ class Teacher:
             self._looks.keep_answers(about, answers)
         return answers
 
-    def view_pool(self, study: Study) -> PoolView:
+    def view_pool(
+        self, study: Study, *, progress: Callable[[int, int], None] = lambda _done, _all: None
+    ) -> PoolView:
         """What the LLM as it is now thinks of every pool sample."""
         about = self._about(study, [])
         kept = None if self._looks is None or about is None else self._looks.view(about)
         if kept is not None:
             return kept
+        self._llm.watch(progress)
         view = view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings)
         if self._looks is not None and about is not None:
             self._looks.keep_view(about, view)
@@ -143,15 +178,7 @@ class Teacher:
         """Names a look by all that decides it; None while the LLM is none of its versions."""
         if self._version is None:
             return None
-        return [study.plan.hash, self._reference, self._version, pool_indices]
-
-    def _with_adapters(self, study: Study) -> AdapterWeights:
-        """Attach adapters where there are none yet. Returns: the ones that change nothing."""
-        if self._fresh is None:
-            layers = int(self.model.model.config.num_hidden_layers)
-            attach_adapters(self.model, llm_adapters(study.plan, layers=layers))
-            self._fresh = adapter_weights(self.model)
-        return self._fresh
+        return [study.plan.hash, self._llm.reference, self._version, pool_indices]
 
 
 def rationales_payload(study: Study, texts: Mapping[int, str], cells: IntArray) -> bytes:

@@ -38,7 +38,8 @@ def study_of(plan: StudyPlan | None = None, *, pool: tuple[PoolSample, ...] = PO
 
 
 def teacher(**changes: object) -> Any:
-    return SimpleNamespace(model=replace(small_model(), **changes))  # type: ignore[arg-type]
+    model = replace(small_model(), **changes)  # type: ignore[arg-type]
+    return SimpleNamespace(model=model, check_length=lambda _tokens: None)
 
 
 def test_a_pool_that_fits_its_llm_passes() -> None:

@@ -1,0 +1,69 @@
+"""A served LLM as the method calls it: the tokenizer is here, what it computes is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from lada_secure.arrays import FloatArray
+from lada_secure.models.endpoint.completions import Completions
+from lada_secure.models.forward import Tokens
+from lada_secure.models.loading import TextModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointModel(TextModel):
+    """See `TextModel`. Batch sizes are the server's own affair and are not used.
+
+    Every method raises TransportError where the server does not answer, and ParameterError where it
+    refuses or has become another one.
+    """
+
+    served: Completions
+
+    def reads_as_meant(self, tokens: Tokens) -> bool:
+        """See `TextModel`."""
+        return list(self.served.dialect.settled(tokens, 1)[0]) == list(tokens)
+
+    def target_log_probabilities(
+        self, rows: Sequence[Tokens], targets: Sequence[int], *, batch_size: int
+    ) -> FloatArray:
+        """See `TextModel`."""
+        return np.array(self.served.target_scores(rows, targets), dtype=np.float64)
+
+    def option_log_probabilities(
+        self, prompts: Sequence[Tokens], options: Sequence[Sequence[Tokens]], *, batch_size: int
+    ) -> list[FloatArray]:
+        """See `TextModel`; a server that keeps prefixes reads a prompt once."""
+        rows = [
+            [*prompt, *option]
+            for prompt, texts in zip(prompts, options, strict=True)
+            for option in texts
+        ]
+        targets = [len(option) for texts in options for option in texts]
+        scores = self.target_log_probabilities(rows, targets, batch_size=batch_size)
+        means = scores / np.maximum(np.array(targets, dtype=np.float64), 1.0)
+        ends = list(accumulate(len(texts) for texts in options))
+        return [means[end - len(texts) : end] for end, texts in zip(ends, options, strict=True)]
+
+    def continuations(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> list[str]:
+        """See `TextModel`."""
+        written = self.served.continuations(
+            prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
+        return [text if tokens is None else self._text(tokens) for text, tokens in written]
+
+    def _text(self, tokens: Tokens) -> str:
+        ends = [at for at, one in enumerate(tokens) if one == self.end_token]
+        return self.decode(list(tokens[: ends[0]] if ends else tokens))
