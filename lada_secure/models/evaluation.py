@@ -13,11 +13,14 @@ from lada_secure.data.prompts import answer_of, option_text, prompt_of
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import RationaleExample, encode_row
-from lada_secure.models.loading import TextModel
+from lada_secure.models.forward import OptionTokens
+from lada_secure.models.loading import LanguageModel, TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 
 # What a model may write to answer an open question, path and answer together.
 ANSWER_TOKENS: Final = 32
+# Lengths of prompts and options without a meaning.
+_MADE_UP: Final = (3, 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,19 +135,51 @@ def _all_option_scores(
 ) -> list[NDArray[np.float64]]:
     if not all(record.choices for record in records):
         raise ParameterError("choosing an option needs options, got an open question")
+    asked = [_asked(lm, record) for record in records]
+    return lm.option_log_probabilities(asked, batch_size=batch_size)
+
+
+def _asked(lm: TextModel, record: Record | PoolSample) -> OptionTokens:
+    prompt = prompt_of(record.question, record.choices)
+    joined = [lm.join(prompt, option_text(choice)) for choice in record.choices]
+    shortest = min(joined, key=lambda one: len(one.context))
+    shared = len(shortest.context)
     # Options of more than half of what the model takes lose their ends, and a prompt its start.
     most = lm.max_tokens // 2
-    options = [
-        [lm.encode_prompt(option_text(choice))[:most] for choice in record.choices]
-        for record in records
+    options: list[tuple[int, ...]] = []
+    firsts: list[int] = []
+    for one in joined:
+        target = (one.target or (lm.end_token,))[: max(1, most - (len(one.context) - shared))]
+        options.append((*one.context[shared:], *target)[-most:])
+        firsts.append(len(options[-1]) - len(target))
+    room = lm.max_tokens - max(len(option) for option in options)
+    return OptionTokens(
+        prompt=shortest.fitted(room) or (lm.end_token,),
+        options=tuple(options),
+        firsts=tuple(firsts),
+    )
+
+
+def cache_deviation(lm: TextModel) -> float:
+    """By how much a shared cache and padding change what options score, on made-up tokens.
+
+    Returns: the largest difference to a pass without any, nats a token; 0 where none is used.
+    """
+    if not isinstance(lm, LanguageModel) or not lm.pads:
+        return 0.0
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    tokens = [(5 + 11 * at) % rows for at in range(2 * max(_MADE_UP))]
+    asked = [
+        OptionTokens(
+            prompt=tuple(tokens[:length]),
+            options=tuple(tuple(tokens[length : length + more]) for more in _MADE_UP),
+            firsts=(0,) * len(_MADE_UP),
+        )
+        for length in _MADE_UP
     ]
-    prompts = [
-        lm.encode_prompt(prompt_of(record.question, record.choices))[
-            -(lm.max_tokens - max(len(option) for option in own)) :
-        ]
-        for record, own in zip(records, options, strict=True)
-    ]
-    return lm.option_log_probabilities(prompts, options, batch_size=batch_size)
+    cached = lm.option_log_probabilities(asked, batch_size=len(asked))
+    whole = lm.whole_option_log_probabilities(asked, batch_size=1)
+    return max(float(np.abs(one - other).max()) for one, other in zip(cached, whole, strict=True))
 
 
 def rationale_log_probabilities(
@@ -159,10 +194,10 @@ def rationale_log_probabilities(
     """
     if len(prompts) != len(paths):
         raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
-    texts = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
-    tokens = np.array([row.target_length for row in texts], dtype=np.int64)
+    rows = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
+    tokens = np.array([row.target_length for row in rows], dtype=np.int64)
     total = lm.target_log_probabilities(
-        [row.tokens for row in texts], tokens.tolist(), batch_size=batch_size
+        [row.tokens for row in rows], tokens.tolist(), batch_size=batch_size
     )
     return Paths(total=total, tokens=tokens)
 
@@ -193,12 +228,14 @@ def generate_texts(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    begun: Sequence[str] | None = None,
 ) -> list[str]:
     """Let the model continue each prompt up to its end token.
 
     A prompt that leaves no room for `max_new_tokens` loses its start.
 
     Args: temperature: 0 is greedy. seed: of the sampling; public data only, it is not for privacy.
+        begun: how each path begins already; what is returned goes on from there.
     Raises: ParameterError: negative temperature, sizes below 1, or more new tokens than the model
         takes.
     """
@@ -207,16 +244,24 @@ def generate_texts(
             f"generation needs temperature >= 0 and max_new_tokens >= 1, got {temperature} and "
             f"{max_new_tokens}"
         )
-    if max_new_tokens >= lm.max_tokens:
+    if max_new_tokens >= lm.room:
         raise ParameterError(
-            f"max_new_tokens is {max_new_tokens}, {lm.name} takes {lm.max_tokens} with the prompt"
+            f"max_new_tokens is {max_new_tokens}, {lm.name} takes {lm.room} with the prompt"
         )
     room = lm.max_tokens - max_new_tokens
-    encoded = [lm.encode_prompt(prompt)[-room:] for prompt in prompts]
-    return lm.continuations(
+    starts = begun or [""] * len(prompts)
+    encoded = [
+        lm.encode_prompt(prompt, begun=start, room=room)
+        for prompt, start in zip(prompts, starts, strict=True)
+    ]
+    texts = lm.continuations(
         encoded,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
     )
+    return [
+        text if start else lm.style.path(prompt, text)
+        for prompt, start, text in zip(prompts, starts, texts, strict=True)
+    ]

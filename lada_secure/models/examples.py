@@ -148,14 +148,12 @@ class PublicOrder:
 
 
 def encode_row(lm: TextModel, prompt: str, target: str) -> TokenRow:
-    """Tokenize prompt and target as generation and evaluation do, and join them.
+    """Prompt and target in tokens, as `TextModel.encode_pair` joins and cuts them.
 
-    A row longer than `lm.max_tokens` loses the start of its prompt first, then the end of its
-    target: a rule on lengths alone. A text without tokens is replaced by the end token.
+    A prompt without tokens is replaced by the end token.
     """
-    tail = lm.encode_rationale(target)
-    head = lm.encode_prompt(prompt)[-(lm.max_tokens - len(tail)) :]
-    return TokenRow(tokens=(*head, *tail), target_start=len(head))
+    context, path = lm.encode_pair(prompt, target)
+    return TokenRow(tokens=(*context, *path), target_start=len(context))
 
 
 def encode_example(lm: TextModel, example: RationaleExample, *, contrast: bool) -> EncodedExample:

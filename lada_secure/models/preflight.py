@@ -10,15 +10,23 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import torch
 
 from lada_secure.data.prompts import option_text, prompt_of, rationale_of
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.errors import ParameterError
-from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
-from lada_secure.models.loading import TextModel
+from lada_secure.errors import LadaError, ParameterError
+from lada_secure.models.evaluation import (
+    cache_deviation,
+    greedy_rationales,
+    rationale_log_probabilities,
+)
+from lada_secure.models.loading import LanguageModel, TextModel
 
 # Any tokenizer has tokens for digits.
 _PROBE: Final = "1"
+# Nats a token. Rounding stays far below both, in short types as well; a fault is far above.
+_CACHE_TOLERANCE: Final = 0.05
+_AHEAD_TOLERANCE: Final = 0.02
 # The tokenizer takes so many texts at once; more would hold all their tokens in memory.
 _BLOCK: Final = 4096
 
@@ -32,7 +40,8 @@ def probe_model(lm: TextModel, *, what: str) -> None:
     try:
         scored = rationale_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
         greedy_rationales(lm, [_PROBE], batch_size=1, max_new_tokens=1)
-    except ParameterError:
+        looks_ahead, deviation = _looks_ahead(lm), cache_deviation(lm)
+    except LadaError:
         raise
     except Exception as error:
         # Models of strangers fail in every way; the text was made up here, so it may be shown.
@@ -44,6 +53,29 @@ def probe_model(lm: TextModel, *, what: str) -> None:
             f"{what} {lm.name!r} finds a made-up text NaN or infinitely improbable; its weights "
             "are broken"
         )
+    if looks_ahead:
+        raise ParameterError(
+            f"{what} {lm.name!r} is no causal model: what it says of a token depends on the tokens "
+            "after it; use a model that was made to generate"
+        )
+    if not deviation <= _CACHE_TOLERANCE:
+        raise ParameterError(
+            f"{what} {lm.name!r}: its cache changes what it says, by {deviation:.3f} nats a token; "
+            "this build of the architecture cannot be used, try another version of transformers"
+        )
+
+
+def _looks_ahead(lm: TextModel) -> bool:
+    """Whether later tokens change the logits of earlier ones; a server has been probed for it."""
+    if not isinstance(lm, LanguageModel):
+        return False
+    ids = torch.tensor([lm.encode_prompt(_PROBE * 8)], device=lm.model.device)
+    short = max(1, ids.shape[1] // 2)
+    with torch.inference_mode():
+        whole = lm.model(input_ids=ids, use_cache=False).logits[:, :short].float()
+        part = lm.model(input_ids=ids[:, :short], use_cache=False).logits.float()
+    scale = float(part.abs().max()) + 1.0
+    return bool((whole - part).abs().max() > _AHEAD_TOLERANCE * scale)
 
 
 def needed_tokens(
@@ -64,7 +96,10 @@ def needed_tokens(
 def _needed(
     lm: TextModel, records: Sequence[Record | PoolSample], written: Sequence[int]
 ) -> list[int]:
-    prompts = lm.token_counts([prompt_of(one.question, one.choices) for one in records])
+    style = lm.style
+    prompts = lm.token_counts(
+        [style.question(prompt_of(one.question, one.choices)) for one in records]
+    )
     paths = lm.token_counts(
         [
             rationale_of(
@@ -75,8 +110,10 @@ def _needed(
     )
     options = iter(lm.token_counts([option_text(text) for one in records for text in one.choices]))
     longest = [max((next(options) for _ in one.choices), default=0) for one in records]
+    # Apart, prompt and path have as many tokens as together, or a few more where tokens merge.
+    frame = len(style.head) + len(style.tail)
     # An option keeps its end only where it takes at most half of what the model does.
     return [
-        max(prompt + max(path + 1, option, new), 2 * option)
+        max(frame + prompt + max(path + 1, option, new), 2 * option)
         for prompt, path, option, new in zip(prompts, paths, longest, written, strict=True)
     ]

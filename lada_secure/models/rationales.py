@@ -111,7 +111,8 @@ def _written(
     ]
     reasons = generate_texts(
         lm,
-        [prompt_of(samples[at].question, samples[at].choices) + texts[at] for at in going_on],
+        [prompt_of(samples[at].question, samples[at].choices) for at in going_on],
+        begun=[texts[at] for at in going_on],
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         temperature=_TEMPERATURE if attempt else 0.0,

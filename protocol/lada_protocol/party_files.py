@@ -12,10 +12,10 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lada_protocol.events import EVENTS_FILE, EventLog
 from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
@@ -34,6 +34,7 @@ from lada_protocol.settings import Settings, parse_settings
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.logs import LogSettings
+from lada_secure.models.calling_settings import LEAST_TOKENS, MAX_TOKENS, Calling, Style
 from lada_secure.storage.identity_folder import IdentityFolder
 from lada_secure.storage.line_file import open_line_file
 from lada_secure.storage.whole_files import read_file
@@ -65,6 +66,27 @@ class PartySettings(Settings):
     def credentials(self) -> Credentials:
         """The identity folder, checked to be this party's; see `load_credentials`."""
         return load_credentials(self.identity, expected_id=self.party, passphrase=self.passphrase)
+
+
+class ModelSettings(Settings):
+    """The table `[model]` of a site's and the coordinator's settings: how its model is called."""
+
+    style: Style = "plain"
+    template: Annotated[
+        Path | None, Field(description="jinja2 file that shows {{ question }}, in place of style")
+    ] = None
+    max_tokens: Annotated[int, Field(ge=LEAST_TOKENS, le=2**20)] = MAX_TOKENS
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.template is not None and self.style != "plain":
+            raise ValueError('a template takes the place of style "chat"; name one of them')
+        return self
+
+    @property
+    def calling(self) -> Calling:
+        """The same for whoever loads the model."""
+        return Calling(style=self.style, template=self.template, max_tokens=self.max_tokens)
 
 
 class DiallingSettings(PartySettings):

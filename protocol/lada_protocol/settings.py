@@ -25,12 +25,18 @@ class Settings(BaseModel):
         Raises: ParameterError: a path starts with `~` and the name of nobody on this machine, or
             names a variable of the environment, which nothing here expands.
         """
-        paths = {
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        paths: dict[str, object] = {
             name: folder / _expanded(value, key=name)
-            for name in type(self).model_fields
-            if isinstance(value := getattr(self, name), Path)
+            for name, value in values.items()
+            if isinstance(value, Path)
         }
-        return self.model_copy(update=paths)
+        tables = {
+            name: value.beside(folder)
+            for name, value in values.items()
+            if isinstance(value, Settings)
+        }
+        return self.model_copy(update=paths | tables)
 
 
 def _expanded(path: Path, *, key: str) -> Path:

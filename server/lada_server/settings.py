@@ -7,7 +7,7 @@ from typing import Annotated, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from lada_protocol.party_files import PartySettings
+from lada_protocol.party_files import ModelSettings, PartySettings
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
 from lada_secure.method.plan import (
@@ -76,6 +76,7 @@ class ServerSettings(PartySettings):
     llm: Annotated[Llm, Field(description="model reference of the LLM, or a table of a server")]
     cache_dir: Annotated[Path, Field(description="model weights")]
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    model: ModelSettings = ModelSettings()
     monitor: Annotated[
         str | None, Field(description="host:port of /healthz and /metrics; none by default")
     ] = None

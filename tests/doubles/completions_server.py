@@ -178,7 +178,8 @@ class CompletionsServer:
         written = forward.continuations(
             model,
             [ids],
-            end=self.lm.end_token,
+            ends=self.lm.end_tokens,
+            pads=True,
             batch_size=1,
             max_new_tokens=body["max_tokens"],
             temperature=body.get("temperature", 1.0),

@@ -166,7 +166,9 @@ def audit_site(
         raise ParameterError(f"--rounds: expected 1 to {plan.rounds}, the plan's, got {rounds}")
     units = _units(site, records)
     say(f"loading {plan.slm} ...")
-    lm = load_language_model(plan.slm, cache_dir=site.settings.cache_dir)
+    lm = load_language_model(
+        plan.slm, cache_dir=site.settings.cache_dir, calling=site.settings.model.calling
+    )
     shape = adapter_settings(plan, layers=int(lm.model.config.num_hidden_layers))
     attach_adapters(lm, shape)
     privacy, delta = privacy_parameters(plan), plan.privacy.target_delta

@@ -70,7 +70,9 @@ class SiteLearner:
         memory.keep(state)
         context = SiteContext.open(
             plan,
-            load_language_model(plan.slm, cache_dir=settings.cache_dir),
+            load_language_model(
+                plan.slm, cache_dir=settings.cache_dir, calling=settings.model.calling
+            ),
             pool=pool,
             clusters=clusters,
             embedder=embedder(plan.embedder),

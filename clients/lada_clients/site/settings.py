@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lada_protocol.party_files import DiallingSettings, read_settings
+from lada_protocol.party_files import DiallingSettings, ModelSettings, read_settings
 from lada_protocol.settings import Settings
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
@@ -26,6 +26,7 @@ class SiteSettings(DiallingSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     physical_batch_size: Annotated[int, Field(ge=1)] = 16
+    model: ModelSettings = ModelSettings()
 
     @property
     def execution(self) -> Execution:

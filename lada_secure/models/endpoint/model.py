@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import takewhile
 
 import numpy as np
 
@@ -34,21 +34,6 @@ class EndpointModel(TextModel):
         """See `TextModel`."""
         return np.array(self.served.target_scores(rows, targets), dtype=np.float64)
 
-    def option_log_probabilities(
-        self, prompts: Sequence[Tokens], options: Sequence[Sequence[Tokens]], *, batch_size: int
-    ) -> list[FloatArray]:
-        """See `TextModel`; a server that keeps prefixes reads a prompt once."""
-        rows = [
-            [*prompt, *option]
-            for prompt, texts in zip(prompts, options, strict=True)
-            for option in texts
-        ]
-        targets = [len(option) for texts in options for option in texts]
-        scores = self.target_log_probabilities(rows, targets, batch_size=batch_size)
-        means = scores / np.maximum(np.array(targets, dtype=np.float64), 1.0)
-        ends = list(accumulate(len(texts) for texts in options))
-        return [means[end - len(texts) : end] for end, texts in zip(ends, options, strict=True)]
-
     def continuations(
         self,
         prompts: Sequence[Tokens],
@@ -62,8 +47,11 @@ class EndpointModel(TextModel):
         written = self.served.continuations(
             prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
-        return [text if tokens is None else self._text(tokens) for text, tokens in written]
+        return [
+            text if tokens is None else self._text(prompt, tokens)
+            for prompt, (text, tokens) in zip(prompts, written, strict=True)
+        ]
 
-    def _text(self, tokens: Tokens) -> str:
-        ends = [at for at, one in enumerate(tokens) if one == self.end_token]
-        return self.decode(list(tokens[: ends[0]] if ends else tokens))
+    def _text(self, prompt: Tokens, tokens: Tokens) -> str:
+        own = list(takewhile(lambda token: token not in self.end_tokens, tokens))
+        return self.continuation(prompt, own)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lada_secure.errors import ParameterError
+from lada_secure.models.calling import open_style
+from lada_secure.models.calling_settings import Calling
 from lada_secure.models.endpoint.cache import AnswerCache
 from lada_secure.models.endpoint.completions import Completions
 from lada_secure.models.endpoint.dialects import all_dialects
 from lada_secure.models.endpoint.http import Endpoint, HttpClient
 from lada_secure.models.endpoint.model import EndpointModel
 from lada_secure.models.endpoint.probe import Fingerprint, Probe, parse_fingerprint
-from lada_secure.models.loading import MAX_TOKENS, quiet_transformers
+from lada_secure.models.loading import load_tokenizer, quiet_transformers, spelled_controls
 from lada_secure.storage.whole_files import read_if_there, replace_file
 
 _CACHE: Final = "answers.sqlite"
@@ -48,51 +50,41 @@ class ServedFolder:
         return AnswerCache(self.folder / _CACHE)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder in the transformers format.
-
-    Raises: ParameterError: there is none, or it has no end token.
-    """
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        # Readers of tokenizers raise whatever they like, plain Exception included.
-        first = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ParameterError(
-            f"llm.tokenizer {folder}: no readable tokenizer ({first}); copy tokenizer.json and "
-            "tokenizer_config.json of the served model there"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise ParameterError(
-            f"llm.tokenizer {folder}: the tokenizer has no end token; paths could not end"
-        )
-    found: PreTrainedTokenizerBase = tokenizer
-    return found
-
-
-def open_endpoint(endpoint: Endpoint, *, tokenizer: Path, kept: ServedFolder) -> EndpointModel:
+def open_endpoint(
+    endpoint: Endpoint, *, tokenizer: Path, kept: ServedFolder, calling: Calling | None = None
+) -> EndpointModel:
     """Reach a server, try what it can do, and compare it with what it was.
 
     Before a study began a server has to answer at once; one that is gone on with is waited for.
 
+    Args: calling: how the model is to be called; None is "plain".
     Raises: ParameterError: no tokenizer, another model, or an ability is missing.
         TransportError: no usable answer.
     """
-    encoder = load_tokenizer(tokenizer)
-    ends = (int(encoder.eos_token_id),)
+    calling = calling or Calling()
+    encoder = _tokenizer(tokenizer)
     before = kept.fingerprint()
     http = HttpClient(endpoint)
+    dialects = all_dialects(encoder)
+    model = EndpointModel(
+        tokenizer=encoder,
+        name=f"{endpoint.model} at {endpoint.root}",
+        max_tokens=calling.max_tokens,
+        style=open_style(calling, encoder, name=endpoint.model),
+        spelled=spelled_controls(encoder),
+        served=Completions(
+            http=http, dialect=dialects[0], model=endpoint.model, identity="", end_tokens=()
+        ),
+    )
     try:
         dialect, found, longest = Probe(
             http=http,
             model=endpoint.model,
-            encode=lambda text: [
-                int(one) for one in encoder(text, add_special_tokens=False)["input_ids"]
-            ],
-            dialects=all_dialects(encoder),
-            end_tokens=ends,
+            encode=model.encode_prompt,
+            dialects=dialects,
+            end_tokens=model.end_tokens,
             patience_s=_FIRST_PATIENCE_S if before is None else endpoint.patience_s,
+            spoken=None if before is None else before.dialect,
         ).run()
         if before is None:
             before = found
@@ -101,16 +93,30 @@ def open_endpoint(endpoint: Endpoint, *, tokenizer: Path, kept: ServedFolder) ->
     except BaseException:
         http.close()
         raise
-    return EndpointModel(
-        tokenizer=encoder,
-        name=f"{endpoint.model} at {endpoint.root}",
-        max_tokens=min(longest or MAX_TOKENS, MAX_TOKENS),
-        served=Completions(
-            http=http,
-            dialect=dialect,
-            model=endpoint.model,
-            identity=before.identity,
-            end_tokens=ends,
-            cache=kept.cache(),
-        ),
+    served = replace(
+        model.served,
+        dialect=dialect,
+        identity=before.identity,
+        end_tokens=model.end_tokens,
+        cache=kept.cache(),
     )
+    most = min(longest or calling.max_tokens, calling.max_tokens)
+    return replace(model, max_tokens=most, served=served)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        with quiet_transformers():
+            found = load_tokenizer(folder)
+    except Exception as error:
+        # Readers of tokenizers raise whatever they like, plain Exception included.
+        first = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ParameterError(
+            f"llm.tokenizer {folder}: no readable tokenizer ({first}); copy tokenizer.json and "
+            "tokenizer_config.json of the served model there"
+        ) from error
+    if found.eos_token_id is None:
+        raise ParameterError(
+            f"llm.tokenizer {folder}: the tokenizer has no end token; paths could not end"
+        )
+    return found

@@ -43,6 +43,7 @@ _SAME: Final = 1e-3
 # bfloat16 differ here by some hundredths, numbers of another token by whole nats.
 _ALIKE: Final = 0.1
 _WRITTEN: Final = 8
+_TRIED_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class Fingerprint:
         """Raises: ParameterError: another model is served under the name than before."""
         wrong = ""
         if now.tokenizer_sha256 != self.tokenizer_sha256:
-            wrong = "it has another tokenizer"
+            wrong = "it has another tokenizer, or is called in another style"
         elif (now.model, now.lengths) != (self.model, self.lengths):
             wrong = f"it was {self.model!r} with other tokens"
         else:
@@ -119,7 +120,8 @@ class Probe:
 
     model: as served. encode: a text's token ids as the method makes them of a prompt. dialects: in
     the order in which they are tried. end_tokens: a text ends with any of them. patience_s: how
-    long each request is tried again.
+    long each request is tried again. spoken: the dialect that the server spoke before; None at its
+    first probe.
     """
 
     http: HttpClient
@@ -128,6 +130,7 @@ class Probe:
     dialects: Sequence[Dialect]
     end_tokens: tuple[int, ...]
     patience_s: float
+    spoken: str | None = None
 
     def run(self) -> tuple[Dialect, Fingerprint, int | None]:
         """Try all abilities.
@@ -181,14 +184,17 @@ class Probe:
         """The server in the first dialect in which it gives log-probabilities of a prompt."""
         reasons = []
         row = self.encode(KNOWN_TEXTS[0])
-        for dialect in self.dialects:
+        for dialect in sorted(self.dialects, key=lambda one: one.name != self.spoken):
             server = Completions(
                 http=self.http,
                 dialect=dialect,
                 model=self.model,
                 identity="",
                 end_tokens=self.end_tokens,
-                patience_s=self.patience_s,
+                # What it does not speak it may refuse as it would an error of its own.
+                patience_s=self.patience_s
+                if dialect.name == self.spoken
+                else min(self.patience_s, _TRIED_S),
             )
             try:
                 self._scores(server, row)
@@ -197,7 +203,7 @@ class Probe:
             except LadaError as error:
                 reasons.append(f"by {dialect.name} {str(error)[:300]}")
             else:
-                return server
+                return replace(server, patience_s=self.patience_s)
         raise Lacking("prompt log-probabilities", "; ".join(reasons))
 
     def _scores(self, server: Completions, row: Tokens, *, prompt: Json = None) -> list[float]:

@@ -16,6 +16,7 @@ from lada_secure.models.adapters import (
     attach_adapters,
     load_adapters,
 )
+from lada_secure.models.calling_settings import Calling
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
@@ -24,19 +25,29 @@ from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 class LocalLlm:
     """See `CoordinatorLlm`. Loaded once, at first use."""
 
-    def __init__(self, reference: str, *, cache_dir: Path, threads: int) -> None:
-        self.reference = reference
+    def __init__(
+        self, reference: str, *, cache_dir: Path, threads: int, calling: Calling | None = None
+    ) -> None:
+        self._named = reference
+        self._calling = calling or Calling()
         self._cache_dir = cache_dir
         self._threads = threads
         self._model: LanguageModel | None = None
         self._fresh: AdapterWeights | None = None
 
     @property
+    def reference(self) -> str:
+        """See `CoordinatorLlm`."""
+        return f"{self._named} {self._calling.sha256}"
+
+    @property
     def model(self) -> LanguageModel:
         """See `CoordinatorLlm`."""
         if self._model is None:
             torch.set_num_threads(self._threads)
-            self._model = load_language_model(self.reference, cache_dir=self._cache_dir)
+            self._model = load_language_model(
+                self._named, cache_dir=self._cache_dir, calling=self._calling
+            )
         return self._model
 
     def check_length(self, _tokens: int) -> None:

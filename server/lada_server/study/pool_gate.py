@@ -50,10 +50,10 @@ def check_study(study: Study, teacher: Teacher, *, pool_file: Path) -> None:
 def _call_once(lm: TextModel, plan: StudyPlan) -> None:
     """The plan's sizes on the LLM, and a call of it."""
 
-    if plan.paths.max_new_tokens >= lm.max_tokens:
+    if plan.paths.max_new_tokens >= lm.room:
         raise ParameterError(
             f"paths.max_new_tokens is {plan.paths.max_new_tokens}, the LLM {lm.name!r} takes "
-            f"{lm.max_tokens} tokens with the prompt"
+            f"{lm.room} tokens with the prompt"
         )
     probe_model(lm, what="the LLM")
 

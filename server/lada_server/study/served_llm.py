@@ -21,6 +21,7 @@ from lada_secure.models.adapters import (
     parse_adapter_tensors,
     weights_of,
 )
+from lada_secure.models.calling_settings import Calling
 from lada_secure.models.endpoint.http import Endpoint
 from lada_secure.models.endpoint.model import EndpointModel
 from lada_secure.models.endpoint.opening import ServedFolder, open_endpoint
@@ -56,8 +57,10 @@ class ServedLlm:
         adapters: Path | None,
         kept: ServedFolder,
         threads: int,
+        calling: Calling | None = None,
     ) -> None:
         self._endpoint = endpoint
+        self._calling = calling or Calling()
         self._tokenizer = tokenizer
         self._adapters = adapters
         self._kept = kept
@@ -71,7 +74,7 @@ class ServedLlm:
     @property
     def reference(self) -> str:
         """See `CoordinatorLlm`; the same wherever the server has moved to."""
-        return f"served:{self._opened().served.identity}"
+        return f"served {self._opened().served.identity} {self._calling.sha256}"
 
     @property
     def model(self) -> EndpointModel:
@@ -80,7 +83,12 @@ class ServedLlm:
 
     def _opened(self) -> EndpointModel:
         if self._base is None:
-            self._base = open_endpoint(self._endpoint, tokenizer=self._tokenizer, kept=self._kept)
+            self._base = open_endpoint(
+                self._endpoint,
+                tokenizer=self._tokenizer,
+                kept=self._kept,
+                calling=self._calling,
+            )
         return self._base
 
     def check_length(self, tokens: int) -> None:
@@ -160,7 +168,9 @@ class ServedLlm:
         if self._trained is None:
             torch.set_num_threads(self._threads)
             try:
-                loaded = load_folder(self._tokenizer, name=str(self._tokenizer))
+                loaded = load_folder(
+                    self._tokenizer, name=str(self._tokenizer), calling=self._calling
+                )
             except ParameterError as error:
                 raise ParameterError(
                     f"the study has an [uplink], which trains adapters on this machine: {error}; "
@@ -212,4 +222,4 @@ class _TrainedHere:
 
 
 def _known_rows(base: EndpointModel) -> list[list[int]]:
-    return [base.tokens_of(text) for text in KNOWN_TEXTS]
+    return [base.encode_prompt(text) for text in KNOWN_TEXTS]

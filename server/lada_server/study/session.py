@@ -37,13 +37,19 @@ def open_llm(settings: ServerSettings) -> LocalLlm | ServedLlm:
     Raises: ParameterError: the key file or the URL of a served one.
     """
     if isinstance(settings.llm, str):
-        return LocalLlm(settings.llm, cache_dir=settings.cache_dir, threads=settings.threads)
+        return LocalLlm(
+            settings.llm,
+            cache_dir=settings.cache_dir,
+            threads=settings.threads,
+            calling=settings.model.calling,
+        )
     return ServedLlm(
         settings.llm.address(),
         tokenizer=settings.llm.tokenizer,
         adapters=settings.llm.adapters,
         kept=ServedFolder(folder=settings.state_dir / "llm"),
         threads=settings.threads,
+        calling=settings.model.calling,
     )
 
 

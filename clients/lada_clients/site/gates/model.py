@@ -44,7 +44,7 @@ def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy)
 
 def _size_faults(learner: SiteLearner) -> Iterator[str]:
     """Sizes of the plan against this site's settings and model; no record is looked at."""
-    plan, most = learner.plan, learner.model.max_tokens
+    plan, most = learner.plan, learner.model.room
     batch_size, bound = learner.context.execution.batch_size, plan.privacy.max_records_per_unit
     if bound > batch_size:
         yield (

@@ -60,7 +60,7 @@ def test_missing_and_reshaped_tensors_are_refused_by_name(
         load_folder(folder, name="broken")
     whole["model.norm.weight"] = whole["model.norm.weight"][:-1].clone()
     save_file(whole, weights, metadata={"format": "pt"})
-    with pytest.raises(ParameterError, match=r"model\.norm\.weight|readable model folder"):
+    with pytest.raises(ParameterError, match=r"1 tensors .*model\.norm\.weight"):
         load_folder(folder, name="broken")
 
 
@@ -70,7 +70,7 @@ def test_a_truncated_file_and_a_strange_tokenizer_are_one_sentence(
     folder = copy_of(tiny_slm, tmp_path / "cut")
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(5_000)
-    with pytest.raises(ParameterError, match="not a readable model folder") as cut:
+    with pytest.raises(ParameterError, match=r"model\.safetensors is cut short: .*5000") as cut:
         load_folder(folder, name="broken")
     assert "\n" not in str(cut.value)
     folder = copy_of(tiny_slm, tmp_path / "strange")
@@ -81,9 +81,9 @@ def test_a_truncated_file_and_a_strange_tokenizer_are_one_sentence(
 
 
 def test_a_family_without_position_embeddings_has_our_limit(tiny_slm: LanguageModel) -> None:
-    config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
+    config = BloomConfig(vocab_size=128, hidden_size=16, n_layer=1, n_head=2)
     lm = wrap_model(BloomForCausalLM(config), tiny_slm.tokenizer, name="bloom")
-    assert lm.max_tokens == 1024
+    assert lm.max_tokens == 4096
 
 
 def test_greedy_is_greedy_whatever_a_folder_says_of_generation(

@@ -34,7 +34,7 @@ class ForgetfulTeacher(Teacher):
     def __init__(self) -> None:
         """There is nothing to load."""
 
-    def view_pool(self, study: Study) -> PoolView:
+    def view_pool(self, study: Study, **_: object) -> PoolView:
         """Random cells."""
         size = len(study.pool)
         cells = np.random.default_rng().integers(0, CELLS, size)
