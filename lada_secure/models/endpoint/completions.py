@@ -199,7 +199,7 @@ class _Score:
         }
 
     def answer(self, reply: Completion, dialect: Dialect) -> Json:
-        return sum(target_values(reply, dialect, self.tokens, self.target))
+        return sum(_target_values(reply, dialect, self.tokens, self.target))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,9 +238,9 @@ class _Write:
 _Question = _Score | _Write
 
 
-def score_question(tokens: Tokens, target: int) -> _Question:
-    """The question of how probable a row's last tokens are, for `Completions.ask`."""
-    return _Score(tokens=tuple(tokens), target=target)
+def score_question(tokens: Tokens) -> _Question:
+    """The question of how probable a row's tokens are, for `Completions.ask`."""
+    return _Score(tokens=tuple(tokens), target=1)
 
 
 def write_question(tokens: Tokens, max_new_tokens: int) -> _Question:
@@ -248,7 +248,7 @@ def write_question(tokens: Tokens, max_new_tokens: int) -> _Question:
     return _Write(tokens=tuple(tokens), max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
 
 
-def target_values(reply: Completion, dialect: Dialect, tokens: Tokens, target: int) -> list[float]:
+def _target_values(reply: Completion, dialect: Dialect, tokens: Tokens, target: int) -> list[float]:
     """Log-probability of each of a row's last tokens.
 
     Raises: Lacking: one of them has none.

@@ -10,16 +10,14 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
-
-import numpy as np
+from math import inf
+from typing import Final, TypeAlias
 
 from lada_secure.canonical import Json, canonical_json, sha256_hex
 from lada_secure.errors import LadaError, ParameterError
 from lada_secure.models.endpoint.completions import (
     Completions,
     score_question,
-    target_values,
     write_question,
 )
 from lada_secure.models.endpoint.dialects import Dialect, Lacking, same_text
@@ -43,6 +41,7 @@ _SAME: Final = 1e-3
 # bfloat16 differ here by some hundredths, numbers of another token by whole nats.
 _ALIKE: Final = 0.1
 _WRITTEN: Final = 8
+Scores: TypeAlias = Sequence[float | None]
 _TRIED_S: Final = 2.0
 
 
@@ -154,7 +153,7 @@ class Probe:
             model=self.model,
             dialect=server.dialect.name,
             tokenizer_sha256=sha256_hex(canonical_json([list(row) for row in rows])),
-            scores=tuple(sum(values) for values in first),
+            scores=tuple(sum(one or 0.0 for one in values) for values in first),
             lengths=tuple(len(row) for row in rows),
         )
         return server.dialect, fingerprint, longest
@@ -206,17 +205,31 @@ class Probe:
                 return replace(server, patience_s=self.patience_s)
         raise Lacking("prompt log-probabilities", "; ".join(reasons))
 
-    def _scores(self, server: Completions, row: Tokens, *, prompt: Json = None) -> list[float]:
-        """Log-probability of every token of a row but its first ones, which some servers lack."""
-        reply = server.ask(score_question(row, len(row) - 2), prompt=prompt)
-        return target_values(reply, server.dialect, row, len(row) - 2)
+    def _scores(self, server: Completions, row: Tokens, *, prompt: Json = None) -> Scores:
+        """Log-probability of every token of a row; None for the first ones and start tokens.
 
-    def _check_numbers(self, scores: Sequence[Sequence[float]]) -> None:
+        Raises: Lacking: another token has none.
+        """
+        dialect = server.dialect
+        found = dialect.log_probabilities(server.ask(score_question(row), prompt=prompt), row)
+        start = dialect.tokenizer.bos_token_id
+        lacking = [
+            token
+            for token, value in zip(row[2:], found[2:], strict=True)
+            if value is None and token != start
+        ]
+        if lacking:
+            raise Lacking(
+                "prompt log-probabilities", f"{len(lacking)} tokens of a prompt have none"
+            )
+        return found
+
+    def _check_numbers(self, scores: Sequence[Scores]) -> None:
         if not any(value for values in scores for value in values):
             raise Lacking("prompt log-probabilities", "all that it gives are zeros")
 
     def _check_repeated(
-        self, server: Completions, rows: Sequence[Tokens], first: Sequence[Sequence[float]]
+        self, server: Completions, rows: Sequence[Tokens], first: Sequence[Scores]
     ) -> None:
         """The same request again, and a text as the beginning of a longer one."""
         again = [self._scores(server, row) for row in rows]
@@ -233,7 +246,7 @@ class Probe:
             if list(server.dialect.settled(start, 1)[0]) == list(start):
                 alone = self._scores(server, start)
                 self._check_alike(
-                    _apart(alone, whole[: len(alone)]), "a text and the beginning of a longer one"
+                    _apart(alone, whole[: len(start)]), "a text and the beginning of a longer one"
                 )
 
     def _check_tokenizer(self, server: Completions) -> None:
@@ -270,8 +283,8 @@ class Probe:
             written = None if said is None else self._ids_written(server, reply.choice, said.tokens)
             if said is None or not written:
                 continue
-            values = self._scores(server, [*row, *written])[len(row) - 2 :]
-            when_written = [one or 0.0 for one in said.token_logprobs[: len(written)]]
+            values = self._scores(server, [*row, *written])[len(row) :]
+            when_written = said.token_logprobs[: len(written)]
             self._check_alike(
                 _apart(values, when_written), "a token when it is read and when it is written"
             )
@@ -332,8 +345,9 @@ def check_length(server: Completions, encode: Callable[[str], list[int]], tokens
         ) from error
 
 
-def _apart(one: Sequence[float], other: Sequence[float]) -> float:
-    """Largest difference; infinite where the numbers of numbers differ or there are none."""
-    if len(one) != len(other) or not one:
-        return float("inf")
-    return float(np.abs(np.array(one) - np.array(other)).max())
+def _apart(one: Scores, other: Scores) -> float:
+    """Largest difference where both have a number; infinite where none has, or lengths differ."""
+    if len(one) != len(other):
+        return inf
+    both = zip(one, other, strict=True)
+    return max((abs(a - b) for a, b in both if a is not None and b is not None), default=inf)
