@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,6 +80,14 @@ def model_folder(folder: Path, *, seed: int = 0) -> Path:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def with_start_token(folder: Path, made: Path) -> Path:
+    """A copy of a model folder whose tokenizer begins every text with the start token."""
+    shutil.copytree(folder, made)
+    file = made / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "add_bos_token": True}))
+    return made
 
 
 def _learn(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:

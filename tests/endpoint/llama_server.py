@@ -16,9 +16,10 @@ HOW = "`make endpoint-test` installs it into an environment of its own and runs 
 # programs, not two roundings of the weights.
 _AS_FLOAT32 = """
 import ctypes, sys, llama_cpp
+source, made = (one.encode() for one in sys.argv[1:])
 how = llama_cpp.llama_model_quantize_default_params()
 how.ftype, how.allow_requantize, how.nthread = 0, True, 1
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(how)))
+sys.exit(llama_cpp.llama_model_quantize(source, made, ctypes.byref(how)))
 """
 START_S = 120.0
 

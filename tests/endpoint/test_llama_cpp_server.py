@@ -136,7 +136,7 @@ def test_a_server_without_prompt_log_probabilities_is_refused_at_the_start(
     weights: Path, folder: Path, tmp_path: Path
 ) -> None:
     assert PYTHON is not None
-    without = LlamaServer(PYTHON, weights, options=())
+    without = LlamaServer(PYTHON, weights, options=("--logits_all", "false"))
     without.start()
     try:
         with pytest.raises(

@@ -329,19 +329,19 @@ class Probe:
             )
 
 
-def check_length(server: Completions, encode: Callable[[str], list[int]], tokens: int) -> None:
-    """Have a prompt of so many tokens read, as the longest of a study will be.
+def check_length(server: Completions, encode: Callable[[str], list[int]]) -> None:
+    """Have a prompt read that is as long as the longest of a study.
 
+    Args: encode: token ids of a long text, cut to that length.
     Raises: ParameterError: the server does not take it.
     """
-    one = encode(KNOWN_TEXTS[0])
-    row = (one * (tokens // len(one) + 1))[: max(tokens, 2)]
+    row = encode(" ".join(KNOWN_TEXTS * 500))
     try:
         replace(server, cache=None).target_scores([row], [1])
     except LadaError as error:
         raise ParameterError(
-            f"the server does not take {tokens} tokens, which this study needs: {error}; start it "
-            "with a longer context, or shorten pool or paths.max_new_tokens"
+            f"the server does not take {len(row)} tokens, which this study needs: {error}; start "
+            "it with a longer context, or shorten pool or paths.max_new_tokens"
         ) from error
 
 

@@ -83,7 +83,7 @@ class ServedAdapters:
         model.peft_config["default"].base_model_name_or_path = self.base
         try:
             shutil.rmtree(part, ignore_errors=True)
-            model.save_pretrained(part)
+            model.save_pretrained(part, save_embedding_layers=False)
             part.rename(path)
         except OSError as error:
             raise TransportError(

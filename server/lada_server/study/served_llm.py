@@ -11,10 +11,9 @@ import torch
 
 from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import llm_adapters
-from lada_secure.method.plan import MethodPlan, transfer_of
+from lada_secure.method.plan import MethodPlan
 from lada_secure.models.adapters import (
     AdapterWeights,
-    adapter_targets,
     adapter_weights,
     attach_adapters,
     load_adapters,
@@ -94,7 +93,7 @@ class ServedLlm:
     def check_length(self, tokens: int) -> None:
         """See `CoordinatorLlm`; has the server read so many."""
         base = self._opened()
-        check_length(base.served, base.tokens_of, tokens)
+        check_length(base.served, lambda text: base.encode_prompt(text, room=tokens))
 
     def check_transfer(self, plan: MethodPlan) -> None:
         """See `CoordinatorLlm`; has the server load adapters that are made up, and forgets them."""
@@ -104,7 +103,6 @@ class ServedLlm:
                 "machine and the inference server see under one path, or leave [uplink] out"
             )
         trained = self._trained_here(plan)
-        adapter_targets(trained.lm.model, transfer_of(plan).adapter_targets)
         self.become(plan, self._tried(trained))
         name = self.model.served.model
         self.become(plan, None)

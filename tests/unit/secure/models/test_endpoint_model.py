@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from completions_server import MODEL, TEXTS, CompletionsServer, Reply, Speaks, loaded, serving
+from completions_server import (
+    MODEL,
+    TEXTS,
+    CompletionsServer,
+    Reply,
+    Speaks,
+    byte_tokenizer,
+    loaded,
+    serving,
+    with_start_token,
+)
 from completions_server import model_folder as another_folder
 
 from lada_secure.data.records import PoolSample
@@ -62,11 +72,16 @@ def opened(server: CompletionsServer, folder: Path, kept: Path) -> Iterator[Endp
             model.served.http.close()
 
 
-@pytest.mark.parametrize("speaks", ["vllm", "echo_ids"])
+@pytest.mark.parametrize("speaks", ["vllm", "echo_ids", "llama_cpp"])
 def test_picks_paths_and_scores_are_those_of_the_same_weights_in_process(
     local: LanguageModel, served_folder: Path, tmp_path: Path, speaks: Speaks
 ) -> None:
-    with opened(CompletionsServer(local, speaks=speaks), served_folder, tmp_path) as served:
+    texts = speaks == "llama_cpp"
+    if texts:
+        served_folder = with_start_token(served_folder, tmp_path / "folder")
+        local = loaded(served_folder)
+    server = CompletionsServer(local, speaks=speaks, adds_bos=texts)
+    with opened(server, served_folder, tmp_path / "kept") as served:
         assert choose(served, SAMPLES[:2], batch_size=4).tolist() == [0, 1]
         here, there = (
             (
@@ -79,7 +94,7 @@ def test_picks_paths_and_scores_are_those_of_the_same_weights_in_process(
             for lm in (local, served)
         )
     assert here[:3] == there[:3]
-    assert [one.sample_id for one in there[2].paths] == ["a", "c"]
+    assert [one.sample_id for one in there[2].paths] == (["a"] if texts else ["a", "c"])
     assert here[3].paths == there[3].paths
     np.testing.assert_allclose(here[3].confidence, there[3].confidence, atol=1e-4)
     np.testing.assert_allclose(here[4].total, there[4].total, atol=1e-3)
@@ -264,35 +279,6 @@ def test_a_server_that_lacks_an_ability_is_refused_at_the_start(
     assert not (tmp_path / "fingerprint.json").exists()
 
 
-def test_a_server_of_texts_serves_where_prompts_begin_with_the_start_token(
-    local: LanguageModel, tmp_path: Path, served_folder: Path
-) -> None:
-    """As llama-cpp-python's server was seen to be right; the probe says so with such prompts."""
-    from lada_secure.models.endpoint.dialects import all_dialects
-    from lada_secure.models.endpoint.http import HttpClient
-    from lada_secure.models.endpoint.probe import Probe
-
-    for adds_bos in (False, True):
-        with serving(CompletionsServer(local, speaks="llama_cpp", adds_bos=adds_bos)) as server:
-            http = HttpClient(Endpoint(url=server.url, model=MODEL))
-            dialect, fingerprint, longest = Probe(
-                http=http,
-                model=MODEL,
-                encode=lambda text: [0, *local.tokens_of(text)],
-                dialects=all_dialects(local.tokenizer),
-                end_tokens=(1,),
-                patience_s=0.1,
-            ).run()
-            http.close()
-        assert dialect.name == "echo_text"
-        assert longest == 512
-        rows = [[0, *local.tokens_of(text)] for text in TEXTS[:5]]
-        expected = local.target_log_probabilities(
-            rows, [len(row) - 2 for row in rows], batch_size=8
-        )
-        np.testing.assert_allclose(fingerprint.scores, expected, atol=1e-3)
-
-
 def test_another_model_is_named(local: LanguageModel, served_folder: Path, tmp_path: Path) -> None:
     with serving(CompletionsServer(local)) as server:
         with pytest.raises(ParameterError, match=r"serves served-model, and llm.model is 'other'"):
@@ -332,8 +318,6 @@ def test_another_model_under_the_same_name_after_a_restart_is_refused(
 def test_another_tokenizer_than_the_servers_is_refused(
     local: LanguageModel, served_folder: Path, tmp_path: Path
 ) -> None:
-    from completions_server import byte_tokenizer
-
     other = tmp_path / "tokenizer"
     tokenizer = byte_tokenizer(("another text", "of other merges"))
     tokenizer.save_pretrained(other)
