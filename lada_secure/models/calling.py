@@ -137,7 +137,7 @@ def _chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
 class _Generation(Extension):
     """`{% generation %}`, which some templates mark the answer with, as plain text."""
 
-    tags = frozenset({"generation"})
+    tags: set[str] = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """The nodes between the tag and its end."""

@@ -28,7 +28,10 @@ from lada_secure.models.examples import TokenRow
 from lada_secure.models.token_scores import can_score_tokens, token_scores
 
 _PROBE_LENGTHS: Final = (7, 4)
-_PROBE_TOLERANCE: Final = 2e-3
+# Relative and absolute, nats. Rounding in float32 stays far below; short types round more.
+_PROBE_TOLERANCE: Final = {True: (1e-5, 2e-4), False: (2e-3, 2e-3)}
+# What a model does to its logits behind the head; with small logits hardly more than rounding.
+_BEHIND_HEAD: Final = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class _ReachedBoundary(Exception):
@@ -161,7 +164,10 @@ class RationaleScorer:
         rows = [TokenRow(tokens=tuple(tokens[:n]), target_start=2) for n in _PROBE_LENGTHS]
         plain = self(rows)
         self.finite_at_first = bool(torch.isfinite(plain).all())
-        if self._body is not self._causal and self._head is not None:
+        plain_head = all(
+            getattr(self._causal.config, name, None) in (None, 1, 1.0) for name in _BEHIND_HEAD
+        )
+        if self._body is not self._causal and self._head is not None and plain_head:
             self._split = True
             self._split = self._agrees(plain, rows)
         prefix = self._frozen_prefix(model, cache_bytes) if cache_bytes > 0 else None
@@ -172,7 +178,8 @@ class RationaleScorer:
 
     def _agrees(self, plain: Tensor, rows: Sequence[TokenRow]) -> bool:
         try:
-            return torch.allclose(self(rows), plain, rtol=_PROBE_TOLERANCE, atol=_PROBE_TOLERANCE)
+            relative, absolute = _PROBE_TOLERANCE[self.is_float32]
+            return torch.allclose(self(rows), plain, rtol=relative, atol=absolute)
         except (ParameterError, TypeError, RuntimeError, AttributeError):
             # A model of another build; the plain forward pass serves it.
             return False

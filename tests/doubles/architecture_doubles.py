@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 
 BYTES: Final = "byte-level BPE"
 # Of a window: shorter than the tests' prompts and options.
-WINDOW: Final = 8
+WINDOW: Final = 6
 # How each family's own tokenizers cut a text, and whether they put a BOS token in front.
 FAMILIES: Final[dict[str, tuple[str, bool]]] = {
     "Llama": (BYTES, True),

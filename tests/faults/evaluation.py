@@ -256,7 +256,9 @@ class SiteAgain:
         study, plan = self.coordinator.study, self.record.plan
         return SiteContext.open(
             plan,
-            load_language_model(plan.slm, cache_dir=settings.cache_dir),
+            load_language_model(
+                plan.slm, cache_dir=settings.cache_dir, calling=settings.model.calling
+            ),
             pool=study.pool,
             clusters=study.clusters,
             embedder=embedder(plan.embedder),

@@ -30,6 +30,7 @@ class LocalLlm:
     ) -> None:
         self._named = reference
         self._calling = calling or Calling()
+        self._calling_sha256 = self._calling.sha256
         self._cache_dir = cache_dir
         self._threads = threads
         self._model: LanguageModel | None = None
@@ -38,7 +39,7 @@ class LocalLlm:
     @property
     def reference(self) -> str:
         """See `CoordinatorLlm`."""
-        return f"{self._named} {self._calling.sha256}"
+        return f"{self._named} {self._calling_sha256}"
 
     @property
     def model(self) -> LanguageModel:

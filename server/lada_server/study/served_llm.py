@@ -60,6 +60,7 @@ class ServedLlm:
     ) -> None:
         self._endpoint = endpoint
         self._calling = calling or Calling()
+        self._calling_sha256 = self._calling.sha256
         self._tokenizer = tokenizer
         self._adapters = adapters
         self._kept = kept
@@ -73,7 +74,7 @@ class ServedLlm:
     @property
     def reference(self) -> str:
         """See `CoordinatorLlm`; the same wherever the server has moved to."""
-        return f"served {self._opened().served.identity} {self._calling.sha256}"
+        return f"served {self._opened().served.identity} {self._calling_sha256}"
 
     @property
     def model(self) -> EndpointModel:

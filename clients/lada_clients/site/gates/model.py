@@ -14,7 +14,7 @@ from lada_clients.site.learner import SiteLearner
 from lada_clients.site.settings import SitePolicy
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.dpsgd.engine import open_engine
+from lada_secure.dpsgd.engine_probe import probe_engine
 from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.method.training import trainer_settings
 from lada_secure.models.evaluation import ANSWER_TOKENS
@@ -65,8 +65,8 @@ def _call_once(learner: SiteLearner) -> None:
     """
     trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
     trainer.torch_device()
-    open_engine(learner.model.model, trainer.engine).close()
     probe_model(learner.model, what="the model")
+    probe_engine(learner.model, trainer.engine)
 
 
 def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str, Fault]]:

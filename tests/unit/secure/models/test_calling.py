@@ -24,6 +24,7 @@ from lada_secure.models.evaluation import (
 )
 from lada_secure.models.examples import encode_row
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.preflight import needed_tokens
 
 PROMPT = "Which group does the diagnosis belong to?\nAnswer:"
 PATH = " gout. Because uric acid crystals inflame the joints of the foot."
@@ -299,6 +300,17 @@ class TestEveryStyle:
         token = lm.tokenizer.convert_tokens_to_ids(mark)
         clean, marked = encode_row(lm, "a b", " c"), encode_row(lm, f"a {mark} b", f" {mark}c")
         assert marked.tokens.count(token) == clean.tokens.count(token)
+
+    def test_the_tokens_that_a_record_needs_are_counted_with_its_frame(
+        self, kind: str, chat: str | None, calling: Calling
+    ) -> None:
+        lm = lm_of(kind, bos=True, chat=chat, calling=calling)
+        sample = PoolSample(sample_id="1", question=f"{PROMPT}?", choices=(), answer="4")
+        row = encode_row(lm, prompt_of(sample.question, ()), "4")
+        (needed,) = needed_tokens(lm, [sample], written=[0])
+        assert len(row.tokens) <= needed <= len(row.tokens) + 1
+        (writing,) = needed_tokens(lm, [sample], written=[70])
+        assert writing == len(lm.encode_prompt(prompt_of(sample.question, ()))) + 70
 
     def test_option_scores_are_those_of_whole_sequences(
         self, kind: str, chat: str | None, calling: Calling

@@ -1,0 +1,109 @@
+"""The table [model]: how a party's own model is called reaches whoever loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from architecture_doubles import family_folder
+from method_doubles import ledger
+from site_doubles import POOL, site_plan, site_settings
+
+from lada_clients.site.learner import SiteLearner
+from lada_clients.site.memory import SiteMemory
+from lada_clients.site.settings import SiteSettings
+from lada_protocol.party_files import ModelSettings
+from lada_protocol.settings import Settings, parse_settings
+from lada_secure.errors import ParameterError
+from lada_secure.models.calling_settings import Calling
+from lada_server.settings import ServerSettings
+from lada_server.study.llm_files import LlmFiles
+from lada_server.study.teacher import Teacher
+
+
+class OneTable(Settings):
+    model: ModelSettings = ModelSettings()
+
+
+def parsed(text: str) -> ModelSettings:
+    return parse_settings(text.encode(), OneTable, where="site.toml").beside(Path("/base")).model
+
+
+def test_the_default_is_plain_with_4096_tokens() -> None:
+    assert parsed("").calling == Calling(style="plain", template=None, max_tokens=4096)
+    for settings in (SiteSettings, ServerSettings):
+        assert settings.model_fields["model"].default == ModelSettings()
+
+
+def test_a_template_stands_beside_the_settings_file() -> None:
+    found = parsed('[model]\ntemplate = "ours.jinja"\nmax_tokens = 2048')
+    assert found.calling == Calling(template=Path("/base/ours.jinja"), max_tokens=2048)
+    assert parsed('[model]\nstyle = "chat"').calling.style == "chat"
+    with pytest.raises(ParameterError, match=r"variables such as \$HOME"):
+        parsed('[model]\ntemplate = "$HOME/ours.jinja"')
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('style = "instruct"', "model.style: .*'plain' or 'chat'"),
+        ('style = "chat"\ntemplate = "ours.jinja"', "name one of them"),
+        ("max_tokens = 8", "model.max_tokens: .*16"),
+        ('prompt = "x"', "unknown key 'model.prompt'"),
+    ],
+)
+def test_a_wrong_key_is_refused_by_name(table: str, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        parsed(f"[model]\n{table}")
+
+
+def test_the_hash_of_a_calling_changes_with_what_the_template_says(tmp_path: Path) -> None:
+    file = tmp_path / "ours.jinja"
+    file.write_text("{{ question }}")
+    one = Calling(template=file).sha256
+    file.write_text("Q: {{ question }}")
+    assert len({one, Calling(template=file).sha256, Calling().sha256}) == 3
+    assert Calling(max_tokens=64).sha256 != Calling().sha256
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder without a chat template."""
+    folder = family_folder("Qwen2", tmp_path_factory.mktemp("models") / "base")
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_a_site_that_calls_a_base_model_in_chat_style_is_told_at_its_start(
+    base_model: Path, tmp_path: Path
+) -> None:
+    plan = site_plan().model_copy(update={"slm": str(base_model)})
+    settings = site_settings(tmp_path, model=ModelSettings(style="chat"))
+    with pytest.raises(ParameterError, match="has no chat template"):
+        SiteLearner.load(
+            plan=plan,
+            settings=settings,
+            pool=POOL,
+            clusters=cast(Any, None),
+            records=cast(Any, None),
+            held_out=(),
+            book=ledger(plan),
+            memory=SiteMemory(folder=tmp_path / "memory"),
+        )
+
+
+def test_a_coordinator_calls_its_llm_as_its_settings_say(base_model: Path, tmp_path: Path) -> None:
+    def teacher(calling: Calling | None) -> Teacher:
+        return Teacher(
+            str(base_model),
+            cache_dir=tmp_path,
+            threads=1,
+            calling=calling,
+            files=LlmFiles(folder=tmp_path / "llm"),
+        )
+
+    assert teacher(None).model.style.name == "plain"
+    assert teacher(Calling(max_tokens=64)).model.max_tokens == 64
+    with pytest.raises(ParameterError, match="has no chat template"):
+        assert teacher(Calling(style="chat")).model
