@@ -14,6 +14,13 @@ def at_least(least: int, **values: int) -> None:
             raise ParameterError(f"{name}: expected at least {least}, got {value}")
 
 
+def within(low: float, high: float, **values: float) -> None:
+    """Raises: ParameterError: a value outside [low, high], or NaN."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ParameterError(f"{name}: expected {low} to {high}, got {value}")
+
+
 def above_zero(**values: float) -> None:
     """Raises: ParameterError: a value that is 0, negative, infinite or NaN."""
     for name, value in values.items():

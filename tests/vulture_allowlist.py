@@ -10,6 +10,7 @@ _.coordinator_peak_bytes
 _.key_renewals
 _.messages_down
 _.messages_up
+_.notes
 _.resumed_at_step
 _.schema_version
 
@@ -64,6 +65,7 @@ _.study_epsilon_rdp_after
 # Found in a table of classes or by a library: message bodies, enum values, pydantic, jinja2.
 EmptyBody
 FinishedBody
+OpeningKeyBody
 PathsBody
 TranscriptBody
 _._as_written

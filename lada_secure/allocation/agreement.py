@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lada_secure.allocation.gap import CellMeans, cell_means
 from lada_secure.arrays import BoolArray, FloatArray, float_vector, index_vector
-from lada_secure.errors import ParameterError
+from lada_secure.ranges import within
 
 _PRIOR_PATHS = 2.0
 # How many paths a cell's mean counts for beside one of its own.
@@ -39,10 +39,9 @@ def cell_agreement(
     bound = _bound(seen, _LEAST_SHARE)
     counted = seen.count + _PRIOR_PATHS
     excess = (seen.mean - bound) * seen.count / counted
-    confidence: FloatArray = np.asarray(
+    return np.asarray(
         ndtr(excess * np.sqrt(counted) / _spread(values, seen, cell_of_rationale)), dtype=np.float64
     )
-    return confidence
 
 
 def agreeing_rationales(
@@ -65,13 +64,11 @@ def agreeing_rationales(
     places = index_vector("cells of paths", cell_of_rationale, below=cells, length=len(values))
     seen = cell_means(values, places, cells=cells)
     leaning: FloatArray = (values + _CELL_WEIGHT * seen.mean[places]) / (1.0 + _CELL_WEIGHT)
-    verdict: BoolArray = leaning > _bound(seen, least_share)
-    return verdict
+    return leaning > _bound(seen, least_share)
 
 
 def _bound(seen: CellMeans, least_share: float) -> float:
-    if not 0.0 <= least_share <= 1.0:
-        raise ParameterError(f"least_share: expected 0 to 1, got {least_share}")
+    within(0.0, 1.0, least_share=least_share)
     leaning = seen.mean * seen.count / (seen.count + _PRIOR_PATHS)
     return least_share * max(float(leaning.max(initial=0.0)), 0.0)
 

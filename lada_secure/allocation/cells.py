@@ -7,18 +7,28 @@ way. Difficulty bins and the pool matrix belong to the coordinator and stay with
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
-from lada_secure.arrays import FloatArray, IntArray, float_vector, frozen, index_vector
+from lada_secure.arrays import (
+    FloatArray,
+    IntArray,
+    float_matrix,
+    float_vector,
+    frozen,
+    index_vector,
+)
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.ranges import within
 
 MAX_CLUSTERS = 256
 MAX_DIMENSIONS = 4096
+MAX_BINS = 64
 _DECIMALS = 6
 # Of memberships.
 _TEMPERATURE = 0.05
@@ -42,16 +52,9 @@ class Clusters:
 
     def __post_init__(self) -> None:
         """Check and round. Raises: ParameterError: a wrong shape or size, or not finite."""
-        rounded = np.round(np.asarray(self.centroids, dtype=np.float64), _DECIMALS) + 0.0
-        if rounded.ndim != 2 or rounded.shape[1] == 0:
-            raise ParameterError(f"centroids: expected shape (C, e), got {rounded.shape}")
-        if not 1 <= len(rounded) <= MAX_CLUSTERS or rounded.shape[1] > MAX_DIMENSIONS:
-            raise ParameterError(
-                f"centroids: expected 1 to {MAX_CLUSTERS} rows of at most {MAX_DIMENSIONS}, "
-                f"got shape {rounded.shape}"
-            )
-        if not np.isfinite(rounded).all():
-            raise ParameterError("centroids: NaN or infinite entries")
+        rounded = np.round(float_matrix("centroids", self.centroids), _DECIMALS) + 0.0
+        within(1, MAX_CLUSTERS, clusters=len(rounded))
+        within(1, MAX_DIMENSIONS, dimensions=rounded.shape[1])
         object.__setattr__(self, "centroids", frozen(rounded))
 
     @property
@@ -96,41 +99,35 @@ class Clusters:
         return {"version": 1, "centroids": self.centroids.tolist()}
 
 
+class _PublishedClusters(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    version: Annotated[int, Field(ge=1, le=1)]
+    # A mean of unit vectors has no coordinate beyond 1.
+    centroids: Annotated[
+        list[
+            Annotated[
+                list[Annotated[float, Field(ge=-1.0, le=1.0)]], Field(max_length=MAX_DIMENSIONS)
+            ]
+        ],
+        Field(max_length=MAX_CLUSTERS),
+    ]
+
+
 def parse_clusters(value: Json) -> Clusters:
     """Read clusters from the JSON form that another party published.
 
     Raises: PeerError: wrong keys, types, sizes, or numbers that are not rounded as agreed.
     """
-    if not isinstance(value, Mapping) or set(value) != {"version", "centroids"}:
-        raise PeerError("clusters: expected the keys 'version' and 'centroids'")
-    if value["version"] != 1 or isinstance(value["version"], bool):
-        raise PeerError(f"clusters: expected version 1, got {value['version']!r}")
-    rows = value["centroids"]
-    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
-        raise PeerError("clusters: expected a list of centroids")
-    if len(rows) > MAX_CLUSTERS:
-        raise PeerError(f"clusters: at most {MAX_CLUSTERS} allowed, got {len(rows)}")
-    numbers: list[list[float]] = []
-    for number, row in enumerate(rows):
-        if not isinstance(row, Sequence) or isinstance(row, str) or len(row) > MAX_DIMENSIONS:
-            raise PeerError(f"clusters: centroid {number} is not a list of numbers")
-        numbers.append([_coordinate(entry, number) for entry in row])
-    if len({len(row) for row in numbers}) != 1:
-        raise PeerError("clusters: centroids differ in length")
     try:
-        clusters = Clusters(centroids=np.array(numbers, dtype=np.float64))
-    except ParameterError as error:
+        rows = _PublishedClusters.model_validate(value).centroids
+        clusters = Clusters(centroids=np.array(rows, dtype=np.float64))
+    # NumPy raises ValueError for rows that differ in length, pydantic one of its own.
+    except (ValueError, ParameterError) as error:
         raise PeerError(f"clusters: {error}") from error
-    if clusters.centroids.tolist() != numbers:
+    if clusters.centroids.tolist() != rows:
         raise PeerError(f"clusters: numbers must be rounded to {_DECIMALS} decimals")
     return clusters
-
-
-def _coordinate(entry: Json, number: int) -> float:
-    # A mean of unit vectors has no coordinate beyond 1.
-    if isinstance(entry, bool) or not isinstance(entry, int | float) or not -1.0 <= entry <= 1.0:
-        raise PeerError(f"clusters: centroid {number} has an entry that is no number in [-1, 1]")
-    return float(entry)
 
 
 def fit_clusters(embeddings: npt.ArrayLike, count: int, seed: int) -> Clusters:
@@ -144,13 +141,10 @@ def fit_clusters(embeddings: npt.ArrayLike, count: int, seed: int) -> Clusters:
         embeddings, so that no cluster is empty.
     Raises: ParameterError: no embeddings, or count outside 1 to 256.
     """
-    points = np.asarray(embeddings, dtype=np.float64)
-    if points.ndim != 2 or len(points) == 0:
-        raise ParameterError(f"embeddings: expected (n, e) with n > 0, got shape {points.shape}")
-    if not np.isfinite(points).all():
-        raise ParameterError("embeddings: NaN or infinite entries")
-    if not 1 <= count <= MAX_CLUSTERS:
-        raise ParameterError(f"cluster count: expected 1 to {MAX_CLUSTERS}, got {count}")
+    points = float_matrix("embeddings", embeddings)
+    within(1, MAX_CLUSTERS, cluster_count=count)
+    if not len(points):
+        raise ParameterError("embeddings: expected at least one, got none")
     distinct = np.unique(points, axis=0)
     count = min(count, len(distinct))
     if count == len(distinct):
@@ -206,8 +200,7 @@ def difficulty_bins(losses: npt.ArrayLike, bins: int) -> IntArray:
     Raises: ParameterError: bins out of range, NaN, or no losses.
     """
     values = np.asarray(losses, dtype=np.float64)
-    if not 1 <= bins <= 64:
-        raise ParameterError(f"difficulty bins: expected 1 to 64, got {bins}")
+    within(1, MAX_BINS, difficulty_bins=bins)
     if values.ndim != 1 or len(values) == 0 or np.isnan(values).any():
         raise ParameterError(
             f"difficulty losses: expected (n,) without NaN, n > 0, got shape {values.shape}"
@@ -216,8 +209,7 @@ def difficulty_bins(losses: npt.ArrayLike, bins: int) -> IntArray:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     below = np.cumsum(counts) - counts
     middles = (below + counts / 2.0)[place] / len(values)
-    assigned: IntArray = np.floor(bins * middles).astype(np.int64)
-    return assigned
+    return np.floor(bins * middles).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,11 +221,8 @@ class CellGrid:
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: a size out of range."""
-        if not 1 <= self.clusters <= MAX_CLUSTERS or not 1 <= self.bins <= 64:
-            raise ParameterError(
-                f"cell grid: expected 1 to {MAX_CLUSTERS} clusters and 1 to 64 bins, "
-                f"got {self.clusters} x {self.bins}"
-            )
+        within(1, MAX_CLUSTERS, clusters=self.clusters)
+        within(1, MAX_BINS, bins=self.bins)
 
     @property
     def cells(self) -> int:
@@ -281,18 +270,12 @@ def pool_features(
     Returns: (n, d) float64 in [0, 1].
     Raises: ParameterError: shapes that differ, or values out of range.
     """
-    shares = np.asarray(membership, dtype=np.float64)
-    if shares.ndim != 2 or shares.shape[1] != grid.clusters:
-        raise ParameterError(f"membership: expected (n, {grid.clusters}), got {shares.shape}")
+    shares = float_matrix("membership", membership, columns=grid.clusters, low=0.0, high=1.0)
     samples = len(shares)
-    if not np.isfinite(shares).all() or (shares < 0.0).any() or (shares > 1.0).any():
-        raise ParameterError("membership: expected entries in [0, 1]")
     if not np.allclose(shares.sum(axis=1), 1.0, atol=1e-6):
         raise ParameterError("membership: expected rows that sum to 1")
     bins = index_vector("difficulty", difficulty, below=grid.bins, length=samples)
-    trust = float_vector("confidence", confidence, length=samples)
-    if (trust < 0.0).any() or (trust > 1.0).any():
-        raise ParameterError("confidence: expected entries in [0, 1]")
+    trust = float_vector("confidence", confidence, length=samples, low=0.0, high=1.0)
     matrix = np.zeros((samples, grid.clusters, grid.bins), dtype=np.float64)
     matrix[np.arange(samples), :, bins] = np.clip(shares * trust[:, None], 0.0, 1.0)
     return matrix.reshape(samples, grid.cells)

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.arrays import FloatArray, IntArray, float_vector, index_vector
+from lada_secure.arrays import IntArray, float_vector, index_vector
 from lada_secure.errors import ParameterError
+from lada_secure.ranges import at_least
 
 
 def scaled_confidence(confidence: npt.ArrayLike, scale: int) -> IntArray:
@@ -24,9 +25,8 @@ def scaled_confidence(confidence: npt.ArrayLike, scale: int) -> IntArray:
 
     Raises: ParameterError: a confidence outside [0, 1], or scale < 1.
     """
-    values = _confidences(confidence)
-    if scale < 1:
-        raise ParameterError(f"scale of advantages: expected at least 1, got {scale}")
+    at_least(1, scale_of_advantages=scale)
+    values = float_vector("certainty", confidence, low=0.0, high=1.0)
     return np.floor(values * scale).astype(np.int64)
 
 
@@ -53,7 +53,7 @@ def excess_over_threshold(
             f"advantages: expected bar in [0, 1), clip in (0, 1] and scale >= 1, got {threshold}, "
             f"{clip} and {scale}"
         )
-    values = _confidences(confidence)
+    values = float_vector("certainty", confidence, low=0.0, high=1.0)
     where = index_vector("candidates", pool_indices, below=pool_size, length=len(values))
     if len(set(where.tolist())) != len(where):
         raise ParameterError("advantages: a candidate comes twice")
@@ -80,15 +80,7 @@ def samples_to_ask(
     """
     sums = index_vector("opened advantages", opened, below=2**40)
     own = float_vector("certainty of the LLM", llm_confidence, length=len(sums))
-    if budget < 0:
-        raise ParameterError(f"budget of samples to ask for: expected at least 0, got {budget}")
+    at_least(0, budget_of_samples_to_ask_for=budget)
     fitting = [one for one in candidates if sums[one] > 0 and own[one] <= threshold]
     best = sorted(fitting, key=lambda one: (-int(sums[one]), one))[:budget]
     return sorted(best)
-
-
-def _confidences(confidence: npt.ArrayLike) -> FloatArray:
-    values = float_vector("certainty", confidence)
-    if ((values < 0.0) | (values > 1.0)).any():
-        raise ParameterError("certainty: expected values in [0, 1]")
-    return values

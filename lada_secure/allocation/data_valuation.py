@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.valuation_gains import NoisedGains
 from lada_secure.arrays import BoolArray, FloatArray, index_vector
-from lada_secure.errors import ParameterError
+from lada_secure.ranges import within
 
 # Fewer paths say more of themselves than of their cluster.
 LEAST_RATIONALES = 3
@@ -56,13 +56,11 @@ class ClusterUsefulness:
     @property
     def tried(self) -> BoolArray:
         """Which clusters had a valuation, (C,)."""
-        known: BoolArray = ~np.isnan(self.value)
-        return known
+        return ~np.isnan(self.value)
 
     def bound(self, least_share: float) -> float:
         """Usefulness that is `least_share` of the best cluster's, and at least `least`."""
-        if not 0.0 <= least_share <= 1.0:
-            raise ParameterError(f"least_share: expected 0 to 1, got {least_share}")
+        within(0.0, 1.0, least_share=least_share)
         # Noise may carry it beyond what can be.
         best = min(float(np.max(self.value, initial=0.0, where=self.tried)), 1.0)
         return max(least_share * best, self.least)
@@ -73,10 +71,7 @@ def groups_to_value(
 ) -> dict[int, list[int]]:
     """Places of the paths of every cluster that has enough for a valuation, by cluster."""
     places = index_vector("clusters of paths", clusters_of_rationales, below=clusters)
-    groups = {
-        cluster: [int(one) for one in np.flatnonzero(places == cluster)]
-        for cluster in range(clusters)
-    }
+    groups = {cluster: np.flatnonzero(places == cluster).tolist() for cluster in range(clusters)}
     return {cluster: found for cluster, found in groups.items() if len(found) >= LEAST_RATIONALES}
 
 
@@ -107,8 +102,7 @@ def usefulness(
         few paths lower every record, whatever they say.
     Raises: ParameterError: a cluster or least_gain out of range.
     """
-    if not -1.0 <= least_gain <= 1.0:
-        raise ParameterError(f"least_gain: expected -1 to 1 clips, got {least_gain}")
+    within(-1.0, 1.0, least_gain=least_gain)
     places = index_vector("clusters of trials", [one.cluster for one in trials], below=clusters)
     weights = np.array([one.paths for one in trials], dtype=np.float64)
     gains = np.array([one.gain for one in trials], dtype=np.float64)
@@ -152,5 +146,4 @@ def useful_rationales(
         "clusters of paths", clusters_of_rationales, below=len(found.value), length=len(otherwise)
     )
     useful = found.tried & (np.nan_to_num(found.value) >= found.bound(least_share))
-    verdict: BoolArray = np.where(found.tried[places], useful[places], otherwise)
-    return verdict
+    return np.where(found.tried[places], useful[places], otherwise)

@@ -30,30 +30,6 @@ def probability(losses: npt.ArrayLike) -> FloatArray:
     return np.exp(-values)
 
 
-def band(probabilities: npt.ArrayLike) -> FloatArray:
-    """Learnability band 4 p (1 - p), (n,) in [0, 1]: 0 for mastered and for hopeless samples.
-
-    p (1 - p) is the variance of a success with probability p, which bounds how far one step of
-    training can move it; the factor puts its largest value, at p = 1/2, to 1.
-    """
-    values = float_vector("probabilities", probabilities)
-    if (values < 0.0).any() or (values > 1.0).any():
-        raise ParameterError("probabilities: expected entries in [0, 1]")
-    return 4.0 * values * (1.0 - values)
-
-
-def reward(losses_before: npt.ArrayLike, losses_after: npt.ArrayLike) -> FloatArray:
-    """LaDa's reward of samples: exp(-loss after) - exp(-loss before), (n,) in [-1, 1].
-
-    Both losses come from models that were released under DP, on public samples: post-processing.
-    """
-    before = probability(losses_before)
-    after = probability(losses_after)
-    if before.shape != after.shape:
-        raise ParameterError(f"reward: {len(before)} losses before, {len(after)} after training")
-    return after - before
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CellMeans:
     """Means per cell: `mean` (d,) float64, 0 where nothing was seen; `count` (d,) int64."""
@@ -86,8 +62,15 @@ def cell_rewards(
     *,
     cells: int,
 ) -> CellMeans:
-    """Reward of each cell: the mean reward of the samples that were trained on."""
-    return cell_means(reward(losses_before, losses_after), cell_of_sample, cells=cells)
+    """LaDa's reward of each cell: the mean of exp(-loss after) - exp(-loss before), in [-1, 1].
+
+    Over the samples that were trained on. Both losses come from models that were released under
+    DP, on public samples: post-processing.
+    """
+    before, after = probability(losses_before), probability(losses_after)
+    if before.shape != after.shape:
+        raise ParameterError(f"reward: {len(before)} losses before, {len(after)} after training")
+    return cell_means(after - before, cell_of_sample, cells=cells)
 
 
 def smoothed(seen: CellMeans, clusters_of_cells: npt.ArrayLike, *, prior: float) -> FloatArray:

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from lada_secure.allocation.cells import Clusters
-from lada_secure.allocation.statistics import MeasuredRecord, UnitStatistics, unit_statistics
-from lada_secure.allocation.valuation_gains import UnitGains, ValuationParameters, unit_gains
+from lada_secure.allocation.statistics import MeasuredRecord
 from lada_secure.arrays import FloatArray
 from lada_secure.data.prompts import rationale_of
 from lada_secure.models.adapters import AdapterWeights, adapters_kept, load_adapters
@@ -36,22 +35,20 @@ _CACHE_BYTES = 256 * 2**20
 T = TypeVar("T")
 
 
-def measured_statistics(
+def measured_records(
     lm: LanguageModel,
     units: Sequence[Unit],
     *,
     clusters: Clusters,
     embedder: Embedder,
-    loss_clip: float,
-    scale: int,
     batch_size: int,
-) -> UnitStatistics:
-    """Assign every record to its cluster, measure the model's loss on it, and add up by unit.
+) -> list[tuple[MeasuredRecord, ...]]:
+    """Assign every record to its cluster and measure the model's loss on it, by unit.
 
     The loss is of the stated answer alone: some records have reasons and some do not, and their
     losses are to be comparable. Losses are float32 or wider, whatever training runs in.
 
-    Args: lm: as it is now. loss_clip, scale: as in `unit_statistics`.
+    Args: lm: as it is now.
     """
 
     def measured(part: Sequence[Unit], batch: int) -> list[tuple[MeasuredRecord, ...]]:
@@ -68,12 +65,7 @@ def measured_statistics(
         )
         return [tuple(next(found) for _ in unit.records) for unit in part]
 
-    return unit_statistics(
-        _by_unit(units, measured, batch_size=batch_size, otherwise=(), what="statistics"),
-        clusters=clusters.count,
-        loss_clip=loss_clip,
-        scale=scale,
-    )
+    return _by_unit(units, measured, batch_size=batch_size, otherwise=(), what="statistics")
 
 
 def valuation_student(
@@ -98,10 +90,13 @@ def measured_gains(
     students: Mapping[int, AdapterWeights],
     *,
     reference: AdapterWeights,
-    parameters: ValuationParameters,
+    clusters: int,
     batch_size: int,
-) -> UnitGains:
+) -> list[FloatArray]:
     """By how much each student makes the records' own reasons likelier than the reference does.
+
+    Returns: per unit (records with reasons, clusters), nats per token; 0 for clusters without a
+    student.
 
     Records without reasons take no part: a student that reasons differs from the reference in how
     likely a bare answer is, whatever it has learned. The model's adapters are left as they were.
@@ -114,7 +109,7 @@ def measured_gains(
             for unit in part
         ]
         rows = [encode_row(lm, one.prompt, one.path) for unit in examples for one in unit]
-        gains: FloatArray = np.zeros((len(rows), parameters.clusters), dtype=np.float64)
+        gains: FloatArray = np.zeros((len(rows), clusters), dtype=np.float64)
         if rows:
             # Layers below the adapters run once per record, not once per student.
             lm.model.eval()
@@ -126,10 +121,9 @@ def measured_gains(
                 gains[:, cluster] = _path_scores(scorer, rows, batch_size=batch) - base
         return np.split(gains, np.cumsum([len(unit) for unit in examples])[:-1])
 
-    nothing: FloatArray = np.zeros((0, parameters.clusters), dtype=np.float64)
+    nothing: FloatArray = np.zeros((0, clusters), dtype=np.float64)
     with adapters_kept(lm):
-        found = _by_unit(units, measured, batch_size=batch_size, otherwise=nothing, what="trials")
-    return unit_gains(found, parameters=parameters)
+        return _by_unit(units, measured, batch_size=batch_size, otherwise=nothing, what="trials")
 
 
 @torch.no_grad()

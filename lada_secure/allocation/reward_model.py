@@ -19,13 +19,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.gap import CellMeans, band
+from lada_secure.allocation.gap import CellMeans
 from lada_secure.allocation.reward_networks import ZeroStartNetwork, pooled_unit_rows
-from lada_secure.arrays import FloatArray, IntArray, float_vector, frozen, index_vector
+from lada_secure.arrays import (
+    FloatArray,
+    IntArray,
+    float_matrix,
+    float_vector,
+    frozen,
+    index_vector,
+)
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError
 
@@ -38,7 +44,6 @@ _PRIOR_SAMPLES = 8.0
 # Rounds beyond this many are learned from together, which bounds the time of a fit.
 _SEPARATE_ROUNDS = 6
 _SMALLEST_SPREAD = 0.01
-_FEATURES_BEFORE_CLUSTERS = 8
 _RANGES = {
     "mass_share": (0.0, 1.0),
     "mean_loss": (0.0, 1.0),
@@ -71,25 +76,28 @@ class CellBeliefs:
     def __post_init__(self) -> None:
         """Raises: ParameterError: an array of the wrong length, not finite, or out of range."""
         for name, (low, high) in _RANGES.items():
-            values = float_vector(name, getattr(self, name), length=self.grid.cells)
-            if (values < low).any() or (values > high).any():
-                raise ParameterError(f"{name}: expected entries in [{low}, {high}]")
+            values = float_vector(
+                name, getattr(self, name), length=self.grid.cells, low=low, high=high
+            )
             object.__setattr__(self, name, frozen(values))
 
     @property
     def band(self) -> FloatArray:
-        """Learnability band of the mean p, (d,) in [0, 1]."""
-        return band(self.probability)
+        """Learnability band 4 p (1 - p), (d,) in [0, 1]: 0 for mastered and for hopeless cells.
+
+        p (1 - p) is the variance of a success with probability p, which bounds how far one step of
+        training can move it; the factor puts its largest value, at p = 1/2, to 1.
+        """
+        return 4.0 * self.probability * (1.0 - self.probability)
 
     def features(self) -> FloatArray:
-        """Inputs of the filter, (d, `feature_count(grid)`) float64, all in [-1, 1].
+        """Inputs of the filter, (d, 8 + clusters) float64, all in [-1, 1].
 
         Columns: mass over the largest mass, mean loss, p, band, last reward over 0.1 (clipped),
         log of picks, 1 where the cell was ever trained on, difficulty, one-hot cluster.
         """
         grid = self.grid
-        cluster = np.zeros((grid.cells, grid.clusters), dtype=np.float64)
-        cluster[np.arange(grid.cells), grid.clusters_of_cells()] = 1.0
+        one_hot_cluster = np.eye(grid.clusters)[grid.clusters_of_cells()]
         columns = (
             self.mass_share / max(float(self.mass_share.max()), 1e-12),
             self.mean_loss,
@@ -100,12 +108,7 @@ class CellBeliefs:
             (self.picks > 0).astype(np.float64),
             grid.bins_of_cells() / max(grid.bins - 1, 1),
         )
-        return np.concatenate([np.stack(columns, axis=1), cluster], axis=1)
-
-
-def feature_count(grid: CellGrid) -> int:
-    """Width of `CellBeliefs.features`."""
-    return _FEATURES_BEFORE_CLUSTERS + grid.clusters
+        return np.concatenate([np.stack(columns, axis=1), one_hot_cluster], axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,18 +128,17 @@ class RoundObservations:
     def __post_init__(self) -> None:
         """Raises: ParameterError: shapes that differ, or values out of range."""
         cells = index_vector("cells", self.cells, below=2**31)
-        features = np.asarray(self.features, dtype=np.float64)
-        if features.ndim != 2 or len(features) != len(cells) or not np.isfinite(features).all():
-            raise ParameterError(
-                f"features: expected ({len(cells)}, F), finite, got shape {features.shape}"
-            )
-        rewards = float_vector("rewards", self.rewards, length=len(cells))
-        samples = float_vector("samples", self.samples, length=len(cells))
-        if (np.abs(rewards) > 1.0).any() or (samples < 1.0).any():
-            raise ParameterError("rewards must lie in [-1, 1] and samples be at least 1")
+        features = float_matrix("features", self.features, rows=len(cells))
+        rewards = float_vector("rewards", self.rewards, length=len(cells), low=-1.0, high=1.0)
+        samples = float_vector("samples", self.samples, length=len(cells), low=1.0)
         for name, values in (("features", features), ("rewards", rewards), ("samples", samples)):
             object.__setattr__(self, name, frozen(values))
         object.__setattr__(self, "cells", frozen(cells))
+
+    def to_json(self) -> dict[str, Json]:
+        """JSON form, as part of `RewardHistory.to_json`."""
+        arrays = ("cells", "features", "rewards", "samples")
+        return {"round_id": self.round_id, **{one: getattr(self, one).tolist() for one in arrays}}
 
 
 def observations(beliefs: CellBeliefs, rewards: CellMeans, *, round_id: int) -> RoundObservations:
@@ -188,17 +190,7 @@ class RewardHistory:
 
     def to_json(self) -> dict[str, Json]:
         """JSON form for the site's own state; `parse_history` reads it back."""
-        arrays = ("cells", "features", "rewards", "samples")
-        return {
-            "version": 1,
-            "rounds": [
-                {
-                    "round_id": observed.round_id,
-                    **{name: getattr(observed, name).tolist() for name in arrays},
-                }
-                for observed in self.rounds
-            ],
-        }
+        return {"version": 1, "rounds": [observed.to_json() for observed in self.rounds]}
 
 
 class _StoredRound(BaseModel):
@@ -223,30 +215,17 @@ def parse_history(value: Json) -> RewardHistory:
 
     Raises: ParameterError: not what `RewardHistory.to_json` writes.
     """
-    try:
-        stored = _StoredHistory.model_validate(value)
-    except ValidationError as error:
-        fault = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise ParameterError(f"filter history: {where}: {fault['msg']}") from error
     history = RewardHistory()
-    for row in stored.rounds:
-        history = history.with_round(
-            RoundObservations(
-                round_id=row.round_id,
-                cells=np.array(row.cells, dtype=np.int64),
-                features=_rows(row.features),
-                rewards=np.array(row.rewards, dtype=np.float64),
-                samples=np.array(row.samples, dtype=np.float64),
-            )
-        )
+    try:
+        for stored in _StoredHistory.model_validate(value).rounds:
+            # A round that trained on nothing has no row to tell how many features there are.
+            features = stored.features or np.zeros((0, 0))
+            observed = RoundObservations(**{**dict(stored), "features": features})
+            history = history.with_round(observed)
+    # NumPy raises ValueError for rows that differ in length, pydantic one of its own.
+    except ValueError as error:
+        raise ParameterError(f"filter history: {error}") from error
     return history
-
-
-def _rows(features: list[list[float]]) -> FloatArray:
-    if len({len(row) for row in features}) > 1:
-        raise ParameterError("filter history: rows of features differ in length")
-    return np.array(features, dtype=np.float64).reshape(len(features), -1 if features else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -257,46 +236,17 @@ class Forecast:
     exploration: FloatArray
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RewardModel:
-    """A fitted pair of networks; rewards are centre + spread x their outputs."""
+def forecast(history: RewardHistory, features: FloatArray, *, seed: int) -> Forecast:
+    """Fit both networks to a site's history, and predict the rewards of cells.
 
-    exploitation: ZeroStartNetwork
-    exploration: ZeroStartNetwork
-    centre: float
-    spread: float
+    No history gives the prior for every cell. f2 learns from residuals as they stood when each
+    round was chosen: round t's observations against the f1 of rounds before t, with the gradients
+    of that f1. Residuals of a network on its own training data would say that nothing is uncertain.
 
-    def forecast(self, features: npt.ArrayLike) -> Forecast:
-        """Predict the rewards of cells.
-
-        Args: features: (d, F), the width that the filter was fitted with.
-        Raises: ParameterError: another width.
-        """
-        inputs = np.asarray(features, dtype=np.float64)
-        if inputs.ndim != 2 or inputs.shape[1] != self.exploitation.width:
-            raise ParameterError(
-                f"features: expected (d, {self.exploitation.width}), got {inputs.shape}"
-            )
-        first = self.exploitation.outputs(inputs)
-        gradients = pooled_unit_rows(self.exploitation.gradients(inputs), _GRADIENT_FEATURES)
-        # A correction of more than two spreads is beyond anything that was observed.
-        second = self.spread * np.clip(self.exploration.outputs(gradients), -2.0, 2.0)
-        return Forecast(
-            exploitation=np.clip(self.centre + self.spread * first, -1.0, 1.0),
-            exploration=np.clip(second, -1.0, 1.0),
-        )
-
-
-def fit_reward_model(history: RewardHistory, *, width: int, seed: int) -> RewardModel:
-    """Fit both networks to a site's history; no history gives the prior for every cell.
-
-    f2 learns from residuals as they stood when each round was chosen: round t's observations
-    against the f1 of rounds before t, with the gradients of that f1. Residuals of a network on
-    its own training data would say that nothing is uncertain.
-
-    Args: width: number of features F, `feature_count(grid)`. seed: of the initial weights.
+    Args: features: (d, F) of `CellBeliefs.features`. seed: of the initial weights.
     Raises: ParameterError: a round whose features have another width.
     """
+    width = features.shape[1]
     generator = np.random.default_rng(seed)
     first = ZeroStartNetwork(width, _HIDDEN, generator)
     second = ZeroStartNetwork(_GRADIENT_FEATURES, _HIDDEN, generator)
@@ -320,7 +270,14 @@ def fit_reward_model(history: RewardHistory, *, width: int, seed: int) -> Reward
     if rounds:
         weights = _examples(rounds, centre, spread)[2]
         second.fit(np.concatenate(gradients), np.concatenate(residuals), weights)
-    return RewardModel(exploitation=first, exploration=second, centre=centre, spread=spread)
+    own_gradients = pooled_unit_rows(first.gradients(features), _GRADIENT_FEATURES)
+    # Rewards are centre + spread x outputs. A correction of more than two spreads is beyond
+    # anything that was observed.
+    correction = spread * np.clip(second.outputs(own_gradients), -2.0, 2.0)
+    return Forecast(
+        exploitation=np.clip(centre + spread * first.outputs(features), -1.0, 1.0),
+        exploration=np.clip(correction, -1.0, 1.0),
+    )
 
 
 def _centre_and_spread(rounds: Sequence[RoundObservations]) -> tuple[float, float]:

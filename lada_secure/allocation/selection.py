@@ -1,162 +1,91 @@
-"""One site's choice in one round: what it believes of every cell, and which samples follow.
-
-The same two steps in the whole protocol, where the scores between them come back encrypted, and in
-the laboratory in one process. Both read released statistics and released models' losses on
-public paths, and nothing else, so that the choice is post-processing.
-"""
+"""Which samples a site asks for: the best by decrypted score, or within quotas by cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
+import numpy.typing as npt
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.cluster_estimates import ClusterEstimates
-from lada_secure.allocation.gap import cell_means, probability, smoothed
-from lada_secure.allocation.reward_model import (
-    CellBeliefs,
-    RewardHistory,
-    feature_count,
-    fit_reward_model,
-)
-from lada_secure.allocation.strategies import (
-    SMALLEST_SCORE,
-    CellView,
-    cluster_quotas,
-    cluster_utilities,
-    pick,
-    pick_by_cluster,
-    strategy,
-    utilities_of_samples,
-)
-from lada_secure.arrays import BoolArray, FloatArray, IntArray
-from lada_secure.errors import ParameterError
+from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, index_vector
+from lada_secure.ranges import at_least
 
 # Scores are read in steps of this size: wider than the error that decryption leaves.
 SCORE_STEP = 2.0**-10
+# Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
+SMALLEST_SCORE = 0.01
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllocationSettings:
-    """How a site chooses.
+def read_scores(scores: npt.ArrayLike) -> FloatArray:
+    """Scores in whole `SCORE_STEP`s, (n,): decryption, which is off by less, decides no tie.
 
-    strategy: a key of `strategies.STRATEGIES`. quota: most picks in a round, >= 1.
-    threshold: least score of a pick, in [0, 1]. exploration_weight: >= 0, 0 switches it off.
-    loss_clip: of the statistics, nats per token. seed: breaks ties and starts the reward model's
-    networks.
+    Raises: ParameterError: a score is NaN or infinite.
     """
-
-    strategy: str = "lada"
-    quota: int = 30
-    threshold: float = 0.1
-    exploration_weight: float = 0.1
-    loss_clip: float = 4.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check ranges. Raises: ParameterError: unknown strategy, or a value out of range."""
-        strategy(self.strategy)
-        checks = {
-            "quota": self.quota >= 1,
-            "threshold": 0.0 <= self.threshold <= 1.0,
-            "exploration_weight": 0.0 <= self.exploration_weight < float("inf"),
-            "loss_clip": 0.0 < self.loss_clip < float("inf"),
-        }
-        wrong = [name for name, good in checks.items() if not good]
-        if wrong:
-            raise ParameterError(f"allocation settings out of range: {', '.join(wrong)}")
+    return np.round(float_vector("scores", scores) / SCORE_STEP) * SCORE_STEP
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PoolMap:
-    """What is public about the pool: the cells' numbering, and each sample's cluster, (n,)."""
+def pick(order: FloatArray, candidates: BoolArray, *, quota: int, seed: int) -> BoolArray:
+    """Pick up to `quota` candidates, the first in order.
 
-    grid: CellGrid
-    clusters: IntArray
-
-
-def cell_view(
-    paths: Sequence[tuple[int, float]],
-    history: RewardHistory,
-    estimates: ClusterEstimates,
-    grid: CellGrid,
-    settings: AllocationSettings,
-    *,
-    agreement: FloatArray | None = None,
-) -> CellView:
-    """What the site believes of every cell, and what its reward model forecasts.
-
-    Args: paths: cell and p = exp(-loss) under the site's SLM of the paths that came so far; before
-        any came, the noised losses stand in. history: what training on cells brought. estimates:
-        the site's own released statistics. agreement: (d,) of `allocation.agreement`.
+    Args: order: (n,) finite, largest first. candidates: (n,) samples that
+        may be picked. seed: breaks ties, by a fixed shuffle rather than by position: a pool is
+        often sorted by topic.
+    Returns: (n,) bool with at most quota True; fewer where there are fewer candidates.
     """
-    prior = probability(estimates.mean_losses)
-    known = smoothed(
-        cell_means([p for _, p in paths], [cell for cell, _ in paths], cells=grid.cells),
-        grid.clusters_of_cells(),
-        prior=float(np.dot(estimates.shares, prior)),
-    )
-    beliefs = CellBeliefs(
-        grid=grid,
-        mass_share=grid.spread(estimates.shares),
-        mean_loss=grid.spread(np.clip(estimates.mean_losses / settings.loss_clip, 0.0, 1.0)),
-        probability=known if paths else grid.spread(prior),
-        last_reward=history.last_rewards(grid.cells),
-        picks=history.picks(grid.cells),
-    )
-    fitted = fit_reward_model(history, width=feature_count(grid), seed=settings.seed)
-    return CellView(
-        beliefs=beliefs, forecast=fitted.forecast(beliefs.features()), agreement=agreement
-    )
+    shuffle = np.random.default_rng(seed).permutation(len(order))
+    places = np.lexsort((shuffle, -order))
+    picked = np.zeros(len(order), dtype=np.bool_)
+    picked[places[candidates[places]][:quota]] = True
+    return picked
 
 
-def choose(
-    pool: PoolMap,
-    estimates: ClusterEstimates,
-    utilities: FloatArray,
-    scores: FloatArray,
-    available: BoolArray,
-    settings: AllocationSettings,
-    *,
-    round_id: int,
+def pick_by_cluster(
+    order: FloatArray, candidates: BoolArray, clusters: IntArray, quotas: IntArray, *, seed: int
 ) -> BoolArray:
-    """Pick within the quota.
+    """Pick within a quota per cluster.
 
-    Round 0 splits the quota over clusters by noised mass, but for picks at random, which that would
-    make the strategy "domain"; some strategies split it by utility in every round; the others pick
-    by score over the whole pool.
-
-    Args: utilities: (d,) of `cell_utilities`. scores: (n,) that came back for them; rounded here to
-        `SCORE_STEP`, so that decryption, which is off by less, decides no tie. available: (n,)
-        samples that may be picked.
-    Returns: (n,) bool with at most quota True.
+    Args: clusters: (n,) of samples. quotas: (C,) from `cluster_quotas`. The rest as in `pick`.
+    Returns: (n,) bool.
     """
-    rule = strategy(settings.strategy)
-    exact = np.round(scores / SCORE_STEP) * SCORE_STEP
-    start = round_id == 0 and rule.sample_order == "scores"
-    order = utilities_of_samples(settings.strategy, exact, seed=settings.seed + round_id)
-    if start or rule.by_cluster:
-        shares = estimates.shares if start else cluster_utilities(utilities, pool.grid)
-        good = available & (exact >= settings.threshold)
-        rooms = np.bincount(pool.clusters[good], minlength=pool.grid.clusters)
-        return pick_by_cluster(
-            exact,
-            pool.clusters,
-            cluster_quotas(shares, settings.quota, available=rooms),
-            threshold=settings.threshold,
-            available=available,
-            sample_utilities=order,
-            seed=settings.seed,
-        )
-    # A share of the best score that is left, because the cell that it was set by may be used up.
-    best = float(exact[available].max(initial=0.0))
-    return pick(
-        exact,
-        quota=settings.quota,
-        threshold=max(settings.threshold * best, SMALLEST_SCORE),
-        available=available,
-        sample_utilities=order,
-        seed=settings.seed + round_id,
-    )
+    picked = np.zeros(len(order), dtype=np.bool_)
+    for cluster, quota in enumerate(quotas.tolist()):
+        picked |= pick(order, candidates & (clusters == cluster), quota=quota, seed=seed)
+    return picked
+
+
+def cluster_quotas(shares: npt.ArrayLike, quota: int, *, available: npt.ArrayLike) -> IntArray:
+    """Split a quota over clusters in proportion to their shares (largest remainders).
+
+    Args: shares: (C,) >= 0, any scale; all zero counts as equal. quota: samples to split, >= 0.
+        available: (C,) samples that each cluster has.
+    Returns: (C,) int64, at most `available` each; what a full cluster cannot take goes to the
+        others with a share, then to any. Sums to min(quota, samples available).
+    """
+    at_least(0, quota=quota)
+    weights = float_vector("cluster shares", shares, low=0.0)
+    rooms = index_vector("available per cluster", available, below=2**31, length=len(weights))
+    given = np.zeros(len(weights), dtype=np.int64)
+    left = min(quota, int(rooms.sum()))
+    while left > 0:
+        room = rooms - given
+        active = np.where(room > 0, weights, 0.0)
+        if active.sum() <= 0.0:
+            active = (room > 0).astype(np.float64)
+        exact = left * active / active.sum()
+        step = np.floor(exact).astype(np.int64)
+        by_remainder = np.lexsort((np.arange(len(weights)), -(exact - step)))
+        step[by_remainder[: left - int(step.sum())]] += 1
+        step = np.minimum(step, room)
+        given += step
+        left -= int(step.sum())
+    return given
+
+
+def cluster_utilities(utilities: npt.ArrayLike, grid: CellGrid) -> FloatArray:
+    """What each public cluster is worth, (C,) >= 0: the mean of its cells' positive utilities.
+
+    Shares for `cluster_quotas`: a site that is not sure splits its quota, and one that is sure does
+    not. Picking by score alone would give everything to whichever cell is ahead by a hair.
+    """
+    values = np.maximum(float_vector("utilities", utilities, length=grid.cells), 0.0)
+    per_cluster: FloatArray = values.reshape(grid.clusters, grid.bins).mean(axis=1)
+    return per_cluster

@@ -19,39 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from lada_secure.allocation.cluster_estimates import ClusterEstimates, cluster_estimates
-from lada_secure.allocation.statistics_parameters import (
-    StatisticsParameters,
-    check_clip_and_scale,
-    check_vector,
-)
-from lada_secure.arrays import IntArray, frozen
-from lada_secure.errors import LocalProtocolError
+from lada_secure.allocation.statistics_parameters import StatisticsParameters
+from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
 from lada_secure.privacy.released import Released, post_process
 
 PURPOSE = "statistics"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class UnitStatistics:
-    """Exact statistics of private data, before noise. Never leaves the site; no repr of values.
-
-    vector: (2C,) int64 >= 0, C masses then C loss masses, in steps.
-    """
-
-    vector: IntArray = field(repr=False)
-    clusters: int
-    loss_clip: float
-    scale: int
 
 
 class MeasuredRecord(NamedTuple):
@@ -62,13 +43,9 @@ class MeasuredRecord(NamedTuple):
 
 
 def unit_statistics(
-    measured: Sequence[Sequence[MeasuredRecord]],
-    *,
-    clusters: int,
-    loss_clip: float,
-    scale: int,
-) -> UnitStatistics:
-    """Add up what every privacy unit contributes.
+    measured: Sequence[Sequence[MeasuredRecord]], parameters: StatisticsParameters
+) -> IntArray:
+    """Add up what every privacy unit contributes. Exact: the result never leaves the site.
 
     A unit with k records gives each of them weight 1/k. Its share of cluster c, in steps, is
     floor(s x its records there / k); its loss mass is floor(s x the sum of their clipped losses
@@ -76,8 +53,7 @@ def unit_statistics(
 
     Args: measured: per unit of `bound_units`, its records; may be empty. A unit without any adds
         zero: it could not be measured.
-    Returns: all zeros for no units.
-    Raises: ParameterError: clip or scale out of range.
+    Returns: (2C,) int64 >= 0, C masses then C loss masses, in steps; all zeros for no units.
 
     Values | count as
     ---|---
@@ -86,24 +62,21 @@ def unit_statistics(
     loss NaN | the clip: refusing the record would let one record stop a release
     cluster out of range | nothing, as if the record were not there, with its weight
     """
-    check_clip_and_scale(loss_clip, scale)
-    total = np.zeros(2 * clusters, dtype=np.int64)
+    total = np.zeros(parameters.length, dtype=np.int64)
     for unit in measured:
         if unit:
-            total += _contribution(unit, clusters=clusters, loss_clip=loss_clip, scale=scale)
-    return UnitStatistics(vector=frozen(total), clusters=clusters, loss_clip=loss_clip, scale=scale)
+            total += _contribution(unit, parameters)
+    return total
 
 
-def _contribution(
-    unit: Sequence[MeasuredRecord], *, clusters: int, loss_clip: float, scale: int
-) -> IntArray:
-    counts = np.zeros(clusters, dtype=np.int64)
-    clipped = np.zeros(clusters, dtype=np.float64)
+def _contribution(unit: Sequence[MeasuredRecord], parameters: StatisticsParameters) -> IntArray:
+    clip, scale, size = parameters.loss_clip, parameters.scale, len(unit)
+    counts = np.zeros(parameters.clusters, dtype=np.int64)
+    clipped = np.zeros(parameters.clusters, dtype=np.float64)
     for cluster, loss in unit:
-        if 0 <= cluster < clusters:
+        if 0 <= cluster < parameters.clusters:
             counts[cluster] += 1
-            clipped[cluster] += 1.0 if math.isnan(loss) else min(max(loss / loss_clip, 0.0), 1.0)
-    size = len(unit)
+            clipped[cluster] += 1.0 if math.isnan(loss) else min(max(loss / clip, 0.0), 1.0)
     mass = scale * counts // size
     # The minimum makes the bound exact whatever floating point does to the sum above.
     loss_mass = np.minimum(np.floor(scale * clipped / size).astype(np.int64), mass)
@@ -114,23 +87,48 @@ def _contribution(
 class NoisedStatistics:
     """A site's statistics after noise and clamping: free to use and to send.
 
-    vector: (2C,) int64, every entry within `parameters.site_bound` of 0.
+    vector: (2C,) int64, every entry within `parameters.site_bound` of 0. What it says per cluster
+    is (C,) float64, in units of privacy and nats per token.
     """
 
     vector: IntArray
     parameters: StatisticsParameters
 
-    def __post_init__(self) -> None:
-        """Check the proven bound.
+    @property
+    def _sums(self) -> tuple[FloatArray, FloatArray, float]:
+        """Noised masses, loss masses and the noise's standard deviation, in units of privacy."""
+        masses, loss_masses = np.split(self.vector / self.parameters.scale, 2)
+        return masses, loss_masses, self.parameters.std / self.parameters.scale
 
-        Raises: ParameterError: wrong length or an entry beyond the bound.
+    @property
+    def masses(self) -> FloatArray:
+        """Units of privacy per cluster, >= 0; 0 within one standard deviation of the noise."""
+        masses, _, std = self._sums
+        return np.where(masses > std, masses, 0.0)
+
+    @property
+    def shares(self) -> FloatArray:
+        """Masses as shares that sum to 1; equal shares where all masses are 0."""
+        masses = self.masses
+        if not masses.any():
+            masses = np.ones_like(masses)
+        shares: FloatArray = masses / masses.sum()
+        return shares
+
+    @property
+    def mean_losses(self) -> FloatArray:
+        """Nats per token in [0, loss clip].
+
+        A mean loss is a ratio of two noised numbers: below three standard deviations of mass it
+        would be noise, and the mean over all clusters stands in for it.
         """
-        check_vector(self.vector, self.parameters.length, self.parameters.site_bound)
-        object.__setattr__(self, "vector", frozen(self.vector))
-
-    def estimates(self) -> ClusterEstimates:
-        """What the site may believe of its own data."""
-        return cluster_estimates(self.vector, self.parameters)
+        masses, loss_masses, std = self._sums
+        overall = 0.5
+        if float(masses.sum()) > std * math.sqrt(len(masses)):
+            overall = float(np.clip(loss_masses.sum() / masses.sum(), 0.0, 1.0))
+        firm = masses > 3.0 * std
+        ratios = np.where(firm, loss_masses / np.where(firm, masses, 1.0), overall)
+        return self.parameters.loss_clip * np.clip(ratios, 0.0, 1.0)
 
 
 # The ledger's description of one round's statistics, built from their parameters.
@@ -138,58 +136,34 @@ statistics_spec = partial(vector_spec, PURPOSE)
 
 
 def release_statistics(
-    compute: Callable[[Reservation], UnitStatistics],
+    measure: Callable[[Reservation], Sequence[Sequence[MeasuredRecord]]],
     *,
     parameters: StatisticsParameters,
     book: LedgerBook,
     spec: ReleaseSpec,
-    after: Sequence[Released[object]] = (),
 ) -> Released[NoisedStatistics]:
-    """Pay, compute, add discrete Gaussian noise, clamp, commit: the only way out for statistics.
+    """Pay, measure, add discrete Gaussian noise, clamp, commit: the only way out for statistics.
 
-    The noise is the site's own full guarantee; it depends on no other party.
+    The noise is the site's own full guarantee; it depends on no other party. What is measured is
+    clipped and added up here, by the parameters that the noise is sized for.
 
     Args:
-        compute: `unit_statistics` of the site's records; called only once the ledger has the
-            reservation, and not at all where this round's output is stored already.
+        measure: the records of every unit, as `unit_statistics` takes them; called only once the
+            ledger has the reservation, and not at all where this round's output is stored already.
         spec: from `statistics_spec` with the same parameters.
-        after: releases that the computation builds on, such as the SLM's adapters whose losses
-            it uses.
     Returns: every entry within `parameters.site_bound` of 0.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
-        `spec` or the computed statistics belong to other parameters. LedgerError: see
-        `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
+        `spec` belongs to other parameters. LedgerError: see `LedgerBook.reserve`, or stored bytes
+        that do not fit the parameters.
     """
-
-    def exact(paid: Reservation) -> IntArray:
-        found = compute(paid)
-        _check_same(found, parameters)
-        return found.vector
-
     noised = release_vector(
-        exact,
+        lambda paid: unit_statistics(measure(paid), parameters),
         purpose=PURPOSE,
         noise=parameters,
         bound=parameters.site_bound,
         book=book,
         spec=spec,
-        after=after,
     )
     return post_process(
         noised, lambda vector: NoisedStatistics(vector=vector, parameters=parameters)
     )
-
-
-def _check_same(exact: UnitStatistics, parameters: StatisticsParameters) -> None:
-    """Noise is sized for one scale, clip and length; statistics made with others void it."""
-    got = (exact.clusters, exact.loss_clip, exact.scale, exact.vector.shape)
-    expected = (
-        parameters.clusters,
-        parameters.loss_clip,
-        parameters.scale,
-        (parameters.length,),
-    )
-    if got != expected:
-        raise LocalProtocolError(
-            f"statistics: expected clusters, loss clip, scale and shape {expected}, got {got}"
-        )

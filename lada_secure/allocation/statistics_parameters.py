@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from lada_secure.allocation.cells import MAX_CLUSTERS
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.terms import MIN_STD_STEPS
+from lada_secure.ranges import above_zero, within
 
 # Exact shares for units of 1 to 6 records: 120 is a multiple of all of them.
 _FINEST_SCALE = 120
@@ -35,8 +33,7 @@ def statistics_scale(noise_multiplier: float) -> int:
 
     Raises: ParameterError: noise_multiplier <= 0 or so small that no allowed scale will do.
     """
-    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0.0):
-        raise ParameterError(f"noise_multiplier: expected above 0, got {noise_multiplier}")
+    above_zero(noise_multiplier=noise_multiplier)
     needed = MIN_STD_STEPS / (noise_multiplier * math.sqrt(2.0))
     scale = _FINEST_SCALE * max(math.ceil(needed / _FINEST_SCALE), 1)
     if scale > _MAX_SCALE:
@@ -74,23 +71,11 @@ class StatisticsParameters:
     scale: int
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises: ParameterError: a value out of range, or noise of fewer than 16 steps.
-        """
-        if not 1 <= self.clusters <= MAX_CLUSTERS:
-            raise ParameterError(
-                f"statistics clusters: expected 1 to {MAX_CLUSTERS}, got {self.clusters}"
-            )
-        check_clip_and_scale(self.loss_clip, self.scale)
-        if not 1 <= self.max_units <= _MAX_UNITS:
-            raise ParameterError(
-                f"statistics max_units: expected 1 to {_MAX_UNITS}, got {self.max_units}"
-            )
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0.0):
-            raise ParameterError(
-                f"statistics noise_multiplier: expected above 0, got {self.noise_multiplier}"
-            )
+        """Raises: ParameterError: a value out of range, or noise of fewer than 16 steps."""
+        within(1, MAX_CLUSTERS, clusters=self.clusters)
+        within(1, _MAX_UNITS, max_units=self.max_units)
+        within(1, _MAX_SCALE, scale=self.scale)
+        above_zero(loss_clip=self.loss_clip, noise_multiplier=self.noise_multiplier)
         if self.std < MIN_STD_STEPS:
             raise ParameterError(
                 f"statistics noise: expected a std of at least {MIN_STD_STEPS} steps, got "
@@ -119,27 +104,3 @@ class StatisticsParameters:
         return site_bound(
             scale=self.scale, max_units=self.max_units, noise_multiplier=self.noise_multiplier
         )
-
-    def sum_bound(self, *, sites: int) -> int:
-        """Bound on every entry of a sum over sites."""
-        if sites < 1:
-            raise ParameterError(f"sum bound: expected at least one site, got {sites}")
-        return self.site_bound * sites
-
-
-def check_vector(vector: npt.NDArray[np.generic], length: int, bound: int) -> None:
-    """Raises: ParameterError: another shape or type, or an entry beyond the bound."""
-    if vector.shape != (length,) or not np.issubdtype(vector.dtype, np.integer):
-        raise ParameterError(
-            f"statistics: expected ({length},) whole numbers, got {vector.shape} {vector.dtype}"
-        )
-    if len(vector) and max(abs(int(vector.min())), abs(int(vector.max()))) > bound:
-        raise ParameterError(f"statistics: an entry lies beyond the bound of {bound}")
-
-
-def check_clip_and_scale(loss_clip: float, scale: int) -> None:
-    """Raises: ParameterError: a clip not above 0 nats per token, or a scale out of range."""
-    if not (math.isfinite(loss_clip) and loss_clip > 0.0):
-        raise ParameterError(f"loss clip: expected above 0 nats per token, got {loss_clip}")
-    if not 1 <= scale <= _MAX_SCALE:
-        raise ParameterError(f"statistics scale: expected 1 to {_MAX_SCALE}, got {scale}")

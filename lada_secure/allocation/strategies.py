@@ -1,4 +1,4 @@
-"""Allocation: strategies that value cells, and the picks that follow from decrypted scores.
+"""Allocation: strategies that value cells.
 
 All strategies stand behind one function, `cell_utilities`, so that an experiment changes one name.
 The utilities leave the site only encrypted under its own key; the scores come back encrypted.
@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.reward_model import CellBeliefs, Forecast
-from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, index_vector
+from lada_secure.arrays import BoolArray, FloatArray, float_vector
 from lada_secure.errors import ParameterError
-
-# Decryption leaves an error of about 1e-5, so that a score of exactly 0 comes back as either sign.
-SMALLEST_SCORE = 0.01
+from lada_secure.ranges import zero_or_more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,19 +30,6 @@ class CellView:
     forecast: Forecast
     agreement: FloatArray | None = None
 
-    def __post_init__(self) -> None:
-        """Check that both speak of the same cells.
-
-        Raises: ParameterError: lengths that differ, or a forecast that is not finite.
-        """
-        cells = self.beliefs.grid.cells
-        float_vector("exploitation", self.forecast.exploitation, length=cells)
-        float_vector("exploration", self.forecast.exploration, length=cells)
-        if self.agreement is not None:
-            shares = float_vector("agreement", self.agreement, length=cells)
-            if (shares < 0.0).any() or (shares > 1.0).any():
-                raise ParameterError("agreement: expected entries in [0, 1]")
-
     def promise(self, alpha: float) -> FloatArray:
         """Exploitation + alpha x exploration, (d,), in units of reward."""
         return self.forecast.exploitation + alpha * self.forecast.exploration
@@ -59,7 +43,8 @@ class Strategy:
     rank that pass the threshold: by their scores, or at random. `by_cluster`: the quota is split
     over clusters by utility in every round, not only in the first by mass. `judged`: rationales are
     judged by the DP reference model and by data valuation, where the plan has them, and those that
-    contradict the private records are not trained on; without it nothing is judged or paid for.
+    contradict the private records are not trained on; a cell's worth is multiplied by how surely
+    its rationales agree with the records. Without it nothing is judged or paid for.
     """
 
     name: str
@@ -79,16 +64,6 @@ def _utility_lada(view: CellView, alpha: float) -> FloatArray:
         # mass still do.
         promise = np.ones_like(promise)
     return view.beliefs.band * view.beliefs.mass_share * promise
-
-
-def _utility_guided(view: CellView, alpha: float) -> FloatArray:
-    utility = _utility_lada(view, alpha)
-    return utility if view.agreement is None else utility * view.agreement
-
-
-def _utility_valuation(view: CellView, _alpha: float) -> FloatArray:
-    mass = view.beliefs.mass_share
-    return mass.copy() if view.agreement is None else mass * view.agreement
 
 
 def _utility_band(view: CellView, _alpha: float) -> FloatArray:
@@ -128,14 +103,14 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             name="guided",
             summary="lada x how surely the cell's paths agree with the private records",
-            utility=_utility_guided,
+            utility=_utility_lada,
             by_cluster=True,
             judged=True,
         ),
         Strategy(
             name="valuation",
             summary="noised mass x how surely the cell's paths agree with the private records",
-            utility=_utility_valuation,
+            utility=_utility_domain,
             by_cluster=True,
             judged=True,
         ),
@@ -173,134 +148,15 @@ def cell_utilities(name: str, view: CellView, *, alpha: float) -> FloatArray:
         relative to the best cell. All zeros where no cell is worth anything.
     Raises: ParameterError: unknown name, alpha < 0 or not finite.
     """
-    if not (np.isfinite(alpha) and alpha >= 0.0):
-        raise ParameterError(f"alpha: expected a finite number >= 0, got {alpha}")
-    utility = float_vector("worth of cells", strategy(name).utility(view, alpha))
+    zero_or_more(alpha=alpha)
+    rule, cells = strategy(name), view.beliefs.grid.cells
+    utility = float_vector("worth of cells", rule.utility(view, alpha), length=cells)
+    if rule.judged and view.agreement is not None:
+        utility = utility * view.agreement
     largest = float(np.abs(utility).max())
     if largest == 0.0:
         return np.zeros_like(utility)
     return np.clip(utility / largest, -1.0, 1.0)
-
-
-def utilities_of_samples(name: str, scores: npt.ArrayLike, *, seed: int) -> FloatArray:
-    """In which order samples are picked: by score, or at random for a random strategy, (n,)."""
-    values = float_vector("scores", scores)
-    if strategy(name).sample_order == "random":
-        return np.random.default_rng(seed).random(len(values))
-    return values
-
-
-def pick(
-    scores: npt.ArrayLike,
-    *,
-    quota: int,
-    threshold: float,
-    available: npt.ArrayLike | None = None,
-    sample_utilities: npt.ArrayLike | None = None,
-    seed: int = 0,
-) -> BoolArray:
-    """Pick up to `quota` samples whose score reaches the threshold, the best first.
-
-    Args:
-        scores: (n,) decrypted scores, M u.
-        quota: largest number of picks, >= 0.
-        threshold: smallest score that may be picked; at least `SMALLEST_SCORE` makes sense.
-        available: (n,) bool, False for samples that must not be picked again; None for all.
-        sample_utilities: (n,) order of picking where it is not by score; see
-            `utilities_of_samples`.
-        seed: breaks ties, by a fixed shuffle rather than by position: a pool is often sorted by
-            topic.
-    Returns: (n,) bool with at most quota True; fewer where fewer qualify.
-    """
-    values = float_vector("scores", scores)
-    if quota < 0:
-        raise ParameterError(f"quota: expected at least 0, got {quota}")
-    allowed = _allowed(values, threshold, available)
-    order_by = (
-        values
-        if sample_utilities is None
-        else float_vector("priorities", sample_utilities, length=len(values))
-    )
-    shuffle = np.random.default_rng(seed).permutation(len(values))
-    order = np.lexsort((shuffle, -order_by))
-    chosen = order[allowed[order]][:quota]
-    picked = np.zeros(len(values), dtype=np.bool_)
-    picked[chosen] = True
-    return picked
-
-
-def pick_by_cluster(
-    scores: npt.ArrayLike,
-    cluster_of_sample: npt.ArrayLike,
-    quotas: npt.ArrayLike,
-    *,
-    threshold: float,
-    available: npt.ArrayLike | None = None,
-    sample_utilities: npt.ArrayLike | None = None,
-    seed: int = 0,
-) -> BoolArray:
-    """Pick within a quota per cluster, the clustering start of round 0.
-
-    Args: quotas: (C,) whole numbers >= 0, from `cluster_quotas`. The rest as in `pick`.
-    Returns: (n,) bool.
-    """
-    values = float_vector("scores", scores)
-    wanted = index_vector("cluster quotas", quotas, below=2**31)
-    clusters = index_vector(
-        "clusters of samples", cluster_of_sample, below=len(wanted), length=len(values)
-    )
-    allowed = _allowed(values, threshold, available)
-    picked = np.zeros(len(values), dtype=np.bool_)
-    for cluster in range(len(wanted)):
-        picked |= pick(
-            values,
-            quota=int(wanted[cluster]),
-            threshold=threshold,
-            available=allowed & (clusters == cluster),
-            sample_utilities=sample_utilities,
-            seed=seed,
-        )
-    return picked
-
-
-def cluster_quotas(shares: npt.ArrayLike, quota: int, *, available: npt.ArrayLike) -> IntArray:
-    """Split a quota over clusters in proportion to their shares (largest remainders).
-
-    Args: shares: (C,) >= 0, any scale; all zero counts as equal. quota: samples to split, >= 0.
-        available: (C,) samples that each cluster has.
-    Returns: (C,) int64, at most `available` each; what a full cluster cannot take goes to the
-        others with a share, then to any. Sums to min(quota, samples available).
-    """
-    weights = float_vector("cluster shares", shares)
-    rooms = index_vector("available per cluster", available, below=2**31, length=len(weights))
-    if quota < 0 or (weights < 0.0).any():
-        raise ParameterError("cluster quotas: quota and shares must be at least 0")
-    given = np.zeros(len(weights), dtype=np.int64)
-    left = min(quota, int(rooms.sum()))
-    while left > 0:
-        room = rooms - given
-        active = np.where(room > 0, weights, 0.0)
-        if active.sum() <= 0.0:
-            active = (room > 0).astype(np.float64)
-        exact = left * active / active.sum()
-        step = np.floor(exact).astype(np.int64)
-        by_remainder = np.lexsort((np.arange(len(weights)), -(exact - step)))
-        step[by_remainder[: left - int(step.sum())]] += 1
-        step = np.minimum(step, room)
-        given += step
-        left -= int(step.sum())
-    return given
-
-
-def cluster_utilities(utilities: npt.ArrayLike, grid: CellGrid) -> FloatArray:
-    """What each public cluster is worth, (C,) >= 0: the mean of its cells' positive utilities.
-
-    Shares for `cluster_quotas`: a site that is not sure splits its quota, and one that is sure does
-    not. Picking by score alone would give everything to whichever cell is ahead by a hair.
-    """
-    values = np.maximum(float_vector("utilities", utilities, length=grid.cells), 0.0)
-    per_cluster: FloatArray = values.reshape(grid.clusters, grid.bins).mean(axis=1)
-    return per_cluster
 
 
 def rationale_screen(probabilities: npt.ArrayLike, low: float, high: float) -> BoolArray:
@@ -314,18 +170,3 @@ def rationale_screen(probabilities: npt.ArrayLike, low: float, high: float) -> B
     if not 0.0 <= low < high <= 1.0:
         raise ParameterError(f"path screen: expected 0 <= low < high <= 1, got {low} and {high}")
     return (values >= low) & (values <= high)
-
-
-def _allowed(scores: FloatArray, threshold: float, available: npt.ArrayLike | None) -> BoolArray:
-    if not np.isfinite(threshold):
-        raise ParameterError(f"score threshold: expected a finite number, got {threshold}")
-    allowed: BoolArray = scores >= threshold
-    if available is None:
-        return allowed
-    mask = np.asarray(available)
-    if mask.dtype != np.bool_ or mask.shape != scores.shape:
-        raise ParameterError(
-            f"available: expected ({len(scores)},) of bool, got {mask.shape} of {mask.dtype}"
-        )
-    both: BoolArray = allowed & mask
-    return both

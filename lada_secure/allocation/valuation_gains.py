@@ -19,19 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from lada_secure.allocation.cells import MAX_CLUSTERS
-from lada_secure.allocation.statistics_parameters import check_clip_and_scale, statistics_scale
-from lada_secure.arrays import FloatArray, IntArray, frozen
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.allocation.statistics_parameters import statistics_scale
+from lada_secure.arrays import FloatArray, IntArray
+from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.terms import ReleaseSpec, Reservation
 from lada_secure.privacy.release.noised_vectors import release_vector, vector_spec
 from lada_secure.privacy.released import Released, post_process
+from lada_secure.ranges import above_zero, within
 
 PURPOSE = "trials"
 # Most L2 norm of a unit's vector, in clips. Beside the weight of 1, three clusters may be full.
@@ -52,13 +53,10 @@ class ValuationParameters:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        """Check ranges. Raises: ParameterError: a value out of range."""
-        if not 1 <= self.clusters <= MAX_CLUSTERS:
-            raise ParameterError(
-                f"trials: clusters: expected 1 to {MAX_CLUSTERS}, got {self.clusters}"
-            )
-        # Checks the noise, too.
-        check_clip_and_scale(self.gain_clip, self.scale)
+        """Raises: ParameterError: a value out of range, or too little noise for any scale."""
+        within(1, MAX_CLUSTERS, clusters=self.clusters)
+        above_zero(gain_clip=self.gain_clip)
+        _ = self.scale
 
     @property
     def scale(self) -> int:
@@ -81,28 +79,22 @@ class ValuationParameters:
         return math.nextafter(self.noise_multiplier * self.l2_sensitivity, math.inf)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class UnitGains:
-    """Exact sums over private units, before noise. Never leave the site; no repr of values."""
-
-    vector: IntArray = field(repr=False)
-    parameters: ValuationParameters
-
-
-def unit_gains(gains: Sequence[FloatArray], *, parameters: ValuationParameters) -> UnitGains:
+def unit_gains(gains: Sequence[FloatArray], parameters: ValuationParameters) -> IntArray:
     """Add up what every privacy unit says of each cluster's valuation student.
+
+    Exact: the result never leaves the site.
 
     Args: gains: per unit of `bound_units` (records with reasons, C), nats per token, 0 for clusters
         without a valuation. A unit without rows adds zero: none of its records has reasons, or it
         could not be measured. NaN counts as 0: refusing it would let one record stop a release.
-    Returns: (C + 1,) in steps, all zeros for no units.
+    Returns: (C + 1,) int64 in steps, all zeros for no units.
     Raises: ParameterError: rows of another length.
     """
     total = np.zeros(parameters.length, dtype=np.int64)
     for rows in gains:
         if len(rows):
             total += _contribution(rows, parameters)
-    return UnitGains(vector=frozen(total), parameters=parameters)
+    return total
 
 
 def _contribution(rows: FloatArray, parameters: ValuationParameters) -> IntArray:
@@ -128,19 +120,11 @@ class NoisedGains:
     vector: IntArray
     parameters: ValuationParameters
 
-    def __post_init__(self) -> None:
-        """Raises: ParameterError: another shape."""
-        if self.vector.shape != (self.parameters.length,):
-            raise ParameterError(
-                f"trials: expected {self.parameters.length} numbers, got {self.vector.shape}"
-            )
-        object.__setattr__(self, "vector", frozen(self.vector))
-
     @property
     def counts(self) -> bool:
         """Whether the weight is beyond one standard deviation of its noise; else gains are noise.
 
-        So is a mass of the statistics, see `ClusterEstimates`.
+        So is a mass of the statistics, see `NoisedStatistics.masses`.
         """
         return float(self.vector[-1]) > self.parameters.std
 
@@ -166,28 +150,29 @@ valuation_spec = partial(vector_spec, PURPOSE)
 
 
 def release_gains(
-    compute: Callable[[Reservation], UnitGains],
+    measure: Callable[[Reservation], Sequence[FloatArray]],
     *,
     parameters: ValuationParameters,
     book: LedgerBook,
     spec: ReleaseSpec,
 ) -> Released[NoisedGains]:
-    """Pay, compute, add discrete Gaussian noise, commit: the only way out for gains.
+    """Pay, measure, add discrete Gaussian noise, commit: the only way out for gains.
 
-    Args: compute: called only once the ledger has the reservation, and not at all where this
-        round's output is stored already. spec: from `valuation_spec` with the same parameters.
+    What is measured is clipped and added up here, by the parameters that the noise is sized for.
+
+    Args: measure: the gains of every unit, as `unit_gains` takes them; called only once the ledger
+        has the reservation, and not at all where this round's output is stored already. spec: from
+        `valuation_spec` with the same parameters.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
-        `spec` or the computed gains belong to other parameters. LedgerError: see
-        `LedgerBook.reserve`, or stored bytes that do not fit the parameters.
+        `spec` belongs to other parameters. LedgerError: see `LedgerBook.reserve`, or stored bytes
+        that do not fit the parameters.
     """
-
-    def exact(paid: Reservation) -> IntArray:
-        found = compute(paid)
-        if found.parameters != parameters or found.vector.shape != (parameters.length,):
-            raise LocalProtocolError("trials: the gains were made with other parameters")
-        return found.vector
-
     noised = release_vector(
-        exact, purpose=PURPOSE, noise=parameters, bound=_LARGEST_ENTRY, book=book, spec=spec
+        lambda paid: unit_gains(measure(paid), parameters),
+        purpose=PURPOSE,
+        noise=parameters,
+        bound=_LARGEST_ENTRY,
+        book=book,
+        spec=spec,
     )
     return post_process(noised, lambda vector: NoisedGains(vector=vector, parameters=parameters))

@@ -66,21 +66,17 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingLog:
-    """What was trained and where, and the mean pool loss of every step."""
+class Distilled:
+    """Result of `distil`: adapters that may leave, and for the site what was trained and where.
 
+    public_losses: mean pool loss of every step.
+    """
+
+    adapters: Released[AdapterWeights]
     engine: str
     device: str
     trainable_parameters: int
     public_losses: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distilled:
-    """Result of `distil`: adapters that may leave, and a log for the site."""
-
-    adapters: Released[AdapterWeights]
-    log: TrainingLog
 
 
 PaidUnits: TypeAlias = Callable[[Reservation], Sequence[PrivateUnit]]
@@ -150,12 +146,10 @@ def distil(
         return Distilled(
             # The model holds exactly the released state now: its adapters are a function of it.
             adapters=post_process(released, lambda _: adapter_weights(lm), label="adapters"),
-            log=TrainingLog(
-                engine=trainer.engine.name,
-                device=str(trainer.device),
-                trainable_parameters=count,
-                public_losses=tuple(trainer.public_losses),
-            ),
+            engine=trainer.engine.name,
+            device=str(trainer.device),
+            trainable_parameters=count,
+            public_losses=tuple(trainer.public_losses),
         )
 
 
@@ -217,7 +211,6 @@ class _Run:
                 compute=partial(self._take_steps, start + self.chunk_steps),
                 encode=encode_state,
                 decode=partial(decode_state, binding=self.binding),
-                after=released[-1:],
             )
             released.append(state)
             if state.value.step != trainer.steps_done:
@@ -231,7 +224,7 @@ class _Run:
         return released[-1]
 
     def _take_steps(self, last: int, paid: Reservation) -> TrainingState:
-        if not self.trainer.has_units:
+        if not self.taken:
             self._read_units(paid)
         while self.trainer.steps_done < min(last, self.privacy.steps):
             self.trainer.step()

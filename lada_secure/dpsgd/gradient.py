@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from lada_secure.dpsgd.batching import PhysicalBatch, one_sum, physical_batches, single_units
+from lada_secure.dpsgd.batching import (
+    PhysicalBatch,
+    physical_batches,
+    single_units,
+    unit_of_row,
+)
 from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.engine import GradientEngine
 from lada_secure.errors import ParameterError
@@ -32,14 +36,6 @@ _SIGNS: Final = (
 )
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicGradient:
-    """Mean loss of public examples, and its gradients."""
-
-    gradients: tuple[Tensor, ...]
-    loss: float
 
 
 def _added_up(left: Sequence[Tensor], right: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -100,22 +96,23 @@ class GradientSource:
         be computed alone, not even record by record, adds exactly zero. Each of these parts is at
         most one clip norm long, and which of them a unit gets does not change what another adds.
         """
-        waiting = list(self._batches_of(units))[::-1]
+        waiting = self._batches_of(units)[::-1]
         while waiting:
             batch = waiting.pop()
             failure = self._added(total, batch)
             if failure is None:
                 continue
             _release_cached_memory()
-            if batch.units > 1:
-                waiting.extend(batch.halves()[::-1])
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                waiting.extend((batch[middle:], batch[:middle]))
                 if failure == "memory":
-                    self._take_smaller_batches(len(batch.examples))
+                    self._take_smaller_batches(sum(len(unit) for unit in batch))
             else:
-                self._add_by_record(total, batch)
+                self._add_by_record(total, batch[0])
         return total
 
-    def _batches_of(self, units: Sequence[EncodedUnit]) -> tuple[PhysicalBatch, ...]:
+    def _batches_of(self, units: Sequence[EncodedUnit]) -> list[PhysicalBatch]:
         if self._is_float32:
             return physical_batches(units, physical_batch_size=self.physical_batch_size)
         return single_units(units)
@@ -130,44 +127,38 @@ class GradientSource:
             return "memory" if is_out_of_memory(error) else "other"
         return None
 
-    def _add_by_record(self, total: ClippedSum, batch: PhysicalBatch) -> None:
+    def _add_by_record(self, total: ClippedSum, records: Sequence[EncodedExample]) -> None:
         """Add one unit's gradient as the sum of its records' gradients, one at a time, or zero."""
         try:
             gradients: Iterator[Sequence[Tensor]] = (
-                self.unit_gradients(one_sum([example])) for example in batch.examples
+                self.unit_gradients([[record]]) for record in records
             )
             total.add(reduce(_added_up, gradients))
         # As in `_added`.
         except Exception:  # noqa: S110
             pass
 
-    def public_gradient(self, examples: Sequence[EncodedExample]) -> PublicGradient:
-        """Exact gradient of the mean loss of public examples; 0 for none.
+    def public_gradient(self, examples: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
+        """Exact gradients of the mean loss of public examples, and that loss; 0 for none.
 
         Batches go through the same engine as the private stream, as one unit.
         """
-
-        def gradient(part: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
-            return self._gradients(one_sum(part))
-
-        sums = [
-            torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.engine.parameters
-        ]
-        loss = 0.0
-        for taken, part in self._fitting(examples, gradient):
+        sums = [torch.zeros_like(one, dtype=torch.float32) for one in self.engine.parameters]
+        loss, count = 0.0, max(len(examples), 1)
+        for taken, part in self._fitting(examples, lambda batch: self._gradients([batch])):
             loss += part
             sums = [a.add_(b[0]) for a, b in zip(sums, taken, strict=True)]
-        count = max(len(examples), 1)
-        return PublicGradient(gradients=tuple(total / count for total in sums), loss=loss / count)
+        return [total / count for total in sums], loss / count
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
-        """Per parameter, (units, *parameter.shape) float32: each unit's gradient, unclipped."""
+        """Each unit's gradient, unclipped. Per parameter (units, *parameter.shape) float32."""
         return self._gradients(batch)[0]
 
     def _gradients(self, batch: PhysicalBatch) -> tuple[list[Tensor], float]:
         # A sum, not a mean: an example's gradient must not depend on how many others came.
+        examples = [example for unit in batch for example in unit]
         return self.engine.gradients(
-            batch.units, batch.unit_of_row, lambda: self._loss(batch.examples).sum()
+            len(batch), unit_of_row(batch), lambda: self._loss(examples).sum()
         )
 
     def _fitting(
@@ -192,19 +183,19 @@ class GradientSource:
             # After the except clause: the error's traceback holds the batch's activations.
             if not done:
                 _release_cached_memory()
-                waiting.extend(self._halves(part)[::-1])
+                self._check_divisible(part)
+                middle = len(part) // 2
+                waiting.extend((part[middle:], part[:middle]))
                 self._take_smaller_batches(len(part))
             yield from done
 
-    def _halves(self, examples: Sequence[EncodedExample]) -> list[Sequence[EncodedExample]]:
+    def _check_divisible(self, examples: Sequence[EncodedExample]) -> None:
         if len(examples) < 2:
             longest = max(len(row.tokens) for row in rows_of(examples))
             raise ParameterError(
                 f"one example of {longest} tokens does not fit into memory; shorten the texts, "
                 "train fewer layers (last_layers) or take a smaller model"
             )
-        middle = len(examples) // 2
-        return [examples[:middle], examples[middle:]]
 
     def _take_smaller_batches(self, examples: int) -> None:
         half = max(1, examples // 2)

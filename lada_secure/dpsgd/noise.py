@@ -182,11 +182,12 @@ class DiscreteGaussian:
         self._fine = _alias_table(fine)
         self._coarse = _alias_table((variance - fine) / self._factor**2)
 
-    def sample(self, count: int) -> npt.NDArray[np.int64]:
-        """Draw a vector. Args: count: >= 0. Returns: (count,) int64, in grid steps."""
-        return self._sample(count, system_words)
+    def sample(self, count: int, words: Words | None = None) -> npt.NDArray[np.int64]:
+        """Draw a vector. Args: count: >= 0. words: None for `system_words`.
 
-    def _sample(self, count: int, words: Words) -> npt.NDArray[np.int64]:
+        Returns: (count,) int64, in grid steps.
+        """
+        words = words or system_words
         drawn = self._fine.draw(count, words)
         if self._coarse is not None:
             drawn = drawn + self._factor * self._coarse.draw(count, words)

@@ -13,7 +13,7 @@ from lada_secure.dpsgd.engine import ENGINES, EngineName
 from lada_secure.errors import ParameterError
 from lada_secure.models.loss import LossSettings
 from lada_secure.privacy.accounting.events import MAX_STEPS, DpSgdEvent
-from lada_secure.ranges import above_zero, at_least, one_of, zero_or_more
+from lada_secure.ranges import above_zero, at_least, one_of, within, zero_or_more
 
 # Standard deviation of the noise in grid steps.
 STD_STEPS: Final = 2**20
@@ -50,12 +50,8 @@ class DpSgdParameters:
             l2_clip_norm=self.l2_clip_norm,
             expected_units=self.expected_units,
         )
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise ParameterError(f"steps: expected 1 to {MAX_STEPS}, got {self.steps}")
-        if self.pool_gradients not in ("public", "private"):
-            raise ParameterError(
-                f"pool_gradients: expected 'public' or 'private', got {self.pool_gradients!r}"
-            )
+        within(1, MAX_STEPS, steps=self.steps)
+        one_of(("public", "private"), pool_gradients=self.pool_gradients)
         # Both refuse what they cannot do.
         _ = self.event(1), self.clip_steps
 
@@ -118,15 +114,17 @@ def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> Si
         parameters=parameters,
         steps=privacy.steps,
     )
-    hint = None
-    if ratio < _DROWNED:
-        hint = (
-            f"noise would drown the private gradients: best-case signal-to-noise {ratio:.2g} over "
-            f"{privacy.steps} steps with {parameters} trainable parameters. Lower the rank, adapt "
-            "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
-            "or lower private_weight"
-        )
-    return SignalToNoiseEstimate(parameters=parameters, signal_to_noise=ratio, hint=hint)
+    hint = (
+        f"noise would drown the private gradients: best-case signal-to-noise {ratio:.2g} over "
+        f"{privacy.steps} steps with {parameters} trainable parameters. Lower the rank, adapt "
+        "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
+        "or lower private_weight"
+    )
+    return SignalToNoiseEstimate(
+        parameters=parameters,
+        signal_to_noise=ratio,
+        hint=hint if ratio < _DROWNED else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,21 +171,16 @@ class TrainerSettings:
 
     def torch_device(self) -> torch.device:
         """The device to train on. Raises: ParameterError: unknown, or CUDA where there is none."""
-        if self.device == "auto":
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        else:
-            try:
-                device = torch.device(self.device)
-            except RuntimeError as error:
-                raise ParameterError(f"device: {self.device!r} is not known to torch") from error
-        if device.type == "cuda":
-            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            if not found:
-                raise ParameterError("device: 'cuda' was asked for, but torch sees no CUDA device")
-            if (device.index or 0) >= found:
-                raise ParameterError(
-                    f"device: {self.device!r}, but torch sees {found} CUDA devices"
-                )
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        automatic = "cuda" if found else "cpu"
+        try:
+            device = torch.device(automatic if self.device == "auto" else self.device)
+        except RuntimeError as error:
+            raise ParameterError(f"device: {self.device!r} is not known to torch") from error
+        if device.type == "cuda" and (device.index or 0) >= found:
+            raise ParameterError(
+                f"device: {self.device!r}, but torch sees {found or 'no'} CUDA devices"
+            )
         return device
 
     def autocast_dtype(self) -> torch.dtype | None:

@@ -9,15 +9,13 @@ data, and no randomness: a resumed run can only draw afresh.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from lada_secure.errors import ParameterError
 
@@ -41,46 +39,6 @@ class TrainingState:
     def step(self) -> int:
         """Steps done."""
         return len(self.public_losses)
-
-
-def gather_state(
-    parameters: Sequence[nn.Parameter],
-    optimizer: torch.optim.AdamW,
-    *,
-    binding: str,
-    public_losses: Sequence[float | None],
-) -> TrainingState:
-    """Copy parameters and moments after len(public_losses) steps."""
-    tensors: dict[str, Tensor] = {}
-    for at, one in enumerate(parameters):
-        tensors[f"{at}.value"] = one.detach().cpu().clone()
-        for name, moment in optimizer.state.get(one, {}).items():
-            tensors[f"{at}.{name}"] = torch.as_tensor(moment).detach().cpu().clone()
-    return TrainingState(binding=binding, public_losses=tuple(public_losses), tensors=tensors)
-
-
-def restore_state(
-    parameters: Sequence[nn.Parameter], optimizer: torch.optim.AdamW, state: TrainingState
-) -> None:
-    """The inverse of `gather_state`. Raises: ParameterError: state of other parameters."""
-    by_parameter: list[dict[str, Tensor]] = [{} for _ in parameters]
-    for key, tensor in state.tensors.items():
-        number, _, name = key.partition(".")
-        if not number.isdigit() or int(number) >= len(parameters):
-            raise ParameterError(f"training state: unexpected tensor {key!r}")
-        by_parameter[int(number)][name] = tensor
-    for one, found in zip(parameters, by_parameter, strict=True):
-        if "value" not in found or found["value"].shape != one.shape:
-            raise ParameterError("training state: weights are missing or have another shape")
-    with torch.no_grad():
-        for one, found in zip(parameters, by_parameter, strict=True):
-            one.copy_(found["value"])
-            optimizer.state[one] = {
-                # AdamW counts its steps in a CPU tensor whatever the device.
-                name: tensor.clone() if name == "step" else tensor.to(one.device, copy=True)
-                for name, tensor in found.items()
-                if name != "value"
-            }
 
 
 def encode_state(state: TrainingState) -> bytes:

@@ -31,7 +31,7 @@ from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
 from lada_secure.dpsgd.noise import DiscreteGaussian
 from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
-from lada_secure.dpsgd.state import TrainingState, gather_state, restore_state
+from lada_secure.dpsgd.state import TrainingState
 from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFailed
 from lada_secure.models.examples import (
     EncodedUnit,
@@ -146,11 +146,6 @@ class Trainer:
         )
         self.source.remember_reference_of_units(self._units)
 
-    @property
-    def has_units(self) -> bool:
-        """Whether the private units were read."""
-        return self._units is not None
-
     def _check_public_loss(self) -> None:
         # Only public samples may be looked at here: an error is an output too.
         first = [self._public[at] for at in self._order.batch(0)]
@@ -209,28 +204,48 @@ class Trainer:
         """The rest of a step, after noise: public stream and AdamW."""
         batch = [self._public[at] for at in self._order.batch(self.steps_done)]
         # First, for the engine may use .grad itself (opacus).
-        public = self.source.public_gradient(batch)
-        finite = all(bool(torch.isfinite(part).all()) for part in public.gradients)
+        exact, mean_loss = self.source.public_gradient(batch)
+        finite = all(bool(torch.isfinite(part).all()) for part in exact)
         sizes = [one.numel() for one in self.parameters]
         parts = torch.split_with_sizes(private_gradient, sizes)
-        for parameter, part, added in zip(self.parameters, parts, public.gradients, strict=True):
+        for parameter, part, added in zip(self.parameters, parts, exact, strict=True):
             gradient = part.view_as(parameter).to(parameter.dtype, copy=True)
             parameter.grad = gradient.add_(added.to(parameter.dtype)) if finite else gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = public.loss if batch and math.isfinite(public.loss) else None
+        loss = mean_loss if batch and math.isfinite(mean_loss) else None
         self.public_losses.append(loss)
         return loss
 
     def state(self, binding: str) -> TrainingState:
         """A copy of everything that the next step depends on, but for randomness."""
-        return gather_state(
-            self.parameters, self.optimizer, binding=binding, public_losses=self.public_losses
+        tensors: dict[str, Tensor] = {}
+        for at, one in enumerate(self.parameters):
+            tensors[f"{at}.value"] = one.detach().cpu().clone()
+            for name, moment in self.optimizer.state.get(one, {}).items():
+                tensors[f"{at}.{name}"] = torch.as_tensor(moment).detach().cpu().clone()
+        return TrainingState(
+            binding=binding, public_losses=tuple(self.public_losses), tensors=tensors
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Go on after the steps of `state`."""
-        restore_state(self.parameters, self.optimizer, state)
+        """Go on after the steps of `state`. Raises: ParameterError: state of other parameters."""
+        found: list[dict[str, Tensor]] = [{} for _ in self.parameters]
+        for key, tensor in state.tensors.items():
+            number, _, name = key.partition(".")
+            if not number.isdigit() or int(number) >= len(found):
+                raise ParameterError(f"training state: unexpected tensor {key!r}")
+            found[int(number)][name] = tensor
+        for one, tensors in zip(self.parameters, found, strict=True):
+            if "value" not in tensors or tensors["value"].shape != one.shape:
+                raise ParameterError("training state: weights are missing or have another shape")
+        for one, tensors in zip(self.parameters, found, strict=True):
+            one.data.copy_(tensors.pop("value"))
+            self.optimizer.state[one] = {
+                # AdamW counts its steps in a CPU tensor whatever the device.
+                name: tensor.clone() if name == "step" else tensor.to(one.device, copy=True)
+                for name, tensor in tensors.items()
+            }
         self.public_losses = list(state.public_losses)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ new one after each aborted attempt, leaves nothing to collect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import numpy as np
@@ -31,7 +31,7 @@ from lada_secure.encryption.parsing import (
     without_checksum,
 )
 from lada_secure.encryption.sealing import CHUNKS_PER_REQUEST, check_sealed, parse_public_key
-from lada_secure.encryption.workers.frames import Part, numbers
+from lada_secure.encryption.workers.frames import Part
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
@@ -49,14 +49,14 @@ class AggregateKey:
     """
 
     parameters: AggregationParameters
-    public_bytes: bytes
-    _secret: bytes
+    public_bytes: bytes = field(repr=False)
+    _secret: bytes = field(repr=False)
 
     @classmethod
     def generate(cls, params: AggregationParameters) -> AggregateKey:
         """A new key pair from the operating system's generator (SEAL's BLAKE2xb, seeded by it)."""
-        which = numbers([params.coeff_modulus, params.plain_modulus])
-        public, secret = shared_worker(DECRYPTING_WORKER).call("aggregate_generate", [which])
+        which = [params.coeff_modulus, params.plain_modulus]
+        public, secret = shared_worker(DECRYPTING_WORKER).call("aggregate_generate", which)
         body = pack(np.frombuffer(public, dtype="<u8"), params.coefficient_bytes)
         return cls(params, frame(PUBLIC_KEY_MAGIC, params.digest, body), secret)
 
@@ -70,13 +70,13 @@ class AggregateKey:
         """
         params = self.parameters
         check_sealed(sealed, params)
-        which = numbers([params.coeff_modulus, params.plain_modulus, params.coefficient_bytes])
+        which = [params.coeff_modulus, params.plain_modulus, params.coefficient_bytes]
         worker = shared_worker(DECRYPTING_WORKER)
         opened: list[Part] = []
         step = CHUNKS_PER_REQUEST * params.chunk_bytes
         for start in range(HEADER_BYTES, len(sealed), step):
             part = memoryview(sealed)[start : start + step]
-            opened += worker.call("open", [which, self._secret, part], foreign="sealed sum")
+            opened += worker.call("open", which, self._secret, part, foreign="sealed sum")
         vector = np.frombuffer(b"".join(opened), dtype="<i8").astype(np.int64)
         if vector[params.length :].any():
             raise PeerError(
@@ -129,9 +129,6 @@ class AggregateKey:
         except PeerError as error:
             raise ParameterError(f"opening key file of another version: {error}") from error
         return cls(params, public, secret)
-
-    def __repr__(self) -> str:
-        return f"OpeningKey(parameters={self.parameters.digest[:16]}, secret)"
 
     def __reduce__(self) -> NoReturn:
         raise LocalProtocolError("an opening key cannot be pickled; use to_bytes")

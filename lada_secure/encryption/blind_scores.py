@@ -30,7 +30,7 @@ from lada_secure.encryption.parameters import (
     ScoringParameters,
 )
 from lada_secure.encryption.parsing import SCORES_MAGIC, frame, query_parts
-from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
+from lada_secure.encryption.workers.frames import Part, read_numbers
 from lada_secure.encryption.workers.process import WorkerProcess, shared_worker
 
 # Encoded blocks are kept for the next site up to this size; further ones are encoded again for
@@ -51,7 +51,6 @@ class PoolMatrix:
 
     def __init__(self, matrix: EncodedMatrix, *, worker: WorkerProcess | None = None) -> None:
         self.parameters: Final[ScoringParameters] = matrix.parameters
-        self.pool_size: Final[int] = matrix.pool_size
         self._matrix = matrix
         self._worker = worker or shared_worker()
         # Names this matrix towards a worker that may have seen another one.
@@ -74,14 +73,12 @@ class PoolMatrix:
         # Between loading a query and using it the worker must not be handed another one: a site
         # would get scores that another site's key opens.
         with worker.lock:
-            loaded: list[Part] = [numbers(which), coefficients.tobytes(), seeds]
-            worker.call("load_query", loaded, foreign="query")
-            (raw,) = worker.call("held", [numbers([self._matrix_id])])
+            worker.call("load_query", which, coefficients.tobytes(), seeds, foreign="query")
+            (raw,) = worker.call("held", [self._matrix_id])
             held = frozenset(read_numbers(raw))
-            every = range(params.blocks(self.pool_size))
+            every = range(params.blocks(self._matrix.pool_size))
             for start in range(0, len(every), _BLOCKS_PER_REQUEST):
                 blocks = every[start : start + _BLOCKS_PER_REQUEST]
                 rows = [b"" if one in held else self._matrix.rows(one).tobytes() for one in blocks]
-                parts = [numbers([*product, *blocks]), *rows]
-                replies += worker.call("score", parts, foreign="query")
+                replies += worker.call("score", [*product, *blocks], *rows, foreign="query")
         return frame(SCORES_MAGIC, params.digest, *replies)

@@ -1,12 +1,12 @@
 """Worker that encrypts and multiplies; it cannot decrypt. Entry: `python -m` with a byte limit.
 
-Operations (arguments and replies are byte strings, see `frames`):
+Operations (numbers, then byte strings; replies are byte strings):
 
-seal: numbers (q, t, width), public key coefficients (2, N) u64, entries u64 in whole chunks
+seal: (q, t, width), public key coefficients (2, N) u64, entries u64 in whole chunks
     -> per chunk its packed coefficients.
-load_query: numbers (q, cells, query scale bits), coefficients (cells, N) u64, seeds -> nothing.
-held: numbers (matrix id) -> numbers of the blocks that are encoded here of this matrix.
-score: numbers (cells, matrix scale bits, width, matrix id, cache blocks, block, ...), then per
+load_query: (q, cells, query scale bits), coefficients (cells, N) u64, seeds -> nothing.
+held: (matrix id) -> numbers of the blocks that are encoded here of this matrix.
+score: (cells, matrix scale bits, width, matrix id, cache blocks, block, ...), then per
     block its rows (2048, cells) f64, or nothing where the worker has the block encoded
     -> per block packed coefficients.
 """
@@ -22,7 +22,7 @@ from tenseal import sealapi
 from lada_secure.encryption.native import Ring, aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
 from lada_secure.encryption.parsing import pack
-from lada_secure.encryption.workers.frames import Part, numbers, read_numbers
+from lada_secure.encryption.workers.frames import Part, numbers
 from lada_secure.encryption.workers.loop import run
 
 
@@ -34,9 +34,8 @@ def _encryptor(prime: int, plain_modulus: int, key: bytes) -> tuple[Ring, Any, A
     return ring, sealapi.BatchEncoder(ring.context), encryptor
 
 
-def _seal(parts: list[bytes]) -> list[Part]:
-    which, key, entries = parts
-    prime, plain_modulus, width = read_numbers(which)
+def _seal(which: list[int], key: bytes, entries: bytes) -> list[Part]:
+    prime, plain_modulus, width = which
     ring, encoder, encryptor = _encryptor(prime, plain_modulus, key)
     plain, encrypted = sealapi.Plaintext(), sealapi.Ciphertext()
     sealed: list[Part] = []
@@ -56,9 +55,8 @@ class _Scorer:
         self._matrix_id = -1
         self._encoded: dict[int, list[tuple[int, Any]]] = {}
 
-    def load_query(self, parts: list[bytes]) -> list[Part]:
-        which, coefficients, seeds = parts
-        prime, cells, scale_bits = read_numbers(which)
+    def load_query(self, which: list[int], coefficients: bytes, seeds: bytes) -> list[Part]:
+        prime, cells, scale_bits = which
         ring = self._ring = scoring_ring(prime)
         scale = 2.0**scale_bits
         rows = np.frombuffer(coefficients, dtype="<u8").reshape(cells, POLY_MODULUS_DEGREE)
@@ -68,13 +66,12 @@ class _Scorer:
         ]
         return []
 
-    def held(self, parts: list[bytes]) -> list[Part]:
-        (matrix_id,) = read_numbers(parts[0])
+    def held(self, which: list[int]) -> list[Part]:
+        (matrix_id,) = which
         return [numbers(list(self._encoded) if matrix_id == self._matrix_id else [])]
 
-    def score(self, parts: list[bytes]) -> list[Part]:
-        which, *rows = parts
-        cells, scale_bits, width, matrix_id, cache_blocks, *blocks = read_numbers(which)
+    def score(self, which: list[int], *rows: bytes) -> list[Part]:
+        cells, scale_bits, width, matrix_id, cache_blocks, *blocks = which
         ring = self._ring
         if ring is None or len(self._query) != cells:
             raise RuntimeError("no query is loaded")
@@ -122,5 +119,11 @@ def _encode(encoder: Any, matrix: Any, scale: float) -> list[tuple[int, Any]]:
 
 if __name__ == "__main__":
     scorer = _Scorer()
-    scoring = {"load_query": scorer.load_query, "held": scorer.held, "score": scorer.score}
-    run({"seal": _seal, **scoring})
+    run(
+        {
+            "seal": _seal,
+            "load_query": scorer.load_query,
+            "held": scorer.held,
+            "score": scorer.score,
+        }
+    )

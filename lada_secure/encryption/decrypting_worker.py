@@ -3,15 +3,15 @@
 It keeps nothing: a secret key comes with each request, so a worker that died took none along and
 a restart needs no state. Entry: `python -m` with a byte limit.
 
-Operations (arguments and replies are byte strings, see `frames`):
+Operations (numbers, then byte strings; replies are byte strings):
 
-aggregate_generate: numbers (q, t) -> public key (2, N) u64, secret key (N,) u64.
-open: numbers (q, t, width), secret key, packed ciphertexts
+aggregate_generate: (q, t) -> public key (2, N) u64, secret key (N,) u64.
+open: (q, t, width), secret key, packed ciphertexts
     -> per chunk its entries i64, centred modulo t.
-scoring_generate: numbers (q) -> secret key (N,) u64.
-scoring_encrypt: numbers (q, query scale bits, width), secret key, utilities (cells,) f64
+scoring_generate: (q) -> secret key (N,) u64.
+scoring_encrypt: (q, query scale bits, width), secret key, utilities (cells,) f64
     -> packed polynomials, seeds.
-scoring_decrypt: numbers (q, product scale bits, width), secret key, packed ciphertexts
+scoring_decrypt: (q, product scale bits, width), secret key, packed ciphertexts
     -> scores f64, all slots.
 """
 
@@ -26,14 +26,14 @@ from tenseal import sealapi
 from lada_secure.encryption.native import aggregation_ring, scoring_ring
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE
 from lada_secure.encryption.parsing import pack, unpack
-from lada_secure.encryption.workers.frames import Part, read_numbers
+from lada_secure.encryption.workers.frames import Part
 from lada_secure.encryption.workers.loop import run
 
 _ENTRIES: Final = struct.Struct(f"<{POLY_MODULUS_DEGREE}q")
 
 
-def _aggregate_generate(parts: list[bytes]) -> list[Part]:
-    ring = aggregation_ring(*read_numbers(parts[0]))
+def _aggregate_generate(which: list[int]) -> list[Part]:
+    ring = aggregation_ring(*which)
     generator = sealapi.KeyGenerator(ring.context)
     public = sealapi.PublicKey()
     generator.create_public_key(public)
@@ -41,9 +41,8 @@ def _aggregate_generate(parts: list[bytes]) -> list[Part]:
     return [ring.public_key_coefficients(public).tobytes(), secret.tobytes()]
 
 
-def _open(parts: list[bytes]) -> list[Part]:
-    which, secret, packed = parts
-    prime, plain_modulus, width = read_numbers(which)
+def _open(which: list[int], secret: bytes, packed: bytes) -> list[Part]:
+    prime, plain_modulus, width = which
     ring = aggregation_ring(prime, plain_modulus)
     decryptor = sealapi.Decryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.BatchEncoder(ring.context)
@@ -56,15 +55,14 @@ def _open(parts: list[bytes]) -> list[Part]:
     return opened
 
 
-def _scoring_generate(parts: list[bytes]) -> list[Part]:
-    ring = scoring_ring(*read_numbers(parts[0]))
+def _scoring_generate(which: list[int]) -> list[Part]:
+    ring = scoring_ring(*which)
     secret = sealapi.KeyGenerator(ring.context).secret_key()
     return [ring.secret_key_coefficients(secret).tobytes()]
 
 
-def _scoring_encrypt(parts: list[bytes]) -> list[Part]:
-    which, secret, utilities = parts
-    prime, scale_bits, width = read_numbers(which)
+def _scoring_encrypt(which: list[int], secret: bytes, utilities: bytes) -> list[Part]:
+    prime, scale_bits, width = which
     ring = scoring_ring(prime)
     encryptor = sealapi.Encryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.CKKSEncoder(ring.context)
@@ -79,9 +77,8 @@ def _scoring_encrypt(parts: list[bytes]) -> list[Part]:
     return [polynomials, seeds]
 
 
-def _scoring_decrypt(parts: list[bytes]) -> list[Part]:
-    which, secret, packed = parts
-    prime, scale_bits, width = read_numbers(which)
+def _scoring_decrypt(which: list[int], secret: bytes, packed: bytes) -> list[Part]:
+    prime, scale_bits, width = which
     ring = scoring_ring(prime)
     decryptor = sealapi.Decryptor(ring.context, ring.secret_key(secret))
     encoder = sealapi.CKKSEncoder(ring.context)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import numpy as np
@@ -24,8 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from lada_secure.arrays import whole_vector
 from lada_secure.encryption.parameters import MAX_LENGTH, MAX_SITES
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
+from lada_secure.ranges import within
 
 PUBLIC_KEY_BYTES: Final = 32
 MAX_MODULUS_BITS: Final = 48
@@ -45,7 +47,7 @@ class MaskKey:
     purposes apart even so. Never printed, never pickled; Python cannot wipe it from memory.
     """
 
-    _private: X25519PrivateKey
+    _private: X25519PrivateKey = field(repr=False)
 
     @classmethod
     def generate(cls) -> MaskKey:
@@ -77,9 +79,6 @@ class MaskKey:
         except ValueError as error:
             # A point of small order: the "shared" secret would be zero for every peer.
             raise _bad_key(peer_id, ": not a usable X25519 key") from error
-
-    def __repr__(self) -> str:
-        return "MaskKey(secret)"
 
     def __reduce__(self) -> NoReturn:
         raise LocalProtocolError("a mask key cannot be pickled")
@@ -135,35 +134,23 @@ def masked(
         values: (length,) any integer dtype, |entry| <= bound. mask: (length,) in [0, t).
         bound: this site's own bound; its share of the bound of the sum. modulus: t.
     Returns: (length,) uint64, (values + mask) mod t.
-    Raises: ParameterError: empty, not one-dimensional, not integers (NaN and infinity are no
+    Raises: ParameterError: not one-dimensional, not integers (NaN and infinity are no
         integers), out of bound, or of another length than the mask. Nothing is clipped here: a
         vector beyond its bound was made wrongly, and what was paid for it does not cover it.
     """
-    array = np.asarray(values)
-    if array.ndim != 1 or array.size == 0:
-        raise ParameterError(f"vector must be one-dimensional and not empty, got {array.shape}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ParameterError("vector holds NaN or infinity; nothing was sent")
-    if array.dtype.kind not in "iu":
-        raise ParameterError(f"vector must hold integers, got {array.dtype}; scale and round it")
-    if array.shape != mask.shape:
-        raise ParameterError(f"vector has {array.size} entries, its mask {mask.size}")
     if not 1 <= bound < modulus // 2:
         raise ParameterError(f"bound must be between 1 and half of {modulus}, got {bound}")
-    low, high = int(array.min()), int(array.max())
-    if low < -bound or high > bound:
-        raise ParameterError(f"an entry is outside the declared bound of {bound}; nothing was sent")
-    shifted = array.astype(np.int64) + mask.astype(np.int64)
+    array = whole_vector("vector", values, low=-bound, high=bound, length=mask.size)
+    shifted = array + mask.astype(np.int64)
     return np.mod(shifted, modulus).astype(np.uint64)
 
 
 def _check(
     own_id: str, peers: Mapping[str, bytes], *, context: bytes, length: int, modulus: int
 ) -> None:
-    if not 1 <= length <= MAX_LENGTH:
-        raise ParameterError(f"length must be between 1 and {MAX_LENGTH}, got {length}")
-    if modulus < 2 or modulus.bit_length() > MAX_MODULUS_BITS:
-        raise ParameterError(f"modulus must be 2 to 2^{MAX_MODULUS_BITS} - 1, got {modulus}")
+    within(1, MAX_LENGTH, length=length)
+    within(2, 2**MAX_MODULUS_BITS - 1, modulus=modulus)
+    within(1, _MAX_CONTEXT_BYTES, context_bytes=len(context))
     if not 1 <= len(peers) < MAX_SITES:
         raise ParameterError(
             f"a mask needs 1 to {MAX_SITES - 1} other sites, got {len(peers)}; "
@@ -174,8 +161,6 @@ def _check(
     for name in (own_id, *peers):
         if not _ID.match(name):
             raise ParameterError(f"id {name!r} does not match [a-z0-9-]{{1,32}}")
-    if not 1 <= len(context) <= _MAX_CONTEXT_BYTES:
-        raise ParameterError(f"context must be 1 to {_MAX_CONTEXT_BYTES} bytes")
 
 
 def _bad_key(peer_id: str, fault: str) -> PeerError:

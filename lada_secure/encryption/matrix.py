@@ -17,7 +17,7 @@ directions. Slot i is the point m = 3^i (Cheon, Kim, Kim, Song 2017, section 2.2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
 
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import dct
 
+from lada_secure.arrays import FloatArray, float_matrix
 from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     ScoringParameters,
@@ -37,8 +38,6 @@ from lada_secure.errors import ParameterError, PeerError
 # is half of what a site forgives a score, so no score of an accepted matrix is out of range.
 ROUNDING_SHARE: Final = 0.005
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EncodedMatrix:
@@ -49,24 +48,21 @@ class EncodedMatrix:
 
     parameters: ScoringParameters
     pool_size: int
-    columns: npt.NDArray[np.int32]
+    columns: npt.NDArray[np.int32] = field(repr=False)
 
     def to_bytes(self) -> bytes:
         """Exactly `parameters.matrix_bytes(pool_size)` bytes; each matrix has one spelling."""
         return frame(MATRIX_MAGIC, self.parameters.digest, self.columns.astype("<i4").tobytes())
 
-    def rows(self, block: int) -> Floats:
+    def rows(self, block: int) -> FloatArray:
         """The values of a block, (2048, cells) float64, as close as float64 comes to them.
 
         SEAL's encoder rounds them to the same integers again: they are off by less than 1e-6 then.
         """
         scale = 2.0**self.parameters.matrix_scale_bits
         points = dct(self.columns[block].astype(np.float64), type=3, axis=1) / scale
-        values: Floats = points[:, _points()].T
+        values: FloatArray = points[:, _points()].T
         return np.ascontiguousarray(values)
-
-    def __repr__(self) -> str:
-        return f"EncodedMatrix(pool_size={self.pool_size}, cells={self.parameters.cells})"
 
 
 def encode_matrix(
@@ -79,15 +75,10 @@ def encode_matrix(
         row_bound: bound on the sum of a row, None for d; part of the parameters' digest.
     Raises: ParameterError: shape, NaN, an entry outside [0, 1], a row above its bound.
     """
-    array = np.asarray(features, dtype=np.float64)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ParameterError(f"pool features must have shape (n, d), got {array.shape}")
+    array = float_matrix("pool features", features, low=0.0, high=1.0)
     pool_size, cells = array.shape
     parameters = scoring_parameters(cells=cells, row_bound=row_bound)
-    # NaN fails both comparisons, so it is refused as well.
-    if not (array.min() >= 0.0 and array.max() <= 1.0):
-        raise ParameterError("pool features must lie in [0, 1] and hold no NaN")
-    largest = float(array.sum(axis=1).max())
+    largest = float(array.sum(axis=1).max(initial=0.0))
     if largest > parameters.row_bound * (1 + 1e-9):
         raise ParameterError(
             f"a row of the pool features adds up to {largest:.6g}, its bound is "

@@ -18,14 +18,12 @@ from functools import cache
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import zstandard
 from tenseal import sealapi
 
 from lada_secure.encryption.parameters import POLY_MODULUS_DEGREE, SEED_BYTES
+from lada_secure.encryption.parsing import Coefficients
 from lada_secure.encryption.workers.frames import Part
-
-Coefficients = npt.NDArray[np.uint64]
 
 _MAGIC: Final = 0xA15E
 _HEADER: Final = struct.Struct("<HBBBBHQ")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from lada_secure.canonical import Json, canonical_json, sha256_hex
-from lada_secure.errors import ParameterError
+from lada_secure.ranges import within
 
 POLY_MODULUS_DEGREE: Final = 4096
 
@@ -74,14 +74,6 @@ def _plain_modulus(sum_bound: int) -> int:
     tops = (1 << bits for bits in itertools.count(max(least.bit_length(), 16)))
     primes = (next(filter(is_prime, range(top - step + 1, step, -step)), 0) for top in tops)
     return next(prime for prime in primes if prime >= least)
-
-
-def _require_int(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ParameterError(f"{name} must be an integer, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ParameterError(f"{name} must be between {low} and {high}, got {value}")
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,8 +137,8 @@ def aggregation_parameters(*, length: int, sum_bound: int) -> AggregationParamet
         within the 128-bit table.
     Raises: ParameterError: length or bound out of range.
     """
-    _require_int("length", length, 1, MAX_LENGTH)
-    _require_int("sum_bound", sum_bound, 1, MAX_SUM_BOUND)
+    within(1, MAX_LENGTH, length=length)
+    within(1, MAX_SUM_BOUND, sum_bound=sum_bound)
     plain_modulus = _plain_modulus(sum_bound)
     bits = plain_modulus.bit_length()
     coeff_modulus, width = next(
@@ -195,7 +187,7 @@ class ScoringParameters:
 
     def blocks(self, pool_size: int) -> int:
         """Ciphertexts that hold the scores of `pool_size` samples."""
-        _require_int("pool_size", pool_size, 1, MAX_POOL_SIZE)
+        within(1, MAX_POOL_SIZE, pool_size=pool_size)
         return -(-pool_size // self.slots)
 
     def scores_bytes(self, pool_size: int) -> int:
@@ -219,8 +211,9 @@ def scoring_parameters(*, cells: int, row_bound: int | None = None) -> ScoringPa
             digest), so it belongs into the study plan.
     Raises: ParameterError: out of range.
     """
-    _require_int("cells", cells, 1, MAX_CELLS)
-    bound = _require_int("row_bound", cells if row_bound is None else row_bound, 1, cells)
+    bound = cells if row_bound is None else row_bound
+    within(1, MAX_CELLS, cells=cells)
+    within(1, cells, row_bound=bound)
     # |coefficient| <= scale * largest slot for real slots; one bit for the sign, one to spare
     # for noise and rounding.
     product_bits = SCORING_MODULUS.bit_length() - 2 - (bound - 1).bit_length()

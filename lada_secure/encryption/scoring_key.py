@@ -6,12 +6,13 @@ must never leave the site, not even in part. What leaves is which samples were p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from lada_secure.arrays import float_vector
 from lada_secure.encryption.parameters import (
     POLY_MODULUS_DEGREE,
     SCORING_COEFFICIENT_BYTES,
@@ -27,7 +28,6 @@ from lada_secure.encryption.parsing import (
     with_checksum,
     without_checksum,
 )
-from lada_secure.encryption.workers.frames import numbers
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 
@@ -50,7 +50,7 @@ class ScoringKey:
     """
 
     parameters: ScoringParameters
-    _secret: bytes
+    _secret: bytes = field(repr=False)
 
     @classmethod
     def generate(cls, cells: int, *, row_bound: int | None = None) -> ScoringKey:
@@ -60,8 +60,8 @@ class ScoringKey:
         Raises: ParameterError: out of range.
         """
         parameters = scoring_parameters(cells=cells, row_bound=row_bound)
-        which = numbers([SCORING_MODULUS])
-        return cls(parameters, *shared_worker(DECRYPTING_WORKER).call("scoring_generate", [which]))
+        worker = shared_worker(DECRYPTING_WORKER)
+        return cls(parameters, *worker.call("scoring_generate", [SCORING_MODULUS]))
 
     def encrypt(self, utilities: npt.NDArray[np.float64]) -> bytes:
         """Encrypt the utilities of the cells: the query.
@@ -71,14 +71,12 @@ class ScoringKey:
             for a retry.
         Raises: ParameterError: shape, NaN, out of range.
         """
-        array, params = np.asarray(utilities, dtype=np.float64), self.parameters
-        if array.shape != (params.cells,):
-            raise ParameterError(f"utilities have shape {array.shape}, expected ({params.cells},)")
-        if not (array.min() >= -1.0 and array.max() <= 1.0):
-            raise ParameterError("utilities must lie in [-1, 1] and hold no NaN")
-        which = numbers([SCORING_MODULUS, params.query_scale_bits, SCORING_COEFFICIENT_BYTES])
-        parts = [which, self._secret, array.astype("<f8").tobytes()]
-        sealed = shared_worker(DECRYPTING_WORKER).call("scoring_encrypt", parts)
+        params = self.parameters
+        array = float_vector("utilities", utilities, length=params.cells, low=-1.0, high=1.0)
+        which = [SCORING_MODULUS, params.query_scale_bits, SCORING_COEFFICIENT_BYTES]
+        sealed = shared_worker(DECRYPTING_WORKER).call(
+            "scoring_encrypt", which, self._secret, array.astype("<f8").tobytes()
+        )
         return frame(QUERY_MAGIC, params.digest, *sealed)
 
     def decrypt(self, scores: bytes, pool_size: int) -> npt.NDArray[np.float64]:
@@ -93,12 +91,11 @@ class ScoringKey:
         params = self.parameters
         blocks = scores_coefficients(scores, params, pool_size)
         product_bits = params.query_scale_bits + params.matrix_scale_bits
-        which = numbers([SCORING_MODULUS, product_bits, SCORING_COEFFICIENT_BYTES])
+        which = [SCORING_MODULUS, product_bits, SCORING_COEFFICIENT_BYTES]
         read, worker = b"", shared_worker(DECRYPTING_WORKER)
         for start in range(0, len(blocks), _BLOCKS_PER_REQUEST):
             packed = pack(blocks[start : start + _BLOCKS_PER_REQUEST], SCORING_COEFFICIENT_BYTES)
-            parts = [which, self._secret, packed]
-            read += worker.call("scoring_decrypt", parts, foreign="scores")[0]
+            read += worker.call("scoring_decrypt", which, self._secret, packed, foreign="scores")[0]
         every = np.frombuffer(read, dtype="<f8")
         # NaN fails every comparison, so it is refused as well.
         largest = np.abs(every[:pool_size]).max() <= params.row_bound + _TOLERANCE
@@ -124,9 +121,6 @@ class ScoringKey:
             raise ParameterError("scoring key file is damaged or is not one")
         cells, row_bound = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
         return cls(scoring_parameters(cells=cells, row_bound=row_bound), body[12:])
-
-    def __repr__(self) -> str:
-        return f"ScoringKey(cells={self.parameters.cells}, secret)"
 
     def __reduce__(self) -> NoReturn:
         raise LocalProtocolError("a scoring key cannot be pickled; use to_bytes")

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from lada_secure.arrays import index_vector
 from lada_secure.encryption.parameters import MAX_SITES, POLY_MODULUS_DEGREE, AggregationParameters
 from lada_secure.encryption.parsing import (
     SEALED_MAGIC,
@@ -26,7 +27,7 @@ from lada_secure.encryption.parsing import (
     public_key_coefficients,
     sealed_chunks,
 )
-from lada_secure.encryption.workers.frames import Part, numbers
+from lada_secure.encryption.workers.frames import Part
 from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import ParameterError, PeerError
 
@@ -69,24 +70,18 @@ def seal(key: SealingKey, params: AggregationParameters, values: npt.NDArray[np.
     """
     if key.parameters != params:
         raise ParameterError("sealing key was parsed under other parameters than the vector's")
-    array = np.asarray(values)
-    if array.shape != (params.length,):
-        raise ParameterError(f"vector has shape {array.shape}, expected ({params.length},)")
-    if array.dtype.kind not in "iu":
-        raise ParameterError(f"vector must hold integers, got {array.dtype}")
-    if int(array.min()) < 0 or int(array.max()) >= params.plain_modulus:
-        raise ParameterError(
-            f"an entry is outside [0, {params.plain_modulus}); mask the vector first"
-        )
+    array = index_vector("masked vector", values, below=params.plain_modulus, length=params.length)
     # Slots behind the last entry hold zero at every site; the opener checks that they do.
     padded = np.zeros(params.chunks * POLY_MODULUS_DEGREE, dtype="<u8")
     padded[: params.length] = array
-    which = numbers([params.coeff_modulus, params.plain_modulus, params.coefficient_bytes])
+    which = [params.coeff_modulus, params.plain_modulus, params.coefficient_bytes]
     sealed: list[Part] = []
     step = CHUNKS_PER_REQUEST * POLY_MODULUS_DEGREE
     for start in range(0, padded.size, step):
-        parts = [which, key.coefficients, padded[start : start + step].tobytes()]
-        sealed += shared_worker().call("seal", parts, foreign="opening key")
+        entries = padded[start : start + step].tobytes()
+        sealed += shared_worker().call(
+            "seal", which, key.coefficients, entries, foreign="opening key"
+        )
     return frame(SEALED_MAGIC, params.digest, *sealed)
 
 

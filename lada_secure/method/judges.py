@@ -113,7 +113,7 @@ def release_valuation(
             site.records.units(paid),
             students,
             reference=site.reference,
-            parameters=parameters,
+            clusters=parameters.clusters,
             batch_size=site.execution.batch_size,
         ),
         parameters=parameters,

@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.selection import AllocationSettings
 from lada_secure.allocation.statistics import statistics_spec
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
-from lada_secure.allocation.strategies import STRATEGIES
+from lada_secure.allocation.strategies import STRATEGIES, strategy
 from lada_secure.allocation.valuation_gains import ValuationParameters, valuation_spec
 from lada_secure.errors import ParameterError
 from lada_secure.method.plan import STATISTICS, TRAINING, VALUATION, MethodPlan
@@ -29,19 +28,6 @@ if TYPE_CHECKING:
 def cell_grid(plan: MethodPlan) -> CellGrid:
     """The cells of the plan: public clusters by difficulty for the LLM."""
     return CellGrid(clusters=plan.allocation.clusters, bins=plan.allocation.difficulty_bins)
-
-
-def allocation_settings(plan: MethodPlan) -> AllocationSettings:
-    """Strategy, quota and threshold of the allocation."""
-    allocation = plan.allocation
-    return AllocationSettings(
-        strategy=allocation.strategy,
-        quota=allocation.quota,
-        threshold=allocation.threshold,
-        exploration_weight=allocation.exploration_weight,
-        loss_clip=plan.statistics.loss_clip,
-        seed=plan.seed,
-    )
 
 
 def statistics_parameters(plan: MethodPlan) -> StatisticsParameters:
@@ -164,7 +150,7 @@ def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
         "statistics": lambda: statistics_parameters(plan),
         "training": lambda: privacy_parameters(plan),
         "distillation": lambda: loss_settings(plan),
-        "allocation": lambda: (cell_grid(plan), allocation_settings(plan)),
+        "allocation": lambda: (cell_grid(plan), strategy(plan.allocation.strategy)),
         "guide.trials": lambda: valuation_parameters(plan),
         "privacy": lambda: _within_cap(plan),
     }

@@ -12,11 +12,20 @@ import numpy as np
 
 from lada_secure.allocation.agreement import cell_agreement
 from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
-from lada_secure.allocation.selection import PoolMap, cell_view, choose
+from lada_secure.allocation.gap import cell_means, probability, smoothed
+from lada_secure.allocation.reward_model import CellBeliefs, forecast
+from lada_secure.allocation.selection import (
+    SMALLEST_SCORE,
+    cluster_quotas,
+    cluster_utilities,
+    pick,
+    pick_by_cluster,
+    read_scores,
+)
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import CellView, cell_utilities, rationale_screen, strategy
 from lada_secure.arrays import BoolArray, FloatArray, IntArray
-from lada_secure.method.mechanisms import allocation_settings, cell_grid
+from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_state import SiteState
 
@@ -39,17 +48,30 @@ def valued_clusters(plan: MethodPlan, state: SiteState) -> ClusterUsefulness:
 
 
 def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -> CellChoice:
-    """Fit the reward model and value every cell."""
-    settings, grid = allocation_settings(plan), cell_grid(plan)
-    view = cell_view(
-        [(known.cell, known.p) for known in state.rationales],
-        state.history,
-        noised.estimates(),
-        grid,
-        settings,
+    """Fit the reward model and value every cell.
+
+    Before any rationale came, the noised losses stand in for the SLM's losses on rationales.
+
+    Args: noised: the site's own released statistics.
+    """
+    grid, allocation, known = cell_grid(plan), plan.allocation, state.rationales
+    prior = probability(noised.mean_losses)
+    seen = cell_means([one.p for one in known], [one.cell for one in known], cells=grid.cells)
+    by_cell = smoothed(seen, grid.clusters_of_cells(), prior=float(np.dot(noised.shares, prior)))
+    beliefs = CellBeliefs(
+        grid=grid,
+        mass_share=grid.spread(noised.shares),
+        mean_loss=grid.spread(np.clip(noised.mean_losses / plan.statistics.loss_clip, 0.0, 1.0)),
+        probability=by_cell if known else grid.spread(prior),
+        last_reward=state.history.last_rewards(grid.cells),
+        picks=state.history.picks(grid.cells),
+    )
+    view = CellView(
+        beliefs=beliefs,
+        forecast=forecast(state.history, beliefs.features(), seed=plan.seed),
         agreement=_agreement(plan, state),
     )
-    utilities = cell_utilities(settings.strategy, view, alpha=settings.exploration_weight)
+    utilities = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
     return CellChoice(view=view, utilities=utilities)
 
 
@@ -65,20 +87,31 @@ def pick_samples(
 ) -> tuple[int, ...]:
     """Pool indices to ask for, ascending, at most the quota, none that was asked for before.
 
+    Round 0 splits the quota over clusters by noised mass, but for picks at random, which that would
+    make the strategy "domain"; some strategies split it by utility in every round; the others pick
+    by score over the whole pool.
+
     Args: utilities: (d,) that were encrypted. scores: (n,) that came back.
         pool_clusters: (n,) public cluster per pool sample.
     """
+    allocation, grid, exact = plan.allocation, cell_grid(plan), read_scores(scores)
+    rule = strategy(allocation.strategy)
+    at_random = rule.sample_order == "random"
+    order = np.random.default_rng(plan.seed + round_id).random(len(exact)) if at_random else exact
     available = np.ones(len(pool_clusters), dtype=np.bool_)
     available[sorted(state.picked_before(round_id))] = False
-    chosen = choose(
-        PoolMap(grid=cell_grid(plan), clusters=pool_clusters),
-        noised.estimates(),
-        utilities,
-        scores,
-        available,
-        allocation_settings(plan),
-        round_id=round_id,
-    )
+    start = round_id == 0 and not at_random
+    if start or rule.by_cluster:
+        candidates = available & (exact >= allocation.threshold)
+        shares = noised.shares if start else cluster_utilities(utilities, grid)
+        rooms = np.bincount(pool_clusters[candidates], minlength=grid.clusters)
+        quotas = cluster_quotas(shares, allocation.quota, available=rooms)
+        chosen = pick_by_cluster(order, candidates, pool_clusters, quotas, seed=plan.seed)
+    else:
+        # A share of the best score that is left: the cell that it was set by may be used up.
+        best = float(exact[available].max(initial=0.0))
+        candidates = available & (exact >= max(allocation.threshold * best, SMALLEST_SCORE))
+        chosen = pick(order, candidates, quota=allocation.quota, seed=plan.seed + round_id)
     return tuple(int(index) for index in np.flatnonzero(chosen))
 
 

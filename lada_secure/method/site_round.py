@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lada_secure.allocation.confidence_excess import excess_over_threshold
-from lada_secure.allocation.measurement import measured_statistics
-from lada_secure.allocation.statistics import NoisedStatistics, UnitStatistics, release_statistics
+from lada_secure.allocation.measurement import measured_records
+from lada_secure.allocation.statistics import MeasuredRecord, NoisedStatistics, release_statistics
 from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.dpsgd.distillation import released_adapters
 from lada_secure.method.mechanisms import (
@@ -36,20 +36,18 @@ def site_statistics(
 ) -> Released[NoisedStatistics]:
     """This round's noised statistics under the SLM as it is; the same value at every call."""
 
-    def exact(paid: Reservation) -> UnitStatistics:
+    def measured(paid: Reservation) -> list[tuple[MeasuredRecord, ...]]:
         site.wear(state)
-        return measured_statistics(
+        return measured_records(
             site.lm,
             site.records.units(paid),
             clusters=site.clusters,
             embedder=site.embedder,
-            loss_clip=site.plan.statistics.loss_clip,
-            scale=site.plan.statistics.integer_scale,
             batch_size=site.execution.batch_size,
         )
 
     return release_statistics(
-        exact,
+        measured,
         parameters=statistics_parameters(site.plan),
         book=site.book,
         spec=statistics_release(site.plan, round_id),

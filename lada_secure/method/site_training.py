@@ -220,7 +220,7 @@ def close(site: SiteContext, considered: ConsideredRound, round_id: int) -> Trai
             ),
             student=adapter_weights(site.lm),
         ),
-        cells=tuple(cell.to_json() for cell in explained),
+        cells=explained,
         trained_on=tuple(state.rationales[at].pool_index for at in places),
     )
 

@@ -101,7 +101,7 @@ def epsilon_lower_bound(counts: GuessCounts, *, delta: float, confidence: float 
     return low
 
 
-def _check_scores(scores: _Floats, joined: _Flags, guesses: int) -> None:
+def _check_scores(scores: _Floats, joined: _Flags) -> None:
     if scores.ndim != 1 or scores.shape != joined.shape or joined.dtype != np.bool_:
         raise ParameterError(
             f"scores, joined: expected (m,) numbers and (m,) bool, got {scores.shape} and "
@@ -109,8 +109,6 @@ def _check_scores(scores: _Floats, joined: _Flags, guesses: int) -> None:
         )
     if not np.all(np.isfinite(scores)):
         raise ParameterError("scores: expected finite numbers, got NaN or infinity")
-    if not 1 <= guesses <= len(scores):
-        raise ParameterError(f"guesses: expected 1 to {len(scores)} (the canaries), got {guesses}")
 
 
 def count_correct(scores: _Floats, joined: _Flags, *, guesses: int) -> GuessCounts:
@@ -123,7 +121,7 @@ def count_correct(scores: _Floats, joined: _Flags, *, guesses: int) -> GuessCoun
         joined: (m,) bool, the coins. guesses: 1 to m, fixed before the run.
     Raises: ParameterError: shapes differ, NaN or infinite scores, guesses out of range.
     """
-    _check_scores(scores, joined, guesses)
+    _check_scores(scores, joined)
     count = len(scores)
     order = np.argsort(-scores, kind="stable")
     inside, outside = order[: (guesses + 1) // 2], order[count - guesses // 2 :]
@@ -141,7 +139,7 @@ def count_confident(log_odds: _Floats, joined: _Flags, *, guesses: int) -> Guess
         guesses: 1 to m, fixed before the run.
     Raises: ParameterError: shapes differ, NaN or infinite values, guesses out of range.
     """
-    _check_scores(log_odds, joined, guesses)
+    _check_scores(log_odds, joined)
     surest = np.argsort(-np.abs(log_odds), kind="stable")[:guesses]
     correct = int(((log_odds[surest] > 0.0) == joined[surest]).sum())
     return GuessCounts(canaries=len(log_odds), guesses=guesses, correct=correct)

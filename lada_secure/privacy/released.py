@@ -7,7 +7,7 @@ released value by `post_process`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Generic, NoReturn, TypeVar
 
 import numpy as np
@@ -34,19 +34,18 @@ class Released(Generic[T_co]):
     Attributes:
         value: what may leave. Arrays are read-only.
         paid_by: hash of the reserve entry that paid for the newest release it depends on.
-        paid_by_all: hashes of all reserve entries that it depends on, in order.
         label: what it is, for messages and logs.
 
     Guarantee: holds against mistakes, not against an adversary inside the same process.
     """
 
-    __slots__ = ("_label", "_paid_by_all", "_value")
+    __slots__ = ("label", "paid_by", "value")
 
-    _value: T_co
-    _paid_by_all: tuple[str, ...]
-    _label: str
+    value: T_co
+    paid_by: str
+    label: str
 
-    def __init__(self, seal: _Seal, value: T_co, paid_by_all: tuple[str, ...], label: str) -> None:
+    def __init__(self, seal: _Seal, value: T_co, paid_by: str, label: str) -> None:
         if seal is not _SEAL:
             raise LocalProtocolError(
                 "a Released value cannot be made directly: pass the value through "
@@ -54,29 +53,9 @@ class Released(Generic[T_co]):
             )
         if isinstance(value, np.ndarray):
             value.setflags(write=False)
-        object.__setattr__(self, "_value", value)
-        object.__setattr__(self, "_paid_by_all", paid_by_all)
-        object.__setattr__(self, "_label", label)
-
-    @property
-    def value(self) -> T_co:
-        """What may leave the site."""
-        return self._value
-
-    @property
-    def paid_by(self) -> str:
-        """Hash of the ledger's reserve entry that paid for the newest part."""
-        return self._paid_by_all[-1]
-
-    @property
-    def paid_by_all(self) -> tuple[str, ...]:
-        """Hashes of all reserve entries that this value depends on, oldest first."""
-        return self._paid_by_all
-
-    @property
-    def label(self) -> str:
-        """What the value is."""
-        return self._label
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "paid_by", paid_by)
+        object.__setattr__(self, "label", label)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise LocalProtocolError(f"a Released value is immutable; refused to set {name!r}")
@@ -92,7 +71,7 @@ class Released(Generic[T_co]):
         raise LocalProtocolError("Released cannot be subclassed: a subclass could skip its check")
 
     def __repr__(self) -> str:
-        return f"Released({self._label!r}, paid_by={self.paid_by[:12]}...)"
+        return f"Released({self.label!r}, paid_by={self.paid_by[:12]}...)"
 
 
 def require_released(value: object, *, what: str) -> None:
@@ -122,23 +101,15 @@ def post_process(
     if isinstance(value, np.ndarray):
         # An array that somebody else still holds could change after it was released.
         value = value.copy()
-    return Released(_SEAL, value, released.paid_by_all, label or released.label)
+    return Released(_SEAL, value, released.paid_by, label or released.label)
 
 
 def released_output(
-    output: bytes,
-    *,
-    keep: Callable[[], object],
-    paid_by: str,
-    label: str,
-    after: Sequence[Released[object]],
+    output: bytes, *, keep: Callable[[], object], paid_by: str, label: str
 ) -> Released[bytes]:
     """Let the ledger keep an output, and only then hand it out: `LedgerBook.commit` calls this.
 
-    Args: keep: stores it, or raises. paid_by: hash of its reserve entry. after: see there.
+    Args: keep: stores it, or raises. paid_by: hash of its reserve entry.
     """
-    for earlier in after:
-        require_released(earlier, what="after")
     keep()
-    paid_by_all = dict.fromkeys(entry for earlier in after for entry in earlier.paid_by_all)
-    return Released(_SEAL, output, tuple({**paid_by_all, paid_by: None}), label)
+    return Released(_SEAL, output, paid_by, label)

@@ -8,31 +8,39 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Generic, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, model_validator
 
 from lada_protocol.events import EVENTS_FILE, EventLog
-from lada_protocol.identity.certificates import MAX_CERTIFICATE_BYTES
+from lada_protocol.identity.certificates import (
+    MAX_CERTIFICATE_BYTES,
+    MAX_REVOCATION_BYTES,
+    RevocationList,
+    parse_revocations,
+)
 from lada_protocol.identity.credentials import (
     MAX_PASSPHRASE_BYTES,
     UNLOCK_VARIABLE,
     Credentials,
+    IdentityFile,
     Passphrase,
+    check_signing_key,
+    load_private_key,
     parse_credentials,
     parse_passphrase,
-    parse_signing_key,
 )
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.settings import Settings, parse_settings
 from lada_protocol.wire.transport_settings import TransportSettings
-from lada_secure.errors import ParameterError, PeerError
+from lada_secure.errors import LadaError, ParameterError, PeerError
 from lada_secure.logs import LogSettings
 from lada_secure.models.calling_settings import LEAST_TOKENS, MAX_TOKENS, Calling, Style
 from lada_secure.storage.identity_folder import IdentityFolder
@@ -41,6 +49,7 @@ from lada_secure.storage.whole_files import read_file
 
 LOG = logging.getLogger(__name__)
 S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
 
 
 class PartySettings(Settings):
@@ -157,27 +166,92 @@ def load_signing_key(folder: Path, *, passphrase: Passphrase | None = None) -> E
 
     Raises: ParameterError: missing, encrypted under another passphrase, or no such key.
     """
-    return parse_signing_key(
-        partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
-        passphrase=passphrase or read_passphrase(None),
-    )
+    file = IdentityFile.SIGNING_KEY
+    pem = IdentityFolder(folder).read(file, MAX_CERTIFICATE_BYTES)
+    return check_signing_key(load_private_key(file, pem, passphrase or read_passphrase(None)))
 
 
-def live_identity(
-    folder: Path, *, party_id: str, roster: Roster, passphrase: Passphrase | None = None
-) -> LiveIdentity:
-    """The identity folder, read again whenever its files change.
+class Renewed(Generic[T]):
+    """The newest usable value of some files. Thread-safe.
 
+    Args: stamp: changes when the files do; asked on every look, so it must be cheap. load: reads
+      the files, given the value so far (None at first). refused: told once of every change that
+      could not be used.
+    Raises: LadaError: the first value cannot be read.
+    """
+
+    def __init__(
+        self,
+        stamp: Callable[[], Hashable],
+        load: Callable[[T | None], T],
+        refused: Callable[[LadaError], None],
+    ) -> None:
+        self._stamp = stamp
+        self._load = load
+        self._refused = refused
+        self._lock = threading.Lock()
+        self._seen = stamp()
+        self._value = load(None)
+
+    def current(self) -> T:
+        """The value, read again if the files changed since the last look."""
+        with self._lock:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._seen = stamp
+                try:
+                    self._value = self._load(self._value)
+                except LadaError as error:
+                    self._refused(error)
+            return self._value
+
+
+class LiveIdentity:
+    """A party's certificates and keys, and what the CA has revoked, as they stand now.
+
+    The identity folder is read again whenever its files change. What cannot be used never replaces
+    what can: the change is logged, and the old content stays in force.
+
+    Args: passphrase: of encrypted keys; by default what LADA_KEY_PASSPHRASE holds, if anything.
     Raises: ParameterError: as `load_credentials`, or the roster lists other keys.
     """
-    return LiveIdentity(
-        IdentityFolder(folder),
-        roster=roster,
-        clock=lambda: datetime.now(UTC),
-        refused=partial(LOG.error, "%s: a changed file is not used: %s", folder),
-        party_id=party_id,
-        passphrase=passphrase or read_passphrase(None),
-    )
+
+    def __init__(
+        self, folder: Path, *, party_id: str, roster: Roster, passphrase: Passphrase | None = None
+    ) -> None:
+        self.passphrase = passphrase or read_passphrase(None)
+        files, revoked = IdentityFolder(folder), IdentityFile.REVOCATIONS
+        others = [file for file in IdentityFile if file is not revoked]
+        refused = partial(LOG.error, "%s: a changed file is not used: %s", folder)
+
+        def load(_: Credentials | None) -> Credentials:
+            loaded = load_credentials(folder, expected_id=party_id, passphrase=self.passphrase)
+            loaded.check_roster(roster)
+            return loaded
+
+        def load_revocations(known: RevocationList | None) -> RevocationList | None:
+            stays = "" if known is None else f"list {known.number}"
+            if files.stamp(revoked) is None:
+                if known is None:
+                    return None
+                raise ParameterError(f"{revoked} is gone; {stays} stays in force until a newer one")
+            try:
+                found = parse_revocations(files.read(revoked, MAX_REVOCATION_BYTES), ca=ca)
+            except PeerError as error:
+                raise ParameterError(f"{revoked}: {error}") from error
+            if known is not None and found.number < known.number:
+                raise ParameterError(
+                    f"{revoked}: list {found.number} is older than {stays}, which stays in force"
+                )
+            return found
+
+        # The newest usable certificates and keys.
+        self.credentials = Renewed(
+            lambda: tuple(files.stamp(file) for file in others), load, refused
+        ).current
+        ca = self.credentials().ca
+        # The newest list of revoked certificates; None where there never was one.
+        self.revocations = Renewed(lambda: files.stamp(revoked), load_revocations, refused).current
 
 
 def open_event_log(party: str, state_dir: Path) -> EventLog:

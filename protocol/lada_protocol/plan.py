@@ -9,10 +9,9 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from lada_protocol.wire.envelope import Digest, PartyId, StudyId
-from lada_secure.canonical import parse_canonical_json
+from lada_protocol.wire.envelope import Digest, PartyId, StudyId, read_document
 from lada_secure.encryption.parameters import MAX_CELLS, MAX_LENGTH
 from lada_secure.errors import PeerError
 from lada_secure.method.plan import MethodPlan, Positive
@@ -70,13 +69,7 @@ def parse_plan(raw: bytes) -> StudyPlan:
 
     Raises: PeerError(reason="bad_plan") naming the field.
     """
-    value = parse_canonical_json(raw, max_bytes=MAX_PLAN_BYTES)
-    try:
-        plan = StudyPlan.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "plan"
-        raise PeerError(f"plan, {where}: {first['msg']}", reason="bad_plan") from error
+    plan = read_document(raw, StudyPlan, what="plan", max_bytes=MAX_PLAN_BYTES, reason="bad_plan")
     if plan.to_bytes() != raw:
         raise PeerError("plan: fields do not read back to the same bytes", reason="bad_plan")
     return plan

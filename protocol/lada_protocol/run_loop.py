@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from lada_protocol.events import EventLog, Finished, StepFinished, StepStarted
-from lada_protocol.rounds.tasks import AttemptTask, Done, Finish, Task, Wait
+from lada_protocol.kinds import Kind
+from lada_protocol.rounds.tasks import Done, Post, Task, Wait
 from lada_secure.errors import LadaError
-
-T = TypeVar("T", bound=Task)
 
 
 class StudyFailed(LadaError):
@@ -31,17 +30,10 @@ class ByteCounts(NamedTuple):
 
 
 class Handler(NamedTuple):
-    """How one kind of task is carried out. step: for events; None: the attempt's own purpose."""
+    """How a message is made and posted. step: for events; None: the purpose of its attempt."""
 
     step: str | None
     carry_out: Callable[[Any], None]
-
-
-def handles(
-    kind: type[T], step: str | None, carry_out: Callable[[T], None]
-) -> tuple[type[Task], Handler]:
-    """One line of a party's table of handlers; ties the handler's type to the task's."""
-    return kind, Handler(step, carry_out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +41,8 @@ class RunLoop:
     """Carries out a party's tasks and tells its operator when each began and ended.
 
     Args: rounds: of the study. next_task: after a look at the board. wait: until there may be
-      something new. handlers: for every task but `Wait` and `Done`. traffic: of the party so far.
+      something new. handlers: of every kind that the party may have to post. traffic: of the party
+      so far.
       clock: monotonic seconds. entered: told round and step before a task begins.
     """
 
@@ -57,7 +50,7 @@ class RunLoop:
     rounds: int
     next_task: Callable[[], Task]
     wait: Callable[[Wait], None]
-    handlers: Mapping[type[Task], Handler]
+    handlers: Mapping[Kind, Handler]
     traffic: Callable[[], ByteCounts]
     clock: Callable[[], float]
     entered: Callable[[int, str], None] = lambda _round_id, _step: None
@@ -79,13 +72,11 @@ class RunLoop:
             else:
                 self.carry_out(task)
 
-    def carry_out(self, task: Task) -> None:
+    def carry_out(self, task: Post) -> None:
         """Carry out one task by its handler."""
-        handler = self.handlers[type(task)]
-        step = handler.step or (task.attempt.purpose if isinstance(task, AttemptTask) else "")
-        # A task of no round, but for the last one, comes before the first.
-        outside = self.rounds - 1 if isinstance(task, Finish) else 0
-        round_id = getattr(task, "round_id", outside)
+        handler = self.handlers[task.kind]
+        step = handler.step or task.attempt.purpose
+        round_id = self.rounds - 1 if task.kind is Kind.FINISHED else task.round_id
         self.entered(round_id, step)
         with self.step(round_id, step):
             handler.carry_out(task)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lada_protocol.events import EVENTS_FILE, Failed
-from lada_protocol.identity.renewal import LiveIdentity
-from lada_protocol.identity.roster import Roster
-from lada_protocol.party_files import live_identity, open_event_log, read_roster, read_settings
+from lada_protocol.party_files import LiveIdentity, open_event_log, read_roster, read_settings
 from lada_secure.data.records import read_pool
 from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
 from lada_secure.storage.state_folder import held_state_folder
 from lada_server.board.store import BoardStore
-from lada_server.rpc.service import RunningServer, start_server
+from lada_server.rpc.service import start_server
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.study.monitor import Monitored, start_monitor
-from lada_server.study.status import Status, read_status
-from lada_server.study.status_file import STATUS_FILE, StatusFile
+from lada_server.study.monitor import Monitored, monitoring
+from lada_server.study.status import STATUS_FILE, Status, keep_status_file, read_status
 
 
 def run_server(settings_path: Path) -> None:
@@ -33,50 +30,40 @@ def run_server(settings_path: Path) -> None:
     configure_logs(settings.log)
     study_settings = read_settings(settings.study, StudySettings)
     roster = read_roster(settings.roster)
-    identity = live_identity(
+    identity = LiveIdentity(
         settings.identity,
         party_id=settings.party,
         roster=roster,
         passphrase=settings.passphrase,
     )
     with held_state_folder(settings.state_dir, party=settings.party, role="coordinator"):
-        _serve(settings, study_settings, roster, identity)
+        pool = read_pool(settings.pool)
+        events = open_event_log(settings.party, settings.state_dir)
+        store = BoardStore(
+            settings.database_url,
+            payload_dir=settings.state_dir / "payloads",
+            roster=roster,
+            stored_bytes_per_party=settings.transport.stored_bytes,
+        )
+        try:
+            with _served(settings, store, identity):
+                # Imported here: libraries of models take seconds, and callers are heard by now.
+                from lada_server.study.coordinator import run_study
 
-
-def _serve(
-    settings: ServerSettings, study_settings: StudySettings, roster: Roster, identity: LiveIdentity
-) -> None:
-    credentials = identity.credentials()
-    pool = read_pool(settings.pool)
-    events = open_event_log(settings.party, settings.state_dir)
-    store = BoardStore(
-        settings.database or f"sqlite:///{settings.state_dir / 'board.sqlite'}",
-        payload_dir=settings.state_dir / "payloads",
-        roster=roster,
-        stored_bytes_per_party=settings.transport.stored_bytes,
-    )
-    try:
-        with (
-            start_server(
-                settings.listen,
-                identity=identity,
-                store=store,
-                upload_dir=settings.state_dir / "uploads",
-                settings=settings.transport,
-            ) as running,
-            _observed(settings, running, identity, store),
-        ):
-            # Imported here: libraries of models take seconds, and callers are heard by now.
-            from lada_server.study.session import run_study
-
-            run_study(
-                settings, study_settings, pool, store=store, credentials=credentials, events=events
-            )
-    except LadaError as error:
-        events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
-        raise
-    finally:
-        store.close()
+                credentials = identity.credentials()
+                run_study(
+                    settings,
+                    study_settings,
+                    pool,
+                    store=store,
+                    credentials=credentials,
+                    events=events,
+                )
+        except LadaError as error:
+            events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
+            raise
+        finally:
+            store.close()
 
 
 def server_status(settings_path: Path) -> Status:
@@ -89,28 +76,21 @@ def server_status(settings_path: Path) -> Status:
 
 
 @contextmanager
-def _observed(
-    settings: ServerSettings, running: RunningServer, identity: LiveIdentity, store: BoardStore
-) -> Iterator[None]:
-    """What others may see of a running server: its status file, and the monitor if it is named."""
-    status = StatusFile(
-        path=settings.state_dir / STATUS_FILE,
-        presence=running.presence,
-        listen=running.address,
-        clock=time.time,
-    ).keep(running.stopped)
-    monitored = Monitored(
-        presence=running.presence,
-        identity=identity,
-        events=settings.state_dir / EVENTS_FILE,
-        check=store.check,
-    )
-    try:
-        if settings.monitor is None:
-            yield
-        else:
-            with start_monitor(settings.monitor, monitored):
-                yield
-    finally:
-        running.stop()
-        status.join()
+def _served(settings: ServerSettings, store: BoardStore, identity: LiveIdentity) -> Iterator[None]:
+    """Answer callers, and show what others may see: the status file, and the monitor if named."""
+    folder = settings.state_dir
+    with ExitStack() as ends:
+        running = start_server(
+            settings.listen,
+            identity=identity,
+            store=store,
+            upload_dir=folder / "uploads",
+            settings=settings.transport,
+        )
+        status = keep_status_file(folder / STATUS_FILE, running)
+        ends.callback(status.join)
+        ends.callback(running.stop)
+        if settings.monitor is not None:
+            monitored = Monitored(server=running, events=folder / EVENTS_FILE)
+            ends.enter_context(monitoring(settings.monitor, monitored))
+        yield

@@ -88,6 +88,16 @@ class ServerSettings(PartySettings):
             return found
         return found.model_copy(update={"llm": found.llm.beside(folder)})
 
+    @property
+    def board_file(self) -> Path:
+        """The board's SQLite file, where no other database is named."""
+        return self.state_dir / "board.sqlite"
+
+    @property
+    def database_url(self) -> str:
+        """Of the board."""
+        return self.database or f"sqlite:///{self.board_file}"
+
 
 class StudySettings(Settings):
     """`study.toml`: the plan as an operator writes it; hashes and sizes are filled in."""

@@ -81,7 +81,7 @@ def granted(federation: Federation, world: World) -> tuple[RestartGrant, MemoryL
         signing_key=federation.cast.keys["auditor"],
         time=NOW,
     )
-    copies.grants.keep(grant)
+    copies.keep_grant(grant)
     ledger = MemoryLedger(
         identity=LedgerIdentity(site=SITE, population="patients", ledger_id=grant.ledger_id),
         signing_key=federation.cast.keys[SITE],

@@ -32,7 +32,7 @@ from lada_protocol.identity.issuance import build_ca_certificate, issue_certific
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.index import slot_of
+from lada_protocol.rounds.index import MessageIndex, slot_of
 from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_secure.allocation.statistics_parameters import l2_sensitivity, noise_std
@@ -351,6 +351,13 @@ def training_spec(plan: StudyPlan, round_id: int) -> ReleaseSpec:
         },
         unit=plan.privacy.unit,
     )
+
+
+def index_of_zeros(roster: Roster) -> MessageIndex:
+    """An index that takes messages of the shared small study, whose plan is a hash of zeros."""
+    index = MessageIndex(make_plan(study_id="study"), roster)
+    index.plan_hash = "0" * 64
+    return index
 
 
 def signed(

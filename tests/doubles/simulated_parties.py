@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,11 +24,10 @@ from protocol_world import (
 )
 from sealed_sums import add_sealed
 
-from lada_clients.auditor.export import write_export
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from lada_clients.auditor.ledgers import KnownEntries
+from lada_clients.auditor.runner import write_export
 from lada_clients.auditor.service import Auditor
-from lada_clients.net.participant import Participant, checked_transcript
+from lada_clients.net.participant import Participant
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
@@ -54,30 +53,7 @@ from lada_protocol.rounds.secure_aggregation import (
     site_bound_of,
 )
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import (
-    AbortAttempt,
-    AddUp,
-    AnswerInquiry,
-    AskScores,
-    CloseRound,
-    Contribute,
-    Distil,
-    Done,
-    Finish,
-    GiveUp,
-    ImproveModel,
-    Inquire,
-    PostMaskKey,
-    PostMatrix,
-    PostTranscript,
-    ProposePlan,
-    ReviewPlan,
-    Score,
-    StartAttempt,
-    Task,
-    Wait,
-    WriteRationales,
-)
+from lada_protocol.rounds.tasks import Done, GiveUp, Post, Task, Wait
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody, InquiryBody, parse_body
@@ -102,6 +78,11 @@ FOUR = ("site-a", "site-b", "site-c", "site-d")
 THREE = FOUR[:3]
 ROUND_0 = Attempt(round_id=0, purpose=STATISTICS, number=0)
 ROUND_0_AGAIN = Attempt(round_id=0, purpose=STATISTICS, number=1)
+
+
+def owes(task: Task, kind: Kind) -> TypeGuard[Post]:
+    """Whether a task is to post a message of this kind."""
+    return isinstance(task, Post) and task.kind is kind
 
 
 def scores_of(features: np.ndarray, query: bytes) -> bytes:
@@ -137,28 +118,28 @@ class SimulatedSite:
         """Read the board and carry out one task."""
         me = self.me
         me.sync()
-        task = next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party)
+        task = next_site_task(me.index, site=me.party)
         self.carry_out(task)
         return task
 
     def carry_out(self, task: Task) -> None:
         """Carry out a task."""
         match task:
-            case ReviewPlan():
+            case Post(kind=Kind.ACCEPTANCE):
                 self._accept()
-            case PostMaskKey(attempt=attempt):
+            case Post(kind=Kind.MASK_KEY, attempt=attempt):
                 key = self.mask_keys.setdefault(attempt, MaskKey.generate())
-                self._post_at(Kind.MASK_KEY, attempt, {"public_key": key.public_bytes.hex()})
-            case Contribute(attempt=attempt, cohort=cohort):
+                self._post(Kind.MASK_KEY, {"public_key": key.public_bytes.hex()}, attempt=attempt)
+            case Post(kind=Kind.CONTRIBUTION, attempt=attempt, sites=cohort):
                 self._contribute(attempt, cohort)
-            case AskScores(round_id=round_id):
+            case Post(kind=Kind.QUERY, round_id=round_id):
                 self.ask(round_id)
-            case Distil(round_id=round_id):
+            case Post(kind=Kind.TRAINED, round_id=round_id):
                 self._distil(round_id)
-            case AnswerInquiry(round_id=round_id):
+            case Post(kind=Kind.SITE_PATHS, round_id=round_id):
                 self._answer(round_id)
-            case CloseRound(round_id=round_id):
-                digest = checked_transcript(self.me, round_id)
+            case Post(kind=Kind.CLOSE, round_id=round_id):
+                digest = self.me.checked_transcript(round_id)
                 self._post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
             case _:
                 pass
@@ -230,7 +211,7 @@ class SimulatedSite:
             "keys_digest": digest,
             "opening_key": shown.message_hash,
             "parameters_digest": parameters.digest,
-            "rests_on": basis_of(me.index, attempt, site=me.party, roster=me.roster).message_hash,
+            "rests_on": basis_of(me.index, attempt, site=me.party).message_hash,
         }
         return body, seal(key, parameters, hidden)
 
@@ -263,7 +244,7 @@ class SimulatedSite:
         if attempt.purpose == STATISTICS:
             self.post_ledger(attempt.round_id, STATISTICS)
         body, payload = self.seal_for(attempt, cohort, self.vector(attempt))
-        self._post_at(Kind.CONTRIBUTION, attempt, {**body, "paid_by": paid_by}, payload)
+        self._post(Kind.CONTRIBUTION, {**body, "paid_by": paid_by}, payload, attempt=attempt)
 
     def _distil(self, round_id: int) -> None:
         reservation = self.book.reserve(training_spec(self.me.plan, round_id))
@@ -295,7 +276,7 @@ class SimulatedSite:
         inquiry = me.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
         if inquiry is None:
             raise AssertionError("asked to answer without an inquiry")
-        opened = me.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        opened = me.index.opened(round_id, CONFIDENCE_EXCESS)
         samples = parse_inquiry(
             me.payload(inquiry),
             parse_body(inquiry, InquiryBody),
@@ -314,18 +295,6 @@ class SimulatedSite:
             one
             for one in self.book.entries()
             if isinstance(one, ReserveEntry) and (one.round_id, one.purpose) == (round_id, purpose)
-        )
-
-    def _post_at(
-        self, kind: Kind, attempt: Attempt, body: dict[str, Any], payload: bytes = b""
-    ) -> None:
-        self._post(
-            kind,
-            body,
-            payload,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
         )
 
     def _post(
@@ -354,7 +323,7 @@ class SimulatedCoordinator:
     _seen: int = 0
 
     def __post_init__(self) -> None:
-        self.index = MessageIndex(self.plan.study_id, self.plan.hash)
+        self.index = MessageIndex(self.plan, self.roster)
         rows = np.random.default_rng(7).uniform(
             size=(self.plan.pool_size, self.plan.allocation.cells)
         )
@@ -369,9 +338,7 @@ class SimulatedCoordinator:
     def next(self) -> Task:
         """The next task after reading the board."""
         self.sync()
-        return next_coordinator_task(
-            self.index, plan=self.plan, roster=self.roster, given_up=frozenset(self.given_up)
-        )
+        return next_coordinator_task(self.index, given_up=frozenset(self.given_up))
 
     def step(self) -> Task:
         """Read the board and carry out one task."""
@@ -382,30 +349,30 @@ class SimulatedCoordinator:
     def carry_out(self, task: Task) -> None:
         """Carry out a task."""
         match task:
-            case ProposePlan():
+            case Post(kind=Kind.PLAN):
                 self.post(
                     Kind.PLAN, {"certificate": self.certificate}, payload=self.plan.to_bytes()
                 )
                 self.post(Kind.POOL, {}, payload=b"pool")
                 self.post(Kind.CLUSTERS, {}, payload=b"clusters")
-            case StartAttempt(attempt=attempt, sites=sites):
+            case Post(kind=Kind.COHORT, attempt=attempt, sites=sites):
                 self.post_at(Kind.COHORT, attempt, {"sites": list(sites)})
-            case AbortAttempt(attempt=attempt):
+            case Post(kind=Kind.ABORT, attempt=attempt):
                 self.post_at(Kind.ABORT, attempt, {"code": "timeout", "message": "no answer"})
-            case AddUp(attempt=attempt, cohort=cohort):
+            case Post(kind=Kind.SUM, attempt=attempt, sites=cohort):
                 self.add_up(attempt, cohort)
-            case PostMatrix(round_id=round_id):
+            case Post(kind=Kind.MATRIX, round_id=round_id):
                 self.commit(round_id)
-            case Score(round_id=round_id, site=site):
+            case Post(kind=Kind.SCORES, round_id=round_id, to=site):
                 self.score(round_id, site)
-            case WriteRationales(round_id=round_id):
+            case Post(kind=Kind.PATHS, round_id=round_id):
                 body = {"demanded": 3, "written": 3, "wrong": 0, "dropped": 0}
                 self.post(Kind.PATHS, body, payload=b"[]", round_id=round_id)
-            case Inquire(round_id=round_id):
+            case Post(kind=Kind.INQUIRY, round_id=round_id):
                 self.inquire(round_id)
-            case ImproveModel(round_id=round_id):
+            case Post(kind=Kind.LLM_UPDATE, round_id=round_id):
                 self.improve(round_id)
-            case PostTranscript(round_id=round_id):
+            case Post(kind=Kind.TRANSCRIPT, round_id=round_id):
                 transcript = build_transcript(
                     self.index, round_id, previous=self._transcript_hash(round_id - 1)
                 )
@@ -415,10 +382,10 @@ class SimulatedCoordinator:
                     payload=transcript.to_bytes(),
                     round_id=round_id,
                 )
-            case CloseRound(round_id=round_id):
+            case Post(kind=Kind.CLOSE, round_id=round_id):
                 digest = self._transcript_hash(round_id)
                 self.post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
-            case Finish():
+            case Post(kind=Kind.FINISHED):
                 self.post(Kind.FINISHED, {"rounds": self.plan.rounds})
             case GiveUp(code=code, message=message):
                 self.post(Kind.FAILED, {"code": code, "message": message})
@@ -453,7 +420,7 @@ class SimulatedCoordinator:
 
     def inquire(self, round_id: int, *, samples: list[int] | None = None) -> Envelope:
         """Ask about the samples with the largest sums, or about those that a test wants."""
-        opened = self.index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        opened = self.index.opened(round_id, CONFIDENCE_EXCESS)
         values = opened_values(
             self.board.payload(opened.message_hash), self.plan, CONFIDENCE_EXCESS
         )
@@ -473,7 +440,7 @@ class SimulatedCoordinator:
         inquiry = self.index.find(Kind.INQUIRY, sender="coordinator", round_id=round_id)
         if inquiry is None:
             raise AssertionError("an update without an inquiry")
-        before = llm_version(self.index, coordinator="coordinator", before_round=round_id)
+        before = llm_version(self.index, before_round=round_id)
         kept = round_id % 2 == 0
         body = {
             "inquiry": inquiry.message_hash,
@@ -557,7 +524,7 @@ class World:
         """Let the real auditor carry out one task."""
         me = self.auditor.participant
         me.sync()
-        task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
+        task = next_auditor_task(me.index)
         if not isinstance(task, Wait | Done):
             self.auditor.loop.carry_out(task)
         return task
@@ -580,12 +547,12 @@ class World:
                 return
         raise AssertionError("the study did not come to rest")
 
-    def to_sum(self, purpose: str = STATISTICS, round_id: int = 0) -> Task:
+    def to_sum(self, purpose: str = STATISTICS, round_id: int = 0) -> Post:
         """Run until the coordinator is about to post the sum of this round and purpose."""
 
-        def ready() -> Task | None:
+        def ready() -> Post | None:
             task = self.coordinator.next()
-            fits = isinstance(task, AddUp) and (
+            fits = owes(task, Kind.SUM) and (
                 (task.attempt.round_id, task.attempt.purpose) == (round_id, purpose)
             )
             return task if fits else None
@@ -658,11 +625,7 @@ def make_auditor(cast_: Cast, board: MemoryBoard, folder: Path, *, min_cohort: i
     return Auditor(
         participant=me,
         state_dir=folder,
-        ledgers=LedgerCopies(
-            folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
-        ),
         known_entries=KnownEntries(folder=me.open_folder()),
-        registry=AggregationRegistry(folder=folder / "opened"),
         min_cohort=min_cohort,
         epsilon_cap=8.0,
     )
@@ -677,13 +640,13 @@ def refusal(world: World, attempt: Attempt) -> FaultBody:
 
 
 def notes(world: World) -> list[str]:
-    """What the auditor's registry says was opened."""
-    folder = world.auditor.registry.folder
+    """What the auditor has noted as opened."""
+    folder = world.auditor.opening.notes
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def never_opened(world: World) -> None:
-    """Nothing was opened: the registry, which is written before the key is used, is empty."""
+    """Nothing was opened: no note, which is written before the key is used."""
     assert notes(world) == []
     assert not world.coordinator.index.attempts(Kind.OPENED, round_id=0, purpose=STATISTICS)
 
@@ -692,10 +655,10 @@ def bring_together(world: World, attempt: Attempt, cohort: tuple[str, ...]) -> N
     """Sites that do whatever the coordinator wants: keys and contributions for an attempt."""
     for name in cohort:
         world.sites[name].me.sync()
-        world.sites[name].carry_out(PostMaskKey(attempt=attempt, cohort=cohort))
+        world.sites[name].carry_out(Post(kind=Kind.MASK_KEY, attempt=attempt, sites=cohort))
     for name in cohort:
         world.sites[name].me.sync()
-        world.sites[name].carry_out(Contribute(attempt=attempt, cohort=cohort))
+        world.sites[name].carry_out(Post(kind=Kind.CONTRIBUTION, attempt=attempt, sites=cohort))
     world.coordinator.sync()
 
 

@@ -20,14 +20,13 @@ import numpy as np
 
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import parse_received_rationales
+from lada_clients.site.public_material import parse_received_rationales
 from lada_clients.site.settings import read_site_settings
 from lada_protocol.identity.roster import Roster, parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_plan
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.llm_transfer import (
-    NO_ADAPTERS,
     SiteRationale,
     inquiry_bytes,
     llm_version,
@@ -40,7 +39,7 @@ from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
 from lada_secure.data.records import read_pool
 from lada_secure.method.mechanisms import cell_grid, statistics_parameters
-from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, transfer_of
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_round import confidence_excess, pick
@@ -54,10 +53,10 @@ from lada_secure.privacy.ledger.entries import ReleaseKey
 from lada_secure.privacy.release.noised_vectors import parse_vector
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_server.settings import ServerSettings, StudySettings
+from lada_server.study.coordinator import open_llm
 from lada_server.study.llm_files import LlmFiles
-from lada_server.study.llm_transfer import CoordinatorTransfer, update_body
+from lada_server.study.llm_transfer import improve_llm, samples_to_ask
 from lada_server.study.proposal import Study, prepare_study
-from lada_server.study.session import open_llm
 from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
 
 from .federation import Federation
@@ -83,7 +82,7 @@ class Record:
     @cached_property
     def index(self) -> MessageIndex:
         """Every message on the board."""
-        index = MessageIndex(self.plan.study_id, self.plan.hash)
+        index = MessageIndex(self.plan, self.roster)
         with reading(self.federation.layout.coordinator.state / "board.sqlite") as connection:
             rows = connection.execute(
                 "select header, signature from board_messages order by sequence"
@@ -110,7 +109,7 @@ class Record:
 
     def opened(self, round_id: int, purpose: str) -> tuple[tuple[str, ...], list[int]]:
         """The cohort of a secure aggregation, and the sum."""
-        message = self.index.opened(round_id, purpose, auditor=self.roster.auditor.id)
+        message = self.index.opened(round_id, purpose)
         sites = tuple(sorted(parse_body(message, OpenedBody).contributions))
         return sites, [int(one) for one in json.loads(self.payload(message))]
 
@@ -176,8 +175,10 @@ class CoordinatorAgain:
         """A freshly loaded LLM."""
         settings = self.settings
         return Teacher(
+            self.study,
             open_llm(settings),
             files=LlmFiles(folder=settings.state_dir / "llm"),
+            progress=lambda *_: None,
         )
 
     def features(self, round_id: int) -> FloatArray:
@@ -187,44 +188,38 @@ class CoordinatorAgain:
     def _view(self, round_id: int) -> Any:
         version = self._version(round_id)
         teacher = self.teacher()
-        if version != NO_ADAPTERS:
-            teacher.use(self.study, version)
-        return teacher, teacher.view_pool(self.study)
+        teacher.use(version)
+        return teacher, teacher.view_pool()
 
     def _version(self, round_id: int) -> str:
-        me = self.record.roster.coordinator.id
-        return llm_version(self.record.index, coordinator=me, before_round=round_id)
+        return llm_version(self.record.index, before_round=round_id)
 
     def faults(self, round_id: int) -> Iterator[str]:
         """Where the coordinator's messages of a round are not what follows from its input."""
         record, where = self.record, f"round {round_id}"
         teacher, view = self._view(round_id)
         _, demand = record.opened(round_id, DEMAND)
-        written = teacher.write(self.study, demand, progress=lambda *_: None)
+        written = teacher.write(demand)
         paths = record.payload(record.find(Kind.PATHS, round_id))
         if rationales_payload(self.study, written.texts, view.cells) != paths:
             yield f"{where}: the paths on the board are not those of the opened demand"
-        uplink = CoordinatorTransfer(study=self.study, teacher=self.teacher())
+        fresh = self.teacher()
         version = self._version(round_id)
         _, known = record.opened(round_id, CONFIDENCE_EXCESS)
-        asked = uplink.samples_to_ask(known, version=version)
+        asked = samples_to_ask(fresh, known, version=version)
         inquiry = record.find(Kind.INQUIRY, round_id)
         if inquiry_bytes(asked) != record.payload(inquiry):
             yield f"{where}: the inquiry is not that of the opened advantages"
             return
-        decision = uplink.improve(
+        decision = improve_llm(
+            fresh,
             self._site_rationales(round_id, asked),
             parse_rationales(paths, self.study),
+            inquiry=inquiry.message_hash,
             version=version,
             seed=self.study.plan.seed + round_id,
-            progress=lambda *_: None,
         )
-        expected = update_body(
-            decision,
-            inquiry=inquiry.message_hash,
-            holdout=transfer_of(record.plan).holdout,
-            before=version,
-        )
+        expected = decision.model_dump()
         found = dict(record.find(Kind.LLM_UPDATE, round_id).header.body)
         if found != expected:
             differing = sorted(key for key in expected if found.get(key) != expected[key])

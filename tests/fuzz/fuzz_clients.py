@@ -15,7 +15,7 @@ from fuzz_study import RecordedStudy
 from fuzz_targets import MOST_STEPS, FindingError, Stage, Target
 from sealed_sums import add_sealed
 
-from lada_clients.auditor.service import REFUSED_BY_KEY
+from lada_clients.auditor.opening import REFUSED_BY_KEY
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.index import MessageIndex
@@ -131,7 +131,7 @@ class AuditorTarget(ClientTarget):
 
         def step() -> str | None:
             me = state.me
-            task = next_auditor_task(me.index, plan=me.plan, roster=me.roster)
+            task = next_auditor_task(me.index)
             if isinstance(task, Wait | Done):
                 return type(task).__name__.lower()
             kept = state.files("ledgers"), state.files("opened")
@@ -184,7 +184,7 @@ class SiteTarget(ClientTarget):
 
         def step() -> str | None:
             me = state.me
-            task = next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party)
+            task = next_site_task(me.index, site=me.party)
             if isinstance(task, Wait | Done):
                 return type(task).__name__.lower()
             sent = len(state.board.posted)

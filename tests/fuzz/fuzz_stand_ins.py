@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
 from protocol_world import training_spec
 
-from lada_clients.site.gates.public_material import read_public_material
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.received_paths import parse_received_rationales
+from lada_clients.site.public_material import parse_received_rationales, read_public_material
 from lada_clients.site.service import Site
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SiteRationale
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import (
     NoisedStatistics,
-    UnitStatistics,
     release_statistics,
     statistics_spec,
 )
@@ -38,38 +36,41 @@ from lada_server.study.teacher import Teacher
 class TeacherWithoutModel(Teacher):
     """Sees a fixed matrix in the pool and writes fixed paths."""
 
-    def __init__(self) -> None:
+    def __init__(self, study: Study) -> None:
         """There is nothing to load."""
+        self.study = study
 
-    def view_pool(self, study: Study) -> PoolView:
+    def view_pool(self) -> PoolView:
         """One hot rows: every sample belongs to one cell."""
-        allocation = study.plan.allocation
-        cells = np.arange(len(study.pool)) % allocation.cells
+        allocation = self.study.plan.allocation
+        cells = np.arange(len(self.study.pool)) % allocation.cells
         features = np.eye(allocation.cells)[cells]
         return PoolView(features=features, cells=cells)
 
-    def use(self, study: Study, version: str) -> None:
+    def use(self, version: str) -> None:
         """One version is as good as another."""
 
-    def answer(self, study: Study, places: Sequence[int]) -> Answers:
+    def answer(self, places: Sequence[int]) -> Answers:
         """Knows nothing."""
         count = len(places)
         return Answers(
             paths=("no",) * count, right=np.zeros(count, dtype=np.bool_), confidence=np.zeros(count)
         )
 
+    def answer_tuned(self, places: Sequence[int]) -> Answers:
+        """Knows no more."""
+        return self.answer(places)
+
     def tune(self, *_study: object, **_progress: object) -> AdapterWeights:
         """Learns nothing."""
         return AdapterWeights(data=b"adapters")
 
-    def write(
-        self, study: Study, demand: Sequence[int], *, progress: Callable[[int, int], None]
-    ) -> WrittenRationales:
+    def write(self, demand: Sequence[int]) -> WrittenRationales:
         """One rationale for every sample in demand, most wanted first."""
         order = sorted(range(len(demand)), key=lambda index: (-demand[index], index))
         wanted = [index for index in order if demand[index] > 0]
-        chosen = wanted[: study.plan.paths.budget]
-        texts = {index: f"so {study.pool[index].answer}" for index in chosen}
+        chosen = wanted[: self.study.plan.paths.budget]
+        texts = {index: f"so {self.study.pool[index].answer}" for index in chosen}
         return WrittenRationales(texts=texts, demanded=len(wanted), wrong=0, dropped=0)
 
 
@@ -94,12 +95,6 @@ class LearnerWithoutModel:
             max_units=plan.privacy.max_units,
             scale=plan.statistics.integer_scale,
         )
-        nothing = UnitStatistics(
-            vector=np.zeros(parameters.length, dtype=np.int64),
-            clusters=parameters.clusters,
-            loss_clip=parameters.loss_clip,
-            scale=parameters.scale,
-        )
         spec = statistics_spec(
             parameters,
             study_id=plan.study_id,
@@ -108,7 +103,7 @@ class LearnerWithoutModel:
             unit=plan.privacy.unit,
         )
         return release_statistics(
-            lambda _paid: nothing, parameters=parameters, book=self.book, spec=spec
+            lambda _paid: (), parameters=parameters, book=self.book, spec=spec
         )
 
     def utilities(self, noised: NoisedStatistics) -> np.ndarray:
@@ -122,10 +117,6 @@ class LearnerWithoutModel:
     def parse_paths(self, raw: bytes) -> tuple[ReceivedRationale, ...]:
         """The real parser."""
         return parse_received_rationales(raw, pool=self.pool, cells=self.plan.allocation.cells)
-
-    def trained(self, round_id: int) -> bool:
-        """Whether a round was paid for."""
-        return round_id in self.state.trained
 
     def train(self, round_id: int, *_inputs: object) -> None:
         """Pay, and remember it."""

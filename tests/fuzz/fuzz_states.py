@@ -12,6 +12,7 @@ from typing import cast
 from fuzz_loopback import Idle, LoopbackClient, Row, ScriptedBoard
 from fuzz_study import RecordedStudy, silent
 
+from lada_clients.auditor.opening import claim_opening
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import Outbox
 from lada_protocol.kinds import Kind, may_read
@@ -81,7 +82,7 @@ class PartyState:
 
     def footprint(self) -> tuple[int, int, dict[str, Stamp]]:
         """What a refused message must leave as it is."""
-        index = self.me._index
+        index = getattr(self.me, "index", None)
         return 0 if index is None else len(index), len(self.board.posted), _stamps(self.folder)
 
     def files(self, name: str) -> dict[str, Stamp]:
@@ -155,10 +156,10 @@ class PartyStates:
             events=silent(self._party.id),
         )
         if until > 1:
-            me._plan = recording.plan
-            me._index = MessageIndex(recording.plan.study_id, recording.plan.hash)
+            me.plan = recording.plan
+            me.index = MessageIndex(recording.plan, recording.roster)
             for _, one in seen:
-                me._index.add(one)
+                me.index.add(one)
         return PartyState(
             me=me,
             board=board,
@@ -202,15 +203,18 @@ class PartyStates:
         if self._party.id == recording.roster.auditor.id:
             auditor = recording.auditor(recording.participant(self._party.id, folder), folder)
             for site, raw in ledgers.items():
-                path = auditor.ledgers.folder / site / "patients.jsonl"
+                path = folder / "ledgers" / site / "patients.jsonl"
                 path.parent.mkdir(parents=True)
                 path.write_bytes(raw)
             for number, one, _ in recording.rows:
                 if number < until and one.kind is Kind.OPENED:
                     head = one.header
                     attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=0)
-                    auditor.registry.claim(
-                        recording.plan.study_id, attempt, cast(str, head.body["sum_message"])
+                    claim_opening(
+                        auditor.opening.notes,
+                        recording.plan.study_id,
+                        attempt,
+                        cast(str, head.body["sum_message"]),
                     )
 
     def _make_book(self, joined: bool) -> MemoryLedger:

@@ -16,29 +16,30 @@ from typing import Any, cast
 from fuzz_loopback import LoopbackClient, RealBoard
 from fuzz_stand_ins import SiteWithoutModel, TeacherWithoutModel
 from protocol_world import CAPS, UPLINK, make_plan
+from rich.console import Console
 
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from lada_clients.auditor.ledgers import KnownEntries
 from lada_clients.auditor.service import Auditor
 from lada_clients.ca.authority import init_ca, issue_party, make_roster
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import Outbox, SecretFolder
-from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.record_files import RecordFiles, file_digests
+from lada_clients.site.gates.files import RecordFiles, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import EventLog
 from lada_protocol.identity.certificates import PartyName, certificate_pem
 from lada_protocol.identity.credentials import Credentials
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.party_files import live_identity, load_credentials
+from lada_protocol.party_files import LiveIdentity, load_credentials
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import Done, StartAttempt, Wait
+from lada_protocol.rounds.tasks import Done, Post, Wait
 from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, RecordFile, pool_hash
@@ -46,12 +47,11 @@ from lada_secure.method.llm_round import PoolView
 from lada_secure.models.embedding import embedder
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
+from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Uploads
-from lada_server.rpc.callers import Callers
 from lada_server.rpc.calls import BoardCalls
-from lada_server.rpc.limits import CallGate, PeerLimits
-from lada_server.rpc.presence import Presence
+from lada_server.rpc.limits import CallGate
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.proposal import Study
 
@@ -125,28 +125,29 @@ class Recording:
     def serve(self, store: BoardStore, uploads: Path) -> BoardCalls:
         """The calls of a board, without a limit on their rate."""
         names = [one.id for one in self.roster.parties]
-        limits = PeerLimits(calls_per_s=1e9, burst_calls=10**9, concurrent_calls=64)
-        identity = live_identity(
+        limits = TransportSettings(calls_per_s=1e9, burst_calls=10**9, concurrent_calls=64)
+        identity = LiveIdentity(
             self.identity("coordinator"), party_id="coordinator", roster=self.roster
         )
         return BoardCalls(
             store=store,
-            callers=Callers(roster=self.roster, identity=identity, clock=lambda: datetime.now(UTC)),
-            gate=CallGate(limits, names, lambda: 0.0),
+            identity=identity,
+            gate=CallGate(limits, names, clock=lambda: 0.0),
             uploads=Uploads(uploads),
-            presence=Presence(names, lambda: 0.0),
         )
 
     def coordinator(self, store: BoardStore) -> Coordinator:
         """The real coordinator; looking at the pool is done."""
         made = Coordinator(
             study=self.study,
-            roster=self.roster,
-            store=store,
-            signing_key=self.credentials["coordinator"].signing_key,
+            board=LocalBoardClient(
+                plan=self.plan,
+                store=store,
+                signing_key=self.credentials["coordinator"].signing_key,
+                events=silent("coordinator"),
+            ),
             certificate=self.certificate("coordinator"),
-            teacher=TeacherWithoutModel(),
-            events=silent("coordinator"),
+            teacher=TeacherWithoutModel(self.study),
         )
         made._views = {NO_ADAPTERS: self.view}
         return made
@@ -169,11 +170,7 @@ class Recording:
         return Auditor(
             participant=me,
             state_dir=folder,
-            ledgers=LedgerCopies(
-                folder=folder / "ledgers", grants=RestartGrants(folder=folder / "grants")
-            ),
             known_entries=KnownEntries(folder=folder / "known"),
-            registry=AggregationRegistry(folder=folder / "opened"),
             min_cohort=3,
             epsilon_cap=8.0,
         )
@@ -216,6 +213,7 @@ class Recording:
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder / "memory"),
             now=lambda: datetime.now(UTC),
+            display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
         )
 
     def book(self, party: str) -> MemoryLedger:
@@ -274,12 +272,11 @@ def _prepare(folder: Path) -> Recording:
     )
     study = Study(
         plan=plan,
-        is_new=True,
         pool=POOL,
         clusters=clusters,
         embeddings=vectors,
     )
-    view = TeacherWithoutModel().view_pool(study)
+    view = TeacherWithoutModel(study).view_pool()
     return Recording(
         folder=folder,
         roster=roster,
@@ -340,7 +337,8 @@ class _HonestRun:
     def _coordinator_step(self) -> bool:
         one = self._coordinator
         task = one.loop.next_task()
-        second_round = isinstance(task, StartAttempt) and task.attempt.round_id > 0
+        is_cohort = isinstance(task, Post) and task.kind is Kind.COHORT
+        second_round = is_cohort and task.round_id > 0
         if isinstance(task, Done) or second_round:
             return False
         if not isinstance(task, Wait):

@@ -166,10 +166,10 @@ def test_clipped_sums_are_those_of_the_cpu(architecture, engine):
 def test_without_noise_six_steps_end_with_the_weights_of_the_cpu(monkeypatch, engine):
     monkeypatch.setattr(trainer_module, "noised_gradient", without_noise)
     (gpu, on_gpu), (cpu, on_cpu) = (run(device, engine=engine) for device in ("cuda", "cpu"))
-    assert (gpu.log.device, cpu.log.device) == ("cuda", "cpu")
+    assert (gpu.device, cpu.device) == ("cuda", "cpu")
     for a, b in zip(on_gpu, on_cpu, strict=True):
         torch.testing.assert_close(a, b, rtol=0.0, atol=1e-4)
-    assert gpu.log.public_losses == pytest.approx(cpu.log.public_losses, rel=1e-3)
+    assert gpu.public_losses == pytest.approx(cpu.public_losses, rel=1e-3)
 
 
 def test_integers_are_summed_exactly_on_the_device():
@@ -330,7 +330,7 @@ def test_a_run_on_the_gpu_is_paid_for_and_learns_the_pool():
         learning_rate=0.02,
         progress=reports.append,
     )
-    losses = result.log.public_losses
+    losses = result.public_losses
     assert losses[-1] < 0.8 * losses[0]
     assert [one.step for one in reports] == list(range(1, 26))
     assert reports[-1].study_epsilon == pytest.approx(book.epsilon_spent(1e-5))
@@ -348,7 +348,7 @@ def test_a_run_that_began_on_the_cpu_goes_on_on_the_gpu():
     with pytest.raises(Interrupted):
         run("cpu", book=book, progress=crash)
     result, _ = run("cuda", book=book)
-    assert len(result.log.public_losses) == 6
+    assert len(result.public_losses) == 6
 
 
 def test_a_batch_that_does_not_fit_into_the_gpu_s_memory_goes_in_halves(caplog):

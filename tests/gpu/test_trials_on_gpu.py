@@ -16,7 +16,7 @@ pytest.importorskip("pydantic")
 from trainer_doubles import example, small_model
 
 from lada_secure.allocation.measurement import measured_gains, valuation_student
-from lada_secure.allocation.valuation_gains import ValuationParameters
+from lada_secure.allocation.valuation_gains import ValuationParameters, unit_gains
 from lada_secure.data.records import Record
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
 from lada_secure.models.loss import LossSettings
@@ -74,9 +74,10 @@ def gains(device: str) -> np.ndarray:
         for cluster, word in WORDS.items()
     }
     assert lm.model.device.type == device
-    found = measured_gains(
-        lm, UNITS, students, reference=reference, parameters=PUBLIC, batch_size=8
-    ).vector
+    measured = measured_gains(
+        lm, UNITS, students, reference=reference, clusters=PUBLIC.clusters, batch_size=8
+    )
+    found = unit_gains(measured, PUBLIC)
     return found[:-1] / found[-1]
 
 

@@ -10,7 +10,7 @@ import pytest
 from lada_clients.net.transport import LOG, BoardClient
 from lada_protocol.identity.certificates import role_host
 from lada_protocol.kinds import Role
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
 from lada_protocol.wire.limits import REASON_KEY
@@ -24,7 +24,7 @@ FIVE_MB = bytes(range(256)) * (5 * 4096)
 
 def coordinator_identity(study, folder=None):
     """What the coordinator serves with; from another folder where one is given."""
-    return live_identity(
+    return LiveIdentity(
         folder or study.identity("coordinator"), party_id="coordinator", roster=study.roster
     )
 
@@ -32,7 +32,7 @@ def coordinator_identity(study, folder=None):
 class Served:
     """A board, its server, and clients of every party."""
 
-    def __init__(self, study, folder, *, listen="127.0.0.1:0", limits=None, database=None):
+    def __init__(self, study, folder, *, listen="127.0.0.1:0", settings=None, database=None):
         self.study = study
         self.store = BoardStore(
             database or f"sqlite:///{folder / 'board.sqlite'}",
@@ -44,7 +44,7 @@ class Served:
             identity=coordinator_identity(study),
             store=self.store,
             upload_dir=folder / "uploads",
-            limits=limits,
+            settings=settings,
         )
 
     def client(self, party, **options):

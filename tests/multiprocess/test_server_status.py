@@ -12,18 +12,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from served_board import chunk, coordinator_identity, raw_stub, refusal, serving
+from served_board import chunk, raw_stub, refusal, serving
 from typer.testing import CliRunner
 
 from lada_protocol.events import EVENTS_FILE, EventLog, Failed, Finished, StepFinished, StepStarted
 from lada_protocol.rounds.tasks import Wait
 from lada_secure.errors import ParameterError
 from lada_server.commands import app
-from lada_server.rpc.presence import Presence
 from lada_server.settings import ServerSettings
-from lada_server.study.monitor import Monitored, start_monitor
-from lada_server.study.status import Status, read_status
-from lada_server.study.status_file import STATUS_FILE, StatusFile
+from lada_server.study.monitor import Monitored, monitoring
+from lada_server.study.status import STATUS_FILE, Status, keep_status_file, read_status
 
 
 def settings_of(study, folder):
@@ -85,12 +83,6 @@ def test_before_the_first_run_nothing_is_made_and_nothing_is_claimed(study, tmp_
 
 def test_status_tells_who_is_there_who_spoke_last_and_who_is_waited_for(study, tmp_path):
     with serving(study, tmp_path) as served, served.client("bank") as bank:
-        status_file = StatusFile(
-            path=tmp_path / STATUS_FILE,
-            presence=served.server.presence,
-            listen=served.server.address,
-            clock=time.time,
-        )
         bank.post(study.envelope("acceptance", "bank"))
         bank.post(study.envelope("trained", "bank", round_id=1))
         with raw_stub(served, study.identity("auditor"), study.identity("auditor")) as stub:
@@ -99,7 +91,7 @@ def test_status_tells_who_is_there_who_spoke_last_and_who_is_waited_for(study, t
             Wait(round_id=1, step="training", parties=("hospital-a",), awaited="trained"),
             since_s=40.0,
         )
-        thread = status_file.keep(served.server.stopped)
+        thread = keep_status_file(tmp_path / STATUS_FILE, served.server)
         wait_until(lambda: status_of(study, tmp_path).running)
         found = status_of(study, tmp_path)
         assert (found.listen, found.state, found.round) == (served.server.address, "waiting", 1)
@@ -125,19 +117,13 @@ def test_what_a_full_disk_left_half_written_goes_with_the_process(study, tmp_pat
     def full(*_arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "replace", full)
-    stopped = threading.Event()
-    status_file = StatusFile(
-        path=tmp_path / STATUS_FILE,
-        presence=Presence(["bank"], time.time),
-        listen="127.0.0.1:1",
-        clock=time.time,
-    )
-    thread = status_file.keep(stopped)
-    wait_until(lambda: any(tmp_path.iterdir()))
-    stopped.set()
+    (tmp_path / "state").mkdir()
+    with serving(study, tmp_path) as served:
+        monkeypatch.setattr(Path, "replace", full)
+        thread = keep_status_file(tmp_path / "state" / STATUS_FILE, served.server)
+        wait_until(lambda: any((tmp_path / "state").iterdir()))
     thread.join(10)
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "state").iterdir()) == []
 
 
 def test_a_killed_process_does_not_count_as_running(study, tmp_path):
@@ -188,21 +174,16 @@ def get(address, path):
 
 def test_health_and_metrics_are_served_on_an_address_of_their_own(study, tmp_path):
     with serving(study, tmp_path) as served, served.client("bank") as bank:
-        monitored = Monitored(
-            presence=served.server.presence,
-            identity=coordinator_identity(study),
-            events=tmp_path / EVENTS_FILE,
-            check=served.store.check,
-        )
+        monitored = Monitored(server=served.server, events=tmp_path / EVENTS_FILE)
         events_in(tmp_path, lambda: 1000.0).waiting(
             Wait(round_id=2, step="close", parties=("bank",), awaited="close"), since_s=5.0
         )
         bank.post(study.envelope("contribution", "bank", b"12345"), b"12345")
         with raw_stub(served, study.identity("outsider"), study.identity("bank")) as stub:
             refusal(lambda: stub.Post(iter([]), timeout=10))
-        with start_monitor("127.0.0.1:0", monitored) as monitor:
-            assert get(monitor.address, "/healthz") == (200, '{"status": "ok"}')
-            status, text = get(monitor.address, "/metrics")
+        with monitoring("127.0.0.1:0", monitored) as address:
+            assert get(address, "/healthz") == (200, '{"status": "ok"}')
+            status, text = get(address, "/metrics")
             assert status == 200
             lines = text.splitlines()
             for line in (
@@ -215,12 +196,15 @@ def test_health_and_metrics_are_served_on_an_address_of_their_own(study, tmp_pat
                 "lada_revocation_list_number 0.0",
             ):
                 assert line in lines, text
-            assert get(monitor.address, "/anything")[0] == 404
-            with pytest.raises(ParameterError, match="cannot listen"):
-                start_monitor(monitor.address, monitored)
+            assert get(address, "/anything")[0] == 404
+            with (
+                pytest.raises(ParameterError, match="cannot listen"),
+                monitoring(address, monitored),
+            ):
+                pass
             served.store._database.close()
             (tmp_path / "board.sqlite").write_bytes(b"not a database" * 1000)
-            status, text = get(monitor.address, "/healthz")
+            status, text = get(address, "/healthz")
             assert status == 503
             assert json.loads(text)["status"] == "failing"
 
@@ -229,16 +213,11 @@ def test_a_silent_visitor_of_the_monitor_holds_up_nobody(study, tmp_path):
     import socket
 
     with serving(study, tmp_path) as served:
-        monitored = Monitored(
-            presence=served.server.presence,
-            identity=coordinator_identity(study),
-            events=tmp_path / EVENTS_FILE,
-            check=served.store.check,
-        )
-        with start_monitor("127.0.0.1:0", monitored) as monitor:
-            host, port = monitor.address.rsplit(":", 1)
+        monitored = Monitored(server=served.server, events=tmp_path / EVENTS_FILE)
+        with monitoring("127.0.0.1:0", monitored) as address:
+            host, port = address.rsplit(":", 1)
             silent = [socket.create_connection((host, int(port))) for _ in range(5)]
-            assert get(monitor.address, "/healthz")[0] == 200
+            assert get(address, "/healthz")[0] == 200
             for one in silent:
                 one.close()
     assert threading.active_count() < 50

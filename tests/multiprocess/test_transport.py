@@ -21,10 +21,10 @@ from tunnel import connect_proxy
 from lada_clients.net import connection
 from lada_clients.net.transport import BoardClient, RefusedByBoard
 from lada_protocol.identity.roster import parse_roster
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
+from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import TransportError
 from lada_server.board.store import BoardStore
-from lada_server.rpc.limits import PeerLimits
 from lada_server.rpc.service import start_server
 
 
@@ -96,14 +96,14 @@ def test_a_site_does_not_get_what_is_meant_for_another(served, study):
 
 
 def test_fifty_waiting_lists_do_not_block_a_post(served, study, tmp_path):
-    limits = PeerLimits(concurrent_calls=20)
+    settings = TransportSettings(concurrent_calls=20)
     served.server.stop()
     served.server = start_server(
         "127.0.0.1:0",
         identity=coordinator_identity(study),
         store=served.store,
         upload_dir=tmp_path / "more-uploads",
-        limits=limits,
+        settings=settings,
     )
     parties = ("bank", "hospital-a", "hospital-b")
     with served.client("bank") as poster:
@@ -134,7 +134,7 @@ def serve(identity, roster_file, folder, port, ready):
     )
     server = start_server(
         f"127.0.0.1:{port}",
-        identity=live_identity(identity, party_id="coordinator", roster=roster),
+        identity=LiveIdentity(identity, party_id="coordinator", roster=roster),
         store=store,
         upload_dir=folder / "uploads",
     )
@@ -208,25 +208,6 @@ def test_calls_outlive_a_coordinator_that_is_killed_and_started_again(study, tmp
             assert auditor.fetch(seen[1][1]) == FIVE_MB
             assert bank.post(envelope, FIVE_MB) == 2
     assert any("refused" in why or "closed" in why for why in waits)
-
-
-def test_closing_a_client_ends_its_waiting_list(served):
-    bank = served.client("bank")
-    bank.list(0)
-    failures = []
-
-    def wait():
-        try:
-            bank.list(0, wait_s=20)
-        except TransportError as error:
-            failures.append(str(error))
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    time.sleep(0.3)
-    bank.close()
-    waiter.join(5)
-    assert failures == ["the connection to the board was closed here"]
 
 
 def test_a_disk_that_refuses_is_waited_for_with_its_reason(served, study, tmp_path):

@@ -109,7 +109,7 @@ def test_a_revoked_party_is_refused_within_seconds_and_others_go_on(own_study, t
         with served.client("bank") as again, pytest.raises(RefusedByBoard, match="was revoked"):
             again.post(own_study.envelope("acceptance", "bank"))
         assert auditor.list(0) == []
-    assert served.server.presence.parties()["bank"].refusals == {"revoked": 2}
+    assert served.server.gate.activity()["bank"].refusals == {"revoked": 2}
 
 
 def test_a_running_wait_and_a_running_upload_end_when_their_caller_is_revoked(own_study, tmp_path):
@@ -195,7 +195,7 @@ def issued(study, folder, *, party, begins, ends):
     """An identity folder with bank's own keys and a TLS certificate that the CA really signed."""
     from cryptography.hazmat.primitives import serialization
 
-    from lada_clients.ca.folder import CaFolder
+    from lada_clients.ca.authority import CaFolder
     from lada_protocol.identity.certificates import certificate_pem
 
     shutil.copytree(study.identity("bank"), folder)

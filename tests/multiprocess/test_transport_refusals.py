@@ -24,14 +24,15 @@ from served_board import (
 from tunnel import Tunnel
 
 from lada_clients.ca.authority import issue_party
-from lada_clients.net import back_off
+from lada_clients.net import connection
 from lada_clients.net.transport import BoardClient, RefusedByBoard
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.lada_pb2_grpc import BoardStub
 from lada_protocol.wire.limits import CHUNK_BYTES
+from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
-from lada_server.rpc.limits import PeerLimits
+from lada_server.rpc import limits
 from lada_server.rpc.service import start_server
 
 
@@ -244,10 +245,13 @@ def test_rubbish_is_refused_and_others_go_on(served, study, frames, reason):
         assert bank.post(envelope, b"0123456789") == 1
 
 
-def test_a_peer_that_keeps_sending_rubbish_is_cut_off_while_others_go_on(study, tmp_path):
-    limits = PeerLimits(faults_per_minute=5, cut_off_s=2)
+def test_a_peer_that_keeps_sending_rubbish_is_cut_off_while_others_go_on(
+    study, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(limits, "FAULTS_PER_MINUTE", 5)
+    monkeypatch.setattr(limits, "CUT_OFF_S", 2.0)
     with (
-        serving(study, tmp_path, limits=limits) as served,
+        serving(study, tmp_path) as served,
         served.client("hospital-a") as other,
         raw_stub(served, study.identity("bank"), study.identity("bank")) as stub,
     ):
@@ -263,7 +267,7 @@ def test_a_peer_that_keeps_sending_rubbish_is_cut_off_while_others_go_on(study, 
             assert refused.value.reason == "cut_off"
             time.sleep(2.1)
             assert len(bank.list(0)) == 8
-    assert served.server.presence.parties()["hospital-a"].refusals == {}
+    assert served.server.gate.activity()["hospital-a"].refusals == {}
 
 
 def test_bytes_that_are_no_http_2_end_their_own_connection_alone(served, study):
@@ -284,9 +288,9 @@ def test_bytes_that_are_no_http_2_end_their_own_connection_alone(served, study):
 
 
 def test_a_peer_that_calls_too_often_is_slowed_down_and_then_served(study, tmp_path):
-    limits = PeerLimits(calls_per_s=20, burst_calls=1)
+    settings = TransportSettings(calls_per_s=20, burst_calls=1)
     with (
-        serving(study, tmp_path, limits=limits) as served,
+        serving(study, tmp_path, settings=settings) as served,
         served.client("bank") as bank,
         told_waits() as waits,
     ):
@@ -352,7 +356,7 @@ def test_a_server_of_another_ca_is_refused_at_once(served, study, make_study):
 def test_a_server_that_does_not_take_our_certificate_is_named_soon(study, make_study, monkeypatch):
     """Right certificate, but it trusts another CA: it hangs up without saying why."""
     # Long enough for several connections to be hung up on; the real limit is for slow links.
-    monkeypatch.setattr(back_off, "HANG_UPS_BELIEVED_AFTER_S", 3.0)
+    monkeypatch.setattr(connection, "HANG_UPS_BELIEVED_AFTER_S", 3.0)
     coordinator, other = study.credentials("coordinator"), make_study()
     server = grpc.server(None)
     credentials = grpc.ssl_server_credentials(
@@ -468,7 +472,7 @@ def test_only_the_coordinators_certificate_serves(served, study, tmp_path):
     with pytest.raises(ParameterError, match="needs the coordinator's"):
         start_server(
             "127.0.0.1:0",
-            identity=live_identity(study.identity("bank"), party_id="bank", roster=study.roster),
+            identity=LiveIdentity(study.identity("bank"), party_id="bank", roster=study.roster),
             store=served.store,
             upload_dir=tmp_path / "other",
         )

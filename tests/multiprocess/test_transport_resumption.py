@@ -15,7 +15,6 @@ from lada_protocol.kinds import Kind, KindRules
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.limits import CHUNK_BYTES, WINDOW_BYTES
 from lada_protocol.wire.transport_settings import TransportSettings
-from lada_server.rpc.limits import PeerLimits
 
 MB = 1_000_000
 CUTS = 5
@@ -136,7 +135,7 @@ def test_the_board_waits_until_everybody_has_said_that_the_end_was_read(study, t
         last = served.store.post(study.envelope("finished", "coordinator", body={"rounds": 1}))
         assert [sequence for sequence, _ in bank.list(0)] == [last]
         assert served.store.wait_until_read(last, timeout_s=0.05) == ("bank",)
-        bank.acknowledge(last, patience_s=5.0)
+        bank.list(last, patience_s=5.0)
         assert served.store.wait_until_read(last, timeout_s=5.0) == ()
 
 
@@ -200,7 +199,7 @@ def test_a_piece_that_does_not_follow_is_refused_and_nothing_is_lost(study, tmp_
 
 
 def test_unfinished_uploads_of_a_party_are_few(study, tmp_path):
-    with serving(study, tmp_path, limits=PeerLimits(burst_calls=1000)) as served:
+    with serving(study, tmp_path, settings=TransportSettings(burst_calls=1000)) as served:
         for number in range(6):
             payload = bytes([number]) + FIVE_MB[1:]
             envelope = study.envelope("contribution", "bank", payload, round_id=number)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from protocol_world import index_of_zeros
 
 from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import parse_plan
-from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.transcript import parse_transcript
 from lada_protocol.wire.envelope import (
     SIGNATURE_CONTEXT,
@@ -122,7 +122,7 @@ def test_no_flipped_bit_of_a_signed_header_passes(study: Any, position: int, bit
 def test_an_index_holds_the_first_message_of_each_place_whatever_comes(
     study: Any, places: list[tuple[str, str, int, int, int]]
 ) -> None:
-    index = MessageIndex("study", "0" * 64)
+    index = index_of_zeros(study.roster)
     first: dict[tuple[str, str, int, int], str] = {}
     for kind, sender, round_id, attempt, content in places:
         message = study.envelope(

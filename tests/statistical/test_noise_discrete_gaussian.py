@@ -179,7 +179,7 @@ def test_a_tie_in_the_upper_bits_is_settled_by_a_second_word():
 
     def draw(second):
         answers = iter(([tied], [second]))
-        return int(sampler._sample(1, lambda _: np.array(next(answers), dtype=np.uint64))[0])
+        return int(sampler.sample(1, lambda _: np.array(next(answers), dtype=np.uint64))[0])
 
     low = int(table.low[column])
     assert draw(low - 1) == table.own[column]

@@ -166,7 +166,7 @@ def _signed_bytes(header_bytes: bytes, signer: str) -> tuple[bytes, bytes]:
 
 def transcript_vectors() -> Vectors:
     """Two chained transcripts over messages of two rounds."""
-    index = MessageIndex(the_plan().study_id, the_plan().hash)
+    index = MessageIndex(the_plan(), the_roster())
     for one in (*mask_messages().values(), in_attempt(Kind.COHORT, "coordinator", {"sites": []})):
         index.add(one)
     index.add(message(Kind.ACCEPTANCE, "site-a", {}))

@@ -132,17 +132,19 @@ class CanarySource(GradientSource):
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """See `GradientSource.unit_gradients`."""
         numbers = {
-            unit: self.canaries.number(example.example_id)
-            for example, unit in zip(batch.examples, batch.unit_of_example, strict=True)
+            at: self.canaries.number(example.example_id)
+            for at, unit in enumerate(batch)
+            for example in unit
         }
         planted = {unit: number for unit, number in numbers.items() if number is not None}
         if not planted:
             return super().unit_gradients(batch)
-        real = [unit for unit in range(batch.units) if unit not in planted]
+        real = [at for at in range(len(batch)) if at not in planted]
         parameters = self.engine.parameters
-        found = [one.new_zeros((batch.units, *one.shape)).float() for one in parameters]
+        found = [one.new_zeros((len(batch), *one.shape)).float() for one in parameters]
         if real:
-            for whole, part in zip(found, super().unit_gradients(batch.only(real)), strict=True):
+            ordinary = super().unit_gradients([batch[at] for at in real])
+            for whole, part in zip(found, ordinary, strict=True):
                 whole[real] = part
         vectors = self.canaries.raw_vectors(list(planted.values()))
         parts = torch.split_with_sizes(vectors, [one.numel() for one in parameters], dim=1)

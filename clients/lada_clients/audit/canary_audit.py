@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Literal, TypeAlias
@@ -26,7 +26,6 @@ from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.privacy.accounting.accountant import epsilon as composed_epsilon
 from lada_secure.privacy.empirical import (
-    GuessCounts,
     count_confident,
     count_correct,
     epsilon_lower_bound,
@@ -83,30 +82,34 @@ class AuditSize:
 class TrainingAudit:
     """Outcome of an audit. It depends on the units' gradients: it is no release.
 
-    bound: epsilon at least, at the steps' confidence. epsilon: what the ledger says of them.
-    reach: largest bound that this many guesses can give.
+    Fields have the names of docs/audit-empirically.md.
+    bound: epsilon at least, at this confidence. epsilon: what the ledger says of the steps.
+    flagged: whether the run did worse than its ledger claims. largest_bound: that this many
+    guesses can give. steps: of all rounds.
     noise_seen: of a typical step in clip norms, real gradients included; None for "adapters".
     commitment: hash over coins and statement, told before the run; opening: what it hid.
     """
 
     attack: Attack
-    steps: AuditedSteps
-    counts: GuessCounts
+    canaries: int
+    guesses: int
+    correct: int
+    rounds: int
+    steps: int
     bound: float
+    confidence: float
+    largest_bound: float
     epsilon: float
-    reach: float
+    delta: float
+    flagged: bool
+    noise_multiplier: float
     noise_seen: float | None
     engine: str
     device: str
     trainable_parameters: int
-    statement: Json
+    statement: dict[str, Json]
     commitment: str
     opening: dict[str, Json]
-
-    @property
-    def flagged(self) -> bool:
-        """Whether the run did worse than its ledger claims."""
-        return self.bound > self.epsilon
 
 
 def audit_size(
@@ -126,9 +129,9 @@ def audit_size(
     """
     needs = _needs(lm, steps)
     if canaries is None and guesses is None:
-        if not needs.fits:
+        if needs.guesses is None:
             raise ParameterError(needs.advice)
-        guesses = max(needs.guesses or 1, min(_LEAST_GUESSES, int(needs.room * needs.share)))
+        guesses = max(needs.guesses, min(_LEAST_GUESSES, int(needs.room * needs.share)))
     if canaries is None:
         canaries = min(needs.room, math.ceil((guesses or 1) / needs.share))
     if not 1 <= canaries <= needs.room:
@@ -138,8 +141,6 @@ def audit_size(
         )
     if guesses is None:
         guesses = max(1, int(canaries * needs.share))
-    if not 1 <= guesses <= canaries:
-        raise ParameterError(f"guesses: expected 1 to {canaries} (the canaries), got {guesses}")
     reach = largest_bound(
         canaries=canaries, guesses=guesses, delta=steps.delta, confidence=steps.confidence
     )
@@ -158,7 +159,7 @@ def auditable_rounds(lm: LanguageModel, steps: AuditedSteps) -> int:
     model's room for canaries. A defect shows in few rounds as in many.
     """
     rounds = steps.rounds
-    while rounds >= 1 and not _needs(lm, replace(steps, rounds=rounds)).fits:
+    while rounds >= 1 and _needs(lm, replace(steps, rounds=rounds)).guesses is None:
         rounds = min(rounds - 1, int(0.8 * rounds))
     return max(rounds, 0)
 
@@ -168,19 +169,15 @@ class _Needs:
     """What refuting epsilon takes.
 
     epsilon: what the steps cost by the accountant. share: guesses per canary. room: the most
-    canaries that the model has directions for. guesses, canaries: None where no number does it.
+    canaries that the model has directions for. guesses: None where no number does it, or where
+    the model has no room for as many canaries. advice: says so, or how many canaries to use.
     """
 
     epsilon: float
     share: float
     room: int
     guesses: int | None
-    canaries: int | None
     advice: str
-
-    @property
-    def fits(self) -> bool:
-        return self.canaries is not None and self.canaries <= self.room
 
 
 def _needs(lm: LanguageModel, steps: AuditedSteps) -> _Needs:
@@ -193,21 +190,19 @@ def _needs(lm: LanguageModel, steps: AuditedSteps) -> _Needs:
         guesses = guesses_to_refute(
             claimed, delta=steps.delta, canaries_per_guess=1.0 / share, confidence=steps.confidence
         )
-    canaries = None if guesses is None else math.ceil(guesses / share)
     claim = f"epsilon {claimed:.3f} after {steps.count} steps"
     fewer = "audit fewer rounds, whose epsilon is smaller"
-    if canaries is None:
+    if guesses is None:
         advice = f"No number of canaries refutes {claim} at delta {steps.delta:g}; {fewer}"
-    elif canaries > room:
+    elif (canaries := math.ceil(guesses / share)) > room:
+        guesses = None
         advice = (
             f"Refuting {claim} takes {canaries} canaries, and this model's adapters have "
             f"room for {room}; {fewer}"
         )
     else:
         advice = f"Use at least {canaries} canaries, or leave both numbers out"
-    return _Needs(
-        epsilon=claimed, share=share, room=room, guesses=guesses, canaries=canaries, advice=advice
-    )
+    return _Needs(epsilon=claimed, share=share, room=room, guesses=guesses, advice=advice)
 
 
 def audit_training(
@@ -249,12 +244,15 @@ def audit_training(
     book = _private_ledger(steps.delta)
     for round_id in range(steps.rounds):
 
+        def paid_units(_: Reservation, round_id: int = round_id) -> Sequence[PrivateUnit]:
+            return units_of(round_id)
+
         def report(step: StepReport, before: int = round_id * privacy.steps) -> None:
             progress(before + step.step, steps.count)
 
-        log = distil(
+        done = distil(
             lm,
-            units=partial(_paid_units, units_of, round_id),
+            units=paid_units,
             pool=pool_of(round_id),
             privacy=privacy,
             settings=settings_of(round_id),
@@ -262,32 +260,33 @@ def audit_training(
             spec=training_spec(privacy, study_id=_STUDY, plan_hash=_PLAN_HASH, round_id=round_id),
             progress=report,
             open_trainer=partial(AuditedTrainer, canaries=run),
-        ).log
+        )
     if attack == "updates":
         counts = count_confident(run.watcher.log_odds, coins.joined, guesses=size.guesses)
     else:
         counts = count_correct(run.scores_of_adapters(), coins.joined, guesses=size.guesses)
+    bound = epsilon_lower_bound(counts, delta=steps.delta, confidence=steps.confidence)
+    epsilon = book.epsilon_spent(steps.delta)
     return TrainingAudit(
         attack=attack,
-        steps=steps,
-        counts=counts,
-        bound=epsilon_lower_bound(counts, delta=steps.delta, confidence=steps.confidence),
-        epsilon=book.epsilon_spent(steps.delta),
-        reach=size.reach,
+        **asdict(counts),
+        rounds=steps.rounds,
+        steps=steps.count,
+        bound=bound,
+        confidence=steps.confidence,
+        largest_bound=size.reach,
+        epsilon=epsilon,
+        delta=steps.delta,
+        flagged=bound > epsilon,
+        noise_multiplier=privacy.noise_multiplier,
         noise_seen=run.watcher.noise_seen if attack == "updates" else None,
-        engine=log.engine,
-        device=log.device,
-        trainable_parameters=log.trainable_parameters,
+        engine=done.engine,
+        device=done.device,
+        trainable_parameters=done.trainable_parameters,
         statement=fixed,
         commitment=coins.commitment,
         opening=coins.opening,
     )
-
-
-def _paid_units(
-    units_of: Callable[[int], Sequence[PrivateUnit]], round_id: int, _paid: Reservation
-) -> Sequence[PrivateUnit]:
-    return units_of(round_id)
 
 
 def _private_ledger(delta: float) -> MemoryLedger:

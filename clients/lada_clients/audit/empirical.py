@@ -6,7 +6,7 @@ units, and keeps nothing: neither adapters nor a ledger entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -37,6 +37,7 @@ from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import load_language_model
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN
 from lada_secure.privacy.release.units import Unit
+from lada_secure.storage.whole_files import read_file
 
 SCHEMA_VERSION: Final = 1
 Records: TypeAlias = Literal["site", "public"]
@@ -59,54 +60,91 @@ class SiteAudit:
     """Outcome of an audit of one site's training. It stays at the site unless records="public"."""
 
     study_id: str
-    plan_hash: str
-    site: str
     records: Records
     units: int
-    settings_sha256: str
     audit: TrainingAudit
 
     def to_json(self) -> dict[str, Json]:
         """The machine-readable result, schema version 1."""
-        audit = self.audit
+        facts = asdict(self)
         return {
             "schema_version": SCHEMA_VERSION,
             "stays_at_the_site": self.records == "site",
-            "study_id": self.study_id,
-            "plan_hash": self.plan_hash,
-            "site": self.site,
-            "records": self.records,
-            "units": self.units,
-            "attack": audit.attack,
-            "canaries": audit.counts.canaries,
-            "guesses": audit.counts.guesses,
-            "correct": audit.counts.correct,
-            "confidence": audit.steps.confidence,
-            "bound": audit.bound,
-            "largest_bound": audit.reach,
-            "epsilon": audit.epsilon,
-            "delta": audit.steps.delta,
-            "flagged": audit.flagged,
-            "rounds": audit.steps.rounds,
-            "steps": audit.steps.count,
             "noise": DISCRETE_GAUSSIAN,
-            "noise_multiplier": audit.steps.privacy.noise_multiplier,
-            "noise_seen": audit.noise_seen,
-            "engine": audit.engine,
-            "device": audit.device,
-            "trainable_parameters": audit.trainable_parameters,
-            "settings_sha256": self.settings_sha256,
-            "commitment": audit.commitment,
-            "statement": audit.statement,
-            "opening": audit.opening,
+            **self.audit.statement,
+            **facts.pop("audit"),
+            **facts,
         }
 
+    def sentences(self, *, seconds: float) -> Iterator[str]:
+        """The result for people. seconds: that it took."""
+        audit, own = self.audit, self.records == "site"
+        yield (
+            f"site {audit.statement['site']}, study {self.study_id}: {self.units} units "
+            f"({'its own' if own else 'public samples'}), {audit.rounds} rounds of "
+            f"{audit.steps // audit.rounds} steps, engine {audit.engine} on {audit.device}"
+        )
+        yield (
+            f"attack {audit.attack}: {audit.correct} of {audit.guesses} guesses right about "
+            f"{audit.canaries} canaries ({seconds:.0f} s)"
+        )
+        yield (
+            f"epsilon at least {audit.bound:.3f} by the attack, at {audit.confidence:.0%} "
+            f"confidence (all right would be {audit.largest_bound:.3f})"
+        )
+        yield f"epsilon at most  {audit.epsilon:.3f} by the ledger, delta {audit.delta:g}"
+        if audit.noise_seen is not None:
+            yield (
+                f"noise multiplier {audit.noise_multiplier:g} claimed, {audit.noise_seen:.3g} seen "
+                "(real gradients included)"
+            )
+        yield f"coins sealed as {audit.commitment}; opening with --json"
+        yield (
+            "LEAKS MORE THAN CLAIMED: do not train with this software and these settings"
+            if audit.flagged
+            else "no contradiction: the attack shows less than the ledger allows"
+        )
+        yield (
+            "This result stays at the site: it was computed from private records without noise."
+            if own
+            else "Computed from public samples alone: this result may be shown to anybody."
+        )
 
-def read_mock_site(folder: Path, site: str | None) -> AuditedSite:
-    """A site of a mock run, with the run's plan and pool.
 
-    Raises: ParameterError: not a mock run, or no such site in it.
+def read_site(
+    folder: Path | None,
+    site: str | None,
+    *,
+    plan: Path | None = None,
+    settings: Path | None = None,
+    pool: Path | None = None,
+) -> AuditedSite:
+    """A site of a finished mock run, or one by its own files; nothing else is looked at.
+
+    Args: folder, site: of the mock run, whose plan and pool are read. plan, settings, pool: the
+        files, where there is no mock run.
+    Raises: ParameterError: not exactly one of both; or naming the file and what is wrong with it.
     """
+    if folder is not None:
+        if (plan, settings, pool) != (None, None, None):
+            raise ParameterError(
+                "either DIR and --site, or --plan and --settings (and --pool), not both"
+            )
+        plan, settings, pool = _mock_files(folder, site)
+    elif plan is None or settings is None or site is not None:
+        raise ParameterError("expected DIR and --site, or --plan and --settings")
+    try:
+        study = parse_plan(read_file(plan, what="plan "))
+    except PeerError as error:
+        raise ParameterError(f"{plan} is no study plan: {error}") from error
+    samples = () if pool is None else read_pool(pool)
+    if samples and pool_hash(samples) != study.pool_sha256:
+        raise ParameterError(f"{pool} is not the pool that the plan names; leave it out or fix it")
+    return AuditedSite(plan=study, settings=read_settings(settings, SiteSettings), pool=samples)
+
+
+def _mock_files(folder: Path, site: str | None) -> tuple[Path, Path, Path]:
+    """Plan, settings and pool of a site in a mock run."""
     plan = folder / MOCK_EXPORT / PLAN_FILE
     sites = sorted(path.parent.name for path in folder.glob(f"*/{_MOCK_SETTINGS}"))
     if not sites or not plan.exists():
@@ -118,28 +156,7 @@ def read_mock_site(folder: Path, site: str | None) -> AuditedSite:
     if site not in sites:
         got = "none" if site is None else repr(site)
         raise ParameterError(f"--site: expected one of {', '.join(sites)}, got {got}")
-    return read_site(
-        plan=plan,
-        settings=folder / site / _MOCK_SETTINGS,
-        pool=folder.joinpath(*_MOCK_POOL),
-    )
-
-
-def read_site(*, plan: Path, settings: Path, pool: Path | None) -> AuditedSite:
-    """A site from its own files; nothing is looked at but what these name.
-
-    Raises: ParameterError: naming the file and what is wrong with it.
-    """
-    try:
-        study = parse_plan(plan.read_bytes())
-    except OSError as error:
-        raise ParameterError(f"cannot read plan {plan}: {error.strerror}") from error
-    except PeerError as error:
-        raise ParameterError(f"{plan} is no study plan: {error}") from error
-    samples = () if pool is None else read_pool(pool)
-    if samples and pool_hash(samples) != study.pool_sha256:
-        raise ParameterError(f"{pool} is not the pool that the plan names; leave it out or fix it")
-    return AuditedSite(plan=study, settings=read_settings(settings, SiteSettings), pool=samples)
+    return plan, folder / site / _MOCK_SETTINGS, folder.joinpath(*_MOCK_POOL)
 
 
 def audit_site(
@@ -191,7 +208,6 @@ def audit_site(
         f"rounds; the ledger would say epsilon {size.epsilon:.3f}, all guesses right would show "
         f"{size.reach:.3f}"
     )
-    settings_sha256 = _settings_hash(site, shape, privacy, rounds=rounds)
     audit = audit_training(
         lm,
         steps,
@@ -210,21 +226,13 @@ def audit_site(
         attack=attack,
         statement={
             "plan_hash": plan.hash,
-            "settings_sha256": settings_sha256,
+            "settings_sha256": _settings_hash(site, shape, privacy, rounds=rounds),
             "site": site.settings.party,
         },
         announce=lambda commitment: say(f"coins are thrown and sealed: {commitment}"),
         progress=progress,
     )
-    return SiteAudit(
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        site=site.settings.party,
-        records=records,
-        units=len(units),
-        settings_sha256=settings_sha256,
-        audit=audit,
-    )
+    return SiteAudit(study_id=plan.study_id, records=records, units=len(units), audit=audit)
 
 
 def _settings_hash(

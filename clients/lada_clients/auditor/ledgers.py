@@ -10,48 +10,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lada_protocol.identity.roster import Party
-from lada_protocol.rounds.admission import check_accepted_head
-from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
+from lada_protocol.kinds import Kind
+from lada_protocol.rounds.admission import admission_of, check_accepted_head
+from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, parse_body
 from lada_secure.errors import LedgerError, ParameterError, PeerError, TransportError
 from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
 from lada_secure.privacy.ledger.verification import ledger_identity, verify_ledger
-from lada_secure.storage.whole_files import write_atomically
+from lada_secure.storage.whole_files import read_file, read_if_there, write_atomically
 
 MAX_LEDGER_BYTES = 256 * 1024 * 1024
 _REPLACED = "replaced"
 
 
-def _content(path: Path) -> bytes | None:
-    """None where there is no such file. Raises: TransportError: it cannot be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise TransportError(f"cannot read {path}: {error.strerror}") from error
+def claim_of(index: MessageIndex, site: str) -> AcceptanceBody | None:
+    """What a site has accepted the plan with; None before that. Raises: PeerError: malformed."""
+    acceptance = index.find(Kind.ACCEPTANCE, sender=site)
+    return None if acceptance is None else parse_body(acceptance, AcceptanceBody)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartGrants:
-    """Restarts that people at this auditor have granted, one file per ledger that may begin."""
-
-    folder: Path
-
-    def of(self, ledger_id: str) -> RestartGrant | None:
-        """The grant for a ledger; None where this auditor has given none.
-
-        Raises: LedgerError: the file is damaged. TransportError: it cannot be read.
-        """
-        raw = _content(self._path(ledger_id))
-        return None if raw is None else parse_grant(raw)
-
-    def keep(self, grant: RestartGrant) -> None:
-        """Note a grant before it is given away. Raises: TransportError: it cannot be written."""
-        write_atomically(self._path(grant.ledger_id), grant.to_bytes())
-
-    def _path(self, ledger_id: str) -> Path:
-        return self.folder / f"{ledger_id}.json"
+def admitted_claim(index: MessageIndex, site: str) -> AcceptanceBody:
+    """What an admitted site has accepted with. Raises: PeerError: it was not admitted."""
+    claim = claim_of(index, site)
+    if claim is None or admission_of(index, site) is None:
+        raise PeerError(
+            f"{site} sends a ledger, but was not admitted to the study",
+            reason="not_admitted",
+            peer=site,
+        )
+    return claim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +62,7 @@ class KnownEntries:
         """What was noted. Raises: ParameterError: damaged. TransportError: cannot be read."""
         path = self._path(site)
         try:
-            return int(path.read_bytes())
-        except OSError as error:
-            raise TransportError(f"cannot read {path}: {error.strerror}") from error
+            return int(read_file(path, refusal=TransportError))
         except ValueError as error:
             raise ParameterError(f"{path} is damaged; restore the folder from a backup") from error
 
@@ -86,14 +72,29 @@ class KnownEntries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerCopies:
-    """Canonical JSON Lines in `folder`/SITE/POPULATION.jsonl; `grants` are this auditor's own."""
+    """Canonical JSON Lines in ledgers/SITE/POPULATION.jsonl of the auditor's state folder.
 
-    folder: Path
-    grants: RestartGrants
+    Restarts that people at this auditor have granted are kept as grants/LEDGER_ID.json, one file
+    per ledger that may begin.
+    """
+
+    state_dir: Path
+
+    def granted(self, ledger_id: str) -> RestartGrant | None:
+        """The grant for a ledger; None where this auditor has given none.
+
+        Raises: LedgerError: the file is damaged. TransportError: it cannot be read.
+        """
+        raw = read_if_there(self._grant_path(ledger_id))
+        return None if raw is None else parse_grant(raw)
+
+    def keep_grant(self, grant: RestartGrant) -> None:
+        """Note a grant before it is given away. Raises: TransportError: it cannot be written."""
+        write_atomically(self._grant_path(grant.ledger_id), grant.to_bytes())
 
     def raw(self, site: str, population: str) -> bytes:
         """The copy of one ledger; empty before its first part."""
-        return _content(self._path(site, population)) or b""
+        return read_if_there(self._path(site, population)) or b""
 
     def entries(self, site: str, population: str) -> tuple[LedgerEntry, ...]:
         """The entries of one ledger, parsed."""
@@ -101,7 +102,8 @@ class LedgerCopies:
 
     def populations(self, site: str) -> tuple[str, ...]:
         """Populations of a site that this auditor has a ledger of."""
-        return tuple(sorted(path.name[:-6] for path in (self.folder / site).glob("*.jsonl")))
+        folder = self.state_dir / "ledgers" / site
+        return tuple(sorted(path.stem for path in folder.glob("*.jsonl")))
 
     def append(self, site: Party, claim: AcceptanceBody, body: LedgerBody, part: bytes) -> None:
         """Verify and keep the next part of a site's ledger.
@@ -115,13 +117,13 @@ class LedgerCopies:
             signature, a cost that is understated, a head that is not the one announced, or not
             the ledger of the acceptance.
         """
-        where, population = f"ledger of {site.id}", claim.population
+        population = claim.population
         kept = self.raw(site.id, population).splitlines(keepends=True)
         lines = part.splitlines(keepends=True)
         restarted = body.first_index == 0 and self._restarts(kept, claim.ledger_id)
         raw = b"".join(_joined([] if restarted else kept, lines, body.first_index, site=site.id))
         if len(raw) > MAX_LEDGER_BYTES:
-            raise PeerError(f"{where} is too large", reason="too_large", peer=site.id)
+            raise ledger_fault(site.id, "it is too large", reason="too_large")
         try:
             entries = parse_ledger_lines(raw)
             verify_ledger(
@@ -132,16 +134,12 @@ class LedgerCopies:
                 population=population,
             )
         except LedgerError as error:
-            raise PeerError(f"{where}: {error}", reason="bad_ledger", peer=site.id) from error
-        self._check_grant(entries[0], where=where, site=site.id)
+            raise ledger_fault(site.id, str(error)) from error
+        self._check_grant(entries[0], site=site.id)
         check_accepted_head(claim, entries, site=site.id)
         head, last = body.head_index, body.first_index + len(lines) - 1
         if head != last or head >= len(entries) or entries[head].entry_hash != body.head_hash:
-            raise PeerError(
-                f"{where}: entry {head} is not the head that was announced",
-                reason="bad_ledger",
-                peer=site.id,
-            )
+            raise ledger_fault(site.id, f"entry {head} is not the head that was announced")
         path = self._path(site.id, population)
         if restarted:
             replaced = f"{population}-{claim.ledger_id[:16]}.jsonl"
@@ -153,37 +151,41 @@ class LedgerCopies:
         if not kept:
             return False
         known = ledger_identity(parse_ledger_lines(kept[0])).ledger_id
-        granted = self.grants.of(ledger_id)
+        granted = self.granted(ledger_id)
         return granted is not None and granted.previous_ledger_id == known
 
-    def _check_grant(self, first: LedgerEntry, *, where: str, site: str) -> None:
+    def _check_grant(self, first: LedgerEntry, *, site: str) -> None:
         """A site can sign a grant of its own that carries less; this auditor keeps those it gave.
 
         Raises: PeerError(reason="bad_ledger").
         """
-        if not isinstance(first, RestartEntry):
-            return
-        granted = self.grants.of(first.ledger_id)
-        if granted is not None and first.grant != granted:
-            raise PeerError(
-                f"{where}: it begins with another grant than the one that this auditor has given "
-                f"for the ledger {first.ledger_id[:12]}...",
-                reason="bad_ledger",
-                peer=site,
+        granted = self.granted(first.ledger_id) if isinstance(first, RestartEntry) else None
+        if isinstance(first, RestartEntry) and granted not in (None, first.grant):
+            raise ledger_fault(
+                site,
+                "it begins with another grant than the one that this auditor has given for the "
+                f"ledger {first.ledger_id[:12]}...",
             )
 
     def _path(self, site: str, population: str) -> Path:
-        return self.folder / site / f"{population}.jsonl"
+        return self.state_dir / "ledgers" / site / f"{population}.jsonl"
+
+    def _grant_path(self, ledger_id: str) -> Path:
+        return self.state_dir / "grants" / f"{ledger_id}.json"
+
+
+def ledger_fault(site: str, message: str, *, reason: str = "bad_ledger") -> PeerError:
+    """An error for what is wrong with what a site shows of its ledger."""
+    return PeerError(f"ledger of {site}: {message}", reason=reason, peer=site)
 
 
 def _joined(kept: list[bytes], lines: list[bytes], first: int, *, site: str) -> list[bytes]:
     """The copy with a part of the ledger, which must go on where the copy ends or overlap it."""
     overlap = kept[first : first + len(lines)]
     if first > len(kept) or lines[: len(overlap)] != overlap:
-        raise PeerError(
-            f"ledger of {site}: entries from {first} on do not continue the auditor's copy of "
-            f"{len(kept)} entries; the site's ledger was rewritten or cut",
-            reason="bad_ledger",
-            peer=site,
+        raise ledger_fault(
+            site,
+            f"entries from {first} on do not continue the auditor's copy of {len(kept)} entries; "
+            "the site's ledger was rewritten or cut",
         )
     return kept if len(lines) < len(kept) - first else kept[:first] + lines

@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from lada_clients.auditor.runner import ledger_copies
-from lada_clients.auditor.settings import AuditorSettings
-from lada_protocol.kinds import Role
-from lada_protocol.party_files import load_credentials, read_passphrase, read_roster, read_settings
+from lada_clients.auditor.ledgers import LedgerCopies
+from lada_clients.auditor.runner import AuditorSettings
+from lada_protocol.party_files import read_roster, read_settings
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger import carried_budget
@@ -38,17 +37,13 @@ def grant_restart(
         raise ParameterError(f"--out: {out} is there already; name a new file")
     settings = read_settings(settings_path, AuditorSettings)
     roster = read_roster(settings.roster, pinned=settings.roster_sha256)
-    credentials = load_credentials(
-        settings.identity,
-        expected_id=settings.party,
-        passphrase=read_passphrase(settings.passphrase_file),
-    )
+    credentials = settings.credentials()
     party = next((one for one in roster.sites if one.id == site), None)
-    if party is None or party.role is not Role.SITE:
+    if party is None:
         known = ", ".join(one.id for one in roster.sites)
         raise ParameterError(f"--site {site}: the roster has {known}")
     with held_state_folder(settings.state_dir, party=settings.party, role="auditor"):
-        copies = ledger_copies(settings)
+        copies = LedgerCopies(state_dir=settings.state_dir)
         copy = copies.entries(site, population)
         if not copy:
             shown = ", ".join(copies.populations(site)) or "none"
@@ -67,7 +62,7 @@ def grant_restart(
             time=datetime.now(UTC),
         )
         # Noted before it is given away: the site is admitted with it only where it is noted.
-        copies.grants.keep(grant)
+        copies.keep_grant(grant)
     write_atomically(out, grant.to_bytes())
     return grant
 

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from lada_clients.auditor.export import check_export_folder, write_export
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
-from lada_clients.auditor.registry import AggregationRegistry
+from pydantic import Field
+
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, claim_of
 from lada_clients.auditor.service import Auditor
-from lada_clients.auditor.settings import AuditorSettings
 from lada_clients.net.participant import Participant, joined_study
-from lada_protocol.party_files import read_settings
-from lada_secure.errors import LadaError
+from lada_protocol.evidence.export import (
+    CA_FILE,
+    MESSAGES_FILE,
+    PLAN_FILE,
+    ROSTER_FILE,
+    aggregate_file,
+    ledger_file,
+    transcript_file,
+)
+from lada_protocol.kinds import Kind
+from lada_protocol.party_files import DiallingSettings, read_settings
+from lada_protocol.plan import StudyPlan
+from lada_protocol.wire.envelope import envelope_to_line
+from lada_secure.errors import LadaError, ParameterError
 from lada_secure.logs import configure_logs
 from lada_secure.storage.state_folder import held_state_folder
-from lada_secure.storage.whole_files import sweep_parts
+from lada_secure.storage.whole_files import read_if_there, sweep_parts, write_atomically
 
 
-def ledger_copies(settings: AuditorSettings) -> LedgerCopies:
-    """The copies of all sites' ledgers, over all studies, and what was granted for them."""
-    return LedgerCopies(
-        folder=settings.state_dir / "ledgers",
-        grants=RestartGrants(folder=settings.state_dir / "grants"),
-    )
+class AuditorSettings(DiallingSettings):
+    """`auditor.toml`. `state_dir` keeps aggregate keys and the ledgers of all sites."""
+
+    roster_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    export_dir: Annotated[Path, Field(description="where the files for `lada audit verify` go")]
+    min_cohort: Annotated[int, Field(ge=3)] = 3
+    epsilon_cap: Annotated[float, Field(gt=0, description="refuse plans above this")]
 
 
 def run_auditor(settings_path: Path) -> None:
@@ -42,13 +55,10 @@ def run_auditor(settings_path: Path) -> None:
 
 def _serve(settings: AuditorSettings, participant: Participant) -> None:
     check_export_folder(settings.export_dir, participant.plan)
-    ledgers = ledger_copies(settings)
     auditor = Auditor(
         participant=participant,
         state_dir=settings.state_dir,
-        ledgers=ledgers,
         known_entries=KnownEntries(folder=participant.open_folder()),
-        registry=AggregationRegistry(folder=settings.state_dir / "opened"),
         min_cohort=settings.min_cohort,
         epsilon_cap=settings.epsilon_cap,
     )
@@ -58,7 +68,50 @@ def _serve(settings: AuditorSettings, participant: Participant) -> None:
         participant.say_failed(error)
         raise
     finally:
-        write_export(settings.export_dir, participant, ledgers, identity=settings.identity)
+        write_export(settings.export_dir, participant, auditor.ledgers, identity=settings.identity)
         # Only now: whoever is killed while exporting needs the board once more. A study that
         # failed is over for us too.
         participant.say_goodbye()
+
+
+def check_export_folder(folder: Path, plan: StudyPlan) -> None:
+    """Refuse to mix two studies: every file of an export must be one that its messages speak of.
+
+    Raises: ParameterError: the folder holds the export of another study or plan.
+    """
+    if read_if_there(folder / PLAN_FILE) not in (None, plan.to_bytes()):
+        raise ParameterError(
+            f"export_dir: {folder} holds the evidence of another study than {plan.study_id}; name "
+            "a new folder for each study"
+        )
+
+
+def write_export(
+    folder: Path, participant: Participant, ledgers: LedgerCopies, *, identity: Path
+) -> None:
+    """Write everything the auditor holds of the study; older files of the same study are replaced.
+
+    Raises: TransportError: the folder cannot be written.
+    """
+    index, roster = participant.index, participant.roster
+    write_atomically(folder / CA_FILE, (identity / "ca.crt").read_bytes())
+    write_atomically(folder / ROSTER_FILE, roster.to_bytes())
+    write_atomically(folder / PLAN_FILE, participant.plan.to_bytes())
+    ordered = sorted(index, key=lambda one: one.message_hash)
+    lines = b"".join(envelope_to_line(one) + b"\n" for one in ordered)
+    write_atomically(folder / MESSAGES_FILE, lines)
+    for envelope in ordered:
+        head = envelope.header
+        if envelope.kind is Kind.OPENED:
+            name = aggregate_file(head.round_id, head.purpose)
+        elif envelope.kind is Kind.TRANSCRIPT:
+            name = transcript_file(head.round_id)
+        else:
+            continue
+        write_atomically(folder / name, participant.payload(envelope))
+    # Copies span studies: only those are evidence of this one that a site was admitted with.
+    admitted = {one.header.to for one in ordered if one.kind is Kind.ADMISSION}
+    for site in sorted(admitted):
+        claim = claim_of(index, site)
+        if claim is not None and (raw := ledgers.raw(site, claim.population)):
+            write_atomically(folder / ledger_file(site), raw)

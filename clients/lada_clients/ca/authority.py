@@ -15,22 +15,30 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from lada_clients.ca.enrolment import new_keys
-from lada_clients.ca.folder import (
-    CA_KEY,
-    CaFolder,
+from lada_clients.ca.enrolment import (
     check_absent,
+    new_keys,
     read_certificate,
     read_file,
     write_new_files,
 )
 from lada_protocol.identity.certificates import (
+    MAX_CERTIFICATE_BYTES,
+    MAX_REVOCATION_BYTES,
     PartyName,
+    RevocationList,
     certificate_fingerprint,
     certificate_pem,
+    parse_revocations,
+    party_name_of,
     verify_party,
 )
-from lada_protocol.identity.credentials import IdentityFile, Passphrase, private_key_pem
+from lada_protocol.identity.credentials import (
+    IdentityFile,
+    Passphrase,
+    load_private_key,
+    private_key_pem,
+)
 from lada_protocol.identity.issuance import (
     MAX_REQUEST_BYTES,
     SIGNING_REQUEST,
@@ -38,10 +46,10 @@ from lada_protocol.identity.issuance import (
     Enrolment,
     Period,
     build_ca_certificate,
+    build_revocation_list,
     issue_certificate,
     parse_requests,
 )
-from lada_protocol.identity.revocation import build_revocation_list
 from lada_protocol.identity.roster import Party, Roster, party_of_certificates
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.storage.whole_files import write_atomically
@@ -49,6 +57,49 @@ from lada_secure.storage.whole_files import write_atomically
 # Clocks of two machines differ; a certificate must not be refused in its first minutes.
 CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_DAYS: Final = 36_500
+CA_KEY: Final = "ca.key"
+ISSUED: Final = "issued"
+
+
+class CaFolder:
+    """A folder that `lada ca init` made, opened.
+
+    Raises: ParameterError: there is no CA in it, or its key needs another passphrase.
+    """
+
+    def __init__(self, path: Path, passphrase: Passphrase | None) -> None:
+        self.path = path
+        self.certificate = read_certificate(path / IdentityFile.CA)
+        file = path / CA_KEY
+        key = load_private_key(str(file), read_file(file, MAX_CERTIFICATE_BYTES), passphrase)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ParameterError(f"{file}: expected an ECDSA key, as `lada ca init` writes it")
+        self.key = key
+
+    def record(self, *certificates: x509.Certificate) -> None:
+        """Remember what was issued, before it is handed out: only that can be revoked by name."""
+        public = {f"{made.serial_number:x}.crt": certificate_pem(made) for made in certificates}
+        write_new_files(self.path / ISSUED, public=public, secret={})
+
+    def issued_to(self, party_id: str) -> list[tuple[PartyName, x509.Certificate]]:
+        """Certificates that were issued to a party, newest first."""
+        issued = map(read_certificate, (self.path / ISSUED).glob("*.crt"))
+        named = ((party_name_of(certificate), certificate) for certificate in issued)
+        found = [(name, certificate) for name, certificate in named if name.id == party_id]
+        return sorted(found, key=lambda pair: pair[1].not_valid_before_utc, reverse=True)
+
+    def revocations(self) -> RevocationList | None:
+        """The list as it stands; None where nothing was ever revoked."""
+        path = self.path / IdentityFile.REVOCATIONS
+        if not path.exists():
+            return None
+        try:
+            return parse_revocations(read_file(path, MAX_REVOCATION_BYTES), ca=self.certificate)
+        except PeerError as error:
+            raise ParameterError(
+                f"{path}: not a revocation list; restore it from a backup, or from the "
+                "coordinator's identity folder"
+            ) from error
 
 
 def init_ca(

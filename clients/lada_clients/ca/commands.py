@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lada_protocol.kinds import Role
+from lada_secure.cli import JsonFlag, answer
 
 if TYPE_CHECKING:
     from lada_protocol.identity.credentials import Passphrase
@@ -26,7 +26,6 @@ CaFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the stu
 PartyId = Annotated[str, typer.Option("--id", help="1 to 32 of a-z, 0-9 and -.")]
 RoleOption = Annotated[Role, typer.Option(help="What the party may do.")]
 Days = Annotated[int, typer.Option(help="Validity in days.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
@@ -135,7 +134,7 @@ def revoke(
         Path | None, typer.Option(help="Revoke this one certificate file alone.")
     ] = None,
     passphrase_file: PassphraseFile = None,
-    as_json: AsJson = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Take certificates back: writes DIR/ca.crl, a list signed by the CA.
 
@@ -154,11 +153,12 @@ def revoke(
         certificate=certificate,
         passphrase=_passphrase(passphrase_file),
     )
-    if as_json:
-        typer.echo(json.dumps({"revoked": count, "list": str(folder / IdentityFile.REVOCATIONS)}))
-        return
-    typer.echo(f"{count} certificates revoked in {folder / IdentityFile.REVOCATIONS}")
-    typer.echo("copy this list into the coordinator's identity folder to put it into force")
+    file = folder / IdentityFile.REVOCATIONS
+    said = (
+        f"{count} certificates revoked in {file}",
+        "copy this list into the coordinator's identity folder to put it into force",
+    )
+    answer({"revoked": count, "list": str(file)}, said, as_json=as_json)
 
 
 @app.command()

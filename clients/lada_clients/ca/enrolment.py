@@ -1,22 +1,26 @@
 """A party's side of getting certificates: make keys and requests, take the answer in.
 
-The private keys are made here and stay here; the CA sees two signing requests.
+The private keys are made here and stay here; the CA sees two signing requests. The files that both
+sides read and write are read and written here, too.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.ca.folder import read_certificate, read_file, write_new_files
 from lada_protocol.identity.certificates import (
     MAX_CERTIFICATE_BYTES,
     PartyName,
     certificate_fingerprint,
+    parse_certificate,
 )
 from lada_protocol.identity.credentials import (
     Credentials,
@@ -26,7 +30,8 @@ from lada_protocol.identity.credentials import (
     private_key_pem,
 )
 from lada_protocol.identity.issuance import SIGNING_REQUEST, TLS_REQUEST, build_requests
-from lada_secure.errors import ParameterError
+from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.storage.identity_folder import IdentityFolder
 from lada_secure.storage.whole_files import write_atomically
 
 _ANSWER: Final = (IdentityFile.CA, IdentityFile.TLS, IdentityFile.SIGNING)
@@ -96,3 +101,56 @@ def install(
     for request in (TLS_REQUEST, SIGNING_REQUEST):
         (identity / request).unlink(missing_ok=True)
     return credentials
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """One PEM certificate. Raises: ParameterError: missing, too long, or something else."""
+    try:
+        return parse_certificate(read_file(path, MAX_CERTIFICATE_BYTES))
+    except PeerError as error:
+        raise ParameterError(f"{path}: {error}") from error
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """A file, at most one byte more than allowed. Raises: ParameterError: it cannot be read."""
+    return IdentityFolder(path.parent).read(path.name, max_bytes)
+
+
+def check_absent(folder: Path, *names: str) -> None:
+    """Raises: ParameterError: one of these files exists already."""
+    taken = [name for name in names if (folder / name).exists()]
+    if taken:
+        raise ParameterError(
+            f"{folder}: {', '.join(sorted(taken))} exist already and are not overwritten; name "
+            "another folder or move the old files away"
+        )
+
+
+def write_new_files(
+    folder: Path, *, public: Mapping[str, bytes], secret: Mapping[str, bytes]
+) -> None:
+    """Write files that do not exist yet: all of them, or none.
+
+    Secret files get mode 0600 from the moment they exist.
+
+    Raises: ParameterError: one exists already. TransportError: the disk refuses.
+    """
+    check_absent(folder, *public, *secret)
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for files, mode in ((public, 0o644), (secret, 0o600)):
+            for name, content in files.items():
+                path = folder / name
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                written.append(path)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+    except OSError as error:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise TransportError(
+            f"{folder}: cannot write {error.filename}: {error.strerror}"
+        ) from error

@@ -1,4 +1,6 @@
-"""Makes the mutually authenticated connection to the coordinator, and says why it cannot.
+"""Makes the mutually authenticated connection to the coordinator, or says why it cannot.
+
+`BackOff` says how long to pause before the next try, and when to give it up.
 
 gRPC neither shows the server's certificate to a Python client nor tells why a handshake failed.
 So a plain TLS handshake comes first: its errors are readable, and the certificate it obtains is
@@ -12,9 +14,11 @@ import http.client
 import ipaddress
 import socket
 import ssl
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import SystemRandom
 from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -29,14 +33,19 @@ from lada_protocol.identity.certificates import (
     verify_party,
 )
 from lada_protocol.identity.credentials import Credentials, IdentityFile
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire.limits import MAX_FRAME_BYTES, MAX_REPLY_BYTES, WINDOW_BYTES, join_address
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import PeerError, TransportError
 
 _SERVER_HOST: Final = role_host(Role.COORDINATOR)
+FIRST_PAUSE_S: Final = 0.5
+# A server that stops hangs up a few times and then refuses; one that goes on for so long, and has
+# never taken us, means it. Behind a tunnel or a load balancer a restart looks the same.
+MAX_HANG_UPS: Final = 5
+HANG_UPS_BELIEVED_AFTER_S: Final = 30.0
 
 
 class NotNow(TransportError):
@@ -49,6 +58,64 @@ class HungUp(NotNow):
     gRPC servers send no alert for a client certificate that they do not accept, so the two look
     alike; a server that stops refuses connections a moment later.
     """
+
+
+@dataclass(slots=True, kw_only=True)
+class BackOff:
+    """Pauses with full jitter, each bound twice the one before, until patience is used up.
+
+    Args: what: is repeated, for messages. patience_s: how long nothing may move. longest_pause_s:
+      bound of a pause. clock: monotonic seconds. known_there: the other end has served us before,
+      so one that hangs up is away rather than unwilling.
+    """
+
+    what: str
+    patience_s: float
+    longest_pause_s: float
+    clock: Callable[[], float]
+    known_there: bool = False
+    since_s: float = 0.0
+    _started_s: float = field(init=False)
+    _bound_s: float = FIRST_PAUSE_S
+    _hung_up: int = 0
+    _hanging_since_s: float = 0.0
+    _moved: int = 0
+
+    def __post_init__(self) -> None:
+        self._started_s = self.clock()
+
+    def pause_s(self, fault: NotNow, *, moved: int) -> float:
+        """How long to pause after this fault. `moved`: bytes so far; progress renews patience.
+
+        Raises: TransportError: patience is used up, or the other end keeps hanging up on us.
+        """
+        if moved > self._moved:
+            self._started_s, self._bound_s, self._moved = self.clock(), FIRST_PAUSE_S, moved
+        self.since_s = self.clock() - self._started_s
+        if not isinstance(fault, HungUp):
+            self._hung_up = 0
+        elif self._hung_up == 0:
+            self._hung_up, self._hanging_since_s = 1, self.clock()
+        else:
+            self._hung_up += 1
+        if self._is_unwilling():
+            raise TransportError(f"cannot {self.what}: {fault}") from fault
+        if self.since_s + self._bound_s > self.patience_s:
+            raise TransportError(
+                f"cannot {self.what}: gave up after {self.since_s:.0f} s: {fault}"
+            ) from fault
+        # Full jitter: 50 sites that lost one link at one instant come back spread out.
+        pause_s = SystemRandom().uniform(0.0, self._bound_s)
+        self._bound_s = min(2 * self._bound_s, self.longest_pause_s)
+        return pause_s
+
+    def _is_unwilling(self) -> bool:
+        """Whether the other end hangs up because of who we are."""
+        return (
+            not self.known_there
+            and self._hung_up >= MAX_HANG_UPS
+            and self.clock() - self._hanging_since_s >= HANG_UPS_BELIEVED_AFTER_S
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,13 +191,12 @@ def _server_certificate(
         raise _tls_fault(where, error) from error
     except ConnectionResetError as error:
         raise _hung_up(where) from error
-    except OSError as error:
-        if proxy is None:
-            raise NotNow(f"{where}: {_socket_fault(error, endpoint.settings)}") from error
-        # The coordinator was never reached: whoever reads this must look at the proxy.
-        raise NotNow(f"{_through(where, proxy)}: {_proxy_fault(error)}") from error
-    except http.client.HTTPException as error:
-        raise NotNow(f"{_through(where, proxy)}: it gave no usable answer") from error
+    except (OSError, http.client.HTTPException) as error:
+        fault = _socket_fault(error, endpoint.settings) if proxy is None else _proxy_fault(error)
+        if proxy is not None:
+            # The coordinator was never reached: whoever reads this must look at the proxy.
+            where += f", through the proxy {join_address(*proxy)} that the environment names"
+        raise NotNow(f"{where}: {fault}") from error
     if der is None:
         raise TransportError(f"{where} showed no certificate")
     certificate = x509.load_der_x509_certificate(der)
@@ -233,12 +299,9 @@ def _in_networks(host: str, no_proxy: str) -> bool:
     return False
 
 
-def _through(where: str, proxy: tuple[str, int] | None) -> str:
-    named = "" if proxy is None else f" {join_address(*proxy)}"
-    return f"{where}, through the proxy{named} that the environment names"
-
-
-def _proxy_fault(error: OSError) -> str:
+def _proxy_fault(error: OSError | http.client.HTTPException) -> str:
+    if isinstance(error, http.client.HTTPException):
+        return "it gave no usable answer"
     detail = str(error) if error.errno is None else error.strerror
     return (
         f"the proxy refused or could not be reached ({detail or type(error).__name__}); add the "
@@ -246,14 +309,14 @@ def _proxy_fault(error: OSError) -> str:
     )
 
 
-def _socket_fault(error: OSError, settings: TransportSettings) -> str:
+def _socket_fault(error: Exception, settings: TransportSettings) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {settings.connect_timeout_s:g} s; check address and firewall"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused; is `lada server run` running there?"
     if isinstance(error, socket.gaierror):
         return "the host name is unknown; check the address in the settings and the network"
-    return f"connection failed ({error.strerror or type(error).__name__})"
+    return f"connection failed ({getattr(error, 'strerror', None) or type(error).__name__})"
 
 
 def _hung_up(where: str) -> HungUp:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +21,14 @@ from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, open_event_log, read_roster
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_protocol.rounds.index import Attempt, MessageIndex, Slot, sign_message
+from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.tasks import Task, Wait
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
 from lada_protocol.run_loop import Handler, RunLoop
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.canonical import sha256_hex
-from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
+from lada_secure.errors import LadaError, LocalProtocolError, TransportError
 from lada_secure.storage.whole_files import write_atomically
 
 LOG = logging.getLogger(__name__)
@@ -69,7 +69,10 @@ def joined_study(settings: DiallingSettings, *, pinned: str) -> Iterator[Partici
 
 @dataclass(slots=True, kw_only=True)
 class Participant:
-    """One dialling party during one study."""
+    """One dialling party during one study.
+
+    plan, index: of the study, and everything seen of it so far; both are there after `join`.
+    """
 
     party: str
     roster: Roster
@@ -78,24 +81,10 @@ class Participant:
     certificate: str
     outbox: Outbox
     events: EventLog
+    plan: StudyPlan = field(init=False)
+    index: MessageIndex = field(init=False)
     _sequence: int = 0
-    _index: MessageIndex | None = None
-    _plan: StudyPlan | None = None
     _stall: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
-
-    @property
-    def index(self) -> MessageIndex:
-        """Everything seen of the study so far. Only after `join`."""
-        if self._index is None:
-            raise TransportError("no study joined yet")
-        return self._index
-
-    @property
-    def plan(self) -> StudyPlan:
-        """The plan of the study. Only after `join`."""
-        if self._plan is None:
-            raise TransportError("no study joined yet")
-        return self._plan
 
     def join(self, *, wait_s: float) -> None:
         """Wait for the coordinator's plan and start the index on it.
@@ -114,16 +103,13 @@ class Participant:
         header, raw = plans[-1].header, self.client.fetch(plans[-1])
         plan = parse_plan(raw)
         if (header.plan_hash, header.study_id) != (sha256_hex(raw), plan.study_id):
-            raise PeerError(
-                "the plan's header names another plan or study",
-                reason="bad_plan",
-                peer=header.sender,
-            )
+            named = "the plan's header names another plan or study"
+            raise plans[-1].fault(named, reason="bad_plan")
         if plan.coordinator != header.sender:
-            raise PeerError("the plan names another coordinator", reason="bad_plan")
-        self._plan, self._index = plan, MessageIndex(plan.study_id, plan.hash)
+            raise plans[-1].fault("the plan names another coordinator", reason="bad_plan")
+        self.plan, self.index = plan, MessageIndex(plan, self.roster)
         for message in early:
-            self._index.take(message)
+            self.index.take(message)
 
     def open_folder(self) -> Path:
         """This party's own folder of the study, with the plan in it. Only after `join`.
@@ -136,9 +122,7 @@ class Participant:
             write_atomically(folder / PLAN_FILE, plan.to_bytes())
         return folder
 
-    def run_loop(
-        self, next_task: Callable[[], Task], handlers: Iterable[tuple[type[Task], Handler]]
-    ) -> RunLoop:
+    def run_loop(self, next_task: Callable[[], Task], handlers: Mapping[Kind, Handler]) -> RunLoop:
         """The study from this party's side. next_task: from the index, which is new by then."""
 
         def after_sync() -> Task:
@@ -150,7 +134,7 @@ class Participant:
             rounds=self.plan.rounds,
             next_task=after_sync,
             wait=self.wait,
-            handlers=dict(handlers),
+            handlers=handlers,
             traffic=lambda: self.client.traffic,
             clock=time.monotonic,
         )
@@ -168,41 +152,24 @@ class Participant:
         *,
         round_id: int = 0,
         purpose: str = "",
-        attempt: int = 0,
         to: str = "",
+        attempt: Attempt | None = None,
     ) -> Envelope:
         """Send a message once: made, signed and written down at the first call, re-sent after.
 
         Args: payload: makes the bytes, none by default; not called for a message that is re-sent.
+          attempt: at a sum that the message belongs to, in place of `round_id` and `purpose`.
         """
-        slot = Slot(kind, round_id, purpose, attempt, self.party, to)
+        place = attempt or Attempt(round_id=round_id, purpose=purpose, number=0)
+        slot = Slot(kind, place.round_id, place.purpose, place.number, self.party, to)
         kept = self.outbox.load(slot, study_id=self.plan.study_id, plan_hash=self.plan.hash)
         if kept is None:
             content = payload()
-            key = self.signing_key
-            signed = sign_message(slot, body, content, plan=self.plan, roster=self.roster, key=key)
-            kept = signed, content
+            kept = self.index.sign(slot, body, content, self.signing_key), content
             self.outbox.store(*kept)
         self.client.post(*kept)
         self.index.add(kept[0])
         return kept[0]
-
-    def post_at(
-        self,
-        kind: Kind,
-        attempt: Attempt,
-        body: Mapping[str, Any],
-        payload: Callable[[], bytes] = bytes,
-    ) -> Envelope:
-        """`post` for one attempt at a sum."""
-        return self.post(
-            kind,
-            body,
-            payload,
-            round_id=attempt.round_id,
-            purpose=attempt.purpose,
-            attempt=attempt.number,
-        )
 
     def payload(self, envelope: Envelope) -> bytes:
         """The payload of a message; the client has checked size and hash."""
@@ -210,8 +177,24 @@ class Participant:
 
     def close_round(self, round_id: int) -> None:
         """Sign the transcript of a round, once it agrees with what this party has seen."""
-        digest = checked_transcript(self, round_id)
+        digest = self.checked_transcript(round_id)
         self.post(Kind.CLOSE, {"transcript_sha256": digest}, round_id=round_id)
+
+    def checked_transcript(self, round_id: int) -> str:
+        """Check the transcript and the LLM transfer of a round against what was seen; its hash.
+
+        Raises: PeerError: bad_transcript, bad_inquiry, wrong_update.
+        """
+        index, coordinator = self.index, self.roster.coordinator.id
+        message = index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
+        if message is None:
+            raise LocalProtocolError(f"round {round_id} has no transcript to check")
+        before = index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id - 1)
+        previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
+        transcript = parse_transcript(self.payload(message))
+        check_transcript(transcript, index, round_id=round_id, previous=previous, reader=self.party)
+        check_transfer(index, round_id=round_id)
+        return message.header.payload_sha256
 
     def say_failed(self, error: LadaError) -> None:
         """Tell the operator why this party ends."""
@@ -223,7 +206,7 @@ class Participant:
         Until then it stays for a while: whoever is killed at the very end comes back to a board.
         """
         try:
-            self.client.acknowledge(self._sequence, patience_s=GOODBYE_S)
+            self.client.list(self._sequence, patience_s=GOODBYE_S)
         except LadaError as error:
             LOG.info("the board was gone before our goodbye: %s", error)
 
@@ -237,20 +220,3 @@ class Participant:
         if rows:
             self._sequence = rows[-1][0]
         return [envelope for _, envelope in rows]
-
-
-def checked_transcript(me: Participant, round_id: int) -> str:
-    """Check the transcript and the LLM transfer of a round against what `me` has seen; its hash.
-
-    Raises: PeerError: bad_transcript, bad_inquiry, wrong_update.
-    """
-    coordinator = me.roster.coordinator.id
-    message = me.index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
-    if message is None:
-        raise LocalProtocolError(f"round {round_id} has no transcript to check")
-    before = me.index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id - 1)
-    previous = FIRST if before is None or round_id == 0 else before.header.payload_sha256
-    transcript = parse_transcript(me.payload(message))
-    check_transcript(transcript, me.index, round_id=round_id, previous=previous, reader=me.party)
-    check_transfer(me.index, plan=me.plan, coordinator=coordinator, round_id=round_id)
-    return message.header.payload_sha256

@@ -17,7 +17,7 @@ from lada_protocol.identity.roster import Roster
 from lada_protocol.rounds.index import Slot, slot_of
 from lada_protocol.wire.envelope import Envelope, envelope_from_line, envelope_to_line
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.errors import ParameterError, TransportError
+from lada_secure.errors import ParameterError
 from lada_secure.storage.whole_files import read_if_there, write_atomically
 
 STUDIES: Final = "studies"
@@ -62,13 +62,10 @@ class Outbox:
     def load(self, slot: Slot, *, study_id: str, plan_hash: str) -> tuple[Envelope, bytes] | None:
         """The message once written for a slot, with its payload; None if there is none."""
         base = self._base(slot, study_id, plan_hash)
-        try:
-            line = base.with_suffix(".message").read_bytes()
-            payload = base.with_suffix(".payload").read_bytes()
-        except FileNotFoundError:
+        line = read_if_there(base.with_suffix(".message"))
+        payload = read_if_there(base.with_suffix(".payload"))
+        if line is None or payload is None:
             return None
-        except OSError as error:
-            raise TransportError(f"cannot read {base}: {error.strerror}") from error
         return envelope_from_line(line, roster=self.roster), payload
 
     def store(self, envelope: Envelope, payload: bytes) -> None:

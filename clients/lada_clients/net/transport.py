@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +17,12 @@ from typing import ClassVar, Final, TypeAlias, TypeVar
 
 import grpc
 
-from lada_clients.net.back_off import BackOff
-from lada_clients.net.connection import Endpoint, NotNow, open_channel
+from lada_clients.net.connection import BackOff, Endpoint, NotNow, open_channel
+from lada_protocol.identity.certificates import RevocationList
 from lada_protocol.identity.credentials import Credentials, Passphrase
-from lada_protocol.identity.revocation import RevocationList
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import may_read
-from lada_protocol.party_files import live_identity
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.run_loop import ByteCounts
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
@@ -57,7 +57,7 @@ class RefusedByBoard(TransportError):
 
 
 class BoardClient:
-    """Connection of one party to the coordinator's board. Thread-safe.
+    """Connection of one party to the coordinator's board, for one thread at a time.
 
     The first call connects; a lost connection is made again, with the certificate that lies in
     the identity folder by then. A call that cannot get through is repeated, with growing pauses,
@@ -85,25 +85,23 @@ class BoardClient:
         host, port = split_address(address)
         if not patience_s >= 0:
             raise ParameterError(f"patience_s: expected 0 or more seconds, got {patience_s}")
-        self._settings = settings or TransportSettings()
         self._endpoint = Endpoint(
             host=host,
             port=port,
             folder=identity,
-            identity=live_identity(
+            identity=LiveIdentity(
                 identity, party_id=party_id, roster=roster, passphrase=passphrase
             ),
             roster=roster,
-            settings=self._settings,
+            settings=settings or TransportSettings(),
         )
-        self._roster = roster
         self._party = roster.party(party_id)
         self._patience_s = patience_s
-        self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._opened_with: _Standing | None = None
-        self._closed = threading.Event()
         self._was_served = False
+        # gRPC takes the pieces of a payload in a thread of its own.
+        self._counting = threading.Lock()
         self._traffic = ByteCounts(up_bytes=0, down_bytes=0)
 
     def __enter__(self) -> BoardClient:
@@ -113,12 +111,10 @@ class BoardClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection and every call that still waits. Idempotent."""
-        self._closed.set()
-        with self._lock:
-            channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
+        """End the connection. Idempotent."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
 
     @property
     def traffic(self) -> ByteCounts:
@@ -149,10 +145,9 @@ class BoardClient:
             arrived = self._arrived(stub, envelope, payload)
             receipt: lada_pb2.Receipt = stub.Post(self._frames(envelope, payload, arrived))
             if receipt.message_sha256.hex() != envelope.message_hash:
-                raise PeerError(
+                raise self._coordinator_fault(
                     f"receipt for {header.kind} names another message",
                     reason="bad_receipt",
-                    peer=self._roster.coordinator.id,
                     round_id=header.round_id,
                 )
             return int(receipt.sequence)
@@ -167,36 +162,25 @@ class BoardClient:
             LOG.warning("%s starts over: %s", what, error)
             return self._repeat(what, call, lambda: arrived)
 
-    def list(self, after: int, *, wait_s: float = 0.0) -> Messages:
+    def list(self, after: int, *, wait_s: float = 0.0, patience_s: float = math.inf) -> Messages:
         """Messages for us with a sequence above `after`, in order, signatures checked.
 
         Waits up to `wait_s` (at most 20 s) for the first. A long list comes in parts: ask again
-        after the last sequence until nothing comes.
+        after the last sequence until nothing comes. The board takes `after` for what we have read.
+        patience_s: where it is less than the client's own.
 
         Raises: PeerError: the board shows a message that is malformed, forged, not for us, or out
           of order. TransportError: no connection.
         """
         wait_s = min(max(wait_s, 0.0), MAX_WAIT_S)
         request = lada_pb2.ListRequest(after_sequence=after, wait_ms=round(wait_s * 1000))
-        deadline_s = wait_s + self._settings.answer_timeout_s
+        deadline_s = wait_s + self._endpoint.settings.answer_timeout_s
 
         def call(stub: BoardStub) -> Messages:
             reply: lada_pb2.ListReply = stub.List(request, timeout=deadline_s)
             return self._entries(reply, after)
 
-        return self._repeat("list messages", call)
-
-    def acknowledge(self, sequence: int, *, patience_s: float) -> None:
-        """Tell the board that everything up to `sequence` was read, and ask for nothing.
-
-        Raises: RefusedByBoard, TransportError: as for `post`, after `patience_s`.
-        """
-        request = lada_pb2.ListRequest(after_sequence=sequence, wait_ms=0)
-
-        def call(stub: BoardStub) -> None:
-            stub.List(request, timeout=self._settings.answer_timeout_s)
-
-        self._repeat("say goodbye", call, patience_s=min(patience_s, self._patience_s))
+        return self._repeat("list messages", call, patience_s=patience_s)
 
     def fetch(self, envelope: Envelope) -> bytes:
         """The payload of a message from the board, with the length and hash of its header.
@@ -208,10 +192,9 @@ class BoardClient:
         """
         header = envelope.header
         if header.payload_bytes > envelope.kind.rules.max_payload_bytes:
-            raise PeerError(
+            raise envelope.fault(
                 f"{header.kind} of {header.sender} announces {header.payload_bytes} bytes",
                 reason="too_large",
-                peer=header.sender,
             )
         received, digest = io.BytesIO(), hashlib.sha256()
 
@@ -231,7 +214,7 @@ class BoardClient:
         if header.payload_bytes > 0:
             self._repeat(f"fetch {header.kind}", call, received.tell)
         if received.tell() != header.payload_bytes or digest.hexdigest() != header.payload_sha256:
-            raise self._mismatch(f"payload of {header.kind} is not the one that was signed")
+            raise self._damaged(f"payload of {header.kind} is not the one that was signed")
         # Shares the buffer: a payload is in memory once.
         return received.getvalue()
 
@@ -241,7 +224,7 @@ class BoardClient:
             return 0
         reply: lada_pb2.ProgressReply = stub.Progress(
             lada_pb2.ProgressRequest(message_sha256=bytes.fromhex(envelope.message_hash)),
-            timeout=self._settings.answer_timeout_s,
+            timeout=self._endpoint.settings.answer_timeout_s,
         )
         return len(payload) if reply.on_board else min(int(reply.offset), len(payload))
 
@@ -262,7 +245,7 @@ class BoardClient:
         found: Messages = []
         for entry in reply.entries:
             self._count(down=len(entry.header) + len(entry.signature))
-            envelope = parse_envelope(entry.header, entry.signature, roster=self._roster)
+            envelope = parse_envelope(entry.header, entry.signature, roster=self._endpoint.roster)
             header = envelope.header
             allowed = may_read(
                 kind=envelope.kind,
@@ -272,11 +255,10 @@ class BoardClient:
                 role=self._party.role,
             )
             if entry.sequence <= after or not allowed:
-                raise PeerError(
+                raise self._coordinator_fault(
                     f"the board shows {header.kind} of {header.sender} out of order or to the "
                     "wrong party",
                     reason="bad_list",
-                    peer=self._roster.coordinator.id,
                     round_id=header.round_id,
                 )
             after = entry.sequence
@@ -291,13 +273,19 @@ class BoardClient:
             or offset + len(chunk.data) > size
             or hashlib.sha256(chunk.data).digest() != chunk.sha256
         ):
-            raise self._mismatch(
+            raise self._damaged(
                 f"chunk at offset {chunk.offset} does not fit after {offset} of {size} bytes"
             )
 
-    def _mismatch(self, what: str) -> PeerError:
+    def _damaged(self, what: str) -> PeerError:
         what = f"{what}; the coordinator's store is damaged or somebody changed it"
-        return PeerError(what, reason="payload_mismatch", peer=self._roster.coordinator.id)
+        return self._coordinator_fault(what, reason="payload_mismatch")
+
+    def _coordinator_fault(
+        self, what: str, *, reason: str, round_id: int | None = None
+    ) -> PeerError:
+        peer = self._endpoint.roster.coordinator.id
+        return PeerError(what, reason=reason, peer=peer, round_id=round_id)
 
     def _repeat(
         self,
@@ -305,13 +293,13 @@ class BoardClient:
         call: Callable[[BoardStub], _Result],
         moved: Callable[[], int] = lambda: 0,
         *,
-        patience_s: float | None = None,
+        patience_s: float = math.inf,
     ) -> _Result:
         """Repeat a call until it gets through, or until nothing `moved` for our patience."""
         back_off = BackOff(
             what=what,
-            patience_s=self._patience_s if patience_s is None else patience_s,
-            longest_pause_s=self._settings.longest_pause_s,
+            patience_s=min(self._patience_s, patience_s),
+            longest_pause_s=self._endpoint.settings.longest_pause_s,
             clock=time.monotonic,
             known_there=self._was_served,
         )
@@ -324,44 +312,27 @@ class BoardClient:
                 fault = error
             pause_s = back_off.pause_s(fault, moved=moved())
             LOG.info("%s waits since %.1f s: %s", what, back_off.since_s, fault)
-            self._closed.wait(pause_s)
+            time.sleep(pause_s)
 
     def _attempt(self, call: Callable[[BoardStub], _Result]) -> _Result:
         channel = self._connected()
         try:
             return call(BoardStub(channel))
         except grpc.RpcError as error:
-            if self._closed.is_set():
-                raise _closed_here() from error
             renewed = _reason(error) in _CERTIFICATE and self._standing() != self._opened_with
             if error.code() in _RETRIED or renewed:
                 # A new connection is diagnosed from the start, see `connection.py`.
-                with self._lock:
-                    if self._channel is channel:
-                        self._channel = None
+                self.close()
             if renewed:
                 raise NotNow(f"our certificate was renewed: {error.details()}") from error
             raise self._fault(error) from error
-        except ValueError as error:
-            # gRPC's way to say that a channel was closed before the call began.
-            if self._closed.is_set():
-                raise _closed_here() from error
-            raise
 
     def _connected(self) -> grpc.Channel:
         standing = self._standing()
-        with self._lock:
-            # Calls that still run on the old connection keep it until they end.
-            channel = self._channel if standing == self._opened_with else None
-        if self._closed.is_set():
-            raise _closed_here()
-        if channel is not None:
-            return channel
-        fresh = open_channel(self._endpoint)
-        with self._lock:
-            if self._channel is None or standing != self._opened_with:
-                self._channel, self._opened_with = fresh, standing
-            return self._channel
+        if self._channel is None or standing != self._opened_with:
+            self.close()
+            self._channel, self._opened_with = open_channel(self._endpoint), standing
+        return self._channel
 
     def _standing(self) -> _Standing:
         """What a connection rests on: where it changes, the next call makes a new one."""
@@ -382,14 +353,10 @@ class BoardClient:
         return TransportError(f"{where}: {status.name.lower()}: {text}")
 
     def _count(self, *, up: int = 0, down: int = 0) -> None:
-        with self._lock:
+        with self._counting:
             so_far = self._traffic
             self._traffic = ByteCounts(so_far.up_bytes + up, so_far.down_bytes + down)
 
 
 def _reason(error: grpc.RpcError) -> str | None:
     return dict(error.trailing_metadata() or ()).get(REASON_KEY)
-
-
-def _closed_here() -> TransportError:
-    return TransportError("the connection to the board was closed here")

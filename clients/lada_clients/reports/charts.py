@@ -2,7 +2,7 @@
 
 Plots are drawn in the colours of the light page; in the SVG each becomes its CSS variable, so one
 drawing serves light and dark. No plot tells by colour alone: lines carry a marker shape of their
-own, points and bars a title with name and number. Every plot has a title and a description for
+own, points a title with name and number. Every plot has a title and a description for
 readers that do not see it. Nothing is loaded, and the same figures give the same bytes.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from xml.etree import ElementTree
@@ -43,7 +43,7 @@ SERIES: Final = tuple(colour for name, colour in LIGHT.items() if name.startswit
 WIDE: Final = 760.0
 NARROW: Final = 400.0
 
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "axes.axisbelow": True,
     "axes.labelcolor": LIGHT["soft"],
     # From the eleventh line on colours come again, dashed.
@@ -69,15 +69,6 @@ class Series:
     points: tuple[tuple[float, float, str], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """One part of a stacked bar. `series` is the index of its colour."""
-
-    series: int
-    value: float
-    tooltip: str
-
-
 def line_plot(
     series: Sequence[Series],
     *,
@@ -100,8 +91,8 @@ def line_plot(
     """
     columns = 4 if width >= WIDE else 2
     height = 290.0 + 18 * -(-len(series) // columns)
-    with rc_context(_STYLE):
-        figure, axes = _plot(width, height, grid="y", x_label=x_label, y_label=y_label)
+    with rc_context(STYLE):
+        figure, axes = empty_plot(width, height, grid="y", x_label=x_label, y_label=y_label)
         # A point outside would have no marker, and its tooltip would be another's.
         points = [point for line in series for point in line.points]
         places_seen = [*x, *(place for place, _, _ in points)]
@@ -128,37 +119,10 @@ def line_plot(
             axes.set_xticks(list(x_ticks), list(x_ticks.values()))
         if tooltips:
             figure.legend(loc="outside upper left", ncols=columns)
-        return _inline(figure, title=title, description=description, tooltips=tooltips)
+        return inline_svg(figure, title=title, description=description, tooltips=tooltips)
 
 
-def stacked_bars(
-    rows: Mapping[str, Sequence[Bar]],
-    *,
-    text: Callable[[float], str],
-    label: str,
-    title: str,
-    description: str,
-) -> Markup:
-    """Horizontal stacked bars, one a row, with the row's total at its end."""
-    with rc_context(_STYLE):
-        figure, axes = _plot(WIDE, 30.0 * len(rows) + 50, grid="x", x_label=label)
-        tooltips = {}
-        for row, bars in enumerate(rows.values()):
-            end = 0.0
-            for bar in bars:
-                colour, group = SERIES[bar.series % len(SERIES)], f"bar {row} {bar.series}"
-                axes.barh(row, bar.value, left=end, height=0.66, color=colour, gid=group)
-                tooltips[group] = (bar.tooltip,)
-                end += bar.value
-            axes.annotate(text(end), (end, row), (6, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(rows)), list(rows), color=LIGHT["ink"])
-        axes.margins(x=0.12)
-        axes.set(xlim=(0.0, None), ylim=(len(rows) - 0.5, -0.5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-        return _inline(figure, title=title, description=description, tooltips=tooltips)
-
-
-def _plot(
+def empty_plot(
     width: float, height: float, *, grid: Literal["x", "y"], x_label: str, y_label: str = ""
 ) -> tuple[Figure, Axes]:
     """An empty plot. Args: width, height: pixels. grid: the axis whose ticks have lines."""
@@ -174,7 +138,7 @@ def _plot(
     return figure, axes
 
 
-def _inline(
+def inline_svg(
     figure: Figure, *, title: str, description: str, tooltips: Mapping[str, Sequence[str]]
 ) -> Markup:
     """The drawing as an element of a page, with the page's font and colours.

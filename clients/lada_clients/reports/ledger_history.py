@@ -5,11 +5,57 @@ What everybody is told who asks what a site has spent: the site, the auditor and
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
 
 from lada_secure.privacy.ledger.entries import KeyEntry
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.verification import LedgerSummary
+
+
+class DocumentPart(BaseModel):
+    """A part of a document for programs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class KeyRenewal(DocumentPart):
+    """The site's signing key was renewed by an entry that both keys signed."""
+
+    index: int
+    time: str
+    decided_by: str
+    public_key: str
+
+
+class Restart(DocumentPart):
+    """The ledger took the place of a lost one; two people confirmed it.
+
+    `carried_epsilon`, at `target_delta`, is what the auditor knew of the lost ledger up to its
+    entry `previous_index`, and is part of every later figure. `studies` had spent it.
+    """
+
+    ledger_id: str
+    previous_ledger_id: str
+    previous_index: int
+    carried_epsilon: float
+    target_delta: float
+    studies: tuple[str, ...]
+    requested_by: str
+    auditor: str
+    granted_by: str
+    time: str
+
+
+Part = TypeVar("Part", bound=DocumentPart)
+
+
+def filled(part: type[Part], *sources: object, **fields: object) -> Part:
+    """A part of a document; what is not given is what a source calls by the same name."""
+    for name in part.model_fields.keys() - fields.keys():
+        fields[name] = next(getattr(one, name) for one in sources if hasattr(one, name))
+    return part(**fields)
 
 
 def history_facts(ledger: LedgerSummary) -> dict[str, Any]:
@@ -21,15 +67,7 @@ def history_facts(ledger: LedgerSummary) -> dict[str, Any]:
         "ledger_id": ledger.identity.ledger_id,
         "started": ledger.started,
         "restart": ledger.restart and restart_facts(ledger.restart),
-        "key_renewals": [
-            {
-                "index": entry.index,
-                "time": entry.time,
-                "decided_by": entry.decided_by,
-                "public_key": entry.new_public_key,
-            }
-            for entry in key_renewals(ledger)
-        ],
+        "key_renewals": [renewal.model_dump() for renewal in key_renewals(ledger)],
         "resumes": ledger.resumes,
     }
 
@@ -41,7 +79,7 @@ def history_sentences(ledger: LedgerSummary) -> tuple[str, ...]:
         said.append(restart_sentence(ledger.restart))
     said += [
         f"Its signing key was renewed on {_day(entry.time)} by {entry.decided_by}, who held the "
-        f"old key; it is {entry.new_public_key[:12]} since then."
+        f"old key; it is {entry.public_key[:12]} since then."
         for entry in key_renewals(ledger)
     ]
     if ledger.resumes:
@@ -52,18 +90,15 @@ def history_sentences(ledger: LedgerSummary) -> tuple[str, ...]:
     return tuple(said)
 
 
-def key_renewals(ledger: LedgerSummary) -> list[KeyEntry]:
-    """The entries by which the site's key was renewed."""
-    return [entry for entry in ledger.entries if isinstance(entry, KeyEntry)]
+def key_renewals(ledger: LedgerSummary) -> tuple[KeyRenewal, ...]:
+    """Every time that the site's key was renewed."""
+    entries = (entry for entry in ledger.entries if isinstance(entry, KeyEntry))
+    return tuple(filled(KeyRenewal, one, public_key=one.new_public_key) for one in entries)
 
 
 def restart_facts(grant: RestartGrant) -> dict[str, Any]:
     """A restart for machines."""
-    told = (
-        *("ledger_id", "previous_ledger_id", "previous_index", "carried_epsilon", "target_delta"),
-        *("requested_by", "auditor", "granted_by", "time"),
-    )
-    return {"studies": list(grant.studies), **{name: getattr(grant, name) for name in told}}
+    return filled(Restart, grant).model_dump(mode="json")
 
 
 def restart_sentence(grant: RestartGrant) -> str:

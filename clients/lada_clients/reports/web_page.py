@@ -6,10 +6,7 @@ A page is self-contained. Its template stands beside the module that makes it an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from lada_clients.reports.charts import DARK, LIGHT, NARROW, WIDE
 
@@ -29,18 +26,8 @@ def render(module: str, template: str, /, **values: object) -> str:
         "dark": DARK,
         "widths": {"wide": WIDE, "narrow": NARROW},
     }
-    filters: dict[str, Callable[..., str]] = {"plain_number": plain_number, "prose": prose}
-    environment.filters |= filters
+    environment.filters["plain_number"] = plain_number
     return environment.get_template(template).render(values)
-
-
-def prose(text: str) -> Markup:
-    """Escaped text in which `words` in backquotes are code."""
-    parts = escape(text).split("`")
-    return Markup().join(
-        Markup("<code>{}</code>").format(part) if index % 2 else part
-        for index, part in enumerate(parts)
-    )
 
 
 def plain_number(value: float) -> str:

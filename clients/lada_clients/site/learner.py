@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.received_paths import parse_received_rationales
+from lada_clients.site.public_material import parse_received_rationales
 from lada_clients.site.settings import SiteSettings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS, SiteRationale
@@ -32,9 +32,10 @@ from lada_secure.method.site_training import RoundReports, train
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.embedding import embedder
 from lada_secure.models.evaluation import accuracy
-from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.models.loading import load_language_model
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.release.units import Unit
 from lada_secure.privacy.released import Released
 
 
@@ -51,12 +52,11 @@ class SiteLearner:
     @classmethod
     def load(
         cls,
-        *,
         plan: StudyPlan,
         settings: SiteSettings,
-        pool: tuple[PoolSample, ...],
-        clusters: Clusters,
-        records: PrivateRecords,
+        public: tuple[tuple[PoolSample, ...], Clusters],
+        units: Sequence[Unit],
+        *,
         held_out: tuple[Record, ...],
         book: LedgerBook,
         memory: SiteMemory,
@@ -65,6 +65,7 @@ class SiteLearner:
         import torch
 
         torch.set_num_threads(settings.threads)
+        pool, clusters = public
         state = memory.load()
         # There from the beginning: adapters without it are those of a state that was lost.
         memory.keep(state)
@@ -76,16 +77,11 @@ class SiteLearner:
             pool=pool,
             clusters=clusters,
             embedder=embedder(plan.embedder),
-            records=records,
+            records=PrivateRecords(units),
             book=book,
             execution=settings.execution,
         )
         return cls(plan=plan, context=context, memory=memory, state=state, held_out=held_out)
-
-    @property
-    def model(self) -> LanguageModel:
-        """The SLM; which adapters it wears is the last step's choice."""
-        return self.context.lm
 
     def release_statistics(self, round_id: int) -> Released[NoisedStatistics]:
         """This round's noised statistics; paid for once, the same value at every call."""
@@ -106,10 +102,6 @@ class SiteLearner:
         return parse_received_rationales(
             raw, pool=self.context.pool, cells=cell_grid(self.plan).cells
         )
-
-    def trained(self, round_id: int) -> bool:
-        """Whether a round's training is behind this site."""
-        return round_id in self.state.trained
 
     def train(
         self,
@@ -146,7 +138,9 @@ class SiteLearner:
         if not self.held_out:
             return None
         self.context.wear(self.state)
-        return accuracy(self.model, self.held_out, batch_size=self.context.execution.batch_size)
+        return accuracy(
+            self.context.lm, self.held_out, batch_size=self.context.execution.batch_size
+        )
 
     def _keep(self, state: SiteState) -> None:
         self.memory.keep(state)

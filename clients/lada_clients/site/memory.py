@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +15,7 @@ from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.models.adapters import AdapterWeights
-from lada_secure.storage.whole_files import write_atomically
+from lada_secure.storage.whole_files import read_file, write_atomically
 
 _STATE = "site-state.json"
 
@@ -84,17 +84,18 @@ class SiteMemory:
                 path = self._path(name, state.trained[-1])
                 if weights is not None and not _holds(path, weights):
                     write_atomically(path, weights.data)
-        document: Json = {
-            "picks": {str(number): list(picks) for number, picks in state.picks.items()},
-            "trained": list(state.trained),
-            "rationales": [asdict(known) for known in state.rationales],
-            "history": state.history.to_json(),
-            "valuations": [asdict(trial) for trial in state.valuations],
-            "excess": {str(number): list(vector) for number, vector in state.excess.items()},
-            "student": None if state.student is None else state.student.sha256,
-            "dp_reference": None if state.dp_reference is None else state.dp_reference.sha256,
-        }
-        write_atomically(self.folder / _STATE, canonical_json(document) + b"\n")
+        stored = _StoredState(
+            picks=dict(state.picks),
+            trained=state.trained,
+            rationales=state.rationales,
+            history=state.history.to_json(),
+            valuations=state.valuations,
+            excess=dict(state.excess),
+            student=None if state.student is None else state.student.sha256,
+            dp_reference=None if state.dp_reference is None else state.dp_reference.sha256,
+        )
+        document = canonical_json(stored.model_dump(mode="json"))
+        write_atomically(self.folder / _STATE, document + b"\n")
 
     def keep_allocation(self, round_id: int, cells: Sequence[Json]) -> None:
         """Explain a round's allocation, for reports and `lada explain`."""
@@ -109,10 +110,7 @@ class SiteMemory:
         if digest is None or round_id is None:
             return None
         path = self._path(name, round_id)
-        try:
-            weights = AdapterWeights(data=path.read_bytes())
-        except OSError as error:
-            raise ParameterError(f"cannot read {path}: {error}") from error
+        weights = AdapterWeights(data=read_file(path))
         if weights.sha256 != digest:
             raise ParameterError(f"{path} is not what {_STATE} speaks of; restore both")
         return weights

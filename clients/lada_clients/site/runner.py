@@ -11,14 +11,13 @@ from pathlib import Path
 
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
 from lada_clients.site.gates.policy import (
     describe_budget,
     describe_plan,
     plan_faults,
     planned_budget,
 )
-from lada_clients.site.gates.record_files import RecordFiles, file_digests
 from lada_clients.site.ledger.population import (
     ledger_path,
     new_ledger_sentence,

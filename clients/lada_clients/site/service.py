@@ -10,21 +10,17 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.aggregation import SiteAggregation
-from lada_clients.site.blind_scores import SiteScoring
-from lada_clients.site.gates.files import SiteFiles
+from lada_clients.site.exchanges import SiteExchanges
+from lada_clients.site.gates.files import RecordFiles, SiteFiles
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
-from lada_clients.site.gates.public_material import read_public_material
-from lada_clients.site.gates.record_files import RecordFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults, spending
-from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
+from lada_clients.site.public_material import read_public_material
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import Accuracy, Epsilon, Progress
@@ -33,31 +29,16 @@ from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import (
-    AnswerInquiry,
-    AskScores,
-    CloseRound,
-    Contribute,
-    Distil,
-    PostMaskKey,
-    ReviewPlan,
-)
-from lada_protocol.run_loop import RunLoop, StudyFailed, handles
+from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.errors import LedgerError, LocalProtocolError
+from lada_secure.errors import LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.entries import (
-    DecisionEntry,
-    LedgerEntry,
-    ReserveEntry,
-    format_ledger_lines,
-)
-from lada_secure.privacy.release.private_records import PrivateRecords
+from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, format_ledger_lines
 from lada_secure.privacy.released import Released, post_process
 
 
@@ -74,17 +55,12 @@ class Site:
     secrets: SecretFolder
     memory: SiteMemory
     now: Callable[[], datetime]
-    display: TrainingDisplay = field(
-        default_factory=lambda: TrainingDisplay(Console(quiet=True), epsilon_cap=0.0)
-    )
-    _opening: SiteAggregation = field(init=False)
-    _scoring: SiteScoring = field(init=False)
+    display: TrainingDisplay
+    _exchanges: SiteExchanges = field(init=False)
     _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
-        me, secrets = self.participant, self.secrets
-        self._opening = SiteAggregation(participant=me, secrets=secrets)
-        self._scoring = SiteScoring(participant=me, secrets=secrets)
+        self._exchanges = SiteExchanges(participant=self.participant, secrets=self.secrets)
 
     def run(self) -> None:
         """Take part in the study to its end.
@@ -104,16 +80,18 @@ class Site:
         """What this site does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_site_task(me.index, plan=me.plan, roster=me.roster, site=me.party),
-            (
-                handles(ReviewPlan, "plan", lambda _: self._review()),
-                handles(PostMaskKey, "opening", lambda t: self._opening.post_mask_key(t.attempt)),
-                handles(Contribute, None, lambda t: self._contribute(t.attempt, t.cohort)),
-                handles(AskScores, "filter", lambda t: self._ask_scores(t.round_id)),
-                handles(Distil, "distillation", lambda t: self._distil(t.round_id)),
-                handles(AnswerInquiry, "uplink", lambda t: self._llm_transfer.answer(t.round_id)),
-                handles(CloseRound, "close", lambda t: me.close_round(t.round_id)),
-            ),
+            lambda: next_site_task(me.index, site=me.party),
+            {
+                Kind.ACCEPTANCE: Handler("plan", lambda _: self._review()),
+                Kind.MASK_KEY: Handler(
+                    "opening", lambda t: self._exchanges.post_mask_key(t.attempt)
+                ),
+                Kind.CONTRIBUTION: Handler(None, lambda t: self._contribute(t.attempt, t.sites)),
+                Kind.QUERY: Handler("filter", lambda t: self._ask_scores(t.round_id)),
+                Kind.TRAINED: Handler("distillation", lambda t: self._distil(t.round_id)),
+                Kind.SITE_PATHS: Handler("uplink", lambda t: self._answer(t.round_id)),
+                Kind.CLOSE: Handler("close", lambda t: me.close_round(t.round_id)),
+            },
         )
 
     def _review(self) -> None:
@@ -179,8 +157,8 @@ class Site:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
         vector: Released[npt.NDArray[np.int64]]
         if attempt.purpose == CONFIDENCE_EXCESS:
-            self._opening.check_own_contribution(attempt.round_id, DEMAND)
-            vector = self._llm_transfer.excess_over_threshold(attempt.round_id)
+            self._exchanges.check_own_contribution(attempt.round_id, DEMAND)
+            vector = self._exchanges.confidence_excess(attempt.round_id, self.learner)
         elif attempt.purpose == STATISTICS:
             self.record_files.check()
             noised = self._statistics(attempt.round_id)
@@ -188,7 +166,7 @@ class Site:
             self._post_ledger(attempt.round_id, STATISTICS)
         else:
             vector = self._demand(attempt.round_id)
-        self._opening.send(attempt, cohort, vector)
+        self._exchanges.send(attempt, cohort, vector)
 
     def _statistics(self, round_id: int) -> Released[NoisedStatistics]:
         released = self.learner.release_statistics(round_id)
@@ -198,7 +176,7 @@ class Site:
     def _demand(self, round_id: int) -> Released[npt.NDArray[np.int64]]:
         """The picks as a 0/1 vector: post-processing of this round's released statistics."""
         me = self.participant
-        scores = self._scoring.read(round_id)
+        scores = self._exchanges.read_scores(round_id)
 
         def wanted(noised: NoisedStatistics) -> npt.NDArray[np.int64]:
             vector = np.zeros(me.plan.pool_size, dtype=np.int64)
@@ -210,16 +188,19 @@ class Site:
 
     def _ask_scores(self, round_id: int) -> None:
         """Steps 6 and 7: one encrypted query per round."""
-        self._opening.check_own_contribution(round_id, STATISTICS)
+        self._exchanges.check_own_contribution(round_id, STATISTICS)
         noised = self._statistics(round_id)
         utilities = post_process(noised, self.learner.utilities, label="cell utilities")
-        self._scoring.ask(round_id, utilities)
+        self._exchanges.ask_scores(round_id, utilities)
+
+    def _answer(self, round_id: int) -> None:
+        self._exchanges.answer_inquiry(round_id, self.learner)
 
     def _distil(self, round_id: int) -> None:
         """Step 9, and what may be computed afterwards for free."""
         me = self.participant
-        self._opening.check_own_contribution(round_id, DEMAND)
-        if not self.learner.trained(round_id):
+        self._exchanges.check_own_contribution(round_id, DEMAND)
+        if round_id not in self.learner.state.trained:
             self.record_files.check()
             paths = me.index.find(Kind.PATHS, sender=me.roster.coordinator.id, round_id=round_id)
             if paths is None:
@@ -236,17 +217,8 @@ class Site:
         self._tell_epsilon(round_id, "distillation")
         self._tell_accuracy("after", round_id=round_id)
         self._post_ledger(round_id, TRAINING)
-        paid_by = self._newest_reservation(round_id, TRAINING)
+        paid_by = self.learner.released_adapters(round_id).paid_by
         me.post(Kind.TRAINED, {"paid_by": paid_by}, round_id=round_id)
-
-    def _newest_reservation(self, round_id: int, purpose: str) -> str:
-        study = self.participant.plan.study_id
-        for entry in reversed(self.book.entries()):
-            if isinstance(entry, ReserveEntry) and (
-                (entry.study_id, entry.round_id, entry.purpose) == (study, round_id, purpose)
-            ):
-                return entry.entry_hash
-        raise LedgerError(f"round {round_id}: nothing was reserved for {purpose}")
 
     def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
         """Show the auditor every entry since the last part, before anything they paid for."""
@@ -266,30 +238,17 @@ class Site:
         )
 
     @property
-    def _llm_transfer(self) -> SiteTransfer:
-        return SiteTransfer(
-            participant=self.participant,
-            opening=self._opening,
-            learner=self.learner,
-        )
-
-    @property
     def learner(self) -> SiteLearner:
         """The model with its data, loaded at first use."""
         if self._learner is None:
-            me = self.participant
-            pool, clusters = read_public_material(me)
+            plan, files = self.participant.plan, self.files
+            bound = plan.privacy.max_records_per_unit
             self._learner = SiteLearner.load(
-                plan=me.plan,
-                settings=self.settings,
-                pool=pool,
-                clusters=clusters,
-                records=PrivateRecords(
-                    self.files.units(
-                        self.policy, max_records_per_unit=me.plan.privacy.max_records_per_unit
-                    )
-                ),
-                held_out=() if self.files.held_out is None else self.files.held_out.records,
+                plan,
+                self.settings,
+                read_public_material(self.participant),
+                files.units(self.policy, max_records_per_unit=bound),
+                held_out=() if files.held_out is None else files.held_out.records,
                 book=self.book,
                 memory=self.memory,
             )

@@ -15,8 +15,8 @@ from lada_lab.arms.arms import Arm
 from lada_lab.arms.baseline_rounds import BaselineRounds
 from lada_lab.arms.ledgers import ArmLedger
 from lada_lab.arms.llm import LabLlm
+from lada_secure.allocation.selection import pick
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.allocation.strategies import pick
 from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.method.llm_transfer import Decision
 from lada_secure.method.plan import MethodPlan
@@ -168,11 +168,11 @@ class SimulatedStudy:
         # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
         available = self.llm.solved.copy()
         available[sorted(site.state.picked_before(round_id))] = False
+        gap = own - self.llm.answer_losses()
         chosen = pick(
-            own - self.llm.answer_losses(),
+            gap,
+            available & (gap >= 1e-9),
             quota=self.plan.allocation.quota,
-            threshold=1e-9,
-            available=available,
             seed=self.plan.seed,
         )
         return [int(at) for at in np.flatnonzero(chosen)]

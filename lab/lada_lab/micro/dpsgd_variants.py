@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -242,7 +242,7 @@ def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[t
             for at, row in enumerate(rows)
         ]
         if variant == "fused_nonprivate":
-            parts = source.public_gradient(examples).gradients
+            parts: Sequence[torch.Tensor] = source.public_gradient(examples)[0]
         else:
             privacy = DpSgdParameters(
                 noise_multiplier=_NOISE_MULTIPLIER,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lada_clients.reports import charts
 from lada_clients.reports.web_page import render
+from lada_lab.mock.bars import Bar, stacked_bars
 from lada_lab.mock.progress import bytes_text
 from lada_lab.mock.report import Cell, Report, StepCost
 
@@ -35,19 +36,20 @@ def report_page(report: Report) -> str:
         accuracy=_accuracy(report, moments),
         bytes_text=bytes_text,
         cell_text=_cell_text,
+        prose=_prose,
         number_of_colours=len(charts.SERIES),
         duration=_duration(report.run.wall_s),
         epsilon=_epsilon(report),
         most_picked=max((cell.picked for cell in picks), default=0),
         moments=moments,
-        seconds=charts.stacked_bars(
+        seconds=stacked_bars(
             _bars(report, steps, lambda cost: cost.seconds, lambda value: f"{value:.1f} s"),
             text=lambda value: f"{value:.{0 if value == int(value) else 1}f} s",
             label="seconds of work",
             title="Seconds per party and step",
             description="One bar a party, one part a step.",
         ),
-        sent=charts.stacked_bars(
+        sent=stacked_bars(
             _bars(report, steps, lambda cost: float(cost.bytes_up), bytes_text),
             text=bytes_text,
             label="bytes sent",
@@ -116,14 +118,14 @@ def _bars(
     steps: Sequence[str],
     value_of: Callable[[StepCost], float],
     text: Callable[[float], str],
-) -> dict[str, list[charts.Bar]]:
-    rows: dict[str, list[charts.Bar]] = {party: [] for party in report.totals}
+) -> dict[str, list[Bar]]:
+    rows: dict[str, list[Bar]] = {party: [] for party in report.totals}
     for party, bars in rows.items():
         for index, step in enumerate(steps):
             mine = (cost for cost in report.steps if (cost.party, cost.step) == (party, step))
             if value := sum(map(value_of, mine)):
                 tip = f"{party}, {step}: {text(value)}"
-                bars.append(charts.Bar(series=index, value=value, tooltip=tip))
+                bars.append(Bar(series=index, value=value, tooltip=tip))
     return rows
 
 
@@ -144,3 +146,12 @@ def _cell_text(cell: Cell) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _prose(text: str) -> Markup:
+    """Escaped text in which `words` in backquotes are code."""
+    parts = escape(text).split("`")
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if index % 2 else part
+        for index, part in enumerate(parts)
+    )

@@ -1,15 +1,15 @@
-"""Messages between a process and its worker: byte strings with their lengths in front.
+"""Messages between a process and its worker: byte strings over one pipe.
 
-Nothing is ever unpickled. Both ends are our own code, but the parent trusts a worker less than
-itself: the worker has run native code on foreign bytes, so counts and sizes are bounded on
-reading, whichever side reads.
+Nothing is ever unpickled: of the standard library's connections only what moves bare bytes is used.
+Both ends are our own code, but the parent trusts a worker less than itself: the worker has run
+native code on foreign bytes, so counts and sizes are bounded on reading, whichever side reads.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
-from typing import IO, Final
+from multiprocessing.connection import Connection
+from typing import Final
 
 import numpy as np
 
@@ -18,39 +18,30 @@ Part = bytes | memoryview
 MAX_PARTS: Final = 4096
 MAX_FRAME_BYTES: Final = 1 << 28
 
-_COUNT: Final = struct.Struct("<I")
-_LENGTH: Final = struct.Struct("<Q")
+_COUNT_BYTES: Final = 4
 
 
-class FrameError(Exception):
-    """A frame that breaks its own limits; the pipe is unusable afterwards."""
-
-
-def write_frame(pipe: IO[bytes], parts: Sequence[Part]) -> None:
-    """Write one frame: its head, then the parts uncopied."""
-    sizes = [memoryview(part).nbytes for part in parts]
-    pipe.write(_COUNT.pack(len(parts)) + b"".join(_LENGTH.pack(size) for size in sizes))
+def write_frame(pipe: Connection, parts: Sequence[Part]) -> None:
+    """Write one frame: the number of its parts, then the parts uncopied."""
+    pipe.send_bytes(len(parts).to_bytes(_COUNT_BYTES, "little"))
     for part in parts:
-        pipe.write(part)
-    pipe.flush()
+        pipe.send_bytes(part)
 
 
-def read_frame(pipe: IO[bytes]) -> list[bytes]:
-    """Read one frame. Raises: FrameError. EOFError: the pipe ends before the frame does."""
-    (count,) = _COUNT.unpack(_exactly(pipe, _COUNT.size))
+def read_frame(pipe: Connection) -> list[bytes]:
+    """Read one frame.
+
+    Raises: OSError: a frame that breaks its limits or ends in its middle; the pipe is unusable
+        afterwards. EOFError: the other end is closed.
+    """
+    count = int.from_bytes(pipe.recv_bytes(_COUNT_BYTES), "little")
     if not 1 <= count <= MAX_PARTS:
-        raise FrameError(f"frame with {count} parts")
-    sizes = [size for (size,) in _LENGTH.iter_unpack(_exactly(pipe, _LENGTH.size * count))]
-    if sum(sizes) > MAX_FRAME_BYTES:
-        raise FrameError(f"frame of {sum(sizes)} bytes")
-    return [_exactly(pipe, size) for size in sizes]
-
-
-def _exactly(pipe: IO[bytes], size: int) -> bytes:
-    found = pipe.read(size)
-    if len(found) < size:
-        raise EOFError("the other end closed its output")
-    return found
+        raise OSError(f"frame with {count} parts")
+    parts, left = [], MAX_FRAME_BYTES
+    for _ in range(count):
+        parts.append(pipe.recv_bytes(left))
+        left -= len(parts[-1])
+    return parts
 
 
 def numbers(values: Sequence[int]) -> bytes:

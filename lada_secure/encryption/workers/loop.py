@@ -12,11 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Final
 
-from lada_secure.encryption.workers.frames import Part, read_frame, write_frame
+from lada_secure.encryption.workers.frames import Part, read_frame, read_numbers, write_frame
 
-Operation = Callable[[list[bytes]], Sequence[Part]]
+# From a request's numbers, and its further parts one by one, to the reply.
+Operation = Callable[..., Sequence[Part]]
 
 _MAX_FILE_BYTES: Final = 1 << 28
 # Exit status of a worker that ran out of memory; its state cannot be relied on afterwards.
@@ -24,33 +26,30 @@ _OUT_OF_MEMORY: Final = 3
 
 
 def run(operations: Mapping[str, Operation]) -> None:
-    """Entry point of a worker module: answer requests on standard input until it closes.
+    """Entry point of a worker module: answer requests until the parent closes the pipe.
 
-    Args: operations: by name. The last entry of the command line is the address space in bytes
-        that may be used beyond what is used now.
+    Args: operations: by name. The last two entries of the command line are the address space in
+        bytes that may be used beyond what is used now, and the pipe's descriptor.
     """
-    # The pipes are taken away from standard input and output: whatever a library prints goes to
-    # the void instead of into a frame.
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    with open(os.devnull, "r+b") as void:
-        os.dup2(void.fileno(), 0)
-        os.dup2(void.fileno(), 1)
+    memory_bytes, descriptor = (int(word) for word in sys.argv[-2:])
     # Ctrl-C reaches the whole group; the parent decides when its worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _limit(int(sys.argv[-1]))
-    # The parent is gone once a pipe is closed, and the worker with it.
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        write_frame(sink, [b"ready"])
+    _limit(memory_bytes)
+    # The parent is gone once the pipe is closed, and the worker with it.
+    with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
+        write_frame(pipe, [b"ready"])
         while True:
-            name, *parts = read_frame(source)
-            write_frame(sink, _answer(operations, name.decode("ascii"), parts))
+            name, which, *parts = read_frame(pipe)
+            write_frame(pipe, _answer(operations, name.decode("ascii"), which, parts))
 
 
-def _answer(operations: Mapping[str, Operation], name: str, parts: list[bytes]) -> Sequence[Part]:
+def _answer(
+    operations: Mapping[str, Operation], name: str, which: bytes, parts: list[bytes]
+) -> Sequence[Part]:
     if name == "cpu":
         return [b"ok", time.process_time_ns().to_bytes(8, "little")]
     try:
-        return [b"ok", *operations[name](parts)]
+        return [b"ok", *operations[name](read_numbers(which), *parts)]
     except MemoryError:
         # Whatever is left cannot be relied on.
         os._exit(_OUT_OF_MEMORY)

@@ -1,17 +1,15 @@
 """The process that runs native code on foreign bytes, seen from its parent.
 
 Adversary: a peer whose bytes pass every check of `parsing` and still make the native library
-crash, hang or eat memory. Property: the worker dies alone. It holds no socket, ledger or model,
-has a bound on its address space and a time limit per request, and is started afresh on the next
-request. The parent never loads the native library.
+crash, hang or eat memory. Property: the worker dies alone. It holds a pipe to its parent and no
+connection, ledger or model of ours, has a bound on its address space and a time limit per request,
+and is started afresh on the next request. The parent never loads the native library.
 
 A worker is stateless but for caches, so nothing is lost with it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import subprocess
 import sys
@@ -19,11 +17,13 @@ import threading
 import weakref
 from collections.abc import Sequence
 from functools import cache
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import Final
 
 import lada_secure
-from lada_secure.encryption.workers.frames import FrameError, Part, read_frame, write_frame
+from lada_secure.encryption.workers.frames import Part, numbers, read_frame, write_frame
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
 
 DEFAULT_MEMORY_BYTES: Final = 512 << 20
@@ -34,11 +34,9 @@ START_TIME_LIMIT_S: Final = 120.0
 # The worker that can decrypt is named only by the two modules that hold keys.
 BLIND_WORKER: Final = "lada_secure.encryption.blind_worker"
 
-_PIPE_BYTES: Final = 1 << 20
-
 
 class WorkerProcess:
-    """A child process behind two pipes, restarted after a death.
+    """A child process behind a pipe, restarted after a death.
 
     Safe to share between threads: one request runs at a time. A process forked from this one
     must not use the same object; it notices and starts a worker of its own.
@@ -69,13 +67,13 @@ class WorkerProcess:
         self.lock = threading.RLock()
 
     def call(
-        self, operation: str, parts: Sequence[Part] = (), *, foreign: str | None = None
+        self, operation: str, which: Sequence[int], *parts: Part, foreign: str | None = None
     ) -> list[bytes]:
         """Run one operation in the worker and return its reply.
 
         Args:
             operation: name of an operation of the entry module.
-            parts: its arguments as byte strings.
+            which: its arguments that are numbers. parts: those that are byte strings.
             foreign: what the request holds of another party, for the message; None if nothing.
         Raises: PeerError (native_failure): with foreign bytes in it the worker died, ran out of
             time or memory, or the native library refused. Without foreign bytes the same is a
@@ -83,7 +81,7 @@ class WorkerProcess:
         """
         with self.lock:
             child = self._started()
-            request = [operation.encode("ascii"), *parts]
+            request = [operation.encode("ascii"), numbers(which), *parts]
             try:
                 reply = child.exchange(request, self._time_limit_s)
             except _Died as died:
@@ -100,7 +98,7 @@ class WorkerProcess:
 
     def cpu_seconds(self) -> float:
         """CPU time of the current worker process since its start, for benchmarks."""
-        (raw,) = self.call("cpu")
+        (raw,) = self.call("cpu", ())
         return int.from_bytes(raw, "little") / 1e9
 
     def close(self) -> None:
@@ -136,37 +134,38 @@ class _Died(Exception):
 
 
 class _Child:
-    """One child process and the pipes to it and back."""
+    """One child process and the pipe to it."""
 
     def __init__(self, module: str, memory_bytes: int) -> None:
-        environment = dict(os.environ)
         root = str(Path(lada_secure.__file__).resolve().parent.parent)
-        inherited = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = root if not inherited else os.pathsep.join((root, inherited))
+        paths = filter(None, (root, os.environ.get("PYTHONPATH")))
         # Thread pools would reserve address space that the limit then counts.
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            environment[name] = "1"
-        try:
-            # -P: a file named like one of our imports in the working directory is not run.
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(memory_bytes)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
-        except OSError as error:
-            raise TransportError(f"worker {module} cannot be started: {error}") from error
-        self.to = cast("IO[bytes]", self.process.stdin)
-        self.back = cast("IO[bytes]", self.process.stdout)
-        for pipe in (self.to, self.back):
-            # Fewer wake-ups for the same bytes. A system may allow less; then it stays as it is.
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        own, other = Pipe()
+        with other:
+            try:
+                # -P: a file named like one of our imports in the working directory is not run.
+                # Whatever a library prints goes to the void.
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", module, str(memory_bytes), str(other.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=[other.fileno()],
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": os.pathsep.join(paths),
+                        **dict.fromkeys(threads, "1"),
+                    },
+                )
+            except OSError as error:
+                own.close()
+                raise TransportError(f"worker {module} cannot be started: {error}") from error
+        self.pipe = own
         self._owner, self._late = os.getpid(), False
         # Ends the child when its handle is collected or this process exits normally; if this
         # process is killed, the child reads the end of its input and leaves by itself.
-        self._finalizer = weakref.finalize(self, _end, self.process, self._owner)
+        self._finalizer = weakref.finalize(self, _end, self.process, self.pipe, self._owner)
 
     def usable(self) -> bool:
         return self._owner == os.getpid() and not self._late and self.process.poll() is None
@@ -181,9 +180,9 @@ class _Child:
         watch.start()
         try:
             if request:
-                write_frame(self.to, request)
-            return read_frame(self.back)
-        except (OSError, EOFError, FrameError) as error:
+                write_frame(self.pipe, request)
+            return read_frame(self.pipe)
+        except (OSError, EOFError) as error:
             how = f"died ({self.end()})"
             if self._late:
                 how = f"ran longer than {limit_s:g} s and was killed"
@@ -211,14 +210,11 @@ class _Child:
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+def _end(process: subprocess.Popen[bytes], pipe: Connection, owner: int) -> None:
     if os.getpid() != owner:
         return
-    # First: to close a pipe is to send what is left, which a child that hangs would never take.
     process.kill()
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):
-            cast("IO[bytes]", pipe).close()
+    pipe.close()
     process.wait()
 
 

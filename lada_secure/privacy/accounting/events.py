@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 from lada_secure.canonical import Json
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.fields import Reader, integer, number, read_fields, text
-
-if TYPE_CHECKING:
-    from dp_accounting import dp_event
 
 # Below this a release is the data with a blur; above it, it is noise with a name.
 MIN_NOISE_MULTIPLIER = 0.01
@@ -24,6 +21,9 @@ MAX_NOISE_MULTIPLIER = 1e6
 # Composing takes time and memory with the number of steps, and entries come from other parties.
 MAX_STEPS = 10**6
 MAX_PARTS = 64
+# Each composition gives up to 1e-15 of probability to infinite loss, and FFT rounding is of the
+# same order: after 10,000 entries a delta below this would be about numerics, not privacy.
+MIN_TARGET_DELTA = 1e-10
 
 
 def check_noise_multiplier(value: float) -> float:
@@ -42,6 +42,16 @@ def check_sampling_probability(value: float) -> float:
     value = float(value)
     if not 0.0 < value <= 1.0:
         raise ParameterError(f"sampling_probability: expected above 0 and at most 1, got {value}")
+    return value
+
+
+def check_target_delta(value: float) -> float:
+    """Refuse what is outside [1e-10, 1). Returns it as a float."""
+    value = float(value)
+    if not MIN_TARGET_DELTA <= value < 1.0:
+        raise ParameterError(
+            f"target_delta: expected at least {MIN_TARGET_DELTA:g} and below 1, got {value}"
+        )
     return value
 
 
@@ -155,46 +165,41 @@ def event_parts(event: PrivacyEvent) -> tuple[EventPart, ...]:
 
 _Forms: TypeAlias = Mapping[str, Sequence[Reader]]
 _CLASS: _Forms = {"class_name": (text(),)}
-_GAUSSIAN: _Forms = {**_CLASS, "noise_multiplier": (number(),)}
-_SAMPLED: _Forms = {**_CLASS, "sampling_probability": (number(),), "event": ()}
-_REPEATED: _Forms = {**_CLASS, "count": (integer(1, MAX_STEPS),), "event": ()}
-_COMPOSED: _Forms = {**_CLASS, "events": ()}
+# By class name, what may stand on its own, what may be repeated, and what may be sampled.
+_ONE: Mapping[str, _Forms] = {"GaussianDpEvent": {"noise_multiplier": (number(),)}}
+_PARTS: Mapping[str, _Forms] = {
+    **_ONE,
+    "SelfComposedDpEvent": {"count": (integer(1, MAX_STEPS),), "event": ()},
+}
+_REPEATED: Mapping[str, _Forms] = {
+    **_ONE,
+    "PoissonSampledDpEvent": {"sampling_probability": (number(),), "event": ()},
+}
 
 
-def _class_of(value: Json, *, where: str) -> str:
-    known = value
-    if isinstance(value, dict):
-        known = {name: inner for name, inner in value.items() if name in _CLASS}
-    return str(read_fields(known, _CLASS, where=where)["class_name"])
+def _opened(value: Json, known: Mapping[str, _Forms], *, where: str) -> dict[str, Any]:
+    """The fields of an event of one of these classes."""
+    name = value.get("class_name", "") if isinstance(value, dict) else ""
+    if isinstance(name, str) and name and name not in known:
+        raise LedgerError(
+            f"{where}: the mechanism {name[:60]!r} is unknown or not private and may not be "
+            f"released here; known are {', '.join(known)}"
+        )
+    return read_fields(value, {**_CLASS, **known.get(str(name), {})}, where=where)
 
 
 def _parse_part(value: Json, *, where: str) -> EventPart:
-    name = _class_of(value, where=where)
-    if name == "GaussianDpEvent":
-        found = read_fields(value, _GAUSSIAN, where=where)
-        return GaussianEvent(noise_multiplier=found["noise_multiplier"])
-    if name != "SelfComposedDpEvent":
-        raise LedgerError(
-            f"{where}: the mechanism {name[:60]!r} is unknown or not private and may not be "
-            "released; known are GaussianDpEvent and SelfComposedDpEvent of it or of "
-            "PoissonSampledDpEvent"
-        )
-    repeated = read_fields(value, _REPEATED, where=where)
-    count, inner, inside = repeated["count"], repeated["event"], f"{where}: event"
-    kind = _class_of(inner, where=inside)
-    if kind == "GaussianDpEvent":
-        found = read_fields(inner, _GAUSSIAN, where=inside)
-        return GaussianEvent(noise_multiplier=found["noise_multiplier"], count=count)
-    if kind != "PoissonSampledDpEvent":
-        raise LedgerError(f"{where}: the mechanism {kind[:60]!r} is unknown or not private")
-    sampled = read_fields(inner, _SAMPLED, where=inside)
-    base = _parse_part(sampled["event"], where=f"{inside}: event")
-    if not isinstance(base, GaussianEvent) or base.count != 1:
-        raise LedgerError(f"{where}: Poisson sampling is accounted for one Gaussian only")
+    outer = _opened(value, _PARTS, where=where)
+    if "count" not in outer:
+        return GaussianEvent(outer["noise_multiplier"])
+    inner = _opened(outer["event"], _REPEATED, where=f"{where}: event")
+    if "event" not in inner:
+        return GaussianEvent(inner["noise_multiplier"], count=outer["count"])
+    gaussian = _opened(inner["event"], _ONE, where=f"{where}: event: event")
     return DpSgdEvent(
-        noise_multiplier=base.noise_multiplier,
-        sampling_probability=sampled["sampling_probability"],
-        steps=count,
+        noise_multiplier=gaussian["noise_multiplier"],
+        sampling_probability=inner["sampling_probability"],
+        steps=outer["count"],
     )
 
 
@@ -207,7 +212,7 @@ def parse_event(value: Json, *, where: str = "event") -> PrivacyEvent:
     event: PrivacyEvent
     try:
         if isinstance(value, dict) and value.get("class_name") == "ComposedDpEvent":
-            parts = read_fields(value, _COMPOSED, where=where)["events"]
+            parts = read_fields(value, {**_CLASS, "events": ()}, where=where)["events"]
             if not isinstance(parts, list):
                 raise LedgerError(f"{where}: events: expected a list")
             event = ComposedEvent(
@@ -220,20 +225,3 @@ def parse_event(value: Json, *, where: str = "event") -> PrivacyEvent:
     if event.to_json() != value:
         raise LedgerError(f"{where}: not the one spelling of this event")
     return event
-
-
-def to_dp_event(event: PrivacyEvent) -> dp_event.DpEvent:
-    """The same event as an object of dp_accounting."""
-    # Reading a ledger needs no accountant, and importing one takes two seconds.
-    from dp_accounting import dp_event
-
-    if isinstance(event, ComposedEvent):
-        return dp_event.ComposedDpEvent([to_dp_event(one) for one in event.parts])
-    gaussian = dp_event.GaussianDpEvent(event.noise_multiplier)
-    if isinstance(event, GaussianEvent):
-        if event.count == 1:
-            return gaussian
-        return dp_event.SelfComposedDpEvent(gaussian, event.count)
-    return dp_event.SelfComposedDpEvent(
-        dp_event.PoissonSampledDpEvent(event.sampling_probability, gaussian), event.steps
-    )

@@ -89,13 +89,10 @@ def names(max_names: int) -> Reader:
 
 def version(known: int) -> Reader:
     """The one version that is read."""
-
-    def read(value: Any) -> int:
-        if integer()(value) != known:
-            raise ValueError(f"this software reads version {known}")
-        return known
-
-    return read
+    return Form(
+        f"version {known}, which this software reads",
+        lambda value: type(value) is int and value == known,
+    )
 
 
 def _is_name(value: Any) -> bool:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy import optimize
 
 from lada_secure.errors import ParameterError
-from lada_secure.privacy.accounting.accountant import (
-    check_target_delta,
-    check_target_epsilon,
-    epsilon,
-    epsilon_rdp,
-    merged_parts,
-)
-from lada_secure.privacy.accounting.composition import Composition
+from lada_secure.privacy.accounting.accountant import EPSILON_LIMIT, epsilon, epsilon_rdp
 from lada_secure.privacy.accounting.events import (
     MAX_NOISE_MULTIPLIER,
     MIN_NOISE_MULTIPLIER,
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
-    check_sampling_probability,
+    check_target_delta,
 )
+from lada_secure.storage.whole_files import read_file
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_TIMES = 100_000
@@ -139,10 +133,7 @@ def read_plan(path: Path) -> PrivacyPlan:
 
     Raises: ParameterError: unreadable, not TOML, or a field is missing, unknown or out of range.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
+    raw = read_file(path)
     if len(raw) > MAX_PLAN_BYTES:
         raise ParameterError(f"{path}: {len(raw)} bytes, at most {MAX_PLAN_BYTES} are read")
     try:
@@ -174,14 +165,14 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
     """
     target_epsilon = check_target_epsilon(plan.target_epsilon)
     target_delta = check_target_delta(plan.target_delta)
+
+    def cost(factor: float) -> float:
+        events = [release.event(factor) for release in plan.release]
+        return epsilon(events, target_delta=target_delta)
+
     factor = 1.0
     if any(release.noise_multiplier is None for release in plan.release):
-        factor = least_noise(
-            lambda noise: epsilon(
-                [release.event(noise) for release in plan.release], target_delta=target_delta
-            ),
-            target_epsilon=target_epsilon,
-        )
+        factor = _least_noise(cost, target_epsilon=target_epsilon)
     events = [release.event(factor) for release in plan.release]
     rows = tuple(
         ReleaseCost(
@@ -209,67 +200,58 @@ def cost_plan(plan: PrivacyPlan) -> PlanCost:
 
 
 def calibrate_noise_multiplier(
-    *,
-    target_epsilon: float,
-    target_delta: float,
-    sampling_probability: float = 1.0,
-    steps: int = 1,
-    other_events: Sequence[PrivacyEvent] = (),
+    *, target_epsilon: float, target_delta: float, sampling_probability: float, steps: int
 ) -> float:
     """The least noise multiplier whose composed epsilon stays at or below the target.
 
     Args: target_epsilon: in (0, 500]. target_delta: in [1e-10, 1). sampling_probability: in
-        (0, 1]; 1 means no sampling. steps: >= 1. other_events: what else is released; the
-        target is for all of it together.
+        (0, 1]; 1 means no sampling. steps: >= 1.
     Returns: rounded up to a multiple of 1e-4, so that it can be written down and still holds.
-    Raises: ParameterError: out of range, or the other events alone reach the target.
+    Raises: ParameterError: out of range.
     """
-    check_target_epsilon(target_epsilon)
-    check_target_delta(target_delta)
-    check_sampling_probability(sampling_probability)
 
-    def composed(noise_multiplier: float) -> Composition:
+    def cost(noise_multiplier: float) -> float:
         event = DpSgdEvent(
             noise_multiplier=noise_multiplier,
             sampling_probability=sampling_probability,
             steps=steps,
         )
-        return Composition().plus(merged_parts([*other_events, event]))
+        return epsilon([event], target_delta=target_delta)
 
-    # The search asks PLD alone: cross-checking every candidate would double its time.
-    found = least_noise(
-        lambda noise_multiplier: composed(noise_multiplier).epsilon(target_delta),
-        target_epsilon=target_epsilon,
-    )
-    composed(found).checked_epsilon(target_delta)
-    return found
+    return _least_noise(cost, target_epsilon=target_epsilon)
 
 
-def least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> float:
+def check_target_epsilon(value: float) -> float:
+    """Refuse what is not a finite epsilon in (0, 500]. Returns it as a float."""
+    value = float(value)
+    if not 0.0 < value <= EPSILON_LIMIT:
+        raise ParameterError(
+            f"target_epsilon: expected above 0 and at most {EPSILON_LIMIT:g}, got {value}"
+        )
+    return value
+
+
+def _least_noise(cost: Callable[[float], float], *, target_epsilon: float) -> float:
     """The least noise x, to 1e-4, with `cost(x) <= target_epsilon`; `cost` falls with x.
 
-    Raises: ParameterError: no noise up to 1e6 reaches the target.
+    Raises: ParameterError: no noise up to 1e6 reaches the target, or it is out of range.
     """
-    low, high = 0.5, 1.0
-    if cost(high) > target_epsilon and cost(MAX_NOISE_MULTIPLIER) > target_epsilon:
+    check_target_epsilon(target_epsilon)
+
+    def enough(noise_multiplier: float) -> bool:
+        return cost(noise_multiplier) <= target_epsilon
+
+    high = 1.0
+    if not enough(high) and not enough(MAX_NOISE_MULTIPLIER):
         raise ParameterError(
             f"target_epsilon: {target_epsilon:g} cannot be reached with any noise; the other "
             "releases spend it alone, so raise the target or plan fewer releases"
         )
-    while cost(high) > target_epsilon:
-        low, high = high, high * 2.0
-    while cost(low) <= target_epsilon:
-        low, high = low / 2.0, low
-        if low < MIN_NOISE_MULTIPLIER:
-            return high
-
-    def excess(log_noise: float) -> float:
-        # In logarithms the curve is nearly straight, which saves most evaluations.
-        spent = min(max(cost(math.exp(log_noise)), 1e-9), 1e9)
-        return math.log(spent / target_epsilon)
-
-    root = math.exp(optimize.brentq(excess, math.log(low), math.log(high), xtol=1e-6))
-    steps = math.ceil(root / NOISE_STEP - 1e-3)
-    while cost(steps * NOISE_STEP) > target_epsilon:
-        steps += 1
-    return round(steps * NOISE_STEP, 4)
+    while not enough(high):
+        high *= 2.0
+    while high / 2.0 >= MIN_NOISE_MULTIPLIER and enough(high / 2.0):
+        high /= 2.0
+    low = max(high / 2.0, MIN_NOISE_MULTIPLIER)
+    steps = range(math.ceil(low / NOISE_STEP), math.ceil(high / NOISE_STEP))
+    found = bisect_left(steps, True, key=lambda one: enough(one * NOISE_STEP))
+    return round((steps.start + found) * NOISE_STEP, 4)

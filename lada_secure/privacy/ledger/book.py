@@ -8,46 +8,47 @@ from __future__ import annotations
 import hmac
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.errors import LedgerError
+from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.fields import check_hash, check_name, public_hex
 from lada_secure.privacy.ledger.entries import (
+    MAX_STATEMENT,
     SALT_BYTES,
     CommitEntry,
     Decision,
     DecisionEntry,
     Entry,
+    FirstEntry,
     KeyEntry,
     LedgerEntry,
     LedgerIdentity,
     ReleaseKey,
     ReserveEntry,
+    RestartEntry,
     ResumeEntry,
+    StartEntry,
     commit_to_output,
     format_ledger_lines,
     sign_entry,
     sign_with_new_key,
 )
-from lada_secure.privacy.ledger.proposals import (
-    propose_commit,
-    propose_decision,
-    propose_first,
-    propose_reserve,
-)
+from lada_secure.privacy.ledger.proposals import propose_reserve
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps, LedgerHead, ReleaseSpec, Reservation
-from lada_secure.privacy.ledger.times import LedgerClock, Moment
+from lada_secure.privacy.ledger.times import LedgerClock, Moment, format_time
 from lada_secure.privacy.released import Released, post_process, released_output
 
 T = TypeVar("T")
+
+MAX_OUTPUT_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +59,10 @@ class KeptOutput:
     salt: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataNote:
-    """The fingerprint of the data set (`units.population_fingerprint`) that a study began with."""
-
-    study_id: str
-    fingerprint: str
-
-
 class LedgerTransaction(Protocol):
     """One consistent look at a ledger; where it is exclusive, what is added to it, all or nothing.
 
-    The clock of the last write and the data notes are the site's own: they are in no entry and no
-    export.
+    The clock of the last write is the site's own: it is in no entry and no export.
     """
 
     @property
@@ -81,21 +73,11 @@ class LedgerTransaction(Protocol):
     def last_write(self) -> str | None:
         """The precise clock of the last write, or None where it is not known."""
 
-    @property
-    def data_notes(self) -> Sequence[DataNote]:
-        """One note for each study, in the order in which they were made."""
-
     def output(self, reserve_hash: str) -> KeptOutput | None:
         """The stored output of a reservation, or None."""
 
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        """Everything that is stored, from the first entry on."""
-
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         """Add a signed entry, for a commit its output, and keep the precise clock of this write."""
-
-    def add_data_note(self, note: DataNote) -> None:
-        """Keep the note of a study that has none yet."""
 
 
 class ReadLedger(ABC):
@@ -128,7 +110,7 @@ class ReadLedger(ABC):
     def entries(self) -> tuple[LedgerEntry, ...]:
         """All entries from the first on."""
         with self._reading() as ledger:
-            return ledger.entries()
+            return tuple(ledger.replay.entries)
 
     def epsilon_spent(self, target_delta: float, *, study_id: str | None = None) -> float:
         """Epsilon of all reservations, or of one study's, with what a restart carried over."""
@@ -188,7 +170,6 @@ class LedgerBook(ReadLedger):
         compute: Callable[[Reservation], T],
         encode: Callable[[T], bytes],
         decode: Callable[[bytes], T],
-        after: Sequence[Released[object]] = (),
     ) -> Released[T]:
         """Reserve, compute, commit, and only then hand out the value.
 
@@ -201,11 +182,10 @@ class LedgerBook(ReadLedger):
                 noise that `spec.event` states; the caller ensures that it does. Not called where
                 an output is stored.
             encode, decode: the value to bytes and back.
-            after: earlier releases that `compute` also builds on, such as earlier chunks.
         """
         paid = self.reserve(spec)
         output = encode(compute(paid)) if paid.stored_output is None else paid.stored_output
-        return post_process(self.commit(paid, output, after=after), decode)
+        return post_process(self.commit(paid, output), decode)
 
     def reserve(self, spec: ReleaseSpec) -> Reservation:
         """Spend, before any record is touched.
@@ -252,31 +232,45 @@ class LedgerBook(ReadLedger):
 
         Keeping the same bytes for the same reservation again changes nothing.
 
-        Raises: LedgerError: unknown reservation, or the key has another output already.
+        Raises: LedgerError: unknown reservation, no approval, or the key has another output.
+            ParameterError: output empty or above 256 MiB.
         """
+        if not 0 < len(output) <= MAX_OUTPUT_BYTES:
+            raise ParameterError(
+                f"output: expected 1 to {MAX_OUTPUT_BYTES} bytes, got {len(output)}"
+            )
         with self._transaction() as ledger:
-            earlier = ledger.replay.commits.get(paid.entry.key)
-            if (
-                earlier is not None
-                and earlier.reserve_hash == paid.entry_hash
-                and _checked_output(ledger, earlier) == output
-            ):
-                return earlier
+            replay = ledger.replay
+            reserved = replay.reserved.get(paid.entry_hash)
+            if reserved is None:
+                raise LedgerError("commit: this ledger holds no such reservation")
+            where = f"commit for {reserved.key}"
+            earlier = replay.commits.get(reserved.key)
+            if earlier is not None:
+                same = earlier.reserve_hash == paid.entry_hash
+                if same and _checked_output(ledger, earlier) == output:
+                    return earlier
+                raise LedgerError(
+                    f"{where}: entry {earlier.index} committed another output already; send that "
+                    "one (`stored_output`) and drop this one"
+                )
             now = self._now(ledger)
-            salt = secrets.token_bytes(SALT_BYTES)
-            proposed = propose_commit(ledger.replay, paid, output, salt=salt, now=now)
-            kept = KeptOutput(payload=output, salt=salt)
+            replay.require_approval(reserved.study_id, reserved.plan_hash, now.precise, where=where)
+            kept = KeptOutput(payload=output, salt=secrets.token_bytes(SALT_BYTES))
+            proposed = CommitEntry(
+                **replay.link(replay.tries[paid.entry_hash].time),
+                **asdict(reserved.key),
+                plan_hash=reserved.plan_hash,
+                reserve_hash=paid.entry_hash,
+                output_commitment=commit_to_output(output, salt=kept.salt),
+            )
             return self._write(ledger, proposed, kept, now=now)
 
-    def commit(
-        self, paid: Reservation, output: bytes, *, after: Sequence[Released[object]] = ()
-    ) -> Released[bytes]:
+    def commit(self, paid: Reservation, output: bytes) -> Released[bytes]:
         """Store the noised output, and only then hand it out as something that may leave.
 
-        Args:
-            paid: of `reserve`. output: 1 byte to 256 MiB; the caller ensures that it carries the
-                noise that the reservation states.
-            after: earlier releases that the output builds on, such as earlier chunks.
+        Args: paid: of `reserve`. output: 1 byte to 256 MiB; the caller ensures that it carries the
+            noise that the reservation states.
         Raises: LedgerError: see `keep`.
         """
         return released_output(
@@ -284,7 +278,6 @@ class LedgerBook(ReadLedger):
             keep=lambda: self.keep(paid, output),
             paid_by=paid.entry_hash,
             label=paid.entry.purpose,
-            after=after,
         )
 
     def decide(
@@ -300,19 +293,27 @@ class LedgerBook(ReadLedger):
         """Record that the site approves, refuses or withdraws from a plan.
 
         Only a study whose latest decision is an unexpired approval can reserve or commit.
+
+        Raises: LedgerError: withdrawing what is not approved, approving an expired plan.
+            ParameterError: a name or the statement has a wrong form.
         """
+        if len(statement) > MAX_STATEMENT:
+            raise ParameterError(
+                f"statement: expected at most {MAX_STATEMENT} characters, got {len(statement)}"
+            )
         with self._transaction() as ledger:
             now = self._now(ledger)
-            proposed = propose_decision(
-                ledger.replay,
-                decision,
-                study_id=study_id,
-                plan_hash=plan_hash,
-                expires=expires,
-                decided_by=decided_by,
+            proposed = DecisionEntry(
+                **ledger.replay.link(now.coarse),
+                study_id=check_name("study_id", study_id),
+                plan_hash=check_hash("plan_hash", plan_hash),
+                decision=decision,
+                expires=format_time(expires),
+                decided_by=check_name("decided_by", decided_by),
                 statement=statement,
-                now=now,
             )
+            where = f"{decision} study {study_id}"
+            ledger.replay.require_decision(proposed, now.precise, where=where)
             return self._write(ledger, proposed, now=now)
 
     def renew_key(self, new_key: Ed25519PrivateKey, *, decided_by: str) -> KeyEntry:
@@ -332,26 +333,6 @@ class LedgerBook(ReadLedger):
             entry = self._write(ledger, sign_with_new_key(proposed, new_key), now=now)
         self._signing_key = new_key
         return entry
-
-    def note_data(self, study_id: str, fingerprint: str) -> DataNote | None:
-        """Note the data set that a study begins with; a study's first note stays.
-
-        Notes never leave the site.
-
-        Args: fingerprint: `units.population_fingerprint`, 64 hex digits, always by the same key.
-        Returns: the note of the newest study that began before this one; None for the first.
-        """
-        note = DataNote(
-            study_id=check_name("study_id", study_id),
-            fingerprint=check_hash("fingerprint", fingerprint),
-        )
-        with self._transaction() as ledger:
-            notes = tuple(ledger.data_notes)
-            here = next((n for n, known in enumerate(notes) if known.study_id == study_id), None)
-            if here is None:
-                ledger.add_data_note(note)
-            before = notes[:here]
-            return before[-1] if before else None
 
     def _now(self, ledger: LedgerTransaction) -> Moment:
         return self._clock.moment(last_entry=ledger.replay.last_time, last_write=ledger.last_write)
@@ -383,7 +364,19 @@ def begin_ledger(
     Raises: LedgerError: the grant is for another key.
     """
     now = clock.moment(last_entry=None, last_write=None)
-    first = propose_first(ledger.replay, public_key=public_hex(signing_key), grant=grant, now=now)
+    public_key = public_hex(signing_key)
+    link = ledger.replay.link(now.coarse)
+    first: FirstEntry
+    if grant is None:
+        ledger_id = ledger.replay.identity.ledger_id
+        first = StartEntry(**link, ledger_id=ledger_id, public_key=public_key)
+    elif grant.public_key == public_key:
+        first = RestartEntry(**link, grant=grant)
+    else:
+        raise LedgerError(
+            f"restart: it was granted to the key {grant.public_key[:12]}..., the signing key given "
+            f"is {public_key[:12]}...; put that identity back or ask for another grant"
+        )
     ledger.append(sign_entry(first, signing_key), None, written=now.precise)
 
 

@@ -10,13 +10,14 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.accounting.accountant import epsilon, merged_parts
+from lada_secure.privacy.accounting.accountant import Group, epsilon
 from lada_secure.privacy.accounting.events import (
     MAX_PARTS,
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
     composed_event,
+    event_parts,
 )
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.entries import (
@@ -62,13 +63,17 @@ def merged_event(events: Sequence[PrivacyEvent]) -> PrivacyEvent | None:
     """
     if not events:
         return None
-    parts = merged_parts(events)
-    counts = Counter[float]()
-    for part in parts:
+    counts, steps = Counter[float](), Counter[Group]()
+    for part in (part for event in events for part in event_parts(event)):
         if isinstance(part, GaussianEvent):
             counts[part.noise_multiplier] += part.count
+        else:
+            steps[part.noise_multiplier, part.sampling_probability] += part.steps
     gaussian = [GaussianEvent(noise, count=n) for noise, n in sorted(counts.items())]
-    sampled = [part for part in parts if isinstance(part, DpSgdEvent)]
+    sampled = [
+        DpSgdEvent(noise_multiplier=noise, sampling_probability=probability, steps=n)
+        for (noise, probability), n in steps.items()
+    ]
     if len(gaussian) + len(sampled) > MAX_PARTS:
         gaussian = _one_gaussian(gaussian)
         sampled = _fewer(sampled, MAX_PARTS - len(gaussian))

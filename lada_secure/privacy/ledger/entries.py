@@ -32,7 +32,6 @@ from lada_secure.privacy.accounting.fields import (
     Signature,
     check_hash,
     check_name,
-    check_signed,
     forms_of,
     integer,
     read_fields,
@@ -311,27 +310,6 @@ def sign_entry(entry: Entry, key: Ed25519PrivateKey) -> Entry:
 def sign_with_new_key(entry: KeyEntry, key: Ed25519PrivateKey) -> KeyEntry:
     """The entry with the new key's signature; sign it with the old key afterwards."""
     return replace(entry, new_signature=key.sign(entry.new_signed_bytes()).hex())
-
-
-def check_signature(entry: LedgerEntry, key: str) -> None:
-    """Args: key: hex. Raises: LedgerError: the signature is not the site's over this entry."""
-    check_signed(
-        entry.signed_bytes(),
-        entry.signature,
-        by=key,
-        fault=f"entry {entry.index}: the signature is not the site's over this entry; the entry "
-        "was changed or written by somebody else",
-    )
-
-
-def check_new_signature(entry: KeyEntry) -> None:
-    """Raises: LedgerError: the new key has not agreed to this entry."""
-    check_signed(
-        entry.new_signed_bytes(),
-        entry.new_signature,
-        by=entry.new_public_key,
-        fault=f"entry {entry.index}: new_signature is not the new key's over this entry",
-    )
 
 
 _KINDS: Final[Mapping[str, type[LedgerEntry]]] = {

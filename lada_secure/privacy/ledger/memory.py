@@ -10,7 +10,6 @@ from datetime import datetime
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.ledger.book import (
-    DataNote,
     KeptOutput,
     LedgerBook,
     LedgerTransaction,
@@ -28,25 +27,16 @@ class _Kept:
     def __init__(self, identity: LedgerIdentity) -> None:
         self.replay = LedgerReplay(identity)
         self.last_write: str | None = None
-        self.data_notes: list[DataNote] = []
-        self._entries: list[LedgerEntry] = []
         self._outputs: dict[str, KeptOutput] = {}
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         self.replay.append(entry)
-        self._entries.append(entry)
         if isinstance(entry, CommitEntry) and output is not None:
             self._outputs[entry.reserve_hash] = output
         self.last_write = written
 
     def output(self, reserve_hash: str) -> KeptOutput | None:
         return self._outputs.get(reserve_hash)
-
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        return tuple(self._entries)
-
-    def add_data_note(self, note: DataNote) -> None:
-        self.data_notes.append(note)
 
 
 class MemoryLedger(LedgerBook):

@@ -12,6 +12,7 @@ from typing import Any
 
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.accountant import Spending
+from lada_secure.privacy.accounting.fields import check_signed
 from lada_secure.privacy.ledger.entries import (
     ADJACENCY,
     CommitEntry,
@@ -26,8 +27,6 @@ from lada_secure.privacy.ledger.entries import (
     ResumeEntry,
     StartEntry,
     StudyEntry,
-    check_new_signature,
-    check_signature,
 )
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant
 from lada_secure.privacy.ledger.terms import LedgerHead, check_mechanism
@@ -38,7 +37,7 @@ class LedgerReplay:
 
     Attributes:
         identity: whose ledger it is. public_key: the key in force, hex; empty before an entry.
-        length: how many entries were appended. last_time: the newest time in one, None before.
+        entries: what was appended. last_time: the newest time in one, None before.
         grant: what the auditor granted where this ledger replaces a lost one.
         spending: all reservations, with what a restart carried over.
         decisions: the latest one on each study.
@@ -50,7 +49,7 @@ class LedgerReplay:
     def __init__(self, identity: LedgerIdentity) -> None:
         self.identity = identity
         self.public_key = ""
-        self.length = 0
+        self.entries: list[LedgerEntry] = []
         self.last_time: str | None = None
         self.grant: RestartGrant | None = None
         self.spending = Spending()
@@ -61,6 +60,11 @@ class LedgerReplay:
         self.commits: dict[ReleaseKey, CommitEntry] = {}
         self._of_key: dict[ReleaseKey, list[str]] = {}
         self._head_hash = identity.genesis_hash
+
+    @property
+    def length(self) -> int:
+        """How many entries were appended."""
+        return len(self.entries)
 
     def head(self) -> LedgerHead:
         """Where the ledger ends: at index -1 and the genesis hash before the first entry."""
@@ -130,7 +134,7 @@ class LedgerReplay:
             )
 
     def append(self, entry: LedgerEntry) -> None:
-        """Check an entry against everything before it, then count it.
+        """Check an entry against everything before it, then count it. No check follows a change.
 
         Epsilon and caps are not checked here: stores do that when they propose, and
         `verification` recomputes them.
@@ -139,35 +143,43 @@ class LedgerReplay:
         """
         where = f"entry {entry.index}"
         self._check_link(entry)
-        key = self.public_key
-        if isinstance(entry, FirstEntry):
-            self._check_first(entry, where=where)
-            key = entry.public_key
-        elif not self.length:
+        if not self.length and not isinstance(entry, FirstEntry):
             raise LedgerError(
                 f"{where}: expected the start or restart entry that a ledger begins with, got a "
                 f"{entry.kind} entry"
             )
-        check_signature(entry, key)
+        signer = entry.public_key if isinstance(entry, FirstEntry) else self.public_key
+        check_signed(
+            entry.signed_bytes(),
+            entry.signature,
+            by=signer,
+            fault=f"{where}: the signature is not the site's over this entry; the entry was "
+            "changed or written by somebody else",
+        )
+        entry_hash = entry.entry_hash
         match entry:
             case StartEntry() | RestartEntry():
-                pass
+                self._begin(entry, where=where)
             case KeyEntry():
-                if entry.new_public_key == key:
-                    raise LedgerError(f"{where}: the new key is the one that is in force already")
-                check_new_signature(entry)
+                self._renew_key(entry, where=where)
+            case DecisionEntry():
+                self.require_decision(entry, entry.time, where=where)
+                self.decisions[entry.study_id] = entry
             case ReserveEntry():
-                self._check_reserve(entry, where=where)
+                self._reserve(entry, entry_hash, where=where)
             case ResumeEntry():
                 self._paid(entry, where=where)
                 _check_attempt(entry, self.resumes[entry.reserve_hash] + 1, where=where)
+                self.tries[entry.reserve_hash] = entry
+                self.resumes[entry.reserve_hash] = entry.attempt
             case CommitEntry():
-                self._check_commit(entry, where=where)
-            case DecisionEntry():
-                self.require_decision(entry, entry.time, where=where)
+                self._commit(entry, where=where)
             case _:
                 raise LedgerError(f"{where}: unknown kind {entry.kind!r}")
-        self._count(entry)
+        if not isinstance(entry, CommitEntry):
+            self.last_time = entry.time
+        self._head_hash = entry_hash
+        self.entries.append(entry)
 
     def _check_link(self, entry: LedgerEntry) -> None:
         if entry.index != self.length:
@@ -187,14 +199,14 @@ class LedgerReplay:
                 "entry or the one before was changed, or the history was forked here"
             )
         late = self.last_time is not None and entry.time < self.last_time
-        # A commit carries the time of its reservation's newest try, see `_check_commit`.
+        # A commit carries the time of its reservation's newest try, see `_commit`.
         if late and not isinstance(entry, CommitEntry):
             raise LedgerError(
                 f"entry {entry.index}: time {entry.time} is before the entry before it "
                 f"({self.last_time})"
             )
 
-    def _check_first(self, entry: FirstEntry, *, where: str) -> None:
+    def _begin(self, entry: FirstEntry, *, where: str) -> None:
         if self.length:
             raise LedgerError(f"{where}: a {entry.kind} entry is only ever the first one")
         if entry.ledger_id != self.identity.ledger_id:
@@ -210,8 +222,23 @@ class LedgerReplay:
                     f"{where}: the restart was granted to site {grant.site!r}, population "
                     f"{grant.population!r}"
                 )
+            for event in grant.events:
+                self.spending.count(event, *grant.studies)
+            self.grant = grant
+        self.public_key = entry.public_key
 
-    def _check_reserve(self, entry: ReserveEntry, *, where: str) -> None:
+    def _renew_key(self, entry: KeyEntry, *, where: str) -> None:
+        if entry.new_public_key == self.public_key:
+            raise LedgerError(f"{where}: the new key is the one that is in force already")
+        check_signed(
+            entry.new_signed_bytes(),
+            entry.new_signature,
+            by=entry.new_public_key,
+            fault=f"{where}: new_signature is not the new key's over this entry",
+        )
+        self.public_key = entry.new_public_key
+
+    def _reserve(self, entry: ReserveEntry, entry_hash: str, *, where: str) -> None:
         self.require_approval(entry.study_id, entry.plan_hash, entry.time, where=where)
         if entry.adjacency != ADJACENCY:
             raise LedgerError(f"{where}: adjacency: only {ADJACENCY} is known")
@@ -222,6 +249,9 @@ class LedgerReplay:
         if entry.key in self.commits:
             raise LedgerError(f"{where}: {entry.key} was committed before and is reserved again")
         _check_attempt(entry, len(self.reservations(entry.key)), where=where)
+        self.spending.count(entry.event, entry.study_id)
+        self.reserved[entry_hash] = self.tries[entry_hash] = entry
+        self._of_key.setdefault(entry.key, []).append(entry_hash)
 
     def _paid(self, entry: ResumeEntry | CommitEntry, *, where: str) -> ReserveEntry:
         """The reservation that an entry names, which has no output yet."""
@@ -235,7 +265,7 @@ class LedgerReplay:
             raise LedgerError(f"{where}: {paid.key} was committed before")
         return paid
 
-    def _check_commit(self, entry: CommitEntry, *, where: str) -> None:
+    def _commit(self, entry: CommitEntry, *, where: str) -> None:
         paid = self._paid(entry, where=where)
         if paid.key != entry.key:
             raise LedgerError(f"{where}: it names entry {paid.index}, which is for {paid.key}")
@@ -245,35 +275,7 @@ class LedgerReplay:
                 f"{where}: time: a commit has that of its reservation's newest try, {expected}, "
                 f"got {entry.time}"
             )
-
-    def _count(self, entry: LedgerEntry) -> None:
-        entry_hash = entry.entry_hash
-        match entry:
-            case StartEntry():
-                self.public_key = entry.public_key
-            case RestartEntry(grant=grant):
-                self.public_key = entry.public_key
-                self.grant = grant
-                for event in grant.events:
-                    self.spending.count(event, *grant.studies)
-            case KeyEntry():
-                self.public_key = entry.new_public_key
-            case ReserveEntry():
-                self.reserved[entry_hash] = entry
-                self._of_key.setdefault(entry.key, []).append(entry_hash)
-                self.tries[entry_hash] = entry
-                self.spending.count(entry.event, entry.study_id)
-            case ResumeEntry():
-                self.tries[entry.reserve_hash] = entry
-                self.resumes[entry.reserve_hash] = entry.attempt
-            case CommitEntry():
-                self.commits[entry.key] = entry
-            case DecisionEntry():
-                self.decisions[entry.study_id] = entry
-        if not isinstance(entry, CommitEntry):
-            self.last_time = entry.time
-        self._head_hash = entry_hash
-        self.length += 1
+        self.commits[entry.key] = entry
 
 
 def _check_attempt(entry: ReserveEntry | ResumeEntry, expected: int, *, where: str) -> None:

@@ -17,6 +17,7 @@ from lada_secure.privacy.accounting.events import (
     DpSgdEvent,
     GaussianEvent,
     PrivacyEvent,
+    check_target_delta,
 )
 from lada_secure.privacy.accounting.fields import check_hash, check_name
 from lada_secure.privacy.ledger.entries import ADJACENCY, ReleaseKey, ReserveEntry
@@ -180,10 +181,7 @@ class BudgetCaps:
     study_overrides: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        delta = float(self.target_delta)
-        if not 1e-10 <= delta < 1.0:
-            raise ParameterError(f"target_delta: expected at least 1e-10 and below 1, got {delta}")
-        object.__setattr__(self, "target_delta", delta)
+        object.__setattr__(self, "target_delta", check_target_delta(self.target_delta))
         caps = {"total_epsilon": self.total_epsilon, "study_epsilon": self.study_epsilon}
         for name, value in (*caps.items(), *self.study_overrides.items()):
             if not math.isfinite(value) or not 0.0 < value <= MAX_CAP:

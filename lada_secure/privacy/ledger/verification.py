@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.accounting.accountant import Spending, epsilon, epsilon_rdp
-from lada_secure.privacy.accounting.composition import cross_check
-from lada_secure.privacy.ledger.carried_budget import spent_events
+from lada_secure.privacy.accounting.accountant import Spending, epsilon
 from lada_secure.privacy.ledger.entries import (
     CommitEntry,
     FirstEntry,
@@ -36,7 +35,6 @@ class StudySpending:
 
     study_id: str
     epsilon: float
-    epsilon_rdp: float
     reservations: int
     resumes: int
     commits: int
@@ -173,17 +171,18 @@ def verify_ledger(
     if grant is not None:
         _check_restart(grant, auditor_key)
     # Costly, so only for a ledger that is otherwise whole.
-    reserves = [entry for entry in entries if isinstance(entry, ReserveEntry)]
+    reserves = list(replay.reserved.values())
     _recompute(reserves, caps, grant)
     target_delta = _target_delta(reserves, caps, grant)
-    total, total_rdp = _cost(entries, target_delta)
-    cross_check(total, total_rdp)
+    total, total_rdp = 0.0, 0.0
+    if target_delta is not None:
+        spent = replay.spending.of()
+        total, total_rdp = spent.epsilon(target_delta), spent.epsilon_rdp(target_delta)
     if reserves and reserves[-1].target_delta == target_delta:
-        # Equal settings merged first: another order of the same sum than entry by entry.
+        # All composed at once: another order of the same sum than entry by entry.
         _agree(f"entry {reserves[-1].index}", "epsilon", reserves[-1].epsilon_after, total)
     if caps is not None and reserves:
         _within("ledger", "all studies", total, caps.total_epsilon * (1 + RELATIVE_TOLERANCE))
-    commits = _count(entries, CommitEntry)
     return LedgerSummary(
         identity=identity,
         entries=tuple(entries),
@@ -195,9 +194,9 @@ def verify_ledger(
         epsilon=total,
         epsilon_rdp=total_rdp,
         reservations=len(reserves),
-        resumes=_count(entries, ResumeEntry),
-        commits=commits,
-        uncommitted=len(reserves) - commits,
+        resumes=replay.resumes.total(),
+        commits=len(replay.commits),
+        uncommitted=len(reserves) - len(replay.commits),
         studies=_studies(replay, entries, target_delta, caps),
     )
 
@@ -218,46 +217,35 @@ def _target_delta(
     return None if grant is None else grant.target_delta
 
 
-def _cost(entries: Sequence[LedgerEntry], target_delta: float | None) -> tuple[float, float]:
-    """Epsilon by PLD and by RDP of what these entries spent."""
-    if target_delta is None:
-        return 0.0, 0.0
-    events = spent_events(entries)
-    by_pld = epsilon(events, target_delta=target_delta)
-    return by_pld, epsilon_rdp(events, target_delta=target_delta)
-
-
 def _studies(
     replay: LedgerReplay,
     entries: Sequence[LedgerEntry],
     target_delta: float | None,
     caps: BudgetCaps | None,
 ) -> tuple[StudySpending, ...]:
-    about = [entry for entry in entries if isinstance(entry, StudyEntry)]
-    carried = replay.grant.studies if replay.grant is not None else ()
+    kinds = {
+        study_id: Counter[str]() for study_id in (replay.grant.studies if replay.grant else ())
+    }
+    for entry in entries:
+        if isinstance(entry, StudyEntry):
+            kinds.setdefault(entry.study_id, Counter())[entry.kind] += 1
     result: list[StudySpending] = []
-    for study_id in sorted({entry.study_id for entry in about} | set(carried)):
-        own: list[LedgerEntry] = [entry for entry in about if entry.study_id == study_id]
-        reservations = _count(own, ReserveEntry)
-        decision = replay.decisions.get(study_id)
-        before = entries[:1] if study_id in carried else ()
-        spent, spent_rdp = _cost([*before, *own], target_delta)
-        if caps is not None and reservations:
+    for study_id, counts in sorted(kinds.items()):
+        spent = 0.0
+        if target_delta is not None:
+            spent = replay.spending.of(study_id).epsilon(target_delta)
+        if caps is not None and counts[ReserveEntry.kind]:
             cap = caps.for_study(study_id) * (1 + RELATIVE_TOLERANCE)
             _within(f"study {study_id}", f"study {study_id}", spent, cap)
+        decision = replay.decisions.get(study_id)
         result.append(
             StudySpending(
                 study_id=study_id,
                 epsilon=spent,
-                epsilon_rdp=spent_rdp,
-                reservations=reservations,
-                resumes=_count(own, ResumeEntry),
-                commits=_count(own, CommitEntry),
+                reservations=counts[ReserveEntry.kind],
+                resumes=counts[ResumeEntry.kind],
+                commits=counts[CommitEntry.kind],
                 decision="none" if decision is None else decision.decision,
             )
         )
     return tuple(result)
-
-
-def _count(entries: Sequence[LedgerEntry], kind: type[LedgerEntry]) -> int:
-    return sum(isinstance(entry, kind) for entry in entries)

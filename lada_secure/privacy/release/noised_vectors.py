@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -27,7 +27,7 @@ from lada_secure.privacy.ledger.terms import (
     ReleaseSpec,
     Reservation,
 )
-from lada_secure.privacy.released import Released, post_process
+from lada_secure.privacy.released import Released
 
 # Sign, digits and comma of a number below 2^63.
 _ENTRY_BYTES = 21
@@ -89,7 +89,6 @@ def release_vector(
     bound: int,
     book: LedgerBook,
     spec: ReleaseSpec,
-    after: Sequence[Released[object]] = (),
 ) -> Released[IntArray]:
     """Pay, measure, add discrete Gaussian noise, clamp, commit.
 
@@ -97,7 +96,6 @@ def release_vector(
         measure: the sums in steps, read against the ledger's reservation; not called at all where
             this round's output is stored already. The caller answers for their sensitivity.
         bound: to which entries are clamped after the noise, which is post-processing.
-        after: releases that `measure` builds on, such as the adapters whose losses it uses.
     Returns: (noise.length,) int64 within `bound` of 0, read from what the ledger keeps.
     Raises: PrivacyBudgetExceeded: nothing was spent and no record touched. LocalProtocolError:
         `spec` is not what `vector_spec` makes of this noise. LedgerError: see
@@ -116,15 +114,16 @@ def release_vector(
             f"{purpose}: the release that would be paid for is not the one that these parameters "
             f"describe; build it with {purpose}_spec"
         )
-    paid = book.reserve(spec)
-    output = paid.stored_output
-    if output is None:
+
+    def noised(paid: Reservation) -> IntArray:
         sums = _measured(measure, paid, purpose=purpose, length=noise.length)
-        noised = discrete_gaussian_vector(sums, sigma=noise.std)
-        output = vector_bytes(np.clip(noised, -bound, bound))
-    kept = book.commit(paid, output, after=after)
-    return post_process(
-        kept, lambda raw: parse_vector(raw, what=purpose, length=noise.length, bound=bound)
+        return np.clip(discrete_gaussian_vector(sums, sigma=noise.std), -bound, bound)
+
+    return book.release(
+        spec,
+        compute=noised,
+        encode=vector_bytes,
+        decode=partial(parse_vector, what=purpose, length=noise.length, bound=bound),
     )
 
 

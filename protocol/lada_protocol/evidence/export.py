@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import TypeAlias
 
-from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds.index import MessageIndex
-from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import LadaError, PeerError
+
+# Content of the files by their path in the export.
+Files: TypeAlias = Mapping[str, bytes]
 
 CA_FILE = "ca.crt"
 ROSTER_FILE = "roster.json"
@@ -57,17 +55,3 @@ def need(holds: bool, otherwise: str) -> None:
     """Raises: PeerError: it does not hold; says what is wrong otherwise."""
     if not holds:
         raise PeerError(otherwise)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportedStudy:
-    """All files by their path in the export, and what was read from them."""
-
-    files: Mapping[str, bytes]
-    roster: Roster
-    plan: StudyPlan
-    index: MessageIndex
-
-    def sent(self, kind: Kind) -> list[Envelope]:
-        """All messages of a kind."""
-        return [message for message in self.index if message.kind is kind]

@@ -19,8 +19,6 @@ from lada_secure.privacy.ledger.verification import LedgerSummary
 class PopulationLedger:
     """The newest ledger of one population at one site, and the exports that hold any of it."""
 
-    site: str
-    population: str
     summary: LedgerSummary
     exports: tuple[str, ...]
 
@@ -35,7 +33,8 @@ class PopulationLedger:
         return self.summary.identity.ledger_id
 
     def __str__(self) -> str:
-        return f"ledger of {self.site}, population {self.population}"
+        identity = self.summary.identity
+        return f"ledger of {identity.site}, population {identity.population}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +65,8 @@ def verify_exports(exports: Mapping[str, Mapping[str, bytes]]) -> JointVerdict:
     found: dict[tuple[str, str], list[PopulationLedger]] = {}
     for name, verdict in verdicts.items():
         for site, summary in verdict.ledgers.items():
-            population = summary.identity.population
-            copy = PopulationLedger(
-                site=site, population=population, summary=summary, exports=(name,)
-            )
-            found.setdefault((site, population), []).append(copy)
+            copy = PopulationLedger(summary=summary, exports=(name,))
+            found.setdefault((site, summary.identity.population), []).append(copy)
     faults: list[str] = []
     populations = [ledger for key in sorted(found) for ledger in _newest(found[key], faults)]
     return JointVerdict(verdicts=verdicts, populations=tuple(populations), faults=tuple(faults))

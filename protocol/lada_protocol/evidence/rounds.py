@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from lada_protocol.evidence.export import (
     MESSAGES_FILE,
-    ExportedStudy,
     Faults,
+    Files,
     aggregate_file,
     ledger_file,
     need,
@@ -15,7 +16,7 @@ from lada_protocol.evidence.export import (
 )
 from lada_protocol.kinds import Kind, Role, may_read
 from lada_protocol.rounds.blind_scoring import check_scored_round
-from lada_protocol.rounds.index import Attempt
+from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.payments import check_payment, check_training_payment
 from lada_protocol.rounds.secure_aggregation import (
@@ -31,43 +32,32 @@ from lada_secure.canonical import sha256_hex
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND
 from lada_secure.privacy.ledger.entries import LedgerEntry
 
+# Entries of the ledgers that were found good, by site.
+Ledgers: TypeAlias = Mapping[str, tuple[LedgerEntry, ...]]
 
-def check_aggregates(
-    study: ExportedStudy, ledgers: Mapping[str, tuple[LedgerEntry, ...]], faults: Faults
-) -> None:
+
+def check_aggregates(index: MessageIndex, files: Files, ledgers: Ledgers, faults: Faults) -> None:
     """Every opened sum: who contributed, what paid, which bytes, and none opened twice."""
     seen: set[tuple[int, str]] = set()
-    for opened in study.sent(Kind.OPENED):
+    for opened in index.sent(Kind.OPENED):
         key = (opened.header.round_id, opened.header.purpose)
         name = aggregate_file(*key)
         if key in seen:
             faults.add(name, "two sums were opened for one round and purpose")
         seen.add(key)
         with faults.of(name):
-            _check_aggregate(study, opened, study.files.get(name, b""), ledgers)
+            _check_aggregate(index, opened, files.get(name, b""), ledgers)
 
 
-def _check_aggregate(
-    study: ExportedStudy,
-    opened: Envelope,
-    raw: bytes,
-    ledgers: Mapping[str, tuple[LedgerEntry, ...]],
-) -> None:
-    head, plan = opened.header, study.plan
+def _check_aggregate(index: MessageIndex, opened: Envelope, raw: bytes, ledgers: Ledgers) -> None:
+    head, plan = opened.header, index.plan
     need(head.purpose in purposes_of(plan), f"unknown purpose {head.purpose!r}")
     if head.purpose == CONFIDENCE_EXCESS:
         need(plan.transfer_in(head.round_id) is not None, "the plan has no uplink in this round")
     attempt = Attempt(round_id=head.round_id, purpose=head.purpose, number=head.attempt)
-    request = check_aggregate_request(
-        study.index,
-        attempt,
-        plan=plan,
-        roster=study.roster,
-    )
+    request = check_aggregate_request(index, attempt)
     if head.purpose == DEMAND:
-        check_scored_round(
-            study.index, request.cohort, round_id=head.round_id, plan=plan, roster=study.roster
-        )
+        check_scored_round(index, request.cohort, round_id=head.round_id)
     body = parse_body(opened, OpenedBody)
     sent = {site: message.message_hash for site, message in request.contributions.items()}
     need(
@@ -81,77 +71,64 @@ def _check_aggregate(
         check_payment(ledgers.get(site, ()), paid_by, plan=plan, attempt=attempt, site=site)
 
 
-def check_trainings(
-    study: ExportedStudy, ledgers: Mapping[str, tuple[LedgerEntry, ...]], faults: Faults
-) -> None:
+def check_trainings(index: MessageIndex, ledgers: Ledgers, faults: Faults) -> None:
     """Whoever says that it trained has paid for every step of the round."""
-    sites = {party.id for party in study.roster.sites}
-    for round_id in range(study.plan.rounds):
-        for site, trained in sorted(study.index.all(Kind.TRAINED, round_id=round_id).items()):
+    sites, plan = {party.id for party in index.roster.sites}, index.plan
+    for round_id in range(plan.rounds):
+        for site, trained in sorted(index.all(Kind.TRAINED, round_id=round_id).items()):
             with faults.of(ledger_file(site) if site in sites else MESSAGES_FILE):
-                check_training_payment(
-                    ledgers.get(site, ()),
-                    parse_body(trained, TrainedBody).paid_by,
-                    plan=study.plan,
-                    round_id=round_id,
-                    site=site,
-                )
+                paid_by, entries = parse_body(trained, TrainedBody).paid_by, ledgers.get(site, ())
+                check_training_payment(entries, paid_by, plan=plan, round_id=round_id, site=site)
 
 
-def check_transfers(study: ExportedStudy, faults: Faults) -> None:
+def check_transfers(index: MessageIndex, faults: Faults) -> None:
     """Every inquiry and every decision about the LLM, by the plan and the hold-out's rule."""
-    coordinator = study.roster.coordinator.id
-    for round_id in range(study.plan.rounds):
+    for round_id in range(index.plan.rounds):
         with faults.of(MESSAGES_FILE):
-            check_transfer(study.index, plan=study.plan, coordinator=coordinator, round_id=round_id)
+            check_transfer(index, round_id=round_id)
 
 
-def check_transcripts(study: ExportedStudy, faults: Faults) -> None:
+def check_transcripts(index: MessageIndex, files: Files, faults: Faults) -> None:
     """Every transcript: its chain, its completeness and its signers."""
-    coordinator = study.roster.coordinator.id
     previous = FIRST
-    for round_id in range(study.plan.rounds):
-        message = study.index.find(Kind.TRANSCRIPT, sender=coordinator, round_id=round_id)
+    for round_id in range(index.plan.rounds):
+        message = index.find(Kind.TRANSCRIPT, sender=index.coordinator, round_id=round_id)
         if message is None:
             break
         digest, name = message.header.payload_sha256, transcript_file(round_id)
-        raw = study.files.get(name, b"")
+        raw = files.get(name, b"")
         with faults.of(name):
             need(sha256_hex(raw) == digest, "the file is not what was signed")
             transcript = parse_transcript(raw)
             check_transcript(
-                transcript,
-                study.index,
-                round_id=round_id,
-                previous=previous,
-                reader=study.roster.auditor.id,
+                transcript, index, round_id=round_id, previous=previous, reader=index.auditor
             )
-            _check_complete(study, transcript)
-            _check_signers(study, round_id, digest)
+            _check_complete(index, transcript)
+            _check_signers(index, round_id, digest)
         previous = digest
 
 
-def _check_complete(study: ExportedStudy, transcript: Transcript) -> None:
+def _check_complete(index: MessageIndex, transcript: Transcript) -> None:
     """Every listed message that the auditor may read stands in the export."""
     for entry in transcript.entries:
         readable = may_read(
             kind=Kind(entry.kind),
             sender=entry.sender,
             to=entry.to,
-            reader=study.roster.auditor.id,
+            reader=index.auditor,
             role=Role.AUDITOR,
         )
         need(
-            not readable or study.index.by_hash(entry.message_hash) is not None,
+            not readable or index.by_hash(entry.message_hash) is not None,
             f"{entry.kind} of {entry.sender} is listed but missing from {MESSAGES_FILE}",
         )
 
 
-def _check_signers(study: ExportedStudy, round_id: int, digest: str) -> None:
+def _check_signers(index: MessageIndex, round_id: int, digest: str) -> None:
     """Everybody who worked in the round signed this transcript."""
-    closes = study.index.all(Kind.CLOSE, round_id=round_id)
-    trained = study.index.all(Kind.TRAINED, round_id=round_id)
-    for party in (*trained, study.roster.coordinator.id, study.roster.auditor.id):
+    closes = index.all(Kind.CLOSE, round_id=round_id)
+    trained = index.all(Kind.TRAINED, round_id=round_id)
+    for party in (*trained, index.coordinator, index.auditor):
         need(party in closes, f"{party} never signed the transcript")
         signed = parse_body(closes[party], CloseBody).transcript_sha256
         need(signed == digest, f"{party} signed another transcript")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from cryptography.x509 import Certificate
 
@@ -25,8 +24,8 @@ from lada_protocol.evidence.export import (
     MESSAGES_FILE,
     PLAN_FILE,
     ROSTER_FILE,
-    ExportedStudy,
     Faults,
+    Files,
     aggregate_file,
     ledger_file,
     need,
@@ -44,18 +43,18 @@ from lada_protocol.identity.certificates import (
     parse_certificate,
     verify_party,
 )
-from lada_protocol.identity.roster import Party, Roster, parse_roster
+from lada_protocol.identity.roster import Party, parse_roster
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.plan import parse_plan
 from lada_protocol.rounds.admission import admission_of, check_accepted_head
-from lada_protocol.rounds.completion import Outcome, ending_of
 from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.rounds.transcript import Outcome, ending_of
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import (
+    BODIES,
     AcceptanceBody,
     CertifiedBody,
     LedgerBody,
-    OpeningKeyBody,
     ReceiptBody,
     parse_body,
 )
@@ -75,7 +74,7 @@ class Verdict:
     among the faults: evidence of it may be whole, and yet nobody may take it for one that did.
     """
 
-    study: ExportedStudy | None
+    study: MessageIndex | None
     ledgers: Mapping[str, LedgerSummary]
     outcome: Outcome
     faults: tuple[str, ...]
@@ -83,22 +82,22 @@ class Verdict:
     @property
     def study_id(self) -> str:
         """Empty where it is not known."""
-        return self.study.plan.study_id if self.study else ""
+        return "" if self.study is None else self.study.plan.study_id
 
     @property
     def messages(self) -> int:
         """How many signed messages were read."""
-        return len(self.study.index) if self.study else 0
+        return 0 if self.study is None else len(self.study)
 
     @property
     def rounds(self) -> int:
         """How many transcripts there are."""
-        return len(self.study.sent(Kind.TRANSCRIPT)) if self.study else 0
+        return 0 if self.study is None else len(self.study.sent(Kind.TRANSCRIPT))
 
     @property
     def openings(self) -> int:
         """How many sums were opened."""
-        return len(self.study.sent(Kind.OPENED)) if self.study else 0
+        return 0 if self.study is None else len(self.study.sent(Kind.OPENED))
 
     @property
     def good(self) -> bool:
@@ -106,53 +105,48 @@ class Verdict:
         return not self.faults
 
 
-def verify_evidence(files: Mapping[str, bytes]) -> Verdict:
+def verify_evidence(files: Files) -> Verdict:
     """Verify an exported study.
 
-    Args: files: path relative to the export folder -> content; every file of the folder.
+    Args: files: every file of the export folder.
     Returns: a verdict; it never raises for bad content.
     """
     faults = Faults()
     missing = [
         name for name in (CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE) if name not in files
     ]
-    study = None
+    index = None
     if missing:
         faults.add(missing[0], "the file is missing")
     else:
         with faults.of("roster, plan or messages"):
-            study = _read_study(files)
-    if study is None:
+            index = _read_messages(files)
+    if index is None:
         return Verdict(study=None, ledgers={}, outcome="unfinished", faults=tuple(faults.found))
-    _check_file_names(study, faults)
-    _check_certificates(study, faults)
-    entries, summaries = _check_ledgers(study, faults)
-    check_aggregates(study, entries, faults)
-    check_trainings(study, entries, faults)
-    check_transfers(study, faults)
-    check_transcripts(study, faults)
-    ending = ending_of(study.index, plan=study.plan, roster=study.roster)
+    _check_file_names(index, files, faults)
+    _check_certificates(index, files, faults)
+    entries, summaries = _check_ledgers(index, files, faults)
+    check_aggregates(index, files, entries, faults)
+    check_trainings(index, entries, faults)
+    check_transfers(index, faults)
+    check_transcripts(index, files, faults)
+    ending = ending_of(index)
     if ending.outcome != "finished":
         how = "failed" if ending.outcome == "failed" else "did not finish"
         faults.add(MESSAGES_FILE, f"the study {how}: {ending.reason}")
     return Verdict(
-        study=study, ledgers=summaries, outcome=ending.outcome, faults=tuple(faults.found)
+        study=index, ledgers=summaries, outcome=ending.outcome, faults=tuple(faults.found)
     )
 
 
-def _read_study(files: Mapping[str, bytes]) -> ExportedStudy:
-    roster, plan = parse_roster(files[ROSTER_FILE]), parse_plan(files[PLAN_FILE])
-    index = _read_messages(files[MESSAGES_FILE], roster, plan)
-    return ExportedStudy(files=files, roster=roster, plan=plan, index=index)
-
-
-def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
+def _read_messages(files: Files) -> MessageIndex:
+    raw, roster = files[MESSAGES_FILE], parse_roster(files[ROSTER_FILE])
+    index = MessageIndex(parse_plan(files[PLAN_FILE]), roster)
     if len(raw) > MAX_MESSAGES_BYTES:
         raise PeerError(f"{MESSAGES_FILE} is larger than {MAX_MESSAGES_BYTES} bytes")
     lines = raw.split(b"\n")
     if lines.pop() != b"":
         raise PeerError(f"{MESSAGES_FILE}: the last line does not end with a line feed")
-    index = MessageIndex(plan.study_id, plan.hash)
     before = ""
     for number, line in enumerate(lines, start=1):
         try:
@@ -166,10 +160,10 @@ def _read_messages(raw: bytes, roster: Roster, plan: StudyPlan) -> MessageIndex:
     return index
 
 
-def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
+def _check_file_names(index: MessageIndex, files: Files, faults: Faults) -> None:
     """No file may be missing and none may be there that nothing speaks of."""
     expected = {CA_FILE, ROSTER_FILE, PLAN_FILE, MESSAGES_FILE}
-    for message in study.index:
+    for message in index:
         head = message.header
         if message.kind is Kind.OPENED:
             expected.add(aggregate_file(head.round_id, head.purpose))
@@ -178,39 +172,31 @@ def _check_file_names(study: ExportedStudy, faults: Faults) -> None:
         elif message.kind is Kind.ADMISSION:
             # Of a site that was not admitted the auditor keeps what it had, and no more.
             expected.add(ledger_file(head.to))
-    for name in sorted(expected - set(study.files)):
+    for name in sorted(expected - set(files)):
         faults.add(name, "the file is missing; signed messages speak of it")
-    for name in sorted(set(study.files) - expected):
+    for name in sorted(set(files) - expected):
         faults.add(name, "no signed message speaks of this file")
 
 
-# Whoever sends one of these shows its signing certificate with it.
-_CERTIFIED: Final[Mapping[Kind, type[CertifiedBody | AcceptanceBody | OpeningKeyBody]]] = {
-    Kind.PLAN: CertifiedBody,
-    Kind.ACCEPTANCE: AcceptanceBody,
-    Kind.OPENING_KEY: OpeningKeyBody,
-}
-
-
-def _check_certificates(study: ExportedStudy, faults: Faults) -> None:
+def _check_certificates(index: MessageIndex, files: Files, faults: Faults) -> None:
     """The CA vouches for the signing certificate of everybody who signed something binding."""
     ca = None
     with faults.of(CA_FILE):
-        ca = parse_certificate(study.files[CA_FILE])
+        ca = parse_certificate(files[CA_FILE])
     if ca is None:
         return
-    if certificate_fingerprint(ca) != study.roster.study_ca:
+    if certificate_fingerprint(ca) != index.roster.study_ca:
         faults.add(CA_FILE, "it is not the study CA that the roster names")
     shown: dict[str, str] = {}
-    for message in study.index:
-        body = _CERTIFIED.get(message.kind)
-        if body is None:
+    for message in index:
+        body = BODIES[message.kind]
+        if not issubclass(body, CertifiedBody):
             continue
         with faults.of(repr(message)):
             shown[message.header.sender] = parse_body(message, body).certificate
-            if message.kind is Kind.PLAN and message.header.payload_sha256 != study.plan.hash:
+            if message.kind is Kind.PLAN and message.header.payload_sha256 != index.plan.hash:
                 faults.add(PLAN_FILE, "it is not the plan that the coordinator signed")
-    for party in study.roster.parties:
+    for party in index.roster.parties:
         if party.id in shown:
             _check_certificate(party, shown[party.id], ca, faults)
         elif party.role is not Role.SITE:
@@ -235,7 +221,7 @@ def _check_certificate(party: Party, pem: str, ca: Certificate, faults: Faults) 
 
 
 def _check_ledgers(
-    study: ExportedStudy, faults: Faults
+    index: MessageIndex, files: Files, faults: Faults
 ) -> tuple[dict[str, tuple[LedgerEntry, ...]], dict[str, LedgerSummary]]:
     """Every ledger, recomputed; that its site was admitted with it, and showed it part by part.
 
@@ -243,45 +229,45 @@ def _check_ledgers(
     """
     entries: dict[str, tuple[LedgerEntry, ...]] = {}
     summaries: dict[str, LedgerSummary] = {}
-    for party in study.roster.sites:
+    for party in index.roster.sites:
         name = ledger_file(party.id)
-        raw = study.files.get(name)
+        raw = files.get(name)
         if raw is None:
             continue
         with faults.of(name):
             found = parse_ledger_lines(raw)
-            claim = _admitted_claim(study, party)
+            claim = _admitted_claim(index, party)
             summaries[party.id] = verify_ledger(
                 found,
                 public_key=bytes.fromhex(party.signing_key),
                 caps=None,
                 site=party.id,
                 population=claim.population,
-                auditor_key=bytes.fromhex(study.roster.auditor.signing_key),
+                auditor_key=bytes.fromhex(index.roster.auditor.signing_key),
             )
             check_accepted_head(claim, found, site=party.id)
-            _check_shown(study, party, raw)
+            _check_shown(index, party, raw)
             entries[party.id] = found
     return entries, summaries
 
 
-def _admitted_claim(study: ExportedStudy, party: Party) -> AcceptanceBody:
+def _admitted_claim(index: MessageIndex, party: Party) -> AcceptanceBody:
     """What the site has accepted the plan with. Raises: PeerError: it was never admitted."""
-    acceptance = study.index.find(Kind.ACCEPTANCE, sender=party.id)
-    if acceptance is None or admission_of(study.index, party.id, roster=study.roster) is None:
-        raise PeerError(f"{study.roster.auditor.id} never admitted {party.id} with it")
+    acceptance = index.find(Kind.ACCEPTANCE, sender=party.id)
+    if acceptance is None or admission_of(index, party.id) is None:
+        raise PeerError(f"{index.auditor} never admitted {party.id} with it")
     return parse_body(acceptance, AcceptanceBody)
 
 
-def _check_shown(study: ExportedStudy, party: Party, raw: bytes) -> None:
+def _check_shown(index: MessageIndex, party: Party, raw: bytes) -> None:
     """The ledger is exactly what the site signed part by part, and the auditor countersigned.
 
     Raises: PeerError.
     """
     lines = raw.splitlines(keepends=True)
-    auditor = study.roster.auditor.id
+    auditor = index.auditor
     newest = -1
-    for message in study.sent(Kind.LEDGER):
+    for message in index.sent(Kind.LEDGER):
         head = message.header
         if head.sender != party.id:
             continue
@@ -292,7 +278,7 @@ def _check_shown(study: ExportedStudy, party: Party, raw: bytes) -> None:
             f"entries {body.first_index} to {body.head_index} are not those that {party.id} signed "
             f"for round {head.round_id}",
         )
-        receipt = study.index.find(
+        receipt = index.find(
             Kind.RECEIPT,
             sender=auditor,
             to=party.id,

@@ -1,1 +1,1 @@
-"""Who is who: certificates, enrolment, renewal, revocation, the roster."""
+"""Who is who: certificates, enrolment, revocation, the roster."""

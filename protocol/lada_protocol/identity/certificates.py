@@ -1,14 +1,20 @@
-"""Who a party is: X.509 certificates of the study CA, their names and their verification.
+"""Who a party is: X.509 certificates of the study CA, their verification and revocation.
 
 A party has two certificates from the study CA: one for TLS (ECDSA P-256) and one whose Ed25519
 key signs its messages. Role and id stand in both as the URI name `lada:<role>:<id>`, so that a
-certificate cannot be used for another role. Keys, times and serial numbers are arguments:
-nothing here reads a clock, a disk or a random source.
+certificate cannot be used for another role. Times are arguments: nothing here reads a clock, a disk
+or a random source.
+
+What the CA has taken back stands in a revocation list (CRL, RFC 5280), which whoever runs the
+coordinator puts beside the certificates; nothing is fetched from the network. A list names serial
+numbers, so it stands for certificates and not for keys: a party whose key was stolen needs a new
+key, and with it a new roster.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal, TypeAlias, TypeGuard
@@ -27,6 +33,7 @@ from lada_secure.errors import ParameterError, PeerError
 Usage: TypeAlias = Literal["tls", "signing"]
 
 MAX_CERTIFICATE_BYTES: Final = 16_384
+MAX_REVOCATION_BYTES: Final = 4 << 20
 TLS_PURPOSES: Final = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 _PARTY_ID: Final = re.compile(r"[a-z0-9-]{1,32}")
 
@@ -53,24 +60,15 @@ class PartyName:
         return f"lada:{self.role}:{self.id}"
 
 
-def parse_role(text: str) -> Role:
-    """The role of that name. Raises: ParameterError: there is none."""
-    try:
-        return Role(text)
-    except ValueError:
-        raise ParameterError(
-            f"role of a party: expected one of {', '.join(Role)}, got {text[:40]!r}"
-        ) from None
-
-
 def parse_party_name(uri: str) -> PartyName:
     """Read `lada:<role>:<id>`. Raises: PeerError: any other form (reason "bad_certificate")."""
     scheme, _, rest = uri.partition(":")
     role, _, party_id = rest.partition(":")
-    if scheme != "lada":
-        raise _bad(f"certificate name {uri!r}: expected lada:<role>:<id>")
+    if scheme != "lada" or role not in list(Role):
+        known = ", ".join(Role)
+        raise _bad(f"certificate name {uri!r}: expected lada:<role>:<id>, role one of {known}")
     try:
-        return PartyName(role=parse_role(role), id=party_id)
+        return PartyName(role=Role(role), id=party_id)
     except ParameterError as error:
         raise _bad(f"certificate name {uri!r}: {error}") from error
 
@@ -219,3 +217,62 @@ def _check_usage(certificate: x509.Certificate, name: PartyName, usage: Usage) -
 
 def _bad(message: str, name: PartyName | None = None) -> PeerError:
     return PeerError(message, reason="bad_certificate", peer=name.id if name else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationList:
+    """What a CA has revoked; build with `parse_revocations`.
+
+    number: grows with every list of this CA. revoked: when, by serial number. Aware UTC times.
+    """
+
+    number: int
+    issued_at: datetime
+    revoked: Mapping[int, datetime]
+
+    def check(self, certificate: x509.Certificate, *, holder: str) -> None:
+        """Refuse a revoked certificate.
+
+        Args: holder: the party's id, for the message.
+        Raises: PeerError: it is on the list (reason "revoked").
+        """
+        if certificate.serial_number in self.revoked:
+            raise PeerError(
+                f"certificate {certificate_fingerprint(certificate)[:16]}... of {holder} was "
+                f"revoked by the study CA (list {self.number} of {self.issued_at:%Y-%m-%d %H:%M} "
+                "UTC); ask whoever runs the CA",
+                reason="revoked",
+                peer=holder,
+            )
+
+
+def parse_revocations(pem: bytes, *, ca: x509.Certificate) -> RevocationList:
+    """Read a revocation list and check that this very CA signed it.
+
+    A list past the date of its successor counts all the same: what was revoked stays revoked.
+
+    Raises: PeerError: too long, not a list, without a number, or of another CA (reason
+      "bad_revocations").
+    """
+    if len(pem) > MAX_REVOCATION_BYTES:
+        raise _bad_list(f"{len(pem)} bytes, at most {MAX_REVOCATION_BYTES} allowed")
+    key = ca.public_key()
+    try:
+        found = x509.load_pem_x509_crl(pem)
+        signed = isinstance(key, ec.EllipticCurvePublicKey) and found.is_signature_valid(key)
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        revoked = {one.serial_number: one.revocation_date_utc for one in found}
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise _bad_list(f"cannot be read ({type(error).__name__})") from error
+    except (x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise _bad_list("has no readable number") from error
+    if not signed or found.issuer != ca.subject:
+        raise _bad_list(f"was not signed by the study CA {certificate_fingerprint(ca)[:16]}...")
+    return RevocationList(number=number, issued_at=found.last_update_utc, revoked=revoked)
+
+
+def _bad_list(what: str) -> PeerError:
+    return PeerError(
+        f"revocation list {what}; use the file ca.crl that `lada ca revoke` wrote",
+        reason="bad_revocations",
+    )

@@ -205,22 +205,12 @@ def parse_credentials(
         tls_certificate=tls,
         signing_certificate=signing,
         tls_key_pem=private_key_pem(tls_key, None),
-        signing_key=_ed25519(signing_key),
+        signing_key=check_signing_key(signing_key),
     )
 
 
-def parse_signing_key(
-    read: Callable[[str], bytes], *, passphrase: Passphrase | None = None
-) -> Ed25519PrivateKey:
-    """The signing key of an identity folder alone, whatever became of its certificates.
-
-    Raises: ParameterError: not an Ed25519 key, or it cannot be decrypted.
-    """
-    file = IdentityFile.SIGNING_KEY
-    return _ed25519(load_private_key(file, read(file), passphrase))
-
-
-def _ed25519(key: PrivateKeyTypes) -> Ed25519PrivateKey:
+def check_signing_key(key: PrivateKeyTypes) -> Ed25519PrivateKey:
+    """The key in its type. Raises: ParameterError: another type than Ed25519."""
     if not isinstance(key, Ed25519PrivateKey):
         raise ParameterError(f"{IdentityFile.SIGNING_KEY}: expected an Ed25519 key")
     return key

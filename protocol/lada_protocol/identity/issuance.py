@@ -1,4 +1,4 @@
-"""Asking a study CA for certificates, and what it issues: its own and those of parties.
+"""Asking a study CA for certificates, and what it signs: certificates and revocation lists.
 
 A party keeps its private keys: it sends two signing requests (PKCS 10), one for each key. A request
 proves that whoever made it holds the private key; who that is, the CA's operator must know by other
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeAlias
@@ -57,7 +57,7 @@ def build_requests(
 ) -> dict[str, bytes]:
     """The two requests of a party in PEM, by file name."""
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(party.uri)])
-    builder = x509.CertificateSigningRequestBuilder(subject_name=common_name(party.id))
+    builder = x509.CertificateSigningRequestBuilder(subject_name=_common_name(party.id))
     builder = builder.add_extension(names, critical=False)
     made = {
         TLS_REQUEST: builder.sign(tls_key, hashes.SHA256()),
@@ -125,7 +125,7 @@ def build_ca_certificate(
     if not 1 <= len(name) <= 64:
         raise ParameterError(f"name of the study CA: expected 1 to 64 characters, got {len(name)}")
     builder = _builder(name, key.public_key(), serial, period, issuer=key.public_key())
-    builder = builder.issuer_name(common_name(name))
+    builder = builder.issuer_name(_common_name(name))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(certificates=True), critical=True)
     return builder.sign(key, hashes.SHA256())
@@ -151,7 +151,7 @@ def issue_certificate(
     Raises: ParameterError: another curve, a host that is neither, too many hosts, an empty
       period or one that ends after the CA's own.
     """
-    check_key_of_ca(ca, ca_key)
+    _check_key_of_ca(ca, ca_key)
     builder = _builder(party.id, public_key, serial, period, issuer=ca_key.public_key())
     if period[1] > ca.not_valid_after_utc:
         raise ParameterError(
@@ -173,13 +173,43 @@ def issue_certificate(
     )
 
 
-def check_key_of_ca(ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey) -> None:
+def build_revocation_list(
+    *,
+    ca: x509.Certificate,
+    ca_key: ec.EllipticCurvePrivateKey,
+    number: int,
+    revoked: Mapping[int, datetime],
+    issued_at: datetime,
+    next_at: datetime,
+) -> bytes:
+    """A signed revocation list, PEM.
+
+    Args: number: larger than that of the list before. revoked: when, by serial number.
+      issued_at, next_at: aware UTC times; when the next list is due at the latest.
+    Raises: ParameterError: the CA's certificate and key do not belong together.
+    """
+    _check_key_of_ca(ca, ca_key)
+    of_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+    builder = (
+        x509.CertificateRevocationListBuilder(issuer_name=ca.subject)
+        .last_update(issued_at)
+        .next_update(next_at)
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(of_key, critical=False)
+    )
+    for serial, at in sorted(revoked.items()):
+        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
+        builder = builder.add_revoked_certificate(one)
+    return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def _check_key_of_ca(ca: x509.Certificate, ca_key: ec.EllipticCurvePrivateKey) -> None:
     """Raises: ParameterError: the CA's certificate and key do not belong together."""
     if ca.public_key() != ca_key.public_key():
         raise ParameterError("the CA's certificate and key belong to different CAs")
 
 
-def common_name(name: str) -> x509.Name:
+def _common_name(name: str) -> x509.Name:
     """The one attribute that names the holder of a certificate, or its issuer."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
@@ -215,7 +245,7 @@ def _builder(
         raise ParameterError(f"period of a certificate: it would end at {end}, not after {begin}")
     issued_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer)
     return (
-        x509.CertificateBuilder(subject_name=common_name(subject), public_key=key)
+        x509.CertificateBuilder(subject_name=_common_name(subject), public_key=key)
         .serial_number(serial)
         .not_valid_before(begin)
         .not_valid_after(end)

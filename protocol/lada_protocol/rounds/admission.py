@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.envelope import Envelope
@@ -42,9 +41,9 @@ def shown_with_acceptance(index: MessageIndex, site: str) -> Envelope | None:
     return index.find(Kind.LEDGER, sender=site, purpose=WITH_ACCEPTANCE)
 
 
-def is_to_admit(index: MessageIndex, site: str, *, roster: Roster) -> bool:
+def is_to_admit(index: MessageIndex, site: str) -> bool:
     """Whether a site has accepted with a ledger that was verified, and is not answered yet."""
-    auditor = roster.auditor.id
+    auditor = index.auditor
     if index.find(Kind.ACCEPTANCE, sender=site) is None:
         return False
     if index.find(Kind.RECEIPT, sender=auditor, to=site) is None:
@@ -70,55 +69,50 @@ def check_ledger_claim(
     """
     if not copy:
         return
-    where = f"{site}, population {claim.population}"
     known, head = _ledger_id(copy), copy[-1]
+
+    def fault(reason: str, message: str) -> PeerError:
+        where = f"{site}, population {claim.population}"
+        return PeerError(f"{where}: {message}", reason=reason, peer=site)
+
     if claim.ledger_id != known:
-        _check_restarted(claim, copy, where=where, site=site, granted=granted)
+        refused = _restart_fault(claim, known, head, granted)
+        if refused:
+            raise fault("other_ledger", refused)
         return
-    found = shown[head.index : head.index + 1]
-    if claim.head_index < head.index or not found:
-        raise PeerError(
-            f"{where}: its ledger ends at entry {claim.head_index}, the auditor has seen it up to "
-            f"entry {head.index}; an old copy of the ledger was put back. {_WAY_BACK}",
-            reason="ledger_behind",
-            peer=site,
+    if claim.head_index < head.index or len(shown) <= head.index:
+        raise fault(
+            "ledger_behind",
+            f"its ledger ends at entry {claim.head_index}, the auditor has seen it up to entry "
+            f"{head.index}; an old copy of the ledger was put back. {_WAY_BACK}",
         )
     # The chain makes every entry before it the same, too.
-    if found[0].entry_hash != head.entry_hash:
-        raise PeerError(
-            f"{where}: entry {head.index} of its ledger is not the entry that it has shown to the "
-            f"auditor; the ledger was put back to an old copy and written on, or written in two "
-            f"places. {_WAY_BACK}",
-            reason="ledger_forked",
-            peer=site,
+    if shown[head.index].entry_hash != head.entry_hash:
+        raise fault(
+            "ledger_forked",
+            f"entry {head.index} of its ledger is not the entry that it has shown to the auditor; "
+            f"the ledger was put back to an old copy and written on, or written in two places. "
+            f"{_WAY_BACK}",
         )
 
 
-def _check_restarted(
-    claim: AcceptanceBody,
-    copy: Sequence[LedgerEntry],
-    *,
-    where: str,
-    site: str,
-    granted: RestartGrant | None,
-) -> None:
-    known, head = _ledger_id(copy), copy[-1]
+def _restart_fault(
+    claim: AcceptanceBody, known: str, head: LedgerEntry, granted: RestartGrant | None
+) -> str:
+    """Why another ledger does not take the place of the known one; empty where it does."""
     if granted is None or granted.previous_ledger_id != known:
-        raise PeerError(
-            f"{where}: it accepts with the ledger {claim.ledger_id[:12]}..., the auditor knows its "
-            f"ledger {known[:12]}... with {head.index + 1} entries; a new state folder has a new "
-            f"ledger, and its people have spent more than it says. {_WAY_BACK}",
-            reason="other_ledger",
-            peer=site,
+        return (
+            f"it accepts with the ledger {claim.ledger_id[:12]}..., the auditor knows its ledger "
+            f"{known[:12]}... with {head.index + 1} entries; a new state folder has a new ledger, "
+            f"and its people have spent more than it says. {_WAY_BACK}"
         )
     if (granted.previous_index, granted.previous_hash) != (head.index, head.entry_hash):
-        raise PeerError(
-            f"{where}: the restart was granted when the auditor knew entries 0 to "
+        return (
+            "the restart was granted when the auditor knew entries 0 to "
             f"{granted.previous_index} of the lost ledger, it knows {head.index + 1} of it now; "
-            "that ledger went on. Ask the auditor for a new grant, or put that ledger back",
-            reason="other_ledger",
-            peer=site,
+            "that ledger went on. Ask the auditor for a new grant, or put that ledger back"
         )
+    return ""
 
 
 def check_accepted_head(
@@ -139,27 +133,22 @@ def check_accepted_head(
         )
 
 
-def admission_of(index: MessageIndex, site: str, *, roster: Roster) -> Envelope | None:
+def admission_of(index: MessageIndex, site: str) -> Envelope | None:
     """The auditor's admission of a site's acceptance; None before it.
 
     Raises: PeerError: it is about another acceptance than the one on the board.
     """
     acceptance = index.find(Kind.ACCEPTANCE, sender=site)
-    admission = index.find(Kind.ADMISSION, sender=roster.auditor.id, to=site)
+    admission = index.find(Kind.ADMISSION, sender=index.auditor, to=site)
     if acceptance is None or admission is None:
         return None
     if parse_body(admission, AdmissionBody).acceptance != acceptance.message_hash:
         raise PeerError(
-            f"{roster.auditor.id} admits {site} with another acceptance than the one it sent",
+            f"{index.auditor} admits {site} with another acceptance than the one it sent",
             reason="wrong_admission",
-            peer=roster.auditor.id,
+            peer=index.auditor,
         )
     return admission
-
-
-def refused_admission(index: MessageIndex, site: str, *, roster: Roster) -> Envelope | None:
-    """The auditor's refusal to admit a site; None where there is none."""
-    return index.find(Kind.REFUSAL, sender=roster.auditor.id, to=site)
 
 
 def _ledger_id(entries: Sequence[LedgerEntry]) -> str:

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds import tasks
 from lada_protocol.rounds.admission import is_to_admit, shown_with_acceptance
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
-from lada_protocol.rounds.tasks import Task
-from lada_protocol.rounds.view import RoundView
+from lada_protocol.rounds.tasks import Post, RoundView, Task
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import LedgerBody, parse_body
 from lada_secure.errors import PeerError
 
 
-def next_auditor_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster) -> Task:
+def next_auditor_task(index: MessageIndex) -> Task:
     """What the auditor does next.
 
     Acceptances with a verified ledger come first: a site spends nothing before its answer. Ledgers
     come before sums, so that a contribution's payment is known when its sum arrives.
     """
-    return _AuditorView(index=index, plan=plan, roster=roster).task()
+    return _AuditorView(index=index, me=index.auditor).task()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _AuditorView(RoundView):
+    __slots__ = ()
+
     def task(self) -> Task:
-        index, auditor = self.index, self.auditor
+        index = self.index
         for purpose in purposes_of(self.plan):
-            if self.find(Kind.OPENING_KEY, auditor, purpose=purpose) is None:
-                return tasks.PostOpeningKey(purpose=purpose)
-        for party in self.roster.sites:
-            if is_to_admit(index, party.id, roster=self.roster):
-                return tasks.AdmitSite(site=party.id)
-        due = [part for part in index if part.kind is Kind.LEDGER and _is_due(index, part, auditor)]
+            if self.find(Kind.OPENING_KEY, self.me, purpose=purpose) is None:
+                return Post(kind=Kind.OPENING_KEY, attempt=self.attempt(purpose, 0))
+        for party in index.roster.sites:
+            if is_to_admit(index, party.id):
+                return Post(kind=Kind.ADMISSION, to=party.id)
+        due = [part for part in index if part.kind is Kind.LEDGER and _is_due(index, part)]
         if due:
             # Oldest part of each chain first: a later part only verifies on top of it.
-            head = min(due, key=lambda part: (part.header.sender, _first_index(part))).header
-            return tasks.CheckLedger(site=head.sender, round_id=head.round_id, purpose=head.purpose)
+            part = min(due, key=lambda part: (part.header.sender, _first_index(part)))
+            return Post(kind=Kind.RECEIPT, attempt=_place(part), to=part.header.sender)
         rounds = range(self.plan.rounds)
-        closed = [one for one in rounds if index.find(Kind.CLOSE, sender=auditor, round_id=one)]
+        closed = [one for one in rounds if index.find(Kind.CLOSE, sender=self.me, round_id=one)]
         current = replace(self, round_id=min(max(closed, default=-1) + 1, rounds[-1]))
         awaited = current.wait("opening", "contributions", self.coordinator)
         return self.first_of_rounds() or self.over() or awaited
@@ -52,23 +49,28 @@ class _AuditorView(RoundView):
         for purpose in purposes_of(self.plan):
             for attempt in self.attempts(Kind.SUM, purpose):
                 answers = (Kind.OPENED, Kind.OPENING_REFUSED)
-                if not any(self.index.at(kind, attempt, sender=self.auditor) for kind in answers):
-                    return tasks.OpenSum(attempt=attempt)
+                if not any(self.index.at(kind, attempt, sender=self.me) for kind in answers):
+                    return Post(kind=Kind.OPENED, attempt=attempt)
         if self.find(Kind.TRANSCRIPT, self.coordinator) is None:
             return None
-        close = tasks.CloseRound(round_id=self.round_id)
-        return self.until(Kind.CLOSE, self.auditor, close)
+        return self.owed(Kind.CLOSE)
 
 
-def _is_due(index: MessageIndex, part: Envelope, auditor: str) -> bool:
+def _place(part: Envelope) -> Attempt:
+    """Where a ledger part is answered: parts belong to a round and a purpose, to no attempt."""
+    return Attempt(round_id=part.header.round_id, purpose=part.header.purpose)
+
+
+def _is_due(index: MessageIndex, part: Envelope) -> bool:
     """Whether a ledger part has no answer; one that comes with an acceptance waits for that."""
     head = part.header
     with_acceptance = shown_with_acceptance(index, head.sender) is part
     if with_acceptance and index.find(Kind.ACCEPTANCE, sender=head.sender) is None:
         return False
-    place = Attempt(round_id=head.round_id, purpose=head.purpose, number=0)
-    answers = (Kind.RECEIPT, Kind.REFUSAL)
-    return not any(index.at(kind, place, sender=auditor, to=head.sender) for kind in answers)
+    return not any(
+        index.at(kind, _place(part), sender=index.auditor, to=head.sender)
+        for kind in (Kind.RECEIPT, Kind.REFUSAL)
+    )
 
 
 def _first_index(part: Envelope) -> int:

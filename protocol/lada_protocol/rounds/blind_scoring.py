@@ -8,11 +8,9 @@ Here is what signed messages alone show of that; the auditor compares the bytes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
@@ -31,14 +29,6 @@ class ScoredQuery:
 
     query: Envelope
     scores: Envelope
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredRound:
-    """A round's matrix, and query and scores of every site whose demand is to be opened."""
-
-    matrix: Envelope
-    by_site: Mapping[str, ScoredQuery]
 
 
 def scoring_parameters_of(plan: StudyPlan) -> ScoringParameters:
@@ -63,15 +53,16 @@ def check_answer(scores: Envelope, query: Envelope, plan: StudyPlan) -> ScoresBo
 
 
 def check_scored_round(
-    index: MessageIndex, sites: tuple[str, ...], *, round_id: int, plan: StudyPlan, roster: Roster
-) -> ScoredRound:
+    index: MessageIndex, sites: tuple[str, ...], *, round_id: int
+) -> tuple[Envelope, dict[str, ScoredQuery]]:
     """Check that each of these sites was answered from the one matrix of the round.
 
+    Returns: the matrix, and query and scores of every site.
     Raises: PeerError that names coordinator and site: wrong_matrix (none, under other parameters,
         or scores that name another one), missing_scores (no query, or no answer), wrong_scores,
         wrong_parameters (a query of other cells), malformed.
     """
-    coordinator, parameters = roster.coordinator.id, scoring_parameters_of(plan)
+    coordinator, parameters = index.coordinator, scoring_parameters_of(index.plan)
     where = f"round {round_id}:"
     matrix = index.find(Kind.MATRIX, sender=coordinator, round_id=round_id)
     if matrix is None or parse_body(matrix, MatrixBody).parameters_digest != parameters.digest:
@@ -96,7 +87,7 @@ def check_scored_round(
                 f"{where} the query of {site} has other than {parameters.cells} cells",
                 reason="wrong_parameters",
             )
-        named = check_answer(scores, query, plan).matrix
+        named = check_answer(scores, query, index.plan).matrix
         if named != matrix.message_hash:
             raise scores.fault(
                 f"{where} the scores of {coordinator} for {site} name matrix {named[:16]}, the "
@@ -104,4 +95,4 @@ def check_scored_round(
                 reason="wrong_matrix",
             )
         found[site] = ScoredQuery(query=query, scores=scores)
-    return ScoredRound(matrix=matrix, by_site=found)
+    return matrix, found

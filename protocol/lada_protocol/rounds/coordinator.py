@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds import tasks
-from lada_protocol.rounds.admission import admission_of, refused_admission, shown_with_acceptance
-from lada_protocol.rounds.completion import missing_from_round
+from lada_protocol.rounds.admission import admission_of, shown_with_acceptance
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import purposes_of
-from lada_protocol.rounds.tasks import Task
-from lada_protocol.rounds.view import RoundView
+from lada_protocol.rounds.tasks import GiveUp, Post, RoundView, Task
+from lada_protocol.rounds.transcript import missing_from_round
 from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
@@ -23,17 +19,14 @@ BEFORE_ROUNDS = -1
 TOO_FEW = "cohort_too_small"
 
 
-def next_coordinator_task(
-    index: MessageIndex, *, plan: StudyPlan, roster: Roster, given_up: frozenset[tuple[int, str]]
-) -> Task:
+def next_coordinator_task(index: MessageIndex, *, given_up: frozenset[tuple[int, str]]) -> Task:
     """What the coordinator does next.
 
     Args: given_up: (round, party) pairs that did not answer within the plan's phase timeout, or
         answered with something that cannot be used; round -1 stands for the time before the
         first round.
     """
-    view = _CoordinatorView(index=index, plan=plan, roster=roster, given_up=given_up)
-    return view.task()
+    return _CoordinatorView(index=index, me=index.coordinator, given_up=given_up).task()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +38,17 @@ class _CoordinatorView(RoundView):
         over = self.over()
         if over is not None:
             return over
-        if self.find(Kind.CLUSTERS, self.coordinator) is None:
-            return tasks.ProposePlan()
+        if self.find(Kind.CLUSTERS, self.me) is None:
+            return Post(kind=Kind.PLAN)
         refusal = self.find(Kind.REFUSAL, self.auditor)
         if refusal is not None:
-            return tasks.GiveUp(code="refused", message=fault_of(refusal))
+            return GiveUp(code="refused", message=fault_of(refusal))
         no_auditor = (BEFORE_ROUNDS, self.auditor) in self.given_up
         purposes = purposes_of(self.plan)
         if not all(self.find(Kind.OPENING_KEY, self.auditor, purpose=one) for one in purposes):
             if no_auditor:
                 never = "the auditor never posted its opening keys"
-                return tasks.GiveUp(code="timeout", message=never)
+                return GiveUp(code="timeout", message=never)
             return self.wait("plan", "opening keys", self.auditor)
         accepted, refused, silent, unanswered = self.answers()
         if silent and len(accepted) + len(unanswered) < self.plan.max_cohort:
@@ -65,19 +58,19 @@ class _CoordinatorView(RoundView):
         if len(accepted) < self.plan.min_cohort:
             reasons = f" ({'; '.join(refused)})" if refused else ""
             needed = f"{len(accepted)} sites take part, {self.plan.min_cohort} are needed{reasons}"
-            return tasks.GiveUp(code=TOO_FEW, message=needed)
-        return replace(self, accepted=tuple(accepted)).first_of_rounds() or tasks.Finish()
+            return GiveUp(code=TOO_FEW, message=needed)
+        return replace(self, accepted=tuple(accepted)).first_of_rounds() or Post(kind=Kind.FINISHED)
 
     def answers(self) -> tuple[list[str], list[str], list[str], list[str]]:
         """Sites that were admitted, refusals in words, sites to wait for, and sites to admit."""
-        index, roster = self.index, self.roster
+        index = self.index
         accepted, refused, silent, unanswered = [], [], [], []
-        for site in (party.id for party in roster.sites):
+        for site in (party.id for party in index.roster.sites):
             refusal = self.find(Kind.REFUSAL, site)
-            refusal = refusal or refused_admission(index, site, roster=roster)
+            refusal = refusal or self.find(Kind.REFUSAL, self.auditor, to=site)
             if refusal is not None:
                 refused.append(f"{site}: {fault_of(refusal)}")
-            elif admission_of(index, site, roster=roster) is not None:
+            elif admission_of(index, site) is not None:
                 accepted.append(site)
             elif self.find(Kind.ACCEPTANCE, site) and shown_with_acceptance(index, site):
                 unanswered.append(site)
@@ -86,32 +79,32 @@ class _CoordinatorView(RoundView):
         return accepted, refused, silent, unanswered
 
     def round_task(self) -> Task | None:
-        round_id, me = self.round_id, self.coordinator
         alive = self.present(self.accepted)
         asking = tuple(site for site in self.opened_cohort(STATISTICS) if site in alive)
         # The matrix comes before any query is answered, and before there need be one.
         return (
             self.opening(STATISTICS, alive)
-            or self.until(Kind.MATRIX, me, tasks.PostMatrix(round_id=round_id))
+            or self.owed(Kind.MATRIX)
             or self.scoring(asking)
             or self.opening(DEMAND, asking)
-            or self.until(Kind.PATHS, me, tasks.WriteRationales(round_id=round_id))
+            or self.owed(Kind.PATHS)
             or self.before_transcript()
-            or self.until(Kind.CLOSE, me, tasks.CloseRound(round_id=round_id))
+            or self.owed(Kind.CLOSE)
             or self.after_transcript()
         )
 
     def scoring(self, asking: tuple[str, ...]) -> Task | None:
-        silent = self.silent(Kind.QUERY, asking, to=self.coordinator)
+        silent = self.silent(Kind.QUERY, asking, to=self.me)
         for site in asking:
-            if site not in silent and self.find(Kind.SCORES, self.coordinator, to=site) is None:
-                return tasks.Score(round_id=self.round_id, site=site)
+            scores = None if site in silent else self.owed(Kind.SCORES, to=site)
+            if scores is not None:
+                return scores
         if silent and not self.attempts(Kind.COHORT, DEMAND):
             return self.wait("scoring", "queries", *silent)
         return None
 
     def before_transcript(self) -> Task | None:
-        if self.find(Kind.TRANSCRIPT, self.coordinator) is not None:
+        if self.find(Kind.TRANSCRIPT, self.me) is not None:
             return None
         cohort = self.opened_cohort(DEMAND)
         present = self.present(cohort)
@@ -120,9 +113,9 @@ class _CoordinatorView(RoundView):
             return self.wait("distillation", "training", *late)
         if len(cohort) - len(self.silent(Kind.TRAINED, cohort)) < self.plan.min_cohort:
             # What was paid for is spent, and nobody may take it for a study that was carried out.
-            return tasks.GiveUp(code=TOO_FEW, message=self.missing())
+            return GiveUp(code=TOO_FEW, message=self.missing())
         task = self.uplink(present) if self.plan.transfer_in(self.round_id) is not None else None
-        return task or tasks.PostTranscript(round_id=self.round_id)
+        return task or self.owed(Kind.TRANSCRIPT)
 
     def after_transcript(self) -> Task | None:
         present = self.present(self.opened_cohort(DEMAND))
@@ -132,7 +125,7 @@ class _CoordinatorView(RoundView):
         if late:
             return self.wait("close", "signatures", *late)
         missing = self.missing()
-        return tasks.GiveUp(code=TOO_FEW, message=missing) if missing else None
+        return GiveUp(code=TOO_FEW, message=missing) if missing else None
 
     def uplink(self, trained: tuple[str, ...]) -> Task | None:
         """The coordinator's task in the LLM transfer; None once it is over, or where it cannot be.
@@ -142,53 +135,53 @@ class _CoordinatorView(RoundView):
         """
         task = self.opening(CONFIDENCE_EXCESS, trained)
         if task is not None:
-            too_few = isinstance(task, tasks.GiveUp) and task.code == TOO_FEW
+            too_few = isinstance(task, GiveUp) and task.code == TOO_FEW
             return None if too_few else task
-        if self.find(Kind.LLM_UPDATE, self.coordinator) is not None:
+        if self.find(Kind.LLM_UPDATE, self.me) is not None:
             return None
-        inquiry = self.find(Kind.INQUIRY, self.coordinator)
+        inquiry = self.find(Kind.INQUIRY, self.me)
         if inquiry is None:
-            return tasks.Inquire(round_id=self.round_id)
+            return self.owed(Kind.INQUIRY)
         if parse_body(inquiry, InquiryBody).samples:
             asked = self.present(self.opened_cohort(CONFIDENCE_EXCESS))
-            late = self.silent(Kind.SITE_PATHS, asked, to=self.coordinator)
+            late = self.silent(Kind.SITE_PATHS, asked, to=self.me)
             if late:
                 return self.wait("uplink", "site paths", *late)
-        return tasks.ImproveModel(round_id=self.round_id)
+        return self.owed(Kind.LLM_UPDATE)
 
     def opening(self, purpose: str, alive: tuple[str, ...]) -> Task | None:
         """The coordinator's task in a secure aggregation; None once it is opened."""
-        coordinator, auditor, index = self.coordinator, self.auditor, self.index
+        me, auditor, index = self.me, self.auditor, self.index
         attempts = self.attempts(Kind.COHORT, purpose)
         attempt = attempts[-1] if attempts else self.attempt(purpose, -1)
-        if not attempts or index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
+        if not attempts or index.at(Kind.ABORT, attempt, sender=me) is not None:
             if len(alive) < self.plan.min_cohort:
                 needed = f"{len(alive)} sites are left, {self.plan.min_cohort} are needed"
-                return tasks.GiveUp(code=TOO_FEW, message=f"round {self.round_id}: {needed}")
+                return GiveUp(code=TOO_FEW, message=f"round {self.round_id}: {needed}")
             fresh = self.attempt(purpose, attempt.number + 1)
-            return tasks.StartAttempt(attempt=fresh, sites=tuple(sorted(alive)))
+            return Post(kind=Kind.COHORT, attempt=fresh, sites=tuple(sorted(alive)))
         if index.at(Kind.OPENED, attempt, sender=auditor) is not None:
             return None
         refused = index.at(Kind.OPENING_REFUSED, attempt, sender=auditor)
         if refused is not None:
-            return tasks.GiveUp(code="opening_refused", message=fault_of(refused))
-        if index.at(Kind.SUM, attempt, sender=coordinator) is not None:
+            return GiveUp(code="opening_refused", message=fault_of(refused))
+        if index.at(Kind.SUM, attempt, sender=me) is not None:
             if (self.round_id, auditor) not in self.given_up:
                 return self.wait("opening", "the opened sum", auditor, attempt=attempt)
             # A second attempt would not help: whether the first was opened is not known here.
             silence = f"round {self.round_id}: the auditor did not answer the sum"
-            return tasks.GiveUp(code="timeout", message=silence)
+            return GiveUp(code="timeout", message=silence)
         cohort = self.cohort(attempt)
         gone = tuple(site for site in cohort if site not in alive)
         if gone:
             # Late, or what it sent cannot be used: go on among the others, with fresh keys.
-            return tasks.AbortAttempt(attempt=attempt, missing=gone)
+            return Post(kind=Kind.ABORT, attempt=attempt, sites=gone)
         for kind, awaited in ((Kind.MASK_KEY, "mask keys"), (Kind.CONTRIBUTION, "contributions")):
             sent = index.all_at(kind, attempt)
             missing = [site for site in cohort if site not in sent]
             if missing:
                 return self.wait("opening", awaited, *missing, attempt=attempt)
-        return tasks.AddUp(attempt=attempt, cohort=cohort)
+        return Post(kind=Kind.SUM, attempt=attempt, sites=cohort)
 
     def present(self, sites: Sequence[str]) -> tuple[str, ...]:
         """Those that were not given up in this round."""
@@ -196,7 +189,7 @@ class _CoordinatorView(RoundView):
 
     def cohort(self, attempt: Attempt) -> tuple[str, ...]:
         """The sites of an attempt; none before it has a cohort."""
-        named = self.index.at(Kind.COHORT, attempt, sender=self.coordinator)
+        named = self.index.at(Kind.COHORT, attempt, sender=self.me)
         return () if named is None else tuple(parse_body(named, CohortBody).sites)
 
     def opened_cohort(self, purpose: str) -> tuple[str, ...]:
@@ -206,4 +199,4 @@ class _CoordinatorView(RoundView):
 
     def missing(self) -> str:
         """What the round lacks of being carried out; empty where it lacks nothing."""
-        return missing_from_round(self.index, self.round_id, plan=self.plan, roster=self.roster)
+        return missing_from_round(self.index, self.round_id)

@@ -22,11 +22,15 @@ from lada_secure.errors import PeerError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try at one secure aggregation; everything in it is fresh but the noised vectors."""
+    """One try at one secure aggregation; everything in it is fresh but the noised vectors.
 
-    round_id: int
-    purpose: str
-    number: int
+    Messages of a round outside of secure aggregations, and those before the rounds, stand where an
+    attempt without a purpose would.
+    """
+
+    round_id: int = 0
+    purpose: str = ""
+    number: int = 0
 
     def fault(self, message: str, *, reason: str, peer: str | None = None) -> PeerError:
         """An error for what is wrong with the secure aggregation."""
@@ -51,46 +55,48 @@ def slot_of(envelope: Envelope) -> Slot:
     return Slot(envelope.kind, head.round_id, head.purpose, head.attempt, head.sender, head.to)
 
 
-def sign_message(
-    slot: Slot,
-    body: Mapping[str, Any],
-    payload: bytes,
-    *,
-    plan: StudyPlan,
-    roster: Roster,
-    key: Ed25519PrivateKey,
-) -> Envelope:
-    """The message for a slot, bound to plan and roster and signed by its sender."""
-    header = Header(
-        kind=slot.kind.value,
-        study_id=plan.study_id,
-        plan_hash=plan.hash,
-        roster_hash=roster.hash,
-        round_id=slot.round_id,
-        attempt=slot.attempt,
-        purpose=slot.purpose,
-        sender=slot.sender,
-        to=slot.to,
-        body=dict(body),
-        payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
-        payload_bytes=len(payload),
-    )
-    return sign_envelope(header, key)
-
-
 @dataclass(slots=True)
 class MessageIndex:
-    """Messages of one study and plan, by slot and by hash."""
+    """Messages of one study, among the parties of its roster, by slot and by hash."""
 
-    study_id: str
-    plan_hash: str
+    plan: StudyPlan
+    roster: Roster
+    plan_hash: str = field(init=False)
     _by_slot: dict[Slot, Envelope] = field(default_factory=dict)
     _by_hash: dict[str, Envelope] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.plan_hash = self.plan.hash
+
+    @property
+    def coordinator(self) -> str:
+        """The coordinator's id."""
+        return self.roster.coordinator.id
+
+    @property
+    def auditor(self) -> str:
+        """The auditor's id."""
+        return self.roster.auditor.id
+
+    def sign(
+        self, slot: Slot, body: Mapping[str, Any], payload: bytes, key: Ed25519PrivateKey
+    ) -> Envelope:
+        """The message for a slot, bound to plan and roster and signed by its sender."""
+        header = Header(
+            **slot._asdict(),
+            study_id=self.plan.study_id,
+            plan_hash=self.plan_hash,
+            roster_hash=self.roster.hash,
+            body=dict(body),
+            payload_sha256=sha256_hex(payload) if payload else NO_PAYLOAD,
+            payload_bytes=len(payload),
+        )
+        return sign_envelope(header, key)
 
     def take(self, envelope: Envelope) -> None:
         """Add a message if it belongs to this study; a board may hold others."""
         head = envelope.header
-        if (head.study_id, head.plan_hash) == (self.study_id, self.plan_hash):
+        if (head.study_id, head.plan_hash) == (self.plan.study_id, self.plan_hash):
             self.add(envelope)
 
     def add(self, envelope: Envelope) -> None:
@@ -99,9 +105,9 @@ class MessageIndex:
         Raises: PeerError: wrong_study, wrong_plan, equivocation (two messages in one slot).
         """
         head, slot = envelope.header, slot_of(envelope)
-        if head.study_id != self.study_id:
+        if head.study_id != self.plan.study_id:
             raise envelope.fault(
-                f"{envelope!r} belongs to study {head.study_id}, not {self.study_id}",
+                f"{envelope!r} belongs to study {head.study_id}, not {self.plan.study_id}",
                 reason="wrong_study",
             )
         if head.plan_hash != self.plan_hash:
@@ -142,31 +148,32 @@ class MessageIndex:
 
     def all(self, kind: Kind, *, round_id: int) -> dict[str, Envelope]:
         """Messages of a kind in a round, outside of attempts, by sender."""
-        return self.all_at(kind, Attempt(round_id=round_id, purpose="", number=0))
+        return self.all_at(kind, Attempt(round_id=round_id))
+
+    def sent(self, kind: Kind) -> list[Envelope]:
+        """All messages of a kind."""
+        return [message for message in self if message.kind is kind]
 
     def by_hash(self, message_hash: str) -> Envelope | None:
         """The message of that name, or None."""
         return self._by_hash.get(message_hash)
 
-    def opened(self, round_id: int, purpose: str, *, auditor: str) -> Envelope:
+    def opened(self, round_id: int, purpose: str) -> Envelope:
         """The one opened sum of a round and purpose.
 
         Raises: PeerError: none (missing_message), or two of them (already_opened).
         """
         place = Kind.OPENED, round_id, purpose
-        found = [
-            envelope
-            for slot, envelope in self._by_slot.items()
-            if slot[:3] == place and slot.sender == auditor
+        slots = [
+            slot for slot in self._by_slot if slot[:3] == place and slot.sender == self.auditor
         ]
-        if len(found) != 1:
-            raise PeerError(
-                f"round {round_id}, {purpose}: {len(found)} opened sums, there is exactly one",
-                reason="already_opened" if found else "missing_message",
-                peer=auditor,
-                round_id=round_id,
+        if len(slots) != 1:
+            raise Attempt(round_id=round_id, purpose=purpose).fault(
+                f"{len(slots)} opened sums, there is exactly one",
+                reason="already_opened" if slots else "missing_message",
+                peer=self.auditor,
             )
-        return found[0]
+        return self._by_slot[slots[0]]
 
     def attempts(self, kind: Kind, *, round_id: int, purpose: str) -> list[int]:
         """Attempts of a (round, purpose) for which a message of this kind is there, ascending."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
+from lada_protocol.wire.envelope import StrictModel, read_document
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
-from lada_secure.canonical import canonical_json, parse_canonical_json
+from lada_secure.canonical import canonical_json
 from lada_secure.errors import PeerError
 from lada_secure.method.holdout import HoldoutScore, holdout_agrees
 from lada_secure.method.plan import CONFIDENCE_EXCESS, split_pool, transfer_of
@@ -44,10 +48,9 @@ def parse_inquiry(
         as the body says. PeerError(reason="bad_inquiry"): more than the budget, a sample that is
         no candidate, or one on which no site has a confidence excess.
     """
-    samples = parse_canonical_json(raw, max_bytes=Kind.INQUIRY.rules.max_payload_bytes)
-    if not isinstance(samples, list):
-        raise PeerError("inquiry: expected a list of pool indices")
-    if any(type(sample) is not int for sample in samples) or samples != sorted(set(samples)):
+    limit = Kind.INQUIRY.rules.max_payload_bytes
+    samples = read_document(raw, list[int], what="inquiry", max_bytes=limit)
+    if samples != sorted(set(samples)):
         raise PeerError("inquiry: expected different pool indices, ascending")
     if len(samples) != body.samples:
         raise PeerError(f"inquiry: {len(samples)} samples, its body says {body.samples}")
@@ -66,6 +69,11 @@ def parse_inquiry(
     return tuple(samples)
 
 
+class _Row(StrictModel):
+    sample: int
+    path: Annotated[str, Field(min_length=1, max_length=MAX_RATIONALE_CHARACTERS)]
+
+
 def site_rationales_bytes(paths: Sequence[SiteRationale]) -> bytes:
     """The payload of `site_paths`."""
     return canonical_json([asdict(path) for path in sorted(paths, key=lambda path: path.sample)])
@@ -78,48 +86,36 @@ def parse_site_rationales(raw: bytes, *, asked: Sequence[int]) -> tuple[SiteRati
     Raises: PeerError(reason="malformed"): another form, a sample that was not asked about or
         comes twice, or a path that is empty or longer than 8,192 characters.
     """
-    rows = parse_canonical_json(raw, max_bytes=Kind.SITE_PATHS.rules.max_payload_bytes)
-    if not isinstance(rows, list):
-        raise PeerError("site_paths: expected a list")
-    found: list[SiteRationale] = []
-    for row in rows:
-        if not isinstance(row, dict) or set(row) != {"sample", "path"}:
-            raise PeerError("site_paths: expected objects with sample and path")
-        sample, path = row["sample"], row["path"]
-        if type(sample) is not int or sample not in asked:
-            raise PeerError("site_paths: a sample that was not asked about")
-        if not isinstance(path, str) or not 0 < len(path) <= MAX_RATIONALE_CHARACTERS:
-            raise PeerError(
-                f"site_paths: expected texts of 1 to {MAX_RATIONALE_CHARACTERS} characters"
-            )
-        found.append(SiteRationale(sample=sample, path=path))
-    order = [path.sample for path in found]
-    if order != sorted(set(order)):
+    limit = Kind.SITE_PATHS.rules.max_payload_bytes
+    rows = read_document(raw, list[_Row], what="site_paths", max_bytes=limit)
+    samples = [row.sample for row in rows]
+    if not set(samples) <= set(asked):
+        raise PeerError("site_paths: a sample that was not asked about")
+    if samples != sorted(set(samples)):
         raise PeerError("site_paths: samples out of order, or one twice")
-    return tuple(found)
+    return tuple(SiteRationale(sample=row.sample, path=row.path) for row in rows)
 
 
-def llm_version(index: MessageIndex, *, coordinator: str, before_round: int) -> str:
+def llm_version(index: MessageIndex, *, before_round: int) -> str:
     """The LLM that a round starts with: what the newest accepted update before it left."""
     for round_id in reversed(range(before_round)):
-        update = index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id)
+        update = index.find(Kind.LLM_UPDATE, sender=index.coordinator, round_id=round_id)
         if update is not None:
             return parse_body(update, LlmUpdateBody).llm_after
     return NO_ADAPTERS
 
 
-def check_transfer(
-    index: MessageIndex, *, plan: StudyPlan, coordinator: str, round_id: int
-) -> None:
+def check_transfer(index: MessageIndex, *, round_id: int) -> None:
     """Check a round's inquiry and update, where there are any, against the plan and each other.
 
     Raises: PeerError(reason="bad_inquiry"): an inquiry without the opened sum that it rests on.
         PeerError(reason="wrong_update"): an update out of its place, without its inquiry, against
         the hold-out's rule, or that does not follow from the LLM before.
     """
+    coordinator = index.coordinator
     inquiry = index.find(Kind.INQUIRY, sender=coordinator, round_id=round_id)
     update = index.find(Kind.LLM_UPDATE, sender=coordinator, round_id=round_id)
-    uplink = plan.transfer_in(round_id)
+    uplink = index.plan.transfer_in(round_id)
 
     def fault(message: str, *, reason: str = "wrong_update") -> PeerError:
         message = f"round {round_id}: {message}"
@@ -138,7 +134,7 @@ def check_transfer(
     body = parse_body(update, LlmUpdateBody)
     before = HoldoutScore(right=body.right_before, confidence=body.certainty_before)
     after = HoldoutScore(right=body.right_after, confidence=body.certainty_after)
-    known = llm_version(index, coordinator=coordinator, before_round=round_id)
+    known = llm_version(index, before_round=round_id)
     sizes = (
         body.holdout == uplink.holdout,
         body.used <= body.received,

@@ -12,7 +12,7 @@ from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt, MessageIndex
-from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.envelope import Envelope, read_document
 from lada_protocol.wire.messages import (
     CohortBody,
     ContributionBody,
@@ -21,7 +21,7 @@ from lada_protocol.wire.messages import (
     parse_body,
 )
 from lada_secure.allocation.statistics_parameters import site_bound
-from lada_secure.canonical import canonical_json, parse_canonical_json, sha256_hex
+from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.encryption.parameters import AggregationParameters, aggregation_parameters
 from lada_secure.errors import PeerError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, split_pool, transfer_of
@@ -96,13 +96,12 @@ def opened_values(raw: bytes, plan: StudyPlan, purpose: str) -> list[int]:
 
     Raises: PeerError(reason="malformed").
     """
-    value = parse_canonical_json(raw, max_bytes=Kind.OPENED.rules.max_payload_bytes)
+    what, limit = f"opened {purpose}", Kind.OPENED.rules.max_payload_bytes
+    values = read_document(raw, list[int], what=what, max_bytes=limit)
     length = purpose_length(plan, purpose)
-    if not isinstance(value, list) or len(value) != length:
-        raise PeerError(f"opened {purpose}: expected a list of {length} integers")
-    if any(type(entry) is not int for entry in value):
-        raise PeerError(f"opened {purpose}: expected integers only")
-    return value
+    if len(values) != length:
+        raise PeerError(f"{what}: expected {length} integers, got {len(values)}")
+    return values
 
 
 def keys_digest(keys: Mapping[str, Envelope]) -> str:
@@ -130,7 +129,7 @@ def mask_context(plan: StudyPlan, roster: Roster, attempt: Attempt, digest: str)
     )
 
 
-def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster) -> Envelope:
+def basis_of(index: MessageIndex, attempt: Attempt, *, site: str) -> Envelope:
     """What a site's vector of this purpose is computed from, of all that the coordinator sent it.
 
     Statistics: the clusters. Demand: this site's blind scores. Confidence excess: the round's
@@ -138,7 +137,7 @@ def basis_of(index: MessageIndex, attempt: Attempt, *, site: str, roster: Roster
 
     Raises: PeerError: missing_scores, missing_message.
     """
-    coordinator, round_id = roster.coordinator.id, attempt.round_id
+    coordinator, round_id = index.coordinator, attempt.round_id
     if attempt.purpose == DEMAND:
         found = index.find(Kind.SCORES, sender=coordinator, to=site, round_id=round_id)
     elif attempt.purpose == CONFIDENCE_EXCESS:
@@ -209,9 +208,7 @@ class AggregateRequest:
     sum_message: Envelope
 
 
-def check_aggregate_request(
-    index: MessageIndex, attempt: Attempt, *, plan: StudyPlan, roster: Roster
-) -> AggregateRequest:
+def check_aggregate_request(index: MessageIndex, attempt: Attempt) -> AggregateRequest:
     """Check everything about a secure aggregation that messages alone can show.
 
     The caller still checks ledgers, recomputes the sum, and makes sure that nothing was opened
@@ -219,7 +216,7 @@ def check_aggregate_request(
 
     Raises: PeerError with the codes of SPEC.md, section 7.5.
     """
-    coordinator = roster.coordinator.id
+    coordinator = index.coordinator
     where = f"round {attempt.round_id}, {attempt.purpose}, attempt {attempt.number}"
 
     def needed(kind: Kind, found: Envelope | None) -> Envelope:
@@ -228,7 +225,7 @@ def check_aggregate_request(
         return found
 
     named = needed(Kind.COHORT, index.at(Kind.COHORT, attempt, sender=coordinator))
-    cohort = check_cohort(named, plan=plan, roster=roster)
+    cohort = check_cohort(named, plan=index.plan, roster=index.roster)
     keys = index.all_at(Kind.MASK_KEY, attempt)
     check_mask_keys(cohort, keys, attempt)
     digest = keys_digest({site: keys[site] for site in cohort})
@@ -239,9 +236,9 @@ def check_aggregate_request(
             f"{where}: the sum names {sorted(added)}, the cohort is {list(cohort)}",
             reason="wrong_cohort",
         )
-    opening_key = index.find(Kind.OPENING_KEY, sender=roster.auditor.id, purpose=attempt.purpose)
+    opening_key = index.find(Kind.OPENING_KEY, sender=index.auditor, purpose=attempt.purpose)
     shown = needed(Kind.OPENING_KEY, opening_key).message_hash
-    parameters = purpose_parameters(plan, attempt.purpose)
+    parameters = purpose_parameters(index.plan, attempt.purpose)
     sent = index.all_at(Kind.CONTRIBUTION, attempt)
     paid_by: dict[str, str] = {}
     for site in cohort:
@@ -268,7 +265,7 @@ def check_aggregate_request(
                 f"{body.opening_key[:16]}",
                 reason="wrong_opening_key",
             )
-        basis = basis_of(index, attempt, site=site, roster=roster)
+        basis = basis_of(index, attempt, site=site)
         if body.rests_on != basis.message_hash:
             raise basis.fault(
                 f"{who} was shown another {basis.kind} message by {coordinator} than the auditor",

@@ -2,70 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
-from lada_protocol.rounds import tasks
-from lada_protocol.rounds.admission import admission_of, refused_admission
+from lada_protocol.rounds.admission import admission_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import check_cohort
-from lada_protocol.rounds.tasks import Task
-from lada_protocol.rounds.view import RoundView
+from lada_protocol.rounds.tasks import Done, Post, RoundView, Task, Wait
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 
-def next_site_task(index: MessageIndex, *, plan: StudyPlan, roster: Roster, site: str) -> Task:
+def next_site_task(index: MessageIndex, *, site: str) -> Task:
     """What the site does next.
 
     Raises: PeerError where the coordinator's messages break the protocol.
     """
-    return _SiteView(index=index, plan=plan, roster=roster, site=site).task()
+    return _SiteView(index=index, me=site).task()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _SiteView(RoundView):
-    site: str
+    __slots__ = ()
 
     def task(self) -> Task:
-        site = self.site
         # First of all: whoever was left out has failed, however the study of the others ended.
-        refused = refused_admission(self.index, site, roster=self.roster)
+        refused = self.find(Kind.REFUSAL, self.auditor, to=self.me)
         if refused is not None:
-            return tasks.Done(failure=fault_of(refused))
+            return Done(failure=fault_of(refused))
         over = self.over()
         if over is not None:
             return over
-        if self.find(Kind.REFUSAL, site) is not None:
-            return tasks.Done(failure=f"{site} refused the plan")
-        if self.find(Kind.ACCEPTANCE, site) is None:
-            return tasks.ReviewPlan()
-        if admission_of(self.index, site, roster=self.roster) is None:
+        if self.find(Kind.REFUSAL, self.me) is not None:
+            return Done(failure=f"{self.me} refused the plan")
+        owed = self.owed(Kind.ACCEPTANCE)
+        if owed is not None:
+            return owed
+        if admission_of(self.index, self.me) is None:
             return self.wait("plan", "the admission", self.auditor)
         last = replace(self, round_id=self.plan.rounds - 1)
         return self.first_of_rounds() or last.wait("close", "the end", self.coordinator)
 
     def round_task(self) -> Task | None:
-        site, coordinator, round_id = self.site, self.coordinator, self.round_id
-        if self.find(Kind.CLOSE, site) is not None:
+        if self.find(Kind.CLOSE, self.me) is not None:
             return None
-        if self.find(Kind.TRANSCRIPT, coordinator) is not None:
-            took_part = self.find(Kind.TRAINED, site) is not None
-            return tasks.CloseRound(round_id=round_id) if took_part else None
-        scores = self.wait("scoring", "blind scores", coordinator)
-        paths = self.wait("paths", "reasoning paths", coordinator)
+        if self.find(Kind.TRANSCRIPT, self.coordinator) is not None:
+            took_part = self.find(Kind.TRAINED, self.me) is not None
+            return self.owed(Kind.CLOSE) if took_part else None
         return (
             self.opening(STATISTICS)
-            or self.until(Kind.QUERY, site, tasks.AskScores(round_id=round_id), to=coordinator)
-            or self.until(Kind.SCORES, coordinator, scores, to=site)
+            or self.owed(Kind.QUERY, to=self.coordinator)
+            or self.awaited(Kind.SCORES, "scoring", "blind scores", to=self.me)
             or self.opening(DEMAND)
-            or self.until(Kind.PATHS, coordinator, paths)
-            or self.until(Kind.TRAINED, site, tasks.Distil(round_id=round_id))
-            or (self.uplink() if self.plan.transfer_in(round_id) is not None else None)
-            or self.wait("close", "the transcript", coordinator)
+            or self.awaited(Kind.PATHS, "paths", "reasoning paths")
+            or self.owed(Kind.TRAINED)
+            or (self.uplink() if self.plan.transfer_in(self.round_id) is not None else None)
+            or self.wait("close", "the transcript", self.coordinator)
         )
+
+    def awaited(self, kind: Kind, step: str, awaited: str, *, to: str = "") -> Wait | None:
+        """Wait for a message of the coordinator; None once it is there."""
+        there = self.find(kind, self.coordinator, to=to) is not None
+        return None if there else self.wait(step, awaited, self.coordinator)
 
     def uplink(self) -> Task | None:
         """The site's task in the LLM transfer; None once it has answered, or nothing is asked."""
@@ -77,12 +74,11 @@ class _SiteView(RoundView):
             return self.wait("uplink", "the inquiry", self.coordinator)
         if parse_body(inquiry, InquiryBody).samples == 0:
             return None
-        answer = tasks.AnswerInquiry(round_id=self.round_id)
-        return self.until(Kind.SITE_PATHS, self.site, answer, to=self.coordinator)
+        return self.owed(Kind.SITE_PATHS, to=self.coordinator)
 
     def opening(self, purpose: str) -> Task | None:
         """The site's task in a secure aggregation; None once it is opened with the site inside."""
-        site, coordinator, index = self.site, self.coordinator, self.index
+        coordinator, index = self.coordinator, self.index
         attempts = self.attempts(Kind.COHORT, purpose)
         if not attempts:
             return self.wait("opening", "the cohort", coordinator)
@@ -91,21 +87,21 @@ class _SiteView(RoundView):
         named = index.at(Kind.COHORT, attempt, sender=coordinator)
         if named is None:
             return self.wait("opening", "the cohort", coordinator)
-        cohort = check_cohort(named, plan=self.plan, roster=self.roster)
-        if site not in cohort:
+        cohort = check_cohort(named, plan=self.plan, roster=self.index.roster)
+        if self.me not in cohort:
             return self.wait("opening", "the next round (not in this cohort)", coordinator)
         if index.at(Kind.OPENED, attempt, sender=self.auditor) is not None:
             return None
         if index.at(Kind.ABORT, attempt, sender=coordinator) is not None:
             return self.wait("opening", "a new attempt", coordinator)
         keys = index.all_at(Kind.MASK_KEY, attempt)
-        if site not in keys:
-            return tasks.PostMaskKey(attempt=attempt, cohort=cohort)
+        if self.me not in keys:
+            return Post(kind=Kind.MASK_KEY, attempt=attempt, sites=cohort)
         missing = [party for party in cohort if party not in keys]
         if missing:
             return self.wait("opening", "mask keys", *missing, attempt=attempt)
-        if index.at(Kind.CONTRIBUTION, attempt, sender=site) is None:
-            return tasks.Contribute(attempt=attempt, cohort=cohort)
+        if index.at(Kind.CONTRIBUTION, attempt, sender=self.me) is None:
+            return Post(kind=Kind.CONTRIBUTION, attempt=attempt, sites=cohort)
         return self.wait("opening", "the opened sum", self.auditor)
 
     def check_not_opened_before(self, attempt: Attempt) -> None:

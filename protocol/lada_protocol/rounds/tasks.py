@@ -1,51 +1,56 @@
-"""What a party does next, as frozen values; an adapter carries them out.
+"""What a party does next, as frozen values, and the view of a round from which its rules say so.
 
-The functions in `site_round`, `auditor_round` and `coordinator_round` compute one of these from
-the message index alone. They hold no memory of their own: a task that was not carried out is
-returned again, so a crash between any two messages loses nothing.
+An adapter carries a task out. The rules of site, auditor and coordinator compute it from the
+message index alone and hold no memory of their own: a task that was not carried out is returned
+again, so a crash between any two messages loses nothing. They are lines of an `or`, as the tables
+of SPEC.md, "State machines": the first that gives a task says what comes next.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from lada_protocol.rounds.index import Attempt
-
-
-class Task:
-    """What a party does next; each one's docstring begins with whose it is."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundTask(Task):
-    """Work on one round."""
-
-    round_id: int
+from lada_protocol.kinds import Kind
+from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.transcript import ending_of
+from lada_protocol.wire.envelope import Envelope
+from lada_protocol.wire.messages import fault_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptTask(Task):
-    """Work on one attempt at a secure aggregation."""
+class Post:
+    """Make and post a message that the others wait for, and what has to go with it.
 
-    attempt: Attempt
+    attempt: where it belongs; a message of no secure aggregation has no purpose, and one of no
+    round is in round 0. sites: whom it is about: the cohort of the attempt, or who is missing in an
+    `abort`.
+    """
+
+    kind: Kind
+    attempt: Attempt = field(default_factory=Attempt)
+    to: str = ""
+    sites: tuple[str, ...] = ()
 
     @property
     def round_id(self) -> int:
-        """The round of the attempt."""
+        """The round of the message."""
         return self.attempt.round_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CohortTask(AttemptTask):
-    """Work on an attempt among the sites of its cohort."""
+class GiveUp(Post):
+    """Post `failed`: the study cannot go on."""
 
-    cohort: tuple[str, ...]
+    kind: Kind = Kind.FAILED
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wait(Task):
+class Wait:
     """Nothing to do until others have sent something; shown to the operator.
 
     attempt: of a secure aggregation, where the wait is for its messages: the next attempt is
@@ -64,122 +69,81 @@ class Wait(Task):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done(Task):
+class Done:
     """The study is over, or failed with a reason that another party gave."""
 
     failure: str | None = None
 
 
-class CloseRound(RoundTask):
-    """Everyone: check and sign the transcript."""
-
-
-class ReviewPlan(Task):
-    """Site: accept or refuse the plan under the own policy."""
-
-
-class PostMaskKey(CohortTask):
-    """Site: make a fresh X25519 key for this attempt."""
-
-
-class Contribute(CohortTask):
-    """Site: release (once), mask and seal the vector of this purpose."""
-
-
-class AskScores(RoundTask):
-    """Site: train the reward model, encrypt the cell utilities, ask for blind scores."""
-
-
-class Distil(RoundTask):
-    """Site: train on the picked paths and the private records."""
-
-
-class AnswerInquiry(RoundTask):
-    """Site: let the released SLM write paths for the samples that the coordinator asks about."""
+Task: TypeAlias = Post | Wait | Done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PostOpeningKey(Task):
-    """Auditor: make the BFV key of one purpose."""
+class RoundView:
+    """What a party, `me`, sees of one round; what comes before the rounds stands in round 0."""
 
-    purpose: str
+    index: MessageIndex
+    me: str
+    round_id: int = 0
 
+    @property
+    def plan(self) -> StudyPlan:
+        """The plan of the study."""
+        return self.index.plan
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdmitSite(Task):
-    """Auditor: compare the ledger that a site accepts with to the own copy; admit or refuse."""
+    @property
+    def coordinator(self) -> str:
+        """The coordinator's id."""
+        return self.index.coordinator
 
-    site: str
+    @property
+    def auditor(self) -> str:
+        """The auditor's id."""
+        return self.index.auditor
 
+    def round_task(self) -> Task | None:
+        """The party's task in this round; None where it has none, or none any more."""
+        raise NotImplementedError
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckLedger(RoundTask):
-    """Auditor: verify and countersign what a site appended to its ledger."""
+    def first_of_rounds(self) -> Task | None:
+        """The task in the first round that has one."""
+        rounds = (replace(self, round_id=round_id) for round_id in range(self.plan.rounds))
+        return next((task for view in rounds if (task := view.round_task()) is not None), None)
 
-    site: str
-    purpose: str
+    def over(self) -> Done | None:
+        """Whether the coordinator has ended the study; "finished" counts only where it was."""
+        failed = self.index.find(Kind.FAILED, sender=self.coordinator)
+        if failed is not None:
+            return Done(failure=fault_of(failed))
+        if self.index.find(Kind.FINISHED, sender=self.coordinator) is not None:
+            return Done(failure=ending_of(self.index).reason or None)
+        return None
 
+    def find(self, kind: Kind, sender: str, *, to: str = "", purpose: str = "") -> Envelope | None:
+        """A message of this round that belongs to no attempt."""
+        return self.index.find(kind, sender=sender, to=to, purpose=purpose, round_id=self.round_id)
 
-class OpenSum(AttemptTask):
-    """Auditor: verify and open one sum, or refuse."""
+    def owed(self, kind: Kind, *, to: str = "") -> Post | None:
+        """Post a message of this round; None once it is there."""
+        if self.find(kind, self.me, to=to) is not None:
+            return None
+        return Post(kind=kind, attempt=self.attempt("", 0), to=to)
 
+    def silent(self, kind: Kind, senders: Iterable[str], *, to: str = "") -> tuple[str, ...]:
+        """Those that have not sent a message of this kind in this round."""
+        return tuple(sender for sender in senders if self.find(kind, sender, to=to) is None)
 
-class ProposePlan(Task):
-    """Coordinator: post plan, pool and clusters."""
+    def wait(self, step: str, awaited: str, *parties: str, attempt: Attempt | None = None) -> Wait:
+        """Wait for these parties."""
+        return Wait(
+            step=step, round_id=self.round_id, awaited=awaited, parties=parties, attempt=attempt
+        )
 
+    def attempt(self, purpose: str, number: int) -> Attempt:
+        """One attempt of this round."""
+        return Attempt(round_id=self.round_id, purpose=purpose, number=number)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartAttempt(AttemptTask):
-    """Coordinator: name the cohort of a new attempt."""
-
-    sites: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AbortAttempt(AttemptTask):
-    """Coordinator: give an attempt up before anything of it was opened."""
-
-    missing: tuple[str, ...]
-
-
-class AddUp(CohortTask):
-    """Coordinator: add the sealed contributions."""
-
-
-class PostMatrix(RoundTask):
-    """Coordinator: commit to the matrix that every query of the round is answered from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score(RoundTask):
-    """Coordinator: answer one site's blind query."""
-
-    site: str
-
-
-class WriteRationales(RoundTask):
-    """Coordinator: let the LLM write rationales for the samples in demand."""
-
-
-class Inquire(RoundTask):
-    """Coordinator: choose the samples on which sites know more than the LLM, and ask for paths."""
-
-
-class ImproveModel(RoundTask):
-    """Coordinator: train the LLM on the sites' paths; keep it only if the hold-out agrees."""
-
-
-class PostTranscript(RoundTask):
-    """Coordinator: list the messages of the round."""
-
-
-class Finish(Task):
-    """Coordinator: say that the study is over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GiveUp(Task):
-    """Coordinator: the study cannot go on."""
-
-    code: str
-    message: str
+    def attempts(self, kind: Kind, purpose: str) -> list[Attempt]:
+        """Attempts of this round for which a message of this kind is there, ascending."""
+        numbers = self.index.attempts(kind, round_id=self.round_id, purpose=purpose)
+        return [self.attempt(purpose, number) for number in numbers]

@@ -6,13 +6,12 @@ a message of another context never verifies (SPEC.md, "Envelope").
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind, parse_kind
@@ -31,6 +30,7 @@ StudyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(pattern=r"^[a-z_]{0,32}$")]
 
 NO_PAYLOAD = sha256_hex(b"")
+T = TypeVar("T")
 
 
 class StrictModel(BaseModel):
@@ -39,10 +39,26 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def first_fault(error: ValidationError, whole: str) -> str:
-    """Where the first fault of a document is, and what; `whole` where it is no single field."""
+def first_fault(error: ValidationError, document: str) -> str:
+    """Where the first fault of a document is, and what."""
     first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or whole}: {first['msg']}"
+    where = [document] if not first["loc"] else [document, ".".join(map(str, first["loc"]))]
+    return f"{', '.join(where)}: {first['msg']}"
+
+
+def read_document(
+    raw: bytes, form: type[T], *, what: str, max_bytes: int, reason: str = "malformed"
+) -> T:
+    """Read foreign bytes into a type: the one way in for every JSON document.
+
+    Args: form: a `StrictModel`, or a list of such or of plain values. what: for messages.
+    Raises: PeerError: too_large, malformed (not canonical JSON), `reason` (another form).
+    """
+    value = parse_canonical_json(raw, max_bytes=max_bytes)
+    try:
+        return TypeAdapter(form).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise PeerError(first_fault(error, what), reason=reason) from error
 
 
 class Header(StrictModel):
@@ -122,11 +138,7 @@ def parse_envelope(header_bytes: bytes, signature: bytes, *, roster: Roster) -> 
     Raises: PeerError with reason too_large, malformed, unknown_kind, unknown_party, wrong_role,
         wrong_roster, bad_signature.
     """
-    value = parse_canonical_json(header_bytes, max_bytes=MAX_HEADER_BYTES)
-    try:
-        header = Header.model_validate(value)
-    except ValidationError as error:
-        raise PeerError(f"bad header, {first_fault(error, 'header')}") from error
+    header = read_document(header_bytes, Header, what="bad header", max_bytes=MAX_HEADER_BYTES)
     if canonical_json(header.model_dump()) != header_bytes:
         raise PeerError("bad header: a field is missing")
     found = Envelope(header, header_bytes, signature)
@@ -153,7 +165,9 @@ def parse_envelope(header_bytes: bytes, signature: bytes, *, roster: Roster) -> 
     return found
 
 
-_HEX = re.compile(r"(?:[0-9a-f]{2})*")
+class _Line(StrictModel):
+    header: Annotated[str, Field(pattern=r"^[\x00-\x7f]*$")]
+    signature: Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 
 
 def envelope_to_line(envelope: Envelope) -> bytes:
@@ -168,11 +182,6 @@ def envelope_from_line(line: bytes, *, roster: Roster) -> Envelope:
 
     Raises: PeerError as `parse_envelope`.
     """
-    value = parse_canonical_json(line, max_bytes=3 * MAX_HEADER_BYTES)
-    if not isinstance(value, dict) or set(value) != {"header", "signature"}:
-        raise PeerError("expected an object with header and signature")
-    header, signature = value["header"], value["signature"]
-    texts = isinstance(header, str) and isinstance(signature, str)
-    if not (texts and header.isascii() and _HEX.fullmatch(signature)):
-        raise PeerError("expected an ASCII header and a signature in lower-case hexadecimal")
-    return parse_envelope(header.encode("ascii"), bytes.fromhex(signature), roster=roster)
+    found = read_document(line, _Line, what="message", max_bytes=3 * MAX_HEADER_BYTES)
+    signature = bytes.fromhex(found.signature)
+    return parse_envelope(found.header.encode("ascii"), signature, roster=roster)

@@ -37,26 +37,24 @@ class EmptyBody(Body, kinds=[Kind.POOL, Kind.CLUSTERS]):
 
 
 class CertifiedBody(Body, kinds=[Kind.PLAN]):
-    """plan: the coordinator's signing certificate (PEM), so that exports prove who signed."""
+    """plan: the sender's signing certificate (PEM), so that exports prove who signed."""
 
     certificate: Certificate
 
 
-class OpeningKeyBody(Body, kinds=[Kind.OPENING_KEY]):
+class OpeningKeyBody(CertifiedBody, kinds=[Kind.OPENING_KEY]):
     """opening_key: the auditor's BFV public key for one purpose is the payload."""
 
     parameters_digest: Digest
-    certificate: Certificate
 
 
-class AcceptanceBody(Body, kinds=[Kind.ACCEPTANCE]):
+class AcceptanceBody(CertifiedBody, kinds=[Kind.ACCEPTANCE]):
     """acceptance: the site's signature over the plan hash, and the ledger that it will pay from.
 
     ledger_id, head_index, head_hash: the population's ledger with the decision on this plan.
     new_ledger: whether nothing was ever reserved in it and nothing carried into it.
     """
 
-    certificate: Certificate
     population: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     ledger_id: Digest
     head_index: Index
@@ -271,5 +269,5 @@ def parse_body(envelope: Envelope, model: type[B]) -> B:
     try:
         return model.model_validate(envelope.header.body)
     except ValidationError as error:
-        where = f"{envelope.kind} of {envelope.header.sender}"
-        raise envelope.fault(f"{where}, {first_fault(error, 'body')}") from error
+        where = f"body of {envelope.kind} of {envelope.header.sender}"
+        raise envelope.fault(first_fault(error, where)) from error

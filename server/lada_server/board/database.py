@@ -11,16 +11,17 @@ import fcntl
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from lada_secure.errors import ParameterError, TransportError
-from lada_server.board.storage_errors import StorageUnavailable, database_errors
+from lada_secure.errors import ParameterError
+from lada_server.board.storage_errors import StorageUnavailable, database_errors, disk_errors
 
 T = TypeVar("T")
 
@@ -59,9 +60,11 @@ class Database:
 
     def __init__(self, url: str) -> None:
         checked = _checked(url)
-        self._lock_file: BinaryIO | None = None
         self._write_lock = threading.Lock()
         self._file = None if checked.drivername.startswith("postgresql") else checked.database
+        # What holds the lock: an open file, or the driver's connection to PostgreSQL.
+        self._lock_file: BinaryIO | None = None
+        self._holder: object = None
         try:
             self.reader = _engine(checked, "BEGIN")
             # One connection: on PostgreSQL it is the one that holds the lock.
@@ -71,8 +74,6 @@ class Database:
                 f"database: the driver of PostgreSQL is not installed ({error}); run "
                 "pip install 'lada-secure[postgres]'"
             ) from error
-        if self._file is None:
-            sa.event.listen(self.writer, "connect", _set_up_writing_session)
 
     def hold(self) -> None:
         """Become the one process that may write, until `close` or the end of the process.
@@ -85,7 +86,7 @@ class Database:
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
-                with database_errors("open the board"), self.writer.connect():
+                with database_errors("open the board"), self._writing():
                     return
             except _LockTaken:
                 if time.monotonic() > deadline:
@@ -100,7 +101,7 @@ class Database:
 
         Raises: StorageUnavailable, TransportError: see `database_errors`.
         """
-        return self._retried(what, self.reader, query)
+        return self._retried(what, self.reader.begin, query)
 
     def write(self, what: str, change: Callable[[Connection], T]) -> T:
         """Run a change in one transaction, on disk when this returns.
@@ -111,7 +112,7 @@ class Database:
         Raises: StorageUnavailable, TransportError: see `database_errors`.
         """
         with self._write_lock:
-            return self._retried(what, self.writer, change)
+            return self._retried(what, self._writing, change)
 
     def close(self) -> None:
         """Close all connections and let another process have it."""
@@ -120,11 +121,30 @@ class Database:
         if self._lock_file is not None:
             self._lock_file.close()
 
-    def _retried(self, what: str, engine: Engine, work: Callable[[Connection], T]) -> T:
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction; on PostgreSQL of a session that has the lock, for without it none writes.
+
+        Raises: _LockTaken: another session has it. ParameterError: there is no such schema.
+        """
+        with self.writer.connect() as connection:
+            session = connection.connection.dbapi_connection
+            if self._file is None and session is not self._holder:
+                _take_lock(connection)
+                self._holder = session
+            with connection.begin():
+                yield connection
+
+    def _retried(
+        self,
+        what: str,
+        begin: Callable[[], AbstractContextManager[Connection]],
+        work: Callable[[Connection], T],
+    ) -> T:
         pauses_s = iter(RETRY_PAUSES_S)
         while True:
             try:
-                with database_errors(what), engine.begin() as connection:
+                with database_errors(what), begin() as connection:
                     return work(connection)
             except _LockTaken as error:
                 raise StorageUnavailable(
@@ -184,42 +204,28 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry)
     )
 
 
-def _set_up_writing_session(connection: Any, _record: ConnectionPoolEntry) -> None:
-    """Take the lock for this session; a session without it never writes.
-
-    Raises: _LockTaken: another session has it. ParameterError: there is no such schema.
-    """
-    try:
-        connection.execute(_SESSION)
-        # A receipt means "on disk".
-        if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
-            connection.execute("SET synchronous_commit = on")
-        schema, held = connection.execute(
-            "SELECT current_schema(), pg_try_advisory_lock(%s, hashtext(current_schema()))",
-            (LOCK_CLASS,),
-        ).fetchone()
-        connection.commit()
-        if schema is None:
-            raise ParameterError(
-                "database: the schema that the URL's search_path names does not exist; make it "
-                "with CREATE SCHEMA, or leave the option out"
-            )
-        if not held:
-            raise _LockTaken
-    except (_LockTaken, ParameterError):
-        connection.close()
-        raise
-    except Exception as error:
-        connection.close()
-        # Errors of the driver pass through here as they are; callers know SQLAlchemy's.
-        raise sa.exc.DBAPIError("set up a session", None, error) from error
+def _take_lock(connection: Connection) -> None:
+    """Set up a session of PostgreSQL that is to write, and take the lock for it."""
+    connection.exec_driver_sql(_SESSION)
+    # A receipt means "on disk".
+    if connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "off":
+        connection.exec_driver_sql("SET synchronous_commit = on")
+    schema = sa.func.current_schema()
+    lock = sa.func.pg_try_advisory_lock(LOCK_CLASS, sa.func.hashtext(schema))
+    name, held = connection.execute(sa.select(schema, lock)).one()
+    connection.commit()
+    if name is None:
+        raise ParameterError(
+            "database: the schema that the URL's search_path names does not exist; make it "
+            "with CREATE SCHEMA, or leave the option out"
+        )
+    if not held:
+        raise _LockTaken
 
 
 def _locked(path: Path) -> BinaryIO:
-    try:
+    with disk_errors(f"{path}: cannot be used"):
         file = path.open("ab")
-    except OSError as error:
-        raise TransportError(f"{path}: cannot be used: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from lada_protocol.wire.envelope import Envelope, Header
+from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.limits import CHUNK_BYTES
-from lada_secure.errors import ParameterError, PeerError, TransportError
-from lada_secure.storage.whole_files import replace_file, sync
-from lada_server.board.storage_errors import StorageUnavailable
+from lada_secure.errors import ParameterError, TransportError
+from lada_secure.storage.whole_files import read_if_there, replace_file, sync
+from lada_server.board.storage_errors import StorageUnavailable, disk_errors
 
 _INCOMING: Final = "incoming"
 # Holds the id of the board whose payloads these are.
@@ -30,10 +29,8 @@ class PayloadFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / _INCOMING
-        try:
+        with disk_errors(f"{folder}: cannot be used"):
             self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise TransportError(f"{folder}: cannot be used: {error.strerror}") from error
 
     def check_unused(self) -> None:
         """Check that no other board has left payloads here, before a new board takes the folder.
@@ -70,49 +67,43 @@ class PayloadFiles:
         """Note whose payloads these are; durable. Raises: StorageUnavailable: disk."""
         if self._board_id() == board_id:
             return
-        try:
+        cannot = f"{self._folder}: cannot be written"
+        with disk_errors(cannot, advice="free some space", refusal=StorageUnavailable):
             replace_file(self._folder / _BOARD_FILE, board_id.encode("ascii"))
             sync(self._folder)
-        except OSError as error:
-            raise StorageUnavailable(
-                f"{self._folder}: cannot be written: {error.strerror}; free some space"
-            ) from error
 
-    def sweep(self, is_known: Callable[[str], bool]) -> int:
+    def sweep(self, message_hashes: Container[str]) -> int:
         """Delete what an interrupted upload left behind; returns the number of files."""
         stale = [path for path in self._incoming.iterdir() if path.is_file()]
-        stale += [path for path in self._kept() if not is_known(path.name)]
+        stale += [path for path in self._kept() if path.name not in message_hashes]
         for path in stale:
             path.unlink(missing_ok=True)
         return len(stale)
 
-    @contextmanager
-    def incoming(self, envelope: Envelope) -> Iterator[Path]:
-        """The path of a file to fill with the payload that this header announces.
-
-        At the end of the block it is checked and put in its place, durably, or removed.
+    def put(self, envelope: Envelope, fill: Callable[[Path], object]) -> None:
+        """Let `fill` put the payload that this header announces into a file, and keep it, durably.
 
         Raises: PeerError: another length or hash than announced (reason "payload_mismatch").
           StorageUnavailable: disk.
         """
-        header = envelope.header
-        path = self._incoming / f"{envelope.message_hash}.{secrets.token_hex(8)}"
-        try:
-            yield path
-            check_payload(path, header)
-            target = self._path(envelope.message_hash)
-            target.parent.mkdir(exist_ok=True, mode=0o700)
-            sync(path)
-            path.rename(target)
-            # The receipt promises the payload, so its name must survive a power cut as well.
-            sync(target.parent)
-        except OSError as error:
-            raise StorageUnavailable(
-                f"{self._folder}: cannot store a payload of {header.payload_bytes} bytes: "
-                f"{error.strerror}; free some space, the sender tries again"
-            ) from error
-        finally:
-            path.unlink(missing_ok=True)
+        target = self._path(envelope.message_hash)
+        part = self._incoming / f"{target.name}.{secrets.token_hex(8)}"
+        size = envelope.header.payload_bytes
+        with disk_errors(
+            f"{self._folder}: cannot store a payload of {size} bytes",
+            advice="free some space, the sender tries again",
+            refusal=StorageUnavailable,
+        ):
+            try:
+                fill(part)
+                _check(part, envelope)
+                target.parent.mkdir(exist_ok=True, mode=0o700)
+                sync(part)
+                part.rename(target)
+                # The receipt promises the payload, so its name must survive a power cut as well.
+                sync(target.parent)
+            finally:
+                part.unlink(missing_ok=True)
 
     def discard(self, message_hash: str) -> None:
         """Delete the payload of a message that was refused after all."""
@@ -123,48 +114,38 @@ class PayloadFiles:
 
         Raises: TransportError: the file is missing or cannot be read.
         """
-        try:
-            with self._path(message_hash).open("rb") as file:
-                file.seek(offset)
-                while chunk := file.read(CHUNK_BYTES):
-                    yield chunk
-        except OSError as error:
-            raise TransportError(
-                f"payload {message_hash[:16]}... cannot be read: {error.strerror}; restore the "
-                "folder of the board from its backup"
-            ) from error
+        path, cannot = self._path(message_hash), f"payload {message_hash[:16]}... cannot be read"
+        advice = "restore the folder of the board from its backup"
+        with disk_errors(cannot, advice=advice), path.open("rb") as file:
+            file.seek(offset)
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
 
     def _kept(self) -> Iterator[Path]:
         """All complete payloads."""
         return (path for path in self._folder.glob("*/*") if path.parent != self._incoming)
 
     def _board_id(self) -> str | None:
-        path = self._folder / _BOARD_FILE
-        try:
-            return path.read_bytes()[:_ID_BYTES].decode("ascii", "replace")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise TransportError(f"{path}: cannot be read: {error.strerror}") from error
+        raw = read_if_there(self._folder / _BOARD_FILE)
+        return None if raw is None else raw[:_ID_BYTES].decode("ascii", "replace")
 
     def _path(self, message_hash: str) -> Path:
         return self._folder / message_hash[:2] / message_hash
 
 
-def check_payload(path: Path, header: Header) -> None:
+def _check(path: Path, envelope: Envelope) -> None:
     """Compare a file with what a header announces.
 
     Raises: PeerError: another length or hash (reason "payload_mismatch"). OSError: disk.
     """
+    header = envelope.header
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
     if (size, digest) != (header.payload_bytes, header.payload_sha256):
-        raise PeerError(
+        raise envelope.fault(
             f"{header.kind} of {header.sender}: header announces {header.payload_bytes} bytes "
             f"with SHA-256 {header.payload_sha256[:16]}..., got {size} bytes with "
             f"{digest[:16]}...",
             reason="payload_mismatch",
-            peer=header.sender,
-            round_id=header.round_id,
         )

@@ -67,6 +67,17 @@ _FAULTS: Final = {
 
 
 @contextmanager
+def disk_errors(
+    said: str, *, advice: str = "", refusal: type[TransportError] = TransportError
+) -> Iterator[None]:
+    """Turn what the disk raises into `refusal`: what was tried, the system's reason, what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal("; ".join(filter(None, (f"{said}: {error.strerror}", advice)))) from error
+
+
+@contextmanager
 def database_errors(what: str) -> Iterator[None]:
     """Turn what the database raises while doing `what` into errors of ours.
 

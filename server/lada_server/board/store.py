@@ -10,9 +10,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -24,13 +23,13 @@ from lada_protocol.wire.limits import MAX_LIST_BYTES, MAX_LIST_ENTRIES, MAX_WAIT
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import PeerError, TransportError
 from lada_server.board.database import Database
-from lada_server.board.metadata import open_board
 from lada_server.board.payloads import PayloadFiles
 from lada_server.board.schema import (
     insert_message,
     known_sequence,
     messages,
     metadata,
+    open_board,
     readers,
     stored_bytes,
 )
@@ -41,8 +40,7 @@ DEFAULT_STORED_BYTES_PER_PARTY: Final = 64 * 1024**3
 LARGEST_SEQUENCE: Final = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoardEntry:
+class BoardEntry(NamedTuple):
     """A message as it lies on the board: header bytes and signature, checked when it came."""
 
     sequence: int
@@ -71,7 +69,7 @@ class BoardStore:
         stored_bytes_per_party: int = DEFAULT_STORED_BYTES_PER_PARTY,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._roster = roster
+        self.roster = roster
         self._quota_bytes = stored_bytes_per_party
         self._clock = clock
         self._news = threading.Condition()
@@ -82,22 +80,17 @@ class BoardStore:
         self._payloads = PayloadFiles(payload_dir)
         try:
             self._database.hold()
-            board_id = self._database.write(
+            board_id, known = self._database.write(
                 "open the board",
                 lambda connection: open_board(connection, roster=roster, payloads=self._payloads),
             )
             self._payloads.remember(board_id)
-            removed = self._payloads.sweep(lambda name: self._find(name) is not None)
+            removed = self._payloads.sweep(known)
         except BaseException:
             self._database.close()
             raise
         if removed:
             LOG.warning("removed %d unfinished payload files", removed)
-
-    @property
-    def roster(self) -> Roster:
-        """The roster that every message is checked against."""
-        return self._roster
 
     def close(self) -> None:
         """End all waits and release the database."""
@@ -130,12 +123,10 @@ class BoardStore:
         )
         size = header.payload_bytes + len(envelope.header_bytes)
         if known is None and used + size > self._quota_bytes:
-            raise PeerError(
+            raise envelope.fault(
                 f"{header.sender} has {used} bytes on the board, {size} more would pass its "
                 f"{self._quota_bytes}; raise the limit at the coordinator",
                 reason="quota",
-                peer=header.sender,
-                round_id=header.round_id,
             )
         return known
 
@@ -147,8 +138,7 @@ class BoardStore:
         known = self.admit(envelope)
         if known is not None:
             return known
-        with self._payloads.incoming(envelope) as path:
-            fill(path)
+        self._payloads.put(envelope, fill)
         return self._insert(envelope)
 
     def entries(
@@ -168,7 +158,7 @@ class BoardStore:
 
         Raises: PeerError: the reader is not in the roster. TransportError: database.
         """
-        self._roster.party(reader)
+        self.roster.party(reader)
         # The caller may name any 64-bit number; the database counts in 63 bits.
         after = min(after, LARGEST_SEQUENCE)
         deadline = time.monotonic() + min(max(wait_s, 0.0), MAX_WAIT_S)
@@ -195,7 +185,7 @@ class BoardStore:
         return [
             (
                 entry.sequence,
-                parse_envelope(entry.header_bytes, entry.signature, roster=self._roster),
+                parse_envelope(entry.header_bytes, entry.signature, roster=self.roster),
             )
             for entry in self.entries(reader, after, wait_s=wait_s)
         ]
@@ -216,7 +206,7 @@ class BoardStore:
         """
 
         def behind() -> tuple[str, ...]:
-            awaited = sorted({*expected, *self._read_to} - {self._roster.coordinator.id, *without})
+            awaited = sorted({*expected, *self._read_to} - {self.roster.coordinator.id, *without})
             return tuple(party for party in awaited if self._read_to.get(party, 0) < sequence)
 
         with self._news:
@@ -264,27 +254,18 @@ class BoardStore:
         return self._payloads.read(message_hash, offset=offset)
 
     def _check(self, envelope: Envelope) -> None:
-        """What `parse_envelope` cannot know or the caller may have skipped."""
+        """The checks of a foreign message, for our own too, and whether its addressee may be."""
         header = envelope.header
-        party = self._roster.party(header.sender)
-        rules = envelope.kind.rules
-        fault: tuple[str, str] | None = None
-        if header.roster_hash != self._roster.hash:
-            fault = "wrong_roster", f"names roster {header.roster_hash[:16]}..."
-        elif party.role not in rules.senders:
-            fault = "wrong_role", f"may not be sent by a {party.role}"
-        elif header.payload_bytes > rules.max_payload_bytes:
-            fault = "too_large", f"has a payload of {header.payload_bytes} bytes"
-        elif header.to and header.to not in self._newest:
-            fault = "bad_addressee", f"goes to {header.to!r}, who is not in the roster"
-        elif rules.needs_addressee and not header.to:
-            fault = "bad_addressee", "needs an addressee and names none"
-        if fault is not None:
-            raise PeerError(
-                f"{header.kind} of {header.sender} {fault[1]}",
-                reason=fault[0],
-                peer=header.sender,
-                round_id=header.round_id,
+        parse_envelope(envelope.header_bytes, envelope.signature, roster=self.roster)
+        if header.to and header.to not in self._newest:
+            raise envelope.fault(
+                f"{header.kind} of {header.sender} goes to {header.to!r}, who is not in the roster",
+                reason="bad_addressee",
+            )
+        if envelope.kind.rules.needs_addressee and not header.to:
+            raise envelope.fault(
+                f"{header.kind} of {header.sender} needs an addressee and names none",
+                reason="bad_addressee",
             )
 
     def _select(self, reader: str, after: int) -> list[BoardEntry]:
@@ -303,15 +284,21 @@ class BoardStore:
                 size += len(header)
                 if found and size > MAX_LIST_BYTES:
                     break
-                found.append(
-                    BoardEntry(sequence=sequence, header_bytes=header, signature=signature)
-                )
+                found.append(BoardEntry(sequence, header, signature))
             return found
 
         return self._database.read("list messages", first)
 
     def _known(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any]:
-        stored = self._find(message_hash, reader)
+        """Sender, `payload_sha256` and `payload_bytes` of a message that `reader` may see."""
+        query = sa.select(
+            messages.c.sender, messages.c.payload_sha256, messages.c.payload_bytes
+        ).where(messages.c.message_hash == message_hash)
+        if reader is not None:
+            query = query.join(readers).where(readers.c.reader == reader)
+        stored = self._database.read(
+            "look up a message", lambda connection: connection.execute(query).one_or_none()
+        )
         if stored is None:
             raise PeerError(
                 f"message {message_hash[:16]}... is not on the board, or not for this reader",
@@ -320,22 +307,11 @@ class BoardStore:
             )
         return stored
 
-    def _find(self, message_hash: str, reader: str | None = None) -> sa.Row[Any, Any, Any] | None:
-        """Sender, `payload_sha256` and `payload_bytes` of a message, if `reader` may see it."""
-        query = sa.select(
-            messages.c.sender, messages.c.payload_sha256, messages.c.payload_bytes
-        ).where(messages.c.message_hash == message_hash)
-        if reader is not None:
-            query = query.join(readers).where(readers.c.reader == reader)
-        return self._database.read(
-            "look up a message", lambda connection: connection.execute(query).one_or_none()
-        )
-
     def _insert(self, envelope: Envelope) -> int:
         header = envelope.header
         audience = [
             party.id
-            for party in self._roster.parties
+            for party in self.roster.parties
             if may_read(
                 kind=envelope.kind,
                 sender=header.sender,

@@ -8,18 +8,15 @@ store has taken it over and checked length and hash.
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from lada_protocol.wire.envelope import Envelope, Header
-from lada_secure.errors import PeerError, TransportError
-from lada_server.board.payloads import check_payload
+from lada_protocol.wire.envelope import Envelope
+from lada_server.board.storage_errors import disk_errors
 
 UNFINISHED_PER_PARTY: Final = 4
 # A study that was given up leaves its last pieces behind.
@@ -36,13 +33,11 @@ class Uploads:
         self._folder = folder
         self._lock = threading.Lock()
         self._running: dict[Path, Upload] = {}
-        try:
+        with disk_errors(f"{folder}: cannot be used"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for path in folder.glob("*/*"):
                 if path.stat().st_mtime < time.time() - FORGOTTEN_AFTER_S:
                     path.unlink()
-        except OSError as error:
-            raise TransportError(f"{folder}: cannot be used: {error.strerror}") from error
 
     def progress(self, party: str, message_hash: str) -> int:
         """Bytes that have arrived. An upload of this message that still runs is ended.
@@ -64,7 +59,7 @@ class Uploads:
         The end of the block keeps what has arrived.
         """
         path = self._folder / party / envelope.message_hash
-        upload = Upload(path, envelope.header)
+        upload = Upload(path, envelope)
         with self._lock:
             self._drop_oldest(path)
             before = self._running.get(path)
@@ -81,7 +76,7 @@ class Uploads:
                     del self._running[path]
 
     def _drop_oldest(self, keep: Path) -> None:
-        try:
+        with disk_errors(f"{keep.parent}: cannot be used"):
             keep.parent.mkdir(exist_ok=True, mode=0o700)
             others = [
                 path for path in keep.parent.iterdir() if path != keep and path not in self._running
@@ -89,63 +84,35 @@ class Uploads:
             others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
             for path in others[UNFINISHED_PER_PARTY - 1 :]:
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise TransportError(f"{keep.parent}: cannot be used: {error.strerror}") from error
 
 
 class Upload:
-    """One payload on its way in."""
+    """One payload on its way in; whoever writes it sees to the order of its chunks."""
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, envelope: Envelope) -> None:
         self.path = path
         self.received_bytes = 0
-        self._header = header
+        self._envelope = envelope
         self._lock = threading.Lock()
         self._stopped = False
-        self._file: BinaryIO | None = None
 
     def stop(self) -> None:
         """Take no more bytes. Idempotent."""
         with self._lock:
             self._stopped = True
-            self._close()
 
     def write(self, offset: int, chunk: bytes) -> None:
         """Append a chunk; an offset of 0 starts over.
 
-        Raises: PeerError: another offset than what has arrived, or another connection has taken
-          over (reason "superseded"). TransportError: disk.
+        Raises: PeerError: another connection has taken over (reason "superseded").
+          TransportError: disk.
         """
-        with self._lock:
+        cannot = f"{self.path.parent}: cannot store a part of a payload"
+        with self._lock, disk_errors(cannot, advice="free some space, the sender tries again"):
             self._check_ours()
-            if self._file is None and offset == 0:
-                self.received_bytes = 0
-            if offset != self.received_bytes:
-                raise PeerError(
-                    f"expected the chunk at offset {self.received_bytes}, got {offset}",
-                    peer=self._header.sender,
-                )
-            try:
-                if self._file is None:
-                    self._file = self.path.open("ab" if offset else "wb", buffering=0)
-                if self._file.write(chunk) != len(chunk):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as error:
-                raise TransportError(
-                    f"{self.path.parent}: cannot store a part of a payload: {error.strerror}; free "
-                    "some space, the sender tries again"
-                ) from error
-            self.received_bytes += len(chunk)
-
-    def check(self) -> None:
-        """Compare what has arrived with what the header announces.
-
-        Raises: PeerError: another length or hash (reason "payload_mismatch"). TransportError: disk.
-        """
-        try:
-            check_payload(self.path, self._header)
-        except OSError as error:
-            raise TransportError(f"{self.path}: cannot be read: {error.strerror}") from error
+            with self.path.open("ab" if offset else "wb") as file:
+                file.write(chunk)
+            self.received_bytes = offset + len(chunk)
 
     def move(self, target: Path) -> None:
         """Hand over what has arrived. From now on no other connection can change it.
@@ -154,7 +121,6 @@ class Upload:
         """
         with self._lock:
             self._check_ours()
-            self._close()
             # Copies where the folders lie on two disks, as mounted volumes do.
             shutil.move(self.path, target)
 
@@ -166,17 +132,10 @@ class Upload:
 
     def _check_ours(self) -> None:
         if self._stopped:
-            raise PeerError(
-                f"upload of {self._header.kind} goes on over another connection",
+            raise self._envelope.fault(
+                f"upload of {self._envelope.kind} goes on over another connection",
                 reason="superseded",
-                peer=self._header.sender,
             )
-
-    def _close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
 
 
 def _size(path: Path) -> int:

@@ -1,1 +1,1 @@
-"""The board over gRPC: callers, limits, calls, who is present."""
+"""The board over gRPC: limits, calls, service."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from concurrent import futures
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import grpc
 
 from lada_protocol.identity.credentials import Credentials
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.kinds import Role
+from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire.lada_pb2_grpc import BoardServicer, add_BoardServicer_to_server
 from lada_protocol.wire.limits import (
     MAX_FRAME_BYTES,
@@ -29,10 +27,8 @@ from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import ParameterError
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Uploads
-from lada_server.rpc.callers import Callers
 from lada_server.rpc.calls import BoardCalls
-from lada_server.rpc.limits import CallGate, PeerLimits
-from lada_server.rpc.presence import Presence
+from lada_server.rpc.limits import CallGate
 
 LOG = logging.getLogger(__name__)
 
@@ -46,14 +42,15 @@ WATCH_INTERVAL_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningServer:
-    """A listening board. Stop it with `stop`, or use it as a context.
+    """A listening board. End it with `stop`.
 
     port: the TCP port in use; the one chosen by the system where 0 was asked for.
     """
 
     server: grpc.Server
     store: BoardStore
-    presence: Presence
+    identity: LiveIdentity
+    gate: CallGate
     host: str
     port: int
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -75,12 +72,6 @@ class RunningServer:
         self.store.wake()
         done.wait()
 
-    def __enter__(self) -> RunningServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
 
 def start_server(
     listen: str,
@@ -89,13 +80,10 @@ def start_server(
     store: BoardStore,
     upload_dir: Path,
     settings: TransportSettings | None = None,
-    limits: PeerLimits | None = None,
 ) -> RunningServer:
     """Serve the board on `listen` ("host:port", "[::1]:port"; port 0 lets the system choose).
 
-    Args: upload_dir: folder of unfinished uploads, this server's alone. limits: of one party; by
-      default those of the settings.
-
+    Args: upload_dir: folder of unfinished uploads, this server's alone.
     Raises: ParameterError: the address cannot be read or used, the identity is not that of the
       roster's coordinator.
     """
@@ -107,27 +95,20 @@ def start_server(
             f"the identity folder is that of {credentials.name.uri}; a server needs the "
             "coordinator's"
         )
-    limits = limits or PeerLimits(
-        calls_per_s=settings.calls_per_s,
-        burst_calls=settings.burst_calls,
-        concurrent_calls=settings.concurrent_calls,
-        bytes_per_s=settings.bytes_per_s,
-    )
     # Every party can use up its own calls without taking a thread from anyone else.
-    threads = len(roster.parties) * limits.concurrent_calls + SPARE_THREADS
+    threads = len(roster.parties) * settings.concurrent_calls + SPARE_THREADS
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="board"),
         options=_options(settings, len(roster.parties)),
         maximum_concurrent_rpcs=2 * threads,
     )
     names = [party.id for party in roster.parties]
-    presence = Presence(names, time.time)
+    gate = CallGate(settings, names)
     calls = BoardCalls(
         store=store,
-        callers=Callers(roster=roster, identity=identity, clock=lambda: datetime.now(UTC)),
-        gate=CallGate(limits, names, time.monotonic),
+        identity=identity,
+        gate=gate,
         uploads=Uploads(upload_dir),
-        presence=presence,
     )
     handlers = BoardServicer()
     handlers.Post, handlers.Progress = calls.post, calls.progress
@@ -141,10 +122,10 @@ def start_server(
     if not bound:
         raise _cannot_listen(listen, "gRPC gave no port")
     server.start()
-    running = RunningServer(server=server, store=store, presence=presence, host=host, port=bound)
-    threading.Thread(
-        target=_watch, args=(identity, store, running.stopped), name="identity", daemon=True
-    ).start()
+    running = RunningServer(
+        server=server, store=store, identity=identity, gate=gate, host=host, port=bound
+    )
+    threading.Thread(target=_watch, args=(running,), name="identity", daemon=True).start()
     LOG.info(
         "board listens on %s:%d for %d parties", host, bound, len(names), extra={"port": bound}
     )
@@ -167,7 +148,8 @@ def _tls(identity: LiveIdentity) -> grpc.ServerCredentials:
         if newest is used:
             return None
         used = newest
-        LOG.info("serves with a new certificate, valid until %s", _end(newest))
+        ends = newest.tls_certificate.not_valid_after_utc
+        LOG.info("serves with a new certificate, valid until %s UTC", f"{ends:%Y-%m-%d %H:%M}")
         return configuration(newest)
 
     return grpc.dynamic_ssl_server_credentials(
@@ -175,11 +157,11 @@ def _tls(identity: LiveIdentity) -> grpc.ServerCredentials:
     )
 
 
-def _watch(identity: LiveIdentity, store: BoardStore, stopped: threading.Event) -> None:
+def _watch(running: RunningServer) -> None:
     """Wake waiting calls when a certificate is revoked, so that each asks whether it may go on."""
-    known = identity.revocations()
-    while not stopped.wait(WATCH_INTERVAL_S):
-        newest = identity.revocations()
+    known = running.identity.revocations()
+    while not running.stopped.wait(WATCH_INTERVAL_S):
+        newest = running.identity.revocations()
         if newest is not known and newest is not None:
             known = newest
             LOG.warning(
@@ -187,11 +169,7 @@ def _watch(identity: LiveIdentity, store: BoardStore, stopped: threading.Event) 
                 newest.number,
                 len(newest.revoked),
             )
-            store.wake()
-
-
-def _end(credentials: Credentials) -> str:
-    return f"{credentials.tls_certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            running.store.wake()
 
 
 def _options(settings: TransportSettings, parties: int) -> list[tuple[str, int]]:

@@ -10,16 +10,16 @@ import http.server
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lada_protocol.events import Waiting
-from lada_protocol.identity.renewal import LiveIdentity
 from lada_protocol.wire.limits import join_address, split_address
 from lada_secure.errors import LadaError, ParameterError
-from lada_server.rpc.presence import Presence
+from lada_server.rpc.service import RunningServer
 from lada_server.study.status import newest_event
 
 if TYPE_CHECKING:
@@ -33,17 +33,15 @@ TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitored:
-    """What is shown. `check` raises `LadaError` where the board cannot be used."""
+    """What is shown of a server. events: the coordinator's event file."""
 
-    presence: Presence
-    identity: LiveIdentity
+    server: RunningServer
     events: Path
-    check: Callable[[], None]
 
     def health(self) -> tuple[int, dict[str, object]]:
         """HTTP status and body of /healthz."""
         try:
-            self.check()
+            self.server.store.check()
         except LadaError as error:
             return 503, {"status": "failing", "because": str(error)}
         return 200, {"status": "ok"}
@@ -63,7 +61,7 @@ class Monitored:
         last = GaugeMetricFamily(
             "lada_last_call_timestamp_seconds", "Last call; 0 for never.", labels=["party"]
         )
-        for party, activity in self.presence.parties().items():
+        for party, activity in self.server.gate.activity().items():
             calls.add_metric([party], activity.calls)
             moved.add_metric([party, "up"], activity.up_bytes)
             moved.add_metric([party, "down"], activity.down_bytes)
@@ -71,16 +69,16 @@ class Monitored:
             last.add_metric([party], activity.last_call_s)
             for reason, count in activity.refusals.items():
                 refusals.add_metric([party, reason], count)
-        for reason, count in self.presence.strangers().items():
+        for reason, count in self.server.gate.strangers().items():
             refusals.add_metric(["", reason], count)
         yield from (calls, moved, refusals, opened, last)
-        ends = self.identity.credentials().tls_certificate.not_valid_after_utc
+        ends = self.server.identity.credentials().tls_certificate.not_valid_after_utc
         yield GaugeMetricFamily(
             "lada_certificate_end_timestamp_seconds",
             "End of the coordinator's own certificate.",
             value=ends.timestamp(),
         )
-        listed = self.identity.revocations()
+        listed = self.server.identity.revocations()
         yield GaugeMetricFamily(
             "lada_revocation_list_number",
             "Number of the revocation list in force; 0 for none.",
@@ -101,31 +99,9 @@ class Monitored:
         yield waiting
 
 
-class Monitor:
-    """A listening monitor; a context."""
-
-    def __init__(self, server: http.server.ThreadingHTTPServer) -> None:
-        self._server = server
-        self._thread = threading.Thread(target=server.serve_forever, name="monitor", daemon=True)
-        self._thread.start()
-
-    @property
-    def address(self) -> str:
-        """host:port in use."""
-        host, port = self._server.server_address[:2]
-        return join_address(str(host), int(port))
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def start_monitor(listen: str, monitored: Monitored) -> Monitor:
-    """Answer GET /healthz and GET /metrics on `listen` (host:port).
+@contextmanager
+def monitoring(listen: str, monitored: Monitored) -> Iterator[str]:
+    """Answer GET /healthz and GET /metrics on `listen` (host:port); yields host:port in use.
 
     Raises: ParameterError: the address cannot be used, or prometheus_client is not installed.
     """
@@ -164,8 +140,17 @@ def start_monitor(listen: str, monitored: Monitored) -> Monitor:
             LOG.debug("monitor: %s", format % arguments)
 
     try:
-        return Monitor(http.server.ThreadingHTTPServer(split_address(listen), Handler))
+        server = http.server.ThreadingHTTPServer(split_address(listen), Handler)
     except OSError as error:
         raise ParameterError(
             f"monitor: cannot listen on {listen}: {error.strerror}; choose another address"
         ) from error
+    with server:
+        thread = threading.Thread(target=server.serve_forever, name="monitor", daemon=True)
+        thread.start()
+        host, port = server.server_address[:2]
+        try:
+            yield join_address(str(host), int(port))
+        finally:
+            server.shutdown()
+            thread.join()

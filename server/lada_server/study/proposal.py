@@ -1,4 +1,9 @@
-"""Making a study plan from the operator's study file, the public pool and its clusters."""
+"""Making a study plan from the operator's study file, the public pool and its clusters.
+
+A sample that the LLM cannot read, or a plan that a mechanism refuses, would be found by the sites
+after they have promised and paid, so both are checked before anything is proposed. All of it is
+public but the LLM, so samples are named by line and id.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +16,25 @@ from lada_protocol.plan import StudyPlan, format_time, parse_plan
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import canonical_json, sha256_hex
+from lada_secure.data.prompts import prompt_of, rationale_of
+from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, pool_hash
-from lada_secure.errors import ParameterError, PeerError, TransportError
+from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.models.embedding import embedder
-from lada_secure.storage.whole_files import replace_file
+from lada_secure.models.examples import encode_row
+from lada_secure.models.loading import TextModel
+from lada_secure.models.preflight import needed_tokens, probe_model
+from lada_secure.storage.whole_files import read_if_there, replace_file
+from lada_server.board.storage_errors import disk_errors
 from lada_server.settings import StudySettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A plan and the public material that its hashes pin. is_new: it was never proposed yet."""
+    """A plan and the public material that its hashes pin."""
 
     plan: StudyPlan
-    is_new: bool
     pool: tuple[PoolSample, ...]
     clusters: Clusters
     embeddings: Float32Array
@@ -58,8 +69,7 @@ def prepare_study(
         )
     embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
-    kept = _kept(kept_plan)
-    plan = kept or _plan(settings, roster, now, pool=pool, clusters=clusters)
+    plan = _kept(kept_plan) or _plan(settings, roster, now, pool=pool, clusters=clusters)
     if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
         raise ParameterError(
             f"{kept_plan} holds the plan of study {plan.study_id} over another pool or id; "
@@ -67,32 +77,68 @@ def prepare_study(
         )
     if plan.clusters_sha256 != sha256_hex(canonical_json(clusters.to_json())):
         raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
-    return Study(
-        plan=plan,
-        is_new=kept is None,
-        pool=pool,
-        clusters=clusters,
-        embeddings=embeddings,
-    )
+    return Study(plan=plan, pool=pool, clusters=clusters, embeddings=embeddings)
 
 
 def _kept(path: Path) -> StudyPlan | None:
-    if not path.exists():
-        return None
+    raw = read_if_there(path, what="the kept plan ", refusal=ParameterError)
     try:
-        return parse_plan(path.read_bytes())
-    except (OSError, PeerError) as error:
+        return None if raw is None else parse_plan(raw)
+    except PeerError as error:
         raise ParameterError(f"cannot read the kept plan {path}: {error}") from error
+
+
+def check_plan(plan: StudyPlan) -> None:
+    """Raises: ParameterError: all that a plan's own mechanisms would refuse, here or at a site."""
+    refuse([("the study", Fault(line=None, what=said)) for said in plan_inconsistencies(plan)])
+
+
+def check_llm(study: Study, lm: TextModel, *, pool_file: Path) -> None:
+    """The plan's sizes on the LLM, a call of it, and the tokens of every sample.
+
+    `read_pool` has checked the pool's form, and `prepare_study` has embedded every sample.
+
+    Raises: ParameterError: all faults; nothing was proposed and no plan is kept.
+    """
+    new_tokens = study.plan.paths.max_new_tokens
+    if new_tokens >= lm.room:
+        raise ParameterError(
+            f"paths.max_new_tokens is {new_tokens}, the LLM {lm.name!r} takes {lm.room} tokens "
+            "with the prompt"
+        )
+    probe_model(lm, what="the LLM")
+    needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))
+    faults = [
+        Fault(
+            line=line,
+            what=f"sample {sample.sample_id!r} is too long for the LLM: needs {tokens} tokens "
+            f"with its path, at most {lm.max_tokens}",
+        )
+        for line, (sample, tokens) in enumerate(zip(study.pool, needed, strict=True), start=1)
+        if tokens > lm.max_tokens
+    ]
+    faults += [
+        Fault(
+            line=line,
+            what=f"sample {sample.sample_id!r} has other tokens at the LLM's server, which takes "
+            "texts; does it spell a control token? Leave it out, or use a server that takes token "
+            "ids, as vLLM does",
+        )
+        for line, sample in enumerate(study.pool, start=1)
+        if not lm.reads_as_meant(_row(lm, sample))
+    ]
+    refuse([(str(pool_file), fault) for fault in faults])
+
+
+def _row(lm: TextModel, sample: PoolSample) -> tuple[int, ...]:
+    path = rationale_of(sample.answer, sample.choices, None)
+    return encode_row(lm, prompt_of(sample.question, sample.choices), path).tokens
 
 
 def keep_plan(path: Path, plan: StudyPlan) -> None:
     """Write the plan whole or not at all: it is signed and sent right afterwards."""
-    try:
+    with disk_errors(f"cannot write {path}", advice="nothing was proposed yet"):
         replace_file(path, plan.to_bytes())
-    except OSError as error:
-        raise TransportError(
-            f"cannot write {path}: {error.strerror}; nothing was proposed yet"
-        ) from error
 
 
 def _plan(

@@ -65,6 +65,7 @@ class ServedLlm:
         self._adapters = adapters
         self._kept = kept
         self._threads = threads
+        self._progress: Callable[[int, int], None] = lambda _done, _all: None
         self._base: EndpointModel | None = None
         self._now: EndpointModel | None = None
         self._trained: _TrainedHere | None = None
@@ -83,12 +84,13 @@ class ServedLlm:
 
     def _opened(self) -> EndpointModel:
         if self._base is None:
-            self._base = open_endpoint(
+            base = open_endpoint(
                 self._endpoint,
                 tokenizer=self._tokenizer,
                 kept=self._kept,
                 calling=self._calling,
             )
+            self._base = replace(base, served=replace(base.served, watch=self._progress))
         return self._base
 
     def check_length(self, tokens: int) -> None:
@@ -151,10 +153,7 @@ class ServedLlm:
 
     def watch(self, progress: Callable[[int, int], None]) -> None:
         """See `CoordinatorLlm`."""
-        base = self._opened()
-        self._base = replace(base, served=replace(base.served, watch=progress))
-        if self._now is not None:
-            self._now = replace(self._now, served=replace(self._now.served, watch=progress))
+        self._progress = progress
 
     def _served(self) -> ServedAdapters:
         if self._adapters is None:

@@ -1,15 +1,22 @@
-"""Where a study stands, read from what the coordinator keeps on disk, whether it runs or not."""
+"""Where a study stands, read from what the coordinator keeps on disk, whether it runs or not.
+
+Who is connected says a small file beside the board that a running process renews every few
+seconds; everything else is read from the board and the event file.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy.engine import Connection
 
 from lada_protocol.events import EVENTS_FILE, Event, Failed, Finished, Waiting, parse_event
@@ -17,19 +24,33 @@ from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.plan import parse_plan
 from lada_secure.errors import ParameterError, PeerError
 from lada_server.board.database import Database
-from lada_server.board.metadata import checked_metadata
-from lada_server.board.schema import messages
+from lada_server.board.schema import checked_metadata, messages
 from lada_server.board.storage_errors import StorageUnavailable
-from lada_server.rpc.presence import AWAY_AFTER_S
+from lada_server.rpc.limits import AWAY_AFTER_S, PartyActivity
+from lada_server.rpc.service import RunningServer
 from lada_server.settings import ServerSettings
-from lada_server.study.status_file import STATUS_FILE, KnownProcess, read_status_file
+
+LOG = logging.getLogger(__name__)
 
 # The newest events stand at the end; a waiting coordinator writes one line in ten seconds.
 TAIL_BYTES: Final = 256 * 1024
+STATUS_FILE: Final = "presence.json"
+INTERVAL_S: Final = 2.0
+# A process that has not renewed its file for so long is stopped, killed or stuck.
+STALE_AFTER_S: Final = 10.0
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KnownProcess(_Model):
+    """The content of the status file."""
+
+    pid: int
+    at_s: float
+    listen: str
+    parties: dict[str, PartyActivity]
 
 
 class AwaitedParties(_Model):
@@ -79,6 +100,44 @@ class Status(_Model):
     failure: str | None = None
     storage_failure: str | None = None
     parties: tuple[PartyStatus, ...]
+
+
+def keep_status_file(path: Path, running: RunningServer) -> threading.Thread:
+    """Write the status file every two seconds, in a thread; it goes when the server stops."""
+    thread = threading.Thread(target=_keep, args=(path, running), name="status", daemon=True)
+    thread.start()
+    return thread
+
+
+def _keep(path: Path, running: RunningServer) -> None:
+    fresh = path.with_name(f".{path.name}")
+    while True:
+        known = KnownProcess(
+            pid=os.getpid(),
+            at_s=time.time(),
+            listen=running.address,
+            parties=running.gate.activity(),
+        )
+        try:
+            fresh.write_text(known.model_dump_json(), encoding="utf-8")
+            fresh.replace(path)
+        except OSError as error:
+            # Telling is not worth a study: the disk's state shows in what matters.
+            LOG.warning("cannot write %s: %s", path, error.strerror)
+        if running.stopped.wait(INTERVAL_S):
+            break
+    path.unlink(missing_ok=True)
+    # What a killed process, or a full disk, has left half written.
+    fresh.unlink(missing_ok=True)
+
+
+def read_status_file(path: Path, *, now_s: float) -> KnownProcess | None:
+    """What a running process says; None where none runs."""
+    try:
+        known = KnownProcess.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return known if abs(now_s - known.at_s) < STALE_AFTER_S else None
 
 
 def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> Status:
@@ -147,25 +206,17 @@ def _said_by(event: Event) -> dict[str, Any]:
 
 def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage]]:
     """Number of messages and the newest one, by sender."""
-    file = settings.state_dir / "board.sqlite"
-    if settings.database is None and not file.exists():
+    if settings.database is None and not settings.board_file.exists():
         return {}
+    own = messages.c
     counted = (
-        sa.select(
-            messages.c.sender,
-            sa.func.count().label("messages"),
-            sa.func.max(messages.c.sequence).label("newest"),
-        )
-        .group_by(messages.c.sender)
+        sa.select(sa.func.count().label("messages"), sa.func.max(own.sequence).label("newest"))
+        .group_by(own.sender)
         .subquery()
     )
     query = sa.select(
-        messages.c.sender,
-        counted.c.messages,
-        messages.c.kind,
-        messages.c.round_id,
-        messages.c.received_at_s,
-    ).join(counted, counted.c.newest == messages.c.sequence)
+        own.sender, counted.c.messages, own.kind, own.round_id, own.received_at_s
+    ).join(counted, counted.c.newest == own.sequence)
 
     def newest_of_each(connection: Connection) -> dict[str, tuple[int, LastMessage]]:
         if not sa.inspect(connection).has_table(messages.name):
@@ -176,7 +227,7 @@ def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage
             for sender, count, kind, round_id, at_s in connection.execute(query)
         }
 
-    database = Database(settings.database or f"sqlite:///{file}")
+    database = Database(settings.database_url)
     try:
         return database.read("read the board", newest_of_each)
     finally:

@@ -6,7 +6,7 @@ What it computes, `lada_secure.method.llm_round` says; here are versions, caches
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
@@ -24,10 +24,12 @@ from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import TextModel
+from lada_secure.models.preflight import needed_tokens
 from lada_secure.models.tuning import TuningSettings
-from lada_server.study.inference_cache import InferenceCache
-from lada_server.study.llm_files import LlmFiles
+from lada_server.study.llm_files import ANSWERS, VIEW, InferenceCache, LlmFiles, Look
 from lada_server.study.proposal import Study
+
+T = TypeVar("T")
 
 
 class CoordinatorLlm(Protocol):
@@ -73,112 +75,114 @@ class CoordinatorLlm(Protocol):
 
 
 class Teacher:
-    """The LLM; everything here is computed on public samples only.
+    """The LLM in one study; everything here is computed on public samples only.
 
     It starts without adapters. `files` holds those of every version that a transfer has left;
-    `looks` what was computed before a restart, where it is kept.
+    `looks` what was computed before a restart, where it is kept. `progress` is told how much is
+    done of how much while it writes or trains.
     """
 
     def __init__(
         self,
+        study: Study,
         llm: CoordinatorLlm,
         *,
         files: LlmFiles,
+        progress: Callable[[int, int], None],
         looks: InferenceCache | None = None,
     ) -> None:
-        self._llm = llm
+        self.study = study
         self._looks = looks
+        self._llm = llm
         self._files = files
-        # What the adapters hold; None while they are being trained.
-        self._version: str | None = NO_ADAPTERS
+        self._progress = progress
+        llm.watch(progress)
+        self._version = NO_ADAPTERS
+        # What the adapters hold; None once they are trained further than any version.
+        self._held: str | None = NO_ADAPTERS
 
     @property
     def model(self) -> TextModel:
         """The LLM as it is now."""
         return self._llm.model
 
-    def check_length(self, tokens: int) -> None:
-        """Raises: ParameterError: the LLM does not take so many tokens at once."""
-        self._llm.check_length(tokens)
+    def check_abilities(self) -> None:
+        """Try what the study will need of the LLM besides its model.
 
-    def check_transfer(self, study: Study) -> None:
-        """Raises: ParameterError: the LLM cannot learn from sites as the plan says."""
-        self._llm.check_transfer(study.plan)
+        Raises: ParameterError: it does not take the longest sample, or cannot learn from sites.
+        """
+        plan, pool = self.study.plan, self.study.pool
+        written = [plan.paths.max_new_tokens] * len(pool)
+        self._llm.check_length(max(needed_tokens(self.model, pool, written=written)))
+        if plan.uplink is not None:
+            self._llm.check_transfer(plan)
 
-    def use(self, study: Study, version: str) -> None:
-        """Let the LLM be this version.
+    def use(self, version: str) -> None:
+        """Let the LLM be this version, which `tune` will start from.
 
         Raises: TransportError: its adapters are missing or damaged.
         """
-        if version == self._version:
-            return
-        weights = None
-        if version != NO_ADAPTERS:
-            weights = AdapterWeights(data=self._files.read(version))
-        self._llm.become(study.plan, weights)
-        self._version = version
+        if version != self._held:
+            weights = None
+            if version != NO_ADAPTERS:
+                weights = AdapterWeights(data=self._files.read(version))
+            self._llm.become(self.study.plan, weights)
+        self._version = self._held = version
 
     def tune(
         self,
-        study: Study,
-        version: str,
         examples: Sequence[RationaleExample],
         replay: Sequence[RationaleExample],
         settings: TuningSettings,
-        *,
-        progress: Callable[[int, int], None],
     ) -> AdapterWeights:
-        """Train the LLM of a version; it is the trained one until `use` says otherwise."""
-        self.use(study, version)
-        self._version = None
-        return self._llm.tune(study.plan, examples, replay, settings, progress=progress)
+        """Train the LLM of the version in use, until `use` or `keep` says what it then is."""
+        self.use(self._version)
+        self._held = None
+        return self._llm.tune(self.study.plan, examples, replay, settings, progress=self._progress)
 
     def keep(self, weights: AdapterWeights) -> str:
-        """Make what `tune` returned a version, durably. Returns: its name."""
-        self._version = self._files.keep(weights.data)
+        """Make what `tune` returned the version in use, durably. Returns: its name."""
+        self._version = self._held = self._files.keep(weights.data)
         return self._version
 
-    def answer(self, study: Study, pool_indices: Sequence[int]) -> Answers:
-        """What the LLM as it is now answers on pool samples, and how sure it is."""
-        about = self._about(study, list(pool_indices))
-        kept = None if self._looks is None or about is None else self._looks.answers(about)
-        if kept is not None:
-            return kept
-        answers = answer_pool(
-            self.model,
-            [study.pool[index] for index in pool_indices],
-            batch_size=GENERATION_BATCH_SIZE,
-            max_new_tokens=study.plan.paths.max_new_tokens,
+    def answer(self, pool_indices: Sequence[int]) -> Answers:
+        """What the LLM of the version in use answers on pool samples, and how sure it is."""
+        self.use(self._version)
+        return self._remembered(
+            ANSWERS, list(pool_indices), lambda: self.answer_tuned(pool_indices)
         )
-        if self._looks is not None and about is not None:
-            self._looks.keep_answers(about, answers)
-        return answers
 
-    def view_pool(
-        self, study: Study, *, progress: Callable[[int, int], None] = lambda _done, _all: None
-    ) -> PoolView:
-        """What the LLM as it is now thinks of every pool sample."""
-        about = self._about(study, [])
-        kept = None if self._looks is None or about is None else self._looks.view(about)
-        if kept is not None:
-            return kept
-        self._llm.watch(progress)
-        view = view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings)
-        if self._looks is not None and about is not None:
-            self._looks.keep_view(about, view)
-        return view
+    def answer_tuned(self, pool_indices: Sequence[int]) -> Answers:
+        """What the LLM answers as `tune` left it."""
+        return answer_pool(
+            self.model,
+            [self.study.pool[index] for index in pool_indices],
+            batch_size=GENERATION_BATCH_SIZE,
+            max_new_tokens=self.study.plan.paths.max_new_tokens,
+        )
 
-    def write(
-        self, study: Study, demand: Sequence[int], *, progress: Callable[[int, int], None]
-    ) -> WrittenRationales:
-        """What the LLM as it is now writes for the samples in demand."""
-        return write_rationales(self.model, study.plan, study.pool, demand, progress=progress)
+    def view_pool(self) -> PoolView:
+        """What the LLM of the version in use thinks of every pool sample."""
+        study = self.study
+        self.use(self._version)
+        return self._remembered(
+            VIEW,
+            [],
+            lambda: view_pool(self.model, study.plan, study.pool, study.clusters, study.embeddings),
+        )
 
-    def _about(self, study: Study, pool_indices: list[Json]) -> Json | None:
-        """Names a look by all that decides it; None while the LLM is none of its versions."""
-        if self._version is None:
-            return None
-        return [study.plan.hash, self._llm.reference, self._version, pool_indices]
+    def write(self, demand: Sequence[int]) -> WrittenRationales:
+        """What the LLM of the version in use writes for the samples in demand."""
+        study = self.study
+        self.use(self._version)
+        return write_rationales(self.model, study.plan, study.pool, demand, progress=self._progress)
+
+    def _remembered(self, look: Look[T], pool_indices: list[Json], compute: Callable[[], T]) -> T:
+        """A look of the version in use, under the name of all that decides it."""
+        if self._looks is None:
+            return compute()
+        about: Json = [self.study.plan.hash, self._llm.reference, self._version, pool_indices]
+        return self._looks.remembered(look, about, compute)
 
 
 def rationales_payload(study: Study, texts: Mapping[int, str], cells: IntArray) -> bytes:

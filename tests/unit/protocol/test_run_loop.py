@@ -12,41 +12,44 @@ import pytest
 from lada_clients.auditor.service import Auditor
 from lada_clients.site.service import Site
 from lada_protocol.events import EventLog
-from lada_protocol.rounds import tasks
+from lada_protocol.kinds import Kind, Role
 from lada_protocol.rounds.index import Attempt
-from lada_protocol.rounds.tasks import CloseRound, Contribute, Done, Finish, ReviewPlan, Task, Wait
-from lada_protocol.run_loop import ByteCounts, RunLoop, StudyFailed, handles
+from lada_protocol.rounds.tasks import Done, Post, Task, Wait
+from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed
 from lada_secure.method.plan import STATISTICS
 from lada_server.study.coordinator import Coordinator
 
 ATTEMPT = Attempt(round_id=1, purpose=STATISTICS, number=0)
 
 
-def dialling(kind: type[Any]) -> Mapping[type[Task], object]:
+def dialling(kind: type[Any]) -> Mapping[Kind, Handler]:
     """The table of handlers of a party that has joined nothing yet."""
     party = object.__new__(kind)
-    party.participant = SimpleNamespace(run_loop=lambda _next_task, handlers: dict(handlers))
-    table: Mapping[type[Task], object] = party.loop
+    party.participant = SimpleNamespace(run_loop=lambda _next_task, handlers: handlers)
+    table: Mapping[Kind, Handler] = party.loop
     return table
 
 
 @pytest.mark.parametrize(
-    ("whose", "table"),
+    ("role", "table", "on_the_way"),
     [
-        ("Site", dialling(Site)),
-        ("Auditor", dialling(Auditor)),
-        ("Coordinator", dict(Coordinator._handlers(object.__new__(Coordinator)))),
+        (Role.SITE, dialling(Site), {Kind.LEDGER, Kind.REFUSAL, Kind.FAILED}),
+        (
+            Role.AUDITOR,
+            dialling(Auditor),
+            {Kind.REFUSAL, Kind.OPENING_REFUSED, Kind.FAILED},
+        ),
+        (
+            Role.COORDINATOR,
+            Coordinator._handlers(object.__new__(Coordinator)),
+            {Kind.POOL, Kind.CLUSTERS},
+        ),
     ],
 )
-def test_every_task_of_a_party_has_its_handler(whose: str, table: Mapping[type, object]) -> None:
-    own = {
-        kind
-        for kind in vars(tasks).values()
-        if isinstance(kind, type)
-        and issubclass(kind, Task)
-        and str(kind.__doc__).startswith((f"{whose}:", "Everyone:"))
-    }
-    assert set(table) == own
+def test_every_kind_that_a_party_sends_has_its_handler_or_goes_with_another(
+    role: Role, table: Mapping[Kind, Handler], on_the_way: set[Kind]
+) -> None:
+    assert set(table) == {kind for kind in Kind if role in kind.rules.senders} - on_the_way
 
 
 def looped(steps: Iterable[Task], told: list[dict[str, Any]], *, fails: bool = False) -> RunLoop:
@@ -64,14 +67,12 @@ def looped(steps: Iterable[Task], told: list[dict[str, Any]], *, fails: bool = F
         rounds=3,
         next_task=lambda: next(following),
         wait=lambda task: told.append({"event": "wait", "round": task.round_id}),
-        handlers=dict(
-            (
-                handles(ReviewPlan, "plan", carry_out),
-                handles(Contribute, None, carry_out),
-                handles(CloseRound, "close", carry_out),
-                handles(Finish, "close", carry_out),
-            )
-        ),
+        handlers={
+            Kind.ACCEPTANCE: Handler("plan", carry_out),
+            Kind.CONTRIBUTION: Handler(None, carry_out),
+            Kind.CLOSE: Handler("close", carry_out),
+            Kind.FINISHED: Handler("close", carry_out),
+        },
         traffic=lambda: ByteCounts(next(ticks), 0),
         clock=lambda: float(next(ticks)),
     )
@@ -81,11 +82,11 @@ def test_tasks_are_told_with_their_round_and_step_until_the_study_is_over() -> N
     told: list[dict[str, Any]] = []
     waiting = Wait(step="plan", round_id=0, awaited="pool", parties=("coordinator",))
     steps = [
-        ReviewPlan(),
+        Post(kind=Kind.ACCEPTANCE),
         waiting,
-        Contribute(attempt=ATTEMPT, cohort=("site-a",)),
-        CloseRound(round_id=1),
-        Finish(),
+        Post(kind=Kind.CONTRIBUTION, attempt=ATTEMPT, sites=("site-a",)),
+        Post(kind=Kind.CLOSE, attempt=Attempt(round_id=1)),
+        Post(kind=Kind.FINISHED),
         Done(),
     ]
     looped(steps, told).run()
@@ -107,7 +108,7 @@ def test_tasks_are_told_with_their_round_and_step_until_the_study_is_over() -> N
 def test_a_task_that_fails_has_no_end_and_ends_the_loop() -> None:
     told: list[dict[str, Any]] = []
     with pytest.raises(StudyFailed, match="no"):
-        looped([ReviewPlan(), Done()], told, fails=True).run()
+        looped([Post(kind=Kind.ACCEPTANCE), Done()], told, fails=True).run()
     assert [row["event"] for row in told] == ["step_started"]
 
 

@@ -7,26 +7,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
-
-from pydantic import BaseModel
 
 from lada_clients.reports.audit.report_document import (
     DecisionTaken,
-    KeyRenewal,
     OpenedSum,
     PrivacyReport,
     PurposeSpending,
     Release,
-    Restart,
     SiteReport,
     StudySpending,
     StudyTerms,
 )
-from lada_clients.reports.ledger_history import history_sentences, key_renewals
-from lada_protocol.evidence.export import ExportedStudy, ledger_file
+from lada_clients.reports.ledger_history import Restart, filled, history_sentences, key_renewals
+from lada_protocol.evidence.export import ledger_file
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
+from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.rounds.secure_aggregation import purpose_length
 from lada_protocol.wire.messages import AdmissionBody, OpenedBody, parse_body
 from lada_secure.errors import LadaError
@@ -57,7 +53,7 @@ def build_report(files: Mapping[str, bytes]) -> PrivacyReport:
     return PrivacyReport(
         good=verdict.good,
         faults=verdict.faults,
-        study=_filled(
+        study=filled(
             StudyTerms,
             study.plan,
             study.plan.privacy,
@@ -74,18 +70,8 @@ def build_report(files: Mapping[str, bytes]) -> PrivacyReport:
     )
 
 
-Part = TypeVar("Part", bound=BaseModel)
-
-
-def _filled(part: type[Part], *sources: object, **fields: object) -> Part:
-    """A part of the report; what is not given is what a source calls by the same name."""
-    for name in part.model_fields.keys() - fields.keys():
-        fields[name] = next(getattr(one, name) for one in sources if hasattr(one, name))
-    return part(**fields)
-
-
 def _site(
-    site: str, study: ExportedStudy, summary: LedgerSummary | None, faults: Sequence[str]
+    site: str, study: MessageIndex, summary: LedgerSummary | None, faults: Sequence[str]
 ) -> SiteReport:
     if summary is None:
         # The ledger itself is not whole, and nothing that it says is repeated.
@@ -103,11 +89,8 @@ def _site(
         ledger_id=summary.identity.ledger_id,
         started=summary.started,
         new_to_auditor=new,
-        restart=_filled(Restart, summary.restart) if summary.restart else None,
-        key_renewals=tuple(
-            _filled(KeyRenewal, entry, public_key=entry.new_public_key)
-            for entry in key_renewals(summary)
-        ),
+        restart=filled(Restart, summary.restart) if summary.restart else None,
+        key_renewals=key_renewals(summary),
         resumes=summary.resumes,
         history=said,
         entries=len(entries),
@@ -119,14 +102,14 @@ def _site(
         left=_left(last.total_cap, last.epsilon_after) if last else None,
         studies=_studies(entries, releases),
         decisions=tuple(
-            _filled(DecisionTaken, entry) for entry in entries if isinstance(entry, DecisionEntry)
+            filled(DecisionTaken, entry) for entry in entries if isinstance(entry, DecisionEntry)
         ),
         releases=releases,
     )
 
 
-def _is_new_to_auditor(study: ExportedStudy, site: str) -> bool:
-    admission = study.index.find(Kind.ADMISSION, sender=study.roster.auditor.id, to=site)
+def _is_new_to_auditor(study: MessageIndex, site: str) -> bool:
+    admission = study.find(Kind.ADMISSION, sender=study.auditor, to=site)
     try:
         return admission is None or parse_body(admission, AdmissionBody).known_entries == 0
     except LadaError:
@@ -146,47 +129,32 @@ def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
     study_before = {} if grant is None else dict.fromkeys(grant.studies, before)
     found: list[Release] = []
     for one in entries:
-        if isinstance(one, ReserveEntry):
-            found.append(
-                _release(
-                    one,
-                    before=before,
-                    study_before=study_before.get(one.study_id, 0.0),
-                    commit=commits.get(one.entry_hash),
-                    resumes=resumes[one.entry_hash],
-                )
+        if not isinstance(one, ReserveEntry):
+            continue
+        # The rules of a ledger allow one part only; see `check_mechanism`.
+        part, commit = event_parts(one.event)[0], commits.get(one.entry_hash)
+        found.append(
+            filled(
+                Release,
+                one,
+                round=one.round_id,
+                noise=str(one.parameters.get("noise", DISCRETE_GAUSSIAN)),
+                noise_multiplier=part.noise_multiplier,
+                sampling_probability=getattr(part, "sampling_probability", None),
+                steps=getattr(part, "steps", None),
+                parameters=dict(one.parameters),
+                epsilon_before=before,
+                # Two studies may count at different deltas; a smaller total at a larger one costs
+                # nothing.
+                cost=max(one.epsilon_after - before, 0.0),
+                study_epsilon_before=study_before.get(one.study_id, 0.0),
+                resumes=resumes[one.entry_hash],
+                output_commitment=commit and commit.output_commitment,
             )
-            before = one.epsilon_after
-            study_before[one.study_id] = one.study_epsilon_after
+        )
+        before = one.epsilon_after
+        study_before[one.study_id] = one.study_epsilon_after
     return tuple(found)
-
-
-def _release(
-    entry: ReserveEntry,
-    *,
-    before: float,
-    study_before: float,
-    commit: CommitEntry | None,
-    resumes: int,
-) -> Release:
-    # The rules of a ledger allow one part only; see `check_mechanism`.
-    part = event_parts(entry.event)[0]
-    return _filled(
-        Release,
-        entry,
-        round=entry.round_id,
-        noise=str(entry.parameters.get("noise", DISCRETE_GAUSSIAN)),
-        noise_multiplier=part.noise_multiplier,
-        sampling_probability=getattr(part, "sampling_probability", None),
-        steps=getattr(part, "steps", None),
-        parameters=dict(entry.parameters),
-        epsilon_before=before,
-        # Two studies may count at different deltas; a smaller total at a larger one costs nothing.
-        cost=max(entry.epsilon_after - before, 0.0),
-        study_epsilon_before=study_before,
-        resumes=resumes,
-        output_commitment=commit and commit.output_commitment,
-    )
 
 
 def _studies(
@@ -236,7 +204,7 @@ def _purposes(
     return tuple(found)
 
 
-def _aggregates(study: ExportedStudy) -> tuple[OpenedSum, ...]:
+def _aggregates(study: MessageIndex) -> tuple[OpenedSum, ...]:
     found: list[OpenedSum] = []
     for message in study.sent(Kind.OPENED):
         head = message.header

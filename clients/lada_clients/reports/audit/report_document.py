@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from lada_clients.reports.ledger_history import DocumentPart, KeyRenewal, Restart
 
 # 2: a release has a salted commitment in place of hash and size of its output, and no time of it.
 SCHEMA_VERSION: Final = 2
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class StudyTerms(_Part):
+class StudyTerms(DocumentPart):
     """What was agreed, from the plan that every site signed."""
 
     study_id: str
@@ -38,7 +34,7 @@ class StudyTerms(_Part):
     roster_sha256: str
 
 
-class Release(_Part):
+class Release(DocumentPart):
     """One reservation of the ledger: privacy spent, whether or not anything left afterwards.
 
     `index` is its entry in the ledger. Times are UTC. `cost` is `epsilon_after` less
@@ -77,7 +73,7 @@ class Release(_Part):
     output_commitment: str | None
 
 
-class PurposeSpending(_Part):
+class PurposeSpending(DocumentPart):
     """All releases of one purpose in one study.
 
     `cost`: by how much they raised epsilon over all studies, at the times when they were made.
@@ -93,7 +89,7 @@ class PurposeSpending(_Part):
     epsilon_alone: float
 
 
-class StudySpending(_Part):
+class StudySpending(DocumentPart):
     """One study at one site. `decision` is the latest; `left` is cap less epsilon, never below 0.
 
     Caps, epsilon and delta are null where nothing was reserved.
@@ -109,7 +105,7 @@ class StudySpending(_Part):
     purposes: tuple[PurposeSpending, ...]
 
 
-class DecisionTaken(_Part):
+class DecisionTaken(DocumentPart):
     """The site approved, refused or withdrew. `statement` is what was decided about."""
 
     index: int
@@ -121,35 +117,7 @@ class DecisionTaken(_Part):
     statement: str
 
 
-class KeyRenewal(_Part):
-    """The site's signing key was renewed by an entry that both keys signed."""
-
-    index: int
-    time: str
-    decided_by: str
-    public_key: str
-
-
-class Restart(_Part):
-    """The ledger took the place of a lost one; two people confirmed it.
-
-    `carried_epsilon`, at `target_delta`, is what the auditor knew of the lost ledger up to its
-    entry `previous_index`, and is part of every later figure. `studies` had spent it.
-    """
-
-    ledger_id: str
-    previous_ledger_id: str
-    previous_index: int
-    carried_epsilon: float
-    target_delta: float
-    studies: tuple[str, ...]
-    requested_by: str
-    auditor: str
-    granted_by: str
-    time: str
-
-
-class SiteReport(_Part):
+class SiteReport(DocumentPart):
     """One site's ledger. `verified` is false where it has a fault; then it may hold no figures.
 
     `started` is the time of its first entry. `new_to_auditor` says that the auditor had seen
@@ -179,7 +147,7 @@ class SiteReport(_Part):
     releases: tuple[Release, ...] = ()
 
 
-class OpenedSum(_Part):
+class OpenedSum(DocumentPart):
     """One sum that was opened: over how many sites, and how many numbers it holds."""
 
     round: int
@@ -190,7 +158,7 @@ class OpenedSum(_Part):
     values: int
 
 
-class PrivacyReport(_Part):
+class PrivacyReport(DocumentPart):
     """`privacy-report.json`. `study` is null where the export could not be read."""
 
     schema_version: Literal[2] = SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""`privacy-report.html`: one self-contained page made from a `PrivacyReport`, in plain words.
+"""A privacy report as files: a self-contained page in plain words, and a document for programs.
 
 The words, for readers of contracts rather than of code, stand in `report_page.html.j2`.
 """
@@ -8,15 +8,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
+from typing import Final
 
 from markupsafe import Markup
 
 from lada_clients.reports import charts
 from lada_clients.reports.audit.report_document import PrivacyReport, Release, SiteReport
 from lada_clients.reports.web_page import render
+from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.times import parse_time
+from lada_secure.storage.whole_files import write_atomically
 
+PAGE_FILE: Final = "privacy-report.html"
+DOCUMENT_FILE: Final = "privacy-report.json"
 _SPANS = ((180.0, 1.0, "seconds"), (10_800.0, 60.0, "minutes"), (259_200.0, 3600.0, "hours"))
+
+
+def check_out(out: Path, root: Path) -> None:
+    """Refuse a place for the report that would spoil the evidence, before anything is computed.
+
+    Args: root: the export folder. Raises: ParameterError: `out` is a file or inside the export.
+    """
+    if out.exists() and not out.is_dir():
+        raise ParameterError(f"--out: expected a folder, {out} is a file")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise ParameterError(
+            f"--out: {out} is inside the exported evidence, where every file must be one that "
+            "signed messages speak of; choose another folder"
+        )
+
+
+def write_report(report: PrivacyReport, out: Path) -> tuple[Path, Path]:
+    """Write page and document. Returns: their paths. Raises: TransportError: cannot be written."""
+    page, document = out / PAGE_FILE, out / DOCUMENT_FILE
+    write_atomically(document, (report.model_dump_json(indent=1) + "\n").encode("utf-8"))
+    write_atomically(page, privacy_page(report).encode("utf-8"))
+    return page, document
 
 
 def privacy_page(report: PrivacyReport) -> str:

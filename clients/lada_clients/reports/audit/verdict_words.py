@@ -16,19 +16,13 @@ def verdict_json(found: JointVerdict) -> dict[str, Any]:
 
     Of a single export, its own fields stand on top as well.
     """
-    exports = [{"folder": name, **_export(one)} for name, one in found.verdicts.items()]
-    several = len(exports) > 1
-    alone = {} if several else {key: one for key, one in exports[0].items() if key != "folder"}
-    faults = [
-        f"{name}: {fault}" if several else fault
-        for name, one in found.verdicts.items()
-        for fault in one.faults
-    ]
+    exports = {name: _export(one) for name, one in found.verdicts.items()}
+    alone = next(iter(exports.values())) if len(exports) == 1 else {}
     return {
         **alone,
         "good": found.good,
-        "faults": [*faults, *found.faults],
-        "exports": exports,
+        "faults": _faults(found),
+        "exports": [{"folder": name, **one} for name, one in exports.items()],
         "populations": [_population(one) for one in found.populations],
     }
 
@@ -44,8 +38,8 @@ def _export(verdict: Verdict) -> dict[str, Any]:
 
 def _population(ledger: PopulationLedger) -> dict[str, Any]:
     return {
-        "site": ledger.site,
-        "population": ledger.population,
+        "site": ledger.summary.identity.site,
+        "population": ledger.summary.identity.population,
         **_cost(ledger.summary),
         "studies": [study.study_id for study in ledger.summary.studies],
         "exports": list(ledger.exports),
@@ -60,28 +54,36 @@ def _cost(summary: LedgerSummary) -> dict[str, Any]:
 
 def verdict_lines(found: JointVerdict) -> Iterator[str]:
     """The same, line by line; faults come first."""
-    several = len(found.verdicts) > 1
-    for name, verdict in found.verdicts.items():
-        where = f"{name}: " if several else ""
-        yield from (f"WRONG  {where}{fault}" for fault in verdict.faults)
-    yield from (f"WRONG  {fault}" for fault in found.faults)
+    faults = _faults(found)
+    yield from (f"WRONG  {fault}" for fault in faults)
     for one in found.populations:
-        summary = one.summary
+        summary, identity = one.summary, one.summary.identity
         yield (
-            f"ledger {one.site}, population {one.population}: epsilon {summary.epsilon:.4f} "
-            f"(RDP {summary.epsilon_rdp:.4f}) at delta {summary.target_delta}, "
+            f"ledger {identity.site}, population {identity.population}: "
+            f"epsilon {summary.epsilon:.4f} (RDP {summary.epsilon_rdp:.4f}) "
+            f"at delta {summary.target_delta}, "
             f"{summary.reservations} releases in {len(summary.studies)} studies"
         )
         yield from (f"  {sentence}" for sentence in history_sentences(summary))
-    for name, verdict in found.verdicts.items():
-        where = f"{name}: " if several else ""
+    for where, verdict in _prefixed(found):
         yield (
             f"{where}{verdict.messages} messages, {verdict.openings} openings, {verdict.rounds} "
             f"rounds of study {verdict.study_id or '?'}: {_outcome(verdict)}"
         )
-    if several:
-        faults = len(found.faults) + sum(len(one.faults) for one in found.verdicts.values())
-        yield f"{len(found.verdicts)} studies: " + (f"{faults} faults" if faults else "all good")
+    if len(found.verdicts) > 1:
+        outcome = f"{len(faults)} faults" if faults else "all good"
+        yield f"{len(found.verdicts)} studies: {outcome}"
+
+
+def _prefixed(found: JointVerdict) -> list[tuple[str, Verdict]]:
+    """Every export's verdict after its name; a single one needs no name."""
+    several = len(found.verdicts) > 1
+    return [(f"{name}: " if several else "", one) for name, one in found.verdicts.items()]
+
+
+def _faults(found: JointVerdict) -> list[str]:
+    own = [f"{where}{fault}" for where, one in _prefixed(found) for fault in one.faults]
+    return [*own, *found.faults]
 
 
 def _outcome(verdict: Verdict) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lada_secure.cli import JsonFlag
+from lada_secure.cli import JsonFlag, answer
 
 app = typer.Typer(
     help="Which pool cells a site was given, why, and what each brought.",
@@ -46,14 +45,12 @@ def explain(
     """
     from rich.console import Console
 
-    from lada_clients.site.explain.folder import read_rounds, site_study
-    from lada_clients.site.explain.words import facts_of, table_of
+    from lada_clients.site.explain.allocation import facts_of, read_rounds, site_study, table_of
 
     name, folder = site_study(run, site, study)
     rounds = read_rounds(folder, round_id)
     if as_json:
-        facts = [facts_of(told) for told in rounds]
-        typer.echo(json.dumps({"site": name, "rounds": facts}, sort_keys=True))
+        answer({"site": name, "rounds": [facts_of(told) for told in rounds]}, (), as_json=True)
         return
     for told in rounds:
         Console().print(table_of(name, told))

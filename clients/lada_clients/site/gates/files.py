@@ -4,20 +4,34 @@ A record that stops a release tells that it is there, and every restart would pa
 faults of the files are found here, at once and before anything is promised or spent. This is the
 one place that reads records without a reservation: nothing of it leaves, and its messages name
 files and lines on the site's own screen, never what a record says.
+
+A file that changes while a study runs would make its releases about two different data sets, and
+the gate has not seen the second one. `RecordFiles` notices; what is noted never leaves the site.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_secure.canonical import canonical_json
 from lada_secure.data.record_faults import Fault, lines_text, refuse
 from lada_secure.data.records import RecordFile, inspect_records
+from lada_secure.errors import LadaError, ParameterError
 from lada_secure.privacy.release.units import Unit, bound_units, canonical_unit, unit_faults
+from lada_secure.storage.whole_files import write_atomically
 
 logger = logging.getLogger(__name__)
+
+NOTE_FILE: Final = "record-files.json"
+_DOMAIN: Final = b"lada/2/record-file/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +92,81 @@ def _warn_of_overlap(records: RecordFile, held_out: RecordFile) -> None:
                 what,
                 lines_text(lines),
             )
+
+
+class RecordsChanged(LadaError):
+    """A private file is not the one that was read before; nothing was reserved or sent."""
+
+    code = "records_changed"
+
+
+def file_digests(settings: SiteSettings) -> dict[str, str]:
+    """SHA-256 of each private file, by the name of its setting. Raises: ParameterError."""
+    found: dict[str, str] = {}
+    for name in ("records", "held_out"):
+        path = getattr(settings, name)
+        if path is not None:
+            # A pipe would be waited for without a word, and could be read only once.
+            if path.exists() and not path.is_file():
+                raise ParameterError(f"{name}: {path} is no regular file; name a file of records")
+            try:
+                with path.open("rb") as file:
+                    found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ParameterError(f"{name}: cannot read {path}: {error.strerror}") from error
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordFiles:
+    """The private files during one study.
+
+    Args:
+        digests: of the files, taken before they were read for the gate.
+        folder: the study's; it gets a note. key: secret, the site's own: a bare hash of few
+            records could be confirmed by whoever guesses them and sees the note.
+    """
+
+    settings: SiteSettings
+    digests: Mapping[str, str]
+    folder: Path
+    key: bytes
+
+    def keep(self) -> None:
+        """Note the files that the gate has read, before the plan is accepted.
+
+        Raises: RecordsChanged: they changed since then.
+        """
+        self._compare(self.digests, file_digests(self.settings), since="this process started")
+        note = canonical_json(self._keyed(self.digests))
+        write_atomically(self.folder / NOTE_FILE, note, mode=0o600)
+
+    def check(self) -> None:
+        """Check that no file has changed since the plan was accepted.
+
+        Raises: RecordsChanged. ParameterError: a file or the note cannot be read.
+        """
+        note = self.folder / NOTE_FILE
+        try:
+            kept = json.loads(note.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ParameterError(
+                f"cannot read {note}, the note of the private files that this study began with "
+                f"({error}); put the study's folder back from its backup"
+            ) from error
+        self._compare(kept, self._keyed(file_digests(self.settings)), since="this study began")
+
+    def _compare(self, before: Mapping[str, str], now: Mapping[str, str], *, since: str) -> None:
+        for name in sorted(set(before) | set(now)):
+            if before.get(name) != now.get(name):
+                raise RecordsChanged(
+                    f"{name}: {getattr(self.settings, name, None)} has changed since {since}. "
+                    "Nothing more was reserved or sent. Put the file back and start "
+                    "again; or leave the study with `lada site withdraw`"
+                )
+
+    def _keyed(self, digests: Mapping[str, str]) -> dict[str, str]:
+        return {
+            name: hmac.new(self.key, _DOMAIN + digest.encode("ascii"), hashlib.sha256).hexdigest()
+            for name, digest in digests.items()
+        }

@@ -44,7 +44,7 @@ def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy)
 
 def _size_faults(learner: SiteLearner) -> Iterator[str]:
     """Sizes of the plan against this site's settings and model; no record is looked at."""
-    plan, most = learner.plan, learner.model.room
+    plan, most = learner.plan, learner.context.lm.room
     batch_size, bound = learner.context.execution.batch_size, plan.privacy.max_records_per_unit
     if bound > batch_size:
         yield (
@@ -65,13 +65,13 @@ def _call_once(learner: SiteLearner) -> None:
     """
     trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
     trainer.torch_device()
-    probe_model(learner.model, what="the model")
-    probe_engine(learner.model, trainer.engine)
+    probe_model(learner.context.lm, what="the model")
+    probe_engine(learner.context.lm, trainer.engine)
 
 
 def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str, Fault]]:
     """Texts that training or evaluation would have to cut, at the plan's lengths."""
-    plan, lm, own, held_out = learner.plan, learner.model, files.records, files.held_out
+    plan, lm, own, held_out = learner.plan, learner.context.lm, files.records, files.held_out
     new_tokens = plan.paths.max_new_tokens
     reasons = new_tokens if plan.guide is not None and plan.guide.own_reasons else 0
     # File, line, text, and how many tokens the model writes after it.

@@ -103,11 +103,9 @@ def read_budget(settings_path: Path) -> SiteBudget:
             "first decides about a study"
         )
     with open_ledger_reader(path) as ledger:
-        entries, lines = ledger.entries(), ledger.export_lines()
-        key = ledger.public_key
-    # A policy may have been tightened since; the ledger is held to the caps that it recorded.
-    summary = verify_ledger(entries, public_key=key, caps=None)
-    return SiteBudget(summary=summary, policy=policy, lines=lines)
+        # A policy may have been tightened since; the ledger is held to the caps it recorded.
+        summary = verify_ledger(ledger.entries(), public_key=ledger.public_key, caps=None)
+        return SiteBudget(summary=summary, policy=policy, lines=ledger.export_lines())
 
 
 def export_ledger(budget: SiteBudget, out: Path) -> None:

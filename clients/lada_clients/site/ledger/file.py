@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from lada_clients.site.ledger.database import Connect, own_errors
 from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger.book import DataNote, KeptOutput
+from lada_secure.privacy.ledger.book import KeptOutput
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity, parse_entry
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.times import parse_time
@@ -52,10 +53,6 @@ def _stored_bytes(value: object, where: str) -> bytes:
     if not isinstance(value, bytes):
         raise LedgerError(f"{where}: expected stored bytes, got {type(value).__name__}")
     return value
-
-
-def _stored_entry(value: object, where: str) -> LedgerEntry:
-    return parse_entry(_stored_bytes(value, where), where=where)
 
 
 def has_tables(connection: sqlite3.Connection) -> bool:
@@ -111,6 +108,13 @@ def stored_identity(connection: sqlite3.Connection, path: Path) -> LedgerIdentit
         raise LedgerError(f"ledger {path}: {error}") from error
 
 
+class DataNote(NamedTuple):
+    """The fingerprint of the data set (`units.population_fingerprint`) that a study began with."""
+
+    study_id: str
+    fingerprint: str
+
+
 class SqliteTransaction:
     """One database transaction, as a `LedgerTransaction`."""
 
@@ -125,10 +129,6 @@ class SqliteTransaction:
             return None
         payload, salt = (_stored_bytes(kept, f"output of {reserve_hash[:12]}...") for kept in row)
         return KeptOutput(payload=payload, salt=salt)
-
-    def entries(self) -> tuple[LedgerEntry, ...]:
-        rows = self._execute("SELECT number, line FROM entries ORDER BY number")
-        return tuple(_stored_entry(line, f"entry {number}") for number, line in rows)
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         self.replay.append(entry)
@@ -151,14 +151,17 @@ class SqliteTransaction:
             raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
         return text
 
-    @property
-    def data_notes(self) -> list[DataNote]:
-        rows = self._execute("SELECT study_id, fingerprint FROM data_notes ORDER BY number")
-        return [DataNote(study_id=study_id, fingerprint=found) for study_id, found in rows]
-
-    def add_data_note(self, note: DataNote) -> None:
-        statement = "INSERT INTO data_notes (study_id, fingerprint) VALUES (?, ?)"
-        self._execute(statement, (note.study_id, note.fingerprint))
+    def note_data(self, note: DataNote) -> DataNote | None:
+        """Keep a study's first note; the newest note that was made before it, if there is one."""
+        self._execute(
+            "INSERT OR IGNORE INTO data_notes (study_id, fingerprint) VALUES (?, ?)", note
+        )
+        row = self._execute(
+            "SELECT study_id, fingerprint FROM data_notes WHERE number < "
+            "(SELECT number FROM data_notes WHERE study_id = ?) ORDER BY number DESC LIMIT 1",
+            (note.study_id,),
+        ).fetchone()
+        return DataNote(*row) if row else None
 
 
 class LedgerFile:
@@ -238,10 +241,11 @@ class LedgerFile:
         self._replay = None
         query = "SELECT number, entry_hash, line FROM entries WHERE number >= ? ORDER BY number"
         for number, entry_hash, line in connection.execute(query, (replay.length,)):
-            entry = _stored_entry(line, f"ledger {self.path}: entry {number}")
+            where = f"ledger {self.path}: entry {number}"
+            entry = parse_entry(_stored_bytes(line, where), where=where)
             replay.append(entry)
             if (number, entry_hash) != (entry.index, replay.head().entry_hash):
-                raise LedgerError(f"ledger {self.path}: entry {number}: stored as another one")
+                raise LedgerError(f"{where}: stored as another one")
         if not replay.length:
             raise LedgerError(f"ledger {self.path}: all its entries are gone; restore a backup")
         self._replay = replay

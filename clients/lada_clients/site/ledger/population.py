@@ -17,12 +17,7 @@ from lada_clients.site.gates.policy import study_caps
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader, restart_ledger
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.kinds import Kind
-from lada_protocol.party_files import (
-    load_credentials,
-    load_signing_key,
-    read_passphrase,
-    read_roster,
-)
+from lada_protocol.party_files import load_signing_key, read_roster
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
@@ -33,6 +28,7 @@ from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, Restar
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
 from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.storage.state_folder import held_state_folder
+from lada_secure.storage.whole_files import read_file
 
 LOG = logging.getLogger(__name__)
 
@@ -150,9 +146,8 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
     path = ledger_path(settings, policy)
     if not path.exists():
         raise ParameterError(f"no ledger of population {policy.population} at {path}")
-    passphrase = read_passphrase(settings.passphrase_file)
-    new = load_credentials(settings.identity, expected_id=settings.party, passphrase=passphrase)
-    old = load_signing_key(old_identity, passphrase=passphrase)
+    new = settings.credentials()
+    old = load_signing_key(old_identity, passphrase=settings.passphrase)
     with (
         held_state_folder(settings.state_dir, party=settings.party, role="site"),
         SqliteLedger(
@@ -189,10 +184,7 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
             "one that is lost for good. If this file is damaged or older than what the auditor "
             "has seen, and there is no newer copy, move it away first and keep it"
         )
-    try:
-        grant = parse_grant(grant_file.read_bytes())
-    except OSError as error:
-        raise ParameterError(f"cannot read {grant_file}: {error.strerror}") from error
+    grant = parse_grant(read_file(grant_file))
     for what, found, expected in (
         ("site", grant.site, settings.party),
         ("population", grant.population, policy.population),
@@ -204,17 +196,13 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
                 "auditor for a grant of your own. Nothing was written"
             )
     roster = read_roster(settings.roster, pinned=policy.roster_sha256)
-    credentials = load_credentials(
-        settings.identity,
-        expected_id=settings.party,
-        passphrase=read_passphrase(settings.passphrase_file),
-    )
+    signing_key = settings.credentials().signing_key
     with held_state_folder(settings.state_dir, party=settings.party, role="site"):
         restart_ledger(
             path,
             grant=grant,
             auditor_key=bytes.fromhex(roster.auditor.signing_key),
-            signing_key=credentials.signing_key,
+            signing_key=signing_key,
             clock=_now,
             time_step_s=LEDGER_TIME_STEP_S,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
@@ -20,6 +19,7 @@ from lada_clients.site.ledger.database import (
     readable,
 )
 from lada_clients.site.ledger.file import (
+    DataNote,
     LedgerFile,
     SqliteTransaction,
     create_tables,
@@ -27,7 +27,7 @@ from lada_clients.site.ledger.file import (
     stored_identity,
 )
 from lada_secure.errors import LedgerError
-from lada_secure.privacy.accounting.fields import public_hex
+from lada_secure.privacy.accounting.fields import check_hash, check_name, public_hex
 from lada_secure.privacy.ledger.book import LedgerBook, ReadLedger, begin_ledger
 from lada_secure.privacy.ledger.carried_budget import granted_identity
 from lada_secure.privacy.ledger.entries import LedgerIdentity
@@ -54,18 +54,25 @@ def _check_last_epsilon(replay: LedgerReplay, path: Path) -> None:
         )
 
 
-def _begin_file(
-    connection: sqlite3.Connection,
-    path: Path,
+def _found_or_begun(
+    file: LedgerFile,
+    new: LedgerIdentity,
     *,
-    identity: LedgerIdentity,
     signing_key: Ed25519PrivateKey,
     clock: LedgerClock,
     grant: RestartGrant | None,
-) -> None:
-    create_tables(connection, identity, path)
-    transaction = SqliteTransaction(connection, LedgerReplay(identity))
-    begin_ledger(transaction, signing_key=signing_key, clock=clock, grant=grant)
+) -> LedgerIdentity | None:
+    """Whose ledger is in the file; None where there was none and `new` was begun."""
+    # Looked at again with the lock held: another process may have been quicker.
+    for begin in (READ, WRITE):
+        with file.transaction(begin) as connection:
+            if has_tables(connection):
+                return stored_identity(connection, file.path)
+            if begin == WRITE:
+                create_tables(connection, new, file.path)
+                transaction = SqliteTransaction(connection, LedgerReplay(new))
+                begin_ledger(transaction, signing_key=signing_key, clock=clock, grant=grant)
+    return None
 
 
 class SqliteLedger(LedgerBook):
@@ -111,32 +118,19 @@ class SqliteLedger(LedgerBook):
         create_private(path)
         self._file = LedgerFile(path, partial(connect_to_write, path))
         try:
-            self.identity = self._found_or_begun(path, new)
-            self.started_now = self.identity == new
+            found = _found_or_begun(
+                self._file, new, signing_key=signing_key, clock=self._clock, grant=None
+            )
+            if found is not None:
+                _check_own(found, new, path)
+                self.identity = found
+            self.started_now = found is None
             with self._reading() as ledger:
                 ledger.replay.require_key(public_hex(signing_key))
                 _check_last_epsilon(ledger.replay, path)
         except BaseException:
             self.close()
             raise
-
-    def _found_or_begun(self, path: Path, new: LedgerIdentity) -> LedgerIdentity:
-        """The identity of the ledger in the file, which is `new` where there was none."""
-        # Looked at again with the lock held: another process may have been quicker.
-        for begin in (READ, WRITE):
-            with self._file.transaction(begin) as connection:
-                if has_tables(connection):
-                    return _own_identity(connection, path, new)
-                if begin == WRITE:
-                    _begin_file(
-                        connection,
-                        path,
-                        identity=new,
-                        signing_key=self._signing_key,
-                        clock=self._clock,
-                        grant=None,
-                    )
-        return new
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +142,19 @@ class SqliteLedger(LedgerBook):
         """Close the file. Every completed call is on disk already."""
         self._file.close()
 
+    def note_data(self, study_id: str, fingerprint: str) -> DataNote | None:
+        """Note the data set that a study begins with; a study's first note stays.
+
+        Notes never leave the site: they stand in no entry and no export.
+
+        Args: fingerprint: `units.population_fingerprint`, 64 hex digits, always by the same key.
+        Returns: the note of the newest study that began before this one; None for the first.
+        """
+        check_name("study_id", study_id)
+        check_hash("fingerprint", fingerprint)
+        with self._transaction() as ledger:
+            return ledger.note_data(DataNote(study_id, fingerprint))
+
     def _transaction(self) -> AbstractContextManager[SqliteTransaction]:
         return self._file.opened(WRITE, self.identity)
 
@@ -155,18 +162,14 @@ class SqliteLedger(LedgerBook):
         return self._file.opened(READ, self.identity)
 
 
-def _own_identity(
-    connection: sqlite3.Connection, path: Path, expected: LedgerIdentity
-) -> LedgerIdentity:
+def _check_own(found: LedgerIdentity, expected: LedgerIdentity, path: Path) -> None:
     """Raises: LedgerError: the file is of another site or population."""
-    found = stored_identity(connection, path)
     for name in ("site", "population"):
         if getattr(found, name) != getattr(expected, name):
             raise LedgerError(
                 f"ledger {path}: it is of another {name}: expected {getattr(expected, name)!r}, "
                 f"it says {getattr(found, name)!r}. Nothing was written; open the right file"
             )
-    return found
 
 
 def restart_ledger(
@@ -191,20 +194,15 @@ def restart_ledger(
     """
     identity = granted_identity(grant, auditor_key=auditor_key)
     create_private(path)
-    file = LedgerFile(path, partial(connect_to_write, path))
-    with closing(file), file.transaction(WRITE) as connection:
-        if has_tables(connection):
-            raise LedgerError(
-                f"ledger {path}: there is a ledger in this file already. Nothing was written; "
-                "move the file away if it is the one that is lost"
-            )
-        _begin_file(
-            connection,
-            path,
-            identity=identity,
-            signing_key=signing_key,
-            clock=LedgerClock(read=clock, time_step_s=time_step_s),
-            grant=grant,
+    with closing(LedgerFile(path, partial(connect_to_write, path))) as file:
+        ledger_clock = LedgerClock(read=clock, time_step_s=time_step_s)
+        found = _found_or_begun(
+            file, identity, signing_key=signing_key, clock=ledger_clock, grant=grant
+        )
+    if found is not None:
+        raise LedgerError(
+            f"ledger {path}: there is a ledger in this file already. Nothing was written; "
+            "move the file away if it is the one that is lost"
         )
 
 

@@ -93,18 +93,18 @@ def shipped():
 def test_the_shipped_trainer_is_not_flagged(shipped) -> None:
     result, _ = shipped
     assert not result.flagged
-    assert result.bound <= result.epsilon < result.reach
+    assert result.bound <= result.epsilon < result.largest_bound
     assert result.noise_seen == pytest.approx(2.0, rel=0.05)
     # An attack that is no better than a coin would find nothing anywhere: by chance 413 of 700
     # are right with probability ALPHA. The simulated attack gets 477 +- 15.
-    assert result.counts.correct > 413
+    assert result.correct > 413
 
 
 def test_the_weak_attack_does_not_flag_the_shipped_trainer_either() -> None:
     result = audit("adapters")
     assert not result.flagged
     assert result.noise_seen is None
-    assert result.counts.guesses == GUESSES
+    assert result.guesses == GUESSES
 
 
 def test_noise_eight_times_too_small_is_flagged(monkeypatch) -> None:
@@ -126,7 +126,7 @@ def test_units_that_are_not_clipped_are_flagged(monkeypatch) -> None:
 
 def test_the_ledgers_side_is_the_accountants_epsilon_of_all_steps_of_all_rounds(shipped) -> None:
     result, _ = shipped
-    assert result.steps.count == 12
+    assert result.steps == 12
     assert result.epsilon == pytest.approx(epsilon([PRIVACY.event(12)], target_delta=DELTA))
     assert result.engine == "fused"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from federation_world import SITE, Federation, backup_of, forged, granted
 from protocol_world import NOW, make_cast, make_ledger
-from simulated_parties import FOUR, Outgoing, World, exported
+from simulated_parties import FOUR, Outgoing, World, exported, owes
 
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import check_ledger_claim
-from lada_protocol.rounds.tasks import AdmitSite, CheckLedger, Done, GiveUp, ReviewPlan, Wait
+from lada_protocol.rounds.tasks import Done, GiveUp, Post, Wait
 from lada_protocol.wire.messages import AcceptanceBody, AdmissionBody, FaultBody, parse_body
 from lada_secure.errors import PeerError
 from lada_secure.privacy.ledger.entries import ReserveEntry
@@ -179,7 +179,7 @@ def test_a_grant_is_no_second_budget_once_the_lost_ledger_went_on(federation: Fe
 def test_without_the_auditor_s_grant_a_restart_is_another_ledger(federation: Federation) -> None:
     world = federation.study()
     grant, federation.books[SITE] = granted(federation, world)
-    (world.auditor.ledgers.grants.folder / f"{grant.ledger_id}.json").unlink()
+    (world.auditor.state_dir / "grants" / f"{grant.ledger_id}.json").unlink()
     assert _refused(federation.finished()).code == "other_ledger"
 
 
@@ -199,15 +199,15 @@ def test_nobody_spends_before_the_admission_and_the_coordinator_waits_for_it(
     federation = Federation(folder=tmp_path)
     world = federation.study()
     for site in world.sites.values():
-        assert isinstance(site.step(), ReviewPlan)
+        assert owes(site.step(), Kind.ACCEPTANCE)
         task = site.step()
         assert isinstance(task, Wait)
         assert (task.awaited, task.parties) == ("the admission", ("auditor",))
         assert not any(isinstance(one, ReserveEntry) for one in site.book.entries())
     world.auditor_step()
     world.auditor_step()
-    assert world.auditor_step() == CheckLedger(site=SITE, round_id=0, purpose="")
-    assert isinstance(world.auditor_step(), AdmitSite)
+    assert world.auditor_step() == Post(kind=Kind.RECEIPT, to=SITE)
+    assert owes(world.auditor_step(), Kind.ADMISSION)
     task = world.coordinator.next()
     assert isinstance(task, Wait)
     assert (task.awaited, task.parties) == ("admissions", ("auditor",))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, RestartGrants
+from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies
 from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Role
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody
@@ -63,7 +63,7 @@ LAST = len(ENTRIES) - 1
 
 
 def _copies(folder: Path) -> LedgerCopies:
-    return LedgerCopies(folder=folder, grants=RestartGrants(folder=folder / "grants"))
+    return LedgerCopies(state_dir=folder)
 
 
 def _claim(entries: tuple[LedgerEntry, ...] = ENTRIES) -> AcceptanceBody:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lada_clients.ca import authority
 from lada_clients.ca.commands import app
-from lada_clients.ca.folder import write_new_files
+from lada_clients.ca.enrolment import write_new_files
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Role

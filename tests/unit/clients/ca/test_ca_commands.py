@@ -12,9 +12,12 @@ from typer.testing import CliRunner
 from lada_clients.ca import authority, enrolment
 from lada_clients.ca.commands import app
 from lada_clients.site.commands import app as site_app
-from lada_protocol.identity.certificates import PartyName, certificate_fingerprint
+from lada_protocol.identity.certificates import (
+    PartyName,
+    certificate_fingerprint,
+    parse_revocations,
+)
 from lada_protocol.identity.credentials import Passphrase, parse_passphrase
-from lada_protocol.identity.revocation import parse_revocations
 from lada_protocol.kinds import Role
 from lada_protocol.party_files import load_credentials, read_passphrase
 from lada_secure.errors import ParameterError

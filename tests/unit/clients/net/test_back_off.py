@@ -2,13 +2,14 @@
 
 import pytest
 
-from lada_clients.net.back_off import (
+from lada_clients.net.connection import (
     FIRST_PAUSE_S,
     HANG_UPS_BELIEVED_AFTER_S,
     MAX_HANG_UPS,
     BackOff,
+    HungUp,
+    NotNow,
 )
-from lada_clients.net.connection import HungUp, NotNow
 from lada_secure.errors import TransportError
 
 

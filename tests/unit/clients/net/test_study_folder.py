@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from protocol_world import Cast, MemoryBoard, make_cast, make_participant, make_plan, signed
 
-from lada_clients.auditor.export import check_export_folder
+from lada_clients.auditor.runner import check_export_folder
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import find_study_folder
 from lada_protocol.kinds import Kind

@@ -16,11 +16,10 @@ from simulated_parties import make_world
 from typer.testing import CliRunner
 
 from lada_clients.audit.commands import app
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_clients.reports.audit.report import build_report
 from lada_clients.reports.audit.report_document import PrivacyReport
-from lada_clients.reports.audit.report_files import DOCUMENT_FILE, PAGE_FILE
-from lada_clients.reports.audit.report_page import privacy_page
+from lada_clients.reports.audit.report_page import DOCUMENT_FILE, PAGE_FILE, privacy_page
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.privacy.accounting.accountant import epsilon

@@ -13,10 +13,8 @@ from lada_clients.reports.charts import (
     NARROW,
     SERIES,
     WIDE,
-    Bar,
     Series,
     line_plot,
-    stacked_bars,
 )
 
 
@@ -41,31 +39,18 @@ def lines(count: int = 2, *, width: float = WIDE, stairs: bool = True) -> str:
     )
 
 
-def bars(count: int = 2) -> str:
-    parts = [Bar(series=index, value=1.5, tooltip=f"step {index}") for index in range(count)]
-    return stacked_bars(
-        {"site-a": parts, "idle": []},
-        text=lambda value: f"{value:g} s",
-        label="seconds",
-        title="Seconds",
-        description="Bars.",
-    )
-
-
 def texts(svg: str) -> list[str]:
     return [one.text or "" for one in ElementTree.fromstring(svg).iter("text")]  # noqa: S314
 
 
-@pytest.mark.parametrize("draw", [lines, bars])
-def test_a_drawing_has_the_same_bytes_again_and_loads_nothing(draw) -> None:
-    svg = draw()
-    assert svg == draw()
+def test_a_drawing_has_the_same_bytes_again_and_loads_nothing() -> None:
+    svg = lines()
+    assert svg == lines()
     assert re.search(r"://|url\(|href|<use|<script|font-family| id=", svg) is None
 
 
-@pytest.mark.parametrize("draw", [lines, bars])
-def test_every_colour_is_a_variable_of_the_page(draw) -> None:
-    svg = draw(12)
+def test_every_colour_is_a_variable_of_the_page() -> None:
+    svg = lines(12)
     assert re.search(r"#[0-9a-fA-F]{3,6}|rgb\(", svg) is None
     assert svg.count("<text") == len(re.findall(r"<text[^>]*fill: var\(", svg))
     used = set(re.findall(r"var\(--([a-z0-9-]+)\)", svg))
@@ -110,13 +95,6 @@ def test_a_point_outside_of_the_plot_widens_it() -> None:
     )
     assert "<title>before</title>" in svg
     assert "<title>after</title>" in svg
-
-
-def test_a_bar_says_its_total_and_every_part_its_name() -> None:
-    svg = bars(3)
-    tips = [one.text for one in ElementTree.fromstring(svg).iter("title")]  # noqa: S314
-    assert tips[1:] == ["step 0", "step 1", "step 2"]
-    assert {"site-a", "idle", "4.5 s", "0 s", "seconds"} <= set(texts(svg))
 
 
 def test_a_plot_without_lines_is_an_empty_plot() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from lada_clients.site.explain.allocation import read_rounds, site_study
 from lada_clients.site.explain.commands import app
-from lada_clients.site.explain.folder import read_rounds, site_study
 from lada_secure.errors import ParameterError
 
 
@@ -91,7 +91,7 @@ def test_of_two_studies_one_is_named(run: Path) -> None:
         ("", "site-c", "has site-a, site-b"),
         ("nowhere", None, "no such folder"),
         ("site-b", None, "no run and no site"),
-        ("site-a", "site-b", "is the folder of site-a alone"),
+        ("site-a", "site-b", "--site site-b: .* has site-a"),
     ],
 )
 def test_what_is_no_run_is_refused(run: Path, folder: str, site: str | None, message: str) -> None:

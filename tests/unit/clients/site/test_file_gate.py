@@ -13,15 +13,16 @@ import pytest
 import tomli_w
 import torch
 from method_doubles import ledger
+from rich.console import Console
 from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
-from lada_clients.site.gates.files import SiteFiles, check_files
+from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
 from lada_clients.site.gates.model import check_with_model
-from lada_clients.site.gates.record_files import RecordFiles, file_digests
 from lada_clients.site.service import Site
 from lada_clients.site.settings import RecordRules, UnitRules
+from lada_clients.site.training_display import TrainingDisplay
 from lada_secure.cli import main
 from lada_secure.data.records import Record, write_json_lines
 from lada_secure.errors import ParameterError
@@ -290,17 +291,17 @@ def test_all_faults_of_a_plan_are_told_at_once() -> None:
 def test_a_model_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
     learner = site_learner(tmp_path, GOOD)
     with torch.no_grad():
-        next(learner.model.model.parameters()).fill_(float("nan"))
+        next(learner.context.lm.model.parameters()).fill_(float("nan"))
     with pytest.raises(ParameterError, match="its weights are broken"):
-        gate(tmp_path, model=learner.model)
+        gate(tmp_path, model=learner.context.lm)
 
     def broken(*_args: object, **_options: object) -> None:
         raise AttributeError("no such layer")
 
     learner = site_learner(tmp_path, GOOD)
-    learner.model.model.forward = broken
+    learner.context.lm.model.forward = broken
     with pytest.raises(ParameterError, match=r"cannot be called: AttributeError: no such layer"):
-        gate(tmp_path, model=learner.model)
+        gate(tmp_path, model=learner.context.lm)
 
 
 def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
@@ -347,6 +348,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
             now=lambda: None,  # type: ignore[arg-type, return-value]
+            display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
             _learner=learner,
         )
 

@@ -23,8 +23,10 @@ from trainer_doubles import grid_sum, opened_trainer, small_model
 from lada_clients.site.gates.files import SiteFiles
 from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.allocation.measurement import measured_gains, measured_statistics
-from lada_secure.allocation.valuation_gains import ValuationParameters
+from lada_secure.allocation.measurement import measured_gains, measured_records
+from lada_secure.allocation.statistics import unit_statistics
+from lada_secure.allocation.statistics_parameters import StatisticsParameters
+from lada_secure.allocation.valuation_gains import ValuationParameters, unit_gains
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer
 from lada_secure.method.mechanisms import privacy_parameters
@@ -161,27 +163,23 @@ CLUSTERS = fit_clusters(HashedNgramEmbedder().embed([one.question for one in ORD
 
 
 def exact_statistics(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
-    return measured_statistics(
-        lm,
-        units,
-        clusters=CLUSTERS,
-        embedder=HashedNgramEmbedder(),
-        loss_clip=4.0,
-        scale=120,
-        batch_size=4,
-    ).vector
+    measured = measured_records(
+        lm, units, clusters=CLUSTERS, embedder=HashedNgramEmbedder(), batch_size=4
+    )
+    parameters = StatisticsParameters(
+        clusters=CLUSTERS.count, loss_clip=4.0, noise_multiplier=4.0, max_units=500, scale=120
+    )
+    return unit_statistics(measured, parameters)
 
 
 def exact_trials(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
     reference = adapter_weights(lm)
-    return measured_gains(
-        lm,
-        units,
-        {0: reference},
-        reference=reference,
-        parameters=ValuationParameters(clusters=2, gain_clip=0.5, noise_multiplier=4.0),
-        batch_size=4,
-    ).vector
+    measured = measured_gains(
+        lm, units, {0: reference}, reference=reference, clusters=2, batch_size=4
+    )
+    return unit_gains(
+        measured, ValuationParameters(clusters=2, gain_clip=0.5, noise_multiplier=4.0)
+    )
 
 
 @FEW

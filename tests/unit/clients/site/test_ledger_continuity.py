@@ -22,9 +22,8 @@ from ledger_store_world import (
     spec,
 )
 
-from lada_clients.site.ledger.store import open_ledger_reader
+from lada_clients.site.ledger.store import DataNote, open_ledger_reader
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.ledger.book import DataNote
 from lada_secure.privacy.ledger.entries import RestartEntry
 from lada_secure.privacy.ledger.verification import verify_ledger
 

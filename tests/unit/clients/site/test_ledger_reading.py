@@ -84,14 +84,12 @@ def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
 def test_a_writer_does_not_wait_for_a_reader(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     filled(path)
-    with (
-        open_ledger(path) as ledger,
-        open_ledger_reader(path) as reader,
-        reader._reading() as snapshot,
-    ):
-        before = snapshot.entries()
-        ledger.reserve(spec(9))
-        assert snapshot.entries() == before, "one look is one consistent state"
+    with open_ledger(path) as ledger, open_ledger_reader(path) as reader:
+        paid = ledger.reserve(spec(9))
+        with reader._reading() as snapshot:
+            ledger.commit(paid, b"noised later")
+            assert snapshot.output(paid.entry_hash) is None, "one look is one consistent state"
+        assert reader.stored_output(spec(9).key) == b"noised later"
 
 
 def read_as_nobody(path: Path) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from protocol_world import index_of_zeros
 from typer.testing import CliRunner
 
 from lada_clients.auditor.commands import app as auditor_app
@@ -21,7 +22,6 @@ from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Kind, Role
 from lada_protocol.party_files import load_credentials
-from lada_protocol.rounds.index import MessageIndex
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.entries import LedgerEntry, format_ledger_lines
@@ -258,7 +258,7 @@ def test_a_ledger_put_back_while_the_study_runs_is_noticed_before_anything_is_sp
     parties: Parties, study: Any
 ) -> None:
     whole = parties.spend(0)
-    index = MessageIndex("study", "0" * 64)
+    index = index_of_zeros(study.roster)
     head = whole[-1]
     body = {"first_index": 0, "head_index": head.index, "head_hash": head.entry_hash}
     index.add(study.envelope(Kind.LEDGER, "hospital-a", b"", body=body))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lada_clients.site.gates.record_files import (
+from lada_clients.site.gates.files import (
     NOTE_FILE,
     RecordFiles,
     RecordsChanged,

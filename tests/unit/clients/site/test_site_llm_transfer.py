@@ -8,18 +8,17 @@ from typing import cast
 
 import pytest
 from protocol_world import UPLINK, make_plan, training_spec
-from simulated_parties import World, make_world
+from simulated_parties import World, make_world, owes
 
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.aggregation import SiteAggregation
+from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.llm_transfer import SiteTransfer
 from lada_clients.site.memory import SiteMemory
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import SiteRationale, parse_site_rationales
-from lada_protocol.rounds.tasks import ImproveModel, Inquire
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
+from lada_secure.arrays import IntArray
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, TRAINING, split_pool
 from lada_secure.privacy.ledger.book import LedgerBook
@@ -62,24 +61,37 @@ class LearnerWithoutModel:
         return [SiteRationale(sample=places[-1], path="because 7")]
 
 
-def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> SiteTransfer:
+@dataclass
+class Uplink:
+    """A simulated site's real exchanges, with a learner that needs no model."""
+
+    exchanges: SiteExchanges
+    learner: LearnerWithoutModel
+
+    def vector(self) -> Released[IntArray]:
+        """What the site contributes in round 0."""
+        return self.exchanges.confidence_excess(0, cast(SiteLearner, self.learner))
+
+    def answer(self) -> None:
+        """Answer the inquiry of round 0."""
+        self.exchanges.answer_inquiry(0, cast(SiteLearner, self.learner))
+
+
+def uplink_of_site(world: World, folder: Path, name: str = "site-a") -> Uplink:
     """The real LLM transfer of a simulated site."""
     site = world.sites[name]
     site.me.sync()
-    learner = LearnerWithoutModel(plan=PLAN, book=site.book, memory=SiteMemory(folder=folder))
-    return SiteTransfer(
-        participant=site.me,
-        opening=SiteAggregation(
-            participant=site.me, secrets=SecretFolder(folder=folder / "secrets")
-        ),
-        learner=cast(SiteLearner, learner),
+    secrets = SecretFolder(folder=folder / "secrets")
+    return Uplink(
+        exchanges=SiteExchanges(participant=site.me, secrets=secrets),
+        learner=LearnerWithoutModel(plan=PLAN, book=site.book, memory=SiteMemory(folder=folder)),
     )
 
 
 def at_the_inquiry(tmp_path: Path) -> World:
     """A study in which the coordinator is about to ask."""
     world = make_world(tmp_path, plan=PLAN)
-    world.run(until=lambda one: isinstance(one.coordinator.next(), Inquire))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.INQUIRY))
     return world
 
 
@@ -90,9 +102,9 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
     uplink = uplink_of_site(world, tmp_path / "memory")
     spent = world.sites["site-a"].book.epsilon_spent(1e-5)
 
-    first = uplink.excess_over_threshold(0)
+    first = uplink.vector()
     # A restart computes nothing again, and a retry of the secure aggregation sends the same.
-    again = uplink_of_site(world, tmp_path / "memory").excess_over_threshold(0)
+    again = uplink_of_site(world, tmp_path / "memory").vector()
 
     require_released(first, what="advantages")
     assert first.paid_by == world.sites["site-a"].reservation(0, TRAINING).entry_hash
@@ -104,10 +116,10 @@ def test_the_vector_is_released_paid_for_by_training_and_the_same_at_every_call(
 def test_a_damaged_memory_is_refused(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    uplink.excess_over_threshold(0)
+    uplink.vector()
     (tmp_path / "memory" / "site-state.json").write_text("{}")
     with pytest.raises(ParameterError, match="damaged"):
-        uplink.excess_over_threshold(0)
+        uplink.vector()
 
 
 def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
@@ -115,10 +127,10 @@ def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
     inquiry = world.coordinator.inquire(0)
     uplink = uplink_of_site(world, tmp_path / "memory")
 
-    uplink.answer(0)
+    uplink.answer()
 
     asked = parse_body(inquiry, InquiryBody).samples
-    learner = cast(LearnerWithoutModel, uplink.learner)
+    learner = uplink.learner
     assert len(learner.asked) == asked == UPLINK.budget
     world.coordinator.sync()
     sent = world.coordinator.index.find(
@@ -129,8 +141,8 @@ def test_it_answers_an_inquiry_once_with_what_it_solves(tmp_path: Path) -> None:
     assert (body.inquiry, body.written) == (inquiry.message_hash, 1)
     paths = parse_site_rationales(world.board.payload(sent.message_hash), asked=learner.asked)
     assert paths == (SiteRationale(sample=learner.asked[-1], path="because 7"),)
-    uplink.answer(0)
-    world.run(until=lambda one: isinstance(one.coordinator.next(), ImproveModel))
+    uplink.answer()
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.LLM_UPDATE))
 
 
 def test_it_writes_nothing_for_an_inquiry_outside_the_plan(tmp_path: Path) -> None:
@@ -139,21 +151,21 @@ def test_it_writes_nothing_for_an_inquiry_outside_the_plan(tmp_path: Path) -> No
     uplink = uplink_of_site(world, tmp_path / "memory")
 
     with pytest.raises(PeerError) as caught:
-        uplink.answer(0)
+        uplink.answer()
 
     assert caught.value.reason == "bad_inquiry"
-    assert cast(LearnerWithoutModel, uplink.learner).asked == []
+    assert uplink.learner.asked == []
 
 
 def test_it_computes_on_no_sum_that_leaves_it_out(tmp_path: Path) -> None:
     world = at_the_inquiry(tmp_path)
     world.coordinator.inquire(0)
     uplink = uplink_of_site(world, tmp_path / "memory")
-    opened = uplink.participant.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
+    opened = uplink.exchanges.participant.index.opened(0, CONFIDENCE_EXCESS)
     opened.header.body["contributions"]["site-a"] = "5" * 64
 
     with pytest.raises(PeerError) as caught:
-        uplink.answer(0)
+        uplink.answer()
 
     assert caught.value.reason == "not_in_opening"
 
@@ -161,4 +173,4 @@ def test_it_computes_on_no_sum_that_leaves_it_out(tmp_path: Path) -> None:
 def test_an_answer_before_the_inquiry_is_our_own_mistake(tmp_path: Path) -> None:
     uplink = uplink_of_site(at_the_inquiry(tmp_path), tmp_path / "memory")
     with pytest.raises(LocalProtocolError):
-        uplink.answer(0)
+        uplink.answer()

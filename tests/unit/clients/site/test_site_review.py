@@ -18,13 +18,14 @@ from protocol_world import (
     signed,
     statistics_spec,
 )
+from rich.console import Console
 
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.record_files import RecordFiles, RecordsChanged, file_digests
+from lada_clients.site.gates.files import RecordFiles, RecordsChanged, SiteFiles, file_digests
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
 from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt
@@ -126,6 +127,7 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
         secrets=SecretFolder(folder=folder / "secrets"),
         memory=SiteMemory(folder=me.open_folder()),
         now=lambda: NOW,
+        display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
     )
     return Reviewing(site=site, book=book, board=board)
 

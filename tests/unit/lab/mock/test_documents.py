@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from lada_clients.auditor.settings import AuditorSettings
+from lada_clients.auditor.runner import AuditorSettings
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_lab.mock.report import Report
 from lada_secure.allocation.strategies import STRATEGIES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from lada_clients.auditor.settings import AuditorSettings
+from lada_clients.auditor.runner import AuditorSettings
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import free_port, party_children, policy_table, write_run

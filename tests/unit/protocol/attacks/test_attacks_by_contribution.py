@@ -22,6 +22,7 @@ from simulated_parties import (
     refusal,
 )
 
+from lada_clients.auditor.opening import claim_opening
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (
@@ -63,7 +64,7 @@ def test_a_contribution_that_names_other_parameters_is_refused(tmp_path: Path) -
 
     _with_payload(world, "site-a", seal_elsewhere)
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort, payload=b"whatever")
+    world.coordinator.add_up(ROUND_0, due.sites, payload=b"whatever")
 
     assert refusal(world, ROUND_0).code == "wrong_parameters"
     never_opened(world)
@@ -84,7 +85,7 @@ def test_a_sealed_vector_under_other_parameters_than_it_names_is_refused(tmp_pat
 
     _with_payload(world, "site-a", seal_elsewhere)
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort, payload=b"whatever")
+    world.coordinator.add_up(ROUND_0, due.sites, payload=b"whatever")
 
     assert refusal(world, ROUND_0).code == "wrong_parameters"
     never_opened(world)
@@ -105,7 +106,7 @@ def test_a_sealed_vector_that_is_not_one_is_refused(tmp_path: Path, spoil: Any, 
     world = make_world(tmp_path)
     _with_payload(world, "site-b", lambda one: Outgoing(body=one.body, payload=spoil(one.payload)))
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort, payload=b"whatever")
+    world.coordinator.add_up(ROUND_0, due.sites, payload=b"whatever")
 
     assert refusal(world, ROUND_0).code == code
     never_opened(world)
@@ -125,7 +126,7 @@ def _out_of_range_ends_it(world: World, attempt: Attempt) -> None:
     assert task.code == "opening_refused"
     # The claim stays: the same round and purpose can never be opened with another sum.
     with pytest.raises(PeerError) as caught:
-        world.auditor.registry.claim(world.plan.study_id, attempt, "f" * 64)
+        claim_opening(world.auditor.opening.notes, world.plan.study_id, attempt, "f" * 64)
     assert caught.value.reason == "already_opened"
 
 
@@ -148,7 +149,7 @@ def test_a_contribution_under_a_key_shown_in_the_auditors_place_is_refused(
 
     _with_payload(world, "site-b", seal_under_foreign)
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     refused = refusal(world, ROUND_0)
     assert refused.code == "wrong_opening_key"
@@ -171,7 +172,7 @@ def test_a_contribution_that_lies_about_its_key_shows_in_the_range(tmp_path: Pat
 
     _with_payload(world, "site-b", seal_under_foreign)
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     _out_of_range_ends_it(world, ROUND_0)
 
@@ -194,12 +195,12 @@ def test_uncancelled_masks_show_in_the_range_and_expose_nobody(tmp_path: Path) -
     world = make_world(tmp_path)
     _seal_without_masks(world, "site-c")
     due = world.to_sum()
-    total = world.coordinator.add_up(ROUND_0, due.cohort)
+    total = world.coordinator.add_up(ROUND_0, due.sites)
 
     _out_of_range_ends_it(world, ROUND_0)
 
     # What the auditor decrypted is the sum plus masks that it does not know.
-    key = world.auditor._key(STATISTICS)
+    key = world.auditor.opening.key(STATISTICS)
     garbage = key.open(world.board.payload(total.message_hash))
     true_sum = np.sum([one.vector(ROUND_0) for one in world.sites.values()], axis=0)
     parameters = purpose_parameters(world.plan, STATISTICS)
@@ -217,7 +218,7 @@ def test_demand_above_the_quota_is_refused(tmp_path: Path) -> None:
         everything if attempt.purpose == DEMAND else vector(attempt)
     )
     due = world.to_sum(DEMAND)
-    world.coordinator.add_up(due.attempt, due.cohort)
+    world.coordinator.add_up(due.attempt, due.sites)
 
     refused = refusal(world, due.attempt)
 
@@ -232,7 +233,7 @@ def test_negative_demand_is_refused(tmp_path: Path) -> None:
             -vector(attempt) if attempt.purpose == DEMAND else vector(attempt)
         )
     due = world.to_sum(DEMAND)
-    world.coordinator.add_up(due.attempt, due.cohort)
+    world.coordinator.add_up(due.attempt, due.sites)
 
     assert refusal(world, due.attempt).code == "out_of_range"
 
@@ -267,7 +268,7 @@ def test_a_wrong_sum_of_honest_contributions_is_refused(tmp_path: Path) -> None:
     sent = world.coordinator.index.all_at(Kind.CONTRIBUTION, ROUND_0)
     parameters = purpose_parameters(world.plan, STATISTICS)
     twice = [world.board.payload(sent[one].message_hash) for one in ("site-a", "site-a", "site-b")]
-    world.coordinator.add_up(ROUND_0, due.cohort, payload=add_sealed(parameters, twice))
+    world.coordinator.add_up(ROUND_0, due.sites, payload=add_sealed(parameters, twice))
 
     assert refusal(world, ROUND_0).code == "wrong_sum"
     never_opened(world)
@@ -291,7 +292,7 @@ def test_after_a_sum_out_of_range_the_key_opens_nothing_more(tmp_path: Path) -> 
     world = make_world(tmp_path)
     _seal_without_masks(world, "site-c")
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
     assert refusal(world, ROUND_0).code == "out_of_range"
     # A coordinator that does not give up goes on with the next round, everybody honest.
     world.sites["site-c"].tamper = lambda _kind, outgoing: outgoing

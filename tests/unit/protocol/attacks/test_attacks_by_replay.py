@@ -23,7 +23,7 @@ from simulated_parties import (
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex
-from lada_protocol.rounds.tasks import Contribute, PostMaskKey
+from lada_protocol.rounds.tasks import Post
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
@@ -55,7 +55,7 @@ def test_a_contribution_of_another_round_is_refused(tmp_path: Path) -> None:
     names = {site: new[site].message_hash for site in THREE}
     names["site-b"] = old["site-b"].message_hash
 
-    world.coordinator.add_up(due.attempt, due.cohort, names=names)
+    world.coordinator.add_up(due.attempt, due.sites, names=names)
 
     assert refusal(world, due.attempt).code == "missing_contribution"
 
@@ -68,7 +68,7 @@ def test_a_contribution_of_another_purpose_is_refused(tmp_path: Path) -> None:
     names = {site: new[site].message_hash for site in THREE}
     names["site-c"] = old["site-c"].message_hash
 
-    world.coordinator.add_up(due.attempt, due.cohort, names=names)
+    world.coordinator.add_up(due.attempt, due.sites, names=names)
 
     assert refusal(world, due.attempt).code == "missing_contribution"
 
@@ -82,7 +82,7 @@ def test_a_message_of_another_study_or_plan_is_refused(
 ) -> None:
     cast_, plan = make_cast(), make_plan()
     other = make_plan(**changed)
-    index = MessageIndex(plan.study_id, plan.hash)
+    index = MessageIndex(plan, cast_.roster)
     message = signed(cast_.roster, cast_.keys["site-a"], other, Kind.CONTRIBUTION, "site-a")
 
     with pytest.raises(PeerError) as caught:
@@ -124,7 +124,7 @@ def test_other_bytes_under_a_signed_header_are_refused(tmp_path: Path) -> None:
     other = world.board.payload(sent["site-b"].message_hash)
     world.board.replace(sent["site-a"], other)
 
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     assert refusal(world, ROUND_0).code == "payload_mismatch"
     never_opened(world)
@@ -187,7 +187,7 @@ def test_a_swapped_key_shown_to_one_site_only_is_found_before_the_opening(tmp_pa
         site.step()
     world.coordinator.post_at(Kind.COHORT, ROUND_0, {"sites": list(THREE)})
     for name in THREE:
-        world.sites[name].carry_out(PostMaskKey(attempt=ROUND_0, cohort=THREE))
+        world.sites[name].carry_out(Post(kind=Kind.MASK_KEY, attempt=ROUND_0, sites=THREE))
     swapped = _other_key(world, "site-c")
     # Only site-a is shown the other key, in place of the true one.
     victim = world.sites["site-a"]
@@ -195,10 +195,10 @@ def test_a_swapped_key_shown_to_one_site_only_is_found_before_the_opening(tmp_pa
         if (envelope.kind, envelope.header.sender) != (Kind.MASK_KEY, "site-c"):
             victim.me.index.add(envelope)
     victim.me.index.add(swapped)
-    victim.carry_out(Contribute(attempt=ROUND_0, cohort=THREE))
+    victim.carry_out(Post(kind=Kind.CONTRIBUTION, attempt=ROUND_0, sites=THREE))
     for name in ("site-b", "site-c"):
         world.sites[name].me.sync()
-        world.sites[name].carry_out(Contribute(attempt=ROUND_0, cohort=THREE))
+        world.sites[name].carry_out(Post(kind=Kind.CONTRIBUTION, attempt=ROUND_0, sites=THREE))
     world.coordinator.sync()
     world.settle_auditor()
 
@@ -220,11 +220,11 @@ def test_two_different_cohorts_shown_to_two_sites_are_found_before_the_opening(
     world.coordinator.post_at(Kind.COHORT, ROUND_0, {"sites": list(FOUR)})
     for name in FOUR:
         world.sites[name].me.sync()
-        world.sites[name].carry_out(PostMaskKey(attempt=ROUND_0, cohort=FOUR))
+        world.sites[name].carry_out(Post(kind=Kind.MASK_KEY, attempt=ROUND_0, sites=FOUR))
     for name in FOUR:
         world.sites[name].me.sync()
         shown = THREE if name == "site-a" else FOUR
-        world.sites[name].carry_out(Contribute(attempt=ROUND_0, cohort=shown))
+        world.sites[name].carry_out(Post(kind=Kind.CONTRIBUTION, attempt=ROUND_0, sites=shown))
     world.coordinator.sync()
     world.settle_auditor()
 

@@ -51,7 +51,7 @@ def test_a_missing_ledger_is_unpaid(tmp_path: Path) -> None:
     show = site.post_ledger
     site.post_ledger = lambda *which: None if which[1] else show(*which)  # type: ignore[method-assign]
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     refused = refusal(world, ROUND_0)
 
@@ -70,7 +70,7 @@ def test_a_contribution_that_names_an_entry_nobody_has_is_unpaid(tmp_path: Path)
 
     world.sites["site-a"].tamper = invent
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     assert refusal(world, ROUND_0).code == "unpaid"
     never_opened(world)
@@ -88,7 +88,7 @@ def test_an_entry_of_another_round_does_not_pay(tmp_path: Path) -> None:
 
     site.tamper = pay_with_round_0
     due = world.to_sum(round_id=1)
-    world.coordinator.add_up(due.attempt, due.cohort)
+    world.coordinator.add_up(due.attempt, due.sites)
 
     refused = refusal(world, due.attempt)
     assert refused.code == "unpaid"
@@ -103,7 +103,7 @@ def test_a_reservation_without_an_output_does_not_pay(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     _tampered_ledger(world, "site-c", _without_commit)
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     refused = refusal(world, ROUND_0)
 
@@ -138,7 +138,7 @@ def test_a_forged_cost_is_not_countersigned_and_does_not_pay(tmp_path: Path) -> 
     )
     _tampered_ledger(world, "site-b", forge)
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     refused = refusal(world, ROUND_0)
 
@@ -158,7 +158,7 @@ def test_an_entry_signed_by_somebody_else_is_not_countersigned_and_does_not_pay(
         world, "site-b", lambda entries: [*entries[:-1], sign_entry(entries[-1], stranger)]
     )
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     refused = refusal(world, ROUND_0)
 
@@ -180,7 +180,7 @@ def test_a_ledger_message_that_cannot_be_read_is_refused_and_stops_nobody(
 
     world.sites["site-b"].tamper = spoil
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     assert refusal(world, ROUND_0).code == "unpaid"
     assert _ledger_refusal(world, "site-b").code == "malformed"
@@ -212,7 +212,7 @@ def test_a_ledger_that_was_rewritten_later_is_refused(tmp_path: Path) -> None:
         purpose="training",
     )
 
-    world.coordinator.add_up(due.attempt, due.cohort)
+    world.coordinator.add_up(due.attempt, due.sites)
 
     assert world.answer(due.attempt).kind is Kind.OPENED
     refused = world.auditor.participant.index.find(
@@ -241,7 +241,7 @@ def test_a_release_with_less_noise_than_the_plan_s_does_not_pay(
     found = {name: one if one is not None else honest for name, one in changes.items()}
     site.pay = lambda round_id: pay(round_id, **found)  # type: ignore[method-assign]
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     assert refusal(world, ROUND_0).code == code
     never_opened(world)
@@ -270,7 +270,7 @@ def test_a_ledger_over_the_plan_s_budget_does_not_pay(tmp_path: Path, caps: Budg
 
     site.pay = spend_first  # type: ignore[method-assign]
     due = world.to_sum()
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     assert refusal(world, ROUND_0).code == "over_budget"
     never_opened(world)

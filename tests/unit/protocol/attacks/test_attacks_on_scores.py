@@ -28,14 +28,15 @@ from simulated_parties import (
     make_auditor,
     make_world,
     notes,
+    owes,
     refusal,
     scores_of,
 )
 
-from lada_clients.auditor.export import write_export
-from lada_clients.auditor.scores import ScoreCheck
+from lada_clients.auditor.opening import SumOpening
+from lada_clients.auditor.runner import write_export
 from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.blind_scores import SiteScoring
+from lada_clients.site.exchanges import SiteExchanges
 from lada_protocol.evidence.export import MESSAGES_FILE
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.identity.roster import Party
@@ -44,10 +45,10 @@ from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import opened_values
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import AddUp, Score, StartAttempt, Wait
+from lada_protocol.rounds.tasks import Post, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody
-from lada_secure.allocation.strategies import pick
+from lada_secure.allocation.selection import pick
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
@@ -102,8 +103,8 @@ class PickingSite(SimulatedSite):
     secrets: SecretFolder
 
     @property
-    def scoring(self) -> SiteScoring:
-        return SiteScoring(participant=self.me, secrets=self.secrets)
+    def scoring(self) -> SiteExchanges:
+        return SiteExchanges(participant=self.me, secrets=self.secrets)
 
     def ask(self, round_id: int) -> None:
         plan = self.me.plan
@@ -114,16 +115,16 @@ class PickingSite(SimulatedSite):
             decode=bytes,
         )
         utilities = post_process(released, lambda _: self.utilities[0], label="cell utilities")
-        self.scoring.ask(round_id, utilities)
+        self.scoring.ask_scores(round_id, utilities)
 
     def vector(self, attempt: Attempt) -> np.ndarray:
         if attempt.purpose != DEMAND:
             return super().vector(attempt)
         allocation = self.me.plan.allocation
         wanted = np.zeros(POOL, dtype=np.int64)
-        scores = self.scoring.read(attempt.round_id)
+        scores = self.scoring.read_scores(attempt.round_id)
         if scores is not None:
-            picked = pick(scores, quota=allocation.quota, threshold=allocation.threshold)
+            picked = pick(scores, scores >= allocation.threshold, quota=allocation.quota, seed=0)
             wanted[picked] = 1
         return wanted
 
@@ -160,7 +161,7 @@ def queried(world: World, round_id: int = 0) -> None:
     """Run until every site has asked in this round and nobody is answered."""
     for _ in range(400):
         task = world.coordinator.next()
-        answering = isinstance(task, Score) and task.round_id == round_id
+        answering = owes(task, Kind.SCORES) and task.round_id == round_id
         asked = [
             one
             for one, _ in world.board.rows
@@ -189,9 +190,9 @@ def to_opening(world: World, round_id: int = 0) -> Attempt:
     """The coordinator names the cohort, the sites contribute, the sum is on the board."""
     attempt = Attempt(round_id=round_id, purpose=DEMAND, number=0)
     world.coordinator.sync()
-    world.coordinator.carry_out(StartAttempt(attempt=attempt, sites=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.COHORT, attempt=attempt, sites=THREE))
     bring_together(world, attempt, THREE)
-    world.coordinator.carry_out(AddUp(attempt=attempt, cohort=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.SUM, attempt=attempt, sites=THREE))
     return attempt
 
 
@@ -344,9 +345,9 @@ def test_a_refused_demand_ends_the_study_and_is_refused_after_a_restart_too(
 
     # A coordinator that goes on all the same: the same scores stand in their places.
     again = Attempt(round_id=0, purpose=DEMAND, number=1)
-    world.coordinator.carry_out(StartAttempt(attempt=again, sites=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.COHORT, attempt=again, sites=THREE))
     bring_together(world, again, THREE)
-    world.coordinator.carry_out(AddUp(attempt=again, cohort=THREE))
+    world.coordinator.carry_out(Post(kind=Kind.SUM, attempt=again, sites=THREE))
 
     assert_refused(world, again, "wrong_scores")
 
@@ -486,7 +487,7 @@ def test_a_second_matrix_of_a_round_is_equivocation_and_nothing_is_opened(tmp_pa
     aside = MemoryBoard(world.cast.roster)
     first = world.coordinator.index
     world.coordinator.board, honest = aside, world.board
-    world.coordinator.index = type(first)(PLAN.study_id, PLAN.hash)
+    world.coordinator.index = type(first)(PLAN, first.roster)
     second = world.coordinator.post(
         Kind.MATRIX, {"parameters_digest": other.parameters.digest}, payload=other.to_bytes()
     )
@@ -510,7 +511,7 @@ def test_other_scores_for_the_site_than_for_the_auditor_open_nothing(tmp_path: P
     queried(world)
     shown = world.coordinator.score(0, VICTIM, payload=_silence(world, VICTIM))
     aside = world.coordinator.index
-    world.coordinator.index = type(aside)(PLAN.study_id, PLAN.hash)
+    world.coordinator.index = type(aside)(PLAN, aside.roster)
     for one in aside:
         if one is not shown:
             world.coordinator.index.add(one)
@@ -588,7 +589,7 @@ def test_a_site_that_contributes_without_scores_is_not_counted_in(
     for name in without:
         me = world.sites[name].me
         me.sync()
-        task = next_site_task(me.index, plan=PLAN, roster=me.roster, site=name)
+        task = next_site_task(me.index, site=name)
         assert isinstance(task, Wait)
         assert task.step == "scoring"
         _collude(world.sites[name])
@@ -644,7 +645,7 @@ def test_an_opened_demand_without_its_scores_is_found_offline(tmp_path: Path) ->
 def test_what_an_auditor_opened_without_its_check_is_found_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ScoreCheck, "check", lambda *_: None)
+    monkeypatch.setattr(SumOpening, "_check_scores", lambda *_: None)
     world = make_world(tmp_path, plan=make_plan(rounds=1))
     answer = SimulatedCoordinator.score
     monkeypatch.setattr(

@@ -23,9 +23,10 @@ from simulated_parties import (
     refusal,
 )
 
+from lada_clients.auditor.opening import claim_opening
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import read_roster
-from lada_protocol.rounds.tasks import PostMaskKey
+from lada_protocol.rounds.tasks import Post
 from lada_protocol.wire.envelope import parse_envelope
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import ParameterError, PeerError
@@ -39,7 +40,7 @@ def test_one_site_s_ciphertext_presented_as_the_sum_is_refused(tmp_path: Path) -
     assert victim is not None
     alone = world.board.payload(victim.message_hash)
 
-    world.coordinator.add_up(ROUND_0, due.cohort, payload=alone)
+    world.coordinator.add_up(ROUND_0, due.sites, payload=alone)
 
     assert refusal(world, ROUND_0).code == "wrong_sum"
     never_opened(world)
@@ -62,10 +63,10 @@ def test_a_sum_counting_one_site_twice_is_refused(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     due = world.to_sum()
     sent = world.coordinator.index.all_at(Kind.CONTRIBUTION, ROUND_0)
-    names = {site: sent[site].message_hash for site in due.cohort}
+    names = {site: sent[site].message_hash for site in due.sites}
     names["site-b"] = names["site-a"]
 
-    world.coordinator.add_up(ROUND_0, due.cohort, names=names)
+    world.coordinator.add_up(ROUND_0, due.sites, names=names)
 
     assert refusal(world, ROUND_0).code == "missing_contribution"
     never_opened(world)
@@ -162,7 +163,7 @@ def test_invented_sites_that_share_one_mask_key_are_refused(tmp_path: Path) -> N
         world.sites[name].mask_keys[ROUND_0_AGAIN] = shared
     for name in THREE:
         world.sites[name].me.sync()
-        world.sites[name].carry_out(PostMaskKey(attempt=ROUND_0_AGAIN, cohort=THREE))
+        world.sites[name].carry_out(Post(kind=Kind.MASK_KEY, attempt=ROUND_0_AGAIN, sites=THREE))
 
     with pytest.raises(PeerError) as caught:
         world.sites["site-a"].step()
@@ -208,8 +209,8 @@ def test_an_opening_that_was_claimed_before_a_crash_opens_the_same_sum_only(
 ) -> None:
     world = make_world(tmp_path)
     due = world.to_sum()
-    total = world.coordinator.add_up(ROUND_0, due.cohort)
-    world.auditor.registry.claim(world.plan.study_id, ROUND_0, total.message_hash)
+    total = world.coordinator.add_up(ROUND_0, due.sites)
+    claim_opening(world.auditor.opening.notes, world.plan.study_id, ROUND_0, total.message_hash)
 
     assert world.answer(ROUND_0).kind is Kind.OPENED
 
@@ -219,8 +220,8 @@ def test_the_claim_of_another_sum_is_final_even_before_anything_was_opened(
 ) -> None:
     world = make_world(tmp_path)
     due = world.to_sum()
-    world.auditor.registry.claim(world.plan.study_id, ROUND_0, "f" * 64)
+    claim_opening(world.auditor.opening.notes, world.plan.study_id, ROUND_0, "f" * 64)
 
-    world.coordinator.add_up(ROUND_0, due.cohort)
+    world.coordinator.add_up(ROUND_0, due.sites)
 
     assert refusal(world, ROUND_0).code == "already_opened"

@@ -29,7 +29,7 @@ def _decrypted(world: World, attempt: Attempt, site: str) -> np.ndarray:
     """A single contribution under the auditor's key: masked vector modulo t."""
     message = world.coordinator.index.at(Kind.CONTRIBUTION, attempt, sender=site)
     assert message is not None
-    key = world.auditor._key(attempt.purpose)
+    key = world.auditor.opening.key(attempt.purpose)
     centred = key.open(world.board.payload(message.message_hash))
     return np.mod(centred, key.parameters.plain_modulus)
 
@@ -137,12 +137,14 @@ def test_the_mask_of_an_honest_pair_is_uniform_whatever_it_hides(modulus: int) -
 def test_the_coordinator_alone_cannot_open_even_the_sum(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     due = world.to_sum()
-    total = world.coordinator.add_up(ROUND_0, due.cohort)
+    total = world.coordinator.add_up(ROUND_0, due.sites)
     sealed = world.board.payload(total.message_hash)
     true_sum = np.sum([one.vector(ROUND_0) for one in world.sites.values()], axis=0)
 
     # Whatever key it makes itself, what it decrypts has nothing to do with the sum.
-    key = type(world.auditor._key(STATISTICS)).generate(purpose_parameters(world.plan, STATISTICS))
+    key = type(world.auditor.opening.key(STATISTICS)).generate(
+        purpose_parameters(world.plan, STATISTICS)
+    )
     from lada_secure.errors import PeerError
 
     with pytest.raises(PeerError) as caught:

@@ -9,7 +9,7 @@ import pytest
 from protocol_world import make_cast, make_plan
 from simulated_parties import make_world
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.export import CA_FILE, MESSAGES_FILE, PLAN_FILE, ROSTER_FILE
 from lada_protocol.evidence.study import verify_evidence
 
@@ -104,8 +104,11 @@ def test_a_file_that_nothing_speaks_of_is_named(export: Files) -> None:
         (lambda raw: raw[:-1], "does not end with a line feed"),
         (lambda raw: raw + raw.split(b"\n")[0] + b"\n", "repeated or out of order"),
         (lambda raw: b"\n".join(raw.split(b"\n")[:-1][::-1]) + b"\n", "repeated or out of order"),
-        (lambda raw: raw + b"{}\n", "expected an object with header and signature"),
-        (lambda raw: raw + b'{"header":"\\u00e9","signature":"00"}\n', "ASCII"),
+        (lambda raw: raw + b"{}\n", "message, header: Field required"),
+        (
+            lambda raw: raw + b'{"header":"\\u00e9","signature":"00"}\n',
+            "message, header: String should match",
+        ),
     ],
     ids=["cut", "repeated", "reversed", "no message", "not ASCII"],
 )

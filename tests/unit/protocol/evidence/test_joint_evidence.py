@@ -33,9 +33,9 @@ def test_two_studies_have_one_epsilon_per_population(federation: Federation) -> 
     exports = _exports(federation, 2)
     found = verify_exports(exports)
     assert found.good
-    assert [(one.site, one.population) for one in found.populations] == [
-        (name, "patients") for name in FOUR
-    ]
+    assert [
+        (one.summary.identity.site, one.summary.identity.population) for one in found.populations
+    ] == [(name, "patients") for name in FOUR]
     first = found.populations[0]
     assert first.summary.epsilon == pytest.approx(federation.spent())
     assert first.exports == ("study-1", "study-2")

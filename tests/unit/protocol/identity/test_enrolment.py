@@ -9,9 +9,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from lada_protocol.identity.certificates import PartyName
-from lada_protocol.identity.issuance import build_ca_certificate, build_requests, parse_requests
-from lada_protocol.identity.revocation import build_revocation_list, parse_revocations
+from lada_protocol.identity.certificates import PartyName, parse_revocations
+from lada_protocol.identity.issuance import (
+    build_ca_certificate,
+    build_requests,
+    build_revocation_list,
+    parse_requests,
+)
 from lada_protocol.kinds import Role
 from lada_secure.errors import ParameterError, PeerError
 

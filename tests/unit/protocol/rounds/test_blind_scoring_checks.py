@@ -34,7 +34,7 @@ def _round(**changes: Any) -> MessageIndex:
 
     A kind that is None is left out, for site-b or for the round.
     """
-    index = MessageIndex(PLAN.study_id, PLAN.hash)
+    index = MessageIndex(PLAN, CAST.roster)
 
     def add(kind: Kind, envelope: Envelope, site: str) -> None:
         if site != "site-b" or changes.get(str(kind), {}) is not None:
@@ -64,13 +64,13 @@ def _round(**changes: Any) -> MessageIndex:
 
 
 def _check(index: MessageIndex) -> Any:
-    return check_scored_round(index, SITES, round_id=1, plan=PLAN, roster=CAST.roster)
+    return check_scored_round(index, SITES, round_id=1)
 
 
 def test_a_round_in_which_everybody_was_answered_from_one_matrix_passes() -> None:
-    scored = _check(_round())
-    assert tuple(scored.by_site) == SITES
-    assert scored.matrix.kind is Kind.MATRIX
+    matrix, by_site = _check(_round())
+    assert tuple(by_site) == SITES
+    assert matrix.kind is Kind.MATRIX
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_round_is_refused_with_the_party_at_fault(changes: dict[str, Any], rea
 
 def test_messages_of_another_round_do_not_count() -> None:
     with pytest.raises(PeerError) as caught:
-        check_scored_round(_round(), SITES, round_id=0, plan=PLAN, roster=CAST.roster)
+        check_scored_round(_round(), SITES, round_id=0)
     assert caught.value.reason == "wrong_matrix"
 
 
@@ -128,7 +128,7 @@ def test_the_matrix_of_a_round_is_on_the_board_before_anybody_is_answered(tmp_pa
 
 def test_a_transcript_with_another_matrix_than_the_scores_name_is_not_signed() -> None:
     shown, other = _round(), _round(matrix={"parameters_digest": "e" * 64})
-    mine = MessageIndex(PLAN.study_id, PLAN.hash)
+    mine = MessageIndex(PLAN, CAST.roster)
     for one in shown:
         if one.kind is Kind.SCORES and one.header.to == "site-a":
             mine.add(one)

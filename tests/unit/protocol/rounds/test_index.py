@@ -18,7 +18,7 @@ ATTEMPT = Attempt(round_id=1, purpose=STATISTICS, number=2)
 
 
 def _index() -> MessageIndex:
-    return MessageIndex(PLAN.study_id, PLAN.hash)
+    return MessageIndex(PLAN, CAST.roster)
 
 
 def _message(kind: Kind, sender: str, body: dict[str, Any] | None = None, **place: Any) -> Envelope:
@@ -106,14 +106,14 @@ def test_messages_of_another_study_or_plan_change_nothing(
 def test_the_opened_sum_is_the_only_one_of_its_round_and_purpose() -> None:
     index = _index()
     with pytest.raises(PeerError) as caught:
-        index.opened(1, STATISTICS, auditor="auditor")
+        index.opened(1, STATISTICS)
     assert caught.value.reason == "missing_message"
 
     first = _at(Kind.OPENED, "auditor")
     index.add(first)
-    assert index.opened(1, STATISTICS, auditor="auditor") is first
+    assert index.opened(1, STATISTICS) is first
 
     index.add(_at(Kind.OPENED, "auditor", Attempt(round_id=1, purpose=STATISTICS, number=3)))
     with pytest.raises(PeerError) as caught:
-        index.opened(1, STATISTICS, auditor="auditor")
+        index.opened(1, STATISTICS)
     assert caught.value.reason == "already_opened"

@@ -8,23 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from protocol_world import UPLINK, make_cast, make_plan
-from simulated_parties import FOUR, Outgoing, World, make_world, refusal
+from simulated_parties import FOUR, Outgoing, World, make_world, owes, refusal
 
-from lada_clients.auditor.export import write_export
+from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, llm_version
 from lada_protocol.rounds.secure_aggregation import opened_values
-from lada_protocol.rounds.tasks import (
-    AnswerInquiry,
-    Done,
-    GiveUp,
-    ImproveModel,
-    Inquire,
-    PostTranscript,
-    Wait,
-)
+from lada_protocol.rounds.tasks import Done, GiveUp, Post, Wait
 from lada_protocol.rounds.transcript import parse_transcript
 from lada_protocol.wire.messages import InquiryBody, LlmUpdateBody, parse_body
 from lada_secure.errors import PeerError
@@ -34,10 +26,10 @@ PLAN = make_plan(uplink=UPLINK)
 SUM = Attempt(round_id=0, purpose=CONFIDENCE_EXCESS, number=0)
 
 
-def world_at(tmp_path: Path, kind: type, *, sites: tuple[str, ...] = FOUR[:3]) -> World:
+def world_at(tmp_path: Path, kind: Kind, *, sites: tuple[str, ...] = FOUR[:3]) -> World:
     """A study run until the coordinator's next task is of this kind."""
     world = make_world(tmp_path, sites=sites, plan=PLAN)
-    world.run(until=lambda one: isinstance(one.coordinator.next(), kind))
+    world.run(until=lambda one: owes(one.coordinator.next(), kind))
     return world
 
 
@@ -72,7 +64,7 @@ def test_every_round_opens_the_exact_sum_of_the_advantages_and_ends_with_a_decis
     index = world.coordinator.index
     for round_id in range(PLAN.rounds):
         attempt = Attempt(round_id=round_id, purpose=CONFIDENCE_EXCESS, number=0)
-        opened = index.opened(round_id, CONFIDENCE_EXCESS, auditor="auditor")
+        opened = index.opened(round_id, CONFIDENCE_EXCESS)
         values = opened_values(world.board.payload(opened.message_hash), PLAN, CONFIDENCE_EXCESS)
         assert values == sum(one.vector(attempt) for one in world.sites.values()).tolist()
         assert max(values) > 0
@@ -88,9 +80,9 @@ def test_every_round_opens_the_exact_sum_of_the_advantages_and_ends_with_a_decis
         ]
         assert {"inquiry", "site_paths", "llm_update"} <= set(kinds)
     kept = f"{1:064x}"
-    assert llm_version(index, coordinator="coordinator", before_round=0) == NO_ADAPTERS
-    assert llm_version(index, coordinator="coordinator", before_round=1) == kept
-    assert llm_version(index, coordinator="coordinator", before_round=2) == kept
+    assert llm_version(index, before_round=0) == NO_ADAPTERS
+    assert llm_version(index, before_round=1) == kept
+    assert llm_version(index, before_round=2) == kept
     verdict = verify_evidence(export_of(world, tmp_path))
     assert verdict.faults == ()
     assert verdict.openings == 3 * PLAN.rounds
@@ -121,10 +113,10 @@ def test_a_last_round_without_uplink_has_none(tmp_path: Path) -> None:
 def test_nobody_answers_an_inquiry_about_nothing_and_the_round_still_decides(
     tmp_path: Path,
 ) -> None:
-    world = world_at(tmp_path, Inquire)
+    world = world_at(tmp_path, Kind.INQUIRY)
     world.coordinator.inquire(0, samples=[])
 
-    assert world.coordinator.next() == ImproveModel(round_id=0)
+    assert world.coordinator.next() == Post(kind=Kind.LLM_UPDATE)
     waiting = world.sites["site-a"].step()
     assert isinstance(waiting, Wait)
     assert waiting.awaited == "the transcript"
@@ -132,7 +124,7 @@ def test_nobody_answers_an_inquiry_about_nothing_and_the_round_still_decides(
 
 
 def test_another_site_and_the_auditor_never_see_a_site_s_paths(tmp_path: Path) -> None:
-    world = world_at(tmp_path, PostTranscript)
+    world = world_at(tmp_path, Kind.TRANSCRIPT)
     for site in world.sites.values():
         site.me.sync()
         senders = [one.header.sender for one in site.me.index if one.kind is Kind.SITE_PATHS]
@@ -161,7 +153,7 @@ def test_a_site_that_is_silent_in_the_uplink_is_left_behind_and_the_rest_go_on(
 
     index = world.coordinator.index
     assert index.at(Kind.ABORT, SUM, sender="coordinator") is not None
-    assert index.opened(0, CONFIDENCE_EXCESS, auditor="auditor").header.attempt == 1
+    assert index.opened(0, CONFIDENCE_EXCESS).header.attempt == 1
     assert world.coordinator.next() == Done()
 
 
@@ -189,7 +181,7 @@ def test_too_few_sites_for_a_sum_end_the_uplink_and_not_the_study(tmp_path: Path
 
 
 def test_a_site_that_never_answers_the_inquiry_is_given_up_with_its_paths(tmp_path: Path) -> None:
-    world = world_at(tmp_path, Inquire)
+    world = world_at(tmp_path, Kind.INQUIRY)
     world.coordinator.step()
     world.sites.pop("site-b")
     world.run()
@@ -199,17 +191,17 @@ def test_a_site_that_never_answers_the_inquiry_is_given_up_with_its_paths(tmp_pa
 
     world.coordinator.given_up.add((0, "site-b"))
 
-    assert world.coordinator.next() == ImproveModel(round_id=0)
+    assert world.coordinator.next() == Post(kind=Kind.LLM_UPDATE)
 
 
 def test_every_party_stands_where_it_was_in_the_uplink_after_reading_again(tmp_path: Path) -> None:
-    world = world_at(tmp_path, Inquire)
+    world = world_at(tmp_path, Kind.INQUIRY)
     world.coordinator.step()
     for name, site in world.sites.items():
         site.me.sync()
-        site.me._sequence, site.me._index = 0, None
+        site.me._sequence = 0
         site.me.join(wait_s=5.0)
-        assert site.step() == AnswerInquiry(round_id=0), name
+        assert site.step() == Post(kind=Kind.SITE_PATHS, to="coordinator"), name
 
 
 @pytest.mark.parametrize(
@@ -225,7 +217,7 @@ def test_a_site_refuses_to_be_asked_about_other_samples(
 ) -> None:
     from lada_secure.method.plan import split_pool
 
-    world = world_at(tmp_path, Inquire)
+    world = world_at(tmp_path, Kind.INQUIRY)
     split = split_pool(PLAN)
     # The simulated sites have no confidence excess on the first candidate, and one on all others.
     wanted = {
@@ -240,8 +232,8 @@ def test_a_site_refuses_to_be_asked_about_other_samples(
 
 
 def test_a_site_refuses_an_inquiry_whose_body_counts_otherwise(tmp_path: Path) -> None:
-    world = world_at(tmp_path, Inquire)
-    opened = world.coordinator.index.opened(0, CONFIDENCE_EXCESS, auditor="auditor")
+    world = world_at(tmp_path, Kind.INQUIRY)
+    opened = world.coordinator.index.opened(0, CONFIDENCE_EXCESS)
     body = {"opened": opened.message_hash, "samples": 2}
     world.coordinator.post(Kind.INQUIRY, body, payload=b"[4]", round_id=0)
     assert parse_body_samples(world) == 2
@@ -276,7 +268,7 @@ def parse_body_samples(world: World) -> int:
 def test_nobody_signs_a_round_whose_update_breaks_the_rules(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    world = world_at(tmp_path, ImproveModel)
+    world = world_at(tmp_path, Kind.LLM_UPDATE)
     update = world.coordinator.improve(0, **changes)
     assert parse_body(update, LlmUpdateBody).inquiry
     world.coordinator.step()
@@ -290,7 +282,7 @@ def test_nobody_signs_a_round_whose_update_breaks_the_rules(
 
 def test_an_update_against_the_rule_shows_in_the_evidence(tmp_path: Path) -> None:
     world = make_world(tmp_path, plan=make_plan(uplink=UPLINK, rounds=1))
-    world.run(until=lambda one: isinstance(one.coordinator.next(), ImproveModel))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.LLM_UPDATE))
     world.coordinator.improve(0, right_after=0)
     world.coordinator.step()
     world.auditor.participant.sync()
@@ -302,7 +294,7 @@ def test_an_update_against_the_rule_shows_in_the_evidence(tmp_path: Path) -> Non
 
 def test_an_update_without_an_uplink_in_the_plan_is_refused(tmp_path: Path) -> None:
     world = make_world(tmp_path, plan=make_plan())
-    world.run(until=lambda one: isinstance(one.coordinator.next(), PostTranscript))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.TRANSCRIPT))
     body = {"opened": "5" * 64, "samples": 0}
     world.coordinator.post(Kind.INQUIRY, body, payload=b"[]", round_id=0)
     world.coordinator.step()
@@ -311,8 +303,8 @@ def test_an_update_without_an_uplink_in_the_plan_is_refused(tmp_path: Path) -> N
 
 
 def test_an_inquiry_that_rests_on_another_opening_is_not_signed(tmp_path: Path) -> None:
-    world = world_at(tmp_path, Inquire)
-    other = world.coordinator.index.opened(0, STATISTICS, auditor="auditor")
+    world = world_at(tmp_path, Kind.INQUIRY)
+    other = world.coordinator.index.opened(0, STATISTICS)
     body = {"opened": other.message_hash, "samples": 0}
     world.coordinator.post(Kind.INQUIRY, body, payload=b"[]", round_id=0)
     world.coordinator.step()

@@ -82,7 +82,7 @@ def test_the_first_missing_key_is_named() -> None:
 
 def _complete(**changes: Any) -> MessageIndex:
     """An index with all that a sum needs; `changes` leave out or replace messages."""
-    index = MessageIndex(PLAN.study_id, PLAN.hash)
+    index = MessageIndex(PLAN, CAST.roster)
     opening_key = _message(
         Kind.OPENING_KEY,
         "auditor",
@@ -124,12 +124,7 @@ def _complete(**changes: Any) -> MessageIndex:
 
 
 def _check(index: MessageIndex) -> Any:
-    return check_aggregate_request(
-        index,
-        ATTEMPT,
-        plan=PLAN,
-        roster=CAST.roster,
-    )
+    return check_aggregate_request(index, ATTEMPT)
 
 
 def test_a_complete_request_passes() -> None:

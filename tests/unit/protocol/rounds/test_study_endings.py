@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 from protocol_world import make_plan
-from simulated_parties import FOUR, World, exported, make_world
+from simulated_parties import FOUR, World, exported, make_world, owes
 
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.tasks import Done, Finish, PostTranscript, Task, WriteRationales
+from lada_protocol.rounds.tasks import Done, Post, Task
 
 
-def _all_but_one_vanish(world: World, before: type) -> Task:
+def _all_but_one_vanish(world: World, before: Kind) -> Task:
     """Run until the coordinator is about to do this; all sites but one vanish and are given up."""
-    world.run(until=lambda one: isinstance(one.coordinator.next(), before))
+    world.run(until=lambda one: owes(one.coordinator.next(), before))
     gone = sorted(world.sites)[1:]
     for name in gone:
         world.sites.pop(name)
@@ -28,12 +28,12 @@ def _all_but_one_vanish(world: World, before: type) -> Task:
 @pytest.mark.parametrize(
     ("before", "reason"),
     [
-        (WriteRationales, "round 0: 1 sites have trained, 3 are needed"),
-        (PostTranscript, "round 0: 1 sites have trained and signed its transcript, 3 are needed"),
+        (Kind.PATHS, "round 0: 1 sites have trained, 3 are needed"),
+        (Kind.TRANSCRIPT, "round 0: 1 sites have trained and signed its transcript, 3 are needed"),
     ],
 )
 def test_sites_that_die_after_paying_make_the_study_fail_for_everybody(
-    tmp_path: Path, before: type, reason: str
+    tmp_path: Path, before: Kind, reason: str
 ) -> None:
     world = make_world(tmp_path, plan=make_plan(rounds=1))
 
@@ -65,9 +65,9 @@ def test_enough_sites_are_enough(tmp_path: Path) -> None:
 
 def test_nobody_believes_a_coordinator_that_ends_a_study_early(tmp_path: Path) -> None:
     world = make_world(tmp_path, plan=make_plan(rounds=1))
-    world.run(until=lambda one: isinstance(one.coordinator.next(), PostTranscript))
+    world.run(until=lambda one: owes(one.coordinator.next(), Kind.TRANSCRIPT))
     world.settle_auditor()
-    world.coordinator.carry_out(Finish())
+    world.coordinator.carry_out(Post(kind=Kind.FINISHED))
     early = "coordinator ended it early; round 0: 0 sites have trained and signed its transcript, "
     expected = Done(failure=f"{early}3 are needed")
     assert world.auditor_step() == expected

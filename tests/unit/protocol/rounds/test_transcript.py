@@ -37,7 +37,7 @@ LATER = _message(Kind.COHORT, "coordinator", purpose=STATISTICS, round_id=1)
 
 
 def _index(*messages: Envelope) -> MessageIndex:
-    index = MessageIndex(PLAN.study_id, PLAN.hash)
+    index = MessageIndex(PLAN, CAST.roster)
     for message in messages:
         index.add(message)
     return index

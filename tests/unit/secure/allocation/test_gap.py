@@ -7,11 +7,9 @@ import pytest
 
 from lada_secure.allocation.gap import (
     CellMeans,
-    band,
     cell_means,
     cell_rewards,
     probability,
-    reward,
     smoothed,
 )
 from lada_secure.errors import ParameterError
@@ -25,14 +23,6 @@ def test_probability_of_special_losses() -> None:
 def test_losses_that_cannot_be_are_refused(losses: list[float]) -> None:
     with pytest.raises(ParameterError, match="losses"):
         probability(losses)
-
-
-def test_the_band_is_zero_at_both_ends_and_one_in_the_middle() -> None:
-    np.testing.assert_allclose(band([0.0, 0.25, 0.5, 0.75, 1.0]), [0.0, 0.75, 1.0, 0.75, 0.0])
-
-
-def test_reward_is_the_change_of_probability() -> None:
-    np.testing.assert_allclose(reward([np.log(4.0), 0.0], [np.log(2.0), np.log(2.0)]), [0.25, -0.5])
 
 
 def test_rewards_of_cells_are_means_over_their_samples() -> None:

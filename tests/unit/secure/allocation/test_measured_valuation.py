@@ -9,7 +9,7 @@ import pytest
 from trainer_doubles import example, small_model
 
 from lada_secure.allocation.measurement import measured_gains, valuation_student
-from lada_secure.allocation.valuation_gains import ValuationParameters
+from lada_secure.allocation.valuation_gains import ValuationParameters, unit_gains
 from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
 from lada_secure.models.adapters import (
@@ -73,9 +73,10 @@ def student(lm: LanguageModel, word: str, reference: AdapterWeights) -> AdapterW
 def test_each_unit_says_how_much_likelier_its_records_became(lm: LanguageModel) -> None:
     reference = adapter_weights(lm)
     students = {0: student(lm, "good", reference), 2: student(lm, "evil", reference)}
-    found = measured_gains(
-        lm, UNITS, students, reference=reference, parameters=PUBLIC, batch_size=2
-    ).vector
+    gains = measured_gains(
+        lm, UNITS, students, reference=reference, clusters=PUBLIC.clusters, batch_size=2
+    )
+    found = unit_gains(gains, PUBLIC)
 
     def loss(one: Record, weights: AdapterWeights) -> float:
         load_adapters(lm, weights)
@@ -114,7 +115,7 @@ def test_the_model_is_left_as_it_was(lm: LanguageModel) -> None:
     assert one != reference
     assert adapter_weights(lm) == reference
     load_adapters(lm, one)
-    measured_gains(lm, UNITS, {0: reference}, reference=reference, parameters=PUBLIC, batch_size=4)
+    measured_gains(lm, UNITS, {0: reference}, reference=reference, clusters=3, batch_size=4)
     assert adapter_weights(lm) == one
     load_adapters(lm, reference)
 
@@ -122,6 +123,6 @@ def test_the_model_is_left_as_it_was(lm: LanguageModel) -> None:
 def test_a_site_without_reasons_says_nothing(lm: LanguageModel) -> None:
     reference = adapter_weights(lm)
     found = measured_gains(
-        lm, UNITS[2:], {0: reference}, reference=reference, parameters=PUBLIC, batch_size=4
+        lm, UNITS[2:], {0: reference}, reference=reference, clusters=PUBLIC.clusters, batch_size=4
     )
-    assert found.vector.tolist() == [0, 0, 0, 0]
+    assert unit_gains(found, PUBLIC).tolist() == [0, 0, 0, 0]

@@ -16,8 +16,7 @@ from lada_secure.allocation.reward_model import (
     CellBeliefs,
     RewardHistory,
     RoundObservations,
-    feature_count,
-    fit_reward_model,
+    forecast,
     observations,
     parse_history,
 )
@@ -27,7 +26,7 @@ from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 
 GRID = CellGrid(clusters=4, bins=4)
-WIDTH = feature_count(GRID)
+WIDTH = 8 + GRID.clusters
 
 
 def beliefs(seed: int, history: RewardHistory | None = None) -> CellBeliefs:
@@ -92,18 +91,16 @@ def test_pooling_averages_blocks_pads_with_zeros_and_normalises() -> None:
 
 
 def test_no_history_gives_the_prior_for_every_cell_and_no_exploration() -> None:
-    forecast = fit_reward_model(RewardHistory(), width=WIDTH, seed=0).forecast(
-        beliefs(1).features()
-    )
-    np.testing.assert_allclose(forecast.exploitation, PRIOR_REWARD)
-    np.testing.assert_array_equal(forecast.exploration, 0.0)
+    found = forecast(RewardHistory(), beliefs(1).features(), seed=0)
+    np.testing.assert_allclose(found.exploitation, PRIOR_REWARD)
+    np.testing.assert_array_equal(found.exploration, 0.0)
 
 
 def test_the_same_history_and_seed_give_the_same_forecast() -> None:
     history = play(3, np.array([0.2, 0.1, 0.0, -0.1]), cells_per_round=8, noise=0.02)
     features = beliefs(1).features()
-    first = fit_reward_model(history, width=WIDTH, seed=4).forecast(features)
-    second = fit_reward_model(history, width=WIDTH, seed=4).forecast(features)
+    first = forecast(history, features, seed=4)
+    second = forecast(history, features, seed=4)
     np.testing.assert_array_equal(first.exploitation, second.exploitation)
     np.testing.assert_array_equal(first.exploration, second.exploration)
 
@@ -113,9 +110,9 @@ def test_forecasts_rank_cells_once_some_rounds_are_seen(seed: int) -> None:
     truth = np.array([0.3, 0.15, 0.02, -0.1])
     history = play(4, truth, cells_per_round=10, noise=0.01)
     now = beliefs(999, history)
-    forecast = fit_reward_model(history, width=WIDTH, seed=seed).forecast(now.features())
+    found = forecast(history, now.features(), seed=seed)
     wanted = GRID.spread(truth) * now.band
-    assert np.corrcoef(forecast.exploitation, wanted)[0, 1] > 0.8
+    assert np.corrcoef(found.exploitation, wanted)[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -123,10 +120,10 @@ def test_forecasts_rank_cells_once_some_rounds_are_seen(seed: int) -> None:
 def test_one_or_two_observations_move_forecasts_but_not_far(count: int, seed: int) -> None:
     history = play(1, np.full(4, 0.2), cells_per_round=count, noise=0.0)
     features = beliefs(1).features()
-    forecast = fit_reward_model(history, width=WIDTH, seed=seed).forecast(features)
-    assert np.isfinite(forecast.exploitation).all()
-    assert np.abs(forecast.exploitation).max() < 0.5
-    assert np.abs(forecast.exploration).max() < 0.3
+    found = forecast(history, features, seed=seed)
+    assert np.isfinite(found.exploitation).all()
+    assert np.abs(found.exploitation).max() < 0.5
+    assert np.abs(found.exploration).max() < 0.3
 
 
 def test_exploration_learns_what_exploitation_missed() -> None:
@@ -137,16 +134,16 @@ def test_exploration_learns_what_exploitation_missed() -> None:
         now = beliefs(50)
         rewards = CellMeans(mean=GRID.spread(truth), count=np.full(GRID.cells, 20))
         history = history.with_round(observations(now, rewards, round_id=round_id))
-    forecast = fit_reward_model(history, width=WIDTH, seed=0).forecast(beliefs(50).features())
+    found = forecast(history, beliefs(50).features(), seed=0)
     changed = GRID.clusters_of_cells() == 0
-    assert forecast.exploration[changed].mean() > forecast.exploration[~changed].mean() + 0.02
+    assert found.exploration[changed].mean() > found.exploration[~changed].mean() + 0.02
 
 
 def test_equal_rewards_everywhere_are_no_division_by_zero() -> None:
     history = play(2, np.zeros(4), cells_per_round=5, noise=0.0)
-    forecast = fit_reward_model(history, width=WIDTH, seed=0).forecast(beliefs(1).features())
-    assert np.isfinite(forecast.exploitation).all()
-    assert np.abs(forecast.exploitation).max() < 0.05
+    found = forecast(history, beliefs(1).features(), seed=0)
+    assert np.isfinite(found.exploitation).all()
+    assert np.abs(found.exploitation).max() < 0.05
 
 
 def test_a_round_that_trained_on_nothing_changes_nothing() -> None:
@@ -155,15 +152,15 @@ def test_a_round_that_trained_on_nothing_changes_nothing() -> None:
     longer = history.with_round(observations(beliefs(5), empty, round_id=7))
     features = beliefs(1).features()
     np.testing.assert_array_equal(
-        fit_reward_model(history, width=WIDTH, seed=0).forecast(features).exploitation,
-        fit_reward_model(longer, width=WIDTH, seed=0).forecast(features).exploitation,
+        forecast(history, features, seed=0).exploitation,
+        forecast(longer, features, seed=0).exploitation,
     )
 
 
 def test_a_long_history_is_fitted_in_bounded_time() -> None:
     history = play(30, np.array([0.2, 0.1, 0.0, -0.1]), cells_per_round=12, noise=0.02)
     started = time.process_time()
-    fit_reward_model(history, width=WIDTH, seed=0)
+    forecast(history, beliefs(1).features(), seed=0)
     assert time.process_time() - started < 5.0
 
 
@@ -229,7 +226,7 @@ def test_last_rewards_and_picks_follow_the_history() -> None:
 def test_another_grid_needs_a_new_history() -> None:
     history = play(1, np.zeros(4), cells_per_round=2, noise=0.0)
     with pytest.raises(ParameterError, match="the cell grid changed"):
-        fit_reward_model(history, width=WIDTH + 1, seed=0)
+        forecast(history, np.zeros((GRID.cells, WIDTH + 1)), seed=0)
 
 
 def test_features_lie_within_one_of_zero() -> None:

@@ -11,16 +11,18 @@ from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.explanation import explain_cells
 from lada_secure.allocation.gap import cell_rewards
 from lada_secure.allocation.reward_model import CellBeliefs, Forecast
+from lada_secure.allocation.selection import (
+    cluster_quotas,
+    pick,
+    pick_by_cluster,
+    read_scores,
+)
 from lada_secure.allocation.strategies import (
     STRATEGIES,
     CellView,
     cell_utilities,
-    cluster_quotas,
-    pick,
-    pick_by_cluster,
     rationale_screen,
     strategy,
-    utilities_of_samples,
 )
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError
@@ -103,65 +105,39 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_forecast_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ParameterError, match="exploitation"):
-        view(exploitation=(np.nan, 0.0, 0.0, 0.0))
+    for name in ("lada", "paper"):
+        with pytest.raises(ParameterError, match="worth of cells"):
+            cell_utilities(name, view(exploitation=(np.nan, 0.0, 0.0, 0.0)), alpha=0.0)
 
 
-def test_picks_are_the_best_that_pass_the_threshold() -> None:
-    scores = [0.1, 0.9, 0.5, 0.3, 0.7]
-    assert pick(scores, quota=2, threshold=0.0).tolist() == [False, True, False, False, True]
-    assert pick(scores, quota=9, threshold=0.4).tolist() == [False, True, True, False, True]
-    assert pick(scores, quota=0, threshold=0.0).sum() == 0
-    assert pick([], quota=3, threshold=0.0).shape == (0,)
+ALL = np.ones(5, dtype=np.bool_)
 
 
-def test_a_score_equal_to_the_threshold_is_picked() -> None:
-    assert pick([0.25, 0.2499], quota=5, threshold=0.25).tolist() == [True, False]
-
-
-def test_samples_that_are_not_available_are_left_out() -> None:
-    available = np.array([True, False, True])
-    picked = pick([0.1, 0.9, 0.5], quota=2, threshold=0.0, available=available)
-    assert picked.tolist() == [True, False, True]
+def test_picks_are_the_best_of_the_candidates() -> None:
+    scores = np.array([0.1, 0.9, 0.5, 0.3, 0.7])
+    best = pick(scores, ALL, quota=2, seed=0)
+    assert best.tolist() == [False, True, False, False, True]
+    passing = pick(scores, scores >= 0.5, quota=9, seed=0)
+    assert passing.tolist() == [False, True, True, False, True]
+    left = pick(scores, np.array([True, False, True, False, False]), quota=1, seed=0)
+    assert left.tolist() == [False, False, True, False, False]
+    assert pick(scores, ALL, quota=0, seed=0).sum() == 0
+    assert pick(np.zeros(0), ALL[:0], quota=3, seed=0).shape == (0,)
 
 
 def test_ties_are_broken_the_same_way_every_time_and_not_by_position() -> None:
-    scores = np.full(1000, 0.5)
-    first = pick(scores, quota=100, threshold=0.1, seed=1)
-    np.testing.assert_array_equal(first, pick(scores, quota=100, threshold=0.1, seed=1))
+    scores, every = np.full(1000, 0.5), np.ones(1000, dtype=np.bool_)
+    first = pick(scores, every, quota=100, seed=1)
+    np.testing.assert_array_equal(first, pick(scores, every, quota=100, seed=1))
     assert first.sum() == 100
     # By position all 100 would lie in the first half; the chance of that here is below 1e-30.
     assert 20 < first[:500].sum() < 80
-    assert (first != pick(scores, quota=100, threshold=0.1, seed=2)).any()
-
-
-def test_the_random_strategy_orders_by_chance_but_keeps_the_threshold() -> None:
-    scores = np.concatenate([np.zeros(50), np.linspace(0.5, 1.0, 50)])
-    sample_utilities = utilities_of_samples("random", scores, seed=3)
-    picked = pick(scores, quota=20, threshold=0.01, sample_utilities=sample_utilities)
-    assert picked.sum() == 20
-    assert picked[:50].sum() == 0
-    assert (picked != pick(scores, quota=20, threshold=0.01)).any()
-    np.testing.assert_array_equal(utilities_of_samples("lada", scores, seed=3), scores)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"quota": -1, "threshold": 0.0},
-        {"quota": 1, "threshold": np.nan},
-        {"quota": 1, "threshold": 0.0, "available": [True]},
-        {"quota": 1, "threshold": 0.0, "available": [1, 0]},
-    ],
-)
-def test_picks_refuse_bad_input(bad: dict[str, object]) -> None:
-    with pytest.raises(ParameterError):
-        pick([0.1, 0.2], **bad)  # type: ignore[arg-type]
+    assert (first != pick(scores, every, quota=100, seed=2)).any()
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(ParameterError, match="scores"):
-        pick([0.1, np.nan], quota=1, threshold=0.0)
+        read_scores([0.1, np.nan])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +163,7 @@ def test_picks_by_cluster_keep_every_quota() -> None:
     generator = np.random.default_rng(0)
     scores = generator.uniform(0.1, 1.0, 300)
     clusters = generator.integers(0, 3, 300)
-    picked = pick_by_cluster(scores, clusters, [20, 5, 0], threshold=0.0)
+    picked = pick_by_cluster(scores, scores >= 0.0, clusters, np.array([20, 5, 0]), seed=0)
     assert np.bincount(clusters[picked], minlength=3).tolist() == [20, 5, 0]
     for cluster in (0, 1):
         mine = clusters == cluster
@@ -210,15 +186,15 @@ def test_explanations_hold_every_cell_and_are_json() -> None:
     utilities = cell_utilities("lada", seen, alpha=1.0)
     rewards = cell_rewards([np.log(4.0)], [np.log(2.0)], [2], cells=4)
     explained = explain_cells(seen, utilities, picked_cells=[2, 2, 0], rewards=rewards)
-    assert [one.cell for one in explained] == [0, 1, 2, 3]
-    assert [one.picked for one in explained] == [1, 0, 2, 0]
-    assert explained[2].reward == pytest.approx(0.25)
-    assert explained[2].trained == 1
-    assert explained[0].reward is None
-    assert (explained[3].cluster, explained[3].difficulty) == (1, 1)
-    assert explained[0].mass == pytest.approx(0.8)
-    assert b'"exploitation":0.1' in canonical_json([one.to_json() for one in explained])
-    assert explained[0].agreement is None
+    assert [one["cell"] for one in explained] == [0, 1, 2, 3]
+    assert [one["picked"] for one in explained] == [1, 0, 2, 0]
+    assert explained[2]["reward"] == pytest.approx(0.25)
+    assert explained[2]["trained"] == 1
+    assert explained[0]["reward"] is None
+    assert (explained[3]["cluster"], explained[3]["difficulty"]) == (1, 1)
+    assert explained[0]["mass"] == pytest.approx(0.8)
+    assert b'"exploitation":0.1' in canonical_json(explained)
+    assert explained[0]["agreement"] is None
     judged = replace(seen, agreement=np.array([0.5, 0.25, 1.0, 0.0]))
     told = explain_cells(judged, utilities, picked_cells=[], rewards=rewards)
-    assert [one.agreement for one in told] == [0.5, 0.25, 1.0, 0.0]
+    assert [one["agreement"] for one in told] == [0.5, 0.25, 1.0, 0.0]

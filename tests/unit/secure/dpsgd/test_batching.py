@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lada_secure.dpsgd.batching import physical_batches, single_units
+from lada_secure.dpsgd.batching import physical_batches, single_units, unit_of_row
 from lada_secure.models.examples import EncodedExample, EncodedUnit, PublicOrder, TokenRow, rows_of
 
 
@@ -24,40 +24,33 @@ UNITS = (unit("a", 30), unit("b", 5, 6), unit("c", 9), unit("d", 7, 8, 2), unit(
 
 def test_units_stay_whole_and_every_one_comes_once():
     batches = physical_batches(UNITS, physical_batch_size=4)
-    assert [batch.units for batch in batches] == [1, 2, 2]
-    seen = [one.example_id for batch in batches for one in batch.examples]
+    assert [len(batch) for batch in batches] == [1, 2, 2]
+    seen = [one.example_id for batch in batches for unit in batch for one in unit]
     assert sorted(seen) == ["a0", "b0", "b1", "c0", "d0", "d1", "d2", "e0"]
-    assert [batch.unit_of_example for batch in batches] == [(0, 0), (0, 0, 0, 1), (0, 1)]
+    assert [unit_of_row(batch) for batch in batches] == [(0, 0), (0, 0, 0, 1), (0, 1)]
 
 
 def test_rows_of_similar_length_share_a_batch():
     last = physical_batches(UNITS, physical_batch_size=4)[-1]
-    assert {one.example_id for one in last.examples} == {"a0", "e0"}
+    assert {one.example_id for unit in last for one in unit} == {"a0", "e0"}
 
 
 def test_own_paths_follow_the_paths_and_belong_to_the_same_units():
     (batch,) = physical_batches((unit("a", 4, 5, own=True), unit("b", 6)), physical_batch_size=4)
-    assert [len(row.tokens) for row in rows_of(batch.examples)] == [4, 5, 6, 4, 5]
-    assert batch.unit_of_row == (0, 0, 1, 0, 0)
-
-
-def test_halves_split_between_units():
-    (batch,) = physical_batches(UNITS[1:4], physical_batch_size=9)
-    first, second = batch.halves()
-    assert first.units + second.units == batch.units
-    assert first.examples + second.examples == batch.examples
-    assert set(second.unit_of_example) == set(range(second.units))
+    examples = [one for unit in batch for one in unit]
+    assert [len(row.tokens) for row in rows_of(examples)] == [4, 5, 6, 4, 5]
+    assert unit_of_row(batch) == (0, 0, 1, 0, 0)
 
 
 def test_no_units_make_no_batches_and_units_without_examples_no_rows():
-    assert physical_batches((), physical_batch_size=4) == ()
-    assert physical_batches((unit("a"), unit("b")), physical_batch_size=4) == ()
+    assert physical_batches((), physical_batch_size=4) == []
+    assert physical_batches((unit("a"), unit("b")), physical_batch_size=4) == []
 
 
 def test_a_unit_larger_than_a_batch_has_one_of_its_own():
     batches = physical_batches(UNITS, physical_batch_size=2)
-    assert [batch.units for batch in batches if len(batch.examples) > 2] == [1]
-    assert sum(batch.units for batch in batches) == len(UNITS)
+    assert [len(batch) for batch in batches if sum(map(len, batch)) > 2] == [1]
+    assert sum(len(batch) for batch in batches) == len(UNITS)
 
 
 def test_a_unit_without_examples_is_nobodys_company():
@@ -67,8 +60,8 @@ def test_a_unit_without_examples_is_nobodys_company():
 
 def test_single_units_share_no_batch():
     batches = single_units((*UNITS, unit("f")))
-    assert [batch.units for batch in batches] == [1] * len(UNITS)
-    assert [len(batch.examples) for batch in batches] == [1, 2, 1, 3, 1]
+    assert [len(batch) for batch in batches] == [1] * len(UNITS)
+    assert [sum(map(len, batch)) for batch in batches] == [1, 2, 1, 3, 1]
 
 
 def test_every_pool_sample_comes_once_per_epoch_and_a_step_can_be_found_again():

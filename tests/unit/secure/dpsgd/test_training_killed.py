@@ -115,7 +115,7 @@ def test_killed_ten_times_at_random_it_ends_and_each_step_was_paid_for_once(tmp_
     with open_ledger(tmp_path, key) as book:
         committed = sum(isinstance(one, CommitEntry) for one in book.entries())
     result = train(tmp_path, key, lambda _: None)
-    assert len(result.log.public_losses) == STEPS
+    assert len(result.public_losses) == STEPS
     with open_ledger(tmp_path, key) as book:
         entries = book.entries()
     lines = [line for line in log.read_bytes().splitlines() if len(line) == 128]

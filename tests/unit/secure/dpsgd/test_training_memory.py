@@ -150,7 +150,7 @@ def train_smollm2():
             spec=training_spec(PRIVACY, study_id="study", plan_hash=PLAN_HASH, round_id=1),
             progress=lambda report: display.show(1, report),
         )
-    assert len(result.log.public_losses) == 2
+    assert len(result.public_losses) == 2
     return max(rows), status_bytes("VmHWM"), out.getvalue()
 
 

@@ -94,7 +94,7 @@ def test_a_damaged_key_file_is_refused(small: Any) -> None:
 
 
 def test_a_key_shows_and_pickles_nothing(small: Any) -> None:
-    assert repr(small.key) == f"OpeningKey(parameters={small.params.digest[:16]}, secret)"
+    assert repr(small.key) == f"AggregateKey(parameters={small.params})"
     with pytest.raises(LocalProtocolError):
         pickle.dumps(small.key)
 

@@ -84,19 +84,13 @@ def test_parameters_are_derived_the_same_every_time() -> None:
     [(0, 1), (-1, 1), (1_000_001, 1), (1, 0), (1, -5), (1, MAX_SUM_BOUND + 1)],
 )
 def test_opening_numbers_out_of_range_are_refused(length: int, sum_bound: int) -> None:
-    with pytest.raises(ParameterError, match="must be between"):
+    with pytest.raises(ParameterError, match="expected 1 to"):
         aggregation_parameters(length=length, sum_bound=sum_bound)
-
-
-@pytest.mark.parametrize("wrong", [1.0, True, "1", None])
-def test_opening_numbers_that_are_no_integers_are_refused(wrong: object) -> None:
-    with pytest.raises(ParameterError, match="must be an integer"):
-        aggregation_parameters(length=wrong, sum_bound=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("cells", "row_bound"), [(0, None), (1025, None), (4, 5), (4, 0)])
 def test_scoring_numbers_out_of_range_are_refused(cells: int, row_bound: int | None) -> None:
-    with pytest.raises(ParameterError, match="must be between"):
+    with pytest.raises(ParameterError, match="expected 1 to"):
         scoring_parameters(cells=cells, row_bound=row_bound)
 
 

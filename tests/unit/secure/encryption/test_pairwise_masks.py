@@ -158,17 +158,17 @@ def test_bad_arguments_are_refused(change: dict[str, object], message: str) -> N
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([], dtype=np.int64), "not empty"),
-        (np.zeros((2, 2), dtype=np.int64), "one-dimensional"),
-        (np.array([1.0, np.nan, 2.0]), "NaN"),
-        (np.array([1.0, np.inf, 2.0]), "NaN or infinity"),
-        (np.array([1.0, 2.0, 3.0]), "integers"),
-        (np.array([True, False, True]), "integers"),
-        (np.array([0, 101, 0]), "outside the declared bound"),
-        (np.array([0, -101, 0]), "outside the declared bound"),
-        (np.array([0, np.iinfo(np.int64).min, 0]), "outside the declared bound"),
-        (np.array([0, 2**64 - 1, 0], dtype=np.uint64), "outside the declared bound"),
-        (np.array([1, 2]), "mask 3"),
+        (np.array([], dtype=np.int64), "3 entries"),
+        (np.zeros((2, 2), dtype=np.int64), "one dimension"),
+        (np.array([1.0, np.nan, 2.0]), "whole numbers"),
+        (np.array([1.0, np.inf, 2.0]), "whole numbers"),
+        (np.array([1.0, 2.0, 3.0]), "whole numbers"),
+        (np.array([True, False, True]), "whole numbers"),
+        (np.array([0, 101, 0]), r"entries in \[-100, 100\]"),
+        (np.array([0, -101, 0]), r"entries in \[-100, 100\]"),
+        (np.array([0, np.iinfo(np.int64).min, 0]), r"entries in \[-100, 100\]"),
+        (np.array([0, 2**64 - 1, 0], dtype=np.uint64), r"entries in \[-100, 100\]"),
+        (np.array([1, 2]), "3 entries"),
     ],
 )
 def test_a_vector_that_breaks_its_declaration_never_leaves(
@@ -196,7 +196,7 @@ def test_the_largest_entries_survive_masking() -> None:
 def test_a_mask_key_shows_and_pickles_nothing() -> None:
     key = MaskKey.generate()
     assert key.to_secret_bytes().hex() not in repr(key)
-    assert repr(key) == "MaskKey(secret)"
+    assert repr(key) == "MaskKey()"
     with pytest.raises(LocalProtocolError):
         pickle.dumps(key)
     copy = MaskKey.from_secret_bytes(key.to_secret_bytes())

@@ -93,11 +93,11 @@ def test_a_refused_contribution_leaves_the_sum_unchanged(small: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.zeros(49, dtype=np.int64), "shape"),
+        (np.zeros(49, dtype=np.int64), "50 entries"),
         (np.zeros((50, 1), dtype=np.int64), "shape"),
-        (np.zeros(50), "integers"),
-        (np.full(50, -1), "outside"),
-        (np.full(50, 2**40), "outside"),
+        (np.zeros(50), "whole numbers"),
+        (np.full(50, -1), "entries in"),
+        (np.full(50, 2**40), "entries in"),
     ],
 )
 def test_values_that_are_not_masked_entries_are_refused(

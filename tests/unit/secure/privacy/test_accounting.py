@@ -12,14 +12,15 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.rdp import RdpAccountant
 
 from lada_secure.errors import LocalProtocolError, ParameterError
-from lada_secure.privacy.accounting.accountant import PldAccountant, epsilon, epsilon_rdp
-from lada_secure.privacy.accounting.composition import EPSILON_LIMIT, cross_check, gaussian_pld
-from lada_secure.privacy.accounting.events import (
-    DpSgdEvent,
-    GaussianEvent,
-    PrivacyEvent,
-    to_dp_event,
+from lada_secure.privacy.accounting.accountant import (
+    EPSILON_LIMIT,
+    Composition,
+    Spending,
+    cross_check,
+    epsilon,
+    epsilon_rdp,
 )
+from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
 from lada_secure.privacy.accounting.planning import calibrate_noise_multiplier
 
 # Discretisation is pessimistic: never below the value, at most 1.5% above it.
@@ -103,7 +104,7 @@ def test_adding_or_removing_is_not_replacing() -> None:
     accountant = PLDAccountant(
         neighboring_relation=_replace_one(), value_discretization_interval=1e-3
     )
-    accountant.compose(to_dp_event(sgd(1.0, 0.02, 500)))
+    accountant.compose(STEP, 500)
     assert accountant.get_epsilon(1e-5) == pytest.approx(4.2137, rel=2e-3)
     assert epsilon([sgd(1.0, 0.02, 500)], target_delta=1e-5) < 3.0
 
@@ -114,6 +115,8 @@ def _replace_one() -> object:
     return NeighboringRelation.REPLACE_ONE
 
 
+# One step of DP-SGD in dp_accounting's own words.
+STEP = dp_event.PoissonSampledDpEvent(0.02, dp_event.GaussianDpEvent(1.0))
 MIXED = [GaussianEvent(20.0), sgd(1.0, 0.02, 50)] * 10
 MIXED_PLD, MIXED_RDP = 2.8477, 3.2180
 
@@ -125,9 +128,9 @@ def test_ten_rounds_of_statistics_and_training_cost_what_dp_accounting_says() ->
     The naive sum of 17.8 is the table's.
     """
     oracle, oracle_rdp = PLDAccountant(value_discretization_interval=1e-4), RdpAccountant()
-    for event in MIXED[:2]:
-        oracle.compose(to_dp_event(event), 10)
-        oracle_rdp.compose(to_dp_event(event), 10)
+    for event, times in ((dp_event.GaussianDpEvent(20.0), 10), (STEP, 500)):
+        oracle.compose(event, times)
+        oracle_rdp.compose(event, times)
     truth = oracle.get_epsilon(1e-5)
     assert truth == pytest.approx(MIXED_PLD, abs=1e-3)
     assert oracle_rdp.get_epsilon(1e-5) == pytest.approx(MIXED_RDP, abs=1e-3)
@@ -141,27 +144,45 @@ def test_ten_rounds_of_statistics_and_training_cost_what_dp_accounting_says() ->
 
 
 def test_counting_one_by_one_gives_what_counting_at_once_gives() -> None:
-    accountant = PldAccountant()
+    composition = Composition()
     for event in MIXED:
-        before = accountant.epsilon(1e-5)
-        announced = accountant.epsilon_with(event, 1e-5)
-        assert accountant.epsilon(1e-5) == before, "asking must not spend"
-        accountant.compose(event)
-        assert accountant.epsilon(1e-5) == announced > before
-    assert accountant.epsilon(1e-5) == pytest.approx(epsilon(MIXED, target_delta=1e-5), rel=1e-6)
-    assert accountant.epsilon_rdp(1e-5) == pytest.approx(epsilon_rdp(MIXED, target_delta=1e-5))
-    assert accountant.epsilon_rdp_with(MIXED[0], 1e-5) > accountant.epsilon_rdp(1e-5)
+        before = composition.epsilon(1e-5)
+        further = composition.plus(event)
+        announced = further.epsilon(1e-5)
+        assert composition.epsilon(1e-5) == before, "asking must not spend"
+        composition = further
+        assert composition.epsilon(1e-5) == announced > before
+    assert composition.epsilon(1e-5) == pytest.approx(epsilon(MIXED, target_delta=1e-5), rel=1e-6)
+    assert composition.epsilon_rdp(1e-5) == pytest.approx(epsilon_rdp(MIXED, target_delta=1e-5))
+    assert composition.plus(MIXED[0]).epsilon_rdp(1e-5) > composition.epsilon_rdp(1e-5)
+
+
+def test_what_was_never_asked_about_costs_the_same() -> None:
+    composition = Composition()
+    for event in MIXED:
+        composition = composition.plus(event)
+    assert composition.epsilon(1e-5) == pytest.approx(epsilon(MIXED, target_delta=1e-5), rel=1e-6)
+
+
+def test_what_is_announced_before_a_release_is_what_it_costs() -> None:
+    spending = Spending()
+    for number, event in enumerate(MIXED[:4]):
+        study = f"study-{number % 2}"
+        announced = spending.after(event, study, 1e-5)
+        assert spending.after(event, study, 1e-5) == announced, "asking must not spend"
+        spending.count(event, study)
+        assert spending.of(study).epsilon(1e-5) == announced["study_epsilon_after"]
+        assert spending.of().epsilon(1e-5) == pytest.approx(announced["epsilon_after"], rel=1e-9)
 
 
 def test_a_release_that_needs_a_finer_grid_is_composed_with_the_earlier_ones() -> None:
     fine = sgd(4.0, 0.001, 2000)
-    accountant = PldAccountant()
-    accountant.compose(MIXED[1])
-    coarse = accountant.epsilon(1e-5)
-    assert accountant.epsilon_with(fine, 1e-5) > coarse * (1 - 1e-3)
-    accountant.compose(fine)
+    earlier = Composition().plus(MIXED[1])
+    coarse = earlier.epsilon(1e-5)
+    both = earlier.plus(fine)
+    assert both.epsilon(1e-5) > coarse * (1 - 1e-3)
     at_once = epsilon([MIXED[1], fine], target_delta=1e-5)
-    assert accountant.epsilon(1e-5) == pytest.approx(at_once, rel=1e-6)
+    assert both.epsilon(1e-5) == pytest.approx(at_once, rel=1e-6)
 
 
 def test_small_losses_are_not_blown_up_by_the_grid() -> None:
@@ -191,21 +212,6 @@ def test_the_discrete_gaussian_of_16_steps_costs_what_the_gaussian_costs() -> No
     assert exact.get_epsilon_for_delta(1e-6) == pytest.approx(2.276, abs=1e-3)
 
 
-@pytest.mark.parametrize("noise", [0.3, 1.0, 3.0, 20.0, 1e4])
-def test_the_quick_gaussian_distribution_is_dp_accountings_own(noise: float) -> None:
-    ours = gaussian_pld(noise**-2, 1e-3)
-    oracle = pld.from_gaussian_mechanism(noise, value_discretization_interval=1e-3)
-    epsilons = [0.0, 0.1, 1.0, 5.0]
-    for one in epsilons:
-        assert ours.get_delta_for_epsilon(one) == pytest.approx(
-            oracle.get_delta_for_epsilon(one), abs=1e-12
-        )
-    for delta in (1e-9, 1e-6, 1e-3):
-        assert ours.get_epsilon_for_delta(delta) == pytest.approx(
-            oracle.get_epsilon_for_delta(delta), abs=1e-9
-        )
-
-
 def test_zcdp_of_the_discrete_gaussian_is_the_gaussians() -> None:
     accountant = RdpAccountant()
     accountant.compose(dp_event.ZCDpEvent(1 / (2 * 16.0**2)))
@@ -229,36 +235,23 @@ def test_calibration_finds_the_references_noise(target: float, expected: float) 
 
 def test_calibration_of_one_step_finds_dp_accountings_noise() -> None:
     noise = calibrate_noise_multiplier(
-        target_epsilon=1.0, target_delta=1e-5, sampling_probability=0.01
+        target_epsilon=1.0, target_delta=1e-5, sampling_probability=0.01, steps=1
     )
     assert 0.67379294682 <= noise <= 0.67379294682 + 3e-4
-
-
-def test_calibration_counts_what_else_is_released() -> None:
-    alone = calibrate_noise_multiplier(target_epsilon=2.0, target_delta=1e-6)
-    other = [GaussianEvent(5.0)]
-    beside = calibrate_noise_multiplier(target_epsilon=2.0, target_delta=1e-6, other_events=other)
-    assert beside > alone
-    assert epsilon([*other, GaussianEvent(beside)], target_delta=1e-6) <= 2.0
-    with pytest.raises(ParameterError, match="cannot be reached with any noise"):
-        calibrate_noise_multiplier(
-            target_epsilon=0.5, target_delta=1e-6, other_events=[GaussianEvent(5.0)]
-        )
 
 
 def test_nothing_released_costs_nothing() -> None:
     assert epsilon([], target_delta=1e-6) == 0.0
     assert epsilon_rdp([], target_delta=1e-6) == 0.0
-    assert PldAccountant().epsilon(1e-6) == 0.0
+    assert Composition().epsilon(1e-6) == 0.0
 
 
 def test_a_loss_beyond_every_guarantee_is_infinite_and_quick() -> None:
     start = time.perf_counter()
-    accountant = PldAccountant()
-    accountant.compose(GaussianEvent(0.01))
-    assert accountant.epsilon(1e-6) == math.inf
-    accountant.compose(sgd(0.02, 0.5, 10**6))
-    assert accountant.epsilon(1e-6) == math.inf
+    composition = Composition().plus(GaussianEvent(0.01))
+    assert composition.epsilon(1e-6) == math.inf
+    composition = composition.plus(sgd(0.02, 0.5, 10**6))
+    assert composition.epsilon(1e-6) == math.inf
     assert time.perf_counter() - start < 5.0
 
 
@@ -269,13 +262,17 @@ def test_a_delta_outside_its_range_is_refused(delta: float) -> None:
     with pytest.raises(ParameterError, match=r"^target_delta: "):
         epsilon_rdp([GaussianEvent(1.0)], target_delta=delta)
     with pytest.raises(ParameterError, match=r"^target_delta: "):
-        calibrate_noise_multiplier(target_epsilon=1.0, target_delta=delta)
+        calibrate_noise_multiplier(
+            target_epsilon=1.0, target_delta=delta, sampling_probability=1.0, steps=1
+        )
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf, 501.0])
 def test_a_target_epsilon_outside_its_range_is_refused(target: float) -> None:
     with pytest.raises(ParameterError, match=r"^target_epsilon: "):
-        calibrate_noise_multiplier(target_epsilon=target, target_delta=1e-6)
+        calibrate_noise_multiplier(
+            target_epsilon=target, target_delta=1e-6, sampling_probability=1.0, steps=1
+        )
 
 
 def test_pld_above_the_rdp_bound_refuses_to_go_on() -> None:

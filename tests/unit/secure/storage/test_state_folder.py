@@ -9,8 +9,11 @@ import threading
 import pytest
 
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.storage.schema_versions import check_schema_version
-from lada_secure.storage.state_folder import check_state_folder, held_state_folder
+from lada_secure.storage.state_folder import (
+    check_schema_version,
+    check_state_folder,
+    held_state_folder,
+)
 
 
 def hold(folder, party="hospital-a", role="site"):

@@ -14,7 +14,7 @@ from postgresql_server import name_of
 from lada_protocol.events import EventLog
 from lada_secure.errors import ParameterError, TransportError
 from lada_server.board import database as database_module
-from lada_server.board.stall_timer import StorageStallTimer
+from lada_server.board.client import StorageStallTimer
 from lada_server.board.storage_errors import StorageUnavailable
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings
@@ -78,7 +78,7 @@ def test_messages_posted_while_the_server_restarts_arrive_once_and_in_order(
     def post():
         try:
             for one in envelopes:
-                stall_timer().retry(lambda one=one: store.post(one), round_id=0, step="opening")
+                stall_timer().retry(lambda one=one: store.post(one))
         except BaseException as error:
             failures.append(error)
 
@@ -157,18 +157,17 @@ def test_a_full_disk_of_the_server_is_said_clearly_and_the_retry_is_stored_once(
     with pytest.raises(StorageUnavailable, match="free some space; nothing is lost"):
         store.post(envelope, b"once")
     assert hashes(store) == []
-    stall_timer().retry(lambda: store.post(envelope, b"once"), round_id=0, step="opening")
+    stall_timer().retry(lambda: store.post(envelope, b"once"))
     assert hashes(store) == [envelope.message_hash]
 
 
 def test_the_coordinator_waits_for_its_database_visibly_and_goes_on(store, study, postgres):
     envelope, events = study.envelope("abort", "coordinator"), []
     waiting = stall_timer(events)
+    waiting.enter(4, "opening")
     postgres.stop()
     try:
-        poster = threading.Thread(
-            target=lambda: waiting.retry(lambda: store.post(envelope), round_id=4, step="opening")
-        )
+        poster = threading.Thread(target=lambda: waiting.retry(lambda: store.post(envelope)))
         poster.start()
         time.sleep(1.0)
         assert poster.is_alive()
@@ -185,7 +184,7 @@ def test_the_coordinator_does_not_wait_for_ever(store, study, postgres):
     postgres.stop()
     try:
         with pytest.raises(StorageUnavailable, match="check that it runs"):
-            stall_timer(limit_s=0.5).retry(store.check, round_id=0, step="opening")
+            stall_timer(limit_s=0.5).retry(store.check)
     finally:
         postgres.start()
 
@@ -293,7 +292,7 @@ def test_a_coordinator_that_lost_the_lock_does_not_write_before_it_has_it_again(
         with pytest.raises(StorageUnavailable, match="another session holds"):
             store.post(envelope)
         assert other.execute("SELECT count(*) FROM board_messages").fetchone() == (0,)
-    assert stall_timer().retry(lambda: store.post(envelope), round_id=0, step="opening")
+    assert stall_timer().retry(lambda: store.post(envelope))
     assert hashes(store) == [envelope.message_hash]
 
 

@@ -15,11 +15,10 @@ from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.tiny_models import pretrain, pretraining_of
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SiteRationale
+from lada_protocol.wire.messages import LlmUpdateBody
 from lada_secure.allocation.cells import Clusters
 from lada_secure.data.prompts import rationale_of
 from lada_secure.data.records import pool_hash
-from lada_secure.errors import TransportError
-from lada_secure.method.holdout import holdout_agrees
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
@@ -32,7 +31,7 @@ from lada_secure.method.plan import (
 )
 from lada_secure.models.loading import quiet_transformers
 from lada_server.study.llm_files import LlmFiles
-from lada_server.study.llm_transfer import CoordinatorTransfer, Decision, update_body
+from lada_server.study.llm_transfer import improve_llm, samples_to_ask
 from lada_server.study.local_llm import LocalLlm
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
@@ -118,7 +117,6 @@ def make_study(uplink: TransferPlan = UPLINK) -> Study:
         uplink=uplink,
     )
     return Study(
-        is_new=True,
         plan=plan,
         pool=pool,
         clusters=Clusters(centroids=np.zeros((1, 2))),
@@ -138,11 +136,13 @@ class Llm:
     folder: Path
     world: ArithmeticWorld
 
-    def teacher(self, state: Path) -> Teacher:
+    def teacher(self, state: Path, study: Study = STUDY) -> Teacher:
         """The LLM in a process of its own, as after a restart."""
         return Teacher(
+            study,
             LocalLlm(str(self.folder), cache_dir=state, threads=1),
             files=LlmFiles(folder=state / "llm"),
+            progress=lambda _done, _total: None,
         )
 
     def gold(self, places: tuple[int, ...]) -> dict[int, str]:
@@ -168,73 +168,71 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Llm:
 
 
 def improve(
-    uplink: CoordinatorTransfer,
+    teacher: Teacher,
     paths: dict[int, str],
     *,
     version: str = NO_ADAPTERS,
     written: dict[int, str] | None = None,
-) -> Decision:
+) -> LlmUpdateBody:
     """One update from two sites that send the same paths."""
     sent = [SiteRationale(sample=sample, path=path) for sample, path in sorted(paths.items())]
-    return uplink.improve(
+    return improve_llm(
+        teacher,
         {"site-a": sent, "site-b": sent},
         written or {},
+        inquiry="5" * 64,
         version=version,
         seed=3,
-        progress=lambda _done, _total: None,
     )
 
 
 @pytest.fixture(scope="module")
-def improved(llm: Llm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decision]:
+def improved(llm: Llm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlmUpdateBody]:
     """A state folder after an update with worked solutions, and the decision."""
     state = tmp_path_factory.mktemp("state")
-    uplink = CoordinatorTransfer(study=STUDY, teacher=llm.teacher(state))
-    return state, improve(uplink, llm.gold(SPLIT.candidates))
+    return state, improve(llm.teacher(state), llm.gold(SPLIT.candidates))
 
 
 def test_right_paths_make_the_llm_better_and_the_update_is_on_disk_under_its_hash(
-    improved: tuple[Path, Decision],
+    improved: tuple[Path, LlmUpdateBody],
 ) -> None:
     state, decision = improved
-    assert decision.accepted
-    assert holdout_agrees(decision.before, decision.after)
-    assert decision.after.right > decision.before.right
+    assert (decision.accepted, decision.inquiry, decision.holdout) == (True, "5" * 64, 60)
+    assert decision.llm_before == NO_ADAPTERS
+    assert decision.certainty_after > decision.certainty_before
+    assert decision.right_after > decision.right_before
     assert (decision.received, decision.used) == (240, 120)
-    assert [path.stem for path in (state / "llm").iterdir()] == [decision.version]
+    assert [path.stem for path in (state / "llm").iterdir()] == [decision.llm_after]
 
 
 def test_a_restarted_coordinator_goes_on_with_the_better_llm(
-    llm: Llm, improved: tuple[Path, Decision]
+    llm: Llm, improved: tuple[Path, LlmUpdateBody]
 ) -> None:
     state, decision = improved
     plain, again = llm.teacher(state), llm.teacher(state)
-    again.use(STUDY, decision.version)
-    before, after = plain.answer(STUDY, SPLIT.holdout), again.answer(STUDY, SPLIT.holdout)
-    assert int(before.right.sum()) == decision.before.right
-    assert int(after.right.sum()) == decision.after.right
-    again.use(STUDY, NO_ADAPTERS)
-    np.testing.assert_allclose(
-        again.answer(STUDY, SPLIT.holdout).confidence, before.confidence, atol=1e-6
-    )
+    again.use(decision.llm_after)
+    before, after = plain.answer(SPLIT.holdout), again.answer(SPLIT.holdout)
+    assert int(before.right.sum()) == decision.right_before
+    assert int(after.right.sum()) == decision.right_after
+    again.use(NO_ADAPTERS)
+    np.testing.assert_allclose(again.answer(SPLIT.holdout).confidence, before.confidence, atol=1e-6)
 
 
 def test_the_same_update_after_a_crash_is_the_same_version(
-    llm: Llm, improved: tuple[Path, Decision]
+    llm: Llm, improved: tuple[Path, LlmUpdateBody]
 ) -> None:
     state, decision = improved
-    uplink = CoordinatorTransfer(study=STUDY, teacher=llm.teacher(state))
-    assert improve(uplink, llm.gold(SPLIT.candidates)) == decision
+    assert improve(llm.teacher(state), llm.gold(SPLIT.candidates)) == decision
 
 
 def test_the_pool_looks_different_to_the_better_llm(
-    llm: Llm, improved: tuple[Path, Decision]
+    llm: Llm, improved: tuple[Path, LlmUpdateBody]
 ) -> None:
     state, decision = improved
     teacher = llm.teacher(state)
-    before = teacher.view_pool(STUDY)
-    teacher.use(STUDY, decision.version)
-    after = teacher.view_pool(STUDY)
+    before = teacher.view_pool()
+    teacher.use(decision.llm_after)
+    after = teacher.view_pool()
     # The last column of each row counts how likely the LLM's path is right.
     assert after.features.sum() > before.features.sum()
 
@@ -243,51 +241,49 @@ def test_an_update_that_the_hold_out_does_not_agree_with_leaves_no_trace(
     llm: Llm, tmp_path: Path
 ) -> None:
     broken = make_study(UPLINK.model_copy(update={"learning_rate": 1.0, "steps": 3}))
-    teacher = llm.teacher(tmp_path)
-    untouched = teacher.answer(STUDY, EVERYTHING)
-    uplink = CoordinatorTransfer(study=broken, teacher=teacher)
+    teacher = llm.teacher(tmp_path, broken)
+    untouched = teacher.answer(EVERYTHING)
 
-    decision = improve(uplink, llm.gold(SPLIT.candidates[:8]))
+    decision = improve(teacher, llm.gold(SPLIT.candidates[:8]))
 
     assert not decision.accepted
     assert decision.used == 8
-    assert decision.after.right < decision.before.right
-    assert decision.version == NO_ADAPTERS
+    assert decision.right_after < decision.right_before
+    assert decision.llm_after == NO_ADAPTERS
     assert not (tmp_path / "llm").exists()
-    assert teacher.answer(STUDY, EVERYTHING).paths == untouched.paths
+    assert teacher.answer(EVERYTHING).paths == untouched.paths
 
 
 def test_paths_with_another_answer_than_the_gold_one_are_not_learned(
     llm: Llm, tmp_path: Path
 ) -> None:
-    uplink = CoordinatorTransfer(study=STUDY, teacher=llm.teacher(tmp_path))
     wrong = {one: f"{path[:-1]}x" for one, path in llm.gold(SPLIT.candidates[:5]).items()}
 
-    decision = improve(uplink, wrong)
+    decision = improve(llm.teacher(tmp_path), wrong)
 
     assert (decision.received, decision.used) == (10, 0)
-    assert decision.before == decision.after
+    assert decision.right_before == decision.right_after
+    assert decision.certainty_before == decision.certainty_after
     assert not decision.accepted
-    assert decision.version == NO_ADAPTERS
+    assert decision.llm_after == NO_ADAPTERS
 
 
 def test_the_llm_s_own_paths_on_held_out_samples_are_never_replayed(
     llm: Llm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = llm.teacher(tmp_path)
+    small = make_study(UPLINK.model_copy(update={"steps": 1, "replay_batch_size": 4}))
+    teacher = llm.teacher(tmp_path, small)
     seen: list[set[str]] = []
     real = teacher.tune
 
-    def tune(study, version, examples, replay, settings, *, progress):
+    def tune(examples, replay, settings):
         seen.append({one.example_id for one in [*examples, *replay]})
-        return real(study, version, examples, replay, settings, progress=progress)
+        return real(examples, replay, settings)
 
     monkeypatch.setattr(teacher, "tune", tune)
-    small = make_study(UPLINK.model_copy(update={"steps": 1, "replay_batch_size": 4}))
-    uplink = CoordinatorTransfer(study=small, teacher=teacher)
     written = llm.gold((*SPLIT.holdout, *SPLIT.candidates[3:9]))
 
-    improve(uplink, llm.gold(SPLIT.candidates[:3]), written=written)
+    improve(teacher, llm.gold(SPLIT.candidates[:3]), written=written)
 
     ids = {STUDY.pool[place].sample_id for place in SPLIT.candidates[:9]}
     assert seen
@@ -301,32 +297,30 @@ def test_where_the_hold_out_disagrees_smaller_steps_are_tried_from_the_same_star
     rates: list[float] = []
     real = teacher.tune
 
-    def tune(study, version, examples, replay, settings, *, progress):
+    def tune(examples, replay, settings):
         rates.append(settings.learning_rate)
         # The first try ruins the model; the second one must not start from there.
         spoiled = replace(settings, learning_rate=1.0) if len(rates) == 1 else settings
-        return real(study, version, examples, replay, spoiled, progress=progress)
+        return real(examples, replay, spoiled)
 
     monkeypatch.setattr(teacher, "tune", tune)
-    uplink = CoordinatorTransfer(study=STUDY, teacher=teacher)
 
-    decision = improve(uplink, llm.gold(SPLIT.candidates))
+    decision = improve(teacher, llm.gold(SPLIT.candidates))
 
     assert rates == [UPLINK.learning_rate, UPLINK.learning_rate / 2]
     assert decision.accepted
-    assert decision.after.right > decision.before.right
-    assert [path.stem for path in (tmp_path / "llm").iterdir()] == [decision.version]
+    assert decision.right_after > decision.right_before
+    assert [path.stem for path in (tmp_path / "llm").iterdir()] == [decision.llm_after]
 
 
 def test_it_asks_where_sites_know_more_and_the_llm_does_not(llm: Llm, tmp_path: Path) -> None:
     teacher = llm.teacher(tmp_path)
-    uplink = CoordinatorTransfer(study=STUDY, teacher=teacher)
     opened = np.zeros(len(STUDY.pool), dtype=int)
     opened[list(SPLIT.candidates)] = 7
 
-    asked = uplink.samples_to_ask(opened.tolist(), version=NO_ADAPTERS)
+    asked = samples_to_ask(teacher, opened.tolist(), version=NO_ADAPTERS)
 
-    answers = teacher.answer(STUDY, SPLIT.candidates)
+    answers = teacher.answer(SPLIT.candidates)
     unsure = [
         place
         for place, own in zip(SPLIT.candidates, answers.confidence, strict=True)
@@ -334,24 +328,4 @@ def test_it_asks_where_sites_know_more_and_the_llm_does_not(llm: Llm, tmp_path: 
     ]
     assert asked == unsure[: UPLINK.budget]
     assert 0 < len(asked) < len(SPLIT.candidates)
-    assert uplink.samples_to_ask([0] * len(STUDY.pool), version=NO_ADAPTERS) == []
-
-
-def test_the_body_of_the_update_says_what_was_decided(improved: tuple[Path, Decision]) -> None:
-    _, decision = improved
-    body = update_body(decision, inquiry="5" * 64, holdout=60, before=NO_ADAPTERS)
-    assert body["llm_after"] == decision.version
-    assert body["accepted"] is True
-    assert body["right_after"] == decision.after.right
-
-
-def test_adapters_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
-    files = LlmFiles(folder=tmp_path / "llm")
-    version = files.keep(b"weights")
-    assert files.read(version) == b"weights"
-    assert files.keep(b"weights") == version
-    (tmp_path / "llm" / f"{version}.safetensors").write_bytes(b"changed")
-    with pytest.raises(TransportError, match="damaged"):
-        files.read(version)
-    with pytest.raises(TransportError, match="restore"):
-        files.read("5" * 64)
+    assert samples_to_ask(teacher, [0] * len(STUDY.pool), version=NO_ADAPTERS) == []

@@ -11,7 +11,7 @@ from test_coordinator_llm_transfer import STUDY
 from lada_protocol.events import EventLog
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, check_answer, scoring_parameters_of
-from lada_protocol.rounds.tasks import PostMatrix, Score
+from lada_protocol.rounds.tasks import Post
 from lada_protocol.wire.envelope import Envelope, Header, sign_envelope
 from lada_protocol.wire.messages import ScoresBody, parse_body
 from lada_secure.canonical import sha256_hex
@@ -19,6 +19,7 @@ from lada_secure.encryption.matrix import parse_matrix
 from lada_secure.encryption.scoring_key import ScoringKey
 from lada_secure.errors import PeerError
 from lada_secure.method.llm_round import PoolView
+from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.study.coordinator import Coordinator
 from lada_server.study.proposal import Study
@@ -31,12 +32,16 @@ CELLS = PLAN.allocation.cells
 class ForgetfulTeacher(Teacher):
     """Sees another matrix in the pool each time it looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, study: Study) -> None:
         """There is nothing to load."""
+        self.study = study
 
-    def view_pool(self, study: Study, **_: object) -> PoolView:
+    def use(self, version: str) -> None:
+        """One version is as good as another."""
+
+    def view_pool(self) -> PoolView:
         """Random cells."""
-        size = len(study.pool)
+        size = len(self.study.pool)
         cells = np.random.default_rng().integers(0, CELLS, size)
         return PoolView(features=np.eye(CELLS)[cells], cells=cells)
 
@@ -57,12 +62,14 @@ def start(study, tmp_path: Path):
         stores.append(store)
         made = Coordinator(
             study=STUDY,
-            roster=study.roster,
-            store=store,
-            signing_key=study.credentials("coordinator").signing_key,
+            board=LocalBoardClient(
+                plan=STUDY.plan,
+                store=store,
+                signing_key=study.credentials("coordinator").signing_key,
+                events=EventLog(party="coordinator", sink=lambda _line: None, clock=lambda: 0.0),
+            ),
             certificate="PEM",
-            teacher=ForgetfulTeacher(),
-            events=EventLog(party="coordinator", sink=lambda _line: None, clock=lambda: 0.0),
+            teacher=ForgetfulTeacher(STUDY),
         )
         made.board.sync(wait_s=0.0)
         return made
@@ -91,20 +98,20 @@ def ask(coordinator: Coordinator, study, site: str) -> tuple[ScoringKey, np.ndar
         payload_bytes=len(payload),
     )
     query = sign_envelope(header, study.credentials(site).signing_key)
-    coordinator.store.post(query, payload)
+    coordinator.board.store.post(query, payload)
     coordinator.board.sync(wait_s=0.0)
     return key, utilities, query
 
 
 def test_every_site_is_answered_from_the_posted_matrix_also_after_a_restart(study, start) -> None:
     first = start()
-    first.loop.carry_out(PostMatrix(round_id=0))
+    first.loop.carry_out(Post(kind=Kind.MATRIX))
     read = {}
     for site in ("hospital-a", "hospital-b"):
         # The second site is answered by a process that has never looked at the pool.
         coordinator = first if site == "hospital-a" else start()
         key, utilities, query = ask(coordinator, study, site)
-        coordinator.loop.carry_out(Score(round_id=0, site=site))
+        coordinator.loop.carry_out(Post(kind=Kind.SCORES, to=site))
         index = coordinator.board.index
         scores = index.find(Kind.SCORES, sender="coordinator", to=site)
         matrix = index.find(Kind.MATRIX, sender="coordinator")
@@ -121,7 +128,7 @@ def test_every_site_is_answered_from_the_posted_matrix_also_after_a_restart(stud
 
 
 def test_the_matrix_of_a_round_is_posted_once(study, start) -> None:
-    start().loop.carry_out(PostMatrix(round_id=0))
+    start().loop.carry_out(Post(kind=Kind.MATRIX))
     with pytest.raises(PeerError) as caught:
-        start().loop.carry_out(PostMatrix(round_id=0))
+        start().loop.carry_out(Post(kind=Kind.MATRIX))
     assert caught.value.reason == "equivocation"

@@ -34,14 +34,11 @@ from lada_secure.models.endpoint.http import Endpoint
 from lada_secure.models.endpoint.opening import ServedFolder
 from lada_secure.models.loading import LanguageModel
 from lada_server.settings import EndpointSettings, ServerSettings
-from lada_server.study.inference_cache import InferenceCache
-from lada_server.study.llm_files import LlmFiles
-from lada_server.study.llm_transfer import CoordinatorTransfer
+from lada_server.study.coordinator import open_llm
+from lada_server.study.llm_files import InferenceCache, LlmFiles
 from lada_server.study.local_llm import LocalLlm
-from lada_server.study.pool_gate import check_study
-from lada_server.study.proposal import Study
+from lada_server.study.proposal import Study, check_llm
 from lada_server.study.served_llm import ServedLlm
-from lada_server.study.session import open_llm
 from lada_server.study.teacher import Teacher
 
 CITIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Norway": "Oslo", "Peru": "Lima"}
@@ -94,7 +91,13 @@ def study_of(*, uplink: TransferPlan | None = None, pool: tuple[PoolSample, ...]
             "paths": plan.paths.model_copy(update={"budget": 8, "max_new_tokens": 24}),
         }
     )
-    return Study(plan=plan, is_new=True, pool=pool, clusters=clusters, embeddings=vectors)
+    return Study(plan=plan, pool=pool, clusters=clusters, embeddings=vectors)
+
+
+def check(teacher: Teacher) -> None:
+    """As the coordinator does before it proposes a new study."""
+    check_llm(teacher.study, teacher.model, pool_file=POOL_FILE)
+    teacher.check_abilities()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,12 @@ def weights(served_folder: Path) -> LanguageModel:
 
 @contextmanager
 def served_teacher(
-    server: CompletionsServer, folder: Path, state: Path, *, adapters: Path | None = None
+    study: Study,
+    server: CompletionsServer,
+    folder: Path,
+    state: Path,
+    *,
+    adapters: Path | None = None,
 ) -> Iterator[Teacher]:
     """A teacher in a process of its own, as after a restart."""
     with serving(server):
@@ -116,15 +124,20 @@ def served_teacher(
             threads=1,
         )
         yield Teacher(
+            study,
             llm,
             files=LlmFiles(folder=state / "llm"),
+            progress=ignore,
             looks=InferenceCache(folder=state / "llm"),
         )
 
 
-def local_teacher(folder: Path, state: Path) -> Teacher:
+def local_teacher(study: Study, folder: Path, state: Path) -> Teacher:
     return Teacher(
-        LocalLlm(str(folder), cache_dir=state, threads=1), files=LlmFiles(folder=state / "llm")
+        study,
+        LocalLlm(str(folder), cache_dir=state, threads=1),
+        files=LlmFiles(folder=state / "llm"),
+        progress=ignore,
     )
 
 
@@ -136,41 +149,41 @@ def test_a_pool_looks_the_same_and_gets_the_same_paths_as_in_process(
     weights: LanguageModel, served_folder: Path, tmp_path: Path
 ) -> None:
     study, demand = study_of(), [2, 1, 3, 1, 1, 1, 2, 1]
-    here = local_teacher(served_folder, tmp_path / "here")
-    with served_teacher(CompletionsServer(weights), served_folder, tmp_path / "there") as there:
-        check_study(study, there, pool_file=POOL_FILE)
-        np.testing.assert_array_equal(there.view_pool(study).cells, here.view_pool(study).cells)
-        np.testing.assert_allclose(
-            there.view_pool(study).features, here.view_pool(study).features, atol=1e-6
-        )
-        found = there.write(study, demand, progress=ignore)
-        assert found == here.write(study, demand, progress=ignore)
+    here = local_teacher(study, served_folder, tmp_path / "here")
+    with served_teacher(
+        study, CompletionsServer(weights), served_folder, tmp_path / "there"
+    ) as there:
+        check(there)
+        np.testing.assert_array_equal(there.view_pool().cells, here.view_pool().cells)
+        np.testing.assert_allclose(there.view_pool().features, here.view_pool().features, atol=1e-6)
+        found = there.write(demand)
+        assert found == here.write(demand)
         assert found.texts
-        assert there.answer(study, range(8)).paths == here.answer(study, range(8)).paths
+        assert there.answer(range(8)).paths == here.answer(range(8)).paths
 
 
 def test_a_restarted_coordinator_asks_for_nothing_that_it_knows(
     weights: LanguageModel, served_folder: Path, tmp_path: Path
 ) -> None:
     study = study_of()
-    with served_teacher(CompletionsServer(weights), served_folder, tmp_path) as teacher:
-        view = teacher.view_pool(study)
-        texts = teacher.write(study, [1] * 8, progress=ignore).texts
+    with served_teacher(study, CompletionsServer(weights), served_folder, tmp_path) as teacher:
+        view = teacher.view_pool()
+        texts = teacher.write([1] * 8).texts
     again = CompletionsServer(weights)
-    with served_teacher(again, served_folder, tmp_path) as teacher:
+    with served_teacher(study, again, served_folder, tmp_path) as teacher:
         assert teacher.model.name.startswith(MODEL)
         probed = len(again.requests)
-        np.testing.assert_array_equal(teacher.view_pool(study).features, view.features)
-        assert teacher.write(study, [1] * 8, progress=ignore).texts == texts
+        np.testing.assert_array_equal(teacher.view_pool().features, view.features)
+        assert teacher.write([1] * 8).texts == texts
         assert len(again.requests) == probed
 
 
 def test_the_same_cache_serves_wherever_the_server_has_moved_to(
     weights: LanguageModel, served_folder: Path, tmp_path: Path
 ) -> None:
-    names = []
+    study, names = study_of(), []
     for _ in range(2):
-        with served_teacher(CompletionsServer(weights), served_folder, tmp_path) as teacher:
+        with served_teacher(study, CompletionsServer(weights), served_folder, tmp_path) as teacher:
             names.append(teacher._llm.reference)
     assert names[0] == names[1]
 
@@ -187,26 +200,35 @@ def test_the_llm_learns_here_and_answers_there_with_what_it_has_learned(
     server = CompletionsServer(weights)
 
     def improve(teacher: Teacher, *, version: str = NO_ADAPTERS) -> Any:
-        return CoordinatorTransfer(study=study, teacher=teacher).improve(
-            {"site-a": list(gold.values())}, {}, version=version, seed=3, progress=ignore
+        return improve_llm(
+            teacher,
+            {"site-a": list(gold.values())},
+            {},
+            inquiry="5" * 64,
+            version=version,
+            seed=3,
         )
 
-    with served_teacher(server, served_folder, state, adapters=shared) as teacher:
-        check_study(study, teacher, pool_file=POOL_FILE)
+    with served_teacher(study, server, served_folder, state, adapters=shared) as teacher:
+        check(teacher)
         assert server.adapters == {}
-        before = teacher.answer(study, range(8))
+        before = teacher.answer(range(8))
         decision = improve(teacher)
-        after = teacher.answer(study, range(8))
-    expected = improve(local_teacher(served_folder, tmp_path / "here"))
+        after = teacher.answer(range(8))
+    expected = improve(local_teacher(study, served_folder, tmp_path / "here"))
     # The numbers of PEFT's own form of the same adapters; both decided alike.
-    assert (decision.before, decision.after) == (expected.before, expected.after)
+    assert (decision.right_before, decision.right_after, decision.accepted) == (
+        expected.right_before,
+        expected.right_after,
+        expected.accepted,
+    )
     assert decision.accepted
     assert not np.allclose(before.confidence, after.confidence, atol=0.01)
 
     # A server that was started again has forgotten its adapters.
     restarted = CompletionsServer(weights)
-    with served_teacher(restarted, served_folder, state, adapters=shared) as teacher:
-        teacher.use(study, decision.version)
+    with served_teacher(study, restarted, served_folder, state, adapters=shared) as teacher:
+        teacher.use(decision.llm_after)
         assert list(restarted.adapters) == [teacher.model.served.model]  # type: ignore[attr-defined]
         restarted.adapters.clear()
         fresh = replace(
@@ -215,12 +237,10 @@ def test_the_llm_learns_here_and_answers_there_with_what_it_has_learned(
         )
         assert len(fresh.target_scores([teacher.model.encode_prompt("What is 2 + 3?")], [2])) == 1
         assert restarted.adapters
+        np.testing.assert_allclose(teacher.answer(range(8)).confidence, after.confidence, atol=1e-4)
+        teacher.use(NO_ADAPTERS)
         np.testing.assert_allclose(
-            teacher.answer(study, range(8)).confidence, after.confidence, atol=1e-4
-        )
-        teacher.use(study, NO_ADAPTERS)
-        np.testing.assert_allclose(
-            teacher.answer(study, range(8)).confidence, before.confidence, atol=1e-4
+            teacher.answer(range(8)).confidence, before.confidence, atol=1e-4
         )
 
 
@@ -231,10 +251,12 @@ def test_a_transfer_that_the_server_cannot_serve_is_refused_before_a_study_is_pr
 
     def refusal(server: CompletionsServer, state: str, *, adapters: Path | None = shared) -> str:
         with (
-            served_teacher(server, served_folder, tmp_path / state, adapters=adapters) as teacher,
+            served_teacher(
+                study, server, served_folder, tmp_path / state, adapters=adapters
+            ) as teacher,
             pytest.raises(ParameterError) as refused,
         ):
-            check_study(study, teacher, pool_file=POOL_FILE)
+            check(teacher)
         return str(refused.value)
 
     said = refusal(CompletionsServer(weights), "a", adapters=None)
@@ -266,21 +288,26 @@ def test_a_transfer_needs_the_weights_here_too(
     bare.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).write_bytes((served_folder / name).read_bytes())
-    shared = tmp_path / "adapters"
+    shared, transfer = tmp_path / "adapters", study_of(uplink=TRANSFER)
     with served_teacher(
-        CompletionsServer(weights), bare, tmp_path / "state", adapters=shared
+        study_of(), CompletionsServer(weights), bare, tmp_path / "without", adapters=shared
     ) as teacher:
-        check_study(study_of(), teacher, pool_file=POOL_FILE)
-        with pytest.raises(ParameterError, match="whole folder of the served model"):
-            check_study(study_of(uplink=TRANSFER), teacher, pool_file=POOL_FILE)
+        check(teacher)
+    with (
+        served_teacher(
+            transfer, CompletionsServer(weights), bare, tmp_path / "with", adapters=shared
+        ) as teacher,
+        pytest.raises(ParameterError, match="whole folder of the served model"),
+    ):
+        check(teacher)
     other = model_folder(tmp_path / "other", seed=9)
     with (
         served_teacher(
-            CompletionsServer(weights), other, tmp_path / "elsewhere", adapters=shared
+            transfer, CompletionsServer(weights), other, tmp_path / "elsewhere", adapters=shared
         ) as teacher,
         pytest.raises(ParameterError, match=r"llm\.tokenizer that of the served model"),
     ):
-        check_study(study_of(uplink=TRANSFER), teacher, pool_file=POOL_FILE)
+        check(teacher)
 
 
 def test_a_server_with_a_shorter_context_than_the_study_needs_is_refused(
@@ -295,10 +322,10 @@ def test_a_server_with_a_shorter_context_than_the_study_needs_is_refused(
     long = PoolSample(sample_id="long", question="number " * 40, choices=(), answer="40")
     server = CompletionsServer(weights, max_model_len=None, fault=short)
     with (
-        served_teacher(server, served_folder, tmp_path) as teacher,
+        served_teacher(study_of(pool=(*POOL, long)), server, served_folder, tmp_path) as teacher,
         pytest.raises(ParameterError, match=r"does not take \d+ tokens, which this study needs"),
     ):
-        check_study(study_of(pool=(*POOL, long)), teacher, pool_file=POOL_FILE)
+        check(teacher)
 
 
 def test_samples_that_a_server_of_texts_would_read_otherwise_are_named(
@@ -306,14 +333,19 @@ def test_samples_that_a_server_of_texts_would_read_otherwise_are_named(
 ) -> None:
     spelled = PoolSample(sample_id="odd", question="What is <end>?", choices=(), answer="a mark")
     study = study_of(pool=(*POOL, spelled))
-    with served_teacher(CompletionsServer(weights), served_folder, tmp_path / "ids") as teacher:
-        check_study(study, teacher, pool_file=POOL_FILE)
+    with served_teacher(
+        study, CompletionsServer(weights), served_folder, tmp_path / "ids"
+    ) as teacher:
+        check(teacher)
     folder = with_start_token(served_folder, tmp_path / "folder")
     texts = CompletionsServer(loaded(folder), speaks="llama_cpp", adds_bos=True)
-    with served_teacher(texts, folder, tmp_path / "texts") as teacher:
-        check_study(study_of(), teacher, pool_file=POOL_FILE)
-        with pytest.raises(ParameterError, match=r"pool\.jsonl:9: sample 'odd'.*control token"):
-            check_study(study, teacher, pool_file=POOL_FILE)
+    with served_teacher(study_of(), texts, folder, tmp_path / "texts") as teacher:
+        check(teacher)
+    with (
+        served_teacher(study, texts, folder, tmp_path / "texts") as teacher,
+        pytest.raises(ParameterError, match=r"pool\.jsonl:9: sample 'odd'.*control token"),
+    ):
+        check(teacher)
 
 
 def test_a_server_that_fails_in_the_gate_is_not_taken_for_a_broken_model(
@@ -328,11 +360,11 @@ def test_a_server_that_fails_in_the_gate_is_not_taken_for_a_broken_model(
             kept=ServedFolder(folder=tmp_path),
             threads=1,
         )
-        teacher = Teacher(llm, files=LlmFiles(folder=tmp_path))
+        teacher = Teacher(study_of(), llm, files=LlmFiles(folder=tmp_path), progress=ignore)
         assert teacher.model
         server.fault = lambda _path, _body: Reply(b"", 503)
         with pytest.raises(TransportError, match="status 503"):
-            check_study(study_of(), teacher, pool_file=POOL_FILE)
+            check(teacher)
 
 
 SERVER_TOML = """

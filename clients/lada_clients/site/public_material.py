@@ -1,14 +1,18 @@
-"""The public pool and its clusters, as the plan pins them."""
+"""What the coordinator posts for all, as a site reads it: pool, clusters, the LLM's rationales."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lada_clients.net.participant import Participant
 from lada_protocol.kinds import Kind
+from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS
 from lada_protocol.rounds.tasks import Wait
 from lada_secure.allocation.cells import Clusters, parse_clusters
 from lada_secure.canonical import parse_canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, parse_pool, pool_hash
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.method.site_state import ReceivedRationale
 
 
 def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clusters]:
@@ -38,3 +42,30 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
     if clusters.count != me.plan.allocation.clusters:
         raise PeerError("the number of clusters differs from the plan", reason="wrong_clusters")
     return pool, clusters
+
+
+def parse_received_rationales(
+    raw: bytes, *, pool: Sequence[PoolSample], cells: int
+) -> tuple[ReceivedRationale, ...]:
+    """Read the payload of `paths`.
+
+    Raises: PeerError(reason="malformed"): anything but known samples, cells and texts.
+    """
+    places = {sample.sample_id: number for number, sample in enumerate(pool)}
+    value = parse_canonical_json(raw, max_bytes=Kind.PATHS.rules.max_payload_bytes)
+    received: list[ReceivedRationale] = []
+    if not isinstance(value, list):
+        raise PeerError("paths: expected a list")
+    for row in value:
+        if not isinstance(row, dict) or set(row) != {"sample_id", "path", "cell"}:
+            raise PeerError("paths: expected objects with sample_id, path and cell")
+        sample, path, cell = row["sample_id"], row["path"], row["cell"]
+        known = isinstance(sample, str) and sample in places
+        if not known or type(cell) is not int or not 0 <= cell < cells:
+            raise PeerError("paths: a sample or cell that the study does not have")
+        if not isinstance(path, str) or not 0 < len(path) <= MAX_RATIONALE_CHARACTERS:
+            raise PeerError(f"paths: expected texts of 1 to {MAX_RATIONALE_CHARACTERS} characters")
+        received.append(ReceivedRationale(pool_index=places[sample], cell=cell, text=path))
+    if len({one.pool_index for one in received}) != len(received):
+        raise PeerError("paths: two paths for one sample")
+    return tuple(received)

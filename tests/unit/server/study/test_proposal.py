@@ -19,8 +19,7 @@ from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_server.settings import StudySettings
-from lada_server.study.pool_gate import check_study
-from lada_server.study.proposal import Study, keep_plan, prepare_study
+from lada_server.study.proposal import Study, check_llm, check_plan, keep_plan, prepare_study
 
 VECTORS = HashedNgramEmbedder().embed([one.question for one in POOL])
 POOL_FILE = Path("pool.jsonl")
@@ -30,26 +29,24 @@ def study_of(plan: StudyPlan | None = None, *, pool: tuple[PoolSample, ...] = PO
     clusters = fit_clusters(VECTORS, 2, 0)
     return Study(
         plan=plan or site_plan(),
-        is_new=True,
         pool=pool,
         clusters=clusters,
         embeddings=VECTORS,
     )
 
 
-def teacher(**changes: object) -> Any:
-    model = replace(small_model(), **changes)  # type: ignore[arg-type]
-    return SimpleNamespace(model=model, check_length=lambda _tokens: None)
+def llm(**changes: object) -> Any:
+    return replace(small_model(), **changes)  # type: ignore[arg-type]
 
 
 def test_a_pool_that_fits_its_llm_passes() -> None:
-    check_study(study_of(), teacher(), pool_file=POOL_FILE)
+    check_llm(study_of(), llm(), pool_file=POOL_FILE)
 
 
 def test_samples_that_are_too_long_for_the_llm_are_named_by_line_and_id() -> None:
     long = replace(POOL[0], sample_id="pool-0006", question="x" * 80)
     with pytest.raises(ParameterError) as refused:
-        check_study(study_of(pool=(*POOL, long)), teacher(), pool_file=POOL_FILE)
+        check_llm(study_of(pool=(*POOL, long)), llm(), pool_file=POOL_FILE)
     assert str(refused.value) == (
         "pool.jsonl:7: sample 'pool-0006' is too long for the LLM: needs 89 tokens with its path, "
         "at most 64"
@@ -66,7 +63,7 @@ def test_a_plan_that_a_site_would_refuse_is_refused_here_first() -> None:
         }
     )
     with pytest.raises(ParameterError) as refused:
-        check_study(study_of(plan), teacher(), pool_file=POOL_FILE)
+        check_plan(plan)
     lines = str(refused.value).splitlines()
     assert [line.split(": ")[1] for line in lines] == ["statistics", "allocation", "privacy"]
 
@@ -78,23 +75,23 @@ def test_a_plan_whose_paths_the_llm_cannot_hold_is_refused(max_new_tokens: int) 
         update={"paths": plan.paths.model_copy(update={"max_new_tokens": max_new_tokens})}
     )
     with pytest.raises(ParameterError, match="takes 64 tokens with the prompt"):
-        check_study(study_of(plan), teacher(), pool_file=POOL_FILE)
+        check_llm(study_of(plan), llm(), pool_file=POOL_FILE)
 
 
 def test_an_llm_that_cannot_be_called_is_refused() -> None:
-    broken = teacher()
+    broken = llm()
     with torch.no_grad():
-        next(broken.model.model.parameters()).fill_(float("nan"))
+        next(broken.model.parameters()).fill_(float("nan"))
     with pytest.raises(ParameterError, match="its weights are broken"):
-        check_study(study_of(), broken, pool_file=POOL_FILE)
+        check_llm(study_of(), broken, pool_file=POOL_FILE)
 
     def fails(*_args: object, **_options: object) -> None:
         raise IndexError("no such layer")
 
-    broken = teacher()
-    broken.model.model.forward = fails
+    broken = llm()
+    broken.model.forward = fails
     with pytest.raises(ParameterError, match="cannot be called: IndexError: no such layer"):
-        check_study(study_of(), broken, pool_file=POOL_FILE)
+        check_llm(study_of(), broken, pool_file=POOL_FILE)
 
 
 def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path) -> None:
@@ -125,7 +122,6 @@ def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path)
         )
 
     study = prepared()
-    assert study.is_new
     assert not kept.exists()
     keep_plan(kept, study.plan)
-    assert not prepared().is_new
+    assert prepared().plan == study.plan
