@@ -80,7 +80,8 @@ class ServedAdapters:
             return path
         part = self.folder / f".{name}"
         model: Any = lm.model
-        model.peft_config["default"].base_model_name_or_path = self.base
+        # What a server reads of it is the model that it serves, not a path of this machine.
+        vars(model.peft_config["default"])["base_model_name_or_path"] = self.base
         try:
             shutil.rmtree(part, ignore_errors=True)
             model.save_pretrained(part, save_embedding_layers=False)

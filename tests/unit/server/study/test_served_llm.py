@@ -36,6 +36,7 @@ from lada_secure.models.loading import LanguageModel
 from lada_server.settings import EndpointSettings, ServerSettings
 from lada_server.study.coordinator import open_llm
 from lada_server.study.llm_files import InferenceCache, LlmFiles
+from lada_server.study.llm_transfer import improve_llm
 from lada_server.study.local_llm import LocalLlm
 from lada_server.study.proposal import Study, check_llm
 from lada_server.study.served_llm import ServedLlm
