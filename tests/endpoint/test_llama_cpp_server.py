@@ -120,7 +120,7 @@ def test_picks_and_paths_are_those_in_process_and_a_killed_server_is_waited_for(
         atol=2e-3,
     )
     assert paths == generate_rationales(local, POOL, max_new_tokens=12, attempts=1, batch_size=4)
-    served.served.http.close()
+    served.served.close()
 
 
 def test_prompts_without_the_start_token_are_refused_at_the_start(

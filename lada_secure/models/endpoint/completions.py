@@ -61,6 +61,12 @@ class Completions:
     restore: Callable[[], object] | None = None
     watch: Callable[[int, int], None] = field(default=lambda _done, _all: None)
 
+    def close(self) -> None:
+        """Let go of connections and of the file of answers."""
+        self.http.close()
+        if self.cache is not None:
+            self.cache.close()
+
     def target_scores(self, rows: Sequence[Tokens], targets: Sequence[int]) -> list[float]:
         """Joint log-probability of the last tokens of each row, nats.
 

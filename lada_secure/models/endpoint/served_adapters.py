@@ -8,6 +8,7 @@ compared with what the same adapters do to the weights here, before anything dep
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ _MAX_SAID_BYTES: Final = 64 * 1024
 # rounds that computes in short numbers, nats a token.
 _SHARE: Final = 0.25
 _ROUNDING: Final = 0.1
+# Many requests may find at once that a server has forgotten its adapters.
+_ONE_AT_A_TIME: Final = threading.Lock()
 # A change that none of both can hide.
 CLEAR_CHANGE: Final = 0.5
 
@@ -51,15 +54,15 @@ class ServedAdapters:
     def load(self, lm: LanguageModel, weights: AdapterWeights) -> str:
         """Write adapters and have the server load them. Returns: the served model's name.
 
-        Args: lm: with adapters of the same settings, which become these.
+        Args: lm: with adapters of the same settings; may become these.
         Raises: Lacking: the server cannot. TransportError: it does not answer, or the folder cannot
             be written.
         """
-        load_adapters(lm, weights)
         name = self.name(weights)
-        path = self._written(lm, name)
-        if name not in self._served():
-            self._loaded(name, path)
+        with _ONE_AT_A_TIME:
+            path = self._written(lm, weights, name)
+            if name not in self._served():
+                self._loaded(name, path)
         return name
 
     def unload(self, name: str) -> None:
@@ -74,10 +77,11 @@ class ServedAdapters:
         except ParameterError:
             return
 
-    def _written(self, lm: LanguageModel, name: str) -> Path:
+    def _written(self, lm: LanguageModel, weights: AdapterWeights, name: str) -> Path:
         path = self.folder / name
         if (path / "adapter_config.json").exists():
             return path
+        load_adapters(lm, weights)
         part = self.folder / f".{name}"
         model: Any = lm.model
         # What a server reads of it is the model that it serves, not a path of this machine.

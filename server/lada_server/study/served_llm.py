@@ -132,6 +132,7 @@ class ServedLlm:
                 restore=load,
             ),
         )
+        load_adapters(trained.lm, weights)
         check_change(before, here=outputs(trained.lm, rows), there=outputs(now, rows))
         self._weights, self._now = weights, now
 

@@ -69,7 +69,7 @@ def opened(server: CompletionsServer, folder: Path, kept: Path) -> Iterator[Endp
         try:
             yield model
         finally:
-            model.served.http.close()
+            model.served.close()
 
 
 @pytest.mark.parametrize("speaks", ["vllm", "echo_ids", "llama_cpp"])
@@ -175,7 +175,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(
     with serving(CompletionsServer(local), port=port):
         thread.join(timeout=60.0)
     assert found == [expected]
-    served.served.http.close()
+    served.served.close()
 
 
 def test_what_was_answered_before_the_server_failed_for_good_is_kept(

@@ -131,6 +131,8 @@ def served_teacher(
             progress=ignore,
             looks=InferenceCache(folder=state / "llm"),
         )
+        if llm._base is not None:
+            llm._base.served.close()
 
 
 def local_teacher(study: Study, folder: Path, state: Path) -> Teacher:
