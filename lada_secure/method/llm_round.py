@@ -17,8 +17,8 @@ from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan
 from lada_secure.models.evaluation import greedy_rationales, rationale_log_probabilities
-from lada_secure.models.loading import LanguageModel
 from lada_secure.models.rationales import Sampling, generate_rationales
+from lada_secure.models.text_model import TextModel
 
 BATCH_SIZE = 16
 GENERATION_BATCH_SIZE = 64
@@ -51,7 +51,7 @@ class WrittenRationales:
 
 
 def view_pool(
-    lm: LanguageModel,
+    lm: TextModel,
     plan: MethodPlan,
     pool: Sequence[PoolSample],
     clusters: Clusters,
@@ -81,7 +81,7 @@ def view_pool(
 
 
 def _judge(
-    lm: LanguageModel, plan: MethodPlan, pool: Sequence[PoolSample]
+    lm: TextModel, plan: MethodPlan, pool: Sequence[PoolSample]
 ) -> tuple[FloatArray, FloatArray]:
     """Loss (n,) >= 0 in nats per token, and confidence (n,) in [0, 1]."""
     form = lm.form
@@ -104,7 +104,7 @@ def _judge(
 
 
 def write_rationales(
-    lm: LanguageModel,
+    lm: TextModel,
     plan: MethodPlan,
     pool: Sequence[PoolSample],
     demand: Sequence[int],

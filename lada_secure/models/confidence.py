@@ -14,7 +14,7 @@ from lada_secure.models.evaluation import (
     option_probabilities,
     rationale_log_probabilities,
 )
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_model import TextModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,7 +32,7 @@ class Answers:
 
 
 def answer_pool(
-    lm: LanguageModel, samples: Sequence[PoolSample], *, batch_size: int, max_new_tokens: int
+    lm: TextModel, samples: Sequence[PoolSample], *, batch_size: int, max_new_tokens: int
 ) -> Answers:
     """Answer public questions and say how sure the model is of each gold answer.
 

@@ -1,25 +1,21 @@
-"""How well a model answers, and how probable it finds a path.
-
-Batches are padded on the left, so that the positions that matter are the last ones of every row and
-only their logits are computed: the output layer of a small model costs as much as many layers.
-"""
+"""How well a model answers, and how probable it finds a path; here or behind a server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling import Joined, common_length
-from lada_secure.models.examples import RationaleExample, TokenRow, encode_row
+from lada_secure.models.examples import RationaleExample, encode_row
+from lada_secure.models.forward import OptionTokens
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_model import TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 
 # What a model may write to answer an open question, path and answer together.
@@ -52,7 +48,7 @@ class Paths:
 
 
 def accuracy(
-    lm: LanguageModel,
+    lm: TextModel,
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
@@ -64,7 +60,7 @@ def accuracy(
 
 
 def correct(
-    lm: LanguageModel,
+    lm: TextModel,
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
@@ -106,7 +102,7 @@ def correct(
 
 
 def choose(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, batch_size: int
+    lm: TextModel, records: Sequence[Record | PoolSample], *, batch_size: int
 ) -> NDArray[np.int64]:
     """The option that the model prefers for each multiple-choice question: its place, (n,).
 
@@ -124,7 +120,7 @@ def choose(
 
 
 def option_probabilities(
-    lm: LanguageModel,
+    lm: TextModel,
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
@@ -145,7 +141,7 @@ def option_probabilities(
 
 
 def _all_option_scores(
-    lm: LanguageModel,
+    lm: TextModel,
     records: Sequence[Record | PoolSample],
     *,
     batch_size: int,
@@ -157,30 +153,10 @@ def _all_option_scores(
         _asked(lm, record, text)
         for record, text in zip(records, begun or [""] * len(records), strict=True)
     ]
-    if not lm.pads:
-        return _whole_option_scores(lm, asked, batch_size=batch_size)
-    found: list[NDArray[np.float64]] = [np.zeros(0)] * len(records)
-    for rows in batches_by_length([len(one.prompt) for one in asked], batch_size):
-        scores = _option_scores(lm, [asked[row] for row in rows])
-        for row, values in zip(rows, scores, strict=True):
-            found[row] = values
-    return found
+    return lm.option_log_probabilities(asked, batch_size=batch_size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """A multiple-choice question in tokens: what is read once, and each option after it.
-
-    firsts: place of the first scored token of each option; before it stand the question's last
-    tokens where another option's first token swallows them.
-    """
-
-    prompt: tuple[int, ...]
-    options: tuple[tuple[int, ...], ...]
-    firsts: tuple[int, ...]
-
-
-def _asked(lm: LanguageModel, record: Record | PoolSample, begun: str) -> _Asked:
+def _asked(lm: TextModel, record: Record | PoolSample, begun: str) -> OptionTokens:
     prompt = lm.form.prompt(record.question, record.choices)
     joined = [_behind(lm, prompt, begun, text) for text in lm.form.options(record.choices)]
     shortest = min(joined, key=lambda one: len(one.context))
@@ -194,14 +170,14 @@ def _asked(lm: LanguageModel, record: Record | PoolSample, begun: str) -> _Asked
         options.append((*one.context[shared:], *target)[-most:])
         firsts.append(len(options[-1]) - len(target))
     room = lm.max_tokens - max(len(option) for option in options)
-    return _Asked(
+    return OptionTokens(
         prompt=shortest.fitted(room) or (lm.end_token,),
         options=tuple(options),
         firsts=tuple(firsts),
     )
 
 
-def _behind(lm: LanguageModel, prompt: str, begun: str, option: str) -> Joined:
+def _behind(lm: TextModel, prompt: str, begun: str, option: str) -> Joined:
     """An option behind what is written of the path already; that is read and not scored."""
     whole = lm.join(prompt, begun + option)
     if not begun:
@@ -211,89 +187,30 @@ def _behind(lm: LanguageModel, prompt: str, begun: str, option: str) -> Joined:
     return Joined(context=tokens[:shared], target=tokens[shared:], kept=min(whole.kept, shared))
 
 
-def _whole_option_scores(
-    lm: LanguageModel, asked: Sequence[_Asked], *, batch_size: int
-) -> list[NDArray[np.float64]]:
-    """What `_option_scores` gives, with the prompt read again for every option and no cache."""
-    rows = [
-        TokenRow(tokens=one.prompt + option, target_start=len(one.prompt) + first)
-        for one in asked
-        for option, first in zip(one.options, one.firsts, strict=True)
-    ]
-    lengths = np.array([row.target_length for row in rows], dtype=np.int64)
-    scores = iter(_log_probabilities(lm, rows, batch_size=batch_size) / lengths)
-    return [np.array([next(scores) for _ in one.options]) for one in asked]
-
-
-def _option_scores(lm: LanguageModel, asked: Sequence[_Asked]) -> list[NDArray[np.float64]]:
-    """Log-probability per token of every option after its prompt, one array per question."""
-    ids, mask, positions = _left_padded(lm, [one.prompt for one in asked])
-    owner = [row for row, one in enumerate(asked) for _ in one.options]
-    texts = [text for one in asked for text in one.options]
-    firsts = [first for one in asked for first in one.firsts]
-    longest = max(len(text) for text in texts)
-    # Padded on the right: what stands behind an option's end cannot change its probability.
-    tail = torch.full((len(texts), longest), lm.end_token, dtype=torch.long)
-    for number, text in enumerate(texts):
-        tail[number, : len(text)] = torch.tensor(text, dtype=torch.long)
-    tail = tail.to(ids.device)
-    with torch.inference_mode():
-        read = lm.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = read.logits[owner]
-        # Letters are single tokens: the prompt's last position has said all.
-        if longest > 1:
-            cache = read.past_key_values
-            cache.batch_select_indices(torch.tensor(owner, device=ids.device))
-            steps = torch.arange(1, longest, device=ids.device)
-            rest = lm.model(
-                input_ids=tail[:, :-1],
-                attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
-                # Behind an option's own end only padding can come to the model's last position.
-                position_ids=(positions[owner, -1:] + steps).clamp(max=lm.max_tokens - 1),
-                past_key_values=cache,
-            ).logits
-            logits = torch.cat([logits, rest], dim=1)
-        chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
-        log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
-    scores = [
-        float(log_p[row, first : len(text)].mean())
-        for row, (text, first) in enumerate(zip(texts, firsts, strict=True))
-    ]
-    return [
-        np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
-        for row in range(len(asked))
-    ]
-
-
-def cache_deviation(lm: LanguageModel) -> float:
+def cache_deviation(lm: TextModel) -> float:
     """By how much a shared cache and padding change what options score, on made-up tokens.
 
     Returns: the largest difference to a pass without any, nats a token; 0 where none is used.
     """
-    if not lm.pads:
+    if not isinstance(lm, LanguageModel) or not lm.pads:
         return 0.0
     rows = lm.model.get_input_embeddings().weight.shape[0]
     tokens = [(5 + 11 * at) % rows for at in range(2 * max(_MADE_UP))]
     asked = [
-        _Asked(
+        OptionTokens(
             prompt=tuple(tokens[:length]),
             options=tuple(tuple(tokens[length : length + more]) for more in _MADE_UP),
             firsts=(0,) * len(_MADE_UP),
         )
         for length in _MADE_UP
     ]
-    cached, whole = _option_scores(lm, asked), _whole_option_scores(lm, asked, batch_size=1)
+    cached = lm.option_log_probabilities(asked, batch_size=len(asked))
+    whole = lm.whole_option_log_probabilities(asked, batch_size=1)
     return max(float(np.abs(one - other).max()) for one, other in zip(cached, whole, strict=True))
 
 
 def rationale_log_probabilities(
-    lm: LanguageModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
+    lm: TextModel, prompts: Sequence[str], paths: Sequence[str], *, batch_size: int
 ) -> Paths:
     """Joint log-probability of each path, end token included, after its prompt.
 
@@ -305,33 +222,15 @@ def rationale_log_probabilities(
     if len(prompts) != len(paths):
         raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
     rows = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
-    return Paths(
-        total=_log_probabilities(lm, rows, batch_size=batch_size),
-        tokens=np.array([row.target_length for row in rows], dtype=np.int64),
+    tokens = np.array([row.target_length for row in rows], dtype=np.int64)
+    total = lm.target_log_probabilities(
+        [row.tokens for row in rows], tokens.tolist(), batch_size=batch_size
     )
-
-
-def _log_probabilities(
-    lm: LanguageModel, rows: Sequence[TokenRow], *, batch_size: int
-) -> NDArray[np.float64]:
-    """Joint log-probability of each row's target, (n,) nats."""
-    total = np.zeros(len(rows), dtype=np.float64)
-    for places in _batches(lm, [len(row.tokens) for row in rows], batch_size):
-        inputs = _inputs(lm, [rows[at].tokens for at in places])
-        keep = max(rows[at].target_length for at in places)
-        with torch.inference_mode():
-            logits = lm.model(**inputs, logits_to_keep=keep + 1).logits[:, :-1]
-            targets = inputs["input_ids"][:, -keep:]
-            # log p = logit - logsumexp, without a second tensor of the logits' size.
-            chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-            log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
-        for at, values in zip(places, log_p, strict=True):
-            total[at] = values[-rows[at].target_length :].sum()
-    return total
+    return Paths(total=total, tokens=tokens)
 
 
 def rationale_losses(
-    lm: LanguageModel, examples: Sequence[RationaleExample], *, batch_size: int
+    lm: TextModel, examples: Sequence[RationaleExample], *, batch_size: int
 ) -> NDArray[np.float64]:
     """Losses of the examples' paths under a model as it is now, (n,), see `Paths.losses`."""
     prompts = [example.prompt for example in examples]
@@ -340,7 +239,7 @@ def rationale_losses(
 
 
 def greedy_rationales(
-    lm: LanguageModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
+    lm: TextModel, prompts: Sequence[str], *, batch_size: int, max_new_tokens: int
 ) -> list[str]:
     """The path that the model writes after each prompt, most probable token by token."""
     return generate_texts(
@@ -349,7 +248,7 @@ def greedy_rationales(
 
 
 def generate_texts(
-    lm: LanguageModel,
+    lm: TextModel,
     prompts: Sequence[str],
     *,
     batch_size: int,
@@ -385,66 +284,15 @@ def generate_texts(
         lm.encode_prompt(prompt, begun=start, room=room)
         for prompt, start in zip(prompts, starts, strict=True)
     ]
-    texts = [""] * len(prompts)
-    how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(seed)
-        for rows in _batches(lm, [len(one) for one in encoded], batch_size):
-            ids, mask, _ = _left_padded(lm, [encoded[row] for row in rows])
-            written = lm.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=lm.end_token,
-                eos_token_id=list(lm.end_tokens),
-                **how,
-            )[:, ids.shape[1] :]
-            for row, tokens in zip(rows, written.tolist(), strict=True):
-                own = list(takewhile(lambda token: token not in lm.end_tokens, tokens))
-                text = lm.continuation(encoded[row], own)
-                texts[row] = text if starts[row] else lm.style.path(prompts[row], text)
-    return texts
-
-
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, so that little is padded."""
-    if batch_size < 1:
-        raise ParameterError(f"batch_size: expected 1 or more, got {batch_size}")
-    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
-    for first in range(0, len(order), batch_size):
-        yield order[first : first + batch_size]
-
-
-def _batches(lm: LanguageModel, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """`batches_by_length`, of equal lengths alone for a model that padding would change."""
-    for batch in batches_by_length(lengths, batch_size):
-        yield from (
-            [batch]
-            if lm.pads
-            else (list(rows) for _, rows in groupby(batch, key=lambda row: lengths[row]))
-        )
-
-
-def _inputs(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """What the model is called with for rows of one of `_batches`."""
-    ids, mask, positions = _left_padded(lm, rows)
-    if not lm.pads:
-        return {"input_ids": ids}
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-
-
-def _left_padded(
-    lm: LanguageModel, rows: Sequence[Sequence[int]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, attention mask and positions, each (batch, longest) int64."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), lm.end_token, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[number, longest - len(row) :] = 1
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    device = lm.model.device
-    return ids.to(device), mask.to(device), positions.to(device)
+    texts = lm.continuations(
+        encoded,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+    )
+    return [
+        text if start else lm.style.path(prompt, text)
+        for prompt, start, text in zip(prompts, starts, texts, strict=True)
+    ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from lada_secure.data.forms import AnswerForm
 from lada_secure.data.records import Record
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_model import TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
@@ -151,8 +151,8 @@ class PublicOrder:
         return tuple(order[start : start + self.batch_size].tolist())
 
 
-def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
-    """Prompt and target in tokens, as `LanguageModel.encode_pair` joins and cuts them.
+def encode_row(lm: TextModel, prompt: str, target: str) -> TokenRow:
+    """Prompt and target in tokens, as `TextModel.encode_pair` joins and cuts them.
 
     A prompt without tokens is replaced by the end token.
     """
@@ -160,9 +160,7 @@ def encode_row(lm: LanguageModel, prompt: str, target: str) -> TokenRow:
     return TokenRow(tokens=(*context, *path), target_start=len(context))
 
 
-def encode_example(
-    lm: LanguageModel, example: RationaleExample, *, contrast: bool
-) -> EncodedExample:
+def encode_example(lm: TextModel, example: RationaleExample, *, contrast: bool) -> EncodedExample:
     """Encode an example; `contrast` False or an own path equal to the path drops the own path."""
     own = example.rejected if contrast and example.rejected != example.path else None
     return EncodedExample(
@@ -173,7 +171,7 @@ def encode_example(
 
 
 def encode_units(
-    lm: LanguageModel, units: Sequence[PrivateUnit], *, contrast: bool
+    lm: TextModel, units: Sequence[PrivateUnit], *, contrast: bool
 ) -> tuple[EncodedUnit, ...]:
     """Encode units in the given order; one that cannot be encoded stays, without examples.
 

@@ -19,7 +19,7 @@ from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.confidence import answer_pool
 from lada_secure.models.evaluation import greedy_rationales
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_model import TextModel
 
 # Standard errors that a difference must have to count.
 _NOISE: Final = 2.0
@@ -71,7 +71,7 @@ class FormMeasurement:
 
 
 def measure_forms(
-    lm: LanguageModel, samples: Sequence[PoolSample], *, batch_size: int, max_new_tokens: int
+    lm: TextModel, samples: Sequence[PoolSample], *, batch_size: int, max_new_tokens: int
 ) -> FormMeasurement:
     """Ask a model public questions in every form.
 
@@ -107,7 +107,7 @@ def _worse(one: FormResult, best: FormResult) -> bool:
 
 
 def _measured(
-    lm: LanguageModel,
+    lm: TextModel,
     name: FormName,
     samples: Sequence[PoolSample],
     *,

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.errors import ParameterError
+from lada_secure.errors import LadaError, ParameterError
 from lada_secure.models.evaluation import (
     cache_deviation,
     greedy_rationales,
     rationale_log_probabilities,
 )
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_model import TextModel
 
 # Any tokenizer has tokens for digits.
 _PROBE: Final = "1"
@@ -30,7 +31,7 @@ _AHEAD_TOLERANCE: Final = 0.02
 _BLOCK: Final = 4096
 
 
-def probe_model(lm: LanguageModel, *, what: str) -> None:
+def probe_model(lm: TextModel, *, what: str) -> None:
     """Call a model on made-up tokens: forward passes, with a cache and without, and a new token.
 
     Args: what: the model's part in the study, for messages ("the LLM").
@@ -43,7 +44,7 @@ def probe_model(lm: LanguageModel, *, what: str) -> None:
         deviation = 0.0 if looks_ahead else cache_deviation(lm)
         scored = rationale_log_probabilities(lm, [_PROBE], [_PROBE], batch_size=1)
         greedy_rationales(lm, [_PROBE], batch_size=1, max_new_tokens=1)
-    except ParameterError:
+    except LadaError:
         raise
     except Exception as error:
         # Models of strangers fail in every way; the text was made up here, so it may be shown.
@@ -67,8 +68,10 @@ def probe_model(lm: LanguageModel, *, what: str) -> None:
         )
 
 
-def _looks_ahead(lm: LanguageModel) -> bool:
-    """Whether later tokens change the logits of earlier ones."""
+def _looks_ahead(lm: TextModel) -> bool:
+    """Whether later tokens change the logits of earlier ones; a server has been probed for it."""
+    if not isinstance(lm, LanguageModel):
+        return False
     ids = torch.tensor([lm.encode_prompt(_PROBE * 8)], device=lm.model.device)
     short = max(1, ids.shape[1] // 2)
     with torch.inference_mode():
@@ -79,7 +82,7 @@ def _looks_ahead(lm: LanguageModel) -> bool:
 
 
 def needed_tokens(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], *, written: Sequence[int]
+    lm: TextModel, records: Sequence[Record | PoolSample], *, written: Sequence[int]
 ) -> list[int]:
     """Most tokens of each record that the model has before it at once.
 
@@ -94,7 +97,7 @@ def needed_tokens(
 
 
 def _needed(
-    lm: LanguageModel, records: Sequence[Record | PoolSample], written: Sequence[int]
+    lm: TextModel, records: Sequence[Record | PoolSample], written: Sequence[int]
 ) -> list[int]:
     style = lm.style
     prompts = lm.token_counts(

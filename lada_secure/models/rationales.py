@@ -17,7 +17,7 @@ from lada_secure.models.evaluation import (
     greedy_rationales,
     rationale_log_probabilities,
 )
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_model import TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 from lada_secure.privacy.release.units import Unit
 
@@ -71,7 +71,7 @@ class GeneratedRationales:
 
 
 def generate_rationales(
-    lm: LanguageModel,
+    lm: TextModel,
     samples: Sequence[PoolSample],
     *,
     max_new_tokens: int,
@@ -121,9 +121,7 @@ def generate_rationales(
     )
 
 
-def _goes_on(
-    lm: LanguageModel, sample: PoolSample, right: Sequence[str], sampling: Sampling
-) -> bool:
+def _goes_on(lm: TextModel, sample: PoolSample, right: Sequence[str], sampling: Sampling) -> bool:
     """Whether another attempt at this sample may bring something."""
     if right:
         return sampling.keep != "first"
@@ -131,7 +129,7 @@ def _goes_on(
 
 
 def _kept(
-    lm: LanguageModel,
+    lm: TextModel,
     solved: Sequence[PoolSample],
     found: Mapping[str, Sequence[str]],
     *,
@@ -156,7 +154,7 @@ def _kept(
 
 
 def _written(
-    lm: LanguageModel,
+    lm: TextModel,
     samples: Sequence[PoolSample],
     *,
     batch_size: int,
@@ -193,7 +191,7 @@ def _written(
 
 
 def self_generated_rationales(
-    lm: LanguageModel, units: Sequence[Unit], *, batch_size: int, max_new_tokens: int
+    lm: TextModel, units: Sequence[Unit], *, batch_size: int, max_new_tokens: int
 ) -> list[tuple[str | None, ...]]:
     """What the model as it is now writes for each record without reasons, if that answers it.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self, TypeAlias
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from lada_protocol.party_files import ModelSettings, PartySettings
 from lada_protocol.settings import Settings
@@ -22,7 +22,49 @@ from lada_secure.method.plan import (
     TransferPlan,
     VerifierPlan,
 )
+from lada_secure.models.endpoint.http import Endpoint, read_key
 from lada_secure.models.identity import SlmPlan
+
+
+class EndpointSettings(Settings):
+    """`llm` as a table: an LLM behind a server that speaks OpenAI's completions protocol."""
+
+    endpoint: Annotated[str, Field(description="URL of the server's API, as https://host/v1")]
+    model: Annotated[str, Field(min_length=1, max_length=200, description="name it is served by")]
+    tokenizer: Annotated[
+        Path, Field(description="folder with the served model's tokenizer; with weights for uplink")
+    ]
+    key_file: Annotated[Path | None, Field(description="file with the server's API key")] = None
+    adapters: Annotated[
+        Path | None,
+        Field(description="folder that coordinator and server see under one path, for uplink"),
+    ] = None
+    concurrency: Annotated[int, Field(ge=1, le=1024, description="requests at a time")] = 8
+    timeout_s: Annotated[float, Field(gt=0, le=86_400, description="of one try")] = 120.0
+    patience_s: Annotated[
+        float, Field(gt=0, le=2_592_000, description="how long a request is tried again")
+    ] = 900.0
+
+    def address(self) -> Endpoint:
+        """How the server is reached. Raises: ParameterError: no such URL, or no readable key."""
+        return Endpoint(
+            url=self.endpoint,
+            model=self.model,
+            key=None if self.key_file is None else read_key(self.key_file),
+            concurrency=self.concurrency,
+            timeout_s=self.timeout_s,
+            patience_s=self.patience_s,
+        )
+
+
+def _kind_of_llm(value: object) -> str:
+    return "reference" if isinstance(value, str) else "endpoint"
+
+
+Llm: TypeAlias = Annotated[
+    Annotated[str, Tag("reference")] | Annotated[EndpointSettings, Tag("endpoint")],
+    Discriminator(_kind_of_llm),
+]
 
 
 class ServerSettings(PartySettings):
@@ -34,13 +76,20 @@ class ServerSettings(PartySettings):
     ] = None
     study: Annotated[Path, Field(description="study file to propose")]
     pool: Annotated[Path, Field(description="public pool, JSON Lines")]
-    llm: Annotated[str, Field(description="model reference of the LLM")]
+    llm: Annotated[Llm, Field(description="model reference of the LLM, or a table of a server")]
     cache_dir: Annotated[Path, Field(description="model weights")]
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     model: ModelSettings = ModelSettings()
     monitor: Annotated[
         str | None, Field(description="host:port of /healthz and /metrics; none by default")
     ] = None
+
+    def beside(self, folder: Path) -> Self:
+        """See `Settings`; the paths in `llm` as well."""
+        found = super().beside(folder)
+        if isinstance(found.llm, str):
+            return found
+        return found.model_copy(update={"llm": found.llm.beside(folder)})
 
     @property
     def board_file(self) -> Path:

@@ -53,6 +53,7 @@ from lada_secure.privacy.ledger.entries import ReleaseKey
 from lada_secure.privacy.release.noised_vectors import parse_vector
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_server.settings import ServerSettings, StudySettings
+from lada_server.study.coordinator import open_llm
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import improve_llm, samples_to_ask
 from lada_server.study.proposal import Study, prepare_study
@@ -175,10 +176,7 @@ class CoordinatorAgain:
         settings = self.settings
         return Teacher(
             self.study,
-            settings.llm,
-            cache_dir=settings.cache_dir,
-            threads=settings.threads,
-            calling=settings.model.calling,
+            open_llm(settings),
             files=LlmFiles(folder=settings.state_dir / "llm"),
             progress=lambda *_: None,
         )

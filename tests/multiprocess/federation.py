@@ -16,7 +16,7 @@ class PreparedFederation:
     """All settings, identities and data of a small study; parties are started by name."""
 
     def __init__(self, root, *, rounds=1, seed=7, weights=True, preset=None, data=None):
-        preset = preset or preset_for("tiny", sites=3, rounds=rounds, seed=seed)
+        self.preset = preset = preset or preset_for("tiny", sites=3, rounds=rounds, seed=seed)
         data = data or build_federation("tiny", sites=3, seed=seed)
         cache = default_cache_dir(os.environ)
         if weights:

@@ -39,6 +39,14 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model that tests serve over HTTP; see `completions_server`."""
+    from completions_server import model_folder
+
+    return model_folder(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
 def tiny_slm(tiny_cache: Path) -> LanguageModel:
 
     return _tiny_model("slm", tiny_cache)

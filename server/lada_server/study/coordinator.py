@@ -38,13 +38,16 @@ from lada_secure.encryption.workers.process import shared_worker
 from lada_secure.errors import LocalProtocolError, PeerError
 from lada_secure.method.llm_round import PoolView
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
+from lada_secure.models.endpoint.opening import ServedFolder
 from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.llm_files import InferenceCache, LlmFiles
 from lada_server.study.llm_transfer import improve_llm, samples_to_ask
+from lada_server.study.local_llm import LocalLlm
 from lada_server.study.proposal import Study, check_llm, check_plan, keep_plan, prepare_study
-from lada_server.study.teacher import Teacher, parse_rationales, rationales_payload
+from lada_server.study.served_llm import ServedLlm
+from lada_server.study.teacher import CoordinatorLlm, Teacher, parse_rationales, rationales_payload
 
 LOG = logging.getLogger(__name__)
 POLL_S = 5.0
@@ -295,6 +298,26 @@ class Coordinator:
         return message
 
 
+def open_llm(settings: ServerSettings) -> CoordinatorLlm:
+    """The LLM of the settings; nothing is loaded and nobody is asked yet.
+
+    Raises: ParameterError: the key file or the URL of a served one.
+    """
+    called = settings.model.calling
+    if isinstance(settings.llm, str):
+        return LocalLlm(
+            settings.llm, cache_dir=settings.cache_dir, threads=settings.threads, calling=called
+        )
+    return ServedLlm(
+        settings.llm.address(),
+        tokenizer=settings.llm.tokenizer,
+        adapters=settings.llm.adapters,
+        kept=ServedFolder(folder=settings.state_dir / "llm"),
+        threads=settings.threads,
+        calling=called,
+    )
+
+
 def run_study(
     settings: ServerSettings,
     study_settings: StudySettings,
@@ -322,10 +345,7 @@ def run_study(
     )
     teacher = Teacher(
         study,
-        settings.llm,
-        cache_dir=settings.cache_dir,
-        threads=settings.threads,
-        calling=settings.model.calling,
+        open_llm(settings),
         files=LlmFiles(folder=settings.state_dir / "llm"),
         progress=board.say_progress,
         looks=InferenceCache(folder=settings.state_dir / "llm"),
@@ -333,6 +353,7 @@ def run_study(
     if not kept_plan.exists():
         check_plan(study.plan)
         check_llm(study, teacher.model, pool_file=settings.pool)
+        teacher.check_abilities()
         keep_plan(kept_plan, study.plan)
     coordinator = Coordinator(
         study=study,

@@ -20,10 +20,10 @@ from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, pool_hash
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.method.mechanisms import plan_inconsistencies
-from lada_secure.models.adapters import adapter_targets
 from lada_secure.models.embedding import embedder
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.examples import encode_row
 from lada_secure.models.preflight import needed_tokens, probe_model
+from lada_secure.models.text_model import TextModel
 from lada_secure.storage.whole_files import read_if_there, replace_file
 from lada_server.board.storage_errors import disk_errors
 from lada_server.settings import StudySettings
@@ -92,21 +92,19 @@ def check_plan(plan: StudyPlan) -> None:
     refuse([("the study", Fault(line=None, what=said)) for said in plan_inconsistencies(plan)])
 
 
-def check_llm(study: Study, lm: LanguageModel, *, pool_file: Path) -> None:
-    """The plan's sizes and adapters on the LLM, a call of it, and the length of every sample.
+def check_llm(study: Study, lm: TextModel, *, pool_file: Path) -> None:
+    """The plan's sizes on the LLM, a call of it, and the tokens of every sample.
 
     `read_pool` has checked the pool's form, and `prepare_study` has embedded every sample.
 
     Raises: ParameterError: all faults; nothing was proposed and no plan is kept.
     """
-    new_tokens, uplink = study.plan.paths.max_new_tokens, study.plan.uplink
+    new_tokens = study.plan.paths.max_new_tokens
     if new_tokens >= lm.room:
         raise ParameterError(
-            f"paths.max_new_tokens is {new_tokens}, the LLM {lm.name!r} takes {lm.room} "
-            "tokens with the prompt"
+            f"paths.max_new_tokens is {new_tokens}, the LLM {lm.name!r} takes {lm.room} tokens "
+            "with the prompt"
         )
-    if uplink is not None:
-        adapter_targets(lm.model, uplink.adapter_targets)
     probe_model(lm, what="the LLM")
     needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))
     faults = [
@@ -118,7 +116,22 @@ def check_llm(study: Study, lm: LanguageModel, *, pool_file: Path) -> None:
         for line, (sample, tokens) in enumerate(zip(study.pool, needed, strict=True), start=1)
         if tokens > lm.max_tokens
     ]
+    faults += [
+        Fault(
+            line=line,
+            what=f"sample {sample.sample_id!r} has other tokens at the LLM's server, which takes "
+            "texts; does it spell a control token? Leave it out, or use a server that takes token "
+            "ids, as vLLM does",
+        )
+        for line, sample in enumerate(study.pool, start=1)
+        if not lm.reads_as_meant(_row(lm, sample))
+    ]
     refuse([(str(pool_file), fault) for fault in faults])
+
+
+def _row(lm: TextModel, sample: PoolSample) -> tuple[int, ...]:
+    prompt = lm.form.prompt(sample.question, sample.choices)
+    return encode_row(lm, prompt, lm.form.target(sample.answer, sample.choices, None)).tokens
 
 
 def keep_plan(path: Path, plan: StudyPlan) -> None:

@@ -1,4 +1,4 @@
-"""The coordinator's LLM in one study: loaded once, in one of its versions, with what it remembers.
+"""The coordinator's LLM in one study: in one of its versions, with what it remembers.
 
 What it computes, `lada_secure.method.llm_round` says; here are versions, caches and payloads.
 """
@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
-from typing import TypeVar
-
-import torch
+from typing import Protocol, TypeVar
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS, NO_ADAPTERS
@@ -24,23 +20,59 @@ from lada_secure.method.llm_round import (
     view_pool,
     write_rationales,
 )
-from lada_secure.method.mechanisms import adapter_settings
-from lada_secure.method.plan import transfer_of
-from lada_secure.models.adapters import (
-    AdapterWeights,
-    adapter_weights,
-    attach_adapters,
-    load_adapters,
-)
-from lada_secure.models.calling_settings import Calling
+from lada_secure.method.plan import MethodPlan
+from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.examples import RationaleExample
-from lada_secure.models.loading import LanguageModel, load_language_model
-from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_secure.models.preflight import needed_tokens
+from lada_secure.models.text_model import TextModel
+from lada_secure.models.tuning import TuningSettings
 from lada_server.study.llm_files import ANSWERS, VIEW, InferenceCache, LlmFiles, Look
 from lada_server.study.proposal import Study
 
 T = TypeVar("T")
+
+
+class CoordinatorLlm(Protocol):
+    """The LLM's weights, here or behind a server, as they are or with adapters."""
+
+    @property
+    def reference(self) -> str:
+        """Names the LLM in what is remembered of it."""
+        ...
+
+    @property
+    def model(self) -> TextModel:
+        """The LLM as it is now; opened at first use."""
+        ...
+
+    def check_length(self, tokens: int) -> None:
+        """Raises: ParameterError: it does not take so many tokens at once."""
+        ...
+
+    def check_transfer(self, plan: MethodPlan) -> None:
+        """Raises: ParameterError: it cannot learn from sites as the plan says."""
+        ...
+
+    def become(self, plan: MethodPlan, weights: AdapterWeights | None) -> None:
+        """Take these adapters, or none."""
+        ...
+
+    def tune(
+        self,
+        plan: MethodPlan,
+        examples: Sequence[RationaleExample],
+        replay: Sequence[RationaleExample],
+        settings: TuningSettings,
+        *,
+        progress: Callable[[int, int], None],
+    ) -> AdapterWeights:
+        """Train from what it is now; afterwards it is what was trained."""
+        ...
+
+    def watch(self, progress: Callable[[int, int], None]) -> None:
+        """Tell how far long work is, (done, all), from now on."""
+        ...
 
 
 class Teacher:
@@ -54,35 +86,37 @@ class Teacher:
     def __init__(
         self,
         study: Study,
-        reference: str,
+        llm: CoordinatorLlm,
         *,
-        cache_dir: Path,
-        threads: int,
         files: LlmFiles,
         progress: Callable[[int, int], None],
-        calling: Calling | None = None,
         looks: InferenceCache | None = None,
     ) -> None:
         self.study = study
         self._looks = looks
-        self._reference = reference
-        self._cache_dir = cache_dir
-        self._threads = threads
-        self._calling = calling or Calling()
-        self._calling_sha256 = self._calling.sha256
+        self._llm = llm
         self._files = files
         self._progress = progress
-        self._fresh: AdapterWeights | None = None
+        llm.watch(progress)
         self._version = NO_ADAPTERS
         # What the adapters hold; None once they are trained further than any version.
         self._held: str | None = NO_ADAPTERS
 
-    @cached_property
-    def model(self) -> LanguageModel:
-        """The loaded LLM, asked in the study's form."""
-        torch.set_num_threads(self._threads)
-        lm = load_language_model(self._reference, cache_dir=self._cache_dir, calling=self._calling)
-        return lm.with_form(self.study.plan.form)
+    @property
+    def model(self) -> TextModel:
+        """The LLM as it is now, asked in the study's form."""
+        return self._llm.model.with_form(self.study.plan.form)
+
+    def check_abilities(self) -> None:
+        """Try what the study will need of the LLM besides its model.
+
+        Raises: ParameterError: it does not take the longest sample, or cannot learn from sites.
+        """
+        plan, pool = self.study.plan, self.study.pool
+        written = [plan.paths.max_new_tokens] * len(pool)
+        self._llm.check_length(max(needed_tokens(self.model, pool, written=written)))
+        if plan.uplink is not None:
+            self._llm.check_transfer(plan)
 
     def use(self, version: str) -> None:
         """Let the LLM be this version, which `tune` will start from.
@@ -90,10 +124,10 @@ class Teacher:
         Raises: TransportError: its adapters are missing or damaged.
         """
         if version != self._held:
-            weights = self._with_adapters()
+            weights = None
             if version != NO_ADAPTERS:
                 weights = AdapterWeights(data=self._files.read(version))
-            load_adapters(self.model, weights)
+            self._llm.become(self.study.plan, weights)
         self._version = self._held = version
 
     def tune(
@@ -103,10 +137,9 @@ class Teacher:
         settings: TuningSettings,
     ) -> AdapterWeights:
         """Train the LLM of the version in use, until `use` or `keep` says what it then is."""
-        self._with_adapters()
         self.use(self._version)
         self._held = None
-        return tune_on_rationales(self.model, examples, replay, settings, progress=self._progress)
+        return self._llm.tune(self.study.plan, examples, replay, settings, progress=self._progress)
 
     def keep(self, weights: AdapterWeights) -> str:
         """Make what `tune` returned the version in use, durably. Returns: its name."""
@@ -159,23 +192,8 @@ class Teacher:
         """A look of the version in use, under the name of all that decides it."""
         if self._looks is None:
             return compute()
-        about: Json = [
-            self.study.plan.hash,
-            self._reference,
-            self._calling_sha256,
-            self._version,
-            pool_indices,
-        ]
+        about: Json = [self.study.plan.hash, self._llm.reference, self._version, pool_indices]
         return self._looks.remembered(look, about, compute)
-
-    def _with_adapters(self) -> AdapterWeights:
-        """Attach adapters where there are none yet. Returns: the ones that change nothing."""
-        if self._fresh is None:
-            plan = self.study.plan
-            settings = adapter_settings(transfer_of(plan), self.model, seed=plan.seed)
-            attach_adapters(self.model, settings)
-            self._fresh = adapter_weights(self.model)
-        return self._fresh
 
 
 def rationales_payload(study: Study, texts: Mapping[int, str], cells: IntArray) -> bytes:

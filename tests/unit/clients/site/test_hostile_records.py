@@ -33,7 +33,7 @@ from lada_secure.method.mechanisms import privacy_parameters
 from lada_secure.method.plan import ValuationPlan
 from lada_secure.method.site_training import RoundReports
 from lada_secure.method.training import private_units, trainer_settings
-from lada_secure.models import evaluation
+from lada_secure.models import forward
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
 from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_secure.models.loading import LanguageModel
@@ -290,12 +290,12 @@ def test_memory_that_one_unit_needs_too_much_of_is_asked_for_record_by_record(
 ) -> None:
     units = units_of([*ORDINARY, *(record(20 + at, unit="large") for at in range(4))])
     expected = exact_statistics(lm, units)
-    real = evaluation._left_padded
+    real = forward._left_padded
 
-    def limited(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Any:
+    def limited(model: Any, rows: Sequence[Sequence[int]], *, pad: int) -> Any:
         if len(rows) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, rows)
+        return real(model, rows, pad=pad)
 
-    monkeypatch.setattr(evaluation, "_left_padded", limited)
+    monkeypatch.setattr(forward, "_left_padded", limited)
     assert np.abs(exact_statistics(lm, units) - expected).max() <= len(units)

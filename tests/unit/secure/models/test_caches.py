@@ -12,7 +12,7 @@ from architecture_doubles import FAMILIES, WINDOW, family_tokenizer, small_lm
 from lada_secure.data.prompts import option_text, prompt_of
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
-from lada_secure.models import evaluation
+from lada_secure.models import forward
 from lada_secure.models.evaluation import (
     cache_deviation,
     choose,
@@ -98,13 +98,13 @@ def test_a_cache_that_changes_what_is_said_is_noticed(
 ) -> None:
     lm = lm_of(family)
     assert cache_deviation(lm) < 1e-4
-    padded = evaluation._left_padded
+    padded = forward._left_padded
 
-    def shifted(lm: LanguageModel, rows: list[list[int]]) -> tuple[torch.Tensor, ...]:
-        ids, mask, positions = padded(lm, rows)
+    def shifted(model: object, rows: list[list[int]], *, pad: int) -> tuple[torch.Tensor, ...]:
+        ids, mask, positions = padded(model, rows, pad=pad)
         return ids, torch.ones_like(mask), positions
 
-    monkeypatch.setattr(evaluation, "_left_padded", shifted)
+    monkeypatch.setattr(forward, "_left_padded", shifted)
     assert (cache_deviation(lm) > 0.05) == lm.pads
     if lm.pads:
         with pytest.raises(ParameterError, match="its cache changes what it says"):

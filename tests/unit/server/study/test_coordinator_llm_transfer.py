@@ -33,6 +33,7 @@ from lada_secure.models.identity import SlmPlan
 from lada_secure.models.loading import quiet_transformers
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.llm_transfer import improve_llm, samples_to_ask
+from lada_server.study.local_llm import LocalLlm
 from lada_server.study.proposal import Study
 from lada_server.study.teacher import Teacher
 
@@ -140,9 +141,7 @@ class Llm:
         """The LLM in a process of its own, as after a restart."""
         return Teacher(
             study,
-            str(self.folder),
-            cache_dir=state,
-            threads=1,
+            LocalLlm(str(self.folder), cache_dir=state, threads=1),
             files=LlmFiles(folder=state / "llm"),
             progress=lambda _done, _total: None,
         )

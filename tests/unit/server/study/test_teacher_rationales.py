@@ -13,6 +13,7 @@ from lada_secure.allocation.cells import fit_clusters
 from lada_secure.method.llm_round import WrittenRationales
 from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_secure.models.loading import LanguageModel
+from lada_server.study import local_llm
 from lada_server.study import teacher as teacher_module
 from lada_server.study.llm_files import LlmFiles
 from lada_server.study.proposal import Study
@@ -39,12 +40,10 @@ def test_a_path_longer_than_its_message_may_hold_ends_no_round(
         return WrittenRationales(texts=texts, demanded=3, wrong=1, dropped=1)
 
     monkeypatch.setattr(teacher_module, "write_rationales", write)
-    monkeypatch.setattr(teacher_module, "load_language_model", lambda *_, **__: small_model())
+    monkeypatch.setattr(local_llm, "load_language_model", lambda *_, **__: small_model())
     llm = Teacher(
         study,
-        "small",
-        cache_dir=tmp_path,
-        threads=1,
+        local_llm.LocalLlm("small", cache_dir=tmp_path, threads=1),
         files=LlmFiles(folder=tmp_path),
         progress=lambda _done, _all: None,
     )

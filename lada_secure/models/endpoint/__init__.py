@@ -1,0 +1,1 @@
+"""An LLM behind a server that speaks OpenAI's completions protocol."""
