@@ -18,8 +18,7 @@ from lada_protocol.settings import Settings, parse_settings
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling_settings import Calling
 from lada_server.settings import ServerSettings
-from lada_server.study.llm_files import LlmFiles
-from lada_server.study.teacher import Teacher
+from lada_server.study.local_llm import LocalLlm
 
 
 class OneTable(Settings):
@@ -93,18 +92,10 @@ def test_a_site_that_calls_a_base_model_in_chat_style_is_told_at_its_start(
 
 
 def test_a_coordinator_calls_its_llm_as_its_settings_say(base_model: Path, tmp_path: Path) -> None:
-    def teacher(calling: Calling | None) -> Teacher:
-        return Teacher(
-            cast(Any, None),
-            str(base_model),
-            cache_dir=tmp_path,
-            threads=1,
-            calling=calling,
-            files=LlmFiles(folder=tmp_path / "llm"),
-            progress=lambda _done, _total: None,
-        )
+    def llm(calling: Calling | None) -> LocalLlm:
+        return LocalLlm(str(base_model), cache_dir=tmp_path, threads=1, calling=calling)
 
-    assert teacher(None).model.style.name == "plain"
-    assert teacher(Calling(max_tokens=64)).model.max_tokens == 64
+    assert llm(None).model.style.name == "plain"
+    assert llm(Calling(max_tokens=64)).model.max_tokens == 64
     with pytest.raises(ParameterError, match="has no chat template"):
-        assert teacher(Calling(style="chat")).model
+        assert llm(Calling(style="chat")).model
