@@ -152,7 +152,7 @@ def test_an_unknown_settings_key_is_named_with_those_that_are_known(
     tmp_path: Path, party: str
 ) -> None:
     settings = tmp_path / "settings.toml"
-    settings.write_text(complete_settings(party) + 'speed = "fast"\n', encoding="utf-8")
+    settings.write_text('speed = "fast"\n' + complete_settings(party), encoding="utf-8")
     done = lada(party, "run", "--settings", settings, cwd=tmp_path)
     assert done.returncode == 2
     assert "unknown key 'speed'; known keys are " in done.stderr

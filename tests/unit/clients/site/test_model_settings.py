@@ -12,7 +12,7 @@ from site_doubles import POOL, site_plan, site_settings
 
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.memory import SiteMemory
-from lada_clients.site.settings import SiteSettings
+from lada_clients.site.settings import SiteSettings, SlmSettings
 from lada_protocol.party_files import ModelSettings
 from lada_protocol.settings import Settings, parse_settings
 from lada_secure.errors import ParameterError
@@ -31,8 +31,9 @@ def parsed(text: str) -> ModelSettings:
 
 def test_the_default_is_plain_with_4096_tokens() -> None:
     assert parsed("").calling == Calling(style="plain", template=None, max_tokens=4096)
-    for settings in (SiteSettings, ServerSettings):
-        assert settings.model_fields["model"].default == ModelSettings()
+    assert SlmSettings(slm="any").calling == Calling()
+    assert SiteSettings.model_fields["model"].is_required()
+    assert ServerSettings.model_fields["model"].default == ModelSettings()
 
 
 def test_a_template_stands_beside_the_settings_file() -> None:
@@ -77,8 +78,8 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_site_that_calls_a_base_model_in_chat_style_is_told_at_its_start(
     base_model: Path, tmp_path: Path
 ) -> None:
-    plan = site_plan().model_copy(update={"slm": str(base_model)})
-    settings = site_settings(tmp_path, model=ModelSettings(style="chat"))
+    plan = site_plan()
+    settings = site_settings(tmp_path, model=SlmSettings(slm=str(base_model), style="chat"))
     with pytest.raises(ParameterError, match="has no chat template"):
         SiteLearner.load(
             plan=plan,
