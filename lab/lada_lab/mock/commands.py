@@ -24,7 +24,8 @@ PresetName = Annotated[
     str,
     typer.Option(
         "--preset",
-        help="demo: SmolLM2-135M, minutes. tiny: arithmetic, a minute. guided: tiny with guides.",
+        help="demo: SmolLM2-135M, minutes. families: the demo with Gemma-3-270M as LLM and at one "
+        "site, after `make gemma`. tiny: arithmetic, a minute. guided: tiny with guides.",
     ),
 ]
 Sites = Annotated[int, typer.Option("--sites", help="Number of sites, at least 3.")]
@@ -158,6 +159,28 @@ def scale(
         values = (str(getattr(size, name)) for size in report.sizes)
         table.add_row(name, *values, str(report.growth.get(name, "")))
     Console().print(table)
+
+
+@app.command(epilog="Example:  lada mock compare runs/lada-* runs/random-* --json")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one preset.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, nothing else.")
+    ] = False,
+) -> None:
+    """Held-out gains per site over several runs, and how their strategies differ.
+
+    Means with standard errors: first from the held-out records, then from the runs' spread.
+    """
+    from lada_lab.mock.comparison import compare as compared
+    from lada_lab.mock.comparison import read_reports
+    from lada_lab.mock.view import print_comparison, summary_console
+
+    found = compared(read_reports(runs))
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        print_comparison(summary_console(), found)
 
 
 @app.command()

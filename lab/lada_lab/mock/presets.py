@@ -20,7 +20,7 @@ from lada_secure.errors import ParameterError
 from lada_server.settings import StudySettings
 
 MAX_ROUNDS: Final = 100
-PRESETS: Final = ("demo", "tiny", "guided")
+PRESETS: Final = ("demo", "tiny", "guided", "families")
 _STUDIES: Final = Path(__file__).with_name("studies")
 
 

@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lada_lab.mock.comparison import Comparison
 from lada_lab.mock.progress import PartyProgress, bytes_text, waiting_text
 from lada_lab.mock.report import Report
 
@@ -113,3 +114,33 @@ def print_summary(console: Console, report: Report, *, files: Mapping[str, str])
     )
     for what, where in files.items():
         console.print(f"{what:<8} {where}", soft_wrap=True, highlight=False)
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """Gains, and differences between strategies, in percentage points."""
+    gains = Table(title=f"Gains, preset {found.preset}", title_justify="left", box=None)
+    for name in ("strategy", "site", "runs", "records", "before", "after", "gain", "s.e.", "runs'"):
+        gains.add_column(name, justify="left" if name in ("strategy", "site") else "right")
+    for one in found.gains:
+        gains.add_row(
+            *(one.strategy, one.site, str(one.runs), str(one.records)),
+            *(f"{one.before:.1%}", f"{one.after:.1%}", f"{100 * one.gain:+.1f}"),
+            *(_points(one.standard_error), _points(one.between_runs)),
+        )
+    console.print(gains)
+    if not found.differences:
+        return
+    differences = Table(title="Differences after the last round", title_justify="left", box=None)
+    for name in ("strategies", "site", "seeds", "difference", "s.e.", "runs'"):
+        differences.add_column(name, justify="left" if name in ("strategies", "site") else "right")
+    for each in found.differences:
+        differences.add_row(
+            *(f"{each.strategy} - {each.other}", each.site, str(each.seeds)),
+            f"{100 * each.difference:+.1f}",
+            *(_points(each.standard_error), _points(each.between_runs)),
+        )
+    console.print(differences)
+
+
+def _points(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
