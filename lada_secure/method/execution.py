@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,8 +10,9 @@ class Execution:
     """How a site's machine computes; nothing here changes a guarantee.
 
     batch_size: texts at a time, as memory allows. threads: CPU threads, None leaves them.
+    device: of the SLM, as in `Placement`.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     threads: int | None = 1
     batch_size: int = 16

@@ -1,8 +1,4 @@
-"""Causal language models with their tokenizers, loaded from folders on disk.
-
-Weights are float32 throughout: on a CPU without native bfloat16 a training step in bfloat16 takes
-about twenty times as long.
-"""
+"""Causal language models with their tokenizers, loaded from folders to where they belong."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -36,6 +33,7 @@ from lada_secure.models.forward import (
     option_scores,
     target_scores,
 )
+from lada_secure.models.placement import ON_CPU, Placement
 from lada_secure.models.text_model import TextModel
 from lada_secure.models.tokenizer import largest_token, load_tokenizer, spelled_controls
 
@@ -49,10 +47,17 @@ class LanguageModel(TextModel):
     `pads`: whether rows of one batch may be padded on the left and share a cache, as attention
     allows. A model that carries a state from token to token (Mamba, short convolutions) would carry
     the padding on as well.
+    placement: where the weights lie and in which form, with its device chosen.
     """
 
     model: PreTrainedModel
     pads: bool = True
+    placement: Placement = ON_CPU
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go; with a `device_map`, the device of the first layer."""
+        return self.model.device
 
     def target_log_probabilities(
         self, rows: Sequence[Tokens], targets: Sequence[int], *, batch_size: int
@@ -103,41 +108,61 @@ class LanguageModel(TextModel):
 
 
 def load_language_model(
-    reference: str, *, cache_dir: Path, calling: Calling | None = None
+    reference: str,
+    *,
+    cache_dir: Path,
+    calling: Calling | None = None,
+    placement: Placement | None = None,
 ) -> LanguageModel:
     """Load a model by its reference: the path of a folder, or its name in the cache folder.
 
     Args: reference: of a folder in the transformers format with safetensors. calling: how to call
-        it; None is "plain".
-    Raises: ParameterError: there is no such folder, or it does not hold a readable model.
+        it; None is "plain". placement: where to load it to; None is the first device, float32.
+    Raises: ParameterError: there is no such folder, it does not hold a readable model, or this
+        machine cannot place it so.
     """
+    folder = model_folder(reference, cache_dir=cache_dir)
+    return load_folder(folder, name=reference, calling=calling, placement=placement)
+
+
+def model_folder(reference: str, *, cache_dir: Path) -> Path:
+    """Where a reference points to. Raises: ParameterError: there is no such folder."""
     for folder in (Path(reference), cache_dir / reference):
         if (folder / "config.json").is_file():
-            return load_folder(folder, name=reference, calling=calling)
+            return folder
     raise ParameterError(
         f"model reference {reference!r}: expected a folder with config.json and "
         f"model.safetensors, by its path or by its name in {cache_dir}; copy the model there"
     )
 
 
-def load_folder(folder: Path, *, name: str, calling: Calling | None = None) -> LanguageModel:
+def load_folder(
+    folder: Path,
+    *,
+    name: str,
+    calling: Calling | None = None,
+    placement: Placement | None = None,
+) -> LanguageModel:
     """Load a model folder in the transformers format; only safetensors, never pickled weights.
 
+    Args: placement: None is the first device, float32.
     Raises: ParameterError: the folder does not hold a readable model, or not the one that its
-        configuration says; see also `lada_secure.models.folder`.
+        configuration says, see also `lada_secure.models.folder`; or this machine cannot place it
+        so.
     """
     check_folder(folder)
+    where = (placement or Placement()).on_this_machine()
     try:
         with quiet_transformers():
             tokenizer = load_tokenizer(folder)
             _check_architecture(folder)
             model, told = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **_load_options(where),
             )
     except ParameterError:
         raise
@@ -148,9 +173,35 @@ def load_folder(folder: Path, *, name: str, calling: Calling | None = None) -> L
             f"{folder}: not a readable model folder ({first}); remove it where it is a cache, "
             "it will be made again"
         ) from error
+    if where.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ParameterError(
+            f"gradient_checkpointing: transformers has none for {type(model).__name__}; set it to "
+            "false"
+        )
     _check_complete(folder, told)
     _check_finite(folder, model)
-    return wrap_model(model, tokenizer, name=name, calling=calling)
+    return wrap_model(model, tokenizer, name=name, calling=calling, placement=where)
+
+
+def _load_options(where: Placement) -> dict[str, Any]:
+    """What transformers is told; it loads to a GPU without the whole model in the CPU's memory."""
+    options: dict[str, Any] = {"dtype": where.torch_dtype}
+    if where.device_map is not None:
+        options["device_map"] = where.device_map
+    elif where.device != "cpu":
+        options["device_map"] = {"": where.torch_device}
+    if where.quantization == "4bit":
+        # Dettmers et al. 2023, sections 3 and 4: NF4 and double quantization lose nothing that
+        # their tasks could measure.
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=where.torch_dtype,
+        )
+    elif where.quantization == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    return options
 
 
 def _check_architecture(folder: Path) -> None:
@@ -218,12 +269,14 @@ def wrap_model(
     *,
     name: str,
     calling: Calling | None = None,
+    placement: Placement | None = None,
 ) -> LanguageModel:
     """Put a model into evaluation mode, let it generate as it is told, and set how it is called.
 
     What a folder says of generation is left out: with a repetition penalty or sampling in it,
     greedy paths would not be greedy.
 
+    Args: placement: where it is; None for a float32 model, wherever it lies.
     Raises: ParameterError: no end token, a template that cannot be used or leaves no room, or a
         tokenizer of another model.
     """
@@ -243,6 +296,7 @@ def wrap_model(
         style=open_style(calling, tokenizer, name=name),
         pads=not _carries_state(model),
         spelled=spelled_controls(tokenizer),
+        placement=placement or Placement(device=str(model.device)),
     )
     rows = int(model.get_input_embeddings().weight.shape[0])
     largest = largest_token(
