@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
-import tomllib
 from pathlib import Path
 from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lada_secure.errors import ParameterError
+from lada_secure.storage.toml_tables import parse_table
 
-MAX_SETTINGS_BYTES = 256 * 1024
 
 
 class Settings(BaseModel):
@@ -67,16 +65,7 @@ def parse_settings(raw: bytes, model: type[S], *, where: str) -> S:
     Args: where: the file's name, for messages.
     Raises: ParameterError naming file, key, what was expected and what was found.
     """
-    if len(raw) > MAX_SETTINGS_BYTES:
-        raise ParameterError(f"{where}: {len(raw)} bytes, at most {MAX_SETTINGS_BYTES}")
-    if raw.startswith(codecs.BOM_UTF8):
-        raise ParameterError(
-            f"{where}: the file starts with a byte-order mark; save it as UTF-8 without one"
-        )
-    try:
-        value = tomllib.loads(raw.decode("utf-8"))
-    except ValueError as error:
-        raise ParameterError(f"{where}: not TOML: {error}") from error
+    value = parse_table(raw, where=where)
     try:
         return model.model_validate(value)
     except ValidationError as error:

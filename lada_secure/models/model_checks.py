@@ -1,0 +1,279 @@
+"""What `lada check` looks at of a model, at a site as at the coordinator; roles make the list.
+
+Weights are loaded and made-up tokens or public questions are computed on. No record comes near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from lada_secure.check.running import Found, Progress, fine, unneeded, warn
+from lada_secure.data.forms import FormName
+from lada_secure.data.records import PoolSample
+from lada_secure.errors import ParameterError
+from lada_secure.models.calling import CallingStyle
+from lada_secure.models.embedding import embedder
+from lada_secure.models.fingerprints import FileHashes, identify
+from lada_secure.models.folder import check_folder, read_json
+from lada_secure.models.form_probe import FormMeasurement, FormResult, measure_forms
+from lada_secure.models.identity import ModelIdentity
+from lada_secure.models.loading import LanguageModel
+from lada_secure.models.preflight import probe_model
+from lada_secure.models.public_questions import public_questions, spread
+from lada_secure.models.style_probe import probe_styles, style_warning
+from lada_secure.models.text_model import TextModel
+from lada_secure.models.tokenizer import control_texts, own_front
+
+# A path of a model that reasons needs room; small models fill any.
+PATH_TOKENS: Final = 64
+_SHOWN: Final = 6
+_HASH_SHOWN: Final = 12
+_MUCH_UNKNOWN: Final = 0.02
+
+
+def folder_findings(folder: Path) -> Iterator[Found]:
+    """The files of a model folder; see `lada_secure.models.folder`.
+
+    Raises: ParameterError: every fault of the files.
+    """
+    if not folder.is_dir():
+        raise ParameterError(
+            f"{folder}: there is no such folder; name one in the transformers format, or copy the "
+            "model there"
+        )
+    check_folder(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    size = sum(one.stat().st_size for one in files)
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    yield fine(
+        f"{folder}: {kind}, {len(files)} file(s) of weights, {size / 2**20:,.0f} MiB",
+        folder=str(folder),
+        model_type=kind,
+        weight_files=len(files),
+        weight_bytes=size,
+    )
+
+
+def own_identity(folder: Path, *, called: str, kept: Path, licence: str, revision: str) -> (
+    ModelIdentity
+):
+    """The identity that a party would sign for, with hashes that it keeps; keeps no new ones.
+
+    Args: called: see `Calling.sha256`. kept: the file of hashes, which need not be there.
+    """
+    hashes = FileHashes.reading(kept)
+    return identify(folder, hashes, template=called, licence=licence, revision=revision)
+
+
+def identity_found(model: ModelIdentity) -> Found:
+    """Which model it is."""
+    return fine(
+        f"{model.sentence()}; weights {model.weights_sha256[:_HASH_SHOWN]}..., tokenizer "
+        f"{model.tokenizer_sha256[:_HASH_SHOWN]}..., template "
+        f"{model.template_sha256[:_HASH_SHOWN]}...",
+        **model.model_dump(),
+    )
+
+
+def loaded_found(lm: TextModel) -> Found:
+    """What was loaded, or is served."""
+    if not isinstance(lm, LanguageModel):
+        return fine(f"{lm.name}: at most {lm.max_tokens} tokens", max_tokens=lm.max_tokens)
+    numbers = sum(one.numel() for one in lm.model.parameters())
+    dtype = str(lm.model.dtype).removeprefix("torch.")
+    device = str(lm.model.device)
+    return fine(
+        f"loaded: {numbers:,} parameters, {dtype} on {device}, at most {lm.max_tokens} tokens",
+        parameters=numbers,
+        dtype=dtype,
+        device=device,
+        max_tokens=lm.max_tokens,
+    )
+
+
+def tokenizer_findings(lm: TextModel, questions: Sequence[PoolSample]) -> Iterator[Found]:
+    """Control tokens, the token in front, and whether the tokenizer knows what it will read.
+
+    Raises: ParameterError: a text that spells a control token becomes that token.
+    """
+    tokenizer = lm.tokenizer
+    controls = sorted(control_texts(tokenizer))
+    ids = set(tokenizer.convert_tokens_to_ids(controls)) - {tokenizer.unk_token_id}
+    spelled = [text for text in controls if ids.intersection(lm.tokens_of(f"a {text} b"))]
+    if spelled:
+        raise ParameterError(
+            f"a text that spells {', '.join(spelled[:_SHOWN])} becomes that control token; use the "
+            "tokenizer.json that the model's maker publishes"
+        )
+    front = _text(tokenizer, own_front(tokenizer))
+    more = f" and {len(controls) - _SHOWN} more" if len(controls) > _SHOWN else ""
+    yield fine(
+        f"{len(tokenizer):,} tokens; in front of a text it puts {front or 'nothing'} by itself; a "
+        f"path ends with {_text(tokenizer, [lm.end_token])}; in data {len(controls)} control "
+        f"tokens stay text ({', '.join(controls[:_SHOWN])}{more})",
+        tokens=len(tokenizer),
+        front=front,
+        end=_text(tokenizer, [lm.end_token]),
+        control_tokens=len(controls),
+    )
+    tokens = [one for sample in questions for one in lm.tokens_of(sample.question)]
+    unknown = float(np.mean([one == tokenizer.unk_token_id for one in tokens])) if tokens else 0.0
+    if tokenizer.unk_token_id is not None and unknown > _MUCH_UNKNOWN:
+        yield warn(
+            f"{unknown:.0%} of the tokens of the public questions are unknown to it; where your "
+            "records are in the language of these questions, use another model, and else name "
+            "questions in that of your records with --pool",
+            unknown_share=round(unknown, 4),
+        )
+
+
+def style_found(lm: TextModel) -> Found:
+    """How questions are put to the model: the style's name and the frame as text."""
+    style = lm.style
+    frame = frame_text(style, lm)
+    return fine(
+        f'style "{style.name}", {style.tokens} token(s) around a question: {frame}',
+        style=style.name,
+        frame_tokens=style.tokens,
+        frame=frame,
+    )
+
+
+def frame_text(style: CallingStyle, lm: TextModel) -> str:
+    """The frame as it stands around a question, with line breaks as \\n."""
+    before = _text(lm.tokenizer, style.head) + style.lead
+    after = style.trail + _text(lm.tokenizer, style.tail)
+    return f"{before}QUESTION{after}".replace("\n", "\\n")
+
+
+def _text(tokenizer: object, tokens: Sequence[int]) -> str:
+    decode: Callable[..., str] = tokenizer.decode  # type: ignore[attr-defined]
+    return decode(list(tokens), clean_up_tokenization_spaces=False) if tokens else ""
+
+
+def answers_found(lm: TextModel, *, what: str) -> Found:
+    """A call of the model; see `probe_model`. Raises: ParameterError: it cannot be used."""
+    probe_model(lm, what=what)
+    return fine(
+        "answers made-up tokens: every score is finite, the same with a cache as without, and "
+        "does not look ahead"
+    )
+
+
+def embedder_found(reference: str) -> Found:
+    """The embedder of a study. Raises: ParameterError: unknown, or its weights are missing."""
+    vectors = embedder(reference).embed(["What is the capital of France?", ""])
+    if not bool(np.isfinite(vectors).all()):
+        raise ParameterError(
+            f"embedder {reference!r}: a text has a vector that is not finite; install its weights "
+            "again"
+        )
+    return fine(f"{reference}: {vectors.shape[1]} dimensions", dimensions=int(vectors.shape[1]))
+
+
+def asked_questions(pool: Sequence[PoolSample], count: int) -> list[PoolSample]:
+    """Evenly spaced public questions: of a pool, or built-in ones where that is empty."""
+    return spread(pool or public_questions(), count)
+
+
+def style_probe_findings(
+    lm: TextModel, questions: Sequence[PoolSample], *, batch_size: int, progress: Progress
+) -> Iterator[Found]:
+    """Accuracy in every style that the model has; a warning where the chosen one loses."""
+    scores = probe_styles(lm, questions, batch_size=batch_size, progress=progress)
+    if len(scores) == 1:
+        yield unneeded(
+            f'its tokenizer has no chat template, so "{lm.style.name}" has no style to lose against'
+        )
+        return
+    told = style_warning(lm, scores)
+    facts = {
+        one.style.name: {
+            "right_percent": round(100 * one.accuracy, 1),
+            "standard_error": round(100 * one.standard_error, 1),
+        }
+        for one in scores
+    }
+    shown = ", ".join(str(one) for one in scores)
+    if told is not None:
+        yield warn(told, questions=len(questions), styles=dict(facts))
+    else:
+        yield fine(
+            f"of {len(questions)} public questions right: {shown}; no style is better than the "
+            "chosen one by more than noise",
+            questions=len(questions),
+            styles=dict(facts),
+        )
+
+
+def form_probe_findings(
+    lm: TextModel,
+    questions: Sequence[PoolSample],
+    *,
+    asked_in: FormName | None,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Progress,
+) -> Iterator[Found]:
+    """Which answer forms the model can do, and which to take.
+
+    Args: asked_in: the study's form, None where there is no study yet.
+    """
+    # A model of few tokens must keep room for the question.
+    written = min(max_new_tokens, max(1, lm.room // 2))
+    found = measure_forms(
+        lm, questions, batch_size=batch_size, max_new_tokens=written, progress=progress
+    )
+    shown = ", ".join(_shown(one) for one in found.results)
+    facts = {
+        one.form: {
+            "right_percent": round(100 * one.accuracy, 1),
+            "standard_error": round(100 * one.standard_error, 1),
+            "chance_percent": round(100 * one.chance, 1),
+            "readable_percent": round(100 * one.readable_share, 1),
+            "above_chance": one.above_chance,
+        }
+        for one in found.results
+    }
+    told = _form_warning(found, asked_in)
+    said = (
+        f"of {len(questions)} public questions right: {shown}; recommended is "
+        f"{found.recommended}{f'. {told}' if told else ''}"
+    )
+    yield (warn if told else fine)(
+        said, questions=len(questions), forms=dict(facts), recommended=found.recommended
+    )
+
+
+def _shown(one: FormResult) -> str:
+    return (
+        f"{one.form} {one.accuracy:.1%} (standard error {one.standard_error:.1%}, "
+        f"{one.readable_share:.0%} readable)"
+    )
+
+
+def _form_warning(found: FormMeasurement, asked_in: FormName | None) -> str:
+    by_name = {one.form: one for one in found.results}
+    if asked_in is None:
+        if by_name[found.recommended].above_chance:
+            return ""
+        return (
+            "In none of them it is right more often than by guessing: ask it public questions "
+            "nearer to its subject with --pool, or use a model that knows more"
+        )
+    if not by_name[asked_in].above_chance:
+        return (
+            f'The study asks in "{asked_in}", in which this model is right no more often than by '
+            "guessing: it learns little from paths and its own answers say nothing. Propose "
+            f'answer_form = "{found.recommended}", or use another model'
+        )
+    if asked_in in found.worse:
+        return (
+            f'The study asks in "{asked_in}", which this model does worse than '
+            f'"{found.recommended}" by more than noise; propose that as answer_form'
+        )
+    return ""
