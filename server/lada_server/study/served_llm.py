@@ -35,6 +35,7 @@ from lada_secure.models.endpoint.served_adapters import (
 )
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_folder
+from lada_secure.models.placement import Placement
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 
 # Standard deviations of the adapters that are tried before a study, smallest first.
@@ -45,7 +46,8 @@ class ServedLlm:
     """See `CoordinatorLlm`.
 
     tokenizer: folder with the tokenizer and, for a transfer, the weights. adapters: folder that
-    this machine and the server see under one path; None where no transfer is wanted.
+    this machine and the server see under one path; None where no transfer is wanted. placement: of
+    the weights that a transfer is trained on here.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class ServedLlm:
         kept: ServedFolder,
         threads: int,
         calling: Calling | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._calling = calling or Calling()
         self._calling_sha256 = self._calling.sha256
+        self._placement = placement or Placement()
         self._tokenizer = tokenizer
         self._adapters = adapters
         self._kept = kept
@@ -168,7 +172,10 @@ class ServedLlm:
             torch.set_num_threads(self._threads)
             try:
                 loaded = load_folder(
-                    self._tokenizer, name=str(self._tokenizer), calling=self._calling
+                    self._tokenizer,
+                    name=str(self._tokenizer),
+                    calling=self._calling,
+                    placement=self._placement,
                 )
             except ParameterError as error:
                 raise ParameterError(
