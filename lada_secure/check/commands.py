@@ -25,7 +25,6 @@ GROUP: Final = "lada.checks"
 QUESTIONS: Final = 60
 
 app = typer.Typer(
-    help="Check a party's settings, files and model before anything is sent or spent.",
     # `lada` collects groups; this one is a single command, and its options may follow FILE.
     subcommand_metavar="",
     invoke_without_command=True,

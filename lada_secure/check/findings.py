@@ -55,7 +55,7 @@ class CheckReport(BaseModel):
 
     def summary(self) -> str:
         """How many lines of each level there are."""
-        counts = {level: 0 for level in _PLURALS}
+        counts = dict.fromkeys(_PLURALS, 0)
         for one in self.findings:
             counts[one.level] += 1
         return ", ".join(f"{counts[level]} {word}" for level, word in _PLURALS.items())

@@ -1,4 +1,4 @@
-"""A list of checks and how it is gone through: what a fault does not touch is looked at all the same.
+"""A list of checks and how it is gone through: what a fault does not touch is looked at as well.
 
 A check calls the very code that `run` calls. What that code refuses, by an error of our tree, is a
 fault; what it only warns of, by its log, is a warning. A role's checks are entries of a list, and

@@ -6,27 +6,32 @@ Weights are loaded and made-up tokens or public questions are computed on. No re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import numpy as np
+from pydantic import JsonValue
+from transformers import PreTrainedTokenizerBase
 
-from lada_secure.check.running import Found, Progress, fine, unneeded, warn
+from lada_secure.check.running import Found, Request, fine, unneeded, warn
 from lada_secure.data.forms import FormName
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling import CallingStyle
 from lada_secure.models.embedding import embedder
-from lada_secure.models.fingerprints import FileHashes, identify
 from lada_secure.models.folder import check_folder, read_json
 from lada_secure.models.form_probe import FormMeasurement, FormResult, measure_forms
 from lada_secure.models.identity import ModelIdentity
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.loading import LanguageModel, quiet_transformers
+from lada_secure.models.placement import Placement
 from lada_secure.models.preflight import probe_model
 from lada_secure.models.public_questions import public_questions, spread
-from lada_secure.models.style_probe import probe_styles, style_warning
+from lada_secure.models.style_probe import StyleScore, probe_styles, style_warning
 from lada_secure.models.text_model import TextModel
 from lada_secure.models.tokenizer import control_texts, own_front
+
+M = TypeVar("M", bound=TextModel)
 
 # A path of a model that reasons needs room; small models fill any.
 PATH_TOKENS: Final = 64
@@ -50,7 +55,7 @@ def folder_findings(folder: Path) -> Iterator[Found]:
     size = sum(one.stat().st_size for one in files)
     kind = str(read_json(folder / "config.json").get("model_type"))
     yield fine(
-        f"{folder}: {kind}, {len(files)} file(s) of weights, {size / 2**20:,.0f} MiB",
+        f"{folder}: {kind}, {len(files)} file(s) of weights, {size / 2**20:,.1f} MiB",
         folder=str(folder),
         model_type=kind,
         weight_files=len(files),
@@ -58,24 +63,27 @@ def folder_findings(folder: Path) -> Iterator[Found]:
     )
 
 
-def own_identity(folder: Path, *, called: str, kept: Path, licence: str, revision: str) -> (
-    ModelIdentity
-):
-    """The identity that a party would sign for, with hashes that it keeps; keeps no new ones.
-
-    Args: called: see `Calling.sha256`. kept: the file of hashes, which need not be there.
-    """
-    hashes = FileHashes.reading(kept)
-    return identify(folder, hashes, template=called, licence=licence, revision=revision)
-
-
-def identity_found(model: ModelIdentity) -> Found:
+def model_found(model: ModelIdentity) -> Found:
     """Which model it is."""
     return fine(
         f"{model.sentence()}; weights {model.weights_sha256[:_HASH_SHOWN]}..., tokenizer "
         f"{model.tokenizer_sha256[:_HASH_SHOWN]}..., template "
         f"{model.template_sha256[:_HASH_SHOWN]}...",
         **model.model_dump(),
+    )
+
+
+def place_findings(placement: Placement) -> Iterator[Found]:
+    """Where the weights go on this machine. Raises: ParameterError: it cannot do that."""
+    placed = placement.on_this_machine()
+    packed = f", weights in {placed.quantization}" if placed.quantization else ""
+    spread_out = ", over all CUDA devices" if placed.device_map else ""
+    again = ", layers computed again on the way back" if placed.gradient_checkpointing else ""
+    yield fine(
+        f"on {placed.device}{spread_out}, {placed.dtype}{packed}{again}",
+        device=placed.device,
+        dtype=placed.dtype,
+        quantization=placed.quantization,
     )
 
 
@@ -150,23 +158,16 @@ def frame_text(style: CallingStyle, lm: TextModel) -> str:
     return f"{before}QUESTION{after}".replace("\n", "\\n")
 
 
-def _text(tokenizer: object, tokens: Sequence[int]) -> str:
-    decode: Callable[..., str] = tokenizer.decode  # type: ignore[attr-defined]
-    return decode(list(tokens), clean_up_tokenization_spaces=False) if tokens else ""
-
-
-def answers_found(lm: TextModel, *, what: str) -> Found:
-    """A call of the model; see `probe_model`. Raises: ParameterError: it cannot be used."""
-    probe_model(lm, what=what)
-    return fine(
-        "answers made-up tokens: every score is finite, the same with a cache as without, and "
-        "does not look ahead"
-    )
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    if not tokens:
+        return ""
+    return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
 
 def embedder_found(reference: str) -> Found:
     """The embedder of a study. Raises: ParameterError: unknown, or its weights are missing."""
-    vectors = embedder(reference).embed(["What is the capital of France?", ""])
+    with quiet_transformers():
+        vectors = embedder(reference).embed(["What is the capital of France?", ""])
     if not bool(np.isfinite(vectors).all()):
         raise ParameterError(
             f"embedder {reference!r}: a text has a vector that is not finite; install its weights "
@@ -175,61 +176,39 @@ def embedder_found(reference: str) -> Found:
     return fine(f"{reference}: {vectors.shape[1]} dimensions", dimensions=int(vectors.shape[1]))
 
 
-def asked_questions(pool: Sequence[PoolSample], count: int) -> list[PoolSample]:
-    """Evenly spaced public questions: of a pool, or built-in ones where that is empty."""
-    return spread(pool or public_questions(), count)
-
-
-def style_probe_findings(
-    lm: TextModel, questions: Sequence[PoolSample], *, batch_size: int, progress: Progress
-) -> Iterator[Found]:
-    """Accuracy in every style that the model has; a warning where the chosen one loses."""
-    scores = probe_styles(lm, questions, batch_size=batch_size, progress=progress)
+def style_probe_found(lm: TextModel, scores: Sequence[StyleScore]) -> Found:
+    """What the probe of styles says; a warning where the chosen one loses."""
     if len(scores) == 1:
-        yield unneeded(
+        return unneeded(
             f'its tokenizer has no chat template, so "{lm.style.name}" has no style to lose against'
         )
-        return
-    told = style_warning(lm, scores)
-    facts = {
+    asked = len(scores[0].right)
+    styles: dict[str, JsonValue] = {
         one.style.name: {
             "right_percent": round(100 * one.accuracy, 1),
             "standard_error": round(100 * one.standard_error, 1),
         }
         for one in scores
     }
-    shown = ", ".join(str(one) for one in scores)
+    told = style_warning(lm, scores)
     if told is not None:
-        yield warn(told, questions=len(questions), styles=dict(facts))
-    else:
-        yield fine(
-            f"of {len(questions)} public questions right: {shown}; no style is better than the "
-            "chosen one by more than noise",
-            questions=len(questions),
-            styles=dict(facts),
-        )
+        return warn(told, questions=asked, styles=styles)
+    shown = ", ".join(str(one) for one in scores)
+    return fine(
+        f"of {asked} public questions right: {shown}; no style is better than the chosen one by "
+        "more than noise",
+        questions=asked,
+        styles=styles,
+    )
 
 
-def form_probe_findings(
-    lm: TextModel,
-    questions: Sequence[PoolSample],
-    *,
-    asked_in: FormName | None,
-    batch_size: int,
-    max_new_tokens: int,
-    progress: Progress,
-) -> Iterator[Found]:
-    """Which answer forms the model can do, and which to take.
+def form_probe_found(found: FormMeasurement, asked_in: FormName | None) -> Found:
+    """What the probe of forms says.
 
     Args: asked_in: the study's form, None where there is no study yet.
     """
-    # A model of few tokens must keep room for the question.
-    written = min(max_new_tokens, max(1, lm.room // 2))
-    found = measure_forms(
-        lm, questions, batch_size=batch_size, max_new_tokens=written, progress=progress
-    )
-    shown = ", ".join(_shown(one) for one in found.results)
-    facts = {
+    asked = len(found.results[0].right)
+    forms: dict[str, JsonValue] = {
         one.form: {
             "right_percent": round(100 * one.accuracy, 1),
             "standard_error": round(100 * one.standard_error, 1),
@@ -239,13 +218,14 @@ def form_probe_findings(
         }
         for one in found.results
     }
+    shown = ", ".join(_shown(one) for one in found.results)
     told = _form_warning(found, asked_in)
     said = (
-        f"of {len(questions)} public questions right: {shown}; recommended is "
-        f"{found.recommended}{f'. {told}' if told else ''}"
+        f"of {asked} public questions right: {shown}; recommended is {found.recommended}"
+        f"{f'. {told}' if told else ''}"
     )
-    yield (warn if told else fine)(
-        said, questions=len(questions), forms=dict(facts), recommended=found.recommended
+    return (warn if told else fine)(
+        said, questions=asked, forms=forms, recommended=found.recommended
     )
 
 
@@ -277,3 +257,72 @@ def _form_warning(found: FormMeasurement, asked_in: FormName | None) -> str:
             f'"{found.recommended}" by more than noise; propose that as answer_form'
         )
     return ""
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelChecks(Generic[M]):
+    """Checks of one model. A value is asked for at its first use, when its own check has passed.
+
+    what: the model's part in the study, for messages. load: opens it. pool: public questions, none
+    for the built-in ones. asked_in: the study's form, None where there is no study yet. batch_size:
+    texts at a time. path_tokens: what it may write, at most.
+    """
+
+    what: str
+    load: Callable[[], M]
+    pool: Callable[[], Sequence[PoolSample]]
+    asked_in: Callable[[], FormName | None]
+    path_tokens: Callable[[], int]
+    batch_size: Callable[[], int]
+    request: Request
+    _lm: M | None = None
+
+    @property
+    def lm(self) -> M:
+        """The model, opened once."""
+        if self._lm is None:
+            self._lm = self.load()
+        return self._lm
+
+    @property
+    def questions(self) -> list[PoolSample]:
+        """Evenly spaced public questions: of the pool, or built-in ones."""
+        return spread(self.pool() or public_questions(), self.request.questions)
+
+    def loaded(self) -> Iterator[Found]:
+        """What was loaded. Raises: LadaError: it cannot be loaded, or nobody serves it."""
+        yield loaded_found(self.lm)
+
+    def tokenizer(self) -> Iterator[Found]:
+        """See `tokenizer_findings`."""
+        yield from tokenizer_findings(self.lm, self.questions)
+
+    def style(self) -> Iterator[Found]:
+        """See `style_found`."""
+        yield style_found(self.lm)
+
+    def answers(self) -> Iterator[Found]:
+        """A call of the model. Raises: ParameterError: it cannot be used."""
+        probe_model(self.lm, what=self.what)
+        yield fine(
+            "answers made-up tokens: every score is finite, is the same with a cache as without, "
+            "and does not look ahead"
+        )
+
+    def probe_styles(self) -> Iterator[Found]:
+        """Accuracy in every style that the model has; a warning where the chosen one loses."""
+        questions, progress = self.questions, self.request.progress
+        scores = probe_styles(self.lm, questions, batch_size=self.batch_size(), progress=progress)
+        yield style_probe_found(self.lm, scores)
+
+    def probe_forms(self) -> Iterator[Found]:
+        """Which answer forms the model can do, and which to take."""
+        # A model of few tokens must keep room for the question.
+        found = measure_forms(
+            self.lm,
+            self.questions,
+            batch_size=self.batch_size(),
+            max_new_tokens=min(self.path_tokens(), max(1, self.lm.room // 2)),
+            progress=self.request.progress,
+        )
+        yield form_probe_found(found, self.asked_in())

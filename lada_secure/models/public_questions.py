@@ -59,7 +59,7 @@ _TABLES: Final[tuple[tuple[str, str], ...]] = (
     (
         "What does a {} do?",
         "baker: bakes bread, teacher: teaches pupils, pilot: flies planes, farmer: grows crops, "
-        "dentist: treats teeth, tailor: sews clothes, plumber: repairs pipes, judge: decides cases, "
+        "dentist: treats teeth, tailor: sews clothes, plumber: repairs pipes, painter: paints, "
         "carpenter: works with wood, nurse: cares for patients, barber: cuts hair, "
         "composer: writes music, fisherman: catches fish, librarian: looks after books",
     ),
@@ -89,7 +89,9 @@ def spread(samples: Sequence[T], count: int) -> list[T]:
 
 
 def _questions(number: int, asked: str, facts: str) -> list[PoolSample]:
-    pairs = [(item, answer) for item, _, answer in (one.partition(": ") for one in facts.split(", "))]
+    pairs = [
+        (item, answer) for item, _, answer in (one.partition(": ") for one in facts.split(", "))
+    ]
     answers = list(dict.fromkeys(answer for _, answer in pairs))
     found = []
     for at, (item, answer) in enumerate(pairs):

@@ -26,8 +26,8 @@ def state_found(settings: PartySettings, *, role: str) -> Found:
     if check_state_folder(folder, party=settings.party, role=role):
         return fine(f"{folder}: of {role} {settings.party}", folder=str(folder), begun=True)
     check_writable(folder, key="state_dir")
-    when = "is empty of studies" if folder.is_dir() else "is made at the first run"
-    return fine(f"{folder}: {when}", folder=str(folder), begun=False)
+    when = "is there, of nobody yet" if folder.is_dir() else "is made at the first run"
+    return fine(f"{folder}: it {when}", folder=str(folder), begun=False)
 
 
 def check_writable(folder: Path, *, key: str) -> None:

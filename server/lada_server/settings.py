@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag
 from lada_protocol.party_files import ModelSettings, PartySettings
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
-from lada_secure.data.forms import FormName
+from lada_secure.data.forms import AnswerForm, FormName, answer_form
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
@@ -127,3 +127,8 @@ class StudySettings(Settings):
     paths: RationalesPlan
     uplink: TransferPlan | None = None
     guide: ReferenceModelPlan | None = None
+
+    @property
+    def form(self) -> AnswerForm:
+        """See `MethodPlan.form`."""
+        return answer_form(self.answer_form, self.verifier.verifier())

@@ -87,10 +87,10 @@ class SiteSlm:
             )
 
 
-def slm_faults(model: ModelIdentity, plan: StudyPlan, policy: SitePolicy) -> tuple[str, ...]:
-    """What plan and policy have against a model."""
+def slm_faults(model: ModelIdentity, plan: StudyPlan | None, policy: SitePolicy) -> tuple[str, ...]:
+    """What plan and policy have against a model; the policy alone where there is no plan yet."""
     return (
-        *(f"{one} (by the plan)" for one in plan.slm.faults(model)),
+        *(f"{one} (by the plan)" for one in (plan.slm.faults(model) if plan else ())),
         *(f"{one} (by the policy)" for one in policy.model.faults(model)),
     )
 
