@@ -20,6 +20,8 @@ from lada_secure.check.findings import Finding, Level
 from lada_secure.errors import LadaError
 from lada_secure.logs import PACKAGES
 
+# A fact of what was skipped because of faults: the checks that have them.
+WAITS_FOR: Final = "waits_for"
 ASKS: Final = "--quick leaves out what answers questions"
 
 # How much of long work is done, of how much.
@@ -105,21 +107,26 @@ def run_checks(
 
     Args: quick: skip what answers questions. begun: told the name of every check that runs.
     """
-    missing: set[str] = set()
+    # What a check that cannot be relied on waits for: itself, or what it needs.
+    waits: dict[str, tuple[str, ...]] = {}
     for check in checks:
-        lacking = [name for name in check.needs if name in missing]
-        if lacking:
-            missing.add(check.name)
-            said = f"needs {', '.join(lacking)}; mend that first"
-            yield Finding(check=check.name, level="skipped", message=said)
+        causes = tuple(dict.fromkeys(one for name in check.needs for one in waits.get(name, ())))
+        if causes:
+            waits[check.name] = causes
+            yield _skipped(check, f"waits for {', '.join(causes)}; mend that first", causes)
         elif quick and check.asks:
-            yield Finding(check=check.name, level="skipped", message=ASKS)
+            yield _skipped(check, ASKS)
         else:
             begun(check.name)
             for one in _findings(check):
                 if one.level == "fault":
-                    missing.add(check.name)
+                    waits[check.name] = (check.name,)
                 yield one
+
+
+def _skipped(check: Check, message: str, causes: Sequence[str] = ()) -> Finding:
+    facts: dict[str, JsonValue] = {WAITS_FOR: list(causes)} if causes else {}
+    return Finding(check=check.name, level="skipped", message=message, facts=facts)
 
 
 def _findings(check: Check) -> list[Finding]:

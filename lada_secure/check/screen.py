@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lada_secure.check.findings import CheckReport, Finding, Level
+from lada_secure.check.running import WAITS_FOR
 
 _STYLES: Final[dict[Level, str]] = {
     "ok": "green",
@@ -34,6 +35,7 @@ class CheckScreen:
         self._status = self._err.status("") if self._err.is_terminal else None
         self._name = ""
         self._told_s = 0.0
+        self._waiting: dict[str, list[str]] = {}
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -61,9 +63,18 @@ class CheckScreen:
             self._err.print(said)
 
     def found(self, one: Finding) -> None:
-        """A line; a message of several lines goes on below its beginning."""
+        """A line; a message of several lines goes on below its beginning.
+
+        What waits for a fault is told together, behind everything else.
+        """
         if self._as_json:
             return
+        if WAITS_FOR in one.facts:
+            self._waiting.setdefault(one.message, []).append(one.check)
+            return
+        self._line(one)
+
+    def _line(self, one: Finding) -> None:
         first, *more = one.message.splitlines() or [""]
         line = Text(f"{one.level:<8}", style=_STYLES[one.level])
         line.append(f"{one.check:<{_NAME_WIDTH}} {first}", style="default")
@@ -77,5 +88,8 @@ class CheckScreen:
             content = report.model_dump(mode="json")
             self._out.print(Text(json.dumps(content, sort_keys=True)))
         else:
+            for why, names in self._waiting.items():
+                told = f"{why}: {', '.join(names)}"
+                self._line(Finding(check=f"({len(names)})", level="skipped", message=told))
             who = f"{report.role}: " if report.role else ""
-            self._out.print(Text(f"{who}{report.summary()}; nothing was sent or spent"))
+            self._out.print(Text(f"{who}{report.summary()}; nothing was written, spent, or sent to a party"))

@@ -35,6 +35,7 @@ M = TypeVar("M", bound=TextModel)
 
 # A path of a model that reasons needs room; small models fill any.
 PATH_TOKENS: Final = 64
+_QUESTIONS_AT_ONCE: Final = 16
 _SHOWN: Final = 6
 _HASH_SHOWN: Final = 12
 _MUCH_UNKNOWN: Final = 0.02
@@ -164,16 +165,20 @@ def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
 
-def embedder_found(reference: str) -> Found:
-    """The embedder of a study. Raises: ParameterError: unknown, or its weights are missing."""
-    with quiet_transformers():
-        vectors = embedder(reference).embed(["What is the capital of France?", ""])
-    if not bool(np.isfinite(vectors).all()):
-        raise ParameterError(
-            f"embedder {reference!r}: a text has a vector that is not finite; install its weights "
-            "again"
-        )
-    return fine(f"{reference}: {vectors.shape[1]} dimensions", dimensions=int(vectors.shape[1]))
+def embedder_found(*references: str) -> Found:
+    """Embedders of a study, or of all. Raises: ParameterError: unknown, or without its weights."""
+    sizes: dict[str, JsonValue] = {}
+    for reference in references:
+        with quiet_transformers():
+            vectors = embedder(reference).embed(["What is the capital of France?", ""])
+        if not bool(np.isfinite(vectors).all()):
+            raise ParameterError(
+                f"embedder {reference!r}: a text has a vector that is not finite; install its "
+                "weights again"
+            )
+        sizes[reference] = int(vectors.shape[1])
+    shown = ", ".join(f"{reference} of {size} dimensions" for reference, size in sizes.items())
+    return fine(shown, dimensions=sizes)
 
 
 def style_probe_found(lm: TextModel, scores: Sequence[StyleScore]) -> Found:
@@ -312,7 +317,7 @@ class ModelChecks(Generic[M]):
     def probe_styles(self) -> Iterator[Found]:
         """Accuracy in every style that the model has; a warning where the chosen one loses."""
         questions, progress = self.questions, self.request.progress
-        scores = probe_styles(self.lm, questions, batch_size=self.batch_size(), progress=progress)
+        scores = probe_styles(self.lm, questions, batch_size=self._at_once, progress=progress)
         yield style_probe_found(self.lm, scores)
 
     def probe_forms(self) -> Iterator[Found]:
@@ -321,8 +326,13 @@ class ModelChecks(Generic[M]):
         found = measure_forms(
             self.lm,
             self.questions,
-            batch_size=self.batch_size(),
+            batch_size=self._at_once,
             max_new_tokens=min(self.path_tokens(), max(1, self.lm.room // 2)),
             progress=self.request.progress,
         )
         yield form_probe_found(found, self.asked_in())
+
+    @property
+    def _at_once(self) -> int:
+        # No more, so that progress is told now and then.
+        return min(self.batch_size(), _QUESTIONS_AT_ONCE)

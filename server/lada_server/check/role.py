@@ -52,7 +52,11 @@ class CoordinatorChecks:
                 needs=("study", "roster", "pool", "embedder"),
             ),
             Check(name="model.folder", run=lambda: self.model.folder(), needs=("settings",)),
-            Check(name="model.server", run=lambda: self.model.server(), needs=("settings",)),
+            Check(
+                name="model.server",
+                run=lambda: self.model.server(),
+                needs=("settings", "study"),
+            ),
             Check(name="model.place", run=lambda: self.model.place(), needs=("model.folder",)),
             Check(
                 name="model.load",

@@ -70,9 +70,8 @@ class SiteModelChecks:
         if plan is not None:
             yield embedder_found(plan.embedder)
             return
-        yield embedder_found(HASHED_NGRAMS)
         try:
-            yield embedder_found(MINILM)
+            yield embedder_found(HASHED_NGRAMS, MINILM)
         except ParameterError as error:
             yield warn(f"{error}. Until then no study with that embedder can be joined from here")
 

@@ -39,6 +39,7 @@ class SiteChecks:
 
     def entries(self) -> tuple[Check, ...]:
         """In the order in which a site would stumble over them; what takes long comes last."""
+        trained = ("model.answers", "model.adapters")
         loaded, answering = ("model.load",), ("model.answers", "pool", "plan.read")
         return (
             Check(name="settings", run=self._settings),
@@ -67,7 +68,7 @@ class SiteChecks:
             Check(name="model.style", run=lambda: self.model.of_model.style(), needs=loaded),
             Check(name="model.answers", run=lambda: self.model.of_model.answers(), needs=loaded),
             Check(name="model.adapters", run=lambda: self.model.adapters(), needs=loaded),
-            Check(name="model.engine", run=lambda: self.model.engine(), needs=("model.adapters",)),
+            Check(name="model.engine", run=lambda: self.model.engine(), needs=trained),
             Check(name="plan.sizes", run=lambda: self.model.sizes(), needs=("plan.read", *loaded)),
             Check(
                 name="records.length",
