@@ -92,4 +92,5 @@ class CheckScreen:
                 told = f"{why}: {', '.join(names)}"
                 self._line(Finding(check=f"({len(names)})", level="skipped", message=told))
             who = f"{report.role}: " if report.role else ""
-            self._out.print(Text(f"{who}{report.summary()}; nothing was written, spent, or sent to a party"))
+            ended = "nothing was written, spent, or sent to a party"
+            self._out.print(Text(f"{who}{report.summary()}; {ended}"))

@@ -1,4 +1,4 @@
-"""Folders of parties as `lada mock run` writes them, with a small model that has a chat template."""
+"""Parties' folders as `lada mock run` writes them, with a small model that has a chat template."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 
 from lada_clients.site.check.reading import SiteReading
 from lada_clients.site.gates.model import Written, length_faults, size_faults
-from lada_clients.site.gates.slm import HASHES_FILE, SiteSlm, slm_faults
+from lada_clients.site.gates.slm import SiteSlm, known_hashes, slm_faults
 from lada_secure.check.running import Found, fault, fine, unneeded, warn
 from lada_secure.data.record_faults import refuse
 from lada_secure.dpsgd.engine import open_engine
@@ -29,7 +29,6 @@ from lada_secure.models.adapters import (
 )
 from lada_secure.models.embedding import HASHED_NGRAMS, MINILM
 from lada_secure.models.evaluation import ANSWER_TOKENS
-from lada_secure.models.fingerprints import FileHashes
 from lada_secure.models.loading import LanguageModel, load_language_model
 from lada_secure.models.model_checks import (
     PATH_TOKENS,
@@ -82,8 +81,7 @@ class SiteModelChecks:
     def identity(self) -> Iterator[Found]:
         """Which model it is, and whether plan and policy allow it; keeps no hash."""
         site = self._site
-        hashes = FileHashes.reading(site.settings.state_dir / HASHES_FILE)
-        model = SiteSlm(settings=site.settings, hashes=hashes).identity()
+        model = SiteSlm(settings=site.settings, hashes=known_hashes(site.settings)).identity()
         against = slm_faults(model, site.plan, site.policy)
         for one in against:
             yield fault(f"this SLM cannot take part: {one}. Name another one in [model]")

@@ -32,6 +32,12 @@ def file_hashes(settings: SiteSettings) -> FileHashes:
     return FileHashes(settings.state_dir / HASHES_FILE if there else None)
 
 
+def known_hashes(settings: SiteSettings) -> FileHashes:
+    """The same for whoever must not write there: what is new is hashed and not kept."""
+    there = settings.state_dir.is_dir()
+    return FileHashes.reading(settings.state_dir / HASHES_FILE) if there else FileHashes(None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSlm:
     """The SLM that the settings name, as its files stand now."""

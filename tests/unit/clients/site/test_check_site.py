@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from site_doubles import site_plan
 
 from lada_clients.net.study_folder import study_folder
 from lada_clients.site.check.role import ROLE
+from lada_clients.site.gates.slm import HASHES_FILE
 from lada_clients.site.settings import SiteSettings
 from lada_lab.mock.layout import RunLayout
 from lada_lab.worlds.character_models import character_tokenizer
@@ -30,6 +32,7 @@ from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.plan import StudyPlan
 from lada_secure.canonical import canonical_json
 from lada_secure.check.running import Request
+from lada_secure.models.fingerprints import FileHashes
 from lada_secure.storage.state_folder import OWNER_FILE
 
 Spoil = Callable[[RunLayout], None]
@@ -321,8 +324,14 @@ def test_the_plan_of_the_only_study_on_disk_is_taken(checked_run: RunLayout) -> 
 
 def test_hashes_that_a_run_keeps_are_used_and_none_are_added(checked_run: RunLayout) -> None:
     folder = checked_run.site(SITE)
+    own = told(findings_of(ROLE, folder), "model.identity")
+    kept = folder.state / HASHES_FILE
+    weights = slm_folder(checked_run) / "model.safetensors"
+    # As if the file had been there for a while; a hash that is not its own shows who was asked.
+    FileHashes(kept, now=lambda: time.time() + 60.0).sha256(weights)
+    change_json(kept, lambda found: found["files"].update(dict.fromkeys(found["files"], "0" * 64)))
     before = tree(folder.root)
-    findings_of(ROLE, folder)
+    assert told(findings_of(ROLE, folder), "model.identity") != own
     assert tree(folder.root) == before
 
 
