@@ -47,7 +47,7 @@ from lada_secure.models.rationale_scoring import RationaleScorer
 logger = logging.getLogger(__name__)
 
 # Room for outputs of frozen layers.
-_FROZEN_CACHE_BYTES: Final = 512 * 2**20
+FROZEN_CACHE_BYTES: Final = 512 * 2**20
 
 
 def noised_gradient(total: ClippedSum, privacy: DpSgdParameters) -> Tensor:
@@ -113,7 +113,7 @@ class Trainer:
             scorer = RationaleScorer(
                 lm.model,
                 device=self.device,
-                cache_bytes=_FROZEN_CACHE_BYTES,
+                cache_bytes=FROZEN_CACHE_BYTES,
                 autocast_dtype=settings.autocast_dtype(),
             )
             if not scorer.finite_at_first:

@@ -20,7 +20,7 @@ from lada_secure.models.rationale_scoring import RationaleScorer
 from lada_secure.ranges import above_zero, at_least
 
 MAX_GRADIENT_NORM = 1.0
-_PREFIX_CACHE_BYTES = 256 * 2**20
+PREFIX_CACHE_BYTES = 256 * 2**20
 
 # Shares of the learning rate that an update is tried at, until a public hold-out agrees with it.
 # A full step often costs one sample of what the model knew; half a step then still teaches.
@@ -79,7 +79,7 @@ def tune_on_rationales(
     learned = [encode_example(lm, one, contrast=contrast) for one in examples]
     kept = [encode_example(lm, one, contrast=contrast) for one in replay]
     lm.model.eval()
-    scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
+    scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=PREFIX_CACHE_BYTES)
     loss_of = ExampleLoss(scorer, settings.loss)
     contrasted = loss_of.with_reference([*learned, *kept])
     size = settings.batch_size + settings.replay_batch_size
