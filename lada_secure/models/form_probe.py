@@ -62,6 +62,16 @@ class FormResult:
         error = float(np.sqrt(self.chance * (1.0 - self.chance) / len(self.right)))
         return self.accuracy > self.chance + _NOISE * max(error, self.standard_error)
 
+    def figures(self) -> dict[str, float]:
+        """For programs: shares in percent, to a tenth; `above_chance` as it is."""
+        return {
+            "right_percent": round(100 * self.accuracy, 1),
+            "standard_error": round(100 * self.standard_error, 1),
+            "chance_percent": round(100 * self.chance, 1),
+            "readable_percent": round(100 * self.readable_share, 1),
+            "above_chance": self.above_chance,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FormMeasurement:

@@ -188,13 +188,7 @@ def style_probe_found(lm: TextModel, scores: Sequence[StyleScore]) -> Found:
             f'its tokenizer has no chat template, so "{lm.style.name}" has no style to lose against'
         )
     asked = len(scores[0].right)
-    styles: dict[str, JsonValue] = {
-        one.style.name: {
-            "right_percent": round(100 * one.accuracy, 1),
-            "standard_error": round(100 * one.standard_error, 1),
-        }
-        for one in scores
-    }
+    styles: dict[str, JsonValue] = {one.style.name: {**one.figures()} for one in scores}
     told = style_warning(lm, scores)
     if told is not None:
         return warn(told, questions=asked, styles=styles)
@@ -213,16 +207,7 @@ def form_probe_found(found: FormMeasurement, asked_in: FormName | None) -> Found
     Args: asked_in: the study's form, None where there is no study yet.
     """
     asked = len(found.results[0].right)
-    forms: dict[str, JsonValue] = {
-        one.form: {
-            "right_percent": round(100 * one.accuracy, 1),
-            "standard_error": round(100 * one.standard_error, 1),
-            "chance_percent": round(100 * one.chance, 1),
-            "readable_percent": round(100 * one.readable_share, 1),
-            "above_chance": one.above_chance,
-        }
-        for one in found.results
-    }
+    forms: dict[str, JsonValue] = {one.form: {**one.figures()} for one in found.results}
     shown = ", ".join(_shown(one) for one in found.results)
     told = _form_warning(found, asked_in)
     said = (

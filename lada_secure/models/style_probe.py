@@ -44,6 +44,13 @@ class StyleScore:
         share = self.accuracy
         return float(np.sqrt(share * (1.0 - share) / len(self.right)))
 
+    def figures(self) -> dict[str, float]:
+        """For programs: in percent, to a tenth."""
+        return {
+            "right_percent": round(100 * self.accuracy, 1),
+            "standard_error": round(100 * self.standard_error, 1),
+        }
+
     def __str__(self) -> str:
         return f'"{self.style.name}" {self.accuracy:.1%} (standard error {self.standard_error:.1%})'
 
