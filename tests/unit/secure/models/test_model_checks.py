@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from architecture_doubles import BYTES, family_folder, small_lm
 from form_models import form_model, taught_samples
-from tokenizer_doubles import CHAT, small_tokenizer
+from tokenizer_doubles import CHAT, KINDS, small_tokenizer
 
 from lada_secure.check.running import Request
 from lada_secure.data.forms import FormName
@@ -172,6 +172,13 @@ def test_a_tokenizer_that_makes_control_tokens_of_texts_is_refused() -> None:
     assert fine.level == "ok"
     with pytest.raises(ParameterError, match="becomes that control token"):
         list(tokenizer_findings(replace(lm, spelled={}), ()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_tokenizer_keeps_control_tokens_text(kind: str) -> None:
+    fine, *_ = tokenizer_findings(small_lm(small_tokenizer(kind)), public_questions())
+    assert fine.level == "ok"
+    assert fine.facts["control_tokens"] >= 6  # type: ignore[operator]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
