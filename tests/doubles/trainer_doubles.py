@@ -127,8 +127,12 @@ def opened_trainer(lm, units, *, trainer_class=Trainer, **options):
 class FloatSum(ClippedSum):
     """A clipped sum in floats, off the grid: what the integers are held against."""
 
-    def _cut_to_grid(self, flat, factor):
-        return [one.double().mul_(factor).sum(0) for one in flat]
+    def __init__(self, parameters, privacy):
+        super().__init__(parameters, privacy)
+        self._totals = [one.double() for one in self._totals]
+
+    def _cut_to_grid(self, blocks, factor):
+        return [one.double().mul_(factor.unsqueeze(1)).sum(0) for one in blocks]
 
     def values(self):
         return torch.cat(self._totals)
