@@ -91,7 +91,7 @@ class ClippedSum:
         for block in blocks:
             factors = kept.to(block.device, torch.int32).unsqueeze(1)
             found = torch.empty(block.shape[1], dtype=torch.int64, device=block.device)
-            rooms = found.split(_columns_at_once(block))
+            rooms = torch.split(found, _columns_at_once(block))
             for part, room in zip(_columns(block), rooms, strict=True):
                 torch.sum(part.view(torch.int32).mul_(factors), 0, dtype=torch.int64, out=room)
             sums.append(found)
@@ -125,4 +125,4 @@ def _columns_at_once(block: Tensor) -> int:
 
 def _columns(block: Tensor) -> tuple[Tensor, ...]:
     """A (units, d) block in parts of few enough columns, sharing its memory."""
-    return block.split(_columns_at_once(block), dim=1)
+    return torch.split(block, _columns_at_once(block), dim=1)

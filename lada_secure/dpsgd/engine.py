@@ -41,9 +41,7 @@ class GradientEngine(Protocol):
         """Give the model its own forward and backward back."""
 
 
-def open_engine(
-    model: nn.Module, name: EngineName, *, checkpoints: bool = False
-) -> GradientEngine:
+def open_engine(model: nn.Module, name: EngineName, *, checkpoints: bool = False) -> GradientEngine:
     """Attach an engine to a model; "auto" takes `fused` where it applies and else `opacus`.
 
     Args: checkpoints: gradient checkpointing: the engine's passes keep the inputs of layers alone.

@@ -134,9 +134,7 @@ class GradientSource:
         except Exception:  # noqa: S110
             pass
 
-    def public_gradient(
-        self, examples: Sequence[EncodedExample]
-    ) -> tuple[list[Tensor], Tensor]:
+    def public_gradient(self, examples: Sequence[EncodedExample]) -> tuple[list[Tensor], Tensor]:
         """Exact gradients of the mean loss of public examples, and that loss; 0 for none.
 
         Batches go through the same engine as the private stream, as one unit.
@@ -149,7 +147,7 @@ class GradientSource:
             loss = loss + part.to(loss.device)
             torch._foreach_add_(sums, taken)
         torch._foreach_div_(sums, count)
-        return [total[0] for total in sums], loss / count
+        return [total.squeeze(0) for total in sums], loss / count
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """Each unit's gradient, unclipped. Per parameter (units, *parameter.shape) float32."""

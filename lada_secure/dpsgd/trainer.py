@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import partial
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import ClassVar, Final, TypeAlias
 
 import torch
@@ -139,9 +139,7 @@ class Trainer:
         self._unread: list[Tensor | None] = []
         self._noise = self._noise_ahead()
         try:
-            scorer = RationaleScorer(
-                lm.model, device=self.device, cache_bytes=_FROZEN_CACHE_BYTES
-            )
+            scorer = RationaleScorer(lm.model, device=self.device, cache_bytes=_FROZEN_CACHE_BYTES)
             if not scorer.finite_at_first:
                 raise ParameterError(
                     "the model's loss on made-up tokens is NaN or infinite before training; "
@@ -279,7 +277,7 @@ class Trainer:
         for places, block in zip(groups, blocks, strict=True):
             block.masked_fill_(~finite.to(block.device), 0.0)
             block.add_(torch.cat([private[at] for at in places]).to(block.device))
-            parts = block[0].split_with_sizes([sizes[at] for at in places])
+            parts = block.squeeze(0).split_with_sizes([sizes[at] for at in places])
             for at, part in zip(places, parts, strict=True):
                 self.parameters[at].grad = part.view_as(self.parameters[at])
         self.optimizer.step()

@@ -49,17 +49,23 @@ def side_by_side(gradients: Sequence[Tensor]) -> Tensor:
     The memory of `zero_gradients` where the gradients lie in it whole, and else a copy.
     """
     first = gradients[0]
-    units = len(first)
-    width = sum(prod(one.shape[1:]) for one in gradients)
-    memory, at = first.untyped_storage().data_ptr(), first.storage_offset()
-    for one in gradients:
-        if (
-            one.dtype != torch.float32
-            or one.untyped_storage().data_ptr() != memory
-            or one.storage_offset() != at
-            or (units > 1 and one.stride(0) != width)
-            or not one[:1].is_contiguous()
-        ):
+    units, start = len(first), int(first.storage_offset())
+    sizes = [prod(one.shape[1:]) for one in gradients]
+    width, at = sum(sizes), start
+    for one, size in zip(gradients, sizes, strict=True):
+        if not _lies_at(one, first, at, width):
             return torch.cat([each.flatten(1).float() for each in gradients], dim=1)
-        at += prod(one.shape[1:])
-    return first.as_strided((units, width), (width, 1), first.storage_offset())
+        at += size
+    return first.as_strided((units, width), (width, 1), start)
+
+
+def _lies_at(one: Tensor, first: Tensor, offset: int, width: int) -> bool:
+    """Whether a gradient is a part of the (units, width) block that `first` begins."""
+    inner = [prod(one.shape[at + 1 :]) for at in range(1, one.dim())]
+    return (
+        one.dtype == torch.float32
+        and one.untyped_storage()._cdata == first.untyped_storage()._cdata
+        and one.storage_offset() == offset
+        and (len(one) == 1 or one.stride(0) == width)
+        and list(one.stride())[1:] == inner
+    )
