@@ -212,6 +212,7 @@ class FusedEngine:
         base = layer.get_base_layer()
         lora_a, lora_b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         original = layer.forward
+        weight_is_at_hand = _weight_is_at_hand(base)
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             # Reference log-probabilities and evaluations run without gradients: plain LoRA.
@@ -219,7 +220,7 @@ class FusedEngine:
                 return original(x, *args, **kwargs)
             self._check_rows(x)
             scaling = float(layer.scaling[adapter])
-            if not _weight_is_at_hand(base):
+            if not weight_is_at_hand:
                 result = base(x, *args, **kwargs)
                 return _FusedAdapter.apply(x, result, lora_a, lora_b, scaling, self)  # type: ignore[no-untyped-call]
             weight = base.weight.T if isinstance(base, Conv1D) else base.weight

@@ -84,7 +84,7 @@ TINY = {
 }
 BASES = ("float32", "bfloat16", "4bit")
 # Rows of a step times their tokens; and the most seconds a row may take.
-BATCHES = {"135m": ((16, 128), (32, 256)), "1b": ((16, 128), (16, 256)), "8b": ((16, 128),)}
+BATCHES = {"135m": ((16, 128), (32, 256)), "1b": ((16, 256),), "8b": ((16, 128),)}
 LIMITS_S = {"135m": 50.0, "1b": 60.0, "8b": 80.0}
 # All rows together: a caller's limit of eight minutes is kept with room for the table.
 DEADLINE_S = 440.0
@@ -92,35 +92,55 @@ DEADLINE_S = 440.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row: a shape, the type of its base, rows and tokens of a step, and how it is measured."""
+    """One row: a shape, the type of its base, and what a step is made of.
+
+    A step has `batch` rows of `length` tokens, `records` of them a unit's. With a base shorter than
+    float32 only a unit's own rows share a forward pass.
+    """
 
     shape: str
     base: str
     batch: int
     length: int
+    records: int
     checkpointing: bool
     dry: bool
 
     @property
     def name(self):
-        ways = " checkpointing" if self.checkpointing else ""
-        return f"{self.shape} {self.base} {self.batch}x{self.length}{ways}"
+        units = f", units of {self.records}" if self.records > 1 else ""
+        ways = ", checkpointing" if self.checkpointing else ""
+        return f"{self.shape} {self.base} {self.batch}x{self.length}{units}{ways}"
 
 
 def rows(dry):
     """The rows that matter most come first: the deadline may cut the last."""
     found = []
     for shape in ("135m", "1b", "8b"):
-        for base in ("bfloat16", "float32", "4bit"):
-            for at, (batch, length) in enumerate(BATCHES[shape]):
-                if dry and at:
-                    continue
-                size = (3, 8) if dry else (batch, length)
-                found.append((shape, base, *size, False))
-    found.append(("1b", "bfloat16", *((3, 8) if dry else (16, 256)), True))
+        for base in ("float32", "bfloat16", "4bit"):
+            for batch, length in BATCHES[shape]:
+                found.append((shape, base, batch, length, 1, False))
+        if shape != "135m":
+            found.append((shape, "bfloat16", *BATCHES[shape][0], 8, False))
+    found.append(("8b", "bfloat16", *BATCHES["8b"][0], 8, True))
+    if dry:
+        found = list(
+            dict.fromkeys(
+                (shape, base, 4, 8, min(records, 2), again)
+                for shape, base, _, _, records, again in found
+            )
+        )
     return [
-        Row(shape=shape, base=base, batch=batch, length=length, checkpointing=again, dry=dry)
-        for shape, base, batch, length, again in found
+        Row(
+            shape=shape,
+            base=base,
+            batch=batch,
+            length=length,
+            records=records,
+            checkpointing=again,
+            dry=dry,
+        )
+        for shape, base, batch, length, records, again in found
     ]
 
 
@@ -170,18 +190,16 @@ class Meter:
         return seconds, peak
 
 
-def measure_steps(model, place, tokens, meter, *, turns, steps):
+def measure_steps(model, place, tokens, meter, *, records, turns, steps):
     """Medians of plain and private steps; each turn begins with two steps that do not count."""
     found = {"plain": [], "private": []}
     for turn in range(turns):
         for name in ("plain", "private") if turn % 2 else ("private", "plain"):
             if name == "plain":
-                taken = [
-                    meter.measure(step, tokens)
-                    for step in [make_step("plain", model, place)] * (steps + 2)
-                ]
+                step = make_step("plain", model, place)
+                taken = [meter.measure(step, tokens) for _ in range(steps + 2)]
             else:
-                with closing(PrivateSteps(model, place, "fused")) as private:
+                with closing(PrivateSteps(model, place, "fused", records=records)) as private:
                     taken = [meter.measure(private.private, tokens) for _ in range(steps + 2)]
             found[name] += taken[2:]
     return {
@@ -221,9 +239,8 @@ def measured(row):
     vocabulary = int(model.config.vocab_size)
     tokens = make_tokens(vocabulary, sequence_length=row.length, batch_size=row.batch)
     idle, built_s = meter.idle_bytes(), time.perf_counter() - started
-    taken = measure_steps(
-        model, place, tokens, meter, turns=2, steps=1 if row.dry else 5 if row.shape != "8b" else 3
-    )
+    steps = 1 if row.dry else 3 if row.shape == "8b" else 5
+    taken = measure_steps(model, place, tokens, meter, records=row.records, turns=2, steps=steps)
     began = time.perf_counter()
     drawn_noise(trained, place.torch_device())
     noise_s = time.perf_counter() - began

@@ -233,9 +233,16 @@ def _ghost_step(model: Any, place: BenchPlace) -> Callable[[torch.Tensor], None]
 
 
 class PrivateSteps:
-    """Steps of one engine on tokens; each row is a unit of its own."""
+    """Steps of one engine on tokens.
 
-    def __init__(self, model: Any, place: BenchPlace, engine: EngineName) -> None:
+    Args: records: rows of a unit, >= 1; where the base is shorter than float32, they alone share a
+    forward pass.
+    """
+
+    def __init__(
+        self, model: Any, place: BenchPlace, engine: EngineName, *, records: int = 1
+    ) -> None:
+        self._records = records
         device = place.torch_device()
         self.engine = open_engine(model, engine, checkpoints=place.gradient_checkpointing)
         self._optimizer = torch.optim.AdamW(self.engine.parameters, lr=_LEARNING_RATE, fused=True)
@@ -264,15 +271,19 @@ class PrivateSteps:
     def noised(self, tokens: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """The noised gradient, (d,) float64. noise: of `drawn_noise`; None draws it."""
         examples = _examples(tokens)
+        size = self._records
+        units = [
+            EncodedUnit(unit_id=str(first), examples=tuple(examples[first : first + size]))
+            for first in range(0, len(examples), size)
+        ]
         privacy = DpSgdParameters(
             noise_multiplier=_NOISE_MULTIPLIER,
             l2_clip_norm=_CLIP,
             sampling_probability=1.0,
-            expected_units=float(len(examples)),
+            expected_units=float(len(units)),
             steps=1,
             pool_gradients="public",
         )
-        units = [EncodedUnit(unit_id=one.example_id, examples=(one,)) for one in examples]
         total = self._source.clipped_sum(units, ClippedSum(self.engine.parameters, privacy))
         return noised_gradient(total, privacy, noise)
 
