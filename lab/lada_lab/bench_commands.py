@@ -85,9 +85,12 @@ def dpsgd(
         typer.Option(help="Only this way beside plain; repeat for several. Default: all five."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
-    precision: Annotated[
-        str, typer.Option(help="Forward passes: auto, float32 or bfloat16.")
-    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the frozen base: float32 or bfloat16.")
+    ] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute layers again on the way back.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads of each way.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +102,7 @@ def dpsgd(
     from rich.console import Console
 
     from lada_lab.micro.dpsgd import run_dpsgd
-    from lada_lab.micro.dpsgd_variants import VARIANTS, BenchModel, BenchPlace
+    from lada_lab.micro.dpsgd_variants import BenchModel, BenchPlace
 
     console = Console(stderr=True)
     _show(
@@ -108,8 +111,13 @@ def dpsgd(
             batch_sizes=tuple(batch or (16, 32)),
             repetitions=repetitions,
             model=BenchModel(rank=rank, reference=model, cache_dir=cache_dir),
-            variants=[cast(Any, one) for one in variant] if variant else VARIANTS,
-            place=BenchPlace(device=device, precision=cast(Any, precision), threads=threads),
+            variants=[cast(Any, one) for one in variant] if variant else None,
+            place=BenchPlace(
+                device=device,
+                dtype=cast(Any, dtype),
+                gradient_checkpointing=checkpointing,
+                threads=threads,
+            ),
             report_case=lambda case: console.print(f"measuring {case} ...", highlight=False),
         ),
         title="DP-SGD step",
