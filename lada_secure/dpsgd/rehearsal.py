@@ -33,7 +33,7 @@ def step_bytes(
     made_up = [TokenRow(tokens=(1,) * length, target_start=1)] * rows
     units, owners = (rows, list(range(rows))) if privacy is not None else (1, [0] * rows)
     with rehearsal.counting():
-        engine = open_engine(model, "auto")
+        engine = open_engine(model, "auto", checkpoints=rehearsal.placement.gradient_checkpointing)
         scorer = RationaleScorer(
             model, device=rehearsal.placement.torch_device, cache_bytes=cache_bytes
         )

@@ -21,7 +21,7 @@ from lada_secure.models.memory import (
 )
 from lada_secure.models.placement import Placement
 from lada_secure.models.preflight import TextSizes
-from lada_secure.models.rehearsal import Rehearsal, layers_of
+from lada_secure.models.rehearsal import Rehearsal, layer_count
 from lada_secure.models.tuning import PREFIX_CACHE_BYTES
 
 LOWER_AT_A_SITE: Final = (
@@ -123,7 +123,7 @@ def _budget(
 ) -> MemoryBudget:
     adapters = None
     if part is not None:
-        adapters = adapter_shape(part, layers=layers_of(folder), seed=seed)
+        adapters = adapter_shape(part, layers=layer_count(folder), seed=seed)
     return MemoryBudget(folder=folder, rehearsal=Rehearsal(folder, placement, adapters))
 
 

@@ -26,6 +26,7 @@ from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling import open_style
 from lada_secure.models.calling_settings import Calling
+from lada_secure.models.checkpointing import checkpointed_layers
 from lada_secure.models.folder import check_folder, read_json, shown_names
 from lada_secure.models.forward import (
     OptionTokens,
@@ -175,13 +176,10 @@ def load_folder(
         ) from error
     except Exception as error:
         raise _unreadable(folder, error) from error
-    if where.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise ParameterError(
-            f"gradient_checkpointing: transformers has none for {type(model).__name__}; set it to "
-            "false"
-        )
     _check_complete(folder, told)
     _check_finite(folder, model)
+    if where.gradient_checkpointing:
+        checkpointed_layers(model)
     return wrap_model(model, tokenizer, name=name, calling=calling, placement=where)
 
 

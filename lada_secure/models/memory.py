@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lada_secure.errors import ParameterError
+from lada_secure.models.checkpointing import checkpointed_layers, checkpointing
 from lada_secure.models.examples import TokenRow
 from lada_secure.models.folder import stored_bytes
 from lada_secure.models.forward import last_log_probabilities, option_log_probabilities
@@ -287,9 +288,15 @@ def tuning_bytes(rehearsal: Rehearsal, *, rows: int, length: int, cache_bytes: i
         scorer = RationaleScorer(
             rehearsal.model, device=rehearsal.placement.torch_device, cache_bytes=cache_bytes
         )
+        checkpointed = (
+            checkpointed_layers(rehearsal.model)
+            if rehearsal.placement.gradient_checkpointing
+            else []
+        )
 
     def work(_: PreTrainedModel) -> object:
-        scores = scorer([made_up] * rows)
+        with checkpointing(checkpointed):
+            scores = scorer([made_up] * rows)
         scores.sum().backward()  # type: ignore[no-untyped-call]
         return None
 

@@ -128,7 +128,7 @@ class Rehearsal:
             return live.peak
 
 
-def layers_of(folder: Path) -> int:
+def layer_count(folder: Path) -> int:
     """How many layers the model of a folder has."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     return int(config.num_hidden_layers)

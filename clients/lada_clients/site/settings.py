@@ -76,11 +76,7 @@ class SiteSettings(DiallingSettings):
     @property
     def execution(self) -> Execution:
         """How this machine computes."""
-        return Execution(
-            device=self.model.device,
-            threads=self.threads,
-            batch_size=self.physical_batch_size,
-        )
+        return Execution(threads=self.threads, batch_size=self.physical_batch_size)
 
 
 class UnitRules(BaseModel):

@@ -360,6 +360,7 @@ def run_study(
     )
     if not kept_plan.exists():
         check_plan(study.plan)
+        teacher.check_memory()
         check_llm(study, teacher.model, pool_file=settings.pool)
         teacher.check_abilities()
         keep_plan(kept_plan, study.plan)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import adapter_settings
 from lada_secure.method.plan import MethodPlan, transfer_of
 from lada_secure.models.adapters import (
@@ -18,9 +19,10 @@ from lada_secure.models.adapters import (
 )
 from lada_secure.models.calling_settings import Calling
 from lada_secure.models.examples import RationaleExample
-from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.models.loading import LanguageModel, load_language_model, model_folder
 from lada_secure.models.placement import Placement
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_server.study.llm_memory import check_llm_memory
 
 
 class LocalLlm:
@@ -63,6 +65,16 @@ class LocalLlm:
                 placement=self._placement,
             )
         return self._model
+
+    def check_memory(self, plan: MethodPlan, pool: Sequence[PoolSample]) -> None:
+        """See `CoordinatorLlm`."""
+        check_llm_memory(
+            plan,
+            pool,
+            model_folder(self._named, cache_dir=self._cache_dir),
+            calling=self._calling,
+            placement=self._placement,
+        )
 
     def check_length(self, _tokens: int) -> None:
         """See `CoordinatorLlm`; the model's own configuration says it, and the gate has read it."""

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import adapter_settings
 from lada_secure.method.plan import MethodPlan, transfer_of
@@ -37,6 +38,7 @@ from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_folder
 from lada_secure.models.placement import Placement
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_server.study.llm_memory import check_llm_memory
 
 # Standard deviations of the adapters that are tried before a study, smallest first.
 _TRIED_SCALES: Final = (0.02, 0.1, 0.5, 2.5)
@@ -96,6 +98,13 @@ class ServedLlm:
             )
             self._base = replace(base, served=replace(base.served, watch=self._progress))
         return self._base
+
+    def check_memory(self, plan: MethodPlan, pool: Sequence[PoolSample]) -> None:
+        """See `CoordinatorLlm`; weights are loaded here where a transfer trains on them."""
+        if plan.uplink is not None:
+            check_llm_memory(
+                plan, pool, self._tokenizer, calling=self._calling, placement=self._placement
+            )
 
     def check_length(self, tokens: int) -> None:
         """See `CoordinatorLlm`; has the server read so many."""

@@ -67,12 +67,11 @@ def size_faults(plan: StudyPlan, lm: LanguageModel, *, batch_size: int) -> Itera
 
 
 def _call_once(learner: SiteLearner) -> None:
-    """The trainer's device and engine on this model, and a call of it.
+    """The trainer's engine on this model, and a call of it.
 
     Raises: ParameterError: the model cannot be used as the plan would.
     """
     trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
-    trainer.torch_device()
     probe_model(learner.context.lm, what="the model")
     probe_engine(learner.context.lm, trainer.engine)
 
