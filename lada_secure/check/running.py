@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 from pydantic import JsonValue
 
 from lada_secure.check.findings import Finding, Level
-from lada_secure.errors import LadaError
+from lada_secure.errors import LadaError, LocalProtocolError
 from lada_secure.logs import PACKAGES
 
 # A fact of what was skipped because of faults: the checks that have them.
@@ -106,10 +106,18 @@ def run_checks(
     """Go through a list of checks.
 
     Args: quick: skip what answers questions. begun: told the name of every check that runs.
+    Raises: LocalProtocolError: a check needs one that does not come before it.
     """
     # What a check that cannot be relied on waits for: itself, or what it needs.
     waits: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
     for check in checks:
+        unknown = set(check.needs) - seen
+        if unknown:
+            raise LocalProtocolError(
+                f"check {check.name} needs {unknown}, which comes nowhere before"
+            )
+        seen.add(check.name)
         causes = tuple(dict.fromkeys(one for name in check.needs for one in waits.get(name, ())))
         if causes:
             waits[check.name] = causes

@@ -25,9 +25,11 @@ from lada_secure.models.folder import check_folder, read_json
 from lada_secure.models.form_probe import FormMeasurement, FormResult, measure_forms
 from lada_secure.models.identity import ModelIdentity
 from lada_secure.models.loading import LanguageModel, quiet_transformers
+from lada_secure.models.memory import MemoryBudget, MemoryForecast, check_memory
 from lada_secure.models.placement import Placement
 from lada_secure.models.preflight import probe_model
 from lada_secure.models.public_questions import public_questions, spread
+from lada_secure.models.rehearsal import Rehearsal
 from lada_secure.models.style_probe import StyleScore, probe_styles, style_warning
 from lada_secure.models.text_model import TextModel
 from lada_secure.models.tokenizer import control_texts, own_front
@@ -89,6 +91,38 @@ def place_findings(placement: Placement) -> Iterator[Found]:
         dtype=placed.dtype,
         quantization=placed.quantization,
     )
+
+
+def memory_found(forecast: MemoryForecast, *, what: str, lower: str) -> Found:
+    """Whether a model will fit, by its forecast over a study.
+
+    Args: what, lower: see `check_memory`. Raises: ParameterError: it will not.
+    """
+    check_memory(forecast, what=what, lower=lower)
+    facts: dict[str, JsonValue] = {
+        "working_bytes": forecast.working,
+        "more_bytes": forecast.more,
+        "free_bytes": forecast.free,
+    }
+    warning = forecast.warning()
+    if warning is not None:
+        return warn(f"{warning}. {lower}", **facts)
+    if forecast.passing:
+        return fine(forecast.sentence(), **facts)
+    return fine(
+        f"the weights and this process take {forecast.working / 1e6:,.0f} MB on {forecast.device}, "
+        f"{forecast.free / 1e6:,.0f} MB are free; what a study computes comes on top, and its plan "
+        "tells how much",
+        **facts,
+    )
+
+
+def weights_memory(folder: Path, placement: Placement) -> MemoryForecast:
+    """Of the weights alone, where there is no plan to say what is computed with them.
+
+    Args: placement: `on_this_machine`.
+    """
+    return MemoryBudget(folder=folder, rehearsal=Rehearsal(folder, placement, None)).forecast()
 
 
 def loaded_found(lm: TextModel) -> Found:

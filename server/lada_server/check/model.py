@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
+from lada_protocol.plan import StudyPlan
 from lada_secure.check.running import Found, fine, unneeded
+from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import GENERATION_BATCH_SIZE
+from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR
 from lada_secure.models.adapters import adapter_targets
 from lada_secure.models.endpoint.opening import ServedFolder, reach_endpoint
 from lada_secure.models.loading import LanguageModel, model_folder, quiet_transformers
@@ -16,11 +20,14 @@ from lada_secure.models.model_checks import (
     ModelChecks,
     embedder_found,
     folder_findings,
+    memory_found,
     place_findings,
+    weights_memory,
 )
 from lada_secure.models.text_model import TextModel
 from lada_server.check.reading import CoordinatorReading
 from lada_server.study.coordinator import LLM_FOLDER, PLAN_FILE, open_llm
+from lada_server.study.llm_memory import forecast_llm
 from lada_server.study.proposal import check_plan, check_pool_lengths, check_room, prepare_study
 
 _SERVED: Final = "the LLM is behind a server"
@@ -33,6 +40,7 @@ class LlmChecks:
 
     def __init__(self, coordinator: CoordinatorReading) -> None:
         self._coordinator = coordinator
+        self._plan: StudyPlan | None = None
         self.of_model: ModelChecks[TextModel] = ModelChecks(
             what="the LLM",
             load=self._load,
@@ -63,6 +71,7 @@ class LlmChecks:
                 kept_plan=kept,
             )
         check_plan(study.plan)
+        self._plan = study.plan
         how = "goes on" if kept.exists() else "can be proposed"
         yield fine(
             f"study {study.plan.study_id} {how}: {study.clusters.count} clusters over "
@@ -98,6 +107,25 @@ class LlmChecks:
             yield unneeded(_SERVED)
             return
         yield from place_findings(settings.model.placement)
+
+    def memory(self) -> Iterator[Found]:
+        """The forecast over the study; of the weights alone where its plan has a fault."""
+        settings, plan = self._coordinator.settings, self._plan
+        placement, uplink = settings.model.placement, plan is not None and plan.uplink is not None
+        if isinstance(settings.llm, str):
+            folder = model_folder(settings.llm, cache_dir=settings.cache_dir)
+        elif uplink:
+            folder = settings.llm.tokenizer
+        else:
+            yield unneeded(_SERVED)
+            return
+        forecast = weights_memory(folder, placement.on_this_machine())
+        if plan is not None:
+            pool, calling = self._coordinator.pool, settings.model.calling
+            # What of the plan the LLM cannot do, its own checks tell.
+            with contextlib.suppress(ParameterError):
+                forecast = forecast_llm(plan, pool, folder, calling=calling, placement=placement)
+        yield memory_found(forecast, what="the LLM", lower=LOWER_AT_THE_COORDINATOR)
 
     def sizes(self) -> Iterator[Found]:
         """The plan's paths on the LLM. Raises: ParameterError: they do not fit."""

@@ -58,10 +58,11 @@ class CoordinatorChecks:
                 needs=("settings", "study"),
             ),
             Check(name="model.place", run=lambda: self.model.place(), needs=("model.folder",)),
+            Check(name="model.memory", run=lambda: self.model.memory(), needs=("model.place",)),
             Check(
                 name="model.load",
                 run=lambda: self.model.of_model.loaded(),
-                needs=("study", "model.place", "model.server"),
+                needs=("study", "model.memory", "model.server"),
             ),
             Check(
                 name="model.tokenizer",

@@ -12,13 +12,26 @@ from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR, llm_memory
 from lada_secure.method.plan import MethodPlan
 from lada_secure.models.calling_settings import Calling
 from lada_secure.models.loading import open_texts
-from lada_secure.models.memory import check_memory
+from lada_secure.models.memory import MemoryForecast, check_memory
 from lada_secure.models.placement import Placement
 from lada_secure.models.preflight import largest_sizes
 
 LOG = logging.getLogger(__name__)
 
 _WHAT: Final = "the LLM"
+
+
+def forecast_llm(
+    plan: MethodPlan,
+    pool: Sequence[PoolSample],
+    folder: Path,
+    *,
+    calling: Calling,
+    placement: Placement,
+) -> MemoryForecast:
+    """What the LLM will take over a study. Raises: ParameterError: the folder cannot be used."""
+    texts = open_texts(folder, name=str(folder), calling=calling).with_form(plan.form)
+    return llm_memory(plan, folder, placement.on_this_machine(), pool=largest_sizes(texts, pool))
 
 
 def check_llm_memory(
@@ -33,10 +46,7 @@ def check_llm_memory(
 
     Raises: ParameterError: it will not, or the folder cannot be used; nothing was proposed.
     """
-    texts = open_texts(folder, name=str(folder), calling=calling).with_form(plan.form)
-    forecast = llm_memory(
-        plan, folder, placement.on_this_machine(), pool=largest_sizes(texts, pool)
-    )
+    forecast = forecast_llm(plan, pool, folder, calling=calling, placement=placement)
     check_memory(forecast, what=_WHAT, lower=LOWER_AT_THE_COORDINATOR)
     warning = forecast.warning()
     if warning is not None:

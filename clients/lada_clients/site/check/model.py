@@ -6,12 +6,14 @@ model answers as before.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from lada_clients.site.check.reading import SiteReading
+from lada_clients.site.gates.memory import slm_memory
 from lada_clients.site.gates.model import Written, length_faults, size_faults
 from lada_clients.site.gates.slm import SiteSlm, known_hashes, slm_faults
 from lada_secure.check.running import Found, fault, fine, unneeded, warn
@@ -21,6 +23,7 @@ from lada_secure.dpsgd.engine_fused import fused_obstacle
 from lada_secure.dpsgd.engine_probe import probe_engine
 from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import adapter_settings
+from lada_secure.method.memory import LOWER_AT_A_SITE
 from lada_secure.models.adapters import (
     AdapterSettings,
     adapter_targets,
@@ -35,8 +38,10 @@ from lada_secure.models.model_checks import (
     ModelChecks,
     embedder_found,
     folder_findings,
+    memory_found,
     model_found,
     place_findings,
+    weights_memory,
 )
 
 if TYPE_CHECKING:
@@ -55,9 +60,9 @@ class SiteModelChecks:
             what="the model",
             load=self._load,
             pool=lambda: site.pool,
-            asked_in=lambda: None if site.plan is None else site.plan.answer_form,
+            asked_in=lambda: None if site.known_plan is None else site.known_plan.answer_form,
             path_tokens=lambda: (
-                PATH_TOKENS if site.plan is None else site.plan.paths.max_new_tokens
+                PATH_TOKENS if site.known_plan is None else site.known_plan.paths.max_new_tokens
             ),
             batch_size=lambda: site.settings.physical_batch_size,
             request=site.request,
@@ -65,7 +70,7 @@ class SiteModelChecks:
 
     def embedder(self) -> Iterator[Found]:
         """Of the plan; without one, all that a plan may name."""
-        plan = self._site.plan
+        plan = self._site.known_plan
         if plan is not None:
             yield embedder_found(plan.embedder)
             return
@@ -82,7 +87,7 @@ class SiteModelChecks:
         """Which model it is, and whether plan and policy allow it; keeps no hash."""
         site = self._site
         model = SiteSlm(settings=site.settings, hashes=known_hashes(site.settings)).identity()
-        against = slm_faults(model, site.plan, site.policy)
+        against = slm_faults(model, site.known_plan, site.policy)
         for one in against:
             yield fault(f"this SLM cannot take part: {one}. Name another one in [model]")
         if not against:
@@ -92,9 +97,23 @@ class SiteModelChecks:
         """See `place_findings`."""
         yield from place_findings(self._site.settings.model.placement)
 
+    def memory(self) -> Iterator[Found]:
+        """The forecast over the plan's study; of the weights alone where there is none.
+
+        Raises: ParameterError: it will not fit.
+        """
+        site = self._site
+        settings, plan, files = site.settings, site.known_plan, site.known_files
+        forecast = weights_memory(settings.slm_folder, settings.model.placement.on_this_machine())
+        if plan is not None and files is not None:
+            # What of the plan the model cannot do, its own checks tell.
+            with contextlib.suppress(ParameterError):
+                forecast = slm_memory(settings, plan, files, site.known_pool)
+        yield memory_found(forecast, what="the SLM", lower=LOWER_AT_A_SITE)
+
     def adapters(self) -> Iterator[Found]:
         """Put on the plan's adapters, or the usual ones."""
-        plan, lm = self._site.plan, self._lm
+        plan, lm = self._site.known_plan, self._lm
         settings = AdapterSettings()
         if plan is not None:
             settings = adapter_settings(plan.distillation, lm, seed=plan.seed)
@@ -139,7 +158,7 @@ class SiteModelChecks:
 
     def sizes(self) -> Iterator[Found]:
         """Sizes of the plan against settings and model."""
-        plan, settings = self._site.plan, self._site.settings
+        plan, settings = self._site.known_plan, self._site.settings
         if plan is None:
             yield unneeded("there is no plan yet")
             return
@@ -160,8 +179,8 @@ class SiteModelChecks:
         """
         site, lm = self._site, self._lm
         written = Written(reason=0, sample=0, held_out=self._written_alone)
-        if site.plan is not None:
-            written = Written.by_plan(site.plan)
+        if site.known_plan is not None:
+            written = Written.by_plan(site.known_plan)
         found = list(length_faults(lm, site.files, site.pool, written))
         if found and site.policy.records.too_long == "cut":
             yield warn(
@@ -180,7 +199,7 @@ class SiteModelChecks:
         return self.of_model.lm
 
     def _load(self) -> LanguageModel:
-        settings, plan = self._site.settings, self._site.plan
+        settings, plan = self._site.settings, self._site.known_plan
         torch.set_num_threads(settings.threads)
         loaded = load_language_model(
             str(settings.slm_folder),

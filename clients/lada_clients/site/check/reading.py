@@ -59,7 +59,25 @@ class SiteReading:
         found = sorted((self.settings.state_dir / STUDIES).glob(f"*/{PLAN_FILE}"))
         return read_plan(found[0]) if len(found) == 1 else None
 
+    # What has been read already, in a check of its own; a fault there is told there alone.
+
     @property
     def known_roster(self) -> Roster | None:
-        """The roster where it has been read already; it has a check of its own."""
+        """The roster, if it could be read."""
         return vars(self).get("roster")
+
+    @property
+    def known_files(self) -> SiteFiles | None:
+        """Records and held-out records, if they have no fault."""
+        return vars(self).get("files")
+
+    @property
+    def known_pool(self) -> tuple[PoolSample, ...]:
+        """Public questions that were named, if they have no fault."""
+        found: tuple[PoolSample, ...] = vars(self).get("pool", ())
+        return found
+
+    @property
+    def known_plan(self) -> StudyPlan | None:
+        """The plan, if there is one that can be read."""
+        return vars(self).get("plan")

@@ -40,7 +40,7 @@ class SiteChecks:
     def entries(self) -> tuple[Check, ...]:
         """In the order in which a site would stumble over them; what takes long comes last."""
         trained = ("model.answers", "model.adapters")
-        loaded, answering = ("model.load",), ("model.answers", "pool", "plan.read")
+        loaded, answering = ("model.load",), ("model.answers", "pool")
         return (
             Check(name="settings", run=self._settings),
             Check(name="policy", run=self._policy, needs=("settings",)),
@@ -51,16 +51,17 @@ class SiteChecks:
             Check(name="pool", run=self._pool),
             Check(name="plan.read", run=self._plan_read, needs=("settings",)),
             Check(name="plan.policy", run=self._plan, needs=("plan.read", "roster")),
-            Check(name="embedder", run=lambda: self.model.embedder(), needs=("plan.read",)),
+            Check(name="embedder", run=lambda: self.model.embedder(), needs=("settings",)),
             Check(name="model.folder", run=lambda: self.model.folder(), needs=("settings",)),
             Check(
                 name="model.identity",
                 run=lambda: self.model.identity(),
-                needs=("policy", "plan.read", "model.folder"),
+                needs=("policy", "model.folder"),
             ),
             Check(name="model.place", run=lambda: self.model.place(), needs=("model.folder",)),
+            Check(name="model.memory", run=lambda: self.model.memory(), needs=("model.place",)),
             Check(
-                name="model.load", run=lambda: self.model.of_model.loaded(), needs=("model.place",)
+                name="model.load", run=lambda: self.model.of_model.loaded(), needs=("model.memory",)
             ),
             Check(
                 name="model.tokenizer", run=lambda: self.model.of_model.tokenizer(), needs=loaded

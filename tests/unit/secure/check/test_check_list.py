@@ -22,7 +22,7 @@ from lada_secure.check.running import (
     unneeded,
     warn,
 )
-from lada_secure.errors import ParameterError
+from lada_secure.errors import LocalProtocolError, ParameterError
 
 FILE = "site.toml"
 
@@ -59,6 +59,11 @@ def test_what_needs_nothing_here_stops_nothing() -> None:
         "ok",
         "well",
     )
+
+
+def test_a_check_that_needs_one_behind_it_is_a_defect() -> None:
+    with pytest.raises(LocalProtocolError, match="check a needs"):
+        told(saying("a", fine("well"), needs=("b",)), saying("b", fine("well")))
 
 
 def test_an_error_of_ours_is_a_fault_behind_what_was_found_before() -> None:
