@@ -25,9 +25,13 @@ from lada_secure.models.model_checks import (
     folder_findings,
     form_probe_found,
     frame_text,
+    memory_found,
     style_probe_found,
     tokenizer_findings,
+    weights_memory,
 )
+from lada_secure.models.memory import MemoryForecast
+from lada_secure.models.placement import ON_CPU
 from lada_secure.models.public_questions import public_questions, spread
 from lada_secure.models.style_probe import StyleScore
 
@@ -186,6 +190,31 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         list(folder_findings(tmp_path / "nowhere"))
     (found,) = folder_findings(family_folder("Llama", tmp_path / "there"))
     assert found.facts["weight_files"] == 1
+
+
+@pytest.mark.parametrize(("free", "level"), [(10_000, "ok"), (1_100, "warning"), (900, "fault")])
+def test_a_forecast_is_compared_with_what_is_free(free: int, level: str) -> None:
+    forecast = MemoryForecast(
+        device="the CPU",
+        lasting={"weights": 500},
+        passing={"a step": 500},
+        loading=0,
+        free=free,
+        here=0,
+    )
+    if level == "fault":
+        with pytest.raises(ParameterError, match="the SLM does not fit.*Lower it"):
+            memory_found(forecast, what="the SLM", lower="Lower it")
+        return
+    found = memory_found(forecast, what="the SLM", lower="Lower it")
+    assert (found.level, found.facts["working_bytes"]) == (level, 1_000)
+
+
+def test_without_a_plan_the_weights_alone_are_told(tmp_path: Path) -> None:
+    folder = family_folder("Llama", tmp_path / "there")
+    found = memory_found(weights_memory(folder, ON_CPU), what="the SLM", lower="")
+    assert found.level == "ok"
+    assert "its plan tells how much" in found.message
 
 
 def test_embedders_are_tried() -> None:
