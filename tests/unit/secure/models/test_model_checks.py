@@ -19,6 +19,7 @@ from lada_secure.models.calling import CallingStyle, open_style
 from lada_secure.models.calling_settings import Calling
 from lada_secure.models.form_probe import FormMeasurement, FormResult, measure_forms
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.memory import MemoryForecast
 from lada_secure.models.model_checks import (
     ModelChecks,
     embedder_found,
@@ -30,7 +31,6 @@ from lada_secure.models.model_checks import (
     tokenizer_findings,
     weights_memory,
 )
-from lada_secure.models.memory import MemoryForecast
 from lada_secure.models.placement import ON_CPU
 from lada_secure.models.public_questions import public_questions, spread
 from lada_secure.models.style_probe import StyleScore
@@ -203,7 +203,7 @@ def test_a_forecast_is_compared_with_what_is_free(free: int, level: str) -> None
         here=0,
     )
     if level == "fault":
-        with pytest.raises(ParameterError, match="the SLM does not fit.*Lower it"):
+        with pytest.raises(ParameterError, match=r"the SLM does not fit.*Lower it"):
             memory_found(forecast, what="the SLM", lower="Lower it")
         return
     found = memory_found(forecast, what="the SLM", lower="Lower it")
