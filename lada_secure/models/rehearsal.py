@@ -104,6 +104,9 @@ class Rehearsal:
         }
         if adapters is not None:
             model = adapted_model(model, adapters)
+        else:
+            # Without adapters nothing is trained: the base model is frozen.
+            model.requires_grad_(False)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model: PreTrainedModel = model
         _give_device(model, placement.torch_device, self._mode)

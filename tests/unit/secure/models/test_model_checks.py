@@ -212,7 +212,10 @@ def test_a_forecast_is_compared_with_what_is_free(free: int, level: str) -> None
 
 def test_without_a_plan_the_weights_alone_are_told(tmp_path: Path) -> None:
     folder = family_folder("Llama", tmp_path / "there")
-    found = memory_found(weights_memory(folder, ON_CPU), what="the SLM", lower="")
+    forecast = weights_memory(folder, ON_CPU)
+    # Nothing is trained, so there is no optimiser.
+    assert set(forecast.lasting) == {"this process", "weights"}
+    found = memory_found(forecast, what="the SLM", lower="")
     assert found.level == "ok"
     assert "its plan tells how much" in found.message
 
