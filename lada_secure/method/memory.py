@@ -66,9 +66,11 @@ def site_memory(
             cache_bytes=FROZEN_CACHE_BYTES,
         ),
     )
-    rows = part.pool_batch_size * (2 if part.contrastive_weight > 0.0 else 1)
+    # Beside private steps the trainer's batches are bounded; tuning takes a step's rows at once.
+    examples = part.pool_batch_size
     if plan.guide is None:
-        rows = min(rows, 2 * batch_size)
+        examples = min(examples, batch_size)
+    rows = examples * (2 if part.contrastive_weight > 0.0 else 1)
     budget.add(
         f"a step on {rows} x {public.row} tokens of the pool",
         tuning_peak(rehearsal, rows=rows, length=public.row, cache_bytes=PREFIX_CACHE_BYTES),
