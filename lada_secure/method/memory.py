@@ -41,11 +41,13 @@ def site_memory(
     *,
     batch_size: int,
     records: TextSizes,
+    count: int,
     pool: TextSizes,
 ) -> MemoryForecast:
     """Of a site's SLM over a study, at the largest batches that plan and settings allow.
 
     Args: placement: `on_this_machine`. records, pool: the longest texts, in the SLM's tokens.
+        count: records of the site.
     """
     part = plan.distillation
     budget = _budget(folder, placement, part, seed=plan.seed)
@@ -78,7 +80,8 @@ def site_memory(
     both = records.largest(pool).largest(public)
     _add_inference(budget, both, scored=batch_size, written=batch_size, tokens=written_tokens(plan))
     if not alone:
-        _keep_frozen_outputs(budget, part, rows=bound, length=records.row, most=FROZEN_CACHE_BYTES)
+        kept = min(count, bound) + plan.paths.budget
+        _keep_frozen_outputs(budget, part, rows=kept, length=both.row, most=FROZEN_CACHE_BYTES)
     return budget.forecast()
 
 
