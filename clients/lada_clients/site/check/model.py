@@ -84,12 +84,18 @@ class SiteModelChecks:
         yield from folder_findings(self._site.settings.slm_folder)
 
     def identity(self) -> Iterator[Found]:
-        """Which model it is, and whether plan and policy allow it; keeps no hash."""
+        """Which model it is, and whether plan and policy allow it; keeps no hash.
+
+        Raises: ModelChanged: this site has accepted the plan with another one.
+        """
         site = self._site
-        model = SiteSlm(settings=site.settings, hashes=known_hashes(site.settings)).identity()
+        slm = SiteSlm(settings=site.settings, hashes=known_hashes(site.settings))
+        model, signed = slm.identity(), site.signed_model
         against = slm_faults(model, site.known_plan, site.policy)
         for one in against:
             yield fault(f"this SLM cannot take part: {one}. Name another one in [model]")
+        if signed is not None:
+            slm.check(signed)
         if not against:
             yield model_found(model)
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from lada_clients.net.study_folder import STUDIES
+from lada_clients.net.study_folder import STUDIES, Outbox
 from lada_clients.site.gates.files import SiteFiles, check_files, file_digests
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.roster import Roster
+from lada_protocol.kinds import Kind
 from lada_protocol.party_checks import read_plan
 from lada_protocol.party_files import read_roster, read_settings
 from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.index import Slot
+from lada_protocol.wire.messages import AcceptanceBody, parse_body
 from lada_secure.check.running import Request
 from lada_secure.data.records import PoolSample, read_pool
+from lada_secure.models.identity import ModelIdentity
 
 
 class SiteReading:
@@ -58,6 +62,22 @@ class SiteReading:
             return read_plan(named)
         found = sorted((self.settings.state_dir / STUDIES).glob(f"*/{PLAN_FILE}"))
         return read_plan(found[0]) if len(found) == 1 else None
+
+    @property
+    def signed_model(self) -> ModelIdentity | None:
+        """The SLM that this site has accepted the known plan with; None where it has not yet.
+
+        Raises: LadaError: the kept acceptance is damaged.
+        """
+        plan, roster, settings = self.known_plan, self.known_roster, self.settings
+        if plan is None or roster is None:
+            return None
+        kept = Outbox(folder=settings.state_dir, roster=roster).load(
+            Slot(Kind.ACCEPTANCE, 0, "", 0, settings.party, ""),
+            study_id=plan.study_id,
+            plan_hash=plan.hash,
+        )
+        return None if kept is None else parse_body(kept[0], AcceptanceBody).slm
 
     # What has been read already, in a check of its own; a fault there is told there alone.
 

@@ -24,17 +24,22 @@ from checked_run import (
 from safetensors.torch import load_file, save_file
 from site_doubles import site_plan
 
-from lada_clients.net.study_folder import study_folder
+from lada_clients.net.study_folder import Outbox, study_folder
 from lada_clients.site.check.role import ROLE
 from lada_clients.site.gates.slm import HASHES_FILE
 from lada_clients.site.settings import SiteSettings
 from lada_lab.mock.layout import RunLayout
 from lada_lab.worlds.character_models import character_tokenizer
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.identity.roster import parse_roster
+from lada_protocol.kinds import Kind
+from lada_protocol.party_files import load_credentials
 from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.index import MessageIndex, Slot
 from lada_secure.canonical import canonical_json
 from lada_secure.check.running import Request
 from lada_secure.models.fingerprints import FileHashes
+from lada_secure.models.identity import ModelIdentity
 from lada_secure.storage.state_folder import OWNER_FILE
 
 Spoil = Callable[[RunLayout], None]
@@ -345,6 +350,44 @@ def test_the_plan_of_the_only_study_on_disk_is_taken(checked_run: RunLayout) -> 
     other.mkdir()
     (other / PLAN_FILE).write_bytes(plan.to_bytes())
     assert levels(findings_of(ROLE, checked_run.site(SITE)))["plan.read"] == "skipped"
+
+
+def _accepted(layout: RunLayout, plan: StudyPlan, slm: ModelIdentity) -> None:
+    """The site's state folder after it has accepted a plan."""
+    site = layout.site(SITE)
+    roster = parse_roster(layout.roster.read_bytes())
+    folder = study_folder(site.state, plan.study_id, plan.hash)
+    folder.mkdir(parents=True)
+    (folder / PLAN_FILE).write_bytes(plan.to_bytes())
+    body = {
+        "certificate": "a certificate",
+        "population": "records",
+        "ledger_id": "0" * 64,
+        "head_index": 1,
+        "head_hash": "0" * 64,
+        "new_ledger": True,
+        "slm": slm.model_dump(),
+    }
+    slot = Slot(Kind.ACCEPTANCE, 0, "", 0, SITE, "")
+    signed = MessageIndex(plan, roster).sign(
+        slot, body, b"", load_credentials(site.identity).signing_key
+    )
+    Outbox(folder=site.state, roster=roster).store(signed, b"")
+
+
+def test_another_model_than_the_accepted_one_is_told(checked_run: RunLayout) -> None:
+    plan = StudyPlan.model_validate_json(plan_file(checked_run).read_bytes())
+    facts = next(
+        one.facts
+        for one in findings_of(ROLE, checked_run.site(SITE))
+        if one.check == "model.identity"
+    )
+    _accepted(checked_run, plan, ModelIdentity.model_validate(facts))
+    assert levels(findings_of(ROLE, checked_run.site(SITE)))["model.identity"] == "ok"
+    _weights(lambda tensors: tensors.update(lm_head=tensors.pop("lm_head.weight")))(checked_run)
+    found = findings_of(ROLE, checked_run.site(SITE))
+    assert levels(found)["model.identity"] == "fault"
+    assert "is not the one that this study began with" in told(found, "model.identity")
 
 
 def test_hashes_that_a_run_keeps_are_used_and_none_are_added(checked_run: RunLayout) -> None:
