@@ -143,6 +143,42 @@ def forms(
     )
 
 
+@app.command(
+    epilog="Example:  lada bench memory --model smollm2-135m --work step --batch 8 --sequence 128"
+)
+def memory(
+    cache_dir: CacheDir,
+    model: Annotated[str, typer.Option(help="Folder of a model, or its name in the cache.")],
+    work: Annotated[str, typer.Option(help="step (private), tuning, scores or writing.")] = "step",
+    batch: Annotated[int, typer.Option(help="Rows at a time.")] = 8,
+    sequence: Annotated[int, typer.Option(help="Tokens of each row.")] = 128,
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16, of the frozen base.")
+    ] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Gradient checkpointing.")
+    ] = False,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters, on every layer.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Memory on the CPU as it was forecast before loading, and as it then was."""
+    from lada_lab.micro.memory import MemoryCase, run_memory
+    from lada_secure.models.loading import model_folder
+    from lada_secure.models.placement import Placement
+
+    case = MemoryCase(
+        folder=model_folder(model, cache_dir=cache_dir),
+        placement=Placement(
+            device="cpu", dtype=cast(Any, dtype), gradient_checkpointing=checkpointing
+        ),
+        work=cast(Any, work),
+        batch=batch,
+        length=sequence,
+        rank=rank,
+    )
+    _show(run_memory(case), title=f"Memory: {model}", as_json=as_json)
+
+
 def _show(report: Mapping[str, Any], *, title: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True))

@@ -54,7 +54,7 @@ from lada_secure.models.transfer import sent
 logger = logging.getLogger(__name__)
 
 # Room for outputs of frozen layers.
-_FROZEN_CACHE_BYTES: Final = 512 * 2**20
+FROZEN_CACHE_BYTES: Final = 512 * 2**20
 
 
 def drawn_noise(count: int, device: torch.device) -> Tensor:
@@ -139,7 +139,7 @@ class Trainer:
         self._unread: list[Tensor | None] = []
         self._noise = self._noise_ahead()
         try:
-            scorer = RationaleScorer(lm.model, device=self.device, cache_bytes=_FROZEN_CACHE_BYTES)
+            scorer = RationaleScorer(lm.model, device=self.device, cache_bytes=FROZEN_CACHE_BYTES)
             if not scorer.finite_at_first:
                 raise ParameterError(
                     "the model's loss on made-up tokens is NaN or infinite before training; "

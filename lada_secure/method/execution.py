@@ -10,9 +10,7 @@ class Execution:
     """How a site's machine computes; nothing here changes a guarantee.
 
     batch_size: texts at a time, as memory allows. threads: CPU threads, None leaves them.
-    device: of the SLM, as in `Placement`.
     """
 
-    device: str = "auto"
     threads: int | None = 1
     batch_size: int = 16

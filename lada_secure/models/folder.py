@@ -65,6 +65,19 @@ def read_json(path: Path) -> _Json:
         raise ParameterError(f"{path.parent}: {error}") from error
 
 
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of the tensors of a folder that `check_folder` has passed, by their type ("F32")."""
+    files = [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        files = [folder / one for one in sorted(set(_json(folder / INDEX)["weight_map"].values()))]
+    found: dict[str, int] = {}
+    for file in files:
+        for one in _header(file).values():
+            first, last = one["data_offsets"]
+            found[one["dtype"]] = found.get(one["dtype"], 0) + last - first
+    return found
+
+
 def _json(path: Path) -> _Json:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,6 +26,7 @@ from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling import open_style
 from lada_secure.models.calling_settings import Calling
+from lada_secure.models.checkpointing import checkpointed_layers
 from lada_secure.models.folder import check_folder, read_json, shown_names
 from lada_secure.models.forward import (
     OptionTokens,
@@ -34,7 +36,7 @@ from lada_secure.models.forward import (
     target_scores,
 )
 from lada_secure.models.placement import ON_CPU, Placement
-from lada_secure.models.text_model import TextModel
+from lada_secure.models.text_model import ModelTexts, TextModel
 from lada_secure.models.tokenizer import largest_token, load_tokenizer, spelled_controls
 
 LOG = logging.getLogger(__name__)
@@ -57,7 +59,8 @@ class LanguageModel(TextModel):
     @property
     def device(self) -> torch.device:
         """Where tokens go; with a `device_map`, the device of the first layer."""
-        return self.model.device
+        found: torch.device = self.model.device
+        return found
 
     def target_log_probabilities(
         self, rows: Sequence[Tokens], targets: Sequence[int], *, batch_size: int
@@ -166,20 +169,17 @@ def load_folder(
             )
     except ParameterError:
         raise
-    except Exception as error:
-        # The readers of weights and tokenizers raise whatever they like, plain Exception included.
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+    except torch.OutOfMemoryError as error:
         raise ParameterError(
-            f"{folder}: not a readable model folder ({first}); remove it where it is a cache, "
-            "it will be made again"
+            f"{folder}: the weights do not fit on {where.device} in {where.dtype}; use a device "
+            'with more memory free, dtype = "bfloat16", quantization or a smaller model'
         ) from error
-    if where.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        raise ParameterError(
-            f"gradient_checkpointing: transformers has none for {type(model).__name__}; set it to "
-            "false"
-        )
+    except Exception as error:
+        raise _unreadable(folder, error) from error
     _check_complete(folder, told)
     _check_finite(folder, model)
+    if where.gradient_checkpointing:
+        checkpointed_layers(model)
     return wrap_model(model, tokenizer, name=name, calling=calling, placement=where)
 
 
@@ -228,6 +228,7 @@ def _check_architecture(folder: Path) -> None:
         )
 
 
+_FINITE_AT_ONCE: Final = 2**22
 _ARCHITECTURE_KEYS: Final = ("model_type", "architectures")
 
 
@@ -255,12 +256,18 @@ def _check_complete(folder: Path, told: Mapping[str, Any]) -> None:
 
 
 def _check_finite(folder: Path, model: PreTrainedModel) -> None:
-    broken = [name for name, one in model.named_parameters() if not bool(one.isfinite().all())]
+    broken = [name for name, one in model.named_parameters() if not _is_finite(one)]
     if broken:
         raise ParameterError(
             f"{folder}: {len(broken)} tensors hold NaN or infinity: {shown_names(broken)}; the "
             "weights are broken, copy them again"
         )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """In parts: what is tested takes twice its own memory, and embeddings are large."""
+    parts = torch.split(values.detach().reshape(-1), _FINITE_AT_ONCE)
+    return all(bool(part.isfinite().all()) for part in parts)
 
 
 def wrap_model(
@@ -280,22 +287,13 @@ def wrap_model(
     Raises: ParameterError: no end token, a template that cannot be used or leaves no room, or a
         tokenizer of another model.
     """
-    calling = calling or Calling()
-    if tokenizer.eos_token_id is None:
-        raise ParameterError(f"{name}: the tokenizer has no end token; paths could not end")
     model.eval()
     model.generation_config = GenerationConfig()
-    # Families without position embeddings (ALiBi) have no limit of their own.
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or calling.max_tokens
+    texts = _texts(tokenizer, model.config, name=name, calling=calling or Calling())
     found = LanguageModel(
+        **{one.name: getattr(texts, one.name) for one in fields(texts)},
         model=model,
-        tokenizer=tokenizer,
-        name=name,
-        max_tokens=min(int(positions), calling.max_tokens),
-        style=open_style(calling, tokenizer, name=name),
-        pads=not _carries_state(model),
-        spelled=spelled_controls(tokenizer),
+        pads=not carries_state(model),
         placement=placement or Placement(device=str(model.device)),
     )
     rows = int(model.get_input_embeddings().weight.shape[0])
@@ -307,11 +305,6 @@ def wrap_model(
             f"{name}: its tokenizer has a token {largest}, the model has {rows} rows of "
             "embeddings; tokenizer and weights are of different models"
         )
-    if 2 * found.style.tokens > found.max_tokens:
-        raise ParameterError(
-            f"{name}: its template alone takes {found.style.tokens} of {found.max_tokens} tokens; "
-            "use a shorter one, or raise max_tokens"
-        )
     LOG.info(
         "%s: style %s, %d tokens around a question, at most %d in all",
         name,
@@ -322,7 +315,58 @@ def wrap_model(
     return found
 
 
-def _carries_state(model: PreTrainedModel) -> bool:
+def open_texts(folder: Path, *, name: str, calling: Calling | None = None) -> ModelTexts:
+    """How the model of a folder reads and writes texts; loads no weight.
+
+    Raises: ParameterError: see `load_folder`, as far as weights have no part in it.
+    """
+    check_folder(folder)
+    try:
+        with quiet_transformers():
+            tokenizer = load_tokenizer(folder)
+            _check_architecture(folder)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except ParameterError:
+        raise
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    return _texts(tokenizer, config, name=name, calling=calling or Calling())
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, name: str, calling: Calling
+) -> ModelTexts:
+    if tokenizer.eos_token_id is None:
+        raise ParameterError(f"{name}: the tokenizer has no end token; paths could not end")
+    # Families without position embeddings (ALiBi) have no limit of their own.
+    text_config = config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None) or calling.max_tokens
+    found = ModelTexts(
+        tokenizer=tokenizer,
+        name=name,
+        max_tokens=min(int(positions), calling.max_tokens),
+        style=open_style(calling, tokenizer, name=name),
+        spelled=spelled_controls(tokenizer),
+    )
+    if 2 * found.style.tokens > found.max_tokens:
+        raise ParameterError(
+            f"{name}: its template alone takes {found.style.tokens} of {found.max_tokens} tokens; "
+            "use a shorter one, or raise max_tokens"
+        )
+    return found
+
+
+def _unreadable(folder: Path, error: Exception) -> ParameterError:
+    # The readers of weights and tokenizers raise whatever they like, plain Exception included.
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return ParameterError(
+        f"{folder}: not a readable model folder ({first}); remove it where it is a cache, it will "
+        "be made again"
+    )
+
+
+def carries_state(model: PreTrainedModel) -> bool:
+    """Whether a model hands a state from token to token, which padding would change."""
     layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
     # "linear_attention" is a recurrence, whatever its name says.
     others = [one for one in layers if not one.endswith("attention") or one.startswith("linear")]

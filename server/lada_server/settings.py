@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
@@ -69,6 +70,8 @@ Llm: TypeAlias = Annotated[
 
 class ServerSettings(PartySettings):
     """`server.toml`."""
+
+    moved: ClassVar[Mapping[str, str]] = {"model.precision": "dtype in the table [model]"}
 
     listen: Annotated[str, Field(description="host:port that sites and the auditor dial")]
     database: Annotated[

@@ -15,6 +15,7 @@ from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
+from lada_clients.site.gates.memory import check_slm_memory
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.slm import SiteSlm, file_hashes
@@ -109,6 +110,7 @@ class Site:
             # Before the acceptance, and before the ledger has any of it.
             self.record_files.keep()
             model = self._slm.allowed(plan, self.policy)
+            self._check_memory()
             self._check_with_model()
             # The gate has loaded it since.
             self._slm.check(model)
@@ -167,6 +169,11 @@ class Site:
         acceptance = me.index.find(Kind.ACCEPTANCE, sender=me.party)
         if acceptance is not None:
             self._slm.check(parse_body(acceptance, AcceptanceBody).slm)
+
+    def _check_memory(self) -> None:
+        """Before the SLM is loaded. Raises: ParameterError: nothing was promised yet."""
+        pool, _ = read_public_material(self.participant)
+        check_slm_memory(self.settings, self.participant.plan, self.files, pool)
 
     def _check_with_model(self) -> None:
         """The file gate's second half. Raises: ParameterError: nothing was promised yet."""

@@ -303,10 +303,14 @@ def open_llm(settings: ServerSettings) -> CoordinatorLlm:
 
     Raises: ParameterError: the key file or the URL of a served one.
     """
-    called = settings.model.calling
+    called, placed = settings.model.calling, settings.model.placement
     if isinstance(settings.llm, str):
         return LocalLlm(
-            settings.llm, cache_dir=settings.cache_dir, threads=settings.threads, calling=called
+            settings.llm,
+            cache_dir=settings.cache_dir,
+            threads=settings.threads,
+            calling=called,
+            placement=placed,
         )
     return ServedLlm(
         settings.llm.address(),
@@ -315,6 +319,7 @@ def open_llm(settings: ServerSettings) -> CoordinatorLlm:
         kept=ServedFolder(folder=settings.state_dir / "llm"),
         threads=settings.threads,
         calling=called,
+        placement=placed,
     )
 
 
@@ -352,6 +357,7 @@ def run_study(
     )
     if not kept_plan.exists():
         check_plan(study.plan)
+        teacher.check_memory()
         check_llm(study, teacher.model, pool_file=settings.pool)
         teacher.check_abilities()
         keep_plan(kept_plan, study.plan)

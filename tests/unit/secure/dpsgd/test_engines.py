@@ -115,7 +115,7 @@ def train_without_noise(lm, units, batches, loss, learning_rate, engine, cache_b
         learning_rate=learning_rate,
         loss=loss,
     )
-    with mock.patch.object(trainer_module, "_FROZEN_CACHE_BYTES", cache_bytes):
+    with mock.patch.object(trainer_module, "FROZEN_CACHE_BYTES", cache_bytes):
         trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
     by_id = {unit.unit_id: unit for unit in trainer._units}
     for joined in batches:
