@@ -13,17 +13,17 @@ from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.models.examples import TokenRow
 from lada_secure.models.rationale_scoring import RationaleScorer
-from lada_secure.models.rehearsal import Rehearsal
+from lada_secure.models.rehearsal import Peak, Rehearsal
 
 
-def step_bytes(
+def step_peak(
     rehearsal: Rehearsal,
     *,
     rows: int,
     length: int,
     privacy: DpSgdParameters | None,
     cache_bytes: int,
-) -> int:
+) -> Peak:
     """Of one physical batch, from its forward pass to its part of the clipped sum.
 
     Args: rows: a unit each, or all of one where `privacy` is None, as in the public stream.
@@ -47,6 +47,6 @@ def step_bytes(
             ClippedSum(engine.parameters, privacy).add(gradients)
 
     try:
-        return rehearsal.peak_bytes(partial(work, privacy=privacy))
+        return rehearsal.peak_of(partial(work, privacy=privacy))
     finally:
         engine.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from lada_secure.dpsgd.rehearsal import step_bytes
+from lada_secure.dpsgd.rehearsal import step_peak
 from lada_secure.dpsgd.trainer import FROZEN_CACHE_BYTES
 from lada_secure.method.llm_round import BATCH_SIZE, GENERATION_BATCH_SIZE
 from lada_secure.method.mechanisms import adapter_shape, privacy_parameters
@@ -14,10 +14,10 @@ from lada_secure.method.training import written_tokens
 from lada_secure.models.memory import (
     MemoryBudget,
     MemoryForecast,
-    generation_bytes,
-    option_bytes,
-    scoring_bytes,
-    tuning_bytes,
+    generation_peak,
+    option_peak,
+    scoring_peak,
+    tuning_peak,
 )
 from lada_secure.models.placement import Placement
 from lada_secure.models.preflight import TextSizes
@@ -58,7 +58,7 @@ def site_memory(
     public = TextSizes(prompt=pool.prompt, path=path, row=pool.prompt + path)
     budget.add(
         f"a private step of {private} x {records.row} tokens",
-        step_bytes(
+        step_peak(
             rehearsal,
             rows=private,
             length=records.row,
@@ -71,7 +71,7 @@ def site_memory(
         rows = min(rows, 2 * batch_size)
     budget.add(
         f"a step on {rows} x {public.row} tokens of the pool",
-        tuning_bytes(rehearsal, rows=rows, length=public.row, cache_bytes=PREFIX_CACHE_BYTES),
+        tuning_peak(rehearsal, rows=rows, length=public.row, cache_bytes=PREFIX_CACHE_BYTES),
     )
     both = records.largest(pool).largest(public)
     _add_inference(budget, both, scored=batch_size, written=batch_size, tokens=written_tokens(plan))
@@ -102,7 +102,7 @@ def llm_memory(
         rows = (part.batch_size + part.replay_batch_size) * (2 if part.contrastive_weight else 1)
         budget.add(
             f"a step on {rows} x {both.row} tokens",
-            tuning_bytes(
+            tuning_peak(
                 budget.rehearsal, rows=rows, length=both.row, cache_bytes=PREFIX_CACHE_BYTES
             ),
         )
@@ -133,12 +133,12 @@ def _add_inference(
     rehearsal = budget.rehearsal
     budget.add(
         f"scores of {scored} x {sizes.row} tokens",
-        scoring_bytes(rehearsal, rows=scored, length=sizes.row, target=sizes.path),
+        scoring_peak(rehearsal, rows=scored, length=sizes.row, target=sizes.path),
     )
     if sizes.options:
         budget.add(
             f"scores of {sizes.options} options of {scored} questions",
-            option_bytes(
+            option_peak(
                 rehearsal,
                 questions=scored,
                 options=sizes.options,
@@ -148,7 +148,7 @@ def _add_inference(
         )
     budget.add(
         f"writing {written} paths of {tokens} tokens",
-        generation_bytes(rehearsal, rows=written, prompt=sizes.prompt, written=tokens),
+        generation_peak(rehearsal, rows=written, prompt=sizes.prompt, written=tokens),
     )
 
 

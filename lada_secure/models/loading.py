@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError
+from lada_secure.models.allocator import give_blocks_back
 from lada_secure.models.calling import open_style
 from lada_secure.models.calling_settings import Calling
 from lada_secure.models.checkpointing import checkpointed_layers
@@ -180,6 +181,8 @@ def load_folder(
     _check_finite(folder, model)
     if where.gradient_checkpointing:
         checkpointed_layers(model)
+        if where.device == "cpu":
+            give_blocks_back()
     return wrap_model(model, tokenizer, name=name, calling=calling, placement=where)
 
 

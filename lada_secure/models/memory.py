@@ -22,12 +22,14 @@ from lada_secure.models.folder import stored_bytes
 from lada_secure.models.forward import last_log_probabilities, option_log_probabilities
 from lada_secure.models.placement import Placement
 from lada_secure.models.rationale_scoring import RationaleScorer
-from lada_secure.models.rehearsal import Rehearsal
+from lada_secure.models.rehearsal import Peak, Rehearsal
 
 Bytes: TypeAlias = Mapping[str, int]
 
-# Freed blocks that an allocator keeps, as a share of what a computation takes at its peak.
-_KEPT_BLOCKS: Final = {"cpu": 0.08, "cuda": 0.1}
+# What allocators keep of freed blocks, as shares of a computation's peak. On a CPU glibc keeps
+# small ones, unless it was told not to (`allocator.give_blocks_back`); docs/models.md has figures.
+_KEPT_SMALL_BLOCKS: Final = 0.33
+_KEPT_BLOCKS: Final = {"cpu": 0.05, "cuda": 0.1}
 # Of the libraries for matrices, once the first product was made.
 _CUDA_WORKSPACE: Final = 64 * 2**20
 # Above this share of what is free a forecast is a warning; it may be wrong by a fifth.
@@ -118,11 +120,14 @@ class MemoryBudget:
         """Where the model will be."""
         return self.rehearsal.placement
 
-    def add(self, what: str, peak_bytes: int) -> None:
+    def add(self, what: str, peak: Peak) -> None:
         """Take a computation in."""
         device = self.placement.torch_device.type
-        extra = peak_bytes * _KEPT_BLOCKS.get(device, 0.0)
-        self.passing[what] = int(peak_bytes + extra) + self._unpacked_bytes()
+        if device == "cpu" and not self.placement.gradient_checkpointing:
+            kept = _KEPT_SMALL_BLOCKS * peak.small
+        else:
+            kept = _KEPT_BLOCKS.get(device, 0.0) * peak.whole
+        self.passing[what] = peak.whole + int(kept) + self._unpacked_bytes()
 
     def keep(self, what: str, size: int) -> None:
         """Take in something that stays."""
@@ -222,7 +227,7 @@ def _left_padded(rows: int, length: int, device: torch.device) -> tuple[torch.Te
     return tuple(torch.ones(shape, dtype=torch.long, device=device) for _ in range(3))
 
 
-def scoring_bytes(rehearsal: Rehearsal, *, rows: int, length: int, target: int) -> int:
+def scoring_peak(rehearsal: Rehearsal, *, rows: int, length: int, target: int) -> Peak:
     """Of a batch of scores; see `forward.target_scores`."""
 
     def work(model: PreTrainedModel) -> object:
@@ -232,15 +237,15 @@ def scoring_bytes(rehearsal: Rehearsal, *, rows: int, length: int, target: int) 
             inputs |= {"attention_mask": mask, "position_ids": positions}
         return last_log_probabilities(model, inputs, keep=min(target, length - 1))
 
-    return rehearsal.peak_bytes(work)
+    return rehearsal.peak_of(work)
 
 
-def option_bytes(
+def option_peak(
     rehearsal: Rehearsal, *, questions: int, options: int, prompt: int, option: int
-) -> int:
+) -> Peak:
     """Of a batch of questions with options; see `LanguageModel.option_log_probabilities`."""
     if not rehearsal.pads:
-        return scoring_bytes(rehearsal, rows=questions, length=prompt + option, target=option)
+        return scoring_peak(rehearsal, rows=questions, length=prompt + option, target=option)
 
     def work(model: PreTrainedModel) -> object:
         device = rehearsal.placement.torch_device
@@ -251,10 +256,10 @@ def option_bytes(
             model, (ids, mask, positions), rows, owner, max_tokens=prompt + option
         )
 
-    return rehearsal.peak_bytes(work)
+    return rehearsal.peak_of(work)
 
 
-def generation_bytes(rehearsal: Rehearsal, *, rows: int, prompt: int, written: int) -> int:
+def generation_peak(rehearsal: Rehearsal, *, rows: int, prompt: int, written: int) -> Peak:
     """Of a batch of paths as they are written, with their cache; see `forward.continuations`."""
 
     def read(model: PreTrainedModel) -> object:
@@ -278,10 +283,13 @@ def generation_bytes(rehearsal: Rehearsal, *, rows: int, prompt: int, written: i
     choosing = rows * vocabulary * (4 + 4 + 4 + 8 + 4 + 4)
     grown = cache * (prompt + written) // max(1, prompt)
     layers = max(1, int(rehearsal.model.config.get_text_config().num_hidden_layers))
-    return max(reading, grown + 2 * grown // layers + choosing)
+    # A layer's keys and values are copied when a token joins them.
+    writing = grown + 2 * grown // layers + choosing
+    # Each step makes all layers' anew, between blocks that were freed.
+    return Peak(whole=max(reading.whole, writing), small=max(reading.small, grown))
 
 
-def tuning_bytes(rehearsal: Rehearsal, *, rows: int, length: int, cache_bytes: int) -> int:
+def tuning_peak(rehearsal: Rehearsal, *, rows: int, length: int, cache_bytes: int) -> Peak:
     """Of a step on public examples; see `tuning.tune_on_rationales`."""
     made_up = TokenRow(tokens=(1,) * length, target_start=1)
     with rehearsal.counting():
@@ -300,7 +308,7 @@ def tuning_bytes(rehearsal: Rehearsal, *, rows: int, length: int, cache_bytes: i
         scores.sum().backward()  # type: ignore[no-untyped-call]
         return None
 
-    found = rehearsal.peak_bytes(work)
+    found = rehearsal.peak_of(work)
     for one in rehearsal.model.parameters():
         one.grad = None
     return found

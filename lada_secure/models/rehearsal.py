@@ -12,8 +12,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,18 @@ _aten = torch.ops.aten
 _COMPARISONS = (_aten.allclose.default, _aten.equal.default)
 
 
+# glibc's largest threshold (mallopt(3), M_MMAP_THRESHOLD): larger blocks go back when freed.
+_LARGE_BLOCK_BYTES: Final = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The most bytes that were alive at a time: of all tensors, and of those below 32 MiB."""
+
+    whole: int
+    small: int
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that are alive, and the most there were, while it is active.
 
@@ -40,7 +53,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
-        self.peak = 0
+        self._small_now = 0
+        self._peak = 0
+        self._small_peak = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(
@@ -57,8 +72,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._note(one)
         if func is _aten.logsumexp.default:
             # Its kernel makes one tensor of its input's size.
-            self.peak = max(self.peak, self.now + args[0].numel() * args[0].element_size())
+            size = args[0].numel() * args[0].element_size()
+            self._took(size)
+            self._took(-size)
         return found
+
+    @property
+    def peak(self) -> Peak:
+        """The most there were so far."""
+        return Peak(whole=self._peak, small=self._small_peak)
 
     def know(self, tensors: Iterator[Tensor]) -> None:
         """Leave out what is there already."""
@@ -71,13 +93,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key in self._seen:
             return
         self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self._took(size)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self._seen.discard(key)
-        self.now -= size
+        self._took(-size)
+
+    def _took(self, size: int) -> None:
+        self.now += size
+        if abs(size) < _LARGE_BLOCK_BYTES:
+            self._small_now += size
+        self._peak = max(self._peak, self.now)
+        self._small_peak = max(self._small_peak, self._small_now)
 
 
 class Rehearsal:
@@ -121,7 +149,7 @@ class Rehearsal:
         with self._mode, live:
             yield live
 
-    def peak_bytes(self, work: Callable[[PreTrainedModel], object]) -> int:
+    def peak_of(self, work: Callable[[PreTrainedModel], object]) -> Peak:
         """The most that a computation takes on top of the model."""
         with self.counting() as live:
             work(self.model)

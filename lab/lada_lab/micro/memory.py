@@ -8,6 +8,7 @@ C library's allocator as it is.
 from __future__ import annotations
 
 import multiprocessing
+import time
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -96,13 +97,16 @@ def _measured(case: MemoryCase) -> dict[str, Any]:
     lm = load_folder(case.folder, name="measured", placement=place.placement)
     lm = attach_adapters(lm, AdapterSettings(rank=case.rank))
     loaded = _status_bytes("VmHWM")
+    before = time.process_time()
     _work(case, replace(lm, max_tokens=case.length))
+    seconds = time.process_time() - before
     peak = _status_bytes("VmHWM")
     return {
         "forecast_bytes": forecast.peak,
         "measured_bytes": peak,
         "loaded_bytes": loaded,
         "error_percent": round(100 * (forecast.peak / peak - 1), 1),
+        "cpu_s": round(seconds, 2),
         "lasting": dict(forecast.lasting),
         "passing": dict(forecast.passing),
         "loading": forecast.loading,
@@ -110,14 +114,14 @@ def _measured(case: MemoryCase) -> dict[str, Any]:
 
 
 def _forecast(case: MemoryCase) -> Any:
-    from lada_secure.dpsgd.rehearsal import step_bytes
+    from lada_secure.dpsgd.rehearsal import step_peak
     from lada_secure.dpsgd.trainer import FROZEN_CACHE_BYTES
     from lada_secure.models.adapters import AdapterSettings
     from lada_secure.models.memory import (
         MemoryBudget,
-        generation_bytes,
-        scoring_bytes,
-        tuning_bytes,
+        generation_peak,
+        scoring_peak,
+        tuning_peak,
     )
     from lada_secure.models.rehearsal import Rehearsal
 
@@ -126,16 +130,16 @@ def _forecast(case: MemoryCase) -> Any:
     rows, length, half = case.batch, case.length, case.length // 2
     together = 1 if case.placement.dtype == "bfloat16" else rows
     found = {
-        "step": lambda: step_bytes(
+        "step": lambda: step_peak(
             rehearsal,
             rows=together,
             length=length,
             privacy=_privacy(rows),
             cache_bytes=FROZEN_CACHE_BYTES,
         ),
-        "tuning": lambda: tuning_bytes(rehearsal, rows=rows, length=length, cache_bytes=0),
-        "scores": lambda: scoring_bytes(rehearsal, rows=rows, length=length, target=half),
-        "writing": lambda: generation_bytes(rehearsal, rows=rows, prompt=half, written=half),
+        "tuning": lambda: tuning_peak(rehearsal, rows=rows, length=length, cache_bytes=0),
+        "scores": lambda: scoring_peak(rehearsal, rows=rows, length=length, target=half),
+        "writing": lambda: generation_peak(rehearsal, rows=rows, prompt=half, written=half),
     }[case.work]()
     budget.add(f"{case.work} of {rows} x {length} tokens", found)
     return budget.forecast()
