@@ -41,11 +41,13 @@ def site_memory(
     *,
     batch_size: int,
     records: TextSizes,
+    count: int,
     pool: TextSizes,
 ) -> MemoryForecast:
     """Of a site's SLM over a study, at the largest batches that plan and settings allow.
 
     Args: placement: `on_this_machine`. records, pool: the longest texts, in the SLM's tokens.
+        count: records of the site.
     """
     part = plan.distillation
     budget = _budget(folder, placement, part, seed=plan.seed)
@@ -66,9 +68,11 @@ def site_memory(
             cache_bytes=FROZEN_CACHE_BYTES,
         ),
     )
-    rows = part.pool_batch_size * (2 if part.contrastive_weight > 0.0 else 1)
+    # Beside private steps the trainer's batches are bounded; tuning takes a step's rows at once.
+    examples = part.pool_batch_size
     if plan.guide is None:
-        rows = min(rows, 2 * batch_size)
+        examples = min(examples, batch_size)
+    rows = examples * (2 if part.contrastive_weight > 0.0 else 1)
     budget.add(
         f"a step on {rows} x {public.row} tokens of the pool",
         tuning_peak(rehearsal, rows=rows, length=public.row, cache_bytes=PREFIX_CACHE_BYTES),
@@ -76,7 +80,8 @@ def site_memory(
     both = records.largest(pool).largest(public)
     _add_inference(budget, both, scored=batch_size, written=batch_size, tokens=written_tokens(plan))
     if not alone:
-        _keep_frozen_outputs(budget, part, rows=bound, length=records.row, most=FROZEN_CACHE_BYTES)
+        kept = min(count, bound) + plan.paths.budget
+        _keep_frozen_outputs(budget, part, rows=kept, length=both.row, most=FROZEN_CACHE_BYTES)
     return budget.forecast()
 
 

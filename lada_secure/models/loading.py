@@ -39,6 +39,7 @@ from lada_secure.models.forward import (
 from lada_secure.models.placement import ON_CPU, Placement
 from lada_secure.models.text_model import ModelTexts, TextModel
 from lada_secure.models.tokenizer import largest_token, load_tokenizer, spelled_controls
+from lada_secure.models.weight_checks import check_complete, check_finite, stored_tensors
 
 LOG = logging.getLogger(__name__)
 
@@ -156,6 +157,9 @@ def load_folder(
     """
     check_folder(folder)
     where = (placement or Placement()).on_this_machine()
+    if where.quantization is not None:
+        # Once they are packed, nothing tells NaN from a number any more.
+        check_finite(folder, stored_tensors(folder))
     try:
         with quiet_transformers():
             tokenizer = load_tokenizer(folder)
@@ -177,13 +181,28 @@ def load_folder(
         ) from error
     except Exception as error:
         raise _unreadable(folder, error) from error
-    _check_complete(folder, told)
-    _check_finite(folder, model)
+    check_complete(folder, told)
+    check_finite(folder, model.named_parameters())
+    _check_on_devices(folder, model, where)
     if where.gradient_checkpointing:
         checkpointed_layers(model)
         if where.device == "cpu":
             give_blocks_back()
     return wrap_model(model, tokenizer, name=name, calling=calling, placement=where)
+
+
+def _check_on_devices(folder: Path, model: PreTrainedModel, where: Placement) -> None:
+    """Refuse a model of which accelerate has left a part off the devices.
+
+    Raises: ParameterError: names the parts.
+    """
+    places: Mapping[str, object] = getattr(model, "hf_device_map", None) or {}
+    off = [name for name, place in places.items() if str(place) in ("cpu", "disk")]
+    if where.device != "cpu" and off:
+        raise ParameterError(
+            f"{folder}: {len(off)} parts of the model do not fit on the CUDA devices: "
+            f"{shown_names(off)}; use more devices, quantization or a smaller model"
+        )
 
 
 def _load_options(where: Placement) -> dict[str, Any]:
@@ -231,46 +250,7 @@ def _check_architecture(folder: Path) -> None:
         )
 
 
-_FINITE_AT_ONCE: Final = 2**22
 _ARCHITECTURE_KEYS: Final = ("model_type", "architectures")
-
-
-def _check_complete(folder: Path, told: Mapping[str, Any]) -> None:
-    """Refuse weights that the library would have made up or left out.
-
-    It fills what is missing at random, and drops what it has no place for.
-
-    Raises: ParameterError: names the tensors.
-    """
-    reshaped = {one if isinstance(one, str) else one[0] for one in told["mismatched_keys"]}
-    wrong = reshaped | set(told["missing_keys"])
-    extra = set(told["unexpected_keys"]) - reshaped
-    if wrong or told["error_msgs"]:
-        also = f", and {len(extra)} are of no use to it" if extra else ""
-        raise ParameterError(
-            f"{folder}: {len(wrong)} tensors are missing or have another shape than the model's "
-            f"configuration says: {shown_names(list(wrong))}{also}; copy the whole folder again"
-        )
-    if extra:
-        raise ParameterError(
-            f"{folder}: {len(extra)} tensors have no place in the model that its configuration "
-            f"describes: {shown_names(list(extra))}; copy the model's own config.json"
-        )
-
-
-def _check_finite(folder: Path, model: PreTrainedModel) -> None:
-    broken = [name for name, one in model.named_parameters() if not _is_finite(one)]
-    if broken:
-        raise ParameterError(
-            f"{folder}: {len(broken)} tensors hold NaN or infinity: {shown_names(broken)}; the "
-            "weights are broken, copy them again"
-        )
-
-
-def _is_finite(values: torch.Tensor) -> bool:
-    """In parts: what is tested takes twice its own memory, and embeddings are large."""
-    parts = torch.split(values.detach().reshape(-1), _FINITE_AT_ONCE)
-    return all(bool(part.isfinite().all()) for part in parts)
 
 
 def wrap_model(

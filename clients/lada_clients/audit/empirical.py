@@ -244,6 +244,7 @@ def _settings_hash(
     guide = site.plan.guide
     settings = {
         "adapters": asdict(shape),
+        "placement": asdict(site.settings.model.placement),
         "guide": None if guide is None else guide.model_dump(mode="json"),
         "privacy": asdict(privacy),
         "rounds": rounds,

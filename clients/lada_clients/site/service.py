@@ -110,7 +110,6 @@ class Site:
             # Before the acceptance, and before the ledger has any of it.
             self.record_files.keep()
             model = self._slm.allowed(plan, self.policy)
-            self._check_memory()
             self._check_with_model()
             # The gate has loaded it since.
             self._slm.check(model)
@@ -170,13 +169,13 @@ class Site:
         if acceptance is not None:
             self._slm.check(parse_body(acceptance, AcceptanceBody).slm)
 
-    def _check_memory(self) -> None:
-        """Before the SLM is loaded. Raises: ParameterError: nothing was promised yet."""
+    def _check_with_model(self) -> None:
+        """What the SLM will take, and the file gate's second half.
+
+        Raises: ParameterError: nothing was promised yet.
+        """
         pool, _ = read_public_material(self.participant)
         check_slm_memory(self.settings, self.participant.plan, self.files, pool)
-
-    def _check_with_model(self) -> None:
-        """The file gate's second half. Raises: ParameterError: nothing was promised yet."""
         check_with_model(self.learner, self.files, self.policy)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:

@@ -42,6 +42,7 @@ def slm_memory(
         placement,
         batch_size=settings.physical_batch_size,
         records=largest_sizes(texts, [*files.records.records, *held_out]),
+        count=len(files.records.records),
         pool=largest_sizes(texts, pool),
     )
 

@@ -59,14 +59,16 @@ def case(folder, **changes):
 def test_a_forecast_is_within_a_fifth_of_what_smollm2_then_takes(changes):
     found = measure_memory(case(SMOLLM2, **changes))
     print(found)
-    assert abs(found["error_percent"]) <= 20.0
+    for part in ("at_work", "whole"):
+        assert abs(found[part]["error_percent"]) <= 20.0
 
 
 @pytest.mark.parametrize("work", ["step", "writing"])
 def test_a_small_model_takes_what_was_forecast(tiny_slm, tiny_cache, work):
     found = measure_memory(case(tiny_cache / tiny_slm.name, work=work, batch=4, length=32))
     print(found)
-    assert abs(found["error_percent"]) <= 20.0
+    for part in ("at_work", "whole"):
+        assert abs(found[part]["error_percent"]) <= 20.0
     assert found["lasting"]["weights"] == sum(
         one.nbytes for one in (*tiny_slm.model.parameters(), *tiny_slm.model.buffers())
     )

@@ -13,7 +13,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.folder import read_json
 from lada_secure.models.forward import _log_probabilities
-from lada_secure.models.loading import _is_finite, load_folder
+from lada_secure.models.loading import load_folder
 from lada_secure.models.memory import (
     MemoryForecast,
     check_memory,
@@ -25,6 +25,7 @@ from lada_secure.models.memory import (
 )
 from lada_secure.models.placement import Placement
 from lada_secure.models.rehearsal import LiveBytes, Rehearsal
+from lada_secure.models.weight_checks import is_finite
 
 PRIVACY = DpSgdParameters(
     noise_multiplier=1.0,
@@ -92,7 +93,7 @@ def test_what_is_alive_is_counted_and_what_is_freed_is_not():
 
 def test_looking_for_nan_takes_little_beside_the_weights():
     def work():
-        assert _is_finite(torch.empty(2**26))
+        assert is_finite(torch.empty(2**26))
 
     assert counted(work) < 1.2 * 4 * 2**26
 

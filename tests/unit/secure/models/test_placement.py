@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lada_secure.errors import ParameterError
 from lada_secure.models import placement
-from lada_secure.models.loading import load_language_model
+from lada_secure.models.loading import (
+    _check_on_devices,
+    _load_options,
+    load_folder,
+    load_language_model,
+)
 from lada_secure.models.placement import Placement
+from lada_secure.models.weight_checks import check_finite, stored_tensors
 
 
 def machine(monkeypatch, *, devices, bitsandbytes=True):
@@ -94,3 +104,57 @@ def test_a_model_says_where_it_is(tiny_slm, tiny_cache, dtype):
     assert lm.placement == wanted
     assert {one.dtype for one in lm.model.parameters()} == {wanted.torch_dtype}
     assert lm.device == torch.device("cpu")
+
+
+def test_weights_that_will_be_packed_are_looked_at_as_they_are_stored(tmp_path):
+    tensors = {"whole": torch.ones(3), "broken": torch.tensor([1.0, float("nan")])}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ParameterError, match="1 tensors hold NaN or infinity: broken"):
+        check_finite(tmp_path, stored_tensors(tmp_path))
+
+
+def test_a_part_that_was_left_off_the_devices_is_refused_by_name(tiny_slm, tmp_path):
+    spread = SimpleNamespace(hf_device_map={"model.embed": 0, "model.layers.1": "cpu"})
+    on_gpus = Placement(device="cuda", device_map="auto")
+    with pytest.raises(ParameterError, match=r"1 parts .* do not fit .* model\.layers\.1;"):
+        _check_on_devices(tmp_path, spread, on_gpus)
+    _check_on_devices(tmp_path, tiny_slm.model, Placement(device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("placement", "told"),
+    [
+        (Placement(device="cpu"), {"dtype": torch.float32}),
+        (
+            Placement(device="cuda:1", dtype="bfloat16"),
+            {"dtype": torch.bfloat16, "device_map": {"": torch.device("cuda:1")}},
+        ),
+        (
+            Placement(device="cuda", device_map="auto"),
+            {"dtype": torch.float32, "device_map": "auto"},
+        ),
+    ],
+)
+def test_what_transformers_is_told(placement, told):
+    assert _load_options(placement) == told
+
+
+@pytest.mark.parametrize(("name", "bits"), [("4bit", 4), ("8bit", 8)])
+def test_packed_weights_are_asked_of_bitsandbytes_in_the_type_of_the_settings(name, bits):
+    placement = Placement(device="cuda", dtype="bfloat16", quantization=name)
+    told = _load_options(placement)["quantization_config"]
+    assert (told.load_in_4bit, told.load_in_8bit) == (bits == 4, bits == 8)
+    if bits == 4:
+        assert told.bnb_4bit_compute_dtype == torch.bfloat16
+        assert told.bnb_4bit_quant_type == "nf4"
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_a_folder_that_is_packed_already_is_refused_before_the_machine_is_asked(tmp_path, method):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llama", "quantization_config": {"quant_method": method}})
+    )
+    with pytest.raises(ParameterError, match=rf"its weights are quantised \({method}\)"):
+        load_folder(
+            tmp_path, name="packed", placement=Placement(device="cuda:99", quantization="4bit")
+        )
