@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.checkpointing import layers_of
+from lada_secure.models.company import runs_in_float32
 from lada_secure.models.examples import TokenRow
 from lada_secure.models.token_scores import can_score_tokens, token_scores
 from lada_secure.models.transfer import sent
@@ -145,7 +146,7 @@ class RationaleScorer:
         """
         self._device = device
         # Whether forward passes run in float32: then a row's company changes rounding alone.
-        self.is_float32 = all(one.dtype == torch.float32 for one in model.parameters())
+        self.is_float32 = runs_in_float32(model)
         unwrap: Any = getattr(model, "get_base_model", lambda: model)
         self._causal: Any = unwrap()
         self._body: Any = getattr(self._causal, "base_model", self._causal)

@@ -28,12 +28,15 @@ if [ -n "$(missing "$python")" ]; then
   "$python" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
     > "$(build/gpu-venv/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/outer.pth"
   python=build/gpu-venv/bin/python
-  from=()
-  [ -z "${LADA_WHEELS:-}" ] || from=(--no-index --find-links "$LADA_WHEELS")
+  if [ -n "$(missing "$python")" ] && [ -n "${LADA_WHEELS:-}" ]; then
+    "$python" -m pip install -q --no-index --no-deps "$LADA_WHEELS"/*.whl ||
+      echo "run.sh: could not install the wheels of $LADA_WHEELS" >&2
+  fi
   for one in $(missing "$python"); do
+    [ -z "${LADA_WHEELS:-}" ] || break
     # The tested version where it is known; what is there already stays as it is.
     version=$(sed -n "s/^$one\(==.*\)/\1/p" constraints.txt)
-    timeout 240 "$python" -m pip install -q "${from[@]}" "$one$version" ||
+    timeout 240 "$python" -m pip install -q "$one$version" ||
       echo "run.sh: could not install $one" >&2
   done
 fi

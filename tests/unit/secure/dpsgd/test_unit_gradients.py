@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from devices_double import SeveralDevices, place_of, placed
+from trainer_doubles import example, opened_trainer, small_model
 
 from lada_secure.dpsgd.clipping import ClippedSum
-from lada_secure.dpsgd.parameters import DpSgdParameters
+from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
 from lada_secure.dpsgd.unit_gradients import side_by_side, zero_gradients
+from lada_secure.models.adapters import AdapterSettings, attach_adapters
 
 SHAPES = ((3, 4), (5,), (2, 1), (1, 6), (2, 3))
 PRIVACY = DpSgdParameters(
@@ -132,3 +134,48 @@ def test_on_several_devices_the_sum_is_the_same_and_nothing_is_mixed():
 def test_the_double_refuses_to_mix_devices():
     with SeveralDevices(), pytest.raises(AssertionError, match="cuda:1"):
         on_two_devices([torch.zeros(2), torch.zeros(2)])[0] + placed(torch.zeros(2), "cuda:1")
+
+
+def gradients_of_an_update(monkeypatch, *, spread, broken=False):
+    """What AdamW is handed after an update with a public gradient, and where it lies."""
+    lm = attach_adapters(small_model(layers=2), AdapterSettings(rank=2))
+    trainer = opened_trainer(
+        lm, (), pool=[example(1)], privacy=PRIVACY, settings=TrainerSettings(pool_batch_size=1)
+    )
+    if spread:
+        on_two_devices(trainer.parameters)
+        trainer.device = torch.device("cuda:0")
+    exact = filled(zero_gradients(1, trainer.parameters))
+    if broken:
+        exact[3][0, 0, 0] = float("nan")
+    with SeveralDevices():
+        public = zero_gradients(1, trainer.parameters)
+        for one, value in zip(public, exact, strict=True):
+            one.copy_(value)
+        loss = placed(torch.zeros(()), "cuda:0")
+        found = [one.squeeze(0) for one in public], loss
+        monkeypatch.setattr(trainer.source, "public_gradient", lambda _: found)
+        handed = []
+        monkeypatch.setattr(
+            trainer.optimizer,
+            "step",
+            lambda: handed.extend((str(one.grad.device), one.grad) for one in trainer.parameters),
+        )
+        count = sum(one.numel() for one in trainer.parameters)
+        home = "cuda:0" if spread else "cpu"
+        trainer.update(placed(torch.arange(count, dtype=torch.float64), home))
+    trainer.close()
+    return handed, exact
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["", "a public gradient that is no number"])
+def test_an_update_reaches_every_weight_on_its_own_device(monkeypatch, broken):
+    spread, exact = gradients_of_an_update(monkeypatch, spread=True, broken=broken)
+    whole, _ = gradients_of_an_update(monkeypatch, spread=False, broken=broken)
+    assert [where for where, _ in spread] == [f"cuda:{at % 2}" for at in range(len(spread))]
+    start = 0
+    for (_, one), (_, other), public in zip(spread, whole, exact, strict=True):
+        private = torch.arange(start, start + one.numel(), dtype=torch.float32).view_as(one)
+        start += one.numel()
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, private if broken else private + public[0])
