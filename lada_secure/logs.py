@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+PACKAGES: Final = ("lada_secure", "lada_protocol", "lada_clients", "lada_server")
 # Attributes of every record; whatever else a record has was given as `extra`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -57,7 +58,7 @@ def configure_logs(settings: LogSettings) -> None:
         if settings.format == "json"
         else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
-    for name in ("lada_secure", "lada_protocol", "lada_clients", "lada_server"):
+    for name in PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(settings.level.upper())

@@ -36,10 +36,6 @@ _.time_ns
 _.timeout
 _.utcnow
 
-# Called by hand until `lada check` is there, see docs/models.md.
-_.probe_styles
-_.style_warning
-
 # Guarantees and tables of the literature that tests hold the code to.
 _.MAX_COEFF_MODULUS_BITS_128
 _.MAX_TOTAL_VARIATION
@@ -71,3 +67,6 @@ TranscriptBody
 _._as_written
 _._value_
 _.globals
+
+# Named by an entry point in pyproject.toml.
+ROLE

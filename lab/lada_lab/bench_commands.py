@@ -85,9 +85,12 @@ def dpsgd(
         typer.Option(help="Only this way beside plain; repeat for several. Default: all five."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
-    precision: Annotated[
-        str, typer.Option(help="Forward passes: auto, float32 or bfloat16.")
-    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the frozen base: float32 or bfloat16.")
+    ] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute layers again on the way back.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads of each way.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +102,7 @@ def dpsgd(
     from rich.console import Console
 
     from lada_lab.micro.dpsgd import run_dpsgd
-    from lada_lab.micro.dpsgd_variants import VARIANTS, BenchModel, BenchPlace
+    from lada_lab.micro.dpsgd_variants import BenchModel, BenchPlace
 
     console = Console(stderr=True)
     _show(
@@ -108,8 +111,13 @@ def dpsgd(
             batch_sizes=tuple(batch or (16, 32)),
             repetitions=repetitions,
             model=BenchModel(rank=rank, reference=model, cache_dir=cache_dir),
-            variants=[cast(Any, one) for one in variant] if variant else VARIANTS,
-            place=BenchPlace(device=device, precision=cast(Any, precision), threads=threads),
+            variants=[cast(Any, one) for one in variant] if variant else None,
+            place=BenchPlace(
+                device=device,
+                dtype=cast(Any, dtype),
+                gradient_checkpointing=checkpointing,
+                threads=threads,
+            ),
             report_case=lambda case: console.print(f"measuring {case} ...", highlight=False),
         ),
         title="DP-SGD step",
@@ -133,6 +141,42 @@ def forms(
         title=f"Answer forms: {model}",
         as_json=as_json,
     )
+
+
+@app.command(
+    epilog="Example:  lada bench memory --model smollm2-135m --work step --batch 8 --sequence 128"
+)
+def memory(
+    cache_dir: CacheDir,
+    model: Annotated[str, typer.Option(help="Folder of a model, or its name in the cache.")],
+    work: Annotated[str, typer.Option(help="step (private), tuning, scores or writing.")] = "step",
+    batch: Annotated[int, typer.Option(help="Rows at a time.")] = 8,
+    sequence: Annotated[int, typer.Option(help="Tokens of each row.")] = 128,
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16, of the frozen base.")
+    ] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Gradient checkpointing.")
+    ] = False,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters, on every layer.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Memory on the CPU as it was forecast before loading, and as it then was."""
+    from lada_lab.micro.memory import MemoryCase, run_memory
+    from lada_secure.models.loading import model_folder
+    from lada_secure.models.placement import Placement
+
+    case = MemoryCase(
+        folder=model_folder(model, cache_dir=cache_dir),
+        placement=Placement(
+            device="cpu", dtype=cast(Any, dtype), gradient_checkpointing=checkpointing
+        ),
+        work=cast(Any, work),
+        batch=batch,
+        length=sequence,
+        rank=rank,
+    )
+    _show(run_memory(case), title=f"Memory: {model}", as_json=as_json)
 
 
 def _show(report: Mapping[str, Any], *, title: str, as_json: bool) -> None:

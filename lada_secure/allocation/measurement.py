@@ -19,6 +19,7 @@ from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import MeasuredRecord
 from lada_secure.arrays import FloatArray
 from lada_secure.models.adapters import AdapterWeights, adapters_kept, load_adapters
+from lada_secure.models.company import as_if_alone
 from lada_secure.models.embedding import Embedder
 from lada_secure.models.evaluation import rationale_losses
 from lada_secure.models.examples import RationaleExample, TokenRow, encode_row, record_example
@@ -45,7 +46,7 @@ def measured_records(
     """Assign every record to its cluster and measure the model's loss on it, by unit.
 
     The loss is of the stated answer alone: some records have reasons and some do not, and their
-    losses are to be comparable. Losses are float32 or wider, whatever training runs in.
+    losses are to be comparable.
 
     Args: lm: as it is now.
     """
@@ -66,7 +67,7 @@ def measured_records(
         )
         return [tuple(next(found) for _ in unit.records) for unit in part]
 
-    return _by_unit(units, measured, batch_size=batch_size, otherwise=(), what="statistics")
+    return _by_unit(lm, units, measured, batch_size=batch_size, otherwise=(), what="statistics")
 
 
 def valuation_student(
@@ -101,7 +102,7 @@ def measured_gains(
 
     Records without reasons take no part: a student that reasons differs from the reference in how
     likely a bare answer is, whatever it has learned. The model's adapters are left as they were.
-    Scores are float32, whatever training runs in.
+    Scores are float32 or of the base's type; where that is shorter, each unit is scored alone.
     """
 
     def measured(part: Sequence[Unit], batch: int) -> list[FloatArray]:
@@ -128,7 +129,9 @@ def measured_gains(
 
     nothing: FloatArray = np.zeros((0, clusters), dtype=np.float64)
     with adapters_kept(lm):
-        return _by_unit(units, measured, batch_size=batch_size, otherwise=nothing, what="trials")
+        return _by_unit(
+            lm, units, measured, batch_size=batch_size, otherwise=nothing, what="trials"
+        )
 
 
 @torch.no_grad()
@@ -144,6 +147,7 @@ def _path_scores(
 
 
 def _by_unit(
+    lm: LanguageModel,
     units: Sequence[Unit],
     measured: Callable[[Sequence[Unit], int], Sequence[T]],
     *,
@@ -153,7 +157,7 @@ def _by_unit(
 ) -> list[T]:
     return for_each_unit(
         units,
-        lambda part: measured(part, batch_size),
+        as_if_alone(lm, lambda part: measured(part, batch_size)),
         alone=lambda unit: measured([unit], 1)[0],
         otherwise=otherwise,
         what=what,

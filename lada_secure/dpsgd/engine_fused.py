@@ -9,33 +9,59 @@ anyway, only summed over all rows at once:
 
 Here they are formed row by row in one batched product, added up per privacy unit, and never for
 the whole model at once before the sum. Base and adapter share one autograd node, which keeps x
-and x A' and no other activation.
+and x A' and no other activation. A base that is packed (bitsandbytes) goes through its own autograd
+node, and the adapter through one beside it.
+
+The base may be bfloat16. A, B and whatever is a product with them are float32: a product that is
+rounded to 8 bits again would add an error of its own to every gradient.
+
+With gradient checkpointing a layer's forward pass runs twice and its backward pass once: the sums
+are added to on the way back, so they count once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from lada_secure.dpsgd.unit_gradients import zero_gradients
 from lada_secure.errors import LocalProtocolError
 from lada_secure.models.adapters import trainable_parameters
+from lada_secure.models.checkpointing import checkpointed_layers, checkpointing
+from lada_secure.models.transfer import sent
+
+# peft's layers around bitsandbytes' linears; a module that exists where that library does.
+_PACKED: Final = "peft.tuners.lora.bnb"
+_CPU: Final = torch.device("cpu")
 
 
-def _float_products(left: Tensor, right: Tensor) -> Tensor:
-    """left[i]' right[i] in float32, (R, p, q), from left (R, T, p) and right (R, T, q).
+def _add_product(to: Tensor, left: Tensor, right: Tensor, scaling: float) -> None:
+    """to += scaling left right, for to (R, T, q), left (R, T, p) float32, right (p, q) float32."""
+    if to.dtype == left.dtype:
+        to.view(-1, to.shape[-1]).addmm_(left.view(-1, left.shape[-1]), right, alpha=scaling)
+    else:
+        to.add_(left @ right, alpha=scaling)
 
-    After a forward pass in bfloat16 the factors have 8 bits, their products and sums 24: a
-    product that is rounded to bfloat16 again would add an error of its own to every gradient.
-    """
-    if left.dtype != torch.float32 and left.is_cuda:
-        return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
-    return torch.bmm(left.transpose(1, 2).float(), right.float())
+
+def _adapter_backward(ctx: Any, grad: Tensor, saved: Sequence[Tensor]) -> Tensor:
+    """Give the engine what the adapter's weights get. Returns: grad B, (R, T, r), unscaled."""
+    x, lora_a, lora_b, hidden = saved
+    parameter_a, parameter_b = ctx.parameters
+    wide = grad.to(lora_b.dtype)
+    through = wide @ lora_b
+    if parameter_a.requires_grad:
+        ctx.engine.add(parameter_a, through, x.to(lora_a.dtype), ctx.scaling)
+    if parameter_b.requires_grad:
+        ctx.engine.add(parameter_b, wide, hidden, ctx.scaling)
+    return through
 
 
 class _FusedLoraLinear(torch.autograd.Function):
@@ -52,51 +78,77 @@ class _FusedLoraLinear(torch.autograd.Function):
         scaling: float,
         engine: FusedEngine,
     ) -> Tensor:
-        rows = engine.unit_of_row
-        if rows is None or x.dim() != 3 or x.shape[0] != rows.numel():
-            raise LocalProtocolError(
-                f"fused engine: layer input of shape {tuple(x.shape)}, expected (rows, tokens, "
-                "width) inside GradientEngine.gradients"
-            )
         result = functional.linear(x, weight, bias)
-        hidden = functional.linear(x, lora_a)
-        result.view(-1, result.shape[-1]).addmm_(
-            hidden.view(-1, hidden.shape[-1]).to(result.dtype),
-            lora_b.T.to(result.dtype),
-            alpha=scaling,
-        )
-        ctx.save_for_backward(x, weight, lora_a, lora_b, hidden)
+        hidden = functional.linear(x.to(lora_a.dtype), lora_a)
+        _add_product(result, hidden, lora_b.T, scaling)
+        ctx.save_for_backward(x, lora_a, lora_b, hidden, weight)
         ctx.scaling, ctx.engine, ctx.parameters = scaling, engine, (lora_a, lora_b)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, lora_a, lora_b, hidden = ctx.saved_tensors
-        parameter_a, parameter_b = ctx.parameters
-        engine: FusedEngine = ctx.engine
-        grad = grads[0]
-        through = (grad @ lora_b.to(grad.dtype)) * ctx.scaling
-        if parameter_a.requires_grad:
-            engine.add(parameter_a, through, x.to(grad.dtype))
-        if parameter_b.requires_grad:
-            engine.add(parameter_b, grad, hidden.to(grad.dtype) * ctx.scaling)
+        # Once: with checkpointing this is where the layer is computed again.
+        *saved, weight = ctx.saved_tensors
+        through = _adapter_backward(ctx, grads[0], saved)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ weight.to(grad.dtype)
-            grad_x.view(-1, grad_x.shape[-1]).addmm_(
-                through.view(-1, through.shape[-1]), lora_a.to(grad.dtype)
-            )
-            grad_x = grad_x.to(x.dtype)
+            grad_x = grads[0] @ weight
+            _add_product(grad_x, through, saved[1], ctx.scaling)
         return grad_x, None, None, None, None, None, None
 
 
-def _adapted_linears(model: nn.Module) -> list[tuple[str, LoraLinear]]:
+class _FusedAdapter(torch.autograd.Function):
+    """LoRA added to what a base made of the same input by its own autograd node."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        result: Tensor,
+        lora_a: nn.Parameter,
+        lora_b: nn.Parameter,
+        scaling: float,
+        engine: FusedEngine,
+    ) -> Tensor:
+        hidden = functional.linear(x.to(lora_a.dtype), lora_a)
+        # A copy: the base's node may need what it returned.
+        result = result.clone(memory_format=torch.contiguous_format)
+        _add_product(result, hidden, lora_b.T, scaling)
+        ctx.save_for_backward(x, lora_a, lora_b, hidden)
+        ctx.scaling, ctx.engine, ctx.parameters = scaling, engine, (lora_a, lora_b)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        through = _adapter_backward(ctx, grads[0], saved)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            x, lora_a = saved[:2]
+            grad_x = (through @ lora_a).mul_(ctx.scaling).to(x.dtype)
+        return grad_x, grads[0], None, None, None, None
+
+
+def _adapted_linears(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [
-        (name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear)
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLinear)
+        or (isinstance(module, LoraLayer) and type(module).__module__ == _PACKED)
     ]
 
 
-def _layer_obstacle(name: str, layer: LoraLinear) -> str | None:
+def _weight_is_at_hand(base: nn.Module) -> bool:
+    """Whether a base is its weight and nothing else: not packed, not hooked."""
+    return (
+        type(base) in (nn.Linear, Conv1D)
+        and not base._forward_hooks
+        and not base._forward_pre_hooks
+        and "forward" not in vars(base)
+    )
+
+
+def _layer_obstacle(name: str, layer: Any) -> str | None:
     if len(layer.active_adapters) != 1 or layer.merged:
         return f"{name}: expected one active, unmerged adapter"
     adapter = layer.active_adapters[0]
@@ -140,68 +192,87 @@ class FusedEngine:
 
     name = "fused"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, checkpoints: bool = False) -> None:
+        """Args: checkpoints: whether layers are computed again on the way back."""
         self.parameters = trainable_parameters(model)
-        self.unit_of_row: Tensor | None = None
+        self._layers = checkpointed_layers(model) if checkpoints else None
+        # The unit of every row on each device that asked; on the CPU from the first.
+        self._unit_of_row: dict[torch.device, Tensor] = {}
         self._units = 0
         self._one_row_each = False
         self._sums: dict[nn.Parameter, Tensor] = {}
-        self._patched: list[LoraLinear] = []
+        self._patched: list[nn.Module] = []
         for _, layer in _adapted_linears(model):
             if any(one.requires_grad for one in layer.parameters()):
                 layer.__dict__["forward"] = self._forward_of(layer)
                 self._patched.append(layer)
 
-    def _forward_of(self, layer: LoraLinear) -> Any:
+    def _forward_of(self, layer: Any) -> Any:
         adapter = layer.active_adapters[0]
         base = layer.get_base_layer()
         lora_a, lora_b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         original = layer.forward
+        weight_is_at_hand = _weight_is_at_hand(base)
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             # Reference log-probabilities and evaluations run without gradients: plain LoRA.
             if layer.disable_adapters or not torch.is_grad_enabled():
                 return original(x, *args, **kwargs)
+            self._check_rows(x)
+            scaling = float(layer.scaling[adapter])
+            if not weight_is_at_hand:
+                result = base(x, *args, **kwargs)
+                return _FusedAdapter.apply(x, result, lora_a, lora_b, scaling, self)  # type: ignore[no-untyped-call]
             weight = base.weight.T if isinstance(base, Conv1D) else base.weight
             return _FusedLoraLinear.apply(  # type: ignore[no-untyped-call]
-                x, weight, base.bias, lora_a, lora_b, float(layer.scaling[adapter]), self
+                x, weight, base.bias, lora_a, lora_b, scaling, self
             )
 
         return forward
 
+    def _check_rows(self, x: Tensor) -> None:
+        rows = self._unit_of_row.get(_CPU)
+        if rows is None or x.dim() != 3 or x.shape[0] != rows.numel():
+            raise LocalProtocolError(
+                f"fused engine: layer input of shape {tuple(x.shape)}, expected (rows, tokens, "
+                "width) inside GradientEngine.gradients"
+            )
+
     def gradients(
         self, units: int, unit_of_row: Sequence[int], summed_loss: Callable[[], Tensor]
-    ) -> tuple[list[Tensor], float]:
+    ) -> tuple[list[Tensor], Tensor]:
         self._units = units
         self._one_row_each = units == 1 or list(unit_of_row) == list(range(units))
-        self.unit_of_row = torch.tensor(list(unit_of_row), device=self.parameters[0].device)
+        self._unit_of_row = {_CPU: torch.tensor(list(unit_of_row), dtype=torch.int64)}
+        context: AbstractContextManager[None] = nullcontext()
+        if self._layers is not None:
+            context = checkpointing(self._layers)
         try:
-            loss = summed_loss()
+            with context:
+                loss = summed_loss()
+            found = zero_gradients(units, self.parameters)
+            self._sums = dict(zip(self.parameters, found, strict=True))
             loss.backward()  # type: ignore[no-untyped-call]
-            found = [
-                self._sums[one]
-                if one in self._sums
-                else one.new_zeros((units, *one.shape), dtype=torch.float32)
-                for one in self.parameters
-            ]
-            return found, float(loss.detach())
+            return found, loss.detach()
         finally:
-            self.unit_of_row = None
-            self._sums.clear()
+            self._unit_of_row, self._sums = {}, {}
 
-    def add(self, parameter: nn.Parameter, left: Tensor, right: Tensor) -> None:
-        """Add left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
+    def add(self, parameter: nn.Parameter, left: Tensor, right: Tensor, scaling: float) -> None:
+        """Add scaling left[i]' right[i] to the unit of row i. left (R, T, p), right (R, T, q)."""
+        found = self._sums.get(parameter)
+        if found is None:
+            # A backward pass of somebody else's.
+            return
         if self._units == 1:
             left, right = left.flatten(0, 1).unsqueeze(0), right.flatten(0, 1).unsqueeze(0)
-        each = _float_products(left, right)
-        found = self._sums.get(parameter)
+        left = left.transpose(1, 2)
         if self._one_row_each:
-            self._sums[parameter] = each if found is None else found.add_(each)
-            return
-        if found is None:
-            found = self._sums[parameter] = each.new_zeros((self._units, *parameter.shape))
-        if self.unit_of_row is not None:
-            found.index_add_(0, self.unit_of_row, each)
+            found.baddbmm_(left, right, alpha=scaling)
+        else:
+            device = found.device
+            if device not in self._unit_of_row:
+                self._unit_of_row[device] = sent(self._unit_of_row[_CPU], device)
+            found.index_add_(0, self._unit_of_row[device], left @ right, alpha=scaling)
 
     def close(self) -> None:
         for layer in self._patched:

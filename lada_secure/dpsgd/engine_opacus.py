@@ -8,13 +8,17 @@ added up per unit before anything is clipped.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lada_secure.dpsgd.unit_gradients import zero_gradients
 from lada_secure.models.adapters import trainable_parameters
+from lada_secure.models.checkpointing import checkpointed_layers, checkpointing
+from lada_secure.models.transfer import sent
 
 
 def _grad_sample_hooks() -> Any:
@@ -43,8 +47,10 @@ class OpacusEngine:
 
     name = "opacus"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, checkpoints: bool = False) -> None:
+        """Args: checkpoints: whether layers are computed again on the way back."""
         self.parameters = trainable_parameters(model)
+        self._layers = checkpointed_layers(model) if checkpoints else None
         # Opacus records modules in training mode only. The rest of the model stays as it is, so
         # that no dropout of the base model comes on.
         self._modules = [
@@ -59,27 +65,39 @@ class OpacusEngine:
 
     def gradients(
         self, units: int, unit_of_row: Sequence[int], summed_loss: Callable[[], Tensor]
-    ) -> tuple[list[Tensor], float]:
-        rows = torch.tensor(list(unit_of_row), device=self.parameters[0].device)
+    ) -> tuple[list[Tensor], Tensor]:
+        rows = torch.tensor(list(unit_of_row), dtype=torch.int64)
+        context: AbstractContextManager[None] = nullcontext()
+        if self._layers is not None:
+            context = checkpointing(self._layers, recomputing=self._not_noticed)
         self._forget()
         try:
             with warnings.catch_warnings():
                 # The first adapted layer's input needs no gradient, and its hook says so every
                 # step.
                 warnings.filterwarnings("ignore", message=".*backward hook.*", category=UserWarning)
-                loss = summed_loss()
+                with context:
+                    loss = summed_loss()
                 loss.backward()  # type: ignore[no-untyped-call]
-            found: list[Tensor] = []
-            for one in self.parameters:
+            rows_on = {one: sent(rows, one) for one in {own.device for own in self.parameters}}
+            found = zero_gradients(units, self.parameters)
+            for one, total in zip(self.parameters, found, strict=True):
                 sample: Tensor | list[Tensor] | None = one.__dict__["grad_sample"]
                 parts = sample if isinstance(sample, list) else [] if sample is None else [sample]
-                total = one.new_zeros((units, *one.shape), dtype=torch.float32)
                 for part in parts:
-                    total.index_add_(0, rows, part.float())
-                found.append(total)
-            return found, float(loss.detach())
+                    total.index_add_(0, rows_on[one.device], part.float())
+            return found, loss.detach()
         finally:
             self._forget()
+
+    @contextmanager
+    def _not_noticed(self) -> Iterator[None]:
+        """The inputs of a layer that is computed again were noted the first time."""
+        self._hooks.disable_hooks()
+        try:
+            yield
+        finally:
+            self._hooks.enable_hooks()
 
     def _forget(self) -> None:
         for module in self._modules:

@@ -13,6 +13,7 @@ from torch import Tensor
 from lada_secure.dpsgd.batching import PhysicalBatch, physical_batches, single_units, unit_of_row
 from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.engine import GradientEngine
+from lada_secure.dpsgd.unit_gradients import zero_gradients
 from lada_secure.errors import ParameterError
 from lada_secure.models.examples import EncodedExample, EncodedUnit, rows_of
 from lada_secure.models.loss import ExampleLoss, LossSettings
@@ -133,23 +134,26 @@ class GradientSource:
         except Exception:  # noqa: S110
             pass
 
-    def public_gradient(self, examples: Sequence[EncodedExample]) -> tuple[list[Tensor], float]:
+    def public_gradient(self, examples: Sequence[EncodedExample]) -> tuple[list[Tensor], Tensor]:
         """Exact gradients of the mean loss of public examples, and that loss; 0 for none.
 
         Batches go through the same engine as the private stream, as one unit.
+        Returns: per parameter, *shape float32, side by side in memory; a scalar on its device.
         """
-        sums = [torch.zeros_like(one, dtype=torch.float32) for one in self.engine.parameters]
-        loss, count = 0.0, max(len(examples), 1)
+        sums = zero_gradients(1, self.engine.parameters)
+        loss = torch.zeros((), device=self.engine.parameters[0].device)
+        count = max(len(examples), 1)
         for taken, part in self._fitting(examples, lambda batch: self._gradients([batch])):
-            loss += part
-            sums = [a.add_(b[0]) for a, b in zip(sums, taken, strict=True)]
-        return [total / count for total in sums], loss / count
+            loss = loss + part.to(loss.device)
+            torch._foreach_add_(sums, taken)
+        torch._foreach_div_(sums, count)
+        return [total.squeeze(0) for total in sums], loss / count
 
     def unit_gradients(self, batch: PhysicalBatch) -> list[Tensor]:
         """Each unit's gradient, unclipped. Per parameter (units, *parameter.shape) float32."""
         return self._gradients(batch)[0]
 
-    def _gradients(self, batch: PhysicalBatch) -> tuple[list[Tensor], float]:
+    def _gradients(self, batch: PhysicalBatch) -> tuple[list[Tensor], Tensor]:
         # A sum, not a mean: an example's gradient must not depend on how many others came.
         examples = [example for unit in batch for example in unit]
         return self.engine.gradients(

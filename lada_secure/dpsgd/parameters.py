@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Final, Literal
 
-import torch
-
 from lada_secure.dpsgd.engine import ENGINES, EngineName
 from lada_secure.errors import ParameterError
 from lada_secure.models.loss import LossSettings
@@ -129,11 +127,14 @@ def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> Si
 class TrainerSettings:
     """Speed, memory and the optimiser: nothing here changes the guarantee.
 
-    engine: "auto" takes `fused` where it applies. device: "auto" takes CUDA where there is one.
-    threads: CPU threads, None leaves them as they are.
-    precision: of the forward pass; gradients, sums and noise are float32 or wider always. In
-    bfloat16 every unit has forward passes of its own, so that its gradient cannot depend on its
-    company: slower in all but the largest models.
+    Device and type of the forward pass are the model's (`LanguageModel.placement`); gradients, sums
+    and noise are float32 or wider always. With a base that is shorter than float32, or packed,
+    every unit has forward passes of its own, so that its gradient cannot depend on its company:
+    slower in all but the largest models.
+
+    engine: "auto" takes `fused` where it applies. threads: CPU threads, None leaves them.
+    noise: "ahead" draws the next step's in a thread, "in_line" when it is needed; "auto" draws
+    ahead where a GPU computes meanwhile.
     physical_batch_size: examples per forward pass; a larger unit has one of its own.
     pool_batch_size: pool samples per step and denominator of the public gradient, 0 for none.
     private_weight: >= 0, public factor on the noised private gradient.
@@ -143,9 +144,8 @@ class TrainerSettings:
     """
 
     engine: EngineName = "auto"
-    device: str = "auto"
     threads: int | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    noise: Literal["auto", "ahead", "in_line"] = "auto"
     physical_batch_size: int = 16
     pool_batch_size: int = 8
     private_weight: float = 1.0
@@ -165,22 +165,4 @@ class TrainerSettings:
         at_least(0, pool_batch_size=self.pool_batch_size, seed=self.seed)
         zero_or_more(private_weight=self.private_weight)
         one_of(ENGINES, engine=self.engine)
-        one_of(("float32", "bfloat16"), precision=self.precision)
-
-    def torch_device(self) -> torch.device:
-        """The device to train on. Raises: ParameterError: unknown, or CUDA where there is none."""
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        automatic = "cuda" if found else "cpu"
-        try:
-            device = torch.device(automatic if self.device == "auto" else self.device)
-        except RuntimeError as error:
-            raise ParameterError(f"device: {self.device!r} is not known to torch") from error
-        if device.type == "cuda" and (device.index or 0) >= found:
-            raise ParameterError(
-                f"device: {self.device!r}, but torch sees {found or 'no'} CUDA devices"
-            )
-        return device
-
-    def autocast_dtype(self) -> torch.dtype | None:
-        """Type of the forward pass; None for the weights' own."""
-        return torch.bfloat16 if self.precision == "bfloat16" else None
+        one_of(("auto", "ahead", "in_line"), noise=self.noise)

@@ -12,6 +12,9 @@ In float32 that gradient is computed next to others, and matrix kernels may roun
 differently in other company; this second-order effect is not covered by the proof (about 1e-7
 relative; the sensitivity tests measure below 1 + 1e-6 on real models). In shorter types the effect
 would be a thousand times larger: there every unit is computed alone, and the bound is exact.
+
+A step only queues work: it asks a GPU for no value, so the CPU is always ahead of it. What a step
+found (the public loss) is read when somebody asks, after a chunk of steps.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import ClassVar, Final, TypeAlias
 
 import torch
@@ -30,8 +34,10 @@ from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.gradient import GradientSource
 from lada_secure.dpsgd.noise import DiscreteGaussian
+from lada_secure.dpsgd.noise_ahead import NoiseAhead
 from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.state import TrainingState
+from lada_secure.dpsgd.unit_gradients import places_by_device, side_by_side
 from lada_secure.errors import LocalProtocolError, ParameterError, TrainingFailed
 from lada_secure.models.examples import (
     EncodedUnit,
@@ -43,24 +49,42 @@ from lada_secure.models.examples import (
 )
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.rationale_scoring import RationaleScorer
+from lada_secure.models.transfer import sent
 
 logger = logging.getLogger(__name__)
 
 # Room for outputs of frozen layers.
-_FROZEN_CACHE_BYTES: Final = 512 * 2**20
+FROZEN_CACHE_BYTES: Final = 512 * 2**20
 
 
-def noised_gradient(total: ClippedSum, privacy: DpSgdParameters) -> Tensor:
+def drawn_noise(count: int, device: torch.device) -> Tensor:
+    """Fresh noise of one step in grid steps, (count,) int64 in the CPU's memory.
+
+    Args: device: where it will be used; for a GPU the memory is page-locked.
+    """
+    found = torch.from_numpy(DiscreteGaussian(Fraction(STD_STEPS)).sample(count))
+    if device.type != "cuda":
+        return found
+    # A thread is on the first device until it says otherwise.
+    with torch.cuda.device(device):
+        return found.pin_memory()
+
+
+def noised_gradient(
+    total: ClippedSum, privacy: DpSgdParameters, noise: Tensor | None = None
+) -> Tensor:
     """(sum of clipped unit gradients + noise) / expected_units.
 
     The noise has STD_STEPS grid steps and clip_steps <= STD_STEPS / noise_multiplier, so its
     multiplier is never below the accounted one.
 
+    Args: noise: of `drawn_noise`, used here for the first and last time; None draws it here.
     Returns: (d,) float64, over all trainable parameters in order.
     """
     whole = total.integers()
-    noise = DiscreteGaussian(Fraction(STD_STEPS)).sample(whole.numel())
-    whole += torch.from_numpy(noise).to(whole.device)
+    if noise is None:
+        noise = drawn_noise(whole.numel(), whole.device)
+    whole += sent(noise, whole.device)
     # From here on everything is post-processing of the noised integers.
     return whole.double() * (privacy.l2_clip_norm / privacy.clip_steps / privacy.expected_units)
 
@@ -87,7 +111,7 @@ class Trainer:
         self.lm = lm
         self.privacy = privacy
         self.settings = settings
-        self.device = settings.torch_device()
+        self.device = lm.device
         self._contrast = settings.loss.contrastive_weight > 0.0
         encoded_pool = tuple(encode_example(lm, one, contrast=self._contrast) for one in pool)
         public = privacy.pool_gradients == "public"
@@ -101,25 +125,25 @@ class Trainer:
         self._order = PublicOrder(
             count=len(self._public), batch_size=settings.pool_batch_size, seed=settings.seed
         )
-        lm.model.to(self.device)
         lm.model.eval()
-        self.engine = open_engine(lm.model, settings.engine)
-        self.parameters = self.engine.parameters
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=0.0
+        self.engine = open_engine(
+            lm.model, settings.engine, checkpoints=lm.placement.gradient_checkpointing
         )
-        self.public_losses: list[float | None] = []
+        self.parameters = self.engine.parameters
+        # In one kernel, and its count of steps is where the weights are.
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True
+        )
+        self._losses: list[float | None] = []
+        # Of the newest steps, where they were computed; None where there was no sample.
+        self._unread: list[Tensor | None] = []
+        self._noise = self._noise_ahead()
         try:
-            scorer = RationaleScorer(
-                lm.model,
-                device=self.device,
-                cache_bytes=_FROZEN_CACHE_BYTES,
-                autocast_dtype=settings.autocast_dtype(),
-            )
+            scorer = RationaleScorer(lm.model, device=self.device, cache_bytes=FROZEN_CACHE_BYTES)
             if not scorer.finite_at_first:
                 raise ParameterError(
                     "the model's loss on made-up tokens is NaN or infinite before training; "
-                    "nothing was spent. Check the model's weights and the precision setting"
+                    "nothing was spent. Check the model's weights, or load it in float32"
                 )
             self.source = self.source_class(
                 engine=self.engine,
@@ -154,7 +178,7 @@ class Trainer:
             raise ParameterError(
                 f"{int((~torch.isfinite(losses)).sum())} of the first {len(first)} pool samples "
                 "have a loss of NaN or infinity before training; nothing was spent. Check the "
-                "model's weights and the precision setting"
+                "model's weights, or load it in float32"
             )
 
     def check_going_well(self, first_step: int) -> None:
@@ -171,18 +195,53 @@ class Trainer:
         if told:
             raise TrainingFailed(
                 f"training steps {first_step + 1} to {self.steps_done}: {told}; stopped before "
-                "more privacy is spent. Lower learning_rate, or precision = 'float32'"
+                "more privacy is spent. Lower learning_rate, or load the model in float32"
             )
 
     @property
     def steps_done(self) -> int:
         """Steps taken so far, those of a restored state included."""
-        return len(self.public_losses)
+        return len(self._losses) + len(self._unread)
 
-    def step(self) -> float | None:
-        """Sample, clip, sum, noise, add the public gradient, update. Returns: public loss."""
-        total = self._clipped_sum(self.draw())
-        return self.update(noised_gradient(total, self.privacy) * self.settings.private_weight)
+    @property
+    def public_losses(self) -> list[float | None]:
+        """Mean pool loss of every step so far; None without samples, or where it was not finite.
+
+        Waits for the device: to be asked after a chunk of steps, not within one.
+        """
+        known = [one for one in self._unread if one is not None]
+        values = iter(torch.stack(known).tolist() if known else ())
+        for one in self._unread:
+            loss = None if one is None else next(values)
+            self._losses.append(loss if loss is not None and math.isfinite(loss) else None)
+        self._unread.clear()
+        return list(self._losses)
+
+    def step(self) -> None:
+        """Sample, clip, sum, noise, add the public gradient, update.
+
+        Raises: TrainingFailed: its noise could not be drawn; nobody was sampled then.
+        """
+        try:
+            noise = None if self._noise is None else self._noise.take()
+            total = self._clipped_sum(self.draw())
+            noised = noised_gradient(total, self.privacy, noise)
+            self.update(noised * self.settings.private_weight)
+        except BaseException:
+            self._discard_noise()
+            raise
+
+    def _noise_ahead(self) -> NoiseAhead | None:
+        """A GPU computes while the CPU draws; on a CPU drawing would take what computes."""
+        how = self.settings.noise
+        if how == "in_line" or (how == "auto" and self.device.type != "cuda"):
+            return None
+        count = sum(one.numel() for one in self.parameters)
+        return NoiseAhead(partial(drawn_noise, count, self.parameters[0].device))
+
+    def _discard_noise(self) -> None:
+        if self._noise is not None:
+            self._noise.discard()
 
     def draw(self) -> list[EncodedUnit]:
         """The units that join a step. Raises: LocalProtocolError: they were not read yet."""
@@ -200,22 +259,30 @@ class Trainer:
             logger.warning("a step's private gradient could not be computed; its sum is zero")
             return ClippedSum(self.parameters, self.privacy)
 
-    def update(self, private_gradient: Tensor) -> float | None:
-        """The rest of a step, after noise: public stream and AdamW."""
+    def update(self, private_gradient: Tensor) -> None:
+        """The rest of a step, after noise: public stream and AdamW.
+
+        A public gradient that is not finite anywhere is left out whole.
+
+        Args: private_gradient: (d,), over all trainable parameters in order.
+        """
         batch = [self._public[at] for at in self._order.batch(self.steps_done)]
         # First, for the engine may use .grad itself (opacus).
-        exact, mean_loss = self.source.public_gradient(batch)
-        finite = all(bool(torch.isfinite(part).all()) for part in exact)
-        sizes = [one.numel() for one in self.parameters]
-        parts = torch.split_with_sizes(private_gradient, sizes)
-        for parameter, part, added in zip(self.parameters, parts, exact, strict=True):
-            gradient = part.view_as(parameter).to(parameter.dtype, copy=True)
-            parameter.grad = gradient.add_(added.to(parameter.dtype)) if finite else gradient
+        gradients, mean_loss = self.source.public_gradient(batch)
+        groups = places_by_device(gradients)
+        blocks = [side_by_side([gradients[at].unsqueeze(0) for at in places]) for places in groups]
+        finite = torch.stack([block.isfinite().all().to(self.device) for block in blocks]).all()
+        sizes = [one.numel() for one in gradients]
+        private = private_gradient.float().split_with_sizes(sizes)
+        for places, block in zip(groups, blocks, strict=True):
+            block.masked_fill_(~finite.to(block.device), 0.0)
+            block.add_(torch.cat([private[at] for at in places]).to(block.device))
+            parts = block.squeeze(0).split_with_sizes([sizes[at] for at in places])
+            for at, part in zip(places, parts, strict=True):
+                self.parameters[at].grad = part.view_as(self.parameters[at])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = mean_loss if batch and math.isfinite(mean_loss) else None
-        self.public_losses.append(loss)
-        return loss
+        self._unread.append(mean_loss if batch else None)
 
     def state(self, binding: str) -> TrainingState:
         """A copy of everything that the next step depends on, but for randomness."""
@@ -242,14 +309,15 @@ class Trainer:
         for one, tensors in zip(self.parameters, found, strict=True):
             one.data.copy_(tensors.pop("value"))
             self.optimizer.state[one] = {
-                # AdamW counts its steps in a CPU tensor whatever the device.
-                name: tensor.clone() if name == "step" else tensor.to(one.device, copy=True)
-                for name, tensor in tensors.items()
+                name: tensor.to(one.device, copy=True) for name, tensor in tensors.items()
             }
-        self.public_losses = list(state.public_losses)
+        self._losses, self._unread = list(state.public_losses), []
+        self._discard_noise()
 
     def close(self) -> None:
-        """Detach the engine from the model."""
+        """Detach the engine from the model, and throw away noise that was not used."""
+        if self._noise is not None:
+            self._noise.close()
         self.engine.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +12,5 @@ class Execution:
     batch_size: texts at a time, as memory allows. threads: CPU threads, None leaves them.
     """
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = 1
     batch_size: int = 16

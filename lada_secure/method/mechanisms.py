@@ -92,13 +92,20 @@ def adapter_settings(
     part: DistillationPlan | TransferPlan, lm: LanguageModel, *, seed: int
 ) -> AdapterSettings:
     """The adapters of SLM or LLM, on no more layers than the model has."""
+    return adapter_shape(part, layers=int(lm.model.config.num_hidden_layers), seed=seed)
+
+
+def adapter_shape(
+    part: DistillationPlan | TransferPlan, *, layers: int, seed: int
+) -> AdapterSettings:
+    """The same for a model of so many layers."""
     from lada_secure.models.adapters import AdapterSettings
 
     return AdapterSettings(
         rank=part.adapter_rank,
         alpha=2.0 * part.adapter_rank,
         target_modules=part.adapter_targets,
-        last_layers=min(part.adapter_layers, int(lm.model.config.num_hidden_layers)),
+        last_layers=min(part.adapter_layers, layers),
         train_a=part.train_a,
         seed=seed,
     )

@@ -32,7 +32,6 @@ def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -
     """
     shape = plan.distillation
     return TrainerSettings(
-        device=execution.device,
         threads=execution.threads,
         physical_batch_size=execution.batch_size,
         pool_batch_size=shape.pool_batch_size if plan.guide is None else 0,

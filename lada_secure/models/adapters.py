@@ -105,9 +105,13 @@ def attach_adapters(lm: LanguageModel, settings: AdapterSettings) -> LanguageMod
     Raises: ParameterError: unknown target modules, more layers than there are, or a model that
     has adapters already.
     """
-    model: Any = lm.model
-    if callable(getattr(model, "get_base_model", None)):
+    if callable(getattr(lm.model, "get_base_model", None)):
         raise ParameterError(f"model {lm.name!r} has adapters already")
+    return replace(lm, model=adapted_model(lm.model, settings))
+
+
+def adapted_model(model: Any, settings: AdapterSettings) -> Any:
+    """See `attach_adapters`. Raises: ParameterError: unknown target modules, or too many layers."""
     count = int(model.config.num_hidden_layers)
     layers: list[int] | None = None
     if settings.last_layers is not None:
@@ -136,7 +140,7 @@ def attach_adapters(lm: LanguageModel, settings: AdapterSettings) -> LanguageMod
         if "lora_A" in name and not settings.train_a:
             parameter.requires_grad_(False)
     adapted.eval()
-    return replace(lm, model=adapted)
+    return adapted
 
 
 def trainable_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:

@@ -55,6 +55,13 @@ class FileHashes:
         self._now = now
         self._known: dict[str, str] = _read_cache(cache)
 
+    @classmethod
+    def reading(cls, cache: Path) -> FileHashes:
+        """With the hashes that a file keeps, which stays as it is."""
+        found = cls(None)
+        found._known = _read_cache(cache)
+        return found
+
     def sha256(self, path: Path) -> str:
         """Hash of a file.
 

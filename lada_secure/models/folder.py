@@ -65,6 +65,23 @@ def read_json(path: Path) -> _Json:
         raise ParameterError(f"{path.parent}: {error}") from error
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights of a folder that `check_folder` has passed."""
+    if not (folder / INDEX).is_file():
+        return [folder / WEIGHTS]
+    return [folder / one for one in sorted(set(_json(folder / INDEX)["weight_map"].values()))]
+
+
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of the tensors of a folder that `check_folder` has passed, by their type ("F32")."""
+    found: dict[str, int] = {}
+    for file in weight_files(folder):
+        for one in _header(file).values():
+            first, last = one["data_offsets"]
+            found[one["dtype"]] = found.get(one["dtype"], 0) + last - first
+    return found
+
+
 def _json(path: Path) -> _Json:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

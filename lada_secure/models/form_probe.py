@@ -7,7 +7,7 @@ of the model and of the questions, so it is measured and not guessed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.confidence import answer_pool
 from lada_secure.models.evaluation import greedy_rationales
 from lada_secure.models.text_model import TextModel
+from lada_secure.ranges import at_least
 
 # Standard errors that a difference must have to count.
 _NOISE: Final = 2.0
@@ -61,33 +62,66 @@ class FormResult:
         error = float(np.sqrt(self.chance * (1.0 - self.chance) / len(self.right)))
         return self.accuracy > self.chance + _NOISE * max(error, self.standard_error)
 
+    def figures(self) -> dict[str, float]:
+        """For programs: shares in percent, to a tenth; `above_chance` as it is."""
+        return {
+            "right_percent": round(100 * self.accuracy, 1),
+            "standard_error": round(100 * self.standard_error, 1),
+            "chance_percent": round(100 * self.chance, 1),
+            "readable_percent": round(100 * self.readable_share, 1),
+            "above_chance": self.above_chance,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FormMeasurement:
-    """All forms on the same questions, in the order cloze, listed, reasoned; and which to take."""
+    """All forms on the same questions, in the order cloze, listed, reasoned; and which to take.
+
+    worse: forms that lose against the best one by more than noise.
+    """
 
     results: tuple[FormResult, ...]
     recommended: FormName
+    worse: tuple[FormName, ...]
 
 
 def measure_forms(
-    lm: TextModel, samples: Sequence[PoolSample], *, batch_size: int, max_new_tokens: int
+    lm: TextModel,
+    samples: Sequence[PoolSample],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> FormMeasurement:
     """Ask a model public questions in every form.
 
     Open answers are judged by the verifier of `lm.form`. On a CPU a path takes most of the time:
     a hundred questions give an accuracy to about five points.
 
-    Args: max_new_tokens: of a path; a model that reasons needs room for it.
+    Args: max_new_tokens: of a path; a model that reasons needs room for it. progress: told how many
+        answers of how many there are.
     Raises: ParameterError: no questions, or sizes below 1.
     """
     if not samples:
         raise ParameterError("measuring answer forms needs at least one public question")
-    results = tuple(
-        _measured(lm, name, samples, batch_size=batch_size, max_new_tokens=max_new_tokens)
-        for name in FORMS
+    at_least(1, batch_size=batch_size)
+    whole, done = len(FORMS) * len(samples), 0
+    results: list[FormResult] = []
+    for name in FORMS:
+        parts: list[FormResult] = []
+        for first in range(0, len(samples), batch_size):
+            part = samples[first : first + batch_size]
+            parts.append(
+                _measured(lm, name, part, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            )
+            done += len(part)
+            progress(done, whole)
+        results.append(_together(parts))
+    return FormMeasurement(
+        results=tuple(results),
+        recommended=recommended_form(results),
+        worse=tuple(one.form for one in results if _worse(one, _best(results))),
     )
-    return FormMeasurement(results=results, recommended=recommended_form(results))
 
 
 def recommended_form(results: Sequence[FormResult]) -> FormName:
@@ -96,14 +130,29 @@ def recommended_form(results: Sequence[FormResult]) -> FormName:
     Differences are paired, question by question. Among forms that a model does equally well the
     first one is the cheapest: it reads and writes the fewest tokens.
     """
-    best = max(results, key=lambda one: one.accuracy)
+    best = _best(results)
     return next(one.form for one in results if not _worse(one, best))
+
+
+def _best(results: Sequence[FormResult]) -> FormResult:
+    return max(results, key=lambda one: one.accuracy)
 
 
 def _worse(one: FormResult, best: FormResult) -> bool:
     difference = best.right.astype(np.float64) - one.right
     error = float(difference.std()) / np.sqrt(len(difference))
     return bool(difference.mean() > _NOISE * error)
+
+
+def _together(parts: Sequence[FormResult]) -> FormResult:
+    """One form on the questions of all parts."""
+    sizes = [len(one.right) for one in parts]
+    return FormResult(
+        form=parts[0].form,
+        right=np.concatenate([one.right for one in parts]),
+        readable=np.concatenate([one.readable for one in parts]),
+        chance=float(np.average([one.chance for one in parts], weights=sizes)),
+    )
 
 
 def _measured(

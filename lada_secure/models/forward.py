@@ -7,7 +7,7 @@ computed: the output layer of a small model costs as much as many layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import Any
@@ -64,15 +64,29 @@ def target_scores(
     for batch in _batches([len(row) for row in rows], batch_size, pads=pad is not None):
         inputs = _inputs(model, [rows[at] for at in batch], pad=pad)
         keep = max(targets[at] for at in batch)
-        with torch.inference_mode():
-            logits = model(**inputs, logits_to_keep=keep + 1).logits[:, :-1]
-            wanted = inputs["input_ids"][:, -keep:]
-            # log p = logit - logsumexp, without a second tensor of the logits' size.
-            chosen = logits.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
-            log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
+        log_p = last_log_probabilities(model, inputs, keep=keep).cpu().double().numpy()
         for at, values in zip(batch, log_p, strict=True):
             total[at] = values[-targets[at] :].sum()
     return total
+
+
+def last_log_probabilities(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], *, keep: int
+) -> torch.Tensor:
+    """Log-probability of each row's last `keep` tokens, (batch, keep) float32 nats."""
+    with torch.inference_mode():
+        logits = model(**inputs, use_cache=False, logits_to_keep=keep + 1).logits[:, :-1]
+        return _log_probabilities(logits, inputs["input_ids"][:, -keep:])
+
+
+def _log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each token, (n, t) float32 nats, from logits (n, t, v) of any type.
+
+    In float32, for in bfloat16 a logit of 20 is right to a sixteenth. Row by row, for a logarithm
+    of a sum takes as much memory again as what it is given.
+    """
+    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).float()
+    return chosen - torch.stack([row.float().logsumexp(-1) for row in logits])
 
 
 def option_scores(
@@ -109,31 +123,14 @@ def _option_scores(
     tail = torch.full((len(texts), longest), pad, dtype=torch.long)
     for number, text in enumerate(texts):
         tail[number, : len(text)] = torch.tensor(text, dtype=torch.long)
-    tail = tail.to(ids.device)
-    with torch.inference_mode():
-        read = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
+    log_p = (
+        option_log_probabilities(
+            model, (ids, mask, positions), tail.to(ids.device), owner, max_tokens=max_tokens
         )
-        logits = read.logits[owner]
-        # Letters are single tokens: the prompt's last position has said all.
-        if longest > 1:
-            cache = read.past_key_values
-            cache.batch_select_indices(torch.tensor(owner, device=ids.device))
-            steps = torch.arange(1, longest, device=ids.device)
-            rest = model(
-                input_ids=tail[:, :-1],
-                attention_mask=torch.cat([mask[owner], torch.ones_like(tail[:, :-1])], dim=1),
-                # Behind an option's own end only padding can come to the model's last position.
-                position_ids=(positions[owner, -1:] + steps).clamp(max=max_tokens - 1),
-                past_key_values=cache,
-            ).logits
-            logits = torch.cat([logits, rest], dim=1)
-        chosen = logits.gather(-1, tail.unsqueeze(-1)).squeeze(-1)
-        log_p = (chosen - logits.logsumexp(-1)).cpu().double().numpy()
+        .cpu()
+        .double()
+        .numpy()
+    )
     scores = [
         float(log_p[row, first : len(text)].mean())
         for row, (text, first) in enumerate(zip(texts, firsts, strict=True))
@@ -142,6 +139,46 @@ def _option_scores(
         np.array([score for score, whose in zip(scores, owner, strict=True) if whose == row])
         for row in range(len(asked))
     ]
+
+
+def option_log_probabilities(
+    model: PreTrainedModel,
+    prompts: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    options: torch.Tensor,
+    owner: Sequence[int],
+    *,
+    max_tokens: int,
+) -> torch.Tensor:
+    """Log-probability of each token of each option, (options, longest) float32 nats.
+
+    Args: prompts: ids, mask and positions, padded on the left, each (questions, length). options:
+        ids padded on the right, (options, longest). owner: the question of each option.
+    """
+    ids, mask, positions = prompts
+    longest = options.shape[1]
+    with torch.inference_mode():
+        read = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        first = _log_probabilities(read.logits[owner], options[:, :1])
+        # Letters are single tokens: the prompt's last position has said all.
+        if longest == 1:
+            return first
+        cache = read.past_key_values
+        cache.batch_select_indices(torch.tensor(owner, device=ids.device))
+        steps = torch.arange(1, longest, device=ids.device)
+        rest = model(
+            input_ids=options[:, :-1],
+            attention_mask=torch.cat([mask[owner], torch.ones_like(options[:, :-1])], dim=1),
+            # Behind an option's own end only padding can come to the model's last position.
+            position_ids=(positions[owner, -1:] + steps).clamp(max=max_tokens - 1),
+            past_key_values=cache,
+        ).logits
+        return torch.cat([first, _log_probabilities(rest, options[:, 1:])], dim=1)
 
 
 def continuations(

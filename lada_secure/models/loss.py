@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from lada_secure.models.examples import EncodedExample, rows_of
 from lada_secure.models.rationale_scoring import RationaleScorer, per_token
+from lada_secure.models.transfer import sent
 from lada_secure.ranges import one_of, zero_or_more
 
 CONTRASTIVE_FORMS: Final = ("dpo", "margin")
@@ -89,7 +90,8 @@ class ExampleLoss:
     def __call__(self, examples: Sequence[EncodedExample]) -> Tensor:
         """(n,) float32, in the order of `examples`."""
         path, own, has_own = self._scores(examples)
-        reference = path.new_tensor([self.reference.get(example, 0.0) for example in examples])
+        leads = torch.tensor([self.reference.get(example, 0.0) for example in examples])
+        reference = sent(leads, path.device)
         return example_losses(path, own, has_own, reference, self._settings)
 
     def with_reference(self, examples: Sequence[EncodedExample]) -> list[EncodedExample]:
@@ -110,7 +112,7 @@ class ExampleLoss:
         scores = per_token(self._scorer(rows), rows)
         path = scores[: len(examples)]
         holders = [at for at, example in enumerate(examples) if example.rejected is not None]
-        where = torch.tensor(holders, dtype=torch.int64, device=scores.device)
+        where = sent(torch.tensor(holders, dtype=torch.int64), scores.device)
         own = torch.zeros_like(path).index_copy(0, where, scores[len(examples) :])
         has_own = torch.zeros_like(path, dtype=torch.bool).index_fill(0, where, True)
         return path, own, has_own

@@ -7,6 +7,8 @@ whose texts would be cut is better refused than silently trained on in part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Final
 
 import numpy as np
@@ -20,7 +22,8 @@ from lada_secure.models.evaluation import (
     rationale_log_probabilities,
 )
 from lada_secure.models.loading import LanguageModel
-from lada_secure.models.text_model import TextModel
+from lada_secure.models.text_model import ModelTexts, TextModel
+from lada_secure.privacy.release.private_records import for_each_unit
 
 # Any tokenizer has tokens for digits.
 _PROBE: Final = "1"
@@ -82,7 +85,7 @@ def _looks_ahead(lm: TextModel) -> bool:
 
 
 def needed_tokens(
-    lm: TextModel, records: Sequence[Record | PoolSample], *, written: Sequence[int]
+    lm: ModelTexts, records: Sequence[Record | PoolSample], *, written: Sequence[int]
 ) -> list[int]:
     """Most tokens of each record that the model has before it at once.
 
@@ -97,8 +100,59 @@ def needed_tokens(
 
 
 def _needed(
-    lm: TextModel, records: Sequence[Record | PoolSample], written: Sequence[int]
+    lm: ModelTexts, records: Sequence[Record | PoolSample], written: Sequence[int]
 ) -> list[int]:
+    return [
+        # An option keeps its end only where it takes at most half of what the model does.
+        max(one.prompt + max(one.path, one.option, new), 2 * one.option)
+        for one, new in zip(_sizes(lm, records), written, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSizes:
+    """Tokens of one record, or the most of several.
+
+    prompt: with its frame. path: with its end token. row: prompt and path together. option: the
+    longest. options: how many there are.
+    """
+
+    prompt: int = 1
+    path: int = 1
+    row: int = 2
+    option: int = 0
+    options: int = 0
+
+    def largest(self, other: TextSizes) -> TextSizes:
+        """The larger of both in every respect."""
+        return TextSizes(
+            **{
+                one.name: max(getattr(self, one.name), getattr(other, one.name))
+                for one in fields(self)
+            }
+        )
+
+
+def largest_sizes(lm: ModelTexts, records: Sequence[Record | PoolSample]) -> TextSizes:
+    """The most tokens of any record, cut as training and evaluation cut; of none, the least.
+
+    A record that the tokenizer cannot encode does not count; it takes no part in a step either.
+    """
+    found = for_each_unit(
+        records, lambda part: _sizes(lm, part), otherwise=TextSizes(), what="counting tokens"
+    )
+    most = reduce(TextSizes.largest, found, TextSizes())
+    room = lm.max_tokens
+    return TextSizes(
+        prompt=min(most.prompt, room),
+        path=min(most.path, room),
+        row=min(most.row, room),
+        option=min(most.option, room // 2),
+        options=most.options,
+    )
+
+
+def _sizes(lm: ModelTexts, records: Sequence[Record | PoolSample]) -> list[TextSizes]:
     style = lm.style
     prompts = lm.token_counts(
         [style.question(lm.form.prompt(one.question, one.choices)) for one in records]
@@ -116,8 +170,13 @@ def _needed(
     longest = [max((next(options) for _ in one.choices), default=0) for one in records]
     # Apart, prompt and path have as many tokens as together, or a few more where tokens merge.
     frame = len(style.head) + len(style.tail)
-    # An option keeps its end only where it takes at most half of what the model does.
     return [
-        max(frame + prompt + max(path + 1, option, new), 2 * option)
-        for prompt, path, option, new in zip(prompts, paths, longest, written, strict=True)
+        TextSizes(
+            prompt=frame + prompt,
+            path=path + 1,
+            row=frame + prompt + path + 1,
+            option=option,
+            options=len(record.choices),
+        )
+        for record, prompt, path, option in zip(records, prompts, paths, longest, strict=True)
     ]

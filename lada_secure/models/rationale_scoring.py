@@ -24,8 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lada_secure.errors import ParameterError
+from lada_secure.models.checkpointing import layers_of
+from lada_secure.models.company import runs_in_float32
 from lada_secure.models.examples import TokenRow
 from lada_secure.models.token_scores import can_score_tokens, token_scores
+from lada_secure.models.transfer import sent
+from lada_secure.models.unpacked_rows import unpacked_rows
 
 _PROBE_LENGTHS: Final = (7, 4)
 # Relative and absolute, nats. Rounding in float32 stays far below; short types round more.
@@ -98,7 +102,8 @@ class FrozenPrefix:
         fresh: dict[int, Tensor] = {}
         if missing:
             length = max(len(rows[at].tokens) for at in missing)
-            captured = self._capture(ids[missing, :length])
+            places = sent(torch.tensor(missing), ids.device)
+            captured = self._capture(ids.index_select(0, places)[:, :length])
             for place, at in enumerate(missing):
                 state = captured[place, : len(rows[at].tokens)].clone()
                 size = state.numel() * state.element_size()
@@ -131,22 +136,17 @@ class RationaleScorer:
         *,
         device: torch.device,
         cache_bytes: int = 0,
-        autocast_dtype: torch.dtype | None = None,
     ) -> None:
         """Find body, head and frozen layers, and check each saving on made-up tokens.
 
-        Args: model: a transformers causal language model, with or without peft adapters, on
-        `device`. cache_bytes: >= 0, room for outputs of frozen layers.
-        autocast_dtype: type of the forward pass, None for the weights' own. With one, outputs of
-        frozen layers are not kept: they were computed next to other rows, and in short types that
-        shows.
+        Args: model: a transformers causal language model, with or without peft adapters, whose
+        inputs go to `device`; passes run in the type of its weights. cache_bytes: >= 0, room for
+        outputs of frozen layers. Where any weight is shorter than float32, or packed, nothing is
+        kept: it was computed next to other rows, and in short types that shows.
         """
         self._device = device
         # Whether forward passes run in float32: then a row's company changes rounding alone.
-        self.is_float32 = autocast_dtype is None and all(
-            one.dtype == torch.float32 for one in model.parameters()
-        )
-        self._autocast_dtype = autocast_dtype
+        self.is_float32 = runs_in_float32(model)
         unwrap: Any = getattr(model, "get_base_model", lambda: model)
         self._causal: Any = unwrap()
         self._body: Any = getattr(self._causal, "base_model", self._causal)
@@ -185,9 +185,7 @@ class RationaleScorer:
             return False
 
     def _frozen_prefix(self, model: nn.Module, cache_bytes: int) -> FrozenPrefix | None:
-        count = int(self._causal.config.num_hidden_layers)
-        lists = (one for one in self._body.modules() if isinstance(one, nn.ModuleList))
-        layers = next((one for one in lists if len(one) == count), None)
+        layers = layers_of(model)
         trainable = {one for one in model.parameters() if one.requires_grad}
         in_layers = [trainable.intersection(layer.parameters()) for layer in layers or ()]
         # A trainable embedding or norm outside the layers would make cached outputs stale.
@@ -199,15 +197,11 @@ class RationaleScorer:
     def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
         """Joint log-probability of each row's target. Returns: (rows,) float32, nats."""
         ids, flat, targets = self._layout(rows)
-        with self._autocast():
+        with unpacked_rows():
             scores = self._token_scores(rows, ids, flat, targets)
+        flat = flat.to(scores.device)
         # One row's tokens side by side, zeros elsewhere: a sum in a fixed order on every device.
         return scores.new_zeros(ids.numel()).index_copy(0, flat, scores).view(ids.shape).sum(1)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._autocast_dtype)
 
     def _layout(self, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, Tensor]:
         """ids (rows, length); and, per scored token, its logit's flat place and the target."""
@@ -221,8 +215,8 @@ class RationaleScorer:
             first, last = row.target_start - 1, len(row.tokens) - 1
             flat.extend(range(at * length + first, at * length + last))
             targets.extend(row.tokens[row.target_start :])
-        wanted = torch.tensor([flat, targets], dtype=torch.int64).to(self._device)
-        return ids.to(self._device), wanted[0], wanted[1]
+        wanted = sent(torch.tensor([flat, targets], dtype=torch.int64), self._device)
+        return sent(ids, self._device), wanted[0], wanted[1]
 
     def _token_scores(
         self, rows: Sequence[TokenRow], ids: Tensor, flat: Tensor, targets: Tensor
@@ -234,9 +228,12 @@ class RationaleScorer:
         with context:
             if not self._split:
                 logits: Tensor = self._causal(input_ids=ids, use_cache=False).logits
+                flat, targets = flat.to(logits.device), targets.to(logits.device)
                 return _scores_of(logits.flatten(0, 1).index_select(0, flat), targets)
             hidden: Tensor = self._body(input_ids=ids, use_cache=False).last_hidden_state
-        hidden = hidden.flatten(0, 1).index_select(0, flat)
+        # A model over several devices ends on another one than it begins.
+        hidden = hidden.flatten(0, 1).index_select(0, flat.to(hidden.device))
+        targets = targets.to(hidden.device)
         if can_score_tokens(self._head):
             return token_scores(hidden, self._head, targets)
         return _scores_of(self._head(hidden), targets)
@@ -248,4 +245,5 @@ def _scores_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 def per_token(scores: Tensor, rows: Sequence[TokenRow]) -> Tensor:
     """Divide joint log-probabilities by target lengths. Returns: (rows,) nats a token."""
-    return scores / scores.new_tensor([float(row.target_length) for row in rows])
+    lengths = torch.tensor([float(row.target_length) for row in rows])
+    return scores / sent(lengths, scores.device)

@@ -11,6 +11,7 @@ import numpy as np
 from lada_secure.data.forms import AnswerForm
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
+from lada_secure.models.company import as_if_alone
 from lada_secure.models.evaluation import (
     choose,
     generate_texts,
@@ -227,7 +228,7 @@ def self_generated_rationales(
 
     return for_each_unit(
         units,
-        lambda part: write(part, batch_size),
+        as_if_alone(lm, lambda part: write(part, batch_size)),
         alone=lambda unit: write([unit], 1)[0],
         otherwise=(),
         what="own reasons",

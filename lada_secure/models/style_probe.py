@@ -6,7 +6,7 @@ about it. The questions are public and the model is its owner's, so this costs n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import comb
 from typing import Final
@@ -19,7 +19,8 @@ from lada_secure.errors import ParameterError
 from lada_secure.models.calling import CallingStyle, open_style
 from lada_secure.models.calling_settings import STYLES, Calling
 from lada_secure.models.evaluation import ANSWER_TOKENS, correct
-from lada_secure.models.loading import LanguageModel
+from lada_secure.models.text_model import TextModel
+from lada_secure.ranges import at_least
 
 # One-sided: in so many of a hundred probes a style that is no worse is warned about.
 _NOISE: Final = 0.025
@@ -43,25 +44,54 @@ class StyleScore:
         share = self.accuracy
         return float(np.sqrt(share * (1.0 - share) / len(self.right)))
 
+    def figures(self) -> dict[str, float]:
+        """For programs: in percent, to a tenth."""
+        return {
+            "right_percent": round(100 * self.accuracy, 1),
+            "standard_error": round(100 * self.standard_error, 1),
+        }
+
     def __str__(self) -> str:
         return f'"{self.style.name}" {self.accuracy:.1%} (standard error {self.standard_error:.1%})'
 
 
 def probe_styles(
-    lm: LanguageModel,
+    lm: TextModel,
     samples: Sequence[PoolSample],
     *,
     batch_size: int,
     max_new_tokens: int = ANSWER_TOKENS,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> tuple[StyleScore, ...]:
     """Answer public questions in the model's own style, first, and in the others that it has.
 
     Multiple choice by the options' probabilities, open questions by what is written; the model
     keeps the answer form that it has.
 
-    Args: samples: n >= 1; some 50 tell 20 points apart, some 200 tell 10.
-    Raises: ParameterError: no samples.
+    Args: samples: n >= 1; some 50 tell 20 points apart, some 200 tell 10. progress: told how many
+        answers of how many there are.
+    Raises: ParameterError: no samples, or sizes below 1.
     """
+    if not samples:
+        raise ParameterError("comparing styles needs at least one public question")
+    at_least(1, batch_size=batch_size)
+    styles = _styles(lm)
+    whole, done = len(styles) * len(samples), 0
+    scores = []
+    for style in styles:
+        asked = replace(lm, style=style)
+        right = []
+        for first in range(0, len(samples), batch_size):
+            part = samples[first : first + batch_size]
+            right.append(correct(asked, part, batch_size=batch_size, max_new_tokens=max_new_tokens))
+            done += len(part)
+            progress(done, whole)
+        scores.append(StyleScore(style=style, right=np.concatenate(right)))
+    return tuple(scores)
+
+
+def _styles(lm: TextModel) -> list[CallingStyle]:
+    """The model's own style, and others that its tokenizer has."""
     styles = [lm.style]
     for name in STYLES:
         try:
@@ -71,21 +101,10 @@ def probe_styles(
             continue
         if other not in styles and 2 * other.tokens <= lm.max_tokens:
             styles.append(other)
-    return tuple(
-        StyleScore(
-            style=style,
-            right=correct(
-                replace(lm, style=style),
-                samples,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-            ),
-        )
-        for style in styles
-    )
+    return styles
 
 
-def style_warning(lm: LanguageModel, scores: Sequence[StyleScore]) -> str | None:
+def style_warning(lm: TextModel, scores: Sequence[StyleScore]) -> str | None:
     """What to tell whoever chose a style that loses by more than noise; None where it does not.
 
     The exact sign test over the questions that one style alone answers rightly: both styles answer

@@ -25,10 +25,9 @@ from lada_secure.models.forward import OptionTokens, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextModel(ABC):
-    """A causal language model as the method calls it, wherever its weights are.
+class ModelTexts:
+    """How a causal language model reads and writes texts; needs none of its weights.
 
-    The tokenizer is always on this machine; what a model computes is computed here or by a server.
     `name` is the reference it was loaded by; `max_tokens` bounds prompt and path together.
     `spelled`: control tokens that the tokenizer makes of a text that spells them, by their texts.
     Whoever opens a study sets its `form`.
@@ -133,6 +132,14 @@ class TextModel(ABC):
             return alone
         before, both = self.decode(context[-1:]), self.decode([*context[-1:], *tokens])
         return f" {alone}" if both == f"{before} {alone}" else alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextModel(ModelTexts, ABC):
+    """A causal language model as the method calls it, wherever its weights are.
+
+    The tokenizer is always on this machine; what a model computes is computed here or by a server.
+    """
 
     def reads_as_meant(self, _tokens: Tokens) -> bool:
         """Whether the model is given these tokens and no others; a server may make its own."""

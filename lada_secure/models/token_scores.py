@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # Logits of one go: few enough to stay small beside a batch's activations, and enough tokens that
-# reading the head's weights again for every go does not show. A GPU wants fewer, larger kernels.
-_BYTES_AT_ONCE: Final = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+# reading the head's weights again for every go does not show.
+_CPU_BYTES: Final = 16 * 2**20
+_CUDA_BYTES: Final = (64 * 2**20, 512 * 2**20)
 _FEWEST_TOKENS: Final = 128
 
 
@@ -41,24 +42,31 @@ def token_scores(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
     """Log-probability of each target token.
 
     Args: hidden: (n, width), the head's inputs. head: `can_score_tokens`. targets: (n,) int64,
-    0 <= target < vocabulary. The product runs in autocast's type where autocast is on, the
-    softmax in float32.
-    Returns: (n,) float32, nats; differentiable once, in `hidden` alone.
+    0 <= target < vocabulary. The product runs in the head's type, the softmax in float32.
+    Returns: (n,) float32 on the head's device, nats; differentiable once, in `hidden` alone.
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    weight = head.weight.to(dtype)
-    bias = None if head.bias is None else head.bias.to(dtype)
-    with torch.autocast(kind, enabled=False):
-        scores: Tensor = _TokenScores.apply(  # type: ignore[no-untyped-call]
-            hidden, weight, bias, targets, torch.is_grad_enabled() and hidden.requires_grad
-        )
+    device = head.weight.device
+    hidden, targets = hidden.to(device), targets.to(device)
+    scores: Tensor = _TokenScores.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        head.weight,
+        head.bias,
+        targets,
+        torch.is_grad_enabled() and hidden.requires_grad,
+    )
     return scores
 
 
-def _tokens_at_once(vocabulary: int, kind: str) -> int:
-    allowed = _BYTES_AT_ONCE.get(kind, _BYTES_AT_ONCE["cpu"])
-    return max(_FEWEST_TOKENS, allowed // (4 * vocabulary))
+def _tokens_at_once(vocabulary: int, device: torch.device) -> int:
+    return max(_FEWEST_TOKENS, _bytes_at_once(device) // (4 * vocabulary))
+
+
+def _bytes_at_once(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _CPU_BYTES
+    # A GPU wants few, large kernels; a share of its memory is small beside its activations.
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(_CUDA_BYTES[0], min(_CUDA_BYTES[1], memory // 256))
 
 
 class _TokenScores(torch.autograd.Function):
@@ -76,7 +84,7 @@ class _TokenScores(torch.autograd.Function):
         count, vocabulary = len(hidden), len(weight)
         scores = hidden.new_empty(count, dtype=torch.float32)
         slopes = hidden.new_empty((count, hidden.shape[1]), dtype=weight.dtype)
-        size = _tokens_at_once(vocabulary, hidden.device.type)
+        size = _tokens_at_once(vocabulary, hidden.device)
         for first in range(0, count, size):
             part = slice(first, min(first + size, count))
             logits = functional.linear(hidden[part].to(weight.dtype), weight, bias).float()

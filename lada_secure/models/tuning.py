@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
+from lada_secure.models.checkpointing import checkpointed_layers, checkpointing
 from lada_secure.models.examples import PublicOrder, RationaleExample, encode_example
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.loss import ExampleLoss, LossSettings
@@ -20,7 +21,7 @@ from lada_secure.models.rationale_scoring import RationaleScorer
 from lada_secure.ranges import above_zero, at_least
 
 MAX_GRADIENT_NORM = 1.0
-_PREFIX_CACHE_BYTES = 256 * 2**20
+PREFIX_CACHE_BYTES = 256 * 2**20
 
 # Shares of the learning rate that an update is tried at, until a public hold-out agrees with it.
 # A full step often costs one sample of what the model knew; half a step then still teaches.
@@ -79,7 +80,7 @@ def tune_on_rationales(
     learned = [encode_example(lm, one, contrast=contrast) for one in examples]
     kept = [encode_example(lm, one, contrast=contrast) for one in replay]
     lm.model.eval()
-    scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=_PREFIX_CACHE_BYTES)
+    scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=PREFIX_CACHE_BYTES)
     loss_of = ExampleLoss(scorer, settings.loss)
     contrasted = loss_of.with_reference([*learned, *kept])
     size = settings.batch_size + settings.replay_batch_size
@@ -117,11 +118,14 @@ def train_adapters(
     trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     lm.model.eval()
+    checkpointed = checkpointed_layers(lm.model) if lm.placement.gradient_checkpointing else []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1.0 - step / steps)
         optimizer.zero_grad(set_to_none=True)
-        loss_at(step).backward()  # type: ignore[no-untyped-call]
+        with checkpointing(checkpointed):
+            loss = loss_at(step)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRADIENT_NORM)
         optimizer.step()
         if progress is not None:

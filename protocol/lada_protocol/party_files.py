@@ -43,6 +43,13 @@ from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import LadaError, ParameterError, PeerError
 from lada_secure.logs import LogSettings
 from lada_secure.models.calling_settings import LEAST_TOKENS, MAX_TOKENS, Calling, Style
+from lada_secure.models.placement import (
+    DEVICE_PATTERN,
+    DeviceMap,
+    Dtype,
+    Placement,
+    Quantization,
+)
 from lada_secure.storage.identity_folder import IdentityFolder
 from lada_secure.storage.line_file import open_line_file
 from lada_secure.storage.whole_files import read_file
@@ -78,24 +85,53 @@ class PartySettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The table `[model]` of a site's and the coordinator's settings: how its model is called."""
+    """The table `[model]` of a site's and the coordinator's settings.
+
+    How its model is called, and where its weights lie; see `Calling` and `Placement`.
+    """
 
     style: Style = "plain"
     template: Annotated[
         Path | None, Field(description="jinja2 file that shows {{ question }}, in place of style")
     ] = None
     max_tokens: Annotated[int, Field(ge=LEAST_TOKENS, le=2**20)] = MAX_TOKENS
+    device: Annotated[
+        str, Field(pattern=rf"^({DEVICE_PATTERN})$", description="auto, cpu, cuda or cuda:N")
+    ] = "auto"
+    dtype: Annotated[Dtype, Field(description="of the frozen base model")] = "float32"
+    quantization: Annotated[
+        Quantization | None, Field(description="of the frozen base model, on CUDA alone")
+    ] = None
+    device_map: Annotated[
+        DeviceMap | None, Field(description="auto: the base model over all CUDA devices")
+    ] = None
+    gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _fields_agree(self) -> Self:
         if self.template is not None and self.style != "plain":
             raise ValueError('a template takes the place of style "chat"; name one of them')
+        try:
+            _ = self.placement
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property
     def calling(self) -> Calling:
         """The same for whoever loads the model."""
         return Calling(style=self.style, template=self.template, max_tokens=self.max_tokens)
+
+    @property
+    def placement(self) -> Placement:
+        """The same for whoever loads the model."""
+        return Placement(
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            device_map=self.device_map,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
 
 class DiallingSettings(PartySettings):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import codecs
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lada_secure.errors import ParameterError
-
-MAX_SETTINGS_BYTES = 256 * 1024
+from lada_secure.storage.toml_tables import parse_table
 
 
 class Settings(BaseModel):
-    """Base of every settings model."""
+    """Base of every settings model. moved: keys of earlier versions, and where each is now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    moved: ClassVar[Mapping[str, str]] = {}
 
     def beside(self, folder: Path) -> Self:
         """The same settings with `~` expanded and relative paths taken from `folder`.
@@ -67,16 +66,7 @@ def parse_settings(raw: bytes, model: type[S], *, where: str) -> S:
     Args: where: the file's name, for messages.
     Raises: ParameterError naming file, key, what was expected and what was found.
     """
-    if len(raw) > MAX_SETTINGS_BYTES:
-        raise ParameterError(f"{where}: {len(raw)} bytes, at most {MAX_SETTINGS_BYTES}")
-    if raw.startswith(codecs.BOM_UTF8):
-        raise ParameterError(
-            f"{where}: the file starts with a byte-order mark; save it as UTF-8 without one"
-        )
-    try:
-        value = tomllib.loads(raw.decode("utf-8"))
-    except ValueError as error:
-        raise ParameterError(f"{where}: not TOML: {error}") from error
+    value = parse_table(raw, where=where)
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -86,9 +76,14 @@ def parse_settings(raw: bytes, model: type[S], *, where: str) -> S:
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
     """The first few faults of a settings file in one sentence each."""
     sentences = []
-    for fault in error.errors()[:3]:
+    # A key under another name is often the one that seems to be missing, so it is told first.
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    for fault in faults[:3]:
         key = ".".join(str(part) for part in fault["loc"]) or "(file)"
-        if fault["type"] == "extra_forbidden":
+        moved = getattr(model, "moved", {}).get(key)
+        if fault["type"] == "extra_forbidden" and moved is not None:
+            sentences.append(f"the key {key!r} is now {moved}")
+        elif fault["type"] == "extra_forbidden":
             known = ", ".join(sorted(model.model_fields))
             sentences.append(f"unknown key {key!r}; known keys are {known}")
         elif fault["type"] == "missing":

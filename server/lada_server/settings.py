@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
 from lada_protocol.party_files import ModelSettings, PartySettings
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
-from lada_secure.data.forms import FormName
+from lada_secure.data.forms import AnswerForm, FormName, answer_form
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
@@ -70,6 +71,8 @@ Llm: TypeAlias = Annotated[
 class ServerSettings(PartySettings):
     """`server.toml`."""
 
+    moved: ClassVar[Mapping[str, str]] = {"model.precision": "dtype in the table [model]"}
+
     listen: Annotated[str, Field(description="host:port that sites and the auditor dial")]
     database: Annotated[
         str | None, Field(description="SQLAlchemy URL; default SQLite in state_dir")
@@ -124,3 +127,8 @@ class StudySettings(Settings):
     paths: RationalesPlan
     uplink: TransferPlan | None = None
     guide: ReferenceModelPlan | None = None
+
+    @property
+    def form(self) -> AnswerForm:
+        """See `MethodPlan.form`."""
+        return answer_form(self.answer_form, self.verifier.verifier())

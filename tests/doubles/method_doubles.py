@@ -106,7 +106,7 @@ def site_context(
         pool_clusters=clusters.assign(vectors),
         records=PrivateRecords(units),
         book=book or ledger(study),
-        execution=Execution(device="cpu", threads=1, batch_size=batch_size),
+        execution=Execution(threads=1, batch_size=batch_size),
     )
 
 

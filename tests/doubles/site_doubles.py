@@ -75,8 +75,7 @@ def site_settings(folder: Path, **changes: object) -> SiteSettings:
         state_dir=folder / "state",
         records=folder / "records.jsonl",
         cache_dir=folder / "cache",
-        model=SlmSettings(slm="slm"),
-        device="cpu",
+        model=SlmSettings(slm="slm", device="cpu"),
         physical_batch_size=4,
     )
     return base.model_copy(update=changes)

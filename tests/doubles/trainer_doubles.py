@@ -22,6 +22,7 @@ from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.trainer import Trainer
 from lada_secure.models.examples import PrivateUnit, RationaleExample
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.placement import Dtype, Placement
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.entries import LedgerIdentity
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -66,7 +67,15 @@ def configuration(architecture: str, *, layers: int = 3) -> PretrainedConfig:
     return GemmaConfig(head_dim=8, **shared)
 
 
-def small_model(architecture: str = "llama", *, seed: int = 0, layers: int = 3) -> LanguageModel:
+def small_model(
+    architecture: str = "llama",
+    *,
+    seed: int = 0,
+    layers: int = 3,
+    dtype: Dtype = "float32",
+    gradient_checkpointing: bool = False,
+) -> LanguageModel:
+    placement = Placement(device="cpu", dtype=dtype, gradient_checkpointing=gradient_checkpointing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(configuration(architecture, layers=layers))
@@ -74,9 +83,16 @@ def small_model(architecture: str = "llama", *, seed: int = 0, layers: int = 3) 
         for one in model.parameters():
             if one.dim() > 1:
                 torch.nn.init.normal_(one, std=0.15)
+    for one in model.parameters():
+        # As a folder is loaded: the weights, not the tables of positions.
+        one.data = one.data.to(placement.torch_dtype)
     model.eval()
     return LanguageModel(
-        model=model, tokenizer=character_tokenizer(), name=architecture, max_tokens=64
+        model=model,
+        tokenizer=character_tokenizer(),
+        name=architecture,
+        max_tokens=64,
+        placement=placement,
     )
 
 
@@ -127,8 +143,12 @@ def opened_trainer(lm, units, *, trainer_class=Trainer, **options):
 class FloatSum(ClippedSum):
     """A clipped sum in floats, off the grid: what the integers are held against."""
 
-    def _cut_to_grid(self, flat, factor):
-        return [one.double().mul_(factor).sum(0) for one in flat]
+    def __init__(self, parameters, privacy):
+        super().__init__(parameters, privacy)
+        self._totals = [one.double() for one in self._totals]
+
+    def _cut_to_grid(self, blocks, factor):
+        return [one.double().mul_(factor.unsqueeze(1)).sum(0) for one in blocks]
 
     def values(self):
         return torch.cat(self._totals)

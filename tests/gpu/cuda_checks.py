@@ -20,30 +20,23 @@ def _rows(lm, units):
     return rows, [at for at, unit in enumerate(units) for _ in unit.examples]
 
 
-def _autocast(dtype):
-    return torch.autocast("cuda", dtype=dtype, enabled=dtype is not None)
-
-
-def gradient_by_plain_lora(lm, units, *, dtype):
+def gradient_by_plain_lora(lm, units):
     """Sum of all units' gradients, (d,) on the device; peft's own forward pass, row by row."""
-    lm.model.to(CUDA)
     trained = [one for one in lm.model.parameters() if one.requires_grad]
     rows, _ = _rows(lm, units)
     for row in rows:
         tokens = torch.tensor([row.tokens], device=CUDA)
-        with _autocast(dtype):
-            logits = lm.model(input_ids=tokens).logits[0, row.target_start - 1 : -1]
+        logits = lm.model(input_ids=tokens).logits[0, row.target_start - 1 : -1]
         torch.nn.functional.cross_entropy(
             logits.float(), tokens[0, row.target_start :], reduction="sum"
         ).backward()
     return torch.cat([one.grad.flatten() for one in trained])
 
 
-def gradient_by_engine(lm, units, *, dtype, engine):
+def gradient_by_engine(lm, units, *, engine, checkpoints=False):
     """The same by per-unit gradients of one padded batch."""
-    lm.model.to(CUDA)
-    opened = open_engine(lm.model, engine)
-    scorer = RationaleScorer(lm.model, device=CUDA, autocast_dtype=dtype)
+    opened = open_engine(lm.model, engine, checkpoints=checkpoints)
+    scorer = RationaleScorer(lm.model, device=CUDA)
     rows, unit_of_row = _rows(lm, units)
     taken, _ = opened.gradients(len(units), unit_of_row, lambda: (-scorer(rows)).sum())
     opened.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -22,6 +23,7 @@ from cuda_checks import (
     gradient_by_plain_lora,
     relative_distance,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_doubles import (
     ARCHITECTURES,
     PLAN_HASH,
@@ -48,7 +50,6 @@ from lada_secure.dpsgd import trainer as trainer_module
 from lada_secure.dpsgd.batching import physical_batches
 from lada_secure.dpsgd.clipping import ClippedSum
 from lada_secure.dpsgd.distillation import distil, training_spec
-from lada_secure.dpsgd.engine_fused import _float_products
 from lada_secure.dpsgd.noise import DiscreteGaussian
 from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
 from lada_secure.dpsgd.trainer import noised_gradient
@@ -81,10 +82,15 @@ UNITS = units_of_sizes(1, 4, 2, 8, 1, 3)
 POOL = tuple(example(at) for at in range(50, 57))
 
 
-def adapted(architecture="llama", *, rank=2):
-    lm = attach_adapters(small_model(architecture), AdapterSettings(rank=rank))
+def adapted(architecture="llama", *, rank=2, device="cuda", exact=False, **placement):
+    """exact: with the weights of a base in bfloat16, as float32."""
+    lm = small_model(architecture, **placement)
+    if exact:
+        lm.model.bfloat16().float()
+    lm = attach_adapters(lm, AdapterSettings(rank=rank))
     stir_adapters(lm)
-    return lm
+    lm.model.to(device)
+    return replace(lm, placement=replace(lm.placement, device=device))
 
 
 def build():
@@ -103,30 +109,28 @@ def parameters(**changes):
     return DpSgdParameters(**{**values, **changes})
 
 
-def open_trainer(device, lm=None, *, units=UNITS, privacy=None, **changes):
+def open_trainer(device, lm=None, *, units=UNITS, privacy=None, dtype="float32", **changes):
     values = {
-        "precision": "float32",
         "physical_batch_size": 8,
         "loss": LossSettings(contrastive_form="dpo", contrastive_weight=1.0),
     }
     return opened_trainer(
-        lm or adapted(),
+        adapted(device=device, dtype=dtype) if lm is None else lm,
         units,
         pool=(),
         privacy=privacy or parameters(),
-        settings=TrainerSettings(**{**values, **changes}, device=device),
+        settings=TrainerSettings(**{**values, **changes}),
     )
 
 
-def without_noise(total, privacy):
+def without_noise(total, privacy, _):
     return total.integers().double() * (CLIP / privacy.clip_steps / privacy.expected_units)
 
 
-def run(device, *, lm=None, book=None, privacy=None, progress=None, **changes):
+def run(device, *, lm=None, book=None, privacy=None, progress=None, dtype="float32", **changes):
     privacy = privacy or parameters()
-    lm = lm or adapted()
+    lm = lm or adapted(device=device, dtype=dtype)
     values = {
-        "precision": "float32",
         "physical_batch_size": 8,
         "pool_batch_size": 3,
         "steps_per_reservation": 3,
@@ -136,7 +140,7 @@ def run(device, *, lm=None, book=None, privacy=None, progress=None, **changes):
         units=paid(UNITS),
         pool=POOL,
         privacy=privacy,
-        settings=TrainerSettings(**{**values, **changes}, device=device),
+        settings=TrainerSettings(**{**values, **changes}),
         book=book or approved_ledger(),
         spec=training_spec(privacy, study_id="study", plan_hash=PLAN_HASH, round_id=1),
         progress=progress,
@@ -144,10 +148,37 @@ def run(device, *, lm=None, book=None, privacy=None, progress=None, **changes):
     return result, [one.detach().cpu() for one in lm.model.parameters() if one.requires_grad]
 
 
-def test_auto_takes_the_gpu_and_float32():
-    settings = TrainerSettings()
-    assert settings.torch_device().type == "cuda"
-    assert settings.autocast_dtype() is None
+def test_on_a_gpu_noise_is_drawn_ahead():
+    trainer = open_trainer("cuda")
+    assert trainer.device.type == "cuda"
+    assert trainer._noise is not None
+    vector = trainer._noise.take()
+    assert vector.is_pinned()
+    trainer.close()
+
+
+class NoQuestions(TorchDispatchMode):
+    """Refuses operators whose result the CPU would have to wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero"), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_never_waits_for_the_device(architecture, engine):
+    trainer = open_trainer("cuda", adapted(architecture), engine=engine)
+    trainer.step()
+    torch.cuda.synchronize()
+    # CUDA itself says where the CPU waits for it: copies from ordinary memory, values, events.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with NoQuestions():
+            trainer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.close()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -155,7 +186,7 @@ def test_auto_takes_the_gpu_and_float32():
 def test_clipped_sums_are_those_of_the_cpu(architecture, engine):
     sums = []
     for device in ("cuda", "cpu"):
-        trainer = open_trainer(device, adapted(architecture), engine=engine)
+        trainer = open_trainer(device, adapted(architecture, device=device), engine=engine)
         sums.append(float_sum(trainer).cpu())
         trainer.close()
     gpu, cpu = sums
@@ -196,8 +227,8 @@ def test_integers_are_summed_exactly_on_the_device():
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradients_are_those_of_plain_lora_on_the_same_device(architecture, engine):
-    plain = gradient_by_plain_lora(adapted(architecture), UNITS, dtype=None)
-    ours = gradient_by_engine(adapted(architecture), UNITS, dtype=None, engine=engine)
+    plain = gradient_by_plain_lora(adapted(architecture), UNITS)
+    ours = gradient_by_engine(adapted(architecture), UNITS, engine=engine)
     assert float(plain.norm()) > 0.0
     assert relative_distance(ours, plain) <= 1e-4
 
@@ -206,9 +237,9 @@ def test_gradients_are_those_of_plain_lora_on_the_same_device(architecture, engi
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_in_bfloat16_gradients_are_as_near_to_the_exact_ones_as_plain_lora_s(architecture, engine):
-    exact = gradient_by_plain_lora(adapted(architecture), UNITS, dtype=None)
-    plain = gradient_by_plain_lora(adapted(architecture), UNITS, dtype=torch.bfloat16)
-    ours = gradient_by_engine(adapted(architecture), UNITS, dtype=torch.bfloat16, engine=engine)
+    exact = gradient_by_plain_lora(adapted(architecture, exact=True), UNITS)
+    plain = gradient_by_plain_lora(adapted(architecture, dtype="bfloat16"), UNITS)
+    ours = gradient_by_engine(adapted(architecture, dtype="bfloat16"), UNITS, engine=engine)
     off = relative_distance(plain, exact)
     assert 0.0 < off < 0.05
     assert relative_distance(ours, exact) <= 1.5 * off + 1e-3
@@ -219,19 +250,20 @@ def test_in_bfloat16_gradients_are_as_near_to_the_exact_ones_as_plain_lora_s(arc
 )
 def test_token_scores_are_those_of_cross_entropy_on_the_device(dtype):
     generator = torch.Generator(device="cuda").manual_seed(0)
-    head = torch.nn.Linear(64, 30_000, bias=False, device="cuda").requires_grad_(False)
+    head = torch.nn.Linear(64, 30_000, bias=False, device="cuda", dtype=dtype)
+    head.requires_grad_(False)
     hidden = torch.randn((5_000, 64), generator=generator, device="cuda")
     targets = torch.randint(30_000, (5_000,), generator=generator, device="cuda")
     weights = torch.randn(5_000, generator=generator, device="cuda")
     found = []
     for ours in (True, False):
         at = hidden.clone().requires_grad_()
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            scores = (
-                token_scores(at, head, targets)
-                if ours
-                else -torch.nn.functional.cross_entropy(head(at).float(), targets, reduction="none")
-            )
+        short = at.to(dtype)
+        scores = (
+            token_scores(short, head, targets)
+            if ours
+            else -torch.nn.functional.cross_entropy(head(short).float(), targets, reduction="none")
+        )
         (scores * weights).sum().backward()
         found.append((scores.detach(), at.grad))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
@@ -287,7 +319,7 @@ def test_a_forward_pass_in_bfloat16_gives_float_gradients_near_the_exact_ones(en
     exact = open_trainer("cuda", engine=engine)
     wanted = float_sum(exact, clip=1e6)
     exact.close()
-    short = open_trainer("cuda", engine=engine, precision="bfloat16")
+    short = open_trainer("cuda", engine=engine, dtype="bfloat16")
     found = float_sum(short, clip=1e6)
     batch = physical_batches(short._units, physical_batch_size=1)[0]
     assert all(one.dtype == torch.float32 for one in short.source.unit_gradients(batch))
@@ -302,29 +334,75 @@ def test_a_forward_pass_in_bfloat16_gives_float_gradients_near_the_exact_ones(en
     assert float((found - wanted).norm()) < 0.05 * float(wanted.norm())
 
 
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_checkpointing_changes_no_bit_of_the_gradients(engine, dtype):
+    found = [
+        gradient_by_engine(adapted(dtype=dtype), UNITS, engine=engine, checkpoints=checkpoints)
+        for checkpoints in (False, True)
+    ]
+    assert torch.equal(*found)
+
+
 @needs_bfloat16
-@pytest.mark.parametrize("rows", [1, 6])
-def test_products_of_bfloat16_factors_are_not_rounded_to_bfloat16(rows):
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    left, right = (
-        torch.randn((rows, 50, width), generator=generator, device="cuda").bfloat16()
-        for width in (8, 64)
-    )
-    wanted = torch.bmm(left.double().transpose(1, 2), right.double())
-    found = _float_products(left, right)
-    assert found.dtype == torch.float32
-    # Rounding to bfloat16 would be off by about 1e-3.
-    assert float((found - wanted).norm()) < 1e-5 * float(wanted.norm())
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+@pytest.mark.parametrize("how", ["4bit", "8bit"])
+def test_with_a_packed_base_both_engines_and_autograd_agree_on_units_alone(how):
+    from packed_doubles import packed, wide_llama
+
+    found = []
+    for engine in ("plain", "fused", "opacus"):
+        if engine == "opacus" and importlib.util.find_spec("opacus") is None:
+            continue
+        model = packed(wide_llama().bfloat16().to("cuda"), how, compute_dtype=torch.bfloat16)
+        lm = replace(small_model(), model=model)
+        lm = attach_adapters(lm, AdapterSettings(rank=2))
+        stir_adapters(lm)
+        lm.model.to("cuda")
+        alone = units_of_sizes(1, own=False)
+        found.append(
+            gradient_by_plain_lora(lm, alone)
+            if engine == "plain"
+            else gradient_by_engine(lm, alone, engine=engine)
+        )
+    for one in found[1:]:
+        assert relative_distance(one, found[0]) <= 0.05
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_base_over_two_devices_gives_the_sum_of_one(engine):
+    from accelerate import dispatch_model
+
+    sums = []
+    for spread in (False, True):
+        lm = small_model(layers=2)
+        if spread:
+            where = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1}
+            rest = {"model.norm": 1, "model.rotary_emb": 0, "lm_head": 1}
+            dispatch_model(lm.model, {**where, **rest})
+        else:
+            lm.model.to("cuda:0")
+        lm = attach_adapters(lm, AdapterSettings(rank=2))
+        stir_adapters(lm)
+        lm = replace(lm, placement=replace(lm.placement, device="cuda:0"))
+        trainer = open_trainer("cuda", lm, engine=engine)
+        sums.append(grid_sum(trainer).integers().double())
+        trainer.step()
+        trainer.close()
+    assert relative_distance(*sums) <= 1e-4
 
 
 def test_a_run_on_the_gpu_is_paid_for_and_learns_the_pool():
     book, reports = approved_ledger(), []
     privacy = parameters(noise_multiplier=4.0, sampling_probability=0.25, steps=25)
     result, _ = run(
-        "auto",
+        "cuda",
         book=book,
         privacy=privacy,
-        precision="bfloat16",
+        dtype="bfloat16",
         pool_batch_size=len(POOL),
         private_weight=0.0,
         learning_rate=0.02,
@@ -356,6 +434,7 @@ def test_a_batch_that_does_not_fit_into_the_gpu_s_memory_goes_in_halves(caplog):
     lm = attach_adapters(
         small_model(layers=2), AdapterSettings(rank=2, target_modules=("q_proj", "v_proj"))
     )
+    lm.model.to("cuda")
     trainer = open_trainer("cuda", lm, units=units_of_sizes(*(1,) * 4096), physical_batch_size=4096)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -377,12 +456,14 @@ def test_a_batch_that_does_not_fit_into_the_gpu_s_memory_goes_in_halves(caplog):
     assert difference <= 1e-4 * float(whole.norm())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_private_step_needs_no_more_memory_than_a_plain_one(precision):
-    shape, place = BenchModel(), BenchPlace(device="cuda", precision=precision)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_private_step_needs_no_more_memory_than_a_plain_one(dtype, checkpointing):
+    shape = BenchModel()
+    place = BenchPlace(device="cuda", dtype=dtype, gradient_checkpointing=checkpointing)
     peaks = {}
     for variant in ("plain", "fused"):
-        model = build_model(shape)
+        model = build_model(shape, place)
         step = make_step(variant, model, place)
         tokens = make_tokens(shape.vocabulary, sequence_length=128, batch_size=32)
         step(tokens)
@@ -392,7 +473,7 @@ def test_a_private_step_needs_no_more_memory_than_a_plain_one(precision):
         peaks[variant] = torch.cuda.max_memory_allocated() - idle
         del model, step
         torch.cuda.empty_cache()
-    print(f"{precision}: {peaks}")
+    print(f"{dtype}: {peaks}")
     assert peaks["fused"] <= peaks["plain"]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from lada_lab.mock.layout import RunLayout
     from lada_secure.models.loading import LanguageModel
 
 SITES, SEED = 3, 0
@@ -44,6 +47,20 @@ def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from completions_server import model_folder
 
     return model_folder(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def _written_run(tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
+    from checked_run import write_checked_run
+
+    return write_checked_run(tmp_path_factory.mktemp("checked"))
+
+
+@pytest.fixture
+def checked_run(_written_run: RunLayout, tmp_path: Path) -> RunLayout:
+    """Parties' folders and a model's, for a test to spoil; see `checked_run`."""
+    root = shutil.copytree(_written_run.root.parent, tmp_path / "checked") / "run"
+    return replace(_written_run, root=root)
 
 
 @pytest.fixture(scope="session")

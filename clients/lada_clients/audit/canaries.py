@@ -181,10 +181,10 @@ class AuditedTrainer(Trainer):
         """See `Trainer.take_units`; the canaries that have joined come after the real units."""
         super().take_units([*units, *self.source.canaries.units()])
 
-    def update(self, private_gradient: Tensor) -> float | None:
+    def update(self, private_gradient: Tensor) -> None:
         """Show the step's noised sum to the attacker, then go on as always."""
         self.source.canaries.see(private_gradient.detach() * self._to_clip_norms)
-        return super().update(private_gradient)
+        super().update(private_gradient)
 
 
 class CanaryRun:

@@ -184,7 +184,10 @@ def audit_site(
     slm = str(site.settings.slm_folder)
     say(f"loading {slm} ...")
     lm = load_language_model(
-        slm, cache_dir=site.settings.cache_dir, calling=site.settings.model.calling
+        slm,
+        cache_dir=site.settings.cache_dir,
+        calling=site.settings.model.calling,
+        placement=site.settings.model.placement,
     ).with_form(plan.form)
     shape = adapter_settings(plan.distillation, lm, seed=plan.seed)
     attach_adapters(lm, shape)
@@ -241,6 +244,7 @@ def _settings_hash(
     guide = site.plan.guide
     settings = {
         "adapters": asdict(shape),
+        "placement": asdict(site.settings.model.placement),
         "guide": None if guide is None else guide.model_dump(mode="json"),
         "privacy": asdict(privacy),
         "rounds": rounds,

@@ -18,6 +18,7 @@ from lada_clients.auditor.opening import SumOpening, fault_body
 from lada_clients.net.participant import Participant
 from lada_protocol.events import NewLedger
 from lada_protocol.kinds import Kind
+from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.admission import (
     check_ledger_claim,
     check_slm,
@@ -32,6 +33,16 @@ from lada_secure.privacy.ledger.entries import parse_ledger_lines
 from lada_secure.privacy.ledger.verification import ledger_identity
 
 LOG = logging.getLogger(__name__)
+
+
+def plan_faults(plan: StudyPlan, *, min_cohort: int, epsilon_cap: float) -> tuple[str, ...]:
+    """Everything in which a plan passes the auditor's settings; empty where it may be served."""
+    faults = []
+    if plan.min_cohort < min_cohort:
+        faults.append(f"min_cohort {plan.min_cohort} is below {min_cohort}")
+    if plan.privacy.epsilon_cap > epsilon_cap:
+        faults.append(f"epsilon_cap {plan.privacy.epsilon_cap} is above {epsilon_cap}")
+    return tuple(faults)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,11 +90,7 @@ class Auditor:
 
     def _plan_is_acceptable(self) -> bool:
         me, plan = self.participant, self.participant.plan
-        faults = []
-        if plan.min_cohort < self.min_cohort:
-            faults.append(f"min_cohort {plan.min_cohort} is below {self.min_cohort}")
-        if plan.privacy.epsilon_cap > self.epsilon_cap:
-            faults.append(f"epsilon_cap {plan.privacy.epsilon_cap} is above {self.epsilon_cap}")
+        faults = plan_faults(plan, min_cohort=self.min_cohort, epsilon_cap=self.epsilon_cap)
         if faults:
             message = f"{me.party} refuses the plan: {'; '.join(faults)}"
             me.post(Kind.REFUSAL, {"code": "policy", "message": message})

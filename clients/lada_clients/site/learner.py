@@ -76,6 +76,7 @@ class SiteLearner:
                 str(settings.slm_folder),
                 cache_dir=settings.cache_dir,
                 calling=settings.model.calling,
+                placement=settings.model.placement,
             ),
             pool=pool,
             clusters=clusters,

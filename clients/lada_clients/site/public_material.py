@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from lada_clients.net.participant import Participant
 from lada_protocol.kinds import Kind
@@ -13,6 +14,8 @@ from lada_secure.canonical import parse_canonical_json, sha256_hex
 from lada_secure.data.records import PoolSample, parse_pool, pool_hash
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.method.site_state import ReceivedRationale
+
+_POOL: Final = "the coordinator's pool"
 
 
 def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clusters]:
@@ -29,7 +32,7 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
         return me.payload(message)
 
     try:
-        pool = parse_pool(posted(Kind.POOL), where="the coordinator's pool")
+        pool = parse_pool(posted(Kind.POOL), where=_POOL)
     except ParameterError as error:
         raise PeerError(str(error), reason="wrong_pool", peer=coordinator) from error
     raw = posted(Kind.CLUSTERS)
@@ -42,6 +45,15 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
     if clusters.count != me.plan.allocation.clusters:
         raise PeerError("the number of clusters differs from the plan", reason="wrong_clusters")
     return pool, clusters
+
+
+def posted_pool(me: Participant) -> tuple[PoolSample, ...]:
+    """The pool of the study if the coordinator has posted it, else nothing.
+
+    Raises: ParameterError: it is no pool.
+    """
+    message = me.index.find(Kind.POOL, sender=me.roster.coordinator.id)
+    return () if message is None else parse_pool(me.payload(message), where=_POOL)
 
 
 def parse_received_rationales(

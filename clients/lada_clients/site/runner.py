@@ -122,8 +122,12 @@ def _tell_traffic(participant: Participant) -> None:
 def show_plan(settings_path: Path) -> tuple[str, ...]:
     """The waiting plan in plain words, what it leaves of the budget, and what the policy says."""
     settings, policy = read_site_settings(settings_path)
-    check_files(settings, policy)
+    files = check_files(settings, policy)
     with _joined(settings, policy) as participant:
+        # Imported here: the libraries of models take seconds, and a refusal should not.
+        from lada_clients.site.gates.memory import describe_slm_memory
+        from lada_clients.site.public_material import posted_pool
+
         plan = participant.plan
         model = SiteSlm(settings=settings, hashes=file_hashes(settings)).identity()
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
@@ -134,7 +138,8 @@ def show_plan(settings_path: Path) -> tuple[str, ...]:
         path = ledger_path(settings, policy)
         budget = describe_budget(plan, policy, spent=read_spending(path))
         new = () if path.exists() else (f"{new_ledger_sentence(path, policy)}.",)
-        return (*describe_plan(plan), *describe_slm(model), *budget, *new, verdict)
+        memory = describe_slm_memory(settings, plan, files, posted_pool(participant))
+        return (*describe_plan(plan), *describe_slm(model), memory, *budget, *new, verdict)
 
 
 def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:

@@ -15,6 +15,7 @@ from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
+from lada_clients.site.gates.memory import check_slm_memory
 from lada_clients.site.gates.model import check_with_model
 from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.slm import SiteSlm, file_hashes
@@ -169,7 +170,12 @@ class Site:
             self._slm.check(parse_body(acceptance, AcceptanceBody).slm)
 
     def _check_with_model(self) -> None:
-        """The file gate's second half. Raises: ParameterError: nothing was promised yet."""
+        """What the SLM will take, and the file gate's second half.
+
+        Raises: ParameterError: nothing was promised yet.
+        """
+        pool, _ = read_public_material(self.participant)
+        check_slm_memory(self.settings, self.participant.plan, self.files, pool)
         check_with_model(self.learner, self.files, self.policy)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:

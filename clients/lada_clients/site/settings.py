@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +25,7 @@ class _Place(Settings):
 
 
 class SlmSettings(ModelSettings):
-    """The table `[model]` of a site's settings: the SLM that this site has, and how it is called.
+    """The table `[model]` of a site's settings: its SLM, how it is called, and where it lies.
 
     slm: a plain name is a folder in `cache_dir`, anything with a slash or a leading dot or tilde is
     a path. revision, licence: what the site says of it; both are signed with the acceptance.
@@ -45,6 +46,12 @@ class SlmSettings(ModelSettings):
 class SiteSettings(DiallingSettings):
     """`site.toml`."""
 
+    moved: ClassVar[Mapping[str, str]] = {
+        "device": "device in the table [model]",
+        "precision": "dtype in the table [model]",
+        "model.precision": "dtype in the table [model]",
+    }
+
     policy: Annotated[Path, Field(description="policy file of this site")]
     records: Annotated[Path, Field(description="private records, JSON Lines")]
     held_out: Annotated[
@@ -52,7 +59,6 @@ class SiteSettings(DiallingSettings):
     ] = None
     cache_dir: Annotated[Path, Field(description="model weights")]
     threads: Annotated[int, Field(ge=1, le=256)] = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     physical_batch_size: Annotated[int, Field(ge=1)] = 16
     model: SlmSettings
 
@@ -70,9 +76,7 @@ class SiteSettings(DiallingSettings):
     @property
     def execution(self) -> Execution:
         """How this machine computes."""
-        return Execution(
-            device=self.device, threads=self.threads, batch_size=self.physical_batch_size
-        )
+        return Execution(threads=self.threads, batch_size=self.physical_batch_size)
 
 
 class UnitRules(BaseModel):

@@ -214,7 +214,7 @@ class Laboratory:
                 lm=opened.lm.with_form(plan.form),
                 records=PrivateRecords(units),
                 book=ledger,
-                execution=Execution(device="cpu", threads=1, batch_size=self.settings.batch_size),
+                execution=Execution(threads=1, batch_size=self.settings.batch_size),
             )
             found.append(
                 SimulatedSite(name=data.name, context=context, state=SiteState(), ledger=ledger)

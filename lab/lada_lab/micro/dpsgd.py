@@ -26,7 +26,16 @@ from typing import Any
 
 import torch
 
-from lada_lab.micro.dpsgd_variants import VARIANTS, BenchModel, BenchPlace, Measured, Variant, serve
+from lada_lab.micro.dpsgd_variants import (
+    VARIANTS,
+    BenchModel,
+    BenchPlace,
+    Measured,
+    Variant,
+    serve,
+    update_gap,
+)
+from lada_secure.dpsgd.engine import ENGINES
 from lada_secure.errors import ParameterError
 
 _START_TIMEOUT_S = 300.0
@@ -104,7 +113,7 @@ def run_dpsgd(
     batch_sizes: Sequence[int] = (16, 32),
     repetitions: int = 5,
     model: BenchModel | None = None,
-    variants: Sequence[Variant] = VARIANTS,
+    variants: Sequence[Variant] | None = None,
     place: BenchPlace | None = None,
     report_case: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -112,13 +121,15 @@ def run_dpsgd(
 
     Args: sequence_lengths: tokens per row, >= 2. batch_sizes: rows per step, >= 1.
     repetitions: >= 1, after one step of each shape that is not counted.
-    variants: "plain" is always among them. place: CPU with one thread unless given.
+    variants: None is all that can run so; "plain" is always among them. place: CPU with one thread
+    unless given.
     report_case: told the name of every shape before it is timed, and "peak memory" before that is
     measured.
     Returns: a JSON object: "ratio" (median over shapes of plain's time over the variant's; above 1
     is faster than plain), "ratio_to_fused_nonprivate", "memory_ratio" (the variant's peak over
     plain's; below 1 is less), "noise_share" (drawing the noise over the whole step), all with
-    their "worst" shape, and "cases" with seconds and bytes for "<length>x<batch>".
+    their "worst" shape, and "cases" with seconds and bytes for "<length>x<batch>". With a base in
+    bfloat16 or checkpointing also "update_gap": see `update_gap`, for the first shape.
     Raises: ParameterError: a value out of range, no such device, no Linux /proc, or a worker that
     died.
     """
@@ -133,13 +144,7 @@ def run_dpsgd(
     device = where.torch_device()
     if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise ParameterError("bench dpsgd: peak memory is read from Linux's /proc; none here")
-    unknown = sorted(set(variants) - set(VARIANTS))
-    if unknown:
-        raise ParameterError(
-            f"bench dpsgd: no variant is called {', '.join(unknown)}; there are "
-            f"{', '.join(VARIANTS)}"
-        )
-    names: tuple[Variant, ...] = tuple(dict.fromkeys(("plain", *variants)))
+    names = _names(variants, where)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(closing(_Worker(name, shape, where))) for name in names]
         trainable = [worker.wait_until_ready() for worker in workers]
@@ -152,6 +157,15 @@ def run_dpsgd(
         peaks = {name: _peaks(name, shape, where, shapes) for name in names}
         for at, case in enumerate(cases.values()):
             case["peak_bytes"] = {name: float(found[at]) for name, found in peaks.items()}
+    gaps: dict[str, dict[str, float]] = {}
+    if where.dtype != "float32" or where.gradient_checkpointing:
+        tell("updates beside those of a float32 base without checkpointing")
+        length, batch = shapes[0]
+        gaps["update_gap"] = {
+            engine: update_gap(engine, shape, where, sequence_length=length, batch_size=batch)
+            for engine in ENGINES
+            if engine in names
+        }
     for case in cases.values():
         plain = case["peak_bytes"]["plain"]
         case["memory_ratio"] = {name: peak / plain for name, peak in case["peak_bytes"].items()}
@@ -159,13 +173,27 @@ def run_dpsgd(
         "model": {**shape.described(), "trainable_parameters": trainable[0]},
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": "bfloat16" if where.settings().autocast_dtype() else "float32",
+        "dtype": where.dtype,
+        "gradient_checkpointing": where.gradient_checkpointing,
         "clock": "wall" if device.type == "cuda" else "cpu",
         "threads": where.threads,
         "repetitions": repetitions,
         "cases": cases,
+        **gaps,
         **_summary(cases),
     }
+
+
+def _names(variants: Sequence[Variant] | None, place: BenchPlace) -> tuple[Variant, ...]:
+    """The variants to measure, plain first. Raises: ParameterError: one that cannot run."""
+    can = tuple(one for one in VARIANTS if one != "ghost" or not place.gradient_checkpointing)
+    unknown = sorted(set(variants or ()) - set(can))
+    if unknown:
+        raise ParameterError(
+            f"bench dpsgd: no variant is called {', '.join(unknown)}, or it has no gradient "
+            f"checkpointing; there are {', '.join(can)}"
+        )
+    return tuple(dict.fromkeys(("plain", *(can if variants is None else variants))))
 
 
 def _peaks(

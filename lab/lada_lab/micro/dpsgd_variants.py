@@ -11,7 +11,8 @@ first, per row) and end with AdamW on the adapters:
 | opacus | the same by the opacus engine |
 | ghost | opacus ghost clipping with its own optimiser and float noise |
 
-On a GPU all forward passes run in the same type (bfloat16 where the device is good at it).
+The base has the same type in all of them, float32 or bfloat16, and the adapters are float32. With
+gradient checkpointing all compute layers again on the way back; ghost clipping cannot.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,16 +34,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lada_lab.worlds.named_models import make_model
 from lada_secure.dpsgd.clipping import ClippedSum
-from lada_secure.dpsgd.engine import open_engine
+from lada_secure.dpsgd.engine import EngineName, open_engine
 from lada_secure.dpsgd.gradient import GradientSource
-from lada_secure.dpsgd.noise import DiscreteGaussian
-from lada_secure.dpsgd.parameters import STD_STEPS, DpSgdParameters, TrainerSettings
-from lada_secure.dpsgd.trainer import noised_gradient
+from lada_secure.dpsgd.noise_ahead import NoiseAhead
+from lada_secure.dpsgd.parameters import DpSgdParameters
+from lada_secure.dpsgd.trainer import drawn_noise, noised_gradient
 from lada_secure.errors import ParameterError
+from lada_secure.models.checkpointing import checkpointed_layers, checkpointing
 from lada_secure.models.examples import EncodedExample, EncodedUnit, TokenRow
 from lada_secure.models.loading import load_folder
 from lada_secure.models.loss import LossSettings
+from lada_secure.models.placement import ON_CPU, Dtype, Placement
 from lada_secure.models.rationale_scoring import RationaleScorer
+from lada_secure.ranges import at_least
 
 Variant: TypeAlias = Literal["plain", "fused_nonprivate", "fused", "opacus", "ghost"]
 VARIANTS: tuple[Variant, ...] = ("plain", "fused_nonprivate", "fused", "opacus", "ghost")
@@ -86,26 +89,25 @@ class BenchModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPlace:
-    """Where the steps run. threads: of the CPU. device, precision: as in `TrainerSettings`."""
+    """Where the steps run. threads: of the CPU. Everything else as in `Placement`."""
 
     device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
+    gradient_checkpointing: bool = False
     threads: int = 1
 
-    def settings(self) -> TrainerSettings:
-        """The trainer's own choice of device and type. Raises: ParameterError."""
-        return TrainerSettings(device=self.device, precision=self.precision, threads=self.threads)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The type of forward passes."""
-        dtype = self.settings().autocast_dtype()
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self.torch_device().type, dtype=dtype)
+    def placement(self) -> Placement:
+        """The same, checked. Raises: ParameterError: unknown, or CUDA where there is none."""
+        at_least(1, threads=self.threads)
+        return Placement(
+            device=self.device,
+            dtype=self.dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+        ).on_this_machine()
 
     def torch_device(self) -> torch.device:
-        """Raises: ParameterError: unknown, or CUDA where there is none."""
-        return self.settings().torch_device()
+        """Raises: ParameterError: as `placement`."""
+        return self.placement().torch_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +125,9 @@ class Measured:
     process_bytes: int
 
 
-def build_model(shape: BenchModel) -> Any:
-    """The model with adapters; the same weights for the same shape."""
+def build_model(shape: BenchModel, place: BenchPlace | None = None) -> Any:
+    """The model with float32 adapters, placed; the same weights for the same shape."""
+    where = (place or BenchPlace()).placement()
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         torch.manual_seed(0)
@@ -134,7 +137,11 @@ def build_model(shape: BenchModel) -> Any:
             target_modules=["q_proj", "v_proj"],
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(_base_model(shape), lora)
+        base = _base_model(shape)
+        for one in base.parameters():
+            # Not the buffers: positions are computed in float32 whatever the weights are.
+            one.data = one.data.to(where.torch_dtype)
+        return get_peft_model(base, lora).to(where.torch_device)
 
 
 def _base_model(shape: BenchModel) -> Any:
@@ -142,7 +149,7 @@ def _base_model(shape: BenchModel) -> Any:
         if shape.cache_dir is None:
             raise ParameterError("bench dpsgd: a named model needs a cache folder")
         folder = make_model(shape.reference, cache_dir=shape.cache_dir)
-        return load_folder(folder, name=shape.reference).model
+        return load_folder(folder, name=shape.reference, placement=ON_CPU).model
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocabulary,
@@ -177,11 +184,15 @@ def _trained(model: Any) -> list[torch.nn.Parameter]:
 def _plain_step(model: Any, place: BenchPlace) -> Callable[[torch.Tensor], None]:
     model.eval()
     device = place.torch_device()
-    optimizer = torch.optim.AdamW(_trained(model), lr=_LEARNING_RATE)
+    layers = checkpointed_layers(model) if place.gradient_checkpointing else None
+    optimizer = torch.optim.AdamW(_trained(model), lr=_LEARNING_RATE, fused=True)
 
     def step(tokens: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        with place.autocast():
+        context: AbstractContextManager[None] = nullcontext()
+        if layers is not None:
+            context = checkpointing(layers)
+        with context:
             loss = _row_losses(model, tokens.to(device)).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -200,7 +211,7 @@ def _ghost_step(model: Any, place: BenchPlace) -> Callable[[torch.Tensor], None]
         model, max_grad_norm=_CLIP, use_ghost_clipping=True, strict=False
     )
     optimizers: dict[int, Any] = {}
-    adamw = torch.optim.AdamW(_trained(model), lr=_LEARNING_RATE)
+    adamw = torch.optim.AdamW(_trained(model), lr=_LEARNING_RATE, fused=True)
 
     def step(tokens: torch.Tensor) -> None:
         size = tokens.shape[0]
@@ -213,8 +224,7 @@ def _ghost_step(model: Any, place: BenchPlace) -> Callable[[torch.Tensor], None]
             )
         optimizer = optimizers[size]
         optimizer.zero_grad()
-        with place.autocast():
-            losses = _row_losses(model, tokens.to(device))
+        losses = _row_losses(model, tokens.to(device))
         loss = DPTensorFastGradientClipping(hooks, optimizer, losses, "mean")
         loss.backward()
         optimizer.step()
@@ -222,46 +232,113 @@ def _ghost_step(model: Any, place: BenchPlace) -> Callable[[torch.Tensor], None]
     return step
 
 
-def _engine_step(model: Any, variant: Variant, place: BenchPlace) -> Callable[[torch.Tensor], None]:
-    device = place.torch_device()
-    engine = open_engine(model, "opacus" if variant == "opacus" else "fused")
-    optimizer = torch.optim.AdamW(engine.parameters, lr=_LEARNING_RATE)
-    source = GradientSource(
-        engine=engine,
-        scorer=RationaleScorer(
-            model, device=device, autocast_dtype=place.settings().autocast_dtype()
-        ),
-        loss=LossSettings(contrastive_weight=0.0),
-        physical_batch_size=2**20,
-    )
+class PrivateSteps:
+    """Steps of one engine on tokens.
 
-    def step(tokens: torch.Tensor) -> None:
-        rows = [TokenRow(tokens=tuple(row), target_start=1) for row in tokens.tolist()]
-        examples = [
-            EncodedExample(example_id=str(at), path=row, rejected=None)
-            for at, row in enumerate(rows)
+    Args: records: rows of a unit, >= 1; where the base is shorter than float32, they alone share a
+    forward pass.
+    """
+
+    def __init__(
+        self, model: Any, place: BenchPlace, engine: EngineName, *, records: int = 1
+    ) -> None:
+        self._records = records
+        device = place.torch_device()
+        self.engine = open_engine(model, engine, checkpoints=place.gradient_checkpointing)
+        self._optimizer = torch.optim.AdamW(self.engine.parameters, lr=_LEARNING_RATE, fused=True)
+        self._source = GradientSource(
+            engine=self.engine,
+            scorer=RationaleScorer(model, device=device),
+            loss=LossSettings(contrastive_weight=0.0),
+            physical_batch_size=2**20,
+        )
+        count = sum(one.numel() for one in self.engine.parameters)
+        self._noise = None
+        if device.type == "cuda":
+            self._noise = NoiseAhead(partial(drawn_noise, count, device))
+
+    def not_private(self, tokens: torch.Tensor) -> None:
+        """A step with the exact gradient of the mean loss."""
+        self._update(self._source.public_gradient(_examples(tokens))[0])
+
+    def private(self, tokens: torch.Tensor) -> None:
+        """A step with clipping and noise."""
+        noise = None if self._noise is None else self._noise.take()
+        noised = self.noised(tokens, noise).float()
+        sizes = [one.numel() for one in self.engine.parameters]
+        self._update(torch.split_with_sizes(noised, sizes))
+
+    def noised(self, tokens: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """The noised gradient, (d,) float64. noise: of `drawn_noise`; None draws it."""
+        examples = _examples(tokens)
+        size = self._records
+        units = [
+            EncodedUnit(unit_id=str(first), examples=tuple(examples[first : first + size]))
+            for first in range(0, len(examples), size)
         ]
-        if variant == "fused_nonprivate":
-            parts: Sequence[torch.Tensor] = source.public_gradient(examples)[0]
-        else:
-            privacy = DpSgdParameters(
-                noise_multiplier=_NOISE_MULTIPLIER,
-                l2_clip_norm=_CLIP,
-                sampling_probability=1.0,
-                expected_units=float(len(examples)),
-                steps=1,
-                pool_gradients="public",
-            )
-            units = [EncodedUnit(unit_id=one.example_id, examples=(one,)) for one in examples]
-            total = source.clipped_sum(units, ClippedSum(engine.parameters, privacy))
-            sizes = [one.numel() for one in engine.parameters]
-            parts = torch.split_with_sizes(noised_gradient(total, privacy), sizes)
-        for one, part in zip(engine.parameters, parts, strict=True):
-            one.grad = part.view_as(one).to(one.dtype)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        privacy = DpSgdParameters(
+            noise_multiplier=_NOISE_MULTIPLIER,
+            l2_clip_norm=_CLIP,
+            sampling_probability=1.0,
+            expected_units=float(len(units)),
+            steps=1,
+            pool_gradients="public",
+        )
+        total = self._source.clipped_sum(units, ClippedSum(self.engine.parameters, privacy))
+        return noised_gradient(total, privacy, noise)
 
-    return step
+    def close(self) -> None:
+        """Detach the engine."""
+        if self._noise is not None:
+            self._noise.close()
+        self.engine.close()
+
+    def _update(self, parts: Sequence[torch.Tensor]) -> None:
+        for one, part in zip(self.engine.parameters, parts, strict=True):
+            one.grad = part.view_as(one).to(one.device)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+
+def _examples(tokens: torch.Tensor) -> list[EncodedExample]:
+    rows = [TokenRow(tokens=tuple(row), target_start=1) for row in tokens.tolist()]
+    return [
+        EncodedExample(example_id=str(at), path=row, rejected=None) for at, row in enumerate(rows)
+    ]
+
+
+def update_gap(
+    engine: EngineName,
+    shape: BenchModel,
+    place: BenchPlace,
+    *,
+    sequence_length: int,
+    batch_size: int,
+) -> float:
+    """How far an engine's update is from that of a float32 base without checkpointing.
+
+    Both get one and the same noise. Returns: the distance over the length of the exact sum, before
+    noise.
+    """
+    plainly = replace(place, dtype="float32", gradient_checkpointing=False)
+    found = []
+    noise = None
+    for where in (plainly, place):
+        model = build_model(shape, where)
+        tokens = make_tokens(
+            int(model.config.vocab_size), sequence_length=sequence_length, batch_size=batch_size
+        )
+        steps = PrivateSteps(model, where, engine)
+        try:
+            count = sum(one.numel() for one in steps.engine.parameters)
+            noise = drawn_noise(count, where.torch_device()) if noise is None else noise
+            if where is plainly:
+                found.append(steps.noised(tokens, torch.zeros_like(noise)))
+            found.append(steps.noised(tokens, noise))
+        finally:
+            steps.close()
+    exact, wanted, got = found
+    return float((got - wanted).norm() / exact.norm())
 
 
 def make_step(
@@ -269,15 +346,15 @@ def make_step(
 ) -> Callable[[torch.Tensor], None]:
     """A function that takes one training step on (rows, length) int64 tokens of the CPU.
 
-    The model is moved to the place's device.
+    Args: model: of `build_model`, at the same place.
     """
     where = place or BenchPlace()
-    model.to(where.torch_device())
     if variant == "plain":
         return _plain_step(model, where)
     if variant == "ghost":
         return _ghost_step(model, where)
-    return _engine_step(model, variant, where)
+    steps = PrivateSteps(model, where, "opacus" if variant == "opacus" else "fused")
+    return steps.not_private if variant == "fused_nonprivate" else steps.private
 
 
 def _status_bytes(field: str) -> int:
@@ -329,7 +406,7 @@ def _noise_seconds(variant: Variant, model: Any, device: torch.device) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     count = sum(one.numel() for one in _trained(model))
     before = clock()
-    DiscreteGaussian(Fraction(STD_STEPS)).sample(count)
+    drawn_noise(count, device)
     return clock() - before
 
 
@@ -341,7 +418,7 @@ def serve(pipe: Connection, variant: Variant, shape: BenchModel, place: BenchPla
     torch.set_num_threads(place.threads)
     warnings.filterwarnings("ignore", category=UserWarning)
     device = place.torch_device()
-    model = build_model(shape)
+    model = build_model(shape, place)
     step = make_step(variant, model, place)
     vocabulary = int(model.config.vocab_size)
     with torch.no_grad():

@@ -8,10 +8,10 @@ from typing import Any
 
 from lada_lab.machine import machine
 from lada_lab.worlds.demo import build_demo
-from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
-from lada_secure.models.form_probe import FormResult, measure_forms
+from lada_secure.models.form_probe import measure_forms
 from lada_secure.models.loading import load_language_model
+from lada_secure.models.public_questions import spread
 
 
 def run_forms(
@@ -29,30 +29,15 @@ def run_forms(
     lm = load_language_model(model, cache_dir=cache_dir)
     started = time.perf_counter()
     found = measure_forms(
-        lm, _spread(pool, samples), batch_size=batch_size, max_new_tokens=max_new_tokens
+        lm, spread(pool, samples), batch_size=batch_size, max_new_tokens=max_new_tokens
     )
     cores, system, python = machine()
     return {
-        "forms": {one.form: _figures(one) for one in found.results},
+        "forms": {one.form: one.figures() for one in found.results},
         "recommended": found.recommended,
         "model": model,
         "samples": samples,
         "max_new_tokens": max_new_tokens,
         "wall_s": round(time.perf_counter() - started, 1),
         "machine": f"{cores} cores, {system}, Python {python}",
-    }
-
-
-def _spread(pool: tuple[PoolSample, ...], count: int) -> list[PoolSample]:
-    """The pool is in order of its topics; every part of it is asked about."""
-    return [pool[at * len(pool) // count] for at in range(count)]
-
-
-def _figures(result: FormResult) -> dict[str, Any]:
-    return {
-        "right_percent": round(100 * result.accuracy, 1),
-        "standard_error": round(100 * result.standard_error, 1),
-        "chance_percent": round(100 * result.chance, 1),
-        "readable_percent": round(100 * result.readable_share, 1),
-        "above_chance": result.above_chance,
     }

@@ -166,6 +166,7 @@ def settings_tables(
             "study": "study.toml",
             "pool": "pool.jsonl",
             "llm": preset.llm,
+            "model": {"device": "cpu"},
             "cache_dir": str(cache_dir),
             "threads": preset.coordinator_threads,
         },
@@ -188,9 +189,8 @@ def settings_tables(
             "held_out": "held-out.jsonl",
             "cache_dir": str(cache_dir),
             "threads": preset.threads,
-            "device": "cpu",
             "physical_batch_size": preset.physical_batch_size,
-            "model": {"slm": preset.slm_of(site_id)},
+            "model": {"slm": preset.slm_of(site_id), "device": "cpu"},
         }
         tables[folder.root / "policy.toml"] = policy_table(
             preset, roster_sha256=roster_sha256, population=f"{site_id}.records"

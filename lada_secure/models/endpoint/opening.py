@@ -54,17 +54,39 @@ class ServedFolder:
 def open_endpoint(
     endpoint: Endpoint, *, tokenizer: Path, kept: ServedFolder, calling: Calling | None = None
 ) -> EndpointModel:
-    """Reach a server, try what it can do, and compare it with what it was.
+    """Reach a server, try what it can do, compare it with what it was, and keep what it says.
+
+    Args: calling: how the model is to be called; None is "plain".
+    Raises: see `reach_endpoint`.
+    """
+    before = kept.fingerprint()
+    model, found = reach_endpoint(endpoint, tokenizer=tokenizer, before=before, calling=calling)
+    try:
+        if before is None:
+            kept.keep(found)
+        return replace(model, served=replace(model.served, cache=kept.cache()))
+    except BaseException:
+        model.served.close()
+        raise
+
+
+def reach_endpoint(
+    endpoint: Endpoint,
+    *,
+    tokenizer: Path,
+    before: Fingerprint | None,
+    calling: Calling | None = None,
+) -> tuple[EndpointModel, Fingerprint]:
+    """Reach a server, try what it can do, and compare it with what it was; keeps nothing.
 
     Before a study began a server has to answer at once; one that is gone on with is waited for.
 
-    Args: calling: how the model is to be called; None is "plain".
+    Args: before: what it was; None where no study began with it. calling: as in `open_endpoint`.
     Raises: ParameterError: no tokenizer, another model, or an ability is missing.
         TransportError: no usable answer.
     """
     calling = calling or Calling()
     encoder = _tokenizer(tokenizer)
-    before = kept.fingerprint()
     http = HttpClient(endpoint)
     dialects = all_dialects(encoder)
     model = EndpointModel(
@@ -84,25 +106,26 @@ def open_endpoint(
             encode=model.encode_prompt,
             dialects=dialects,
             end_tokens=model.end_tokens,
-            patience_s=_FIRST_PATIENCE_S if before is None else endpoint.patience_s,
+            patience_s=(
+                min(_FIRST_PATIENCE_S, endpoint.patience_s)
+                if before is None
+                else endpoint.patience_s
+            ),
             spoken=None if before is None else before.dialect,
         ).run()
-        if before is None:
-            before = found
-            kept.keep(found)
-        before.check_same(found)
+        known = found if before is None else before
+        known.check_same(found)
     except BaseException:
         http.close()
         raise
     served = replace(
         model.served,
         dialect=dialect,
-        identity=before.identity,
+        identity=known.identity,
         end_tokens=model.end_tokens,
-        cache=kept.cache(),
     )
     most = min(longest or calling.max_tokens, calling.max_tokens)
-    return replace(model, max_tokens=most, served=served)
+    return replace(model, max_tokens=most, served=served), found
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -50,6 +50,9 @@ from lada_server.study.served_llm import ServedLlm
 from lada_server.study.teacher import CoordinatorLlm, Teacher, parse_rationales, rationales_payload
 
 LOG = logging.getLogger(__name__)
+# In the state folder: the plan that was proposed, and what is kept of the LLM.
+PLAN_FILE: Final = "plan.json"
+LLM_FOLDER: Final = "llm"
 POLL_S = 5.0
 # How long the board stays up at most after the study, so that everybody reads the last message.
 FAREWELL_S: Final = 60.0
@@ -303,18 +306,23 @@ def open_llm(settings: ServerSettings) -> CoordinatorLlm:
 
     Raises: ParameterError: the key file or the URL of a served one.
     """
-    called = settings.model.calling
+    called, placed = settings.model.calling, settings.model.placement
     if isinstance(settings.llm, str):
         return LocalLlm(
-            settings.llm, cache_dir=settings.cache_dir, threads=settings.threads, calling=called
+            settings.llm,
+            cache_dir=settings.cache_dir,
+            threads=settings.threads,
+            calling=called,
+            placement=placed,
         )
     return ServedLlm(
         settings.llm.address(),
         tokenizer=settings.llm.tokenizer,
         adapters=settings.llm.adapters,
-        kept=ServedFolder(folder=settings.state_dir / "llm"),
+        kept=ServedFolder(folder=settings.state_dir / LLM_FOLDER),
         threads=settings.threads,
         calling=called,
+        placement=placed,
     )
 
 
@@ -332,7 +340,7 @@ def run_study(
     Raises: ParameterError: study and pool do not fit each other or the LLM, and nothing was
         proposed. StudyFailed: the study could not reach its last round.
     """
-    kept_plan = settings.state_dir / "plan.json"
+    kept_plan = settings.state_dir / PLAN_FILE
     study = prepare_study(
         study_settings,
         pool=pool,
@@ -346,12 +354,13 @@ def run_study(
     teacher = Teacher(
         study,
         open_llm(settings),
-        files=LlmFiles(folder=settings.state_dir / "llm"),
+        files=LlmFiles(folder=settings.state_dir / LLM_FOLDER),
         progress=board.say_progress,
-        looks=InferenceCache(folder=settings.state_dir / "llm"),
+        looks=InferenceCache(folder=settings.state_dir / LLM_FOLDER),
     )
     if not kept_plan.exists():
         check_plan(study.plan)
+        teacher.check_memory()
         check_llm(study, teacher.model, pool_file=settings.pool)
         teacher.check_abilities()
         keep_plan(kept_plan, study.plan)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lada_secure.data.records import PoolSample
 from lada_secure.method.mechanisms import adapter_settings
 from lada_secure.method.plan import MethodPlan, transfer_of
 from lada_secure.models.adapters import (
@@ -18,19 +19,28 @@ from lada_secure.models.adapters import (
 )
 from lada_secure.models.calling_settings import Calling
 from lada_secure.models.examples import RationaleExample
-from lada_secure.models.loading import LanguageModel, load_language_model
+from lada_secure.models.loading import LanguageModel, load_language_model, model_folder
+from lada_secure.models.placement import Placement
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_server.study.llm_memory import check_llm_memory
 
 
 class LocalLlm:
     """See `CoordinatorLlm`. Loaded once, at first use."""
 
     def __init__(
-        self, reference: str, *, cache_dir: Path, threads: int, calling: Calling | None = None
+        self,
+        reference: str,
+        *,
+        cache_dir: Path,
+        threads: int,
+        calling: Calling | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._named = reference
         self._calling = calling or Calling()
         self._calling_sha256 = self._calling.sha256
+        self._placement = placement or Placement()
         self._cache_dir = cache_dir
         self._threads = threads
         self._model: LanguageModel | None = None
@@ -39,7 +49,9 @@ class LocalLlm:
     @property
     def reference(self) -> str:
         """See `CoordinatorLlm`."""
-        return f"{self._named} {self._calling_sha256}"
+        # Short types and packed weights say something else; where they lie does not matter.
+        form = f"{self._placement.dtype} {self._placement.quantization or ''}".strip()
+        return f"{self._named} {self._calling_sha256} {form}"
 
     @property
     def model(self) -> LanguageModel:
@@ -47,9 +59,22 @@ class LocalLlm:
         if self._model is None:
             torch.set_num_threads(self._threads)
             self._model = load_language_model(
-                self._named, cache_dir=self._cache_dir, calling=self._calling
+                self._named,
+                cache_dir=self._cache_dir,
+                calling=self._calling,
+                placement=self._placement,
             )
         return self._model
+
+    def check_memory(self, plan: MethodPlan, pool: Sequence[PoolSample]) -> None:
+        """See `CoordinatorLlm`."""
+        check_llm_memory(
+            plan,
+            pool,
+            model_folder(self._named, cache_dir=self._cache_dir),
+            calling=self._calling,
+            placement=self._placement,
+        )
 
     def check_length(self, _tokens: int) -> None:
         """See `CoordinatorLlm`; the model's own configuration says it, and the gate has read it."""

@@ -7,6 +7,7 @@ public but the LLM, so samples are named by line and id.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -100,20 +101,32 @@ def check_llm(study: Study, lm: TextModel, *, pool_file: Path) -> None:
     Raises: ParameterError: all faults; nothing was proposed and no plan is kept.
     """
     new_tokens = study.plan.paths.max_new_tokens
+    check_room(lm, new_tokens)
+    probe_model(lm, what="the LLM")
+    check_pool_lengths(lm, study.pool, new_tokens=new_tokens, pool_file=pool_file)
+
+
+def check_room(lm: TextModel, new_tokens: int) -> None:
+    """Raises: ParameterError: the LLM does not take paths of so many tokens."""
     if new_tokens >= lm.room:
         raise ParameterError(
             f"paths.max_new_tokens is {new_tokens}, the LLM {lm.name!r} takes {lm.room} tokens "
             "with the prompt"
         )
-    probe_model(lm, what="the LLM")
-    needed = needed_tokens(lm, study.pool, written=[new_tokens] * len(study.pool))
+
+
+def check_pool_lengths(
+    lm: TextModel, pool: Sequence[PoolSample], *, new_tokens: int, pool_file: Path
+) -> None:
+    """Raises: ParameterError: every sample that the LLM does not take whole, or as it is meant."""
+    needed = needed_tokens(lm, pool, written=[new_tokens] * len(pool))
     faults = [
         Fault(
             line=line,
             what=f"sample {sample.sample_id!r} is too long for the LLM: needs {tokens} tokens "
             f"with its path, at most {lm.max_tokens}",
         )
-        for line, (sample, tokens) in enumerate(zip(study.pool, needed, strict=True), start=1)
+        for line, (sample, tokens) in enumerate(zip(pool, needed, strict=True), start=1)
         if tokens > lm.max_tokens
     ]
     faults += [
@@ -123,7 +136,7 @@ def check_llm(study: Study, lm: TextModel, *, pool_file: Path) -> None:
             "texts; does it spell a control token? Leave it out, or use a server that takes token "
             "ids, as vLLM does",
         )
-        for line, sample in enumerate(study.pool, start=1)
+        for line, sample in enumerate(pool, start=1)
         if not lm.reads_as_meant(_row(lm, sample))
     ]
     refuse([(str(pool_file), fault) for fault in faults])

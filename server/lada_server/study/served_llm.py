@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 
+from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import adapter_settings
 from lada_secure.method.plan import MethodPlan, transfer_of
@@ -35,7 +36,9 @@ from lada_secure.models.endpoint.served_adapters import (
 )
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel, load_folder
+from lada_secure.models.placement import Placement
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
+from lada_server.study.llm_memory import check_llm_memory
 
 # Standard deviations of the adapters that are tried before a study, smallest first.
 _TRIED_SCALES: Final = (0.02, 0.1, 0.5, 2.5)
@@ -45,7 +48,8 @@ class ServedLlm:
     """See `CoordinatorLlm`.
 
     tokenizer: folder with the tokenizer and, for a transfer, the weights. adapters: folder that
-    this machine and the server see under one path; None where no transfer is wanted.
+    this machine and the server see under one path; None where no transfer is wanted. placement: of
+    the weights that a transfer is trained on here.
     """
 
     def __init__(
@@ -57,10 +61,12 @@ class ServedLlm:
         kept: ServedFolder,
         threads: int,
         calling: Calling | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._calling = calling or Calling()
         self._calling_sha256 = self._calling.sha256
+        self._placement = placement or Placement()
         self._tokenizer = tokenizer
         self._adapters = adapters
         self._kept = kept
@@ -92,6 +98,13 @@ class ServedLlm:
             )
             self._base = replace(base, served=replace(base.served, watch=self._progress))
         return self._base
+
+    def check_memory(self, plan: MethodPlan, pool: Sequence[PoolSample]) -> None:
+        """See `CoordinatorLlm`; weights are loaded here where a transfer trains on them."""
+        if plan.uplink is not None:
+            check_llm_memory(
+                plan, pool, self._tokenizer, calling=self._calling, placement=self._placement
+            )
 
     def check_length(self, tokens: int) -> None:
         """See `CoordinatorLlm`; has the server read so many."""
@@ -168,7 +181,10 @@ class ServedLlm:
             torch.set_num_threads(self._threads)
             try:
                 loaded = load_folder(
-                    self._tokenizer, name=str(self._tokenizer), calling=self._calling
+                    self._tokenizer,
+                    name=str(self._tokenizer),
+                    calling=self._calling,
+                    placement=self._placement,
                 )
             except ParameterError as error:
                 raise ParameterError(

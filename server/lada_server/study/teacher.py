@@ -13,6 +13,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS, NO_ADAPTERS
 from lada_secure.arrays import IntArray
 from lada_secure.canonical import Json, canonical_json, parse_canonical_json
+from lada_secure.data.records import PoolSample
 from lada_secure.method.llm_round import (
     GENERATION_BATCH_SIZE,
     PoolView,
@@ -44,6 +45,10 @@ class CoordinatorLlm(Protocol):
     @property
     def model(self) -> TextModel:
         """The LLM as it is now; opened at first use."""
+        ...
+
+    def check_memory(self, plan: MethodPlan, pool: Sequence[PoolSample]) -> None:
+        """Raises: ParameterError: its weights will not fit into this machine; none was loaded."""
         ...
 
     def check_length(self, tokens: int) -> None:
@@ -106,6 +111,10 @@ class Teacher:
     def model(self) -> TextModel:
         """The LLM as it is now, asked in the study's form."""
         return self._llm.model.with_form(self.study.plan.form)
+
+    def check_memory(self) -> None:
+        """Raises: ParameterError: the LLM will not fit into memory; nothing was loaded."""
+        self._llm.check_memory(self.study.plan, self.study.pool)
 
     def check_abilities(self) -> None:
         """Try what the study will need of the LLM besides its model.

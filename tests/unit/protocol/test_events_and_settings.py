@@ -11,8 +11,9 @@ import pytest
 from lada_protocol.events import LONGEST_GAP_S, WAITING_INTERVAL_S, Epsilon, EventLog, StallTimer
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.tasks import Wait
-from lada_protocol.settings import MAX_SETTINGS_BYTES, Settings, parse_settings
+from lada_protocol.settings import Settings, parse_settings
 from lada_secure.errors import ParameterError
+from lada_secure.storage.toml_tables import MAX_SETTINGS_BYTES
 
 
 class Ticker:

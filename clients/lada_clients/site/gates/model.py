@@ -6,17 +6,20 @@ As in `files`, messages name files and lines on the site's own screen, never wha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.settings import SitePolicy
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.dpsgd.engine_probe import probe_engine
 from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.method.training import held_out_tokens, trainer_settings
+from lada_secure.models.loading import LanguageModel
 from lada_secure.models.preflight import needed_tokens, probe_model
 from lada_secure.privacy.release.private_records import for_each_unit
 
@@ -34,17 +37,23 @@ def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy)
 
     Raises: ParameterError: all faults; nothing was posted and nothing is in the ledger.
     """
-    told = [*plan_inconsistencies(learner.plan), *_size_faults(learner)]
+    plan, lm, pool = learner.plan, learner.context.lm, learner.context.pool
+    batch_size = learner.context.execution.batch_size
+    told = [*plan_inconsistencies(plan), *size_faults(plan, lm, batch_size=batch_size)]
     refuse([("the plan", Fault(line=None, what=one)) for one in told])
     _call_once(learner)
     if policy.records.too_long == "refuse":
-        refuse(list(_length_faults(learner, files)))
+        if len(files.records.records) > _MANY:
+            logger.warning(
+                "counting the tokens of %d records, once before the study ...",
+                len(files.records.records),
+            )
+        refuse(list(length_faults(lm, files, pool, Written.by_plan(plan))))
 
 
-def _size_faults(learner: SiteLearner) -> Iterator[str]:
-    """Sizes of the plan against this site's settings and model; no record is looked at."""
-    plan, most = learner.plan, learner.context.lm.room
-    batch_size, bound = learner.context.execution.batch_size, plan.privacy.max_records_per_unit
+def size_faults(plan: StudyPlan, lm: LanguageModel, *, batch_size: int) -> Iterator[str]:
+    """Sizes of the plan against a site's settings and model; no record is looked at."""
+    most, bound = lm.room, plan.privacy.max_records_per_unit
     if bound > batch_size:
         yield (
             f"max_records_per_unit is {bound}, physical_batch_size of the site's settings is "
@@ -58,35 +67,55 @@ def _size_faults(learner: SiteLearner) -> Iterator[str]:
 
 
 def _call_once(learner: SiteLearner) -> None:
-    """The trainer's device and engine on this model, and a call of it.
+    """The trainer's engine on this model, and a call of it.
 
     Raises: ParameterError: the model cannot be used as the plan would.
     """
     trainer = trainer_settings(learner.plan, learner.context.execution, round_id=0)
-    trainer.torch_device()
     probe_model(learner.context.lm, what="the model")
     probe_engine(learner.context.lm, trainer.engine)
 
 
-def _length_faults(learner: SiteLearner, files: SiteFiles) -> Iterator[tuple[str, Fault]]:
-    """Texts that training or evaluation would have to cut, at the plan's lengths."""
-    plan, lm, own, held_out = learner.plan, learner.context.lm, files.records, files.held_out
-    new_tokens = plan.paths.max_new_tokens
-    reasons = new_tokens if plan.guide is not None and plan.guide.own_reasons else 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """How many tokens a model writes behind a text, at most.
+
+    reason: behind a record without a rationale. sample: behind a pool sample. held_out: behind a
+    held-out record.
+    """
+
+    reason: int
+    sample: int
+    held_out: Callable[[Record], int]
+
+    @classmethod
+    def by_plan(cls, plan: StudyPlan) -> Written:
+        """As a study says it."""
+        new_tokens = plan.paths.max_new_tokens
+        return cls(
+            reason=new_tokens if plan.guide is not None and plan.guide.own_reasons else 0,
+            sample=new_tokens,
+            held_out=lambda record: held_out_tokens(plan, record),
+        )
+
+
+def length_faults(
+    lm: LanguageModel, files: SiteFiles, pool: Sequence[PoolSample], written: Written
+) -> Iterator[tuple[str, Fault]]:
+    """Texts that training or evaluation would have to cut."""
+    own, held_out = files.records, files.held_out
     # File, line, text, and how many tokens the model writes after it.
     rows: list[tuple[str, int, Record | PoolSample, int]] = [
-        (own.name, line, record, reasons if record.rationale is None else 0)
+        (own.name, line, record, written.reason if record.rationale is None else 0)
         for line, record in zip(own.lines, own.records, strict=True)
     ]
-    if len(rows) > _MANY:
-        logger.warning("counting the tokens of %d records, once before the study ...", len(rows))
     rows += [
-        ("the coordinator's pool", line, sample, new_tokens)
-        for line, sample in enumerate(learner.context.pool, start=1)
+        ("the coordinator's pool", line, sample, written.sample)
+        for line, sample in enumerate(pool, start=1)
     ]
     if held_out is not None:
         rows += [
-            (held_out.name, line, record, held_out_tokens(plan, record))
+            (held_out.name, line, record, written.held_out(record))
             for line, record in zip(held_out.lines, held_out.records, strict=True)
         ]
     needed = for_each_unit(

@@ -32,6 +32,12 @@ def file_hashes(settings: SiteSettings) -> FileHashes:
     return FileHashes(settings.state_dir / HASHES_FILE if there else None)
 
 
+def known_hashes(settings: SiteSettings) -> FileHashes:
+    """The same for whoever must not write there: what is new is hashed and not kept."""
+    there = settings.state_dir.is_dir()
+    return FileHashes.reading(settings.state_dir / HASHES_FILE) if there else FileHashes(None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSlm:
     """The SLM that the settings name, as its files stand now."""
@@ -87,10 +93,10 @@ class SiteSlm:
             )
 
 
-def slm_faults(model: ModelIdentity, plan: StudyPlan, policy: SitePolicy) -> tuple[str, ...]:
-    """What plan and policy have against a model."""
+def slm_faults(model: ModelIdentity, plan: StudyPlan | None, policy: SitePolicy) -> tuple[str, ...]:
+    """What plan and policy have against a model; the policy alone where there is no plan yet."""
     return (
-        *(f"{one} (by the plan)" for one in plan.slm.faults(model)),
+        *(f"{one} (by the plan)" for one in (plan.slm.faults(model) if plan else ())),
         *(f"{one} (by the policy)" for one in policy.model.faults(model)),
     )
 

@@ -139,9 +139,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "state_dir": "state",
                     "records": "records.jsonl",
                     "cache_dir": str(root / "cache"),
-                    "device": "cpu",
                     "physical_batch_size": 64,
-                    "model": {"slm": str(root / "model")},
+                    "model": {"slm": str(root / "model"), "device": "cpu"},
                 }
             )
         )

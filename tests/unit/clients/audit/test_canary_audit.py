@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from alpha import ALPHA
 from trainer_doubles import small_model, units_of_sizes
 
@@ -25,6 +26,7 @@ from lada_clients.audit.canary_audit import (
 from lada_secure.dpsgd import clipping, trainer
 from lada_secure.dpsgd.noise import DiscreteGaussian
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
+from lada_secure.dpsgd.unit_gradients import side_by_side
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.privacy.accounting.accountant import epsilon
@@ -117,8 +119,8 @@ def test_noise_eight_times_too_small_is_flagged(monkeypatch) -> None:
 def test_units_that_are_not_clipped_are_flagged(monkeypatch) -> None:
     def add_unclipped(self, gradients) -> None:
         steps = self._clip_steps / self._clip
-        for total, one in zip(self._totals, gradients, strict=True):
-            total += (one.flatten(1).double() * steps).trunc_().sum(0)
+        whole = (side_by_side(gradients).double() * steps).trunc_().sum(0)
+        self._totals[0] += whole.to(torch.int64)
 
     monkeypatch.setattr(clipping.ClippedSum, "add", add_unclipped)
     assert audit().flagged

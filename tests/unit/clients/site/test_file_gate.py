@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from architecture_doubles import family_folder
 from method_doubles import ledger
 from rich.console import Console
 from site_doubles import POOL, file_of, record, site_learner, site_plan, site_policy, site_settings
-from slm_files import write_slm
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site import service
@@ -312,11 +312,12 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
 ) -> None:
     records = (*GOOD, record(4, question=LONG))
     study, place = site_plan(), site_settings(tmp_path)
-    write_slm(place.slm_folder)
+    family_folder("Llama", place.slm_folder)
     book = ledger(study)
     learner = site_learner(tmp_path, records, study=study, book=book)
     before = book.entries()
     posted: list[object] = []
+    monkeypatch.setattr(service, "read_public_material", lambda _: (POOL, None))
     monkeypatch.setattr(service, "plan_faults", lambda *_plan, **_options: ())
     shown = {"first_index": 0, "head_index": 1, "head_hash": "0" * 64}
 

@@ -59,7 +59,7 @@ def test_a_path_that_nothing_expands_is_refused(tmp_path: Path, slm: str) -> Non
     [
         (b"", "the key 'slm' is missing"),
         (b'slm = ""', "slm: "),
-        (b'slm = "a"\nlicense = "MIT"', "unknown key 'license'; known keys are licence"),
+        (b'slm = "a"\nlicense = "MIT"', "unknown key 'license'; known keys are device, "),
         (b'slm = "a"\nlicence = "' + b"x" * 201 + b'"', "licence: "),
     ],
 )

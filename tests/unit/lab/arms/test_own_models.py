@@ -51,7 +51,7 @@ def ran(
             embedder=site.context.embedder,
             records=site.context.records,
             book=ArmLedger(study.plan, site=site.name, shared=SharedReleases(), group="own"),
-            execution=Execution(device="cpu", threads=1, batch_size=8),
+            execution=Execution(threads=1, batch_size=8),
         )
         sites.append(replace(site, context=context))
     study = replace(study, sites=tuple(sites))

@@ -15,6 +15,7 @@ from lada_lab.micro.dpsgd_variants import (
     build_model,
     make_step,
     make_tokens,
+    update_gap,
 )
 from lada_secure.errors import ParameterError
 
@@ -36,6 +37,57 @@ def test_two_processes_take_turns_and_report_ratios():
         assert min(case["step_s"].values()) > 0.0
         assert 0.0 < case["noise_share"]["fused"] < 1.0
         assert case["process_bytes"]["fused"] > case["peak_bytes"]["fused"] > 0
+
+
+SHORT = BenchPlace(dtype="bfloat16")
+AGAIN = BenchPlace(gradient_checkpointing=True)
+BOTH = BenchPlace(dtype="bfloat16", gradient_checkpointing=True)
+
+
+@pytest.mark.slow
+def test_a_report_of_a_short_base_with_checkpointing_says_how_far_updates_are_from_exact_ones():
+    report = run_dpsgd(
+        sequence_lengths=(8,),
+        batch_sizes=(3,),
+        repetitions=1,
+        model=SMALL,
+        variants=("fused", "opacus"),
+        place=BOTH,
+    )
+    assert (report["dtype"], report["gradient_checkpointing"]) == ("bfloat16", True)
+    assert set(report["update_gap"]) == {"fused", "opacus"}
+    assert all(0.0 < gap < 0.05 for gap in report["update_gap"].values())
+
+
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+@pytest.mark.parametrize(
+    ("place", "least", "most"),
+    [(SHORT, 1e-6, 0.05), (AGAIN, 0.0, 0.0), (BOTH, 1e-6, 0.05)],
+    ids=["bfloat16", "checkpointing", "both"],
+)
+def test_updates_under_the_same_noise_are_the_exact_ones_within_the_stated_bound(
+    engine, place, least, most
+):
+    torch.set_num_threads(1)
+    gap = update_gap(engine, SMALL, place, sequence_length=8, batch_size=3)
+    assert least <= gap <= most
+
+
+@pytest.mark.parametrize("place", [SHORT, AGAIN, BOTH], ids=["bfloat16", "checkpointing", "both"])
+def test_plain_and_fused_train_the_same_base_in_every_place(place):
+    torch.set_num_threads(1)
+    ends = []
+    for variant in ("plain", "fused_nonprivate"):
+        model = build_model(SMALL, place)
+        short = {one.dtype for one in model.parameters() if not one.requires_grad}
+        assert short == {place.placement().torch_dtype}
+        step = make_step(variant, model, place)
+        step(make_tokens(SMALL.vocabulary, sequence_length=8, batch_size=3))
+        ends.append([one.detach() for one in model.parameters() if one.requires_grad])
+    # AdamW's first step is the learning rate in the gradient's direction, whatever its length.
+    for plain, fused in zip(*ends, strict=True):
+        same = (plain - fused).abs() < 1e-4
+        assert float(same.double().mean()) > (0.95 if place.dtype == "bfloat16" else 0.999)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -71,8 +123,9 @@ def test_without_privacy_plain_and_fused_end_with_the_same_weights():
         {"sequence_lengths": (1,)},
         {"batch_sizes": ()},
         {"variants": ("fused", "fast")},
+        {"variants": ("ghost",), "place": BenchPlace(gradient_checkpointing=True)},
     ],
-    ids=["no repetition", "a row of one token", "no batch", "an unknown variant"],
+    ids=["no repetition", "a row of one token", "no batch", "an unknown variant", "ghost twice"],
 )
 def test_shapes_out_of_range_are_refused(values):
     with pytest.raises(ParameterError, match="bench dpsgd"):
@@ -82,8 +135,8 @@ def test_shapes_out_of_range_are_refused(values):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ({"device": "abacus"}, "not known to torch"),
-        ({"precision": "float16"}, "precision"),
+        ({"device": "abacus"}, "device"),
+        ({"dtype": "float16"}, "dtype"),
         ({"threads": 0}, "threads"),
     ],
 )

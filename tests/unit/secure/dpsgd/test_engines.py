@@ -22,6 +22,7 @@ from trainer_doubles import (
 
 from lada_secure.dpsgd import trainer as trainer_module
 from lada_secure.dpsgd.engine import open_engine
+from lada_secure.dpsgd.engine_probe import probe_engine
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
 from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
@@ -114,7 +115,7 @@ def train_without_noise(lm, units, batches, loss, learning_rate, engine, cache_b
         learning_rate=learning_rate,
         loss=loss,
     )
-    with mock.patch.object(trainer_module, "_FROZEN_CACHE_BYTES", cache_bytes):
+    with mock.patch.object(trainer_module, "FROZEN_CACHE_BYTES", cache_bytes):
         trainer = opened_trainer(lm, units, pool=(), privacy=privacy, settings=settings)
     by_id = {unit.unit_id: unit for unit in trainer._units}
     for joined in batches:
@@ -198,6 +199,52 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
     for at, gradient in enumerate(taken):
         for unit in range(len(units)):
             assert_same_vector(gradient[unit], expected[unit][at])
+
+
+def with_short_base(architecture, *, exact):
+    """exact: the weights of a base in bfloat16, computed with in float32."""
+    lm = small_model(architecture, dtype="bfloat16")
+    if exact:
+        lm.model.float()
+    lm = attach_adapters(lm, AdapterSettings(rank=3))
+    stir_adapters(lm)
+    return lm
+
+
+def gradient_alone(lm, unit, engine):
+    """The gradient of one unit, (d,): by an engine, or by peft's own LoRA under autograd."""
+    rows = [encode_row(lm, one.prompt, one.path) for one in unit.examples]
+    scorer = RationaleScorer(lm.model, device=torch.device("cpu"))
+    if engine is None:
+        found = torch.autograd.grad(-scorer(rows).sum(), trainable(lm))
+        return torch.cat([one.flatten() for one in found])
+    opened = open_engine(lm.model, engine)
+    taken, _ = opened.gradients(1, [0] * len(rows), lambda: -scorer(rows).sum())
+    opened.close()
+    assert all(one.dtype == torch.float32 for one in taken)
+    return torch.cat([one.flatten() for one in taken])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_a_bfloat16_base_gradients_are_as_near_to_the_exact_ones_as_plain_lora_s(
+    architecture, engine
+):
+    for unit in units_of_sizes(1, 4, own=False):
+        exact = gradient_alone(with_short_base(architecture, exact=True), unit, None)
+        plain = gradient_alone(with_short_base(architecture, exact=False), unit, None)
+        ours = gradient_alone(with_short_base(architecture, exact=False), unit, engine)
+        off = float((plain - exact).norm() / exact.norm())
+        assert 0.0 < off < 0.05
+        assert float((ours - exact).norm() / exact.norm()) <= 1.5 * off + 1e-3
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_probe_accepts_a_bfloat16_base(architecture, engine, checkpointing):
+    lm = small_model(architecture, dtype="bfloat16", gradient_checkpointing=checkpointing)
+    probe_engine(attach_adapters(lm, AdapterSettings(rank=3)), engine)
 
 
 def batched_losses(lm, units, passes):

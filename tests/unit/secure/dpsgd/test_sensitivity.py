@@ -30,8 +30,9 @@ CLIP = 0.05
 LIMIT = 1.0 + 1e-6
 
 
-def adapted(architecture="llama", **changes):
-    lm = attach_adapters(small_model(architecture), AdapterSettings(**{"rank": 2, **changes}))
+def adapted(architecture="llama", *, dtype="float32", checkpointing=False, **changes):
+    lm = small_model(architecture, dtype=dtype, gradient_checkpointing=checkpointing)
+    lm = attach_adapters(lm, AdapterSettings(**{"rank": 2, **changes}))
     stir_adapters(lm)
     return lm
 
@@ -48,9 +49,7 @@ def parameters(**changes):
     return DpSgdParameters(**{**values, **changes})
 
 
-def open_trainer(
-    lm, units, *, engine="fused", contrastive_form="dpo", precision="float32", **changes
-):
+def open_trainer(lm, units, *, engine="fused", contrastive_form="dpo", **changes):
     return opened_trainer(
         lm,
         units,
@@ -58,7 +57,6 @@ def open_trainer(
         privacy=parameters(**changes),
         settings=TrainerSettings(
             engine=engine,
-            precision=precision,
             physical_batch_size=8,
             loss=LossSettings(contrastive_form=contrastive_form, contrastive_weight=1.0),
         ),
@@ -291,11 +289,11 @@ def test_two_steps_over_the_same_sum_never_get_the_same_noise():
 
 
 @pytest.mark.parametrize("engine", ["fused", "opacus"])
-def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_ones(engine):
+def test_a_base_in_bfloat16_still_gives_float_gradients_near_the_exact_ones(engine):
     units = units_of_sizes(1, 3, 2)
     sums = []
-    for precision in ("float32", "bfloat16"):
-        trainer = open_trainer(adapted(), units, engine=engine, precision=precision)
+    for dtype in ("float32", "bfloat16"):
+        trainer = open_trainer(adapted(dtype=dtype), units, engine=engine)
         sums.append(float_sum(trainer, clip=1e6))
         trainer.close()
     exact, short = sums
@@ -305,7 +303,11 @@ def test_a_forward_pass_in_bfloat16_still_gives_float_gradients_near_the_exact_o
 
 # With the last layer alone, outputs of the others could be kept from one batch to another.
 @pytest.mark.parametrize("contrastive_form", ["dpo", "margin"])
-@pytest.mark.parametrize("shape", [{}, {"last_layers": 1}], ids=["all layers", "last layer"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"last_layers": 1}, {"checkpointing": True}],
+    ids=["all layers", "last layer", "checkpointing"],
+)
 @pytest.mark.parametrize("engine", ["fused", "opacus"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
@@ -316,11 +318,10 @@ def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
     units = (*units_of_sizes(1, 4, 2, 8), PrivateUnit(unit_id="none", examples=()))
     twin = PrivateUnit(unit_id="twin", examples=units[1].examples[:1])
     trainer = open_trainer(
-        adapted(architecture, **shape),
+        adapted(architecture, dtype="bfloat16", **shape),
         (*units, twin),
         engine=engine,
         contrastive_form=contrastive_form,
-        precision="bfloat16",
     )
 
     def total_of(some):
@@ -337,11 +338,10 @@ def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
     trainer.close()
     # Nor does anything that was kept from before: references, outputs of frozen layers.
     alone = open_trainer(
-        adapted(architecture, **shape),
+        adapted(architecture, dtype="bfloat16", **shape),
         [twin],
         engine=engine,
         contrastive_form=contrastive_form,
-        precision="bfloat16",
     )
     by_itself = grid_sum(alone).integers()
     alone.close()

@@ -202,7 +202,9 @@ def test_restored_moments_make_the_next_step_the_same():
         one.update(push)
     other.restore(one.state("binding"))
     for push in pushes[3:]:
-        assert one.update(push) == other.update(push)
+        one.update(push)
+        other.update(push)
+    assert one.public_losses == other.public_losses
     for a, b in zip(one.parameters, other.parameters, strict=True):
         assert torch.equal(a, b)
     one.close()
@@ -253,7 +255,8 @@ def test_private_pool_samples_are_units_of_their_own_and_have_no_exact_gradient(
     privacy = parameters(pool_gradients="private")
     trainer = opened_trainer(adapted(), UNITS, pool=POOL, privacy=privacy, settings=settings())
     assert len(trainer._units) == len(UNITS) + len(POOL)
-    assert trainer.step() is None
+    trainer.step()
+    assert trainer.public_losses == [None]
     trainer.close()
     result = run(adapted(), approved_ledger(), privacy=privacy)
     assert result.public_losses == (None,) * 7
@@ -469,7 +472,7 @@ def test_out_of_memory_in_the_pool_s_stream_halves_as_well(kind, caplog):
     ((full, full_loss), _), ((halved, halved_loss), size) = gradient(99), gradient(2)
     assert size == 1
     assert "going on with" in caplog.text
-    assert halved_loss == pytest.approx(full_loss, rel=1e-5)
+    torch.testing.assert_close(halved_loss, full_loss, rtol=1e-5, atol=0.0)
     for a, b in zip(full, halved, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     with pytest.raises(ParameterError, match=r"one example of .* tokens does not fit"):
@@ -585,13 +588,12 @@ class TestRefusedBeforeAnythingIsSpent:
             one.requires_grad_(False)
         self.refuse("adapters", lm=lm)
 
-    def test_cuda_where_there_is_none(self):
-        if torch.cuda.is_available():
-            pytest.skip("this machine has a CUDA device")
-        self.refuse("sees no CUDA device", tuned=settings(device="cuda"))
-
-    def test_an_unknown_device(self):
-        self.refuse("not known to torch", tuned=settings(device="abacus"))
+    def test_adapters_in_a_short_type(self):
+        lm = adapted()
+        for one in lm.model.parameters():
+            if one.requires_grad:
+                one.data = one.data.bfloat16()
+        self.refuse("lora_A.default.weight is torch.bfloat16, expected float32", lm=lm)
 
 
 @pytest.mark.parametrize(
@@ -618,8 +620,7 @@ def test_privacy_parameters_out_of_range_are_refused(field, value):
     ("field", "value"),
     [
         ("engine", "fast"),
-        ("precision", "float16"),
-        ("precision", "auto"),
+        ("noise", "never"),
         ("physical_batch_size", 0),
         ("pool_batch_size", -1),
         ("steps_per_reservation", 0),

@@ -33,7 +33,10 @@ PRIVACY = DpSgdParameters(
     steps=STEPS,
     pool_gradients="public",
 )
-SETTINGS = TrainerSettings(pool_batch_size=2, physical_batch_size=6, steps_per_reservation=2)
+# Drawn ahead, as on a GPU: a vector is at hand at any moment of a kill.
+SETTINGS = TrainerSettings(
+    pool_batch_size=2, physical_batch_size=6, steps_per_reservation=2, noise="ahead"
+)
 
 
 def open_ledger(folder, key):
@@ -71,8 +74,8 @@ def train_in_child(folder, key, log):
     try:
         draw = trainer.noised_gradient
 
-        def logged(total, privacy):
-            noised = draw(total, privacy)
+        def logged(total, privacy, noise):
+            noised = draw(total, privacy, noise)
             # Without units the sum is the noise alone, so equal lines were equal noise.
             with log.open("ab", buffering=0) as file:
                 file.write(noised[:8].numpy().tobytes().hex().encode() + b"\n")

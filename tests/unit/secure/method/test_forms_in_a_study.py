@@ -90,7 +90,7 @@ def opened(base: StudyPlan, records: Sequence[Record] = ()) -> SiteContext:
         embedder=embedder,
         records=PrivateRecords(units),
         book=ledger(base),
-        execution=Execution(device="cpu", threads=1, batch_size=4),
+        execution=Execution(threads=1, batch_size=4),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +60,9 @@ class TestEngineProbe:
         probe_engine(lm, "fused")
         right = FusedEngine.add
 
-        def halved(self: FusedEngine, parameter: object, left: object, other: object) -> None:
-            right(self, parameter, left * 0.5, other)  # type: ignore[arg-type,operator]
+        def halved(self: FusedEngine, *factors: Any) -> None:
+            *matrices, scaling = factors
+            right(self, *matrices, 0.5 * scaling)
 
         monkeypatch.setattr(FusedEngine, "add", halved)
         with pytest.raises(ParameterError, match=r"another gradient of .*lora_B"):

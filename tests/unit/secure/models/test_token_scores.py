@@ -38,7 +38,7 @@ def cross_entropy_scores(hidden, head, targets):
 @pytest.mark.parametrize("at_once", [128, 300, 1000], ids=["in three", "in one", "more than there"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_values_and_gradients_are_those_of_cross_entropy(monkeypatch, at_once, bias):
-    monkeypatch.setitem(module._BYTES_AT_ONCE, "cpu", 4 * VOCABULARY * at_once)
+    monkeypatch.setattr(module, "_CPU_BYTES", 4 * VOCABULARY * at_once)
     head = frozen_head(bias=bias)
     found = []
     for score in (token_scores, cross_entropy_scores):
@@ -52,12 +52,11 @@ def test_values_and_gradients_are_those_of_cross_entropy(monkeypatch, at_once, b
 
 
 def test_in_bfloat16_the_product_is_rounded_as_the_head_s_own():
-    head = frozen_head()
+    head = frozen_head().bfloat16()
     found = []
     for score in (token_scores, cross_entropy_scores):
         hidden, targets, weights = case()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            scores = score(hidden, head, targets)
+        scores = score(hidden if score is token_scores else hidden.bfloat16(), head, targets)
         assert scores.dtype == torch.float32
         (scores * weights).sum().backward()
         found.append((scores.detach(), hidden.grad))

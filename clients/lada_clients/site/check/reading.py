@@ -1,0 +1,103 @@
+"""What a site's checks read: each file once, at its first use."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from lada_clients.net.study_folder import STUDIES, Outbox
+from lada_clients.site.gates.files import SiteFiles, check_files, file_digests
+from lada_clients.site.settings import SitePolicy, SiteSettings
+from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.identity.roster import Roster
+from lada_protocol.kinds import Kind
+from lada_protocol.party_checks import read_plan
+from lada_protocol.party_files import read_roster, read_settings
+from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.index import Slot
+from lada_protocol.wire.messages import AcceptanceBody, parse_body
+from lada_secure.check.running import Request
+from lada_secure.data.records import PoolSample, read_pool
+from lada_secure.models.identity import ModelIdentity
+
+
+class SiteReading:
+    """Files of one site. Every property raises what reading its file raises."""
+
+    def __init__(self, file: Path, request: Request) -> None:
+        self._file = file
+        self.request = request
+
+    @cached_property
+    def settings(self) -> SiteSettings:
+        """`site.toml`."""
+        return read_settings(self._file, SiteSettings)
+
+    @cached_property
+    def policy(self) -> SitePolicy:
+        """`policy.toml`."""
+        return read_settings(self.settings.policy, SitePolicy)
+
+    @cached_property
+    def roster(self) -> Roster:
+        """As the policy pins it."""
+        return read_roster(self.settings.roster, pinned=self.policy.roster_sha256)
+
+    @cached_property
+    def files(self) -> SiteFiles:
+        """Records and held-out records, without a fault."""
+        file_digests(self.settings)
+        return check_files(self.settings, self.policy)
+
+    @cached_property
+    def pool(self) -> tuple[PoolSample, ...]:
+        """Public questions that were named; none otherwise."""
+        return () if self.request.pool is None else read_pool(self.request.pool)
+
+    @cached_property
+    def plan(self) -> StudyPlan | None:
+        """The plan that was named, else that of the only study on disk; None without one."""
+        named = self.request.plan
+        if named is not None:
+            return read_plan(named)
+        found = sorted((self.settings.state_dir / STUDIES).glob(f"*/{PLAN_FILE}"))
+        return read_plan(found[0]) if len(found) == 1 else None
+
+    @property
+    def signed_model(self) -> ModelIdentity | None:
+        """The SLM that this site has accepted the known plan with; None where it has not yet.
+
+        Raises: LadaError: the kept acceptance is damaged.
+        """
+        plan, roster, settings = self.known_plan, self.known_roster, self.settings
+        if plan is None or roster is None:
+            return None
+        kept = Outbox(folder=settings.state_dir, roster=roster).load(
+            Slot(Kind.ACCEPTANCE, 0, "", 0, settings.party, ""),
+            study_id=plan.study_id,
+            plan_hash=plan.hash,
+        )
+        return None if kept is None else parse_body(kept[0], AcceptanceBody).slm
+
+    # What has been read already, in a check of its own; a fault there is told there alone.
+
+    @property
+    def known_roster(self) -> Roster | None:
+        """The roster, if it could be read."""
+        return vars(self).get("roster")
+
+    @property
+    def known_files(self) -> SiteFiles | None:
+        """Records and held-out records, if they have no fault."""
+        return vars(self).get("files")
+
+    @property
+    def known_pool(self) -> tuple[PoolSample, ...]:
+        """Public questions that were named, if they have no fault."""
+        found: tuple[PoolSample, ...] = vars(self).get("pool", ())
+        return found
+
+    @property
+    def known_plan(self) -> StudyPlan | None:
+        """The plan, if there is one that can be read."""
+        return vars(self).get("plan")

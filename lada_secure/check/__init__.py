@@ -1,0 +1,1 @@
+"""What `lada check` is for every role: findings, the list of checks, the report, the command."""

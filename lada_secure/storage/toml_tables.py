@@ -1,0 +1,29 @@
+"""TOML files as tables, before anybody says what their keys mean."""
+
+from __future__ import annotations
+
+import codecs
+import tomllib
+from typing import Any
+
+from lada_secure.errors import ParameterError
+
+MAX_SETTINGS_BYTES = 256 * 1024
+
+
+def parse_table(raw: bytes, *, where: str) -> dict[str, Any]:
+    """Parse one TOML file.
+
+    Args: where: the file's name, for messages.
+    Raises: ParameterError: too long, a byte-order mark, not UTF-8, or not TOML.
+    """
+    if len(raw) > MAX_SETTINGS_BYTES:
+        raise ParameterError(f"{where}: {len(raw)} bytes, at most {MAX_SETTINGS_BYTES}")
+    if raw.startswith(codecs.BOM_UTF8):
+        raise ParameterError(
+            f"{where}: the file starts with a byte-order mark; save it as UTF-8 without one"
+        )
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except ValueError as error:
+        raise ParameterError(f"{where}: not TOML: {error}") from error

@@ -1,0 +1,1 @@
+"""The coordinator's part of `lada check`."""
