@@ -70,3 +70,8 @@ _.globals
 
 # Named by an entry point in pyproject.toml.
 ROLE
+
+# What transformers and bitsandbytes read of a model or layer that a test has packed.
+_.is_loaded_in_4bit
+_.is_loaded_in_8bit
+_.support_avx512bf16_for_cpu

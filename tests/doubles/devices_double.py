@@ -27,7 +27,7 @@ def placed(tensor, device):
 
 
 class SeveralDevices(TorchFunctionMode):
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func, _types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func == _DEVICE_OF:
             return place_of(args[0])

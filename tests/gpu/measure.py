@@ -82,7 +82,6 @@ TINY = {
     "num_key_value_heads": 4,
     "tie_word_embeddings": True,
 }
-BASES = ("float32", "bfloat16", "4bit")
 # Rows of a step times their tokens; and the most seconds a row may take.
 BATCHES = {"135m": ((16, 128), (32, 256)), "1b": ((16, 256),), "8b": ((16, 128),)}
 LIMITS_S = {"135m": 50.0, "1b": 60.0, "8b": 80.0}

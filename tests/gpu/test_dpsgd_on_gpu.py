@@ -160,7 +160,7 @@ def test_on_a_gpu_noise_is_drawn_ahead():
 class NoQuestions(TorchDispatchMode):
     """Refuses operators whose result the CPU would have to wait for."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
         assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero"), func
         return func(*args, **(kwargs or {}))
 

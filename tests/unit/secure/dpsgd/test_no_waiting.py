@@ -37,7 +37,7 @@ PRIVACY = DpSgdParameters(
 class NoQuestions(TorchDispatchMode):
     """Refuses operators whose result the CPU would have to wait for."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func, _types, args=(), kwargs=None):
         assert func.overloadpacket.__name__ not in QUESTIONS, f"a step asks for a value: {func}"
         return func(*args, **(kwargs or {}))
 
