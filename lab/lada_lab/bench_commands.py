@@ -102,7 +102,7 @@ def dpsgd(
     from rich.console import Console
 
     from lada_lab.micro.dpsgd import run_dpsgd
-    from lada_lab.micro.dpsgd_variants import BenchModel, BenchPlace
+    from lada_lab.micro.dpsgd_models import BenchModel, BenchPlace
 
     console = Console(stderr=True)
     _show(

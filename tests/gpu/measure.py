@@ -35,12 +35,8 @@ import transformers  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from lada_lab.micro.dpsgd_variants import (  # noqa: E402
-    BenchPlace,
-    PrivateSteps,
-    make_step,
-    make_tokens,
-)
+from lada_lab.micro.dpsgd_models import BenchPlace, make_tokens  # noqa: E402
+from lada_lab.micro.dpsgd_variants import PrivateSteps, make_step  # noqa: E402
 from lada_secure.dpsgd.trainer import drawn_noise  # noqa: E402
 
 # The models that the names call to mind: SmolLM2-135M, Llama 3.2 1B and Llama 3.1 8B.

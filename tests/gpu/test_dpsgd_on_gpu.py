@@ -39,13 +39,8 @@ from trainer_doubles import (
 )
 
 from lada_lab.micro.dpsgd import run_dpsgd
-from lada_lab.micro.dpsgd_variants import (
-    BenchModel,
-    BenchPlace,
-    build_model,
-    make_step,
-    make_tokens,
-)
+from lada_lab.micro.dpsgd_models import BenchModel, BenchPlace, build_model, make_tokens
+from lada_lab.micro.dpsgd_variants import make_step
 from lada_secure.dpsgd import trainer as trainer_module
 from lada_secure.dpsgd.batching import physical_batches
 from lada_secure.dpsgd.clipping import ClippedSum

@@ -26,15 +26,8 @@ from typing import Any
 
 import torch
 
-from lada_lab.micro.dpsgd_variants import (
-    VARIANTS,
-    BenchModel,
-    BenchPlace,
-    Measured,
-    Variant,
-    serve,
-    update_gap,
-)
+from lada_lab.micro.dpsgd_models import BenchModel, BenchPlace
+from lada_lab.micro.dpsgd_variants import VARIANTS, Measured, Variant, serve, update_gap
 from lada_secure.dpsgd.engine import ENGINES
 from lada_secure.errors import ParameterError
 

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from lada_lab.micro.dpsgd import run_dpsgd
-from lada_lab.micro.dpsgd_variants import (
-    VARIANTS,
-    BenchModel,
-    BenchPlace,
-    build_model,
-    make_step,
-    make_tokens,
-    update_gap,
-)
+from lada_lab.micro.dpsgd_models import BenchModel, BenchPlace, build_model, make_tokens
+from lada_lab.micro.dpsgd_variants import VARIANTS, make_step, update_gap
 from lada_secure.errors import ParameterError
 
 SMALL = BenchModel(layers=1, hidden_size=64, vocabulary=64, rank=2)

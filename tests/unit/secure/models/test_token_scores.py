@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 from trainer_doubles import ARCHITECTURES, example, small_model
 
-from lada_lab.micro.dpsgd_variants import BenchModel, build_model, make_step, make_tokens
+from lada_lab.micro.dpsgd_models import BenchModel, build_model, make_tokens
+from lada_lab.micro.dpsgd_variants import make_step
 from lada_secure.models import token_scores as module
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import encode_row
