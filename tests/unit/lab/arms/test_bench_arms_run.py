@@ -134,7 +134,9 @@ def test_a_pool_of_one_question_over_and_over_is_one_cluster_and_works(
     found = Laboratory.open(with_pool(prepared, copies), small_settings)
     assert found.clusters.count == 1
     last = found.simulate(ARMS["lada-secure"], epsilon=8.0).details["site-a"][-1]
-    assert last["received"] == 2 * small_settings.plan.allocation.quota
+    quota = small_settings.plan.allocation.quota
+    # In the second round the noised valuation may say that the one cluster there is does harm.
+    assert last["received"] in (quota, 2 * quota)
 
 
 def test_fewer_samples_than_the_budget_are_all_that_is_asked_for(
