@@ -53,7 +53,9 @@ def small_study(form, model):
             "site_slm": str(model),
             "llm": str(model),
             "training": tiny.training.model_copy(update=short),
-            "paths": tiny.paths.model_copy(update={"max_new_tokens": 12, "attempts": 1}),
+            "paths": tiny.paths.model_copy(
+                update={"budget": 40, "max_new_tokens": 12, "attempts": 1}
+            ),
             "uplink": tiny.uplink.model_copy(
                 update={"bar": 0.0, "holdout": 20, "candidates": 40, "steps": 2}
             ),
