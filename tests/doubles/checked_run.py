@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 from architecture_doubles import family_folder
+from safetensors.torch import load_file, save_file
 
 from lada_lab.mock.layout import PartyFolder, RunLayout
 from lada_lab.mock.preparation import write_run
@@ -101,3 +102,15 @@ def tree(root: Path) -> dict[str, tuple[int, str]]:
         )
         for path in sorted(root.rglob("*"))
     }
+
+
+def change_weights(change: Callable[[dict[str, object]], None]) -> Callable[[RunLayout], None]:
+    """Changes the tensors of the site's SLM, by name, in place."""
+
+    def spoil(layout: RunLayout) -> None:
+        path = slm_folder(layout) / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return spoil

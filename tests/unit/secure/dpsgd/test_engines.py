@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from unittest import mock
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from trainer_doubles import (
     ARCHITECTURES,
@@ -24,7 +22,7 @@ from lada_secure.dpsgd import trainer as trainer_module
 from lada_secure.dpsgd.engine import open_engine
 from lada_secure.dpsgd.engine_probe import probe_engine
 from lada_secure.dpsgd.parameters import DpSgdParameters, TrainerSettings
-from lada_secure.errors import LocalProtocolError, ParameterError
+from lada_secure.errors import LocalProtocolError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
 from lada_secure.models.examples import encode_row
 from lada_secure.models.loss import BETA, MARGIN, LossSettings
@@ -349,58 +347,3 @@ def test_what_an_interrupted_batch_left_does_not_reach_the_next(engine):
     for expected, got in zip(clean, gradients(), strict=True):
         assert torch.equal(expected, got)
     opened.close()
-
-
-class TestChoice:
-    def test_auto_takes_the_fused_engine_for_plain_lora(self):
-        lm = adapted("llama")
-        engine = open_engine(lm.model, "auto")
-        assert engine.name == "fused"
-        engine.close()
-
-    def test_auto_takes_opacus_where_a_norm_is_trained_too(self):
-        lm = adapted("gpt2")
-        for name, one in lm.model.named_parameters():
-            if "ln_1" in name:
-                one.requires_grad_(True)
-        engine = open_engine(lm.model, "auto")
-        assert engine.name == "opacus"
-        engine.close()
-
-    def test_naming_fused_there_says_which_parameter_stands_in_the_way(self):
-        lm = adapted("gpt2")
-        lm.model.base_model.model.transformer.h[1].ln_1.weight.requires_grad_(True)
-        with pytest.raises(ParameterError, match=r"h\.1\.ln_1\.weight"):
-            open_engine(lm.model, "fused")
-
-    def test_dora_is_no_plain_lora(self):
-        lm = small_model("llama")
-        config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
-        lm = dataclasses.replace(lm, model=get_peft_model(lm.model, config))
-        with pytest.raises(ParameterError, match="q_proj"):
-            open_engine(lm.model, "fused")
-
-    def test_a_module_that_neither_engine_supports_is_named(self):
-        class Scale(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.by = torch.nn.Parameter(torch.ones(3))
-
-            def forward(self, x):
-                return x * self.by
-
-        model = torch.nn.Sequential(torch.nn.Linear(3, 3), Scale())
-        with pytest.raises(ParameterError, match="1: no gradient sampler for Scale"):
-            open_engine(model, "auto")
-
-    def test_batch_norm_is_refused_because_it_couples_rows(self):
-        model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
-        with pytest.raises(ParameterError, match="mixes the rows"):
-            open_engine(model, "auto")
-
-    def test_a_model_without_adapters_has_nothing_to_train(self):
-        lm = small_model("llama")
-        for one in lm.model.parameters():
-            one.requires_grad_(False)
-        with pytest.raises(ParameterError, match="attach_adapters"):
-            open_engine(lm.model, "auto")

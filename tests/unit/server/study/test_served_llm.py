@@ -23,7 +23,6 @@ from site_doubles import site_plan
 
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS, SiteRationale
-from lada_protocol.settings import parse_settings
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.data.prompts import rationale_of
 from lada_secure.data.records import PoolSample
@@ -33,8 +32,6 @@ from lada_secure.models.embedding import HashedNgramEmbedder
 from lada_secure.models.endpoint.http import Endpoint
 from lada_secure.models.endpoint.opening import ServedFolder
 from lada_secure.models.loading import LanguageModel
-from lada_server.settings import EndpointSettings, ServerSettings
-from lada_server.study.coordinator import open_llm
 from lada_server.study.llm_files import InferenceCache, LlmFiles
 from lada_server.study.llm_transfer import improve_llm
 from lada_server.study.local_llm import LocalLlm
@@ -368,65 +365,3 @@ def test_a_server_that_fails_in_the_gate_is_not_taken_for_a_broken_model(
         server.fault = lambda _path, _body: Reply(b"", 503)
         with pytest.raises(TransportError, match="status 503"):
             check(teacher)
-
-
-SERVER_TOML = """
-party = "coordinator"
-identity = "identity"
-roster = "roster.json"
-state_dir = "state"
-listen = "127.0.0.1:1"
-study = "study.toml"
-pool = "pool.jsonl"
-cache_dir = "cache"
-"""
-
-
-def settings_of(llm: str, folder: Path) -> ServerSettings:
-    text = f"{SERVER_TOML}\n{llm}"
-    return parse_settings(text.encode(), ServerSettings, where="server.toml").beside(folder)
-
-
-def test_the_llm_is_a_reference_or_a_table(tmp_path: Path) -> None:
-    assert settings_of('llm = "a-model"', tmp_path).llm == "a-model"
-    (tmp_path / "key").write_text("sk-1")
-    settings = settings_of(
-        'llm = { endpoint = "https://host/v1", model = "m", tokenizer = "tok", key_file = "key" }',
-        tmp_path,
-    )
-    assert isinstance(settings.llm, EndpointSettings)
-    assert settings.llm.tokenizer == tmp_path / "tok"
-    assert settings.llm.key_file == tmp_path / "key"
-    assert isinstance(open_llm(settings), ServedLlm)
-    assert isinstance(open_llm(settings_of('llm = "a-model"', tmp_path)), LocalLlm)
-
-
-@pytest.mark.parametrize(
-    ("llm", "words"),
-    [
-        ("llm = 7", r"llm\.endpoint: "),
-        (
-            'llm = { endpoint = "https://h/v1", model = "m" }',
-            r"llm\.endpoint\.tokenizer' is missing",
-        ),
-        (
-            'llm = { endpoint = "https://h/v1", model = "m", tokenizer = "t", seed = 1 }',
-            "unknown key 'llm.endpoint.seed'",
-        ),
-        (
-            'llm = { endpoint = "https://h/v1", model = "m", tokenizer = "t", concurrency = 0 }',
-            r"llm\.endpoint\.concurrency",
-        ),
-    ],
-)
-def test_a_table_that_is_none_is_named(llm: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=words):
-        settings_of(llm, tmp_path)
-
-
-def test_a_missing_key_or_a_wrong_url_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
-    table = 'llm = {{ endpoint = "{}", model = "m", tokenizer = "t", key_file = "no" }}'
-    with pytest.raises(ParameterError, match="key_file"):
-        open_llm(settings_of(table.format("https://host/v1"), tmp_path))
-    with pytest.raises(ParameterError, match=r"llm\.endpoint"):
-        open_llm(settings_of(table.format("host").replace(', key_file = "no"', ""), tmp_path))
