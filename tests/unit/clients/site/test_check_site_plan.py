@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,6 @@ from lada_protocol.party_files import load_credentials
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import MessageIndex, Slot
 from lada_secure.models.identity import ModelIdentity
-
-Spoil = Callable[[RunLayout], None]
 
 
 def plan_file(layout: RunLayout, **changes: object) -> Path:
