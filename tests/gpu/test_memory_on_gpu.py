@@ -55,7 +55,7 @@ def placements():
             yield Placement(device="cuda", dtype="bfloat16", quantization=packed)
 
 
-@pytest.mark.parametrize("placement", placements(), ids=str)
+@pytest.mark.parametrize("placement", list(placements()), ids=str)
 def test_weights_and_a_step_take_what_was_forecast(folder, placement):
     place = placement.on_this_machine()
     rehearsal = Rehearsal(folder, place, ADAPTERS)
