@@ -21,7 +21,7 @@ from lada_secure.storage.toml_tables import parse_table
 from lada_secure.storage.whole_files import read_file
 
 GROUP: Final = "lada.checks"
-# About two minutes on two cores with a model of 135 million parameters; see docs/check.md.
+# About a minute on two cores with a model of 135 million parameters; see docs/check.md.
 QUESTIONS: Final = 60
 
 app = typer.Typer(
