@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from lada_secure.method.training import written_tokens
 from lada_secure.models.memory import (
     MemoryBudget,
     MemoryForecast,
+    fits_easily,
     generation_peak,
     option_peak,
     scoring_peak,
@@ -34,22 +36,43 @@ LOWER_AT_THE_COORDINATOR: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSizes:
+    """What a site's forecast is made from: no more than lengths.
+
+    batch_size: rows at a time, by the site's settings. records, pool: the longest texts, in the
+    SLM's tokens. count: records of the site.
+    """
+
+    batch_size: int
+    records: TextSizes
+    count: int
+    pool: TextSizes
+
+
+def site_fits_easily(
+    plan: MethodPlan, folder: Path, placement: Placement, sizes: SiteSizes
+) -> bool:
+    """Whether `site_memory` need not be asked; see `models.memory.fits_easily`."""
+    both = sizes.records.largest(sizes.pool)
+    rows = max(
+        sizes.batch_size * max(1, both.options),
+        plan.privacy.max_records_per_unit,
+        2 * plan.distillation.pool_batch_size,
+    )
+    length = both.row + plan.paths.max_new_tokens + 1
+    return fits_easily(folder, placement, rows=rows, length=length)
+
+
 def site_memory(
-    plan: MethodPlan,
-    folder: Path,
-    placement: Placement,
-    *,
-    batch_size: int,
-    records: TextSizes,
-    count: int,
-    pool: TextSizes,
+    plan: MethodPlan, folder: Path, placement: Placement, sizes: SiteSizes
 ) -> MemoryForecast:
     """Of a site's SLM over a study, at the largest batches that plan and settings allow.
 
-    Args: placement: `on_this_machine`. records, pool: the longest texts, in the SLM's tokens.
-        count: records of the site.
+    Args: placement: `on_this_machine`.
     """
-    part = plan.distillation
+    part, batch_size = plan.distillation, sizes.batch_size
+    records, count, pool = sizes.records, sizes.count, sizes.pool
     budget = _budget(folder, placement, part, seed=plan.seed)
     rehearsal = budget.rehearsal
     alone = placement.dtype != "float32" or placement.quantization is not None
@@ -83,6 +106,17 @@ def site_memory(
         kept = min(count, bound) + plan.paths.budget
         _keep_frozen_outputs(budget, part, rows=kept, length=both.row, most=FROZEN_CACHE_BYTES)
     return budget.forecast()
+
+
+def llm_fits_easily(
+    plan: MethodPlan, folder: Path, placement: Placement, *, pool: TextSizes
+) -> bool:
+    """Whether `llm_memory` need not be asked; see `models.memory.fits_easily`."""
+    part = plan.uplink
+    taught = 0 if part is None else 2 * (part.batch_size + part.replay_batch_size)
+    rows = max(BATCH_SIZE * max(1, pool.options), GENERATION_BATCH_SIZE, taught)
+    length = pool.row + plan.paths.max_new_tokens + 1
+    return fits_easily(folder, placement, rows=rows, length=length)
 
 
 def llm_memory(

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import psutil
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from lada_secure.errors import ParameterError
 from lada_secure.models.checkpointing import checkpointed_layers, checkpointing
@@ -37,6 +37,8 @@ _CLOSE: Final = 0.8
 # Trained numbers: value, gradient and AdamW's two moments, float32; the clipped sum, its noise and
 # both together, 8 bytes each.
 _TRAINED_BYTES: Final = 4 * 4 + 3 * 8
+# By so much the least that a computation could take is overstated in `fits_easily`.
+_GENEROUS: Final = 1000
 # Of every quantized number, with its share of the scales (Dettmers et al. 2023, section 3).
 _QUANTIZED_BYTES: Final = {"8bit": 1.002, "4bit": 0.5 + 0.127 / 8}
 
@@ -163,6 +165,28 @@ class MemoryBudget:
             free=free_bytes(placement),
             here=here,
         )
+
+
+def fits_easily(folder: Path, placement: Placement, *, rows: int, length: int) -> bool:
+    """Whether a model is so small that nothing has to be rehearsed to see that it fits.
+
+    Its weights for every row, and for every token a hidden state and attention to all others in
+    every layer and the scores of a vocabulary, all of it many times over, are less than what is
+    free. A configuration without those numbers answers no.
+
+    Args: rows, length: at least those of the largest batch.
+    """
+    if placement.device != "cpu" or placement.quantization is not None:
+        return False
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
+    try:
+        layers, width, heads, vocabulary = (int(getattr(config, name)) for name in names)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    token = 4 * (layers * (width + heads * length) + vocabulary)
+    weights = sum(stored_bytes(folder).values())
+    return _GENEROUS * (rows * length * token + weights) + rows * weights < free_bytes(placement)
 
 
 def weight_bytes(rehearsal: Rehearsal) -> int:

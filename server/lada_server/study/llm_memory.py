@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from lada_secure.data.records import PoolSample
-from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR, llm_memory
+from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR, llm_fits_easily, llm_memory
 from lada_secure.method.plan import MethodPlan
 from lada_secure.models.calling_settings import Calling
 from lada_secure.models.loading import open_texts
 from lada_secure.models.memory import MemoryForecast, check_memory
 from lada_secure.models.placement import Placement
-from lada_secure.models.preflight import largest_sizes
+from lada_secure.models.preflight import TextSizes, largest_sizes
 
 LOG = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ def forecast_llm(
     placement: Placement,
 ) -> MemoryForecast:
     """What the LLM will take over a study. Raises: ParameterError: the folder cannot be used."""
-    texts = open_texts(folder, name=str(folder), calling=calling).with_form(plan.form)
-    return llm_memory(plan, folder, placement.on_this_machine(), pool=largest_sizes(texts, pool))
+    sizes = _pool_sizes(plan, pool, folder, calling)
+    return llm_memory(plan, folder, placement.on_this_machine(), pool=sizes)
 
 
 def check_llm_memory(
@@ -46,8 +46,18 @@ def check_llm_memory(
 
     Raises: ParameterError: it will not, or the folder cannot be used; nothing was proposed.
     """
-    forecast = forecast_llm(plan, pool, folder, calling=calling, placement=placement)
+    there, sizes = placement.on_this_machine(), _pool_sizes(plan, pool, folder, calling)
+    if llm_fits_easily(plan, folder, there, pool=sizes):
+        return
+    forecast = llm_memory(plan, folder, there, pool=sizes)
     check_memory(forecast, what=_WHAT, lower=LOWER_AT_THE_COORDINATOR)
     warning = forecast.warning()
     if warning is not None:
         LOG.warning("%s: %s", _WHAT, warning)
+
+
+def _pool_sizes(
+    plan: MethodPlan, pool: Sequence[PoolSample], folder: Path, calling: Calling
+) -> TextSizes:
+    texts = open_texts(folder, name=str(folder), calling=calling).with_form(plan.form)
+    return largest_sizes(texts, pool)

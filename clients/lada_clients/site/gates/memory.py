@@ -13,7 +13,7 @@ from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.settings import SiteSettings
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
-from lada_secure.method.memory import LOWER_AT_A_SITE, site_memory
+from lada_secure.method.memory import LOWER_AT_A_SITE, SiteSizes, site_fits_easily, site_memory
 from lada_secure.method.plan import MethodPlan
 from lada_secure.models.loading import open_texts
 from lada_secure.models.memory import MemoryForecast, check_memory
@@ -33,29 +33,36 @@ def slm_memory(
     Raises: ParameterError: the folder, or where the settings place the model, cannot be used.
     """
     placement = settings.model.placement.on_this_machine()
-    folder, calling = settings.slm_folder, settings.model.calling
-    texts = open_texts(folder, name=str(folder), calling=calling).with_form(plan.form)
-    held_out = () if files.held_out is None else files.held_out.records
-    return site_memory(
-        plan,
-        folder,
-        placement,
-        batch_size=settings.physical_batch_size,
-        records=largest_sizes(texts, [*files.records.records, *held_out]),
-        count=len(files.records.records),
-        pool=largest_sizes(texts, pool),
-    )
+    return site_memory(plan, settings.slm_folder, placement, _sizes(settings, plan, files, pool))
 
 
 def check_slm_memory(
     settings: SiteSettings, plan: MethodPlan, files: SiteFiles, pool: Sequence[PoolSample]
 ) -> None:
     """Raises: ParameterError: the SLM will not fit; nothing was promised, loaded or spent."""
-    forecast = slm_memory(settings, plan, files, pool)
+    folder, placement = settings.slm_folder, settings.model.placement.on_this_machine()
+    sizes = _sizes(settings, plan, files, pool)
+    if site_fits_easily(plan, folder, placement, sizes):
+        return
+    forecast = site_memory(plan, folder, placement, sizes)
     check_memory(forecast, what=_WHAT, lower=LOWER_AT_A_SITE)
     warning = forecast.warning()
     if warning is not None:
         logger.warning("%s: %s", _WHAT, warning)
+
+
+def _sizes(
+    settings: SiteSettings, plan: MethodPlan, files: SiteFiles, pool: Sequence[PoolSample]
+) -> SiteSizes:
+    folder, calling = settings.slm_folder, settings.model.calling
+    texts = open_texts(folder, name=str(folder), calling=calling).with_form(plan.form)
+    held_out = () if files.held_out is None else files.held_out.records
+    return SiteSizes(
+        batch_size=settings.physical_batch_size,
+        records=largest_sizes(texts, [*files.records.records, *held_out]),
+        count=len(files.records.records),
+        pool=largest_sizes(texts, pool),
+    )
 
 
 def describe_slm_memory(

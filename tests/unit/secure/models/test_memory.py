@@ -10,13 +10,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lada_secure.dpsgd.parameters import DpSgdParameters
 from lada_secure.dpsgd.rehearsal import step_peak
 from lada_secure.errors import ParameterError
+from lada_secure.models import memory
 from lada_secure.models.adapters import AdapterSettings
 from lada_secure.models.folder import read_json
 from lada_secure.models.forward import _log_probabilities
 from lada_secure.models.loading import load_folder
 from lada_secure.models.memory import (
+    MemoryBudget,
     MemoryForecast,
     check_memory,
+    fits_easily,
     generation_peak,
     option_peak,
     scoring_peak,
@@ -186,3 +189,37 @@ def test_checkpointing_takes_less(tmp_path):
         for checkpointing in (False, True)
     )
     assert less < 0.75 * whole
+
+
+def test_what_fits_easily_takes_a_tenth_at_most_of_what_is_free(folder, monkeypatch):
+    """No batch may pass without a rehearsal that a rehearsal would refuse, or warn of."""
+    place = Placement(device="cpu")
+    adapters = AdapterSettings(rank=8, target_modules=("in_proj",) if is_mamba(folder) else ())
+    for rows, length in ((1, 32), (16, 64)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _: 2**62)
+        assert fits_easily(folder, place, rows=rows, length=length) or is_mamba(folder)
+        least = smallest_free(monkeypatch, folder, rows=rows, length=length)
+        budget = MemoryBudget(folder=folder, rehearsal=Rehearsal(folder, place, adapters))
+        peak = step_peak(budget.rehearsal, rows=rows, length=length, privacy=PRIVACY, cache_bytes=0)
+        budget.add("a step", peak)
+        assert budget.forecast().more < least / 10
+
+
+def is_mamba(folder):
+    return read_json(folder / "config.json")["model_type"] == "mamba"
+
+
+def smallest_free(monkeypatch, folder, *, rows, length):
+    """The fewest bytes, by powers of two, that let a model pass without a rehearsal."""
+    for power in range(20, 63):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=2**power: free)
+        if fits_easily(folder, Placement(device="cpu"), rows=rows, length=length):
+            return 2**power
+    return 2**63
+
+
+def test_a_gpu_and_packed_weights_are_always_rehearsed(tmp_path, monkeypatch):
+    folder = family_folder("Llama", tmp_path)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 2**62)
+    for place in (Placement(device="cuda"), Placement(device="cpu", quantization="8bit")):
+        assert not fits_easily(folder, place, rows=1, length=2)
