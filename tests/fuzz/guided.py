@@ -29,7 +29,7 @@ def main(party: str, folder: Path, options: list[str]) -> None:
     """Record a study in `folder`, then fuzz. Never returns."""
     logging.disable(logging.CRITICAL)
     target = TARGETS[party](record(folder / "study"), folder)
-    growth = Growth()
+    growth = Growth(beside_fuzzer=True)
 
     def one_input(data: bytes) -> None:
         target.run(data)

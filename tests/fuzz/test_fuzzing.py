@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from fuzz_edits import CRASHERS, EDITS, Dice, Draft, bind_ledger, edit_json
 from fuzz_loopback import RealBoard
-from fuzz_memory import Growth
+from fuzz_memory import EVERY_INPUTS, WARM_UP_INPUTS, Growth
 from fuzz_parties import TARGETS
 from fuzz_study import RecordedStudy, record
 from fuzz_targets import FindingError, Target, stages_of
@@ -201,6 +201,17 @@ def test_an_acceptance_is_not_changed_behind_the_admission_that_names_it(
     for stage in stages_of(study.recording, "coordinator"):
         if stage.envelope.kind is Kind.ACCEPTANCE:
             assert stage.until <= admitted[stage.envelope.header.sender]
+
+
+@pytest.mark.parametrize(("beside_fuzzer", "each"), [(True, 3_000), (False, 20_000)])
+def test_what_every_input_leaves_behind_is_noticed(beside_fuzzer: bool, each: int) -> None:
+    growth, kept = Growth(beside_fuzzer=beside_fuzzer), []
+    for _ in range(WARM_UP_INPUTS):
+        growth.check()
+    with pytest.raises(AssertionError, match=f"over {EVERY_INPUTS} inputs"):
+        for _ in range(EVERY_INPUTS):
+            kept.append([object() for _ in range(each)])
+            growth.check()
 
 
 @pytest.mark.slow
