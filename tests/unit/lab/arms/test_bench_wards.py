@@ -129,21 +129,21 @@ def test_the_preset_takes_sizes_and_changes() -> None:
 
 @pytest.mark.slow
 def test_a_very_small_study_runs_on_real_weights(tmp_path: Path) -> None:
-    """A round of two picks per site; after two steps of tuning the LLM solves hardly anything."""
+    """Two rounds of two picks per site; after two steps of tuning the LLM solves hardly anything."""
     short = {"texts": 8, "steps": 2, "batch_size": 2, "last_layers": 2}
     settings = bench_settings(
         "smollm2",
         harmful=0.3,
         held_out=10,
         changes=[
-            "rounds=1",
-            "private_steps=[1]",
-            "quota=2",
-            "final_steps=1",
-            "adapter_layers=2",
-            "max_new_tokens=4",
-            "expected_units=5",
-            "clusters=2",
+            "training.steps_per_round=1",
+            "training.expected_units=5.0",
+            "allocation.quota=2",
+            "allocation.clusters=2",
+            "guide.pool_steps=1",
+            "guide.last_pool_steps=1",
+            "distillation.adapter_layers=2",
+            "paths.max_new_tokens=4",
             "world.private=10",
             "world.pool=10",
         ],
