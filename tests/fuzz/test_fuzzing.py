@@ -273,7 +273,8 @@ def test_the_coverage_guided_fuzzer_breaks_no_property(tmp_path: Path, party: st
         check=False,
     )
     said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-4000:]
+    # Python's own exception stands on the one, what the fuzzer says of it on the other.
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     # libFuzzer itself says "Done N runs in", atheris that counts its own says "Done N in".
     count = re.search(r"Done (\d+) (?:runs )?in ", said)
     assert count is not None, said[-2000:]
