@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from lada_lab.arms.analysis import Estimate, cells_of, estimate
+from lada_lab.arms.analysis import Estimate, estimate, groups_of
 from lada_lab.arms.grid import Point
 from lada_lab.arms.runs import Run
 from lada_secure.arrays import FloatArray
@@ -40,20 +40,20 @@ class PartWorth:
 
 
 def parts_left_out(runs: Sequence[Run], *, ours: str) -> list[tuple[Point, float, PartWorth]]:
-    """The full method against arms that lack one part, or have one more, in every cell.
+    """The full method against arms that lack one part, or have one more, in every group.
 
     Returns: point, epsilon and worth, of the parts that were run; empty for none.
     """
     found = []
-    for cell in cells_of(runs):
+    for group in groups_of(runs):
         inside = [
-            run for run in runs if run.point == cell.point and run.outcome.epsilon == cell.epsilon
+            run for run in runs if run.point == group.point and run.outcome.epsilon == group.epsilon
         ]
         for arm, part in {**PARTS_LEFT_OUT, **PARTS_ADDED}.items():
-            if arm == ours or arm not in cell.values or ours not in cell.values:
+            if arm == ours or arm not in group.values or ours not in group.values:
                 continue
             full, less = (arm, ours) if arm in PARTS_ADDED else (ours, arm)
-            seeds, values = cell.differences(full, less)
+            seeds, values = group.differences(full, less)
             if not seeds:
                 continue
             cost = _costs(inside, full, seeds) - _costs(inside, less, seeds)
@@ -64,7 +64,7 @@ def parts_left_out(runs: Sequence[Run], *, ours: str) -> list[tuple[Point, float
                 seconds=float(cost[0]),
                 epsilon=float(cost[1]),
             )
-            found.append((cell.point, cell.epsilon, worth))
+            found.append((group.point, group.epsilon, worth))
     return found
 
 
@@ -87,21 +87,21 @@ def main_effects(runs: Sequence[Run], *, arm: str) -> list[tuple[float, PartWort
 
 def _effects_at(runs: Sequence[Run]) -> list[PartWorth]:
     """Main effects of one arm at one epsilon."""
-    cells = {cell.point: cell for cell in cells_of(runs)}
+    groups = {group.point: group for group in groups_of(runs)}
     levels = _levels(list(dict.fromkeys(run.point for run in runs)))
-    if len(cells) < 2 or len(cells) < np.prod([len(found) for found in levels.values()]):
+    if len(groups) < 2 or len(groups) < np.prod([len(found) for found in levels.values()]):
         return []
-    if len({(cell.sites, cell.draws) for cell in cells.values()}) > 1:
+    if len({(group.sites, group.draws) for group in groups.values()}) > 1:
         return []
     arm = runs[0].outcome.condition
-    seeds = sorted(set.intersection(*(set(cell.values[arm]) for cell in cells.values())))
+    seeds = sorted(set.intersection(*(set(group.values[arm]) for group in groups.values())))
     if not seeds:
         return []
 
     def mean_at(name: str, level: str) -> tuple[FloatArray, FloatArray]:
         """Mean (worlds, sites, draws) over all points with this level, and mean costs."""
-        points = [point for point in cells if (name, level) in point]
-        values = [np.stack([cells[point].values[arm][seed] for seed in seeds]) for point in points]
+        points = [point for point in groups if (name, level) in point]
+        values = [np.stack([groups[point].values[arm][seed] for seed in seeds]) for point in points]
         costs = [
             _costs([run for run in runs if run.point == point], arm, seeds) for point in points
         ]

@@ -31,7 +31,7 @@ _SEED: Final = 20_260
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class RunGroup:
     """Accuracies at one epsilon and one point of a grid.
 
     values: by condition and seed, (sites, draws), of the worlds whose draws are all there. missing:
@@ -78,9 +78,9 @@ class WorstSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Ours against one rival in one cell.
+    """Ours against one rival in one group.
 
-    p: of the sign-flip test, two-sided; adjusted: by Holm over the rivals of the cell. superior,
+    p: of the sign-flip test, two-sided; adjusted: by Holm over the rivals of the group. superior,
     no_harm: the interval lies above the margin, above the harm limit; False for fewer than six
     worlds. significant: adjusted p at most 0.05. by_site: over worlds.
     """
@@ -100,23 +100,22 @@ class Comparison:
         return self.adjusted <= ALPHA
 
 
-def cells_of(runs: Iterable[Run]) -> list[Cell]:
-    """Sort runs into cells, largest epsilon first.
+def groups_of(runs: Iterable[Run]) -> list[RunGroup]:
+    """Sort runs into groups: points in the order of their first runs, largest epsilon first.
 
-    A world counts for a condition where it has all draws that any world of the cell has.
+    A world counts for a condition where it has all draws that any world of the group has.
 
-    Raises: ParameterError: worlds of a cell have different sites.
+    Raises: ParameterError: worlds of a group have different sites.
     """
     groups: dict[tuple[Point, float], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.point, run.outcome.epsilon), []).append(run)
-    return [
-        _cell(point, epsilon, groups[point, epsilon])
-        for point, epsilon in sorted(groups, key=lambda found: (found[0], -found[1]))
-    ]
+    points = list(dict.fromkeys(point for point, _ in groups))
+    order = sorted(groups, key=lambda found: (points.index(found[0]), -found[1]))
+    return [_group(point, epsilon, groups[point, epsilon]) for point, epsilon in order]
 
 
-def _cell(point: Point, epsilon: float, runs: Sequence[Run]) -> Cell:
+def _group(point: Point, epsilon: float, runs: Sequence[Run]) -> RunGroup:
     draws = sorted({run.draw for run in runs})
     sites = tuple(sorted(runs[0].outcome.details))
     found: dict[str, dict[int, dict[int, list[float]]]] = {}
@@ -139,7 +138,7 @@ def _cell(point: Point, epsilon: float, runs: Sequence[Run]) -> Cell:
         }
         for condition, worlds in found.items()
     }
-    return Cell(
+    return RunGroup(
         point=point,
         epsilon=epsilon,
         sites=sites,
@@ -150,21 +149,21 @@ def _cell(point: Point, epsilon: float, runs: Sequence[Run]) -> Cell:
 
 
 def compare(
-    cell: Cell, *, ours: str, rivals: Sequence[str], margin: float, harm: float
+    group: RunGroup, *, ours: str, rivals: Sequence[str], margin: float, harm: float
 ) -> list[Comparison]:
     """Ours against each rival.
 
     Args: margin: superior is an interval above it. harm: no harm is one above it, at most 0. Both
         in shares, 0.03 is three points.
-    Raises: ParameterError: `ours` or a rival has no runs in this cell.
+    Raises: ParameterError: `ours` or a rival has no runs in this group.
     """
     for name in (ours, *rivals):
-        if name not in cell.values:
+        if name not in group.values:
             raise ParameterError(
-                f"{name}: no runs at epsilon {cell.epsilon:g}; expected some of "
-                f"{', '.join(sorted(cell.values))}"
+                f"{name}: no runs at epsilon {group.epsilon:g}; expected some of "
+                f"{', '.join(sorted(group.values))}"
             )
-    pairs = [cell.differences(ours, rival) for rival in rivals]
+    pairs = [group.differences(ours, rival) for rival in rivals]
     tests = [sign_flip_p(values.mean(axis=(1, 2))) for _, values in pairs]
     found = []
     for rival, (seeds, values), p, adjusted in zip(rivals, pairs, tests, holm(tests), strict=True):
@@ -179,8 +178,8 @@ def compare(
                 adjusted=adjusted,
                 superior=decided and difference.low > margin,
                 no_harm=decided and difference.low > harm,
-                by_site={site: estimate(values[:, [at], :]) for at, site in enumerate(cell.sites)},
-                worst=_worst(cell.sites, seeds, values),
+                by_site={site: estimate(values[:, [at], :]) for at, site in enumerate(group.sites)},
+                worst=_worst(group.sites, seeds, values),
             )
         )
     return found

@@ -12,12 +12,12 @@ from lada_lab.arms.analysis import (
     CONFIDENCE,
     RESAMPLES,
     WORLDS_TO_DECIDE,
-    Cell,
     Comparison,
     Estimate,
-    cells_of,
+    RunGroup,
     compare,
     estimate,
+    groups_of,
     share_harmed,
 )
 from lada_lab.arms.grid import Point, point_text
@@ -36,13 +36,13 @@ def analyse(
 ) -> dict[str, Any]:
     """Everything that the runs show, as JSON; accuracies and differences in shares.
 
-    Args: rivals: compared in every cell where they were run; empty for all other conditions.
+    Args: rivals: compared in every group where they were run; empty for all other conditions.
         margin, harm: see `compare`.
-    Returns: cells: one entry per epsilon and point; parts: what each part is worth; effects: of
+    Returns: groups: one entry per epsilon and point; parts: what each part is worth; effects: of
         factors on `ours`.
     Raises: ParameterError: no runs, `ours` or a rival in none of them, or sites that differ.
     """
-    cells = cells_of(runs)
+    groups = groups_of(runs)
     names = list(dict.fromkeys(run.outcome.condition for run in runs))
     unknown = [name for name in (ours, *rivals) if name not in names]
     if unknown:
@@ -61,8 +61,9 @@ def analyse(
         "worlds_to_decide": WORLDS_TO_DECIDE,
         "runs": len(runs),
         "machine_hours": _finite(sum(run.outcome.cpu_s for run in runs) / 3600),
-        "cells": [
-            _cell_json(cell, ours=ours, rivals=wanted, margin=margin, harm=harm) for cell in cells
+        "groups": [
+            _group_json(group, ours=ours, rivals=wanted, margin=margin, harm=harm)
+            for group in groups
         ],
         "parts": [
             {**_where(point, epsilon), **_worth_json(worth)}
@@ -75,33 +76,33 @@ def analyse(
     }
 
 
-def _cell_json(
-    cell: Cell, *, ours: str, rivals: Sequence[str], margin: float, harm: float
+def _group_json(
+    group: RunGroup, *, ours: str, rivals: Sequence[str], margin: float, harm: float
 ) -> dict[str, Any]:
-    there = [name for name in rivals if name in cell.values]
+    there = [name for name in rivals if name in group.values]
     compared = (
-        compare(cell, ours=ours, rivals=there, margin=margin, harm=harm)
-        if ours in cell.values
+        compare(group, ours=ours, rivals=there, margin=margin, harm=harm)
+        if ours in group.values
         else []
     )
     return {
-        **_where(cell.point, cell.epsilon),
-        "sites": list(cell.sites),
-        "draws": cell.draws,
+        **_where(group.point, group.epsilon),
+        "sites": list(group.sites),
+        "draws": group.draws,
         "accuracy": {
             name: {
-                **_estimate_json(estimate(cell.accuracies(name))),
+                **_estimate_json(estimate(group.accuracies(name))),
                 "worlds": len(worlds),
-                "missing": list(cell.missing[name]),
+                "missing": list(group.missing[name]),
             }
-            for name, worlds in cell.values.items()
+            for name, worlds in group.values.items()
             if worlds
         },
         "comparisons": [_comparison_json(one) for one in compared],
         "harmed": {
-            name: _estimate_json(share_harmed(cell.differences(name, ALONE)[1], harm=harm))
+            name: _estimate_json(share_harmed(group.differences(name, ALONE)[1], harm=harm))
             for name in (ours, *there)
-            if name != ALONE and {name, ALONE} <= set(cell.values)
+            if name != ALONE and {name, ALONE} <= set(group.values)
         },
     }
 
@@ -163,9 +164,9 @@ def _finite(value: float, *, digits: int = 4) -> float | None:
 def tables(report: Mapping[str, Any]) -> list[TextTable]:
     """The same as title, head and rows of each table; at most 100 columns wide with short names."""
     found = []
-    for cell in report["cells"]:
-        if report["ours"] in cell["accuracy"]:
-            found.append(_comparison_table(report, cell))
+    for group in report["groups"]:
+        if report["ours"] in group["accuracy"]:
+            found.append(_comparison_table(report, group))
     if report["parts"]:
         found.append(_worth_table("What each part is worth", report["parts"]))
     if report["effects"]:
@@ -173,15 +174,15 @@ def tables(report: Mapping[str, Any]) -> list[TextTable]:
     return found
 
 
-def _comparison_table(report: Mapping[str, Any], cell: Mapping[str, Any]) -> TextTable:
+def _comparison_table(report: Mapping[str, Any], group: Mapping[str, Any]) -> TextTable:
     ours = report["ours"]
     rows: list[tuple[str, ...]] = []
-    mine = cell["accuracy"][ours]
-    own = (ours, f"{mine['worlds']}", _percent(mine["mean"]), "", "", "", "", _harmed(cell, ours))
+    mine = group["accuracy"][ours]
+    own = (ours, f"{mine['worlds']}", _percent(mine["mean"]), "", "", "", "", _harmed(group, ours))
     rows.append(own)
-    for one in cell["comparisons"]:
+    for one in group["comparisons"]:
         rival, worst = one["rival"], one["worst_site"]
-        accuracy = cell["accuracy"].get(rival, {"mean": None})
+        accuracy = group["accuracy"].get(rival, {"mean": None})
         rows.append(
             (
                 rival,
@@ -191,14 +192,14 @@ def _comparison_table(report: Mapping[str, Any], cell: Mapping[str, Any]) -> Tex
                 "" if one["p_holm"] is None else f"{one['p_holm']:.3f}",
                 one["decision"],
                 "" if worst is None else f"{100 * worst['difference']:+.1f}",
-                _harmed(cell, rival),
+                _harmed(group, rival),
             )
         )
     head = (
         "condition", "worlds", "accuracy", "behind by, 95%", "p", "decision", "worst", "harmed",
     )  # fmt: skip
-    varied = point_text(tuple(cell["factors"].items()))
-    return f"{ours} at epsilon {_epsilon(cell)}{', ' if varied else ''}{varied}", head, rows
+    varied = point_text(tuple(group["factors"].items()))
+    return f"{ours} at epsilon {_epsilon(group)}{', ' if varied else ''}{varied}", head, rows
 
 
 def _worth_table(title: str, worths: Sequence[Mapping[str, Any]]) -> TextTable:
@@ -234,8 +235,8 @@ def _points(found: Mapping[str, Any]) -> str:
     return f"{100 * found['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def _harmed(cell: Mapping[str, Any], name: str) -> str:
-    found = cell["harmed"].get(name)
+def _harmed(group: Mapping[str, Any], name: str) -> str:
+    found = group["harmed"].get(name)
     if found is None or found["mean"] is None:
         return ""
     low, high = found["interval"]

@@ -51,14 +51,14 @@ def accuracy_plot(accuracy: Mapping[str, Mapping[str, Any]], *, title: str) -> s
 
 
 def difference_plot(report: Mapping[str, Any]) -> str:
-    """An SVG document: one line per cell and rival, with the limits of the two decisions.
+    """An SVG document: one line per group and rival, with the limits of the two decisions.
 
     Args: report: of `analysis_report.analyse`.
     """
     rows = [
-        (f"{one['rival']}{_cell_text(cell, report)}", one)
-        for cell in report["cells"]
-        for one in cell["comparisons"]
+        (f"{one['rival']}{_group_text(group, report)}", one)
+        for group in report["groups"]
+        for one in group["comparisons"]
         if one["mean"] is not None
     ]
     with rc_context(_STYLE):
@@ -92,11 +92,11 @@ def difference_plot(report: Mapping[str, Any]) -> str:
         return _svg(figure)
 
 
-def _cell_text(cell: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """What tells a cell from the others of its report."""
-    if len(report["cells"]) == 1:
+def _group_text(group: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """What tells a group from the others of its report."""
+    if len(report["groups"]) == 1:
         return ""
-    named = {"epsilon": cell["epsilon"], **cell["factors"]}
+    named = {"epsilon": group["epsilon"], **group["factors"]}
     return " at " + ", ".join(f"{name}={level}" for name, level in named.items())
 
 

@@ -149,10 +149,10 @@ def run_allocation(
         # Processes that share the cores must not start threads of their own.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    worlds = list({(task.point, task.seed): (task.settings, task.seed) for task in tasks}.values())
-    for number, seed in enumerate(
-        _each(_prepare, [(*world, cache_dir) for world in worlds], jobs=jobs), start=1
-    ):
+    # Settings of one world prepare the same, whatever else varies.
+    worlds = {(task.settings.world, task.seed): task.settings for task in tasks}
+    prepared = [(settings, seed, cache_dir) for (_, seed), settings in worlds.items()]
+    for number, seed in enumerate(_each(_prepare, prepared, jobs=jobs), start=1):
         progress(f"world {seed} is ready ({number} of {len(worlds)})")
     for number, (run, releases) in enumerate(_runs(tasks, jobs=jobs), start=1):
         runs.keep(run, releases)

@@ -36,11 +36,6 @@ class Runs:
 
     known: dict[RunKey, Run] = field(default_factory=dict)
 
-    @property
-    def keeps_releases(self) -> bool:
-        """Whether what a draw's arms share outlives this process."""
-        return False
-
     def keep(self, run: Run, releases: Releases | None) -> None:
         """Add a run. releases: of its draw, None where that is complete."""
         del releases
@@ -62,10 +57,6 @@ class RunFile(Runs):
 
     path: Path
     factors: tuple[str, ...]
-
-    @property
-    def keeps_releases(self) -> bool:
-        return True
 
     def keep(self, run: Run, releases: Releases | None) -> None:
         """As ever, and on disk: releases first, so that a run never lacks what it was made of.

@@ -50,10 +50,10 @@ def test_the_json_has_everything_and_is_the_same_again(file: Path) -> None:
     wanted = (file, "--rivals", "random,no-pool", "--margin", "3", "--harm", "-2", "--json")
     text = analyse(*wanted)
     report = json.loads(text)
-    (cell,) = report["cells"]
-    assert (cell["epsilon"], cell["draws"], cell["factors"]) == (8.0, 2, {})
-    assert [one["rival"] for one in cell["comparisons"]] == ["random", "no-pool"]
-    first = cell["comparisons"][0]
+    (group,) = report["groups"]
+    assert (group["epsilon"], group["draws"], group["factors"]) == (8.0, 2, {})
+    assert [one["rival"] for one in group["comparisons"]] == ["random", "no-pool"]
+    first = group["comparisons"][0]
     assert first["mean"] == pytest.approx(0.3, abs=0.02)
     assert first["interval"][0] < first["mean"] < first["interval"][1]
     assert first["p"] == pytest.approx(2 / 2**7, abs=1e-6)
@@ -62,9 +62,9 @@ def test_the_json_has_everything_and_is_the_same_again(file: Path) -> None:
     assert first["seeds"] == list(range(100, 107))
     assert set(first["by_site"]) == {"site-a", "site-b", "site-c"}
     assert first["worst_site"]["difference"] < first["mean"]
-    assert cell["harmed"]["random"]["mean"] == 1.0
-    assert cell["harmed"]["lada-secure"]["mean"] == 0.0
-    assert cell["accuracy"]["random"]["missing"] == []
+    assert group["harmed"]["random"]["mean"] == 1.0
+    assert group["harmed"]["lada-secure"]["mean"] == 0.0
+    assert group["accuracy"]["random"]["missing"] == []
     (part,) = report["parts"]
     assert part["part"] == "data valuation"
     assert part["mean"] == pytest.approx(0.1, abs=0.02)
@@ -105,7 +105,7 @@ def test_the_drawing_has_a_line_per_rival_and_is_the_same_again(file: Path, tmp_
 def test_published_runs_give_the_published_differences() -> None:
     wanted = ("--rivals", "domain-screen,random", "--json")
     report = json.loads(analyse(OLD / "tiny-eps8-seeds70-79.csv", *wanted))
-    eight = next(cell for cell in report["cells"] if cell["epsilon"] == 8.0)
+    eight = next(group for group in report["groups"] if group["epsilon"] == 8.0)
     found = {one["rival"]: one for one in eight["comparisons"]}
     # As docs/results/allocation-two-methods.md has them.
     assert found["domain-screen"]["mean"] == pytest.approx(0.127, abs=0.0006)

@@ -10,9 +10,9 @@ from bench_runs import made_up_run
 from scipy.stats import beta, norm, permutation_test
 
 from lada_lab.arms.analysis import (
-    cells_of,
     compare,
     estimate,
+    groups_of,
     holm,
     resampled_sites,
     share_harmed,
@@ -184,8 +184,8 @@ def study(lead: float, *, worlds: int = 8, rival: str = "random", draws: int = 2
 def test_decisions_follow_the_interval(
     lead: float, worlds: int, superior: bool, no_harm: bool
 ) -> None:
-    (cell,) = cells_of(study(lead, worlds=worlds))
-    (found,) = compare(cell, ours="lada-secure", rivals=["random"], margin=0.03, harm=-0.02)
+    (group,) = groups_of(study(lead, worlds=worlds))
+    (found,) = compare(group, ours="lada-secure", rivals=["random"], margin=0.03, harm=-0.02)
     assert found.difference.mean == pytest.approx(lead, abs=0.003)
     assert (found.superior, found.no_harm) == (superior, no_harm)
     # All worlds point the same way.
@@ -201,11 +201,11 @@ def test_differences_are_paired_by_world_site_and_draw() -> None:
         made_up_run("lada-secure", 1, [0.15, 0.40], draw=2),
         made_up_run("lada-secure", 1, [0.30, 0.20]),
     ]
-    (cell,) = cells_of(runs)
-    seeds, values = cell.differences("lada-secure", "random")
+    (group,) = groups_of(runs)
+    seeds, values = group.differences("lada-secure", "random")
     assert seeds == (1,)
     assert values[0] == pytest.approx(np.array([[0.20, -0.05], [-0.10, -0.10]]))
-    (found,) = compare(cell, ours="lada-secure", rivals=["random"], margin=0.03, harm=-0.02)
+    (found,) = compare(group, ours="lada-secure", rivals=["random"], margin=0.03, harm=-0.02)
     assert found.worst is not None
     assert (found.worst.seed, found.worst.site) == (1, "site-b")
     assert found.worst.difference == pytest.approx(-0.1)
@@ -215,8 +215,8 @@ def test_differences_are_paired_by_world_site_and_draw() -> None:
 def test_p_values_are_corrected_for_the_number_of_rivals() -> None:
     runs = [*study(0.05), *(run for run in study(0.05, rival="paper"))]
     runs = list({run.key: run for run in runs}.values())
-    (cell,) = cells_of(runs)
-    found = compare(cell, ours="lada-secure", rivals=["random", "paper"], margin=0.03, harm=-0.02)
+    (group,) = groups_of(runs)
+    found = compare(group, ours="lada-secure", rivals=["random", "paper"], margin=0.03, harm=-0.02)
     assert [one.p for one in found] == [pytest.approx(2 / 2**8)] * 2
     assert [one.adjusted for one in found] == [pytest.approx(4 / 2**8)] * 2
 
@@ -224,9 +224,9 @@ def test_p_values_are_corrected_for_the_number_of_rivals() -> None:
 def test_a_world_that_lacks_a_draw_is_missing_and_said_to_be() -> None:
     runs = study(0.05)
     del runs[0]
-    (cell,) = cells_of(runs)
-    assert cell.missing == {"random": (0,), "lada-secure": ()}
-    (found,) = compare(cell, ours="lada-secure", rivals=["random"], margin=0.03, harm=-0.02)
+    (group,) = groups_of(runs)
+    assert group.missing == {"random": (0,), "lada-secure": ()}
+    (found,) = compare(group, ours="lada-secure", rivals=["random"], margin=0.03, harm=-0.02)
     assert found.seeds == tuple(range(1, 8))
 
 
@@ -236,14 +236,14 @@ def test_cells_are_told_apart_by_epsilon_and_by_point() -> None:
         made_up_run("random", 1, [0.2], epsilon=1.0),
         made_up_run("random", 1, [0.3], point=(("a", "1"),)),
     ]
-    assert [(cell.point, cell.epsilon) for cell in cells_of(runs)] == [
+    assert [(group.point, group.epsilon) for group in groups_of(runs)] == [
         ((), 8.0), ((), 1.0), ((("a", "1"),), 8.0),
     ]  # fmt: skip
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    (cell,) = cells_of(study(0.05))
+    (group,) = groups_of(study(0.05))
     with pytest.raises(ParameterError, match="best: no runs at epsilon 8"):
-        compare(cell, ours="lada-secure", rivals=["best"], margin=0.03, harm=-0.02)
+        compare(group, ours="lada-secure", rivals=["best"], margin=0.03, harm=-0.02)
     with pytest.raises(ParameterError, match="the same sites"):
-        cells_of([made_up_run("random", 1, [0.1]), made_up_run("random", 2, [0.1, 0.2])])
+        groups_of([made_up_run("random", 1, [0.1]), made_up_run("random", 2, [0.1, 0.2])])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from bench_runs import made_up_run
 
+from lada_lab.arms import program
 from lada_lab.arms.arms import arms_named
 from lada_lab.arms.bench_plan import BenchPlan
 from lada_lab.arms.grid import Point
@@ -118,3 +119,14 @@ def test_a_description_tells_everything_apart_that_changes_a_run() -> None:
     )
     assert all(other.description("tiny") != told for other in others)
     assert plan("random", "lada-secure").description("tiny") == told
+
+
+def test_the_digest_of_the_program_is_over_all_that_makes_a_run() -> None:
+    once = program.program_sha256()
+    assert program.program_sha256() == once
+    here = Path(program.__file__).parent
+    assert {one.stem for one in here.glob("*.py")} >= program._REPORTING
+    # What makes a run imports nothing that is left out of the digest, but for storing it.
+    for name in ("simulation", "rounds", "llm", "ledgers", "study", "arms", "baseline_rounds"):
+        text = (here / f"{name}.py").read_text(encoding="utf-8")
+        assert not [one for one in program._REPORTING if f"lada_lab.arms.{one} " in text]
