@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from contextlib import closing
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -58,7 +59,7 @@ def _each(
             yield done.result()
 
 
-def _runs(tasks: Sequence[BenchTask], *, jobs: int) -> Iterator[Done]:
+def _runs(tasks: Sequence[BenchTask], *, jobs: int) -> Generator[Done, None, None]:
     """Runs as they end; in this process for one job, else in so many of their own.
 
     Where a task fails, those that are under way are finished first; no other one is begun.
@@ -154,9 +155,11 @@ def run_allocation(
     prepared = [(settings, seed, cache_dir) for (_, seed), settings in worlds.items()]
     for number, seed in enumerate(_each(_prepare, prepared, jobs=jobs), start=1):
         progress(f"world {seed} is ready ({number} of {len(worlds)})")
-    for number, (run, releases) in enumerate(_runs(tasks, jobs=jobs), start=1):
-        runs.keep(run, releases)
-        progress(f"{_told(run)} ({number} of {left})")
+    # Closed at once, so that no process waits for a reader when the disk refuses a run.
+    with closing(_runs(tasks, jobs=jobs)) as found:
+        for number, (run, releases) in enumerate(found, start=1):
+            runs.keep(run, releases)
+            progress(f"{_told(run)} ({number} of {left})")
     runs.arrange(plan.order)
     return report_of(plan, list(runs.known.values()))
 
