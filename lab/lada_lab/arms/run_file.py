@@ -121,8 +121,8 @@ def held_run_file(
         elif differences := _differences(told, json.loads(json.dumps(description))):
             raise ParameterError(
                 f"{path} holds runs of something else: {'; '.join(differences)}. Nothing was "
-                "changed. To go on with it use the options and the program that it was started with "
-                f"(both are in {_beside(path, 'json').name}); else name another file"
+                "changed. Use the options and the program that it was started with (both are in "
+                f"{_beside(path, 'json').name}) to go on with it, or name another file"
             )
         known = [] if there is None else parse_runs(there.decode("utf-8"), where=str(path))
         yield RunFile(path=path, factors=tuple(factors), known={run.key: run for run in known})
