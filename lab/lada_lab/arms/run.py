@@ -71,6 +71,7 @@ def _runs(tasks: Sequence[BenchTask], *, jobs: int) -> Generator[Done, None, Non
     context = get_context("spawn")
     queue: SimpleQueue[Done] = context.SimpleQueue()
     failure: BaseException | None = None
+    others = set(active_children())
     with ProcessPoolExecutor(
         max_workers=jobs, mp_context=context, initializer=_start, initargs=(queue,)
     ) as workers:
@@ -90,8 +91,9 @@ def _runs(tasks: Sequence[BenchTask], *, jobs: int) -> Generator[Done, None, Non
         finally:
             if pending:
                 # Whoever takes the runs has given up; nobody reads the queue any more.
-                workers.shutdown(wait=False, cancel_futures=True)
-                for process in active_children():
+                for later in pending:
+                    later.cancel()
+                for process in set(active_children()) - others:
                     process.terminate()
     if failure is not None:
         raise failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import pytest
 from small_study import CHANGES, SEED
 from typer.testing import CliRunner
 
-from lada_lab.arms.arms import Arm
-from lada_lab.arms.run_file import read_runs
+from lada_lab.arms.arms import ARMS, Arm
+from lada_lab.arms.bench_plan import BenchPlan
+from lada_lab.arms.run import run_allocation
+from lada_lab.arms.run_file import Releases, Runs, read_runs
+from lada_lab.arms.runs import Run
 from lada_lab.arms.simulation import Laboratory, Outcome
 from lada_lab.arms.study import LabSettings
 from lada_lab.bench_commands import app
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, model_name
-from lada_secure.errors import ParameterError
+from lada_secure.errors import ParameterError, TransportError
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +198,46 @@ def test_a_wrong_argument_is_refused_before_any_work(
     assert isinstance(done.exception, ParameterError)
     assert message in str(done.exception)
     assert sorted(cache.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_what_other_processes_had_under_way_is_kept_when_one_fails(
+    small_settings: LabSettings, cache: Path
+) -> None:
+    bad = Arm(name="bad", summary="no plan", changes={"allocation.nothing": 1})
+    plan = BenchPlan(
+        arms=(ARMS["no-pool"], bad),
+        seeds=(SEED,),
+        epsilons=(8.0, 4.0),
+        draws=1,
+        points={(): small_settings},
+    )
+    runs = Runs()
+    with pytest.raises(ParameterError, match=r"allocation\.nothing"):
+        run_allocation(plan, runs=runs, cache_dir=cache, jobs=2, progress=lambda _text: None)
+    assert {(key.condition, key.epsilon) for key in runs.known} == {
+        ("no-pool", 8.0), ("no-pool", 4.0),
+    }  # fmt: skip
+
+
+class FullDisk(Runs):
+    """Refuses what it is given."""
+
+    def keep(self, run: Run, releases: Releases | None) -> None:
+        raise TransportError("the disk is full")
+
+
+@pytest.mark.slow
+def test_no_process_is_left_when_runs_cannot_be_kept(
+    small_settings: LabSettings, cache: Path
+) -> None:
+    plan = BenchPlan(
+        arms=(ARMS["no-pool"], ARMS["random"]),
+        seeds=(SEED,),
+        epsilons=(8.0, 4.0),
+        draws=2,
+        points={(): small_settings},
+    )
+    with pytest.raises(TransportError, match="full"):
+        run_allocation(plan, runs=FullDisk(), cache_dir=cache, jobs=2, progress=lambda _text: None)
+    assert multiprocessing.active_children() == []
