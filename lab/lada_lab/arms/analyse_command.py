@@ -75,6 +75,6 @@ def _show(report: dict[str, Any]) -> None:
         f"(sign flips over worlds, Holm). No harm: interval above {100 * report['harm']:g}. "
         f"Neither with fewer than {report['worlds_to_decide']} worlds. Worst: the lead at the site "
         f"where it is smallest. Harmed: share of sites more than {-100 * report['harm']:g} points "
-        "below private records alone." + ("" if hours is None else f" {hours:.1f} machine hours."),
+        "below private records alone." + ("" if hours is None else f" {hours:.2f} machine hours."),
         highlight=False,
     )

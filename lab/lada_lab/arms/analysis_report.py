@@ -213,7 +213,9 @@ def _worth_table(title: str, worths: Sequence[Mapping[str, Any]]) -> TextTable:
                 str(one["worlds"]),
                 _points(one),
                 "" if one["seconds"] is None else f"{one['seconds']:+.1f}",
-                "" if one["epsilon_spent"] is None else f"{one['epsilon_spent']:+.2f}",
+                ""
+                if one["epsilon_spent"] is None
+                else f"{round(one['epsilon_spent'], 2) + 0.0:+.2f}",
             )
         )
     head = ("part", "at epsilon", "worlds", "worth in points, 95%", "seconds", "epsilon")
