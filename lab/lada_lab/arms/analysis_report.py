@@ -213,9 +213,7 @@ def _worth_table(title: str, worths: Sequence[Mapping[str, Any]]) -> TextTable:
                 str(one["worlds"]),
                 _points(one),
                 "" if one["seconds"] is None else f"{one['seconds']:+.1f}",
-                ""
-                if one["epsilon_spent"] is None
-                else f"{round(one['epsilon_spent'], 2) + 0.0:+.2f}",
+                "" if one["epsilon_spent"] is None else f"{one['epsilon_spent']:+z.2f}",
             )
         )
     head = ("part", "at epsilon", "worlds", "worth in points, 95%", "seconds", "epsilon")
@@ -234,7 +232,7 @@ def _points(found: Mapping[str, Any]) -> str:
     if found["mean"] is None:
         return ""
     low, high = found["interval"]
-    return f"{100 * found['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * found['mean']:+z.1f} [{100 * low:+z.1f}, {100 * high:+z.1f}]"
 
 
 def _harmed(group: Mapping[str, Any], name: str) -> str:
