@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from lada_lab.arms.analyse_command import analyse
 from lada_lab.arms.command import allocation
 from lada_lab.cache_folder import CacheDir
 
@@ -19,6 +20,9 @@ app.command(
     epilog="Example:  lada bench allocation --preset tiny --seeds 2 "
     "--conditions random,lada-secure --json"
 )(allocation)
+app.command(
+    epilog="Example:  lada bench analyse runs.csv --ours lada-secure --rivals random,no-pool --json"
+)(analyse)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 

@@ -6,14 +6,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lada_lab.cache_folder import CacheDir
-
-if TYPE_CHECKING:
-    from lada_lab.arms.simulation import Outcome
 
 DEFAULT_CONDITIONS = ("lada-secure", "mass-valuation", "topic-quotas", "random", "no-pool", "paper")
 
@@ -39,9 +36,17 @@ def allocation(
         list[str] | None,
         typer.Option("--set", help="Another value of a study setting, NAME=JSON; repeat."),
     ] = None,
+    factor: Annotated[
+        list[str] | None,
+        typer.Option(help="Run at several values of a setting, NAME=JSON,JSON; repeat for a grid."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of noise in every world.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Worlds at a time, a process each.")] = 1,
     csv: Annotated[
-        Path | None, typer.Option(help="Also write every run as CSV, as soon as it ends.")
+        Path | None,
+        typer.Option(
+            help="Write every run as CSV, as soon as it ends; an interrupted run is gone on with."
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the accuracies as SVG.")] = None,
     as_json: Annotated[
@@ -52,31 +57,57 @@ def allocation(
 
     Simulates federations in one process each and measures students on held-out records.
     """
-    from lada_lab.arms.presets import bench_settings
-    from lada_lab.arms.results import csv_text
-    from lada_lab.arms.run import run_allocation
+    from contextlib import ExitStack
 
-    budgets = _numbers(epsilon)
+    from lada_lab.arms.arms import arms_named
+    from lada_lab.arms.bench_plan import BenchPlan
+    from lada_lab.arms.grid import parse_factor, points_of
+    from lada_lab.arms.presets import bench_settings
+    from lada_lab.arms.program import program_sha256
+    from lada_lab.arms.run import run_allocation
+    from lada_lab.arms.run_file import Runs, held_run_file
+    from lada_secure.errors import ParameterError
+
     for wanted in (csv, plot):
         _check_writable(wanted)
-
-    def keep(outcomes: Sequence[Outcome]) -> None:
-        if csv is not None:
-            csv.write_text(csv_text(outcomes, largest=max(budgets)), encoding="utf-8")
-
-    outcomes, report = run_allocation(
-        conditions=_names(conditions),
-        seeds=range(first_seed, first_seed + seeds),
-        epsilons=budgets,
-        settings=bench_settings(preset, harmful=harmful, held_out=held_out, changes=setting or ()),
-        cache_dir=cache_dir,
-        jobs=jobs,
-        progress=lambda text: typer.echo(text, err=True),
-        keep=keep,
+    if plot is not None and factor:
+        raise ParameterError("--plot: not of a grid; draw its runs by `lada bench analyse --plot`")
+    factors = [parse_factor(text) for text in factor or ()]
+    plan = BenchPlan(
+        arms=arms_named(_names(conditions)),
+        seeds=tuple(range(first_seed, first_seed + seeds)),
+        epsilons=tuple(_numbers(epsilon)),
+        draws=draws,
+        points={
+            point: bench_settings(
+                preset,
+                harmful=harmful,
+                held_out=held_out,
+                changes=[*(setting or ()), *(f"{name}={level}" for name, level in point)],
+            )
+            for point in points_of(factors)
+        },
     )
-    # Once more, in the order of the report.
-    keep(outcomes)
-    report = {"preset": preset, **_provenance(), **report}
+    provenance = _provenance()
+    with ExitStack() as held:
+        runs = Runs()
+        if csv is not None:
+            description = {
+                **plan.description(preset),
+                "version": provenance["version"],
+                "program_sha256": program_sha256(),
+                "started": provenance,
+            }
+            names = [one.name for one in factors]
+            runs = held.enter_context(held_run_file(csv, description, factors=names))
+        report = run_allocation(
+            plan,
+            runs=runs,
+            cache_dir=cache_dir,
+            jobs=jobs,
+            progress=lambda text: typer.echo(text, err=True),
+        )
+    report = {"preset": preset, **provenance, **report}
     if plot is not None:
         from lada_lab.arms.plot import accuracy_plot
 
@@ -137,14 +168,23 @@ def _numbers(text: str) -> list[float]:
 
 
 def _show(report: Mapping[str, Any]) -> None:
+    worlds = f"{len(report['seeds'])} worlds"
+    if "grid" not in report:
+        _show_figures(report, title=f"Accuracy on held-out records, {worlds}")
+    for figures in report.get("grid", ()):
+        where = ", ".join(f"{name}={level}" for name, level in figures["factors"].items())
+        _show_figures(figures, title=f"{where}, {worlds}")
+
+
+def _show_figures(figures: Mapping[str, Any], *, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Accuracy on held-out records, {len(report['seeds'])} worlds")
+    table = Table(title=title)
     for column in ("condition", "accuracy", "95% interval", "lada-secure is ahead by"):
         table.add_column(column, justify="left" if column == "condition" else "right")
-    ahead = report["difference"].get("lada-secure", {})
-    for name, found in report["accuracy"].items():
+    ahead = figures["difference"].get("lada-secure", {})
+    for name, found in figures["accuracy"].items():
         lead = ahead.get(name)
         table.add_row(
             name,
@@ -153,7 +193,7 @@ def _show(report: Mapping[str, Any]) -> None:
             "" if lead is None else f"{100 * lead['mean']:+.1f} {_interval(lead['interval'])}",
         )
     Console().print(table)
-    for name, found in report["llm_gain"].items():
+    for name, found in figures["llm_gain"].items():
         Console().print(
             f"{name}: the LLM gained {100 * found['mean']:+.1f} points "
             f"{_interval(found['interval'])}".rstrip()

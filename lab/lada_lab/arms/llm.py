@@ -53,13 +53,14 @@ class _Looks:
 
 @dataclass(slots=True, kw_only=True)
 class LabLlm:
-    """One LLM with its pool. written: the checked rationales of the newest round."""
+    """One LLM with its pool. spared_s: seconds of looking at the pool that others had spent."""
 
     plan: MethodPlan
     lm: LanguageModel
     data: BenchData
     clusters: Clusters
     embeddings: Float32Array
+    spared_s: float = 0.0
     _looks: _Looks = field(default_factory=_Looks)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A plot of the accuracies: one bar per condition with its interval, as SVG."""
+"""Plots as SVG: accuracies as bars, and differences against rivals, each with its interval."""
 
 from __future__ import annotations
 
@@ -47,6 +47,60 @@ def accuracy_plot(accuracy: Mapping[str, Mapping[str, Any]], *, title: str) -> s
         axes.spines[:].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(axis="x", color=_RULE)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        return _svg(figure)
+
+
+def difference_plot(report: Mapping[str, Any]) -> str:
+    """An SVG document: one line per group and rival, with the limits of the two decisions.
+
+    Args: report: of `analysis_report.analyse`.
+    """
+    rows = [
+        (f"{one['rival']}{_group_text(group, report)}", one)
+        for group in report["groups"]
+        for one in group["comparisons"]
+        if one["mean"] is not None
+    ]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(10.5, 1.6 + 0.36 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for limit, style in ((0.0, "-"), (report["margin"], "--"), (report["harm"], ":")):
+            axes.axvline(100 * limit, color=_OTHER, linestyle=style, linewidth=1)
+        for row, (name, one) in enumerate(rows):
+            ends = [100 * limit for limit in one["interval"]]
+            axes.plot(ends, [row, row], color=_INK, linewidth=1, marker="|", gid=f"against {name}")
+            axes.plot(100 * one["mean"], row, color=_OURS, marker="o", linestyle="none")
+            axes.annotate(
+                f"{100 * one['mean']:+.1f} {one['decision']}",
+                (max(ends), row),
+                (7, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axes.set(ylim=(len(rows) - 0.5, -0.5))
+        axes.margins(x=0.2)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_title(
+            f"{report['ours']} ahead of, in points (dashed: superior, dotted: harm)",
+            loc="left",
+            weight="bold",
+        )
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_axisbelow(True)
+        axes.grid(axis="x", color=_RULE)
+        return _svg(figure)
+
+
+def _group_text(group: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """What tells a group from the others of its report."""
+    if len(report["groups"]) == 1:
+        return ""
+    named = {"epsilon": group["epsilon"], **group["factors"]}
+    return " at " + ", ".join(f"{name}={level}" for name, level in named.items())
+
+
+def _svg(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue().decode("utf-8")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lada_lab.arms.arms import ARMS
+from lada_lab.arms.bench_plan import FIRST_VALIDATION_SEED, BenchPlan, settings_json
+from lada_lab.arms.grid import Point
+from lada_lab.arms.runs import Run
 from lada_lab.arms.simulation import Outcome
 
 CONFIDENCE = 0.95
 # What is compared with every baseline.
 OURS = ("lada-secure",)
-_COUNTS = ("asked", "received", "received_harmful", "trained", "trained_harmful")
 
 
 def label(condition: str, epsilon: float, largest: float) -> str:
@@ -49,27 +49,25 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
-    """The report's figures.
+    """The report's figures. Where a world has several draws of noise, their mean counts.
 
     accuracy.<condition>: over seeds, of the mean over sites. llm_accuracy: the same of the LLM.
     difference.<ours>.<other>: paired by seed, ours less the other, in shares (0.1 is ten points);
     intervals are paired t over seeds. Ours: LaDa-secure against all, and LaDa before each baseline
     against that baseline. llm_gain.<condition>: where the LLM learns, after less before.
     samples.<condition>: per site, over a study. transfer.<condition>: over all its rounds.
-    cpu_s.<condition>: of one study, less what earlier arms had computed.
+    cpu_s.<condition>: of one study, with what earlier arms had computed of it already.
     spent.<condition>: largest epsilon in a ledger. by_seed.<condition>: accuracies.
     """
     groups: dict[str, list[Outcome]] = {}
     for one in outcomes:
         groups.setdefault(label(one.condition, one.epsilon, largest), []).append(one)
-    by_seed = {
-        name: {one.seed: one.accuracy for one in sorted(found, key=lambda one: one.seed)}
-        for name, found in groups.items()
-    }
+    by_seed = {name: _by_seed(found, lambda one: one.accuracy) for name, found in groups.items()}
     return {
         "accuracy": {name: summary(list(found.values())) for name, found in by_seed.items()},
         "llm_accuracy": {
-            name: summary([one.llm_accuracy for one in found]) for name, found in groups.items()
+            name: summary(list(_by_seed(found, lambda one: one.llm_accuracy).values()))
+            for name, found in groups.items()
         },
         "difference": {
             ours: {other: paired(by_seed[ours], by_seed[other]) for other in others}
@@ -78,8 +76,8 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
         },
         "llm_gain": {
             name: paired(
-                {one.seed: one.llm_accuracy for one in found},
-                {one.seed: one.llm_before for one in found},
+                _by_seed(found, lambda one: one.llm_accuracy),
+                _by_seed(found, lambda one: one.llm_before),
             )
             for name, found in groups.items()
             if ARMS[found[0].condition].teaches_llm
@@ -92,7 +90,7 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
             name: round(max(one.spent for one in found), 4) for name, found in groups.items()
         },
         "cpu_s": {
-            name: round(float(np.mean([one.cpu_s for one in found])), 1)
+            name: round(float(np.mean([one.alone_s for one in found])), 1)
             for name, found in groups.items()
         },
         "by_seed": {
@@ -100,6 +98,14 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
             for name, found in by_seed.items()
         },
     }
+
+
+def _by_seed(outcomes: Sequence[Outcome], value: Callable[[Outcome], float]) -> dict[int, float]:
+    """Mean over draws, by seed in order."""
+    found: dict[int, list[float]] = {}
+    for one in sorted(outcomes, key=lambda one: one.seed):
+        found.setdefault(one.seed, []).append(value(one))
+    return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
 def _compared_with(ours: str, names: Iterable[str]) -> list[str]:
@@ -141,29 +147,24 @@ def paired(ours: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
     return {**summary([ours[seed] - other[seed] for seed in seeds]), "seeds": len(seeds)}
 
 
-def csv_text(outcomes: Sequence[Outcome], *, largest: float) -> str:
-    """One line per condition, epsilon, seed and site."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        (
-            *("condition", "epsilon", "seed", "site", "accuracy", "llm_before", "llm_accuracy"),
-            *_COUNTS,
-        )
-    )
-    for one in outcomes:
-        for (site, reports), accuracy in zip(one.details.items(), one.by_site, strict=True):
-            last = reports[-1] if reports else {}
-            writer.writerow(
-                [
-                    label(one.condition, one.epsilon, largest),
-                    f"{one.epsilon:g}",
-                    one.seed,
-                    site,
-                    f"{accuracy:.4f}",
-                    f"{one.llm_before:.4f}",
-                    f"{one.llm_accuracy:.4f}",
-                    *(last.get(name, 0) for name in _COUNTS),
-                ]
-            )
-    return out.getvalue()
+def report_of(plan: BenchPlan, runs: Sequence[Run]) -> dict[str, Any]:
+    """What was run and its figures, as JSON; with factors, one entry of `grid` per point."""
+    largest = max(plan.epsilons)
+
+    def figures_at(point: Point) -> dict[str, Any]:
+        return tabulate([run.outcome for run in runs if run.point == point], largest=largest)
+
+    if len(plan.points) == 1:
+        figures = figures_at(next(iter(plan.points)))
+    else:
+        figures = {"grid": [{"factors": dict(point), **figures_at(point)} for point in plan.points]}
+    settings = next(iter(plan.points.values()))
+    return {
+        "seeds": sorted(plan.seeds),
+        "validation": min(plan.seeds) >= FIRST_VALIDATION_SEED,
+        "epsilons": sorted(set(plan.epsilons)),
+        "draws": plan.draws,
+        "settings": settings_json(settings),
+        "total_cpu_s": round(sum(run.outcome.cpu_s for run in runs), 1),
+        **figures,
+    }

@@ -4,73 +4,41 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from contextlib import closing
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from lada_lab.arms.arms import Arm, arms_named
-from lada_lab.arms.results import tabulate
-from lada_lab.arms.simulation import Laboratory, Outcome, prepare
+from lada_lab.arms.bench_plan import BenchPlan, BenchTask
+from lada_lab.arms.grid import point_text
+from lada_lab.arms.results import report_of
+from lada_lab.arms.run_file import Releases, Runs
+from lada_lab.arms.runs import Run
+from lada_lab.arms.simulation import Laboratory, prepare
 from lada_lab.arms.study import LabSettings
 from lada_secure.errors import ParameterError
 
-# Worlds from here on are for choosing settings; results are reported from worlds below.
-FIRST_VALIDATION_SEED = 10_000
-MAX_SEEDS = 1000
+_POLL_S = 0.5
 
 T = TypeVar("T")
+# A run, and what its draw's arms share; None where the draw is complete.
+Done: TypeAlias = tuple[Run, Releases | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchTask:
-    """Arms that share one world's releases: those of one seed and one epsilon."""
-
-    seed: int
-    epsilon: float
-    arms: tuple[Arm, ...]
-    settings: LabSettings
-    cache_dir: Path
-
-
-def plan_tasks(
-    arms: Sequence[Arm],
-    *,
-    seeds: Sequence[int],
-    epsilons: Sequence[float],
-    settings: LabSettings,
-    cache_dir: Path,
-) -> list[BenchTask]:
-    """One task per seed and epsilon; ablations at the largest epsilon alone.
-
-    Raises: ParameterError: no seeds, a negative one, or no epsilon.
-    """
-    if not seeds or min(seeds) < 0 or len(seeds) > MAX_SEEDS:
-        raise ParameterError(f"seeds: expected 1 to {MAX_SEEDS} numbers >= 0, got {len(seeds)}")
-    if not epsilons or not all(0.0 < one < float("inf") for one in epsilons):
-        raise ParameterError(
-            f"epsilon: expected at least one number, all above 0, got {list(epsilons)}"
-        )
-    largest = max(epsilons)
-    groups = [
-        (budget, tuple(arm for arm in arms if budget == largest or not arm.ablation))
-        for budget in sorted(set(epsilons), reverse=True)
-    ]
-    return [
-        BenchTask(seed=seed, epsilon=epsilon, arms=some, settings=settings, cache_dir=cache_dir)
-        for seed in seeds
-        for epsilon, some in groups
-        if some
-    ]
-
-
-def run_task(task: BenchTask) -> list[Outcome]:
+def run_task(task: BenchTask) -> Iterator[Done]:
     """Simulate the arms of one task, one after the other; a line of progress per round."""
     prepared = prepare(task.settings, seed=task.seed, cache_dir=task.cache_dir)
     laboratory = Laboratory.open(prepared, task.settings)
-    return [laboratory.simulate(arm, epsilon=task.epsilon, progress=_tell) for arm in task.arms]
+    for draw in task.draws:
+        laboratory = laboratory.redrawn(draw.releases)
+        for number, arm in enumerate(draw.arms, start=1):
+            outcome = laboratory.simulate(arm, epsilon=task.epsilon, progress=_tell)
+            run = Run(point=task.point, draw=draw.number, outcome=outcome)
+            yield run, laboratory.releases if number < len(draw.arms) else None
 
 
 def _tell(text: str) -> None:
@@ -86,12 +54,72 @@ def _each(
         for some in arguments:
             yield function(*some)
         return
-    # Processes that share the cores must not start threads of their own.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as workers:
         for done in as_completed([workers.submit(function, *some) for some in arguments]):
             yield done.result()
+
+
+def _runs(tasks: Sequence[BenchTask], *, jobs: int) -> Generator[Done, None, None]:
+    """Runs as they end; in this process for one job, else in so many of their own.
+
+    Where a task fails, those that are under way are finished first; no other one is begun.
+    """
+    if jobs == 1:
+        for task in tasks:
+            yield from run_task(task)
+        return
+    context = get_context("spawn")
+    queue: SimpleQueue[Done] = context.SimpleQueue()
+    failure: BaseException | None = None
+    others = set(active_children())
+    with ProcessPoolExecutor(
+        max_workers=jobs, mp_context=context, initializer=_start, initargs=(queue,)
+    ) as workers:
+        pending = {workers.submit(_send_runs, task) for task in tasks}
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                # A task ends after its last run was sent.
+                while not queue.empty():
+                    yield queue.get()
+                for future in done:
+                    found = None if future.cancelled() else future.exception()
+                    if found is not None and failure is None:
+                        failure = found
+                        for later in pending:
+                            later.cancel()
+        finally:
+            if pending:
+                # Whoever takes the runs has given up; nobody reads the queue any more.
+                for later in pending:
+                    later.cancel()
+                for process in set(active_children()) - others:
+                    process.terminate()
+    if failure is not None:
+        raise failure
+
+
+_QUEUE: list[SimpleQueue[Done]] = []
+
+
+def _start(queue: SimpleQueue[Done]) -> None:
+    """In a process of its own, before its first task."""
+    _QUEUE.append(queue)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Without it a process whose parent was killed would go on, or wait for ever, beside the run
+    # that goes on with the file.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _send_runs(task: BenchTask) -> None:
+    for done in run_task(task):
+        _QUEUE[0].put(done)
 
 
 def _prepare(settings: LabSettings, seed: int, cache_dir: Path) -> int:
@@ -100,57 +128,48 @@ def _prepare(settings: LabSettings, seed: int, cache_dir: Path) -> int:
 
 
 def run_allocation(
+    plan: BenchPlan,
     *,
-    conditions: Sequence[str],
-    seeds: Sequence[int],
-    epsilons: Sequence[float],
-    settings: LabSettings,
+    runs: Runs,
     cache_dir: Path,
     jobs: int,
     progress: Callable[[str], None],
-    keep: Callable[[Sequence[Outcome]], None] = lambda _outcomes: None,
-) -> tuple[list[Outcome], dict[str, Any]]:
-    """Run everything.
+) -> dict[str, Any]:
+    """Run what is left, and report on everything.
 
-    Args: jobs: worlds at a time, >= 1, each computed on one thread. keep: called with all outcomes
-        so far whenever a world ends, so that hours of work outlive an interruption.
-    Returns: the outcomes, and the report as JSON.
-    Raises: ParameterError: unknown conditions, or numbers out of range.
+    Args: runs: what is there already, and where a run goes as soon as it ends. jobs: worlds at a
+        time, >= 1, each computed on one thread.
+    Returns: the report as JSON.
+    Raises: ParameterError: numbers out of range.
     """
     if jobs < 1:
         raise ParameterError(f"jobs: expected at least 1, got {jobs}")
-    tasks = plan_tasks(
-        arms_named(conditions),
-        seeds=seeds,
-        epsilons=epsilons,
-        settings=settings,
-        cache_dir=cache_dir,
+    tasks = plan.tasks(runs, cache_dir)
+    left = sum(len(draw.arms) for task in tasks for draw in task.draws)
+    if runs.known:
+        progress(f"{len(runs.known)} runs are there already, {left} are left")
+    if jobs > 1:
+        # Processes that share the cores must not start threads of their own.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Settings of one world prepare the same, whatever else varies.
+    worlds = {(task.settings.world, task.seed): task.settings for task in tasks}
+    prepared = [(settings, seed, cache_dir) for (_, seed), settings in worlds.items()]
+    for number, seed in enumerate(_each(_prepare, prepared, jobs=jobs), start=1):
+        progress(f"world {seed} is ready ({number} of {len(worlds)})")
+    # Closed at once, so that no process waits for a reader when the disk refuses a run.
+    with closing(_runs(tasks, jobs=jobs)) as found:
+        for number, (run, releases) in enumerate(found, start=1):
+            runs.keep(run, releases)
+            progress(f"{_told(run)} ({number} of {left})")
+    runs.arrange(plan.order)
+    return report_of(plan, list(runs.known.values()))
+
+
+def _told(run: Run) -> str:
+    one = run.outcome
+    where = f"{point_text(run.point)}, " if run.point else ""
+    return (
+        f"{where}seed {one.seed}, epsilon {one.epsilon:g}, draw {run.draw}: "
+        f"{one.condition} {one.accuracy:.1%}"
     )
-    for number, seed in enumerate(
-        _each(_prepare, [(settings, seed, cache_dir) for seed in seeds], jobs=jobs), start=1
-    ):
-        progress(f"world {seed} is ready ({number} of {len(seeds)})")
-    outcomes: list[Outcome] = []
-    for number, found in enumerate(_each(run_task, [(one,) for one in tasks], jobs=jobs), start=1):
-        outcomes += found
-        keep(outcomes)
-        told = ", ".join(f"{one.condition} {one.accuracy:.1%}" for one in found)
-        at = f"seed {found[0].seed}, epsilon {found[0].epsilon:g}"
-        progress(f"{at} ({number} of {len(tasks)}): {told}")
-    order = {name: number for number, name in enumerate(conditions)}
-    outcomes.sort(key=lambda one: (-one.epsilon, order[one.condition], one.seed))
-    outcomes.sort(key=lambda one: order[one.condition])
-    report = {
-        "seeds": sorted(seeds),
-        "validation": min(seeds) >= FIRST_VALIDATION_SEED,
-        "epsilons": sorted(set(epsilons)),
-        "settings": {
-            "plan": settings.plan.model_dump(mode="json"),
-            "noise_rate": settings.noise_rate,
-            "batch_size": settings.batch_size,
-            "world": asdict(settings.world),
-        },
-        "total_cpu_s": round(sum(one.cpu_s for one in outcomes), 1),
-        **tabulate(outcomes, largest=max(epsilons)),
-    }
-    return outcomes, report

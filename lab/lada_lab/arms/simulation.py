@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Outcome:
     on the sites' held-out records that are in the public's manner, before and after the study.
     epsilon: the study's; spent: what the ledgers say, the largest. details: per site, one report a
     round. transfers: one report a round of SLM-to-LLM transfer. cpu_s: of this arm, less what
-    another arm had computed before it.
+    another arm had computed before it; alone_s: with that, so whatever the order of arms.
     """
 
     condition: str
@@ -55,6 +55,7 @@ class Outcome:
     llm_accuracy: float
     spent: float
     cpu_s: float
+    alone_s: float
     details: dict[str, list[dict[str, int]]]
     transfers: tuple[dict[str, int | bool], ...] = ()
 
@@ -100,6 +101,7 @@ class Laboratory:
     _models: dict[bytes, SiteContext] = field(default_factory=dict)
     _shared: dict[str, SharedReleases] = field(default_factory=dict)
     _llm: LabLlm | None = None
+    _llm_s: float = 0.0
 
     @classmethod
     def open(cls, prepared: PreparedWorld, settings: LabSettings) -> Laboratory:
@@ -127,6 +129,15 @@ class Laboratory:
             ),
         )
 
+    @property
+    def releases(self) -> Mapping[str, SharedReleases]:
+        """By site, what this draw's arms share so far."""
+        return self._shared
+
+    def redrawn(self, releases: Mapping[str, SharedReleases] | None = None) -> Laboratory:
+        """The same world for another draw of noise, or for one that goes on from its releases."""
+        return replace(self, _shared=dict(releases or {}))
+
     def simulate(
         self, arm: Arm, *, epsilon: float, progress: Callable[[str], None] | None = None
     ) -> Outcome:
@@ -143,6 +154,8 @@ class Laboratory:
             if progress is not None:
                 progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
         by_site = tuple(self._accuracy(site, number) for number, site in enumerate(study.sites))
+        cpu_s = time.process_time() - started
+        spared_s = study.llm.spared_s + sum(site.ledger.spared_s for site in study.sites)
         return Outcome(
             condition=arm.name,
             epsilon=epsilon,
@@ -152,7 +165,8 @@ class Laboratory:
             llm_before=llm_before,
             llm_accuracy=study.llm.accuracy(),
             spent=max(site.ledger.epsilon_spent(plan.privacy.target_delta) for site in study.sites),
-            cpu_s=time.process_time() - started,
+            cpu_s=cpu_s,
+            alone_s=cpu_s + spared_s,
             details={site.name: site.reports for site in study.sites},
             transfers=tuple(transfers),
         )
@@ -189,7 +203,8 @@ class Laboratory:
         """The LLM; one that learns serves its own study alone."""
         learns = arm.baseline is not None or plan.uplink is not None
         if not learns and self._llm is not None and self._llm.lm.form == plan.form:
-            return replace(self._llm, plan=plan)
+            return replace(self._llm, plan=plan, spared_s=self._llm_s)
+        started = time.process_time()
         llm = LabLlm.open(
             plan,
             load_folder(self.prepared.llm, name="bench-llm"),
@@ -199,7 +214,9 @@ class Laboratory:
             learns=learns,
         )
         if not learns:
-            self._llm = llm
+            # Every arm needs both, so that they are timed apart from what the first arm does.
+            _ = llm.view, llm.accuracy()
+            self._llm, self._llm_s = llm, time.process_time() - started
         return llm
 
     def _sites(self, plan: MethodPlan) -> list[SimulatedSite]:

@@ -9,6 +9,7 @@ import pytest
 
 from lada_lab.arms.arms import ARMS, Arm
 from lada_lab.arms.ledgers import ArmLedger, SharedReleases
+from lada_lab.arms.run_file import parse_releases, releases_bytes
 from lada_lab.arms.simulation import Laboratory, Outcome, PreparedWorld
 from lada_lab.arms.study import LabSettings
 from lada_lab.worlds.study_data import BenchData
@@ -82,6 +83,30 @@ def test_arms_share_the_releases_that_depend_on_nothing_they_differ_in(
         (True, "statistics"),
         (True, "training"),
     ]
+
+
+def test_a_draw_that_was_interrupted_goes_on_with_its_releases(
+    prepared: PreparedWorld, small_settings: LabSettings
+) -> None:
+    first = Laboratory.open(prepared, small_settings)
+    alone = first.simulate(ARMS["topic-quotas"], epsilon=8.0)
+    assert alone.alone_s == alone.cpu_s
+    kept = parse_releases(releases_bytes(first.releases), where="here")
+    again = Laboratory.open(prepared, small_settings).redrawn(kept)
+    before = {name: dict(shared.outputs) for name, shared in kept.items()}
+    found = again.simulate(ARMS["random"], epsilon=8.0)
+    assert {name: shared.outputs for name, shared in again.releases.items()} == before
+    # What it need not compute again counts as its own.
+    spared = sum(one.cpu_s for shared in before.values() for one in shared.values())
+    assert found.alone_s == pytest.approx(found.cpu_s + spared)
+    # Another draw of the same world has noise of its own.
+    other = again.redrawn()
+    drawn = other.simulate(ARMS["random"], epsilon=8.0)
+    mine, yours = (lab.releases["site-a"].outputs for lab in (again, other))
+    assert set(mine) == set(yours)
+    assert all(mine[key].output != yours[key].output for key in mine)
+    # The LLM has looked at the pool already, whatever the draw.
+    assert drawn.alone_s > drawn.cpu_s
 
 
 def test_what_another_arm_has_computed_is_paid_for_again_and_not_computed(

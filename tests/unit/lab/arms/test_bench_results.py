@@ -1,15 +1,13 @@
-"""From outcomes to figures: means, intervals, paired differences, CSV and plot."""
+"""From outcomes to figures: means, intervals, paired differences and plot."""
 
 from __future__ import annotations
 
-import csv
-import io
 from xml.etree import ElementTree
 
 import pytest
 
 from lada_lab.arms.plot import accuracy_plot
-from lada_lab.arms.results import csv_text, paired, summary, t_interval, tabulate
+from lada_lab.arms.results import paired, summary, t_interval, tabulate
 from lada_lab.arms.simulation import Outcome
 
 
@@ -34,7 +32,8 @@ def outcome(
         llm_before=llm[0],
         llm_accuracy=llm[1],
         spent=7.9,
-        cpu_s=10.0,
+        cpu_s=4.0,
+        alone_s=10.0,
         details={"site-a": [report], "site-b": [report]},
         transfers=transfers,
     )
@@ -90,15 +89,11 @@ def test_lada_in_front_of_a_baseline_is_compared_with_that_baseline_alone() -> N
     assert "random" not in found
 
 
-def test_csv_has_a_line_per_run_and_site() -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_text(STUDY, largest=8.0))))
-    assert len(rows) == 2 * len(STUDY)
-    assert rows[0] == {
-        "condition": "random", "epsilon": "8", "seed": "1", "site": "site-a",
-        "accuracy": "0.1000", "llm_before": "0.7000", "llm_accuracy": "0.7000",
-        "asked": "12", "received": "11", "received_harmful": "3", "trained": "8",
-        "trained_harmful": "2",
-    }  # fmt: skip
+def test_draws_of_one_world_count_as_their_mean() -> None:
+    drawn = [outcome("random", 1, 0.2), outcome("random", 1, 0.4), outcome("random", 2, 0.6)]
+    found = tabulate(drawn, largest=8.0)
+    assert found["by_seed"]["random"] == {"1": 0.3, "2": 0.6}
+    assert found["accuracy"]["random"]["mean"] == pytest.approx(0.45)
 
 
 def test_the_plot_has_a_bar_and_a_name_for_every_condition() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from lada_lab.arms.arms import ARMS, arms_named
 from lada_lab.arms.presets import bench_settings
-from lada_lab.arms.run import plan_tasks
 from lada_lab.arms.simulation import PreparedWorld
 from lada_lab.arms.study import LabSettings, calibrated_noise, changed_plan, study_plan
 from lada_secure.allocation.strategies import STRATEGIES
@@ -122,39 +119,6 @@ def test_an_ablation_differs_from_the_full_method_in_one_thing(prepared: Prepare
         ("lada-fedmkt", {}),
     ):
         assert arm_plan(name, prepared) == changed_plan(full, change)
-
-
-def test_tasks_share_releases_and_ablations_run_at_the_largest_epsilon_alone(
-    tmp_path: Path,
-) -> None:
-    tasks = plan_tasks(
-        arms_named(["random", "lada-secure", "no-screen"]),
-        seeds=[4, 5],
-        epsilons=[1.0, 8.0],
-        settings=LabSettings(),
-        cache_dir=tmp_path,
-    )
-    found = {(one.seed, one.epsilon): [arm.name for arm in one.arms] for one in tasks}
-    assert found[5, 8.0] == ["random", "lada-secure", "no-screen"]
-    assert found[5, 1.0] == ["random", "lada-secure"]
-    assert len(found) == len(tasks) == 4
-
-
-@pytest.mark.parametrize(
-    ("seeds", "epsilons"),
-    [([], [8.0]), ([-1], [8.0]), ([1], []), ([1], [0.0]), ([1], [8.0, float("nan")])],
-)
-def test_no_seed_or_no_epsilon_is_refused(
-    seeds: list[int], epsilons: list[float], tmp_path: Path
-) -> None:
-    with pytest.raises(ParameterError):
-        plan_tasks(
-            arms_named(["random"]),
-            seeds=seeds,
-            epsilons=epsilons,
-            settings=LabSettings(),
-            cache_dir=tmp_path,
-        )
 
 
 def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together() -> None:

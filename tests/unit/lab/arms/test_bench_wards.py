@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from lada_lab.arms import simulation
+from lada_lab.arms.arms import arms_named
+from lada_lab.arms.bench_plan import BenchPlan
 from lada_lab.arms.presets import PRESETS, bench_settings
 from lada_lab.arms.run import run_allocation
+from lada_lab.arms.run_file import Runs
 from lada_lab.worlds.study_data import BenchData
 from lada_lab.worlds.wards import (
     LONGEST,
@@ -129,7 +132,7 @@ def test_the_preset_takes_sizes_and_changes() -> None:
 
 @pytest.mark.slow
 def test_a_very_small_study_runs_on_real_weights(tmp_path: Path) -> None:
-    """Two rounds of two picks per site; after two steps of tuning the LLM solves hardly anything."""
+    """Two rounds of two picks per site; after two steps of tuning the LLM solves hardly any."""
     short = {"texts": 8, "steps": 2, "batch_size": 2, "last_layers": 2}
     settings = bench_settings(
         "smollm2",
@@ -140,10 +143,10 @@ def test_a_very_small_study_runs_on_real_weights(tmp_path: Path) -> None:
             "training.expected_units=5.0",
             "allocation.quota=2",
             "allocation.clusters=2",
-            "guide.pool_steps=1",
-            "guide.last_pool_steps=1",
             "distillation.adapter_layers=2",
             "paths.max_new_tokens=4",
+            "guide.pool_steps=1",
+            "guide.last_pool_steps=1",
             "world.private=10",
             "world.pool=10",
         ],
@@ -152,15 +155,21 @@ def test_a_very_small_study_runs_on_real_weights(tmp_path: Path) -> None:
     with patch.context() as changed:
         changed.setattr(simulation, "SLM_TUNING", replace(simulation.SLM_TUNING, **short))
         changed.setattr(simulation, "LLM_TUNING", replace(simulation.LLM_TUNING, **short))
-        outcomes, report = run_allocation(
-            conditions=["random", "lada-secure"],
-            seeds=[10_000],
-            epsilons=[8.0],
-            settings=settings,
+        runs = Runs()
+        report = run_allocation(
+            BenchPlan(
+                arms=arms_named(["random", "lada-secure"]),
+                seeds=(10_000,),
+                epsilons=(8.0,),
+                draws=1,
+                points={(): settings},
+            ),
+            runs=runs,
             cache_dir=tmp_path,
             jobs=1,
             progress=lambda _text: None,
         )
+    outcomes = [run.outcome for run in runs.known.values()]
     assert [one.condition for one in outcomes] == ["random", "lada-secure"]
     assert all(0.0 <= one.accuracy <= 1.0 for one in outcomes)
     assert report["validation"]

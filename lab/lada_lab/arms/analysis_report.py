@@ -1,0 +1,243 @@
+"""The analysis of a benchmark's runs as JSON and as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from lada_lab.arms.ablation import PartWorth, main_effects, parts_left_out
+from lada_lab.arms.analysis import (
+    ALPHA,
+    CONFIDENCE,
+    RESAMPLES,
+    WORLDS_TO_DECIDE,
+    Comparison,
+    Estimate,
+    RunGroup,
+    compare,
+    estimate,
+    groups_of,
+    share_harmed,
+)
+from lada_lab.arms.grid import Point, point_text
+from lada_lab.arms.runs import Run
+from lada_secure.errors import ParameterError
+
+# Title, head and rows.
+TextTable: TypeAlias = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+
+# Trained on private records alone: what a site has without the federation.
+ALONE = "no-pool"
+
+
+def analyse(
+    runs: Sequence[Run], *, ours: str, rivals: Sequence[str], margin: float, harm: float
+) -> dict[str, Any]:
+    """Everything that the runs show, as JSON; accuracies and differences in shares.
+
+    Args: rivals: compared in every group where they were run; empty for all other conditions.
+        margin, harm: see `compare`.
+    Returns: groups: one entry per epsilon and point; parts: what each part is worth; effects: of
+        factors on `ours`.
+    Raises: ParameterError: no runs, `ours` or a rival in none of them, or sites that differ.
+    """
+    groups = groups_of(runs)
+    names = list(dict.fromkeys(run.outcome.condition for run in runs))
+    unknown = [name for name in (ours, *rivals) if name not in names]
+    if unknown:
+        raise ParameterError(
+            f"{', '.join(unknown)}: no such runs; expected some of {', '.join(names) or 'none'}"
+        )
+    wanted = list(rivals) or [name for name in names if name != ours]
+    return {
+        "ours": ours,
+        "rivals": wanted,
+        "margin": margin,
+        "harm": harm,
+        "confidence": CONFIDENCE,
+        "alpha": ALPHA,
+        "resamples": RESAMPLES,
+        "worlds_to_decide": WORLDS_TO_DECIDE,
+        "runs": len(runs),
+        "machine_hours": _finite(sum(run.outcome.cpu_s for run in runs) / 3600),
+        "groups": [
+            _group_json(group, ours=ours, rivals=wanted, margin=margin, harm=harm)
+            for group in groups
+        ],
+        "parts": [
+            {**_where(point, epsilon), **_worth_json(worth)}
+            for point, epsilon, worth in parts_left_out(runs, ours=ours)
+        ],
+        "effects": [
+            {**_where((), epsilon), **_worth_json(effect)}
+            for epsilon, effect in main_effects(runs, arm=ours)
+        ],
+    }
+
+
+def _group_json(
+    group: RunGroup, *, ours: str, rivals: Sequence[str], margin: float, harm: float
+) -> dict[str, Any]:
+    there = [name for name in rivals if name in group.values]
+    compared = (
+        compare(group, ours=ours, rivals=there, margin=margin, harm=harm)
+        if ours in group.values
+        else []
+    )
+    return {
+        **_where(group.point, group.epsilon),
+        "sites": list(group.sites),
+        "draws": group.draws,
+        "accuracy": {
+            name: {
+                **_estimate_json(estimate(group.accuracies(name))),
+                "worlds": len(worlds),
+                "missing": list(group.missing[name]),
+            }
+            for name, worlds in group.values.items()
+            if worlds
+        },
+        "comparisons": [_comparison_json(one) for one in compared],
+        "harmed": {
+            name: _estimate_json(share_harmed(group.differences(name, ALONE)[1], harm=harm))
+            for name in (ours, *there)
+            if name != ALONE and {name, ALONE} <= set(group.values)
+        },
+    }
+
+
+def _comparison_json(one: Comparison) -> dict[str, Any]:
+    return {
+        "rival": one.rival,
+        "worlds": len(one.seeds),
+        "seeds": list(one.seeds),
+        **_estimate_json(one.difference),
+        "p": _finite(one.p, digits=6),
+        "p_holm": _finite(one.adjusted, digits=6),
+        "significant": one.significant,
+        "superior": one.superior,
+        "no_harm": one.no_harm,
+        "decision": decision(one),
+        "by_site": {site: _estimate_json(found) for site, found in one.by_site.items()},
+        "worst_site": None
+        if one.worst is None
+        else {
+            "seed": one.worst.seed,
+            "site": one.worst.site,
+            "difference": _finite(one.worst.difference),
+        },
+    }
+
+
+def decision(one: Comparison) -> str:
+    """In words: "superior" needs the interval and the test, "no harm" the interval alone."""
+    if one.superior and one.significant:
+        return "superior"
+    return "no harm" if one.no_harm else "open"
+
+
+def _where(point: Point, epsilon: float) -> dict[str, Any]:
+    return {"factors": dict(point), "epsilon": _finite(epsilon, digits=9)}
+
+
+def _estimate_json(found: Estimate) -> dict[str, Any]:
+    limits = [_finite(found.low), _finite(found.high)]
+    return {"mean": _finite(found.mean), "interval": limits}
+
+
+def _worth_json(worth: PartWorth) -> dict[str, Any]:
+    return {
+        "part": worth.part,
+        "worlds": worth.worlds,
+        **_estimate_json(worth.accuracy),
+        "seconds": _finite(worth.seconds, digits=2),
+        "epsilon_spent": _finite(worth.epsilon),
+    }
+
+
+def _finite(value: float, *, digits: int = 4) -> float | None:
+    """JSON has no NaN."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def tables(report: Mapping[str, Any]) -> list[TextTable]:
+    """The same as title, head and rows of each table; at most 100 columns wide with short names."""
+    found = []
+    for group in report["groups"]:
+        if report["ours"] in group["accuracy"]:
+            found.append(_comparison_table(report, group))
+    if report["parts"]:
+        found.append(_worth_table("What each part is worth", report["parts"]))
+    if report["effects"]:
+        found.append(_worth_table(f"What factors do to {report['ours']}", report["effects"]))
+    return found
+
+
+def _comparison_table(report: Mapping[str, Any], group: Mapping[str, Any]) -> TextTable:
+    ours = report["ours"]
+    rows: list[tuple[str, ...]] = []
+    mine = group["accuracy"][ours]
+    own = (ours, f"{mine['worlds']}", _percent(mine["mean"]), "", "", "", "", _harmed(group, ours))
+    rows.append(own)
+    for one in group["comparisons"]:
+        rival, worst = one["rival"], one["worst_site"]
+        accuracy = group["accuracy"].get(rival, {"mean": None})
+        rows.append(
+            (
+                rival,
+                str(one["worlds"]),
+                _percent(accuracy["mean"]),
+                _points(one),
+                "" if one["p_holm"] is None else f"{one['p_holm']:.3f}",
+                one["decision"],
+                "" if worst is None else f"{100 * worst['difference']:+.1f}",
+                _harmed(group, rival),
+            )
+        )
+    head = (
+        "condition", "worlds", "accuracy", "behind by, 95%", "p", "decision", "worst", "harmed",
+    )  # fmt: skip
+    varied = point_text(tuple(group["factors"].items()))
+    return f"{ours} at epsilon {_epsilon(group)}{', ' if varied else ''}{varied}", head, rows
+
+
+def _worth_table(title: str, worths: Sequence[Mapping[str, Any]]) -> TextTable:
+    rows: list[tuple[str, ...]] = []
+    for one in worths:
+        varied = point_text(tuple(one.get("factors", {}).items()))
+        rows.append(
+            (
+                f"{one['part']}{' at ' if varied else ''}{varied}",
+                _epsilon(one),
+                str(one["worlds"]),
+                _points(one),
+                "" if one["seconds"] is None else f"{one['seconds']:+.1f}",
+                "" if one["epsilon_spent"] is None else f"{one['epsilon_spent']:+z.2f}",
+            )
+        )
+    head = ("part", "at epsilon", "worlds", "worth in points, 95%", "seconds", "epsilon")
+    return title, head, rows
+
+
+def _epsilon(found: Mapping[str, Any]) -> str:
+    return "unbounded" if found["epsilon"] is None else f"{found['epsilon']:g}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _points(found: Mapping[str, Any]) -> str:
+    if found["mean"] is None:
+        return ""
+    low, high = found["interval"]
+    return f"{100 * found['mean']:+z.1f} [{100 * low:+z.1f}, {100 * high:+z.1f}]"
+
+
+def _harmed(group: Mapping[str, Any], name: str) -> str:
+    found = group["harmed"].get(name)
+    if found is None or found["mean"] is None:
+        return ""
+    low, high = found["interval"]
+    return f"{found['mean']:.0%} [{100 * low:.0f}, {100 * high:.0f}]"

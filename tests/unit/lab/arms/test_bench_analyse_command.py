@@ -1,0 +1,127 @@
+"""`lada bench analyse`: JSON with everything, tables of 100 columns, and a drawing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from bench_runs import made_up_run
+from typer.testing import CliRunner
+
+from lada_lab.arms.runs import Run, csv_text
+from lada_lab.bench_commands import app
+from lada_secure.errors import ParameterError
+
+OLD = Path(__file__).parents[4] / "docs" / "results" / "data"
+
+
+def runs(marked: str | None = None) -> list[Run]:
+    rng = np.random.default_rng(2)
+    found = []
+    leads = {"lada-secure": 0.3, "random": 0.0, "no-pool": 0.1, "no-valuation": 0.2}
+    for seed in range(100, 107):
+        for draw in (1, 2):
+            usual = 0.4 + 0.05 * rng.normal(size=3)
+            for name, lead in leads.items():
+                shares = np.clip(usual + lead + 0.02 * rng.normal(size=3), 0, 1).round(6).tolist()
+                point = () if marked is None else (("world.marked", marked),)
+                found.append(made_up_run(name, seed, shares, draw=draw, point=point))
+    return found
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "runs.csv"
+    path.write_text(csv_text(runs()))
+    return path
+
+
+def analyse(*words: str | Path) -> str:
+    done = CliRunner().invoke(app, ["analyse", *map(str, words)])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def test_the_json_has_everything_and_is_the_same_again(file: Path) -> None:
+    wanted = (file, "--rivals", "random,no-pool", "--margin", "3", "--harm", "-2", "--json")
+    text = analyse(*wanted)
+    report = json.loads(text)
+    (group,) = report["groups"]
+    assert (group["epsilon"], group["draws"], group["factors"]) == (8.0, 2, {})
+    assert [one["rival"] for one in group["comparisons"]] == ["random", "no-pool"]
+    first = group["comparisons"][0]
+    assert first["mean"] == pytest.approx(0.3, abs=0.02)
+    assert first["interval"][0] < first["mean"] < first["interval"][1]
+    assert first["p"] == pytest.approx(2 / 2**7, abs=1e-6)
+    assert first["p_holm"] == pytest.approx(4 / 2**7, abs=1e-6)
+    assert first["decision"] == "superior"
+    assert first["seeds"] == list(range(100, 107))
+    assert set(first["by_site"]) == {"site-a", "site-b", "site-c"}
+    assert first["worst_site"]["difference"] < first["mean"]
+    assert group["harmed"]["random"]["mean"] == 1.0
+    assert group["harmed"]["lada-secure"]["mean"] == 0.0
+    assert group["accuracy"]["random"]["missing"] == []
+    (part,) = report["parts"]
+    assert part["part"] == "data valuation"
+    assert part["mean"] == pytest.approx(0.1, abs=0.02)
+    assert report["machine_hours"] == pytest.approx(7 * 2 * 4 * 6.0 / 3600, abs=1e-4)
+    assert analyse(*wanted) == text
+
+
+def test_tables_fit_a_hundred_columns(tmp_path: Path) -> None:
+    path = tmp_path / "grid.csv"
+    grid = [*runs("0"), *runs("0.5")]
+    path.write_text(csv_text(grid, ["world.marked"]))
+    text = analyse(path)
+    assert max(map(len, text.splitlines())) <= 100
+    for part in (
+        "lada-secure at epsilon 8, world.marked=0.5",
+        "random",
+        "data valuation at world.marked=0",
+        "world.marked: 0.5 for 0",
+        "Superior: interval above 3 points",
+    ):
+        assert part in text
+    rows = [line for line in text.splitlines() if line.split()[:1] == ["random"]]
+    assert len(rows) == 2
+    assert "+30" in rows[0]
+
+
+def test_the_drawing_has_a_line_per_rival_and_is_the_same_again(file: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.svg"
+    analyse(file, "--plot", plot, "--json")
+    once = plot.read_text()
+    drawn = ElementTree.fromstring(once)  # noqa: S314 (our own)
+    texts = {one.text for one in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"random", "no-pool", "no-valuation"} <= texts
+    analyse(file, "--plot", plot, "--json")
+    assert plot.read_text() == once
+
+
+def test_published_runs_give_the_published_differences() -> None:
+    wanted = ("--rivals", "domain-screen,random", "--json")
+    report = json.loads(analyse(OLD / "tiny-eps8-seeds70-79.csv", *wanted))
+    eight = next(group for group in report["groups"] if group["epsilon"] == 8.0)
+    found = {one["rival"]: one for one in eight["comparisons"]}
+    # As docs/results/allocation-two-methods.md has them.
+    assert found["domain-screen"]["mean"] == pytest.approx(0.127, abs=0.0006)
+    assert found["random"]["mean"] == pytest.approx(0.456, abs=0.0006)
+    assert report["machine_hours"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ours", "best"], "best: no such runs"),
+        (["--rivals", "random,best"], "best: no such runs"),
+    ],
+)
+def test_conditions_that_were_not_run_are_refused(
+    words: list[str], message: str, file: Path
+) -> None:
+    with pytest.raises(ParameterError, match=message):
+        analyse(file, *words)
