@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lada_secure.method.mechanisms import statistics_parameters
 from lada_secure.method.plan import STATISTICS, TRAINING, MethodPlan
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -21,7 +22,7 @@ class SharedReleases:
     DP-SGD that reads the records alone. Arms that share them are compared on the same noise.
     """
 
-    outputs: dict[tuple[str, int, str, int], bytes] = field(default_factory=dict)
+    outputs: dict[tuple[str, int, str, int, str], bytes] = field(default_factory=dict)
 
     def knows(self, plan: MethodPlan, paid: ReserveEntry) -> bool:
         """Whether a release depends on nothing that arms differ in."""
@@ -68,5 +69,7 @@ class ArmLedger(MemoryLedger):
             self._shared.outputs[self._key(paid.entry)] = output
         return super().keep(paid, output)
 
-    def _key(self, entry: ReserveEntry) -> tuple[str, int, str, int]:
-        return self._group, entry.round_id, entry.purpose, entry.chunk
+    def _key(self, entry: ReserveEntry) -> tuple[str, int, str, int, str]:
+        # What statistics measure is no matter to a DP reference model.
+        measure = statistics_parameters(self._plan).measure if entry.purpose == STATISTICS else ""
+        return self._group, entry.round_id, entry.purpose, entry.chunk, measure

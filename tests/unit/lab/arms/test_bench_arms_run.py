@@ -7,18 +7,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lada_lab.arms.arms import ARMS, Arm
+from lada_lab.arms.arms import ARMS, FORMS, Arm
 from lada_lab.arms.ledgers import ArmLedger, SharedReleases
 from lada_lab.arms.simulation import Laboratory, Outcome, PreparedWorld
 from lada_lab.arms.study import LabSettings
 from lada_lab.worlds.study_data import BenchData
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
+from lada_secure.method.site_round import slm_knowledge
 
 # They differ from another condition in one setting, which test_bench_study.py looks at.
 _ALIKE = (
     *("no-exploration", "with-contrast", "no-screen", "random-screen", "random-joint"),
     *("random-pool-private", "lada", "band", "guided", "valuation", "domain", "fedmkt-gap"),
+    *("gain", "valued_gain"),
+    # Of each form of the gap one draw, and of each draw one form.
+    *(
+        name
+        for name in ARMS
+        if name.rpartition("-")[0] in FORMS
+        and name not in ("gain-soft", "gap-top", "valued-gain-stratified")
+    ),
 )
 
 # One study of each, for all tests below.
@@ -82,6 +91,30 @@ def test_arms_share_the_releases_that_depend_on_nothing_they_differ_in(
         (True, "statistics"),
         (True, "training"),
     ]
+
+
+def test_what_statistics_measure_parts_them_and_not_the_dp_reference_model(
+    prepared: PreparedWorld, small_settings: LabSettings
+) -> None:
+    laboratory = Laboratory.open(prepared, small_settings)
+    laboratory.simulate(ARMS["gain-top"], epsilon=8.0)
+    shared = laboratory._shared["site-a"]
+    before = dict(shared.outputs)
+    laboratory.simulate(ARMS["full-gain-top"], epsilon=8.0)
+    (new,) = shared.outputs.keys() - before.keys()
+    assert (new[2], new[4]) == ("statistics", "error")
+    assert {key: shared.outputs[key] for key in before} == before
+
+
+def test_the_gap_asks_for_no_sample_that_the_slm_knows(laboratory: Laboratory) -> None:
+    plan = laboratory._plan(ARMS["gap-top"], 8.0)
+    study = laboratory.study(ARMS["gap-top"], plan)
+    known = [slm_knowledge(site.context, site.state) for site in study.sites]
+    study.run_round(0)
+    for site, slm in zip(study.sites, known, strict=True):
+        assert slm is not None
+        assert site.state.picks[0]
+        assert not slm.right[list(site.state.picks[0])].any()
 
 
 def test_what_another_arm_has_computed_is_paid_for_again_and_not_computed(
