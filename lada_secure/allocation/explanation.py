@@ -18,12 +18,12 @@ def explain_cells(
 ) -> tuple[dict[str, Json], ...]:
     """Explain a round cell by cell, as JSON objects with numbers rounded to 6 decimals.
 
-    `mass` is the noised share of the site's data in the cell's cluster, `band` the learnability
-    band, `exploitation` and `exploration` the filter's forecast in units of reward, `agreement` how
-    sure it is that the cell's paths agree with the site's records, None where nothing was judged,
-    `utility` what was encrypted, `picked` the number of samples the site demanded, `trained` how
-    many of them passed the path screen, `reward` what they brought, or None where nothing was
-    trained.
+    `mass` is the noised share of the site's data in the cell's cluster, `error` the SLM's expected
+    error on it, `band` the learnability band, `exploitation` and `exploration` the filter's
+    forecast in units of reward, `agreement` how sure it is that the cell's paths agree with the
+    site's records, None where nothing was judged, `utility` what was encrypted, `picked` the number
+    of samples the site demanded, `trained` how many of them passed the path screen, `reward` what
+    they brought, or None where nothing was trained.
 
     Args: utilities: (d,) from `cell_utilities`. picked_cells: cell number of every sample that
         the site demanded and got. rewards: from `cell_rewards`, over what it trained on.
@@ -38,6 +38,7 @@ def explain_cells(
         "cluster": grid.clusters_of_cells().tolist(),
         "difficulty": grid.bins_of_cells().tolist(),
         "mass": _rounded(beliefs.mass_share),
+        "error": _rounded(beliefs.error),
         "probability": _rounded(beliefs.probability),
         "band": _rounded(beliefs.band),
         "exploitation": _rounded(forecast.exploitation),

@@ -1,5 +1,18 @@
-"""Learnability: what training on a sample brought, and what is in reach.
+"""The learnability gap: the LLM is right and sure of a sample, and the SLM is not, yet.
 
+A gap has two sides, and no party holds both. They meet at the site, in three numbers:
+
+| number | says | whose |
+|---|---|---|
+| cell's utility | records lie here, and the SLM errs on them | the site's, noised; encrypted |
+| pool matrix | the LLM's rationale is right, and how sure it is | the coordinator's, private |
+| SLM's confidence | the SLM does not know this sample | the site's, of public questions |
+
+The first two come back as a sample's decrypted score; `sample_values` puts the third beside it.
+Questions and gold answers of the pool are public and the SLM is public or was released under
+differential privacy, so its answers to them are post-processing and cost nothing.
+
+What a gap promises is another matter than what training then brings: that is the reward of a cell.
 Losses are in nats per token (the mean over the tokens of a whole path, each model with its own
 tokenizer); p = exp(-loss) is the geometric mean probability of a token, in [0, 1].
 """
@@ -7,15 +20,76 @@ tokenizer); p = exp(-loss) is the geometric mean probability of a token, in [0, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from lada_secure.arrays import FloatArray, IntArray, float_vector, index_vector
+from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, frozen, index_vector
 from lada_secure.errors import ParameterError
 
+SampleValue: TypeAlias = Literal["score", "band", "gap", "gain"]
+
+# Confidences are read in steps of this size: another batch size rounds them by less.
+CONFIDENCE_STEP = 2.0**-10
 # How many samples a coarser estimate counts for.
 _STRENGTH = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SlmKnowledge:
+    """What a site's SLM makes of the n pool samples as it is now.
+
+    right: (n,) bool, whether its answer is the gold one. confidence: (n,) float64 in [0, 1], in the
+    gold answer, read in whole `CONFIDENCE_STEP`s; see `lada_secure.models.confidence.answer_pool`.
+    """
+
+    right: BoolArray
+    confidence: FloatArray
+
+    def __post_init__(self) -> None:
+        """Raises: ParameterError: lengths that differ, or a confidence that is none."""
+        found = float_vector(
+            "confidence", self.confidence, length=len(self.right), low=0.0, high=1.0
+        )
+        steps = np.round(found / CONFIDENCE_STEP) * CONFIDENCE_STEP
+        object.__setattr__(self, "confidence", frozen(steps))
+
+
+def sample_values(
+    form: SampleValue, scores: npt.ArrayLike, slm: SlmKnowledge | None = None
+) -> FloatArray:
+    """What each pool sample is worth to a site, (n,) float64 >= 0.
+
+    With s the sample's score and p the SLM's confidence in the gold answer:
+
+    form | value | reads as
+    ---|---|---
+    score | s | the LLM is right and sure, in a cell that matters
+    band | s 4 p (1 - p) | and the SLM is in two minds
+    gap | s where the SLM's answer is not the gold one, else 0 | and the SLM is wrong
+    gain | s (1 - p) | the expected gain: by how much the SLM may still rise
+
+    Args: scores: (n,) decrypted; below 0 (a cell that is predicted to do harm) counts as 0.
+        slm: needed by all forms but "score".
+    Raises: ParameterError: lengths that differ, or a form without what it reads.
+    """
+    wanted = np.maximum(float_vector("scores", scores), 0.0)
+    if form == "score":
+        return wanted
+    if slm is None or len(slm.confidence) != len(wanted):
+        known = "nothing" if slm is None else f"{len(slm.confidence)} answers"
+        raise ParameterError(
+            f"sample value {form}: expected the SLM's answers to {len(wanted)} samples, got {known}"
+        )
+    p = slm.confidence
+    factors: dict[SampleValue, FloatArray] = {
+        "band": 4.0 * p * (1.0 - p),
+        "gap": np.where(slm.right, 0.0, 1.0),
+        "gain": 1.0 - p,
+    }
+    values: FloatArray = wanted * factors[form]
+    return values
 
 
 def probability(losses: npt.ArrayLike) -> FloatArray:

@@ -47,7 +47,8 @@ def pick_by_cluster(
     Returns: (n,) bool.
     """
     picked = np.zeros(len(order), dtype=np.bool_)
-    for cluster, quota in enumerate(quotas.tolist()):
+    for cluster in np.flatnonzero(quotas).tolist():
+        quota = int(quotas[cluster])
         picked |= pick(order, candidates & (clusters == cluster), quota=quota, seed=seed)
     return picked
 

@@ -1,7 +1,8 @@
 """Allocation: strategies that value cells.
 
 All strategies stand behind one function, `cell_utilities`, so that an experiment changes one name.
-The utilities leave the site only encrypted under its own key; the scores come back encrypted.
+What a sample is worth within its cell is another choice: `lada_secure.allocation.draws`. The
+utilities leave the site only encrypted under its own key; the scores come back encrypted.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Strategy:
     """A named way to value cells.
 
     `utility` maps a view and alpha to (d,) float64 of any scale. `sample_order` says how samples
-    rank that pass the threshold: by their scores, or at random. `by_cluster`: the quota is split
-    over clusters by utility in every round, not only in the first by mass. `judged`: rationales are
+    rank that pass the threshold: by their values (the plan says which), or at random. `by_cluster`:
+    the quota is split over clusters by utility in every round. `mass_first`: the first round's is
+    split by mass alone, because the utility reads what is not known yet. `judged`: rationales are
     judged by the DP reference model and by data valuation, where the plan has them, and those that
     contradict the private records are not trained on; a cell's worth is multiplied by how surely
     its rationales agree with the records. Without it nothing is judged or paid for.
@@ -52,6 +54,7 @@ class Strategy:
     utility: Callable[[CellView, float], FloatArray]
     sample_order: str = "scores"
     by_cluster: bool = False
+    mass_first: bool = True
     judged: bool = False
 
 
@@ -76,6 +79,13 @@ def _utility_paper(view: CellView, alpha: float) -> FloatArray:
 
 def _utility_domain(view: CellView, _alpha: float) -> FloatArray:
     return view.beliefs.mass_share.copy()
+
+
+def _utility_gain(view: CellView, _alpha: float) -> FloatArray:
+    # The site's side of the gap: how much of the site's data lies here that the SLM gets wrong.
+    # Not the band: a cell that the SLM always gets wrong has the most to gain, if the LLM knows it,
+    # and whether it does is the other factor of a score.
+    return view.beliefs.mass_share * view.beliefs.error
 
 
 def _utility_random(view: CellView, _alpha: float) -> FloatArray:
@@ -116,6 +126,21 @@ STRATEGIES: dict[str, Strategy] = {
         ),
         Strategy(
             name="domain", summary="noised mass alone", utility=_utility_domain, by_cluster=True
+        ),
+        Strategy(
+            name="gain",
+            summary="noised mass x expected error of the SLM on the records",
+            utility=_utility_gain,
+            by_cluster=True,
+            mass_first=False,
+        ),
+        Strategy(
+            name="valued_gain",
+            summary="gain x how surely the cell's paths agree with the private records",
+            utility=_utility_gain,
+            by_cluster=True,
+            mass_first=False,
+            judged=True,
         ),
         Strategy(
             name="random",

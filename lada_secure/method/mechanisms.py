@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.statistics_parameters import StatisticsParameters
+from lada_secure.allocation.draws import SampleRule
+from lada_secure.allocation.statistics_parameters import ERROR_CLIP, StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES, strategy
 from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.errors import ParameterError
@@ -39,13 +40,25 @@ def cell_grid(plan: MethodPlan) -> CellGrid:
 
 
 def statistics_parameters(plan: MethodPlan) -> StatisticsParameters:
-    """Clipping, scale, noise and bound of the statistics."""
+    """What is measured; clipping, scale, noise and bound of the statistics."""
+    measure = plan.statistics.measure or "loss"
     return StatisticsParameters(
         clusters=plan.allocation.clusters,
-        loss_clip=plan.statistics.loss_clip,
+        measure=measure,
+        loss_clip=ERROR_CLIP if measure == "error" else plan.statistics.loss_clip,
         noise_multiplier=plan.statistics.noise_multiplier,
         max_units=plan.privacy.max_units,
         scale=plan.statistics.integer_scale,
+    )
+
+
+def sample_rule(plan: MethodPlan) -> SampleRule:
+    """What a sample is worth to a site, and how it draws samples within its quota."""
+    part = plan.allocation
+    return SampleRule(
+        value=part.sample_value or "score",
+        draw=part.draw or "top",
+        known_share=part.known_share or 0.0,
     )
 
 
@@ -167,7 +180,7 @@ def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
         "statistics": lambda: statistics_parameters(plan),
         "training": lambda: privacy_parameters(plan),
         "distillation": lambda: loss_settings(plan.distillation),
-        "allocation": lambda: (cell_grid(plan), strategy(plan.allocation.strategy)),
+        "allocation": lambda: (cell_grid(plan), _order_of_samples(plan)),
         "guide.trials": lambda: valuation_parameters(plan),
         "privacy": lambda: _within_cap(plan),
     }
@@ -180,6 +193,16 @@ def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
         except ParameterError as error:
             faults.append(f"{part}: {error}")
     return tuple(faults)
+
+
+def _order_of_samples(plan: MethodPlan) -> SampleRule:
+    found, cells = sample_rule(plan), strategy(plan.allocation.strategy)
+    if cells.sample_order == "random" and found != SampleRule():
+        raise ParameterError(
+            f"strategy {cells.name} draws at random: leave out sample_value, draw and known_share, "
+            "or name another strategy"
+        )
+    return found
 
 
 def _rates(plan: MethodPlan) -> None:

@@ -13,6 +13,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from lada_secure.allocation.draws import DrawName
+from lada_secure.allocation.gap import SampleValue
+from lada_secure.allocation.statistics_parameters import Measure
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.forms import AnswerForm, FormName, answer_form
 from lada_secure.data.verification import Rule, Verifier
@@ -58,11 +61,16 @@ class PrivacyPlan(PlanPart):
 
 
 class StatisticsPlan(PlanPart):
-    """Step 3: what the histogram of clusters costs and how it is scaled to integers."""
+    """Step 3: what the histogram of clusters costs and how it is scaled to integers.
+
+    measure: None, and left out of the bytes, for "loss"; see `lada_secure.allocation.statistics`.
+    loss_clip: of losses in nats per token; errors need none.
+    """
 
     loss_clip: Positive
     integer_scale: Count
     noise_multiplier: Positive
+    measure: Measure | None = None
 
 
 class TrainingPlan(PlanPart):
@@ -148,7 +156,11 @@ class ReferenceModelPlan(PlanPart):
 
 
 class AllocationPlan(PlanPart):
-    """Steps 6 to 8: cells, filter and quota."""
+    """Steps 6 to 8: cells, filter, quota, and how samples are drawn within it.
+
+    sample_value, draw, known_share: None, and left out of the bytes, for "score", "top" and 0; see
+    `lada_secure.allocation.draws.SampleRule`.
+    """
 
     strategy: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
     clusters: Count
@@ -158,6 +170,9 @@ class AllocationPlan(PlanPart):
     exploration_weight: Annotated[float, Field(ge=0)]
     screen_low: Share
     screen_high: Share
+    sample_value: SampleValue | None = None
+    draw: DrawName | None = None
+    known_share: Share | None = None
 
     @property
     def cells(self) -> int:

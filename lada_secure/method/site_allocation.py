@@ -12,20 +12,14 @@ import numpy as np
 
 from lada_secure.allocation.agreement import cell_agreement
 from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
-from lada_secure.allocation.gap import cell_means, probability, smoothed
+from lada_secure.allocation.draws import Eligible, SampleRule, draw_samples
+from lada_secure.allocation.gap import SlmKnowledge, cell_means, smoothed
 from lada_secure.allocation.reward_model import CellBeliefs, forecast
-from lada_secure.allocation.selection import (
-    SMALLEST_SCORE,
-    cluster_quotas,
-    cluster_utilities,
-    pick,
-    pick_by_cluster,
-    read_scores,
-)
+from lada_secure.allocation.selection import SMALLEST_SCORE, cluster_utilities, read_scores
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import CellView, cell_utilities, strategy
 from lada_secure.arrays import FloatArray, IntArray
-from lada_secure.method.mechanisms import cell_grid
+from lada_secure.method.mechanisms import cell_grid, sample_rule
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_state import SiteState
 
@@ -55,13 +49,14 @@ def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -
     Args: noised: the site's own released statistics.
     """
     grid, allocation, known = cell_grid(plan), plan.allocation, state.rationales
-    prior = probability(noised.mean_losses)
+    prior = noised.probabilities
     seen = cell_means([one.p for one in known], [one.cell for one in known], cells=grid.cells)
     by_cell = smoothed(seen, grid.clusters_of_cells(), prior=float(np.dot(noised.shares, prior)))
     beliefs = CellBeliefs(
         grid=grid,
         mass_share=grid.spread(noised.shares),
-        mean_loss=grid.spread(np.clip(noised.mean_losses / plan.statistics.loss_clip, 0.0, 1.0)),
+        mean_loss=grid.spread(np.clip(noised.mean_losses / noised.parameters.loss_clip, 0.0, 1.0)),
+        error=grid.spread(1.0 - prior),
         probability=by_cell if known else grid.spread(prior),
         last_reward=state.history.last_rewards(grid.cells),
         picks=state.history.picks(grid.cells),
@@ -83,35 +78,50 @@ def pick_samples(
     scores: FloatArray,
     *,
     pool_clusters: IntArray,
+    answer_strata: IntArray,
     round_id: int,
+    slm: SlmKnowledge | None = None,
 ) -> tuple[int, ...]:
     """Pool indices to ask for, ascending, at most the quota, none that was asked for before.
 
-    Round 0 splits the quota over clusters by noised mass, but for picks at random, which that would
-    make the strategy "domain"; some strategies split it by utility in every round; the others pick
-    by score over the whole pool.
+    Round 0 splits the quota over clusters by noised mass, but for strategies that know their
+    utilities by then, and for picks at random, which that would make the strategy "domain"; some
+    strategies split it by utility in every round; the others pick over the whole pool.
 
     Args: utilities: (d,) that were encrypted. scores: (n,) that came back.
-        pool_clusters: (n,) public cluster per pool sample.
+        pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,), see
+        `lada_secure.allocation.draws`. slm: what the SLM makes of the pool, where the plan's rule
+        reads it.
     """
     allocation, grid, exact = plan.allocation, cell_grid(plan), read_scores(scores)
     rule = strategy(allocation.strategy)
     at_random = rule.sample_order == "random"
-    order = np.random.default_rng(plan.seed + round_id).random(len(exact)) if at_random else exact
     available = np.ones(len(pool_clusters), dtype=np.bool_)
     available[sorted(state.picked_before(round_id))] = False
-    start = round_id == 0 and not at_random
+    start = round_id == 0 and rule.mass_first and not at_random
     if start or rule.by_cluster:
-        candidates = available & (exact >= allocation.threshold)
+        passing, groups, ties = exact >= allocation.threshold, pool_clusters, plan.seed
         shares = noised.shares if start else cluster_utilities(utilities, grid)
-        rooms = np.bincount(pool_clusters[candidates], minlength=grid.clusters)
-        quotas = cluster_quotas(shares, allocation.quota, available=rooms)
-        chosen = pick_by_cluster(order, candidates, pool_clusters, quotas, seed=plan.seed)
     else:
         # A share of the best score that is left: the cell that it was set by may be used up.
         best = float(exact[available].max(initial=0.0))
-        candidates = available & (exact >= max(allocation.threshold * best, SMALLEST_SCORE))
-        chosen = pick(order, candidates, quota=allocation.quota, seed=plan.seed + round_id)
+        passing = exact >= max(allocation.threshold * best, SMALLEST_SCORE)
+        groups, ties = np.zeros_like(pool_clusters), plan.seed + round_id
+        shares = np.ones(1)
+    chosen = draw_samples(
+        SampleRule() if at_random else sample_rule(plan),
+        np.random.default_rng(plan.seed + round_id).random(len(exact)) if at_random else exact,
+        Eligible(
+            passing=available & passing,
+            groups=groups,
+            shares=shares,
+            strata=answer_strata,
+            ties=ties,
+            seed=(plan.seed, round_id),
+        ),
+        quota=allocation.quota,
+        slm=slm,
+    )
     return tuple(int(index) for index in np.flatnonzero(chosen))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_secure.allocation.cells import Clusters
+from lada_secure.allocation.draws import answer_strata
 from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.data.records import PoolSample
 from lada_secure.method.execution import Execution
@@ -31,7 +32,8 @@ class SiteContext:
     """One site during one study.
 
     lm: with adapters, whose weights every step sets for itself. reference: those from before any
-    training. pool_clusters: (n,) public cluster per pool sample.
+    training. pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,) of the pool's
+    gold answers, see `lada_secure.allocation.draws`.
     """
 
     plan: MethodPlan
@@ -41,6 +43,7 @@ class SiteContext:
     clusters: Clusters
     embedder: Embedder
     pool_clusters: IntArray
+    answer_strata: IntArray
     records: PrivateRecords
     book: LedgerBook
     execution: Execution
@@ -71,6 +74,7 @@ class SiteContext:
             clusters=clusters,
             embedder=embedder,
             pool_clusters=clusters.assign(embedder.embed([sample.question for sample in pool])),
+            answer_strata=answer_strata([sample.answer for sample in pool]),
             records=records,
             book=book,
             execution=execution,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lada_secure.allocation.confidence_excess import excess_over_threshold
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.allocation.measurement import measured_records
 from lada_secure.allocation.statistics import (
     MeasuredRecord,
@@ -19,7 +20,12 @@ from lada_secure.allocation.statistics import (
 )
 from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.dpsgd.distillation import released_adapters, training_spec
-from lada_secure.method.mechanisms import privacy_parameters, round_release, statistics_parameters
+from lada_secure.method.mechanisms import (
+    privacy_parameters,
+    round_release,
+    sample_rule,
+    statistics_parameters,
+)
 from lada_secure.method.plan import split_pool, transfer_of
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.method.site_context import SiteContext
@@ -45,6 +51,7 @@ def site_statistics(
             clusters=site.clusters,
             embedder=site.embedder,
             batch_size=site.execution.batch_size,
+            measure=parameters.measure,
         )
 
     parameters = statistics_parameters(site.plan)
@@ -74,9 +81,29 @@ def pick(
             choose_cells(site.plan, state, noised).utilities,
             scores,
             pool_clusters=site.pool_clusters,
+            answer_strata=site.answer_strata,
             round_id=round_id,
+            slm=slm_knowledge(site, state),
         ),
     )
+
+
+def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:
+    """What the SLM as it is makes of every pool sample; None where the plan does not read it.
+
+    A function of the state and the pool: a site that was interrupted gets the same. The whole pool
+    is answered, whatever a site may ask for: the time that it takes says nothing of its scores.
+    """
+    if not sample_rule(site.plan).reads_slm:
+        return None
+    site.wear(state)
+    answers = answer_pool(
+        site.lm,
+        site.pool,
+        batch_size=site.execution.batch_size,
+        max_new_tokens=site.plan.paths.max_new_tokens,
+    )
+    return SlmKnowledge(right=answers.right, confidence=answers.confidence)
 
 
 def site_adapters(site: SiteContext, state: SiteState, round_id: int) -> Released[AdapterWeights]:

@@ -44,6 +44,7 @@ from lada_protocol.wire.messages import LlmUpdateBody, parse_body
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import inspect_records, read_pool
 from lada_secure.method.site_allocation import choose_cells, pick_samples
+from lada_secure.method.site_round import slm_knowledge
 from lada_secure.privacy.ledger.entries import CommitEntry, ReleaseKey
 
 # Half a minute on two free cores, and several where many processes share them.
@@ -57,8 +58,23 @@ SEED = 3
 SCORE_ERROR = 1e-5
 
 
-def light(preset, *, llm):
-    """A preset with few steps, and sites that have something to teach the LLM."""
+# A gap between both models in every place that has one.
+GAP = {
+    "statistics": {"measure": "error"},
+    "allocation": {
+        "strategy": "valued_gain",
+        "sample_value": "gain",
+        "draw": "stratified",
+        "known_share": 0.25,
+    },
+}
+
+
+def light(preset, *, llm, more):
+    """A preset with few steps, and sites that have something to teach the LLM.
+
+    more: changes by part of the study.
+    """
     few = {
         "training": {"steps_per_round": 5},
         "allocation": {"quota": 16, "threshold": 0.02, "screen_high": 1.0},
@@ -74,9 +90,10 @@ def light(preset, *, llm):
             "last_round": False,
         },
     }
-    parts = {name: getattr(preset, name) for name in few}
     changed = {
-        name: part.model_copy(update=few[name]) for name, part in parts.items() if part is not None
+        name: part.model_copy(update={**few.get(name, {}), **more.get(name, {})})
+        for name in few.keys() | more.keys()
+        if (part := getattr(preset, name)) is not None
     }
     return preset.model_copy(update={**changed, "site_slm": preset.llm, "llm": str(llm)})
 
@@ -180,6 +197,7 @@ def watched_pick(plain, steady):
     def pick(site, state, round_id, noised, scores):
         chosen = plain(site, state, round_id, noised, scores)
         utilities = choose_cells(site.plan, state, noised).utilities
+        slm = slm_knowledge(site, state)
         drawn = np.random.default_rng(round_id)
         steady[site.book.identity.site, round_id] = all(
             pick_samples(
@@ -189,7 +207,9 @@ def watched_pick(plain, steady):
                 utilities,
                 scores + drawn.uniform(-SCORE_ERROR, SCORE_ERROR, len(scores)),
                 pool_clusters=site.pool_clusters,
+                answer_strata=site.answer_strata,
                 round_id=round_id,
+                slm=slm,
             )
             == chosen.picks[round_id]
             for _ in range(50)
@@ -201,13 +221,17 @@ def watched_pick(plain, steady):
 
 @pytest.fixture(
     scope="module",
-    params=[("guided", 3), pytest.param(("tiny", 2), marks=pytest.mark.slow)],
-    ids=["guided", "joint"],
+    params=[
+        ("guided", 3, {}),
+        pytest.param(("tiny", 2, {}), marks=pytest.mark.slow),
+        pytest.param(("guided", 3, GAP), marks=pytest.mark.slow),
+    ],
+    ids=["guided", "joint", "gap"],
 )
 def both(request, weak_llm, tmp_path_factory):
-    name, count = request.param
+    name, count, more = request.param
     root = tmp_path_factory.mktemp(name)
-    preset = light(preset_for(name, sites=SITES, rounds=count, seed=WORLD), llm=weak_llm)
+    preset = light(preset_for(name, sites=SITES, rounds=count, seed=WORLD), llm=weak_llm, more=more)
     prepared = PreparedFederation(root / "run", preset=preset, data=small_data(), weights=False)
     slm = make_model(preset.site_slm, cache_dir=default_cache_dir(os.environ))
     run_parties(prepared.layout, prepared)

@@ -71,6 +71,28 @@ _TRANSFER: Json = {
     "contrastive_form": "margin",
 }
 
+# Forms of the learnability gap: what cells and samples are worth, and how samples are drawn.
+# All but the last two have the cells of "topic-quotas", so that what a sample is worth is the one
+# thing in which they differ.
+_MASS: Mapping[str, Json] = {"allocation.strategy": "domain"}
+_ERRORS: Mapping[str, Json] = {"statistics.measure": "error", "allocation.sample_value": "gain"}
+FORMS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
+    "mass": ("cells by noised mass", _MASS),
+    "band": ("and samples by the band of the SLM", {**_MASS, "allocation.sample_value": "band"}),
+    "gap": ("and only what the SLM gets wrong", {**_MASS, "allocation.sample_value": "gap"}),
+    "gain": ("and samples by expected gain", {**_MASS, "allocation.sample_value": "gain"}),
+    "full-gain": (
+        "cells by mass x measured error, samples by expected gain",
+        {**_ERRORS, "allocation.strategy": "gain"},
+    ),
+    "valued-gain": ("full-gain, judged", {**_ERRORS, "allocation.strategy": "valued_gain"}),
+}
+DRAWS: Mapping[str, str] = {
+    "top": "the best ones",
+    "soft": "drawn by lot",
+    "stratified": "in the pool's mix of answers",
+}
+
 POOL_SHARES = {"holdout": 0.15, "candidates": 0.6}
 
 _ALL = (
@@ -165,6 +187,15 @@ _ALL = (
         changes=_RANDOM,
         asks="loss-based",
         baseline="fedmkt",
+    ),
+    *(
+        Arm(
+            name=f"{name}-{draw}",
+            summary=f"{what}; {how}",
+            changes={**changes, "allocation.draw": draw},
+        )
+        for name, (what, changes) in FORMS.items()
+        for draw, how in DRAWS.items()
     ),
     # Every strategy as the plan has the rest, so that a new one can be run at once.
     *(

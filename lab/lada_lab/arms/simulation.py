@@ -271,7 +271,7 @@ def _group(plan: MethodPlan) -> str:
     return canonical_json(
         [
             plan.privacy.model_dump(mode="json"),
-            plan.statistics.model_dump(mode="json"),
+            plan.statistics.model_dump(mode="json", exclude={"measure"}),
             plan.training.model_dump(mode="json"),
             plan.distillation.model_dump(mode="json"),
             plan.allocation.clusters,

@@ -48,6 +48,31 @@ def test_a_guide_is_in_the_bytes_only_where_there_is_one() -> None:
     assert guided.hash != plain.hash
 
 
+def test_a_form_of_the_gap_is_in_the_bytes_only_where_it_is_named() -> None:
+    plain = make_plan()
+    fields = ("measure", "sample_value", "draw", "known_share")
+    assert not any(f'"{field}"'.encode() in plain.to_bytes() for field in fields)
+    gap = {"sample_value": "gain", "draw": "soft", "known_share": 0.25}
+    named = make_plan(
+        statistics=plain.statistics.model_copy(update={"measure": "error"}),
+        allocation=plain.allocation.model_copy(update=gap),
+    )
+    assert parse_plan(named.to_bytes()) == named
+    assert all(f'"{field}"'.encode() in named.to_bytes() for field in fields)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["statistics.measure", "allocation.sample_value", "allocation.draw", "allocation.known_share"],
+)
+def test_what_is_left_out_is_never_null(path: str) -> None:
+    plan: Any = parse_canonical_json(make_plan().to_bytes(), max_bytes=MAX_PLAN_BYTES)
+    part, field = path.split(".")
+    plan[part][field] = None
+    with pytest.raises(PeerError, match="same bytes"):
+        parse_plan(canonical_json(plan))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -130,11 +155,15 @@ def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
         ("privacy.max_units", 0),
         ("statistics.noise_multiplier", 0.0),
         ("statistics.surprise", 1),
+        ("statistics.measure", "rank"),
         ("training.sampling_probability", 1.5),
         ("training.pool_gradients", "secret"),
         ("allocation.threshold", 2.0),
         ("allocation.screen_low", -0.5),
         ("allocation.strategy", "../evil"),
+        ("allocation.sample_value", "best"),
+        ("allocation.draw", "hard"),
+        ("allocation.known_share", 1.5),
         ("paths.attempts", 0),
         ("paths.temperature", 0.0),
         ("paths.temperature", 11.0),

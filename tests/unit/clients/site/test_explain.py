@@ -63,6 +63,28 @@ def test_cells_with_samples_are_told_with_reasons_and_outcome(run: Path) -> None
     assert second["brought"] == "p rose by 0.040"
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"error": 0.82}, "the SLM errs on most of it (82%)"),
+        ({"error": 0.1}, "the SLM knows most of it (90%)"),
+    ],
+)
+def test_expected_errors_are_told_where_they_are_large_or_small(
+    run: Path, changes: dict[str, Any], told: str
+) -> None:
+    path = study(run) / "allocation-round-1.json"
+
+    def why(**more: Any) -> str:
+        path.write_text(json.dumps({"round": 1, "cells": [cell(0, picked=1, **more)]}))
+        done = CliRunner().invoke(app, [str(run), "--site", "site-a", "--json"])
+        return str(json.loads(done.stdout)["rounds"][0]["cells"][0]["why"])
+
+    assert told in why(**changes)
+    # Of no records, of an error in the middle, and in files from before there is nothing to say.
+    assert not any("SLM" in why(**more) for more in ({**changes, "mass": 0.0}, {"error": 0.5}, {}))
+
+
 def test_the_table_names_site_and_round(run: Path) -> None:
     done = CliRunner().invoke(app, [str(run), "--site", "site-a"])
     assert done.exit_code == 0, done.output

@@ -264,6 +264,11 @@ def changed(part: str, **changes: object) -> dict[str, object]:
         (changed("privacy", max_records_per_unit=5), "raise physical_batch_size to 5 or more"),
         (changed("paths", max_new_tokens=64), "takes 64 tokens with the prompt"),
         (changed("allocation", strategy="magic"), "allocation: allocation strategy: expected"),
+        (
+            changed("allocation", strategy="random", draw="soft"),
+            "draws at random: leave out",
+        ),
+        (changed("allocation", strategy="random", known_share=0.1), "random draws at random"),
         (changed("distillation", contrastive_form="magic"), "contrastive_form: expected one of"),
         (changed("statistics", integer_scale=1), "statistics: statistics noise: expected a std"),
         (changed("training", noise_multiplier=5000.0), "training: noise_multiplier 5000.0"),

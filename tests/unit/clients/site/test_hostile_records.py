@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.allocation.measurement import measured_gains, measured_records
 from lada_secure.allocation.statistics import unit_statistics
-from lada_secure.allocation.statistics_parameters import StatisticsParameters
+from lada_secure.allocation.statistics_parameters import Measure, StatisticsParameters
 from lada_secure.allocation.valuation_gains import ValuationParameters, unit_gains
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer
@@ -162,12 +163,24 @@ def test_a_site_with_hostile_records_sends_and_pays_the_same_as_one_without(
 CLUSTERS = fit_clusters(HashedNgramEmbedder().embed([one.question for one in ORDINARY]), 2, 0)
 
 
-def exact_statistics(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
+def exact_statistics(
+    lm: LanguageModel, units: Sequence[Unit], *, measure: Measure = "loss"
+) -> np.ndarray:
     measured = measured_records(
-        lm, units, clusters=CLUSTERS, embedder=HashedNgramEmbedder(), batch_size=4
+        lm,
+        units,
+        clusters=CLUSTERS,
+        embedder=HashedNgramEmbedder(),
+        batch_size=4,
+        measure=measure,
     )
     parameters = StatisticsParameters(
-        clusters=CLUSTERS.count, loss_clip=4.0, noise_multiplier=4.0, max_units=500, scale=120
+        clusters=CLUSTERS.count,
+        measure=measure,
+        loss_clip=1.0 if measure == "error" else 4.0,
+        noise_multiplier=4.0,
+        max_units=500,
+        scale=120,
     )
     return unit_statistics(measured, parameters)
 
@@ -182,13 +195,16 @@ def exact_trials(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
     )
 
 
+EXACT = (exact_statistics, partial(exact_statistics, measure="error"), exact_trials)
+
+
 @FEW
 @given(hostile=HOSTILE)
 def test_what_good_units_add_to_the_vectors_is_what_they_add_without_hostile_ones(
     lm: LanguageModel, hostile: list[Record]
 ) -> None:
     good, odd = units_of(ORDINARY), units_of(hostile)
-    for exact in (exact_statistics, exact_trials):
+    for exact in EXACT:
         alone = sum(exact(lm, [one]) for one in odd)
         together, without = exact(lm, [*good, *odd]), exact(lm, good)
         # A loss next to another rounding may fall on the other side of a step, per unit.
@@ -270,9 +286,9 @@ def test_the_unit_that_fails_adds_zero_and_the_others_what_they_add(
 ) -> None:
     good = units_of(ORDINARY)
     odd = units_of([record(9, question="SENTINEL-question"), record(10, unit="u9")])
-    expected = [exact(lm, good) for exact in (exact_statistics, exact_trials)]
+    expected = [exact(lm, good) for exact in EXACT]
     monkeypatch.setattr(LanguageModel, "tokens_of", provoked("SENTINEL-question", error))
-    for exact, without in zip((exact_statistics, exact_trials), expected, strict=True):
+    for exact, without in zip(EXACT, expected, strict=True):
         assert np.abs(exact(lm, [*odd, *good]) - without).max() <= len(good)
 
 
@@ -280,7 +296,7 @@ def test_a_person_can_still_end_a_measurement(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LanguageModel, "tokens_of", provoked("riddle", KeyboardInterrupt()))
-    for exact in (exact_statistics, exact_trials):
+    for exact in EXACT:
         with pytest.raises(KeyboardInterrupt):
             exact(lm, units_of(ORDINARY))
 

@@ -7,19 +7,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lada_lab.arms.arms import ARMS, Arm
+from lada_lab.arms.arms import ARMS, FORMS, Arm
 from lada_lab.arms.ledgers import ArmLedger, SharedReleases
 from lada_lab.arms.run_file import parse_releases, releases_bytes
 from lada_lab.arms.simulation import Laboratory, Outcome, PreparedWorld
 from lada_lab.arms.study import LabSettings
 from lada_lab.worlds.study_data import BenchData
+from lada_secure.allocation.selection import read_scores
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
+from lada_secure.method.site_allocation import choose_cells
+from lada_secure.method.site_round import site_statistics, slm_knowledge
 
 # They differ from another condition in one setting, which test_bench_study.py looks at.
 _ALIKE = (
     *("no-exploration", "with-contrast", "no-screen", "random-screen", "random-joint"),
     *("random-pool-private", "lada", "band", "guided", "valuation", "domain", "fedmkt-gap"),
+    *("gain", "valued_gain"),
+    # Of each form of the gap one draw, and of each draw one form.
+    *(
+        name
+        for name in ARMS
+        if name.rpartition("-")[0] in FORMS
+        and name not in ("gain-soft", "gap-top", "valued-gain-stratified")
+    ),
 )
 
 # One study of each, for all tests below.
@@ -67,7 +78,7 @@ def test_arms_share_the_releases_that_depend_on_nothing_they_differ_in(
 ) -> None:
     laboratory = Laboratory.open(prepared, small_settings)
     laboratory.simulate(ARMS["topic-quotas"], epsilon=8.0)
-    shared = laboratory._shared["site-a"]
+    shared = laboratory.releases["site-a"]
     before = dict(shared.outputs)
     assert sorted(key[2] for key in before) == ["statistics", "training"]
     laboratory.simulate(ARMS["random"], epsilon=8.0)
@@ -107,6 +118,37 @@ def test_a_draw_that_was_interrupted_goes_on_with_its_releases(
     assert all(mine[key].output != yours[key].output for key in mine)
     # The LLM has looked at the pool already, whatever the draw.
     assert drawn.alone_s > drawn.cpu_s
+
+
+def test_what_statistics_measure_parts_them_and_not_the_dp_reference_model(
+    prepared: PreparedWorld, small_settings: LabSettings
+) -> None:
+    laboratory = Laboratory.open(prepared, small_settings)
+    laboratory.simulate(ARMS["gain-top"], epsilon=8.0)
+    shared = laboratory.releases["site-a"]
+    before = dict(shared.outputs)
+    laboratory.simulate(ARMS["full-gain-top"], epsilon=8.0)
+    (new,) = shared.outputs.keys() - before.keys()
+    assert (new[0].split()[-1], new[2]) == ("error", "statistics")
+    assert {key: shared.outputs[key] for key in before} == before
+
+
+def test_the_gap_asks_for_no_sample_that_the_slm_knows(laboratory: Laboratory) -> None:
+    plan = laboratory._plan(ARMS["gap-top"], 8.0)
+    study = laboratory.study(ARMS["gap-top"], plan)
+    wanted = []
+    for site in study.sites:
+        slm = slm_knowledge(site.context, site.state)
+        assert slm is not None
+        noised = site_statistics(site.context, site.state, 0).value
+        scores = study.llm.scores(choose_cells(plan, site.state, noised).utilities)
+        wanted.append((read_scores(scores) >= plan.allocation.threshold) & ~slm.right)
+    study.run_round(0)
+    for site, wrong in zip(study.sites, wanted, strict=True):
+        picks = list(site.state.picks[0])
+        # Of a cluster that noise has made the only one there may be nothing.
+        assert len(picks) == min(plan.allocation.quota, wrong.sum())
+        assert wrong[picks].all()
 
 
 def test_what_another_arm_has_computed_is_paid_for_again_and_not_computed(

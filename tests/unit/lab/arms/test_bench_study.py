@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lada_lab.arms.arms import ARMS, arms_named
+from lada_lab.arms.arms import ARMS, DRAWS, FORMS, arms_named
 from lada_lab.arms.presets import bench_settings
 from lada_lab.arms.simulation import PreparedWorld
 from lada_lab.arms.study import LabSettings, calibrated_noise, changed_plan, study_plan
@@ -119,6 +119,24 @@ def test_an_ablation_differs_from_the_full_method_in_one_thing(prepared: Prepare
         ("lada-fedmkt", {}),
     ):
         assert arm_plan(name, prepared) == changed_plan(full, change)
+
+
+def test_forms_of_the_gap_differ_in_what_a_sample_is_worth_and_how_it_is_drawn_alone(
+    prepared: PreparedWorld,
+) -> None:
+    topics = arm_plan("topic-quotas", prepared)
+    for draw in DRAWS:
+        for form, value in (("mass", None), ("band", "band"), ("gap", "gap"), ("gain", "gain")):
+            change = {"allocation.draw": draw, "allocation.sample_value": value}
+            assert arm_plan(f"{form}-{draw}", prepared) == changed_plan(topics, change)
+        full = arm_plan(f"full-gain-{draw}", prepared)
+        errors = {"statistics.measure": "error", "allocation.strategy": "gain"}
+        gain = arm_plan(f"gain-{draw}", prepared)
+        assert full == changed_plan(gain, errors)
+        assert arm_plan(f"valued-gain-{draw}", prepared) == changed_plan(
+            full, {"allocation.strategy": "valued_gain"}
+        )
+    assert len(FORMS) * len(DRAWS) == 18
 
 
 def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together() -> None:

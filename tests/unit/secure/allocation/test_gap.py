@@ -1,15 +1,20 @@
-"""Reward, band and means per cell against hand-made numbers."""
+"""Values of samples, rewards and means per cell against hand-made numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lada_secure.allocation.gap import (
     CellMeans,
+    SampleValue,
+    SlmKnowledge,
     cell_means,
     cell_rewards,
     probability,
+    sample_values,
     smoothed,
 )
 from lada_secure.errors import ParameterError
@@ -51,3 +56,62 @@ def test_an_unseen_cell_leans_on_its_own_cluster() -> None:
     estimate = smoothed(seen, [0, 0, 1, 1], prior=0.5)
     assert estimate[1] > 0.8
     assert estimate[3] < 0.2
+
+
+SCORES = [1.0, 0.5, 0.5, 0.25, -0.5]
+SLM = SlmKnowledge(
+    right=np.array([False, True, False, True, False]),
+    confidence=np.array([0.0, 0.5, 0.25, 1.0, 0.0]),
+)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("score", [1.0, 0.5, 0.5, 0.25, 0.0]),
+        ("band", [0.0, 0.5, 0.375, 0.0, 0.0]),
+        ("gap", [1.0, 0.0, 0.5, 0.0, 0.0]),
+        ("gain", [1.0, 0.25, 0.375, 0.0, 0.0]),
+    ],
+)
+def test_what_a_sample_is_worth(form: SampleValue, expected: list[float]) -> None:
+    np.testing.assert_array_equal(sample_values(form, SCORES, SLM), expected)
+
+
+def test_the_score_alone_needs_no_answers_and_all_other_forms_do() -> None:
+    np.testing.assert_array_equal(sample_values("score", [0.5, -1.0]), [0.5, 0.0])
+    for form in ("band", "gap", "gain"):
+        with pytest.raises(ParameterError, match=f"{form}.*got nothing"):
+            sample_values(form, SCORES)  # type: ignore[arg-type]
+        with pytest.raises(ParameterError, match="to 2 samples, got 5"):
+            sample_values(form, SCORES[:2], SLM)  # type: ignore[arg-type]
+
+
+def test_rounding_of_another_batch_decides_nothing_between_two_samples() -> None:
+    noise = np.array([1e-7, -1e-7, 3e-6])
+    exact = SlmKnowledge(right=np.ones(3, dtype=np.bool_), confidence=np.array([0.5, 0.5, 0.25]))
+    off = SlmKnowledge(right=np.ones(3, dtype=np.bool_), confidence=exact.confidence + noise)
+    np.testing.assert_array_equal(exact.confidence, off.confidence)
+    # 0.25 and 0.5 are whole steps.
+    np.testing.assert_array_equal(exact.confidence, [0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("confidence", [[0.5], [0.5, np.nan], [0.5, 1.5], [-0.1, 0.5]])
+def test_confidences_that_cannot_be_are_refused(confidence: list[float]) -> None:
+    with pytest.raises(ParameterError, match="confidence"):
+        SlmKnowledge(right=np.ones(2, dtype=np.bool_), confidence=np.array(confidence))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.floats(-1.0, 1.0), st.floats(0.0, 1.0), st.booleans()), max_size=30)
+)
+def test_no_form_is_worth_more_than_the_score_or_less_than_nothing(
+    rows: list[tuple[float, float, bool]],
+) -> None:
+    scores, confidence, right = (np.array([row[at] for row in rows]) for at in range(3))
+    slm = SlmKnowledge(right=right.astype(np.bool_), confidence=confidence)
+    plain = sample_values("score", scores)
+    for form in ("band", "gap", "gain"):
+        values = sample_values(form, scores, slm)  # type: ignore[arg-type]
+        assert ((values >= 0.0) & (values <= plain)).all()

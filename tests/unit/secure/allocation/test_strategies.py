@@ -36,6 +36,7 @@ def view(
     p: tuple[float, ...] = (0.5, 0.9, 0.5, 0.1),
     exploitation: tuple[float, ...] = (0.1, 0.2, 0.1, 0.3),
     exploration: tuple[float, ...] = (0.0, 0.0, 0.1, 0.0),
+    error: tuple[float, float] = (0.25, 0.75),
 ) -> CellView:
     zeros = np.zeros(4)
     return CellView(
@@ -43,6 +44,7 @@ def view(
             grid=GRID,
             mass_share=GRID.spread(mass),
             mean_loss=zeros,
+            error=GRID.spread(error),
             probability=np.array(p),
             last_reward=zeros,
             picks=zeros,
@@ -93,6 +95,25 @@ def test_domain_follows_the_mass_alone() -> None:
     np.testing.assert_allclose(cell_utilities("domain", view(), alpha=1.0), [1.0, 1.0, 0.25, 0.25])
 
 
+def test_gain_is_the_share_of_the_records_that_the_slm_gets_wrong() -> None:
+    # 0.8 of the records with an error of 1/4, and 0.2 with 3/4, whatever the pool samples' p.
+    expected = [1.0, 1.0, 0.75, 0.75]
+    np.testing.assert_allclose(cell_utilities("gain", view(), alpha=1.0), expected)
+    np.testing.assert_allclose(cell_utilities("gain", view(p=(0.0,) * 4), alpha=1.0), expected)
+    known = cell_utilities("gain", view(error=(0.0, 0.5)), alpha=1.0)
+    np.testing.assert_array_equal(known, [0.0, 0.0, 1.0, 1.0])
+
+
+def test_valued_gain_is_gain_times_agreement() -> None:
+    judged = replace(view(), agreement=np.array([0.5, 0.0, 1.0, 1.0]))
+    np.testing.assert_allclose(
+        cell_utilities("valued_gain", judged, alpha=1.0), np.array([0.5, 0.0, 0.75, 0.75]) / 0.75
+    )
+    np.testing.assert_allclose(
+        cell_utilities("gain", judged, alpha=1.0), cell_utilities("gain", view(), alpha=1.0)
+    )
+
+
 @pytest.mark.parametrize("alpha", [-0.1, np.nan, np.inf])
 def test_alpha_out_of_range_is_refused(alpha: float) -> None:
     with pytest.raises(ParameterError, match="alpha"):
@@ -100,7 +121,7 @@ def test_alpha_out_of_range_is_refused(alpha: float) -> None:
 
 
 def test_an_unknown_strategy_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ParameterError, match="paper, random, valuation, got 'best'"):
+    with pytest.raises(ParameterError, match="random, valuation, valued_gain, got 'best'"):
         strategy("best")
 
 
@@ -193,6 +214,7 @@ def test_explanations_hold_every_cell_and_are_json() -> None:
     assert explained[0]["reward"] is None
     assert (explained[3]["cluster"], explained[3]["difficulty"]) == (1, 1)
     assert explained[0]["mass"] == pytest.approx(0.8)
+    assert [one["error"] for one in explained] == [0.25, 0.25, 0.75, 0.75]
     assert b'"exploitation":0.1' in canonical_json(explained)
     assert explained[0]["agreement"] is None
     judged = replace(seen, agreement=np.array([0.5, 0.25, 1.0, 0.0]))

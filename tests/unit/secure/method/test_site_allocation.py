@@ -9,6 +9,7 @@ import pytest
 from protocol_world import GUIDE, make_plan
 
 from lada_secure.allocation.data_valuation import ClusterValuation
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES
@@ -33,12 +34,27 @@ ONE_CLUSTER = NoisedStatistics(
 )
 
 
-def plan(strategy: str, *, quota: int = 12, trials: ValuationPlan | None = None) -> MethodPlan:
+# Of forty samples; every other one is known, and answers come in runs of ten.
+KNOWN = SlmKnowledge(
+    right=np.arange(40) % 2 == 0, confidence=np.where(np.arange(40) % 2 == 0, 0.75, 0.0)
+)
+STRATA = np.tile(np.repeat(np.arange(1, 3, dtype=np.int64), 10), 2)
+
+
+def plan(
+    strategy: str, *, quota: int = 12, trials: ValuationPlan | None = None, **allocation: object
+) -> MethodPlan:
     base = make_plan()
     return base.model_copy(
         update={
             "allocation": base.allocation.model_copy(
-                update={"strategy": strategy, "clusters": 2, "difficulty_bins": 1, "quota": quota}
+                update={
+                    "strategy": strategy,
+                    "clusters": 2,
+                    "difficulty_bins": 1,
+                    "quota": quota,
+                    **allocation,
+                }
             ),
             "guide": GUIDE.model_copy(update={"trials": trials}),
         }
@@ -60,7 +76,9 @@ def picks(
         choose_cells(study, state, noised).utilities,
         np.full(len(CLUSTERS), 0.5) if scores is None else scores,
         pool_clusters=CLUSTERS,
+        answer_strata=STRATA,
         round_id=round_id,
+        slm=KNOWN,
     )
 
 
@@ -137,6 +155,73 @@ def test_nothing_is_asked_for_twice_and_the_pool_can_run_out(strategy: str) -> N
         state = replace(state.with_picks(round_id, found), trained=(*state.trained, round_id))
     assert len(seen) == 40
     assert picks(study, state, round_id=3) == ()
+
+
+@pytest.mark.parametrize("known_share", [None, 0.5])
+@pytest.mark.parametrize("draw", [None, "soft", "stratified"])
+@pytest.mark.parametrize("value", [None, "band", "gap", "gain"])
+@pytest.mark.parametrize("strategy", ["lada", "domain"])
+def test_no_rule_asks_for_anything_twice_or_for_more_than_the_quota(
+    strategy: str, value: str | None, draw: str | None, known_share: float | None
+) -> None:
+    study = plan(strategy, quota=7, sample_value=value, draw=draw, known_share=known_share)
+    state, seen = SiteState(), set[int]()
+    for round_id in range(7):
+        found = picks(study, state, round_id=round_id)
+        assert len(found) <= 7
+        assert not seen & set(found)
+        seen |= set(found)
+        state = replace(state.with_picks(round_id, found), trained=(*state.trained, round_id))
+    # What is known is worth nothing to the gap, and what is hopeless nothing to the band.
+    known = {index for index in seen if KNOWN.right[index]}
+    wanted = {None: 40, "gain": 40, "gap": 20, "band": 20}[value]
+    assert len(seen) == (40 if value == "gap" and known_share else wanted)
+    assert len(known) == (0 if value == "gap" and not known_share else 20)
+
+
+def test_without_a_rule_what_the_slm_knows_decides_nothing() -> None:
+    assert picks(plan("domain"), SiteState()) == picks(
+        plan("domain", sample_value="score", draw="top", known_share=0.0), SiteState()
+    )
+    assert picks(plan("domain", sample_value="gap"), SiteState()) != picks(
+        plan("domain"), SiteState()
+    )
+
+
+def test_lots_differ_from_round_to_round() -> None:
+    study = plan("domain", draw="soft")
+    assert len({picks(study, SiteState(), round_id=number) for number in range(5)}) == 5
+    assert picks(study, SiteState()) == picks(study, SiteState())
+
+
+def test_where_the_quota_is_not_split_answers_are_those_of_the_whole_pool() -> None:
+    study = plan("lada", sample_value="gain", draw="stratified", quota=8)
+    found = picks(study, SiteState(), LOPSIDED)
+    assert np.bincount(STRATA[list(found)], minlength=3).tolist() == [0, 4, 4]
+
+
+def errors_of(first: int, second: int) -> NoisedStatistics:
+    """Equal masses, and so many steps of errors in each cluster."""
+    return NoisedStatistics(
+        vector=np.array([8_000, 8_000, first, second], dtype=np.int64),
+        parameters=replace(PARAMETERS, measure="error", loss_clip=1.0),
+    )
+
+
+@pytest.mark.parametrize("strategy", ["gain", "valued_gain"])
+def test_gain_asks_where_the_records_are_wrong_from_the_first_round_on(strategy: str) -> None:
+    study = plan(strategy)
+    assert counts(picks(study, SiteState(), errors_of(6_000, 2_000), round_id=0)) == [9, 3]
+    # Losses are taken for errors where no errors were measured; here they are equal.
+    assert counts(picks(study, SiteState(), EQUAL, round_id=0)) == [6, 6]
+    assert counts(picks(plan("domain"), SiteState(), errors_of(6_000, 2_000), round_id=0)) == [6, 6]
+
+
+def test_errors_are_beliefs_of_a_cell_as_measured() -> None:
+    beliefs = choose_cells(plan("gain"), SiteState(), errors_of(6_000, 2_000)).view.beliefs
+    np.testing.assert_allclose(beliefs.error, [0.75, 0.25])
+    np.testing.assert_allclose(beliefs.mean_loss, [0.75, 0.25])
+    np.testing.assert_allclose(beliefs.probability, [0.25, 0.75])
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"random", "paper"}))

@@ -1,0 +1,126 @@
+"""How a site picks: by what its SLM makes of the public pool, where the plan reads it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from form_models import form_model, taught_samples
+from method_doubles import plan, site_context
+
+from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.method import site_round
+from lada_secure.method.mechanisms import statistics_parameters
+from lada_secure.method.plan import MethodPlan
+from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_round import pick, slm_knowledge
+from lada_secure.method.site_state import SiteState
+from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
+from lada_secure.models.confidence import answer_pool
+
+# Two of its questions have gold answers that the model was taught otherwise.
+POOL = tuple(
+    replace(sample, answer="cow") if at in (0, 3) else sample
+    for at, sample in enumerate(taught_samples())
+)
+WRONG = (0, 3)
+
+
+def study(**allocation: object) -> MethodPlan:
+    base = plan()
+    return base.model_copy(
+        update={
+            "guide": None,
+            "pool_size": len(POOL),
+            "paths": base.paths.model_copy(update={"max_new_tokens": 20}),
+            "allocation": base.allocation.model_copy(
+                update={"strategy": "domain", "quota": 4, "threshold": 0.0, **allocation}
+            ),
+        }
+    )
+
+
+@pytest.fixture
+def site() -> SiteContext:
+    taught = form_model("cloze")
+    # That one is shared with other tests.
+    lm = attach_adapters(
+        replace(taught, model=copy.deepcopy(taught.model)), AdapterSettings(rank=2)
+    )
+    return site_context(study(sample_value="gap"), lm=lm, pool=POOL)  # type: ignore[arg-type]
+
+
+def picks(site: SiteContext, state: SiteState, *, round_id: int = 0) -> tuple[int, ...]:
+    parameters = statistics_parameters(site.plan)
+    noised = NoisedStatistics(
+        vector=np.full(parameters.length, 500, dtype=np.int64), parameters=parameters
+    )
+    scores = np.full(len(POOL), 0.5)
+    return tuple(pick(site, state, round_id, noised, scores).picks[round_id])
+
+
+def test_a_gap_asks_for_what_the_slm_answers_wrongly(site: SiteContext) -> None:
+    assert picks(site, SiteState()) == WRONG
+    known = replace(site, plan=study(sample_value="gap", known_share=0.5))
+    found = picks(known, SiteState())
+    assert set(WRONG) < set(found)
+    assert len(found) == 4
+
+
+def test_it_is_the_slm_after_the_rounds_so_far_that_answers(site: SiteContext) -> None:
+    state = SiteState()
+    before = slm_knowledge(site, state)
+    # A student that has forgotten: its adapters are far off.
+    at_first = adapter_weights(site.lm)
+    for parameter in site.lm.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0.0, 1.0)
+    forgetful = replace(state, student=adapter_weights(site.lm))
+    after = slm_knowledge(site, forgetful)
+    assert before is not None
+    assert after is not None
+    assert (before.right != after.right).any()
+    # Whatever the model wears when it is asked, the state decides.
+    again = slm_knowledge(site, state)
+    assert again is not None
+    np.testing.assert_array_equal(before.confidence, again.confidence)
+    assert adapter_weights(site.lm).sha256 == at_first.sha256
+
+
+def test_a_site_that_was_interrupted_picks_the_same_and_keeps_what_it_picked(
+    site: SiteContext,
+) -> None:
+    for draw in ("top", "soft", "stratified"):
+        drawn = replace(site, plan=study(sample_value="gain", draw=draw))
+        assert picks(drawn, SiteState()) == picks(drawn, SiteState())
+    kept = SiteState(picks={0: (5,)})
+    assert picks(site, kept) == (5,)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "asked"),
+    [
+        ({}, 0),
+        ({"sample_value": "score", "draw": "soft"}, 0),
+        ({"known_share": 0.5}, 1),
+        ({"sample_value": "gain"}, 1),
+    ],
+)
+def test_the_slm_answers_the_pool_where_the_plan_reads_it_alone(
+    site: SiteContext,
+    allocation: dict[str, object],
+    asked: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    def counted(lm, samples, **settings):  # type: ignore[no-untyped-def]
+        # All of it, so that the time says nothing of the scores.
+        calls.append(len(samples))
+        return answer_pool(lm, samples, **settings)
+
+    monkeypatch.setattr(site_round, "answer_pool", counted)
+    picks(replace(site, plan=study(**allocation)), SiteState())
+    assert calls == [len(POOL)] * asked
