@@ -21,7 +21,7 @@ DEFAULT_CONDITIONS = ("lada-secure", "mass-valuation", "topic-quotas", "random",
 def allocation(
     cache_dir: CacheDir,
     preset: Annotated[
-        str, typer.Option(help="Frozen settings by name: tiny, smollm2 or facts.")
+        str, typer.Option(help="Frozen settings by name: tiny, smollm2, facts or coding.")
     ] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 2,
     first_seed: Annotated[

@@ -64,6 +64,7 @@ PRESETS: Mapping[str, LabSettings] = {
     "tiny": LabSettings(),
     "smollm2": _SMOLLM2,
     "facts": _FACTS,
+    "coding": replace(_FACTS, world=NaturalSettings(source="coding")),
 }
 
 

@@ -1,7 +1,7 @@
 """Natural worlds: real questions, dealt to a pool and to sites as they come.
 
 Nothing is marked, no question is made harmful and no topic is made to fit a cluster. Questions come
-in *collections* (a chapter of a classification, a skill). Every question is dealt once, to the
+in *collections* (a chapter of a classification). Every question is dealt once, to the
 pool, to one site's records or to one site's held-out records. Sites differ as hospitals do: in what
 they see, by a Dirichlet draw over collections, and in how much, by another over sites (Hsu et al.
 2019, section 3.1, for the first).
@@ -29,15 +29,15 @@ _MOST_OF_A_COLLECTION = 0.5
 class NaturalSettings:
     """What a natural world is dealt by.
 
-    source: "facts", each taught once (ICD-10-CM, WordNet), or "skills", where what one sample
-    teaches helps with others (reasoning-gym). private: records of all sites together, on average
-    `private / sites` for each. smallest: records that every site has at least. held_out: per site.
+    source: "facts", each taught once (ICD-10-CM, WordNet), or "coding", a skill, where what one
+    sample teaches helps with others (code books). private: records of all sites together.
+    smallest: records that every site has at least. held_out: per site.
     pool: samples. concentration: of a site's draw over collections; small values make specialists.
     evenness: of the draw of sizes; large values make sites of one size. rationales: share of
     private records with their reasoning.
     """
 
-    source: Literal["facts", "skills"]
+    source: Literal["facts", "coding"]
     sites: int = 4
     private: int = 480
     smallest: int = 40

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lada_lab.worlds.coding import coding_collections, manual
 from lada_lab.worlds.facts import fact_collections
 from lada_lab.worlds.natural import NaturalSettings, deal, site_sizes
 from lada_lab.worlds.sites import Question
@@ -132,3 +133,20 @@ def test_facts_come_from_three_sources_with_four_options_and_no_question_twice()
     everything = [one for some in found.values() for one in some]
     assert len({one.question for one in everything}) == len(everything)
     assert all(len(set(one.choices)) == 4 and one.answer in one.choices for one in everything)
+
+
+def test_diagnoses_and_merchants_have_the_codes_of_their_books():
+    found = coding_collections()
+    answers = {one.question: one.answer for some in found.values() for one in some}
+    answers |= {one.question: one.answer for one in manual(per_collection=1000)}
+    assert answers["Diagnosis: Simple chronic bronchitis. Code letter?"] == "J"
+    assert answers["Merchant: Shoe shops. Code range?"] == "5600-5699"
+    assert answers["Merchant: Royal Dutch Airlines (KLM). Code range?"] == "3000-3299"
+    assert all(one.rationale == name for name, some in found.items() for one in some)
+
+
+def test_the_manual_is_the_same_for_every_world_and_nobody_is_asked_from_it():
+    everything = {one.question for some in coding_collections().values() for one in some}
+    read = [one.question for one in manual(per_collection=8)]
+    assert not everything & set(read)
+    assert len(read) == len(set(read)) > 200
