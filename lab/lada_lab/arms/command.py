@@ -17,7 +17,9 @@ DEFAULT_CONDITIONS = ("lada-secure", "mass-valuation", "topic-quotas", "random",
 
 def allocation(
     cache_dir: CacheDir,
-    preset: Annotated[str, typer.Option(help="Frozen settings by name: tiny or smollm2.")] = "tiny",
+    preset: Annotated[
+        str, typer.Option(help="Frozen settings by name: tiny, smollm2, facts or coding.")
+    ] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 2,
     first_seed: Annotated[
         int, typer.Option(min=0, help="First seed; from 10000 on for choosing settings.")
@@ -27,8 +29,9 @@ def allocation(
     ] = ",".join(DEFAULT_CONDITIONS),
     epsilon: Annotated[str, typer.Option(help="Budgets separated by commas.")] = "8",
     harmful: Annotated[
-        float, typer.Option(min=0.0, max=0.6, help="Share of harmful pool samples.")
-    ] = 0.3,
+        float | None,
+        typer.Option(min=0.0, max=0.6, help="Share of harmful pool samples; by default 0.3."),
+    ] = None,
     held_out: Annotated[
         int | None, typer.Option(min=10, help="Test items per site; tiny: 500, smollm2: 80.")
     ] = None,
@@ -111,7 +114,9 @@ def allocation(
     if plot is not None:
         from lada_lab.arms.plot import accuracy_plot
 
-        title = f"{preset}: accuracy on held-out records, {harmful:.0%} of the pool harmful"
+        share = report["settings"]["world"].get("harmful")
+        title = f"{preset}: accuracy on held-out records"
+        title += "" if share is None else f", {share:.0%} of the pool harmful"
         plot.write_text(accuracy_plot(report["accuracy"], title=title), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True))

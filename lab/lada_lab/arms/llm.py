@@ -147,13 +147,14 @@ class LabLlm:
         Marked questions mean another thing to the public than to the house; they are left out.
         """
         if self._looks.accuracy is None:
+            mark = self.data.mark
             self._looks.accuracy = accuracy(
                 self.lm,
                 [
                     record
                     for site in self.data.sites
                     for record in site.held_out
-                    if not record.question.startswith(self.data.mark)
+                    if mark is None or not record.question.startswith(mark)
                 ],
                 batch_size=GENERATION_BATCH_SIZE,
                 max_new_tokens=self.plan.paths.max_new_tokens,

@@ -8,9 +8,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lada_lab.arms.study import TINY_PLAN, LabSettings, changed_plan
+from lada_lab.worlds.natural import NaturalSettings
 from lada_lab.worlds.wards import WardSettings
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError
+from lada_secure.models.embedding import MINILM
 
 # A study in some ten minutes of one core: fewer records, two rounds, adapters at the top alone.
 _SMOLLM2 = LabSettings(
@@ -43,23 +45,46 @@ _SMOLLM2 = LabSettings(
     batch_size=32,
     world=WardSettings(),
 )
-PRESETS: Mapping[str, LabSettings] = {"tiny": LabSettings(), "smollm2": _SMOLLM2}
+_FACTS = LabSettings(
+    plan=changed_plan(
+        _SMOLLM2.plan,
+        {
+            "embedder": MINILM,
+            "training.expected_units": 40.0,
+            "distillation.adapter_layers": 10,
+            "paths.budget": 96,
+            "paths.max_new_tokens": 24,
+        },
+    ),
+    noise_rate=1.0,
+    batch_size=32,
+    world=NaturalSettings(source="facts"),
+)
+PRESETS: Mapping[str, LabSettings] = {
+    "tiny": LabSettings(),
+    "smollm2": _SMOLLM2,
+    "facts": _FACTS,
+    "coding": replace(_FACTS, world=NaturalSettings(source="coding")),
+}
 
 
 def bench_settings(
-    preset: str, *, harmful: float, held_out: int | None, changes: Sequence[str] = ()
+    preset: str, *, harmful: float | None, held_out: int | None, changes: Sequence[str] = ()
 ) -> LabSettings:
     """The settings of a preset with the caller's sizes and changes.
 
-    Args: held_out: None for the preset's own number. changes: "NAME=JSON" for a field of the plan
+    Args: harmful, held_out: None for the preset's own. changes: "NAME=JSON" for a field of the plan
         by dotted name, for "noise_rate" and "batch_size", or for "world.NAME".
     Raises: ParameterError: unknown preset or name, or a value of the wrong type.
     """
     if preset not in PRESETS:
         raise ParameterError(f"--preset: expected {' or '.join(PRESETS)}, got {preset!r}")
     settings = PRESETS[preset]
-    size = settings.world.held_out if held_out is None else held_out
-    world: dict[str, Any] = {"harmful": harmful, "held_out": size}
+    world: dict[str, Any] = {} if held_out is None else {"held_out": held_out}
+    if harmful is not None:
+        if isinstance(settings.world, NaturalSettings):
+            raise ParameterError(f"--harmful: the preset {preset!r} has natural questions alone")
+        world["harmful"] = harmful
     own: dict[str, Any] = {}
     plan: dict[str, Json] = {}
     for change in changes:

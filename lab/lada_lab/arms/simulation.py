@@ -17,6 +17,8 @@ from lada_lab.arms.rounds import SimulatedSite, SimulatedStudy
 from lada_lab.arms.study import LabSettings, study_plan
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
 from lada_lab.worlds.chain_world import build_data
+from lada_lab.worlds.natural import NaturalSettings
+from lada_lab.worlds.natural_models import natural_data, natural_models
 from lada_lab.worlds.study_data import BenchData, check_pool
 from lada_lab.worlds.ward_models import LLM_TUNING, SLM_TUNING, ward_model
 from lada_lab.worlds.wards import WardSettings, build_ward_data
@@ -73,6 +75,10 @@ class PreparedWorld:
 def prepare(settings: LabSettings, *, seed: int, cache_dir: Path) -> PreparedWorld:
     """Build the data, and train the two models where the cache does not have them."""
     world = settings.world
+    if isinstance(world, NaturalSettings):
+        models = natural_models(world, cache_dir=cache_dir)
+        data = natural_data(world, seed=seed)
+        return PreparedWorld(data=data, slm=models.slm, llm=models.llm, seed=seed)
     if isinstance(world, WardSettings):
         return PreparedWorld(
             data=build_ward_data(world, seed=seed),

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lada_lab.worlds.chain_world import WorldSettings
+from lada_lab.worlds.natural import NaturalSettings
 from lada_lab.worlds.study_data import BenchData
 from lada_lab.worlds.wards import WardSettings
 from lada_secure.allocation.statistics_parameters import statistics_scale
@@ -107,7 +108,7 @@ class LabSettings:
     plan: MethodPlan = TINY_PLAN
     noise_rate: float = 2.4e-4
     batch_size: int = 256
-    world: WorldSettings | WardSettings = field(default_factory=WorldSettings)
+    world: WorldSettings | WardSettings | NaturalSettings = field(default_factory=WorldSettings)
 
     def __post_init__(self) -> None:
         if not self.noise_rate > 0.0:

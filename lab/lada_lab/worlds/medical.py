@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from lada_lab.worlds.multiple_choice import Topic
 from lada_secure.errors import ParameterError
@@ -59,13 +60,7 @@ def diagnosis_topics(chapters: Sequence[str]) -> tuple[Topic, ...]:
     Returns: topics ordered by code.
     Raises: ParameterError: the package simple-icd-10-cm is missing.
     """
-    try:
-        import simple_icd_10_cm as icd
-    except ImportError as error:
-        raise ParameterError(
-            "ICD-10-CM is missing: expected the package simple-icd-10-cm; "
-            "run `pip install simple-icd-10-cm`"
-        ) from error
+    icd = read_icd10()
     topics: list[Topic] = []
     seen_subcategories: set[str] = set()
     seen_diagnoses: set[str] = set()
@@ -104,6 +99,18 @@ def diagnosis_topics(chapters: Sequence[str]) -> tuple[Topic, ...]:
                 )
             )
     return tuple(topics)
+
+
+def read_icd10() -> Any:
+    """The package that holds ICD-10-CM. Raises: ParameterError: it is missing."""
+    try:
+        import simple_icd_10_cm
+    except ImportError as error:
+        raise ParameterError(
+            "ICD-10-CM is missing: expected the package simple-icd-10-cm; "
+            "run `pip install simple-icd-10-cm`"
+        ) from error
+    return simple_icd_10_cm
 
 
 def _group_name(title: str) -> str:

@@ -24,13 +24,13 @@ class BenchSite:
 class BenchData:
     """A whole study's data.
 
-    mark: how a question starts that means another thing to the public than inside a house.
+    mark: how a question starts that means another thing to the public than inside a house, if any.
     harmful: pool indices of harmful samples, for reports only.
     """
 
     sites: tuple[BenchSite, ...]
     pool: tuple[PoolSample, ...]
-    mark: str
+    mark: str | None
     harmful: frozenset[int]
 
 
