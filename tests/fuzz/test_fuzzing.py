@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -274,8 +275,11 @@ def test_the_coverage_guided_fuzzer_breaks_no_property(tmp_path: Path, party: st
         check=False,
     )
     said = done.stdout + done.stderr
+    # Findings, and inputs that take too long, end in other ways. After its last input the fuzzer has
+    # given up its handler for the alarm that it set, which may still ring on a busy machine.
+    ended = done.returncode in (0, -signal.SIGALRM)
     # Python's own exception stands on the one, what the fuzzer says of it on the other.
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert ended, done.stdout[-2000:] + done.stderr[-2000:]
     # libFuzzer itself says "Done N runs in", atheris that counts its own says "Done N in".
     count = re.search(r"Done (\d+) (?:runs )?in ", said)
     assert count is not None, said[-2000:]
