@@ -275,8 +275,8 @@ def test_the_coverage_guided_fuzzer_breaks_no_property(tmp_path: Path, party: st
         check=False,
     )
     said = done.stdout + done.stderr
-    # Findings, and inputs that take too long, end in other ways. After its last input the fuzzer has
-    # given up its handler for the alarm that it set, which may still ring on a busy machine.
+    # Findings, and inputs that take too long, end in other ways. After its last input the fuzzer
+    # gives up its handler for the alarm that it set, which may still ring on a busy machine.
     ended = done.returncode in (0, -signal.SIGALRM)
     # Python's own exception stands on the one, what the fuzzer says of it on the other.
     assert ended, done.stdout[-2000:] + done.stderr[-2000:]

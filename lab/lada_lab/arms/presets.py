@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from lada_lab.arms.study import TINY_PLAN, LabSettings, changed_plan
+from lada_lab.arms.study import ALL_LINEAR, TINY_PLAN, LabSettings, changed_plan
 from lada_lab.worlds.natural import NaturalSettings
 from lada_lab.worlds.wards import WardSettings
 from lada_secure.canonical import Json
@@ -60,11 +60,27 @@ _FACTS = LabSettings(
     batch_size=32,
     world=NaturalSettings(source="facts"),
 )
+# A code book is a new skill: more of the model moves, for longer, and code words that the model has
+# never seen are no reason to drop a rationale.
+_CODING = replace(
+    _FACTS,
+    plan=changed_plan(
+        _FACTS.plan,
+        {
+            "distillation.adapter_targets": list(ALL_LINEAR),
+            "allocation.clusters": 16,
+            "allocation.screen_low": 0.0,
+            "guide.pool_steps": 30,
+            "guide.last_pool_steps": 60,
+        },
+    ),
+    world=NaturalSettings(source="coding"),
+)
 PRESETS: Mapping[str, LabSettings] = {
     "tiny": LabSettings(),
     "smollm2": _SMOLLM2,
     "facts": _FACTS,
-    "coding": replace(_FACTS, world=NaturalSettings(source="coding")),
+    "coding": _CODING,
 }
 
 
