@@ -56,7 +56,7 @@ def allocation(
     from lada_lab.arms.results import csv_text
     from lada_lab.arms.run import run_allocation
 
-    budgets = _numbers(epsilon)
+    budgets = numbers(epsilon)
     for wanted in (csv, plot):
         _check_writable(wanted)
 
@@ -127,7 +127,7 @@ def _names(text: str) -> Sequence[str]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _numbers(text: str) -> list[float]:
+def numbers(text: str) -> list[float]:
     from lada_secure.errors import ParameterError
 
     try:
