@@ -59,6 +59,8 @@ def measured_signal(lab: Laboratory, *, epsilons: Sequence[float]) -> dict[str, 
     ]
     report: dict[str, Any] = {
         **{name: _rounded(fmean(one[name] for one in sites)) for name in sites[0]},
+        # Whole, for it is the same at every site.
+        "trained": int(sites[0]["trained"]),
         "l2_clip_norm": first.training.l2_clip_norm,
     }
     report["noise_multiplier"] = {
