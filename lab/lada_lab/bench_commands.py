@@ -183,6 +183,33 @@ def memory(
     _show(run_memory(case), title=f"Memory: {model}", as_json=as_json)
 
 
+@app.command(
+    epilog="Example:  lada bench signal --seed 10001 --epsilon 1,8 "
+    "--set 'distillation.adapter_core=\"seed\"' --set distillation.train_a=false"
+)
+def signal(
+    cache_dir: CacheDir,
+    preset: Annotated[str, typer.Option(help="Frozen settings by name: tiny or smollm2.")] = "tiny",
+    seed: Annotated[
+        int, typer.Option(min=0, help="The world; from 10000 on for choosing settings.")
+    ] = 10_001,
+    epsilon: Annotated[str, typer.Option(help="Budgets separated by commas.")] = "8",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another value of a study setting, NAME=JSON; repeat."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How long a private step's signal is beside its noise, for adapters of any form."""
+    from lada_lab.arms.command import numbers
+    from lada_lab.arms.presets import bench_settings
+    from lada_lab.arms.signal import run_signal
+
+    settings = bench_settings(preset, harmful=0.3, held_out=None, changes=setting or ())
+    report = run_signal(settings, seed=seed, epsilons=numbers(epsilon), cache_dir=cache_dir)
+    _show(report, title=f"A private step: {preset}, world {seed}", as_json=as_json)
+
+
 def _show(report: Mapping[str, Any], *, title: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True))

@@ -12,6 +12,10 @@ the whole model at once before the sum. Base and adapter share one autograd node
 and x A' and no other activation. A base that is packed (bitsandbytes) goes through its own autograd
 node, and the adapter through one beside it.
 
+Of a core between frozen factors, y = x W' + s x A0' R' B0' (`models.cores`), only R is trained:
+
+    dR = s (g B0)' (x A0')  (r, r)
+
 The base may be bfloat16. A, B and whatever is a product with them are float32: a product that is
 rounded to 8 bits again would add an error of its own to every gradient.
 
@@ -23,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -36,6 +40,7 @@ from lada_secure.dpsgd.unit_gradients import zero_gradients
 from lada_secure.errors import LocalProtocolError
 from lada_secure.models.adapters import trainable_parameters
 from lada_secure.models.checkpointing import checkpointed_layers, checkpointing
+from lada_secure.models.cores import CoreAndBasis
 from lada_secure.models.transfer import sent
 
 # peft's layers around bitsandbytes' linears; a module that exists where that library does.
@@ -51,16 +56,47 @@ def _add_product(to: Tensor, left: Tensor, right: Tensor, scaling: float) -> Non
         to.add_(left @ right, alpha=scaling)
 
 
+class _Weights(NamedTuple):
+    """Of one adapter. core: None in plain LoRA."""
+
+    a: nn.Parameter
+    core: nn.Parameter | None
+    b: nn.Parameter
+
+    @classmethod
+    def of(cls, layer: Any) -> _Weights:
+        adapter = layer.active_adapters[0]
+        a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter]
+        if isinstance(b, CoreAndBasis):
+            return cls(a, b.core, b.basis)
+        return cls(a, None, b.weight)
+
+
+def _add_adapter(to: Tensor, x: Tensor, weights: _Weights, scaling: float) -> Tensor:
+    """Add what an adapter makes of x, (R, T, in). Returns: x A', (R, T, r)."""
+    hidden = inner = functional.linear(x.to(weights.a.dtype), weights.a)
+    if weights.core is not None:
+        inner = functional.linear(hidden, weights.core)
+    _add_product(to, inner, weights.b.T, scaling)
+    return hidden
+
+
 def _adapter_backward(ctx: Any, grad: Tensor, saved: Sequence[Tensor]) -> Tensor:
-    """Give the engine what the adapter's weights get. Returns: grad B, (R, T, r), unscaled."""
-    x, lora_a, lora_b, hidden = saved
-    parameter_a, parameter_b = ctx.parameters
+    """Give the engine what the adapter's weights get.
+
+    Returns: the gradient of x A', (R, T, r), unscaled.
+    """
+    x, lora_a, core, lora_b, hidden = saved
+    weights: _Weights = ctx.weights
     wide = grad.to(lora_b.dtype)
     through = wide @ lora_b
-    if parameter_a.requires_grad:
-        ctx.engine.add(parameter_a, through, x.to(lora_a.dtype), ctx.scaling)
-    if parameter_b.requires_grad:
-        ctx.engine.add(parameter_b, wide, hidden, ctx.scaling)
+    if weights.core is not None:
+        ctx.engine.add(weights.core, through, hidden, ctx.scaling)
+        return through @ core
+    if weights.a.requires_grad:
+        ctx.engine.add(weights.a, through, x.to(lora_a.dtype), ctx.scaling)
+    if weights.b.requires_grad:
+        ctx.engine.add(weights.b, wide, hidden, ctx.scaling)
     return through
 
 
@@ -73,16 +109,15 @@ class _FusedLoraLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        lora_a: nn.Parameter,
-        lora_b: nn.Parameter,
         scaling: float,
         engine: FusedEngine,
+        *adapter: nn.Parameter,
     ) -> Tensor:
+        weights = _Weights(*adapter)
         result = functional.linear(x, weight, bias)
-        hidden = functional.linear(x.to(lora_a.dtype), lora_a)
-        _add_product(result, hidden, lora_b.T, scaling)
-        ctx.save_for_backward(x, lora_a, lora_b, hidden, weight)
-        ctx.scaling, ctx.engine, ctx.parameters = scaling, engine, (lora_a, lora_b)
+        hidden = _add_adapter(result, x, weights, scaling)
+        ctx.save_for_backward(x, *weights, hidden, weight)
+        ctx.scaling, ctx.engine, ctx.weights = scaling, engine, weights
         return result
 
     @staticmethod
@@ -94,7 +129,7 @@ class _FusedLoraLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grads[0] @ weight
             _add_product(grad_x, through, saved[1], ctx.scaling)
-        return grad_x, None, None, None, None, None, None
+        return grad_x, *(None,) * (4 + len(ctx.weights))
 
 
 class _FusedAdapter(torch.autograd.Function):
@@ -105,17 +140,16 @@ class _FusedAdapter(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         result: Tensor,
-        lora_a: nn.Parameter,
-        lora_b: nn.Parameter,
         scaling: float,
         engine: FusedEngine,
+        *adapter: nn.Parameter,
     ) -> Tensor:
-        hidden = functional.linear(x.to(lora_a.dtype), lora_a)
+        weights = _Weights(*adapter)
         # A copy: the base's node may need what it returned.
         result = result.clone(memory_format=torch.contiguous_format)
-        _add_product(result, hidden, lora_b.T, scaling)
-        ctx.save_for_backward(x, lora_a, lora_b, hidden)
-        ctx.scaling, ctx.engine, ctx.parameters = scaling, engine, (lora_a, lora_b)
+        hidden = _add_adapter(result, x, weights, scaling)
+        ctx.save_for_backward(x, *weights, hidden)
+        ctx.scaling, ctx.engine, ctx.weights = scaling, engine, weights
         return result
 
     @staticmethod
@@ -126,7 +160,7 @@ class _FusedAdapter(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             x, lora_a = saved[:2]
             grad_x = (through @ lora_a).mul_(ctx.scaling).to(x.dtype)
-        return grad_x, grads[0], None, None, None, None
+        return grad_x, grads[0], *(None,) * (2 + len(ctx.weights))
 
 
 def _adapted_linears(model: nn.Module) -> list[tuple[str, LoraLayer]]:
@@ -173,14 +207,13 @@ def fused_obstacle(model: nn.Module) -> str | None:
         obstacle = _layer_obstacle(name, layer)
         if obstacle is not None:
             return obstacle
-        adapter = layer.active_adapters[0]
-        covered |= {layer.lora_A[adapter].weight, layer.lora_B[adapter].weight}
+        covered |= {one for one in _Weights.of(layer) if one is not None}
     seen: set[nn.Parameter] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             continue
         if parameter not in covered:
-            return f"{name} is trainable and is no weight of a plain LoRA linear"
+            return f"{name} is trainable and is no weight of a LoRA linear"
         if parameter in seen:
             return f"{name} is shared between layers"
         seen.add(parameter)
@@ -210,7 +243,7 @@ class FusedEngine:
     def _forward_of(self, layer: Any) -> Any:
         adapter = layer.active_adapters[0]
         base = layer.get_base_layer()
-        lora_a, lora_b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        weights = _Weights.of(layer)
         original = layer.forward
         weight_is_at_hand = _weight_is_at_hand(base)
 
@@ -222,10 +255,10 @@ class FusedEngine:
             scaling = float(layer.scaling[adapter])
             if not weight_is_at_hand:
                 result = base(x, *args, **kwargs)
-                return _FusedAdapter.apply(x, result, lora_a, lora_b, scaling, self)  # type: ignore[no-untyped-call]
+                return _FusedAdapter.apply(x, result, scaling, self, *weights)  # type: ignore[no-untyped-call]
             weight = base.weight.T if isinstance(base, Conv1D) else base.weight
             return _FusedLoraLinear.apply(  # type: ignore[no-untyped-call]
-                x, weight, base.bias, lora_a, lora_b, scaling, self
+                x, weight, base.bias, scaling, self, *weights
             )
 
         return forward

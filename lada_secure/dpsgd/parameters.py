@@ -115,8 +115,8 @@ def estimate_signal_to_noise(privacy: DpSgdParameters, *, parameters: int) -> Si
     hint = (
         f"noise would drown the private gradients: best-case signal-to-noise {ratio:.2g} over "
         f"{privacy.steps} steps with {parameters} trainable parameters. Lower the rank, adapt "
-        "fewer layers (last_layers), train B alone (train_a = false), raise expected_units, "
-        "or lower private_weight"
+        "fewer layers (last_layers), train B alone (train_a = false) or a core (adapter_core), "
+        "raise expected_units, or lower private_weight"
     )
     return SignalToNoiseEstimate(
         parameters=parameters, signal_to_noise=ratio, hint=hint if ratio < _DROWNED else None

@@ -120,6 +120,7 @@ def adapter_shape(
         target_modules=part.adapter_targets,
         last_layers=min(part.adapter_layers, layers),
         train_a=part.train_a,
+        core=part.adapter_core,
         seed=seed,
     )
 

@@ -95,12 +95,26 @@ class LearnerPlan(PlanPart):
 
 
 class DistillationPlan(LearnerPlan):
-    """Step 9: how the SLM learns."""
+    """Step 9: how the SLM learns.
+
+    train_a: whether the A of each adapter is trained. adapter_core: whether a small matrix between
+    two frozen factors is trained instead of A and B, and where these come from; None, and left out
+    of the bytes, for A and B. See `lada_secure.models.adapters.AdapterSettings`.
+    """
 
     train_a: bool
+    adapter_core: Literal["seed", "weights"] | None = None
     pool_batch_size: Count
     private_weight: Annotated[float, Field(ge=0)]
     contrastive_form: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.adapter_core is not None and self.train_a:
+            raise ValueError(
+                "distillation.adapter_core trains neither A nor B: train_a must be false with it"
+            )
+        return self
 
 
 class ValuationPlan(PlanPart):
@@ -246,8 +260,9 @@ class TransferPlan(LearnerPlan):
     batch_size: Count
     replay_batch_size: Annotated[int, Field(ge=0)]
     contrastive_form: Literal["dpo", "margin"]
-    # No field: the LLM's adapters have no noise to spare them from.
+    # No fields: the LLM's adapters have no noise to spare them from.
     train_a: ClassVar[bool] = True
+    adapter_core: ClassVar[None] = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

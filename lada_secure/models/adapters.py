@@ -1,4 +1,4 @@
-"""LoRA adapters: attaching, counting, and their byte form."""
+"""LoRA adapters, whole or as cores between frozen factors: attaching, counting, byte form."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lada_secure.canonical import sha256_hex
 from lada_secure.errors import ParameterError
+from lada_secure.models.cores import CoreFactors, cores_of, plain_lora_state, put_cores
 from lada_secure.models.loading import LanguageModel
 from lada_secure.ranges import above_zero, at_least
 
@@ -42,7 +44,9 @@ class AdapterSettings:
     example and cost no backward pass.
     train_a: False keeps the random A of every adapter and trains B alone (Sun et al. 2024,
     FFA-LoRA): half the parameters, and the update is linear in what is noised.
-    seed: of the initial A; public.
+    core: keeps A and B both and trains a (rank, rank) matrix between them alone (see `cores`);
+    only with train_a False. None is LoRA as it was made.
+    seed: of the initial A, or of a core's factors; public.
     """
 
     rank: int = 8
@@ -50,6 +54,7 @@ class AdapterSettings:
     target_modules: tuple[str, ...] = ()
     last_layers: int | None = None
     train_a: bool = True
+    core: CoreFactors | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +62,11 @@ class AdapterSettings:
         above_zero(alpha=self.alpha)
         if self.last_layers is not None:
             at_least(1, last_layers=self.last_layers)
+        if self.core is not None and self.train_a:
+            raise ParameterError(
+                f"core {self.core}: trained between frozen factors, which train_a = true "
+                "contradicts; set it to false"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +111,10 @@ def adapter_targets(model: nn.Module, wanted: tuple[str, ...]) -> list[str]:
 def attach_adapters(lm: LanguageModel, settings: AdapterSettings) -> LanguageModel:
     """Put fresh LoRA adapters on a model; everything else is frozen.
 
-    B starts at zero, so the model still answers as before; A is drawn from `seed` alone.
-    Raises: ParameterError: unknown target modules, more layers than there are, or a model that
-    has adapters already.
+    B, or the core, starts at zero, so the model still answers as before; A is drawn from `seed`
+    alone, but for factors of the weights.
+    Raises: ParameterError: unknown target modules, more layers than there are, a core that a layer
+    is too small or packed for, or a model that has adapters already.
     """
     if callable(getattr(lm.model, "get_base_model", None)):
         raise ParameterError(f"model {lm.name!r} has adapters already")
@@ -111,7 +122,10 @@ def attach_adapters(lm: LanguageModel, settings: AdapterSettings) -> LanguageMod
 
 
 def adapted_model(model: Any, settings: AdapterSettings) -> Any:
-    """See `attach_adapters`. Raises: ParameterError: unknown target modules, or too many layers."""
+    """See `attach_adapters`; on a model without numbers nothing is drawn.
+
+    Raises: ParameterError: as there, but for adapters that are there already.
+    """
     count = int(model.config.num_hidden_layers)
     layers: list[int] | None = None
     if settings.last_layers is not None:
@@ -136,6 +150,8 @@ def adapted_model(model: Any, settings: AdapterSettings) -> Any:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         torch.manual_seed(settings.seed)
         adapted = get_peft_model(model, config)
+        if settings.core is not None:
+            put_cores(adapted, settings.core, seed=settings.seed)
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name and not settings.train_a:
             parameter.requires_grad_(False)
@@ -159,7 +175,8 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def _adapter_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {
+    """What the byte form holds: of cores these alone, for whoever has the model has the rest."""
+    return cores_of(model) or {
         name: parameter
         for name, parameter in model.named_parameters()
         if "lora_" in name or parameter.requires_grad
@@ -222,6 +239,17 @@ def load_adapters(lm: LanguageModel, weights: AdapterWeights) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+
+
+def save_as_lora(lm: LanguageModel, folder: Path) -> None:
+    """Write the model's adapters in PEFT's format, a core as A = R A0 and B = B0.
+
+    Raises: OSError: the folder cannot be written.
+    """
+    model: Any = lm.model
+    model.save_pretrained(
+        folder, state_dict=plain_lora_state(lm.model), save_embedding_layers=False
+    )
 
 
 @contextmanager

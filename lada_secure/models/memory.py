@@ -148,7 +148,8 @@ class MemoryBudget:
         weights = weight_bytes(self.rehearsal)
         lasting = {_WEIGHTS: weights}
         if trained:
-            lasting["adapters and their optimiser"] = trained * _TRAINED_BYTES
+            frozen = 4 * self.rehearsal.frozen_in_adapters
+            lasting["adapters and their optimiser"] = trained * _TRAINED_BYTES + frozen
         lasting |= self.kept
         on_cpu = placement.device == "cpu"
         here = process_bytes() if on_cpu else 0

@@ -144,6 +144,12 @@ class Rehearsal:
         """Numbers of each trained parameter."""
         return tuple(one.numel() for one in self.model.parameters() if one.requires_grad)
 
+    @property
+    def frozen_in_adapters(self) -> int:
+        """Numbers of the adapters that are not trained."""
+        named = self.model.named_parameters()
+        return sum(one.numel() for name, one in named if "lora_" in name and not one.requires_grad)
+
     @contextmanager
     def counting(self) -> Iterator[LiveBytes]:
         """Count what is computed within; tensors that are made within have no numbers."""

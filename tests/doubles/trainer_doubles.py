@@ -97,11 +97,11 @@ def small_model(
 
 
 def stir_adapters(lm: LanguageModel, *, seed: int = 7) -> None:
-    """Give B values as after some training: with B = 0 half of the gradients are zero."""
+    """Give B, or a core, values as after some training: with 0 half of the gradients are zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, one in lm.model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name and one.requires_grad:
                 one.copy_(torch.randn(one.shape, generator=generator) * 0.05)
 
 

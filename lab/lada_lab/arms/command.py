@@ -79,7 +79,7 @@ def allocation(
     plan = BenchPlan(
         arms=arms_named(_names(conditions)),
         seeds=tuple(range(first_seed, first_seed + seeds)),
-        epsilons=tuple(_numbers(epsilon)),
+        epsilons=tuple(numbers(epsilon)),
         draws=draws,
         points={
             point: bench_settings(
@@ -163,7 +163,7 @@ def _names(text: str) -> Sequence[str]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _numbers(text: str) -> list[float]:
+def numbers(text: str) -> list[float]:
     from lada_secure.errors import ParameterError
 
     try:

@@ -149,7 +149,7 @@ class Laboratory:
     ) -> Outcome:
         """Run all rounds of one arm and measure it on held-out records."""
         started = time.process_time()
-        plan = self._plan(arm, epsilon)
+        plan = self.plan_of(arm, epsilon)
         study = self.study(arm, plan)
         llm_before = study.llm.accuracy()
         transfers: list[dict[str, int | bool]] = []
@@ -185,7 +185,8 @@ class Laboratory:
             baseline = BaselineRounds.open(arm.baseline, llm, [site.context for site in sites])
         return SimulatedStudy(arm=arm, plan=plan, llm=llm, sites=tuple(sites), baseline=baseline)
 
-    def _plan(self, arm: Arm, epsilon: float) -> MethodPlan:
+    def plan_of(self, arm: Arm, epsilon: float) -> MethodPlan:
+        """The plan of an arm at an epsilon; see `study_plan`."""
         data = self.prepared.data
         changes: dict[str, Json] = dict(arm.changes)
         if arm.asks == "all":

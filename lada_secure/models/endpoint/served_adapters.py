@@ -18,7 +18,7 @@ import numpy as np
 
 from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.models.adapters import AdapterWeights, load_adapters
+from lada_secure.models.adapters import AdapterWeights, load_adapters, save_as_lora
 from lada_secure.models.endpoint.dialects import Lacking
 from lada_secure.models.endpoint.http import HttpClient, NotThere
 from lada_secure.models.endpoint.replies import MAX_MODELS_BYTES, ModelList, parse_reply
@@ -89,7 +89,7 @@ class ServedAdapters:
         vars(model.peft_config["default"])["base_model_name_or_path"] = self.base
         try:
             shutil.rmtree(part, ignore_errors=True)
-            model.save_pretrained(part, save_embedding_layers=False)
+            save_as_lora(lm, part)
             part.rename(path)
         except OSError as error:
             raise TransportError(

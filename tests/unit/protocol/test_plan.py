@@ -112,6 +112,34 @@ def test_own_reasons_beside_bare_answers_are_refused() -> None:
         parse_plan(make_plan().model_copy(update={"guide": both}).to_bytes())
 
 
+@pytest.mark.parametrize("factors", ["seed", "weights"])
+def test_a_core_is_in_the_bytes_only_where_there_is_one(factors: Any) -> None:
+    plain = make_plan()
+    assert b"adapter_core" not in plain.to_bytes()
+    wanted = {"adapter_core": factors, "train_a": False}
+    with_core = plain.model_copy(
+        update={"distillation": plain.distillation.model_copy(update=wanted)}
+    )
+    assert parse_plan(with_core.to_bytes()) == with_core
+    assert parse_plan(with_core.to_bytes()).distillation.adapter_core == factors
+    assert with_core.hash != plain.hash
+
+
+def test_a_core_beside_a_trained_a_is_refused_by_name() -> None:
+    plain = make_plan()
+    both = plain.distillation.model_copy(update={"adapter_core": "seed", "train_a": True})
+    with pytest.raises(PeerError, match=r"adapter_core .* train_a must be false"):
+        parse_plan(plain.model_copy(update={"distillation": both}).to_bytes())
+
+
+@pytest.mark.parametrize("value", [None, "pool", "", 1, True])
+def test_a_core_of_other_factors_is_refused(value: object) -> None:
+    plan: Any = parse_canonical_json(make_plan().to_bytes(), max_bytes=MAX_PLAN_BYTES)
+    plan["distillation"] |= {"adapter_core": value, "train_a": False}
+    with pytest.raises(PeerError):
+        parse_plan(canonical_json(plan))
+
+
 def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
     raw = make_plan(guide=GUIDE).to_bytes().replace(b'"public"', b'"private"')
     with pytest.raises(PeerError, match="pool_gradients must be public"):

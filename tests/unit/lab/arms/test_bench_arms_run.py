@@ -154,7 +154,7 @@ def test_the_gap_asks_for_no_sample_that_the_slm_knows(laboratory: Laboratory) -
 def test_what_another_arm_has_computed_is_paid_for_again_and_not_computed(
     laboratory: Laboratory,
 ) -> None:
-    plan = laboratory._plan(ARMS["random"], 8.0)
+    plan = laboratory.plan_of(ARMS["random"], 8.0)
     shared = SharedReleases()
     first, second = (ArmLedger(plan, site="site-a", shared=shared, group="one") for _ in range(2))
     from lada_secure.allocation.statistics import statistics_spec

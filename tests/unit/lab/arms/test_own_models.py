@@ -40,7 +40,7 @@ def ran(
 ) -> tuple[SimulatedStudy, list[SimulatedRound]]:
     """A study of two rounds with both directions, every site with its own model."""
     arm = ARMS["lada-transfer"]
-    study = laboratory.study(arm, laboratory._plan(arm, 8.0))
+    study = laboratory.study(arm, laboratory.plan_of(arm, 8.0))
     sites = []
     for site, folder in zip(study.sites, models, strict=True):
         context = SiteContext.open(

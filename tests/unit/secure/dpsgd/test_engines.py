@@ -133,6 +133,12 @@ CASES = {
     "all layers, margin": ("margin", {}, 0),
     "last layer, dpo, cached": ("dpo", {"last_layers": 1}, 2**24),
     "two layers, frozen A, small cache": ("dpo", {"last_layers": 2, "train_a": False}, 9000),
+    "cores, margin": ("margin", {"train_a": False, "core": "seed"}, 0),
+    "cores, last layer, dpo, cached": (
+        "dpo",
+        {"last_layers": 1, "train_a": False, "core": "weights"},
+        2**24,
+    ),
 }
 
 
@@ -155,6 +161,8 @@ def plainly_trained(architecture, case):
         *((architecture, "all layers, margin") for architecture in ARCHITECTURES),
         *((architecture, "last layer, dpo, cached") for architecture in ("llama", "gpt2")),
         ("llama", "two layers, frozen A, small cache"),
+        *((architecture, "cores, margin") for architecture in ARCHITECTURES),
+        *((architecture, "cores, last layer, dpo, cached") for architecture in ("llama", "gpt2")),
     ],
 )
 def test_without_noise_and_clipping_ten_steps_equal_plain_training(engine, architecture, case):
@@ -169,10 +177,13 @@ def test_without_noise_and_clipping_ten_steps_equal_plain_training(engine, archi
         torch.testing.assert_close(got, want, rtol=0.0, atol=1e-5)
 
 
+@pytest.mark.parametrize("core", [None, "seed", "weights"], ids=["lora", "seed", "weights"])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engine, architecture):
-    lm = adapted(architecture)
+def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(
+    engine, architecture, core
+):
+    lm = adapted(architecture, core=core, train_a=core is None)
     units = units_of_sizes(2, 1, 4, own=False)
     unit_of_row = [at for at, unit in enumerate(units) for _ in unit.examples]
     rows = [encode_row(lm, one.prompt, one.path) for unit in units for one in unit.examples]
@@ -199,12 +210,12 @@ def test_unit_gradients_over_two_forward_passes_equal_autograd_on_each_unit(engi
             assert_same_vector(gradient[unit], expected[unit][at])
 
 
-def with_short_base(architecture, *, exact):
+def with_short_base(architecture, *, exact, core=None):
     """exact: the weights of a base in bfloat16, computed with in float32."""
     lm = small_model(architecture, dtype="bfloat16")
     if exact:
         lm.model.float()
-    lm = attach_adapters(lm, AdapterSettings(rank=3))
+    lm = attach_adapters(lm, AdapterSettings(rank=3, core=core, train_a=core is None))
     stir_adapters(lm)
     return lm
 
@@ -223,26 +234,29 @@ def gradient_alone(lm, unit, engine):
     return torch.cat([one.flatten() for one in taken])
 
 
+@pytest.mark.parametrize("core", [None, "weights"], ids=["", "core"])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_with_a_bfloat16_base_gradients_are_as_near_to_the_exact_ones_as_plain_lora_s(
-    architecture, engine
+    architecture, engine, core
 ):
     for unit in units_of_sizes(1, 4, own=False):
-        exact = gradient_alone(with_short_base(architecture, exact=True), unit, None)
-        plain = gradient_alone(with_short_base(architecture, exact=False), unit, None)
-        ours = gradient_alone(with_short_base(architecture, exact=False), unit, engine)
+        exact = gradient_alone(with_short_base(architecture, exact=True, core=core), unit, None)
+        plain = gradient_alone(with_short_base(architecture, exact=False, core=core), unit, None)
+        ours = gradient_alone(with_short_base(architecture, exact=False, core=core), unit, engine)
         off = float((plain - exact).norm() / exact.norm())
         assert 0.0 < off < 0.05
         assert float((ours - exact).norm() / exact.norm()) <= 1.5 * off + 1e-3
 
 
+@pytest.mark.parametrize("core", [None, "seed"], ids=["", "core"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_probe_accepts_a_bfloat16_base(architecture, engine, checkpointing):
+def test_the_probe_accepts_a_bfloat16_base(architecture, engine, checkpointing, core):
     lm = small_model(architecture, dtype="bfloat16", gradient_checkpointing=checkpointing)
-    probe_engine(attach_adapters(lm, AdapterSettings(rank=3)), engine)
+    lm = attach_adapters(lm, AdapterSettings(rank=3, core=core, train_a=core is None))
+    probe_engine(lm, engine)
 
 
 def batched_losses(lm, units, passes):

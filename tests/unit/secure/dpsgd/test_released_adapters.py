@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from trainer_doubles import PLAN_HASH, approved_ledger, example, paid, small_model, units_of_sizes
 
 from lada_secure.dpsgd.distillation import distil, released_adapters, training_spec
@@ -22,16 +23,25 @@ SETTINGS = TrainerSettings(pool_batch_size=3, physical_batch_size=6, steps_per_r
 SPEC = training_spec(PRIVACY, study_id="study", plan_hash=PLAN_HASH, round_id=1)
 
 
-def adapted():
-    return attach_adapters(small_model(), AdapterSettings(rank=2))
+LORA = AdapterSettings(rank=2)
+FORMS = {
+    "lora": LORA,
+    "core of the seed": AdapterSettings(rank=2, core="seed", train_a=False, seed=5),
+    "core of the weights": AdapterSettings(rank=2, core="weights", train_a=False, seed=5),
+}
+
+
+def adapted(settings=LORA):
+    return attach_adapters(small_model(), settings)
 
 
 def again(lm, book):
     return released_adapters(lm, privacy=PRIVACY, settings=SETTINGS, book=book, spec=SPEC)
 
 
-def test_the_release_after_a_restart_is_the_one_before_and_costs_nothing():
-    book, lm = approved_ledger(), adapted()
+@pytest.mark.parametrize("form", FORMS)
+def test_the_release_after_a_restart_is_the_one_before_and_costs_nothing(form):
+    book, lm = approved_ledger(), adapted(FORMS[form])
     done = distil(
         lm,
         units=paid(units_of_sizes(1, 2)),
@@ -43,9 +53,14 @@ def test_the_release_after_a_restart_is_the_one_before_and_costs_nothing():
     )
     entries = book.entries()
 
-    restarted = adapted()
+    restarted = adapted(FORMS[form])
     load_adapters(restarted, done.adapters.value)
     found = again(restarted, book)
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(restarted.model(input_ids=tokens).logits, lm.model(input_ids=tokens).logits)
+    assert not torch.equal(
+        adapted(FORMS[form]).model(input_ids=tokens).logits, lm.model(input_ids=tokens).logits
+    )
 
     assert found.value == done.adapters.value
     assert found.paid_by == done.adapters.paid_by

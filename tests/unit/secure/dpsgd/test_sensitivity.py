@@ -73,10 +73,14 @@ def largest_influence(total_of, units, *, unit_scale=1.0):
     )
 
 
+@pytest.mark.parametrize("core", [None, "seed", "weights"], ids=["lora", "seed", "weights"])
 @pytest.mark.parametrize("engine", ["fused", "opacus"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_removing_any_unit_moves_the_shipped_sum_by_at_most_one_clip_norm(architecture, engine):
-    trainer = open_trainer(adapted(architecture), units_of_sizes(1, 4, 2, 8, 1, 3), engine=engine)
+def test_removing_any_unit_moves_the_shipped_sum_by_at_most_one_clip_norm(
+    architecture, engine, core
+):
+    lm = adapted(architecture, core=core, train_a=core is None)
+    trainer = open_trainer(lm, units_of_sizes(1, 4, 2, 8, 1, 3), engine=engine)
 
     def total_of(units):
         return grid_sum(trainer, units).integers().double() * (CLIP / parameters().clip_steps)
@@ -305,8 +309,13 @@ def test_a_base_in_bfloat16_still_gives_float_gradients_near_the_exact_ones(engi
 @pytest.mark.parametrize("contrastive_form", ["dpo", "margin"])
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"last_layers": 1}, {"checkpointing": True}],
-    ids=["all layers", "last layer", "checkpointing"],
+    [
+        {},
+        {"last_layers": 1},
+        {"checkpointing": True},
+        {"core": "seed", "train_a": False, "last_layers": 1},
+    ],
+    ids=["all layers", "last layer", "checkpointing", "cores of the last layer"],
 )
 @pytest.mark.parametrize("engine", ["fused", "opacus"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -74,6 +74,32 @@ def test_every_family_is_rehearsed_without_a_weight(folder, monkeypatch):
     assert all(one.device == torch.device("cpu") for one in rehearsal.model.parameters())
 
 
+@pytest.mark.parametrize("core", ["seed", "weights"])
+def test_cores_are_rehearsed_without_a_weight(folder, core, monkeypatch):
+    mamba = read_json(folder / "config.json")["model_type"] == "mamba"
+    chosen = {"rank": 2, "target_modules": ("in_proj",) if mamba else ()}
+
+    def never(*_, **__):
+        raise AssertionError("weights were read, or factors computed")
+
+    lora = Rehearsal(folder, Placement(device="cpu"), AdapterSettings(**chosen))
+    monkeypatch.setattr("safetensors.safe_open", never)
+    monkeypatch.setattr("torch.linalg.qr", never)
+    rehearsal = Rehearsal(
+        folder, Placement(device="cpu"), AdapterSettings(**chosen, core=core, train_a=False)
+    )
+    # Two matrices of an adapter become one of rank by rank, and both factors stay.
+    assert set(rehearsal.trained) == {2 * 2}
+    assert 2 * len(rehearsal.trained) == len(lora.trained)
+    assert rehearsal.frozen_in_adapters == sum(lora.trained)
+    assert lora.frozen_in_adapters == 0
+    peaks = [
+        step_peak(one, rows=4, length=32, privacy=PRIVACY, cache_bytes=0).whole
+        for one in (rehearsal, lora)
+    ]
+    assert 10_000 < peaks[0] <= peaks[1]
+
+
 def counted(work):
     """The most bytes that a computation on tensors without numbers has alive."""
     live = LiveBytes()
