@@ -27,7 +27,7 @@ from lada_secure.models.endpoint.http import Endpoint
 from lada_secure.models.endpoint.model import EndpointModel
 from lada_secure.models.endpoint.opening import ServedFolder, open_endpoint
 from lada_secure.models.loading import LanguageModel, load_folder
-from lada_secure.models.rationales import generate_rationales
+from lada_secure.models.rationales import GREEDY, generate_rationales
 
 PYTHON, WEIGHTS = interpreter(), packaged_weights()
 pytestmark = [
@@ -99,7 +99,9 @@ def test_picks_and_paths_are_those_in_process_and_a_killed_server_is_waited_for(
 
     def ask() -> None:
         found.append(answer_pool(served, POOL, batch_size=4, max_new_tokens=12))
-        found.append(generate_rationales(served, POOL, max_new_tokens=12, attempts=1, batch_size=4))
+        found.append(
+            generate_rationales(served, POOL, max_new_tokens=12, sampling=GREEDY, batch_size=4)
+        )
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -119,7 +121,9 @@ def test_picks_and_paths_are_those_in_process_and_a_killed_server_is_waited_for(
         expected.confidence,
         atol=2e-3,
     )
-    assert paths == generate_rationales(local, POOL, max_new_tokens=12, attempts=1, batch_size=4)
+    assert paths == generate_rationales(
+        local, POOL, max_new_tokens=12, sampling=GREEDY, batch_size=4
+    )
     served.served.close()
 
 
