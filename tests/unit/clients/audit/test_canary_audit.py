@@ -66,7 +66,7 @@ def size_for(lm, **changes):
     return audit_size(lm, steps_of(changes.pop("rounds", ROUNDS)), **changes)
 
 
-def audit(attack="updates", *, told=None):
+def audit(attack="updates", *, told=None, guesses=GUESSES):
     lm = adapted()
     told = [] if told is None else told
     return audit_training(
@@ -77,7 +77,7 @@ def audit(attack="updates", *, told=None):
         settings_of=lambda round_id: TrainerSettings(
             pool_batch_size=0, seed=round_id, physical_batch_size=64
         ),
-        size=size_for(lm, canaries=CANARIES, guesses=GUESSES),
+        size=size_for(lm, canaries=CANARIES, guesses=guesses),
         attack=attack,
         statement={"site": "a"},
         announce=told.append,
@@ -123,7 +123,8 @@ def test_units_that_are_not_clipped_are_flagged(monkeypatch) -> None:
         self._totals[0] += whole.to(torch.int64)
 
     monkeypatch.setattr(clipping.ClippedSum, "add", add_unclipped)
-    assert audit().flagged
+    # One long gradient of an ordinary unit can look like a canary or two: room for five of 900.
+    assert audit(guesses=900).flagged
 
 
 def test_the_ledgers_side_is_the_accountants_epsilon_of_all_steps_of_all_rounds(shipped) -> None:

@@ -134,7 +134,7 @@ def test_what_statistics_measure_parts_them_and_not_the_dp_reference_model(
 
 
 def test_the_gap_asks_for_no_sample_that_the_slm_knows(laboratory: Laboratory) -> None:
-    plan = laboratory._plan(ARMS["gap-top"], 8.0)
+    plan = laboratory.plan_of(ARMS["gap-top"], 8.0)
     study = laboratory.study(ARMS["gap-top"], plan)
     wanted = []
     for site in study.sites:
