@@ -96,7 +96,7 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/vulture lada_secure protocol clients server lab tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3000

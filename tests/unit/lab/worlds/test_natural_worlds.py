@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,10 @@ from lada_lab.worlds.coding import coding_collections, manual
 from lada_lab.worlds.facts import fact_collections
 from lada_lab.worlds.natural import NaturalSettings, deal, site_sizes
 from lada_lab.worlds.sites import Question
+from lada_lab.worlds.wordnet import DEFAULT_FOLDER, ENVIRONMENT_VARIABLE
 from lada_secure.errors import ParameterError
+
+WORDNET = Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_FOLDER) / "data.noun"
 
 
 def questions(name, count):
@@ -126,6 +131,7 @@ def test_settings_out_of_range_are_refused(change):
         dataclasses.replace(SMALL, **change)
 
 
+@pytest.mark.skipif(not WORDNET.is_file(), reason="WordNet is not installed")
 def test_facts_come_from_three_sources_with_four_options_and_no_question_twice():
     found = fact_collections(seed=1)
     assert {"conditions", "finance", "infections"} < set(found)
