@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lada_lab.arms.study import LabSettings
 from lada_lab.worlds.chain_world import MARK, WorldSettings, build_data, build_world
@@ -82,6 +83,7 @@ def test_a_site_s_records_lie_in_two_topics_and_one_is_all_harm() -> None:
     assert np.allclose(harm, [0.0, 1.0])
 
 
+@pytest.mark.slow
 def test_quotas_by_topic_are_steered_into_harm_as_records_carry_the_mark() -> None:
     def steered(clusters: int, marked: float) -> str:
         shares = [
