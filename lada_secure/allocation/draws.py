@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_secure.allocation.gap import SampleValue, SlmKnowledge, sample_values
-from lada_secure.allocation.selection import cluster_quotas, pick_by_cluster
-from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, index_vector
+from lada_secure.allocation.selection import cluster_quotas, pick_by_cluster, split_quota
+from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector
 from lada_secure.errors import ParameterError
-from lada_secure.ranges import at_least, within
+from lada_secure.ranges import within
 
 DrawName: TypeAlias = Literal["top", "soft", "stratified"]
 
@@ -192,27 +192,17 @@ def stratum_quotas(
     (Madow 1949). Rounding by the largest remainder would give a quota of 4 to the same 4 answers
     in every cluster and round.
 
-    Args: shares: (S,) >= 0, any scale; all zero counts as equal. quota: >= 0.
-        available: (S,) samples that each stratum has. seed: of the one random start.
-    Returns: (S,) int64, at most `available` each; what a stratum cannot take goes to the others
-        with a share, then to any. Sums to min(quota, samples available).
+    Args: shares: (S,) >= 0. available: (S,) samples that each stratum has. seed: of the one random
+        start. See `split_quota`.
     """
-    at_least(0, quota=quota)
-    weights = float_vector("stratum shares", shares, low=0.0)
-    rooms = index_vector("available per stratum", available, below=2**31, length=len(weights))
     start = float(np.random.default_rng(seed).random())
-    given = np.zeros(len(weights), dtype=np.int64)
-    left = min(quota, int(rooms.sum()))
-    while left > 0:
-        room = rooms - given
-        active = np.where(room > 0, weights, 0.0)
-        if active.sum() <= 0.0:
-            active = (room > 0).astype(np.float64)
-        reach = np.cumsum(active)
+
+    def systematic(weights: FloatArray, left: int) -> IntArray:
+        reach = np.cumsum(weights)
         # Strata lie end to end on a line of length `left`; a tick at every whole step from a random
         # start picks the stratum that it falls into.
         ends = np.minimum(np.floor(left * (reach / reach[-1]) + start), left).astype(np.int64)
-        step = np.minimum(np.diff(ends, prepend=0), room)
-        given += step
-        left -= int(step.sum())
-    return given
+        step: IntArray = np.diff(ends, prepend=0)
+        return step
+
+    return split_quota("stratum", shares, quota, available=available, whole=systematic)

@@ -14,7 +14,7 @@ _LAB = ("baselines", "worlds")
 _REPORTING = frozenset(
     {
         *("ablation", "analyse_command", "analysis", "analysis_report", "command", "plot"),
-        *("program", "results", "run_file", "runs"),
+        *("program", "results", "run_file", "runs", "signal"),
     }
 )
 
