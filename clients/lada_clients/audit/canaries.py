@@ -41,8 +41,8 @@ _Flags: TypeAlias = "NDArray[np.bool_]"
 # Directions without a canary, from which the attacker reads how strong the noise is.
 FREE_DIRECTIONS = 256
 # Before clipping, in clip norms: a canary that needs no clipping would not notice a trainer that
-# does not clip.
-RAW_NORM = 8.0
+# does not clip. Many times any noise worth the name, so that one step with it is proof enough.
+RAW_NORM = 64.0
 _MAX_BLOCK = 1024
 _MIN_SPREAD = 1e-9
 _MEDIAN_TO_STD = 1.4826

@@ -123,8 +123,9 @@ def test_units_that_are_not_clipped_are_flagged(monkeypatch) -> None:
         self._totals[0] += whole.to(torch.int64)
 
     monkeypatch.setattr(clipping.ClippedSum, "add", add_unclipped)
-    # One long gradient of an ordinary unit can look like a canary or two: room for five of 900.
-    assert audit(guesses=900).flagged
+    # A canary adds 64 where the noise is 2, and of about 1,100 that joined all but one in 32 are in
+    # some step: 700 of them are known for certain.
+    assert audit().flagged
 
 
 def test_the_ledgers_side_is_the_accountants_epsilon_of_all_steps_of_all_rounds(shipped) -> None:
