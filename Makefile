@@ -29,8 +29,10 @@ TORCH := torch==2.13.0
 # Extra words for the installation of torch, as an index that has CPU-only builds.
 TORCH_FLAGS ?=
 
-# Test files run side by side; those that start whole federations keep their order.
+# Test files run side by side, each in one process and all in the order of their names: those that
+# start whole federations come early, so that no long one is left for the end.
 WORKERS ?= 2
+IN_ORDER := --dist loadfile --no-loadscope-reorder
 
 # Where `make demo` writes. A run never overwrites another one.
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -39,6 +41,9 @@ export LADA_CACHE_DIR ?= $(CURDIR)/.cache/lada
 # Nothing is ever loaded from a model hub.
 export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
+# Some images switch compiled modules off. The tests and the demo start dozens of processes, and
+# without them each compiles the whole project again.
+unexport PYTHONDONTWRITEBYTECODE
 
 WORDNET_SYSTEM := /usr/share/wordnet
 WORDNET_OWN := $(CURDIR)/.cache/wordnet/usr/share/wordnet
@@ -96,7 +101,7 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/vulture lada_secure protocol clients server lab tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) $(IN_ORDER)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 3000

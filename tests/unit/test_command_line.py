@@ -57,6 +57,18 @@ def test_help_does_not_load_torch(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "runner", ["lada_clients.site.runner", "lada_clients.auditor.runner", "lada_server.runner"]
+)
+def test_a_party_that_refuses_does_not_load_the_libraries_of_models(runner: str) -> None:
+    code = (
+        f"import sys, {runner}\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'opacus'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_report_schema_is_printed_as_json(tmp_path: Path) -> None:
     done = lada("mock", "schema", cwd=tmp_path)
     assert done.returncode == 0

@@ -26,7 +26,6 @@ from lada_clients.site.ledger.population import (
     read_spending,
 )
 from lada_clients.site.ledger.store import SqliteLedger
-from lada_clients.site.memory import SiteMemory
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.events import Traffic
 from lada_protocol.plan import StudyPlan, parse_time
@@ -79,6 +78,7 @@ def _take_part(
     # Imported here: the libraries of models take seconds, and a refusal should not.
     from rich.console import Console
 
+    from lada_clients.site.memory import SiteMemory
     from lada_clients.site.service import Site
     from lada_clients.site.training_display import TrainingDisplay
 

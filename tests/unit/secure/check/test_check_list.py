@@ -86,6 +86,7 @@ def test_what_our_code_warns_of_is_a_warning_and_stays_off_the_screen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logger = logging.getLogger("lada_clients.somewhere")
+    before = logging.getLogger("lada_clients").propagate
 
     def run() -> Iterator[Found]:
         logger.info("not heard")
@@ -98,7 +99,7 @@ def test_what_our_code_warns_of_is_a_warning_and_stays_off_the_screen(
         ("a", "warning", "3 records are odd"),
     ]
     assert "records are odd" not in capsys.readouterr().err
-    assert logging.getLogger("lada_clients").propagate
+    assert logging.getLogger("lada_clients").propagate == before
 
 
 def test_quick_leaves_out_what_answers_questions_and_what_needs_it_runs() -> None:
