@@ -30,8 +30,9 @@ TORCH := torch==2.13.0
 TORCH_FLAGS ?=
 
 # Test files run side by side, each in one process and all in the order of their names: those that
-# start whole federations come early, so that no long one is left for the end.
-WORKERS ?= 2
+# start whole federations come early, so that no long one is left for the end. Three are for two cores:
+# the parties of a federation wait for one another, and for the clock.
+WORKERS ?= 3
 IN_ORDER := --dist loadfile --no-loadscope-reorder
 
 # Where `make demo` writes. A run never overwrites another one.

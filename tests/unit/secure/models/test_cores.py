@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -192,37 +193,32 @@ def test_cores_and_lora_do_not_take_each_other_s_bytes():
             load_adapters(one, adapter_weights(other))
 
 
-_FACTORS_HASH = """
-import sys, torch
-torch.set_num_threads(int(sys.argv[1]))
-sys.path.insert(0, sys.argv[2])
-from hashlib import sha256
-from trainer_doubles import small_model
-from lada_secure.models.adapters import AdapterSettings, attach_adapters
-torch.set_num_threads(int(sys.argv[1]))
-found = sha256()
-for core in ("seed", "weights"):
-    chosen = AdapterSettings(rank=4, core=core, train_a=False, seed=3)
-    for name, one in attach_adapters(small_model(), chosen).model.named_parameters():
-        if "lora_" in name:
-            found.update(name.encode() + one.detach().numpy().tobytes())
-print(found.hexdigest())
-"""
+def factors_hash() -> str:
+    """Of what both cores put on the small model with seed 3."""
+    found = sha256()
+    for core in ("seed", "weights"):
+        chosen = AdapterSettings(rank=4, core=core, train_a=False, seed=3)
+        for name, one in attach_adapters(small_model(), chosen).model.named_parameters():
+            if "lora_" in name:
+                found.update(name.encode() + one.detach().numpy().tobytes())
+    return found.hexdigest()
 
 
 def test_another_process_with_other_threads_makes_the_same_factors():
-    doubles = Path(__file__).parents[3] / "doubles"
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", _FACTORS_HASH, threads, str(doubles)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": threads},
-        ).stdout
-        for threads in ("1", "2")
-    }
-    assert len(said) == 1
+    folders = (str(Path(__file__).parent), str(Path(__file__).parents[3] / "doubles"))
+    threads = 1 if torch.get_num_threads() > 1 else 2
+    code = (
+        f"import sys, torch\nsys.path[:0] = {folders!r}\ntorch.set_num_threads({threads})\n"
+        "import test_cores\nprint(test_cores.factors_hash())"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    )
+    assert other.stdout.strip() == factors_hash()
 
 
 def test_other_seeds_and_other_layers_have_other_factors():
