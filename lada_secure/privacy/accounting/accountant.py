@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -75,9 +75,14 @@ def _chunk_pld(
     return step if steps == 1 else step.self_compose(steps)
 
 
-def _composed(start: _Pld | None, chunks: Mapping[_Chunk, int], interval: float) -> _Pld | None:
+# Ledgers of one study have the same releases in the same order, and each is read many times: the
+# same steps are composed once. `start` is looked up as the object that it is.
+@lru_cache(maxsize=16)
+def _composed(
+    start: _Pld | None, chunks: tuple[tuple[_Chunk, int], ...], interval: float
+) -> _Pld | None:
     total = start
-    for chunk, times in chunks.items():
+    for chunk, times in chunks:
         one = _chunk_pld(*chunk, interval)
         piece = one if times == 1 else one.self_compose(times)
         total = piece if total is None else total.compose(piece)
@@ -117,6 +122,21 @@ def _quiet_orders() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@lru_cache(maxsize=16)
+def _epsilon_of(
+    sampled: _Pld | None, precision: float, interval: float, target_delta: float
+) -> float:
+    """Epsilon of DP-SGD steps that are composed already, with Gaussian releases beside them."""
+    total = sampled
+    if precision > 0.0:
+        gaussian = _gaussian_pld(precision, interval)
+        # Nothing is truncated here: this distribution is read once and thrown away.
+        total = gaussian if total is None else total.compose(gaussian, 0.0)
+    if total is None:
+        raise LocalProtocolError("accounting: releases were counted but none was composed")
+    return float(total.get_epsilon_for_delta(target_delta))
 
 
 def cross_check(epsilon_pld: float, epsilon_rdp: float) -> None:
@@ -180,10 +200,11 @@ class Composition:
     def _sampled_pld(self) -> _Pld | None:
         interval = self.interval
         if self._base is not None and self._base.interval == interval:
-            self._sampled = _composed(self._base._sampled, self._added, interval)
+            added = tuple(self._added.items())
+            self._sampled = _composed(self._base._sampled, added, interval)
         elif self._base is not None:
             # A finer grid than so far: distributions on two grids cannot be composed.
-            whole = {(*group, count): 1 for group, count in self.steps.items()}
+            whole = tuple(((*group, count), 1) for group, count in self.steps.items())
             self._sampled = _composed(None, whole, interval)
         self._base, self._added = None, Counter()
         return self._sampled
@@ -199,14 +220,7 @@ class Composition:
             return 0.0
         if by_rdp > EPSILON_LIMIT:
             return math.inf
-        total = self._sampled_pld()
-        if self.precision > 0.0:
-            gaussian = _gaussian_pld(self.precision, self.interval)
-            # Nothing is truncated here: this distribution is read once and thrown away.
-            total = gaussian if total is None else total.compose(gaussian, 0.0)
-        if total is None:
-            raise LocalProtocolError("accounting: releases were counted but none was composed")
-        by_pld = float(total.get_epsilon_for_delta(target_delta))
+        by_pld = _epsilon_of(self._sampled_pld(), self.precision, self.interval, target_delta)
         cross_check(by_pld, by_rdp)
         return by_pld
 
