@@ -33,6 +33,11 @@ TORCH_FLAGS ?=
 # start whole federations come early, so that no long one is left for the end. Three are for two cores:
 # the parties of a federation wait for one another, and for the clock.
 WORKERS ?= 3
+# What tests write goes into memory where there are two gigabytes for it: ledgers and journals are
+# synced to the disk thousands of times.
+ifneq ($(shell df -Pm /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 2000 {print "room"}'),)
+export PYTEST_DEBUG_TEMPROOT ?= /dev/shm
+endif
 IN_ORDER := --dist loadfile --no-loadscope-reorder
 
 # Where `make demo` writes. A run never overwrites another one.
