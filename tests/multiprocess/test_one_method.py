@@ -77,7 +77,8 @@ def light(preset, *, llm, more):
     """
     few = {
         "training": {"steps_per_round": 5},
-        "allocation": {"quota": 16, "threshold": 0.02, "screen_high": 1.0},
+        # Its LLM is the weaker one, so that sites have something to teach it.
+        "allocation": {"quota": 16, "threshold": 0.02, "screen_high": 1.0, "fallback": "off"},
         "paths": {"budget": 24},
         "guide": {"own_paths": 2, "pool_steps": 6, "last_pool_steps": 8, "least_share": 0.75},
         "uplink": {
@@ -250,7 +251,7 @@ def both(request, weak_llm, tmp_path_factory):
             for site, trained in zip(study.sites, done[-1].trained, strict=True):
                 memory = SiteMemory(folder=root / "laboratory" / site.name)
                 memory.folder.mkdir(parents=True, exist_ok=True)
-                memory.keep_allocation(round_id, trained.cells)
+                memory.keep_allocation(round_id, trained.cells, trained.fallback)
                 memory.keep(site.state)
     return Both(
         layout=prepared.layout,
