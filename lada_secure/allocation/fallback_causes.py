@@ -41,7 +41,7 @@ MOST_KNOWN: Final = 0.9
 # Confidence of an SLM that knows its right answer, and has not hit on it.
 SURE: Final = 0.5
 _SAMPLING_STDS = 2.0
-_SIGNAL_STDS = 3.0
+_FALSE_SIGNAL = 1e-4
 # A score that is at least so many steps wherever the LLM is right is 0 only where it is wrong.
 _CLEAR_STEPS = 4
 
@@ -49,10 +49,13 @@ _CLEAR_STEPS = 4
 def unfounded_choice(noised: NoisedStatistics) -> Fallback | None:
     """Why topics should decide nothing; None where the statistics tell topics apart.
 
-    The mean square of the noised masses is that of the noise where there are no records. It must be
-    twice that, so that the masses weigh as much as the noise in them, and stand three standard
-    deviations out of it, which with few topics is more.
+    The mean square of the noised masses is that of the noise where there are no records, and over
+    it chi-squared with as many degrees of freedom as there are topics. It must be more than noise
+    alone gives once in ten thousand rounds, and at least twice the noise's, so that the masses
+    weigh as much as the noise in them.
     """
+    from scipy.special import chdtri
+
     topics = noised.parameters.clusters
     if topics == 1:
         return Fallback(
@@ -60,7 +63,7 @@ def unfounded_choice(noised: NoisedStatistics) -> Fallback | None:
             cause="one_topic",
             because="all of the pool is one topic, so that there is none to prefer",
         )
-    needed = 1.0 + max(1.0, _SIGNAL_STDS * math.sqrt(2.0 / topics))
+    needed = max(2.0, float(chdtri(topics, _FALSE_SIGNAL)) / topics)
     found = noised.signal
     if found >= needed:
         return None

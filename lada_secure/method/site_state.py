@@ -86,6 +86,11 @@ class SiteState:
             return self
         return replace(self, fallbacks={**self.fallbacks, round_id: found})
 
+    def without_pool(self, round_id: int) -> bool:
+        """Whether a round does without the pool."""
+        found = self.fallbacks.get(round_id)
+        return found is not None and found.action == "no_pool"
+
     def with_excess(self, round_id: int, vector: Sequence[int]) -> SiteState:
         """Remember a round's confidence excess: a retry sends the same vector."""
         return replace(self, excess={**self.excess, round_id: tuple(vector)})

@@ -142,8 +142,7 @@ def consider(
         if strategy(plan.allocation.strategy).judged:
             state = _judged(site, state, plan.guide, examples, round_id)
             passing &= agreeing(plan, plan.guide, state)
-    fallback = state.fallbacks.get(round_id)
-    if fallback is not None and fallback.action == "no_pool":
+    if state.without_pool(round_id):
         # Judged all the same: what is paid for counts in the rounds to come.
         passing[:] = False
     return ConsideredRound(
@@ -157,17 +156,19 @@ def consider(
     )
 
 
-def wear_start(site: SiteContext, state: SiteState) -> None:
+def wear_start(site: SiteContext, state: SiteState, round_id: int) -> None:
     """Put into the model what a round's student starts from.
 
-    With a guide a share of what DP-SGD released, else the student so far.
+    With a guide a share of what DP-SGD released, or all of it where no pool makes up for the rest;
+    else the student so far.
     """
     guide = site.plan.guide
     if guide is None:
         site.wear(state)
     else:
         start = state.dp_reference or site.reference
-        load_adapters(site.lm, scaled_adapters(start, guide.private_share))
+        share = 1.0 if state.without_pool(round_id) else guide.private_share
+        load_adapters(site.lm, scaled_adapters(start, share))
 
 
 def learn(
@@ -178,7 +179,7 @@ def learn(
 ) -> None:
     """Train the SLM on what passed; afterwards the model wears the round's student."""
     plan, guide = site.plan, site.plan.guide
-    wear_start(site, considered.state)
+    wear_start(site, considered.state, round_id)
     examples = _contrasted(site, considered)
     if guide is None:
         _private_steps(site, examples, round_id, reports)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import injected_noise
 import numpy as np
 import pytest
 from federation import PreparedFederation
@@ -161,7 +162,7 @@ class Both:
 
 def run_parties(layout, prepared):
     """The operators' commands of coordinator and auditor, and three sites with injected noise."""
-    noise = str(Path(__file__).with_name("injected_noise.py"))
+    noise = injected_noise.__file__
     settings = (str(layout.site(name).settings) for name in layout.site_ids)
     sites = Child(
         name="the sites",
