@@ -20,6 +20,7 @@ from lada_secure.allocation.fallback_causes import (
 )
 from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.allocation.statistics import NoisedStatistics
+from lada_secure.allocation.strategies import strategy
 from lada_secure.arrays import BoolArray, FloatArray
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan
@@ -67,11 +68,12 @@ def fallback_before_asking(
     )
     no_pool = weak_llm(outcomes, slm.right, least_right=least_llm_right(plan))
     if no_pool is None:
+        at_random = strategy(plan.allocation.strategy).sample_order == "random"
         no_pool = nothing_to_learn(
             outcomes,
             slm,
             pool_clusters=site.pool_clusters,
-            shares=None if choice.fallback else noised.shares,
+            shares=None if at_random or choice.fallback else noised.shares,
         )
     return no_pool or choice.fallback
 
