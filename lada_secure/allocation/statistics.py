@@ -116,6 +116,12 @@ class NoisedStatistics:
         return np.where(masses > std, masses, 0.0)
 
     @property
+    def signal(self) -> float:
+        """Mean square of the noised masses over that of their noise; about 1 without records."""
+        masses, _, std = self._sums
+        return float(np.mean((masses / std) ** 2))
+
+    @property
     def shares(self) -> FloatArray:
         """Masses as shares that sum to 1; equal shares where all masses are 0."""
         masses = self.masses

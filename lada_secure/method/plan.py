@@ -173,7 +173,8 @@ class AllocationPlan(PlanPart):
     """Steps 6 to 8: cells, filter, quota, and how samples are drawn within it.
 
     sample_value, draw, known_share: None, and left out of the bytes, for "score", "top" and 0; see
-    `lada_secure.allocation.draws.SampleRule`.
+    `lada_secure.allocation.draws.SampleRule`. fallback, least_llm_right: likewise, for "on" and
+    1/2; see `lada_secure.allocation.fallback_causes`.
     """
 
     strategy: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
@@ -187,6 +188,8 @@ class AllocationPlan(PlanPart):
     sample_value: SampleValue | None = None
     draw: DrawName | None = None
     known_share: Share | None = None
+    fallback: Literal["on", "off"] | None = None
+    least_llm_right: Share | None = None
 
     @property
     def cells(self) -> int:

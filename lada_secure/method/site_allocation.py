@@ -13,6 +13,8 @@ import numpy as np
 from lada_secure.allocation.agreement import cell_agreement
 from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
 from lada_secure.allocation.draws import Eligible, SampleRule, draw_samples
+from lada_secure.allocation.fallback import Fallback
+from lada_secure.allocation.fallback_causes import unfounded_choice
 from lada_secure.allocation.gap import SlmKnowledge, cell_means, smoothed
 from lada_secure.allocation.reward_model import CellBeliefs, forecast
 from lada_secure.allocation.selection import SMALLEST_SCORE, cluster_utilities, read_scores
@@ -26,10 +28,14 @@ from lada_secure.method.site_state import SiteState
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CellChoice:
-    """A site's beliefs about every cell in a round, and their utility to it, (d,) in [-1, 1]."""
+    """A site's beliefs about every cell in a round, and their utility to it, (d,) in [-1, 1].
+
+    fallback: why topics decide nothing; None where they do.
+    """
 
     view: CellView
     utilities: FloatArray
+    fallback: Fallback | None = None
 
 
 def valued_clusters(plan: MethodPlan, state: SiteState) -> ClusterUsefulness:
@@ -41,10 +47,19 @@ def valued_clusters(plan: MethodPlan, state: SiteState) -> ClusterUsefulness:
     return usefulness(state.valuations, clusters=clusters, least_gain=trials.least_gain)
 
 
+def topics_fall_back(plan: MethodPlan, noised: NoisedStatistics) -> Fallback | None:
+    """Why this round's choice must not follow topics; None where it may, or never does."""
+    at_random = strategy(plan.allocation.strategy).sample_order == "random"
+    if plan.allocation.fallback == "off" or at_random:
+        return None
+    return unfounded_choice(noised)
+
+
 def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -> CellChoice:
     """Fit the reward model and value every cell.
 
-    Before any rationale came, the noised losses stand in for the SLM's losses on rationales.
+    Before any rationale came, the noised losses stand in for the SLM's losses on rationales. Where
+    topics must decide nothing, every cell is worth the same, but for what data valuation says.
 
     Args: noised: the site's own released statistics.
     """
@@ -66,8 +81,24 @@ def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -
         forecast=forecast(state.history, beliefs.features(), seed=plan.seed),
         agreement=_agreement(plan, state),
     )
-    utilities = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
-    return CellChoice(view=view, utilities=utilities)
+    fallback = topics_fall_back(plan, noised)
+    if fallback is None:
+        utilities = cell_utilities(allocation.strategy, view, alpha=allocation.exploration_weight)
+    else:
+        utilities = _even(plan, state, view)
+    return CellChoice(view=view, utilities=utilities, fallback=fallback)
+
+
+def _even(plan: MethodPlan, state: SiteState, view: CellView) -> FloatArray:
+    """Equal utilities, (d,); of clusters that were valued, by how surely they agree.
+
+    Valuation was paid for and weighs its own noise. The DP reference model of few records is noise.
+    """
+    even: FloatArray = np.ones(plan.allocation.cells)
+    if view.agreement is None or not valued_clusters(plan, state).tried.any():
+        return even
+    largest = float(view.agreement.max())
+    return even if largest <= 0.0 else view.agreement / largest
 
 
 def pick_samples(
@@ -86,7 +117,8 @@ def pick_samples(
 
     Round 0 splits the quota over clusters by noised mass, but for strategies that know their
     utilities by then, and for picks at random, which that would make the strategy "domain"; some
-    strategies split it by utility in every round; the others pick over the whole pool.
+    strategies split it by utility in every round; the others pick over the whole pool. So do all
+    where topics must decide nothing, and then at random, unless what the SLM lacks decides.
 
     Args: utilities: (d,) that were encrypted. scores: (n,) that came back.
         pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,), see
@@ -94,12 +126,13 @@ def pick_samples(
         reads it.
     """
     allocation, grid, exact = plan.allocation, cell_grid(plan), read_scores(scores)
-    rule = strategy(allocation.strategy)
-    at_random = rule.sample_order == "random"
+    rule, samples = strategy(allocation.strategy), sample_rule(plan)
+    no_topics = topics_fall_back(plan, noised) is not None
+    at_random = rule.sample_order == "random" or (no_topics and not samples.reads_slm)
     available = np.ones(len(pool_clusters), dtype=np.bool_)
     available[sorted(state.picked_before(round_id))] = False
     start = round_id == 0 and rule.mass_first and not at_random
-    if start or rule.by_cluster:
+    if (start or rule.by_cluster) and not no_topics:
         passing, groups, ties = exact >= allocation.threshold, pool_clusters, plan.seed
         shares = noised.shares if start else cluster_utilities(utilities, grid)
     else:
@@ -109,7 +142,7 @@ def pick_samples(
         groups, ties = np.zeros_like(pool_clusters), plan.seed + round_id
         shares = np.ones(1)
     chosen = draw_samples(
-        SampleRule() if at_random else sample_rule(plan),
+        SampleRule() if at_random else samples,
         np.random.default_rng(plan.seed + round_id).random(len(exact)) if at_random else exact,
         Eligible(
             passing=available & passing,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.draws import answer_strata
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.data.records import PoolSample
 from lada_secure.method.execution import Execution
@@ -33,7 +34,8 @@ class SiteContext:
 
     lm: with adapters, whose weights every step sets for itself. reference: those from before any
     training. pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,) of the pool's
-    gold answers, see `lada_secure.allocation.draws`.
+    gold answers, see `lada_secure.allocation.draws`. untaught: what the SLM made of the pool before
+    any training, None until it is asked; see `lada_secure.method.site_fallback`.
     """
 
     plan: MethodPlan
@@ -47,6 +49,7 @@ class SiteContext:
     records: PrivateRecords
     book: LedgerBook
     execution: Execution
+    untaught: SlmKnowledge | None = None
 
     @classmethod
     def open(

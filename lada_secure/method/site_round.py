@@ -29,6 +29,7 @@ from lada_secure.method.mechanisms import (
 from lada_secure.method.plan import split_pool, transfer_of
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_fallback import fallback_before_asking
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.training import trainer_settings
 from lada_secure.models.adapters import AdapterWeights
@@ -66,26 +67,30 @@ def site_statistics(
 def pick(
     site: SiteContext, state: SiteState, round_id: int, noised: NoisedStatistics, scores: FloatArray
 ) -> SiteState:
-    """Choose what to ask for, once.
+    """Choose what to ask for, once; nothing where the site does without the pool.
 
     Args: scores: (n,) that came back for the round's utilities.
     """
     if round_id in state.picks:
         return state
-    return state.with_picks(
-        round_id,
-        pick_samples(
-            site.plan,
-            state,
-            noised,
-            choose_cells(site.plan, state, noised).utilities,
-            scores,
-            pool_clusters=site.pool_clusters,
-            answer_strata=site.answer_strata,
-            round_id=round_id,
-            slm=slm_knowledge(site, state),
-        ),
+    choice = choose_cells(site.plan, state, noised)
+    # Before anything is decided: how long it takes must not hang on the scores.
+    slm = slm_knowledge(site, state)
+    fallback = fallback_before_asking(site, choice, noised, scores)
+    if fallback is not None and fallback.action == "no_pool":
+        return state.with_fallback(round_id, fallback).with_picks(round_id, ())
+    picks = pick_samples(
+        site.plan,
+        state,
+        noised,
+        choice.utilities,
+        scores,
+        pool_clusters=site.pool_clusters,
+        answer_strata=site.answer_strata,
+        round_id=round_id,
+        slm=slm,
     )
+    return state.with_fallback(round_id, fallback).with_picks(round_id, picks)
 
 
 def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lada_secure.allocation.data_valuation import ClusterValuation
+from lada_secure.allocation.fallback import Fallback
 from lada_secure.allocation.reward_model import RewardHistory
 from lada_secure.models.adapters import AdapterWeights
 
@@ -44,13 +45,15 @@ class KnownRationale:
 class SiteState:
     """One site during one study. All numbers of samples are pool indices.
 
-    picks: by round, what was asked for. trained: rounds that ended with training. rationales: by
-    ascending pool index. history: of the reward model. valuations: of all rounds. excess: by round,
-    the confidence excess that was sent. student: the SLM's adapters, None before any training.
-    dp_reference: what DP-SGD released last, where the plan has a guide.
+    picks: by round, what was asked for. fallbacks: by round, of those that fell back. trained:
+    rounds that ended with training. rationales: by ascending pool index. history: of the reward
+    model. valuations: of all rounds. excess: by round, the confidence excess that was sent.
+    student: the SLM's adapters, None before any training. dp_reference: what DP-SGD released last,
+    where the plan has a guide.
     """
 
     picks: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    fallbacks: Mapping[int, Fallback] = field(default_factory=dict)
     trained: tuple[int, ...] = ()
     rationales: tuple[KnownRationale, ...] = ()
     history: RewardHistory = field(default_factory=RewardHistory)
@@ -76,6 +79,17 @@ class SiteState:
     def with_picks(self, round_id: int, picks: Sequence[int]) -> SiteState:
         """Remember what is asked for in a round."""
         return replace(self, picks={**self.picks, round_id: tuple(picks)})
+
+    def with_fallback(self, round_id: int, found: Fallback | None) -> SiteState:
+        """Remember that a round falls back; the same state where it does not."""
+        if found is None:
+            return self
+        return replace(self, fallbacks={**self.fallbacks, round_id: found})
+
+    def without_pool(self, round_id: int) -> bool:
+        """Whether a round does without the pool."""
+        found = self.fallbacks.get(round_id)
+        return found is not None and found.action == "no_pool"
 
     def with_excess(self, round_id: int, vector: Sequence[int]) -> SiteState:
         """Remember a round's confidence excess: a retry sends the same vector."""

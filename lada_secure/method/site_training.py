@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lada_secure.allocation.explanation import explain_cells
+from lada_secure.allocation.fallback import Fallback
 from lada_secure.allocation.gap import cell_rewards, probability
 from lada_secure.allocation.reward_model import observations
 from lada_secure.allocation.statistics import NoisedStatistics
@@ -27,6 +28,7 @@ from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.method.rejected import with_rejected
 from lada_secure.method.site_allocation import CellChoice, choose_cells
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_fallback import fallback_after_writing
 from lada_secure.method.site_state import KnownRationale, ReceivedRationale, SiteState
 from lada_secure.method.training import pool_tuning, private_units, trainer_settings
 from lada_secure.models.adapters import adapter_weights, load_adapters
@@ -71,12 +73,14 @@ class TrainedRound:
     """What a round's training left.
 
     state: the next one. cells: why each cell was allocated and what it brought, for the site's own
-    reports. trained_on: pool indices, ascending.
+    reports. trained_on: pool indices, ascending. fallback: why the site did not follow its choice,
+    or learned nothing from the pool; None in a round as planned.
     """
 
     state: SiteState
     cells: tuple[Json, ...]
     trained_on: tuple[int, ...]
+    fallback: Fallback | None
 
 
 def train(
@@ -86,16 +90,19 @@ def train(
     noised: NoisedStatistics,
     received: Sequence[ReceivedRationale],
     reports: RoundReports = _UNTOLD,
+    *,
+    demanded: int | None = None,
 ) -> TrainedRound:
     """Distil the rationales that were asked for and the private records.
 
-    All rationales so far take part, as far as they pass the plan's screens. With a guide, DP-SGD
-    reads the private records alone, and the rationales that agree with what it released are learned
-    from afterwards.
+    All rationales so far take part, as far as they pass the plan's screens; none where the round
+    does without the pool. With a guide, DP-SGD reads the private records alone, and the rationales
+    that agree with what it released are learned from afterwards.
 
-    Args: noised: this round's statistics. received: what the LLM wrote for everybody.
+    Args: noised: this round's statistics. received: what the LLM wrote for everybody. demanded: how
+        many samples any site wants; None where that is not known.
     """
-    considered = consider(site, state, round_id, noised, received, reports)
+    considered = consider(site, state, round_id, noised, received, reports, demanded=demanded)
     learn(site, considered, round_id, reports)
     return close(site, considered, round_id)
 
@@ -107,10 +114,16 @@ def consider(
     noised: NoisedStatistics,
     received: Sequence[ReceivedRationale],
     reports: RoundReports = _UNTOLD,
+    *,
+    demanded: int | None = None,
 ) -> ConsideredRound:
     """Take new rationales in, judge all of them, and say which to learn from."""
     plan = site.plan
     choice = choose_cells(plan, state, noised)
+    late = fallback_after_writing(
+        site, state.picks.get(round_id, ()), [one.pool_index for one in received], demanded
+    )
+    state = state.with_fallback(round_id, late)
     site.wear(state)
     rationales, new = _taken(state, round_id, received)
     examples = [site.example(known) for known in rationales]
@@ -129,6 +142,9 @@ def consider(
         if strategy(plan.allocation.strategy).judged:
             state = _judged(site, state, plan.guide, examples, round_id)
             passing &= agreeing(plan, plan.guide, state)
+    if state.without_pool(round_id):
+        # Judged all the same: what is paid for counts in the rounds to come.
+        passing[:] = False
     return ConsideredRound(
         state=state,
         choice=choice,
@@ -140,17 +156,19 @@ def consider(
     )
 
 
-def wear_start(site: SiteContext, state: SiteState) -> None:
+def wear_start(site: SiteContext, state: SiteState, round_id: int) -> None:
     """Put into the model what a round's student starts from.
 
-    With a guide a share of what DP-SGD released, else the student so far.
+    With a guide a share of what DP-SGD released, or all of it where no pool makes up for the rest;
+    else the student so far.
     """
     guide = site.plan.guide
     if guide is None:
         site.wear(state)
     else:
         start = state.dp_reference or site.reference
-        load_adapters(site.lm, scaled_adapters(start, guide.private_share))
+        share = 1.0 if state.without_pool(round_id) else guide.private_share
+        load_adapters(site.lm, scaled_adapters(start, share))
 
 
 def learn(
@@ -161,7 +179,7 @@ def learn(
 ) -> None:
     """Train the SLM on what passed; afterwards the model wears the round's student."""
     plan, guide = site.plan, site.plan.guide
-    wear_start(site, considered.state)
+    wear_start(site, considered.state, round_id)
     examples = _contrasted(site, considered)
     if guide is None:
         _private_steps(site, examples, round_id, reports)
@@ -223,6 +241,7 @@ def close(site: SiteContext, considered: ConsideredRound, round_id: int) -> Trai
         ),
         cells=explained,
         trained_on=tuple(state.rationales[at].pool_index for at in places),
+        fallback=state.fallbacks.get(round_id),
     )
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from lada_protocol.rounds.tasks import Wait
+from lada_secure.allocation.fallback import Action, Cause
 from lada_secure.canonical import canonical_json
 from lada_secure.errors import ParameterError
 
@@ -112,6 +113,19 @@ class Accuracy(_Told):
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class FellBack(_Told):
+    """A site did not follow its own choice of samples in a round, or did without the pool.
+
+    See `lada_secure.allocation.fallback`; public and released figures alone.
+    """
+
+    action: Action
+    cause: Cause
+    because: str
+    event: Literal["fallback"] = "fallback"
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class LlmUpdate(_Told):
     """The coordinator decided on an update of the LLM; the same figures stand in `llm_update`.
 
@@ -185,6 +199,7 @@ Event: TypeAlias = (
     | Progress
     | Epsilon
     | Accuracy
+    | FellBack
     | LlmUpdate
     | NewLedger
     | Traffic

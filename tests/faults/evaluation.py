@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from lada_protocol.rounds.llm_transfer import (
 )
 from lada_protocol.settings import parse_settings
 from lada_protocol.wire.envelope import Envelope, parse_envelope
-from lada_protocol.wire.messages import OpenedBody, parse_body
+from lada_protocol.wire.messages import OpenedBody, PathsBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
 from lada_secure.data.records import read_pool
@@ -292,9 +292,10 @@ class SiteAgain:
             for name in ("history", "rationales"):
                 if self._document()[name] != kept[name]:
                     yield f"{where}: its {name} is not what its releases lead to"
-        if {"round": round_id, "cells": list(done.cells)} != record.kept(
-            self.site, f"allocation-round-{round_id}.json"
-        ):
+        told = {"round": round_id, "cells": list(done.cells)}
+        if done.fallback is not None:
+            told["fallback"] = asdict(done.fallback)
+        if told != record.kept(self.site, f"allocation-round-{round_id}.json"):
             yield f"{where}: its explanation of the allocation is not that of its releases"
         if excess != kept["excess"][str(round_id)]:
             yield f"{where}: its advantages are not those of the released model"
@@ -302,12 +303,12 @@ class SiteAgain:
     def _trained(self, state: SiteState, round_id: int, noised: NoisedStatistics) -> TrainedRound:
         """The round's training, with the released adapters in place of its steps."""
         pool, plan = self.context.pool, self.record.plan
+        paths = self.record.find(Kind.PATHS, round_id)
         received = parse_received_rationales(
-            self.record.payload(self.record.find(Kind.PATHS, round_id)),
-            pool=pool,
-            cells=cell_grid(plan).cells,
+            self.record.payload(paths), pool=pool, cells=cell_grid(plan).cells
         )
-        considered = consider(self.context, state, round_id, noised, received)
+        demanded = parse_body(paths, PathsBody).demanded
+        considered = consider(self.context, state, round_id, noised, received, demanded=demanded)
         folder = self.record.federation.layout.site(self.site).study
         weights = (folder / f"adapters-round-{round_id}.safetensors").read_bytes()
         load_adapters(self.context.lm, AdapterWeights(data=weights))

@@ -79,6 +79,15 @@ def test_the_run_prints_one_json_report_and_writes_it_beside_the_page(finished):
         assert len(site["allocation"]) == 2
 
 
+def test_no_site_of_a_healthy_study_falls_back(finished):
+    out, _ = finished
+    for name in ("site-a", "site-b", "site-c"):
+        told = [json.loads(path.read_bytes()) for path in kept(out / name).glob("allocation-*")]
+        assert len(told) == 2
+        assert not any("fallback" in one for one in told)
+        assert any(cell["picked"] for one in told for cell in one["cells"])
+
+
 def test_every_opened_sum_is_exactly_the_sum_of_the_noised_vectors(finished):
     out, _ = finished
     sites = sorted(out.glob("site-*"))

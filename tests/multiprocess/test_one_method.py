@@ -12,11 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import injected_noise
 import numpy as np
 import pytest
 from federation import PreparedFederation
 from injected_noise import InjectedNoise
+from typer.testing import CliRunner
 
+from lada_clients.site.explain.commands import app as explain
 from lada_clients.site.ledger.store import open_ledger_reader
 from lada_clients.site.memory import SiteMemory
 from lada_lab.arms import rounds
@@ -35,6 +38,7 @@ from lada_lab.worlds.named_models import make_model
 from lada_lab.worlds.sites import SiteData
 from lada_lab.worlds.study_data import BenchData, BenchSite
 from lada_lab.worlds.tiny_models import pretrain, pretraining_of
+from lada_protocol.events import EVENTS_FILE, FellBack, parse_event
 from lada_protocol.identity.roster import parse_roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import parse_plan
@@ -44,6 +48,7 @@ from lada_protocol.wire.messages import LlmUpdateBody, parse_body
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import inspect_records, read_pool
 from lada_secure.method.site_allocation import choose_cells, pick_samples
+from lada_secure.method.site_fallback import fallback_before_asking
 from lada_secure.method.site_round import slm_knowledge
 from lada_secure.privacy.ledger.entries import CommitEntry, ReleaseKey
 
@@ -69,6 +74,9 @@ GAP = {
     },
 }
 
+# The SLM knows more than this LLM: every site does without its pool.
+FALLBACK = {"allocation": {"fallback": "on"}}
+
 
 def light(preset, *, llm, more):
     """A preset with few steps, and sites that have something to teach the LLM.
@@ -77,7 +85,8 @@ def light(preset, *, llm, more):
     """
     few = {
         "training": {"steps_per_round": 5},
-        "allocation": {"quota": 16, "threshold": 0.02, "screen_high": 1.0},
+        # Its LLM is the weaker one, so that sites have something to teach it.
+        "allocation": {"quota": 16, "threshold": 0.02, "screen_high": 1.0, "fallback": "off"},
         "paths": {"budget": 24},
         "guide": {"own_paths": 2, "pool_steps": 6, "last_pool_steps": 8, "least_share": 0.75},
         "uplink": {
@@ -160,7 +169,7 @@ class Both:
 
 def run_parties(layout, prepared):
     """The operators' commands of coordinator and auditor, and three sites with injected noise."""
-    noise = str(Path(__file__).with_name("injected_noise.py"))
+    noise = injected_noise.__file__
     settings = (str(layout.site(name).settings) for name in layout.site_ids)
     sites = Child(
         name="the sites",
@@ -196,21 +205,29 @@ def watched_pick(plain, steady):
 
     def pick(site, state, round_id, noised, scores):
         chosen = plain(site, state, round_id, noised, scores)
-        utilities = choose_cells(site.plan, state, noised).utilities
+        choice = choose_cells(site.plan, state, noised)
         slm = slm_knowledge(site, state)
         drawn = np.random.default_rng(round_id)
-        steady[site.book.identity.site, round_id] = all(
-            pick_samples(
+
+        def again(scores):
+            fallback = fallback_before_asking(site, choice, noised, scores)
+            assert fallback == chosen.fallbacks.get(round_id)
+            if chosen.without_pool(round_id):
+                return ()
+            return pick_samples(
                 site.plan,
                 state,
                 noised,
-                utilities,
-                scores + drawn.uniform(-SCORE_ERROR, SCORE_ERROR, len(scores)),
+                choice.utilities,
+                scores,
                 pool_clusters=site.pool_clusters,
                 answer_strata=site.answer_strata,
                 round_id=round_id,
                 slm=slm,
             )
+
+        steady[site.book.identity.site, round_id] = all(
+            again(scores + drawn.uniform(-SCORE_ERROR, SCORE_ERROR, len(scores)))
             == chosen.picks[round_id]
             for _ in range(50)
         )
@@ -225,8 +242,9 @@ def watched_pick(plain, steady):
         ("guided", 3, {}),
         pytest.param(("tiny", 2, {}), marks=pytest.mark.slow),
         pytest.param(("guided", 3, GAP), marks=pytest.mark.slow),
+        pytest.param(("guided", 2, FALLBACK), marks=pytest.mark.slow),
     ],
-    ids=["guided", "joint", "gap"],
+    ids=["guided", "joint", "gap", "fallback"],
 )
 def both(request, weak_llm, tmp_path_factory):
     name, count, more = request.param
@@ -250,7 +268,7 @@ def both(request, weak_llm, tmp_path_factory):
             for site, trained in zip(study.sites, done[-1].trained, strict=True):
                 memory = SiteMemory(folder=root / "laboratory" / site.name)
                 memory.folder.mkdir(parents=True, exist_ok=True)
-                memory.keep_allocation(round_id, trained.cells)
+                memory.keep_allocation(round_id, trained.cells, trained.fallback)
                 memory.keep(site.state)
     return Both(
         layout=prepared.layout,
@@ -271,6 +289,8 @@ def digests(folder):
 
 def test_the_study_has_everything_that_a_round_can_do(both):
     """Else equal results would say little."""
+    if both.plan.allocation.fallback == "on":
+        pytest.skip("no site asks for anything; see below")
     assert all(one.received for one in both.rounds)
     assert any(len(one.received) < sum(count > 0 for count in one.demand) for one in both.rounds)
     assert any(one.transfer and one.transfer.decision.weights for one in both.rounds)
@@ -280,6 +300,27 @@ def test_the_study_has_everything_that_a_round_can_do(both):
         assert all(state.valuations for state in states)
         passed = sum(len(done.trained_on) for done in both.rounds[-1].trained)
         assert 0 < passed < sum(len(state.rationales) for state in states)
+
+
+def test_where_every_site_does_without_the_pool_the_study_ends_and_each_says_why(both):
+    if both.plan.allocation.fallback != "on":
+        pytest.skip("its sites follow their choice")
+    for round_id, one in enumerate(both.rounds):
+        assert sum(both.opened(round_id, "demand")) == 0
+        assert both.message(Kind.PATHS, round_id)[1] == b"[]"
+        assert all(done.fallback.action == "no_pool" for done in one.trained)
+    for site in both.study.sites:
+        layout = both.layout.site(site.name)
+        lines = (layout.state / EVENTS_FILE).read_bytes().splitlines()
+        told = [one for one in map(parse_event, lines) if isinstance(one, FellBack)]
+        wanted = [site.state.fallbacks[number] for number in range(both.plan.rounds)]
+        assert [(one.action, one.cause, one.because) for one in told] == [
+            (one.action, one.cause, one.because) for one in wanted
+        ]
+        done = CliRunner().invoke(explain, [str(layout.root), "--json"])
+        rounds = json.loads(done.stdout)["rounds"]
+        assert [one["fallback"]["told"] for one in rounds] == [one.sentence for one in wanted]
+    assert any(one.transfer and one.transfer.decision.used for one in both.rounds)
 
 
 def test_no_pick_hangs_on_the_error_that_decryption_leaves(both):

@@ -113,10 +113,14 @@ class SiteLearner:
         noised: NoisedStatistics,
         received: Sequence[ReceivedRationale],
         reports: RoundReports,
+        *,
+        demanded: int | None = None,
     ) -> None:
         """Distil what was picked and the private records; see `site_training.train`."""
-        done = train(self.context, self.state, round_id, noised, received, reports)
-        self.memory.keep_allocation(round_id, done.cells)
+        done = train(
+            self.context, self.state, round_id, noised, received, reports, demanded=demanded
+        )
+        self.memory.keep_allocation(round_id, done.cells, done.fallback)
         self._keep(done.state)
 
     def released_adapters(self, round_id: int) -> Released[AdapterWeights]:

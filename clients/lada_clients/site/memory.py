@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lada_secure.allocation.data_valuation import ClusterValuation
+from lada_secure.allocation.fallback import Fallback
 from lada_secure.allocation.reward_model import parse_history
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
@@ -26,6 +27,8 @@ class _StoredState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     picks: dict[int, tuple[int, ...]]
+    # None in states that were kept before there were any.
+    fallbacks: dict[int, Fallback] = Field(default_factory=dict)
     trained: tuple[int, ...]
     rationales: tuple[KnownRationale, ...]
     history: object
@@ -62,6 +65,7 @@ class SiteMemory:
         last = stored.trained[-1] if stored.trained else None
         return SiteState(
             picks=stored.picks,
+            fallbacks=stored.fallbacks,
             trained=stored.trained,
             rationales=stored.rationales,
             history=history,
@@ -86,6 +90,7 @@ class SiteMemory:
                     write_atomically(path, weights.data)
         stored = _StoredState(
             picks=dict(state.picks),
+            fallbacks=dict(state.fallbacks),
             trained=state.trained,
             rationales=state.rationales,
             history=state.history.to_json(),
@@ -97,11 +102,15 @@ class SiteMemory:
         document = canonical_json(stored.model_dump(mode="json"))
         write_atomically(self.folder / _STATE, document + b"\n")
 
-    def keep_allocation(self, round_id: int, cells: Sequence[Json]) -> None:
+    def keep_allocation(
+        self, round_id: int, cells: Sequence[Json], fallback: Fallback | None = None
+    ) -> None:
         """Explain a round's allocation, for reports and `lada explain`."""
+        told: dict[str, Json] = {"round": round_id, "cells": list(cells)}
+        if fallback is not None:
+            told["fallback"] = asdict(fallback)
         write_atomically(
-            self.folder / f"allocation-round-{round_id}.json",
-            canonical_json({"round": round_id, "cells": list(cells)}) + b"\n",
+            self.folder / f"allocation-round-{round_id}.json", canonical_json(told) + b"\n"
         )
 
     def _weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from lada_clients.site.memory import SiteMemory
 from lada_clients.site.public_material import read_public_material
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
-from lada_protocol.events import Accuracy, Epsilon, Progress
+from lada_protocol.events import Accuracy, Epsilon, FellBack, Progress
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
@@ -34,7 +35,7 @@ from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done
 from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
-from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, parse_body
+from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, PathsBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
 from lada_secure.errors import LocalProtocolError
@@ -44,6 +45,8 @@ from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, format_ledger_lines
 from lada_secure.privacy.released import Released, post_process
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -243,7 +246,9 @@ class Site:
                     progress=self._training_progress(round_id),
                     announce=lambda estimate: self.display.begin(round_id, estimate),
                 ),
+                demanded=parse_body(paths, PathsBody).demanded,
             )
+        self._tell_fallback(round_id)
         self._tell_epsilon(round_id, "distillation")
         self._tell_accuracy("after", round_id=round_id)
         self._post_ledger(round_id, TRAINING)
@@ -301,6 +306,21 @@ class Site:
             self._tell_epsilon(round_id, "distillation", spent=one.study_epsilon)
 
         return report
+
+    def _tell_fallback(self, round_id: int) -> None:
+        """Why this round did not follow the site's choice of samples, if it did not."""
+        found = self.learner.state.fallbacks.get(round_id)
+        if found is None:
+            return
+        LOG.warning("round %d: %s", round_id, found.sentence)
+        self.participant.events.write(
+            FellBack,
+            round_id=round_id,
+            step="distillation",
+            action=found.action,
+            cause=found.cause,
+            because=found.because,
+        )
 
     def _tell_epsilon(self, round_id: int, step: str, *, spent: float | None = None) -> None:
         """What this study has spent; `spent` where a reservation has said it already."""

@@ -75,7 +75,7 @@ class BaselineRounds:
         """
         trained = []
         for site, one in zip(sites, considered, strict=True):
-            wear_start(site, one.state)
+            wear_start(site, one.state, round_id)
             self.baseline.teach(site.lm, _passing(one), _training(site, round_id))
             finish(site, one, round_id)
             trained.append(close(site, one, round_id))
@@ -108,7 +108,7 @@ class BaselineRounds:
         }
         starts = []
         for site, one in zip(sites, considered, strict=True):
-            wear_start(site, one.state)
+            wear_start(site, one.state, round_id)
             starts.append(adapter_weights(site.lm))
         first = sites[0]
         load_adapters(first.lm, added_up(starts))

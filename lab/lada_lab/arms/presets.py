@@ -70,6 +70,8 @@ _CODING = replace(
             "distillation.adapter_targets": list(ALL_LINEAR),
             "allocation.clusters": 16,
             "allocation.screen_low": 0.0,
+            # It solves about half, and only what it solves is asked for.
+            "allocation.least_llm_right": 0.25,
             "guide.pool_steps": 30,
             "guide.last_pool_steps": 60,
         },

@@ -87,13 +87,14 @@ class SimulatedRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedStudy:
-    """One arm's study under one plan."""
+    """One arm's study under one plan. spared_s: seconds on the SLM that another arm had spent."""
 
     arm: Arm
     plan: MethodPlan
     llm: LabLlm
     sites: tuple[SimulatedSite, ...]
     baseline: BaselineRounds | None
+    spared_s: float = 0.0
 
     def run_round(self, round_id: int) -> SimulatedRound:
         """Take every site and the LLM through a round; rounds come in their order."""
@@ -104,7 +105,9 @@ class SimulatedStudy:
             for index in site.state.picks[round_id]:
                 demand[index] += 1
         received = self.llm.write(demand)
-        trained = self._trained(noised, received, round_id)
+        # An arm that asks by a rule of its own keeps to it; the method's own choice may fall back.
+        wanted = sum(count > 0 for count in demand) if self.arm.asks == "method" else None
+        trained = self._trained(noised, received, round_id, demanded=wanted)
         for site, done in zip(self.sites, trained, strict=True):
             site.state = done.state
             site.report(done.trained_on, self.llm.data.harmful)
@@ -132,12 +135,14 @@ class SimulatedStudy:
         noised: Sequence[NoisedStatistics],
         received: Sequence[ReceivedRationale],
         round_id: int,
+        *,
+        demanded: int | None,
     ) -> list[TrainedRound]:
         if self.baseline is not None:
             sites = [(site.context, site.state) for site in self.sites]
             return self.baseline.train(sites, noised, received, round_id)
         return [
-            train(site.context, site.state, round_id, statistics, received)
+            train(site.context, site.state, round_id, statistics, received, demanded=demanded)
             for site, statistics in zip(self.sites, noised, strict=True)
         ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from lada_lab.worlds.study_data import BenchData, check_pool
 from lada_lab.worlds.ward_models import LLM_TUNING, SLM_TUNING, ward_model
 from lada_lab.worlds.wards import WardSettings, build_ward_data
 from lada_secure.allocation.cells import Clusters, fit_clusters
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_fallback import untaught_knowledge
 from lada_secure.method.site_state import SiteState
 from lada_secure.models.embedding import Embedder, embedder
 from lada_secure.models.evaluation import accuracy
@@ -106,6 +108,7 @@ class Laboratory:
     units: tuple[tuple[Unit, ...], ...]
     _models: dict[bytes, SiteContext] = field(default_factory=dict)
     _shared: dict[str, SharedReleases] = field(default_factory=dict)
+    _untaught: dict[bytes, tuple[SlmKnowledge, float]] = field(default_factory=dict)
     _llm: LabLlm | None = None
     _llm_s: float = 0.0
 
@@ -161,7 +164,8 @@ class Laboratory:
                 progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
         by_site = tuple(self._accuracy(site, number) for number, site in enumerate(study.sites))
         cpu_s = time.process_time() - started
-        spared_s = study.llm.spared_s + sum(site.ledger.spared_s for site in study.sites)
+        spared_s = study.llm.spared_s + study.spared_s
+        spared_s += sum(site.ledger.spared_s for site in study.sites)
         return Outcome(
             condition=arm.name,
             epsilon=epsilon,
@@ -180,10 +184,20 @@ class Laboratory:
     def study(self, arm: Arm, plan: MethodPlan) -> SimulatedStudy:
         """One arm's study under a plan, before its first round."""
         llm, sites = self._llm_for(arm, plan), self._sites(plan)
+        spared_s = 0.0
+        if arm.asks == "method" and plan.allocation.fallback != "off":
+            spared_s = self._ask_untaught([site.context for site in sites])
         baseline = None
         if arm.baseline is not None:
             baseline = BaselineRounds.open(arm.baseline, llm, [site.context for site in sites])
-        return SimulatedStudy(arm=arm, plan=plan, llm=llm, sites=tuple(sites), baseline=baseline)
+        return SimulatedStudy(
+            arm=arm,
+            plan=plan,
+            llm=llm,
+            sites=tuple(sites),
+            baseline=baseline,
+            spared_s=spared_s,
+        )
 
     def plan_of(self, arm: Arm, epsilon: float) -> MethodPlan:
         """The plan of an arm at an epsilon; see `study_plan`."""
@@ -260,6 +274,26 @@ class Laboratory:
                 execution=Execution(),
             )
         return self._models[shape]
+
+    def _ask_untaught(self, sites: Sequence[SiteContext]) -> float:
+        """Let the one SLM answer the pool for all sites, and for all arms that ask it alike.
+
+        Returns: seconds that an earlier arm has spent on it.
+        """
+        plan = sites[0].plan
+        asked = canonical_json(
+            [plan.answer_form, plan.verifier.model_dump(mode="json"), plan.paths.max_new_tokens]
+        )
+        found = self._untaught.get(asked)
+        if found is None:
+            started = time.process_time()
+            answers = untaught_knowledge(sites[0])
+            self._untaught[asked] = (answers, time.process_time() - started)
+        else:
+            answers = found[0]
+        for site in sites:
+            site.untaught = answers
+        return 0.0 if found is None else found[1]
 
     def _accuracy(self, site: SimulatedSite, number: int) -> float:
         """Share of right answers of the student on the site's held-out records."""

@@ -10,6 +10,7 @@ from lada_protocol.events import (
     Epsilon,
     Event,
     Failed,
+    FellBack,
     Finished,
     LlmUpdate,
     Progress,
@@ -73,6 +74,8 @@ def event_line(event: Event, *, started_s: float) -> str | None:
             )
         case Accuracy():
             what = f"held-out accuracy {event.accuracy:.1%} of {event.n} records"
+        case FellBack():
+            what = f"round {event.round_id + 1} falls back: {event.because}"
         case LlmUpdate():
             what = (
                 f"update of the LLM {'kept' if event.accepted else 'dropped'}: {event.used} site "

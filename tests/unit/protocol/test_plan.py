@@ -61,9 +61,25 @@ def test_a_form_of_the_gap_is_in_the_bytes_only_where_it_is_named() -> None:
     assert all(f'"{field}"'.encode() in named.to_bytes() for field in fields)
 
 
+def test_what_is_said_of_fallbacks_is_in_the_bytes_only_where_it_is_named() -> None:
+    plain = make_plan()
+    fields = {"fallback": "off", "least_llm_right": 0.3}
+    assert not any(f'"{field}"'.encode() in plain.to_bytes() for field in fields)
+    named = make_plan(allocation=plain.allocation.model_copy(update=fields))
+    assert parse_plan(named.to_bytes()) == named
+    assert all(f'"{field}"'.encode() in named.to_bytes() for field in fields)
+
+
 @pytest.mark.parametrize(
     "path",
-    ["statistics.measure", "allocation.sample_value", "allocation.draw", "allocation.known_share"],
+    [
+        "statistics.measure",
+        "allocation.sample_value",
+        "allocation.draw",
+        "allocation.known_share",
+        "allocation.fallback",
+        "allocation.least_llm_right",
+    ],
 )
 def test_what_is_left_out_is_never_null(path: str) -> None:
     plan: Any = parse_canonical_json(make_plan().to_bytes(), max_bytes=MAX_PLAN_BYTES)
@@ -192,6 +208,8 @@ def test_a_guide_beside_private_pool_gradients_is_refused() -> None:
         ("allocation.sample_value", "best"),
         ("allocation.draw", "hard"),
         ("allocation.known_share", 1.5),
+        ("allocation.fallback", "maybe"),
+        ("allocation.least_llm_right", 1.5),
         ("paths.attempts", 0),
         ("paths.temperature", 0.0),
         ("paths.temperature", 11.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.table import Table
 
 from lada_clients.net.study_folder import STUDIES, find_study_folder
+from lada_secure.allocation.fallback import Fallback
 from lada_secure.errors import ParameterError
 from lada_secure.storage.whole_files import read_file
 
@@ -55,6 +57,7 @@ class ExplainedRound(_Part):
 
     round: Annotated[int, Field(ge=0)]
     cells: tuple[ExplainedCell, ...]
+    fallback: Fallback | None = None
 
     def allocated(self) -> list[ExplainedCell]:
         """Cells that got samples, those with most first."""
@@ -126,11 +129,13 @@ def _read(path: Path, number: int) -> ExplainedRound:
 
 
 def facts_of(told: ExplainedRound) -> dict[str, Any]:
-    """One round for machines, the words included."""
+    """One round for machines, the words included; `fallback` is null in a round as planned."""
     cells = [
         {**cell.model_dump(), "why": why, "brought": brought} for cell, why, brought in _told(told)
     ]
-    return {"round": told.round, "cells": cells}
+    found = told.fallback
+    fallback = None if found is None else {**asdict(found), "told": found.sentence}
+    return {"round": told.round, "fallback": fallback, "cells": cells}
 
 
 def table_of(site: str, told: ExplainedRound) -> Table:
@@ -153,7 +158,10 @@ def _told(told: ExplainedRound) -> Iterator[tuple[ExplainedCell, str, str]]:
     clusters = len({cell.cluster for cell in told.cells}) or 1
     for cell in told.allocated():
         why = _reasons(cell, clusters=clusters, first_round=told.round == 0)
-        yield cell, why, _outcome(cell)
+        if told.fallback is not None and told.fallback.action == "any_topic":
+            # Its mass and forecast had no part in it.
+            why = "any topic: this round fell back"
+        yield cell, why, _outcome(cell, told.fallback)
 
 
 def _reasons(cell: ExplainedCell, *, clusters: int, first_round: bool) -> str:
@@ -197,8 +205,10 @@ def _forecast(cell: ExplainedCell) -> str:
     return f"{promise}, or {-cell.exploration:.3f} less"
 
 
-def _outcome(cell: ExplainedCell) -> str:
+def _outcome(cell: ExplainedCell, fallback: Fallback | None) -> str:
     """What training on the cell brought."""
+    if cell.reward is None and fallback is not None and fallback.action == "no_pool":
+        return "nothing trained: this round did without the pool"
     if cell.reward is None:
         return "nothing trained: no path passed the screen" if cell.picked else "nothing trained"
     if abs(cell.reward) < _SMALL_REWARD:

@@ -40,8 +40,8 @@ def explain(
 ) -> None:
     """Which pool cells a site was given, why, and what each brought.
 
-    A cell is a public topic x how hard the LLM finds it. The files that this reads never leave
-    the site.
+    A cell is a public topic x how hard the LLM finds it. A round that fell back to any topic, or to
+    no pool at all, says why. The files that this reads never leave the site.
     """
     from rich.console import Console
 
@@ -56,3 +56,10 @@ def explain(
         Console().print(table_of(name, told))
         if not told.allocated():
             Console().print(f"{name} was given no samples in round {told.round}.")
+        if told.fallback is not None:
+            Console().print(
+                f"Fallback in round {told.round}: {told.fallback.sentence}.",
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )

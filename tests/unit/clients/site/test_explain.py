@@ -85,6 +85,33 @@ def test_expected_errors_are_told_where_they_are_large_or_small(
     assert not any("SLM" in why(**more) for more in ({**changes, "mass": 0.0}, {"error": 0.5}, {}))
 
 
+def test_a_round_that_fell_back_says_why(run: Path) -> None:
+    path = study(run) / "allocation-round-1.json"
+    fallback = {"action": "any_topic", "cause": "few_records", "because": "20 records [noise 7]"}
+    told = "20 records [noise 7]; topics decide nothing, and any sample that the LLM solves may be"
+
+    def rows(cells: list[dict[str, Any]], **fallback: Any) -> Any:
+        path.write_text(json.dumps({"round": 1, "cells": cells, **fallback}))
+        done = CliRunner().invoke(app, [str(run), "--site", "site-a", "--json"])
+        return json.loads(done.stdout)["rounds"][0]
+
+    one = rows([cell(0, picked=3)], fallback=fallback)
+    assert one["fallback"]["cause"] == "few_records"
+    assert one["fallback"]["told"].startswith(told)
+    assert one["cells"][0]["why"] == "any topic: this round fell back"
+    text = CliRunner().invoke(app, [str(run), "--site", "site-a"]).stdout
+    assert f"Fallback in round 1: {told}" in text
+    without = {**fallback, "action": "no_pool", "cause": "llm_weaker"}
+    one = rows([cell(0, picked=3)], fallback=without)
+    assert one["cells"][0]["brought"] == "nothing trained: this round did without the pool"
+    assert "of the site's data" in one["cells"][0]["why"]
+    rows([cell(0)], fallback=without)
+    text = CliRunner().invoke(app, [str(run), "--site", "site-a"]).stdout
+    assert "was given no samples in round 1" in text
+    assert "on the records alone, without the pool" in text
+    assert rows([cell(0, picked=3)])["fallback"] is None
+
+
 def test_the_table_names_site_and_round(run: Path) -> None:
     done = CliRunner().invoke(app, [str(run), "--site", "site-a"])
     assert done.exit_code == 0, done.output

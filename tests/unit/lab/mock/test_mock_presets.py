@@ -12,8 +12,9 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import free_port, party_children, policy_table, write_run
 from lada_lab.mock.presets import PRESETS, preset_for
-from lada_lab.mock.progress import PartyProgress, bytes_text
+from lada_lab.mock.progress import PartyProgress, bytes_text, event_line
 from lada_lab.worlds.federation import build_federation
+from lada_protocol.events import EventLog, FellBack, parse_event
 from lada_protocol.plan import StudyPlan
 from lada_protocol.settings import parse_settings
 from lada_secure.errors import ParameterError
@@ -117,6 +118,24 @@ def test_bytes_have_decimal_units() -> None:
     sizes = (0, 999, 1_000, 1_500_000, 2_100_000_000, 5e12)
     texts = ["0 B", "999 B", "1.0 kB", "1.5 MB", "2.1 GB", "5000.0 GB"]
     assert [bytes_text(size) for size in sizes] == texts
+
+
+def test_a_fallback_is_a_line_of_the_plain_log_with_its_reason() -> None:
+    lines: list[bytes] = []
+    log = EventLog(party="site-a", sink=lines.append, clock=lambda: 12.0)
+    log.write(
+        FellBack,
+        round_id=0,
+        step="distillation",
+        action="no_pool",
+        cause="llm_weaker",
+        because="the LLM is weaker",
+    )
+    told = event_line(parse_event(lines[0]), started_s=10.0)
+    assert told is not None
+    assert told.endswith("site-a        round 1 falls back: the LLM is weaker")
+    with pytest.raises(ParameterError, match="cause"):
+        parse_event(lines[0].replace(b"llm_weaker", b"whim"))
 
 
 def test_a_party_without_events_is_starting() -> None:

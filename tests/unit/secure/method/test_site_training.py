@@ -20,6 +20,7 @@ from method_doubles import (
     trained_on_good,
 )
 
+from lada_secure.allocation.fallback import Fallback
 from lada_secure.data.forms import CLOZE
 from lada_secure.data.records import Record
 from lada_secure.errors import LedgerError
@@ -138,11 +139,15 @@ def test_the_screen_keeps_what_the_slm_cannot_follow_out() -> None:
 def test_a_student_starts_from_a_share_of_the_dp_reference_models_update() -> None:
     site = site_of(study())
     weights = trained_on_good(site)
-    wear_start(site, SiteState(dp_reference=weights))
-    started = parse_adapter_tensors(adapter_weights(site.lm))
     whole = parse_adapter_tensors(weights)
     name = next(one for one in whole if "lora_B" in one)
-    assert np.allclose(started[name], 0.5 * whole[name], atol=1e-7)
+    state = SiteState(dp_reference=weights)
+    weak = Fallback(action="no_pool", cause="llm_weaker", because="it is")
+    # Without the pool nothing makes up for the other half.
+    for start, share in ((state, 0.5), (state.with_fallback(1, weak), 1.0)):
+        wear_start(site, start, 1)
+        started = parse_adapter_tensors(adapter_weights(site.lm))
+        assert np.allclose(started[name], share * whole[name], atol=1e-7)
 
 
 @pytest.mark.parametrize("finish", [False, True])
