@@ -214,13 +214,13 @@ def tables(report: Mapping[str, Any]) -> list[TextTable]:
         found.append(_worth_table("What each part is worth", report["parts"]))
     if report["effects"]:
         found.append(_worth_table(f"What factors do to {report['ours']}", report["effects"]))
-    if report["settings"]:
-        found.append(_settings_table(report["settings"]))
     return found
 
 
-def _settings_table(tried: Sequence[Mapping[str, Any]]) -> TextTable:
-    rows = []
+def settings_table(report: Mapping[str, Any]) -> TextTable:
+    """Every condition at every setting that was tried; no rows where nothing varies."""
+    tried = report["settings"]
+    rows: list[tuple[str, ...]] = []
     for one in tried:
         low, high = (_percent(limit) for limit in one["interval"])
         rows.append(
@@ -234,7 +234,7 @@ def _settings_table(tried: Sequence[Mapping[str, Any]]) -> TextTable:
             )
         )
     # One name over each value; the last word of a dotted name says enough and is short.
-    names = [name.rpartition(".")[2] for name in tried[0]["factors"]]
+    names = [name.rpartition(".")[2] for name in (tried[0]["factors"] if tried else ())]
     return "Settings tried", ("condition", "eps", "worlds", "accuracy, 95%", "", *names), rows
 
 
