@@ -148,7 +148,7 @@ _ALL = (
     ),
     Arm(
         name="oracle",
-        summary="not private: samples that learning the records makes likelier by the most",
+        summary="not private: exact masses and data valuation, samples that suit best",
         changes=_RANDOM,
         asks="oracle",
         private=False,

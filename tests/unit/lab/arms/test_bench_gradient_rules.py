@@ -169,11 +169,14 @@ def test_without_that_budget_gradient_alignment_is_refused(laboratory: Laborator
 def test_the_oracle_asks_for_the_samples_that_are_the_sites_own_records(
     laboratory: Laboratory,
 ) -> None:
-    # Of the samples that the LLM solves, a few are the site's records, rationale and all.
+    # Of the samples of one cluster that the LLM solves, a few are the site's records, rationale
+    # and all.
     study = opened(laboratory, "oracle")
     paths = study.llm.paths()
-    quota = study.plan.allocation.quota
-    own = sorted(paths.texts)[1 : 1 + quota]
+    quota, clusters = study.plan.allocation.quota, study.sites[0].context.pool_clusters
+    largest = int(np.bincount(clusters[sorted(paths.texts)]).argmax())
+    own = [at for at in sorted(paths.texts) if clusters[at] == largest][1 : 1 + quota]
+    assert len(own) == quota
     units = tuple(
         Unit(
             unit_id=f"person-{at}",
@@ -195,7 +198,9 @@ def test_the_oracle_asks_for_the_samples_that_are_the_sites_own_records(
     assert guide is not None
     longer = study.plan.model_copy(
         update={
-            "guide": guide.model_copy(update={"last_pool_steps": 40, "pool_learning_rate": 0.05})
+            "guide": guide.model_copy(
+                update={"pool_steps": 20, "last_pool_steps": 40, "pool_learning_rate": 0.05}
+            )
         }
     )
     site = study.sites[0]
@@ -210,10 +215,25 @@ def test_the_oracle_asks_for_the_samples_that_are_the_sites_own_records(
     )
     oracle = Oracle(llm=study.llm, units={site.name: units})
     assert sorted(np.flatnonzero(oracle.choose(turn)).tolist()) == own
-    # What the site has asked for already is left out, and so is what becomes no likelier.
+    useful = oracle.useful_clusters(turn)
+    assert useful[largest] == useful.max() > 0.5
+    # What the site has asked for already is left out.
     taken = replace(turn, available=study.llm.solved & ~np.isin(np.arange(50), own))
-    rest = np.flatnonzero(oracle.choose(taken))
-    assert not set(rest.tolist()) & set(own)
-    assert (oracle.gains(taken)[rest] > 0.0).all()
-    nobody = Oracle(llm=study.llm, units={site.name: ()})
-    assert not nobody.choose(turn).any()
+    assert not set(np.flatnonzero(oracle.choose(taken)).tolist()) & set(own)
+
+
+def test_without_a_valuation_to_make_exact_the_oracle_is_refused(laboratory: Laboratory) -> None:
+    study = opened(laboratory, "oracle")
+    site, guide = study.sites[0], study.plan.guide
+    assert guide is not None
+    bare = study.plan.model_copy(update={"guide": guide.model_copy(update={"trials": None})})
+    turn = Turn(
+        name=site.name,
+        site=replace(site.context, plan=bare),
+        state=site.state,
+        round_id=0,
+        noised=site_statistics(site.context, site.state, 0).value,
+        available=study.llm.solved,
+    )
+    with pytest.raises(ParameterError, match=r"needs guide\.trials"):
+        Oracle(llm=study.llm, units={site.name: laboratory.units[0]}).choose(turn)
