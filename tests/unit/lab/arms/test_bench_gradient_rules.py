@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,9 @@ from lada_lab.arms.gradient_release import (
     release_directions,
     sum_of_directions,
 )
-from lada_lab.arms.gradient_rules import direction_parameters
+from lada_lab.arms.gradient_rules import GradientAlignment, direction_parameters
 from lada_lab.arms.gradients import Sketch, unit_gradients, unit_rows
+from lada_lab.arms.ledgers import ArmLedger, SharedReleases
 from lada_lab.arms.oracle import Oracle
 from lada_lab.arms.pool_rules import Turn
 from lada_lab.arms.rounds import SimulatedStudy
@@ -31,6 +33,7 @@ from lada_secure.models.examples import RationaleExample, encode_example
 from lada_secure.models.loss import ExampleLoss, LossSettings
 from lada_secure.models.rationale_scoring import RationaleScorer
 from lada_secure.privacy.ledger.entries import ReserveEntry
+from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit
 
 STEPS = 2**14
@@ -166,6 +169,65 @@ def test_without_that_budget_gradient_alignment_is_refused(laboratory: Laborator
         direction_parameters(replace(study.sites[0].context, plan=bare))
 
 
+def as_records(study: SimulatedStudy, pool_indices: Sequence[int]) -> tuple[Unit, ...]:
+    """Units whose only records are pool samples, with the LLM's rationales for their own."""
+    pool, paths = study.llm.data.pool, study.llm.paths()
+    return tuple(
+        Unit(
+            unit_id=f"person-{at}",
+            records=(
+                Record(
+                    record_id=f"own-{at}",
+                    unit=f"person-{at}",
+                    question=pool[at].question,
+                    choices=(),
+                    answer=pool[at].answer,
+                    # Reasoning, then the answer in a last line.
+                    rationale=paths.texts[at].rpartition("\n")[0],
+                ),
+            ),
+        )
+        for at in pool_indices
+    )
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_gradient_alignment_asks_for_the_sample_that_is_the_sites_own_record(
+    place: int, laboratory: Laboratory
+) -> None:
+    study = opened(laboratory, "gradient-alignment")
+    own = sorted(study.llm.paths().texts)[place]
+    plan, guide = study.plan, study.plan.guide
+    assert guide is not None
+    assert guide.trials is not None
+    # One sample, and so little noise that it hides no single unit.
+    trials = guide.trials.model_copy(update={"noise_multiplier": 0.05})
+    loud = plan.model_copy(
+        update={
+            "privacy": plan.privacy.model_copy(update={"epsilon_cap": 499.0}),
+            "allocation": plan.allocation.model_copy(update={"quota": 1}),
+            "guide": guide.model_copy(update={"trials": trials}),
+        }
+    )
+    site = study.sites[0]
+    context = replace(
+        site.context,
+        plan=loud,
+        records=PrivateRecords(as_records(study, [own])),
+        book=ArmLedger(loud, site=site.name, shared=SharedReleases(), group="own"),
+    )
+    turn = Turn(
+        name=site.name,
+        site=context,
+        state=site.state,
+        round_id=0,
+        noised=site_statistics(site.context, site.state, 0).value,
+        available=study.llm.solved,
+    )
+    chosen = GradientAlignment(llm=study.llm).choose(turn)
+    assert np.flatnonzero(chosen).tolist() == [own]
+
+
 def test_the_oracle_asks_for_the_samples_that_are_the_sites_own_records(
     laboratory: Laboratory,
 ) -> None:
@@ -177,23 +239,7 @@ def test_the_oracle_asks_for_the_samples_that_are_the_sites_own_records(
     largest = int(np.bincount(clusters[sorted(paths.texts)]).argmax())
     own = [at for at in sorted(paths.texts) if clusters[at] == largest][1 : 1 + quota]
     assert len(own) == quota
-    units = tuple(
-        Unit(
-            unit_id=f"person-{at}",
-            records=(
-                Record(
-                    record_id=f"own-{at}",
-                    unit=f"person-{at}",
-                    question=study.llm.data.pool[at].question,
-                    choices=(),
-                    answer=study.llm.data.pool[at].answer,
-                    # Reasoning, then the answer in a last line.
-                    rationale=paths.texts[at].rpartition("\n")[0],
-                ),
-            ),
-        )
-        for at in own
-    )
+    units = as_records(study, own)
     guide = study.plan.guide
     assert guide is not None
     longer = study.plan.model_copy(
