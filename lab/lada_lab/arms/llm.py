@@ -54,6 +54,12 @@ class LlmPaths:
     losses: FloatArray
     cpu_s: float
 
+    @property
+    def solved(self) -> BoolArray:
+        """(n,) samples that have a rationale; a choice among options may have turned out wrong."""
+        written: BoolArray = np.isfinite(self.losses)
+        return written
+
 
 @dataclass(slots=True, kw_only=True)
 class _Looks:

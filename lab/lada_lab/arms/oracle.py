@@ -70,7 +70,7 @@ class Oracle:
         if turn.name not in self._useful:
             self._useful[turn.name] = self.useful_clusters(turn)
         useful = self._useful[turn.name]
-        available = turn.available & (useful >= _LEAST_SURE)[clusters]
+        available = turn.available & self.llm.paths().solved & (useful >= _LEAST_SURE)[clusters]
         quotas = cluster_quotas(
             self._masses(turn) * useful,
             plan.allocation.quota,

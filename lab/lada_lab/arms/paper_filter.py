@@ -111,7 +111,7 @@ class PaperRule:
         slm[list(paths.texts)] = path_losses(turn.site, paths.texts)
         return self._filter_of(turn).choose(
             pair_features(llm=paths.losses, slm=slm, topics=self._topics),
-            turn.available,
+            turn.available & paths.solved,
             clusters=turn.site.pool_clusters,
             shares=turn.noised.shares,
             quota=plan.allocation.quota,
@@ -158,9 +158,13 @@ class PaperTransfer:
         asked = {}
         for name, (site, state) in sites.items():
             site.wear(state)
-            chosen = self._filter_of(name).choose(
+            pair = self._filter_of(name)
+            # What the LLM has learned from this site already it is not asked about again.
+            left = candidates.copy()
+            left[[int(at) for seen in pair.history.rounds for at in seen.cells]] = False
+            chosen = pair.choose(
                 pair_features(llm=self.llm.answer_losses(), slm=answer_losses(site), topics=topics),
-                candidates,
+                left,
                 clusters=site.pool_clusters,
                 shares=np.ones(self.llm.clusters.count),
                 quota=transfer_of(plan).budget // len(sites),

@@ -135,6 +135,7 @@ def test_the_llms_filter_asks_each_site_within_its_part_of_the_budget(
     # The LLM has not changed.
     assert observed.rewards.tolist() == [0.0]
     assert observed.cells.tolist() == [indices[0]]
+    assert indices[0] not in study.inquiries.ask(sites, 1)[name]
 
 
 @pytest.mark.parametrize(
