@@ -22,7 +22,8 @@ from lada_secure.method.llm_transfer import Decision
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_round import confidence_excess, pick, site_statistics, solved
+from lada_secure.method.site_round import confidence_excess, site_statistics, solved
+from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import TrainedRound, train
 from lada_secure.models.adapters import AdapterWeights
@@ -150,7 +151,7 @@ class SimulatedStudy:
             chosen = self.rule.choose(turn)
             return state.with_picks(round_id, [int(at) for at in np.flatnonzero(chosen)])
         scores = self.llm.scores(choose_cells(self.plan, state, turn.noised).utilities)
-        return pick(turn.site, state, round_id, turn.noised, scores)
+        return pick_by_plan(turn.site, state, round_id, turn.noised, scores)
 
     def _trained(
         self,
