@@ -73,10 +73,6 @@ def _utility_band(view: CellView, _alpha: float) -> FloatArray:
     return view.beliefs.band * view.beliefs.mass_share
 
 
-def _utility_paper(view: CellView, alpha: float) -> FloatArray:
-    return view.promise(alpha)
-
-
 def _utility_domain(view: CellView, _alpha: float) -> FloatArray:
     return view.beliefs.mass_share.copy()
 
@@ -99,11 +95,6 @@ STRATEGIES: dict[str, Strategy] = {
             name="lada",
             summary="learnability band x noised mass x (exploitation + alpha exploration)",
             utility=_utility_lada,
-        ),
-        Strategy(
-            name="paper",
-            summary="largest change of exp(-loss): exploitation + alpha exploration alone",
-            utility=_utility_paper,
         ),
         Strategy(
             name="band",

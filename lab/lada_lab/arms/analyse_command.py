@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from lada_lab.arms.analysis_report import TextTable
 
 # As wide as a terminal that nobody has made wider.
 _WIDTH = 100
@@ -24,6 +28,10 @@ def analyse(
     harm: Annotated[
         float, typer.Option(max=0.0, help="No harm: the interval lies above so many points.")
     ] = -2.0,
+    settings: Annotated[
+        bool,
+        typer.Option("--settings", help="Show what was tried, best first, and compare nothing."),
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Also draw the differences as SVG.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, nothing else.")
@@ -50,27 +58,37 @@ def analyse(
         write_atomically(plot, difference_plot(report).encode("utf-8"))
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True))
+    elif settings:
+        from lada_lab.arms.analysis_report import settings_table
+
+        _show_tables([settings_table(report)])
     else:
         _show(report)
 
 
-def _show(report: dict[str, Any]) -> None:
+def _show_tables(tables: Sequence[TextTable]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from lada_lab.arms.analysis_report import tables
-
     console = Console(width=_WIDTH)
-    for title, head, rows in tables(report):
+    for title, head, rows in tables:
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
         for number, column in enumerate(head):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
             table.add_row(*row)
         console.print(table)
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from lada_lab.arms.analysis_report import tables
+
+    _show_tables(tables(report))
     hours = report["machine_hours"]
-    console.print(
+    Console(width=_WIDTH).print(
         f"Superior: interval above {100 * report['margin']:g} points and p <= {report['alpha']:g} "
         f"(sign flips over worlds, Holm). No harm: interval above {100 * report['harm']:g}. "
         f"Neither with fewer than {report['worlds_to_decide']} worlds. Worst: the lead at the site "

@@ -36,10 +36,11 @@ def analyse(
 ) -> dict[str, Any]:
     """Everything that the runs show, as JSON; accuracies and differences in shares.
 
-    Args: rivals: compared in every group where they were run; empty for all other conditions.
-        margin, harm: see `compare`.
+    Args: rivals: compared in every group where they were run; empty for all other conditions that
+        are private. margin, harm: see `compare`.
     Returns: groups: one entry per epsilon and point; parts: what each part is worth; effects: of
-        factors on `ours`.
+        factors on `ours`; settings: where anything varies, what was tried for every condition;
+        not_private: conditions whose runs read records that no ledger knows of.
     Raises: ParameterError: no runs, `ours` or a rival in none of them, or sites that differ.
     """
     groups = groups_of(runs)
@@ -49,7 +50,9 @@ def analyse(
         raise ParameterError(
             f"{', '.join(unknown)}: no such runs; expected some of {', '.join(names) or 'none'}"
         )
-    wanted = list(rivals) or [name for name in names if name != ours]
+    bare = list(dict.fromkeys(run.outcome.condition for run in runs if _not_private(run)))
+    # What is not private is no rival but a bound: a test against it would only correct the others.
+    wanted = list(rivals) or [name for name in names if name != ours and name not in bare]
     return {
         "ours": ours,
         "rivals": wanted,
@@ -73,7 +76,47 @@ def analyse(
             {**_where((), epsilon), **_worth_json(effect)}
             for epsilon, effect in main_effects(runs, arm=ours)
         ],
+        "settings": settings_tried(groups),
+        "not_private": bare,
     }
+
+
+def _not_private(run: Run) -> bool:
+    # Files of versions before ledgers were in them have no spent, and no epsilon for such runs.
+    return math.inf in (run.outcome.spent, run.outcome.epsilon)
+
+
+def settings_tried(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """Every condition at every setting that was tried, as JSON; empty where nothing varies.
+
+    By condition and epsilon, best first; best: the largest mean, of which there is one where all
+    settings were tried on the same worlds, and none where they were not.
+    """
+    if len({group.point for group in groups}) < 2:
+        return []
+    found: dict[tuple[str, float], list[RunGroup]] = {}
+    for group in groups:
+        for name, worlds in group.values.items():
+            if worlds:
+                found.setdefault((name, group.epsilon), []).append(group)
+    return [row for (name, _), tried in found.items() for row in _tried_json(name, tried)]
+
+
+def _tried_json(name: str, tried: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    estimates = {group.point: estimate(group.accuracies(name)) for group in tried}
+    alike = len({(tuple(sorted(group.values[name])), group.draws) for group in tried}) == 1
+    order = sorted(tried, key=lambda group: -estimates[group.point].mean)
+    return [
+        {
+            "condition": name,
+            **_where(group.point, group.epsilon),
+            **_estimate_json(estimates[group.point]),
+            "worlds": len(group.values[name]),
+            "draws": group.draws,
+            "best": alike and group is order[0],
+        }
+        for group in order
+    ]
 
 
 def _group_json(
@@ -174,18 +217,48 @@ def tables(report: Mapping[str, Any]) -> list[TextTable]:
     return found
 
 
+def settings_table(report: Mapping[str, Any]) -> TextTable:
+    """Every condition at every setting that was tried; no rows where nothing varies."""
+    tried = report["settings"]
+    rows: list[tuple[str, ...]] = []
+    for one in tried:
+        low, high = (_percent(limit) for limit in one["interval"])
+        rows.append(
+            (
+                one["condition"],
+                _epsilon(one),
+                str(one["worlds"]),
+                f"{_percent(one['mean'])} [{low}, {high}]",
+                "best" if one["best"] else "",
+                *one["factors"].values(),
+            )
+        )
+    # One name over each value; the last word of a dotted name says enough and is short.
+    names = [name.rpartition(".")[2] for name in (tried[0]["factors"] if tried else ())]
+    return "Settings tried", ("condition", "eps", "worlds", "accuracy, 95%", "", *names), rows
+
+
 def _comparison_table(report: Mapping[str, Any], group: Mapping[str, Any]) -> TextTable:
     ours = report["ours"]
     rows: list[tuple[str, ...]] = []
     mine = group["accuracy"][ours]
-    own = (ours, f"{mine['worlds']}", _percent(mine["mean"]), "", "", "", "", _harmed(group, ours))
+    own = (
+        _marked(report, ours),
+        f"{mine['worlds']}",
+        _percent(mine["mean"]),
+        "",
+        "",
+        "",
+        "",
+        _harmed(group, ours),
+    )
     rows.append(own)
     for one in group["comparisons"]:
         rival, worst = one["rival"], one["worst_site"]
         accuracy = group["accuracy"].get(rival, {"mean": None})
         rows.append(
             (
-                rival,
+                _marked(report, rival),
                 str(one["worlds"]),
                 _percent(accuracy["mean"]),
                 _points(one),
@@ -195,11 +268,21 @@ def _comparison_table(report: Mapping[str, Any], group: Mapping[str, Any]) -> Te
                 _harmed(group, rival),
             )
         )
+    for name in report["not_private"]:
+        if name in group["accuracy"] and name not in (ours, *report["rivals"]):
+            bound = group["accuracy"][name]
+            untested = ("",) * 5
+            worlds, accuracy = f"{bound['worlds']}", _percent(bound["mean"])
+            rows.append((_marked(report, name), worlds, accuracy, *untested))
     head = (
         "condition", "worlds", "accuracy", "behind by, 95%", "p", "decision", "worst", "harmed",
     )  # fmt: skip
     varied = point_text(tuple(group["factors"].items()))
     return f"{ours} at epsilon {_epsilon(group)}{', ' if varied else ''}{varied}", head, rows
+
+
+def _marked(report: Mapping[str, Any], name: str) -> str:
+    return f"{name} (not private)" if name in report["not_private"] else name
 
 
 def _worth_table(title: str, worths: Sequence[Mapping[str, Any]]) -> TextTable:

@@ -13,25 +13,31 @@ from lada_secure.errors import ParameterError
 
 BaselineName: TypeAlias = Literal["fedmkt", "fedcollm"]
 BASELINES: tuple[BaselineName, ...] = ("fedmkt", "fedcollm")
+Asks: TypeAlias = Literal[
+    "method", "loss-based", "gradient-alignment", "paper", "oracle", "all", "none"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
     """One condition.
 
-    changes: to the shared plan, by dotted name. asks: who chooses samples: the method by the plan's
-    strategy; "loss-based" for the largest gap of losses (dual minimum cross-entropy, Fan et al.
-    2024), which sees every sample's loss; "all" for every pool sample at once; "none" for no pool.
-    baseline: whose payload and loss train the student; None for the method's own. ablation: run at
-    the largest epsilon alone.
+    changes: to the shared plan, by dotted name: what the arm is. defaults: likewise, how it is
+    tuned; a setting of the caller's comes before them. asks: who chooses samples: the method by the
+    plan's strategy; a rule that sees every sample (`lada_lab.arms.rivals`); "all" for every pool
+    sample at once; "none" for no pool. baseline: whose payload and loss train the student; None for
+    the method's own. ablation: run at the largest epsilon alone. private: whether all that it reads
+    of records is paid for.
     """
 
     name: str
     summary: str
     changes: Mapping[str, Json] = field(default_factory=dict)
-    asks: Literal["method", "loss-based", "all", "none"] = "method"
+    defaults: Mapping[str, Json] = field(default_factory=dict)
+    asks: Asks = "method"
     baseline: BaselineName | None = None
     ablation: bool = False
+    private: bool = True
 
     @property
     def teaches_llm(self) -> bool:
@@ -69,6 +75,14 @@ _TRANSFER: Json = {
     "learning_rate": 5e-4,
     "contrastive_weight": 0.1,
     "contrastive_form": "margin",
+}
+
+# EE-Net adds both networks up; the contrast of whole rationales is the paper's, of the forms at
+# hand the one that has a reference model.
+_PAPER: Mapping[str, Json] = {
+    "allocation.exploration_weight": 1.0,
+    "distillation.contrastive_weight": 0.1,
+    "distillation.contrastive_form": "dpo",
 }
 
 # Forms of the learnability gap: what cells and samples are worth, and how samples are drawn.
@@ -127,9 +141,43 @@ _ALL = (
         asks="loss-based",
     ),
     Arm(
+        name="gradient-alignment",
+        summary="samples whose gradients align with a noised one of the records",
+        changes=_RANDOM,
+        asks="gradient-alignment",
+    ),
+    Arm(
+        name="oracle",
+        summary="not private: exact masses and data valuation, samples that suit best",
+        changes=_RANDOM,
+        asks="oracle",
+        private=False,
+    ),
+    Arm(
         name="paper",
-        summary="largest predicted change of exp(-loss)",
-        changes={"allocation.strategy": "paper", **_UNSCREENED},
+        summary="LaDa's own data filter by sample and pair, with its contrastive loss",
+        changes=_RANDOM,
+        defaults=_PAPER,
+        asks="paper",
+    ),
+    Arm(
+        name="paper-screen",
+        summary="paper, rationales screened by p",
+        changes={"allocation.strategy": "random"},
+        defaults=_PAPER,
+        asks="paper",
+    ),
+    Arm(
+        name="paper-transfer",
+        summary="paper, and its filter of the other direction: the LLM learns from the sites",
+        changes={**_RANDOM, "uplink": _TRANSFER},
+        defaults=_PAPER,
+        asks="paper",
+    ),
+    Arm(
+        name="domain-guide",
+        summary="quotas by noised mass, judged by the DP reference model alone",
+        changes={"allocation.strategy": "valuation", "guide.trials": None},
     ),
     Arm(
         name="no-valuation",
@@ -179,6 +227,12 @@ _ALL = (
                 baseline=baseline,
             ),
             Arm(name=f"lada-{baseline}", summary=f"LaDa in front of {baseline}", baseline=baseline),
+            Arm(
+                name=f"{baseline}-topics",
+                summary=f"topic-quotas in front of {baseline}",
+                changes={"allocation.strategy": "domain"},
+                baseline=baseline,
+            ),
         )
     ),
     Arm(
@@ -201,7 +255,7 @@ _ALL = (
     *(
         Arm(name=one.name, summary=one.summary, changes={"allocation.strategy": one.name})
         for one in STRATEGIES.values()
-        if one.name not in ("random", "paper")
+        if one.name != "random"
     ),
 )
 

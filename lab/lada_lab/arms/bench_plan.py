@@ -125,6 +125,8 @@ class BenchPlan:
                     "asks": arm.asks,
                     "baseline": arm.baseline,
                     "ablation": arm.ablation,
+                    "private": arm.private,
+                    "defaults": dict(arm.defaults),
                     "changes": dict(arm.changes),
                 }
                 for arm in self.arms
@@ -147,4 +149,5 @@ def settings_json(settings: LabSettings) -> dict[str, Any]:
         "noise_rate": settings.noise_rate,
         "batch_size": settings.batch_size,
         "world": asdict(settings.world),
+        "chosen": sorted(settings.chosen),
     }

@@ -192,7 +192,7 @@ def _show_figures(figures: Mapping[str, Any], *, title: str) -> None:
     for name, found in figures["accuracy"].items():
         lead = ahead.get(name)
         table.add_row(
-            name,
+            f"{name} (not private)" if name in figures["not_private"] else name,
             f"{found['mean']:.1%}",
             _interval(found["interval"], percent=True),
             "" if lead is None else f"{100 * lead['mean']:+.1f} {_interval(lead['interval'])}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,10 +35,30 @@ from lada_secure.models.evaluation import accuracy, rationale_log_probabilities
 from lada_secure.models.examples import RationaleExample
 from lada_secure.models.loading import LanguageModel
 from lada_secure.models.preflight import needed_tokens
+from lada_secure.models.rationales import GREEDY, generate_rationales
 from lada_secure.models.tuning import TuningSettings, tune_on_rationales
 
 # As the protocol has it: a row of the matrix adds up to 1 at most.
 _ROW_BOUND = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LlmPaths:
+    """What the LLM writes for every sample that it solves, asked for or not.
+
+    texts: by pool index, greedy. losses: (n,) of the LLM on them, nats per token, +inf for all
+    others. cpu_s: seconds of computing that it took.
+    """
+
+    texts: Mapping[int, str]
+    losses: FloatArray
+    cpu_s: float
+
+    @property
+    def solved(self) -> BoolArray:
+        """(n,) samples that have a rationale; a choice among options may have turned out wrong."""
+        written: BoolArray = np.isfinite(self.losses)
+        return written
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +69,7 @@ class _Looks:
     rows: FloatArray | None = None
     accuracy: float | None = None
     answer_losses: FloatArray | None = None
+    paths: LlmPaths | None = None
     written: dict[int, str] = field(default_factory=dict)
 
 
@@ -61,6 +83,7 @@ class LabLlm:
     clusters: Clusters
     embeddings: Float32Array
     spared_s: float = 0.0
+    _paths_counted: bool = False
     _looks: _Looks = field(default_factory=_Looks)
 
     @classmethod
@@ -127,6 +150,16 @@ class LabLlm:
             for index, text in texts.items()
         ]
 
+    def losses_on(self, texts: Mapping[int, str]) -> FloatArray:
+        """Of rationales by pool index, nats per token, (m,), as the LLM is now."""
+        pool = self.data.pool
+        return rationale_log_probabilities(
+            self.lm,
+            [self.lm.form.prompt(pool[at].question, pool[at].choices) for at in texts],
+            list(texts.values()),
+            batch_size=BATCH_SIZE,
+        ).losses
+
     def answer_losses(self) -> FloatArray:
         """(n,) losses on the gold answers alone, nats per token."""
         if self._looks.answer_losses is None:
@@ -140,6 +173,34 @@ class LabLlm:
                 batch_size=BATCH_SIZE,
             ).losses
         return self._looks.answer_losses
+
+    def paths(self) -> LlmPaths:
+        """What it would write for the whole pool, for rules that are not blind.
+
+        What another arm had it write already is counted as spared, once.
+        """
+        if self._looks.paths is None:
+            self._looks.paths = self._written_paths()
+        elif not self._paths_counted:
+            self.spared_s += self._looks.paths.cpu_s
+        self._paths_counted = True
+        return self._looks.paths
+
+    def _written_paths(self) -> LlmPaths:
+        solved = [int(at) for at in np.flatnonzero(self.solved)]
+        started, pool = time.process_time(), self.data.pool
+        indices = {pool[at].sample_id: at for at in solved}
+        written = generate_rationales(
+            self.lm,
+            [pool[at] for at in solved],
+            max_new_tokens=self.plan.paths.max_new_tokens,
+            sampling=GREEDY,
+            batch_size=GENERATION_BATCH_SIZE,
+        )
+        texts = {indices[one.sample_id]: one.path for one in written.paths}
+        losses: FloatArray = np.full(len(pool), np.inf)
+        losses[list(texts)] = self.losses_on(texts)
+        return LlmPaths(texts=texts, losses=losses, cpu_s=time.process_time() - started)
 
     def accuracy(self) -> float:
         """Share of right answers on all sites' held-out records in the public's manner.

@@ -122,7 +122,13 @@ def bench_settings(
     except ParameterError as error:
         raise ParameterError(f"--set {error}") from error
     # All at once, because some settings only fit each other.
-    return replace(settings, **own, plan=changed, world=replace(settings.world, **world))
+    return replace(
+        settings,
+        **own,
+        plan=changed,
+        world=replace(settings.world, **world),
+        chosen=frozenset(plan),
+    )
 
 
 def _checked(name: str, value: Any, target: Any) -> Any:

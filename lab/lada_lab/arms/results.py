@@ -57,7 +57,8 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
     against that baseline. llm_gain.<condition>: where the LLM learns, after less before.
     samples.<condition>: per site, over a study. transfer.<condition>: over all its rounds.
     cpu_s.<condition>: of one study, with what earlier arms had computed of it already.
-    spent.<condition>: largest epsilon in a ledger. by_seed.<condition>: accuracies.
+    spent.<condition>: largest epsilon in a ledger, None where the condition is not private; such
+    ones are named in not_private. by_seed.<condition>: accuracies.
     """
     groups: dict[str, list[Outcome]] = {}
     for one in outcomes:
@@ -86,9 +87,10 @@ def tabulate(outcomes: Sequence[Outcome], *, largest: float) -> dict[str, Any]:
         "transfer": {
             name: _transfers(found) for name, found in groups.items() if found[0].transfers
         },
-        "spent": {
-            name: round(max(one.spent for one in found), 4) for name, found in groups.items()
-        },
+        "spent": {name: _largest_spent(found) for name, found in groups.items()},
+        "not_private": [
+            name for name, found in groups.items() if not ARMS[found[0].condition].private
+        ],
         "cpu_s": {
             name: round(float(np.mean([one.alone_s for one in found])), 1)
             for name, found in groups.items()
@@ -121,6 +123,12 @@ def _compared_with(ours: str, names: Iterable[str]) -> list[str]:
         if one.baseline == arm.baseline and one != arm
     }
     return [name for name in names if name in alone]
+
+
+def _largest_spent(outcomes: Sequence[Outcome]) -> float | None:
+    # JSON has no infinity.
+    spent = max(one.spent for one in outcomes)
+    return round(spent, 4) if math.isfinite(spent) else None
 
 
 def _samples(outcomes: Sequence[Outcome]) -> dict[str, float]:

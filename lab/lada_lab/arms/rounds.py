@@ -6,7 +6,7 @@ computed in the clear from the matrix in its committed form, and read in the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,8 @@ from lada_lab.arms.arms import Arm
 from lada_lab.arms.baseline_rounds import BaselineRounds
 from lada_lab.arms.ledgers import ArmLedger
 from lada_lab.arms.llm import LabLlm
-from lada_secure.allocation.selection import pick
+from lada_lab.arms.paper_filter import PaperTransfer
+from lada_lab.arms.pool_rules import PoolRule, Turn
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.method.llm_transfer import Decision
 from lada_secure.method.plan import MethodPlan
@@ -26,7 +27,6 @@ from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import ReceivedRationale, SiteState
 from lada_secure.method.site_training import TrainedRound, train
 from lada_secure.models.adapters import AdapterWeights
-from lada_secure.models.evaluation import rationale_log_probabilities
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,28 +87,41 @@ class SimulatedRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedStudy:
-    """One arm's study under one plan. spared_s: seconds on the SLM that another arm had spent."""
+    """One arm's study under one plan.
+
+    rule: who chooses samples where the method does not. inquiries: who chooses what sites are asked
+    about in SLM-to-LLM transfer, where the method does not. spared_s: seconds on the SLM that
+    another arm had spent.
+    """
 
     arm: Arm
     plan: MethodPlan
     llm: LabLlm
     sites: tuple[SimulatedSite, ...]
     baseline: BaselineRounds | None
+    rule: PoolRule | None = None
+    inquiries: PaperTransfer | None = None
     spared_s: float = 0.0
 
     def run_round(self, round_id: int) -> SimulatedRound:
         """Take every site and the LLM through a round; rounds come in their order."""
         noised = [site_statistics(site.context, site.state, round_id).value for site in self.sites]
         demand = [0] * self.plan.pool_size
-        for site, statistics in zip(self.sites, noised, strict=True):
-            site.state = self._asked(site, round_id, statistics)
+        turns = [
+            self._turn(site, round_id, statistics)
+            for site, statistics in zip(self.sites, noised, strict=True)
+        ]
+        for site, turn in zip(self.sites, turns, strict=True):
+            site.state = self._asked(turn)
             for index in site.state.picks[round_id]:
                 demand[index] += 1
         received = self.llm.write(demand)
         # An arm that asks by a rule of its own keeps to it; the method's own choice may fall back.
         wanted = sum(count > 0 for count in demand) if self.arm.asks == "method" else None
         trained = self._trained(noised, received, round_id, demanded=wanted)
-        for site, done in zip(self.sites, trained, strict=True):
+        for site, turn, done in zip(self.sites, turns, trained, strict=True):
+            if self.rule is not None:
+                self.rule.learn(turn, done)
             site.state = done.state
             site.report(done.trained_on, self.llm.data.harmful)
         return SimulatedRound(
@@ -118,17 +131,31 @@ class SimulatedStudy:
             transfer=None if self.plan.transfer_in(round_id) is None else self._transfer(round_id),
         )
 
-    def _asked(self, site: SimulatedSite, round_id: int, noised: NoisedStatistics) -> SiteState:
+    def _turn(self, site: SimulatedSite, round_id: int, noised: NoisedStatistics) -> Turn:
+        # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
+        available = self.llm.solved.copy()
+        available[sorted(site.state.picked_before(round_id))] = False
+        return Turn(
+            name=site.name,
+            site=site.context,
+            state=site.state,
+            round_id=round_id,
+            noised=noised,
+            available=available,
+        )
+
+    def _asked(self, turn: Turn) -> SiteState:
         """What a site asks for, by the plan's strategy or by the arm's own rule."""
-        asks, state = self.arm.asks, site.state
+        asks, state, round_id = self.arm.asks, turn.state, turn.round_id
         if asks == "none" or (asks == "all" and round_id > 0):
             return state.with_picks(round_id, ())
         if asks == "all":
-            return state.with_picks(round_id, [int(at) for at in np.flatnonzero(self.llm.solved)])
-        if asks == "loss-based":
-            return state.with_picks(round_id, self._largest_gap(site, round_id))
-        scores = self.llm.scores(choose_cells(self.plan, state, noised).utilities)
-        return pick_by_plan(site.context, state, round_id, noised, scores)
+            return state.with_picks(round_id, [int(at) for at in np.flatnonzero(turn.available)])
+        if self.rule is not None:
+            chosen = self.rule.choose(turn)
+            return state.with_picks(round_id, [int(at) for at in np.flatnonzero(chosen)])
+        scores = self.llm.scores(choose_cells(self.plan, state, turn.noised).utilities)
+        return pick_by_plan(turn.site, state, round_id, turn.noised, scores)
 
     def _trained(
         self,
@@ -147,36 +174,29 @@ class SimulatedStudy:
         ]
 
     def _transfer(self, round_id: int) -> Transfer:
-        """Add up what sites know better, ask them about it, and let the LLM learn or stay."""
+        """Find what sites know better, ask them about it, and let the LLM learn or stay."""
+        asked = self._inquired(round_id)
+        written = {
+            site.name: solved(site.context, site.state, asked[site.name]) for site in self.sites
+        }
+        if self.inquiries is not None:
+            self.inquiries.before(written)
+        decision = self.llm.improve(written, seed=self.plan.seed + round_id)
+        if self.inquiries is not None:
+            self.inquiries.after(written, round_id)
+        return Transfer(
+            asked=tuple(sorted({index for one in asked.values() for index in one})),
+            decision=decision,
+        )
+
+    def _inquired(self, round_id: int) -> Mapping[str, Sequence[int]]:
+        """What every site is asked about: where the sum of their excess passes, or by a rule."""
+        if self.inquiries is not None:
+            sites = {site.name: (site.context, site.state) for site in self.sites}
+            return self.inquiries.ask(sites, round_id)
         for site in self.sites:
             excess = confidence_excess(site.context, site.state)
             site.state = site.state.with_excess(round_id, [int(entry) for entry in excess])
         opened = np.sum([site.state.excess[round_id] for site in self.sites], axis=0)
         asked = self.llm.inquire([int(entry) for entry in opened])
-        written = {site.name: solved(site.context, site.state, asked) for site in self.sites}
-        return Transfer(
-            asked=tuple(asked),
-            decision=self.llm.improve(written, seed=self.plan.seed + round_id),
-        )
-
-    def _largest_gap(self, site: SimulatedSite, round_id: int) -> list[int]:
-        """Samples whose gold answer the LLM finds likelier than the SLM, by the most."""
-        context, pool = site.context, site.context.pool
-        context.wear(site.state)
-        own = rationale_log_probabilities(
-            context.lm,
-            [context.lm.form.prompt(sample.question, sample.choices) for sample in pool],
-            [context.lm.form.target(sample.answer, sample.choices, None) for sample in pool],
-            batch_size=context.execution.batch_size,
-        ).losses
-        # As in all other arms, no pick is wasted on a sample that the LLM cannot solve.
-        available = self.llm.solved.copy()
-        available[sorted(site.state.picked_before(round_id))] = False
-        gap = own - self.llm.answer_losses()
-        chosen = pick(
-            gap,
-            available & (gap >= 1e-9),
-            quota=self.plan.allocation.quota,
-            seed=self.plan.seed,
-        )
-        return [int(at) for at in np.flatnonzero(chosen)]
+        return {site.name: asked for site in self.sites}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,8 @@ from lada_lab.arms.arms import POOL_SHARES, Arm
 from lada_lab.arms.baseline_rounds import BaselineRounds
 from lada_lab.arms.ledgers import ArmLedger, SharedReleases
 from lada_lab.arms.llm import LabLlm
+from lada_lab.arms.paper_filter import PaperTransfer
+from lada_lab.arms.rivals import open_rule
 from lada_lab.arms.rounds import SimulatedSite, SimulatedStudy
 from lada_lab.arms.study import LabSettings, study_plan
 from lada_lab.worlds.bench_models import LLM_PRETRAINING, SLM_PRETRAINING, bench_model
@@ -45,7 +48,8 @@ class Outcome:
 
     accuracy: mean over sites of their students, by_site: each. llm_before, llm_accuracy: of the LLM
     on the sites' held-out records that are in the public's manner, before and after the study.
-    epsilon: the study's; spent: what the ledgers say, the largest. details: per site, one report a
+    epsilon: the study's; spent: what the ledgers say, the largest, infinite for an arm that is not
+    private. details: per site, one report a
     round. transfers: one report a round of SLM-to-LLM transfer. cpu_s: of this arm, less what
     another arm had computed before it; alone_s: with that, so whatever the order of arms.
     """
@@ -174,7 +178,7 @@ class Laboratory:
             by_site=by_site,
             llm_before=llm_before,
             llm_accuracy=study.llm.accuracy(),
-            spent=max(site.ledger.epsilon_spent(plan.privacy.target_delta) for site in study.sites),
+            spent=_spent(study),
             cpu_s=cpu_s,
             alone_s=cpu_s + spared_s,
             details={site.name: site.reports for site in study.sites},
@@ -187,29 +191,36 @@ class Laboratory:
         spared_s = 0.0
         if arm.asks == "method" and plan.allocation.fallback != "off":
             spared_s = self._ask_untaught([site.context for site in sites])
+        units = {site.name: own for site, own in zip(sites, self.units, strict=True)}
         baseline = None
         if arm.baseline is not None:
             baseline = BaselineRounds.open(arm.baseline, llm, [site.context for site in sites])
+        papers_own = arm.asks == "paper" and plan.uplink is not None
         return SimulatedStudy(
             arm=arm,
             plan=plan,
             llm=llm,
             sites=tuple(sites),
             baseline=baseline,
+            rule=open_rule(arm.asks, llm, units),
+            inquiries=PaperTransfer(llm=llm) if papers_own else None,
             spared_s=spared_s,
         )
 
     def plan_of(self, arm: Arm, epsilon: float) -> MethodPlan:
         """The plan of an arm at an epsilon; see `study_plan`."""
         data = self.prepared.data
-        changes: dict[str, Json] = dict(arm.changes)
+        chosen = self.settings.chosen
+        tuned = {name: value for name, value in arm.defaults.items() if name not in chosen}
+        changes: dict[str, Json] = {**tuned, **arm.changes}
         if arm.asks == "all":
             changes |= {"paths.budget": len(data.pool), "allocation.quota": len(data.pool)}
         if isinstance(transfer := changes.get("uplink"), dict):
-            # Students know what their records say when they have ended on them.
-            last = self.settings.plan.rounds - 1
+            # Students know what their records say when they have ended on them; the paper's rule
+            # has to see rewards first.
+            first = 0 if arm.asks == "paper" else self.settings.plan.rounds - 1
             sizes = {name: round(share * len(data.pool)) for name, share in POOL_SHARES.items()}
-            changes["uplink"] = {**transfer, **sizes, "first_round": last}
+            changes["uplink"] = {**transfer, **sizes, "first_round": first}
         return study_plan(
             self.settings,
             changes,
@@ -304,6 +315,14 @@ class Laboratory:
             batch_size=self.settings.batch_size,
             max_new_tokens=site.context.plan.paths.max_new_tokens,
         )
+
+
+def _spent(study: SimulatedStudy) -> float:
+    """The largest epsilon in any ledger; without bound where records were read beside them."""
+    if not study.arm.private:
+        return math.inf
+    delta = study.plan.privacy.target_delta
+    return max(site.ledger.epsilon_spent(delta) for site in study.sites)
 
 
 def _group(plan: MethodPlan) -> str:

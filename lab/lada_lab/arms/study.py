@@ -103,12 +103,15 @@ class LabSettings:
     plan: its noise, sampling probability and learning rate are set for each epsilon, the pool and
     the seed for each world. noise_rate: largest product of the learning rate of DP-SGD and its
     noise per expected unit, see `study_plan`. batch_size: texts at a time, as memory allows.
+    chosen: fields of the plan that the caller has set, by dotted name; an arm's own defaults give
+    way to them.
     """
 
     plan: MethodPlan = TINY_PLAN
     noise_rate: float = 2.4e-4
     batch_size: int = 256
     world: WorldSettings | WardSettings | NaturalSettings = field(default_factory=WorldSettings)
+    chosen: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.noise_rate > 0.0:

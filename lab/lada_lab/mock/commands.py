@@ -51,7 +51,7 @@ def run(
         str | None,
         typer.Option(
             "--strategy",
-            help="How samples are allocated: lada, guided, band, domain, paper or random. "
+            help="How samples are allocated: lada, guided, band, domain or random. "
             "Default: the preset's.",
             show_default=False,
         ),

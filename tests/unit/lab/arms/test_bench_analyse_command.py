@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -89,6 +90,78 @@ def test_tables_fit_a_hundred_columns(tmp_path: Path) -> None:
     rows = [line for line in text.splitlines() if line.split()[:1] == ["random"]]
     assert len(rows) == 2
     assert "+30" in rows[0]
+
+
+def tuning(tmp_path: Path) -> Path:
+    """Two weights at which a rival was tried in three worlds, the second one better."""
+    found = [
+        made_up_run(name, seed, [lead + share, lead + share], point=(("loss.weight", weight),))
+        for name, lead in (("topic-quotas", 0.0), ("random", 0.1))
+        for weight, share in (("0.0", 0.2), ("0.3", 0.4))
+        for seed in (10_001, 10_002, 10_003)
+    ]
+    path = tmp_path / "tuning.csv"
+    path.write_text(csv_text(found, ["loss.weight"]))
+    return path
+
+
+def test_settings_that_were_tried_are_a_table_with_the_best_of_each_condition(
+    tmp_path: Path,
+) -> None:
+    path = tuning(tmp_path)
+    report = json.loads(analyse(path, "--ours", "topic-quotas", "--json"))
+    rows = [
+        (one["condition"], one["factors"]["loss.weight"], one["mean"], one["best"])
+        for one in report["settings"]
+    ]
+    assert rows == [
+        ("topic-quotas", "0.3", 0.4, True),
+        ("topic-quotas", "0.0", 0.2, False),
+        ("random", "0.3", 0.5, True),
+        ("random", "0.0", 0.3, False),
+    ]
+    assert all((one["worlds"], one["draws"]) == (3, 1) for one in report["settings"])
+    text = analyse(path, "--ours", "topic-quotas", "--settings")
+    rows_of_text = [line.split() for line in text.splitlines()]
+    (best,) = [row for row in rows_of_text if row[:1] == ["topic-quotas"] and "best" in row]
+    assert best[-2:] == ["best", "0.3"]
+    assert "Superior" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_no_setting_is_the_best_of_others_that_were_tried_on_other_worlds(tmp_path: Path) -> None:
+    path = tuning(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    kept = [one for one in lines if not ("topic-quotas" in one and "10003" in one and "0.3" in one)]
+    path.write_text("".join(kept))
+    report = json.loads(analyse(path, "--ours", "topic-quotas", "--json"))
+    best = {one["condition"] for one in report["settings"] if one["best"]}
+    assert best == {"random"}
+
+
+def test_one_setting_is_no_table(file: Path) -> None:
+    assert json.loads(analyse(file, "--json"))["settings"] == []
+    assert "random" not in analyse(file, "--settings")
+
+
+def test_what_is_not_private_is_marked_and_is_no_rival(file: Path) -> None:
+    bare = [
+        made_up_run("oracle", seed, [0.9] * 3, draw=draw, cost=(math.inf, 10.0))
+        for seed in range(100, 107)
+        for draw in (1, 2)
+    ]
+    file.write_text(csv_text([*runs(), *bare]))
+    report = json.loads(analyse(file, "--json"))
+    assert report["not_private"] == ["oracle"]
+    assert "oracle" not in report["rivals"]
+    (group,) = report["groups"]
+    assert group["accuracy"]["oracle"]["mean"] == pytest.approx(0.9)
+    # Three rivals are corrected for, not four.
+    assert {one["p_holm"] for one in group["comparisons"]} == {round(6 / 2**7, 6)}
+    (row,) = [line for line in analyse(file).splitlines() if line.split()[:1] == ["oracle"]]
+    assert row.split()[1:4] == ["(not", "private)", "7"]
+    named = json.loads(analyse(file, "--rivals", "oracle,random", "--json"))
+    assert [one["rival"] for one in named["groups"][0]["comparisons"]] == ["oracle", "random"]
 
 
 def test_the_drawing_has_a_line_per_rival_and_is_the_same_again(file: Path, tmp_path: Path) -> None:

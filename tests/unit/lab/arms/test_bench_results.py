@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -79,6 +82,15 @@ def test_the_report_has_the_fields_that_readers_rely_on() -> None:
     assert found["cpu_s"]["random"] == 10.0
     assert found["spent"]["random"] == 7.9
     assert found["by_seed"]["random"] == {"1": 0.2, "2": 0.4}
+
+
+def test_what_is_not_private_is_said_to_be_and_has_no_epsilon() -> None:
+    bare = replace(outcome("oracle", 1, 0.9), spent=math.inf)
+    found = tabulate([*STUDY, bare], largest=8.0)
+    assert found["not_private"] == ["oracle"]
+    assert found["spent"]["oracle"] is None
+    # A JSON of numbers alone, without an infinity that no other reader knows.
+    json.dumps(found, allow_nan=False)
 
 
 def test_lada_in_front_of_a_baseline_is_compared_with_that_baseline_alone() -> None:

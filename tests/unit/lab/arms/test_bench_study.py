@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lada_lab.arms.arms import ARMS, DRAWS, FORMS, arms_named
-from lada_lab.arms.presets import bench_settings
+from lada_lab.arms.grid import parse_factor, points_of
+from lada_lab.arms.presets import PRESETS, bench_settings
 from lada_lab.arms.simulation import PreparedWorld
 from lada_lab.arms.study import LabSettings, calibrated_noise, changed_plan, study_plan
 from lada_secure.allocation.strategies import STRATEGIES
@@ -56,6 +57,27 @@ def test_changes_that_only_fit_together_are_made_at_once() -> None:
 def test_a_wrong_change_is_refused_by_name(change: str, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         settings(change)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_grid_of_contrasts_is_one_command_on_every_preset(preset: str) -> None:
+    weights = parse_factor("distillation.contrastive_weight=0.0,0.03,0.1,0.3")
+    forms = parse_factor('distillation.contrastive_form="dpo","margin"')
+    found = [
+        bench_settings(
+            preset,
+            harmful=None,
+            held_out=None,
+            changes=[f"{name}={level}" for name, level in point],
+        )
+        for point in points_of([weights, forms])
+    ]
+    assert {
+        (one.plan.distillation.contrastive_form, one.plan.distillation.contrastive_weight)
+        for one in found
+    } == {(form, weight) for form in ("dpo", "margin") for weight in (0.0, 0.03, 0.1, 0.3)}
+    # An arm's own defaults give way to them.
+    assert all({weights.name, forms.name} == one.chosen for one in found)
 
 
 def test_an_unknown_preset_is_refused() -> None:
