@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.draws import answer_strata
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.data.records import PoolSample
 from lada_secure.method.execution import Execution
@@ -33,7 +34,8 @@ class SiteContext:
 
     lm: with adapters, whose weights every step sets for itself. reference: those from before any
     training. pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,) of the pool's
-    gold answers, see `lada_secure.allocation.draws`.
+    gold answers, see `lada_secure.allocation.draws`. untrained: what `reference` makes of the pool,
+    once somebody has asked, for as long as plan and pool are these; sites may share it.
     """
 
     plan: MethodPlan
@@ -47,6 +49,7 @@ class SiteContext:
     records: PrivateRecords
     book: LedgerBook
     execution: Execution
+    untrained: list[SlmKnowledge] = field(default_factory=list)
 
     @classmethod
     def open(

@@ -96,6 +96,8 @@ def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:
     """
     if not sample_rule(site.plan).reads_slm:
         return None
+    if state.student is None and site.untrained:
+        return site.untrained[0]
     site.wear(state)
     answers = answer_pool(
         site.lm,
@@ -103,7 +105,10 @@ def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:
         batch_size=site.execution.batch_size,
         max_new_tokens=site.plan.paths.max_new_tokens,
     )
-    return SlmKnowledge(right=answers.right, confidence=answers.confidence)
+    known = SlmKnowledge(right=answers.right, confidence=answers.confidence)
+    if state.student is None:
+        site.untrained.append(known)
+    return known
 
 
 def site_adapters(site: SiteContext, state: SiteState, round_id: int) -> Released[AdapterWeights]:

@@ -23,6 +23,7 @@ from lada_lab.worlds.study_data import BenchData, check_pool
 from lada_lab.worlds.ward_models import LLM_TUNING, SLM_TUNING, ward_model
 from lada_lab.worlds.wards import WardSettings, build_ward_data
 from lada_secure.allocation.cells import Clusters, fit_clusters
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
@@ -33,8 +34,12 @@ from lada_secure.method.site_state import SiteState
 from lada_secure.models.embedding import Embedder, embedder
 from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import load_folder
+from lada_secure.models.rationale_scoring import frozen_outputs_shared
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit, bound_units
+
+# Room for outputs of the SLM's frozen layers, all sites together.
+_FROZEN_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,13 +158,16 @@ class Laboratory:
         study = self.study(arm, plan)
         llm_before = study.llm.accuracy()
         transfers: list[dict[str, int | bool]] = []
-        for round_id in range(plan.rounds):
-            done = study.run_round(round_id)
-            if done.transfer is not None:
-                transfers.append(done.transfer.report())
-            if progress is not None:
-                progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
-        by_site = tuple(self._accuracy(site, number) for number, site in enumerate(study.sites))
+        # All sites' SLMs are one model. Not beyond an arm: `alone_s` is not to depend on others.
+        slm = study.sites[0].context.lm.model
+        with frozen_outputs_shared(slm, cache_bytes=_FROZEN_BYTES):
+            for round_id in range(plan.rounds):
+                done = study.run_round(round_id)
+                if done.transfer is not None:
+                    transfers.append(done.transfer.report())
+                if progress is not None:
+                    progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
+            by_site = tuple(self._accuracy(site, number) for number, site in enumerate(study.sites))
         cpu_s = time.process_time() - started
         spared_s = study.llm.spared_s + sum(site.ledger.spared_s for site in study.sites)
         return Outcome(
@@ -228,6 +236,7 @@ class Laboratory:
 
     def _sites(self, plan: MethodPlan) -> list[SimulatedSite]:
         found = []
+        untrained: list[SlmKnowledge] = []
         for data, units in zip(self.prepared.data.sites, self.units, strict=True):
             shared = self._shared.setdefault(data.name, SharedReleases())
             ledger = ArmLedger(plan, site=data.name, shared=shared, group=_group(plan))
@@ -239,6 +248,7 @@ class Laboratory:
                 records=PrivateRecords(units),
                 book=ledger,
                 execution=Execution(threads=1, batch_size=self.settings.batch_size),
+                untrained=untrained,
             )
             found.append(
                 SimulatedSite(name=data.name, context=context, state=SiteState(), ledger=ledger)
