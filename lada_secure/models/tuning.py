@@ -116,8 +116,7 @@ def train_adapters(
     Args: loss_at: of a step, a scalar with gradients. progress: steps done, all.
     """
     trained = [weight for weight in lm.model.parameters() if weight.requires_grad]
-    # In one kernel: hundreds of small matrices, each with its own, cost as much as a layer.
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     lm.model.eval()
     checkpointed = checkpointed_layers(lm.model) if lm.placement.gradient_checkpointing else []
     for step in range(steps):
