@@ -103,6 +103,15 @@ def _judge(
     return losses, confidence
 
 
+def most_wanted(plan: MethodPlan, demand: Sequence[int]) -> list[int]:
+    """Pool indices to write for, within the plan's budget: most wanted first, then in their order.
+
+    Args: demand: (n,) how many sites want each pool sample.
+    """
+    order = np.lexsort((np.arange(len(demand)), -np.asarray(demand)))
+    return [int(index) for index in order if demand[index] > 0][: plan.paths.budget]
+
+
 def write_rationales(
     lm: TextModel,
     plan: MethodPlan,
@@ -115,9 +124,7 @@ def write_rationales(
 
     Args: demand: (n,) how many sites want each pool sample.
     """
-    order = np.lexsort((np.arange(len(demand)), -np.asarray(demand)))
-    wanted = [int(index) for index in order if demand[index] > 0]
-    chosen = wanted[: plan.paths.budget]
+    chosen = most_wanted(plan, demand)
     texts: dict[int, str] = {}
     wrong = dropped = 0
     for start in range(0, len(chosen), BATCH_SIZE):
@@ -134,7 +141,9 @@ def write_rationales(
         texts.update({batch[one.sample_id]: one.path for one in generated.paths})
         if progress is not None:
             progress(min(start + BATCH_SIZE, len(chosen)), len(chosen))
-    return WrittenRationales(texts=texts, demanded=len(wanted), wrong=wrong, dropped=dropped)
+    return WrittenRationales(
+        texts=texts, demanded=sum(count > 0 for count in demand), wrong=wrong, dropped=dropped
+    )
 
 
 def _sampling(plan: MethodPlan) -> Sampling:

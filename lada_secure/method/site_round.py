@@ -29,7 +29,7 @@ from lada_secure.method.mechanisms import (
 from lada_secure.method.plan import split_pool, transfer_of
 from lada_secure.method.site_allocation import choose_cells, pick_samples
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_fallback import fallback_before_asking
+from lada_secure.method.site_fallback import fallback_before_asking, untaught_knowledge
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.training import trainer_settings
 from lada_secure.models.adapters import AdapterWeights
@@ -101,6 +101,8 @@ def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:
     """
     if not sample_rule(site.plan).reads_slm:
         return None
+    if state.student is None:
+        return untaught_knowledge(site)
     site.wear(state)
     answers = answer_pool(
         site.lm,

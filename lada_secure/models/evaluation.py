@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.calling import Joined, common_length
 from lada_secure.models.examples import RationaleExample, encode_row
-from lada_secure.models.forward import OptionTokens
+from lada_secure.models.forward import OptionTokens, batches_by_length
 from lada_secure.models.loading import LanguageModel
+from lada_secure.models.rationale_scoring import shared_scorer
 from lada_secure.models.text_model import TextModel
 from lada_secure.privacy.release.private_records import for_each_unit
 
@@ -223,9 +225,16 @@ def rationale_log_probabilities(
         raise ParameterError(f"got {len(prompts)} prompts and {len(paths)} paths; need as many")
     rows = [encode_row(lm, prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
     tokens = np.array([row.target_length for row in rows], dtype=np.int64)
-    total = lm.target_log_probabilities(
-        [row.tokens for row in rows], tokens.tolist(), batch_size=batch_size
-    )
+    scorer = shared_scorer(lm.model, device=lm.device) if isinstance(lm, LanguageModel) else None
+    if scorer is None:
+        total = lm.target_log_probabilities(
+            [row.tokens for row in rows], tokens.tolist(), batch_size=batch_size
+        )
+    else:
+        total = np.zeros(len(rows), dtype=np.float64)
+        with torch.no_grad():
+            for batch in batches_by_length([len(row.tokens) for row in rows], batch_size):
+                total[batch] = scorer([rows[at] for at in batch]).cpu().numpy()
     return Paths(total=total, tokens=tokens)
 
 

@@ -200,6 +200,12 @@ def continuations(
         share of the probability. seed: of the sampling, not for privacy.
     """
     found: list[list[int]] = [[]] * len(prompts)
+    if temperature == 0.0 and pads:
+        for batch in batches_by_length([len(one) for one in prompts], batch_size):
+            paths = _greedy(model, [prompts[at] for at in batch], ends=ends, most=max_new_tokens)
+            for at, path in zip(batch, paths, strict=True):
+                found[at] = path
+        return found
     how: dict[str, object] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -218,6 +224,45 @@ def continuations(
             )[:, ids.shape[1] :]
             for at, tokens in zip(batch, written.tolist(), strict=True):
                 found[at] = list(takewhile(lambda token: token not in ends, tokens))
+    return found
+
+
+def _greedy(
+    model: PreTrainedModel, prompts: Sequence[Tokens], *, ends: Sequence[int], most: int
+) -> list[list[int]]:
+    """The most probable tokens after each prompt, one by one, `most` at most.
+
+    A row that has ended leaves the batch, which else computes it up to the longest path's end.
+    """
+    found: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))
+    ids, mask, positions = _left_padded(model, prompts, pad=ends[0])
+    cache: Any = None
+    with torch.inference_mode():
+        for _ in range(most):
+            read = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache, tokens = read.past_key_values, read.logits[:, -1].argmax(-1)
+            written = tokens.tolist()
+            going = [at for at, token in enumerate(written) if token not in ends]
+            for at in going:
+                found[rows[at]].append(written[at])
+            if not going:
+                break
+            if len(going) < len(rows):
+                kept = torch.tensor(going, device=ids.device)
+                cache.batch_select_indices(kept)
+                rows = [rows[at] for at in going]
+                tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
+            ids = tokens.unsqueeze(1)
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            positions = positions[:, -1:] + 1
     return found
 
 

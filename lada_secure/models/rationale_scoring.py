@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +76,7 @@ class FrozenPrefix:
         self._layers = layers
         self._boundary = boundary
         self._left_bytes = cache_bytes
-        self._kept: dict[TokenRow, Tensor] = {}
+        self._kept: dict[tuple[int, ...], Tensor] = {}
         self._returns_tuple = False
 
     def _capture(self, ids: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class FrozenPrefix:
 
     def states(self, rows: Sequence[TokenRow], ids: Tensor) -> Tensor:
         """(rows, length, width) input of the first trainable layer; zeros where padded."""
-        missing = [at for at, row in enumerate(rows) if row not in self._kept]
+        missing = [at for at, row in enumerate(rows) if row.tokens not in self._kept]
         fresh: dict[int, Tensor] = {}
         if missing:
             length = max(len(rows[at].tokens) for at in missing)
@@ -107,11 +109,13 @@ class FrozenPrefix:
             for place, at in enumerate(missing):
                 state = captured[place, : len(rows[at].tokens)].clone()
                 size = state.numel() * state.element_size()
-                if size <= self._left_bytes and rows[at] not in self._kept:
-                    self._kept[rows[at]] = state
+                if size <= self._left_bytes and rows[at].tokens not in self._kept:
+                    self._kept[rows[at].tokens] = state
                     self._left_bytes -= size
                 fresh[at] = state
-        known = [fresh[at] if at in fresh else self._kept[row] for at, row in enumerate(rows)]
+        known = [
+            fresh[at] if at in fresh else self._kept[row.tokens] for at, row in enumerate(rows)
+        ]
         hidden = known[0].new_zeros((len(rows), ids.shape[1], known[0].shape[-1]))
         for at, state in enumerate(known):
             hidden[at, : state.shape[0]] = state
@@ -125,6 +129,48 @@ class FrozenPrefix:
             return result
 
         return _forward_replaced(list(self._layers[: self._boundary]), skip)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Shared:
+    """What the scorers of one model share."""
+
+    cache_bytes: int
+    prefixes: dict[int, FrozenPrefix] = field(default_factory=dict)
+    scorer: RationaleScorer | None = None
+
+
+_SHARED: Final[WeakKeyDictionary[nn.Module, _Shared]] = WeakKeyDictionary()
+
+
+@contextmanager
+def frozen_outputs_shared(model: nn.Module, *, cache_bytes: int) -> Iterator[None]:
+    """While active, all scorers of a model keep outputs of frozen layers in one place.
+
+    For whoever runs a whole study in one process and can spare the room all the time: the same rows
+    are trained on, judged and measured. Nothing below the adapters may change meanwhile.
+    """
+    causal = _causal_of(model)
+    _SHARED[causal] = _Shared(cache_bytes=cache_bytes)
+    try:
+        yield
+    finally:
+        del _SHARED[causal]
+
+
+def shared_scorer(model: nn.Module, *, device: torch.device) -> RationaleScorer | None:
+    """What scores rows without computing frozen layers again; None where nothing is shared."""
+    shared = _SHARED.get(_causal_of(model))
+    if shared is None:
+        return None
+    if shared.scorer is None:
+        shared.scorer = RationaleScorer(model, device=device, cache_bytes=shared.cache_bytes)
+    return shared.scorer if shared.scorer.skips_frozen_layers else None
+
+
+def _causal_of(model: nn.Module) -> Any:
+    unwrap: Any = getattr(model, "get_base_model", lambda: model)
+    return unwrap()
 
 
 class RationaleScorer:
@@ -147,8 +193,7 @@ class RationaleScorer:
         self._device = device
         # Whether forward passes run in float32: then a row's company changes rounding alone.
         self.is_float32 = runs_in_float32(model)
-        unwrap: Any = getattr(model, "get_base_model", lambda: model)
-        self._causal: Any = unwrap()
+        self._causal: Any = _causal_of(model)
         self._body: Any = getattr(self._causal, "base_model", self._causal)
         self._head: Any = self._causal.get_output_embeddings()
         self._prefix: FrozenPrefix | None = None
@@ -192,7 +237,21 @@ class RationaleScorer:
         if layers is None or not trainable or set().union(*in_layers) != trainable:
             return None
         boundary = next(at for at, found in enumerate(in_layers) if found)
-        return FrozenPrefix(self._body, layers, boundary, cache_bytes) if boundary else None
+        if not boundary:
+            return None
+        shared = _SHARED.get(self._causal)
+        if shared is None:
+            return FrozenPrefix(self._body, layers, boundary, cache_bytes)
+        if boundary not in shared.prefixes:
+            shared.prefixes[boundary] = FrozenPrefix(
+                self._body, layers, boundary, shared.cache_bytes
+            )
+        return shared.prefixes[boundary]
+
+    @property
+    def skips_frozen_layers(self) -> bool:
+        """Whether outputs of frozen layers are kept."""
+        return self._prefix is not None
 
     def __call__(self, rows: Sequence[TokenRow]) -> Tensor:
         """Joint log-probability of each row's target. Returns: (rows,) float32, nats."""

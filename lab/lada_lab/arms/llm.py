@@ -17,6 +17,7 @@ from lada_secure.method.llm_round import (
     BATCH_SIZE,
     GENERATION_BATCH_SIZE,
     PoolView,
+    most_wanted,
     view_pool,
     write_rationales,
 )
@@ -63,7 +64,10 @@ class LlmPaths:
 
 @dataclass(slots=True, kw_only=True)
 class _Looks:
-    """What follows from the LLM as it is; computed at first use, forgotten when it changes."""
+    """What follows from the LLM as it is; computed at first use, forgotten when it changes.
+
+    greedy: by pool index, the rationale or None where it is wrong, and the seconds that it took.
+    """
 
     view: PoolView | None = None
     rows: FloatArray | None = None
@@ -71,11 +75,12 @@ class _Looks:
     answer_losses: FloatArray | None = None
     paths: LlmPaths | None = None
     written: dict[int, str] = field(default_factory=dict)
+    greedy: dict[int, tuple[str | None, float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class LabLlm:
-    """One LLM with its pool. spared_s: seconds of looking at the pool that others had spent."""
+    """One LLM with its pool. spared_s: seconds of looking and writing that others had spent."""
 
     plan: MethodPlan
     lm: LanguageModel
@@ -142,7 +147,10 @@ class LabLlm:
 
     def write(self, demand: Sequence[int]) -> list[ReceivedRationale]:
         """What all sites are sent for a round's demand."""
-        texts = write_rationales(self.lm, self.plan, self.data.pool, demand).texts
+        if self.plan.paths.attempts == 1:
+            texts = self._greedy(most_wanted(self.plan, demand))
+        else:
+            texts = dict(write_rationales(self.lm, self.plan, self.data.pool, demand).texts)
         self._looks.written = dict(texts)
         cells = self.view.cells
         return [
@@ -159,6 +167,23 @@ class LabLlm:
             list(texts.values()),
             batch_size=BATCH_SIZE,
         ).losses
+
+    def _greedy(self, chosen: Sequence[int]) -> dict[int, str]:
+        """What the LLM writes for samples, where that is right.
+
+        One greedy attempt is a function of a sample alone, up to rounding in other company; drawn
+        ones depend on what is drawn beside them. So arms that ask for the same get it again.
+        """
+        known = self._looks.greedy
+        self.spared_s += sum(known[index][1] for index in chosen if index in known)
+        new = [index for index in chosen if index not in known]
+        started = time.process_time()
+        asked = np.zeros(len(self.data.pool), dtype=np.int64)
+        asked[new] = 1
+        texts = write_rationales(self.lm, self.plan, self.data.pool, asked.tolist()).texts
+        share = (time.process_time() - started) / max(1, len(new))
+        known.update({index: (texts.get(index), share) for index in new})
+        return {index: text for index in chosen if (text := known[index][0]) is not None}
 
     def answer_losses(self) -> FloatArray:
         """(n,) losses on the gold answers alone, nats per token."""

@@ -31,6 +31,7 @@ from lada_secure.arrays import Float32Array
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.method.execution import Execution
+from lada_secure.method.mechanisms import sample_rule
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_fallback import untaught_knowledge
@@ -38,8 +39,12 @@ from lada_secure.method.site_state import SiteState
 from lada_secure.models.embedding import Embedder, embedder
 from lada_secure.models.evaluation import accuracy
 from lada_secure.models.loading import load_folder
+from lada_secure.models.rationale_scoring import frozen_outputs_shared
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit, bound_units
+
+# Room for outputs of the SLM's frozen layers, all sites together.
+_FROZEN_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +165,16 @@ class Laboratory:
         study = self.study(arm, plan)
         llm_before = study.llm.accuracy()
         transfers: list[dict[str, int | bool]] = []
-        for round_id in range(plan.rounds):
-            done = study.run_round(round_id)
-            if done.transfer is not None:
-                transfers.append(done.transfer.report())
-            if progress is not None:
-                progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
-        by_site = tuple(self._accuracy(site, number) for number, site in enumerate(study.sites))
+        # All sites' SLMs are one model. Not beyond an arm: `alone_s` is not to depend on others.
+        slm = study.sites[0].context.lm.model
+        with frozen_outputs_shared(slm, cache_bytes=_FROZEN_BYTES):
+            for round_id in range(plan.rounds):
+                done = study.run_round(round_id)
+                if done.transfer is not None:
+                    transfers.append(done.transfer.report())
+                if progress is not None:
+                    progress(f"seed {self.prepared.seed}, {arm.name}: round {round_id + 1} done")
+            by_site = tuple(self._accuracy(site, number) for number, site in enumerate(study.sites))
         cpu_s = time.process_time() - started
         spared_s = study.llm.spared_s + study.spared_s
         spared_s += sum(site.ledger.spared_s for site in study.sites)
@@ -189,7 +197,8 @@ class Laboratory:
         """One arm's study under a plan, before its first round."""
         llm, sites = self._llm_for(arm, plan), self._sites(plan)
         spared_s = 0.0
-        if arm.asks == "method" and plan.allocation.fallback != "off":
+        reads_slm = plan.allocation.fallback != "off" or sample_rule(plan).reads_slm
+        if arm.asks == "method" and reads_slm:
             spared_s = self._ask_untaught([site.context for site in sites])
         units = {site.name: own for site, own in zip(sites, self.units, strict=True)}
         baseline = None

@@ -17,8 +17,11 @@ from lada_lab.worlds.study_data import BenchData
 from lada_secure.allocation.selection import read_scores
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
+from lada_secure.method import llm_round
+from lada_secure.method.llm_round import write_rationales
 from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_round import site_statistics, slm_knowledge
+from lada_secure.method.site_state import SiteState
 
 # They differ from another condition in one setting, which test_bench_study.py looks at.
 _ALIKE = (
@@ -183,6 +186,41 @@ def test_what_another_arm_has_computed_is_paid_for_again_and_not_computed(
     for book in (first, second):
         book.release(later, compute=compute, encode=bytes, decode=bytes)
     assert calls == [1, 1, 1]
+
+
+def test_what_the_llm_has_written_for_one_arm_another_gets_for_its_price(
+    prepared: PreparedWorld, small_settings: LabSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laboratory, arm = Laboratory.open(prepared, small_settings), ARMS["random"]
+    plan = laboratory.plan_of(arm, 8.0)
+    first, second = (laboratory._llm_for(arm, plan) for _ in range(2))
+    spared = second.spared_s
+    demand = np.zeros(plan.pool_size, dtype=np.int64)
+    demand[np.flatnonzero(first.solved)[:6]] = [1, 2, 1, 3, 1, 1]
+    demand[np.flatnonzero(~first.solved)[:2]] = 1
+    wanted = write_rationales(first.lm, plan, prepared.data.pool, demand.tolist()).texts
+    assert [(one.pool_index, one.text) for one in first.write(demand.tolist())] == [*wanted.items()]
+    monkeypatch.setattr(llm_round, "generate_rationales", None)
+    assert second.write(demand.tolist()) == first.write(demand.tolist())
+    assert second.spared_s > spared
+
+
+def test_before_training_one_site_asks_the_slm_for_all(
+    prepared: PreparedWorld, small_settings: LabSettings
+) -> None:
+    laboratory, arm = Laboratory.open(prepared, small_settings), ARMS["gain-soft"]
+    study = laboratory.study(arm, laboratory.plan_of(arm, 8.0))
+    untaught = SiteState()
+    asked = [slm_knowledge(site.context, untaught) for site in study.sites]
+    assert asked[0] is asked[1] is asked[2]
+    context = study.sites[0].context
+    again = slm_knowledge(replace(context, untaught=None), untaught)
+    assert again is not None
+    assert asked[0] is not None
+    assert (again.confidence == asked[0].confidence).all()
+    # A student is another model.
+    trained = replace(untaught, student=context.reference)
+    assert slm_knowledge(context, trained) is not asked[0]
 
 
 Samples = tuple[PoolSample, ...]

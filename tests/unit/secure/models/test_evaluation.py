@@ -238,3 +238,18 @@ def test_a_record_that_the_model_fails_on_counts_as_wrong_and_the_others_as_they
     found = correct(tiny_slm, records, batch_size=3)
     assert not found[2]
     assert np.delete(found, 2).tolist() == np.delete(expected, 2).tolist()
+
+
+def test_a_greedy_path_that_has_ended_is_computed_no_further(tiny_slm: LanguageModel) -> None:
+    prompts = [prompt_of(one.question, ()) for one in TINY.pool[:16]]
+    lengths = [len(tiny_slm.tokens_of(slow_path(tiny_slm, prompt, 12))) + 1 for prompt in prompts]
+    rows: list[int] = []
+    handle = tiny_slm.model.model.layers[0].mlp.register_forward_hook(
+        lambda _, inputs, __: rows.append(len(inputs[0]))
+    )
+    try:
+        greedy_rationales(tiny_slm, prompts, batch_size=16, max_new_tokens=12)
+    finally:
+        handle.remove()
+    assert rows == [sum(length > at for length in lengths) for at in range(max(lengths))]
+    assert rows[-1] < len(prompts)
