@@ -88,7 +88,9 @@ class LabLlm:
     clusters: Clusters
     embeddings: Float32Array
     spared_s: float = 0.0
-    _paths_counted: bool = False
+    # Of one arm: every arm has an instance of its own.
+    _paths_counted: bool = field(default=False, init=False)
+    _written_here: set[int] = field(default_factory=set, init=False)
     _looks: _Looks = field(default_factory=_Looks)
 
     @classmethod
@@ -120,6 +122,7 @@ class LabLlm:
     def forget(self) -> None:
         """The LLM has changed."""
         self._looks = _Looks()
+        self._written_here.clear()
 
     @property
     def view(self) -> PoolView:
@@ -175,7 +178,9 @@ class LabLlm:
         ones depend on what is drawn beside them. So arms that ask for the same get it again.
         """
         known = self._looks.greedy
-        self.spared_s += sum(known[index][1] for index in chosen if index in known)
+        others = [index for index in chosen if index in known and index not in self._written_here]
+        self.spared_s += sum(known[index][1] for index in others)
+        self._written_here.update(chosen)
         new = [index for index in chosen if index not in known]
         started = time.process_time()
         asked = np.zeros(len(self.data.pool), dtype=np.int64)
