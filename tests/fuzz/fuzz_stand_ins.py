@@ -118,7 +118,7 @@ class LearnerWithoutModel:
         """The real parser."""
         return parse_received_rationales(raw, pool=self.pool, cells=self.plan.allocation.cells)
 
-    def train(self, round_id: int, *_inputs: object) -> None:
+    def train(self, round_id: int, *_inputs: object, **_named: object) -> None:
         """Pay, and remember it."""
         self.released_adapters(round_id)
         self.state = replace(self.state, trained=(*self.state.trained, round_id))

@@ -29,6 +29,8 @@ _ALIKE = (
     *("random-pool-private", "lada", "band", "guided", "valuation", "domain", "fedmkt-gap"),
     *("gain", "valued_gain", "paper-screen", "paper-transfer", "domain-guide"),
     *("fedmkt-topics", "fedcollm-topics"),
+    # Most of their time is noise calibrated for many steps.
+    *("lada-joint", "lada-pool-private"),
     # Of each form of the gap one draw, and of each draw one form.
     *(
         name
