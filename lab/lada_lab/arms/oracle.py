@@ -12,7 +12,8 @@ The third is the other way round because one training then answers for every sam
 what training on the records does for a sample is what training on the sample does for the records
 (both are the inner product of their gradients; TracIn, Pruthi et al. 2020).
 
-It bounds choosing, not accuracy: samples are still learned from by the same steps as in all arms.
+A yardstick and no strict bound: the best samples one by one need not be the best set, and all are
+learned from by the same steps as in other arms.
 """
 
 from __future__ import annotations
