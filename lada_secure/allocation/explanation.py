@@ -38,7 +38,7 @@ def explain_cells(
         "cluster": grid.clusters_of_cells().tolist(),
         "difficulty": grid.bins_of_cells().tolist(),
         "mass": _rounded(beliefs.mass_share),
-        "error": _rounded(beliefs.error),
+        "lacking": nothing if view.lacking is None else _rounded(view.lacking),
         "probability": _rounded(beliefs.probability),
         "band": _rounded(beliefs.band),
         "exploitation": _rounded(forecast.exploitation),

@@ -17,13 +17,12 @@ import torch
 
 from lada_secure.allocation.cells import Clusters
 from lada_secure.allocation.statistics import MeasuredRecord
-from lada_secure.allocation.statistics_parameters import Measure
 from lada_secure.arrays import FloatArray
 from lada_secure.data.records import Record
 from lada_secure.models.adapters import AdapterWeights, adapters_kept, load_adapters
 from lada_secure.models.company import as_if_alone
 from lada_secure.models.embedding import Embedder
-from lada_secure.models.evaluation import option_probabilities, rationale_losses
+from lada_secure.models.evaluation import rationale_losses
 from lada_secure.models.examples import RationaleExample, TokenRow, encode_row, record_example
 from lada_secure.models.forward import batches_by_length
 from lada_secure.models.loading import LanguageModel
@@ -44,21 +43,19 @@ def measured_records(
     clusters: Clusters,
     embedder: Embedder,
     batch_size: int,
-    measure: Measure = "loss",
 ) -> list[tuple[MeasuredRecord, ...]]:
-    """Assign every record to its cluster and measure the model's loss or error on it, by unit.
+    """Assign every record to its cluster and measure the model's loss on it, by unit.
 
     Of the stated answer alone: some records have reasons and some do not, and what is measured is
     to be comparable.
 
-    Args: lm: as it is now. measure: see `lada_secure.allocation.statistics`.
+    Args: lm: as it is now.
     """
-    of_records = _errors if measure == "error" else _losses
 
     def measured(part: Sequence[Unit], batch: int) -> list[tuple[MeasuredRecord, ...]]:
         records = [record for unit in part for record in unit.records]
         placed = clusters.assign(embedder.embed([record.question for record in records]))
-        losses = of_records(lm, records, batch)
+        losses = _losses(lm, records, batch)
         found = iter(
             MeasuredRecord(cluster=int(cluster), loss=float(loss))
             for cluster, loss in zip(placed, losses, strict=True)
@@ -75,32 +72,6 @@ def _losses(lm: LanguageModel, records: Sequence[Record], batch_size: int) -> Fl
         for record in records
     ]
     return rationale_losses(lm, stated, batch_size=batch_size)
-
-
-def _errors(lm: LanguageModel, records: Sequence[Record], batch_size: int) -> FloatArray:
-    """Probabilities of being wrong, (n,) in [0, 1], or NaN where the model gives none.
-
-    An answer that is none of its record's options is wrong for sure. In a form that reasons first
-    options stand behind no reasons, as the stated answer does.
-    """
-    form = lm.form
-    errors: FloatArray = np.ones(len(records), dtype=np.float64)
-    closed = [at for at, record in enumerate(records) if record.answer in record.choices]
-    shares = option_probabilities(
-        lm,
-        [records[at] for at in closed],
-        batch_size=batch_size,
-        begun=[
-            form.before_answer(form.target(records[at].answer, records[at].choices, None))
-            for at in closed
-        ],
-    )
-    for at, share in zip(closed, shares, strict=True):
-        errors[at] -= min(float(share[records[at].choices.index(records[at].answer)]), 1.0)
-    opened = [at for at, record in enumerate(records) if not record.choices]
-    losses = _losses(lm, [records[at] for at in opened], batch_size)
-    errors[opened] = 1.0 - np.exp(-losses)
-    return errors
 
 
 def valuation_student(

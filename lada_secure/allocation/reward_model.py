@@ -47,7 +47,6 @@ _SMALLEST_SPREAD = 0.01
 _RANGES = {
     "mass_share": (0.0, 1.0),
     "mean_loss": (0.0, 1.0),
-    "error": (0.0, 1.0),
     "probability": (0.0, 1.0),
     "last_reward": (-1.0, 1.0),
     "picks": (0.0, np.inf),
@@ -62,7 +61,6 @@ class CellBeliefs:
     |---|---|---|
     | mass_share | share of the site's own noised mass in the cell's cluster | [0, 1] |
     | mean_loss | noised mean loss of that cluster over the loss clip | [0, 1] |
-    | error | expected error of the SLM on the site's records of that cluster, noised | [0, 1] |
     | probability | mean p = exp(-loss) of the SLM on pool samples of the cell | [0, 1] |
     | last_reward | reward when last trained on, 0 if never | [-1, 1] |
     | picks | samples of the cell trained on so far | >= 0 |
@@ -71,7 +69,6 @@ class CellBeliefs:
     grid: CellGrid
     mass_share: FloatArray
     mean_loss: FloatArray
-    error: FloatArray
     probability: FloatArray
     last_reward: FloatArray
     picks: FloatArray

@@ -4,13 +4,7 @@ Per public cluster c: the mass n_c and the clipped loss mass e_c, where every pr
 patient, a customer) spreads a weight of 1 over its records. In whole numbers at a public scale s,
 because masks, encryption and discrete noise are exact only over whole numbers.
 
-A record's loss is what the plan measures:
-
-| measure | loss | clip |
-|---|---|---|
-| loss | of the stated answer, nats per token | the plan's |
-| error | probability of a wrong answer: 1 - P(gold option among the options) | 1: nothing is cut |
-| error, open question | 1 - exp(-loss of the stated answer) | 1 |
+A record's loss is that of its stated answer, nats per token.
 
 Sensitivity under add/remove of one unit, which changes the vector by what that unit adds:
 
@@ -45,7 +39,7 @@ PURPOSE = "statistics"
 
 
 class MeasuredRecord(NamedTuple):
-    """Public cluster of a record, in [0, C), and the SLM's loss on it, by the plan's measure."""
+    """Public cluster of a record, in [0, C), and the SLM's loss on it."""
 
     cluster: int
     loss: float
@@ -97,7 +91,7 @@ class NoisedStatistics:
     """A site's statistics after noise and clamping: free to use and to send.
 
     vector: (2C,) int64, every entry within `parameters.site_bound` of 0. What it says per cluster
-    is (C,) float64, in units of privacy and nats per token or, by `parameters.measure`, errors.
+    is (C,) float64, in units of privacy and nats per token.
     """
 
     vector: IntArray
@@ -132,7 +126,7 @@ class NoisedStatistics:
 
     @property
     def mean_losses(self) -> FloatArray:
-        """Nats per token, or errors, in [0, loss clip].
+        """Nats per token, in [0, loss clip].
 
         A mean loss is a ratio of two noised numbers: below three standard deviations of mass it
         would be noise, and the mean over all clusters stands in for it.
@@ -147,12 +141,7 @@ class NoisedStatistics:
 
     @property
     def probabilities(self) -> FloatArray:
-        """How probable the SLM finds the records' own answers, in [0, 1].
-
-        1 - mean error, or exp(-mean loss) where losses were measured.
-        """
-        if self.parameters.measure == "error":
-            return 1.0 - self.mean_losses
+        """How probable the SLM finds the records' own answers: exp(-mean loss), in [0, 1]."""
         return probability(self.mean_losses)
 
 

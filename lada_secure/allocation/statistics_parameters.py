@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from lada_secure.allocation.cells import MAX_CLUSTERS
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.terms import MIN_STD_STEPS
 from lada_secure.ranges import above_zero, within
 
-Measure: TypeAlias = Literal["loss", "error"]
-
-# An error is a probability.
-ERROR_CLIP = 1.0
 # Exact shares for units of 1 to 6 records: 120 is a multiple of all of them.
 _FINEST_SCALE = 120
 # Noise beyond this many standard deviations has a probability below 1e-22.
@@ -64,10 +59,9 @@ def site_bound(*, scale: int, max_units: int, noise_multiplier: float) -> int:
 class StatisticsParameters:
     """Public parameters of the statistics; one object fixes clipping, noise, bound and event.
 
-    clusters: C. measure: what is taken of a record beside its mass: "loss", nats per token, or
-    "error", the probability of being wrong. loss_clip: > 0, in the same; 1 for errors, which clips
-    nothing. noise_multiplier: noise std / L2 sensitivity. max_units: most units that a site is
-    expected to have. scale: whole-number steps per unit of weight; `statistics_scale` gives it.
+    clusters: C. loss_clip: > 0, nats per token. noise_multiplier: noise std / L2 sensitivity.
+    max_units: most units that a site is expected to have. scale: whole-number steps per unit of
+    weight; `statistics_scale` gives it.
     """
 
     clusters: int
@@ -75,14 +69,9 @@ class StatisticsParameters:
     noise_multiplier: float
     max_units: int
     scale: int
-    measure: Measure = "loss"
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: a value out of range, or noise of fewer than 16 steps."""
-        if self.measure == "error" and self.loss_clip != ERROR_CLIP:
-            raise ParameterError(
-                f"loss_clip: expected {ERROR_CLIP} where errors are measured, got {self.loss_clip}"
-            )
         within(1, MAX_CLUSTERS, clusters=self.clusters)
         within(1, _MAX_UNITS, max_units=self.max_units)
         within(1, _MAX_SCALE, scale=self.scale)

@@ -24,12 +24,14 @@ class CellView:
     """All that a strategy may look at: the site's beliefs and its filter's forecast.
 
     agreement: (d,) in [0, 1], how sure it is that a cell's paths agree with the private records
-    (`lada_secure.allocation.agreement`); None where nothing was measured.
+    (`lada_secure.allocation.agreement`); None where nothing was measured. lacking: (d,) in [0, 1],
+    how much of its topic's pool samples the SLM lacks; None where it was not asked.
     """
 
     beliefs: CellBeliefs
     forecast: Forecast
     agreement: FloatArray | None = None
+    lacking: FloatArray | None = None
 
     def promise(self, alpha: float) -> FloatArray:
         """Exploitation + alpha x exploration, (d,), in units of reward."""
@@ -43,8 +45,9 @@ class Strategy:
     `utility` maps a view and alpha to (d,) float64 of any scale. `sample_order` says how samples
     rank that pass the threshold: by their values (the plan says which), or at random. `by_cluster`:
     the quota is split over clusters by utility in every round. `mass_first`: the first round's is
-    split by mass alone, because the utility reads what is not known yet. `judged`: rationales are
-    judged by the DP reference model and by data valuation, where the plan has them, and those that
+    split by mass alone, because the utility reads what is not known yet. `reads_slm`: the utility
+    reads what the SLM makes of the pool. `judged`: rationales are judged by the DP reference model
+    and by data valuation, where the plan has them, and those that
     contradict the private records are not trained on; a cell's worth is multiplied by how surely
     its rationales agree with the records. Without it nothing is judged or paid for.
     """
@@ -55,6 +58,7 @@ class Strategy:
     sample_order: str = "scores"
     by_cluster: bool = False
     mass_first: bool = True
+    reads_slm: bool = False
     judged: bool = False
 
 
@@ -78,10 +82,12 @@ def _utility_domain(view: CellView, _alpha: float) -> FloatArray:
 
 
 def _utility_gain(view: CellView, _alpha: float) -> FloatArray:
-    # The site's side of the gap: how much of the site's data lies here that the SLM gets wrong.
-    # Not the band: a cell that the SLM always gets wrong has the most to gain, if the LLM knows it,
-    # and whether it does is the other factor of a score.
-    return view.beliefs.mass_share * view.beliefs.error
+    # The site's side of the gap: how much of the site's data lies here, and how little of such
+    # questions the SLM knows. Not the band: a cell that the SLM always gets wrong has the most to
+    # gain, if the LLM knows it, and whether it does is the other factor of a score.
+    if view.lacking is None:
+        raise ParameterError("gain: expected what the SLM lacks of every topic, got nothing")
+    return view.beliefs.mass_share * view.lacking
 
 
 def _utility_random(view: CellView, _alpha: float) -> FloatArray:
@@ -120,10 +126,11 @@ STRATEGIES: dict[str, Strategy] = {
         ),
         Strategy(
             name="gain",
-            summary="noised mass x expected error of the SLM on the records",
+            summary="noised mass x how much of the topic the SLM lacks",
             utility=_utility_gain,
             by_cluster=True,
             mass_first=False,
+            reads_slm=True,
         ),
         Strategy(
             name="valued_gain",
@@ -131,6 +138,7 @@ STRATEGIES: dict[str, Strategy] = {
             utility=_utility_gain,
             by_cluster=True,
             mass_first=False,
+            reads_slm=True,
             judged=True,
         ),
         Strategy(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lada_secure.allocation.cells import CellGrid
 from lada_secure.allocation.draws import SampleRule
-from lada_secure.allocation.statistics_parameters import ERROR_CLIP, StatisticsParameters
+from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES, strategy
 from lada_secure.allocation.valuation_gains import ValuationParameters
 from lada_secure.errors import ParameterError
@@ -40,12 +40,10 @@ def cell_grid(plan: MethodPlan) -> CellGrid:
 
 
 def statistics_parameters(plan: MethodPlan) -> StatisticsParameters:
-    """What is measured; clipping, scale, noise and bound of the statistics."""
-    measure = plan.statistics.measure or "loss"
+    """Clipping, scale, noise and bound of the statistics."""
     return StatisticsParameters(
         clusters=plan.allocation.clusters,
-        measure=measure,
-        loss_clip=ERROR_CLIP if measure == "error" else plan.statistics.loss_clip,
+        loss_clip=plan.statistics.loss_clip,
         noise_multiplier=plan.statistics.noise_multiplier,
         max_units=plan.privacy.max_units,
         scale=plan.statistics.integer_scale,
@@ -60,6 +58,12 @@ def sample_rule(plan: MethodPlan) -> SampleRule:
         draw=part.draw or "top",
         known_share=part.known_share or 0.0,
     )
+
+
+def reads_slm(plan: MethodPlan) -> bool:
+    """Whether what a site asks for follows from what its SLM makes of the pool."""
+    known = STRATEGIES.get(plan.allocation.strategy)
+    return sample_rule(plan).reads_slm or (known is not None and known.reads_slm)
 
 
 def valuation_parameters(plan: MethodPlan) -> ValuationParameters | None:

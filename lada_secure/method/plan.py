@@ -15,7 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from lada_secure.allocation.draws import DrawName
 from lada_secure.allocation.gap import SampleValue
-from lada_secure.allocation.statistics_parameters import Measure
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.forms import AnswerForm, FormName, answer_form
 from lada_secure.data.verification import Rule, Verifier
@@ -63,14 +62,12 @@ class PrivacyPlan(PlanPart):
 class StatisticsPlan(PlanPart):
     """Step 3: what the histogram of clusters costs and how it is scaled to integers.
 
-    measure: None, and left out of the bytes, for "loss"; see `lada_secure.allocation.statistics`.
-    loss_clip: of losses in nats per token; errors need none.
+    loss_clip: nats per token.
     """
 
     loss_clip: Positive
     integer_scale: Count
     noise_multiplier: Positive
-    measure: Measure | None = None
 
 
 class TrainingPlan(PlanPart):

@@ -55,13 +55,21 @@ def topics_fall_back(plan: MethodPlan, noised: NoisedStatistics) -> Fallback | N
     return unfounded_choice(noised)
 
 
-def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -> CellChoice:
+def choose_cells(
+    plan: MethodPlan,
+    state: SiteState,
+    noised: NoisedStatistics,
+    *,
+    lacking: FloatArray | None = None,
+) -> CellChoice:
     """Fit the reward model and value every cell.
 
     Before any rationale came, the noised losses stand in for the SLM's losses on rationales. Where
     topics must decide nothing, every cell is worth the same, but for what data valuation says.
 
-    Args: noised: the site's own released statistics.
+    Args: noised: the site's own released statistics. lacking: (C,) in [0, 1], how much of each
+        topic the SLM lacks; None where the plan does not read it.
+    Raises: ParameterError: a strategy that reads what the SLM lacks, and nothing of it.
     """
     grid, allocation, known = cell_grid(plan), plan.allocation, state.rationales
     prior = noised.probabilities
@@ -71,7 +79,6 @@ def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -
         grid=grid,
         mass_share=grid.spread(noised.shares),
         mean_loss=grid.spread(np.clip(noised.mean_losses / noised.parameters.loss_clip, 0.0, 1.0)),
-        error=grid.spread(1.0 - prior),
         probability=by_cell if known else grid.spread(prior),
         last_reward=state.history.last_rewards(grid.cells),
         picks=state.history.picks(grid.cells),
@@ -80,6 +87,7 @@ def choose_cells(plan: MethodPlan, state: SiteState, noised: NoisedStatistics) -
         beliefs=beliefs,
         forecast=forecast(state.history, beliefs.features(), seed=plan.seed),
         agreement=_agreement(plan, state),
+        lacking=None if lacking is None else grid.spread(lacking),
     )
     fallback = topics_fall_back(plan, noised)
     if fallback is None:

@@ -35,7 +35,8 @@ class SiteContext:
     lm: with adapters, whose weights every step sets for itself. reference: those from before any
     training. pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,) of the pool's
     gold answers, see `lada_secure.allocation.draws`. untaught: what the SLM made of the pool before
-    any training, None until it is asked; see `lada_secure.method.site_fallback`.
+    any training, None until it is asked. taught: what the SLM with these adapters makes of it; see
+    `lada_secure.method.site_knowledge`.
     """
 
     plan: MethodPlan
@@ -50,6 +51,7 @@ class SiteContext:
     book: LedgerBook
     execution: Execution
     untaught: SlmKnowledge | None = None
+    taught: tuple[AdapterWeights, SlmKnowledge] | None = None
 
     @classmethod
     def open(

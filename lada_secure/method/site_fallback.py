@@ -18,7 +18,6 @@ from lada_secure.allocation.fallback_causes import (
     outcomes_by_score,
     weak_llm,
 )
-from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import strategy
 from lada_secure.arrays import BoolArray, FloatArray
@@ -26,26 +25,7 @@ from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_allocation import CellChoice
 from lada_secure.method.site_context import SiteContext
-from lada_secure.models.adapters import load_adapters
-from lada_secure.models.confidence import answer_pool
-
-
-def untaught_knowledge(site: SiteContext) -> SlmKnowledge:
-    """What the SLM made of every pool sample before any training; asked once and kept.
-
-    The whole pool is answered, whatever a site may ask for: the time that it takes says nothing of
-    its scores. Afterwards the model wears the adapters from before any training.
-    """
-    if site.untaught is None:
-        load_adapters(site.lm, site.reference)
-        answers = answer_pool(
-            site.lm,
-            site.pool,
-            batch_size=site.execution.batch_size,
-            max_new_tokens=site.plan.paths.max_new_tokens,
-        )
-        site.untaught = SlmKnowledge(right=answers.right, confidence=answers.confidence)
-    return site.untaught
+from lada_secure.method.site_knowledge import untaught_knowledge
 
 
 def fallback_before_asking(

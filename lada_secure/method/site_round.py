@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lada_secure.allocation.confidence_excess import excess_over_threshold
-from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.allocation.measurement import measured_records
 from lada_secure.allocation.statistics import (
     MeasuredRecord,
@@ -23,13 +22,13 @@ from lada_secure.dpsgd.distillation import released_adapters, training_spec
 from lada_secure.method.mechanisms import (
     privacy_parameters,
     round_release,
-    sample_rule,
     statistics_parameters,
 )
 from lada_secure.method.plan import split_pool, transfer_of
-from lada_secure.method.site_allocation import choose_cells, pick_samples
+from lada_secure.method.site_allocation import pick_samples
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_fallback import fallback_before_asking, untaught_knowledge
+from lada_secure.method.site_fallback import fallback_before_asking
+from lada_secure.method.site_knowledge import site_choice, slm_knowledge
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.training import trainer_settings
 from lada_secure.models.adapters import AdapterWeights
@@ -52,7 +51,6 @@ def site_statistics(
             clusters=site.clusters,
             embedder=site.embedder,
             batch_size=site.execution.batch_size,
-            measure=parameters.measure,
         )
 
     parameters = statistics_parameters(site.plan)
@@ -73,7 +71,7 @@ def pick(
     """
     if round_id in state.picks:
         return state
-    choice = choose_cells(site.plan, state, noised)
+    choice = site_choice(site, state, noised)
     # Before anything is decided: how long it takes must not hang on the scores.
     slm = slm_knowledge(site, state)
     fallback = fallback_before_asking(site, choice, noised, scores)
@@ -91,26 +89,6 @@ def pick(
         slm=slm,
     )
     return state.with_fallback(round_id, fallback).with_picks(round_id, picks)
-
-
-def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:
-    """What the SLM as it is makes of every pool sample; None where the plan does not read it.
-
-    A function of the state and the pool: a site that was interrupted gets the same. The whole pool
-    is answered, whatever a site may ask for: the time that it takes says nothing of its scores.
-    """
-    if not sample_rule(site.plan).reads_slm:
-        return None
-    if state.student is None:
-        return untaught_knowledge(site)
-    site.wear(state)
-    answers = answer_pool(
-        site.lm,
-        site.pool,
-        batch_size=site.execution.batch_size,
-        max_new_tokens=site.plan.paths.max_new_tokens,
-    )
-    return SlmKnowledge(right=answers.right, confidence=answers.confidence)
 
 
 def site_adapters(site: SiteContext, state: SiteState, round_id: int) -> Released[AdapterWeights]:

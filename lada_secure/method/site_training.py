@@ -26,9 +26,10 @@ from lada_secure.method.mechanisms import (
 )
 from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.method.rejected import with_rejected
-from lada_secure.method.site_allocation import CellChoice, choose_cells
+from lada_secure.method.site_allocation import CellChoice
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_fallback import fallback_after_writing
+from lada_secure.method.site_knowledge import site_choice
 from lada_secure.method.site_state import KnownRationale, ReceivedRationale, SiteState
 from lada_secure.method.training import pool_tuning, private_units, trainer_settings
 from lada_secure.models.adapters import adapter_weights, load_adapters
@@ -119,7 +120,7 @@ def consider(
 ) -> ConsideredRound:
     """Take new rationales in, judge all of them, and say which to learn from."""
     plan = site.plan
-    choice = choose_cells(plan, state, noised)
+    choice = site_choice(site, state, noised)
     late = fallback_after_writing(
         site, state.picks.get(round_id, ()), [one.pool_index for one in received], demanded
     )

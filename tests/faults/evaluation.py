@@ -40,8 +40,8 @@ from lada_secure.arrays import FloatArray
 from lada_secure.data.records import read_pool
 from lada_secure.method.mechanisms import cell_grid, statistics_parameters
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
-from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_knowledge import site_choice
 from lada_secure.method.site_round import confidence_excess, pick
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import TrainedRound, close, consider
@@ -279,7 +279,7 @@ class SiteAgain:
         record, plan = self.record, self.record.plan
         where = f"round {round_id}, {self.site}"
         noised, kept = self.noised(round_id), record.kept(self.site, "site-state.json")
-        scores = features @ choose_cells(plan, self.state, noised).utilities
+        scores = features @ site_choice(self.context, self.state, noised).utilities
         state = pick(self.context, self.state, round_id, noised, scores)
         picked = tuple(kept["picks"][str(round_id)])
         if state.picks[round_id] != picked:

@@ -47,9 +47,9 @@ from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import LlmUpdateBody, parse_body
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.records import inspect_records, read_pool
-from lada_secure.method.site_allocation import choose_cells, pick_samples
+from lada_secure.method.site_allocation import pick_samples
 from lada_secure.method.site_fallback import fallback_before_asking
-from lada_secure.method.site_round import slm_knowledge
+from lada_secure.method.site_knowledge import site_choice, slm_knowledge
 from lada_secure.privacy.ledger.entries import CommitEntry, ReleaseKey
 
 # Half a minute on two free cores, and several where many processes share them.
@@ -65,7 +65,6 @@ SCORE_ERROR = 1e-5
 
 # A gap between both models in every place that has one.
 GAP = {
-    "statistics": {"measure": "error"},
     "allocation": {
         "strategy": "valued_gain",
         "sample_value": "gain",
@@ -205,7 +204,7 @@ def watched_pick(plain, steady):
 
     def pick(site, state, round_id, noised, scores):
         chosen = plain(site, state, round_id, noised, scores)
-        choice = choose_cells(site.plan, state, noised)
+        choice = site_choice(site, state, noised)
         slm = slm_knowledge(site, state)
         drawn = np.random.default_rng(round_id)
 

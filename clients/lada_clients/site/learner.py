@@ -18,8 +18,8 @@ from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
 from lada_secure.data.records import PoolSample, Record
 from lada_secure.method.mechanisms import cell_grid
-from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_knowledge import site_choice
 from lada_secure.method.site_round import (
     confidence_excess,
     pick,
@@ -93,7 +93,7 @@ class SiteLearner:
 
     def utilities(self, noised: NoisedStatistics) -> FloatArray:
         """The utility of every cell, (d,) in [-1, 1]."""
-        return choose_cells(self.plan, self.state, noised).utilities
+        return site_choice(self.context, self.state, noised).utilities
 
     def picks(self, round_id: int, noised: NoisedStatistics, scores: FloatArray) -> tuple[int, ...]:
         """Pool indices that this site asks for in a round; chosen once."""

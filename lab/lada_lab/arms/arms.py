@@ -89,17 +89,17 @@ _PAPER: Mapping[str, Json] = {
 # All but the last two have the cells of "topic-quotas", so that what a sample is worth is the one
 # thing in which they differ.
 _MASS: Mapping[str, Json] = {"allocation.strategy": "domain"}
-_ERRORS: Mapping[str, Json] = {"statistics.measure": "error", "allocation.sample_value": "gain"}
+_GAIN: Mapping[str, Json] = {"allocation.sample_value": "gain"}
 FORMS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
     "mass": ("cells by noised mass", _MASS),
     "band": ("and samples by the band of the SLM", {**_MASS, "allocation.sample_value": "band"}),
     "gap": ("and only what the SLM gets wrong", {**_MASS, "allocation.sample_value": "gap"}),
     "gain": ("and samples by expected gain", {**_MASS, "allocation.sample_value": "gain"}),
     "full-gain": (
-        "cells by mass x measured error, samples by expected gain",
-        {**_ERRORS, "allocation.strategy": "gain"},
+        "and cells by mass x what the SLM lacks",
+        {**_GAIN, "allocation.strategy": "gain"},
     ),
-    "valued-gain": ("full-gain, judged", {**_ERRORS, "allocation.strategy": "valued_gain"}),
+    "valued-gain": ("full-gain, judged", {**_GAIN, "allocation.strategy": "valued_gain"}),
 }
 DRAWS: Mapping[str, str] = {
     "top": "the best ones",

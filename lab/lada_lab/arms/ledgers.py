@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.method.mechanisms import statistics_parameters
 from lada_secure.method.plan import STATISTICS, TRAINING, MethodPlan
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerIdentity, ReserveEntry
 from lada_secure.privacy.ledger.memory import MemoryLedger
@@ -94,6 +93,4 @@ class ArmLedger(MemoryLedger):
         return super().keep(paid, output)
 
     def _key(self, entry: ReserveEntry) -> ReleaseKey:
-        # What statistics measure is no matter to a DP reference model.
-        measure = statistics_parameters(self._plan).measure if entry.purpose == STATISTICS else ""
-        return f"{self._group} {measure}".rstrip(), entry.round_id, entry.purpose, entry.chunk
+        return self._group, entry.round_id, entry.purpose, entry.chunk

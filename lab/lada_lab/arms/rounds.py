@@ -20,8 +20,8 @@ from lada_lab.arms.pool_rules import PoolRule, Turn
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.method.llm_transfer import Decision
 from lada_secure.method.plan import MethodPlan
-from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_knowledge import site_choice
 from lada_secure.method.site_round import confidence_excess, site_statistics, solved
 from lada_secure.method.site_round import pick as pick_by_plan
 from lada_secure.method.site_state import ReceivedRationale, SiteState
@@ -154,7 +154,7 @@ class SimulatedStudy:
         if self.rule is not None:
             chosen = self.rule.choose(turn)
             return state.with_picks(round_id, [int(at) for at in np.flatnonzero(chosen)])
-        scores = self.llm.scores(choose_cells(self.plan, state, turn.noised).utilities)
+        scores = self.llm.scores(site_choice(turn.site, state, turn.noised).utilities)
         return pick_by_plan(turn.site, state, round_id, turn.noised, scores)
 
     def _trained(

@@ -31,10 +31,10 @@ from lada_secure.arrays import Float32Array
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import ParameterError
 from lada_secure.method.execution import Execution
-from lada_secure.method.mechanisms import sample_rule
+from lada_secure.method.mechanisms import reads_slm
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_fallback import untaught_knowledge
+from lada_secure.method.site_knowledge import untaught_knowledge
 from lada_secure.method.site_state import SiteState
 from lada_secure.models.embedding import Embedder, embedder
 from lada_secure.models.evaluation import accuracy
@@ -87,7 +87,7 @@ def prepare(settings: LabSettings, *, seed: int, cache_dir: Path) -> PreparedWor
     """Build the data, and train the two models where the cache does not have them."""
     world = settings.world
     if isinstance(world, NaturalSettings):
-        models = natural_models(world, cache_dir=cache_dir)
+        models = natural_models(world, seed=seed, cache_dir=cache_dir)
         data = natural_data(world, seed=seed)
         return PreparedWorld(data=data, slm=models.slm, llm=models.llm, seed=seed)
     if isinstance(world, WardSettings):
@@ -197,8 +197,7 @@ class Laboratory:
         """One arm's study under a plan, before its first round."""
         llm, sites = self._llm_for(arm, plan), self._sites(plan)
         spared_s = 0.0
-        reads_slm = plan.allocation.fallback != "off" or sample_rule(plan).reads_slm
-        if arm.asks == "method" and reads_slm:
+        if arm.asks == "method" and (plan.allocation.fallback != "off" or reads_slm(plan)):
             spared_s = self._ask_untaught([site.context for site in sites])
         units = {site.name: own for site, own in zip(sites, self.units, strict=True)}
         baseline = None
@@ -340,7 +339,7 @@ def _group(plan: MethodPlan) -> str:
     return canonical_json(
         [
             plan.privacy.model_dump(mode="json"),
-            plan.statistics.model_dump(mode="json", exclude={"measure"}),
+            plan.statistics.model_dump(mode="json"),
             plan.training.model_dump(mode="json"),
             plan.distillation.model_dump(mode="json"),
             plan.allocation.clusters,

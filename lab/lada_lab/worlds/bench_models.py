@@ -64,6 +64,9 @@ def bench_model(
 def model_name(settings: WorldSettings, pretraining: BenchPretraining, *, seed: int) -> str:
     """Name of a model's folder: all that it depends on."""
     shape = {"sites": settings.sites, "senses": settings.senses, **asdict(pretraining)}
+    if settings.familiar:
+        # Texts leave out what records have about common symbols.
+        shape["familiar"] = True
     digest = sha256_hex(canonical_json(shape))[:12]
     return f"bench-{pretraining.role}-{seed}-{digest}-v{_VERSION}"
 

@@ -58,7 +58,8 @@ class WorldSettings:
     about common symbols, which every SLM knows. senses: meanings per house symbol, 2 to 6.
     marked: share of private questions with the mark. in_house: share of private and plain house
     questions that use the house's in-house symbol. rationales: share of private records with
-    their reasoning; the others have the answer alone.
+    their reasoning; the others have the answer alone. familiar: share of private questions about
+    common symbols, which no study needs to teach.
     """
 
     sites: int = 3
@@ -71,6 +72,7 @@ class WorldSettings:
     marked: float = 0.5
     in_house: float = 0.3
     rationales: float = 0.2
+    familiar: float = 0.0
 
     def __post_init__(self) -> None:
         check_sites(self.sites)
@@ -80,6 +82,7 @@ class WorldSettings:
             "marked": (self.marked, 1.0),
             "in_house": (self.in_house, 0.9),
             "rationales": (self.rationales, 1.0),
+            "familiar": (self.familiar, 0.9),
         }
         for name, (share, most) in shares.items():
             if not 0.0 <= share <= most:
@@ -115,15 +118,22 @@ class House:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchWorld:
-    """What every symbol means in each sense, and the houses."""
+    """What every symbol means in each sense, and the houses.
+
+    familiar_train, familiar_held_out: templates over common symbols that records have, none where
+    no record is about them.
+    """
 
     senses: Mapping[str, tuple[Operator, ...]]
     houses: tuple[House, ...]
+    familiar_train: tuple[str, ...] = ()
+    familiar_held_out: tuple[str, ...] = ()
 
     @property
     def private_templates(self) -> frozenset[str]:
         """Templates that no public question may have."""
-        return frozenset(one for house in self.houses for one in house.train + house.held_out)
+        own = [one for house in self.houses for one in house.train + house.held_out]
+        return frozenset((*own, *self.familiar_train, *self.familiar_held_out))
 
     def solve(self, start: int, template: str, sense: Sequence[int]) -> tuple[str, str]:
         """Rationale and answer; `sense` has one entry per step (common symbols have one).
@@ -175,7 +185,16 @@ def build_world(settings: WorldSettings, *, seed: int) -> BenchWorld:
                 held_out=(*usual[third : 2 * third], *special[part : 2 * part]),
             )
         )
-    return BenchWorld(senses=senses, houses=tuple(houses))
+    if not settings.familiar:
+        return BenchWorld(senses=senses, houses=tuple(houses))
+    common = shuffled(np.random.default_rng([seed, 35]), templates_over(COMMON, LONGEST))
+    part = len(common) // 3
+    return BenchWorld(
+        senses=senses,
+        houses=tuple(houses),
+        familiar_train=tuple(common[:part]),
+        familiar_held_out=tuple(common[part : 2 * part]),
+    )
 
 
 def build_data(settings: WorldSettings, *, seed: int) -> BenchData:
@@ -201,13 +220,19 @@ def _site(
 ) -> BenchSite:
     rng = np.random.default_rng([seed, 33, index])
 
-    def questions(templates: Sequence[str], count: int) -> Iterator[Question]:
+    def questions(
+        templates: Sequence[str], familiar: Sequence[str], count: int
+    ) -> Iterator[Question]:
         usual = [template for template in templates if house.in_house not in template]
         special = [template for template in templates if house.in_house in template]
         for _ in range(count):
-            group = special if rng.random() < settings.in_house else usual
+            # No draw where there are none, so that other worlds stay as they are.
+            known = bool(familiar) and rng.random() < settings.familiar
+            group: Sequence[str] = familiar
+            if not known:
+                group = special if rng.random() < settings.in_house else usual
             template = group[int(rng.integers(len(group)))]
-            mark = MARK if rng.random() < settings.marked else ""
+            mark = MARK if not known and rng.random() < settings.marked else ""
             asked = world.asked(f"{mark}{int(rng.integers(MODULUS))}{template}", inside=True)
             told = rng.random() < settings.rationales
             yield asked if told else replace(asked, rationale=None)
@@ -215,8 +240,8 @@ def _site(
     return bench_site(
         f"site-{site_letter(index)}",
         units=unit_names(rng, settings.private, prefix="unit"),
-        train=questions(house.train, settings.private),
-        held_out=questions(house.held_out, settings.held_out),
+        train=questions(house.train, world.familiar_train, settings.private),
+        held_out=questions(house.held_out, world.familiar_held_out, settings.held_out),
     )
 
 
@@ -232,7 +257,8 @@ def _pool_questions(
         for index, house in enumerate(world.houses):
             share = count // len(world.houses) + (index < count % len(world.houses))
             questions += _house_questions(world, house, settings, share, mark, rng)
-    common = [f"{start}{one}" for one in _all_lengths(COMMON) for start in range(MODULUS)]
+    templates = [one for one in _all_lengths(COMMON) if one not in world.private_templates]
+    common = [f"{start}{one}" for one in templates for start in range(MODULUS)]
     return questions + _first(shuffled(rng, common), routine, "routine pool samples")
 
 

@@ -60,13 +60,12 @@ def coding_collections() -> Mapping[str, tuple[Question, ...]]:
     }
 
 
-def manual(*, per_collection: int) -> tuple[Question, ...]:
-    """Worked examples for the LLM, the same for every world."""
-    return tuple(
-        asked
-        for questions in _collections().values()
-        for asked in [one for one in questions if _in_manual(one)][:per_collection]
-    )
+def manual(*, per_collection: int) -> Mapping[str, tuple[Question, ...]]:
+    """Worked examples by collection, the same for every world."""
+    return {
+        name: tuple([one for one in questions if _in_manual(one)][:per_collection])
+        for name, questions in _collections().items()
+    }
 
 
 def _in_manual(asked: Question) -> bool:

@@ -34,7 +34,8 @@ class NaturalSettings:
     smallest: records that every site has at least. held_out: per site.
     pool: samples. concentration: of a site's draw over collections; small values make specialists.
     evenness: of the draw of sizes; large values make sites of one size. rationales: share of
-    private records with their reasoning.
+    private records with their reasoning. slm_read: share of the code books' collections whose
+    manual the SLM has read before the study, as the LLM has read all; 0 for facts.
     """
 
     source: Literal["facts", "coding"]
@@ -46,6 +47,7 @@ class NaturalSettings:
     concentration: float = 0.5
     evenness: float = 3.0
     rationales: float = 0.8
+    slm_read: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: a size or share out of range."""
@@ -53,8 +55,13 @@ class NaturalSettings:
         above_zero(concentration=self.concentration, evenness=self.evenness)
         within(10, 10_000, held_out=self.held_out, pool=self.pool)
         within(1, self.private // self.sites, smallest=self.smallest)
-        if not 0.0 <= self.rationales <= 1.0:
-            raise ParameterError(f"world: rationales: expected 0 to 1, got {self.rationales}")
+        for name, share in (("rationales", self.rationales), ("slm_read", self.slm_read)):
+            if not 0.0 <= share <= 1.0:
+                raise ParameterError(f"world: {name}: expected 0 to 1, got {share}")
+        if self.slm_read and self.source == "facts":
+            raise ParameterError(
+                f"world: slm_read: expected 0, as facts have no manual, got {self.slm_read:g}"
+            )
 
 
 def deal(

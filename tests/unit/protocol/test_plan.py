@@ -50,13 +50,10 @@ def test_a_guide_is_in_the_bytes_only_where_there_is_one() -> None:
 
 def test_a_form_of_the_gap_is_in_the_bytes_only_where_it_is_named() -> None:
     plain = make_plan()
-    fields = ("measure", "sample_value", "draw", "known_share")
+    fields = ("sample_value", "draw", "known_share")
     assert not any(f'"{field}"'.encode() in plain.to_bytes() for field in fields)
     gap = {"sample_value": "gain", "draw": "soft", "known_share": 0.25}
-    named = make_plan(
-        statistics=plain.statistics.model_copy(update={"measure": "error"}),
-        allocation=plain.allocation.model_copy(update=gap),
-    )
+    named = make_plan(allocation=plain.allocation.model_copy(update=gap))
     assert parse_plan(named.to_bytes()) == named
     assert all(f'"{field}"'.encode() in named.to_bytes() for field in fields)
 
@@ -73,7 +70,6 @@ def test_what_is_said_of_fallbacks_is_in_the_bytes_only_where_it_is_named() -> N
 @pytest.mark.parametrize(
     "path",
     [
-        "statistics.measure",
         "allocation.sample_value",
         "allocation.draw",
         "allocation.known_share",

@@ -9,12 +9,7 @@ from datetime import datetime
 from lada_clients.site.settings import SitePolicy
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, parse_time
-from lada_secure.method.mechanisms import (
-    planned_epsilon,
-    planned_events,
-    sample_rule,
-    statistics_parameters,
-)
+from lada_secure.method.mechanisms import planned_epsilon, planned_events, reads_slm
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING, VALUATION
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import PrivacyEvent
@@ -90,20 +85,18 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
         purpose: epsilon([event], target_delta=privacy.target_delta)
         for purpose, event in planned_events(plan).items()
     }
-    errors = statistics_parameters(plan).measure == "error"
-    losses = "the SLM's errors on them" if errors else "their losses"
     sentences = [
         f"Study {plan.study_id}: {plan.title}.",
         f"It runs for {plan.rounds} rounds and ends at {plan.expires} at the latest.",
         f"Protected is every single {privacy.unit}: with or without one of them, whatever leaves "
         f"here looks almost the same (epsilon at most {privacy.epsilon_cap}, "
         f"delta {privacy.target_delta}).",
-        f"Every round leaves here: a noised count of records and of {losses} per topic "
+        f"Every round leaves here: a noised count of records and of their losses per topic "
         f"({STATISTICS}; sealed, opened only as a sum over at least {plan.min_cohort} sites), "
         f"which public questions this site wants ({DEMAND}; likewise), and that it has trained.",
         f"A site's own SLM may be {plan.slm.sentence()}.",
     ]
-    if sample_rule(plan).reads_slm:
+    if reads_slm(plan):
         sentences.append(
             "What this site wants follows from what its model cannot answer yet, as trained so "
             "far: the opened sum says how many sites' models lack a question."

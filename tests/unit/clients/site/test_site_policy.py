@@ -271,7 +271,6 @@ def test_the_longest_plan_still_fits_into_the_ledgers_statement() -> None:
         guide=TRIED,
         privacy__unit="u" * 40,
         rounds=1000,
-        statistics__measure="error",
         allocation__sample_value="gain",
     )
     assert len(" ".join(describe_plan(plan))) <= MAX_STATEMENT
@@ -303,11 +302,13 @@ def test_the_description_says_what_is_measured_and_what_picks_tell_of_the_model(
     plain = " ".join(describe_plan(_plan()))
     assert "of their losses per topic" in plain
     assert "lack a question" not in plain
-    for changes in ({"allocation__sample_value": "gap"}, {"allocation__known_share": 0.1}):
+    for changes in (
+        {"allocation__sample_value": "gap"},
+        {"allocation__known_share": 0.1},
+        {"allocation__strategy": "gain"},
+    ):
         assert "lack a question" in " ".join(describe_plan(_plan(**changes)))
-    text = " ".join(describe_plan(_plan(statistics__measure="error", allocation__draw="soft")))
-    assert "of the SLM's errors on them per topic" in text
-    assert "lack a question" not in text
+    assert "lack a question" not in " ".join(describe_plan(_plan(allocation__draw="soft")))
 
 
 def test_the_budget_says_what_is_spent_and_what_the_study_would_leave() -> None:

@@ -19,8 +19,8 @@ from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.method import llm_round
 from lada_secure.method.llm_round import write_rationales
-from lada_secure.method.site_allocation import choose_cells
-from lada_secure.method.site_round import site_statistics, slm_knowledge
+from lada_secure.method.site_knowledge import site_choice, slm_knowledge
+from lada_secure.method.site_round import site_statistics
 from lada_secure.method.site_state import SiteState
 
 # They differ from another condition in one setting, which test_bench_study.py looks at.
@@ -130,19 +130,6 @@ def test_a_draw_that_was_interrupted_goes_on_with_its_releases(
     assert drawn.alone_s > drawn.cpu_s
 
 
-def test_what_statistics_measure_parts_them_and_not_the_dp_reference_model(
-    prepared: PreparedWorld, small_settings: LabSettings
-) -> None:
-    laboratory = Laboratory.open(prepared, small_settings)
-    laboratory.simulate(ARMS["gain-top"], epsilon=8.0)
-    shared = laboratory.releases["site-a"]
-    before = dict(shared.outputs)
-    laboratory.simulate(ARMS["full-gain-top"], epsilon=8.0)
-    (new,) = shared.outputs.keys() - before.keys()
-    assert (new[0].split()[-1], new[2]) == ("error", "statistics")
-    assert {key: shared.outputs[key] for key in before} == before
-
-
 def test_the_gap_asks_for_no_sample_that_the_slm_knows(laboratory: Laboratory) -> None:
     plan = laboratory.plan_of(ARMS["gap-top"], 8.0)
     study = laboratory.study(ARMS["gap-top"], plan)
@@ -151,7 +138,7 @@ def test_the_gap_asks_for_no_sample_that_the_slm_knows(laboratory: Laboratory) -
         slm = slm_knowledge(site.context, site.state)
         assert slm is not None
         noised = site_statistics(site.context, site.state, 0).value
-        scores = study.llm.scores(choose_cells(plan, site.state, noised).utilities)
+        scores = study.llm.scores(site_choice(site.context, site.state, noised).utilities)
         wanted.append((read_scores(scores) >= plan.allocation.threshold) & ~slm.right)
     study.run_round(0)
     for site, wrong in zip(study.sites, wanted, strict=True):

@@ -27,11 +27,17 @@ from lada_secure.models.embedding import HASHED_NGRAMS, embedder
 SETTINGS = WorldSettings(private=200, held_out=100, pool=300)
 
 WORLD = build_world(SETTINGS, seed=3)
+FAMILIAR = replace(SETTINGS, familiar=0.7)
 
 
 @pytest.fixture(scope="module")
 def data() -> BenchData:
     return build_data(SETTINGS, seed=3)
+
+
+@pytest.fixture(scope="module")
+def familiar() -> BenchData:
+    return build_data(FAMILIAR, seed=3)
 
 
 def by_hand(world: BenchWorld, question: str, *, inside: bool) -> str:
@@ -91,19 +97,35 @@ def test_all_houses_get_as_many_pool_samples(data: BenchData) -> None:
     assert sum(counts) + routine == len(data.pool)
 
 
-def test_nothing_that_is_held_out_was_seen_in_training_or_in_the_pool(data: BenchData) -> None:
-    public = {template(one.question) for one in data.pool}
-    for site in data.sites:
+@pytest.mark.parametrize("kind", ["data", "familiar"])
+def test_nothing_that_is_held_out_was_seen_in_training_or_in_the_pool(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    found: BenchData = request.getfixturevalue(kind)
+    public = {template(one.question) for one in found.pool}
+    for site in found.sites:
         trained = {template(one.question) for one in site.train}
         tested = {template(one.question) for one in site.held_out}
         assert not trained & tested
         assert not public & (trained | tested)
 
 
-def test_the_text_that_models_read_holds_no_private_question(data: BenchData) -> None:
-    rng = np.random.default_rng(0)
-    drawn = [general_question(WORLD, LONGEST, rng, marked=0.5) for _ in range(2000)]
-    assert not {template(one) for one in drawn} & WORLD.private_templates
+@pytest.mark.parametrize("settings", [SETTINGS, FAMILIAR])
+def test_the_text_that_models_read_holds_no_private_question(settings: WorldSettings) -> None:
+    rng, world = np.random.default_rng(0), build_world(settings, seed=3)
+    drawn = [general_question(world, LONGEST, rng, marked=0.5) for _ in range(2000)]
+    asked = [one for site in build_data(settings, seed=3).sites for one in site.train]
+    assert {template(one.question) for one in asked} <= world.private_templates
+    assert not {template(one) for one in drawn} & world.private_templates
+
+
+def test_familiar_records_are_about_what_every_model_has_read(familiar: BenchData) -> None:
+    records = [one for site in familiar.sites for one in (*site.train, *site.held_out)]
+    known = [set(template(one.question)) <= set(COMMON) for one in records]
+    assert abs(np.mean(known) - FAMILIAR.familiar) < 0.05
+    for one, common in zip(records, known, strict=True):
+        assert not (common and one.question.startswith(MARK))
+        assert len(template(one.question)) == LONGEST
 
 
 def test_in_house_symbols_are_in_private_records_and_in_plain_questions_alone(
@@ -133,6 +155,7 @@ def test_ids_are_unique_and_one_seed_gives_the_same_data(data: BenchData) -> Non
         ({"sites": 2}, "sites"),
         ({"pool": 5}, "pool"),
         ({"senses": 1}, "senses"),
+        ({"familiar": 1.0}, "familiar"),
         ({"private": 10**6}, "private"),
     ],
 )

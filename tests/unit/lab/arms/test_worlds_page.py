@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lada_lab.arms.study import LabSettings
+from lada_lab.worlds.arithmetic import COMMON
 from lada_lab.worlds.chain_world import MARK, WorldSettings, build_data, build_world
 from lada_lab.worlds.study_data import BenchData
 from lada_secure.allocation.cells import Clusters, fit_clusters
@@ -137,6 +138,8 @@ def test_records_are_as_the_page_says() -> None:
     on_page(
         f"{np.mean([one.rationale is not None for one in records]):.1%} of the records",
         f"{np.mean([one.question.startswith(MARK) for one in records]):.1%} carry the mark",
+        f"{np.mean([set(one.question[1:]) <= set(COMMON) for one in records]):.0%} of the records"
+        " are about common symbols",
     )
     lengths = Counter(len(one.question.removeprefix(MARK)) - 1 for one in records)
     assert set(lengths) == {4}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lada_lab.worlds.coding import coding_collections, manual
 from lada_lab.worlds.facts import fact_collections
 from lada_lab.worlds.natural import NaturalSettings, deal, site_sizes
+from lada_lab.worlds.natural_models import slm_reading
 from lada_lab.worlds.sites import Question
 from lada_lab.worlds.wordnet import DEFAULT_FOLDER, ENVIRONMENT_VARIABLE
 from lada_secure.errors import ParameterError
@@ -124,7 +125,15 @@ def test_more_records_than_there_are_questions_are_refused():
 
 
 @pytest.mark.parametrize(
-    "change", [{"smallest": 31}, {"rationales": 1.5}, {"concentration": 0.0}, {"sites": 2}]
+    "change",
+    [
+        {"smallest": 31},
+        {"rationales": 1.5},
+        {"slm_read": 1.1},
+        {"source": "facts", "slm_read": 0.5},
+        {"concentration": 0.0},
+        {"sites": 2},
+    ],
 )
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ParameterError):
@@ -144,7 +153,8 @@ def test_facts_come_from_three_sources_with_four_options_and_no_question_twice()
 def test_diagnoses_and_merchants_have_the_codes_of_their_books():
     found = coding_collections()
     answers = {one.question: one.answer for some in found.values() for one in some}
-    answers |= {one.question: one.answer for one in manual(per_collection=1000)}
+    for some in manual(per_collection=1000).values():
+        answers |= {one.question: one.answer for one in some}
     assert answers["Diagnosis: Simple chronic bronchitis. Code letter?"] == "J"
     assert answers["Merchant: Shoe shops. Code range?"] == "5600-5699"
     assert answers["Merchant: Royal Dutch Airlines (KLM). Code range?"] == "3000-3299"
@@ -153,6 +163,16 @@ def test_diagnoses_and_merchants_have_the_codes_of_their_books():
 
 def test_the_manual_is_the_same_for_every_world_and_nobody_is_asked_from_it():
     everything = {one.question for some in coding_collections().values() for one in some}
-    read = [one.question for one in manual(per_collection=8)]
+    read = [one.question for some in manual(per_collection=8).values() for one in some]
     assert not everything & set(read)
     assert len(read) == len(set(read)) > 200
+
+
+def test_an_slm_has_read_its_share_of_the_collections_and_worlds_differ_in_which():
+    names = tuple(manual(per_collection=1))
+    found = [slm_reading(names, 0.5, reading=reading) for reading in range(3)]
+    assert all(len(some) == round(0.5 * len(names)) for some in found)
+    assert all(list(some) == [name for name in names if name in some] for some in found)
+    assert len(set(found)) == 3
+    assert slm_reading(names, 1.0, reading=0) == names
+    assert slm_reading(names, 0.5, reading=1) == found[1]

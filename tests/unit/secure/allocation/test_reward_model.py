@@ -36,7 +36,6 @@ def beliefs(seed: int, history: RewardHistory | None = None) -> CellBeliefs:
         grid=GRID,
         mass_share=GRID.spread([0.6, 0.3, 0.1, 0.0]),
         mean_loss=GRID.spread([0.2, 0.5, 0.9, 0.5]),
-        error=GRID.spread([0.1, 0.4, 0.8, 0.4]),
         probability=generator.uniform(0, 1, GRID.cells),
         last_reward=past.last_rewards(GRID.cells),
         picks=past.picks(GRID.cells),
@@ -241,7 +240,6 @@ def test_features_lie_within_one_of_zero() -> None:
     ("name", "value"),
     [
         ("mass_share", 1.5),
-        ("error", -0.5),
         ("probability", -0.1),
         ("last_reward", 2.0),
         ("picks", -1.0),
@@ -250,7 +248,7 @@ def test_features_lie_within_one_of_zero() -> None:
 def test_beliefs_out_of_range_are_refused(name: str, value: float) -> None:
     fields = {
         key: np.zeros(GRID.cells)
-        for key in ("mass_share", "mean_loss", "error", "probability", "last_reward", "picks")
+        for key in ("mass_share", "mean_loss", "probability", "last_reward", "picks")
     }
     fields[name] = np.full(GRID.cells, value)
     with pytest.raises(ParameterError, match=name):

@@ -36,7 +36,7 @@ def view(
     p: tuple[float, ...] = (0.5, 0.9, 0.5, 0.1),
     exploitation: tuple[float, ...] = (0.1, 0.2, 0.1, 0.3),
     exploration: tuple[float, ...] = (0.0, 0.0, 0.1, 0.0),
-    error: tuple[float, float] = (0.25, 0.75),
+    lacking: tuple[float, float] = (0.25, 0.75),
 ) -> CellView:
     zeros = np.zeros(4)
     return CellView(
@@ -44,12 +44,12 @@ def view(
             grid=GRID,
             mass_share=GRID.spread(mass),
             mean_loss=zeros,
-            error=GRID.spread(error),
             probability=np.array(p),
             last_reward=zeros,
             picks=zeros,
         ),
         forecast=Forecast(exploitation=np.array(exploitation), exploration=np.array(exploration)),
+        lacking=GRID.spread(lacking),
     )
 
 
@@ -95,13 +95,18 @@ def test_domain_follows_the_mass_alone() -> None:
     np.testing.assert_allclose(cell_utilities("domain", view(), alpha=1.0), [1.0, 1.0, 0.25, 0.25])
 
 
-def test_gain_is_the_share_of_the_records_that_the_slm_gets_wrong() -> None:
-    # 0.8 of the records with an error of 1/4, and 0.2 with 3/4, whatever the pool samples' p.
+def test_gain_is_mass_times_what_the_slm_lacks_of_the_topic() -> None:
+    # 0.8 of the records where 1/4 is lacking, and 0.2 where 3/4 is, whatever the rationales' p.
     expected = [1.0, 1.0, 0.75, 0.75]
     np.testing.assert_allclose(cell_utilities("gain", view(), alpha=1.0), expected)
     np.testing.assert_allclose(cell_utilities("gain", view(p=(0.0,) * 4), alpha=1.0), expected)
-    known = cell_utilities("gain", view(error=(0.0, 0.5)), alpha=1.0)
+    known = cell_utilities("gain", view(lacking=(0.0, 0.5)), alpha=1.0)
     np.testing.assert_array_equal(known, [0.0, 0.0, 1.0, 1.0])
+
+
+def test_gain_without_what_the_slm_lacks_is_refused() -> None:
+    with pytest.raises(ParameterError, match="gain: expected what the SLM lacks"):
+        cell_utilities("gain", replace(view(), lacking=None), alpha=1.0)
 
 
 def test_valued_gain_is_gain_times_agreement() -> None:
@@ -213,7 +218,7 @@ def test_explanations_hold_every_cell_and_are_json() -> None:
     assert explained[0]["reward"] is None
     assert (explained[3]["cluster"], explained[3]["difficulty"]) == (1, 1)
     assert explained[0]["mass"] == pytest.approx(0.8)
-    assert [one["error"] for one in explained] == [0.25, 0.25, 0.75, 0.75]
+    assert [one["lacking"] for one in explained] == [0.25, 0.25, 0.75, 0.75]
     assert b'"exploitation":0.1' in canonical_json(explained)
     assert explained[0]["agreement"] is None
     judged = replace(seen, agreement=np.array([0.5, 0.25, 1.0, 0.0]))

@@ -23,7 +23,6 @@ from lada_secure.allocation.statistics import (
     unit_statistics,
 )
 from lada_secure.allocation.statistics_parameters import (
-    Measure,
     StatisticsParameters,
     noise_std,
     statistics_scale,
@@ -70,11 +69,9 @@ def parameters(
     noise_multiplier: float = 4.0,
     max_units: int = 500,
     scale: int = 120,
-    measure: Measure = "loss",
 ) -> StatisticsParameters:
     return StatisticsParameters(
         clusters=clusters,
-        measure=measure,
         loss_clip=loss_clip,
         noise_multiplier=noise_multiplier,
         max_units=max_units,
@@ -154,36 +151,6 @@ def test_any_unit_stays_within_the_sensitivity(rows: Rows, scale: int, clip: flo
     assert int(masses.sum()) <= scale
     assert (loss_masses <= masses).all()
     assert norm(got) <= public.l2_sensitivity
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    rows=st.lists(
-        st.tuples(st.integers(0, 4), st.one_of(st.floats(0.0, 1.0), st.just(math.nan))),
-        min_size=1,
-        max_size=12,
-    ),
-    scale=st.integers(1, 5000),
-)
-def test_any_unit_s_errors_stay_within_the_sensitivity_and_nothing_is_cut(
-    rows: Rows, scale: int
-) -> None:
-    public = parameters(
-        clusters=5, loss_clip=1.0, scale=scale, noise_multiplier=40.0, measure="error"
-    )
-    got = statistics_of([("u", rows)], public)
-    assert norm(got) <= public.l2_sensitivity
-    for cluster in range(5):
-        inside = [1.0 if math.isnan(error) else error for at, error in rows if at == cluster]
-        exact = scale * sum(inside) / len(rows)
-        assert exact - 1.0 - 1e-9 * scale <= got[5 + cluster] <= exact + 1e-9 * scale
-    # The same bound as that of losses: no privacy parameter knows what was measured.
-    assert public.l2_sensitivity == parameters(scale=scale, noise_multiplier=40.0).l2_sensitivity
-
-
-def test_errors_have_a_clip_of_one() -> None:
-    with pytest.raises(ParameterError, match="loss_clip: expected 1"):
-        parameters(loss_clip=4.0, measure="error")
 
 
 def test_statistics_equal_exact_fractions_rounded_towards_zero_per_unit() -> None:
@@ -365,24 +332,6 @@ def test_estimates_recover_masses_and_mean_losses() -> None:
     np.testing.assert_allclose(own.masses, [300.0, 100.0, 0.0])
     np.testing.assert_allclose(own.mean_losses, [1.0, 3.0, 1.5])
     np.testing.assert_allclose(own.shares, [0.75, 0.25, 0.0])
-
-
-def test_probabilities_are_what_is_left_of_errors_and_of_losses() -> None:
-    people = [(f"a{n}", [(0, 0.25)]) for n in range(300)] + [
-        (f"b{n}", [(1, 1.0)]) for n in range(100)
-    ]
-    told = {}
-    for measure, clip in (("error", 1.0), ("loss", 4.0)):
-        public = parameters(
-            noise_multiplier=1.0,
-            loss_clip=clip,
-            scale=160,
-            measure=measure,  # type: ignore[arg-type]
-        )
-        exact = statistics_of(people, public)
-        told[measure] = NoisedStatistics(vector=exact, parameters=public).probabilities
-    np.testing.assert_allclose(told["error"], [0.75, 0.0, 1.0 - 0.4375])
-    np.testing.assert_allclose(told["loss"], np.exp([-0.25, -1.0, -0.4375]))
 
 
 def test_estimates_of_noise_alone_are_equal_shares_and_losses_within_the_clip() -> None:

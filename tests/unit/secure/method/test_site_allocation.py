@@ -68,12 +68,13 @@ def picks(
     *,
     round_id: int = 1,
     scores: np.ndarray | None = None,
+    lacking: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[int, ...]:
     return pick_samples(
         study,
         state,
         noised,
-        choose_cells(study, state, noised).utilities,
+        choose_cells(study, state, noised, lacking=np.array(lacking)).utilities,
         np.full(len(CLUSTERS), 0.5) if scores is None else scores,
         pool_clusters=CLUSTERS,
         answer_strata=STRATA,
@@ -200,28 +201,15 @@ def test_where_the_quota_is_not_split_answers_are_those_of_the_whole_pool() -> N
     assert np.bincount(STRATA[list(found)], minlength=3).tolist() == [0, 4, 4]
 
 
-def errors_of(first: int, second: int) -> NoisedStatistics:
-    """Equal masses, and so many steps of errors in each cluster."""
-    return NoisedStatistics(
-        vector=np.array([8_000, 8_000, first, second], dtype=np.int64),
-        parameters=replace(PARAMETERS, measure="error", loss_clip=1.0),
-    )
-
-
 @pytest.mark.parametrize("strategy", ["gain", "valued_gain"])
-def test_gain_asks_where_the_records_are_wrong_from_the_first_round_on(strategy: str) -> None:
+def test_gain_asks_where_the_slm_lacks_most_from_the_first_round_on(strategy: str) -> None:
     study = plan(strategy)
-    assert counts(picks(study, SiteState(), errors_of(6_000, 2_000), round_id=0)) == [9, 3]
-    # Losses are taken for errors where no errors were measured; here they are equal.
-    assert counts(picks(study, SiteState(), EQUAL, round_id=0)) == [6, 6]
-    assert counts(picks(plan("domain"), SiteState(), errors_of(6_000, 2_000), round_id=0)) == [6, 6]
-
-
-def test_errors_are_beliefs_of_a_cell_as_measured() -> None:
-    beliefs = choose_cells(plan("gain"), SiteState(), errors_of(6_000, 2_000)).view.beliefs
-    np.testing.assert_allclose(beliefs.error, [0.75, 0.25])
-    np.testing.assert_allclose(beliefs.mean_loss, [0.75, 0.25])
-    np.testing.assert_allclose(beliefs.probability, [0.25, 0.75])
+    found = picks(study, SiteState(), round_id=0, lacking=(0.75, 0.25))
+    assert counts(found) == [9, 3]
+    # What it lacks of a topic without records is nothing to this site.
+    assert counts(picks(study, SiteState(), LOPSIDED, round_id=0, lacking=(0.0, 1.0))) == [0, 12]
+    assert counts(picks(study, SiteState(), ONE_CLUSTER, round_id=0, lacking=(0.1, 1.0))) == [12, 0]
+    assert counts(picks(plan("domain"), SiteState(), round_id=0, lacking=(0.75, 0.25))) == [6, 6]
 
 
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"random"}))

@@ -13,12 +13,13 @@ from method_doubles import plan, received, site_context
 from lada_secure.allocation.data_valuation import ClusterValuation
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.data.records import PoolSample, Record
-from lada_secure.method import site_fallback
+from lada_secure.method import site_knowledge
 from lada_secure.method.mechanisms import statistics_parameters
 from lada_secure.method.plan import MethodPlan, ValuationPlan
 from lada_secure.method.site_allocation import choose_cells
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_fallback import fallback_after_writing, untaught_knowledge
+from lada_secure.method.site_fallback import fallback_after_writing
+from lada_secure.method.site_knowledge import untaught_knowledge
 from lada_secure.method.site_round import pick, site_statistics
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import train
@@ -124,7 +125,7 @@ def test_the_pool_is_answered_once_and_whatever_the_scores(
         calls.append(len(samples))
         return answer_pool(lm, samples, **settings)
 
-    monkeypatch.setattr(site_fallback, "answer_pool", counted)
+    monkeypatch.setattr(site_knowledge, "answer_pool", counted)
     for score in (0.0, 0.5):
         site = site_of(KNOWN)
         for round_id in range(2):

@@ -11,11 +11,12 @@ from form_models import form_model, taught_samples
 from method_doubles import plan, site_context
 
 from lada_secure.allocation.statistics import NoisedStatistics
-from lada_secure.method import site_fallback, site_round
+from lada_secure.method import site_knowledge
 from lada_secure.method.mechanisms import statistics_parameters
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_round import pick, slm_knowledge
+from lada_secure.method.site_knowledge import lacking_by_topic, site_choice, slm_knowledge
+from lada_secure.method.site_round import pick
 from lada_secure.method.site_state import SiteState
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
 from lada_secure.models.confidence import answer_pool
@@ -52,13 +53,16 @@ def site() -> SiteContext:
     return site_context(study(sample_value="gap"), lm=lm, pool=POOL)  # type: ignore[arg-type]
 
 
-def picks(site: SiteContext, state: SiteState, *, round_id: int = 0) -> tuple[int, ...]:
+def equal_masses(site: SiteContext) -> NoisedStatistics:
     parameters = statistics_parameters(site.plan)
-    noised = NoisedStatistics(
+    return NoisedStatistics(
         vector=np.full(parameters.length, 500, dtype=np.int64), parameters=parameters
     )
+
+
+def picks(site: SiteContext, state: SiteState, *, round_id: int = 0) -> tuple[int, ...]:
     scores = np.full(len(POOL), 0.5)
-    return tuple(pick(site, state, round_id, noised, scores).picks[round_id])
+    return tuple(pick(site, state, round_id, equal_masses(site), scores).picks[round_id])
 
 
 def test_a_gap_asks_for_what_the_slm_answers_wrongly(site: SiteContext) -> None:
@@ -104,6 +108,7 @@ def test_a_site_that_was_interrupted_picks_the_same_and_keeps_what_it_picked(
         ({"sample_value": "score", "draw": "soft"}, 0),
         ({"known_share": 0.5}, 1),
         ({"sample_value": "gain"}, 1),
+        ({"strategy": "gain"}, 1),
     ],
 )
 def test_the_slm_answers_the_pool_where_the_plan_reads_it_alone(
@@ -119,8 +124,33 @@ def test_the_slm_answers_the_pool_where_the_plan_reads_it_alone(
         calls.append(len(samples))
         return answer_pool(lm, samples, **settings)
 
-    for module in (site_round, site_fallback):
-        monkeypatch.setattr(module, "answer_pool", counted)
+    monkeypatch.setattr(site_knowledge, "answer_pool", counted)
     # A fallback, where it is on, asks the SLM in any plan.
     picks(replace(site, plan=study(**allocation, fallback="off")), SiteState())
     assert calls == [len(POOL)] * asked
+
+
+def test_what_a_topic_lacks_is_the_mean_over_its_pool_samples(site: SiteContext) -> None:
+    slm = slm_knowledge(site, SiteState())
+    assert slm is not None
+    lacking = lacking_by_topic(site, slm)
+    for topic in range(site.plan.allocation.clusters):
+        here = [at for at, place in enumerate(site.pool_clusters) if place == topic]
+        expected = np.mean([1.0 - slm.confidence[at] for at in here]) if here else 0.0
+        assert lacking[topic] == pytest.approx(expected)
+
+
+def test_the_worth_of_cells_follows_the_slm_from_round_to_round(site: SiteContext) -> None:
+    noised = equal_masses(site)
+    gain = replace(site, plan=study(strategy="gain"))
+    untaught = site_choice(gain, SiteState(), noised).view.lacking
+    for parameter in site.lm.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0.0, 1.0)
+    taught = replace(SiteState(), student=adapter_weights(site.lm))
+    forgetful = site_choice(gain, taught, noised).view.lacking
+    assert untaught is not None
+    assert forgetful is not None
+    assert forgetful.sum() > untaught.sum()
+    again = site_choice(gain, SiteState(), noised).view.lacking
+    np.testing.assert_array_equal(untaught, again)
