@@ -41,11 +41,13 @@ class SlmKnowledge:
     """What a site's SLM makes of the n pool samples as it is now.
 
     right: (n,) bool, whether its answer is the gold one. confidence: (n,) float64 in [0, 1], in the
-    gold answer, read in whole `CONFIDENCE_STEP`s; see `lada_secure.models.confidence.answer_pool`.
+    gold answer, read in whole `CONFIDENCE_STEP`s; paths: n texts that it wrote, or none where
+    nobody learns from them; see `lada_secure.models.confidence.answer_pool`.
     """
 
     right: BoolArray
     confidence: FloatArray
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: lengths that differ, or a confidence that is none."""

@@ -142,7 +142,9 @@ class ReferenceModelPlan(PlanPart):
     last round's DP-SGD goes on from the SLM after its pool paths, instead of from the guide.
     own_reasons: whether records without reasons take part, from the second round on, with what the
     model itself writes for them where it reaches their answer. trials: None, and left out of the
-    bytes, where the guide alone judges.
+    bytes, where the guide alone judges. replay_batch_size: pool questions that each pool step
+    repeats of those that the SLM answered rightly before the study, with its own paths; None, and
+    left out of the bytes, for 0.
     """
 
     records_with_reasons: bool
@@ -156,6 +158,7 @@ class ReferenceModelPlan(PlanPart):
     finish: bool
     own_reasons: bool
     trials: ValuationPlan | None = None
+    replay_batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

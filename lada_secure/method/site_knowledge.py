@@ -17,6 +17,7 @@ from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import SiteState
 from lada_secure.models.adapters import load_adapters
 from lada_secure.models.confidence import answer_pool
+from lada_secure.models.examples import RationaleExample
 
 
 def untaught_knowledge(site: SiteContext) -> SlmKnowledge:
@@ -46,6 +47,23 @@ def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:
     return site.taught[1]
 
 
+def known_rationales(site: SiteContext) -> tuple[RationaleExample, ...]:
+    """The pool questions that the SLM answered rightly before any training, with its own paths.
+
+    Afterwards the model may wear other adapters.
+    """
+    slm = untaught_knowledge(site)
+    return tuple(
+        RationaleExample(
+            example_id=site.pool[at].sample_id,
+            prompt=site.prompt(at),
+            path=slm.paths[at],
+            rejected=None,
+        )
+        for at in np.flatnonzero(slm.right).tolist()
+    )
+
+
 def site_choice(site: SiteContext, state: SiteState, noised: NoisedStatistics) -> CellChoice:
     """What every cell is worth to a site in this round; see `choose_cells`."""
     slm = slm_knowledge(site, state)
@@ -72,4 +90,4 @@ def _answers(site: SiteContext) -> SlmKnowledge:
         batch_size=site.execution.batch_size,
         max_new_tokens=site.plan.paths.max_new_tokens,
     )
-    return SlmKnowledge(right=answers.right, confidence=answers.confidence)
+    return SlmKnowledge(right=answers.right, confidence=answers.confidence, paths=answers.paths)

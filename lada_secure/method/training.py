@@ -43,13 +43,22 @@ def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -
 
 
 def pool_tuning(
-    plan: MethodPlan, guide: ReferenceModelPlan, *, round_id: int, steps: int, loss: LossSettings
+    plan: MethodPlan,
+    guide: ReferenceModelPlan,
+    *,
+    round_id: int,
+    steps: int,
+    loss: LossSettings,
+    replay: int = 0,
 ) -> TuningSettings:
-    """How models learn from pool samples alone, after or beside a DP reference model."""
+    """How models learn from pool samples alone, after or beside a DP reference model.
+
+    Args: replay: examples a step of what is known already.
+    """
     return TuningSettings(
         steps=steps,
         batch_size=plan.distillation.pool_batch_size,
-        replay_batch_size=0,
+        replay_batch_size=replay,
         learning_rate=guide.pool_learning_rate,
         max_epochs=_MANY_EPOCHS,
         seed=plan.seed + round_id,

@@ -67,6 +67,14 @@ def test_what_is_said_of_fallbacks_is_in_the_bytes_only_where_it_is_named() -> N
     assert all(f'"{field}"'.encode() in named.to_bytes() for field in fields)
 
 
+def test_a_replay_is_in_the_bytes_only_where_it_is_named() -> None:
+    plain = make_plan(guide=GUIDE)
+    assert b"replay_batch_size" not in plain.to_bytes().partition(b'"guide"')[2]
+    named = make_plan(guide=GUIDE.model_copy(update={"replay_batch_size": 4}))
+    assert parse_plan(named.to_bytes()) == named
+    assert named.hash != plain.hash
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -97,6 +105,7 @@ def test_what_is_left_out_is_never_null(path: str) -> None:
         ("pool_steps", 0),
         ("last_pool_steps", 0),
         ("pool_learning_rate", 0.0),
+        ("replay_batch_size", 0),
         ("records_with_reasons", 1),
         ("finish", 1),
         ("own_reasons", "yes"),

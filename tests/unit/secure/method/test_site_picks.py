@@ -15,7 +15,12 @@ from lada_secure.method import site_knowledge
 from lada_secure.method.mechanisms import statistics_parameters
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_context import SiteContext
-from lada_secure.method.site_knowledge import lacking_by_topic, site_choice, slm_knowledge
+from lada_secure.method.site_knowledge import (
+    known_rationales,
+    lacking_by_topic,
+    site_choice,
+    slm_knowledge,
+)
 from lada_secure.method.site_round import pick
 from lada_secure.method.site_state import SiteState
 from lada_secure.models.adapters import AdapterSettings, adapter_weights, attach_adapters
@@ -154,3 +159,16 @@ def test_the_worth_of_cells_follows_the_slm_from_round_to_round(site: SiteContex
     assert forgetful.sum() > untaught.sum()
     again = site_choice(gain, SiteState(), noised).view.lacking
     np.testing.assert_array_equal(untaught, again)
+
+
+def test_what_is_repeated_is_what_the_slm_wrote_and_was_right_on(site: SiteContext) -> None:
+    # Whatever it wears by now.
+    for parameter in site.lm.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0.0, 1.0)
+    found = known_rationales(site)
+    names = [POOL[at].sample_id for at in range(len(POOL)) if at not in WRONG]
+    assert [one.example_id for one in found] == names
+    for one in found:
+        sample = next(sample for sample in POOL if sample.sample_id == one.example_id)
+        assert site.lm.form.right(one.path, sample.choices, sample.answer)
