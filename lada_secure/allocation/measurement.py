@@ -77,17 +77,20 @@ def _losses(lm: LanguageModel, records: Sequence[Record], batch_size: int) -> Fl
 def valuation_student(
     lm: LanguageModel,
     paths: Sequence[RationaleExample],
+    replay: Sequence[RationaleExample],
     *,
     reference: AdapterWeights,
     tuning: TuningSettings,
 ) -> AdapterWeights:
-    """A student of one cluster's paths alone, from the reference by cross-entropy.
+    """A student of one cluster's paths, from the reference by cross-entropy.
+
+    Args: replay: what the tuning repeats of what is known already.
 
     Reads released adapters and public text alone. The model's adapters are left as they were.
     """
     with adapters_kept(lm):
         load_adapters(lm, reference)
-        return tune_on_rationales(lm, paths, (), tuning)
+        return tune_on_rationales(lm, paths, replay, tuning)
 
 
 def measured_gains(

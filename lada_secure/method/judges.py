@@ -24,6 +24,7 @@ from lada_secure.method.mechanisms import cell_grid, round_release, valuation_pa
 from lada_secure.method.plan import MethodPlan, ReferenceModelPlan
 from lada_secure.method.site_allocation import valued_clusters
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_knowledge import replayed
 from lada_secure.method.site_state import KnownRationale, SiteState
 from lada_secure.method.training import pool_tuning
 from lada_secure.models.adapters import AdapterWeights
@@ -94,6 +95,8 @@ def release_valuation(
     groups = groups_to_value(_clusters(plan, rationales), clusters=plan.allocation.clusters)
     if parameters is None or not groups:
         return []
+    # Students learn as the site's own does, whose effect on the records is asked for.
+    replay = replayed(site, guide)
     tuning = pool_tuning(
         plan,
         guide,
@@ -103,7 +106,11 @@ def release_valuation(
     )
     students = {
         cluster: valuation_student(
-            site.lm, [examples[at] for at in members], reference=site.reference, tuning=tuning
+            site.lm,
+            [examples[at] for at in members],
+            replay,
+            reference=site.reference,
+            tuning=tuning,
         )
         for cluster, members in groups.items()
     }

@@ -12,6 +12,7 @@ from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.arrays import FloatArray
 from lada_secure.method.mechanisms import reads_slm
+from lada_secure.method.plan import ReferenceModelPlan
 from lada_secure.method.site_allocation import CellChoice, choose_cells
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import SiteState
@@ -47,11 +48,14 @@ def slm_knowledge(site: SiteContext, state: SiteState) -> SlmKnowledge | None:
     return site.taught[1]
 
 
-def known_rationales(site: SiteContext) -> tuple[RationaleExample, ...]:
-    """The pool questions that the SLM answered rightly before any training, with its own paths.
+def replayed(site: SiteContext, guide: ReferenceModelPlan) -> tuple[RationaleExample, ...]:
+    """What pool training repeats: the questions that the SLM answered rightly before any training.
 
-    Afterwards the model may wear other adapters.
+    With the paths that it wrote itself; none where the plan has no replay. Afterwards the model may
+    wear other adapters.
     """
+    if guide.replay_batch_size is None:
+        return ()
     slm = untaught_knowledge(site)
     return tuple(
         RationaleExample(

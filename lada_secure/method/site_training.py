@@ -29,7 +29,7 @@ from lada_secure.method.rejected import with_rejected
 from lada_secure.method.site_allocation import CellChoice
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_fallback import fallback_after_writing
-from lada_secure.method.site_knowledge import known_rationales, site_choice
+from lada_secure.method.site_knowledge import replayed, site_choice
 from lada_secure.method.site_state import KnownRationale, ReceivedRationale, SiteState
 from lada_secure.method.training import pool_tuning, private_units, trainer_settings
 from lada_secure.models.adapters import adapter_weights, load_adapters
@@ -180,7 +180,7 @@ def learn(
 ) -> None:
     """Train the SLM on what passed; afterwards the model wears the round's student."""
     plan, guide = site.plan, site.plan.guide
-    known = known_rationales(site) if guide is not None and guide.replay_batch_size else ()
+    known = () if guide is None else replayed(site, guide)
     wear_start(site, considered.state, round_id)
     examples = _contrasted(site, considered)
     if guide is None:
@@ -194,7 +194,6 @@ def learn(
             round_id=round_id,
             steps=guide.last_pool_steps if last else guide.pool_steps,
             loss=loss_settings(plan.distillation),
-            replay=(guide.replay_batch_size or 0) if known else 0,
         )
         tune_on_rationales(site.lm, examples, known, tuning)
     finish(site, considered, round_id, reports)

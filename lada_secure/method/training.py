@@ -49,16 +49,12 @@ def pool_tuning(
     round_id: int,
     steps: int,
     loss: LossSettings,
-    replay: int = 0,
 ) -> TuningSettings:
-    """How models learn from pool samples alone, after or beside a DP reference model.
-
-    Args: replay: examples a step of what is known already.
-    """
+    """How models learn from pool samples alone, after or beside a DP reference model."""
     return TuningSettings(
         steps=steps,
         batch_size=plan.distillation.pool_batch_size,
-        replay_batch_size=replay,
+        replay_batch_size=guide.replay_batch_size or 0,
         learning_rate=guide.pool_learning_rate,
         max_epochs=_MANY_EPOCHS,
         seed=plan.seed + round_id,

@@ -83,15 +83,14 @@ def tune_on_rationales(
     scorer = RationaleScorer(lm.model, device=lm.model.device, cache_bytes=PREFIX_CACHE_BYTES)
     loss_of = ExampleLoss(scorer, settings.loss)
     contrasted = loss_of.with_reference([*learned, *kept])
-    size = settings.batch_size + settings.replay_batch_size
+    replayed = settings.replay_batch_size if kept else 0
+    size = settings.batch_size + replayed
     for first in range(0, len(contrasted), size):
         loss_of.reference.update(loss_of.leads(contrasted[first : first + size]))
     steps = settings.steps_for(len(learned))
     orders = [
         (rows, PublicOrder(count=len(rows), batch_size=size, seed=settings.seed + number))
-        for number, (rows, size) in enumerate(
-            ((learned, settings.batch_size), (kept, settings.replay_batch_size))
-        )
+        for number, (rows, size) in enumerate(((learned, settings.batch_size), (kept, replayed)))
     ]
 
     def loss_at(step: int) -> Tensor:

@@ -61,6 +61,7 @@ def gains(device: str) -> np.ndarray:
                 replace(example(at), prompt=f"question {at}\n", path=f"{word}\n{at}", rejected=None)
                 for at in (5, 6, 7)
             ],
+            (),
             reference=reference,
             tuning=TuningSettings(
                 steps=20,

@@ -39,6 +39,7 @@ from lada_secure.arrays import BoolArray, FloatArray
 from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import cell_grid
 from lada_secure.method.plan import ReferenceModelPlan, ValuationPlan
+from lada_secure.method.site_knowledge import replayed
 from lada_secure.method.site_training import TrainedRound
 from lada_secure.method.training import pool_tuning, private_units
 from lada_secure.models.adapters import adapters_kept, load_adapters
@@ -96,11 +97,12 @@ class Oracle:
         guide, trials = _judges(turn)
         clusters, places = site.clusters.count, list(texts)
         groups = groups_to_value([int(site.pool_clusters[at]) for at in places], clusters=clusters)
-        tuning = _tuning(turn, guide, steps=guide.pool_steps)
+        tuning, replay = _tuning(turn, guide, steps=guide.pool_steps), replayed(site, guide)
         students = {
             cluster: valuation_student(
                 site.lm,
                 [_example(turn, places[at], texts[places[at]]) for at in members],
+                replay,
                 reference=site.reference,
                 tuning=tuning,
             )
@@ -151,7 +153,10 @@ class Oracle:
             load_adapters(site.lm, site.reference)
             before = path_losses(site, texts)
             tune_on_rationales(
-                site.lm, examples, (), _tuning(turn, guide, steps=guide.last_pool_steps)
+                site.lm,
+                examples,
+                replayed(site, guide),
+                _tuning(turn, guide, steps=guide.last_pool_steps),
             )
             found[list(texts)] = before - path_losses(site, texts)
         return found

@@ -67,7 +67,7 @@ def student(lm: LanguageModel, word: str, reference: AdapterWeights) -> AdapterW
         replace(example(at), prompt=f"question {at}\n", path=f"{word}\n{at}", rejected=None)
         for at in (5, 6, 7)
     ]
-    return valuation_student(lm, paths, reference=reference, tuning=TUNING)
+    return valuation_student(lm, paths, (), reference=reference, tuning=TUNING)
 
 
 def test_each_unit_says_how_much_likelier_its_records_became(lm: LanguageModel) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from method_doubles import BAD, GOOD, GUIDE, known, ledger, plan, site_context, trained_on_good
 
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.data.records import Record
 from lada_secure.method import judges
 from lada_secure.method.judges import agreeing, drawn_beside, judge, release_valuation
@@ -143,3 +145,26 @@ def test_where_nothing_is_valued_nothing_is_paid(why: str) -> None:
     examples = [site.example(rationale) for rationale in good]
     assert release_valuation(site, guide, good, examples, 0) == []
     assert paid(site) == []
+
+
+def test_valuation_students_repeat_what_the_sites_own_repeats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guide = with_valuation().model_copy(update={"replay_batch_size": 2})
+    site = site_context(study(guide), agreeing_units())
+    count = len(site.pool)
+    site.untaught = SlmKnowledge(
+        right=np.ones(count, dtype=np.bool_), confidence=np.ones(count), paths=("good",) * count
+    )
+    seen: list[int] = []
+    taught = judges.valuation_student
+
+    def watched(lm, paths, replay, **settings):  # type: ignore[no-untyped-def]
+        seen.append(len(replay))
+        assert settings["tuning"].replay_batch_size == 2
+        return taught(lm, paths, replay, **settings)
+
+    monkeypatch.setattr(judges, "valuation_student", watched)
+    examples = [site.example(rationale) for rationale in ALL]
+    assert release_valuation(site, guide, ALL, examples, 0)
+    assert seen == [count, count]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from form_models import form_model, taught_samples
-from method_doubles import plan, site_context
+from method_doubles import GUIDE, plan, site_context
 
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.method import site_knowledge
@@ -16,8 +16,8 @@ from lada_secure.method.mechanisms import statistics_parameters
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_knowledge import (
-    known_rationales,
     lacking_by_topic,
+    replayed,
     site_choice,
     slm_knowledge,
 )
@@ -166,7 +166,9 @@ def test_what_is_repeated_is_what_the_slm_wrote_and_was_right_on(site: SiteConte
     for parameter in site.lm.model.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(0.0, 1.0)
-    found = known_rationales(site)
+    guide = GUIDE.model_copy(update={"replay_batch_size": 2})
+    assert replayed(site, GUIDE) == ()
+    found = replayed(site, guide)
     names = [POOL[at].sample_id for at in range(len(POOL)) if at not in WRONG]
     assert [one.example_id for one in found] == names
     for one in found:

@@ -21,6 +21,7 @@ from method_doubles import (
 )
 
 from lada_secure.allocation.fallback import Fallback
+from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.data.forms import CLOZE
 from lada_secure.data.records import Record
 from lada_secure.errors import LedgerError
@@ -28,6 +29,7 @@ from lada_secure.method import site_training, training
 from lada_secure.method.mechanisms import private_learning_rate
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_context import SiteContext
+from lada_secure.method.site_knowledge import replayed
 from lada_secure.method.site_round import site_adapters, site_statistics
 from lada_secure.method.site_state import SiteState
 from lada_secure.method.site_training import train, wear_start
@@ -148,6 +150,28 @@ def test_a_student_starts_from_a_share_of_the_dp_reference_models_update() -> No
         wear_start(site, start, 1)
         started = parse_adapter_tensors(adapter_weights(site.lm))
         assert np.allclose(started[name], share * whole[name], atol=1e-7)
+
+
+def test_a_student_repeats_what_the_slm_knew_where_the_plan_says_so() -> None:
+    left = []
+    for size in (None, 4):
+        base = study(replay_batch_size=size, pool_steps=30, pool_learning_rate=2e-2)
+        # Without judges, so that something is learned whatever the noise.
+        domain = base.allocation.model_copy(update={"strategy": "domain"})
+        site = site_of(base.model_copy(update={"allocation": domain}))
+        count = len(site.pool)
+        right = np.arange(count) == count - 1
+        site.untaught = SlmKnowledge(
+            right=right, confidence=np.where(right, 0.9, 0.0), paths=("known 7\n7",) * count
+        )
+        (kept,) = replayed(site, GUIDE.model_copy(update={"replay_batch_size": 4}))
+        assert kept.example_id == site.pool[-1].sample_id
+        before = site.losses([kept])[0]
+        done = one_round(site, SiteState(picks={0: (0, 1, 2)}), 0)
+        site.wear(done.state)
+        left.append(site.losses([kept])[0] - before)
+    assert left[1] < -1.0
+    assert left[0] > left[1] + 1.0
 
 
 @pytest.mark.parametrize("finish", [False, True])
