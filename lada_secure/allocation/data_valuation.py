@@ -58,12 +58,15 @@ class ClusterUsefulness:
         """Which clusters had a valuation, (C,)."""
         return ~np.isnan(self.value)
 
+    @property
+    def best(self) -> float:
+        """The largest value, at most 1: noise may carry it beyond what can be."""
+        return min(float(np.max(self.value, initial=0.0, where=self.tried)), 1.0)
+
     def bound(self, least_share: float) -> float:
         """Usefulness that is `least_share` of the best cluster's, and at least `least`."""
         within(0.0, 1.0, least_share=least_share)
-        # Noise may carry it beyond what can be.
-        best = min(float(np.max(self.value, initial=0.0, where=self.tried)), 1.0)
-        return max(least_share * best, self.least)
+        return max(least_share * self.best, self.least)
 
 
 def groups_to_value(
@@ -145,5 +148,8 @@ def useful_rationales(
     places = index_vector(
         "clusters of paths", clusters_of_rationales, below=len(found.value), length=len(otherwise)
     )
-    useful = found.tried & (np.nan_to_num(found.value) >= found.bound(least_share))
+    value = np.nan_to_num(found.value)
+    # Against a bound that other clusters do not move, noise alone must not throw one away: one
+    # standard deviation of it is allowed for.
+    useful = found.tried & (value >= least_share * found.best) & (value + found.std >= found.least)
     return np.where(found.tried[places], useful[places], otherwise)

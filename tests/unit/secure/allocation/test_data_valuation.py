@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,14 @@ def test_where_gains_below_a_bound_mean_contradiction_the_least_bad_goes_too() -
     for least in (-1.1, 1.1, float("nan")):
         with pytest.raises(ParameterError, match="least_gain"):
             usefulness(trials, clusters=3, least_gain=least)
+
+
+def test_as_much_as_noise_may_have_taken_is_allowed_for() -> None:
+    for std, kept in ((0.05, False), (0.3, True)):
+        noisy = replace(trial(0, -0.2), std=std)
+        found = usefulness([noisy, trial(1, 0.4)], clusters=2, least_gain=0.0)
+        passed = useful_rationales(found, [0, 1], np.array([False, False]), least_share=0.25)
+        assert passed.tolist() == [kept, True]
 
 
 def test_before_any_trial_the_other_judge_decides_alone() -> None:
