@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.allocation.measurement import measured_gains, measured_records
 from lada_secure.allocation.statistics import unit_statistics
-from lada_secure.allocation.statistics_parameters import Measure, StatisticsParameters
+from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.valuation_gains import ValuationParameters, unit_gains
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.trainer import Trainer
@@ -163,21 +162,17 @@ def test_a_site_with_hostile_records_sends_and_pays_the_same_as_one_without(
 CLUSTERS = fit_clusters(HashedNgramEmbedder().embed([one.question for one in ORDINARY]), 2, 0)
 
 
-def exact_statistics(
-    lm: LanguageModel, units: Sequence[Unit], *, measure: Measure = "loss"
-) -> np.ndarray:
+def exact_statistics(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
     measured = measured_records(
         lm,
         units,
         clusters=CLUSTERS,
         embedder=HashedNgramEmbedder(),
         batch_size=4,
-        measure=measure,
     )
     parameters = StatisticsParameters(
         clusters=CLUSTERS.count,
-        measure=measure,
-        loss_clip=1.0 if measure == "error" else 4.0,
+        loss_clip=4.0,
         noise_multiplier=4.0,
         max_units=500,
         scale=120,
@@ -195,7 +190,7 @@ def exact_trials(lm: LanguageModel, units: Sequence[Unit]) -> np.ndarray:
     )
 
 
-EXACT = (exact_statistics, partial(exact_statistics, measure="error"), exact_trials)
+EXACT = (exact_statistics, exact_trials)
 
 
 @FEW
