@@ -63,8 +63,9 @@ SEED = 3
 SCORE_ERROR = 1e-5
 
 
-# A gap between both models in every place that has one.
+# A gap between both models in every place that has one, and students that repeat what they knew.
 GAP = {
+    "guide": {"replay_batch_size": 4},
     "allocation": {
         "strategy": "valued_gain",
         "sample_value": "gain",
