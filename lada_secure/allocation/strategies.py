@@ -47,9 +47,9 @@ class Strategy:
     the quota is split over clusters by utility in every round. `mass_first`: the first round's is
     split by mass alone, because the utility reads what is not known yet. `reads_slm`: the utility
     reads what the SLM makes of the pool. `judged`: rationales are judged by the DP reference model
-    and by data valuation, where the plan has them, and those that
-    contradict the private records are not trained on; a cell's worth is multiplied by how surely
-    its rationales agree with the records. Without it nothing is judged or paid for.
+    and by data valuation, where the plan has them, and those that contradict the private records
+    are not trained on; a cell's worth is multiplied by how surely its rationales agree with the
+    records. Without it nothing is judged or paid for.
     """
 
     name: str
