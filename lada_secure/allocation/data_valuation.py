@@ -144,7 +144,9 @@ def useful_rationales(
     """Which paths to train on, (m,): all of a tried cluster or none; the rest as `otherwise` says.
 
     Args: otherwise: (m,), a verdict on single paths for clusters without a valuation.
+        least_share: in [0, 1].
     """
+    within(0.0, 1.0, least_share=least_share)
     places = index_vector(
         "clusters of paths", clusters_of_rationales, below=len(found.value), length=len(otherwise)
     )

@@ -58,7 +58,7 @@ def site_fits_easily(
     rows = max(
         sizes.batch_size * max(1, both.options),
         plan.privacy.max_records_per_unit,
-        2 * plan.distillation.pool_batch_size,
+        2 * _pool_examples(plan),
     )
     length = both.row + plan.paths.max_new_tokens + 1
     return fits_easily(folder, placement, rows=rows, length=length)
@@ -92,7 +92,7 @@ def site_memory(
         ),
     )
     # Beside private steps the trainer's batches are bounded; tuning takes a step's rows at once.
-    examples = part.pool_batch_size
+    examples = _pool_examples(plan)
     if plan.guide is None:
         examples = min(examples, batch_size)
     rows = examples * (2 if part.contrastive_weight > 0.0 else 1)
@@ -106,6 +106,12 @@ def site_memory(
         kept = min(count, bound) + plan.paths.budget
         _keep_frozen_outputs(budget, part, rows=kept, length=both.row, most=FROZEN_CACHE_BYTES)
     return budget.forecast()
+
+
+def _pool_examples(plan: MethodPlan) -> int:
+    """Examples of one step on the pool: those to learn, and those that are repeated."""
+    replayed = 0 if plan.guide is None else plan.guide.replay_batch_size or 0
+    return plan.distillation.pool_batch_size + replayed
 
 
 def llm_fits_easily(

@@ -197,7 +197,9 @@ class Laboratory:
         """One arm's study under a plan, before its first round."""
         llm, sites = self._llm_for(arm, plan), self._sites(plan)
         spared_s = 0.0
-        if arm.asks == "method" and (plan.allocation.fallback != "off" or reads_slm(plan)):
+        chooses = plan.allocation.fallback != "off" or reads_slm(plan)
+        repeats = plan.guide is not None and plan.guide.replay_batch_size is not None
+        if repeats or (arm.asks == "method" and chooses):
             spared_s = self._ask_untaught([site.context for site in sites])
         units = {site.name: own for site, own in zip(sites, self.units, strict=True)}
         baseline = None

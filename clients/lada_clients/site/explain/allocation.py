@@ -40,7 +40,7 @@ class ExplainedCell(_Part):
     cluster: Annotated[int, Field(ge=0)]
     difficulty: Annotated[int, Field(ge=0)]
     mass: Share
-    error: Share | None = None
+    lacking: Share | None = None
     probability: Share
     band: Share
     exploitation: Reward
@@ -176,10 +176,10 @@ def _reasons(cell: ExplainedCell, *, clusters: int, first_round: bool) -> str:
         told.append(f"some of the site's data ({cell.mass:.0%}) lies in this topic")
     else:
         told.append("none of the site's data lies in this topic")
-    if cell.mass > 0 and cell.error is not None and cell.error >= _WIDE_BAND:
-        told.append(f"the SLM errs on most of it ({cell.error:.0%})")
-    elif cell.mass > 0 and cell.error is not None and cell.error <= _NARROW_BAND:
-        told.append(f"the SLM knows most of it ({1 - cell.error:.0%})")
+    if cell.lacking is not None and cell.lacking >= _WIDE_BAND:
+        told.append(f"the SLM lacks most of the topic's pool samples ({cell.lacking:.0%})")
+    elif cell.lacking is not None and cell.lacking <= _NARROW_BAND:
+        told.append(f"the SLM knows most of the topic's pool samples ({1 - cell.lacking:.0%})")
     if first_round:
         told.append("first round: quotas by topic")
     if cell.agreement is not None and cell.agreement >= _WIDE_BAND:

@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lada_clients.site.explain.allocation import read_rounds, site_study
+from lada_clients.site.explain.allocation import ExplainedCell, read_rounds, site_study
 from lada_clients.site.explain.commands import app
+from lada_secure.allocation.cells import CellGrid
+from lada_secure.allocation.explanation import explain_cells
+from lada_secure.allocation.gap import cell_rewards
+from lada_secure.allocation.reward_model import CellBeliefs, Forecast
+from lada_secure.allocation.strategies import CellView
 from lada_secure.errors import ParameterError
 
 
@@ -66,11 +72,11 @@ def test_cells_with_samples_are_told_with_reasons_and_outcome(run: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"error": 0.82}, "the SLM errs on most of it (82%)"),
-        ({"error": 0.1}, "the SLM knows most of it (90%)"),
+        ({"lacking": 0.82}, "the SLM lacks most of the topic's pool samples (82%)"),
+        ({"lacking": 0.1}, "the SLM knows most of the topic's pool samples (90%)"),
     ],
 )
-def test_expected_errors_are_told_where_they_are_large_or_small(
+def test_what_the_slm_lacks_is_told_where_it_is_much_or_little(
     run: Path, changes: dict[str, Any], told: str
 ) -> None:
     path = study(run) / "allocation-round-1.json"
@@ -81,8 +87,25 @@ def test_expected_errors_are_told_where_they_are_large_or_small(
         return str(json.loads(done.stdout)["rounds"][0]["cells"][0]["why"])
 
     assert told in why(**changes)
-    # Of no records, of an error in the middle, and in files from before there is nothing to say.
-    assert not any("SLM" in why(**more) for more in ({**changes, "mass": 0.0}, {"error": 0.5}, {}))
+    # In the middle, and in files from before, there is nothing to say.
+    assert not any("SLM" in why(**more) for more in ({"lacking": 0.5}, {}))
+
+
+def test_what_a_site_writes_of_a_cell_is_what_is_read() -> None:
+    """A column by another name would be left out without a word."""
+    grid = CellGrid(clusters=1, bins=1)
+    one = np.full(1, 0.5)
+    view = CellView(
+        beliefs=CellBeliefs(
+            grid=grid, mass_share=one, mean_loss=one, probability=one, last_reward=one, picks=one
+        ),
+        forecast=Forecast(exploitation=one, exploration=one),
+        agreement=one,
+        lacking=one,
+    )
+    rewards = cell_rewards([], [], [], cells=1)
+    (written,) = explain_cells(view, one, picked_cells=[], rewards=rewards)
+    assert set(written) == set(ExplainedCell.model_fields)
 
 
 def test_a_round_that_fell_back_says_why(run: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from architecture_doubles import family_folder
+from protocol_world import GUIDE
 from site_doubles import POOL, file_of, record, site_plan, site_settings
 
 from lada_clients.site.gates.files import SiteFiles
@@ -46,6 +47,16 @@ def test_larger_batches_take_more(settings: SiteSettings) -> None:
     more = settings.model_copy(update={"physical_batch_size": 64})
     few, many = (slm_memory(one, site_plan(), FILES, POOL) for one in (settings, more))
     assert many.largest[1] > 4 * few.largest[1]
+
+
+def test_what_a_pool_step_repeats_takes_memory_as_what_it_learns(settings: SiteSettings) -> None:
+    plain = site_plan(guide=GUIDE)
+    repeats = site_plan(guide=GUIDE.model_copy(update={"replay_batch_size": 7}))
+    rows = plain.distillation.pool_batch_size * (1 + (plain.distillation.contrastive_weight > 0))
+    more = rows + 7 * (1 + (plain.distillation.contrastive_weight > 0))
+    for plan, count in ((plain, rows), (repeats, more)):
+        told = " ".join(slm_memory(settings, plan, FILES, POOL).passing)
+        assert f"a step on {count} x" in told
 
 
 def test_an_slm_that_does_not_fit_is_refused_before_a_weight_is_read(

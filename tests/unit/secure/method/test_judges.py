@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from lada_secure.method.judges import agreeing, drawn_beside, judge, release_val
 from lada_secure.method.plan import MethodPlan, ReferenceModelPlan, ValuationPlan
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, SiteState
-from lada_secure.models.adapters import adapter_weights
+from lada_secure.models.adapters import AdapterWeights, adapter_weights
 from lada_secure.privacy.ledger.entries import ReserveEntry
 from lada_secure.privacy.release.units import Unit
 
@@ -159,7 +160,7 @@ def test_valuation_students_repeat_what_the_sites_own_repeats(
     seen: list[int] = []
     taught = judges.valuation_student
 
-    def watched(lm, paths, replay, **settings):  # type: ignore[no-untyped-def]
+    def watched(lm: Any, paths: Any, replay: Any, **settings: Any) -> AdapterWeights:
         seen.append(len(replay))
         assert settings["tuning"].replay_batch_size == 2
         return taught(lm, paths, replay, **settings)
