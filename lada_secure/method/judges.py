@@ -26,10 +26,9 @@ from lada_secure.method.site_allocation import valued_clusters
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_knowledge import replayed
 from lada_secure.method.site_state import KnownRationale, SiteState
-from lada_secure.method.training import pool_tuning
+from lada_secure.method.training import valuation_tuning
 from lada_secure.models.adapters import AdapterWeights
 from lada_secure.models.examples import RationaleExample
-from lada_secure.models.loss import LossSettings
 from lada_secure.models.reference_model import ContrastedRationale, lead_gains, sampled_responses
 
 
@@ -97,13 +96,7 @@ def release_valuation(
         return []
     # Students learn as the site's own does, whose effect on the records is asked for.
     replay = replayed(site, guide)
-    tuning = pool_tuning(
-        plan,
-        guide,
-        round_id=round_id,
-        steps=guide.pool_steps,
-        loss=LossSettings(contrastive_weight=0.0),
-    )
+    tuning = valuation_tuning(plan, guide, round_id=round_id)
     students = {
         cluster: valuation_student(
             site.lm,

@@ -7,6 +7,7 @@ stream: the same records of each unit, with the same rationales, at the same rat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lada_secure.data.records import Record
 from lada_secure.dpsgd.parameters import TrainerSettings
@@ -23,6 +24,7 @@ from lada_secure.privacy.release.units import Unit
 
 # The number of steps is the plan's, however few samples there are.
 _MANY_EPOCHS = 10**6
+_VALUATION_EPOCHS = 16
 
 
 def trainer_settings(plan: MethodPlan, execution: Execution, *, round_id: int) -> TrainerSettings:
@@ -60,6 +62,24 @@ def pool_tuning(
         seed=plan.seed + round_id,
         loss=loss,
     )
+
+
+def valuation_tuning(
+    plan: MethodPlan, guide: ReferenceModelPlan, *, round_id: int
+) -> TuningSettings:
+    """How a student of one cluster's rationales learns, whose effect on the records is asked for.
+
+    As the site's own does, but it sees no rationale more than 16 times: a handful over and over
+    says nothing more of what they teach, and most of the time of a round went into it.
+    """
+    tuning = pool_tuning(
+        plan,
+        guide,
+        round_id=round_id,
+        steps=guide.pool_steps,
+        loss=LossSettings(contrastive_weight=0.0),
+    )
+    return replace(tuning, max_epochs=_VALUATION_EPOCHS)
 
 
 def held_out_tokens(plan: MethodPlan, record: Record) -> int:

@@ -16,6 +16,7 @@ from lada_secure.method.judges import agreeing, drawn_beside, judge, release_val
 from lada_secure.method.plan import MethodPlan, ReferenceModelPlan, ValuationPlan
 from lada_secure.method.site_context import SiteContext
 from lada_secure.method.site_state import KnownRationale, SiteState
+from lada_secure.method.training import pool_tuning, valuation_tuning
 from lada_secure.models.adapters import AdapterWeights, adapter_weights
 from lada_secure.privacy.ledger.entries import ReserveEntry
 from lada_secure.privacy.release.units import Unit
@@ -169,3 +170,14 @@ def test_valuation_students_repeat_what_the_sites_own_repeats(
     examples = [site.example(rationale) for rationale in ALL]
     assert release_valuation(site, guide, ALL, examples, 0)
     assert seen == [count, count]
+
+
+def test_a_valuation_student_sees_no_rationale_more_than_16_times() -> None:
+    guide = GUIDE.model_copy(update={"pool_steps": 60})
+    shape = study(guide).distillation.model_copy(update={"pool_batch_size": 16})
+    wide = study(guide).model_copy(update={"distillation": shape})
+    tuning = valuation_tuning(wide, guide, round_id=0)
+    # The site's own model takes every step that the plan has, however few rationales there are.
+    assert [tuning.steps_for(count) for count in (3, 16, 60, 500)] == [3, 16, 60, 60]
+    own = pool_tuning(wide, guide, round_id=0, steps=60, loss=tuning.loss)
+    assert [own.steps_for(count) for count in (3, 500)] == [60, 60]
