@@ -39,7 +39,15 @@ POOL = tuple(
     PoolSample(sample_id=f"s{at}", question=f"{topic} {at}", choices=(), answer="9")
     for at, topic in enumerate(["question"] * 3 + ["riddle me"] * 3)
 )
-GUIDED = read_preset("guided")
+CHAINS = read_preset("chains")
+# Cells alone decide; a test that is about what the SLM knows says so.
+FEW_CELLS = {
+    "clusters": 2,
+    "difficulty_bins": 1,
+    "strategy": "guided",
+    "sample_value": None,
+    "draw": None,
+}
 # The records agree with these, and contradict the others.
 GOOD = {place: f"good {place}" for place in (0, 1, 2)}
 BAD = {place: f"evil {place}" for place in (3, 4, 5)}
@@ -60,25 +68,25 @@ GUIDE = ReferenceModelPlan(
 def plan() -> StudyPlan:
     return StudyPlan(
         study_id="guided",
-        title=GUIDED.title,
+        title=CHAINS.title,
         coordinator="coordinator",
         expires="2030-01-01T00:00:00Z",
         rounds=2,
         min_cohort=3,
         max_cohort=3,
         slm=SlmPlan(),
-        embedder=GUIDED.embedder,
+        embedder=CHAINS.embedder,
         seed=0,
         pool_sha256="ab" * 32,
         pool_size=len(POOL),
         clusters_sha256="ab" * 32,
         phase_timeout_s=60.0,
-        privacy=GUIDED.privacy,
-        statistics=GUIDED.statistics,
-        training=GUIDED.training,
-        distillation=GUIDED.distillation,
-        allocation=GUIDED.allocation.model_copy(update={"clusters": 2, "difficulty_bins": 1}),
-        paths=GUIDED.paths,
+        privacy=CHAINS.privacy,
+        statistics=CHAINS.statistics,
+        training=CHAINS.training,
+        distillation=CHAINS.distillation,
+        allocation=CHAINS.allocation.model_copy(update=FEW_CELLS),
+        paths=CHAINS.paths,
         guide=GUIDE,
     )
 

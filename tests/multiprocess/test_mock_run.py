@@ -285,7 +285,7 @@ def test_larger_federations_finish_too(sites, tmp_path):
 @pytest.mark.slow
 def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_path):
     out = tmp_path / "run"
-    done = lada("mock", "run", "--preset", "guided", "--out", str(out), "--json", timeout_s=900)
+    done = lada("mock", "run", "--preset", "chains", "--out", str(out), "--json", timeout_s=900)
     assert done.returncode == 0, done.stderr[-2000:]
     assert verify_evidence(read_evidence(out)).good
     plan = parse_plan((out / "export" / "plan.json").read_bytes())

@@ -78,6 +78,16 @@ GAP = {
 FALLBACK = {"allocation": {"fallback": "on"}}
 
 
+def study_named(name, *, rounds):
+    """The preset tiny, or the study of the preset chains with its data, models and LLM transfer."""
+    tiny = preset_for("tiny", sites=SITES, rounds=rounds, seed=WORLD)
+    if name == "tiny":
+        return tiny
+    kept = ("data", "site_slm", "llm", "uplink")
+    chains = preset_for("chains", sites=SITES, rounds=rounds, seed=WORLD)
+    return chains.model_copy(update={part: getattr(tiny, part) for part in kept})
+
+
 def light(preset, *, llm, more):
     """A preset with few steps, and sites that have something to teach the LLM.
 
@@ -239,17 +249,17 @@ def watched_pick(plain, steady):
 @pytest.fixture(
     scope="module",
     params=[
-        ("guided", 3, {}),
+        ("judged", 3, {}),
         pytest.param(("tiny", 2, {}), marks=pytest.mark.slow),
-        pytest.param(("guided", 3, GAP), marks=pytest.mark.slow),
-        pytest.param(("guided", 2, FALLBACK), marks=pytest.mark.slow),
+        pytest.param(("judged", 3, GAP), marks=pytest.mark.slow),
+        pytest.param(("judged", 2, FALLBACK), marks=pytest.mark.slow),
     ],
-    ids=["guided", "joint", "gap", "fallback"],
+    ids=["judged", "joint", "gap", "fallback"],
 )
 def both(request, weak_llm, tmp_path_factory):
     name, count, more = request.param
     root = tmp_path_factory.mktemp(name)
-    preset = light(preset_for(name, sites=SITES, rounds=count, seed=WORLD), llm=weak_llm, more=more)
+    preset = light(study_named(name, rounds=count), llm=weak_llm, more=more)
     prepared = PreparedFederation(root / "run", preset=preset, data=small_data(), weights=False)
     slm = make_model(preset.site_slm, cache_dir=default_cache_dir(os.environ))
     run_parties(prepared.layout, prepared)

@@ -68,15 +68,18 @@ _CODING = replace(
         _FACTS.plan,
         {
             "distillation.adapter_targets": list(ALL_LINEAR),
-            "allocation.clusters": 16,
+            # There are 33 collections, and a topic of several says little about any.
+            "allocation.clusters": 32,
+            "allocation.quota": 12,
             "allocation.screen_low": 0.0,
             # It solves about half, and only what it solves is asked for.
             "allocation.least_llm_right": 0.25,
             "guide.pool_steps": 30,
             "guide.last_pool_steps": 60,
+            "paths.budget": 36,
         },
     ),
-    world=NaturalSettings(source="coding"),
+    world=NaturalSettings(source="coding", sites=3, smallest=100, concentration=0.2, slm_read=0.5),
 )
 PRESETS: Mapping[str, LabSettings] = {
     "tiny": LabSettings(),

@@ -91,7 +91,8 @@ TINY_PLAN = MethodPlan(
         pool_learning_rate=1e-2,
         finish=True,
         own_reasons=True,
-        trials=ValuationPlan(noise_multiplier=_CALIBRATED, gain_clip=0.5, least_gain=-1.0),
+        replay_batch_size=8,
+        trials=ValuationPlan(noise_multiplier=_CALIBRATED, gain_clip=0.5, least_gain=-0.1),
     ),
 )
 

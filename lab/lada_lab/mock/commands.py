@@ -25,7 +25,8 @@ PresetName = Annotated[
     typer.Option(
         "--preset",
         help="demo: SmolLM2-135M, minutes. families: the demo with Gemma-3-270M as LLM and at one "
-        "site, after `make gemma`. tiny: arithmetic, a minute. guided: tiny with guides.",
+        "site, after `make gemma`. tiny: arithmetic, a minute. chains: the world of "
+        "`lada bench allocation`, four minutes.",
     ),
 ]
 Sites = Annotated[int, typer.Option("--sites", help="Number of sites, at least 3.")]
@@ -51,8 +52,17 @@ def run(
         str | None,
         typer.Option(
             "--strategy",
-            help="How samples are allocated: lada, guided, band, domain or random. "
-            "Default: the preset's.",
+            help="How samples are allocated: lada, gain, valued_gain, domain, random or another "
+            "name of docs/settings.md. Default: the preset's.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            help="Also run the study by this strategy, in a folder of its own, and report how the "
+            "held-out accuracies differ; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -68,16 +78,21 @@ def run(
     Progress goes to stderr. DIR ends up with one folder per party, the auditor's export,
     report.json and report.html. Exit status: 0 done, 1 the run failed, 2 wrong request.
     """
-    from lada_lab.mock.federation import RunFailed, run_federation
-    from lada_lab.mock.presets import preset_for
+    from lada_lab.mock.federation import RunFailed, run_against, run_federation
+    from lada_lab.mock.presets import preset_for, rivals_of
     from lada_lab.mock.view import print_summary, summary_console
 
     progress = Console(stderr=True)
     study = preset_for(preset, sites=sites, rounds=rounds, seed=seed, strategy=strategy)
+    others = rivals_of(study, against or ())
     with _ending_cleanly(progress):
         layout, report = run_federation(
             study, sites=sites, out=out, port=port, cache_dir=cache_dir, console=progress
         )
+        if report.run.outcome == "finished" and others:
+            report = run_against(
+                others, report, layout=layout, cache_dir=cache_dir, console=progress
+            )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:

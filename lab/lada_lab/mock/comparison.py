@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lada_lab.mock.report import AccuracyPoint, Report
+from lada_lab.mock.report import AccuracyPoint, Difference, Report
 from lada_secure.errors import ParameterError
 
 ALL_SITES = "all sites"
@@ -39,18 +39,6 @@ class Gain(_Part):
     gain: float
     standard_error: Annotated[float, Field(description="of the gain, from the records")]
     between_runs: Annotated[float | None, Field(description="from the runs' spread; null for one")]
-
-
-class Difference(_Part):
-    """Accuracy after the last round, `strategy` less `other`, over the seeds that both ran."""
-
-    strategy: str
-    other: str
-    site: str
-    seeds: int
-    difference: float
-    standard_error: float
-    between_runs: float | None
 
 
 class Comparison(_Part):

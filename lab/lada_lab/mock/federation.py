@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import ClassVar
 from rich.console import Console
 
 from lada_lab.machine import machine
+from lada_lab.mock.comparison import compare
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import check_out, free_port, write_run
 from lada_lab.mock.presets import Preset
@@ -57,12 +59,55 @@ def run_federation(
         with open_screen(console, title=title, rounds=preset.rounds) as screen:
             outcome = run_parties(layout, supervisor, screen=screen)
     report = _report(preset, data, layout, outcome, started=started)
+    write_report(layout, report)
+    return layout, report
+
+
+def run_against(
+    others: Sequence[Preset],
+    report: Report,
+    *,
+    layout: RunLayout,
+    cache_dir: Path,
+    console: Console,
+) -> Report:
+    """Run the study of a finished run by other strategies, and write how they differ from it.
+
+    Each has a folder of its own in the run's, `against-STRATEGY`.
+
+    Args: others: see `rivals_of`. report: of the run in `layout`.
+    Returns: the report with the differences.
+    Raises: RunFailed: one of the others failed.
+    """
+    found = []
+    for other in others:
+        name = other.allocation.strategy
+        _say(console, f"the same study by strategy {name}")
+        _, rival = run_federation(
+            other,
+            sites=len(layout.site_ids),
+            out=layout.root / f"against-{name}",
+            port=0,
+            cache_dir=cache_dir,
+            console=console,
+        )
+        if rival.run.outcome == "failed":
+            raise RunFailed(f"by strategy {name}: {rival.run.failure}")
+        found.append(rival)
+    ours = report.study.strategy
+    told = [one for one in compare([report, *found]).differences if one.strategy == ours]
+    report = report.model_copy(update={"against": tuple(told)})
+    write_report(layout, report)
+    return report
+
+
+def write_report(layout: RunLayout, report: Report) -> None:
+    """Write `report.json` and `report.html`."""
     # Imported here: a run that is refused should not wait for what draws.
     from lada_lab.mock.page import report_page
 
     write_atomically(layout.report_json, f"{report.model_dump_json(indent=2)}\n".encode())
     write_atomically(layout.report_html, report_page(report).encode())
-    return layout, report
 
 
 def _report(

@@ -8,19 +8,22 @@ each preset is for.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import Field
 
+from lada_lab.worlds.federation import DataName
+from lada_lab.worlds.natural import READINGS
 from lada_lab.worlds.sites import MAX_SITES, MIN_SITES
 from lada_secure.allocation.strategies import strategy as allocation_strategy
 from lada_secure.errors import ParameterError
 from lada_server.settings import StudySettings
 
 MAX_ROUNDS: Final = 100
-PRESETS: Final = ("demo", "tiny", "guided", "families")
+PRESETS: Final = ("demo", "tiny", "chains", "families")
 _STUDIES: Final = Path(__file__).with_name("studies")
 
 
@@ -34,7 +37,7 @@ class Preset(StudySettings):
     """
 
     name: str
-    data: Literal["demo", "tiny"]
+    data: DataName
     valid_days: float = 1.0
     site_slm: str
     slms: dict[str, str] = Field(default_factory=dict)
@@ -71,6 +74,32 @@ def _table(name: str) -> dict[str, Any]:
     return found
 
 
+def by_strategy(preset: Preset, strategy: str) -> Preset:
+    """The same study by another strategy, and by nothing beside it: all samples are worth alike.
+
+    Raises: ParameterError: an unknown strategy.
+    """
+    name = allocation_strategy(strategy).name
+    if name == preset.allocation.strategy:
+        return preset
+    other = {"strategy": name, "sample_value": None, "draw": None, "known_share": None}
+    return preset.model_copy(update={"allocation": preset.allocation.model_copy(update=other)})
+
+
+def rivals_of(preset: Preset, strategies: Sequence[str]) -> tuple[Preset, ...]:
+    """The same study by each of some other strategies.
+
+    Raises: ParameterError: an unknown one, the study's own, or one twice.
+    """
+    names = [preset.allocation.strategy, *strategies]
+    if len(set(names)) < len(names):
+        raise ParameterError(
+            f"--against: expected other strategies than {names[0]}, each once, got "
+            f"{', '.join(strategies)}"
+        )
+    return tuple(by_strategy(preset, name) for name in strategies)
+
+
 def preset_for(
     name: str, *, sites: int, rounds: int | None, seed: int, strategy: str | None = None
 ) -> Preset:
@@ -94,14 +123,14 @@ def preset_for(
         raise ParameterError(f"--rounds: expected 1 to {MAX_ROUNDS}, got {chosen}")
     if seed < 0:
         raise ParameterError(f"--seed: expected 0 or more, got {seed}")
-    complete = partial(str.format, sites=sites, seed=seed)
-    named = preset.allocation.strategy if strategy is None else allocation_strategy(strategy).name
+    complete = partial(str.format, sites=sites, seed=seed, reading=seed % READINGS)
+    if strategy is not None:
+        preset = by_strategy(preset, strategy)
     return preset.model_copy(
         update={
             "study_id": f"{preset.study_id}-{seed}",
             "seed": seed,
             "rounds": chosen,
-            "allocation": preset.allocation.model_copy(update={"strategy": named}),
             "site_slm": complete(preset.site_slm),
             "slms": {site: complete(one) for site, one in preset.slms.items()},
             "llm": complete(preset.llm),

@@ -182,6 +182,18 @@ class PartyTotal(_Part):
     bytes_down: int
 
 
+class Difference(_Part):
+    """Accuracy after the last round, `strategy` less `other`, over the seeds that both ran."""
+
+    strategy: str
+    other: str
+    site: str
+    seeds: int
+    difference: float
+    standard_error: Annotated[float, Field(description="from the held-out records")]
+    between_runs: Annotated[float | None, Field(description="from the runs' spread; null for one")]
+
+
 class Report(_Part):
     """`report.json`. Fields are only ever added; a change of meaning raises `schema_version`."""
 
@@ -193,6 +205,10 @@ class Report(_Part):
     steps: tuple[StepCost, ...]
     totals: dict[str, PartyTotal]
     notes: tuple[str, ...]
+    against: Annotated[
+        tuple[Difference, ...],
+        Field(description="this run less others of the same data and models, by other strategies"),
+    ] = ()
 
 
 def build_report(

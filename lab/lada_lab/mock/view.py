@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lada_lab.mock.comparison import Comparison
 from lada_lab.mock.progress import PartyProgress, bytes_text, waiting_text
-from lada_lab.mock.report import Report
+from lada_lab.mock.report import Difference, Report
 
 _PHASE_STYLE = {
     "starting": "dim",
@@ -104,6 +104,8 @@ def print_summary(console: Console, report: Report, *, files: Mapping[str, str])
             f"{update.holdout}, update {'kept' if update.accepted else 'dropped'}",
             highlight=False,
         )
+    if report.against:
+        print_differences(console, report.against)
     console.print(
         f"{report.run.outcome} in {report.run.wall_s:.1f} s"
         + (
@@ -128,12 +130,16 @@ def print_comparison(console: Console, found: Comparison) -> None:
             *(_points(one.standard_error), _points(one.between_runs)),
         )
     console.print(gains)
-    if not found.differences:
-        return
+    if found.differences:
+        print_differences(console, found.differences)
+
+
+def print_differences(console: Console, found: Sequence[Difference]) -> None:
+    """How strategies differ, in percentage points of held-out accuracy."""
     differences = Table(title="Differences after the last round", title_justify="left", box=None)
     for name in ("strategies", "site", "seeds", "difference", "s.e.", "runs'"):
         differences.add_column(name, justify="left" if name in ("strategies", "site") else "right")
-    for each in found.differences:
+    for each in found:
         differences.add_row(
             *(f"{each.strategy} - {each.other}", each.site, str(each.seeds)),
             f"{100 * each.difference:+.1f}",

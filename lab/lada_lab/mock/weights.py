@@ -13,7 +13,7 @@ from pathlib import Path
 from lada_lab.mock.preparation import child_environment, lada_command
 from lada_lab.mock.presets import Preset
 from lada_lab.mock.supervisor import Child, ChildFailed, Supervisor, failure_text
-from lada_lab.worlds.named_models import TUNED, is_made
+from lada_lab.worlds.named_models import is_derived, is_made
 from lada_secure.errors import ParameterError
 
 
@@ -43,7 +43,7 @@ def prepare_missing(preset: Preset, supervisor: Supervisor, *, cache_dir: Path) 
                     environment=child_environment(os.environ),
                 )
                 for number, reference in enumerate(missing)
-                if (TUNED.fullmatch(reference) is not None) is derived
+                if is_derived(reference) is derived
             ]
             try:
                 supervisor.run_all(children)

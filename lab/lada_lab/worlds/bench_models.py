@@ -5,7 +5,7 @@ Made once per world and kept in a cache folder. No site's data takes part.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ from lada_lab.worlds.character_models import (
     kept_model,
     train_model,
 )
+from lada_lab.worlds.federation import CHAINS
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.prompts import prompt_of, rationale_of
 
@@ -58,6 +59,17 @@ def bench_model(
     """The folder of one model, trained where it is not in the cache yet."""
     world = build_world(settings, seed=seed)
     name = model_name(settings, pretraining, seed=seed)
+    return kept_model(cache_dir, name, lambda: pretrain(world, pretraining, seed=seed))
+
+
+def chain_model(role: str, *, sites: int, seed: int, cache_dir: Path) -> Path:
+    """A model of the mock's world of chains, "chain-ROLE-SITES-SEED" in the cache.
+
+    Raises: ParameterError: sites out of range.
+    """
+    pretraining = SLM_PRETRAINING if role == "slm" else LLM_PRETRAINING
+    world = build_world(replace(CHAINS, sites=sites), seed=seed)
+    name = f"chain-{role}-{sites}-{seed}"
     return kept_model(cache_dir, name, lambda: pretrain(world, pretraining, seed=seed))
 
 

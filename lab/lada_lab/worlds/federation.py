@@ -1,32 +1,62 @@
-"""The data of a mock study, by the name of its preset."""
+"""The data of a mock study, by the name that its preset gives."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from dataclasses import replace
+from typing import Final, Literal, TypeAlias
 
 from lada_lab.worlds.arithmetic import build_arithmetic
-from lada_lab.worlds.sites import FederationData, check_sites
+from lada_lab.worlds.chain_world import WorldSettings, build_data
+from lada_lab.worlds.natural import NaturalSettings
+from lada_lab.worlds.sites import FederationData, SiteData, check_sites
+from lada_lab.worlds.study_data import BenchData
 from lada_secure.errors import ParameterError
 
-Preset: TypeAlias = Literal["demo", "tiny"]
+DataName: TypeAlias = Literal["demo", "tiny", "chains", "coding"]
+
+# Worlds of the laboratory as the mock has them. Seven of ten records are routine, as most of what a
+# hospital sees is; a third of the pool contradicts what a house means by its words.
+CHAINS: Final = WorldSettings(familiar=0.7)
+CODING: Final = NaturalSettings(
+    source="coding", slm_read=0.5, concentration=0.2, llm="smollm2-135m", held_out=80
+)
+_CODING_RECORDS: Final = 160
+_CODING_LEAST: Final = 100
 
 
-def build_federation(preset: Preset, *, sites: int, seed: int) -> FederationData:
-    """Build a preset's data; the same arguments give the same bytes on every machine.
+def build_federation(name: DataName, *, sites: int, seed: int) -> FederationData:
+    """Build a study's data; the same arguments give the same bytes on every machine.
 
-    Args: preset: "demo" for medicine and finance in words, "tiny" for modular arithmetic.
+    Args: name: "demo" for medicine and finance in words, "coding" for code books, "tiny" for
+        modular arithmetic, "chains" for arithmetic with words that each site uses in its own way.
         sites: 3 to 12. seed: any integer >= 0; for data only, never for privacy noise or keys.
-    Raises: ParameterError: unknown preset, sites out of range, negative seed, or a missing source
+    Raises: ParameterError: unknown name, sites out of range, negative seed, or a missing source
         (WordNet's folder, the ICD-10 package), with what to install.
     """
     check_sites(sites)
     if seed < 0:
         raise ParameterError(f"seed: expected 0 or more, got {seed}")
-    if preset == "tiny":
+    if name == "tiny":
         return build_arithmetic(sites=sites, seed=seed)
-    if preset == "demo":
-        # Imported here because the demo's sources take seconds to load and tiny needs none of them.
+    if name == "chains":
+        return _federation(build_data(replace(CHAINS, sites=sites), seed=seed))
+    # Imported here because these sources take seconds to load and the others need none of them.
+    if name == "coding":
+        from lada_lab.worlds.natural_models import natural_data
+
+        return _federation(natural_data(coding_settings(sites), seed=seed))
+    if name == "demo":
         from lada_lab.worlds.demo import build_demo
 
         return build_demo(sites=sites, seed=seed)
-    raise ParameterError(f"preset: expected 'demo' or 'tiny', got {preset!r}")
+    raise ParameterError(f"data: expected demo, tiny, chains or coding, got {name!r}")
+
+
+def coding_settings(sites: int) -> NaturalSettings:
+    """The mock's world of coding for so many sites; 160 records each on average."""
+    return replace(CODING, sites=sites, private=_CODING_RECORDS * sites, smallest=_CODING_LEAST)
+
+
+def _federation(data: BenchData) -> FederationData:
+    sites = {one.name: SiteData(train=one.train, held_out=one.held_out) for one in data.sites}
+    return FederationData(sites=sites, pool=data.pool, teacher=())

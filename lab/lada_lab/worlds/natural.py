@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from lada_lab.worlds.sites import Question, check_sites, pool_of, site_letter, unit_names
+from lada_lab.worlds.smollm2 import SMOLLM2
 from lada_lab.worlds.study_data import BenchData, BenchSite, bench_site
 from lada_secure.arrays import FloatArray
 from lada_secure.errors import ParameterError
 from lada_secure.ranges import above_zero, within
 
+# What an SLM has read takes minutes to teach; worlds share three such SLMs.
+READINGS: Final = 3
 # A collection keeps so much of itself for the sites, however small it is.
 _MOST_OF_A_COLLECTION = 0.5
 
@@ -35,7 +38,8 @@ class NaturalSettings:
     pool: samples. concentration: of a site's draw over collections; small values make specialists.
     evenness: of the draw of sizes; large values make sites of one size. rationales: share of
     private records with their reasoning. slm_read: share of the code books' collections whose
-    manual the SLM has read before the study, as the LLM has read all; 0 for facts.
+    manual the SLM has read before the study, as the LLM has read all; 0 for facts. llm: which
+    model the LLM is made of; SmolLM2 has read the manual as well, so it is for coding alone.
     """
 
     source: Literal["facts", "coding"]
@@ -48,6 +52,7 @@ class NaturalSettings:
     evenness: float = 3.0
     rationales: float = 0.8
     slm_read: float = 0.0
+    llm: Literal["gemma-3-270m", "smollm2-135m"] = "gemma-3-270m"
 
     def __post_init__(self) -> None:
         """Raises: ParameterError: a size or share out of range."""
@@ -62,6 +67,18 @@ class NaturalSettings:
             raise ParameterError(
                 f"world: slm_read: expected 0, as facts have no manual, got {self.slm_read:g}"
             )
+        if self.llm == SMOLLM2 and self.source == "facts":
+            raise ParameterError(
+                f"world: llm: expected another model than the sites' for facts, got {self.llm}"
+            )
+
+
+def coding_models(settings: NaturalSettings, *, seed: int) -> tuple[str, str]:
+    """Names of SLM and LLM of a world of coding, as `natural_models.coding_model` reads them."""
+    slm = (
+        f"{SMOLLM2}-coder-{settings.slm_read:g}-{seed % READINGS}" if settings.slm_read else SMOLLM2
+    )
+    return slm, f"{settings.llm}-coder"
 
 
 def deal(

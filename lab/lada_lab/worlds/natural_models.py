@@ -8,7 +8,8 @@ SLM has read a part of it as well, the part is one of three draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,17 +20,19 @@ from lada_lab.worlds.coding import coding_collections, manual
 from lada_lab.worlds.facts import fact_collections
 from lada_lab.worlds.gemma3 import export_gemma3
 from lada_lab.worlds.model_cache import cached_folder
-from lada_lab.worlds.natural import NaturalSettings, deal
+from lada_lab.worlds.natural import NaturalSettings, coding_models, deal
 from lada_lab.worlds.sites import Question, numbered, records_of
 from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
 from lada_lab.worlds.study_data import BenchData
 from lada_lab.worlds.tuned_llm import Tuning, tune
+from lada_secure.errors import ParameterError
 from lada_secure.models.loading import load_folder, quiet_transformers
 
-CODER: Final = "gemma-3-270m-coder-v1"
+# A model that has read the manual, or a share of its collections in one of a few draws.
+CODER: Final = re.compile(
+    r"(?P<base>smollm2-135m|gemma-3-270m)-coder(-(?P<share>0\.\d{1,3}|1)-(?P<reading>\d))?"
+)
 _EXAMPLES_PER_COLLECTION: Final = 8
-# What an SLM has read takes minutes to teach; worlds share three such SLMs.
-_READINGS: Final = 3
 _TUNING: Final = Tuning(steps=100, last_layers=18, threads=1)
 
 
@@ -50,17 +53,32 @@ def natural_data(settings: NaturalSettings, *, seed: int) -> BenchData:
 
 def natural_models(settings: NaturalSettings, *, seed: int, cache_dir: Path) -> NaturalModels:
     """Both models, converted or tuned where the cache does not have them."""
-    slm = export_smollm2(cache_dir)
     if settings.source == "facts":
-        return NaturalModels(slm=slm, llm=export_gemma3(cache_dir))
+        return NaturalModels(slm=export_smollm2(cache_dir), llm=export_gemma3(cache_dir))
+    slm, llm = coding_models(settings, seed=seed)
+    return NaturalModels(
+        slm=coding_model(slm, cache_dir=cache_dir), llm=coding_model(llm, cache_dir=cache_dir)
+    )
+
+
+def coding_model(name: str, *, cache_dir: Path) -> Path:
+    """A model after it has read the manual, or a share of its collections; takes minutes once.
+
+    Args: name: "smollm2-135m" alone, or MODEL-coder, or MODEL-coder-SHARE-READING.
+    Returns: its folder, of that name in the cache.
+    Raises: ParameterError: another name, or missing weights.
+    """
+    if name == SMOLLM2:
+        return export_smollm2(cache_dir)
+    parts = CODER.fullmatch(name)
+    if parts is None:
+        raise ParameterError(f"model {name!r}: expected MODEL-coder or MODEL-coder-SHARE-READING")
     examples = manual(per_collection=_EXAMPLES_PER_COLLECTION)
-    llm = _reader(export_gemma3(cache_dir), examples.values(), cache_dir / CODER)
-    if settings.slm_read:
-        reading = seed % _READINGS
-        known = slm_reading(tuple(examples), settings.slm_read, reading=reading)
-        name = f"{SMOLLM2}-coder-{settings.slm_read:g}-{reading}-v1"
-        slm = _reader(slm, [examples[one] for one in known], cache_dir / name)
-    return NaturalModels(slm=slm, llm=llm)
+    read = tuple(examples)
+    if parts["share"] is not None:
+        read = slm_reading(read, float(parts["share"]), reading=int(parts["reading"]))
+    export = export_smollm2 if parts["base"] == SMOLLM2 else export_gemma3
+    return _reader(export, [examples[one] for one in read], cache_dir=cache_dir, name=name)
 
 
 def slm_reading(collections: Sequence[str], share: float, *, reading: int) -> tuple[str, ...]:
@@ -70,10 +88,15 @@ def slm_reading(collections: Sequence[str], share: float, *, reading: int) -> tu
     return tuple(collections[at] for at in sorted(drawn))
 
 
-def _reader(base: Path, examples: Iterable[Sequence[Question]], target: Path) -> Path:
-    """A model after it has read worked examples; takes minutes once."""
-
+def _reader(
+    export: Callable[[Path], Path],
+    examples: Iterable[Sequence[Question]],
+    *,
+    cache_dir: Path,
+    name: str,
+) -> Path:
     def build(folder: Path) -> None:
+        base = export(cache_dir)
         lm = load_folder(base, name=base.name)
         asked = [one for some in examples for one in some]
         read = records_of(asked, numbered("manual", len(asked)), prefix="manual")
@@ -82,4 +105,4 @@ def _reader(base: Path, examples: Iterable[Sequence[Question]], target: Path) ->
             merged.save_pretrained(folder)
             lm.tokenizer.save_pretrained(folder)
 
-    return cached_folder(target.parent, target.name, build)
+    return cached_folder(cache_dir, name, build)

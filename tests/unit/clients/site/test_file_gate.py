@@ -270,7 +270,10 @@ def changed(part: str, **changes: object) -> dict[str, object]:
         ),
         (changed("allocation", strategy="random", known_share=0.1), "random draws at random"),
         (changed("distillation", contrastive_form="magic"), "contrastive_form: expected one of"),
-        (changed("statistics", integer_scale=1), "statistics: statistics noise: expected a std"),
+        (
+            changed("statistics", integer_scale=1, noise_multiplier=1.0),
+            "statistics: statistics noise: expected a std",
+        ),
         (changed("training", noise_multiplier=5000.0), "training: noise_multiplier 5000.0"),
         (changed("privacy", epsilon_cap=0.01), "above its own cap of 0.01"),
     ],

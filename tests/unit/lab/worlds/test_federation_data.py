@@ -22,8 +22,8 @@ def test_a_negative_seed_is_refused() -> None:
         build_federation("tiny", sites=3, seed=-1)
 
 
-def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ParameterError, match="expected 'demo' or 'tiny', got 'huge'"):
+def test_an_unknown_world_is_refused() -> None:
+    with pytest.raises(ParameterError, match="expected demo, tiny, chains or coding, got 'huge'"):
         build_federation("huge", sites=3, seed=0)  # type: ignore[arg-type]
 
 
