@@ -15,8 +15,8 @@ from lada_secure.errors import ParameterError
 DataName: TypeAlias = Literal["demo", "tiny", "chains", "coding"]
 
 # Worlds of the laboratory as the mock has them. Seven of ten records are routine, as most of what a
-# hospital sees is; a third of the pool contradicts what a house means by its words.
-CHAINS: Final = WorldSettings(familiar=0.7)
+# hospital sees is, and no study needs to teach it.
+CHAINS: Final = WorldSettings(familiar=0.7, harmful=0.0, marked=0.0)
 CODING: Final = NaturalSettings(
     source="coding", slm_read=0.5, concentration=0.2, llm="smollm2-135m", held_out=80
 )
