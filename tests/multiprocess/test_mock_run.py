@@ -318,3 +318,26 @@ def test_sites_with_guides_learn_from_the_paths_that_their_guides_let_pass(tmp_p
         assert all(0.0 <= cell["agreement"] <= 1.0 for one in later for cell in one["cells"])
         # No noise of its own: a guide costs what the same training costs without one.
         assert site["epsilon"][-1]["epsilon"] <= plan.privacy.epsilon_cap
+
+
+@pytest.mark.slow
+def test_choosing_by_what_the_slm_lacks_beats_quotas_by_topic_and_chance(tmp_path):
+    """The preset chains on a seed of its own. Means over many worlds are on the results' pages."""
+    out = tmp_path / "run"
+    done = lada(
+        "mock", "run", "--preset", "chains", "--seed", "4711", "--out", str(out), "--json",
+        "--against", "domain", "--against", "random", timeout_s=2700,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report == json.loads((out / "report.json").read_bytes())
+    differences = {
+        one["other"]: one["difference"] for one in report["against"] if one["site"] == "all sites"
+    }
+    assert differences["domain"] > 0.03
+    assert differences["random"] > 0.03
+    for name in differences:
+        rival = out / f"against-{name}"
+        assert verify_evidence(read_evidence(rival)).good
+        spent = json.loads((rival / "report.json").read_bytes())["sites"]
+        assert all(site["epsilon_spent"] <= site["epsilon_cap"] for site in spent)

@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from lada_lab.mock.commands import app
 from lada_lab.mock.comparison import ALL_SITES, Comparison, compare, read_reports
+from lada_lab.mock.page import report_page
 from lada_lab.mock.report import Report, Run, SiteFacts, Study, build_report
+from lada_lab.mock.view import print_summary
 from lada_protocol.events import Accuracy, Event, parse_event
 from lada_secure.errors import ParameterError
 
@@ -153,3 +156,21 @@ def test_what_cannot_be_compared_is_refused_by_name(
             (tmp_path / name / "report.json").write_text(content)
     with pytest.raises(ParameterError, match=message):
         read_reports([tmp_path / "good", tmp_path / "other"])
+
+
+def test_what_a_run_has_over_others_is_on_its_page_and_in_its_summary() -> None:
+    ours, other = report("lada", 1, (0.8, 0.6)), report("random", 1, (0.5, 0.6))
+    told = ours.model_copy(update={"against": compare([ours, other]).differences})
+    assert [(one.other, one.site) for one in told.against] == [
+        ("random", "hospital-a"),
+        ("random", "bank-a"),
+        ("random", ALL_SITES),
+    ]
+    page = report_page(told)
+    assert "Against other strategies" in page
+    assert "+30.0" in page
+    assert "Against other strategies" not in report_page(ours)
+    console = Console(record=True, width=120)
+    print_summary(console, told, files={})
+    assert "lada - random" in (text := console.export_text())
+    assert "+15.0" in text

@@ -11,7 +11,7 @@ from lada_clients.auditor.runner import AuditorSettings
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import free_port, party_children, policy_table, write_run
-from lada_lab.mock.presets import PRESETS, preset_for
+from lada_lab.mock.presets import PRESETS, by_strategy, preset_for, rivals_of
 from lada_lab.mock.progress import PartyProgress, bytes_text, event_line
 from lada_lab.worlds.federation import build_federation
 from lada_protocol.events import EventLog, FellBack, parse_event
@@ -30,6 +30,19 @@ def test_a_run_may_allocate_by_another_strategy_than_its_presets() -> None:
     assert usual.study_table()["allocation"]["strategy"] == "lada"
     with pytest.raises(ParameterError, match=r"expected one of .*domain.*, got 'best'"):
         preset_for("demo", sites=3, rounds=None, seed=0, strategy="best")
+
+
+def test_another_strategy_brings_no_value_of_samples_with_it() -> None:
+    chains = preset_for("chains", sites=3, rounds=None, seed=0)
+    assert chains.allocation.sample_value == "gain"
+    assert by_strategy(chains, chains.allocation.strategy) == chains
+    for other in rivals_of(chains, ["domain", "random"]):
+        assert other.allocation.sample_value is other.allocation.draw is None
+        # Nothing else differs: data, models, noise and steps are the study's.
+        assert other.model_copy(update={"allocation": chains.allocation}) == chains
+    for wrong in (["valued_gain"], ["random", "random"]):
+        with pytest.raises(ParameterError, match="expected other strategies than valued_gain"):
+            rivals_of(chains, wrong)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

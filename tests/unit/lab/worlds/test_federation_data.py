@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lada_lab.worlds.federation import build_federation
+from lada_lab.worlds.chain_world import build_data
+from lada_lab.worlds.federation import CHAINS, build_federation
 from lada_lab.worlds.sites import shuffled, unit_names
 from lada_secure.errors import ParameterError
 
 
-@pytest.mark.parametrize("preset", ["tiny", "demo"])
+@pytest.mark.parametrize("preset", ["tiny", "demo", "chains", "coding"])
 @pytest.mark.parametrize("sites", [0, 2, 13])
 def test_a_number_of_sites_out_of_range_is_refused(preset: str, sites: int) -> None:
     with pytest.raises(ParameterError, match="expected 3 to 12"):
@@ -41,3 +42,23 @@ def test_shuffling_does_not_depend_on_the_order_that_items_come_in() -> None:
     assert first == shuffled(np.random.default_rng(5), items[::-1])
     assert sorted(first) == sorted(items)
     assert first != sorted(items)
+
+
+def test_the_mocks_chains_are_the_benchmarks() -> None:
+    ours = build_federation("chains", sites=3, seed=9)
+    bench = build_data(CHAINS, seed=9)
+    assert ours.pool == bench.pool
+    assert list(ours.sites) == [site.name for site in bench.sites]
+    for site in bench.sites:
+        assert ours.sites[site.name].train == site.train
+        assert ours.sites[site.name].held_out == site.held_out
+
+
+def test_the_mocks_code_books_are_dealt_to_any_number_of_sites() -> None:
+    ours = build_federation("coding", sites=4, seed=9)
+    sizes = [len(site.train) for site in ours.sites.values()]
+    assert sum(sizes) == 640
+    assert min(sizes) >= 100
+    asked = [one.question for site in ours.sites.values() for one in site.held_out]
+    seen = {one.question for site in ours.sites.values() for one in site.train}
+    assert not set(asked) & (seen | {one.question for one in ours.pool})

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lada_lab.mock.presets import read_preset
+from lada_lab.mock.presets import PRESETS, preset_for, read_preset
 from lada_lab.mock.weights import missing_models
-from lada_lab.worlds import smollm2
-from lada_lab.worlds.named_models import TUNED, is_made, make_model
+from lada_lab.worlds import bench_models, smollm2
+from lada_lab.worlds.bench_models import SLM_PRETRAINING, pretrain
+from lada_lab.worlds.chain_world import build_world
+from lada_lab.worlds.federation import CHAINS
+from lada_lab.worlds.named_models import TUNED, is_derived, is_made, make_model
 from lada_lab.worlds.smollm2 import SMOLLM2
 from lada_lab.worlds.tiny_models import build_tiny_model
 from lada_secure.errors import ParameterError
@@ -74,3 +78,43 @@ def test_a_model_counts_as_made_once_its_folder_is_in_the_cache(tmp_path: Path) 
     assert not is_made(DEMO.site_slm, cache_dir=tmp_path)
     (tmp_path / DEMO.site_slm / "config.json").touch()
     assert missing_models(DEMO, tmp_path) == (DEMO.llm,)
+
+
+def test_every_model_of_a_preset_is_known_and_derived_ones_come_last() -> None:
+    names = [
+        reference
+        for name in PRESETS
+        for preset in [preset_for(name, sites=3, rounds=None, seed=5)]
+        for reference in (*preset.site_models, preset.llm)
+    ]
+    assert "chain-slm-3-5" in names
+    assert [is_derived(one) for one in ("smollm2-135m", "chain-llm-3-5", "tiny-slm-3-5")] == [
+        False
+    ] * 3
+    assert [
+        is_derived(one)
+        for one in ("smollm2-135m-coder-0.5-2", "smollm2-135m-coder", "smollm2-135m-tuned-3-5")
+    ] == [True] * 3
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-coder-2-0", "gemma-3-270m-coder-0.5", "bert-coder"])
+def test_a_reader_of_code_books_by_another_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="expected"):
+        make_model(name, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chain_model_of_too_few_sites_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="expected 3 to 12"):
+        make_model("chain-slm-2-0", cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chain_model_is_trained_on_the_mocks_own_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(SLM_PRETRAINING, steps=2)
+    monkeypatch.setattr(bench_models, "SLM_PRETRAINING", short)
+    made = load_folder(make_model("chain-slm-3-1", cache_dir=tmp_path), name="made").model
+    again = pretrain(build_world(replace(CHAINS, sites=3), seed=1), short, seed=1)
+    assert torch.equal(made.lm_head.weight, again.lm_head.weight)
