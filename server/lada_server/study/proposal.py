@@ -7,10 +7,12 @@ public but the LLM, so samples are named by line and id.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, format_time, parse_plan
@@ -28,6 +30,11 @@ from lada_secure.models.text_model import TextModel
 from lada_secure.storage.whole_files import read_if_there, replace_file
 from lada_server.board.storage_errors import disk_errors
 from lada_server.settings import StudySettings
+
+_ADVICE: Final = (
+    "this study was proposed already and goes on as it was. Put back what was changed in the study "
+    "file, the pool or the roster; or give the changed study a study_id and a state_dir of its own"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +61,8 @@ def prepare_study(
 
     Args: kept_plan: file of the plan; its expiry was fixed when it was first proposed, so it is
         read back and never made again.
-    Raises: ParameterError: the pool does not fit the study, or the kept plan is another study's.
+    Raises: ParameterError: the pool does not fit the study, or it was proposed otherwise; every
+        difference, by the plan's own names.
     """
     if settings.paths.budget > len(pool):
         raise ParameterError(
@@ -69,14 +77,11 @@ def prepare_study(
         )
     embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
     clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
-    plan = _kept(kept_plan) or _plan(settings, roster, now, pool=pool, clusters=clusters)
-    if (plan.study_id, plan.pool_sha256) != (settings.study_id, pool_hash(pool)):
-        raise ParameterError(
-            f"{kept_plan} holds the plan of study {plan.study_id} over another pool or id; "
-            "give a new study a state folder of its own"
-        )
-    if plan.clusters_sha256 != sha256_hex(canonical_json(clusters.to_json())):
-        raise ParameterError(f"{kept_plan}: the pool's clusters changed since the plan was made")
+    plan = _plan(settings, roster, now, pool=pool, clusters=clusters)
+    kept = _kept(kept_plan)
+    if kept is not None:
+        refuse([(str(kept_plan), fault) for fault in changed_since(kept, plan)])
+        plan = kept
     return Study(plan=plan, pool=pool, clusters=clusters, embeddings=embeddings)
 
 
@@ -86,6 +91,42 @@ def _kept(path: Path) -> StudyPlan | None:
         return None if raw is None else parse_plan(raw)
     except PeerError as error:
         raise ParameterError(f"cannot read the kept plan {path}: {error}") from error
+
+
+def changed_since(proposed: StudyPlan, now: StudyPlan) -> list[Fault]:
+    """What a study would be now, where that is not what was proposed to the sites.
+
+    They have approved, signed and perhaps paid for the plan as it was, so nothing of it changes.
+
+    Returns: faults by dotted name; none where both are the same but for the expiry.
+    """
+    before, after = (_fields(plan.model_dump(mode="json")) for plan in (proposed, now))
+    told = [
+        Fault(
+            line=None,
+            what=f"{name}: proposed was {_said(before.get(name))}, now it is "
+            f"{_said(after.get(name))}",
+        )
+        for name in dict.fromkeys((*before, *after))
+        if name != "expires" and before.get(name) != after.get(name)
+    ]
+    if told:
+        told.append(Fault(line=None, what=_ADVICE))
+    return told
+
+
+def _fields(value: object, name: str = "") -> dict[str, object]:
+    """Every field by its dotted name."""
+    if not isinstance(value, dict):
+        return {name: value}
+    found: dict[str, object] = {}
+    for key, inner in value.items():
+        found |= _fields(inner, f"{name}.{key}" if name else key)
+    return found
+
+
+def _said(value: object) -> str:
+    return "left out" if value is None else json.dumps(value)
 
 
 def check_plan(plan: StudyPlan) -> None:

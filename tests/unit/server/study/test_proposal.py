@@ -59,7 +59,9 @@ def test_a_plan_that_a_site_would_refuse_is_refused_here_first() -> None:
     plan = plan.model_copy(
         update={
             "allocation": plan.allocation.model_copy(update={"strategy": "magic"}),
-            "statistics": plan.statistics.model_copy(update={"integer_scale": 1}),
+            "statistics": plan.statistics.model_copy(
+                update={"integer_scale": 1, "noise_multiplier": 1.0}
+            ),
             "privacy": plan.privacy.model_copy(update={"epsilon_cap": 0.01}),
         }
     )
@@ -95,9 +97,9 @@ def test_an_llm_that_cannot_be_called_is_refused() -> None:
         check_llm(study_of(), broken, pool_file=POOL_FILE)
 
 
-def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path) -> None:
-    plan, kept = site_plan(), tmp_path / "plan.json"
-    settings = StudySettings(
+def study_settings(**changes: Any) -> StudySettings:
+    plan = site_plan()
+    return StudySettings(
         study_id="guided",
         title="t",
         valid_days=1.0,
@@ -110,19 +112,45 @@ def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path)
         distillation=plan.distillation,
         allocation=plan.allocation,
         paths=plan.paths.model_copy(update={"budget": 2}),
-    )
+    ).model_copy(update=changes)
+
+
+def prepared(kept: Path, settings: StudySettings | None = None, *, day: int = 1) -> Study:
     roster: Any = SimpleNamespace(coordinator=SimpleNamespace(id="coordinator"), sites=())
+    return prepare_study(
+        settings or study_settings(),
+        pool=POOL,
+        roster=roster,
+        now=datetime(2026, 1, day, tzinfo=UTC),
+        kept_plan=kept,
+    )
 
-    def prepared() -> Study:
-        return prepare_study(
-            settings,
-            pool=POOL,
-            roster=roster,
-            now=datetime(2026, 1, 1, tzinfo=UTC),
-            kept_plan=kept,
-        )
 
-    study = prepared()
+def test_a_new_plan_is_not_on_disk_before_the_checks_have_passed(tmp_path: Path) -> None:
+    kept = tmp_path / "plan.json"
+    study = prepared(kept)
     assert not kept.exists()
     keep_plan(kept, study.plan)
-    assert prepared().plan == study.plan
+    # Its expiry was fixed when it was proposed.
+    assert prepared(kept, day=2).plan == study.plan
+
+
+def test_a_study_that_was_changed_after_it_was_proposed_is_refused_by_its_differences(
+    tmp_path: Path,
+) -> None:
+    kept, usual = tmp_path / "plan.json", study_settings()
+    keep_plan(kept, prepared(kept).plan)
+    changed = study_settings(
+        rounds=3,
+        allocation=usual.allocation.model_copy(update={"strategy": "domain", "draw": "soft"}),
+    )
+    with pytest.raises(ParameterError) as refused:
+        prepared(kept, changed)
+    said = str(refused.value)
+    assert f"{kept}: rounds: proposed was 2, now it is 3" in said
+    assert 'allocation.strategy: proposed was "guided", now it is "domain"' in said
+    assert 'allocation.draw: proposed was left out, now it is "soft"' in said
+    assert len(said.splitlines()) == 4
+    assert "goes on as it was. Put back what was changed" in said
+    # Whoever puts it back goes on.
+    assert prepared(kept).plan.rounds == 2
