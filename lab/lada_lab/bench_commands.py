@@ -189,7 +189,9 @@ def memory(
 )
 def signal(
     cache_dir: CacheDir,
-    preset: Annotated[str, typer.Option(help="Frozen settings by name: tiny or smollm2.")] = "tiny",
+    preset: Annotated[
+        str, typer.Option(help="Frozen settings by name: tiny, facts or coding.")
+    ] = "tiny",
     seed: Annotated[
         int, typer.Option(min=0, help="The world; from 10000 on for choosing settings.")
     ] = 10_001,

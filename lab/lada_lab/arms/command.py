@@ -18,7 +18,7 @@ DEFAULT_CONDITIONS = ("lada-secure", "mass-valuation", "topic-quotas", "random",
 def allocation(
     cache_dir: CacheDir,
     preset: Annotated[
-        str, typer.Option(help="Frozen settings by name: tiny, smollm2, facts or coding.")
+        str, typer.Option(help="Frozen settings by name: tiny, facts or coding.")
     ] = "tiny",
     seeds: Annotated[int, typer.Option(min=1, help="Number of worlds.")] = 2,
     first_seed: Annotated[
@@ -33,7 +33,7 @@ def allocation(
         typer.Option(min=0.0, max=0.6, help="Share of harmful pool samples; by default 0.3."),
     ] = None,
     held_out: Annotated[
-        int | None, typer.Option(min=10, help="Test items per site; tiny: 500, smollm2: 80.")
+        int | None, typer.Option(min=10, help="Test items per site; tiny: 500, the others: 60.")
     ] = None,
     setting: Annotated[
         list[str] | None,

@@ -9,51 +9,35 @@ from typing import Any
 
 from lada_lab.arms.study import ALL_LINEAR, TINY_PLAN, LabSettings, changed_plan
 from lada_lab.worlds.natural import NaturalSettings
-from lada_lab.worlds.wards import WardSettings
 from lada_secure.canonical import Json
 from lada_secure.errors import ParameterError
 from lada_secure.models.embedding import MINILM
 
 # A study in some ten minutes of one core: fewer records, two rounds, adapters at the top alone.
-_SMOLLM2 = LabSettings(
+_FACTS = LabSettings(
     plan=changed_plan(
         TINY_PLAN,
         {
+            "embedder": MINILM,
             "rounds": 2,
             "statistics.loss_clip": 8.0,
             "training.steps_per_round": 6,
-            "training.expected_units": 80.0,
-            "distillation.adapter_layers": 6,
+            "training.expected_units": 40.0,
+            "distillation.adapter_layers": 10,
             "distillation.adapter_targets": ["q_proj", "v_proj"],
             "distillation.learning_rate": 2e-3,
             "distillation.pool_batch_size": 8,
             "allocation.quota": 24,
-            "paths.budget": 72,
-            "paths.max_new_tokens": 32,
+            "paths.budget": 96,
+            "paths.max_new_tokens": 24,
             "paths.attempts": 1,
             "guide.own_paths": 2,
             "guide.rate_decay": 1.0,
             "guide.pool_steps": 15,
             "guide.last_pool_steps": 30,
             "guide.pool_learning_rate": 2e-3,
-            # These students learn little from a few paths, but what suits the records raises them.
+            # These students learn little from a few rationales.
             "guide.trials.gain_clip": 0.05,
-            "guide.trials.least_gain": 0.3,
-        },
-    ),
-    noise_rate=1.0,
-    batch_size=32,
-    world=WardSettings(),
-)
-_FACTS = LabSettings(
-    plan=changed_plan(
-        _SMOLLM2.plan,
-        {
-            "embedder": MINILM,
-            "training.expected_units": 40.0,
-            "distillation.adapter_layers": 10,
-            "paths.budget": 96,
-            "paths.max_new_tokens": 24,
         },
     ),
     noise_rate=1.0,
@@ -83,7 +67,6 @@ _CODING = replace(
 )
 PRESETS: Mapping[str, LabSettings] = {
     "tiny": LabSettings(),
-    "smollm2": _SMOLLM2,
     "facts": _FACTS,
     "coding": _CODING,
 }

@@ -23,8 +23,6 @@ from lada_lab.worlds.chain_world import build_data
 from lada_lab.worlds.natural import NaturalSettings
 from lada_lab.worlds.natural_models import natural_data, natural_models
 from lada_lab.worlds.study_data import BenchData, check_pool
-from lada_lab.worlds.ward_models import LLM_TUNING, SLM_TUNING, ward_model
-from lada_lab.worlds.wards import WardSettings, build_ward_data
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.arrays import Float32Array
@@ -90,13 +88,6 @@ def prepare(settings: LabSettings, *, seed: int, cache_dir: Path) -> PreparedWor
         models = natural_models(world, seed=seed, cache_dir=cache_dir)
         data = natural_data(world, seed=seed)
         return PreparedWorld(data=data, slm=models.slm, llm=models.llm, seed=seed)
-    if isinstance(world, WardSettings):
-        return PreparedWorld(
-            data=build_ward_data(world, seed=seed),
-            slm=ward_model(world, SLM_TUNING, seed=seed, cache_dir=cache_dir),
-            llm=ward_model(world, LLM_TUNING, seed=seed, cache_dir=cache_dir),
-            seed=seed,
-        )
     return PreparedWorld(
         data=build_data(world, seed=seed),
         slm=bench_model(world, SLM_PRETRAINING, seed=seed, cache_dir=cache_dir),

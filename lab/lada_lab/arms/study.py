@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from lada_lab.worlds.chain_world import WorldSettings
 from lada_lab.worlds.natural import NaturalSettings
 from lada_lab.worlds.study_data import BenchData
-from lada_lab.worlds.wards import WardSettings
 from lada_secure.allocation.statistics_parameters import statistics_scale
 from lada_secure.canonical import Json
 from lada_secure.data.records import pool_hash
@@ -111,7 +110,7 @@ class LabSettings:
     plan: MethodPlan = TINY_PLAN
     noise_rate: float = 2.4e-4
     batch_size: int = 256
-    world: WorldSettings | WardSettings | NaturalSettings = field(default_factory=WorldSettings)
+    world: WorldSettings | NaturalSettings = field(default_factory=WorldSettings)
     chosen: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

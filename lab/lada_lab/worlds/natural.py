@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from lada_lab.worlds.gemma3 import GEMMA3
 from lada_lab.worlds.sites import Question, check_sites, pool_of, site_letter, unit_names
 from lada_lab.worlds.smollm2 import SMOLLM2
 from lada_lab.worlds.study_data import BenchData, BenchSite, bench_site
@@ -67,6 +68,8 @@ class NaturalSettings:
             raise ParameterError(
                 f"world: slm_read: expected 0, as facts have no manual, got {self.slm_read:g}"
             )
+        if self.llm not in (GEMMA3, SMOLLM2):
+            raise ParameterError(f"world: llm: expected {GEMMA3} or {SMOLLM2}, got {self.llm}")
         if self.llm == SMOLLM2 and self.source == "facts":
             raise ParameterError(
                 f"world: llm: expected another model than the sites' for facts, got {self.llm}"
