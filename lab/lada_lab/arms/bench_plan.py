@@ -148,6 +148,7 @@ def settings_json(settings: LabSettings) -> dict[str, Any]:
         "plan": settings.plan.model_dump(mode="json"),
         "noise_rate": settings.noise_rate,
         "batch_size": settings.batch_size,
+        "dtype": settings.dtype,
         "world": asdict(settings.world),
         "chosen": sorted(settings.chosen),
     }

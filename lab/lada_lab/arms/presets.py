@@ -78,7 +78,7 @@ def bench_settings(
     """The settings of a preset with the caller's sizes and changes.
 
     Args: harmful, held_out: None for the preset's own. changes: "NAME=JSON" for a field of the plan
-        by dotted name, for "noise_rate" and "batch_size", or for "world.NAME".
+        by dotted name, for "noise_rate", "batch_size" and "dtype", or for "world.NAME".
     Raises: ParameterError: unknown preset or name, or a value of the wrong type.
     """
     if preset not in PRESETS:
@@ -99,7 +99,7 @@ def bench_settings(
             raise ParameterError(f"--set {change}: expected NAME=JSON") from error
         if name.startswith("world."):
             world[name.removeprefix("world.")] = _checked(name, value, settings.world)
-        elif name in ("noise_rate", "batch_size"):
+        elif name in ("noise_rate", "batch_size", "dtype"):
             own[name] = _checked(name, value, settings)
         else:
             plan[name] = value

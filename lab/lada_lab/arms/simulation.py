@@ -36,7 +36,8 @@ from lada_secure.method.site_knowledge import untaught_knowledge
 from lada_secure.method.site_state import SiteState
 from lada_secure.models.embedding import Embedder, embedder
 from lada_secure.models.evaluation import accuracy
-from lada_secure.models.loading import load_folder
+from lada_secure.models.loading import LanguageModel, load_folder
+from lada_secure.models.placement import Placement
 from lada_secure.models.rationale_scoring import frozen_outputs_shared
 from lada_secure.privacy.release.private_records import PrivateRecords
 from lada_secure.privacy.release.units import Unit, bound_units
@@ -240,7 +241,7 @@ class Laboratory:
         started = time.process_time()
         llm = LabLlm.open(
             plan,
-            load_folder(self.prepared.llm, name="bench-llm"),
+            self._loaded(self.prepared.llm, name="bench-llm"),
             self.prepared.data,
             self.clusters,
             self.embeddings,
@@ -277,7 +278,7 @@ class Laboratory:
         if shape not in self._models:
             self._models[shape] = SiteContext.open(
                 plan,
-                load_folder(self.prepared.slm, name="bench-slm"),
+                self._loaded(self.prepared.slm, name="bench-slm"),
                 pool=self.prepared.data.pool,
                 clusters=self.clusters,
                 embedder=self.embedder,
@@ -286,6 +287,9 @@ class Laboratory:
                 execution=Execution(),
             )
         return self._models[shape]
+
+    def _loaded(self, folder: Path, *, name: str) -> LanguageModel:
+        return load_folder(folder, name=name, placement=Placement(dtype=self.settings.dtype))
 
     def _ask_untaught(self, sites: Sequence[SiteContext]) -> float:
         """Let the one SLM answer the pool for all sites, and for all arms that ask it alike.

@@ -28,6 +28,7 @@ from lada_secure.method.plan import (
     ValuationPlan,
 )
 from lada_secure.models.embedding import HASHED_NGRAMS
+from lada_secure.models.placement import Dtype, Placement
 from lada_secure.privacy.accounting.planning import DpSgdRelease, GaussianRelease, cost_plan
 from lada_secure.privacy.accounting.planning import PrivacyPlan as Budget
 
@@ -103,17 +104,19 @@ class LabSettings:
     plan: its noise, sampling probability and learning rate are set for each epsilon, the pool and
     the seed for each world. noise_rate: largest product of the learning rate of DP-SGD and its
     noise per expected unit, see `study_plan`. batch_size: texts at a time, as memory allows.
-    chosen: fields of the plan that the caller has set, by dotted name; an arm's own defaults give
-    way to them.
+    dtype: of both frozen bases, as parties set it in their `[model]`. chosen: fields of the plan
+    that the caller has set, by dotted name; an arm's own defaults give way to them.
     """
 
     plan: MethodPlan = TINY_PLAN
     noise_rate: float = 2.4e-4
     batch_size: int = 256
+    dtype: Dtype = "float32"
     world: WorldSettings | NaturalSettings = field(default_factory=WorldSettings)
     chosen: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        Placement(dtype=self.dtype)
         if not self.noise_rate > 0.0:
             raise ParameterError(f"noise_rate: expected above 0, got {self.noise_rate}")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from lada_lab.arms.arms import ARMS, FORMS, Arm
 from lada_lab.arms.ledgers import ArmLedger, SharedReleases
@@ -309,6 +310,19 @@ def test_clusters_are_made_from_the_public_pool_alone(
     fewer = replace(prepared, data=replace(prepared.data, sites=sites))
     found = Laboratory.open(fewer, small_settings)
     assert np.array_equal(found.clusters.centroids, laboratory.clusters.centroids)
+
+
+def test_both_models_are_of_the_settings_dtype(
+    prepared: PreparedWorld, small_settings: LabSettings
+) -> None:
+    shorter = Laboratory.open(prepared, replace(small_settings, dtype="bfloat16"))
+    arm = ARMS["no-pool"]
+    study = shorter.study(arm, shorter.plan_of(arm, 8.0))
+    models = [study.llm.lm.model, *(site.context.lm.model for site in study.sites)]
+    for model in models:
+        weights = dict(model.named_parameters())
+        bases = {one.dtype for name, one in weights.items() if "lora" not in name}
+        assert bases == {torch.bfloat16}
 
 
 def test_an_arm_that_asks_for_nothing_is_private_records_alone(laboratory: Laboratory) -> None:

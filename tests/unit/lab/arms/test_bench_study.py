@@ -52,6 +52,7 @@ def test_changes_that_only_fit_together_are_made_at_once() -> None:
         ("batch_size=1.5", "expected a value like"),
         ("guide.rate_decay=1.5", "rate_decay"),
         ("noise_rate=-0.1", "noise_rate: expected above 0"),
+        ('dtype="float16"', "dtype: expected"),
     ],
 )
 def test_a_wrong_change_is_refused_by_name(change: str, message: str) -> None:
