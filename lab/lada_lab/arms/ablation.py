@@ -16,9 +16,10 @@ from lada_secure.arrays import FloatArray
 # Arms that leave a part of the full method out, and what the part is called.
 PARTS_LEFT_OUT: Final[Mapping[str, str]] = {
     "no-valuation": "data valuation",
-    "no-exploration": "exploration",
+    "full-gain-top": "both judges",
+    "mass-valuation": "gap of topics and samples",
+    "no-replay": "replay",
     "no-screen": "screen by p",
-    "mass-valuation": "band and reward model",
 }
 # Arms that add a part which the full method does without.
 PARTS_ADDED: Final[Mapping[str, str]] = {"with-contrast": "contrastive term"}

@@ -46,7 +46,18 @@ class Arm:
 
 
 _UNSCREENED: Mapping[str, Json] = {"allocation.screen_low": 0.0, "allocation.screen_high": 1.0}
-_RANDOM: Mapping[str, Json] = {"allocation.strategy": "random", **_UNSCREENED}
+
+
+def _by(strategy: str, **changes: Json) -> dict[str, Json]:
+    """A strategy alone: of samples in one cell none is worth more than another.
+
+    changes: to the allocation beside that.
+    """
+    alone = {"strategy": strategy, "sample_value": None, "draw": None, **changes}
+    return {f"allocation.{name}": value for name, value in alone.items()}
+
+
+_RANDOM: Mapping[str, Json] = {**_by("random"), **_UNSCREENED}
 # Records and pool samples train one model; such a study releases every round's model.
 _JOINT: Mapping[str, Json] = {
     "guide": None,
@@ -88,18 +99,16 @@ _PAPER: Mapping[str, Json] = {
 # Forms of the learnability gap: what cells and samples are worth, and how samples are drawn.
 # All but the last two have the cells of "topic-quotas", so that what a sample is worth is the one
 # thing in which they differ.
-_MASS: Mapping[str, Json] = {"allocation.strategy": "domain"}
-_GAIN: Mapping[str, Json] = {"allocation.sample_value": "gain"}
 FORMS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
-    "mass": ("cells by noised mass", _MASS),
-    "band": ("and samples by the band of the SLM", {**_MASS, "allocation.sample_value": "band"}),
-    "gap": ("and only what the SLM gets wrong", {**_MASS, "allocation.sample_value": "gap"}),
-    "gain": ("and samples by expected gain", {**_MASS, "allocation.sample_value": "gain"}),
+    "mass": ("cells by noised mass", _by("domain")),
+    "band": ("and samples by the band of the SLM", _by("domain", sample_value="band")),
+    "gap": ("and only what the SLM gets wrong", _by("domain", sample_value="gap")),
+    "gain": ("and samples by expected gain", _by("domain", sample_value="gain")),
     "full-gain": (
         "and cells by mass x what the SLM lacks",
-        {**_GAIN, "allocation.strategy": "gain"},
+        _by("gain", sample_value="gain"),
     ),
-    "valued-gain": ("full-gain, judged", {**_GAIN, "allocation.strategy": "valued_gain"}),
+    "valued-gain": ("full-gain, judged", _by("valued_gain", sample_value="gain")),
 }
 DRAWS: Mapping[str, str] = {
     "top": "the best ones",
@@ -110,22 +119,25 @@ DRAWS: Mapping[str, str] = {
 POOL_SHARES = {"holdout": 0.15, "candidates": 0.6}
 
 _ALL = (
-    Arm(name="lada-secure", summary="the full method: strategy guided, as the plan has it"),
+    Arm(
+        name="lada-secure",
+        summary="the method as it ships: noised mass x what the SLM lacks x data valuation",
+    ),
     Arm(
         name="mass-valuation",
-        summary="noised mass x data valuation, without learnability band and reward model",
-        changes={"allocation.strategy": "valuation"},
+        summary="noised mass x data valuation, whatever the SLM knows",
+        changes=_by("valuation"),
     ),
     Arm(
         name="topic-quotas",
         summary="quotas by noised mass, rationales screened by p",
-        changes={"allocation.strategy": "domain"},
+        changes=_by("domain"),
     ),
     Arm(name="random", summary="samples at random", changes=_RANDOM),
     Arm(
         name="random-screen",
         summary="samples at random, rationales screened by p",
-        changes={"allocation.strategy": "random"},
+        changes=_by("random"),
     ),
     Arm(
         name="no-pool",
@@ -163,7 +175,7 @@ _ALL = (
     Arm(
         name="paper-screen",
         summary="paper, rationales screened by p",
-        changes={"allocation.strategy": "random"},
+        changes=_by("random"),
         defaults=_PAPER,
         asks="paper",
     ),
@@ -177,7 +189,7 @@ _ALL = (
     Arm(
         name="domain-guide",
         summary="quotas by noised mass, judged by the DP reference model alone",
-        changes={"allocation.strategy": "valuation", "guide.trials": None},
+        changes={**_by("valuation"), "guide.trials": None},
     ),
     Arm(
         name="no-valuation",
@@ -186,9 +198,9 @@ _ALL = (
         ablation=True,
     ),
     Arm(
-        name="no-exploration",
-        summary="without exploration",
-        changes={"allocation.exploration_weight": 0.0},
+        name="no-replay",
+        summary="students repeat nothing of what the SLM knew",
+        changes={"guide.replay_batch_size": None},
         ablation=True,
     ),
     Arm(
@@ -209,7 +221,7 @@ _ALL = (
             ("joint", "pool gradients exact", _JOINT),
             ("pool-private", "pool samples through DP-SGD as well", _POOL_PRIVATE),
         )
-        for name, changes in (("lada", {"allocation.strategy": "lada"}), ("random", _RANDOM))
+        for name, changes in (("lada", _by("lada")), ("random", _RANDOM))
     ),
     Arm(
         name="lada-transfer",
@@ -230,7 +242,7 @@ _ALL = (
             Arm(
                 name=f"{baseline}-topics",
                 summary=f"topic-quotas in front of {baseline}",
-                changes={"allocation.strategy": "domain"},
+                changes=_by("domain"),
                 baseline=baseline,
             ),
         )
@@ -251,9 +263,9 @@ _ALL = (
         for name, (what, changes) in FORMS.items()
         for draw, how in DRAWS.items()
     ),
-    # Every strategy as the plan has the rest, so that a new one can be run at once.
+    # Every strategy alone, so that a new one can be run at once.
     *(
-        Arm(name=one.name, summary=one.summary, changes={"allocation.strategy": one.name})
+        Arm(name=one.name, summary=one.summary, changes=_by(one.name))
         for one in STRATEGIES.values()
         if one.name != "random"
     ),

@@ -70,7 +70,8 @@ TINY_PLAN = MethodPlan(
         contrastive_form="margin",
     ),
     allocation=AllocationPlan(
-        strategy="guided",
+        strategy="valued_gain",
+        sample_value="gain",
         clusters=8,
         difficulty_bins=2,
         quota=30,

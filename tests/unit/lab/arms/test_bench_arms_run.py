@@ -26,7 +26,7 @@ from lada_secure.method.site_state import SiteState
 
 # They differ from another condition in one setting, which test_bench_study.py looks at.
 _ALIKE = (
-    *("no-exploration", "with-contrast", "no-screen", "random-screen", "random-joint"),
+    *("no-replay", "with-contrast", "no-screen", "random-screen", "random-joint"),
     *("random-pool-private", "lada", "band", "guided", "valuation", "domain", "fedmkt-gap"),
     *("gain", "valued_gain", "paper-screen", "paper-transfer", "domain-guide"),
     *("fedmkt-topics", "fedcollm-topics"),

@@ -171,7 +171,7 @@ def test_where_there_is_one_topic_samples_are_chosen_without_regard_to_it(
     small_models: Models, solved: tuple[PoolSample, ...], tmp_path: Path
 ) -> None:
     plan = settings(**{"allocation.clusters": 1})
-    found = run("lada-secure", plan, small_models, tmp_path, solved)
+    found = run("mass-valuation", plan, small_models, tmp_path, solved)
     at_random = run("random", plan, small_models, tmp_path / "random", solved)
     assert_any_topic(found, at_random, "one_topic")
 
@@ -180,9 +180,22 @@ def test_a_site_with_twenty_records_lets_no_topic_decide(
     small_models: Models, solved: tuple[PoolSample, ...], tmp_path: Path
 ) -> None:
     plan = settings(**{"world.private": 20})
-    found = run("lada-secure", plan, small_models, tmp_path, solved)
+    found = run("mass-valuation", plan, small_models, tmp_path, solved)
     at_random = run("random", plan, small_models, tmp_path / "random", solved)
     assert_any_topic(found, at_random, "few_records")
+
+
+@pytest.mark.parametrize("change", [{"allocation.clusters": 1}, {"world.private": 20}])
+def test_what_the_slm_lacks_still_decides_where_topics_do_not(
+    change: Any, small_models: Models, solved: tuple[PoolSample, ...], tmp_path: Path
+) -> None:
+    found = run("lada-secure", settings(**change), small_models, tmp_path, solved)
+    confidence = knowledge(small_models[0], solved).confidence
+    for site in found.study.sites:
+        # Later rounds look at a student that has learned.
+        assert confidence[list(site.state.picks[0])].mean() < confidence.mean()
+        for one in found.told(site.name):
+            assert one["fallback"]["told"].endswith("that the LLM solves may be asked for")
 
 
 def test_a_healthy_pool_is_used_as_chosen(

@@ -135,9 +135,13 @@ def test_arms_have_the_same_noise_where_they_have_the_same_releases(
 def test_an_ablation_differs_from_the_full_method_in_one_thing(prepared: PreparedWorld) -> None:
     full = arm_plan("lada-secure", prepared)
     for name, change in (
-        ("no-exploration", {"allocation.exploration_weight": 0.0}),
+        ("no-replay", {"guide.replay_batch_size": None}),
         ("with-contrast", {"distillation.contrastive_weight": 0.1}),
-        ("mass-valuation", {"allocation.strategy": "valuation"}),
+        (
+            "mass-valuation",
+            {"allocation.strategy": "valuation", "allocation.sample_value": None},
+        ),
+        ("full-gain-top", {"allocation.strategy": "gain", "allocation.draw": "top"}),
         ("no-screen", {"allocation.screen_low": 0.0}),
         ("lada-fedmkt", {}),
     ):
