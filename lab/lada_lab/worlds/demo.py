@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from lada_lab.worlds.medical import SPECIALITIES, diagnosis_topics
+from lada_lab.worlds.model_cache import cached_folder
 from lada_lab.worlds.multiple_choice import Choice, Topic, limit_answers, with_options
 from lada_lab.worlds.sites import (
     FederationData,
@@ -26,6 +27,7 @@ from lada_lab.worlds.sites import (
     site_letter,
     unit_names,
 )
+from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
 from lada_lab.worlds.wordnet import read_nouns
 from lada_lab.worlds.wordnet_topics import condition_topics, possession_topics
 
@@ -161,3 +163,25 @@ def _shuffled_choices(groups: Iterable[Sequence[Topic]], rng: np.random.Generato
     """Options within each group, so that they are of one kind; then all groups mixed."""
     choices = [choice for group in groups for choice in with_options(limit_answers(group), rng)]
     return [choices[index] for index in rng.permutation(len(choices))]
+
+
+def demo_llm(cache_dir: Path, *, sites: int, seed: int) -> Path:
+    """Tune SmolLM2 on the demo's public material, or find the result in the cache.
+
+    Args: sites, seed: as in `build_demo`.
+    Returns: its folder, "smollm2-135m-tuned-SITES-SEED" in the cache.
+    Raises: ParameterError: weights or data are missing.
+    """
+    # Imported here: whoever builds data alone does without torch.
+    from lada_lab.worlds.tuned_llm import Tuning, tune
+    from lada_secure.models.loading import load_folder, quiet_transformers
+
+    def build(folder: Path) -> None:
+        data = build_demo(sites=sites, seed=seed)
+        lm = load_folder(export_smollm2(cache_dir), name=SMOLLM2)
+        merged = tune(lm, data.teacher, Tuning(), seed=seed)
+        with quiet_transformers():
+            merged.save_pretrained(folder)
+            lm.tokenizer.save_pretrained(folder)
+
+    return cached_folder(cache_dir, f"{SMOLLM2}-tuned-{sites}-{seed}", build)

@@ -49,9 +49,9 @@ def make_model(reference: str, *, cache_dir: Path) -> Path:
 
         return build_tiny_model(cache_dir, role, sites=sites, seed=seed)
     if tuned := TUNED.fullmatch(reference):
-        from lada_lab.worlds.tuned_llm import build_tuned_llm
+        from lada_lab.worlds.demo import demo_llm
 
-        return build_tuned_llm(cache_dir, sites=int(tuned[1]), seed=int(tuned[2]))
+        return demo_llm(cache_dir, sites=int(tuned[1]), seed=int(tuned[2]))
     if CODER.fullmatch(reference):
         from lada_lab.worlds.natural_models import coding_model
 

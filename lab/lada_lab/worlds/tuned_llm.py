@@ -1,4 +1,4 @@
-"""The demo's LLM: SmolLM2 itself, tuned beforehand on public domain material.
+"""An LLM that knows a study's domain: a small model, tuned beforehand on public material.
 
 On one machine without a model hub the LLM cannot be a larger model, so it is made the better one
 the way its owner would: supervised fine-tuning on public questions with answers and reasoning,
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lada_lab.worlds.federation import build_federation
-from lada_lab.worlds.model_cache import cached_folder
-from lada_lab.worlds.smollm2 import SMOLLM2, export_smollm2
 from lada_secure.data.prompts import prompt_of, rationale_of
 from lada_secure.data.records import Record
 from lada_secure.errors import ParameterError
 from lada_secure.models.adapters import AdapterSettings, attach_adapters
-from lada_secure.models.loading import LanguageModel, load_folder, quiet_transformers
+from lada_secure.models.loading import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,25 +41,6 @@ class Tuning:
 class _Example:
     prompt: tuple[int, ...]
     path: tuple[int, ...]
-
-
-def build_tuned_llm(cache_dir: Path, *, sites: int, seed: int) -> Path:
-    """Tune SmolLM2 on a study's public material, or find the result in the cache.
-
-    Args: sites, seed: as in `build_federation`.
-    Returns: its folder, "smollm2-135m-tuned-SITES-SEED" in the cache.
-    Raises: ParameterError: weights or data are missing.
-    """
-
-    def build(folder: Path) -> None:
-        data = build_federation("demo", sites=sites, seed=seed)
-        lm = load_folder(export_smollm2(cache_dir), name=SMOLLM2)
-        merged = tune(lm, data.teacher, Tuning(), seed=seed)
-        with quiet_transformers():
-            merged.save_pretrained(folder)
-            lm.tokenizer.save_pretrained(folder)
-
-    return cached_folder(cache_dir, f"{SMOLLM2}-tuned-{sites}-{seed}", build)
 
 
 def tune(lm: LanguageModel, records: Sequence[Record], settings: Tuning, *, seed: int) -> Any:
