@@ -90,12 +90,17 @@ def import_(
 
 @app.command("map", epilog="Example:  lada data map cases.csv --out mapping.toml")
 def map_(
-    source: SourceArgument,
+    source: Annotated[
+        str | None, typer.Argument(metavar="SOURCE", help="What to look at, as for import.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Mapping file to write; by default it is shown.")
     ] = None,
     query: Annotated[
         str | None, typer.Option(help="Of a database: the query whose rows are imported.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A ready mapping instead, as medmcqa; no source is read.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -104,9 +109,15 @@ def map_(
     What cannot be told stays open and says so; read the file before you import by it. An existing
     file is not overwritten.
     """
-    from lada_secure.data.importing.guessing import first_mapping, write_new
+    from lada_secure.data.importing.guessing import Guess, first_mapping, preset_mapping, write_new
+    from lada_secure.errors import ParameterError
 
-    guess = first_mapping(source, query=query)
+    if (source is None) == (preset is None):
+        raise ParameterError("expected a SOURCE to look at or a --preset, one of the two")
+    if preset is not None:
+        guess = Guess(text=preset_mapping(preset), guessed=(), open=())
+    else:
+        guess = first_mapping(str(source), query=query)
     if out is None and not as_json:
         typer.echo(guess.text, nl=False)
         return
@@ -117,7 +128,8 @@ def map_(
         "guessed": list(guess.guessed),
         "open": list(guess.open),
     }
-    lines = [*(f"guessed: {one}" for one in guess.guessed), *(f"open: {one}" for one in guess.open)]
+    guessed = [f"guessed: {one}" for one in guess.guessed]
+    lines = [*guessed, *(f"open: {one}" for one in guess.open)]
     answer(facts, (*lines, f"written to {out}; read it before you import"), as_json=as_json)
 
 

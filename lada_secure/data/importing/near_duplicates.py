@@ -98,17 +98,24 @@ class NearTexts:
             return [None] * len(texts)
         found = signatures(texts)
         bands = _bands(found)
-        best: list[tuple[float, int] | None] = [None] * len(texts)
+        best = np.zeros(len(texts), np.int64)
+        where = np.full(len(texts), -1, np.int64)
         for band in range(_BANDS):
             known = self._bands[:, band]
-            first = np.searchsorted(known, bands[:, band])
-            near = np.flatnonzero(known[np.minimum(first, len(known) - 1)] == bands[:, band])
-            for text in near:
-                at, own = int(first[text]), bands[text, band]
-                while at < len(known) and known[at] == own and at < first[text] + _COMPARED:
-                    place = int(self._order[at, band])
-                    same = float((self._signatures[place] == found[text]).mean())
-                    if same >= SAME and (best[text] is None or (same, -place) > best[text]):  # type: ignore[operator]
-                        best[text] = (same, -place)
-                    at += 1
-        return [None if one is None else -one[1] for one in best]
+            at = np.searchsorted(known, bands[:, band])
+            text = np.arange(len(texts))
+            for _ in range(_COMPARED):
+                there = at < len(known)
+                text, at = text[there], at[there]
+                alike = known[at] == bands[text, band]
+                text, at = text[alike], at[alike]
+                if not len(text):
+                    break
+                place = self._order[at, band].astype(np.int64)
+                same = (self._signatures[place] == found[text]).sum(axis=1)
+                # Of two that are as much alike, the first one: every run says the same.
+                better = (same > best[text]) | ((same == best[text]) & (place < where[text]))
+                best[text[better]], where[text[better]] = same[better], place[better]
+                at = at + 1
+        near = best >= SAME * _HASHES
+        return [int(one) if is_ else None for one, is_ in zip(where, near, strict=True)]

@@ -8,6 +8,7 @@ fill the memory of whoever imports by it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -46,7 +47,7 @@ _ALLOWED: Final[tuple[type[nodes.Node], ...]] = (
 _OF_JINJA: Final = (
     *("default", "d", "trim", "lower", "upper", "capitalize", "title", "striptags", "length"),
 )
-_OWN: Final = ("date", "number", "replace")
+_OWN: Final = ("after", "before", "date", "hash", "number", "replace")
 # Names that mean something to jinja2; columns of these names are reached through `row`.
 _TAKEN: Final = frozenset({"self", "super", "loop", "caller", "varargs", "kwargs"})
 MAX_TEXT_CHARACTERS: Final = 64 * 1024
@@ -99,12 +100,40 @@ def replace(text: object, old: str, new: str) -> str:
     return whole.replace(old, new)
 
 
+def before(text: object, sign: str) -> str:
+    """What stands before the last sign of its kind. Raises: ValueError: there is none."""
+    found, there, _ = str(text).rpartition(sign)
+    if not there:
+        raise ValueError
+    return found
+
+
+def after(text: object, sign: str) -> str:
+    """What stands behind the last sign of its kind. Raises: ValueError: there is none."""
+    _, there, found = str(text).rpartition(sign)
+    if not there:
+        raise ValueError
+    return found
+
+
+def hashed(text: object) -> str:
+    """24 hexadecimal digits that stand for a text; whoever has the text can make them again."""
+    return hashlib.sha256(str(text).encode("utf-8")).hexdigest()[:24]
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     environment.globals.clear()
     kept = {name: environment.filters[name] for name in _OF_JINJA}
     environment.filters.clear()
-    own = {"date": date, "number": number, "replace": replace}
+    own = {
+        "after": after,
+        "before": before,
+        "date": date,
+        "hash": hashed,
+        "number": number,
+        "replace": replace,
+    }
     environment.filters.update(kept, **{name: _defined(read) for name, read in own.items()})
     tests = {name: environment.tests[name] for name in _TESTS}
     environment.tests.clear()
