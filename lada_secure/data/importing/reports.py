@@ -100,8 +100,8 @@ def sentences(told: Mapping[str, Any]) -> Iterator[str]:
         yield f"{units['in_several_spellings']:,} unit(s) came in several spellings"
     if units["cut_by_cap"]:
         yield (
-            f"the cap cuts {units['cut_by_cap']:,} unit(s); {units['records_cut_by_cap']:,} "
-            "record(s) would not be used"
+            f"the cap cuts {units['cut_by_cap']:,} unit(s) to train on; "
+            f"{units['records_cut_by_cap']:,} record(s) would not be used"
         )
     for name, count in told["looks_like"].items():
         yield f"{count:,} record(s) {name}; they are kept as they are"

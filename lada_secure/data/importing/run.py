@@ -192,7 +192,7 @@ class _Writing:
             records=self._records,
             held_out=self._held_out,
             reasons=dict(self._reasons),
-            units=self._seen.units(cap=cap),
+            units=self._seen.units(cap=cap, held_out=self._mapping.split.held_out),
             looks=dict(self._looks),
             near=near,
         )

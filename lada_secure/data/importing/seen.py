@@ -6,6 +6,7 @@ record on the disk and a fixed cache in memory, whatever the number of rows.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,12 @@ _CACHE_KIB: Final = 64 * 1024
 class UnitCounts:
     """Counts over units. by_size: units by how many records they have, of "1", "2", "3-5", ...
 
-    median, most: records of a unit. cut_units, cut_records: what a cap would leave out.
+    most: records of a unit. cut_units, cut_records: what a cap would leave out.
     spelled_otherwise: units that came in several spellings.
     """
 
     units: int = 0
     by_size: tuple[tuple[str, int], ...] = ()
-    median: int = 0
     most: int = 0
     cut_units: int = 0
     cut_records: int = 0
@@ -90,27 +90,34 @@ class Seen:
         """A record that `add_unit` has counted is not used after all."""
         self._run("UPDATE units SET records = records - 1 WHERE unit = ?", digest)
 
-    def units(self, *, cap: int | None) -> UnitCounts:
-        """Counts over all units. cap: most records of one, to see what it would cut."""
+    def units(self, *, cap: int | None, held_out: float) -> UnitCounts:
+        """Counts over all units.
+
+        Args: cap: most records of one, to see what it would cut of those to train on. held_out:
+            the share of units that are not.
+        """
         classes = dict.fromkeys((name for _, name in _SIZES), 0)
-        units = spelled = cut_units = cut_records = most = 0
-        sizes: dict[int, int] = {}
+        units = spelled = most = 0
         # Groups are few: there are not many different numbers of records.
         groups = self._run(
             "SELECT records, count(*), sum(others > 0) FROM units WHERE records > 0 "
             "GROUP BY records ORDER BY records"
         )
         for records, count, others in groups:
-            name = next(name for most, name in _SIZES if most is None or records <= most)
+            name = next(name for top, name in _SIZES if top is None or records <= top)
             classes[name] += count
-            sizes[records] = count
             units, spelled, most = units + count, spelled + others, records
-            if cap is not None and records > cap:
-                cut_units, cut_records = cut_units + count, cut_records + count * (records - cap)
+        # As `is_held_out` has it: a digest at or above it is of somebody to train on.
+        first = math.ceil(held_out * 2.0**64).to_bytes(8, "big")
+        cut_units, cut_records = self._run(
+            "SELECT count(*), coalesce(sum(records - ?1), 0) FROM units "
+            "WHERE ?1 > 0 AND records > ?1 AND unit >= ?2",
+            cap or 0,
+            first,
+        ).fetchone()
         return UnitCounts(
             units=units,
             by_size=tuple(classes.items()),
-            median=_median(sizes, units),
             most=most,
             cut_units=cut_units,
             cut_records=cut_records,
@@ -124,12 +131,3 @@ class Seen:
             raise TransportError(
                 f"cannot write {self._path}: {error}; nothing was imported"
             ) from error
-
-
-def _median(sizes: dict[int, int], units: int) -> int:
-    before = 0
-    for size, count in sizes.items():
-        before += count
-        if 2 * before >= units:
-            return size
-    return 0
