@@ -57,7 +57,8 @@ class Seen:
             )
             self._base.execute("BEGIN")
         except (sqlite3.Error, OSError) as error:
-            raise TransportError(f"cannot write {path}: {error}") from error
+            path.unlink(missing_ok=True)
+            raise TransportError(f"cannot write {path}: {error}; nothing was imported") from error
 
     def __enter__(self) -> Seen:
         return self
