@@ -62,6 +62,8 @@ _SIGNS: Final = ("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "01
 _COMMA: Final = re.compile(r"[+-]?[0-9]{1,3}(?:\.?[0-9]{3})*,[0-9]+")
 _DATE: Final = re.compile(r"[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{2,4}")
 _MOSTLY: Final = 0.8
+# Of the bytes of a text in a Latin script, fewer are letters with accents.
+_ACCENTS: Final = 0.15
 _KEPT: Final = (
     (_COMMA, "numbers with a comma", "number(decimal=',', thousands='.')"),
     (_DATE, "dates, day or month first", "date('%d.%m.%Y')"),
@@ -164,15 +166,22 @@ def _encoding(path: Path, notes: _Notes) -> str | None:
         return None
     except UnicodeDecodeError:
         pass
+    name = _single_byte(raw)
+    notes.open.append(f"not UTF-8; it may be {name}: look whether letters with accents are right")
+    return name
+
+
+def _single_byte(raw: bytes) -> str:
+    """A guess: cp1252 where letters beyond ASCII are as rare as accents, else by statistics."""
+    beyond = sum(byte >= 0x80 for byte in raw)
+    if beyond < _ACCENTS * len(raw):
+        return "cp1252"
     try:
         from charset_normalizer import from_bytes
     except ImportError:
-        name = "cp1252"
-    else:
-        best = from_bytes(raw).best()
-        name = "cp1252" if best is None else best.encoding
-    notes.open.append(f"not UTF-8; it may be {name}: look whether letters with accents are right")
-    return name
+        return "cp1252"
+    best = from_bytes(raw).best()
+    return "cp1252" if best is None else best.encoding
 
 
 def _delimiter(path: Path, encoding: str | None, notes: _Notes) -> str:

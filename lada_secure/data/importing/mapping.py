@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
@@ -25,7 +24,6 @@ from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.unit_ids import MissingLike, Spellings
 from lada_secure.errors import ParameterError
 from lada_secure.storage.toml_tables import parse_table
-from lada_secure.storage.whole_files import read_file
 
 FORMAT: Final = "lada-mapping/1"
 Kind: TypeAlias = Literal["csv", "parquet", "jsonl", "json", "excel", "dataset", "sql"]
@@ -104,6 +102,12 @@ class TextField(_Frozen):
         if self.template is not None:
             return RowTemplate(self.template).columns
         return () if self.column is None else (self.column,)
+
+    def spared(self) -> frozenset[str]:
+        """Those of `columns` that it can do without in every row."""
+        if self.template is None:
+            return frozenset()
+        return frozenset(self.columns()) - RowTemplate(self.template).needed
 
 
 class AnswerField(TextField):
@@ -194,22 +198,26 @@ class Mapping(_Frozen):
     split: SplitSettings = SplitSettings()
 
     def columns(self) -> frozenset[str]:
-        """Every column that an import needs."""
-        return frozenset(self._named())
+        """Every column that an import reads."""
+        choices = () if self.record.choices is None else self.record.choices.named()
+        named = {name for field in self._fields() for name in field.columns()}
+        return frozenset({*self.source.only, *choices, *named})
 
-    def _named(self) -> Iterator[str]:
+    def spared(self) -> frozenset[str]:
+        """Those of `columns` that may be in no row of a nested source."""
+        needed = {name for one in self._fields() for name in set(one.columns()) - one.spared()}
+        choices = self.record.choices
+        if choices is not None and choices.empty == "refuse":
+            needed |= set(choices.named())
+        if self.record.rationale is not None:
+            needed -= set(self.record.rationale.columns())
+        return self.columns() - needed - set(self.source.only)
+
+    def _fields(self) -> Iterator[TextField]:
         record = self.record
-        yield from self.source.only
         for field in (record.id, record.unit, record.question, record.answer, record.rationale):
             if field is not None:
-                yield from field.columns()
-        if record.choices is not None:
-            yield from record.choices.named()
-
-
-def read_mapping(path: Path) -> Mapping:
-    """Read a mapping file. Raises: ParameterError: unreadable, or all that is wrong in it."""
-    return parse_mapping(read_file(path, what="mapping "), where=str(path))
+                yield field
 
 
 def parse_mapping(raw: bytes, *, where: str) -> Mapping:

@@ -98,7 +98,9 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
     check_constants(mapping.record)
     pool = () if request.pool is None else read_pool(request.pool)
     source = open_source(request.source, mapping.source)
-    rows = rows_with(source, mapping.columns(), where=_shown(request.source))
+    rows = rows_with(
+        source, mapping.columns(), spared=mapping.spared(), where=_shown(request.source)
+    )
     salt = read_salt(salt_path(request.mapping))
     with OutputFolder(request.out) as out, Seen(out.part(INDEX)) as seen:
         # In the order in which they take their names: the records last.

@@ -88,10 +88,13 @@ _OPENERS: Final[Mapping[Kind, Callable[[Path, SourceSettings], Source]]] = {
 }
 
 
-def rows_with(source: Source, needed: frozenset[str], *, where: str) -> Iterator[Row | Reject]:
+def rows_with(
+    source: Source, needed: frozenset[str], *, spared: frozenset[str], where: str
+) -> Iterator[Row | Reject]:
     """The rows of a source that has the columns a mapping needs.
 
-    Args: where: the source's name, for messages.
+    Args: spared: needed ones that may be in no row, where only rows tell. where: the source's name,
+        for messages.
     Raises: ParameterError: a column is not there; of nested rows, in none of the first 1,000.
     """
     if source.columns is not None:
@@ -100,7 +103,7 @@ def rows_with(source: Source, needed: frozenset[str], *, where: str) -> Iterator
     looked = list(itertools.islice(source.read(frozenset()), LOOKED_AT))
     there = {name for row in looked if isinstance(row, Row) for name in row.cells}
     if there:
-        _check(needed, sorted(there), where)
+        _check(needed - spared, sorted(there), where)
     return source.read(needed)
 
 

@@ -51,6 +51,7 @@ _OWN: Final = ("after", "before", "date", "hash", "number", "replace")
 # Names that mean something to jinja2; columns of these names are reached through `row`.
 _TAKEN: Final = frozenset({"self", "super", "loop", "caller", "varargs", "kwargs"})
 MAX_TEXT_CHARACTERS: Final = 64 * 1024
+_GUARDS: Final = ("defined", "undefined", "default", "d")
 _TESTS: Final = ("defined", "undefined", "in", "eq", "equalto", "==", "ne", "!=")
 
 
@@ -153,7 +154,8 @@ def _defined(read: Any) -> Any:
 
 
 class RowTemplate:
-    """A template that was read. columns: those it names, sorted."""
+    """A template that was read. columns: those it names, sorted. needed: those without which it
+    cannot be filled: it neither asks whether they are defined nor has a default for them."""
 
     def __init__(self, text: str) -> None:
         """Raises: ParameterError: not a template, or one that asks for more than it may."""
@@ -165,6 +167,7 @@ class RowTemplate:
         try:
             parsed = environment.parse(text)
             self.columns = tuple(sorted(_columns(parsed)))
+            self.needed = frozenset(self.columns) - _guarded(parsed)
             self._template = environment.from_string(parsed)
         except (TemplateError, RecursionError) as error:
             raise ParameterError(f"template: {error}") from error
@@ -208,6 +211,14 @@ def _columns(parsed: nodes.Template) -> set[str]:
     if bare:
         raise ParameterError("template: expected row['a column'], got row alone")
     return found
+
+
+def _guarded(parsed: nodes.Template) -> frozenset[str]:
+    tested: list[nodes.Node | None] = []
+    tested += [one.node for one in parsed.find_all(nodes.Test) if one.name in _GUARDS]
+    tested += [one.node for one in parsed.find_all(nodes.Filter) if one.name in _GUARDS]
+    names = {one.name for one in tested if isinstance(one, nodes.Name)}
+    return frozenset(names | {_of_row(one) for one in tested if isinstance(one, nodes.Getitem)})
 
 
 def _of_row(node: nodes.Getitem) -> str:

@@ -130,7 +130,7 @@ def lines_of(file: TextIO, path: Path) -> Iterator[str]:
             yield text
     except UnicodeError as error:
         raise ParameterError(
-            f"{path}:{line + 1}: this line, or one of the next, is not {error.encoding}; "  # type: ignore[attr-defined]
+            f"{path}:{line + 1}: this line, or one of the next, is not {file.encoding}; "
             "name the right encoding in [source]"
         ) from error
     except OSError as error:
