@@ -130,7 +130,7 @@ def _texts(column: pa.Array, names: list[str] | None) -> list[object]:
     # Arrow's decoder refuses bytes that are no UTF-8 only when they are looked at as text.
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return [None] * len(column)
-    if pa.types.is_floating(kind):
-        # The fewest digits that read back the same, also in 32 bits.
-        return list(column.cast(pa.string()).to_pylist())
+    if pa.types.is_float16(kind) or pa.types.is_float32(kind):
+        # The fewest digits that read back the same in so few bits, and not in 64.
+        return list(column.cast(pa.float32()).cast(pa.string()).to_pylist())
     return list(column.to_pylist())

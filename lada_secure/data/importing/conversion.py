@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from lada_secure.canonical import canonical_json
@@ -36,6 +37,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _EXPONENT: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+")
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ID_BYTES: Final = 12
+_REMEMBERED: Final = 20_000
 _Read: TypeAlias = Callable[[Cells], "str | None"]
 # Choices by their place in the source; None is one that was left out.
 _Places: TypeAlias = Sequence["str | None"]
@@ -73,6 +75,8 @@ class Converter:
         self._answer = _reader(fields.answer)
         self._rationale = None if fields.rationale is None else _reader(fields.rationale)
         self._id = None if fields.id is None else _reader(fields.id)
+        # People come again and again, often in rows that follow one another.
+        self._canonical = lru_cache(maxsize=_REMEMBERED)(canonical_unit)
         self._fixed = None if fields.choices is None else fields.choices.constant or None
 
     def convert(self, row: Row) -> Candidate | Reject:
@@ -115,7 +119,7 @@ class Converter:
         return Candidate(row.line, record, canonical)
 
     def _checked_unit(self, unit: str) -> str:
-        canonical = canonical_unit(unit)
+        canonical = self._canonical(unit)
         column = _column(self._fields.unit)
         if looks_missing(canonical) and self._fields.unit.missing_like == "refuse":
             raise _Unusable("unit-looks-missing", column)

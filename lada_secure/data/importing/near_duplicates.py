@@ -3,8 +3,8 @@
 A text is its set of 8-byte windows, folded to lower case and single spaces. Two texts are near
 duplicates where at least `SAME` of 64 minima agree, an estimate of the windows' Jaccard index with
 a standard error of 0.05 there. 16 bands of 4 minima find a pair of index 0.8 with probability
-0.9998. Arrays of numbers instead of a table of objects, because there may be a million texts:
-384 bytes each.
+0.9998. Sorted arrays instead of tables of objects, because there may be hundreds of thousands of
+texts: 448 bytes each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAME: Final = 0.8
-# Of more texts these are taken: the first ones. 80 MB.
+# Of more texts these are taken: the first ones. 90 MB.
 MAX_INDEXED: Final = 200_000
 _WINDOW: Final = 8
 _HASHES: Final = 64

@@ -19,6 +19,8 @@ Cells: TypeAlias = Mapping[str, str | None]
 MAX_CELL_CHARACTERS: Final = 16 * 1024 * 1024
 # Of a list of objects, so many get columns of their own; all of them stand in the list's own cell.
 _NUMBERED: Final = 16
+# Up to here every whole number has a float of its own.
+_EXACT: Final = 2.0**53
 
 # By code: what is wrong with a row, and what may be done.
 REASONS: Final[Mapping[str, str]] = {
@@ -105,7 +107,8 @@ def text_of(value: object) -> str | None:
     """A typed value as the text of a cell.
 
     Text as it is; dates and times in ISO 8601; true and false; decimals with all their digits;
-    floats with the fewest digits that read back the same, NaN as "nan"; lists and objects as JSON.
+    floats with the fewest digits that read back the same, whole ones without a point, NaN as "nan";
+    lists and objects as JSON.
     """
     if value is None or isinstance(value, str):
         return value or None
@@ -113,10 +116,11 @@ def text_of(value: object) -> str | None:
         return "true" if value else "false"
     if isinstance(value, Decimal):
         return format(value, "f") if value.is_finite() else str(value).lower()
+    if isinstance(value, float):
+        # A whole number that a data frame has made a float of is spelled like the others.
+        return str(int(value)) if value.is_integer() and abs(value) < _EXACT else repr(value)
     if isinstance(value, datetime.datetime):
-        # A spreadsheet knows moments alone; midnight is how it writes a day.
-        midnight = value.time() == datetime.time() and value.tzinfo is None
-        return value.date().isoformat() if midnight else value.isoformat(" ")
+        return value.isoformat(" ")
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, list | tuple | dict):

@@ -6,6 +6,7 @@ number format is 7. Dates are days or moments in ISO 8601, formulas are their la
 
 from __future__ import annotations
 
+import datetime
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -68,6 +69,13 @@ def _sheet_name(names: list[str], path: Path, settings: SourceSettings) -> str:
     return str(settings.sheet)
 
 
+def _text(value: object) -> str | None:
+    # A spreadsheet knows moments alone; midnight is how it stores a day.
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        value = value.date()
+    return text_of(value)
+
+
 def _values(sheet: Any) -> Iterator[tuple[Any, ...]]:
     # What a workbook says of its own size is often wrong.
     sheet.reset_dimensions()
@@ -79,7 +87,7 @@ def _header(
 ) -> list[str | None]:
     for _ in range(settings.skip_lines):
         next(rows, ())
-    names = [text_of(value) for value in next(rows, ())]
+    names = [_text(value) for value in next(rows, ())]
     if not any(names):
         raise ParameterError(
             f"{path}: row {settings.skip_lines + 1} holds no column names; say how many rows stand "
@@ -111,8 +119,8 @@ def _rows(
             yield Reject(line, "too-many-columns")
             continue
         found = dict(zip(names, values, strict=False))
-        texts = {name: text_of(value) for name, value in found.items() if name in needed}
-        if [text_of(value) for value in values[: len(names)]] == names:
+        texts = {name: _text(value) for name, value in found.items() if name in needed}
+        if [_text(value) for value in values[: len(names)]] == names:
             yield Reject(line, "header-again")
         else:
             yield Row(line, {**cells, **texts})
