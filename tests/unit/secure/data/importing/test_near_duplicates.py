@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lada_secure.data.importing.near_duplicates import NearTexts, signatures
+from lada_secure.data.importing.near_duplicates import SAME, NearTexts, signatures
 from lada_secure.data.importing.run import ImportRequest, run_import
 from lada_secure.data.records import PoolSample, write_json_lines
 
 SEED = 7
+PAGE = (Path(__file__).parents[5] / "docs" / "import-data.md").read_text(encoding="utf-8")
 
 
 def texts(count: int, words: int = 40) -> list[str]:
@@ -67,6 +69,20 @@ def test_the_share_of_equal_minima_estimates_the_jaccard_index() -> None:
     ]
     # 199 pairs of 64 minima: the standard error of the mean is below 0.005.
     assert abs(same - sum(exact) / len(exact)) < 0.025
+
+
+@pytest.mark.parametrize(("index", "found"), [(0.9, 0.99), (0.8, 0.48), (0.7, 0.03)])
+def test_the_page_says_how_surely_a_pair_is_found(index: float, found: float) -> None:
+    agree = 52
+    assert 51 / 64 < SAME <= agree / 64
+    chance = sum(
+        math.comb(64, one) * index**one * (1 - index) ** (64 - one) for one in range(agree, 65)
+    )
+    # No band of 4 agrees in one of a thousand of those pairs, or fewer.
+    assert (1 - (agree / 64) ** 4) ** 16 < 0.001
+    assert abs(chance - found) < 0.006
+    assert f"{index} " in PAGE
+    assert f"{found}" in PAGE
 
 
 def test_short_and_empty_texts_and_none_at_all() -> None:
