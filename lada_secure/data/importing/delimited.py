@@ -41,7 +41,7 @@ def open_delimited(path: Path, settings: SourceSettings) -> Source:
     delimiter = settings.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
     with open_text(path, form) as file:
         _, header = _header(file, path, settings, delimiter)
-    _check_header(header, path, delimiter)
+    _check_header(header, path, delimiter, named=settings.delimiter is not None)
     said = (
         form.said,
         f"delimiter {NAMES.get(delimiter, repr(delimiter))}, {len(header)} columns",
@@ -91,7 +91,7 @@ def _next(reader: Iterator[list[str]], path: Path, settings: SourceSettings) -> 
         ) from error
 
 
-def _check_header(header: Sequence[str], path: Path, delimiter: str) -> None:
+def _check_header(header: Sequence[str], path: Path, delimiter: str, *, named: bool) -> None:
     if not all(is_text(name) for name in header):
         raise ParameterError(
             f"{path}:1: the header is not in this encoding; name another in [source]; "
@@ -104,7 +104,7 @@ def _check_header(header: Sequence[str], path: Path, delimiter: str) -> None:
             f"{twice[0][:40]!r}; give each column a name of its own"
         )
     others = [sign for sign in DELIMITERS if sign != delimiter and sign in header[0]]
-    if len(header) == 1 and others:
+    if len(header) == 1 and others and not named:
         raise ParameterError(
             f"{path}:1: one column with delimiter {delimiter!r}, and {others[0]!r} stands in the "
             f"header; say delimiter = {others[0]!r} in [source]"
@@ -127,9 +127,10 @@ def _rows(
             cells = _next(reader, path, settings)
             if cells is None:
                 return
-            # A blank line is no row.
-            if not cells:
+            # A blank line is no row, unless rows are one cell: then it is an empty one.
+            if not cells and width > 1:
                 continue
+            cells = cells or [""]
             if len(cells) != width:
                 few = len(cells) < width
                 yield Reject(line, "too-few-columns" if few else "too-many-columns")

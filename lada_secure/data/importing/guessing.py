@@ -61,6 +61,8 @@ _NUMBERED: Final = (
 _SIGNS: Final = ("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789")
 _COMMA: Final = re.compile(r"[+-]?[0-9]{1,3}(?:\.?[0-9]{3})*,[0-9]+")
 _DATE: Final = re.compile(r"[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{2,4}")
+# An object of JSON, and the key of its first list of objects.
+_LIST: Final = re.compile(rb'\A[\xef\xbb\xbf\s]*\{(?:.*?)"([^"\\]{1,80})"\s*:\s*\[\s*\{', re.DOTALL)
 _MOSTLY: Final = 0.8
 # Of the bytes of a text in a Latin script, fewer are letters with accents.
 _ACCENTS: Final = 0.15
@@ -149,9 +151,14 @@ def _source_settings(source: str, query: str | None, notes: _Notes) -> SourceSet
     encoding = _encoding(path, notes)
     if kind == "csv":
         return SourceSettings(encoding=encoding, delimiter=_delimiter(path, encoding, notes))
-    if kind == "json" and sample(path).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{"):
-        notes.guessed.append("a JSON object, read as a FHIR bundle: its list is at 'entry'")
-        return SourceSettings(encoding=encoding, at="entry", inside="resource")
+    if kind == "json" and (found := _LIST.search(sample(path))):
+        # A bundle may list other things first, as its links.
+        bundle = re.search(rb'"resourceType"\s*:\s*"Bundle"', sample(path)) is not None
+        at = "entry" if bundle else found[1].decode("utf-8", "replace")
+        inside = "resource" if bundle else ""
+        what = "a FHIR bundle" if inside else "an object"
+        notes.guessed.append(f"{what} whose list of rows is {at!r}")
+        return SourceSettings(encoding=encoding, at=at, inside=inside)
     return SourceSettings(encoding=encoding)
 
 

@@ -15,8 +15,10 @@ from lada_secure.data.importing.guessing import (
     presets,
     write_new,
 )
-from lada_secure.data.importing.mapping import parse_mapping
+from lada_secure.data.importing.mapping import SourceSettings, parse_mapping
+from lada_secure.data.importing.rows import Row
 from lada_secure.data.importing.run import ImportRequest, run_import
+from lada_secure.data.importing.sources import open_source
 from lada_secure.data.records import Record, inspect_records
 from lada_secure.errors import ParameterError
 
@@ -81,6 +83,21 @@ def test_numbers_and_dates_are_remarks_alone(tmp_path: Path) -> None:
     content = "patient,question,answer,day\np1,Q?,a,03/04/2025\np2,R?,b,04/04/2025\n"
     guess = first_mapping(written(tmp_path, "c.csv", content), query=None)
     assert '# "day": looks like dates, day or month first, and stays text.' in guess.text
+
+
+def test_the_list_of_rows_in_an_object_is_found(tmp_path: Path) -> None:
+    rows = [{"patient": f"p{one}", "question": f"Q{one}?", "answer": "a"} for one in range(9)]
+    source = written(tmp_path, "c.json", json.dumps({"version": [1], "rows": rows}))
+    guess = first_mapping(source, query=None)
+    assert "an object whose list of rows is 'rows'" in guess.guessed
+    assert len(imported(tmp_path, source, guess.text.replace("0.2", "0.0"))) == 9
+
+
+def test_a_table_of_one_column_has_no_blank_lines(tmp_path: Path) -> None:
+    source = written(tmp_path, "c.csv", "a\nx\n\ny\n")
+    opened = open_source(source, SourceSettings())
+    rows = [row for row in opened.read(frozenset({"a"})) if isinstance(row, Row)]
+    assert [(row.line, row.cells["a"]) for row in rows] == [(2, "x"), (3, None), (4, "y")]
 
 
 def test_an_existing_mapping_is_not_overwritten(tmp_path: Path) -> None:
@@ -212,7 +229,8 @@ def test_fhir_comes_as_a_bundle_and_as_ndjson(form: str, tmp_path: Path) -> None
     mapping = preset_mapping("fhir-conditions").replace("held_out = 0.2", "held_out = 0.0")
     if form == "bundle":
         entries = [{"fullUrl": "urn:1", "resource": one} for one in resources]
-        bundle = {"resourceType": "Bundle", "meta": {"tag": [1]}, "entry": entries, "total": 6}
+        links = [{"relation": "self", "url": "http://example.org"}]
+        bundle = {"resourceType": "Bundle", "link": links, "entry": entries, "total": 6}
         source = written(tmp_path, "b.json", json.dumps(bundle))
     else:
         source = written(tmp_path, "b.ndjson", "\n".join(map(json.dumps, resources)))
@@ -221,7 +239,7 @@ def test_fhir_comes_as_a_bundle_and_as_ndjson(form: str, tmp_path: Path) -> None
     assert [one.unit for one in records] == [f"Patient/{one}" for one in range(5)]
     assert records[3].question == "The toe hurts for 3 days.\nWhich condition is it?"
     assert records[3].answer == "Gout"
-    assert "resource" not in first_mapping(source, query=None).text or form == "bundle"
+    assert ('at = "entry"' in first_mapping(source, query=None).text) == (form == "bundle")
 
 
 def test_every_preset_is_a_mapping() -> None:
