@@ -15,6 +15,7 @@ from awkward_files import BASE, CASES, Awkward
 from lada_secure.data.importing.run import ImportRefused, ImportRequest, run_import
 from lada_secure.data.records import inspect_records
 from lada_secure.errors import ParameterError
+from lada_secure.privacy.release.units import unit_faults
 
 PAGE = Path(__file__).parents[5] / "docs" / "import-data.md"
 
@@ -58,6 +59,7 @@ def test_it_is_imported_right_or_refused_with_its_line(case: Awkward, tmp_path: 
     # By the parser of a site: what is imported is always accepted.
     found = inspect_records(asked.out / "records.jsonl")
     assert found.faults == ()
+    assert unit_faults(found, spellings="refuse", missing_like="refuse") == ()
     assert len(found.records) == len(case.records)
     for record, expected in zip(found.records, case.records, strict=True):
         for name, value in as_fields(expected).items():
