@@ -10,7 +10,8 @@ there may be hundreds of thousands of texts: 448 bytes each.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -43,9 +44,12 @@ _FACTORS: Final = _mixed(np.arange(1, _HASHES + 1, dtype=np.uint64)) | np.uint64
 _BAND_FACTORS: Final = _mixed(np.arange(101, 101 + _ROWS, dtype=np.uint64)) | np.uint64(1)
 
 
-def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
+def signatures(texts: Iterable[str]) -> NDArray[np.uint32]:
     """(texts, 64) uint32: the minima of every text. A text shorter than a window is one window."""
-    found = [_signatures(texts[at : at + _AT_ONCE]) for at in range(0, len(texts), _AT_ONCE)]
+    rest = iter(texts)
+    found = []
+    while chunk := list(islice(rest, _AT_ONCE)):
+        found.append(_signatures(chunk))
     return np.concatenate(found) if found else np.empty((0, _HASHES), np.uint32)
 
 
@@ -82,7 +86,7 @@ def _bands(found: NDArray[np.uint32]) -> _Words:
 class NearTexts:
     """Finds near duplicates of the texts that it was made of."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         """texts: at most `MAX_INDEXED`; named by their place."""
         self._signatures = signatures(texts)
         bands = _bands(self._signatures)

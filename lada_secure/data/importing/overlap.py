@@ -33,8 +33,8 @@ def count_near(out: OutputFolder, pool: Sequence[PoolSample]) -> NearCounts:
     Compared is the question with its choices. Raises: TransportError: the disk is full.
     """
     held = sum(1 for _ in _texts(out.part(HELD_OUT)))
-    index = NearTexts(list(islice(_texts(out.part(HELD_OUT)), MAX_INDEXED)))
-    samples = NearTexts([_text(one.question, one.choices) for one in pool[:MAX_INDEXED]])
+    index = NearTexts(islice(_texts(out.part(HELD_OUT)), MAX_INDEXED))
+    samples = NearTexts(_text(one.question, one.choices) for one in pool[:MAX_INDEXED])
     out.write(DUPLICATES, csv_line(("file", "line", "near", "named")))
     counts = {"across": 0, "pool": 0}
     for written, (name, line, found, kind) in enumerate(_found(out, index, samples)):
