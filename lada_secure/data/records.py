@@ -80,9 +80,17 @@ def inspect_records(path: Path) -> RecordFile:
 
     Raises: ParameterError: the file cannot be read at all.
     """
-    rows, faults = parse_rows(_read_file(path), _RECORD, id_is_public=False)
+    return parse_records(_read_file(path), where=str(path))
+
+
+def parse_records(raw: bytes, *, where: str) -> RecordFile:
+    """Read private records from JSON Lines, with all that is wrong with them.
+
+    Args: where: the source's name, for messages.
+    """
+    rows, faults = parse_rows(raw, _RECORD, id_is_public=False)
     return RecordFile(
-        name=str(path),
+        name=where,
         records=tuple(Record(**fields) for fields in rows.values()),  # type: ignore[arg-type]
         lines=tuple(rows),
         faults=faults,

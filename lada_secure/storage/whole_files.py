@@ -74,17 +74,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_parts(folder: Path) -> int:
+def sweep_parts(folder: Path, *, pattern: str = ".*") -> int:
     """Delete what killed processes had not finished to write under a folder.
 
     Parts of a process that lives stay, unless it is this one, which has written nothing yet: in a
     container every process of a party may have the same number.
 
+    Args: pattern: names of the parts, where other people's files lie beside them.
     Returns: how many there were. Raises: TransportError: the disk refuses.
     """
     found = 0
     try:
-        for path in folder.rglob(".*"):
+        for path in folder.rglob(pattern):
             match = _PART.fullmatch(path.name)
             if match is not None and not _lives(int(match[1])) and path.is_file():
                 path.unlink(missing_ok=True)

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lada_protocol.party_files import DiallingSettings, ModelSettings, read_settings
 from lada_protocol.settings import Settings
+from lada_secure.data.unit_ids import MissingLike, Spellings
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.models.identity import SlmPlan
-from lada_secure.privacy.release.units import MissingLike, Spellings
 
 # A reference that looks like anything else is a path.
 _NAME_IN_CACHE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -24,8 +24,9 @@ from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_secure.canonical import canonical_json
 from lada_secure.data.record_faults import Fault, lines_text, refuse
 from lada_secure.data.records import RecordFile, inspect_records
+from lada_secure.data.unit_ids import canonical_unit
 from lada_secure.errors import LadaError, ParameterError
-from lada_secure.privacy.release.units import Unit, bound_units, canonical_unit, unit_faults
+from lada_secure.privacy.release.units import Unit, bound_units, unit_faults
 from lada_secure.storage.whole_files import write_atomically
 
 logger = logging.getLogger(__name__)

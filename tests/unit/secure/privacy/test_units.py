@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from lada_secure.canonical import canonical_json
 from lada_secure.data.records import Record, RecordFile
+from lada_secure.data.unit_ids import canonical_unit
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.release.units import (
     Unit,
     bound_units,
-    canonical_unit,
     population_fingerprint,
     unit_faults,
 )

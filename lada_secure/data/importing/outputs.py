@@ -1,0 +1,114 @@
+"""The files of an import: written beside their names, and all put in place at the end or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final
+
+from lada_secure.errors import TransportError
+from lada_secure.storage.whole_files import sweep_parts, sync
+
+RECORDS: Final = "records.jsonl"
+HELD_OUT: Final = "held-out.jsonl"
+REJECTS: Final = "rejects.csv"
+DUPLICATES: Final = "near-duplicates.csv"
+REPORT: Final = "import-report.json"
+INDEX: Final = "import-index"
+_BUFFER_BYTES: Final = 1024 * 1024
+
+
+class OutputFolder:
+    """Files that take their names together; whatever ends the work before, nothing has changed.
+
+    Only the order of the renamings is left to a power cut, and records come last: there is never a
+    records file without its held-out records and its rejects.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises: TransportError: the folder cannot be made."""
+        self.folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (INDEX, RECORDS, HELD_OUT, REJECTS, DUPLICATES, REPORT):
+                sweep_parts(folder, pattern=f".{name}.*")
+        except OSError as error:
+            raise TransportError(f"cannot write {folder}: {error.strerror}") from error
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in list(self._files):
+            self.drop(name)
+
+    def part(self, name: str) -> Path:
+        """Where a file is written before it has its name; `sweep_parts` knows it."""
+        return self.folder / f".{name}.{os.getpid()}"
+
+    def open(self, name: str, *, mode: int = 0o600) -> None:
+        """Begin a file. Raises: TransportError."""
+        try:
+            descriptor = os.open(self.part(name), os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode)
+            self._files[name] = os.fdopen(descriptor, "wb", buffering=_BUFFER_BYTES)
+        except OSError as error:
+            raise TransportError(f"cannot write {self.part(name)}: {error.strerror}") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Add to a file. Raises: TransportError: the disk is full."""
+        try:
+            self._files[name].write(content)
+        except OSError as error:
+            raise self._failed(name, error) from error
+
+    def flush(self) -> None:
+        """Let all parts be read whole. Raises: TransportError."""
+        for name, file in self._files.items():
+            try:
+                file.flush()
+            except OSError as error:
+                raise self._failed(name, error) from error
+
+    def drop(self, name: str) -> None:
+        """Take a file away that was not put in place."""
+        with contextlib.suppress(OSError):
+            self._files.pop(name).close()
+        self.part(name).unlink(missing_ok=True)
+
+    def commit(self, *, outdated: Iterable[str] = ()) -> None:
+        """Put all files in place, in the order of their beginning.
+
+        Args: outdated: files of an earlier import that this one has none of; they are deleted.
+        Raises: TransportError: the disk refuses; no file of this import has then taken its name,
+            unless renaming itself failed half-way.
+        """
+        names = list(self._files)
+        name = names[0]
+        try:
+            for name in names:
+                self._files[name].flush()
+                os.fsync(self._files[name].fileno())
+                self._files[name].close()
+            for name in outdated:
+                (self.folder / name).unlink(missing_ok=True)
+            for name in names:
+                self.part(name).replace(self.folder / name)
+                self._files.pop(name)
+            sync(self.folder)
+        except OSError as error:
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: OSError) -> TransportError:
+        return TransportError(
+            f"cannot write {self.folder / name}: {error.strerror}; nothing was imported, make room "
+            "and start again"
+        )

@@ -1,0 +1,80 @@
+"""Near duplicates among the files of an import: across the split, and with the public pool."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from lada_secure.data.importing.near_duplicates import MAX_INDEXED, NearTexts
+from lada_secure.data.importing.outputs import DUPLICATES, HELD_OUT, RECORDS, OutputFolder
+from lada_secure.data.importing.reports import NearCounts
+from lada_secure.data.records import PoolSample
+
+_CHUNK: Final = 512
+# So many lines are written; all of them are counted.
+_MAX_WRITTEN: Final = 100_000
+
+
+def csv_line(cells: Iterable[object]) -> bytes:
+    """One line of a CSV file in UTF-8."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode("utf-8")
+
+
+def count_near(out: OutputFolder, pool: Sequence[PoolSample]) -> NearCounts:
+    """Look through the parts that were written; they are named line by line in `DUPLICATES`.
+
+    Compared is the question with its choices. Raises: TransportError: the disk is full.
+    """
+    held = sum(1 for _ in _texts(out.part(HELD_OUT)))
+    index = NearTexts(islice(_texts(out.part(HELD_OUT)), MAX_INDEXED))
+    samples = NearTexts(_text(one.question, one.choices) for one in pool[:MAX_INDEXED])
+    out.write(DUPLICATES, csv_line(("file", "line", "near", "named")))
+    counts = {"across": 0, "pool": 0}
+    for written, (name, line, found, kind) in enumerate(_found(out, index, samples)):
+        counts[kind] += 1
+        if written < _MAX_WRITTEN:
+            other = (HELD_OUT, found + 1) if kind == "across" else ("pool", pool[found].sample_id)
+            out.write(DUPLICATES, csv_line((name, line, *other)))
+    return NearCounts(
+        **counts,
+        compared=min(held, MAX_INDEXED) + min(len(pool), MAX_INDEXED),
+        of_all=held + len(pool),
+    )
+
+
+def _found(
+    out: OutputFolder, held: NearTexts, samples: NearTexts
+) -> Iterator[tuple[str, int, int, str]]:
+    """File, line, what was found, and in which of the two indexes."""
+    for name, indexes in (
+        (RECORDS, (("across", held), ("pool", samples))),
+        (HELD_OUT, (("pool", samples),)),
+    ):
+        wanted = [(kind, index) for kind, index in indexes if len(index)]
+        texts, first = _texts(out.part(name)), 1
+        while wanted and (chunk := list(islice(texts, _CHUNK))):
+            results = [(kind, index.find(chunk)) for kind, index in wanted]
+            for at in range(len(chunk)):
+                for kind, places in results:
+                    place = places[at]
+                    if place is not None:
+                        yield name, first + at, place, kind
+            first += len(chunk)
+
+
+def _texts(part: Path) -> Iterator[str]:
+    with part.open("rb") as file:
+        for line in file:
+            record = json.loads(line)
+            yield _text(record["question"], record["choices"])
+
+
+def _text(question: str, choices: Sequence[str]) -> str:
+    return "\n".join((question, *choices))

@@ -1,0 +1,114 @@
+"""What an import tells: counts, exact for its own people and rounded for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lada_secure.data.importing.rows import REASONS
+from lada_secure.data.importing.seen import UnitCounts
+
+FORMAT: Final = "lada-import-report/1"
+# Below it a count could be about a single person.
+DEFAULT_STEP: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearCounts:
+    """Near duplicates. across: training records near a held-out one. pool: records near a sample of
+    the pool. compared: held-out records and samples that were looked for; of_all: there are."""
+
+    across: int = 0
+    pool: int = 0
+    compared: int = 0
+    of_all: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Counts of an import. passed_over: rows that [source] only leaves out. reasons: rejects by
+    code. looks: records whose text may not be meant so, by what it looks like."""
+
+    rows: int
+    passed_over: int
+    records: int
+    held_out: int
+    reasons: Mapping[str, int]
+    units: UnitCounts
+    looks: Mapping[str, int]
+    near: NearCounts | None
+
+    @property
+    def rejected(self) -> int:
+        """Rows that make no record."""
+        return sum(self.reasons.values())
+
+
+def report(figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step: int) -> Any:
+    """JSON-ready: every count rounded up to a multiple of `step`, so that 0 alone stays 0."""
+
+    def up(count: int) -> int:
+        return -(-count // step) * step
+
+    units = figures.units
+    near = figures.near
+    return {
+        "format": FORMAT,
+        "counts_rounded_up_to": step,
+        "source": list(said),
+        "mapping_sha256": mapping_sha256,
+        "rows": up(figures.rows),
+        "passed_over": up(figures.passed_over),
+        "records": up(figures.records),
+        "held_out": up(figures.held_out),
+        "rejected": up(figures.rejected),
+        "rejected_by_reason": {name: up(count) for name, count in sorted(figures.reasons.items())},
+        "units": {
+            "units": up(units.units),
+            "by_records": {name: up(count) for name, count in units.by_size},
+            "most_records_of_one": up(units.most),
+            "in_several_spellings": up(units.spelled_otherwise),
+            "cut_by_cap": up(units.cut_units),
+            "records_cut_by_cap": up(units.cut_records),
+        },
+        "looks_like": {name: up(count) for name, count in sorted(figures.looks.items())},
+        "near_duplicates": None
+        if near is None
+        else {
+            "training_near_held_out": up(near.across),
+            "records_near_pool": up(near.pool),
+            "compared_with": up(near.compared),
+            "out_of": up(near.of_all),
+        },
+    }
+
+
+def sentences(told: Mapping[str, Any]) -> Iterator[str]:
+    """The same for people. told: of `report`."""
+    yield from (f"source: {line}" for line in told["source"])
+    yield (
+        f"{told['rows']:,} rows: {told['records']:,} records to train on, {told['held_out']:,} "
+        f"held out, {told['rejected']:,} rejected, {told['passed_over']:,} passed over"
+    )
+    for name, count in told["rejected_by_reason"].items():
+        yield f"  {count:,} {name}: {REASONS[name]}"
+    units = told["units"]
+    sizes = ", ".join(f"{size}: {count:,}" for size, count in units["by_records"].items() if count)
+    yield f"{units['units']:,} units; by their number of records {sizes or 'none'}"
+    if units["in_several_spellings"]:
+        yield f"{units['in_several_spellings']:,} unit(s) came in several spellings"
+    if units["cut_by_cap"]:
+        yield (
+            f"the cap cuts {units['cut_by_cap']:,} unit(s) to train on; "
+            f"{units['records_cut_by_cap']:,} record(s) would not be used"
+        )
+    for name, count in told["looks_like"].items():
+        yield f"{count:,} record(s) {name}; they are kept as they are"
+    near = told["near_duplicates"]
+    if near is not None and near["out_of"]:
+        yield (
+            f"near duplicates: {near['training_near_held_out']:,} training record(s) of a held-out "
+            f"one, {near['records_near_pool']:,} record(s) of a sample of the pool (looked for "
+            f"{near['compared_with']:,} of {near['out_of']:,})"
+        )

@@ -1,0 +1,235 @@
+"""Templates of a mapping: texts put together from a row's cells, by jinja2 in its sandbox.
+
+A mapping may come from somebody else, so a template can do little: name columns, compare, choose,
+and apply the filters below. There are no calls, loops, attributes or inclusions; they are refused
+when the mapping is read. Adversary: the author of a mapping, who must not read files, run code or
+fill the memory of whoever imports by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lada_secure.errors import ParameterError
+
+MAX_TEMPLATE_CHARACTERS: Final = 8 * 1024
+ROW: Final = "row"
+
+# Nothing here can call, loop, import, multiply a text, or reach an attribute of Python.
+_ALLOWED: Final[tuple[type[nodes.Node], ...]] = (
+    nodes.Template,
+    nodes.Output,
+    nodes.TemplateData,
+    nodes.If,
+    nodes.CondExpr,
+    nodes.Const,
+    nodes.Name,
+    nodes.Getitem,
+    nodes.Filter,
+    nodes.Test,
+    nodes.Compare,
+    nodes.Operand,
+    nodes.And,
+    nodes.Or,
+    nodes.Not,
+    nodes.Concat,
+    nodes.Keyword,
+    nodes.List,
+    nodes.Tuple,
+)
+_OF_JINJA: Final = (
+    *("default", "d", "trim", "lower", "upper", "capitalize", "title", "striptags", "length"),
+)
+_OWN: Final = ("after", "before", "date", "hash", "number", "replace")
+# Names that mean something to jinja2; columns of these names are reached through `row`.
+_TAKEN: Final = frozenset({"self", "super", "loop", "caller", "varargs", "kwargs"})
+MAX_TEXT_CHARACTERS: Final = 64 * 1024
+_GUARDS: Final = ("defined", "undefined", "default", "d")
+_TESTS: Final = ("defined", "undefined", "in", "eq", "equalto", "==", "ne", "!=")
+
+
+class Unusable(ValueError):
+    """A row that a template cannot be filled from. reason: of `REASONS`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def number(text: object, decimal: str = ".", thousands: str = "") -> str:
+    """A number as it is written somewhere, in plain digits with a full stop.
+
+    Args: decimal, thousands: the signs that are used. Raises: ValueError: not such a number.
+    """
+    if len(decimal) != 1 or len(thousands) > 1 or decimal == thousands:
+        raise ValueError
+    grouped = rf"[0-9]{{1,3}}(?:{re.escape(thousands)}[0-9]{{3}})+|" if thousands else ""
+    form = rf"([+-]?)({grouped}[0-9]+)(?:{re.escape(decimal)}([0-9]+))?"
+    found = re.fullmatch(form, str(text).strip(), re.ASCII)
+    if found is None:
+        raise ValueError
+    sign, whole, part = found.groups()
+    whole = whole.replace(thousands, "") if thousands else whole
+    return f"{'-' if sign == '-' else ''}{whole}{'.' + part if part else ''}"
+
+
+def date(text: object, form: str) -> str:
+    """A date as it is written somewhere, as YYYY-MM-DD.
+
+    Args: form: in the signs of strptime, as "%d.%m.%Y". Raises: ValueError: not such a date.
+    """
+    return datetime.strptime(str(text).strip(), form).date().isoformat()
+
+
+def replace(text: object, old: str, new: str) -> str:
+    """A text with one part of it exchanged for another, everywhere.
+
+    Raises: ValueError: nothing is to be replaced, or the result passes 64 KiB. Replacements can be
+        chained, and each multiplies what the last one left.
+    """
+    whole = str(text)
+    longer = whole.count(old) * (len(new) - len(old))
+    if not old or len(whole) + longer > MAX_TEXT_CHARACTERS:
+        raise ValueError
+    return whole.replace(old, new)
+
+
+def before(text: object, sign: str) -> str:
+    """What stands before the last sign of its kind. Raises: ValueError: there is none."""
+    found, there, _ = str(text).rpartition(sign)
+    if not there:
+        raise ValueError
+    return found
+
+
+def after(text: object, sign: str) -> str:
+    """What stands behind the last sign of its kind. Raises: ValueError: there is none."""
+    _, there, found = str(text).rpartition(sign)
+    if not there:
+        raise ValueError
+    return found
+
+
+def hashed(text: object) -> str:
+    """24 hexadecimal digits that stand for a text; whoever has the text can make them again."""
+    return hashlib.sha256(str(text).encode("utf-8")).hexdigest()[:24]
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    environment.globals.clear()
+    kept = {name: environment.filters[name] for name in _OF_JINJA}
+    environment.filters.clear()
+    own = {
+        "after": after,
+        "before": before,
+        "date": date,
+        "hash": hashed,
+        "number": number,
+        "replace": replace,
+    }
+    environment.filters.update(kept, **{name: _defined(read) for name, read in own.items()})
+    tests = {name: environment.tests[name] for name in _TESTS}
+    environment.tests.clear()
+    environment.tests.update(tests)
+    return environment
+
+
+def _defined(read: Any) -> Any:
+    """A filter that says of an empty cell that it is empty, and not that it is unreadable."""
+
+    def checked(text: object, *args: object, **kwargs: object) -> object:
+        if isinstance(text, Undefined):
+            str(text)
+        return read(text, *args, **kwargs)
+
+    return checked
+
+
+class RowTemplate:
+    """A template that was read. columns: those it names, sorted. needed: those without which it
+    cannot be filled: it neither asks whether they are defined nor has a default for them."""
+
+    def __init__(self, text: str) -> None:
+        """Raises: ParameterError: not a template, or one that asks for more than it may."""
+        if len(text) > MAX_TEMPLATE_CHARACTERS:
+            raise ParameterError(
+                f"template: {len(text)} characters, at most {MAX_TEMPLATE_CHARACTERS}"
+            )
+        environment = _environment()
+        try:
+            parsed = environment.parse(text)
+            self.columns = tuple(sorted(_columns(parsed)))
+            self.needed = frozenset(self.columns) - _guarded(parsed)
+            self._template = environment.from_string(parsed)
+        except (TemplateError, RecursionError) as error:
+            raise ParameterError(f"template: {error}") from error
+
+    def fill(self, cells: Mapping[str, str | None]) -> str:
+        """The text for a row; an empty cell is undefined, so `default` works on it.
+
+        Raises: Unusable: "cell-empty" or "template-failed".
+        """
+        known = {name: text for name in self.columns if (text := cells.get(name))}
+        try:
+            return self._template.render({**known, ROW: known})
+        except UndefinedError as error:
+            raise Unusable("cell-empty") from error
+        except Exception as error:
+            # Whatever a filter makes of a value, it is this row's fault and ends no import.
+            raise Unusable("template-failed") from error
+
+
+def _columns(parsed: nodes.Template) -> set[str]:
+    found: set[str] = set()
+    bare = 0
+    for node in parsed.find_all(nodes.Node):
+        if not isinstance(node, _ALLOWED):
+            raise ParameterError(
+                f"template, line {node.lineno}: {type(node).__name__.lower()} is not allowed; "
+                "expected columns as {{ name }} or {{ row['any name'] }}, {% if %}, comparisons, "
+                f"and the filters {', '.join((*_OF_JINJA, *_OWN))}"
+            )
+        if isinstance(node, nodes.Getitem):
+            found.add(_of_row(node))
+            bare -= 1
+        elif isinstance(node, nodes.Name) and node.name == ROW:
+            bare += 1
+        elif isinstance(node, nodes.Name):
+            if node.name in _TAKEN:
+                raise ParameterError(
+                    f"template: {node.name} means something else; write row['{node.name}']"
+                )
+            found.add(node.name)
+    if bare:
+        raise ParameterError("template: expected row['a column'], got row alone")
+    return found
+
+
+def _guarded(parsed: nodes.Template) -> frozenset[str]:
+    tested: list[nodes.Node | None] = []
+    tested += [one.node for one in parsed.find_all(nodes.Test) if one.name in _GUARDS]
+    tested += [one.node for one in parsed.find_all(nodes.Filter) if one.name in _GUARDS]
+    names = {one.name for one in tested if isinstance(one, nodes.Name)}
+    return frozenset(names | {_of_row(one) for one in tested if isinstance(one, nodes.Getitem)})
+
+
+def _of_row(node: nodes.Getitem) -> str:
+    column, table = node.arg, node.node
+    if (
+        isinstance(column, nodes.Const)
+        and isinstance(column.value, str)
+        and isinstance(table, nodes.Name)
+        and table.name == ROW
+    ):
+        return column.value
+    raise ParameterError(
+        f"template, line {node.lineno}: brackets stand behind `row` alone and hold a column's name"
+    )

@@ -1,0 +1,108 @@
+"""`lada data` as a user meets it: help, JSON, exit statuses, and errors without a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from lada_secure.data.commands import app
+from lada_secure.errors import LadaError
+
+MAPPING = """\
+format = "lada-mapping/1"
+[record]
+unit = "unit"
+question = "question"
+answer = "answer"
+"""
+
+
+def lada(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def status(done: Result) -> int:
+    error = done.exception
+    return error.exit_status if isinstance(error, LadaError) else done.exit_code
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.toml").write_text(MAPPING, encoding="utf-8")
+    (tmp_path / "c.csv").write_text("unit,question,answer\np1,Q?,a\np2,R?,\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["import", "map"])
+def test_help_has_an_example(command: str) -> None:
+    done = lada(command, "--help")
+    assert done.exit_code == 0
+    assert f"lada data {command} cases.csv" in done.output
+
+
+@pytest.mark.usefixtures("folder")
+def test_json_is_one_object_and_statuses_tell_what_happened() -> None:
+    words = ("import", "c.csv", "--mapping", "m.toml", "--out", "o", "--json")
+    done = lada(*words, "--most-rejects", "0.5")
+    assert status(done) == 0
+    assert json.loads(done.stdout)["records"] == 1
+    refused = lada(*words)
+    assert status(refused) == 1
+    assert json.loads(refused.stdout)["rejected_by_reason"] == {"cell-empty": 1}
+    Path("m.toml").write_text(MAPPING.replace('"question"', '"qestion"'), encoding="utf-8")
+    wrong = lada(*words)
+    assert status(wrong) == 2
+    assert "has no column 'qestion', which the mapping names; near it are 'question'" in str(
+        wrong.exception
+    )
+    assert wrong.stdout == ""
+    assert status(lada("import", "c.csv", "--mapping", "no.toml", "--out", "o")) == 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_map_shows_a_mapping_or_writes_it_and_wants_one_thing_to_look_at() -> None:
+    assert lada("map", "c.csv").stdout.startswith('format = "lada-mapping/1"')
+    told = json.loads(lada("map", "c.csv", "--json").stdout)
+    assert told["open"] == []
+    assert told["mapping"] == lada("map", "c.csv").stdout
+    assert status(lada("map")) == 2
+    assert status(lada("map", "c.csv", "--preset", "medqa")) == 2
+    assert status(lada("map", "--preset", "nosuch")) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ('unit = "unit"', 'unit = { column = "unit", colour = "red" }'),
+        ('answer = "answer"', 'answer = { column = "answer", template = "{{ answer }}" }'),
+        ('answer = "answer"', 'answer = { template = "{{ answer.upper() }}" }'),
+        ("lada-mapping/1", "lada-mapping/2"),
+        ('answer = "answer"', 'answer = "answer"\nchoices = { constant = ["a"] }'),
+        ('answer = "answer"', 'answer = "answer"\nchoices = { column = "a" }'),
+        ("[record]", '[source]\nencoding = "klingon"\n[record]'),
+        ("[record]", "[split]\nheld_out = 1.0\n[record]"),
+        ("format", "form at"),
+    ],
+)
+def test_a_mapping_that_is_wrong_is_refused_before_a_file_is_written(
+    change: str, told: str, folder: Path
+) -> None:
+    Path("m.toml").write_text(MAPPING.replace(change, told, 1), encoding="utf-8")
+    done = lada("import", "c.csv", "--mapping", "m.toml", "--out", "o")
+    assert status(done) == 2
+    assert isinstance(done.exception, LadaError)
+    assert "m.toml" in str(done.exception) or "record.choices" in str(done.exception)
+    assert {path.name for path in folder.iterdir()} == {"m.toml", "c.csv"}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    Path("c.xlsx").write_bytes(b"x")
+    done = lada("import", "c.xlsx", "--mapping", "m.toml", "--out", "o")
+    assert "pip install 'lada-secure[import]'" in str(done.exception)
+    assert status(done) == 2

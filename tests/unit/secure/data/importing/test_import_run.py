@@ -1,0 +1,356 @@
+"""Imports end to end: the same bytes from every kind of source, and nothing half-done ever."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import resource
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lada_lab.worlds.federation import build_federation
+from lada_secure.data.importing.run import ImportRefused, ImportRequest, run_import
+from lada_secure.data.records import Record, inspect_records, write_json_lines
+from lada_secure.errors import ParameterError, TransportError
+
+COLUMNS = ("record_id", "unit", "question", "choices", "answer", "rationale")
+MAPPING = """\
+format = "lada-mapping/1"
+
+[record]
+id = "record_id"
+unit = "unit"
+question = "question"
+CHOICES
+answer = "answer"
+rationale = "rationale"
+"""
+OPEN = MAPPING.replace("CHOICES\n", "")
+LISTED = MAPPING.replace("CHOICES", 'choices = { column = "choices", json = true }')
+QUERY = '\n[source]\nquery = "SELECT * FROM cases ORDER BY rowid"\n'
+
+
+def nothing(_: int) -> None:
+    """Progress that nobody looks at."""
+
+
+def cells(records: Sequence[Record]) -> list[tuple[str | None, ...]]:
+    return [
+        (
+            one.record_id,
+            one.unit,
+            one.question,
+            json.dumps(one.choices) if one.choices else None,
+            one.answer,
+            one.rationale,
+        )
+        for one in records
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return str(path)
+
+
+def write_parquet(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array(one, pa.string()) for one in zip(*rows, strict=True)]
+    pq.write_table(pa.table(columns, names=COLUMNS), path)
+    return str(path)
+
+
+def write_dataset(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
+    import datasets
+
+    columns = [list(one) for one in zip(*rows, strict=True)]
+    datasets.Dataset.from_dict(dict(zip(COLUMNS, columns, strict=True))).save_to_disk(str(path))
+    return str(path)
+
+
+def write_sql(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
+    base = sqlite3.connect(path)
+    base.execute(f"CREATE TABLE cases ({', '.join(f'{name} TEXT' for name in COLUMNS)})")
+    base.executemany("INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?)", rows)
+    base.commit()
+    base.close()
+    return f"sqlite:///{path}"
+
+
+def objects(rows: Sequence[tuple[str | None, ...]]) -> list[dict[str, str | None]]:
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+
+
+def write_jsonl(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
+    path.write_text("".join(json.dumps(one) + "\n" for one in objects(rows)), encoding="utf-8")
+    return str(path)
+
+
+def write_json(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
+    path.write_text(json.dumps(objects(rows)), encoding="utf-8")
+    return str(path)
+
+
+def write_excel(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for row in (COLUMNS, *rows):
+        book.active.append(row)
+    book.save(path)
+    return str(path)
+
+
+WRITERS: dict[str, Callable[[Path, Sequence[tuple[str | None, ...]]], str]] = {
+    "cases.csv": write_csv,
+    "cases.parquet": write_parquet,
+    "cases": write_dataset,
+    "cases.sqlite": write_sql,
+    "cases.jsonl": write_jsonl,
+    "cases.json": write_json,
+    "cases.xlsx": write_excel,
+}
+
+
+def request(tmp_path: Path, source: str, mapping: str, **more: Any) -> ImportRequest:
+    path = tmp_path / "mapping.toml"
+    path.write_text(mapping + (QUERY if source.startswith("sqlite") else ""), encoding="utf-8")
+    return ImportRequest(source=source, mapping=path, out=tmp_path / "out", **more)
+
+
+def rows(count: int) -> list[tuple[str | None, ...]]:
+    return [
+        (f"r{one}", f"p{one // 3}", f"How many is {one} and {one}?", None, str(2 * one), None)
+        for one in range(count)
+    ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[Record, ...]:
+    """A site's records as the mock writes them: of the preset demo where WordNet is there."""
+    try:
+        data = build_federation("demo", sites=3, seed=0)
+    except ParameterError:
+        data = build_federation("arithmetic", sites=3, seed=0)
+    return next(iter(data.sites.values())).train
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_every_kind_of_source_gives_the_records_file_of_the_demo(
+    file: str, tmp_path: Path, demo: tuple[Record, ...]
+) -> None:
+    write_json_lines(tmp_path / "expected.jsonl", demo)
+    mapping = LISTED if demo[0].choices else OPEN
+    asked = request(tmp_path, WRITERS[file](tmp_path / file, cells(demo)), mapping)
+    run_import(asked, progress=nothing)
+    expected = (tmp_path / "expected.jsonl").read_bytes()
+    assert (asked.out / "records.jsonl").read_bytes() == expected
+    # Once more over the first result, and with all other files: nothing changes.
+    first = contents(asked.out)
+    run_import(asked, progress=nothing)
+    assert contents(asked.out) == first
+
+
+def test_too_many_rejects_write_no_records_and_leave_older_ones(tmp_path: Path) -> None:
+    good = request(tmp_path, write_csv(tmp_path / "good.csv", rows(100)), OPEN)
+    run_import(good, progress=nothing)
+    before = (good.out / "records.jsonl").read_bytes()
+    bad = [*rows(98), ("x", "p", "", None, "1", None), ("y", "", "Q", None, "1", None)]
+    asked = request(tmp_path, write_csv(tmp_path / "bad.csv", bad), OPEN)
+    with pytest.raises(ImportRefused, match="2 of 100 rows make no record") as refused:
+        run_import(asked, progress=nothing)
+    assert refused.value.exit_status == 1
+    assert refused.value.told["rejected_by_reason"] == {"cell-empty": 2}
+    assert (good.out / "records.jsonl").read_bytes() == before
+    assert (good.out / "rejects.csv").read_text("utf-8").splitlines()[1:] == [
+        "100,cell-empty,question",
+        "101,cell-empty,unit",
+    ]
+    # At the threshold, and not above it.
+    run_import(request(tmp_path, asked.source, OPEN, most_rejects=0.02), progress=nothing)
+    assert len(inspect_records(good.out / "records.jsonl").records) == 98
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond a size: the kernel refuses to write more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [10_000, 30_000, 150_000])
+def test_a_disk_that_fills_leaves_what_was_there(size: int, tmp_path: Path) -> None:
+    asked = request(tmp_path, write_csv(tmp_path / "few.csv", rows(9)), OPEN)
+    run_import(asked, progress=nothing)
+    before = contents(asked.out)
+    many = request(tmp_path, write_csv(tmp_path / "many.csv", rows(3000)), OPEN)
+    with largest_file(size), pytest.raises(TransportError, match="nothing was imported"):
+        run_import(many, progress=nothing)
+    assert contents(asked.out) == before
+
+
+def test_a_disk_that_fills_at_the_last_moment_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path, write_csv(tmp_path / "few.csv", rows(9)), OPEN)
+    run_import(asked, progress=nothing)
+    before = contents(asked.out)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    many = request(tmp_path, write_csv(tmp_path / "many.csv", rows(30)), OPEN)
+    with pytest.raises(TransportError, match="No space left on device"):
+        run_import(many, progress=nothing)
+    assert contents(asked.out) == before
+
+
+def test_a_database_that_dies_half_way_leaves_no_file(tmp_path: Path) -> None:
+    source = write_sql(tmp_path / "cases.sqlite", rows(3000))
+    path = tmp_path / "cases.sqlite"
+    raw = bytearray(path.read_bytes())
+    # A page in the middle of the table is gone, as on a disk that fails.
+    raw[len(raw) // 2 : len(raw) // 2 + 8192] = bytes(8192)
+    path.write_bytes(raw)
+    asked = request(tmp_path, source, OPEN)
+    with pytest.raises(TransportError, match=r"broke off behind row [1-9][0-9]+"):
+        run_import(asked, progress=nothing)
+    assert contents(asked.out) == {}
+
+
+def test_a_server_that_is_stopped_half_way_leaves_no_file(tmp_path: Path, postgres: Any) -> None:
+    url = postgres.new_database()
+    from sqlalchemy import create_engine, text
+
+    with create_engine(url).begin() as base:
+        base.execute(text("CREATE TABLE cases AS SELECT 'r' || n AS record_id, 'p' || n AS unit, "
+                          "'Q ' || n || repeat(' and more', 200) AS question, NULL AS choices, "
+                          "'1' AS answer, NULL AS rationale, n AS rowid "
+                          "FROM generate_series(1, 50000) AS n"))  # fmt: skip
+    asked = request(tmp_path, url, OPEN + QUERY)
+
+    def stop(done: int) -> None:
+        if done > 2000:
+            postgres.stop()
+
+    try:
+        with pytest.raises(TransportError, match="broke off behind row") as failed:
+            run_import(asked, progress=stop)
+    finally:
+        # Other tests have the same server.
+        postgres.restart()
+    assert "lada@" not in str(failed.value)
+    assert contents(asked.out) == {}
+
+
+def test_an_interrupt_leaves_no_part_and_a_killed_import_is_swept(tmp_path: Path) -> None:
+    asked = request(tmp_path, write_csv(tmp_path / "many.csv", rows(3000)), OPEN)
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_import(asked, progress=interrupt)
+    assert contents(asked.out) == {}
+    # What a process that was killed has left, and a file of somebody else.
+    (asked.out / ".records.jsonl.999999999").write_bytes(b"half")
+    (asked.out / ".notes.999999999").write_bytes(b"mine")
+    run_import(asked, progress=nothing)
+    assert ".records.jsonl.999999999" not in contents(asked.out)
+    assert ".notes.999999999" in contents(asked.out)
+
+
+def test_private_files_are_closed_to_others_and_the_report_is_rounded(tmp_path: Path) -> None:
+    many = [*rows(95), ("x", "p", "", None, "1", None)]
+    mapping = OPEN + "\n[split]\nheld_out = 0.3\n"
+    asked = request(tmp_path, write_csv(tmp_path / "c.csv", many), mapping, most_rejects=0.1)
+    told = run_import(asked, progress=nothing)
+    assert told["records"] + told["held_out"] == 95
+    assert told["counts_rounded_up_to"] == 1
+    for name in ("records.jsonl", "held-out.jsonl", "rejects.csv", "near-duplicates.csv"):
+        assert (asked.out / name).stat().st_mode & 0o077 == 0
+    assert (tmp_path / "mapping.salt").stat().st_mode & 0o077 == 0
+    shown = json.loads((asked.out / "import-report.json").read_bytes())
+    assert shown["rejected"] == 10
+    counts = [
+        value for key, value in flat(shown) if isinstance(value, int) and "rounded" not in key
+    ]
+    assert counts
+    assert all(count % 10 == 0 for count in counts)
+
+
+def flat(report: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(report, dict):
+        for name, value in report.items():
+            yield from flat(value, name)
+    else:
+        yield key, report
+
+
+def test_held_out_records_of_an_earlier_import_do_not_outlive_it(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "c.csv", rows(60))
+    run_import(request(tmp_path, source, OPEN + "[split]\nheld_out = 0.5\n"), progress=nothing)
+    assert "held-out.jsonl" in contents(tmp_path / "out")
+    run_import(request(tmp_path, source, OPEN), progress=nothing)
+    assert "held-out.jsonl" not in contents(tmp_path / "out")
+
+
+def test_the_cap_is_counted_over_people_to_train_on(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "c.csv", rows(90))
+    asked = request(tmp_path, source, OPEN + "[split]\nheld_out = 0.5\n", cap=2)
+    told = run_import(asked, progress=nothing)
+    assert told["units"]["units"] == 30
+    assert told["units"]["by_records"]["3-5"] == 30
+    assert told["units"]["cut_by_cap"] == told["records"] // 3
+    assert told["units"]["records_cut_by_cap"] == told["records"] // 3
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("nothing.csv", "there is no such file"),
+        ("cases.doc", "no kind of file is called '.doc'"),
+        ("sqlite:///nothing.sqlite", "there is no such SQLite file"),
+        ("env:LADA_TEST_NOWHERE", "the environment has no LADA_TEST_NOWHERE"),
+        ("nosuch+driver://me:secret@host/x", "the database's address cannot be used"),
+    ],
+)
+def test_a_source_that_is_not_there_is_one_sentence(
+    source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cases.doc").write_bytes(b"x")
+    asked = request(tmp_path, source, OPEN + ("" if source.startswith("sqlite") else QUERY))
+    with pytest.raises(ParameterError, match=told) as failed:
+        run_import(asked, progress=nothing)
+    assert "secret" not in str(failed.value)
+    assert not asked.out.exists()
+
+
+def test_a_damaged_file_of_each_kind_is_one_sentence(tmp_path: Path) -> None:
+    for name in ("c.parquet", "c.xlsx"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 nothing")
+        with pytest.raises(ParameterError, match="cannot read"):
+            run_import(request(tmp_path, str(tmp_path / name), OPEN), progress=nothing)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ParameterError, match="cannot read"):
+        run_import(request(tmp_path, str(tmp_path / "folder"), OPEN), progress=nothing)

@@ -1,0 +1,96 @@
+"""Templates do what a mapping needs and nothing else, whoever wrote the mapping."""
+
+from __future__ import annotations
+
+import pytest
+
+from lada_secure.data.importing.templates import RowTemplate, Unusable
+from lada_secure.errors import ParameterError
+
+
+@pytest.mark.parametrize(
+    ("text", "cells", "filled"),
+    [
+        ("{{ age }} years", {"age": "7"}, "7 years"),
+        ("{{ row['body site'] }}", {"body site": "arm"}, "arm"),
+        ("{% if sex == 'f' %}She{% else %}He{% endif %}", {"sex": "f"}, "She"),
+        ("{% if note is defined %}{{ note }}{% endif %}.", {"note": None}, "."),
+        ("{{ note | default('none') }}", {"note": ""}, "none"),
+        ("{{ dose | number(',', '.') }} mg", {"dose": "-1.234,50"}, "-1234.50 mg"),
+        ("{{ day | date('%d.%m.%Y') }}", {"day": "3.4.2025"}, "2025-04-03"),
+        ("{{ a | after('####') | trim }}", {"a": "1 #### 2 #### 72 "}, "72"),
+        ("{{ a | before('####') | trim }}", {"a": "1 #### 72"}, "1"),
+        ("{{ a | replace('x', 'y') ~ '!' }}", {"a": "xx"}, "yy!"),
+        ("{{ a }}", {"a": "{{ 7 * 7 }}"}, "{{ 7 * 7 }}"),
+        ("{{ a | striptags }}", {"a": "<b>x</b>"}, "x"),
+    ],
+)
+def test_a_template_is_filled(text: str, cells: dict[str, str | None], filled: str) -> None:
+    assert RowTemplate(text).fill(cells) == filled
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ a.__init__.__globals__ }}",
+        "{{ a['__class__'] }}",
+        "{{ row['a']['__class__'] }}",
+        "{{ row.items() }}",
+        "{{ row }}",
+        "{{ self }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ a | attr('__class__') }}",
+        "{{ [a] | map(attribute='__class__') | list }}",
+        "{{ a.format(a) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ 'a' * 999999999 }}",
+        "{{ 2 ** 999999999 }}",
+        "{{ range(9) }}",
+        "{{ lipsum() }}",
+        "{{ cycler.__init__ }}",
+        "{% for one in a %}{{ one }}{% endfor %}",
+        "{% set b = a %}{{ b }}",
+        "{% macro m() %}{% endmacro %}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{% extends a %}",
+        "{% block a %}{% endblock %}",
+        "{{ a | center(999999999) }}",
+        "{{ a | xmlattr }}",
+        "{{ a is callable }}",
+        "{{ a[0:3] }}",
+        "{{ a if",
+        "{{ " + "(" * 5_000,
+        "x" * 10_000,
+    ],
+)
+def test_whatever_else_a_template_asks_for_is_refused_before_a_row_is_read(text: str) -> None:
+    with pytest.raises(ParameterError):
+        RowTemplate(text)
+
+
+def test_chained_replacements_do_not_fill_the_memory() -> None:
+    grow = " | replace('a', 'aaaaaaaaaaaaaaaaaaaa')" * 8
+    with pytest.raises(Unusable, match="template-failed"):
+        RowTemplate("{{ a" + grow + " }}").fill({"a": "a" * 1000})
+
+
+@pytest.mark.parametrize(
+    ("text", "cell", "reason"),
+    [
+        ("{{ a }}", None, "cell-empty"),
+        ("{{ a | number }}", "", "cell-empty"),
+        ("{{ a | number }}", "1,5", "template-failed"),
+        ("{{ a | number(',', '.') }}", "12.34,5", "template-failed"),
+        ("{{ a | number('.', ',') }}", "1e5", "template-failed"),
+        ("{{ a | number }}", "\u0661", "template-failed"),
+        ("{{ a | date('%d.%m.%Y') }}", "31.2.2025", "template-failed"),
+        ("{{ a | after('#') }}", "72", "template-failed"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_this_rows_fault(
+    text: str, cell: str | None, reason: str
+) -> None:
+    with pytest.raises(Unusable, match=reason):
+        RowTemplate(text).fill({"a": cell})
