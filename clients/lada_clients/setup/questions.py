@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-import click
 import typer
 
 from lada_secure.errors import ParameterError
@@ -67,7 +66,7 @@ def prompt(question: str, *, default: str | None = None) -> str:
     try:
         # The questions stand beside what a program may read on standard output.
         answer: str = typer.prompt(question, default=default, err=True)
-    except click.Abort:
+    except typer.Abort:
         typer.echo("\nstopped; nothing was written", err=True)
         raise typer.Exit(1) from None
     return answer.strip()
