@@ -120,8 +120,7 @@ def walk(tmp_path_factory):
         walk.done(party, line)
         request = f"request-{party}.json"
         walk.copy(Path(party, party, request), "hub", request)
-    # The page names every request: none is left out when "hospital-a" is put in for the others.
-    (admit,) = [line for party, _, line in LINES if line.startswith("lada ca admit")]
+    (admit,) = walk.of("lada ca admit")["hub"]
     walk.told |= json.loads(walk.done("hub", admit, "--json"))
     for party in OTHERS:
         walk.copy(Path("hub", "hub", "ca", "bundle.json"), party, "bundle.json")

@@ -71,8 +71,8 @@ def usable_invitation(text: str, *, role: Role, now: datetime) -> Invitation:
     found = parse_invitation(text)
     if found.party.role is not role:
         raise ParameterError(
-            f"the invitation is for {found.party.role} {found.party.id}, not for a {role}; run "
-            f"`lada init {found.party.role}`, or ask for another invitation"
+            f"the invitation is for {found.party.role} {found.party.id}, and this is `lada init "
+            f"{role}`; run `lada init {found.party.role}`, or ask for another invitation"
         )
     if now > found.until:
         raise ParameterError(

@@ -194,7 +194,7 @@ def test_encrypted_keys_are_joined_with_their_passphrase(monkeypatch):
         ),
         (["site", "model"], "is there already; name a new folder"),
         (["site", "pool.jsonl"], "is there already; name a new folder"),
-        (["site", "new", "--invite", "AUDITOR"], "for auditor eye, not for a site"),
+        (["site", "new", "--invite", "AUDITOR"], "for auditor eye, and this is `lada init site`"),
         (["site", "new", "--invite", "LATE"], "ended at .* ask whoever runs the CA"),
         (["site", "new", "--invite", "SITE", "--records", "x"], "--records: x: no such file"),
         (["site", "new", "--invite", "SITE", "--model", "x"], "--model: x: no such folder"),
