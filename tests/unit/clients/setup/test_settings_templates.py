@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -21,6 +22,7 @@ from lada_secure.errors import LocalProtocolError, ParameterError
 from lada_server.initial_settings import TEMPLATES as COORDINATOR
 from lada_server.settings import StudySettings
 
+REPOSITORY = Path(__file__).parents[4]
 ROLES = (SITE, AUDITOR, COORDINATOR)
 TEMPLATES = {one.file: one for role in ROLES for one in role.files}
 ANSWERS = {
@@ -182,6 +184,10 @@ def test_the_pin_is_found_once_where_a_role_pins_a_roster() -> None:
 
 
 def test_every_role_is_found_by_its_entry_point() -> None:
-    assert {one.load().role: one.load() for one in entry_points(group=GROUP)} == {
-        one.role: one for one in ROLES
-    }
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    found = {}
+    for role, reference in project["entry-points"][GROUP].items():
+        module, _, name = reference.partition(":")
+        found[role] = getattr(importlib.import_module(module), name)
+    assert found == {str(one.role): one for one in ROLES}
+    assert project["entry-points"]["lada.commands"]["init"] == "lada_clients.setup.commands:app"
