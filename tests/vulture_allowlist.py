@@ -70,6 +70,7 @@ _.globals
 
 # Named by an entry point in pyproject.toml.
 ROLE
+TEMPLATES
 
 # What transformers and bitsandbytes read of a model or layer that a test has packed.
 _.is_loaded_in_4bit

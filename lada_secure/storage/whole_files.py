@@ -22,6 +22,18 @@ def read_file(path: Path, *, what: str = "", refusal: type[LadaError] = Paramete
         raise refusal(f"cannot read {what}{path}: {error.strerror}") from error
 
 
+def read_at_most(path: Path, max_bytes: int, *, what: str = "") -> bytes:
+    """A file from somebody else: at most one byte more than allowed, for a parser to refuse.
+
+    Raises: ParameterError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise ParameterError(f"cannot read {what}{path}: {error.strerror}") from error
+
+
 def read_if_there(
     path: Path, *, what: str = "", refusal: type[LadaError] = TransportError
 ) -> bytes | None:
@@ -87,7 +99,7 @@ def sweep_parts(folder: Path, *, pattern: str = ".*") -> int:
     try:
         for path in folder.rglob(pattern):
             match = _PART.fullmatch(path.name)
-            if match is not None and not _lives(int(match[1])) and path.is_file():
+            if match is not None and not process_lives(int(match[1])) and path.is_file():
                 path.unlink(missing_ok=True)
                 found += 1
     except OSError as error:
@@ -95,7 +107,7 @@ def sweep_parts(folder: Path, *, pattern: str = ".*") -> int:
     return found
 
 
-def _lives(process_id: int) -> bool:
+def process_lives(process_id: int) -> bool:
     """Whether another process of this number runs."""
     if process_id == os.getpid():
         return False

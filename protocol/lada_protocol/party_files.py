@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Annotated, Final, Generic, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field, model_validator
@@ -55,6 +56,7 @@ from lada_secure.storage.line_file import open_line_file
 from lada_secure.storage.whole_files import read_file
 
 LOG = logging.getLogger(__name__)
+_NAME_IN_CACHE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
@@ -134,6 +136,23 @@ class ModelSettings(Settings):
         )
 
 
+class _Place(Settings):
+    folder: Path
+
+
+def model_beside(reference: str, folder: Path) -> str:
+    """A model that a settings file in `folder` names: a plain name, or its whole path.
+
+    A plain name is a folder in `cache_dir`; anything with a slash, or a leading dot or tilde, is a
+    path, relative to the file as all others are.
+
+    Raises: ParameterError: see `Settings.beside`.
+    """
+    if _NAME_IN_CACHE.fullmatch(reference):
+        return reference
+    return str(_Place(folder=Path(reference)).beside(folder).folder)
+
+
 class DiallingSettings(PartySettings):
     """Of a party that dials the coordinator: a site, or the auditor."""
 
@@ -169,11 +188,13 @@ def read_roster(path: Path, *, pinned: str | None = None) -> Roster:
 def read_passphrase(file: Path | None) -> Passphrase | None:
     """The passphrase of private keys: from `file`, else from LADA_KEY_PASSPHRASE, else none.
 
+    An empty variable is none: so compose files set one that nobody has given.
+
     Raises: ParameterError: the file cannot be read, or the passphrase is too short.
     """
     if file is None:
         value = os.environ.get(UNLOCK_VARIABLE)
-        return None if value is None else parse_passphrase(os.fsencode(value), where="environment")
+        return parse_passphrase(os.fsencode(value), where="environment") if value else None
     try:
         with file.open("rb") as opened:
             return parse_passphrase(opened.read(MAX_PASSPHRASE_BYTES + 64), where=str(file))

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from lada_protocol.party_files import ModelSettings, PartySettings
+from lada_protocol.party_files import ModelSettings, PartySettings, model_beside
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
 from lada_secure.data.forms import AnswerForm, FormName, answer_form
@@ -91,7 +91,7 @@ class ServerSettings(PartySettings):
         """See `Settings`; the paths in `llm` as well."""
         found = super().beside(folder)
         if isinstance(found.llm, str):
-            return found
+            return found.model_copy(update={"llm": model_beside(found.llm, folder)})
         return found.model_copy(update={"llm": found.llm.beside(folder)})
 
     @property

@@ -111,7 +111,7 @@ def init_ca(
     """
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = build_ca_certificate(
-        key=key, name=name, serial=x509.random_serial_number(), period=_period(days, now)
+        key=key, name=name, serial=x509.random_serial_number(), period=period_of(days, now)
     )
     write_new_files(
         folder,
@@ -255,6 +255,31 @@ def make_roster(folder: Path, *, parties: Sequence[Path], out: Path, now: dateti
     return roster
 
 
+def issue_certificates(
+    ca: CaFolder, keys: Enrolment, *, hosts: Sequence[str], days: int, now: datetime
+) -> tuple[x509.Certificate, x509.Certificate]:
+    """TLS and signing certificates for two public keys; recorded at the CA before they are handed
+    out.
+
+    Raises: ParameterError: a wrong host, or a period that passes the CA's own.
+    """
+    period = period_of(days, now)
+    tls, signing = (
+        issue_certificate(
+            ca=ca.certificate,
+            ca_key=ca.key,
+            party=keys.party,
+            public_key=key,
+            hosts=hosts,
+            serial=x509.random_serial_number(),
+            period=period,
+        )
+        for key in (keys.tls_key, keys.signing_key)
+    )
+    ca.record(tls, signing)
+    return tls, signing
+
+
 def _read_requests(folder: Path, party: PartyName) -> Enrolment:
     """The requests in a folder; they must ask for exactly the party that the operator admits."""
     try:
@@ -282,22 +307,9 @@ def _issue(
     now: datetime,
     secret: dict[str, bytes] | None = None,
 ) -> Party:
-    """Write certificates for two public keys; recorded at the CA before they are handed out."""
+    """Write certificates for two public keys into a folder."""
     check_absent(out, IdentityFile.CA, IdentityFile.TLS, IdentityFile.SIGNING, *(secret or ()))
-    period = _period(days, now)
-    tls, signing = (
-        issue_certificate(
-            ca=ca.certificate,
-            ca_key=ca.key,
-            party=keys.party,
-            public_key=key,
-            hosts=hosts,
-            serial=x509.random_serial_number(),
-            period=period,
-        )
-        for key in (keys.tls_key, keys.signing_key)
-    )
-    ca.record(tls, signing)
+    tls, signing = issue_certificates(ca, keys, hosts=hosts, days=days, now=now)
     made: dict[str, x509.Certificate] = {IdentityFile.CA: ca.certificate}
     made |= {IdentityFile.TLS: tls, IdentityFile.SIGNING: signing}
     public = {name: certificate_pem(certificate) for name, certificate in made.items()}
@@ -312,7 +324,8 @@ def _hosts_of(tls: x509.Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName)[1:], *addresses]
 
 
-def _period(days: int, now: datetime) -> Period:
+def period_of(days: int, now: datetime) -> Period:
+    """From now on, so many days. Raises: ParameterError: not 1 to 36,500."""
     if not 1 <= days <= MAX_DAYS:
         raise ParameterError(f"days of validity: expected 1 to {MAX_DAYS}, got {days}")
     return now - CLOCK_SKEW, now + timedelta(days=days)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from lada_secure.cli import JsonFlag, answer
 
 if TYPE_CHECKING:
     from lada_protocol.identity.credentials import Passphrase
+    from lada_protocol.identity.enrolment import Invitation
     from lada_protocol.identity.roster import Party
 
 app = typer.Typer(
@@ -187,6 +189,101 @@ def roster(
 
 
 @app.command()
+def invite(
+    folder: CaFolder,
+    coordinator: Annotated[str | None, typer.Option(help="Id of the coordinator.")] = None,
+    auditor: Annotated[str | None, typer.Option(help="Id of the auditor.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Id of a site; repeatable.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="host:port that parties dial; by default as in earlier invitations."),
+    ] = None,
+    days: Annotated[int, typer.Option(help="Days until it is too late to ask.")] = 14,
+    passphrase_file: PassphraseFile = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Invite parties: one line of text for each, which lets it ask for its certificates once.
+
+    Example: lada ca invite hub/ca --site hospital-d
+
+    An invitation of the same party that was not used stops to count.
+    """
+    from lada_clients.ca.invitations import invite as make_invitations
+    from lada_protocol.identity.certificates import PartyName
+    from lada_secure.errors import ParameterError
+
+    named = ((Role.COORDINATOR, [coordinator]), (Role.AUDITOR, [auditor]), (Role.SITE, site or []))
+    parties = [PartyName(role=role, id=one) for role, ids in named for one in ids if one]
+    if not parties:
+        raise ParameterError("name whom to invite: --coordinator, --auditor or --site")
+    made = make_invitations(
+        folder,
+        parties,
+        coordinator=address,
+        days=days,
+        now=datetime.now(UTC),
+        passphrase=_passphrase(passphrase_file),
+    )
+    lines = {party: one.to_text() for party, one in made.items()}
+    answer({"invitations": lines}, tell_invitations(made), as_json=as_json)
+
+
+@app.command()
+def admit(
+    folder: CaFolder,
+    requests: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="REQUEST...", help="request-*.json files of invited parties."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The bundle to write; by default DIR/bundle.json.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Id of an invited party to leave out; repeatable.")
+    ] = None,
+    days: Days = 365,
+    passphrase_file: PassphraseFile = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Admit invited parties by their requests; writes the bundle for everybody, once all are there.
+
+    Example: lada ca admit hub/ca request-*.json
+
+    Requests may come one by one. The bundle holds certificates and the roster, nothing secret.
+    """
+    from lada_clients.ca.invitations import BUNDLE
+    from lada_clients.ca.invitations import admit as admit_requests
+    from lada_protocol.identity.enrolment import roster_fingerprint
+    from lada_secure.storage.whole_files import write_atomically
+
+    found = admit_requests(
+        folder,
+        requests or [],
+        days=days,
+        now=datetime.now(UTC),
+        passphrase=_passphrase(passphrase_file),
+        without=without or (),
+    )
+    facts: dict[str, object] = {
+        "admitted": [one.id for one in found.admitted],
+        "missing": found.missing,
+    }
+    said = [f"admitted: {one.role} {one.id}" for one in found.admitted]
+    said += [f"missing: {party} {why}" for party, why in found.missing.items()]
+    if found.bundle is not None:
+        file, roster_sha256 = out or folder / BUNDLE, found.bundle.roster.hash
+        write_atomically(file, found.bundle.to_bytes())
+        fingerprint = roster_fingerprint(roster_sha256)
+        facts |= {"bundle": str(file), "roster_sha256": roster_sha256, "fingerprint": fingerprint}
+        said += [
+            f"all parties are there; send {file} to everybody, for `lada init join`",
+            f"fingerprint of the roster: {fingerprint}",
+            "read it out to the others by telephone, and have them read theirs to each other",
+        ]
+    answer(facts, said, as_json=as_json)
+
+
+@app.command()
 def enroll(
     role: RoleOption,
     party_id: PartyId,
@@ -226,6 +323,14 @@ def install(
     )
     end = credentials.tls_certificate.not_valid_after_utc
     typer.echo(f"{credentials.name.uri} in {identity}, valid until {end:%Y-%m-%d}")
+
+
+def tell_invitations(made: Mapping[str, Invitation]) -> list[str]:
+    """What to do with invitations, a line each."""
+    return [
+        f"for {one.party.role} {party} alone, until {one.until:%Y-%m-%d %H:%M} UTC: {one.to_text()}"
+        for party, one in made.items()
+    ]
 
 
 def request_certificates(

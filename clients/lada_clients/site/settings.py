@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lada_protocol.party_files import DiallingSettings, ModelSettings, read_settings
+from lada_protocol.party_files import (
+    DiallingSettings,
+    ModelSettings,
+    model_beside,
+    read_settings,
+)
 from lada_protocol.settings import Settings
 from lada_secure.data.unit_ids import MissingLike, Spellings
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.models.identity import SlmPlan
-
-# A reference that looks like anything else is a path.
-_NAME_IN_CACHE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class _Place(Settings):
-    slm: Path
 
 
 class SlmSettings(ModelSettings):
@@ -38,9 +35,7 @@ class SlmSettings(ModelSettings):
     def beside(self, folder: Path) -> Self:
         """See `Settings.beside`. Raises: ParameterError."""
         own = super().beside(folder)
-        if _NAME_IN_CACHE.fullmatch(own.slm):
-            return own
-        return own.model_copy(update={"slm": str(_Place(slm=Path(own.slm)).beside(folder).slm)})
+        return own.model_copy(update={"slm": model_beside(own.slm, folder)})
 
 
 class SiteSettings(DiallingSettings):

@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from lada_protocol.kinds import Role
@@ -93,8 +94,13 @@ def key_fingerprint(certificate: x509.Certificate) -> str:
     Rosters pin keys and not certificates, so that a certificate can be renewed without asking
     everybody, and a new key cannot come in without asking them.
     """
+    return public_key_fingerprint(certificate.public_key())
+
+
+def public_key_fingerprint(key: CertificatePublicKeyTypes) -> str:
+    """`key_fingerprint` of a certificate that holds this key."""
     return sha256_hex(
-        certificate.public_key().public_bytes(
+        key.public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )

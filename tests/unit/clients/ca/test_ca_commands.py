@@ -168,6 +168,9 @@ def test_keys_are_encrypted_where_there_is_a_passphrase(tmp_path, monkeypatch):
     monkeypatch.delenv("LADA_KEY_PASSPHRASE")
     with pytest.raises(ParameterError, match="encrypted and no passphrase was given") as refused:
         load_credentials(identity)
+    # As compose files set it where nobody has given one.
+    monkeypatch.setenv("LADA_KEY_PASSPHRASE", "")
+    assert read_passphrase(None) is None
     assert PASSPHRASE.value.decode() not in str(refused.value)
     with pytest.raises(ParameterError, match="encrypted and no passphrase was given"):
         run("renew", tmp_path / "ca", "--id", "new", "--out", tmp_path / "renewed")

@@ -32,6 +32,9 @@ def settings_of(llm: str, folder: Path) -> ServerSettings:
 
 def test_the_llm_is_a_reference_or_a_table(tmp_path: Path) -> None:
     assert settings_of('llm = "a-model"', tmp_path).llm == "a-model"
+    # A path is relative to the file, wherever the command is typed.
+    assert settings_of('llm = "models/llm"', tmp_path).llm == str(tmp_path / "models/llm")
+    assert settings_of('llm = "/models/llm"', tmp_path).llm == "/models/llm"
     (tmp_path / "key").write_text("sk-1")
     settings = settings_of(
         'llm = { endpoint = "https://host/v1", model = "m", tokenizer = "tok", key_file = "key" }',
