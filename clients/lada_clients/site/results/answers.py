@@ -72,9 +72,7 @@ def _judged(
     paths = dict(
         zip(
             written,
-            greedy_rationales(
-                lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens
-            ),
+            greedy_rationales(lm, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens),
             strict=True,
         )
     )

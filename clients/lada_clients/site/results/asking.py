@@ -131,9 +131,14 @@ def table_of(replies: list[Reply]) -> Table:
     table.add_column("")
     for one in replies:
         table.add_column(one.name)
-    table.add_row("answer", *(one.answer or "(none can be read)" for one in replies))
+    table.add_row("answer", *(_printable(one.answer or "(none can be read)") for one in replies))
     for choice in replies[0].probabilities or replies[-1].probabilities:
         shares = (one.probabilities.get(choice) for one in replies)
-        table.add_row(choice, *("-" if one is None else f"{one:.1%}" for one in shares))
-    table.add_row("what it writes", *(one.path for one in replies))
+        table.add_row(_printable(choice), *("-" if one is None else f"{one:.1%}" for one in shares))
+    table.add_row("what it writes", *(_printable(one.path) for one in replies))
     return table
+
+
+def _printable(text: str) -> str:
+    """Text that moves no cursor and colours nothing: a model may write any character."""
+    return "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)

@@ -75,9 +75,7 @@ def candidates(
         last = other.round(None)
         weights, lm = other.adapters(last), other.open_model().with_form(study.plan.form)
         load_adapters(lm, weights)
-        yield Candidate(
-            name=f"{study_id} round {last}", adapters_sha256=weights.sha256, lm=lm
-        )
+        yield Candidate(name=f"{study_id} round {last}", adapters_sha256=weights.sha256, lm=lm)
         del lm
     for folder in wanted.folders:
         yield Candidate(name=str(folder), adapters_sha256=None, lm=_opened(study, folder))

@@ -54,9 +54,7 @@ def export(
         str | None,
         typer.Option(help="The base model's name where the export is used; its folder's here."),
     ] = None,
-    data_period: Annotated[
-        str, typer.Option(help="When the records are from, for the card.")
-    ] = "",
+    data_period: Annotated[str, typer.Option(help="When the records are from, for the card.")] = "",
     intended_use: Annotated[str, typer.Option(help="For the card, in your own words.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
@@ -181,9 +179,7 @@ def ask(
         folders=tuple(against or ()),
     )
     opened = open_study(settings, study)
-    replies = put(
-        opened, sample, round_id=round_id, others=others, max_new_tokens=max_new_tokens
-    )
+    replies = put(opened, sample, round_id=round_id, others=others, max_new_tokens=max_new_tokens)
     if as_json:
         facts = {
             "study_id": opened.plan.study_id,
@@ -217,5 +213,6 @@ def report(
     check_out(out)
     found = build_report(open_study(settings, study))
     page, document = write_report(found, out)
-    told = (f"page     {page}", f"figures  {document}", "Both hold private figures: keep them here.")
+    kept = "Both hold private figures: keep them here."
+    told = (f"page     {page}", f"figures  {document}", kept)
     answer(report_facts(found), told, as_json=as_json)

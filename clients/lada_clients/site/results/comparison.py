@@ -26,9 +26,7 @@ class Drawing:
         self, values: FloatArray, units: Sequence[str], bounds: tuple[float, float] = (0.0, 1.0)
     ) -> Interval:
         """See `mean_interval`."""
-        return mean_interval(
-            values, units, bounds=bounds, seed=self.seed, resamples=self.resamples
-        )
+        return mean_interval(values, units, bounds=bounds, seed=self.seed, resamples=self.resamples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +61,7 @@ def figures_of(one: Answered, held_out: HeldOut, drawing: Drawing) -> ModelFigur
     for topic in sorted(set(held_out.topics)):
         places = [at for at, own in enumerate(held_out.topics) if own == topic]
         units = [held_out.units[at] for at in places]
-        topics.append(
-            TopicFigure(topic=topic, accuracy=drawing.interval(right[places], units))
-        )
+        topics.append(TopicFigure(topic=topic, accuracy=drawing.interval(right[places], units)))
     return ModelFigures(
         name=one.name,
         adapters_sha256=one.adapters_sha256,
@@ -89,8 +85,8 @@ def compare(one: Answered, other: Answered, held_out: HeldOut, drawing: Drawing)
         against=other.name,
         difference=drawing.interval(change, held_out.units, (-1.0, 1.0)),
         general_difference=general,
-        regressions=tuple(ids[at] for at in np.flatnonzero(change < 0)),
-        gains=tuple(ids[at] for at in np.flatnonzero(change > 0)),
+        regressions=tuple(name for name, moved in zip(ids, change, strict=True) if moved < 0),
+        gains=tuple(name for name, moved in zip(ids, change, strict=True) if moved > 0),
     )
 
 

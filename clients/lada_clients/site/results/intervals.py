@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
-from lada_secure.arrays import FloatArray, IntArray
+from lada_secure.arrays import FloatArray
 from lada_secure.ranges import at_least
 
 RESAMPLES = 2000
@@ -65,8 +65,8 @@ def mean_interval(
     at_least(1, values=len(values), resamples=resamples)
     low, high = bounds
     _, place = np.unique(np.asarray(units, dtype=object).astype(str), return_inverse=True)
-    sums: FloatArray = np.bincount(place, weights=values)
-    counts: IntArray = np.bincount(place)
+    sums: FloatArray = np.bincount(place, weights=values).astype(np.float64)
+    counts: FloatArray = np.bincount(place).astype(np.float64)
     number, mean = len(counts), float(values.mean())
     own_means = sums / counts
     if number == 1 or float(np.ptp(own_means)) == 0.0:
@@ -82,7 +82,7 @@ def mean_interval(
     return Interval(value=mean, low=ends[0], high=ends[1], n=len(values), units=number)
 
 
-def _drawn_means(sums: FloatArray, counts: IntArray, *, seed: int, resamples: int) -> FloatArray:
+def _drawn_means(sums: FloatArray, counts: FloatArray, *, seed: int, resamples: int) -> FloatArray:
     """Means over as many units as there are, drawn with replacement, (resamples,)."""
     number = len(counts)
     generator = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ from lada_clients.site.results.study import SiteStudy
 from lada_clients.site.results.topics import read_topics
 from lada_clients.site.runner import fingerprint_key
 from lada_protocol.plan import format_time
-from lada_secure.canonical import canonical_json
+from lada_secure.canonical import Json, canonical_json
 from lada_secure.data.record_faults import refuse
 from lada_secure.data.records import PoolSample, RecordFile, inspect_records, read_pool
 from lada_secure.errors import ParameterError
@@ -185,7 +185,7 @@ def _counted(study: SiteStudy, path: Path, round_id: int) -> int:
     mark = hmac.new(key, _DOMAIN + digest, hashlib.sha256).hexdigest()
     log = settings.state_dir / LOG_FILE
     lines = (read_if_there(log) or b"").splitlines()
-    row = {
+    row: dict[str, Json] = {
         "file": mark,
         "study_id": study.plan.study_id,
         "round": round_id,

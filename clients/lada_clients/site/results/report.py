@@ -1,4 +1,4 @@
-"""`lada site report`: one study at this site, from the site's own files; private figures included."""
+"""`lada site report`: one study at this site, from its own files, private figures included."""
 
 from __future__ import annotations
 

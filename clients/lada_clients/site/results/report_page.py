@@ -74,7 +74,9 @@ def _curve(report: StudyReport, *, width: float) -> Markup:
 def _size(count: int) -> str:
     for limit, unit in ((1e3, "B"), (1e6, "kB"), (1e9, "MB")):
         if count < limit:
-            return f"{count / limit * 1e3:.0f} {unit}" if unit == "B" else (
-                f"{count / limit * 1e3:.1f} {unit}"
+            return (
+                f"{count / limit * 1e3:.0f} {unit}"
+                if unit == "B"
+                else (f"{count / limit * 1e3:.1f} {unit}")
             )
     return f"{count / 1e9:.1f} GB"
