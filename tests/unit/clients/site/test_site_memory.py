@@ -107,7 +107,7 @@ def test_the_adapters_of_every_round_are_named_by_the_state(tmp_path: Path) -> N
     assert memory.student(0) == (STATE.student, True)
     assert memory.student(1) == (second, True)
     (tmp_path / "adapters-round-0.safetensors").write_bytes(b"others")
-    with pytest.raises(ParameterError, match="is not what site-state.json speaks of"):
+    with pytest.raises(ParameterError, match=r"is not what site-state\.json speaks of"):
         memory.student(0)
 
 
@@ -128,5 +128,5 @@ def test_adapters_of_a_round_that_was_not_trained_are_refused(tmp_path: Path) ->
     with pytest.raises(ParameterError, match="finished rounds: none yet"):
         memory.student(0)
     memory.keep(STATE)
-    with pytest.raises(ParameterError, match="--round 3: .* finished rounds: 0"):
+    with pytest.raises(ParameterError, match=r"--round 3: .* finished rounds: 0"):
         memory.student(3)
