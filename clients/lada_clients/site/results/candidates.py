@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,8 +78,18 @@ def candidates(
         load_adapters(lm, weights)
         yield Candidate(name=f"{study_id} round {last}", adapters_sha256=weights.sha256, lm=lm)
         del lm
-    for folder in wanted.folders:
-        yield Candidate(name=str(folder), adapters_sha256=None, lm=_opened(study, folder))
+    for folder, name in zip(wanted.folders, folder_names(wanted.folders), strict=True):
+        yield Candidate(name=name, adapters_sha256=None, lm=_opened(study, folder))
+
+
+def folder_names(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder, without the way to it: names stand in files that are kept."""
+    last = [folder.resolve().name for folder in folders]
+    taken = Counter((BEFORE, AFTER, *last))
+    return [
+        name if taken[name] == 1 else f"{name} ({number})"
+        for number, name in enumerate(last, start=1)
+    ]
 
 
 def _opened(study: SiteStudy, folder: Path) -> LanguageModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from lada_secure.cli import JsonFlag, answer
 from lada_secure.errors import ParameterError
 
 commands = typer.Typer()
+MAX_QUESTION_BYTES = 400_000
 
 SettingsFile = Annotated[
     Path, typer.Option("--settings", help="The site's settings file, site.toml.")
@@ -171,7 +171,7 @@ def ask(
     from lada_clients.site.results.candidates import Others
     from lada_clients.site.results.study import open_study
 
-    text = sys.stdin.read() if question is None else question
+    text = _from_standard_input() if question is None else question
     sample = checked_question(text.rstrip("\n"), tuple(choice or ()))
     others = Others(
         rounds=tuple(against_round or ()),
@@ -190,6 +190,15 @@ def ask(
         answer(facts, (), as_json=True)
         return
     Console(markup=False, highlight=False).print(table_of(replies))
+
+
+def _from_standard_input() -> str:
+    try:
+        return typer.get_binary_stream("stdin").read(MAX_QUESTION_BYTES + 1).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            f"question: expected UTF-8 on standard input, got another byte at {error.start}"
+        ) from error
 
 
 @commands.command()

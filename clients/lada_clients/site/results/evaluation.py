@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Final, Literal
 
@@ -113,20 +113,24 @@ class Evaluation(DocumentPart):
 
     def sentences(self) -> tuple[str, ...]:
         """The figures without names of records, one a line."""
-        return tuple(self._sentences())
+        return tuple(self._sentences({one.name for one in self.models}))
 
-    def _sentences(self) -> Iterator[str]:
+    def sentences_of_the_study(self) -> tuple[str, ...]:
+        """The same of before and after alone: what else was set beside them is the site's own."""
+        return tuple(self._sentences({BEFORE, AFTER}))
+
+    def _sentences(self, names: Set[str]) -> Iterator[str]:
         yield (
             f"{self.records} held-out records of {self.units} units, 95% intervals by unit from "
             f"{self.resamples} draws."
         )
-        for one in self.models:
+        for one in (model for model in self.models if model.name in names):
             general = f", general questions {one.general.text()}" if one.general else ""
             yield (
                 f"{one.name}: accuracy {one.accuracy.text()}, calibration error "
                 f"{one.calibration_error:.3f}{general}"
             )
-        for two in self.comparisons:
+        for two in (two for two in self.comparisons if {two.model, two.against} <= names):
             general = (
                 f"; general questions {two.general_difference.points()}"
                 if two.general_difference

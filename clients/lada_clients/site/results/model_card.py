@@ -27,7 +27,7 @@ def card_text(facts: Mapping[str, Any], measured: Evaluation | None, *, example:
         keep_trailing_newline=True,
     )
     environment.filters |= {"plain": _plain, "plain_number": plain_number}
-    shown = None if measured is None else measured.sentences()
+    shown = None if measured is None else measured.sentences_of_the_study()
     template = environment.get_template("model_card.md.j2")
     return template.render(facts=facts, figures=shown, example=example)
 

@@ -9,15 +9,19 @@ import stat
 import subprocess
 import sys
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
 from finished_study import records, take_part, write_site
+from rich.console import Console
 from typer.testing import CliRunner
 
 from lada_clients.site.commands import app
+from lada_clients.site.results.asking import Reply, table_of
+from lada_clients.site.results.candidates import folder_names
 from lada_clients.site.results.report import build_report
 from lada_clients.site.results.report_page import study_page
 from lada_clients.site.results.study import open_study
@@ -97,16 +101,16 @@ def test_an_evaluation_compares_all_that_is_named_and_keeps_count(tmp_path: Path
         site, "--study", "study-1", "--against-round", "0", "--against-study", "study-2",
         "--against", str(exported), "--against", str(merged),
     )  # fmt: skip
-    names = ["before", "after", "round 0", "study-2 round 0", str(exported), str(merged)]
+    names = ["before", "after", "round 0", "study-2 round 0", "exported", "merged"]
     assert [one["name"] for one in first["models"]] == names
     assert first["evaluated_before"] == 0
     figures = {one["name"]: one for one in first["models"]}
-    for folder in (exported, merged):
+    for folder in ("exported", "merged"):
         # The same model in another form.
-        assert figures[str(folder)]["accuracy"] == figures["after"]["accuracy"]
+        assert figures[folder]["accuracy"] == figures["after"]["accuracy"]
     assert {(one["model"], one["against"]) for one in first["comparisons"]} >= {
         ("after", "before"),
-        (str(exported), "after"),
+        ("exported", "after"),
     }
     topics = {one["topic"]: one["example"] for one in first["topics"]}
     assert len(topics) == 2
@@ -126,9 +130,11 @@ def test_an_evaluation_compares_all_that_is_named_and_keeps_count(tmp_path: Path
     card = tmp_path / "with-figures"
     done = run("site", "export", *named, "--out", str(card), "--with-figures")
     assert "does not cover" in done.output
-    assert f"accuracy {figures['after']['accuracy']['value']:.1%}" in (
-        (card / "README.md").read_text().replace("\\", "")
-    )
+    text = (card / "README.md").read_text().replace("\\", "")
+    assert f"- after: accuracy {figures['after']['accuracy']['value']:.1%}" in text
+    # What else the site looked at, and who was lost, is nobody else's.
+    assert "study-2" not in text
+    assert not any(f"h{at}" in text for at in range(100, 110))
 
 
 @pytest.mark.parametrize(
@@ -232,3 +238,20 @@ def test_commands_answer_while_the_state_folder_is_held(site: Path) -> None:
     with held_state_folder(site.parent / "state", party="site-a", role="site"):
         done = CliRunner().invoke(app, ["ask", "why", "--settings", str(site)])
     assert done.exit_code == 0, done.output
+
+
+def test_folders_of_one_name_are_told_apart_without_their_paths() -> None:
+    found = folder_names([Path("/a/model"), Path("/b/model"), Path("/b/other"), Path("/b/after")])
+    assert found == ["model (1)", "model (2)", "other", "after (4)"]
+
+
+def test_a_question_in_another_encoding_is_refused(site: Path) -> None:
+    done = CliRunner().invoke(build_app(), ["site", "ask", "--settings", str(site)], input=b"\xff")
+    assert "expected UTF-8 on standard input, got another byte at 0" in str(done.exception)
+
+
+def test_what_a_model_writes_moves_no_cursor() -> None:
+    reply = Reply(name="after", path="a\x1b[2Jb\x07\u202ec\nd", answer=None, probabilities={})
+    told = StringIO()
+    Console(file=told, width=80, markup=False).print(table_of([reply]))
+    assert not {"\x1b", "\x07", "\u202e"} & set(told.getvalue())
