@@ -55,9 +55,32 @@ def test_the_same_seed_gives_the_same_interval_and_another_one_nearly() -> None:
 
 
 def test_an_interval_of_two_units_by_hand() -> None:
-    # Four equally probable draws of units: means 0, 1/2, 1/2 and 1. Its tails are 1/4 each.
+    # Four equally probable draws of units: means 0, 1/2, 1/2 and 1. In half of them both units are
+    # the same one and show no spread, a quarter on either side.
     found = mean_interval(np.array([0.0, 1.0]), ["a", "b"])
     assert found == Interval(value=0.5, low=0.0, high=1.0, n=2, units=2)
+
+
+def test_an_interval_by_the_obvious_way_to_compute_it() -> None:
+    values, units = people(np.random.default_rng(2), 12)
+    names = sorted(set(units), key=str)
+    groups = [values[[at for at, one in enumerate(units) if one == name]] for name in names]
+
+    def error(drawn: list[np.ndarray]) -> float:
+        mean = np.concatenate(drawn).mean()
+        squares = sum((one.sum() - mean * len(one)) ** 2 for one in drawn)
+        return float(np.sqrt(len(drawn) / (len(drawn) - 1) * squares)) / sum(map(len, drawn))
+
+    times = np.random.default_rng(5).multinomial(12, np.full(12, 1 / 12), size=200)
+    off = []
+    for row in times:
+        drawn = [one for one, count in zip(groups, row, strict=True) for _ in range(count)]
+        off.append((np.concatenate(drawn).mean() - values.mean()) / error(drawn))
+    low, high = np.quantile(off, [0.025, 0.975])
+    found = mean_interval(values, units, seed=5, resamples=200)
+    spread = error(groups)
+    assert found.low == pytest.approx(values.mean() - high * spread)
+    assert found.high == pytest.approx(min(1.0, values.mean() - low * spread))
 
 
 def test_the_order_of_records_and_the_names_of_units_do_not_count() -> None:
