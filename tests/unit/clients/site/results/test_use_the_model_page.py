@@ -26,7 +26,6 @@ from lada_clients.site.results.report import build_report
 from lada_clients.site.results.report_page import study_page
 from lada_clients.site.results.study import open_study
 from lada_protocol.events import EventLog, Joined, StepFinished
-from lada_secure.cli import build_app
 from lada_secure.data.records import write_json_lines
 
 ROOT = Path(__file__).parents[5]
@@ -47,7 +46,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*words: str, given: str | None = None) -> Result:
-    return CliRunner().invoke(build_app(), list(words), input=given)
+    group, *rest = words
+    assert group == "site"
+    return CliRunner().invoke(app, rest, input=given)
 
 
 def pattern(shown: str) -> str:
@@ -246,7 +247,7 @@ def test_folders_of_one_name_are_told_apart_without_their_paths() -> None:
 
 
 def test_a_question_in_another_encoding_is_refused(site: Path) -> None:
-    done = CliRunner().invoke(build_app(), ["site", "ask", "--settings", str(site)], input=b"\xff")
+    done = CliRunner().invoke(app, ["ask", "--settings", str(site)], input=b"\xff")
     assert "expected UTF-8 on standard input, got another byte at 0" in str(done.exception)
 
 
