@@ -7,7 +7,11 @@ Nothing runs this module. A name stands here with who uses it; what nobody uses 
 # Written to JSON files, whose readers are people and other programs.
 _.coordinator_cpu_s
 _.coordinator_peak_bytes
+_.epsilon_left
 _.key_renewals
+_.ledger_head
+_.ledger_history
+_.measured_in_run
 _.messages_down
 _.messages_up
 _.notes

@@ -55,6 +55,17 @@ def decode_state(raw: bytes, *, binding: str) -> TrainingState:
 
     Raises: ParameterError: damaged, or of another run (plan, settings, examples, first weights).
     """
+    found = read_state(raw)
+    if found.binding != binding:
+        raise ParameterError(
+            "stored training state belongs to another run: its parameters, settings, examples or "
+            "first weights differ; use another round_id, or restore what was there before"
+        )
+    return found
+
+
+def read_state(raw: bytes) -> TrainingState:
+    """The same for whoever only looks at a run that is over. Raises: ParameterError: damaged."""
     end = _LENGTH_BYTES + int.from_bytes(raw[:_LENGTH_BYTES], "big")
     try:
         header = json.loads(raw[_LENGTH_BYTES:end])
@@ -62,12 +73,7 @@ def decode_state(raw: bytes, *, binding: str) -> TrainingState:
         if header["format"] != _FORMAT:
             raise ValueError("unknown format")
         losses = tuple(None if one is None else float(one) for one in header["public_losses"])
-        bound_to = header["binding"]
+        bound_to = str(header["binding"])
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ParameterError(f"stored training state cannot be read: {error}") from error
-    if bound_to != binding:
-        raise ParameterError(
-            "stored training state belongs to another run: its parameters, settings, examples or "
-            "first weights differ; use another round_id, or restore what was there before"
-        )
-    return TrainingState(binding=binding, public_losses=losses, tensors=tensors)
+    return TrainingState(binding=bound_to, public_losses=losses, tensors=tensors)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -250,6 +250,18 @@ def save_as_lora(lm: LanguageModel, folder: Path) -> None:
     model.save_pretrained(
         folder, state_dict=plain_lora_state(lm.model), save_embedding_layers=False
     )
+
+
+def load_lora(model: Any, folder: Path) -> Any:
+    """Put adapters in PEFT's format on a bare model of transformers, as any program would.
+
+    Raises: whatever PEFT does where they do not fit.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        found = PeftModel.from_pretrained(model, folder)
+    found.eval()
+    return found
 
 
 @contextmanager

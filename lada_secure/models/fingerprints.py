@@ -25,7 +25,7 @@ _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 # An adapter beside the weights would be loaded with them.
 _CONFIGURATION: Final = ("config.json", _INDEX, "adapter_config.json")
-_TOKENIZER: Final = (
+TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -35,7 +35,7 @@ _TOKENIZER: Final = (
     "merges.txt",
     "vocab.txt",
 )
-_TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
+TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json")
 _CACHE_FORMAT: Final = "lada-file-hashes/1"
 # A file that was written twice within one tick of the kernel's clock has the same times.
 _SETTLED_S: Final = 2.0
@@ -139,9 +139,9 @@ def identify(
             licence=licence,
             revision=revision,
             weights_sha256=hashes.of_files(folder, (*_CONFIGURATION, *weights)),
-            tokenizer_sha256=hashes.of_files(folder, _TOKENIZER),
+            tokenizer_sha256=hashes.of_files(folder, TOKENIZER_FILES),
             template_sha256=sha256_hex(
-                canonical_json([template, hashes.of_files(folder, _TEMPLATES)])
+                canonical_json([template, hashes.of_files(folder, TEMPLATE_FILES)])
             ),
         )
     except ValidationError as error:

@@ -52,6 +52,15 @@ class _Told:
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
+class Joined(_Told):
+    """A site goes on with this study; what it tells from here on is about it."""
+
+    study_id: str
+    plan_hash: str
+    event: Literal["joined"] = "joined"
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class StepStarted(_Told):
     """A step of a round began."""
 
@@ -194,7 +203,8 @@ class Failed(_Told):
 
 
 Event: TypeAlias = (
-    StepStarted
+    Joined
+    | StepStarted
     | StepFinished
     | Progress
     | Epsilon

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificates
+from lada_clients.site.results.commands import commands as of_results
 from lada_protocol.kinds import Role
 from lada_secure.cli import JsonFlag, answer
 from lada_secure.privacy.ledger.entries import Decision
 
 app = typer.Typer(help="A site: takes part in studies with its own records.", no_args_is_help=True)
+app.add_typer(of_results)
 
 SettingsFile = Annotated[
     Path, typer.Option("--settings", help="The site's settings file, site.toml.")

@@ -11,10 +11,13 @@ from lada_protocol.rounds.llm_transfer import MAX_RATIONALE_CHARACTERS
 from lada_protocol.rounds.tasks import Wait
 from lada_secure.allocation.cells import Clusters, parse_clusters
 from lada_secure.canonical import parse_canonical_json, sha256_hex
-from lada_secure.data.records import PoolSample, parse_pool, pool_hash
+from lada_secure.data.records import PoolSample, parse_pool, pool_bytes, pool_hash
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.method.site_state import ReceivedRationale
+from lada_secure.storage.whole_files import write_atomically
 
+POOL_FILE: Final = "pool.jsonl"
+CLUSTERS_FILE: Final = "clusters.json"
 _POOL: Final = "the coordinator's pool"
 
 
@@ -44,6 +47,11 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
     clusters = parse_clusters(parse_canonical_json(raw, max_bytes=limit))
     if clusters.count != me.plan.allocation.clusters:
         raise PeerError("the number of clusters differs from the plan", reason="wrong_clusters")
+    # The board may be gone when somebody asks what the site's figures are about.
+    folder = me.open_folder()
+    for path, content in ((folder / POOL_FILE, pool_bytes(pool)), (folder / CLUSTERS_FILE, raw)):
+        if not path.exists():
+            write_atomically(path, content)
     return pool, clusters
 
 

@@ -27,7 +27,7 @@ from lada_clients.site.ledger.population import (
 )
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
-from lada_protocol.events import Traffic
+from lada_protocol.events import Joined, Traffic
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError, ParameterError
@@ -82,8 +82,11 @@ def _take_part(
     from lada_clients.site.service import Site
     from lada_clients.site.training_display import TrainingDisplay
 
-    folder, key, plan = participant.open_folder(), _fingerprint_key(settings), participant.plan
+    folder, key, plan = participant.open_folder(), fingerprint_key(settings), participant.plan
     cap = min(plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
+    participant.events.write(
+        Joined, round_id=0, step="plan", study_id=plan.study_id, plan_hash=plan.hash
+    )
     with (
         open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book,
         TrainingDisplay(Console(stderr=True), epsilon_cap=cap) as display,
@@ -182,8 +185,8 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _fingerprint_key(settings: SiteSettings) -> bytes:
-    """The site's own key for fingerprints of its data; it outlives studies."""
+def fingerprint_key(settings: SiteSettings) -> bytes:
+    """The site's own key for fingerprints of its data; it outlives studies, and is made once."""
     return SecretFolder(folder=settings.state_dir / "secrets").once(
         "fingerprint.key", lambda: secrets.token_bytes(FINGERPRINT_KEY_BYTES)
     )

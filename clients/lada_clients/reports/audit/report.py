@@ -80,7 +80,7 @@ def _site(
         # The ledger itself is not whole, and nothing that it says is repeated.
         return SiteReport(site=site, slm=slm)
     entries = summary.entries
-    releases = _releases(entries)
+    releases = ledger_releases(entries)
     last = releases[-1] if releases else None
     new, said = _is_new_to_auditor(study, site), history_sentences(summary)
     if new and summary.restart is None:
@@ -104,7 +104,7 @@ def _site(
         epsilon_rdp=last.epsilon_rdp_after if last else None,
         total_cap=last.total_cap if last else None,
         left=_left(last.total_cap, last.epsilon_after) if last else None,
-        studies=_studies(entries, releases),
+        studies=ledger_studies(entries, releases),
         decisions=tuple(
             filled(DecisionTaken, entry) for entry in entries if isinstance(entry, DecisionEntry)
         ),
@@ -125,7 +125,8 @@ def _left(cap: float, spent: float) -> float:
     return max(cap - spent, 0.0)
 
 
-def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
+def ledger_releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
+    """Every reservation of a verified ledger, in order."""
     commits = {one.reserve_hash: one for one in entries if isinstance(one, CommitEntry)}
     resumes = Counter(one.reserve_hash for one in entries if isinstance(one, ResumeEntry))
     grant = entries[0].grant if entries and isinstance(entries[0], RestartEntry) else None
@@ -161,9 +162,10 @@ def _releases(entries: Sequence[LedgerEntry]) -> tuple[Release, ...]:
     return tuple(found)
 
 
-def _studies(
+def ledger_studies(
     entries: Sequence[LedgerEntry], releases: Sequence[Release]
 ) -> tuple[StudySpending, ...]:
+    """What each study of a verified ledger has spent, by purpose."""
     decided = {entry.study_id: entry for entry in entries if isinstance(entry, DecisionEntry)}
     found: list[StudySpending] = []
     for study_id in dict.fromkeys(one.study_id for one in entries if isinstance(one, StudyEntry)):

@@ -32,6 +32,9 @@ class StudyTerms(DocumentPart):
     pool_gradients: str
     plan_sha256: str
     roster_sha256: str
+    pool_sha256: str
+    pool_size: int
+    embedder: str
 
 
 class Release(DocumentPart):

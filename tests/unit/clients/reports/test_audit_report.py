@@ -209,6 +209,18 @@ def test_the_page_shows_the_figures_and_escapes_what_people_wrote(report: Privac
     assert "1 of the payments led to no output" in page
 
 
+def test_the_page_names_the_pool_and_other_studies_of_the_same_people(
+    report: PrivacyReport,
+) -> None:
+    page = " ".join(privacy_page(report).split())
+    assert report.study is not None
+    assert (report.study.pool_size, report.study.embedder) == (9, "ngrams")
+    assert report.study.pool_sha256 in page
+    assert f"Other studies over these people in this ledger: {EARLIER}." in page
+    # The two sites that were in no other one.
+    assert page.count("No other study over these people is in this ledger.") == 2
+
+
 def test_a_fault_stands_on_top_and_nothing_of_the_bad_ledger_is_shown(folder: Path) -> None:
     files = read(folder)
     name = "ledgers/site-b.jsonl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,37 @@ def test_adapters_without_a_state_are_no_new_study(tmp_path: Path) -> None:
     (tmp_path / "site-state.json").unlink()
     with pytest.raises(ParameterError, match="restore the folder from its backup"):
         memory.load()
+
+
+def test_the_adapters_of_every_round_are_named_by_the_state(tmp_path: Path) -> None:
+    memory = SiteMemory(folder=tmp_path)
+    memory.keep(STATE)
+    second = AdapterWeights(data=b"second")
+    memory.keep(replace(STATE, trained=(0, 1), student=second))
+    assert memory.trained_rounds() == (0, 1)
+    assert memory.student(0) == (STATE.student, True)
+    assert memory.student(1) == (second, True)
+    (tmp_path / "adapters-round-0.safetensors").write_bytes(b"others")
+    with pytest.raises(ParameterError, match=r"is not what site-state\.json speaks of"):
+        memory.student(0)
+
+
+def test_a_state_of_before_names_the_last_rounds_adapters_alone(tmp_path: Path) -> None:
+    memory = SiteMemory(folder=tmp_path)
+    memory.keep(STATE)
+    memory.keep(replace(STATE, trained=(0, 1), student=AdapterWeights(data=b"second")))
+    path = tmp_path / "site-state.json"
+    told = json.loads(path.read_text())
+    del told["students"]
+    path.write_text(json.dumps(told))
+    assert memory.student(0) == (STATE.student, False)
+    assert memory.student(1) == (AdapterWeights(data=b"second"), True)
+
+
+def test_adapters_of_a_round_that_was_not_trained_are_refused(tmp_path: Path) -> None:
+    memory = SiteMemory(folder=tmp_path)
+    with pytest.raises(ParameterError, match="finished rounds: none yet"):
+        memory.student(0)
+    memory.keep(STATE)
+    with pytest.raises(ParameterError, match=r"--round 3: .* finished rounds: 0"):
+        memory.student(3)
