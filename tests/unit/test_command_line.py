@@ -41,7 +41,9 @@ def test_help_names_every_group_and_the_first_command(tmp_path: Path) -> None:
     done = lada("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "lada mock run --preset tiny" in done.stdout
-    groups = ("audit", "auditor", "bench", "ca", "data", "init", "mock", "privacy", "server", "site")
+    groups = (
+        *("audit", "auditor", "bench", "ca", "data", "init", "mock", "privacy", "server", "site"),
+    )
     for group in groups:
         assert group in done.stdout
 

@@ -25,10 +25,10 @@ from lada_protocol.plan import format_time
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.data.record_faults import refuse
 from lada_secure.data.records import PoolSample, RecordFile, inspect_records, read_pool
+from lada_secure.data.unit_ids import canonical_unit
 from lada_secure.errors import ParameterError
 from lada_secure.method.training import written_tokens
 from lada_secure.models.public_questions import public_questions
-from lada_secure.privacy.release.units import canonical_unit
 from lada_secure.ranges import within
 from lada_secure.storage.line_file import open_line_file
 from lada_secure.storage.whole_files import read_file, read_if_there
