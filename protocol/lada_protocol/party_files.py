@@ -39,7 +39,7 @@ from lada_protocol.identity.credentials import (
     parse_passphrase,
 )
 from lada_protocol.identity.roster import Roster, parse_roster
-from lada_protocol.settings import Settings, parse_settings
+from lada_protocol.settings import Settings, expanded, parse_settings
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import LadaError, ParameterError, PeerError
 from lada_secure.logs import LogSettings
@@ -136,21 +136,17 @@ class ModelSettings(Settings):
         )
 
 
-class _Place(Settings):
-    folder: Path
-
-
-def model_beside(reference: str, folder: Path) -> str:
+def model_beside(reference: str, folder: Path, *, key: str) -> str:
     """A model that a settings file in `folder` names: a plain name, or its whole path.
 
     A plain name is a folder in `cache_dir`; anything with a slash, or a leading dot or tilde, is a
     path, relative to the file as all others are.
 
-    Raises: ParameterError: see `Settings.beside`.
+    Args: key: the setting that names it. Raises: ParameterError: see `Settings.beside`.
     """
     if _NAME_IN_CACHE.fullmatch(reference):
         return reference
-    return str(_Place(folder=Path(reference)).beside(folder).folder)
+    return str(folder / expanded(Path(reference), key=key))
 
 
 class DiallingSettings(PartySettings):

@@ -26,7 +26,7 @@ class Settings(BaseModel):
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         paths: dict[str, object] = {
-            name: folder / _expanded(value, key=name)
+            name: folder / expanded(value, key=name)
             for name, value in values.items()
             if isinstance(value, Path)
         }
@@ -38,7 +38,8 @@ class Settings(BaseModel):
         return self.model_copy(update=paths | tables)
 
 
-def _expanded(path: Path, *, key: str) -> Path:
+def expanded(path: Path, *, key: str) -> Path:
+    """The path with `~` expanded. Raises: ParameterError: see `Settings.beside`; names the key."""
     # A folder whose name is `~` or `$HOME` would be a second state folder, and a second budget,
     # unnoticed.
     variables = [

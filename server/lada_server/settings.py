@@ -91,7 +91,7 @@ class ServerSettings(PartySettings):
         """See `Settings`; the paths in `llm` as well."""
         found = super().beside(folder)
         if isinstance(found.llm, str):
-            return found.model_copy(update={"llm": model_beside(found.llm, folder)})
+            return found.model_copy(update={"llm": model_beside(found.llm, folder, key="llm")})
         return found.model_copy(update={"llm": found.llm.beside(folder)})
 
     @property

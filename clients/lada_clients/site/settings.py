@@ -35,7 +35,7 @@ class SlmSettings(ModelSettings):
     def beside(self, folder: Path) -> Self:
         """See `Settings.beside`. Raises: ParameterError."""
         own = super().beside(folder)
-        return own.model_copy(update={"slm": model_beside(own.slm, folder)})
+        return own.model_copy(update={"slm": model_beside(own.slm, folder, key="slm")})
 
 
 class SiteSettings(DiallingSettings):

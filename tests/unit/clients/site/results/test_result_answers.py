@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from trainer_doubles import small_model
@@ -62,7 +65,7 @@ def test_an_open_answer_is_as_sure_as_its_tokens_are_on_average() -> None:
 
 def test_a_question_that_breaks_the_model_is_answered_wrongly_and_ends_nothing() -> None:
     # What no file can hold, as a stand-in for what nobody has thought of.
-    broken = PoolSample(sample_id="x", question=None, choices=CHOICES, answer="red")  # type: ignore[arg-type]
+    broken: Any = SimpleNamespace(sample_id="x", choices=CHOICES, answer="red")
     found = answers(small_model(), [*QUESTIONS[1:3], broken], batch_size=8, max_new_tokens=4)
     assert (found[2].right, found[2].answer, found[2].confidence) == (False, None, 0.0)
     assert found[0].answer is not None
