@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import pty
 import select
@@ -289,6 +291,9 @@ QUESTIONS = {
 def at_terminal(words, answers, *, then):
     """Run a command at a terminal: answer what is asked for, then send `then` at the next question.
 
+    Python may swallow a Ctrl-C that comes while a finalizer runs, so `then` is sent again every
+    second, as a person would press again.
+
     Returns: exit status and all that was shown.
     """
     child, terminal = pty.fork()
@@ -297,7 +302,7 @@ def at_terminal(words, answers, *, then):
         environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "400"}
         os.execvpe(command[0], command, environment)  # noqa: S606
     shown, until_s = "", time.monotonic() + PATIENCE_S
-    seen = 0
+    seen, sent_s = 0, math.inf
     waiting = [*answers, *([then] if then else [])]
     while time.monotonic() < until_s:
         if select.select([terminal], [], [], 0.05)[0]:
@@ -308,6 +313,11 @@ def at_terminal(words, answers, *, then):
         if waiting and waiting[0][0] in shown[seen:]:
             seen = len(shown)
             os.write(terminal, waiting.pop(0)[1].encode())
+            sent_s = time.monotonic()
+        if then and not waiting and time.monotonic() > sent_s + 1.0:
+            with contextlib.suppress(OSError):
+                os.write(terminal, then[1].encode())
+            sent_s = time.monotonic()
     else:
         os.kill(child, signal.SIGKILL)
     os.close(terminal)
