@@ -27,6 +27,7 @@ from lada_protocol.identity.certificates import (
 from lada_protocol.identity.credentials import Passphrase
 from lada_protocol.identity.enrolment import (
     INVITATION_KEY_BYTES,
+    LATEST_S,
     MAX_ENROLMENT_BYTES,
     Bundle,
     EnrolmentRequest,
@@ -56,7 +57,7 @@ class _Record(BaseModel):
     id: str
     public_key: Hexadecimal
     role: Annotated[Role, BeforeValidator(Role)]
-    until: Annotated[int, Field(ge=0, lt=1 << 40)]
+    until: Annotated[int, Field(ge=0, lt=LATEST_S)]
     request: Hexadecimal | None = None
     keys: Annotated[tuple[str, ...], BeforeValidator(tuple)] = ()
 
@@ -206,7 +207,7 @@ def _invited(
         raise refused(
             "its invitation was used already, with other keys. Ask the party by telephone whether "
             "it has asked twice; if it has not, somebody else has read its invitation: revoke what "
-            f"was issued (`lada ca revoke --id {record.id}`) and invite it again"
+            f"was issued (`lada ca revoke DIR --id {record.id}`) and invite it again"
         )
     asked.check_invited(record.public_key)
     if now.timestamp() > record.until:
@@ -272,7 +273,7 @@ def _check_new(parties: Sequence[PartyName], known: dict[str, _Record], ca: CaFo
         if record is not None and record.request is not None and not _is_revoked(record, ca):
             raise ParameterError(
                 f"{party.id} has its certificates already; to let it begin with new keys, revoke "
-                f"them first (`lada ca revoke --id {party.id}`)"
+                f"them first (`lada ca revoke DIR --id {party.id}`)"
             )
     after = {one.id: one.party for one in known.values()} | named
     for role in _ONE_OF_EACH:

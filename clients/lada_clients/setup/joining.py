@@ -7,6 +7,7 @@ comes last, so a folder that was interrupted is refused by every run, and the sa
 from __future__ import annotations
 
 import signal
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -67,7 +68,9 @@ class Joining:
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             for path, content in self.files.items():
-                write_atomically(path, content)
+                # Whoever has closed a file to others finds it closed.
+                mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+                write_atomically(path, content, mode=mode)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
 

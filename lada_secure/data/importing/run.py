@@ -37,7 +37,7 @@ from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.importing.splits import is_held_out, read_salt, salt_path, unit_digest
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.records import Record, parse_records, read_pool
-from lada_secure.errors import LadaError
+from lada_secure.errors import LadaError, ParameterError
 from lada_secure.storage.whole_files import read_file
 
 _CHUNK: Final = 512
@@ -93,6 +93,7 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
         rejects, or no record; carries the report. TransportError: disk or database
         failed. After any of them no records file has changed.
     """
+    _check_apart(request)
     raw = read_file(request.mapping, what="mapping ")
     mapping = parse_mapping(raw, where=str(request.mapping))
     check_constants(mapping.record)
@@ -126,6 +127,24 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
         return told(1)
 
 
+def _check_apart(request: ImportRequest) -> None:
+    """Raises: ParameterError: the import would write over what it reads."""
+    read = {"the source": Path(request.source), "the mapping": request.mapping}
+    if request.pool is not None:
+        read["the pool"] = request.pool
+    for what, path in read.items():
+        for name in (RECORDS, HELD_OUT, REJECTS, DUPLICATES, REPORT):
+            try:
+                same = (request.out / name).samefile(path)
+            except (OSError, ValueError):
+                continue
+            if same:
+                raise ParameterError(
+                    f"--out {request.out}: {what} is its {name}, which an import writes; name "
+                    "another folder. Nothing was changed"
+                )
+
+
 def _shown(source: str) -> str:
     """A source's name for messages; an address may hold a password."""
     return source if "://" not in source else "the query"
@@ -152,16 +171,18 @@ def _finish(
     out: OutputFolder, figures: Figures, rounded: dict[str, Any], request: ImportRequest
 ) -> None:
     outdated = []
+    # What no import has written is somebody's own.
+    imported = (request.out / REPORT).exists()
     if _refusal(figures, request) is not None:
         for name in (RECORDS, HELD_OUT, DUPLICATES):
             out.drop(name)
     else:
         if not figures.held_out:
             out.drop(HELD_OUT)
-            outdated.append(HELD_OUT)
+            outdated += [HELD_OUT] if imported else []
         if figures.near is None or not figures.near.of_all:
             out.drop(DUPLICATES)
-            outdated.append(DUPLICATES)
+            outdated += [DUPLICATES] if imported else []
     out.write(REPORT, json.dumps(rounded, indent=2, sort_keys=True).encode("utf-8") + b"\n")
     out.commit(outdated=outdated)
 

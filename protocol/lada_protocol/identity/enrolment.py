@@ -57,6 +57,8 @@ from lada_secure.errors import ParameterError, PeerError
 # 128 bits of the invitation's key; its Ed25519 key is a hash of them.
 INVITATION_KEY_BYTES: Final = 16
 MAX_INVITATION_CHARACTERS: Final = 2048
+# Seconds at the end of the year 9999; no calendar here goes on.
+LATEST_S: Final = 253_402_300_800
 MAX_ENROLMENT_BYTES: Final = 4 * MAX_REQUEST_BYTES
 MAX_BUNDLE_BYTES: Final = 16 << 20
 FINGERPRINT_GROUPS: Final = 6
@@ -80,10 +82,10 @@ E = TypeVar("E", bound=_Envelope)
 
 class _InvitationForm(_Envelope):
     ca: Hexadecimal
-    coordinator: Annotated[str, Field(min_length=1, max_length=300)]
+    coordinator: Annotated[str, Field(pattern=r"^[!-~]{1,300}$")]
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     party: Annotated[str, Field(max_length=64)]
-    until: Annotated[int, Field(ge=0, lt=1 << 40)]
+    until: Annotated[int, Field(ge=0, lt=LATEST_S)]
 
 
 class _RequestForm(_Envelope):

@@ -245,6 +245,8 @@ def _write_card(
     example = study.plan.form.prompt("QUESTION", ("FIRST", "SECOND"))
     text = card_text(facts, measured, example=example)
     (folder / CARD).write_text(text, "utf-8")
+    if measured is not None:
+        (folder / CARD).chmod(0o600)
 
 
 def _sha256(path: Path) -> str:

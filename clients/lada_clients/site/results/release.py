@@ -8,8 +8,10 @@ last, by the output itself, number by number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from lada_clients.site.ledger.budget import SiteBudget, read_budget
 from lada_clients.site.ledger.population import ledger_path
@@ -57,7 +59,7 @@ class ReleasedModel:
 def released_model(study: SiteStudy, round_id: int, lm: LanguageModel) -> ReleasedModel:
     """The round's adapters, checked to be a release; `lm` wears them afterwards.
 
-    Args: lm: of `SiteStudy.open_model`.
+    Args: lm: of `SiteStudy.open_model`, as it was opened.
     Raises: LedgerError: names what the ledger lacks, or that it is damaged. ParameterError: the
         adapters are missing, or not those of the round.
     """
@@ -72,7 +74,9 @@ def released_model(study: SiteStudy, round_id: int, lm: LanguageModel) -> Releas
     approval = _approval(entries, study)
     last = _check_committed(entries, study, round_id)
     weights, known = study.memory.student(round_id)
+    fresh = _frozen(lm)
     load_adapters(lm, weights)
+    _check_frozen(fresh, lm, round_id)
     ends_with_dp_sgd = plan.guide is None or plan.finishes(round_id)
     if ends_with_dp_sgd:
         _check_output(study, last, lm)
@@ -130,6 +134,25 @@ def _check_committed(
             "`lada site run` finish the round, or choose an earlier one with --round"
         )
     return commits[last]
+
+
+def _frozen(lm: LanguageModel) -> dict[str, Tensor]:
+    """Copies of the adapters' numbers that no training moves: they follow from plan and model."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in lm.model.named_parameters()
+        if "lora_" in name and not parameter.requires_grad
+    }
+
+
+def _check_frozen(fresh: Mapping[str, Tensor], lm: LanguageModel, round_id: int) -> None:
+    """Raises: LedgerError: the file has other frozen numbers than a fresh model of the plan."""
+    now = _frozen(lm)
+    if any(not now[name].equal(value) for name, value in fresh.items()):
+        raise LedgerError(
+            f"adapters-round-{round_id}.safetensors has frozen numbers that do not follow from the "
+            "plan, so no release has them: put the file back from its backup. Nothing was exported"
+        )
 
 
 def _check_output(study: SiteStudy, commit: CommitEntry, lm: LanguageModel) -> None:

@@ -111,6 +111,13 @@ def test_joining_changes_the_pin_and_no_other_line(bundle):
     }
 
 
+def test_joining_leaves_a_file_closed_that_was_closed_to_others(bundle):
+    policy = Path("a/policy.toml")
+    policy.chmod(0o600)
+    join(bundle, "a")
+    assert policy.stat().st_mode & 0o777 == 0o600
+
+
 def test_keys_are_the_owners_alone_and_none_is_in_what_is_sent(bundle):
     for path in Path().glob("*/identity/*.key"):
         assert path.stat().st_mode & 0o777 == 0o600

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -48,6 +50,22 @@ def request(invitation=INVITATION):
 
 def changed(raw, **values):
     return canonical_json({**json.loads(raw), **values})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"until": 1 << 39}, {"coordinator": 'evil.example\n"x":443'}], ids=["late", "line"]
+)
+def test_a_crafted_invitation_is_refused_by_what_is_wrong_with_it(changes):
+    values = json.loads(_body(INVITATION.to_text())[:-4])
+    raw = canonical_json(values | changes)
+    line = base64.urlsafe_b64encode(raw + hashlib.sha256(raw).digest()[:4]).decode().rstrip("=")
+    with pytest.raises(ParameterError, match=f"invitation, {next(iter(changes))}: "):
+        parse_invitation(f"lada-invitation-1.{line}")
+
+
+def _body(text):
+    line = text.removeprefix("lada-invitation-1.")
+    return base64.urlsafe_b64decode(line + "=" * (-len(line) % 4))
 
 
 def test_an_invitation_is_read_back_however_a_mail_has_broken_it():

@@ -209,6 +209,20 @@ def test_other_weights_in_the_place_of_released_ones_are_refused(site: Path) -> 
     refused(site, LedgerError, "is not what entry [0-9]+ of the ledger has released")
 
 
+def test_other_frozen_factors_are_refused(tmp_path: Path) -> None:
+    """The ledger's output holds what was trained; the rest follows from the plan."""
+    settings = write_site(tmp_path)
+    take_part(settings, **VARIANTS["frozen-a"])
+    folder = open_study(settings, None).folder
+    tensors = parse_adapter_tensors(open_study(settings, None).adapters(1))
+    other = weights_of(
+        {name: one * (1.01 if "lora_A" in name else 1.0) for name, one in tensors.items()}
+    )
+    (folder / "adapters-round-1.safetensors").write_bytes(other.data)
+    change_state(settings, student=other.sha256, students={"1": other.sha256})
+    refused(settings, LedgerError, "frozen numbers that do not follow from the plan")
+
+
 def test_an_earlier_round_of_an_old_state_is_told_by_the_ledgers_output(site: Path) -> None:
     change_state(site, students={})
     export(open_study(site, None), 0, site.parent / "ok", ExportSettings())

@@ -314,6 +314,26 @@ def test_held_out_records_of_an_earlier_import_do_not_outlive_it(tmp_path: Path)
     assert "held-out.jsonl" not in contents(tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "held-out.jsonl", "rejects.csv"])
+def test_an_import_does_not_write_over_its_own_source(name: str, tmp_path: Path) -> None:
+    made = request(tmp_path, str(tmp_path / "out" / name), OPEN)
+    (tmp_path / "out").mkdir()
+    write = write_csv if name.endswith(".csv") else write_jsonl
+    write(Path(made.source), rows(30))
+    before = contents(tmp_path / "out")
+    with pytest.raises(ParameterError, match=f"the source is its {name}, which an import writes"):
+        run_import(made, progress=nothing)
+    assert contents(tmp_path / "out") == before
+
+
+def test_what_no_import_has_written_stays(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "held-out.jsonl").write_text("by hand")
+    source = write_csv(tmp_path / "c.csv", rows(30))
+    run_import(request(tmp_path, source, OPEN), progress=nothing)
+    assert contents(tmp_path / "out")["held-out.jsonl"] == b"by hand"
+
+
 def test_the_cap_is_counted_over_people_to_train_on(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "c.csv", rows(90))
     asked = request(tmp_path, source, OPEN + "[split]\nheld_out = 0.5\n", cap=2)
