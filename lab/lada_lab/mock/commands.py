@@ -38,7 +38,7 @@ Seed = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog="Example:  lada mock run --preset chains --against random --out runs/chains")
 def run(
     out: Annotated[Path, typer.Option("--out", help="New or empty folder for the whole run.")],
     cache_dir: CacheDir,
@@ -106,7 +106,7 @@ def run(
         raise RunFailed(report.run.failure)
 
 
-@app.command()
+@app.command(epilog="Example:  lada mock prepare --preset tiny --seed 1")
 def prepare(
     cache_dir: CacheDir,
     preset: PresetName = "demo",
