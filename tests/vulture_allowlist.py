@@ -76,6 +76,9 @@ _.globals
 ROLE
 TEMPLATES
 
+# What sqlite3 reads of a connection.
+_.text_factory
+
 # What transformers and bitsandbytes read of a model or layer that a test has packed.
 _.is_loaded_in_4bit
 _.is_loaded_in_8bit

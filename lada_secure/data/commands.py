@@ -85,6 +85,13 @@ def import_(
         told = error.told
         answer(told, sentences(told), as_json=as_json)
         raise
+    if told["held_out_no_more"]:
+        Console(stderr=True, highlight=False).print(
+            f"warning: {told['held_out_no_more']:,} people of the earlier {out}/held-out.jsonl are "
+            "held out no more: another salt beside the mapping, or a smaller share. Whoever trains "
+            "on them now and compares with models from before measures the wrong thing",
+            soft_wrap=True,
+        )
     answer(told, (*sentences(told), f"written to {out}"), as_json=as_json)
 
 

@@ -54,7 +54,7 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        descriptor = open_part(part, mode=mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -64,6 +64,16 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def open_part(part: Path, *, mode: int) -> int:
+    """A new file that gets its name later, whatever lies there under the name that it has now.
+
+    Returns: its descriptor, to read and write. Raises: OSError: also where somebody else puts a
+        file or a link there at this moment.
+    """
+    part.unlink(missing_ok=True)
+    return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:

@@ -73,7 +73,7 @@ def open_dataset(path: Path, settings: SourceSettings) -> Source:
         batches = (batch for table in tables for batch in table.to_batches())
         yield from _rows(batches, needed, labels, str(path))
 
-    said = f"saved dataset, {len(found):,} rows, {len(labels)} column(s) of class labels"
+    said = f"saved dataset, {len(labels)} column(s) of class labels"
     return Source(columns=names, said=(said,), read=read)
 
 

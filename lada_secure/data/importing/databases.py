@@ -1,30 +1,49 @@
 """Rows of a SQL query, by SQLAlchemy, streamed: the database sends as many as are asked for.
 
 The address may hold a password: it is never shown, and `env:NAME` has it read from the environment
-instead of the command line, which everybody on the machine can see.
+instead of the command line, which everybody on the machine can see. Adversary: the author of a
+mapping. A query can only read a SQLite file; elsewhere it has the rights of its connection, which
+only PostgreSQL is asked to narrow.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from lada_secure.data.importing.mapping import SourceSettings
 from lada_secure.data.importing.rows import Reject, Row, Source, text_of
+from lada_secure.data.importing.text_files import is_text
 from lada_secure.errors import ParameterError, TransportError
 
 _FETCHED_ROWS: Final = 1000
 _FROM_ENVIRONMENT: Final = "env:"
+# Behind comments, which may stand in front.
+_READS: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:select|with)\b", re.I | re.S)
+# What a query may do in a SQLite file: it attaches, sets and writes nothing.
+_SQLITE_ALLOWED: Final = frozenset(
+    {
+        sqlite3.SQLITE_SELECT,
+        sqlite3.SQLITE_READ,
+        sqlite3.SQLITE_FUNCTION,
+        sqlite3.SQLITE_RECURSIVE,
+        sqlite3.SQLITE_TRANSACTION,
+    }
+)
+_SQLITE_MOST_BYTES: Final = 16 * 2**20
+# Their messages are of the query, the schema or the connection; others quote cells.
+_TOLD: Final = ("ProgrammingError", "OperationalError")
 
 
 def is_database(source: str) -> bool:
     """Whether a source is a database's address and no file."""
-    return source.startswith(_FROM_ENVIRONMENT) or re.match(r"[a-z0-9+]+://", source) is not None
+    return source.startswith(_FROM_ENVIRONMENT) or "://" in source
 
 
 def open_query(source: str, settings: SourceSettings) -> Source:
@@ -37,6 +56,8 @@ def open_query(source: str, settings: SourceSettings) -> Source:
 
     if settings.query is None:
         raise ParameterError("the mapping names no query; say SELECT ... as [source] query")
+    if _READS.match(settings.query) is None:
+        raise ParameterError("[source] query: expected one that begins with SELECT or WITH")
     engine = _engine(source)
     where = f"the query on {engine.url.get_backend_name()}"
     try:
@@ -55,7 +76,7 @@ def open_query(source: str, settings: SourceSettings) -> Source:
             with _result(engine, str(settings.query), rows=_FETCHED_ROWS) as result:
                 for values in result:
                     line += 1
-                    yield Row(line, {name: _cell(values[at]) for at, name in places})
+                    yield _row(line, {name: _cell(values[at]) for at, name in places})
         except SQLAlchemyError as error:
             raise TransportError(
                 f"{where} broke off behind row {line}: {_reason(error)}; nothing was imported, "
@@ -81,17 +102,43 @@ def _engine(source: str) -> Any:
             raise ParameterError(f"the environment has no {name}; put the database's address there")
     try:
         url = make_url(source)
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-            # The driver would make an empty database.
+        if "@" in (url.host or ""):
             raise ParameterError(
-                "there is no such SQLite file; a whole path has four slashes: sqlite:////srv/x.db"
+                "the database's address has more than one @; write those of the password as %40"
             )
+        if url.get_backend_name() == "sqlite":
+            return create_engine(url, poolclass=NullPool, creator=_sqlite(url.database))
         return create_engine(url, poolclass=NullPool)
-    except (ArgumentError, ImportError) as error:
+    except (ArgumentError, ImportError, ValueError):
+        # Without what it says: that may be a part of the password.
         raise ParameterError(
-            f"the database's address cannot be used ({type(error).__name__}); expected as "
-            "postgresql+psycopg://user@host/name, with its driver installed"
-        ) from error
+            "the database's address cannot be used; expected as postgresql+psycopg://user@host/"
+            "name, with its driver installed, and what is neither a letter nor a digit in a "
+            "password written as %40 and the like"
+        ) from None
+
+
+def _sqlite(database: str | None) -> Callable[[], sqlite3.Connection]:
+    """Opens a SQLite file for reading alone. Raises: ParameterError: there is none."""
+    path = Path(database or "")
+    if not path.is_file():
+        # The driver would make an empty database.
+        raise ParameterError(
+            "there is no such SQLite file; a whole path has four slashes: sqlite:////srv/x.db"
+        )
+
+    def connect() -> sqlite3.Connection:
+        base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _SQLITE_MOST_BYTES)
+        # One cell that is no text is a row's fault and ends no import.
+        base.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        return base
+
+    return connect
+
+
+def _sqlite_allows(action: int, *_: str | None) -> int:
+    return sqlite3.SQLITE_OK if action in _SQLITE_ALLOWED else sqlite3.SQLITE_DENY
 
 
 @contextmanager
@@ -101,7 +148,8 @@ def _result(engine: Any, query: str, *, rows: int) -> Iterator[Any]:
 
     with engine.connect() as connection:
         if engine.url.get_backend_name() == "sqlite":
-            connection.exec_driver_sql("PRAGMA query_only = ON")
+            # Not earlier: SQLAlchemy looks at a setting when it connects.
+            connection.connection.driver_connection.set_authorizer(_sqlite_allows)
         elif engine.url.get_backend_name() == "postgresql":
             connection = connection.execution_options(postgresql_readonly=True)
         streamed = connection.execution_options(stream_results=True, yield_per=rows)
@@ -114,7 +162,17 @@ def _cell(value: object) -> str | None:
     return None if isinstance(value, bytes | memoryview) else text_of(value)
 
 
+def _row(line: int, cells: dict[str, str | None]) -> Row | Reject:
+    for name, text in cells.items():
+        if text is not None and not is_text(text):
+            return Reject(line, "not-in-encoding", name)
+    return Row(line, cells)
+
+
 def _reason(error: Exception) -> str:
-    """The driver's first line; the rest may quote the address, the query or a value."""
+    """What kind of error it is, and its first line where that quotes no cell."""
     inner = getattr(error, "orig", None) or error
+    kinds = {one.__name__ for one in type(error).__mro__}
+    if not kinds.intersection(_TOLD):
+        return type(inner).__name__
     return f"{type(inner).__name__}: {(str(inner).splitlines() or [''])[0][:200]}"

@@ -100,8 +100,8 @@ def _check_header(header: Sequence[str], path: Path, delimiter: str, *, named: b
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise ParameterError(
-            f"{path}:1: {len(twice)} column name(s) stand twice in the header, as "
-            f"{twice[0][:40]!r}; give each column a name of its own"
+            f"{path}:1: {len(twice)} column name(s) stand twice in the header, first in column "
+            f"{header.index(twice[0]) + 1}; give each column a name of its own"
         )
     others = [sign for sign in DELIMITERS if sign != delimiter and sign in header[0]]
     if len(header) == 1 and others and not named:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import BinaryIO, Final
 
 from lada_secure.errors import TransportError
-from lada_secure.storage.whole_files import sweep_parts, sync
+from lada_secure.storage.whole_files import open_part, sweep_parts, sync
 
 RECORDS: Final = "records.jsonl"
 HELD_OUT: Final = "held-out.jsonl"
@@ -58,7 +58,7 @@ class OutputFolder:
     def open(self, name: str, *, mode: int = 0o600) -> None:
         """Begin a file. Raises: TransportError."""
         try:
-            descriptor = os.open(self.part(name), os.O_RDWR | os.O_CREAT | os.O_TRUNC, mode)
+            descriptor = open_part(self.part(name), mode=mode)
             self._files[name] = os.fdopen(descriptor, "wb", buffering=_BUFFER_BYTES)
         except OSError as error:
             raise TransportError(f"cannot write {self.part(name)}: {error.strerror}") from error

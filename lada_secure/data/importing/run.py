@@ -36,7 +36,8 @@ from lada_secure.data.importing.seen import Seen
 from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.importing.splits import is_held_out, read_salt, salt_path, unit_digest
 from lada_secure.data.record_faults import MAX_LINE_BYTES
-from lada_secure.data.records import Record, parse_records, read_pool
+from lada_secure.data.records import Record, inspect_records, parse_records, read_pool
+from lada_secure.data.unit_ids import canonical_unit
 from lada_secure.errors import LadaError, ParameterError
 from lada_secure.storage.whole_files import read_file
 
@@ -88,7 +89,8 @@ class ImportRequest:
 def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
     """Import a source by a mapping.
 
-    Returns: JSON-ready: the report with exact counts, for the screen of whoever imports.
+    Returns: JSON-ready: the report with exact counts, for the screen of whoever imports, and how
+        many people of the folder's earlier held-out file are held out no more.
     Raises: ParameterError: mapping, source or pool are not as they must be. ImportRefused: too many
         rejects, or no record; carries the report. TransportError: disk or database
         failed. After any of them no records file has changed.
@@ -103,6 +105,7 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
         source, mapping.columns(), spared=mapping.spared(), where=_shown(request.source)
     )
     salt = read_salt(salt_path(request.mapping))
+    moved = _held_out_no_more(request.out / HELD_OUT, salt, share=mapping.split.held_out)
     with OutputFolder(request.out) as out, Seen(out.part(INDEX)) as seen:
         # In the order in which they take their names: the records last.
         out.open(REPORT, mode=0o644)
@@ -124,7 +127,15 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
         refused = _refusal(figures, request)
         if refused is not None:
             raise ImportRefused(refused, told(1))
-        return told(1)
+        return told(1) | {"held_out_no_more": moved}
+
+
+def _held_out_no_more(earlier: Path, salt: bytes, *, share: float) -> int:
+    """How many people an earlier import has held out and this one trains on, if they come again."""
+    if not earlier.exists():
+        return 0
+    units = {canonical_unit(one.unit) for one in inspect_records(earlier).records}
+    return sum(not is_held_out(unit_digest(one, salt=salt), share=share) for one in units)
 
 
 def _check_apart(request: ImportRequest) -> None:

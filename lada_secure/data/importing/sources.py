@@ -29,7 +29,6 @@ _KINDS: Final[Mapping[str, Kind]] = {
 }
 # So many rows are looked at where only rows tell which columns there are.
 LOOKED_AT: Final = 1000
-_SHOWN: Final = 20
 
 
 def kind_of(source: str, settings: SourceSettings) -> Kind:
@@ -111,9 +110,10 @@ def _check(needed: frozenset[str], there: Iterable[str], where: str) -> None:
     names = list(there)
     for column in sorted(needed - set(names)):
         near = difflib.get_close_matches(column, names, n=3)
-        shown = ", ".join(repr(name[:40]) for name in near or names[:_SHOWN])
-        more = f" and {len(names) - _SHOWN} more" if not near and len(names) > _SHOWN else ""
+        # Where a header is missing, the names are the first person's cells.
+        told = ", ".join(repr(name[:40]) for name in near)
         raise ParameterError(
             f"{where}: has no column {column!r}, which the mapping names; "
-            f"{'near it are' if near else 'it has'} {shown}{more}"
+            + (f"near it are {told}" if near else f"it has {len(names)} others; is there a header?")
+            + ". `lada data map` shows them"
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from lada_secure.errors import ParameterError, TransportError
+from lada_secure.storage.whole_files import open_part
 
 _SALT_BYTES: Final = 32
 
@@ -40,7 +41,7 @@ def read_salt(path: Path) -> bytes:
     made = secrets.token_hex(_SALT_BYTES).encode("ascii") + b"\n"
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = open_part(part, mode=0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(made)
             file.flush()

@@ -96,8 +96,8 @@ def _header(
     twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
     if twice:
         raise ParameterError(
-            f"{path}: {len(twice)} column name(s) stand twice, as {twice[0][:40]!r}; give each "
-            "column a name of its own"
+            f"{path}: {len(twice)} column name(s) stand twice, first in column "
+            f"{names.index(twice[0]) + 1}; give each column a name of its own"
         )
     return names
 

@@ -82,6 +82,8 @@ class Evaluation(DocumentPart):
     """`evaluation-round-N.json`, and what `lada site evaluate --json` prints.
 
     evaluated_before: how often this site has evaluated a model on the same held-out file.
+    trained_units: people of it whose records are in the training file as well; null where that is
+    not there any more.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -94,6 +96,7 @@ class Evaluation(DocumentPart):
     records: int
     units: int
     evaluated_before: int
+    trained_units: int | None = None
     seed: int
     resamples: int
     topics: tuple[Topic, ...]
@@ -124,6 +127,13 @@ class Evaluation(DocumentPart):
             f"{self.records} held-out records of {self.units} units, 95% intervals by unit from "
             f"{self.resamples} draws."
         )
+        if self.trained_units is None:
+            yield "Whether the model was trained on these people was not checked: no training file."
+        elif self.trained_units:
+            yield (
+                f"{self.trained_units} of these units have records in the training file as well; "
+                "what is measured on them says little of anybody else."
+            )
         for one in (model for model in self.models if model.name in names):
             general = f", general questions {one.general.text()}" if one.general else ""
             yield (

@@ -77,7 +77,7 @@ def evaluate(study: SiteStudy, wanted: EvaluationRequest, shown: Shown) -> Evalu
     """
     chosen = study.round(wanted.round_id)
     check_others(study, wanted.others)
-    file, path = _held_out_file(study, wanted.held_out)
+    file, path, trained = _held_out_file(study, wanted.held_out)
     general = _general(wanted)
     topics = read_topics(study.folder, study.plan)
     held_out = HeldOut(
@@ -102,6 +102,7 @@ def evaluate(study: SiteStudy, wanted: EvaluationRequest, shown: Shown) -> Evalu
         records=len(file.records),
         units=len(set(held_out.units)),
         evaluated_before=before,
+        trained_units=None if trained is None else len(trained & set(held_out.units)),
         seed=wanted.seed,
         resamples=wanted.resamples,
         topics=() if topics is None else topics.names,
@@ -144,8 +145,10 @@ def _answered(
     )
 
 
-def _held_out_file(study: SiteStudy, named: Path | None) -> tuple[RecordFile, Path]:
-    """The held-out records, with the same checks as before a study.
+def _held_out_file(
+    study: SiteStudy, named: Path | None
+) -> tuple[RecordFile, Path, set[str] | None]:
+    """The held-out records, with the same checks as before a study, and who was trained on.
 
     Raises: ParameterError: none is named, or all faults by line.
     """
@@ -158,14 +161,15 @@ def _held_out_file(study: SiteStudy, named: Path | None) -> tuple[RecordFile, Pa
     if settings.records.exists():
         files = check_files(settings.model_copy(update={"held_out": path}), study.policy)
         if files.held_out is not None:
-            return files.held_out, path
+            trained = {canonical_unit(one.unit) for one in files.records.records}
+            return files.held_out, path, trained
     # The training records may be gone by now; then nothing tells who stands in both files.
     logger.warning(
         "%s is not there; whether people of %s are in it was not checked", settings.records, path
     )
     found = inspect_records(path)
     refuse([(found.name, fault) for fault in found.faults])
-    return found, path
+    return found, path, None
 
 
 def _general(wanted: EvaluationRequest) -> tuple[PoolSample, ...]:
@@ -181,10 +185,12 @@ def _counted(study: SiteStudy, path: Path, round_id: int) -> int:
     them. A look counts from its beginning on, whatever becomes of it.
     """
     settings, key = study.settings, fingerprint_key(study.settings)
-    digest = hashlib.sha256(read_file(path)).hexdigest().encode("ascii")
+    # Lines in another order are the same records.
+    lines = b"\n".join(sorted(set(read_file(path).splitlines())))
+    digest = hashlib.sha256(lines).hexdigest().encode("ascii")
     mark = hmac.new(key, _DOMAIN + digest, hashlib.sha256).hexdigest()
     log = settings.state_dir / LOG_FILE
-    lines = (read_if_there(log) or b"").splitlines()
+    looks = (read_if_there(log) or b"").splitlines()
     row: dict[str, Json] = {
         "file": mark,
         "study_id": study.plan.study_id,
@@ -192,7 +198,7 @@ def _counted(study: SiteStudy, path: Path, round_id: int) -> int:
         "time": format_time(datetime.now(UTC)),
     }
     open_line_file(log)(canonical_json(row) + b"\n")
-    return sum(_marked(line) == mark for line in lines)
+    return sum(_marked(line) == mark for line in looks)
 
 
 def _marked(line: bytes) -> str:

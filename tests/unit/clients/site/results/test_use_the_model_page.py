@@ -121,10 +121,13 @@ def test_an_evaluation_compares_all_that_is_named_and_keeps_count(tmp_path: Path
     copy.write_bytes((tmp_path / "held-out.jsonl").read_bytes())
     again = evaluated(site, "--study", "study-2", "--held-out", str(copy))
     assert again["evaluated_before"] == 1
+    lines = (tmp_path / "held-out.jsonl").read_bytes().splitlines()
+    copy.write_bytes(b"\n".join(reversed(lines)) + b"\n")
+    assert evaluated(site, "--study", "study-2", "--held-out", str(copy))["evaluated_before"] == 2
     write_json_lines(copy, records(6, first=300, name="n"))
     assert evaluated(site, "--study", "study-2", "--held-out", str(copy))["evaluated_before"] == 0
     log = (tmp_path / "state" / "evaluations.jsonl").read_text()
-    assert len(log.splitlines()) == 3
+    assert len(log.splitlines()) == 4
     kept = open_study(site, "study-1").folder / "evaluation-round-1.json"
     assert json.loads(kept.read_bytes()) == first
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
@@ -133,9 +136,27 @@ def test_an_evaluation_compares_all_that_is_named_and_keeps_count(tmp_path: Path
     assert "does not cover" in done.output
     text = (card / "README.md").read_text().replace("\\", "")
     assert f"- after: accuracy {figures['after']['accuracy']['value']:.1%}" in text
+    assert stat.S_IMODE((card / "README.md").stat().st_mode) == 0o600
+    assert "in the training file" not in text
     # What else the site looked at, and who was lost, is nobody else's.
     assert "study-2" not in text
     assert not any(f"h{at}" in text for at in range(100, 110))
+
+
+def test_figures_of_people_who_were_trained_on_say_so_wherever_they_go(tmp_path: Path) -> None:
+    site = write_site(tmp_path)
+    take_part(site)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes((tmp_path / "records.jsonl").read_bytes())
+    found = evaluated(site, "--held-out", str(copy))
+    assert found["trained_units"] == found["units"] > 0
+    card = tmp_path / "card"
+    done = run("site", "export", "--settings", str(site), "--out", str(card), "--with-figures")
+    assert done.exit_code == 0
+    said = f"{found['units']} of these units have records in the training file as well"
+    assert said in (card / "README.md").read_text().replace("\\", "")
+    (tmp_path / "records.jsonl").unlink()
+    assert evaluated(site, "--held-out", str(copy))["trained_units"] is None
 
 
 @pytest.mark.parametrize(

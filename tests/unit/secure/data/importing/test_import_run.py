@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from lada_lab.worlds.federation import build_federation
+from lada_secure.data.importing.outputs import OutputFolder
 from lada_secure.data.importing.run import ImportRefused, ImportRequest, run_import
 from lada_secure.data.records import Record, inspect_records, write_json_lines
 from lada_secure.errors import ParameterError, TransportError
+from lada_secure.storage.whole_files import replace_file
 
 COLUMNS = ("record_id", "unit", "question", "choices", "answer", "rationale")
 MAPPING = """\
@@ -324,6 +326,45 @@ def test_an_import_does_not_write_over_its_own_source(name: str, tmp_path: Path)
     with pytest.raises(ParameterError, match=f"the source is its {name}, which an import writes"):
         run_import(made, progress=nothing)
     assert contents(tmp_path / "out") == before
+
+
+def test_where_a_header_is_missing_no_message_quotes_a_person(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    for first in ("p-17,Anna has HIV,yes", "p-17,Anna has HIV,Anna has HIV"):
+        path.write_text(f"{first}\np-18,Ben has none,no\n", encoding="utf-8")
+        with pytest.raises(ParameterError) as failed:
+            run_import(request(tmp_path, str(path), OPEN), progress=nothing)
+        assert "Anna" not in str(failed.value)
+
+
+def test_people_who_are_held_out_no_more_are_counted(tmp_path: Path) -> None:
+    source = write_csv(tmp_path / "c.csv", rows(300))
+    half = OPEN + "[split]\nheld_out = 0.5\n"
+    first = run_import(request(tmp_path, source, half), progress=nothing)
+    assert first["held_out_no_more"] == 0
+    assert run_import(request(tmp_path, source, half), progress=nothing)["held_out_no_more"] == 0
+    # A mapping that was copied without its salt.
+    (tmp_path / "mapping.salt").unlink()
+    moved = run_import(request(tmp_path, source, half), progress=nothing)["held_out_no_more"]
+    assert 0 < moved < 100
+
+
+def test_a_link_under_the_name_of_a_part_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    out = OutputFolder(tmp_path / "out")
+    out.part("records.jsonl").symlink_to(victim)
+    with out:
+        out.open("records.jsonl")
+        out.write("records.jsonl", b"private")
+        out.commit()
+    assert victim.read_text() == "mine"
+    assert (tmp_path / "out" / "records.jsonl").read_bytes() == b"private"
+    replaced = tmp_path / "settings.toml"
+    replaced.with_name(f".settings.toml.{os.getpid()}").symlink_to(victim)
+    replace_file(replaced, b"other")
+    assert (victim.read_text(), replaced.read_bytes()) == ("mine", b"other")
+    assert not replaced.is_symlink()
 
 
 def test_what_no_import_has_written_stays(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
+import traceback
 from decimal import Decimal
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_excel_needs_a_sheet_named_where_there_are_several(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("rows", "told"),
-    [((), "holds no column names"), ((("a", "a"), (1, 2)), "stand twice, as 'a'")],
+    [((), "holds no column names"), ((("a", "a"), (1, 2)), "stand twice, first in column 1")],
 )
 def test_an_excel_header_that_is_none_is_refused(
     rows: tuple[tuple[object, ...], ...], told: str, tmp_path: Path
@@ -185,8 +186,14 @@ def test_a_query_gives_texts_and_may_hold_colons(database: str) -> None:
         (None, "names no query"),
         ("SELECT * FROM nothing", "was refused"),
         ("SELECT id, id FROM c", "two columns are called 'id'"),
-        ("DELETE FROM c RETURNING id", "was refused"),
-        ("UPDATE c SET id = 1 RETURNING id", "was refused"),
+        ("DELETE FROM c RETURNING id", "begins with SELECT or WITH"),
+        ("-- SELECT\nUPDATE c SET id = 1 RETURNING id", "begins with SELECT or WITH"),
+        ("PRAGMA journal_mode = WAL", "begins with SELECT or WITH"),
+        ("ATTACH DATABASE 'other.sqlite' AS x", "begins with SELECT or WITH"),
+        ("VACUUM INTO 'other.sqlite'", "begins with SELECT or WITH"),
+        ("WITH x AS (SELECT 1) DELETE FROM c RETURNING id", "was refused"),
+        ("SELECT * FROM pragma_journal_mode('WAL')", "was refused"),
+        ("SELECT length(hex(zeroblob(300000000)))", "was refused"),
     ],
 )
 def test_a_query_that_is_wrong_or_writes_is_refused(
@@ -194,8 +201,43 @@ def test_a_query_that_is_wrong_or_writes_is_refused(
 ) -> None:
     with pytest.raises(ParameterError, match=told):
         open_source(database, SourceSettings(query=query))
-    everything = SourceSettings(query="SELECT id FROM c ORDER BY id")
+    everything = SourceSettings(query="/* all */ -- of them\nSELECT id FROM c ORDER BY id")
     assert cells(database, everything) == [{"id": "7"}, {"id": "8"}]
+
+
+def test_a_cell_that_is_no_text_is_one_rows_fault_and_in_no_message(tmp_path: Path) -> None:
+    base = sqlite3.connect(tmp_path / "c.sqlite")
+    base.execute("CREATE TABLE c (id INTEGER, note TEXT)")
+    base.execute("INSERT INTO c VALUES (1, CAST(x'48495620ff' AS TEXT)), (2, 'well')")
+    base.commit()
+    base.close()
+    settings = SourceSettings(query="SELECT id, note FROM c ORDER BY id")
+    source = open_source(f"sqlite:///{tmp_path / 'c.sqlite'}", settings)
+    rejected, row = source.read(frozenset())
+    assert rejected == Reject(1, "not-in-encoding", "note")
+    assert isinstance(row, Row)
+    assert row.cells == {"id": "2", "note": "well"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "PostgreSQL+psycopg://u:SECRETPW@h/db",
+        " postgresql+psycopg://u:SECRETPW@h/db",
+        "postgresql+psycopg://u:pa@SECRETPW@h/db",
+        "postgresql+psycopg://u:pa@ss:SECRETPW@h/db",
+        "nosuch://u:SECRETPW@h/db",
+    ],
+)
+def test_an_address_is_in_no_message_however_it_is_wrong(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LADA_TEST_SOURCE", address)
+    for source in (address, "env:LADA_TEST_SOURCE"):
+        with pytest.raises(ParameterError, match="the database's address") as failed:
+            open_source(source, SourceSettings(query="SELECT 1"))
+        shown = "".join(traceback.format_exception(failed.value))
+        assert "SECRETPW" not in shown
 
 
 def test_a_query_without_an_order_is_told(database: str) -> None:
