@@ -16,7 +16,6 @@ from typing import Any, Final
 from pydantic import Field
 
 from lada_lab.worlds.federation import DataName
-from lada_lab.worlds.natural import READINGS
 from lada_lab.worlds.sites import MAX_SITES, MIN_SITES
 from lada_secure.allocation.strategies import strategy as allocation_strategy
 from lada_secure.errors import ParameterError
@@ -123,7 +122,7 @@ def preset_for(
         raise ParameterError(f"--rounds: expected 1 to {MAX_ROUNDS}, got {chosen}")
     if seed < 0:
         raise ParameterError(f"--seed: expected 0 or more, got {seed}")
-    complete = partial(str.format, sites=sites, seed=seed, reading=seed % READINGS)
+    complete = partial(str.format, sites=sites, seed=seed)
     if strategy is not None:
         preset = by_strategy(preset, strategy)
     return preset.model_copy(

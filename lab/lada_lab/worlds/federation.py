@@ -7,28 +7,22 @@ from typing import Final, Literal, TypeAlias
 
 from lada_lab.worlds.arithmetic import build_arithmetic
 from lada_lab.worlds.chain_world import WorldSettings, build_data
-from lada_lab.worlds.natural import NaturalSettings
 from lada_lab.worlds.sites import FederationData, SiteData, check_sites
 from lada_lab.worlds.study_data import BenchData
 from lada_secure.errors import ParameterError
 
-DataName: TypeAlias = Literal["demo", "tiny", "chains", "coding"]
+DataName: TypeAlias = Literal["demo", "tiny", "chains"]
 
-# Worlds of the laboratory as the mock has them. Seven of ten records are routine, as most of what a
+# The benchmark's world as the mock has it. Seven of ten records are routine, as most of what a
 # hospital sees is, and no study needs to teach it.
 CHAINS: Final = WorldSettings(familiar=0.7, harmful=0.0, marked=0.0)
-CODING: Final = NaturalSettings(
-    source="coding", slm_read=0.5, concentration=0.2, llm="smollm2-135m", held_out=80
-)
-_CODING_RECORDS: Final = 160
-_CODING_LEAST: Final = 100
 
 
 def build_federation(name: DataName, *, sites: int, seed: int) -> FederationData:
     """Build a study's data; the same arguments give the same bytes on every machine.
 
-    Args: name: "demo" for medicine and finance in words, "coding" for code books, "tiny" for
-        modular arithmetic, "chains" for arithmetic with words that each site uses in its own way.
+    Args: name: "demo" for medicine and finance in words, "tiny" for modular arithmetic, "chains"
+        for arithmetic with words that each site uses in its own way.
         sites: 3 to 12. seed: any integer >= 0; for data only, never for privacy noise or keys.
     Raises: ParameterError: unknown name, sites out of range, negative seed, or a missing source
         (WordNet's folder, the ICD-10 package), with what to install.
@@ -40,21 +34,12 @@ def build_federation(name: DataName, *, sites: int, seed: int) -> FederationData
         return build_arithmetic(sites=sites, seed=seed)
     if name == "chains":
         return _federation(build_data(replace(CHAINS, sites=sites), seed=seed))
-    # Imported here because these sources take seconds to load and the others need none of them.
-    if name == "coding":
-        from lada_lab.worlds.natural_models import natural_data
-
-        return _federation(natural_data(coding_settings(sites), seed=seed))
     if name == "demo":
+        # Imported here because its sources take seconds to load and the others need none of them.
         from lada_lab.worlds.demo import build_demo
 
         return build_demo(sites=sites, seed=seed)
-    raise ParameterError(f"data: expected demo, tiny, chains or coding, got {name!r}")
-
-
-def coding_settings(sites: int) -> NaturalSettings:
-    """The mock's world of coding for so many sites; 160 records each on average."""
-    return replace(CODING, sites=sites, private=_CODING_RECORDS * sites, smallest=_CODING_LEAST)
+    raise ParameterError(f"data: expected demo, tiny or chains, got {name!r}")
 
 
 def _federation(data: BenchData) -> FederationData:

@@ -24,7 +24,7 @@ from lada_secure.errors import ParameterError
 from lada_secure.ranges import above_zero, within
 
 # What an SLM has read takes minutes to teach; worlds share three such SLMs.
-READINGS: Final = 3
+_READINGS: Final = 3
 # A collection keeps so much of itself for the sites, however small it is.
 _MOST_OF_A_COLLECTION = 0.5
 
@@ -78,9 +78,8 @@ class NaturalSettings:
 
 def coding_models(settings: NaturalSettings, *, seed: int) -> tuple[str, str]:
     """Names of SLM and LLM of a world of coding, as `natural_models.coding_model` reads them."""
-    slm = (
-        f"{SMOLLM2}-coder-{settings.slm_read:g}-{seed % READINGS}" if settings.slm_read else SMOLLM2
-    )
+    read = f"-coder-{settings.slm_read:g}-{seed % _READINGS}" if settings.slm_read else ""
+    slm = SMOLLM2 + read
     return slm, f"{settings.llm}-coder"
 
 

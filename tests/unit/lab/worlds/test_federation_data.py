@@ -11,7 +11,7 @@ from lada_lab.worlds.sites import shuffled, unit_names
 from lada_secure.errors import ParameterError
 
 
-@pytest.mark.parametrize("preset", ["tiny", "demo", "chains", "coding"])
+@pytest.mark.parametrize("preset", ["tiny", "demo", "chains"])
 @pytest.mark.parametrize("sites", [0, 2, 13])
 def test_a_number_of_sites_out_of_range_is_refused(preset: str, sites: int) -> None:
     with pytest.raises(ParameterError, match="expected 3 to 12"):
@@ -24,7 +24,7 @@ def test_a_negative_seed_is_refused() -> None:
 
 
 def test_an_unknown_world_is_refused() -> None:
-    with pytest.raises(ParameterError, match="expected demo, tiny, chains or coding, got 'huge'"):
+    with pytest.raises(ParameterError, match="expected demo, tiny or chains, got 'huge'"):
         build_federation("huge", sites=3, seed=0)  # type: ignore[arg-type]
 
 
@@ -52,13 +52,3 @@ def test_the_mocks_chains_are_the_benchmarks() -> None:
     for site in bench.sites:
         assert ours.sites[site.name].train == site.train
         assert ours.sites[site.name].held_out == site.held_out
-
-
-def test_the_mocks_code_books_are_dealt_to_any_number_of_sites() -> None:
-    ours = build_federation("coding", sites=4, seed=9)
-    sizes = [len(site.train) for site in ours.sites.values()]
-    assert sum(sizes) == 640
-    assert min(sizes) >= 100
-    asked = [one.question for site in ours.sites.values() for one in site.held_out]
-    seen = {one.question for site in ours.sites.values() for one in site.train}
-    assert not set(asked) & (seen | {one.question for one in ours.pool})
