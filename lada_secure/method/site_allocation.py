@@ -140,15 +140,15 @@ def pick_samples(
     available = np.ones(len(pool_clusters), dtype=np.bool_)
     available[sorted(state.picked_before(round_id))] = False
     start = round_id == 0 and rule.mass_first and not at_random
-    if (start or rule.by_cluster) and not no_topics:
-        passing, groups, ties = exact >= allocation.threshold, pool_clusters, plan.seed
+    by_cluster = (start or rule.by_cluster) and not no_topics
+    # A share of the best score that is left: the cell that it was set by may be used up.
+    best = float(exact[available].max(initial=0.0))
+    passing = exact >= max(allocation.threshold * best, SMALLEST_SCORE)
+    if by_cluster:
+        groups, ties = pool_clusters, plan.seed
         shares = noised.shares if start else cluster_utilities(utilities, grid)
     else:
-        # A share of the best score that is left: the cell that it was set by may be used up.
-        best = float(exact[available].max(initial=0.0))
-        passing = exact >= max(allocation.threshold * best, SMALLEST_SCORE)
-        groups, ties = np.zeros_like(pool_clusters), plan.seed + round_id
-        shares = np.ones(1)
+        groups, ties, shares = np.zeros_like(pool_clusters), plan.seed + round_id, np.ones(1)
     chosen = draw_samples(
         SampleRule() if at_random else samples,
         np.random.default_rng(plan.seed + round_id).random(len(exact)) if at_random else exact,

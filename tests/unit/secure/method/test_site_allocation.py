@@ -217,6 +217,15 @@ def test_records_in_one_cluster_leave_the_other_out(strategy: str) -> None:
     assert counts(picks(plan(strategy), SiteState(), ONE_CLUSTER, round_id=0)) == [12, 0]
 
 
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"random"}))
+def test_when_the_best_topic_is_used_up_the_quota_goes_to_the_next(strategy: str) -> None:
+    state = SiteState(picks={0: tuple(range(20))}, trained=(0,))
+    scores = np.where(CLUSTERS == 0, 1.0, 0.0625)
+    assert counts(picks(plan(strategy), state, LOPSIDED, scores=scores)) == [0, 12]
+    # But not to one that is worth nothing.
+    assert picks(plan(strategy), state, LOPSIDED, scores=np.where(CLUSTERS == 0, 1.0, 0.0)) == ()
+
+
 def test_what_decryption_leaves_decides_no_tie() -> None:
     study = plan("lada")
     exact = picks(study, SiteState())
