@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer and make; everything else goes into .venv and .cache.
 #
-#   make demo        set up, then run a whole federation and end with a report
+#   make demo        set up, then run a whole federation three ways and report what choosing brings
+#   make demo-real   set up, then run a federation on real weights and data, about eight minutes
 #   make test        set up, then run all checks and tests
 #   make setup       the set-up alone
 #   make test-slow   the tests that take minutes
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow test-lowest lowest-secure lowest-others endpoint-test resolve faults gemma proto clean wordnet
+.PHONY: setup demo demo-real test test-slow test-lowest lowest-secure lowest-others endpoint-test resolve faults gemma proto clean wordnet
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,7 +41,7 @@ export PYTEST_DEBUG_TEMPROOT ?= /dev/shm
 endif
 IN_ORDER := --dist loadfile --no-loadscope-reorder
 
-# Where `make demo` writes. A run never overwrites another one.
+# Where demos write. A run never overwrites another one.
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 export LADA_CACHE_DIR ?= $(CURDIR)/.cache/lada
@@ -96,7 +97,12 @@ wordnet:
 	       echo "'apt-get install wordnet-base' as root, then make again. tiny works without it." >&2; exit 0; }; \
 	if ls wordnet-base_*.deb >/dev/null 2>&1; then dpkg-deb -x wordnet-base_*.deb . && rm wordnet-base_*.deb; fi
 
+# The same study by the plan's own strategy, by quotas of topics and at random, at one epsilon cap.
 demo: setup
+	$(BIN)/lada mock run --preset chains --against domain --against random --out "$(OUT)"
+	$(BIN)/lada audit verify "$(OUT)"
+
+demo-real: setup
 	$(BIN)/lada mock run --preset demo --out "$(OUT)"
 	$(BIN)/lada audit verify "$(OUT)"
 

@@ -22,12 +22,12 @@ Asks: TypeAlias = Literal[
 class Arm:
     """One condition.
 
-    changes: to the shared plan, by dotted name: what the arm is. defaults: likewise, how it is
-    tuned; a setting of the caller's comes before them. asks: who chooses samples: the method by the
-    plan's strategy; a rule that sees every sample (`lada_lab.arms.rivals`); "all" for every pool
-    sample at once; "none" for no pool. baseline: whose payload and loss train the student; None for
-    the method's own. ablation: run at the largest epsilon alone. private: whether all that it reads
-    of records is paid for.
+    changes: to the shared plan, by dotted name: what the arm is. defaults: likewise, what it sets
+    unless the preset's tuning or the caller sets something else. asks: who chooses samples: the
+    method by the plan's strategy; a rule that sees every sample (`lada_lab.arms.rivals`); "all" for
+    every pool sample at once; "none" for no pool. baseline: whose payload and loss train the
+    student; None for the method's own. ablation: run at the largest epsilon alone. private: whether
+    all that it reads of records is paid for.
     """
 
     name: str

@@ -150,5 +150,6 @@ def settings_json(settings: LabSettings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "dtype": settings.dtype,
         "world": asdict(settings.world),
+        "tuned": {name: dict(tuned) for name, tuned in settings.tuned.items()},
         "chosen": sorted(settings.chosen),
     }

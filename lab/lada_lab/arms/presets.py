@@ -113,7 +113,7 @@ def bench_settings(
         **own,
         plan=changed,
         world=replace(settings.world, **world),
-        chosen=frozenset(plan),
+        chosen=frozenset({*plan, *own}),
     )
 
 

@@ -211,20 +211,23 @@ class Laboratory:
 
     def plan_of(self, arm: Arm, epsilon: float) -> MethodPlan:
         """The plan of an arm at an epsilon; see `study_plan`."""
-        data = self.prepared.data
-        chosen = self.settings.chosen
-        tuned = {name: value for name, value in arm.defaults.items() if name not in chosen}
+        data, settings = self.prepared.data, self.settings
+        tuned = {**arm.defaults, **settings.tuned.get(arm.name, {})}
+        tuned = {name: value for name, value in tuned.items() if name not in settings.chosen}
+        noise_rate = tuned.pop("noise_rate", settings.noise_rate)
+        if not isinstance(noise_rate, float):
+            raise ParameterError(f"{arm.name}: noise_rate: expected a number, got {noise_rate!r}")
         changes: dict[str, Json] = {**tuned, **arm.changes}
         if arm.asks == "all":
             changes |= {"paths.budget": len(data.pool), "allocation.quota": len(data.pool)}
         if isinstance(transfer := changes.get("uplink"), dict):
             # Students know what their records say when they have ended on them; the paper's rule
             # has to see rewards first.
-            first = 0 if arm.asks == "paper" else self.settings.plan.rounds - 1
+            first = 0 if arm.asks == "paper" else settings.plan.rounds - 1
             sizes = {name: round(share * len(data.pool)) for name, share in POOL_SHARES.items()}
             changes["uplink"] = {**transfer, **sizes, "first_round": first}
         return study_plan(
-            self.settings,
+            replace(settings, noise_rate=noise_rate),
             changes,
             data,
             clusters=self.clusters.count,

@@ -105,8 +105,9 @@ class LabSettings:
     plan: its noise, sampling probability and learning rate are set for each epsilon, the pool and
     the seed for each world. noise_rate: largest product of the learning rate of DP-SGD and its
     noise per expected unit, see `study_plan`. batch_size: texts at a time, as memory allows.
-    dtype: of both frozen bases, as parties set it in their `[model]`. chosen: fields of the plan
-    that the caller has set, by dotted name; an arm's own defaults give way to them.
+    dtype: of both frozen bases, as parties set it in their `[model]`. tuned: by arm, what its
+    tuning on worlds of this kind has found best, named as in `Arm.defaults`. chosen: what the
+    caller has set, by dotted name; an arm's defaults and tuning give way to it.
     """
 
     plan: MethodPlan = TINY_PLAN
@@ -114,6 +115,7 @@ class LabSettings:
     batch_size: int = 256
     dtype: Dtype = "float32"
     world: WorldSettings | NaturalSettings = field(default_factory=WorldSettings)
+    tuned: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     chosen: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:

@@ -157,3 +157,19 @@ def test_alpha_and_lambda_are_the_arms_own_until_a_caller_sets_them(
     found = replace(laboratory, settings=settings).plan_of(ARMS[name], 8.0)
     assert found.distillation.contrastive_weight == 0.3
     assert found.allocation.exploration_weight == alpha
+
+
+def test_a_presets_tuning_is_one_arms_own_and_gives_way_to_the_caller(
+    laboratory: Laboratory,
+) -> None:
+    tuned = {"noise_rate": 1e-5, "distillation.contrastive_weight": 0.03}
+    found = replace(laboratory, settings=replace(laboratory.settings, tuned={"paper": tuned}))
+    before, plan = (one.plan_of(ARMS["paper"], 8.0) for one in (laboratory, found))
+    assert plan.distillation.contrastive_weight == 0.03
+    ratio = plan.distillation.learning_rate / before.distillation.learning_rate
+    assert ratio == pytest.approx(1e-5 / laboratory.settings.noise_rate)
+    assert found.plan_of(ARMS["random"], 8.0) == laboratory.plan_of(ARMS["random"], 8.0)
+    by_caller = replace(found.settings, chosen=frozenset(tuned))
+    plan = replace(found, settings=by_caller).plan_of(ARMS["paper"], 8.0)
+    assert plan.distillation.learning_rate == before.distillation.learning_rate
+    assert plan.distillation.contrastive_weight == 0.0
