@@ -265,10 +265,9 @@ def changed(part: str, **changes: object) -> dict[str, object]:
         (changed("paths", max_new_tokens=64), "takes 64 tokens with the prompt"),
         (changed("allocation", strategy="magic"), "allocation: allocation strategy: expected"),
         (
-            changed("allocation", strategy="random", draw="soft"),
-            "draws at random: leave out",
+            changed("allocation", strategy="random", sample_value="gap"),
+            "random draws at random: leave out",
         ),
-        (changed("allocation", strategy="random", known_share=0.1), "random draws at random"),
         (changed("distillation", contrastive_form="magic"), "contrastive_form: expected one of"),
         (
             changed("statistics", integer_scale=1, noise_multiplier=1.0),

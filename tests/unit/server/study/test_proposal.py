@@ -142,14 +142,16 @@ def test_a_study_that_was_changed_after_it_was_proposed_is_refused_by_its_differ
     keep_plan(kept, prepared(kept).plan)
     changed = study_settings(
         rounds=3,
-        allocation=usual.allocation.model_copy(update={"strategy": "domain", "draw": "soft"}),
+        allocation=usual.allocation.model_copy(
+            update={"strategy": "domain", "sample_value": "gap"}
+        ),
     )
     with pytest.raises(ParameterError) as refused:
         prepared(kept, changed)
     said = str(refused.value)
     assert f"{kept}: rounds: proposed was 2, now it is 3" in said
     assert 'allocation.strategy: proposed was "guided", now it is "domain"' in said
-    assert 'allocation.draw: proposed was left out, now it is "soft"' in said
+    assert 'allocation.sample_value: proposed was left out, now it is "gap"' in said
     assert len(said.splitlines()) == 4
     assert "goes on as it was. Put back what was changed" in said
     # Whoever puts it back goes on.
