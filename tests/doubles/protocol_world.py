@@ -277,6 +277,7 @@ class MemoryClient:
 
     board: MemoryBoard
     party: Party
+    read_to: int = 0
 
     @property
     def traffic(self) -> ByteCounts:
@@ -289,8 +290,11 @@ class MemoryClient:
             raise PeerError("payload differs from its header", reason="payload_mismatch")
         return self.board.post(envelope, payload)
 
-    def list(self, after: int, *, wait_s: float = 0.0) -> list[tuple[int, Envelope]]:
+    def list(
+        self, after: int, *, wait_s: float = 0.0, patience_s: float = 0.0
+    ) -> list[tuple[int, Envelope]]:
         """What is new for us; never waits."""
+        self.read_to = max(self.read_to, after)
         return self.board.visible(self.party, after)
 
     def fetch(self, envelope: Envelope) -> bytes:

@@ -140,9 +140,19 @@ class Participant:
         )
 
     def sync(self, *, wait_s: float = 0.0) -> None:
-        """Read what is new on the board."""
-        for message in self._list(wait_s):
-            self.index.take(message)
+        """Read what is new on the board; nothing follows the study's end.
+
+        The board takes what we ask after for what we have done with, so that to ask once more after
+        the end would be a goodbye, and the coordinator might leave before we have what we need.
+        """
+        if not self._ended:
+            for message in self._list(wait_s):
+                self.index.take(message)
+
+    @property
+    def _ended(self) -> bool:
+        ends, coordinator = (Kind.FINISHED, Kind.FAILED), self.roster.coordinator.id
+        return any(self.index.find(kind, sender=coordinator) is not None for kind in ends)
 
     def post(
         self,

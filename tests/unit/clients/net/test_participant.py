@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
-from protocol_world import MemoryBoard, make_cast, make_participant, make_plan, signed
+from protocol_world import MemoryBoard, MemoryClient, make_cast, make_participant, make_plan, signed
 from simulated_parties import make_world
 
 from lada_clients.net.participant import Participant
@@ -127,3 +128,28 @@ def test_a_roster_file_must_be_the_pinned_one(tmp_path: Path) -> None:
     path.write_bytes(CAST.roster.to_bytes() + b"\n")
     with pytest.raises(ParameterError, match="canonical"):
         read_roster(path, pinned=CAST.roster.hash)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("kind", [Kind.FINISHED, Kind.FAILED])
+def test_the_board_hears_that_the_end_was_read_by_the_goodbye_alone(
+    tmp_path: Path, kind: Kind, restarted: bool
+) -> None:
+    board, key = MemoryBoard(CAST.roster), CAST.keys["coordinator"]
+    raw = PLAN.to_bytes()
+    board.insert(_plan_message(raw), raw)
+    me = make_participant(CAST, board, "auditor", tmp_path)
+    body = {"rounds": 1} if kind is Kind.FINISHED else {"code": "cohort", "message": "too few"}
+    if not restarted:
+        me.join(wait_s=5.0)
+    board.insert(signed(CAST.roster, key, PLAN, kind, "coordinator", body))
+    if restarted:
+        me.join(wait_s=5.0)
+    for _ in range(2):
+        me.sync()
+    assert me.index.find(kind, sender="coordinator") is not None
+    # An export may take minutes now, and fetches from the board.
+    client = cast(MemoryClient, me.client)
+    assert client.read_to < len(board.rows)
+    me.say_goodbye()
+    assert client.read_to == len(board.rows)
