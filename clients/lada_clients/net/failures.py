@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from lada_clients.net.connection import NotNow
 from lada_clients.net.participant import GOODBYE_S, Participant, joined_study
 from lada_protocol.events import EventLog
 from lada_protocol.failure_codes import FailureCode
@@ -53,7 +54,10 @@ def told_as(code: FailureCode) -> Iterator[None]:
 
 
 def told_by(error: Exception) -> FailureCode | None:
-    """The code for an error; None where the others know already, as the study's own end."""
+    """The code for an error; None where the others know already, or nobody can be told."""
+    if isinstance(error.__cause__, NotNow):
+        # The board was tried for long enough.
+        return None
     if isinstance(error, StudyFailed | UnfitStudy):
         return error.told
     for kind, code in (

@@ -136,7 +136,11 @@ class LlmChecks:
             FileHashes(None),
             template=settings.model.calling.sha256,
         )
-        yield fine(found.sentence(), **found.model_dump())
+        yield fine(
+            f"{found.sentence()}; weights {found.weights_sha256[:12]}..., tokenizer "
+            f"{found.tokenizer_sha256[:12]}..., template {found.template_sha256[:12]}...",
+            **found.model_dump(),
+        )
 
     def folder(self) -> Iterator[Found]:
         """See `folder_findings`."""

@@ -24,7 +24,7 @@ from lada_secure.privacy.accounting.accountant import epsilon
 
 # A header with its signature, measured over a study of the preset tiny; an entry of a ledger or of
 # a transcript likewise. They hold hashes and ids, so they hardly vary.
-HEADER_BYTES: Final = 850
+HEADER_BYTES: Final = 650
 LEDGER_ENTRY_BYTES: Final = 1_150
 TRANSCRIPT_ENTRY_BYTES: Final = 195
 CERTIFICATE_BYTES: Final = 800
@@ -32,7 +32,7 @@ CERTIFICATE_BYTES: Final = 800
 TOKEN_BYTES: Final = 6
 # Sums that every round opens, with a transfer or without.
 _EVERY_ROUND: Final = (STATISTICS, DEMAND)
-_COORDINATE_BYTES: Final = 22
+_COORDINATE_BYTES: Final = 8
 _DIMENSIONS: Final = {"hashed-ngrams": 128, "minilm": 384}
 
 
@@ -68,7 +68,7 @@ class Steps(_Part):
 class Traffic(_Part):
     """Bytes of one site's line over the study, without TLS and HTTP/2.
 
-    once: for plan, pool and keys. The rest is per round. texts: how much of it all, at most, is
+    once: for plan, pool and clusters. The rest is per round. texts: how much of it all, at most, is
     written by models; that much less it may be.
     """
 
@@ -153,14 +153,12 @@ def _steps(plan: StudyPlan) -> Steps:
 
 
 def _traffic(plan: StudyPlan, *, sites: int, pool_bytes: int) -> Traffic:
-    purposes = purposes_of(plan)
-    keys = sum(purpose_parameters(plan, one).public_key_bytes for one in purposes)
     dimensions = _DIMENSIONS.get(plan.embedder, max(_DIMENSIONS.values()))
     clusters = plan.allocation.clusters * dimensions * _COORDINATE_BYTES
     once_up = 2 * HEADER_BYTES + CERTIFICATE_BYTES + 2 * LEDGER_ENTRY_BYTES
     # Plan, pool, clusters, keys; of every site acceptance, receipt and admission.
-    headers = 3 + len(purposes) + 3 * sites
-    once_down = pool_bytes + len(plan.to_bytes()) + clusters + keys
+    headers = 3 + len(purposes_of(plan)) + 3 * sites
+    once_down = pool_bytes + len(plan.to_bytes()) + clusters
     once_down += headers * HEADER_BYTES + (1 + sites) * CERTIFICATE_BYTES
     ups, downs, texts = 0, 0, 0
     for round_id in range(plan.rounds):
@@ -191,6 +189,8 @@ def _round_traffic(plan: StudyPlan, round_id: int, *, sites: int) -> tuple[int, 
     answers = 0 if transfer is None else transfer.budget * text
     purposes = [one for one in purposes_of(plan) if transfer is not None or one in _EVERY_ROUND]
     sealed = sum(purpose_parameters(plan, one).sealed_bytes for one in purposes)
+    # Whoever seals fetches the aggregate key for it.
+    keys = sum(purpose_parameters(plan, one).public_key_bytes for one in purposes)
     opened = sum(
         purpose_length(plan, one) * (1 + len(str(sites * site_bound_of(plan, one))))
         for one in purposes
@@ -202,7 +202,7 @@ def _round_traffic(plan: StudyPlan, round_id: int, *, sites: int) -> tuple[int, 
     # trained, close and receipts; transcript, and with a transfer inquiry and update.
     read = len(purposes) * (2 + sites) + 2 + 4 * sites + 3 + (0 if transfer is None else 2)
     entries = len(purposes) * (3 + 2 * sites) + 2 + 5 * sites + (0 if transfer is None else 2)
-    down = read * HEADER_BYTES + opened + scoring.scores_bytes(plan.pool_size) + paths
+    down = read * HEADER_BYTES + keys + opened + scoring.scores_bytes(plan.pool_size) + paths
     down += entries * TRANSCRIPT_ENTRY_BYTES
     return up, down, paths + answers
 
@@ -231,12 +231,12 @@ def outlook_sentences(outlook: Outlook) -> tuple[str, ...]:
         f"{privacy.target_delta:g}, for each {privacy.unit} (at most "
         f"{privacy.max_records_per_unit} records); alone: {alone}",
         f"  work     {steps.rounds} rounds of {steps.private_per_round:,} private steps, "
-        f"{steps.private:,} in all{pool}; about {steps.units_per_step:g} of {privacy.unit} a step",
+        f"{steps.private:,} in all{pool}; denominator {steps.units_per_step:g} units a step",
         f"  traffic  {_megabytes(traffic.up_bytes)} up and {_megabytes(traffic.down_bytes)} down; "
         f"{_megabytes(traffic.round_up_bytes)} and {_megabytes(traffic.round_down_bytes)} a round. "
         f"It rests on {traffic.rests_on}",
         f"  time     {time.line_s:.0f} s of transfer at {time.line_bits_per_s / 1e6:g} Mbit/s; no "
-        f"forecast of computing. It rests on {time.rests_on} ({time.phase_timeout_s:g} s)",
+        f"forecast of computing. It rests on {time.rests_on}",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.errors import ParameterError
 from lada_secure.method.plan import STATISTICS
 from lada_server.board.store import BoardStore
+from lada_server.check.outlook import Proposal
 from lada_server.commands import app
 from lada_server.runner import propose
 from lada_server.settings import ServerSettings
@@ -70,6 +72,11 @@ def test_a_study_as_it_should_be_is_told_with_all_that_it_asks_and_nothing_is_lo
     assert len(identity["facts"]["weights_sha256"]) == 64
     assert "free" in told(found, "model.memory")
     assert tree(checked_run.root.parent) == before
+
+
+def test_the_schema_is_that_of_the_page() -> None:
+    page = Path(__file__).parents[3] / "docs" / "proposal.schema.json"
+    assert json.loads(page.read_text()) == Proposal.model_json_schema()
 
 
 def test_people_read_the_same_in_lines(checked_run: RunLayout) -> None:

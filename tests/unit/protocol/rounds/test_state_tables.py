@@ -360,3 +360,14 @@ def test_a_site_that_refused_and_comes_back_hears_that_it_refused() -> None:
     seen = [*STORY, message(Kind.REFUSAL, LATE)]
     found = next_task("Site", line(seen, None, party=LATE))
     assert found == Done(failure="site-d refused the plan")
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.COHORT, Kind.MASK_KEY, Kind.OPENED, Kind.TRAINED, Kind.CLOSE]
+)
+@pytest.mark.parametrize("who", ["site-b", A])
+def test_that_a_party_has_ended_changes_what_nobody_does_next(kind: Kind, who: str) -> None:
+    ended = message(Kind.FAILED, who, {"code": "disk", "message": ""}, purpose=STATISTICS)
+    for party in ("Site", "Coordinator", "Auditor"):
+        before, after = line(cut(kind), None), line([*cut(kind), ended], None)
+        assert next_task(party, before) == next_task(party, after)
