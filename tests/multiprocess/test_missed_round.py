@@ -17,7 +17,7 @@ from lada_secure.privacy.ledger.entries import ReserveEntry, parse_ledger_lines
 
 LADA = str(Path(sys.executable).with_name("lada"))
 # Long for whoever trains, short for whoever waits for a site that is gone.
-PHASE_TIMEOUT_S = 60.0
+PHASE_TIMEOUT_S = 90.0
 
 
 def lada(federation, *words):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lada_clients.net.failures import told_as
-from lada_clients.net.participant import GOODBYE_S, Participant
+from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
@@ -23,6 +23,7 @@ from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_b
 from lada_clients.site.gates.slm import SiteSlm, file_hashes
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults
+from lada_clients.site.ledger.shown import ShownLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.public_material import read_public_material
 from lada_clients.site.settings import SitePolicy, SiteSettings
@@ -40,17 +41,12 @@ from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, PathsBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.errors import LocalProtocolError, TransportError
+from lada_secure.errors import LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import spending
-from lada_secure.privacy.ledger.entries import (
-    DecisionEntry,
-    LedgerEntry,
-    ReserveEntry,
-    format_ledger_lines,
-)
+from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry
 from lada_secure.privacy.released import Released, post_process
 
 LOG = logging.getLogger(__name__)
@@ -71,11 +67,13 @@ class Site:
     now: Callable[[], datetime]
     display: TrainingDisplay
     _exchanges: SiteExchanges = field(init=False)
+    _ledger: ShownLedger = field(init=False)
     _slm: SiteSlm = field(init=False)
     _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
         self._exchanges = SiteExchanges(participant=self.participant, secrets=self.secrets)
+        self._ledger = ShownLedger(participant=self.participant, book=self.book)
         self._slm = SiteSlm(settings=self.settings, hashes=file_hashes(self.settings))
 
     def run(self) -> None:
@@ -91,11 +89,11 @@ class Site:
         try:
             self.loop.run()
         except StudyFailed as error:
-            if missing := self._not_countersigned():
+            if missing := self._ledger.not_countersigned():
                 told = error.told or FailureCode.LEDGER_NOT_SHOWN
                 raise StudyFailed(f"{error}; {missing}", told=told) from error
             raise
-        if missing := self._not_countersigned():
+        if missing := self._ledger.not_countersigned():
             raise StudyFailed(missing, told=FailureCode.LEDGER_NOT_SHOWN)
         # Every mask and query of the study was used; no later message needs their keys.
         for use in ("mask", "scores"):
@@ -106,7 +104,7 @@ class Site:
         """What this site does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_site_task(me.index, site=me.party, unshown=self._unshown()),
+            lambda: next_site_task(me.index, site=me.party, unshown=self._ledger.unshown()),
             {
                 Kind.LEDGER: Handler("close", lambda t: self._show_late(t.attempt)),
                 Kind.ACCEPTANCE: Handler("plan", lambda _: self._review()),
@@ -274,26 +272,9 @@ class Site:
         paid_by = self.learner.released_adapters(round_id).paid_by
         me.post(Kind.TRAINED, {"paid_by": paid_by}, round_id=round_id)
 
-    def _shown(self) -> int:
-        """How many entries of the ledger the auditor was shown in this study."""
-        me = self.participant
-        heads = [
-            int(message.header.body["head_index"]) + 1
-            for message in me.index.sent(Kind.LEDGER)
-            if message.header.sender == me.party
-        ]
-        return max(heads, default=0)
-
-    def _reserved_since(self, first: int) -> list[ReserveEntry]:
-        """This study's reservations from an entry on."""
-        study = self.participant.plan.study_id
-        entries = self.book.entries()[first:]
-        return [one for one in entries if isinstance(one, ReserveEntry) and one.study_id == study]
-
-    def _unshown(self) -> int | None:
-        """The round of the newest reservation of this study that the auditor was not shown."""
-        reserved = self._reserved_since(self._shown())
-        return reserved[-1].round_id if reserved else None
+    def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
+        """Show the auditor every entry since the last part, before anything they paid for."""
+        return self._ledger.show(round_id, purpose)
 
     def _show_late(self, place: Attempt) -> None:
         """Show what was spent on a round that went on without this site."""
@@ -302,60 +283,6 @@ class Site:
             place.round_id,
         )
         self._post_ledger(place.round_id, place.purpose)
-
-    def _not_countersigned(self) -> str:
-        """What this study has spent beyond the auditor's receipts, in words; empty for nothing.
-
-        The auditor gets a moment to answer: the ledger may have been shown just now.
-        """
-        me, deadline = self.participant, time.monotonic() + GOODBYE_S
-        while missing := self._reserved_since(self._countersigned()):
-            if time.monotonic() > deadline:
-                break
-            try:
-                me.sync(wait_s=1.0, patience_s=GOODBYE_S)
-            except TransportError:
-                break
-        if not missing:
-            return ""
-        spent, known = self._study_epsilon(), self._study_epsilon(self._countersigned())
-        return (
-            f"the auditor has not countersigned {len(missing)} reservations of this ledger: it "
-            f"says epsilon {spent:.3f} of this study, the auditor's copy {known:.3f}. What is "
-            "spent stays spent; the whole ledger is shown with the next acceptance, so keep it"
-        )
-
-    def _countersigned(self) -> int:
-        """How many entries of the ledger the auditor has answered with a receipt."""
-        me = self.participant
-        heads = [
-            int(message.header.body["head_index"]) + 1
-            for message in me.index.sent(Kind.RECEIPT)
-            if message.header.to == me.party
-        ]
-        return max(heads, default=0)
-
-    def _study_epsilon(self, entries: int | None = None) -> float:
-        """What so many entries, or all, say that this study has spent."""
-        study = self.participant.plan.study_id
-        told = [
-            one.study_epsilon_after
-            for one in self.book.entries()[:entries]
-            if isinstance(one, ReserveEntry) and one.study_id == study
-        ]
-        return told[-1] if told else 0.0
-
-    def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
-        """Show the auditor every entry since the last part, before anything they paid for."""
-        me, entries = self.participant, self.book.entries()
-        first, head = self._shown(), entries[-1]
-        return me.post(
-            Kind.LEDGER,
-            {"first_index": first, "head_index": head.index, "head_hash": head.entry_hash},
-            lambda: format_ledger_lines(entries[first:]),
-            round_id=round_id,
-            purpose=purpose,
-        )
 
     @property
     def learner(self) -> SiteLearner:

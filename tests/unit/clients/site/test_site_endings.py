@@ -88,7 +88,7 @@ def without_it(site: Reviewing, *, rounds: int = PLAN.rounds) -> None:
 def test_a_site_that_missed_a_round_shows_what_it_spent_on_it_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lada_clients.site.service.GOODBYE_S", 0.0)
+    monkeypatch.setattr("lada_clients.site.ledger.shown.GOODBYE_S", 0.0)
     site = accepted(tmp_path)
     # Killed after training was paid for, before the auditor was shown it; the others went on.
     site.book.commit(site.book.reserve(training_spec(PLAN, 0)), b"adapters")
@@ -116,8 +116,8 @@ def test_a_site_whose_ledger_is_countersigned_to_its_end_says_nothing_of_it(
     site.site._post_ledger(0, TRAINING)
     receipt(site, site.book.entries()[-1].index, purpose=TRAINING)
     site.site.participant.sync()
-    assert site.site._not_countersigned() == ""
-    assert site.site._unshown() is None
+    assert site.site._ledger.not_countersigned() == ""
+    assert site.site._ledger.unshown() is None
 
 
 @pytest.mark.parametrize(
