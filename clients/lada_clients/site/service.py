@@ -194,9 +194,7 @@ class Site:
         """
         pool, _ = read_public_material(self.participant)
         check_slm_memory(self.settings, self.participant.plan, self.files, pool)
-        with told_as(FailureCode.MODEL):
-            learner = self.learner
-        check_with_model(learner, self.files, self.policy)
+        check_with_model(self.learner, self.files, self.policy)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
@@ -291,15 +289,18 @@ class Site:
             plan, files = self.participant.plan, self.files
             bound = plan.privacy.max_records_per_unit
             self._check_slm()
-            self._learner = SiteLearner.load(
-                plan,
-                self.settings,
-                read_public_material(self.participant),
-                files.units(self.policy, max_records_per_unit=bound),
-                held_out=() if files.held_out is None else files.held_out.records,
-                book=self.book,
-                memory=self.memory,
-            )
+            # Outside of what is told: it reads the records.
+            units = files.units(self.policy, max_records_per_unit=bound)
+            with told_as(FailureCode.MODEL):
+                self._learner = SiteLearner.load(
+                    plan,
+                    self.settings,
+                    read_public_material(self.participant),
+                    units,
+                    held_out=() if files.held_out is None else files.held_out.records,
+                    book=self.book,
+                    memory=self.memory,
+                )
             self._check_slm()
         return self._learner
 
