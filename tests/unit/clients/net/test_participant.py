@@ -12,6 +12,7 @@ from simulated_parties import make_world
 from lada_clients.net.participant import Participant
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import read_roster
+from lada_protocol.rounds.tasks import Done
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
@@ -139,14 +140,15 @@ def test_the_board_hears_that_the_end_was_read_by_the_goodbye_alone(
     raw = PLAN.to_bytes()
     board.insert(_plan_message(raw), raw)
     me = make_participant(CAST, board, "auditor", tmp_path)
-    body = {"rounds": 1} if kind is Kind.FINISHED else {"code": "cohort", "message": "too few"}
+    body = {"rounds": 1} if kind is Kind.FINISHED else {"code": "cohort", "message": "few"}
     if not restarted:
         me.join(wait_s=5.0)
     board.insert(signed(CAST.roster, key, PLAN, kind, "coordinator", body))
     if restarted:
         me.join(wait_s=5.0)
+    loop = me.run_loop(lambda: Done(), {})
     for _ in range(2):
-        me.sync()
+        loop.next_task()
     assert me.index.find(kind, sender="coordinator") is not None
     # An export may take minutes now, and fetches from the board.
     client = cast(MemoryClient, me.client)
