@@ -16,7 +16,6 @@ from lada_secure.data.importing.conversion import (
     Candidate,
     Converter,
     check_constants,
-    record_line,
 )
 from lada_secure.data.importing.mapping import Mapping as Settings
 from lada_secure.data.importing.mapping import parse_mapping
@@ -36,7 +35,7 @@ from lada_secure.data.importing.seen import Seen
 from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.importing.splits import is_held_out, read_salt, salt_path, unit_digest
 from lada_secure.data.record_faults import MAX_LINE_BYTES
-from lada_secure.data.records import Record, inspect_records, parse_records, read_pool
+from lada_secure.data.records import Record, inspect_records, parse_records, read_pool, record_line
 from lada_secure.data.unit_ids import canonical_unit
 from lada_secure.errors import LadaError, ParameterError
 from lada_secure.storage.whole_files import read_file
@@ -207,7 +206,7 @@ class _Writing:
         self._mapping, self._salt, self._out, self._seen = mapping, salt, out, seen
         self._progress = progress
         self._only = tuple(mapping.source.only.items())
-        self._converter = Converter(mapping.record, key=salt)
+        self._converter = Converter(mapping, key=salt)
         self._rows = self._passed_over = self._records = self._held_out = 0
         self._reasons: Counter[str] = Counter()
         self._looks: Counter[str] = Counter()

@@ -16,9 +16,11 @@ from lada_secure.data.importing.guessing import presets
 from lada_secure.data.importing.mapping import (
     AnswerField,
     ChoicesField,
+    PoolSettings,
     RecordFields,
     SourceSettings,
     SplitSettings,
+    TaskSettings,
     UnitField,
 )
 from lada_secure.data.importing.rows import REASONS
@@ -69,7 +71,11 @@ def test_the_page_does_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "model", [SourceSettings, RecordFields, UnitField, AnswerField, ChoicesField, SplitSettings]
+    "model",
+    [
+        *(SourceSettings, RecordFields, UnitField, AnswerField, ChoicesField, SplitSettings),
+        *(TaskSettings, PoolSettings),
+    ],
 )
 def test_the_page_names_every_key_of_a_mapping(model: type[BaseModel]) -> None:
     named = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", PROSE))))
