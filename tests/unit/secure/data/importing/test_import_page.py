@@ -28,7 +28,9 @@ from lada_secure.errors import LadaError
 
 PAGE = (Path(__file__).parents[5] / "docs" / "import-data.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-BLOCKS = re.findall(r"```(csv|toml|console|text)\n(.*?)```", PAGE, re.DOTALL)
+# The pool's section has a test beside its commands.
+OF_RECORDS = re.sub(r"\n## The public pool\n.*?(?=\n## )", "", PAGE, flags=re.DOTALL)
+BLOCKS = re.findall(r"```(csv|toml|console|text)\n(.*?)```", OF_RECORDS, re.DOTALL)
 SALT = "05"
 
 
