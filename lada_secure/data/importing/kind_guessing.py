@@ -23,11 +23,12 @@ def kind_remarks(answers: Sequence[str]) -> Iterator[str]:
     Args: answers: of the first rows, empty ones left out.
     """
     labels = sorted(set(answers))
+    numbers = bool(answers) and all(read_number(one) is not None for one in answers)
     if 2 <= len(labels) <= MAX_CHOICES and len(answers) >= _OFTEN * len(labels):
         unknown = [one for one in labels if normalised(one) in _UNKNOWN]
         knows = len(labels) == 3 and len(unknown) == 1 and _YES & set(map(normalised, labels))
         constant = json.dumps(labels, ensure_ascii=False).replace("\x7f", "\\u007f")
-        yield f"# Only {len(labels)} different answers so far: labels, perhaps. Then in [record]:"
+        yield f"# Only {len(labels)} different answers so far: labels, perhaps. Then, in [record]:"
         yield f"#   choices = {{ constant = {constant} }}"
         yield "# and as a table of its own, for evaluations:"
         yield "#   [task]"
@@ -36,8 +37,8 @@ def kind_remarks(answers: Sequence[str]) -> Iterator[str]:
             yield f'#   kind = "yes_no_unknown"\n#   unknown = {quoted}'
         else:
             yield '#   kind = "classification"'
-    elif answers and all(read_number(one) is not None for one in answers):
-        yield "# The answers are numbers, perhaps. Then as a table of its own, for evaluations:"
+    if numbers:
+        yield "# The answers are numbers, perhaps. Then, as a table of its own, for evaluations:"
         yield "#   [task]"
         yield '#   kind = "number"'
         yield "#   tolerance = 0.05  # how far off is right, as a share of the gold number"
