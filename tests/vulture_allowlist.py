@@ -87,3 +87,6 @@ _.text_factory
 _.is_loaded_in_4bit
 _.is_loaded_in_8bit
 _.support_avx512bf16_for_cpu
+
+# Called by brackets alone.
+_.__getitem__

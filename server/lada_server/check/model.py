@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,7 +14,6 @@ from lada_secure.method.llm_round import GENERATION_BATCH_SIZE
 from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR
 from lada_secure.models.adapters import adapter_targets
 from lada_secure.models.embedding import check_embedder
-from lada_secure.models.endpoint.opening import ServedFolder, reach_endpoint
 from lada_secure.models.fingerprints import FileHashes, identify
 from lada_secure.models.loading import LanguageModel, model_folder, quiet_transformers
 from lada_secure.models.model_checks import (
@@ -29,7 +27,8 @@ from lada_secure.models.model_checks import (
 from lada_secure.models.text_model import TextModel
 from lada_secure.privacy.accounting.planning import delta_warnings
 from lada_server.check.reading import CoordinatorReading
-from lada_server.study.coordinator import LLM_FOLDER, PLAN_FILE, open_llm
+from lada_server.study.coordinator import PLAN_FILE
+from lada_server.study.llm_look import look_at_llm
 from lada_server.study.llm_memory import forecast_llm
 from lada_server.study.proposal import (
     changed_since,
@@ -42,8 +41,6 @@ from lada_server.study.proposal import (
 )
 
 _SERVED: Final = "the LLM is behind a server"
-# A server that is not there now is not waited for.
-_PATIENCE_S: Final = 5.0
 
 
 class LlmChecks:
@@ -215,13 +212,4 @@ class LlmChecks:
         yield fine(f"every sample fits into {lm.max_tokens} tokens with its path")
 
     def _load(self) -> TextModel:
-        settings, form = self._coordinator.settings, self._coordinator.study.form
-        if isinstance(settings.llm, str):
-            return open_llm(settings).model.with_form(form)
-        served, _ = reach_endpoint(
-            replace(settings.llm.address(), patience_s=_PATIENCE_S),
-            tokenizer=settings.llm.tokenizer,
-            before=ServedFolder(folder=settings.state_dir / LLM_FOLDER).fingerprint(),
-            calling=settings.model.calling,
-        )
-        return served.with_form(form)
+        return look_at_llm(self._coordinator.settings, self._coordinator.study.form)
