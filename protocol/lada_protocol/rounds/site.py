@@ -32,8 +32,9 @@ class _SiteView(RoundView):
         over = self.over()
         if over is not None:
             return over
-        if self.find(Kind.REFUSAL, self.me) is not None:
-            return Done(failure=f"{self.me} refused the plan")
+        left = self.find(Kind.REFUSAL, self.me)
+        if left is not None:
+            return Done(failure=fault_of(left))
         owed = self.owed(Kind.ACCEPTANCE)
         if owed is not None:
             return owed

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from lada_clients.auditor.commands import app as auditor_app
 from lada_clients.ca.authority import issue_party
-from lada_clients.site import runner
+from lada_clients.site import decisions
+from lada_clients.site.approval import DecisionRefused
 from lada_clients.site.commands import app as site_app
 from lada_clients.site.ledger.population import check_shown, is_new, renew_key, restart
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
@@ -279,9 +280,10 @@ def test_a_site_can_leave_a_study_with_a_file_that_it_could_not_approve_with(
     def online(*_settings: object) -> None:
         raise LedgerError("online")
 
-    monkeypatch.setattr(runner, "_joined", online)
+    monkeypatch.setattr(decisions, "_waiting_study", online)
     with pytest.raises(ParameterError, match=r"records\.jsonl:1: is not JSON"):
-        runner.decide(parties.site, "study", "approve", "dr-meyer")
-    for leaving in ("refuse", "withdraw"):
-        with pytest.raises(LedgerError, match="online"):
-            runner.decide(parties.site, "study", leaving, "dr-meyer")  # type: ignore[arg-type]
+        decisions.approve(parties.site, "study", by="dr-meyer")
+    with pytest.raises(LedgerError, match="online"):
+        decisions.refuse(parties.site, "study", by="dr-meyer")
+    with pytest.raises(DecisionRefused, match="nobody here has decided about it"):
+        decisions.withdraw(parties.site, "study", by="dr-meyer")

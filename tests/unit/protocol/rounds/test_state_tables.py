@@ -160,7 +160,7 @@ SITE = [
     line([*cut(Kind.COHORT), message(Kind.FAILED, C)], Done(failure="coordinator gave no")),
     line(
         [*cut(Kind.ACCEPTANCE), message(Kind.REFUSAL, "site-a")],
-        Done(failure="site-a refused the plan"),
+        Done(failure="site-a gave no"),
     ),
     line(cut(Kind.ACCEPTANCE), Post(kind=Kind.ACCEPTANCE)),
     line(cut(Kind.ADMISSION), waits("plan", "the admission", A)),
