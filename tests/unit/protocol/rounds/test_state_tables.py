@@ -162,6 +162,7 @@ SITE = [
         [*cut(Kind.ACCEPTANCE), message(Kind.REFUSAL, "site-a")],
         Done(failure="site-a gave no"),
     ),
+    line(cut(Kind.MASK_KEY), None),
     line(cut(Kind.ACCEPTANCE), Post(kind=Kind.ACCEPTANCE)),
     line(cut(Kind.ADMISSION), waits("plan", "the admission", A)),
     line(
