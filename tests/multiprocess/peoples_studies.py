@@ -123,8 +123,8 @@ class PeoplesStudy:
         ends_s = time.monotonic() + PATIENCE_S
         while not found():
             assert time.monotonic() < ends_s, what
-            ended = {party: one.poll() for party, one in self.running.items()}
-            assert set(ended.values()) == {None}, (what, ended)
+            ended = [one for one in self.running.values() if one.poll() is not None]
+            assert not ended, (what, ended[0].communicate()[0])
             time.sleep(0.3)
 
     def until_it_asks(self, site):

@@ -290,13 +290,21 @@ def _alone(settings: SiteSettings, work: Callable[[], None]) -> bool:
 def _tell(settings: SiteSettings, participant: Participant, code: RefusalCode) -> str:
     """Tell the others, or leave it to the process that speaks for this site now."""
     body = {"code": code.value, "message": peoples_refusal(code, site=settings.party)}
-    if _alone(settings, lambda: _post_refusal(participant, body)):
-        return "The others have been told that, and no reason."
+
+    def post() -> None:
+        participant.post(Kind.REFUSAL, body)
+
+    try:
+        if _alone(settings, post):
+            return "The others have been told that, and no reason."
+    except (PeerError, TransportError) as error:
+        # The decision stands all the same.
+        return _not_told(str(error))
     return "`lada site run`, which works here now, tells the others that, and no reason."
 
 
-def _post_refusal(participant: Participant, body: dict[str, str]) -> None:
-    participant.post(Kind.REFUSAL, body)
+def _not_told(reason: str) -> str:
+    return f"The others were not told ({reason}); `lada site run` tells them when it is started"
 
 
 def _tell_withdrawal(settings: SiteSettings, policy: SitePolicy, known: DecisionEntry) -> str:
@@ -309,7 +317,7 @@ def _tell_withdrawal(settings: SiteSettings, policy: SitePolicy, known: Decision
             reason = "the coordinator has another plan by now"
     except (DecisionRefused, ParameterError, PeerError) as error:
         reason = str(error)
-    return f"The others were not told ({reason}); `lada site run` tells them when it is started"
+    return _not_told(reason)
 
 
 def _now() -> datetime:

@@ -32,6 +32,7 @@ from lada_protocol.rounds.refusals import RefusalCode, peoples_refusal
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done
 from lada_protocol.run_loop import StudyFailed
+from lada_protocol.wire.messages import MAX_SENTENCE
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
@@ -39,7 +40,6 @@ from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
 LOG = logging.getLogger(__name__)
 # Between two looks at the ledger and the board while people decide.
 LOOK_S: Final = 2.0
-_MOST_CHARACTERS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,17 +98,17 @@ class PlanReview:
             return
         self._decide("refuse", "; ".join(faults))
         message = f"{self.participant.party} refuses the plan: {'; '.join(faults)}"
-        self._refuse(code, message[:_MOST_CHARACTERS])
+        self._refuse(code, message[:MAX_SENTENCE])
 
     def _faults(self) -> tuple[RefusalCode, tuple[str, ...]]:
         """Why policy or budget refuse the plan, and the code of that; nothing where they do not."""
         plan, entries = self._plan, self.book.entries()
         faults = plan_faults(plan, self.policy, roster=self.participant.roster, now=self.now())
         faults += reused_name_faults(entries, plan)
+        if faults:
+            return RefusalCode.POLICY, faults
         over = planned_budget(plan, self.policy, spent=spending(entries)).fault()
-        if not faults and over:
-            return RefusalCode.OVER_BUDGET, (over,)
-        return RefusalCode.POLICY, faults
+        return RefusalCode.OVER_BUDGET, (over,) if over else ()
 
     def _await_people(self) -> bool:
         """Wait until a person has decided, or nobody has in time, which is a refusal.

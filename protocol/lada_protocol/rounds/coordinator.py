@@ -12,7 +12,13 @@ from lada_protocol.rounds.refusals import has_left
 from lada_protocol.rounds.secure_aggregation import purposes_of
 from lada_protocol.rounds.tasks import GiveUp, Post, RoundView, Task
 from lada_protocol.rounds.transcript import missing_from_round
-from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
+from lada_protocol.wire.messages import (
+    MAX_SENTENCE,
+    CohortBody,
+    InquiryBody,
+    fault_of,
+    parse_body,
+)
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 # Stands in `given_up` for the time before the first round.
@@ -59,7 +65,7 @@ class _CoordinatorView(RoundView):
         if len(accepted) < self.plan.min_cohort:
             reasons = f" ({'; '.join(refused)})" if refused else ""
             needed = f"{len(accepted)} sites take part, {self.plan.min_cohort} are needed{reasons}"
-            return GiveUp(code=TOO_FEW, message=needed)
+            return GiveUp(code=TOO_FEW, message=needed[:MAX_SENTENCE])
         return replace(self, accepted=tuple(accepted)).first_of_rounds() or Post(kind=Kind.FINISHED)
 
     def answers(self) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -124,7 +130,8 @@ class _CoordinatorView(RoundView):
             return self.wait("distillation", "training", *late)
         if len(cohort) - len(self.silent(Kind.TRAINED, cohort)) < self.plan.min_cohort:
             # What was paid for is spent, and nobody may take it for a study that was carried out.
-            return GiveUp(code=TOO_FEW, message=self.missing() + self.leavers())
+            message = self.missing() + self.leavers()
+            return GiveUp(code=TOO_FEW, message=message[:MAX_SENTENCE])
         task = self.uplink(present) if self.plan.transfer_in(self.round_id) is not None else None
         return task or self.owed(Kind.TRANSCRIPT)
 
@@ -169,7 +176,7 @@ class _CoordinatorView(RoundView):
             if len(alive) < self.plan.min_cohort:
                 needed = f"{len(alive)} sites are left, {self.plan.min_cohort} are needed"
                 message = f"round {self.round_id}: {needed}{self.leavers()}"
-                return GiveUp(code=TOO_FEW, message=message)
+                return GiveUp(code=TOO_FEW, message=message[:MAX_SENTENCE])
             fresh = self.attempt(purpose, attempt.number + 1)
             return Post(kind=Kind.COHORT, attempt=fresh, sites=tuple(sorted(alive)))
         if index.at(Kind.OPENED, attempt, sender=auditor) is not None:

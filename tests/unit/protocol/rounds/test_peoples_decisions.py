@@ -133,6 +133,13 @@ def test_a_study_that_is_too_small_says_who_decided_what_and_who_was_silent() ->
     )
 
 
+def test_what_many_sites_say_still_fits_into_a_message() -> None:
+    board = Board(sites=tuple(f"hospital-with-a-long-name-{at:02d}" for at in range(30)))
+    task = board.task(*((-1, site) for site in board.sites))
+    assert isinstance(task, GiveUp)
+    assert FaultBody(code=task.code, message=task.message).message.startswith("0 sites take part")
+
+
 def test_a_site_that_withdraws_is_left_out_of_the_attempt_at_once_and_of_all_later_ones() -> None:
     board = Board()
     for site in FOUR:
