@@ -143,8 +143,8 @@ class ShownPlan:
         others = ", ".join(one.id for one in self.roster.sites if one.id != self.site)
         return (
             f"It goes to {coordinator} (coordinator), {auditor} (auditor) and {others} (sites): "
-            f"sealed counts pass through {coordinator} and {auditor}, who alone opens their sum; "
-            f"the sum is read by all. {auditor} alone reads this site's privacy ledger."
+            f"sealed counts pass through {coordinator}, only {auditor} opens their sum, and all "
+            f"read the sum. Only {auditor} reads this site's privacy ledger."
         )
 
     def _people(self) -> str:
