@@ -36,10 +36,20 @@ class FailureCode(StrEnum):
         "the study would pass what is left of its privacy budget",
         "propose less epsilon, or go on without it",
     )
-    NOT_APPROVED = (
-        "not_approved",
-        "nobody there has approved the plan",
-        "its people read it with `lada site show` and decide",
+    REFUSED_BY_PERSON = (
+        "refused_by_person",
+        "a person there decided against the plan",
+        "ask its people; what they gave as their reasons stays there",
+    )
+    UNDECIDED = (
+        "undecided",
+        "nobody there decided in time",
+        "its people read the next plan with `lada site show`; give them longer to decide",
+    )
+    WITHDRAWN = (
+        "withdrawn",
+        "a person there withdrew it from the study",
+        "ask its people; the others go on if they are enough",
     )
     MODEL = (
         "model",

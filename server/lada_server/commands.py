@@ -130,6 +130,8 @@ def _show(status: Status) -> None:
         typer.echo(
             f"waiting for {parties} since {status.waiting.since} because {status.waiting.because}"
         )
+        if status.waiting.until is not None:
+            typer.echo(f"people there may decide until {status.waiting.until}")
     if status.failure is not None:
         code = f" ({status.code})" if status.code else ""
         typer.echo(f"failed{code}: {status.failure}")

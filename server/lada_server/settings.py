@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from lada_protocol.party_files import ModelSettings, PartySettings, model_beside
 from lada_protocol.settings import Settings
@@ -111,6 +111,9 @@ class StudySettings(Settings):
     study_id: StudyId
     title: Annotated[str, Field(max_length=200)]
     valid_days: Annotated[float, Field(gt=0, le=3650)]
+    approval_days: Annotated[
+        float | None, Field(gt=0, le=3650, description="how long people at sites may decide")
+    ] = None
     rounds: Annotated[int, Field(ge=1, le=1000)]
     min_cohort: Annotated[int, Field(ge=3)] = 3
     slm: SlmPlan = SlmPlan()
@@ -127,6 +130,12 @@ class StudySettings(Settings):
     paths: RationalesPlan
     uplink: TransferPlan | None = None
     guide: ReferenceModelPlan | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.approval_days is not None and self.approval_days > self.valid_days:
+            raise ValueError("approval_days is above valid_days: the plan would be over before it")
+        return self
 
     @property
     def form(self) -> AnswerForm:

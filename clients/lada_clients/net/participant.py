@@ -261,10 +261,13 @@ class Participant:
         except LadaError as error:
             LOG.info("the board was gone before our goodbye: %s", error)
 
-    def wait(self, task: Wait) -> None:
-        """Wait for others, telling the operator for whom, since when and why."""
+    def wait(self, task: Wait, *, poll_s: float = LONG_POLL_S) -> None:
+        """Wait for others, telling the operator for whom, since when and why.
+
+        Args: poll_s: at most so long, where something else than a message may end the wait.
+        """
         self._stall.wait(task, self.events)
-        self.sync(wait_s=LONG_POLL_S)
+        self.sync(wait_s=poll_s)
 
     def _list(self, wait_s: float, patience_s: float = math.inf) -> list[Envelope]:
         rows = self.client.list(self._sequence, wait_s=wait_s, patience_s=patience_s)

@@ -13,29 +13,14 @@ from lada_clients.net.failures import tell_failed, written_state
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
-from lada_clients.site.gates.policy import (
-    describe_budget,
-    describe_plan,
-    plan_faults,
-    planned_budget,
-)
-from lada_clients.site.gates.slm import SiteSlm, describe_slm, file_hashes, slm_faults
-from lada_clients.site.ledger.population import (
-    ledger_path,
-    new_ledger_sentence,
-    open_own_ledger,
-    read_spending,
-)
+from lada_clients.site.ledger.population import open_own_ledger
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.events import Joined, Traffic
-from lada_protocol.plan import StudyPlan, parse_time
+from lada_protocol.plan import StudyPlan
 from lada_protocol.run_loop import StudyFailed
-from lada_secure.errors import LadaError, LedgerError, ParameterError
+from lada_secure.errors import LadaError
 from lada_secure.logs import configure_logs
-from lada_secure.privacy.accounting.fields import check_name
-from lada_secure.privacy.ledger.carried_budget import spending
-from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder
 
@@ -124,65 +109,6 @@ def _tell_traffic(participant: Participant) -> None:
         bytes_up=traffic.up_bytes,
         bytes_down=traffic.down_bytes,
     )
-
-
-def show_plan(settings_path: Path) -> tuple[str, ...]:
-    """The waiting plan in plain words, what it leaves of the budget, and what the policy says."""
-    settings, policy = read_site_settings(settings_path)
-    files = check_files(settings, policy)
-    with _joined(settings, policy) as participant:
-        # Imported here: the libraries of models take seconds, and a refusal should not.
-        from lada_clients.site.gates.memory import describe_slm_memory
-        from lada_clients.site.public_material import posted_pool
-
-        plan = participant.plan
-        model = SiteSlm(settings=settings, hashes=file_hashes(settings)).identity()
-        faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
-        faults += slm_faults(model, plan, policy)
-        verdict = (
-            f"The policy forbids it: {'; '.join(faults)}." if faults else "The policy allows it."
-        )
-        path = ledger_path(settings, policy)
-        budget = describe_budget(plan, policy, spent=read_spending(path))
-        new = () if path.exists() else (f"{new_ledger_sentence(path, policy)}.",)
-        memory = describe_slm_memory(settings, plan, files, posted_pool(participant))
-        return (*describe_plan(plan), *describe_slm(model), memory, *budget, *new, verdict)
-
-
-def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
-    """Record a person's decision about the waiting plan of a study.
-
-    Raises: ParameterError: the waiting plan is another study's. LedgerError: not possible now.
-    """
-    settings, policy = read_site_settings(settings_path)
-    check_name("--by", by)
-    if decision == "approve":
-        # A file that broke must not keep a site in a study.
-        check_files(settings, policy)
-    with _joined(settings, policy) as participant:
-        plan = participant.plan
-        if plan.study_id != study:
-            raise ParameterError(
-                f"the waiting plan is of study {plan.study_id}, not {study}; nothing was recorded"
-            )
-        faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
-        if decision == "approve" and not faults:
-            SiteSlm(settings=settings, hashes=file_hashes(settings)).allowed(plan, policy)
-        if decision == "approve" and faults:
-            raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
-        with open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book:
-            over = planned_budget(plan, policy, spent=spending(book.entries())).fault()
-            if decision == "approve" and over:
-                raise LedgerError(f"the budget forbids it: {over}")
-            book.decide(
-                decision,
-                study_id=plan.study_id,
-                plan_hash=plan.hash,
-                expires=parse_time(plan.expires),
-                decided_by=by,
-                statement=" ".join(describe_plan(plan)),
-            )
-    return f"recorded in the ledger: {by} decided {decision!r} on study {study}"
 
 
 def _now() -> datetime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -19,34 +19,31 @@ from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
 from lada_clients.site.gates.memory import check_slm_memory
 from lada_clients.site.gates.model import check_with_model
-from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.slm import SiteSlm, file_hashes
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults
+from lada_clients.site.ledger.population import check_shown, is_new
 from lada_clients.site.ledger.shown import ShownLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.public_material import read_public_material
+from lada_clients.site.review import PlanReview
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import Accuracy, Epsilon, FellBack, Progress
 from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import Done
+from lada_protocol.rounds.tasks import Done, Post, Task
 from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, PathsBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.errors import LocalProtocolError
+from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.carried_budget import spending
-from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry
 from lada_secure.privacy.released import Released, post_process
 
 LOG = logging.getLogger(__name__)
@@ -76,18 +73,24 @@ class Site:
         self._ledger = ShownLedger(participant=self.participant, book=self.book)
         self._slm = SiteSlm(settings=self.settings, hashes=file_hashes(self.settings))
 
+    @property
+    def _plan_review(self) -> PlanReview:
+        return PlanReview(
+            participant=self.participant, policy=self.policy, book=self.book, now=self.now
+        )
+
     def run(self) -> None:
         """Take part in the study to its end.
 
-        Raises: StudyFailed: the coordinator gave up, or this site refused the plan.
+        Raises: StudyFailed: the coordinator gave up, or this site refused the plan or withdrew.
         """
         me = self.participant
         me.sync()
         check_shown(self.book.entries(), me.index, party=me.party)
-        if not isinstance(next_site_task(me.index, site=me.party), Done):
+        if not isinstance(self._next_task(), Done) and not self._plan_review.withdrawn():
             self._check_slm()
         try:
-            self.loop.run()
+            self._serve()
         except StudyFailed as error:
             if missing := self._ledger.not_countersigned():
                 told = error.told or FailureCode.LEDGER_NOT_SHOWN
@@ -99,12 +102,21 @@ class Site:
         for use in ("mask", "scores"):
             self.secrets.forget(f"{use}-")
 
+    def _serve(self) -> None:
+        try:
+            self.loop.run()
+        except LedgerError:
+            # A person may withdraw in the middle of a step, and the ledger pays for nothing more.
+            if not self._plan_review.withdrawn():
+                raise
+            self._plan_review.leave()
+
     @property
     def loop(self) -> RunLoop:
         """What this site does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_site_task(me.index, site=me.party, unshown=self._ledger.unshown()),
+            self._next_task,
             {
                 Kind.LEDGER: Handler("close", lambda t: self._show_late(t.attempt)),
                 Kind.ACCEPTANCE: Handler("plan", lambda _: self._review()),
@@ -116,34 +128,31 @@ class Site:
                 Kind.TRAINED: Handler("distillation", lambda t: self._distil(t.round_id)),
                 Kind.SITE_PATHS: Handler("uplink", lambda t: self._answer(t.round_id)),
                 Kind.CLOSE: Handler("close", lambda t: me.close_round(t.round_id)),
+                Kind.REFUSAL: Handler("close", lambda _: self._plan_review.leave()),
             },
         )
+
+    def _next_task(self) -> Task:
+        """What the messages so far ask for, unless a person here has withdrawn."""
+        me = self.participant
+        task = next_site_task(me.index, site=me.party, unshown=self._ledger.unshown())
+        leaves = not isinstance(task, Done) and self._plan_review.withdrawn()
+        return Post(kind=Kind.REFUSAL) if leaves else task
 
     def _review(self) -> None:
         """Step 1: accept or refuse; either decision is a ledger entry before it is a message."""
         me, plan = self.participant, self.participant.plan
-        code, faults = self._faults_of_plan()
-        if not faults:
-            # Before the acceptance, and before the ledger has any of it.
-            self.record_files.keep()
-            with told_as(FailureCode.MODEL):
-                model = self._slm.allowed(plan, self.policy)
-            self._check_with_model()
-            # The gate has loaded it since.
-            self._slm.check(model)
-        if faults or self.policy.approval == "policy":
-            self.book.decide(
-                "refuse" if faults else "approve",
-                study_id=plan.study_id,
-                plan_hash=plan.hash,
-                expires=parse_time(plan.expires),
-                decided_by=f"policy-of-{me.party}",
-                statement="; ".join(faults) if faults else " ".join(describe_plan(plan)),
-            )
-        if faults:
-            # What exactly the policy allows, and what is spent, stays here.
-            me.post(Kind.REFUSAL, {"code": str(code), "message": ""})
-            raise StudyFailed(f"{me.party} refuses the plan: {'; '.join(faults)}")
+        if not self._plan_review.passes():
+            # The study ended while people were waited for; the next task says how.
+            return
+        # Before the acceptance, and before the ledger has any of it.
+        self.record_files.keep()
+        with told_as(FailureCode.MODEL):
+            model = self._slm.allowed(plan, self.policy)
+        self._check_with_model()
+        # The gate has loaded it since.
+        self._slm.check(model)
+        self._plan_review.accept()
         # Both may be there after a crash; the acceptance speaks of the ledger that was shown, so
         # that the auditor can tell whether it is the whole one.
         shown = parse_body(self._post_ledger(0, WITH_ACCEPTANCE), LedgerBody)
@@ -162,23 +171,6 @@ class Site:
         # After a crash it may be an earlier acceptance that was sent again.
         self._check_slm()
         self._tell_accuracy("before", round_id=0)
-
-    def _faults_of_plan(self) -> tuple[FailureCode, tuple[str, ...]]:
-        """Why this site refuses the plan, and the code of that; nothing where it may accept."""
-        plan, entries = self.participant.plan, self.book.entries()
-        faults = plan_faults(plan, self.policy, roster=self.participant.roster, now=self.now())
-        faults += reused_name_faults(entries, plan)
-        if faults:
-            return FailureCode.POLICY, faults
-        over = planned_budget(plan, self.policy, spent=spending(entries)).fault()
-        if over:
-            return FailureCode.OVER_BUDGET, (over,)
-        if self.policy.approval == "person" and not _approved(entries, plan):
-            return FailureCode.NOT_APPROVED, (
-                "nobody has approved it here; read it with `lada site show` and decide with "
-                f"`lada site approve {plan.study_id}`",
-            )
-        return FailureCode.POLICY, ()
 
     def _check_slm(self) -> None:
         """Raises: ModelChanged: the SLM is not the one that this site has accepted with."""
@@ -364,11 +356,3 @@ class Site:
                 n=len(self.learner.held_out),
                 seconds=round(time.monotonic() - began, 3),
             )
-
-
-def _approved(entries: Sequence[LedgerEntry], plan: StudyPlan) -> bool:
-    """Whether a person's newest decision on this study approves this very plan."""
-    for entry in reversed(entries):
-        if isinstance(entry, DecisionEntry) and entry.study_id == plan.study_id:
-            return (entry.decision, entry.plan_hash) == ("approve", plan.hash)
-    return False

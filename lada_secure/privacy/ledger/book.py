@@ -17,7 +17,12 @@ from typing import Protocol, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.privacy.accounting.fields import check_hash, check_name, public_hex
+from lada_secure.privacy.accounting.fields import (
+    check_hash,
+    check_name,
+    check_person,
+    public_hex,
+)
 from lada_secure.privacy.ledger.entries import (
     MAX_STATEMENT,
     SALT_BYTES,
@@ -100,6 +105,11 @@ class ReadLedger(ABC):
         """The site's key that is in force, 32 raw bytes."""
         with self._reading() as ledger:
             return bytes.fromhex(ledger.replay.public_key)
+
+    def latest_decision(self, study_id: str) -> DecisionEntry | None:
+        """The newest decision on a study, whatever its plan; None where there is none."""
+        with self._reading() as ledger:
+            return ledger.replay.decisions.get(study_id)
 
     def stored_output(self, key: ReleaseKey) -> bytes | None:
         """The committed output of a key, or None."""
@@ -284,19 +294,23 @@ class LedgerBook(ReadLedger):
         expires: datetime,
         decided_by: str,
         statement: str = "",
+        check: Callable[[DecisionEntry | None], None] = lambda _: None,
     ) -> DecisionEntry:
         """Record that the site approves, refuses or withdraws from a plan.
 
         Only a study whose latest decision is an unexpired approval can reserve or commit.
 
+        Args: check: is shown the study's latest decision while nobody else can write, and raises
+            where this one may not follow it.
         Raises: LedgerError: withdrawing what is not approved, approving an expired plan.
-            ParameterError: a name or the statement has a wrong form.
+            ParameterError: a name or the statement has a wrong form. And whatever `check` raises.
         """
         if len(statement) > MAX_STATEMENT:
             raise ParameterError(
                 f"statement: expected at most {MAX_STATEMENT} characters, got {len(statement)}"
             )
         with self._transaction() as ledger:
+            check(ledger.replay.decisions.get(study_id))
             now = self._now(ledger)
             proposed = DecisionEntry(
                 **ledger.replay.link(now.coarse),
@@ -304,7 +318,7 @@ class LedgerBook(ReadLedger):
                 plan_hash=check_hash("plan_hash", plan_hash),
                 decision=decision,
                 expires=format_time(expires),
-                decided_by=check_name("decided_by", decided_by),
+                decided_by=check_person("decided_by", decided_by),
                 # Half a surrogate pair, as in a file name that is no text, is in no JSON.
                 statement=statement.encode("utf-8", "replace").decode("utf-8"),
             )

@@ -36,8 +36,9 @@ class _SiteView(RoundView):
         over = self.over()
         if over is not None:
             return self.late_ledger() or (over if over.failure else self.left_out()) or over
-        if self.find(Kind.REFUSAL, self.me) is not None:
-            return Done(failure=f"{self.me} refused the plan")
+        left = self.find(Kind.REFUSAL, self.me)
+        if left is not None:
+            return Done(failure=f"{self.me} takes no part: {fault_of(left)}")
         owed = self.owed(Kind.ACCEPTANCE)
         if owed is not None:
             return owed

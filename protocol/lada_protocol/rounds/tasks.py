@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
+from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.transcript import ending_of
 from lada_protocol.wire.envelope import Envelope
@@ -55,7 +56,8 @@ class Wait:
     """Nothing to do until others have sent something; shown to the operator.
 
     attempt: of a secure aggregation, where the wait is for its messages: the next attempt is
-    another wait.
+    another wait. until: ISO 8601 in UTC, where people have time until then; None where the wait is
+    for programs alone.
     """
 
     step: str
@@ -63,6 +65,20 @@ class Wait:
     awaited: str
     parties: tuple[str, ...]
     attempt: Attempt | None = None
+    until: str | None = None
+
+    def is_overdue(self, waited_s: float, *, timeout_s: float, now: datetime) -> bool:
+        """Whether those who are waited for have had their time.
+
+        What people have decided at the last moment still has to be carried out, by programs that
+        load models; so they have `timeout_s` after `until` as well.
+
+        Args: waited_s: seconds of waiting for the same thing. timeout_s: the plan's
+            `phase_timeout_s`. now: with a zone.
+        """
+        if waited_s <= timeout_s:
+            return False
+        return self.until is None or now > parse_time(self.until) + timedelta(seconds=timeout_s)
 
     def is_like(self, other: Wait) -> bool:
         """Whether both are for the same thing, perhaps from fewer parties."""
@@ -147,10 +163,22 @@ class RoundView:
         """Those that have not sent a message of this kind in this round."""
         return tuple(sender for sender in senders if self.find(kind, sender, to=to) is None)
 
-    def wait(self, step: str, awaited: str, *parties: str, attempt: Attempt | None = None) -> Wait:
+    def wait(
+        self,
+        step: str,
+        awaited: str,
+        *parties: str,
+        attempt: Attempt | None = None,
+        until: str | None = None,
+    ) -> Wait:
         """Wait for these parties."""
         return Wait(
-            step=step, round_id=self.round_id, awaited=awaited, parties=parties, attempt=attempt
+            step=step,
+            round_id=self.round_id,
+            awaited=awaited,
+            parties=parties,
+            attempt=attempt,
+            until=until,
         )
 
     def attempt(self, purpose: str, number: int) -> Attempt:

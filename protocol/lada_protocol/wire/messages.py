@@ -6,7 +6,7 @@ SPEC.md, "Messages", lists every field.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from pydantic import Field, ValidationError, field_validator
@@ -18,7 +18,8 @@ from lada_secure.errors import PeerError
 from lada_secure.models.identity import ModelIdentity
 
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
-Sentence = Annotated[str, Field(max_length=1000)]
+MAX_SENTENCE: Final = 1000
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 Certificate = Annotated[str, Field(max_length=8192)]
 Index = Annotated[int, Field(ge=0)]
 

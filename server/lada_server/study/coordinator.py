@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final
 
 from lada_protocol.events import Failed, LlmUpdate, StallTimer
@@ -105,7 +106,8 @@ class Coordinator:
             # Nobody could answer while the board was down: everybody's time begins again.
             self._stall = StallTimer(clock=time.monotonic)
         waited_s = self._stall.wait(task, self.board.events)
-        if waited_s > self.study.plan.phase_timeout_s:
+        timeout_s = self.study.plan.phase_timeout_s
+        if task.is_overdue(waited_s, timeout_s=timeout_s, now=datetime.now(UTC)):
             joined = bool(self.board.index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
             round_id = task.round_id if joined else -1
             self._given_up.update((round_id, party) for party in task.parties)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from pydantic import ValidationError
 
@@ -33,6 +33,11 @@ from lada_secure.storage.whole_files import read_if_there, replace_file
 from lada_server.board.storage_errors import disk_errors
 from lada_server.settings import StudySettings
 
+Fields: TypeAlias = dict[str, object]
+
+# Settings say them in days from the first proposal on.
+_TIMES: Final = ("expires", "approve_by")
+_DAYS: Final = ("valid_days", "approval_days")
 _ADVICE: Final = (
     "this study was proposed already and goes on as it was. Put back what was changed in the study "
     "file, the pool or the roster; or give the changed study a study_id and a state_dir of its "
@@ -130,7 +135,8 @@ def changed_since(proposed: StudyPlan, now: StudyPlan) -> list[Fault]:
 
     They have approved, signed and perhaps paid for the plan as it was, so nothing of it changes.
 
-    Returns: faults by dotted name; none where both are the same but for the expiry.
+    Returns: faults by dotted name; none where both are the same but for the times that were fixed
+        when it was first proposed.
     """
     before, after = (_fields(plan.model_dump(mode="json")) for plan in (proposed, now))
     told = [
@@ -140,7 +146,7 @@ def changed_since(proposed: StudyPlan, now: StudyPlan) -> list[Fault]:
             f"{_said(after.get(name))}",
         )
         for name in dict.fromkeys((*before, *after))
-        if name != "expires"
+        if not _fixed_before(name, before, after)
         and before.get(name) != after.get(name)
         and NO_CLUSTERS not in (before.get(name), after.get(name))
     ]
@@ -149,11 +155,16 @@ def changed_since(proposed: StudyPlan, now: StudyPlan) -> list[Fault]:
     return told
 
 
-def _fields(value: object, name: str = "") -> dict[str, object]:
+def _fixed_before(name: str, before: Fields, after: Fields) -> bool:
+    """Whether a field is a time that counts from the first proposal, in both."""
+    return name in _TIMES and None not in (before.get(name), after.get(name))
+
+
+def _fields(value: object, name: str = "") -> Fields:
     """Every field by its dotted name."""
     if not isinstance(value, dict):
         return {name: value}
-    found: dict[str, object] = {}
+    found: Fields = {}
     for key, inner in value.items():
         found |= _fields(inner, f"{name}.{key}" if name else key)
     return found
@@ -243,13 +254,15 @@ def _plan(
     clusters: int,
     clusters_sha256: str,
 ) -> StudyPlan:
-    chosen = {name: value for name, value in settings if name != "valid_days"}
+    chosen = {name: value for name, value in settings if name not in _DAYS}
     chosen["allocation"] = settings.allocation.model_copy(update={"clusters": clusters})
+    days = settings.approval_days
     try:
         return StudyPlan(
             **chosen,
             coordinator=roster.coordinator.id,
             expires=format_time(now + timedelta(days=settings.valid_days)),
+            approve_by=None if days is None else format_time(now + timedelta(days=days)),
             max_cohort=max(len(roster.sites), settings.min_cohort),
             pool_sha256=pool_hash(pool),
             pool_size=len(pool),

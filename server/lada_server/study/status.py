@@ -63,11 +63,12 @@ class KnownProcess(_Model):
 
 
 class AwaitedParties(_Model):
-    """For whom the coordinator waits, since when and why."""
+    """For whom the coordinator waits, since when and why; until when, where people may decide."""
 
     parties: tuple[str, ...]
     since: str
     because: str
+    until: str | None = None
 
 
 class LastMessage(_Model):
@@ -219,7 +220,9 @@ def _said_by(event: Event) -> dict[str, Any]:
         "since": since,
     }
     if isinstance(event, Waiting):
-        found["waiting"] = AwaitedParties(parties=event.awaited, since=since, because=event.because)
+        found["waiting"] = AwaitedParties(
+            parties=event.awaited, since=since, because=event.because, until=event.until
+        )
     if isinstance(event, Failed):
         found |= {"failure": event.message, "code": event.code or None}
     return found

@@ -74,6 +74,24 @@ def test_a_replay_is_in_the_bytes_only_where_it_is_named() -> None:
     assert named.hash != plain.hash
 
 
+def test_a_time_to_decide_is_in_the_bytes_only_where_there_is_one() -> None:
+    plain = make_plan()
+    assert b"approve_by" not in plain.to_bytes()
+    timed = make_plan(approve_by="2026-05-08T12:00:00Z")
+    assert parse_plan(timed.to_bytes()) == timed
+    assert timed.hash != plain.hash
+    # Files of plans that were made before the field was keep their hash.
+    assert parse_plan(plain.to_bytes()).hash == plain.hash
+
+
+@pytest.mark.parametrize("approve_by", ["2030-02-01T00:00:00Z", "tomorrow", "", 7])
+def test_a_time_to_decide_that_is_none_or_after_the_plan_s_end_is_refused(approve_by: Any) -> None:
+    plan: Any = parse_canonical_json(make_plan().to_bytes(), max_bytes=MAX_PLAN_BYTES)
+    with pytest.raises(PeerError) as caught:
+        parse_plan(canonical_json({**plan, "approve_by": approve_by}))
+    assert caught.value.reason == "bad_plan"
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -176,8 +176,9 @@ SITE = [
     ),
     line(
         [*cut(Kind.ACCEPTANCE), message(Kind.REFUSAL, "site-a")],
-        Done(failure="site-a refused the plan"),
+        Done(failure="site-a takes no part: site-a gave no"),
     ),
+    line(cut(Kind.MASK_KEY), None),
     line(cut(Kind.ACCEPTANCE), Post(kind=Kind.ACCEPTANCE)),
     line(cut(Kind.ADMISSION), waits("plan", "the admission", A)),
     line(

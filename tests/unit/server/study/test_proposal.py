@@ -163,3 +163,28 @@ def test_a_study_that_was_changed_after_it_was_proposed_is_refused_by_its_differ
     assert "goes on as it was. Put back what was changed" in said
     # Whoever puts it back goes on.
     assert prepared(kept).plan.rounds == 2
+
+
+def test_the_time_to_decide_counts_from_the_first_proposal(tmp_path: Path) -> None:
+    kept, settings = tmp_path / "plan.json", study_settings(approval_days=0.5)
+    plan = prepared(kept, settings).plan
+    assert (plan.approve_by, plan.expires) == ("2026-01-01T12:00:00Z", "2026-01-02T00:00:00Z")
+    keep_plan(kept, plan)
+    # A coordinator that is started again the day after does not give people more time.
+    assert prepared(kept, settings, day=2).plan == plan
+
+
+@pytest.mark.parametrize("before", [None, 0.5])
+def test_a_time_to_decide_that_comes_or_goes_is_a_changed_study(
+    tmp_path: Path, before: float | None
+) -> None:
+    kept = tmp_path / "plan.json"
+    keep_plan(kept, prepared(kept, study_settings(approval_days=before)).plan)
+    after = None if before else 0.5
+    with pytest.raises(ParameterError, match="approve_by: proposed was"):
+        prepared(kept, study_settings(approval_days=after))
+
+
+def test_people_have_no_more_time_than_the_plan() -> None:
+    with pytest.raises(ValueError, match="approval_days is above valid_days"):
+        StudySettings.model_validate({**dict(study_settings()), "approval_days": 1.5})
