@@ -42,7 +42,9 @@ def written(folder: Path, *lines: bytes, name: str = "records.jsonl") -> None:
 
 
 def line_of(**changes: object) -> bytes:
-    return json.dumps(asdict(record(9, **changes))).encode()
+    fields = asdict(record(9, **changes))
+    del fields["task"]
+    return json.dumps(fields).encode()
 
 
 def refusal(folder: Path, **changes: Any) -> str:
