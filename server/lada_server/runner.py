@@ -11,7 +11,7 @@ from lada_protocol.events import EVENTS_FILE, Failed
 from lada_protocol.party_files import LiveIdentity, open_event_log, read_roster, read_settings
 from lada_secure.data.records import read_pool
 from lada_secure.errors import LadaError
-from lada_secure.logs import configure_logs
+from lada_secure.logs import begin_logs
 from lada_secure.storage.state_folder import held_state_folder
 from lada_server.board.store import BoardStore
 from lada_server.rpc.service import start_server
@@ -26,8 +26,8 @@ def run_server(settings_path: Path) -> None:
     Raises: ParameterError: settings, study, pool, roster or identity are wrong, or the port is
         taken. StudyFailed: the study could not reach its last round.
     """
+    begin_logs(settings_path)
     settings = read_settings(settings_path, ServerSettings)
-    configure_logs(settings.log)
     study_settings = read_settings(settings.study, StudySettings)
     roster = read_roster(settings.roster)
     identity = LiveIdentity(
