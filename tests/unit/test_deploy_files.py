@@ -193,7 +193,7 @@ def stages(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 def test_an_image_has_the_product_in_tested_versions_and_no_laboratory() -> None:
     everything = instructions(DOCKERFILE)
-    known = {"ARG", "FROM", "ENV", "SHELL", "WORKDIR", "COPY", "RUN", "USER", "EXPOSE"}
+    known = {"ARG", "FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER", "EXPOSE"}
     assert {name for name, _ in everything} == known | {"ENTRYPOINT", "CMD"}
     copied = {
         rest.split()[0] for name, rest in everything if name == "COPY" and "--from" not in rest
