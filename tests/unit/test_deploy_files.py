@@ -118,6 +118,8 @@ def test_a_unit_can_write_its_own_folder_alone(role: str) -> None:
     assert unit.one("ProtectSystem") == "strict"
     assert unit.keys["CapabilityBoundingSet"] in ([], [""])
     assert unit.keys["SystemCallFilter"] == ["@system-service", "~@privileged"]
+    # torch compiles kernels into memory; the auditor has no torch to run.
+    assert ("MemoryDenyWriteExecute" in unit.keys) == (role == "auditor")
     assert unit.one("RestrictAddressFamilies") == "AF_INET AF_INET6 AF_UNIX"
     templates = known_templates()[Role(role)]
     folder = Path("/var/lib/lada") / role
@@ -352,10 +354,8 @@ def test_the_commands_of_the_page_parse_and_name_files_that_are_there() -> None:
             words = words[1:]
         elif words[:4] == ["docker", "compose", "run", "--rm"]:
             words = words[words.index("coordinator") + 1 :]
-        elif "lada" in words and words[0] in ("docker", "kubectl"):
+        elif words[:3] == ["docker", "compose", "exec"]:
             words = words[words.index("lada") + 1 :]
-            if "secret" in words or "patch" in words or "create" in words:
-                continue
         else:
             continue
         check_command(words)
