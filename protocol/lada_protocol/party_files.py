@@ -29,6 +29,7 @@ from lada_protocol.identity.certificates import (
 )
 from lada_protocol.identity.credentials import (
     MAX_PASSPHRASE_BYTES,
+    UNLOCK_FILE_VARIABLE,
     UNLOCK_VARIABLE,
     Credentials,
     IdentityFile,
@@ -182,15 +183,21 @@ def read_roster(path: Path, *, pinned: str | None = None) -> Roster:
 
 
 def read_passphrase(file: Path | None) -> Passphrase | None:
-    """The passphrase of private keys: from `file`, else from LADA_KEY_PASSPHRASE, else none.
+    """The passphrase of private keys, or none.
 
-    An empty variable is none: so compose files set one that nobody has given.
+    From `file`, else from LADA_KEY_PASSPHRASE, else from the file that LADA_KEY_PASSPHRASE_FILE
+    names. An empty variable is none: so compose files set one that nobody has given.
 
     Raises: ParameterError: the file cannot be read, or the passphrase is too short.
     """
     if file is None:
         value = os.environ.get(UNLOCK_VARIABLE)
-        return parse_passphrase(os.fsencode(value), where="environment") if value else None
+        if value:
+            return parse_passphrase(os.fsencode(value), where="environment")
+        named = os.environ.get(UNLOCK_FILE_VARIABLE)
+        if not named:
+            return None
+        file = Path(named)
     try:
         with file.open("rb") as opened:
             return parse_passphrase(opened.read(MAX_PASSPHRASE_BYTES + 64), where=str(file))

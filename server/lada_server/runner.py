@@ -14,7 +14,7 @@ from lada_protocol.party_files import LiveIdentity, open_event_log, read_roster,
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.records import PoolSample, read_pool
 from lada_secure.errors import LadaError
-from lada_secure.logs import configure_logs
+from lada_secure.logs import begin_logs
 from lada_secure.storage.state_folder import held_state_folder
 from lada_server.board.store import BoardStore
 from lada_server.rpc.service import start_server
@@ -32,6 +32,7 @@ def run_server(settings_path: Path) -> None:
     Raises: ParameterError: settings, study, pool, roster or identity are wrong, or the port is
         taken. StudyFailed: the study could not reach its last round.
     """
+    begin_logs(settings_path)
     settings = read_settings(settings_path, ServerSettings)
     with _opened(settings) as opened, opened.telling(), _served(settings, opened):
         # Imported here: libraries of models take seconds, and callers are heard by now.
@@ -47,6 +48,7 @@ def propose(settings_path: Path, *, new: bool) -> tuple[StudyPlan | None, StudyP
     Returns: the plan that was taken back, if any, and the one that is proposed now.
     Raises: ParameterError: as `run_server`, or it cannot be taken back.
     """
+    begin_logs(settings_path)
     settings = read_settings(settings_path, ServerSettings)
     with _opened(settings) as opened:
         from lada_server.study.running import propose_instead, propose_study
@@ -93,7 +95,6 @@ class _Opened:
 @contextmanager
 def _opened(settings: ServerSettings) -> Iterator[_Opened]:
     """Read and hold what a coordinator works with."""
-    configure_logs(settings.log)
     study_settings = read_settings(settings.study, StudySettings)
     roster = read_roster(settings.roster)
     identity = LiveIdentity(

@@ -25,7 +25,7 @@ from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
 from lada_secure.errors import LadaError, ParameterError
-from lada_secure.logs import configure_logs
+from lada_secure.logs import begin_logs
 from lada_secure.storage.whole_files import read_if_there, sweep_parts, write_atomically
 
 
@@ -43,8 +43,8 @@ def run_auditor(settings_path: Path) -> None:
 
     Raises: ParameterError: settings, roster or identity are wrong. StudyFailed.
     """
+    begin_logs(settings_path)
     settings = read_settings(settings_path, AuditorSettings)
-    configure_logs(settings.log)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
     with written_state(settings, role="auditor", pinned=settings.roster_sha256):

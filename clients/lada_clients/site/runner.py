@@ -20,7 +20,7 @@ from lada_protocol.events import Joined, Traffic
 from lada_protocol.plan import StudyPlan
 from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError
-from lada_secure.logs import configure_logs
+from lada_secure.logs import begin_logs, progress_console
 from lada_secure.privacy.release.units import population_fingerprint
 from lada_secure.storage.state_folder import check_state_folder
 
@@ -34,8 +34,8 @@ def run_site(settings_path: Path) -> None:
     Raises: ParameterError: settings, policy, roster, identity or records are wrong.
         StudyFailed: refused, or given up by the coordinator.
     """
+    begin_logs(settings_path)
     settings, policy = read_site_settings(settings_path)
-    configure_logs(settings.log)
     digests = file_digests(settings)
     files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
@@ -65,8 +65,6 @@ def _take_part(
     digests: Mapping[str, str],
 ) -> None:
     # Imported here: the libraries of models take seconds, and a refusal should not.
-    from rich.console import Console
-
     from lada_clients.site.memory import SiteMemory
     from lada_clients.site.service import Site
     from lada_clients.site.training_display import TrainingDisplay
@@ -78,7 +76,7 @@ def _take_part(
     )
     with (
         open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book,
-        TrainingDisplay(Console(stderr=True), epsilon_cap=cap) as display,
+        TrainingDisplay(progress_console(), epsilon_cap=cap) as display,
     ):
         _tell_data(book, files, plan, key=key)
         Site(

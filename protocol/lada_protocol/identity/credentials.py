@@ -31,6 +31,8 @@ from lada_secure.errors import ParameterError, PeerError
 
 # Where an operator may put the passphrase instead of into a file.
 UNLOCK_VARIABLE: Final = "LADA_KEY_PASSPHRASE"
+# Or the file that it is in, where a service manager hands one over.
+UNLOCK_FILE_VARIABLE: Final = "LADA_KEY_PASSPHRASE_FILE"
 # PKCS 8 as OpenSSL writes it stretches a passphrase only a little, so it must be long itself.
 MIN_PASSPHRASE_BYTES: Final = 16
 MAX_PASSPHRASE_BYTES: Final = 1024
@@ -96,8 +98,8 @@ def load_private_key(file: str, pem: bytes, passphrase: Passphrase | None) -> Pr
     encrypted = b"ENCRYPTED PRIVATE KEY" in pem[:64]
     if encrypted and passphrase is None:
         raise ParameterError(
-            f"{file} is encrypted and no passphrase was given; set {UNLOCK_VARIABLE}, or name "
-            "a file that holds it as passphrase_file"
+            f"{file} is encrypted and no passphrase was given; set {UNLOCK_VARIABLE} or "
+            f"{UNLOCK_FILE_VARIABLE}, or name a file that holds it as passphrase_file"
         )
     try:
         return serialization.load_pem_private_key(
