@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 from lada_protocol.plan import StudyPlan
-from lada_secure.check.running import Found, fine, unneeded
+from lada_secure.check.running import Found, fine, unneeded, warn
 from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import GENERATION_BATCH_SIZE
 from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR
+from lada_secure.method.plan_advice import plan_advice
 from lada_secure.models.adapters import adapter_targets
 from lada_secure.models.endpoint.opening import ServedFolder, reach_endpoint
 from lada_secure.models.loading import LanguageModel, model_folder, quiet_transformers
@@ -78,6 +79,8 @@ class LlmChecks:
             f"{len(study.pool)} samples, epsilon at most {study.plan.privacy.epsilon_cap:g}",
             clusters=study.clusters.count,
         )
+        for said in plan_advice(study.plan):
+            yield warn(f"{read.settings.study}: {said}")
 
     def folder(self) -> Iterator[Found]:
         """See `folder_findings`."""

@@ -14,8 +14,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
+
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, format_time, parse_plan
+from lada_protocol.settings import describe
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import canonical_json, sha256_hex
@@ -204,12 +207,16 @@ def _plan(
 ) -> StudyPlan:
     chosen = {name: value for name, value in settings if name != "valid_days"}
     chosen["allocation"] = settings.allocation.model_copy(update={"clusters": clusters.count})
-    return StudyPlan(
-        **chosen,
-        coordinator=roster.coordinator.id,
-        expires=format_time(now + timedelta(days=settings.valid_days)),
-        max_cohort=max(len(roster.sites), settings.min_cohort),
-        pool_sha256=pool_hash(pool),
-        pool_size=len(pool),
-        clusters_sha256=sha256_hex(canonical_json(clusters.to_json())),
-    )
+    try:
+        return StudyPlan(
+            **chosen,
+            coordinator=roster.coordinator.id,
+            expires=format_time(now + timedelta(days=settings.valid_days)),
+            max_cohort=max(len(roster.sites), settings.min_cohort),
+            pool_sha256=pool_hash(pool),
+            pool_size=len(pool),
+            clusters_sha256=sha256_hex(canonical_json(clusters.to_json())),
+        )
+    except ValidationError as error:
+        # Fields that each may be, and that together may not.
+        raise ParameterError(f"the study: {describe(error, StudyPlan)}") from error
