@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from lada_secure.canonical import Json, canonical_json
-from lada_secure.errors import LadaError, ParameterError, TransportError
+from lada_secure.errors import DiskError, LadaError, ParameterError, TransportError
 from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 STATE_VERSION: Final = 1
@@ -57,7 +57,7 @@ def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise TransportError(f"cannot read {path}: {error.strerror}") from error
+        raise DiskError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ParameterError(
             f"{path} is damaged ({error!r}); restore the folder from its backup, or, if you are "
@@ -99,7 +99,7 @@ def _locked(folder: Path) -> BinaryIO:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_FILE).open("ab")
     except OSError as error:
-        raise TransportError(f"cannot write {folder / LOCK_FILE}: {error.strerror}") from error
+        raise DiskError(f"cannot write {folder / LOCK_FILE}: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -196,9 +196,10 @@ class Finished(_Told):
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Failed(_Told):
-    """The party gave up; `message` says why."""
+    """The party gave up; `message` says why, `code` is that of the error."""
 
     message: str
+    code: str = ""
     event: Literal["failed"] = "failed"
 
 

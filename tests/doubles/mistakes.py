@@ -24,6 +24,7 @@ Spoil = Callable[[Study], object]
 OF_SITE = "lada check hospital-a/site.toml"
 OF_SITE_WITH_PLAN = f"{OF_SITE} --plan {PLAN}"
 OF_HUB = "lada check hub/server.toml"
+OF_DRAFT = "lada server propose --settings hub/server.toml --dry-run"
 OF_AUDITOR = "lada check auditor/auditor.toml"
 OF_AUDITOR_WITH_PLAN = f"{OF_AUDITOR} --plan {PLAN}"
 
@@ -36,9 +37,9 @@ PASSPHRASE = "correct horse battery staple"
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """One row. name: what is wrong. command: finds it; `--quick` is added to a check.
+    """One row. name: what is wrong. command: finds it; `--quick` is added to `lada check`.
 
-    check: whose finding it is, empty for another command than `lada check`. says: the telling part
+    check: whose finding it is, empty where a command refuses without a list. says: the telling part
     of the message. level: of the finding; "works" where it is no mistake any more.
     """
 

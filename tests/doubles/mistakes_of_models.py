@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from mistaken_study import Study
+import shutil
+
+from mistaken_study import PLAN, Study
 from mistakes import (
     AUDITOR,
     OF_AUDITOR_WITH_PLAN,
+    OF_DRAFT,
     OF_HUB,
     OF_SITE,
     OF_SITE_WITH_PLAN,
@@ -55,6 +58,13 @@ def sample(**changes: object) -> Spoil:
 def plan(**changes: object) -> Spoil:
     """Changes the plan that a site is asked about."""
     return lambda study: study.plan(**changes)
+
+
+def proposed(study: Study) -> None:
+    """The plan was proposed, and the study file changed after that."""
+    study.path("hub/state").mkdir()
+    shutil.copy(study.path(PLAN), study.path("hub/state/plan.json"))
+    study.toml(STUDY, paths={"budget": 90})
 
 
 def spent(study: Study) -> None:
@@ -352,6 +362,24 @@ STUDIES = (
         check="plan.sizes",
         says="paths.max_new_tokens is 1000, the LLM",
         spoil=keys(STUDY, paths={"max_new_tokens": 1000}),
+    ),
+)
+
+DRAFTS = (
+    Mistake(
+        name="sums over more sites than the roster has",
+        command=OF_DRAFT,
+        check="plan",
+        says="min_cohort: it is 5, the roster has 3 sites; lower it, or take more sites",
+        spoil=keys(STUDY, min_cohort=5),
+    ),
+    Mistake(
+        name="a study file that was changed after it was proposed",
+        command=OF_DRAFT,
+        check="plan.kept",
+        says="paths.budget: proposed was 96, now it is 90",
+        level="warning",
+        spoil=proposed,
     ),
 )
 

@@ -8,6 +8,7 @@ coordinator could.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -283,13 +284,17 @@ class MemoryClient:
         """Bytes are not counted here."""
         return ByteCounts(up_bytes=0, down_bytes=0)
 
-    def post(self, envelope: Envelope, payload: bytes = b"") -> int:
+    def post(
+        self, envelope: Envelope, payload: bytes = b"", *, patience_s: float = math.inf
+    ) -> int:
         """Post our own message."""
         if hashlib.sha256(payload).hexdigest() != envelope.header.payload_sha256:
             raise PeerError("payload differs from its header", reason="payload_mismatch")
         return self.board.post(envelope, payload)
 
-    def list(self, after: int, *, wait_s: float = 0.0) -> list[tuple[int, Envelope]]:
+    def list(
+        self, after: int, *, wait_s: float = 0.0, patience_s: float = math.inf
+    ) -> list[tuple[int, Envelope]]:
         """What is new for us; never waits."""
         return self.board.visible(self.party, after)
 

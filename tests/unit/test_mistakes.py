@@ -6,6 +6,7 @@ row's own finding needs.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,14 @@ from pathlib import Path
 import pytest
 from checked_run import tree
 from mistaken_study import Study, fresh_copy, invoke, ledgers, set_up
-from mistakes import IDENTITIES, RECORDS_ROWS, SETTINGS, Mistake
-from mistakes_of_models import MODELS, PLANS, STUDIES
+from mistakes import IDENTITIES, OF_DRAFT, OF_HUB, RECORDS_ROWS, SETTINGS, Mistake
+from mistakes_of_models import DRAFTS, MODELS, PLANS, STUDIES
 from mistakes_of_places import DISKS, NETWORKS
 
 from lada_clients.auditor.check import ROLE as AUDITORS
 from lada_clients.site.check.role import ROLE as SITES
 from lada_secure.check import commands
-from lada_secure.check.findings import CheckReport
+from lada_secure.check.findings import Finding
 from lada_secure.check.running import Check, Request, RoleChecks
 from lada_secure.errors import LadaError
 from lada_server.check.role import ROLE as COORDINATORS
@@ -34,7 +35,7 @@ SECTIONS = {
     "Keys, certificates, roster": IDENTITIES,
     "Records": RECORDS_ROWS,
     "Models": MODELS,
-    "Pool and study": STUDIES,
+    "Pool and study": (*STUDIES, *DRAFTS),
     "Plan against policy and budget": PLANS,
     "Disk, ledger, clock": DISKS,
     "Network": NETWORKS,
@@ -102,16 +103,32 @@ def test_a_check_finds_it_says_what_is_wrong_and_writes_nothing(
     roles = {one.role: quick_role(one, mistake.check) for one in (AUDITORS, COORDINATORS, SITES)}
     study.patch.setattr(commands, "known_roles", lambda: roles)
     mistake.spoil(study)
-    before = tree(study.root)
-    done = invoke(*mistake.command.split()[1:], "--quick", "--json")
-    assert tree(study.root) == before
-    report = CheckReport.model_validate_json(done.stdout)
-    assert done.exit_code == STATUS[mistake.level], done.stdout
-    said = [one.message for one in report.findings if one.check == mistake.check]
+    check_found(mistake, study.root, mistake.command)
+
+
+def check_found(mistake: Mistake, root: Path, command: str) -> None:
+    """A command tells a mistake and blames nothing else, and changes no file."""
+    before = tree(root)
+    words = command.split()[1:]
+    done = invoke(*words, *(("--quick",) if words[0] == "check" else ()), "--json")
+    assert tree(root) == before
+    assert done.exit_code == STATUS[mistake.level], done.output
+    findings = [Finding.model_validate(one) for one in json.loads(done.stdout)["findings"]]
+    said = [one.message for one in findings if one.check == mistake.check]
     assert mistake.says in "\n".join(said)
-    # And nobody else is blamed for it.
-    at_fault = {one.check for one in report.findings if one.level in ("fault", "warning")}
+    at_fault = {one.check for one in findings if one.level in ("fault", "warning")}
     assert at_fault == (set() if mistake.level == "works" else {mistake.check}), done.stdout
+
+
+DRAFTED = [one for one in STUDIES if one.command == OF_HUB and one.check in ("study", "plan")]
+
+
+@pytest.mark.parametrize("mistake", [marked(one) for one in DRAFTED])
+def test_a_dry_run_of_the_proposal_finds_what_is_wrong_with_a_study(
+    mistake: Mistake, study: Study
+) -> None:
+    mistake.spoil(study)
+    check_found(mistake, study.root, OF_DRAFT)
 
 
 @pytest.mark.parametrize("mistake", [marked(one) for one in MISTAKES if not one.check])

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, claim_of
 from lada_clients.auditor.service import Auditor
+from lada_clients.net.failures import tell_failed, written_state
 from lada_clients.net.participant import Participant, joined_study
 from lada_protocol.evidence.export import (
     CA_FILE,
@@ -25,7 +26,6 @@ from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
 from lada_secure.errors import LadaError, ParameterError
 from lada_secure.logs import configure_logs
-from lada_secure.storage.state_folder import held_state_folder
 from lada_secure.storage.whole_files import read_if_there, sweep_parts, write_atomically
 
 
@@ -49,7 +49,7 @@ def run_auditor(settings_path: Path) -> None:
     configure_logs(settings.log)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
-    with held_state_folder(settings.state_dir, party=settings.party, role="auditor"):
+    with written_state(settings, role="auditor", pinned=settings.roster_sha256):
         sweep_parts(settings.export_dir)
         with joined_study(settings, pinned=settings.roster_sha256) as participant:
             _serve(settings, participant)
@@ -66,8 +66,10 @@ def _serve(settings: AuditorSettings, participant: Participant) -> None:
     )
     try:
         auditor.run()
-    except LadaError as error:
-        participant.say_failed(error)
+    except Exception as error:
+        if isinstance(error, LadaError):
+            participant.say_failed(error)
+        tell_failed(participant, error)
         raise
     finally:
         write_export(settings.export_dir, participant, auditor.ledgers, identity=settings.identity)

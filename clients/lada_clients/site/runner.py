@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lada_clients.net.failures import tell_failed, written_state
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
@@ -36,7 +37,7 @@ from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import Decision
 from lada_secure.privacy.release.units import population_fingerprint
-from lada_secure.storage.state_folder import check_state_folder, held_state_folder
+from lada_secure.storage.state_folder import check_state_folder
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32
@@ -55,13 +56,16 @@ def run_site(settings_path: Path) -> None:
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
     with (
-        held_state_folder(settings.state_dir, party=settings.party, role="site"),
+        written_state(settings, role="site", pinned=policy.roster_sha256),
         _joined(settings, policy) as participant,
     ):
         try:
             _take_part(participant, settings, policy, files, digests)
-        except LadaError as error:
-            participant.say_failed(error)
+        except Exception as error:
+            # A defect as well: the others wait for this site, and may know that it is gone.
+            if isinstance(error, LadaError):
+                participant.say_failed(error)
+            tell_failed(participant, error)
             if isinstance(error, StudyFailed):
                 participant.say_goodbye()
             raise

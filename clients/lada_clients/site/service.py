@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lada_clients.net.failures import told_as
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges
@@ -22,11 +23,13 @@ from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_b
 from lada_clients.site.gates.slm import SiteSlm, file_hashes
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults
+from lada_clients.site.ledger.shown import ShownLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.public_material import read_public_material
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import Accuracy, Epsilon, FellBack, Progress
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
@@ -43,7 +46,7 @@ from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAIN
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import spending
-from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, format_ledger_lines
+from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry
 from lada_secure.privacy.released import Released, post_process
 
 LOG = logging.getLogger(__name__)
@@ -64,11 +67,13 @@ class Site:
     now: Callable[[], datetime]
     display: TrainingDisplay
     _exchanges: SiteExchanges = field(init=False)
+    _ledger: ShownLedger = field(init=False)
     _slm: SiteSlm = field(init=False)
     _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
         self._exchanges = SiteExchanges(participant=self.participant, secrets=self.secrets)
+        self._ledger = ShownLedger(participant=self.participant, book=self.book)
         self._slm = SiteSlm(settings=self.settings, hashes=file_hashes(self.settings))
 
     def run(self) -> None:
@@ -81,7 +86,15 @@ class Site:
         check_shown(self.book.entries(), me.index, party=me.party)
         if not isinstance(next_site_task(me.index, site=me.party), Done):
             self._check_slm()
-        self.loop.run()
+        try:
+            self.loop.run()
+        except StudyFailed as error:
+            if missing := self._ledger.not_countersigned():
+                told = error.told or FailureCode.LEDGER_NOT_SHOWN
+                raise StudyFailed(f"{error}; {missing}", told=told) from error
+            raise
+        if missing := self._ledger.not_countersigned():
+            raise StudyFailed(missing, told=FailureCode.LEDGER_NOT_SHOWN)
         # Every mask and query of the study was used; no later message needs their keys.
         for use in ("mask", "scores"):
             self.secrets.forget(f"{use}-")
@@ -91,8 +104,9 @@ class Site:
         """What this site does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_site_task(me.index, site=me.party),
+            lambda: next_site_task(me.index, site=me.party, unshown=self._ledger.unshown()),
             {
+                Kind.LEDGER: Handler("close", lambda t: self._show_late(t.attempt)),
                 Kind.ACCEPTANCE: Handler("plan", lambda _: self._review()),
                 Kind.MASK_KEY: Handler(
                     "opening", lambda t: self._exchanges.post_mask_key(t.attempt)
@@ -112,7 +126,8 @@ class Site:
         if not faults:
             # Before the acceptance, and before the ledger has any of it.
             self.record_files.keep()
-            model = self._slm.allowed(plan, self.policy)
+            with told_as(FailureCode.MODEL):
+                model = self._slm.allowed(plan, self.policy)
             self._check_with_model()
             # The gate has loaded it since.
             self._slm.check(model)
@@ -126,9 +141,9 @@ class Site:
                 statement="; ".join(faults) if faults else " ".join(describe_plan(plan)),
             )
         if faults:
-            message = f"{me.party} refuses the plan: {'; '.join(faults)}"
-            me.post(Kind.REFUSAL, {"code": code, "message": message[:1000]})
-            raise StudyFailed(message)
+            # What exactly the policy allows, and what is spent, stays here.
+            me.post(Kind.REFUSAL, {"code": str(code), "message": ""})
+            raise StudyFailed(f"{me.party} refuses the plan: {'; '.join(faults)}")
         # Both may be there after a crash; the acceptance speaks of the ledger that was shown, so
         # that the auditor can tell whether it is the whole one.
         shown = parse_body(self._post_ledger(0, WITH_ACCEPTANCE), LedgerBody)
@@ -148,22 +163,22 @@ class Site:
         self._check_slm()
         self._tell_accuracy("before", round_id=0)
 
-    def _faults_of_plan(self) -> tuple[str, tuple[str, ...]]:
+    def _faults_of_plan(self) -> tuple[FailureCode, tuple[str, ...]]:
         """Why this site refuses the plan, and the code of that; nothing where it may accept."""
         plan, entries = self.participant.plan, self.book.entries()
         faults = plan_faults(plan, self.policy, roster=self.participant.roster, now=self.now())
         faults += reused_name_faults(entries, plan)
         if faults:
-            return "policy", faults
+            return FailureCode.POLICY, faults
         over = planned_budget(plan, self.policy, spent=spending(entries)).fault()
         if over:
-            return "over_budget", (over,)
+            return FailureCode.OVER_BUDGET, (over,)
         if self.policy.approval == "person" and not _approved(entries, plan):
-            return "policy", (
+            return FailureCode.NOT_APPROVED, (
                 "nobody has approved it here; read it with `lada site show` and decide with "
                 f"`lada site approve {plan.study_id}`",
             )
-        return "policy", ()
+        return FailureCode.POLICY, ()
 
     def _check_slm(self) -> None:
         """Raises: ModelChanged: the SLM is not the one that this site has accepted with."""
@@ -179,7 +194,9 @@ class Site:
         """
         pool, _ = read_public_material(self.participant)
         check_slm_memory(self.settings, self.participant.plan, self.files, pool)
-        check_with_model(self.learner, self.files, self.policy)
+        with told_as(FailureCode.MODEL):
+            learner = self.learner
+        check_with_model(learner, self.files, self.policy)
 
     def _contribute(self, attempt: Attempt, cohort: tuple[str, ...]) -> None:
         """Steps 3, 4, 8 and 10: release once, mask for this attempt, seal, send."""
@@ -257,20 +274,15 @@ class Site:
 
     def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
         """Show the auditor every entry since the last part, before anything they paid for."""
-        me, entries = self.participant, self.book.entries()
-        shown = [
-            int(message.header.body["head_index"]) + 1
-            for message in me.index
-            if message.kind is Kind.LEDGER and message.header.sender == me.party
-        ]
-        first, head = max(shown, default=0), entries[-1]
-        return me.post(
-            Kind.LEDGER,
-            {"first_index": first, "head_index": head.index, "head_hash": head.entry_hash},
-            lambda: format_ledger_lines(entries[first:]),
-            round_id=round_id,
-            purpose=purpose,
+        return self._ledger.show(round_id, purpose)
+
+    def _show_late(self, place: Attempt) -> None:
+        """Show what was spent on a round that went on without this site."""
+        LOG.warning(
+            "round %d went on without this site; what it has spent on it is shown to the auditor",
+            place.round_id,
         )
+        self._post_ledger(place.round_id, place.purpose)
 
     @property
     def learner(self) -> SiteLearner:

@@ -42,7 +42,8 @@ class _CoordinatorView(RoundView):
             return Post(kind=Kind.PLAN)
         refusal = self.find(Kind.REFUSAL, self.auditor)
         if refusal is not None:
-            return GiveUp(code="refused", message=fault_of(refusal))
+            said = f"{self.auditor} refuses the plan: {fault_of(refusal)}"
+            return GiveUp(code="refused", message=said)
         no_auditor = (BEFORE_ROUNDS, self.auditor) in self.given_up
         purposes = purposes_of(self.plan)
         if not all(self.find(Kind.OPENING_KEY, self.auditor, purpose=one) for one in purposes):

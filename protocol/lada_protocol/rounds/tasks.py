@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Attempt, MessageIndex
@@ -70,12 +71,25 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The study is over, or failed with a reason that another party gave."""
+    """The study is over, or failed with a reason that another party gave.
+
+    told: what the others are to know of a failure of this party's own.
+    """
 
     failure: str | None = None
+    told: FailureCode | None = None
 
 
 Task: TypeAlias = Post | Wait | Done
+
+
+def place_of(task: Task) -> Attempt | None:
+    """Round, purpose and attempt of what a party is at; None at the end of its study."""
+    if isinstance(task, Done):
+        return None
+    if isinstance(task, Post):
+        return task.attempt
+    return task.attempt or Attempt(round_id=task.round_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

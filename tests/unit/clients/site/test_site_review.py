@@ -185,10 +185,11 @@ def test_a_plan_that_would_pass_the_budget_over_all_studies_is_refused_with_the_
     assert fault.code == "over_budget"
     before = spent.book.epsilon_spent(1e-5)
     assert f"epsilon {before:.3f} of {alone + 1e-6:g} over all studies is spent on patients" in (
-        fault.message
+        str(caught.value)
     )
-    assert "with the whole of this study it would be" in fault.message
-    assert fault.message == str(caught.value)
+    assert "with the whole of this study it would be" in str(caught.value)
+    # The numbers are for this site's screen and ledger; the others are told the code alone.
+    assert fault.message == ""
     assert spent.reservations() == paid
     decision = spent.book.entries()[-1]
     assert isinstance(decision, DecisionEntry)

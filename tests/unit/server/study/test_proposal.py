@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from protocol_world import make_cast
 from site_doubles import POOL, site_plan
 from trainer_doubles import small_model
 
@@ -66,9 +67,15 @@ def test_a_plan_that_a_site_would_refuse_is_refused_here_first() -> None:
         }
     )
     with pytest.raises(ParameterError) as refused:
-        check_plan(plan)
+        check_plan(plan, roster=make_cast().roster)
     lines = str(refused.value).splitlines()
     assert [line.split(": ")[1] for line in lines] == ["statistics", "allocation", "privacy"]
+
+
+def test_a_plan_for_more_sites_than_the_roster_has_is_refused() -> None:
+    plan = site_plan().model_copy(update={"min_cohort": 4})
+    with pytest.raises(ParameterError, match="it is 4, the roster has 3 sites"):
+        check_plan(plan, roster=make_cast().roster)
 
 
 @pytest.mark.parametrize("max_new_tokens", [64, 200])
