@@ -23,6 +23,7 @@ import pytest
 from architecture_doubles import family_folder
 from checked_run import change_json, change_toml
 from click.testing import Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from lada_clients.ca.authority import init_ca, issue_party
@@ -180,18 +181,19 @@ class Study:
         threading.Thread(target=serve, daemon=True).start()
         return int(listening.getsockname()[1])
 
-    def ledger(self, *, ahead_s: float = 0.0) -> SqliteLedger:
+    def ledger(
+        self, *, ahead_s: float = 0.0, site: str = SITE, key: Ed25519PrivateKey | None = None
+    ) -> SqliteLedger:
         """The site's ledger, begun by a clock that is so far ahead; for the mistake to close."""
         settings = read_settings(self.path("hospital-a/site.toml"), SiteSettings)
         policy = read_settings(settings.policy, SitePolicy)
         settings.state_dir.mkdir(exist_ok=True)
-        key = settings.credentials().signing_key
         plan = parse_plan(self.path(PLAN).read_bytes())
         return SqliteLedger(
             ledger_path(settings, policy),
-            site=settings.party,
+            site=site,
             population=policy.population,
-            signing_key=key,
+            signing_key=key or settings.credentials().signing_key,
             caps=study_caps(plan, policy),
             clock=lambda: datetime.now(UTC) + timedelta(seconds=ahead_s),
             time_step_s=plan.privacy.ledger_time_step_s,

@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mistaken_study import PLAN, PORT, Study
 from mistakes import (
     AUDITOR,
@@ -69,6 +70,15 @@ def _damaged(study: Study) -> None:
     path = study.path("hospital-a/state/ledger-hospital-a.people.sqlite")
     path.parent.mkdir()
     path.write_bytes(b"no ledger" * 1000)
+
+
+def _renamed_file(study: Study) -> None:
+    study.ledger().close()
+    study.toml(POLICY, population="hospital-a.patients")
+    folder = study.path("hospital-a/state")
+    (folder / "ledger-hospital-a.people.sqlite").rename(
+        folder / "ledger-hospital-a.patients.sqlite"
+    )
 
 
 def _set_back(study: Study) -> None:
@@ -191,6 +201,27 @@ DISKS = (
             study.ledger().close(),
             study.toml(POLICY, population="hospital-a.patients"),
         ),
+    ),
+    Mistake(
+        name="the ledger's file is renamed with the population",
+        command=OF_SITE,
+        check="ledger",
+        says="it is of the population hospital-a.people, its name says hospital-a.patients; put back",
+        spoil=_renamed_file,
+    ),
+    Mistake(
+        name="another site's ledger",
+        command=OF_SITE,
+        check="ledger",
+        says="it is of the site bank, these are the settings of hospital-a; put back this site's own file",
+        spoil=lambda study: study.ledger(site="bank").close(),
+    ),
+    Mistake(
+        name="a new key before `lada site renew-key`",
+        command=OF_SITE,
+        check="ledger",
+        says="it goes on under another key than sign.key; `lada site renew-key` continues it",
+        spoil=lambda study: study.ledger(key=Ed25519PrivateKey.generate()).close(),
     ),
     Mistake(
         name="the ledger is damaged",

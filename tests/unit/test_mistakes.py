@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from checked_run import tree
 from mistaken_study import Study, fresh_copy, invoke, ledgers, set_up
-from mistakes import IDENTITIES, OF_DRAFT, OF_HUB, RECORDS_ROWS, SETTINGS, Mistake
+from mistakes import IDENTITIES, OF_DRAFT, OF_HUB, SETTINGS, Mistake
 from mistakes_of_models import DRAFTS, MODELS, PLANS, STUDIES
 from mistakes_of_places import DISKS, NETWORKS
+from mistakes_of_records import RECORDS_ROWS
 
 from lada_clients.auditor.check import ROLE as AUDITORS
 from lada_clients.site.check.role import ROLE as SITES
