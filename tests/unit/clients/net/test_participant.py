@@ -124,7 +124,7 @@ def test_a_roster_file_must_be_the_pinned_one(tmp_path: Path) -> None:
     assert read_roster(path, pinned=CAST.roster.hash) == CAST.roster
     with pytest.raises(ParameterError, match="roster_sha256 pins 1111"):
         read_roster(path, pinned="1" * 64)
-    with pytest.raises(ParameterError, match="none is pinned yet, .* run `lada init join`"):
+    with pytest.raises(ParameterError, match=r"none is pinned yet, .* run `lada init join`"):
         read_roster(path, pinned="0" * 64)
     path.write_bytes(CAST.roster.to_bytes() + b"\n")
     with pytest.raises(ParameterError, match="canonical"):
