@@ -75,6 +75,8 @@ def parse_rows(
     if not raw.strip():
         faults.append(Fault(line=None, what="holds no line; at least one is needed"))
         raw = b""
+    if another := _another_form(raw):
+        return {}, (*faults, Fault(line=None, what=another))
     for line, text in enumerate(raw.splitlines(), start=1):
         fields = _fields(text, wanted, optional)
         if isinstance(fields, str):
@@ -83,6 +85,18 @@ def parse_rows(
             rows[line] = fields
     faults += _content_faults(rows, id_field=next(iter(wanted)), id_is_public=id_is_public)
     return rows, tuple(sorted(faults, key=lambda fault: fault.line or 0))
+
+
+def _another_form(raw: bytes) -> str:
+    """What a file is that holds no JSON Lines at all; empty where it may."""
+    # Told once: otherwise every line would be told.
+    advice = "`lada data import` makes such a file of tables and lists"
+    if raw.lstrip().startswith(b"[") and raw.rstrip().endswith(b"]"):
+        return f"is one JSON list; expected one JSON object a line, {advice}"
+    lines = raw.splitlines()
+    if len(lines) > 1 and not any(line.lstrip().startswith(b"{") for line in lines):
+        return f"has no line that begins an object; expected one JSON object a line, {advice}"
+    return ""
 
 
 def _fields(text: bytes, wanted: Wanted, optional: Wanted) -> Fields | str:

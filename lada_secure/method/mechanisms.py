@@ -215,5 +215,6 @@ def _within_cap(plan: MethodPlan) -> None:
     if not needed <= plan.privacy.epsilon_cap:
         raise ParameterError(
             f"epsilon_cap: its {plan.rounds} rounds would spend epsilon {needed:.3f}, above its "
-            f"own cap of {plan.privacy.epsilon_cap}"
+            f"own cap of {plan.privacy.epsilon_cap}; take more noise, fewer rounds or steps, or a "
+            "higher cap"
         )

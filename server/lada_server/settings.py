@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from lada_protocol.party_files import ModelSettings, PartySettings, model_beside
+from lada_protocol.kinds import Role
+from lada_protocol.party_files import Address, ModelSettings, PartySettings, model_beside
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
 from lada_secure.data.forms import AnswerForm, FormName, answer_form
@@ -71,9 +72,10 @@ Llm: TypeAlias = Annotated[
 class ServerSettings(PartySettings):
     """`server.toml`."""
 
+    role: ClassVar[Role | None] = Role.COORDINATOR
     moved: ClassVar[Mapping[str, str]] = {"model.precision": "dtype in the table [model]"}
 
-    listen: Annotated[str, Field(description="host:port that sites and the auditor dial")]
+    listen: Annotated[Address, Field(description="host:port that sites and the auditor dial")]
     database: Annotated[
         str | None, Field(description="SQLAlchemy URL; default SQLite in state_dir")
     ] = None
@@ -84,7 +86,7 @@ class ServerSettings(PartySettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     model: ModelSettings = ModelSettings()
     monitor: Annotated[
-        str | None, Field(description="host:port of /healthz and /metrics; none by default")
+        Address | None, Field(description="host:port of /healthz and /metrics; none by default")
     ] = None
 
     def beside(self, folder: Path) -> Self:

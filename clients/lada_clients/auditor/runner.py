@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from lada_protocol.evidence.export import (
     ledger_file,
     transcript_file,
 )
-from lada_protocol.kinds import Kind
+from lada_protocol.kinds import Kind, Role
 from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
@@ -31,6 +31,8 @@ from lada_secure.storage.whole_files import read_if_there, sweep_parts, write_at
 
 class AuditorSettings(DiallingSettings):
     """`auditor.toml`. `state_dir` keeps aggregate keys and the ledgers of all sites."""
+
+    role: ClassVar[Role | None] = Role.AUDITOR
 
     roster_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     export_dir: Annotated[Path, Field(description="where the files for `lada audit verify` go")]

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lada_protocol.kinds import Role
 from lada_protocol.party_files import (
     DiallingSettings,
     ModelSettings,
@@ -41,6 +42,7 @@ class SlmSettings(ModelSettings):
 class SiteSettings(DiallingSettings):
     """`site.toml`."""
 
+    role: ClassVar[Role | None] = Role.SITE
     moved: ClassVar[Mapping[str, str]] = {
         "device": "device in the table [model]",
         "precision": "dtype in the table [model]",

@@ -48,7 +48,7 @@ from lada_secure.privacy.ledger.proposals import propose_reserve
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
-from lada_secure.privacy.ledger.times import LedgerClock, Moment, format_time
+from lada_secure.privacy.ledger.times import MAX_TIME_STEP_S, LedgerClock, Moment, format_time
 from lada_secure.privacy.released import Released, post_process, released_output
 
 T = TypeVar("T")
@@ -126,6 +126,12 @@ class ReadLedger(ABC):
         """Epsilon of all reservations, or of one study's, with what a restart carried over."""
         with self._reading() as ledger:
             return ledger.replay.spending.of(study_id).epsilon(target_delta)
+
+    def check_clock(self, now: datetime) -> None:
+        """Whether a write at this time would be taken. Raises: LedgerError: it was set back."""
+        clock = LedgerClock(read=lambda: now, time_step_s=MAX_TIME_STEP_S)
+        with self._reading() as ledger:
+            clock.moment(last_entry=ledger.replay.last_time, last_write=ledger.last_write)
 
     def export_lines(self) -> bytes:
         """The ledger as canonical JSON Lines, for the auditor."""

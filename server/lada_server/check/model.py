@@ -12,6 +12,7 @@ from lada_secure.check.running import Found, fine, unneeded, warn
 from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import GENERATION_BATCH_SIZE
 from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR
+from lada_secure.method.plan_advice import plan_advice
 from lada_secure.models.adapters import adapter_targets
 from lada_secure.models.embedding import check_embedder
 from lada_secure.models.fingerprints import FileHashes, identify
@@ -25,7 +26,6 @@ from lada_secure.models.model_checks import (
     weights_memory,
 )
 from lada_secure.models.text_model import TextModel
-from lada_secure.privacy.accounting.planning import delta_warnings
 from lada_server.check.reading import CoordinatorReading
 from lada_server.study.coordinator import PLAN_FILE
 from lada_server.study.llm_look import look_at_llm
@@ -86,6 +86,8 @@ class LlmChecks:
             f"{len(study.pool)} samples, epsilon at most {study.plan.privacy.epsilon_cap:g}",
             clusters=study.clusters.count,
         )
+        for said in plan_advice(study.plan):
+            yield warn(f"{read.settings.study}: {said}")
 
     def draft(self) -> Iterator[Found]:
         """The plan as it would be proposed, but for its clusters; no weight is loaded for it.
@@ -102,9 +104,8 @@ class LlmChecks:
             f"take; {len(read.pool)} samples, {plan.allocation.cells} cells",
             study=plan.study_id,
         )
-        privacy = plan.privacy
-        for said in delta_warnings(target_delta=privacy.target_delta, units=privacy.max_units):
-            yield warn(said)
+        for said in plan_advice(plan):
+            yield warn(f"{read.settings.study}: {said}")
 
     @property
     def drafted(self) -> StudyPlan | None:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, format_time, parse_plan
+from lada_protocol.settings import describe
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import canonical_json, sha256_hex
@@ -270,6 +271,4 @@ def _plan(
         )
     except ValidationError as error:
         # Fields that each may be, and that together may not.
-        told = [Fault(line=None, what=str(one["msg"])) for one in error.errors()]
-        refuse([("the study", fault) for fault in told])
-        raise
+        raise ParameterError(f"the study: {describe(error, StudyPlan)}") from error
