@@ -65,8 +65,19 @@ _CODING = replace(
     ),
     world=NaturalSettings(source="coding", sites=3, smallest=100, concentration=0.2, slm_read=0.5),
 )
+# What each arm's tuning found best (docs/results/tuning.md). That of `lada-secure` is the plan.
+_TINY = LabSettings(
+    tuned={
+        "mass-valuation": {"guide.pool_learning_rate": 0.02},
+        "topic-quotas": {"guide.pool_learning_rate": 0.02, "allocation.screen_low": 0.0},
+        "random": {"guide.pool_learning_rate": 0.005},
+        "random-screen": {"guide.pool_learning_rate": 0.02},
+        "full-gain-top": {"guide.pool_learning_rate": 0.02},
+        "no-pool": {"noise_rate": 1.2e-4, "guide.rate_decay": 1.0},
+    }
+)
 PRESETS: Mapping[str, LabSettings] = {
-    "tiny": LabSettings(),
+    "tiny": _TINY,
     "facts": _FACTS,
     "coding": _CODING,
 }

@@ -163,7 +163,8 @@ def test_a_presets_tuning_is_one_arms_own_and_gives_way_to_the_caller(
     laboratory: Laboratory,
 ) -> None:
     tuned = {"noise_rate": 1e-5, "distillation.contrastive_weight": 0.03}
-    found = replace(laboratory, settings=replace(laboratory.settings, tuned={"paper": tuned}))
+    both = {**laboratory.settings.tuned, "paper": tuned}
+    found = replace(laboratory, settings=replace(laboratory.settings, tuned=both))
     before, plan = (one.plan_of(ARMS["paper"], 8.0) for one in (laboratory, found))
     assert plan.distillation.contrastive_weight == 0.03
     ratio = plan.distillation.learning_rate / before.distillation.learning_rate
