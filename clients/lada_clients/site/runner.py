@@ -23,6 +23,7 @@ from lada_clients.site.ledger.population import (
     ledger_path,
     new_ledger_sentence,
     open_own_ledger,
+    read_promises,
     read_spending,
 )
 from lada_clients.site.ledger.store import SqliteLedger
@@ -139,7 +140,8 @@ def show_plan(settings_path: Path) -> tuple[str, ...]:
             f"The policy forbids it: {'; '.join(faults)}." if faults else "The policy allows it."
         )
         path = ledger_path(settings, policy)
-        budget = describe_budget(plan, policy, spent=read_spending(path))
+        promised = read_promises(path, now=_now(), besides=plan.hash)
+        budget = describe_budget(plan, policy, spent=read_spending(path), promised=promised)
         new = () if path.exists() else (f"{new_ledger_sentence(path, policy)}.",)
         memory = describe_slm_memory(settings, plan, files, posted_pool(participant))
         return (*describe_plan(plan), *describe_slm(model), memory, *budget, *new, verdict)
@@ -167,7 +169,9 @@ def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
         if decision == "approve" and faults:
             raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
         with open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book:
-            over = planned_budget(plan, policy, spent=spending(book.entries())).fault()
+            promised = book.promised(now=_now(), besides=plan.hash)
+            spent = spending(book.entries())
+            over = planned_budget(plan, policy, spent=spent, promised=promised).fault()
             if decision == "approve" and over:
                 raise LedgerError(f"the budget forbids it: {over}")
             book.decide(

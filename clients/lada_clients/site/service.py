@@ -38,7 +38,8 @@ from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, PathsBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.errors import LocalProtocolError
+from lada_secure.errors import LocalProtocolError, PrivacyBudgetExceeded
+from lada_secure.method.mechanisms import planned_events
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
@@ -116,6 +117,7 @@ class Site:
             self._check_with_model()
             # The gate has loaded it since.
             self._slm.check(model)
+            code, faults = self._promised_budget()
         if faults or self.policy.approval == "policy":
             self.book.decide(
                 "refuse" if faults else "approve",
@@ -155,14 +157,37 @@ class Site:
         faults += reused_name_faults(entries, plan)
         if faults:
             return "policy", faults
-        over = planned_budget(plan, self.policy, spent=spending(entries)).fault()
-        if over:
+        if over := self._over_budget():
             return "over_budget", (over,)
         if self.policy.approval == "person" and not _approved(entries, plan):
             return "policy", (
                 "nobody has approved it here; read it with `lada site show` and decide with "
                 f"`lada site approve {plan.study_id}`",
             )
+        return "policy", ()
+
+    def _over_budget(self) -> str:
+        """Why the whole study does not fit into the population's budget; empty where it does."""
+        plan = self.participant.plan
+        promised = self.book.promised(now=self.now(), besides=plan.hash)
+        spent = spending(self.book.entries())
+        return planned_budget(plan, self.policy, spent=spent, promised=promised).fault()
+
+    def _promised_budget(self) -> tuple[str, tuple[str, ...]]:
+        """Promise the study its whole budget before it is accepted; faults where it is gone.
+
+        Other processes of this site may have joined another study while this one was looked at.
+        """
+        plan = self.participant.plan
+        try:
+            self.book.promise(
+                tuple(planned_events(plan).values()),
+                study_id=plan.study_id,
+                plan_hash=plan.hash,
+                expires=parse_time(plan.expires),
+            )
+        except PrivacyBudgetExceeded as error:
+            return "over_budget", (self._over_budget() or str(error),)
         return "policy", ()
 
     def _check_slm(self) -> None:

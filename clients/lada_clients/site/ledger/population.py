@@ -26,6 +26,7 @@ from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
+from lada_secure.privacy.ledger.promises import BudgetPromise
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
 from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.storage.state_folder import held_state_folder
@@ -83,6 +84,14 @@ def read_spending(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
         return ()
     with open_ledger_reader(path) as ledger:
         return spending(ledger.entries())
+
+
+def read_promises(path: Path, *, now: datetime, besides: str) -> tuple[BudgetPromise, ...]:
+    """What a ledger file has promised to running studies other than the plan `besides`."""
+    if not path.exists():
+        return ()
+    with open_ledger_reader(path) as ledger:
+        return ledger.promised(now=now, besides=besides)
 
 
 def reused_name_faults(entries: Sequence[LedgerEntry], plan: StudyPlan) -> tuple[str, ...]:
