@@ -260,7 +260,7 @@ class LedgerBook(ReadLedger):
         """Promise a study everything that its whole plan costs; nothing is spent by it.
 
         Looked at and noted in one transaction: of two studies that do not fit together, whichever
-        process comes second is refused. Promising the same plan again changes nothing. The promise
+        process comes second is refused. A plan that is promised again has one promise. The promise
         ends by `end_promise`, when the plan expires, and by a later decision against the study.
 
         Args: events: of the whole plan, with what it has spent already.

@@ -36,7 +36,7 @@ class _Kept:
         return self._outputs.get(reserve_hash)
 
     def promises(self) -> Sequence[BudgetPromise]:
-        return tuple(self._promises.values())
+        return tuple(self._promises[plan_hash] for plan_hash in sorted(self._promises))
 
     def put_promise(self, promise: BudgetPromise) -> None:
         self._promises[promise.plan_hash] = promise

@@ -133,6 +133,21 @@ class PromisedBudget:
                 return wanted <= _parts(promise.events) - self._reserved(promise)
         return False
 
+    def check_release(self, spec: ReleaseSpec, *, caps: BudgetCaps, where: str) -> None:
+        """Check that a release takes nothing of what other studies were promised.
+
+        What its own study was promised fits by the check that came before the promise. Anything
+        else must fit beside all promises, its own study's included: else the rest of that one would
+        be paid out of another's.
+
+        Raises: PrivacyBudgetExceeded.
+        """
+        if self.covers(spec):
+            return
+        own = [one for one in self.open() if one.plan_hash == spec.plan_hash]
+        rest = [event for promise in own for event in self.outstanding(promise)]
+        self._check_beside([spec.event, *rest], plan_hash=spec.plan_hash, caps=caps, where=where)
+
     def check_whole(self, promise: BudgetPromise, *, caps: BudgetCaps) -> None:
         """Check that a study could be carried out to its end, whatever the others do.
 
@@ -140,7 +155,7 @@ class PromisedBudget:
         """
         where = f"promise study {promise.study_id}"
         rest = self.outstanding(promise)
-        self.check_beside(rest, plan_hash=promise.plan_hash, caps=caps, where=where)
+        self._check_beside(rest, plan_hash=promise.plan_hash, caps=caps, where=where)
         whole = epsilon([*self._spent(), *rest], target_delta=caps.target_delta)
         if not whole <= caps.total_epsilon:
             raise PrivacyBudgetExceeded(
@@ -149,18 +164,16 @@ class PromisedBudget:
                 f"{caps.total_epsilon:.6g}; nothing was spent and no record was read"
             )
 
-    def check_beside(
+    def _check_beside(
         self, events: Sequence[PrivacyEvent], *, plan_hash: str, caps: BudgetCaps, where: str
     ) -> None:
-        """Check that further events fit beside what is spent and what others were promised.
-
-        Raises: PrivacyBudgetExceeded.
-        """
+        """Check that further events fit beside what is spent and what others were promised."""
         others = self.others(plan_hash)
         if not others:
             return
         delta = min((caps.target_delta, *(promise.target_delta for promise in others)))
-        needed = epsilon([*self._spent(), *self.of_others(plan_hash), *events], target_delta=delta)
+        promised = [event for promise in others for event in self.outstanding(promise)]
+        needed = epsilon([*self._spent(), *promised, *events], target_delta=delta)
         # Not `needed > cap`: a NaN must refuse too.
         if not needed <= caps.total_epsilon:
             studies = ", ".join(promise.study_id for promise in others)
@@ -170,10 +183,6 @@ class PromisedBudget:
                 f"{caps.total_epsilon:.6g}; nothing was spent and no record was read. Wait until "
                 "that study is over, or let the site raise its cap"
             )
-
-    def of_others(self, plan_hash: str) -> tuple[PrivacyEvent, ...]:
-        """All that other plans were promised and have not reserved yet."""
-        return tuple(event for one in self.others(plan_hash) for event in self.outstanding(one))
 
     def _binds(self, promise: BudgetPromise) -> bool:
         decided = self.replay.decisions.get(promise.study_id)

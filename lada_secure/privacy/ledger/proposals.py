@@ -56,8 +56,7 @@ def propose_reserve(
                 attempt=replay.resumes[reserve_hash] + 1,
             )
     promised = PromisedBudget(replay=replay, kept=promises, now=now.precise)
-    if not promised.covers(spec):
-        promised.check_beside([spec.event], plan_hash=spec.plan_hash, caps=caps, where=where)
+    promised.check_release(spec, caps=caps, where=where)
     return _paid_reserve(replay, spec, caps=caps, now=now, where=where)
 
 
