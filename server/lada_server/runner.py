@@ -9,14 +9,22 @@ from pathlib import Path
 
 from lada_protocol.events import EVENTS_FILE, Failed
 from lada_protocol.party_files import LiveIdentity, open_event_log, read_roster, read_settings
+from lada_protocol.run_loop import StudyFailed
+from lada_protocol.studies import KnownStudy
 from lada_secure.data.records import read_pool
-from lada_secure.errors import LadaError
+from lada_secure.errors import LadaError, ParameterError
 from lada_secure.logs import configure_logs
-from lada_secure.storage.state_folder import held_state_folder
+from lada_secure.storage.state_folder import check_state_folder, held_state_folder
 from lada_server.board.store import BoardStore
 from lada_server.rpc.service import start_server
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.monitor import Monitored, monitoring
+from lada_server.study.places import (
+    check_others_over,
+    keep_outcome,
+    known_studies,
+    settings_of_study,
+)
 from lada_server.study.status import STATUS_FILE, Status, keep_status_file, read_status
 
 
@@ -33,6 +41,10 @@ def run_server(settings_path: Path) -> None:
     identity = LiveIdentity(
         settings.identity, party_id=settings.party, roster=roster, passphrase=settings.passphrase
     )
+    # The folder as a whole is ours, and so is the study's in it.
+    check_state_folder(settings.state_dir, party=settings.party, role="coordinator")
+    check_others_over(settings.state_dir, study_settings.study_id)
+    settings = settings_of_study(settings, study_settings.study_id)
     with held_state_folder(settings.state_dir, party=settings.party, role="coordinator"):
         pool = read_pool(settings.pool)
         events = open_event_log(settings.party, settings.state_dir)
@@ -56,8 +68,11 @@ def run_server(settings_path: Path) -> None:
                     credentials=credentials,
                     events=events,
                 )
+            keep_outcome(settings.state_dir, "finished")
         except LadaError as error:
             events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
+            if isinstance(error, StudyFailed):
+                keep_outcome(settings.state_dir, "failed", str(error))
             raise
         finally:
             store.close()
@@ -69,7 +84,25 @@ def server_status(settings_path: Path) -> Status:
     Raises: ParameterError: the settings or the roster cannot be read. TransportError: database.
     """
     settings = read_settings(settings_path, ServerSettings)
-    return read_status(settings, read_roster(settings.roster), now_s=time.time())
+    roster = read_roster(settings.roster)
+    try:
+        study_id = read_settings(settings.study, StudySettings).study_id
+    except ParameterError:
+        # Somebody may be writing the next one; what can be told is where the last one stands.
+        known = known_studies(settings.state_dir)
+        study_id = known[-1].study_id if known else ""
+    if study_id:
+        settings = settings_of_study(settings, study_id)
+    return read_status(settings, roster, now_s=time.time())
+
+
+def server_studies(settings_path: Path) -> tuple[str, tuple[KnownStudy, ...]]:
+    """The coordinator's id, and every study that was proposed from its state folder.
+
+    Raises: ParameterError: the settings, a plan or an outcome cannot be read.
+    """
+    settings = read_settings(settings_path, ServerSettings)
+    return settings.party, known_studies(settings.state_dir)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ coordinator could.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -289,7 +290,9 @@ class MemoryClient:
             raise PeerError("payload differs from its header", reason="payload_mismatch")
         return self.board.post(envelope, payload)
 
-    def list(self, after: int, *, wait_s: float = 0.0) -> list[tuple[int, Envelope]]:
+    def list(
+        self, after: int, *, wait_s: float = 0.0, patience_s: float = math.inf
+    ) -> list[tuple[int, Envelope]]:
         """What is new for us; never waits."""
         return self.board.visible(self.party, after)
 

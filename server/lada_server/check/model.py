@@ -61,7 +61,7 @@ class LlmChecks:
         Raises: ParameterError: all that its own mechanisms would refuse, or that does not fit.
         """
         read = self._coordinator
-        kept = read.settings.state_dir / PLAN_FILE
+        kept = read.study_dir / PLAN_FILE
         with quiet_transformers():
             study = prepare_study(
                 read.study,
@@ -158,7 +158,7 @@ class LlmChecks:
         served, _ = reach_endpoint(
             replace(settings.llm.address(), patience_s=_PATIENCE_S),
             tokenizer=settings.llm.tokenizer,
-            before=ServedFolder(folder=settings.state_dir / LLM_FOLDER).fingerprint(),
+            before=ServedFolder(folder=self._coordinator.study_dir / LLM_FOLDER).fingerprint(),
             calling=settings.model.calling,
         )
         return served.with_form(form)

@@ -33,7 +33,8 @@ from lada_server.settings import StudySettings
 
 _ADVICE: Final = (
     "this study was proposed already and goes on as it was. Put back what was changed in the study "
-    "file, the pool or the roster; or give the changed study a study_id and a state_dir of its own"
+    "file, the pool or the roster; or give the changed study a study_id of its own, once this one "
+    "is over, or a state_dir of its own as well"
 )
 
 
